@@ -1,0 +1,109 @@
+"""Configuration: one frozen struct per part of the engine; flags, environment and file keys are made from them.
+
+The text below a field is its help. A field named `max_total_token_num` is the flag `--max-total-token-num` (and
+`--max_total_token_num`, LightLLM's spelling), the variable `LIGHTLLM_MP_MAX_TOTAL_TOKEN_NUM` and the file key
+`max_total_token_num`. Every part gets only its own struct.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Positive = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
+Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is served."""
+
+    model_dir: str | None = None
+    """Hugging Face folder or .gguf file; without it the small default model (SmolLM2-135M-Instruct)."""
+    model_name: str | None = None
+    """Name in answers and metrics; by default the folder's name."""
+    data_type: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
+    """Type of weights and KV. auto: what is fastest on this device."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    """dummy: random weights of the right shapes, for benchmarks."""
+    tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
+    """Which tokenizer implementation to prefer."""
+    trust_remote_code: bool = False
+    """Allow Python code from the model folder to run."""
+    eos_id: tuple[int, ...] = ()
+    """End-of-sequence ids; by default those of the checkpoint."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Scheduling and memory."""
+
+    tp: Positive = 1
+    """Tensor-parallel ranks."""
+    max_total_token_num: Positive | None = None
+    """KV slots (tokens) in total; by default found from free memory."""
+    mem_fraction: Fraction = 0.9
+    """Share of the device's free memory for weights, activations and KV (on CPU a third of it goes to KV)."""
+    max_req_total_len: Positive | None = None
+    """Longest prompt plus answer, in tokens; by default the model's context, at most what the KV memory holds."""
+    max_req_input_len: Positive | None = None
+    """Longest prompt, in tokens; by default max_req_total_len - 1."""
+    running_max_req_size: Positive = 256
+    """Most sequences that run at once."""
+    batch_max_tokens: Positive | None = None
+    """Most tokens one step computes, prefill chunks and decode together; by default 512 on CPU, 8192 on CUDA."""
+    disable_prompt_cache: bool = False
+    """Do not reuse the KV of earlier prompts."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Compute threads of a CPU worker; 0: the usable cores."""
+    run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
+    """Steps planned before the previous one has answered: 0 or 1; -1: 0 on CPU, 1 on CUDA."""
+
+
+class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP port and what clients may do."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """Port to listen on; 0: any free one, named in the start-up block."""
+    api_key_file: str | None = None
+    """File with one API key a line; also LIGHTLLM_MP_API_KEYS. With a key set every route but health needs one."""
+    max_live_requests: Positive = 1000
+    """Requests accepted and not yet answered; more are refused with 429 and a Retry-After."""
+    max_body_bytes: Positive = 32 << 20
+    """Largest request body."""
+    header_timeout: Seconds = 30.0
+    """Time a client has to send its request's headers and body."""
+    write_timeout: Seconds = 60.0
+    """A streaming client that reads nothing for this long is cut off."""
+    disable_access_log: bool = False
+    """No log line per request."""
+
+
+class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Processes: start, watch, restart, stop."""
+
+    start_timeout: Seconds = 1800.0
+    """Every process is ready after this long, or the start has failed."""
+    drain_timeout: Seconds = 30.0
+    """After SIGTERM running requests have this long to finish."""
+    watchdog_timeout: Seconds = 30.0
+    """A process that answers no ping for this long is replaced (a worker: four times as long, a step may be slow)."""
+    max_restarts: Annotated[int, Meta(ge=0)] = 3
+    """This many restarts within restart_window end the server with exit code 70 at the next one."""
+    restart_window: Seconds = 60.0
+    """Window of max_restarts, in seconds."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged."""
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `lightllm-mp serve` can be told."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    http: HttpConfig = HttpConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()

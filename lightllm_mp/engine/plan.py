@@ -1,0 +1,187 @@
+"""The step plan: everything one step computes, as one int32 buffer that all ranks receive and one upload can carry.
+
+The worker keeps two tables per row (a row is a running sequence's line): `token_table[row, position]` with token ids
+and `slot_table[row, position]` with KV slots. A plan first edits them, then names the sequences of the step:
+
+    header   16 words   MAGIC, VERSION, step, words, then the section sizes below
+    setups   SETUP_WORDS each, then their variable tails (bias ids, bias values, masked ids)
+    ids      runs (row, position, count) and the ids themselves          -> token_table
+    slots    runs (row, position, count) and the slots themselves        -> slot_table
+    seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids stand in
+             token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
+
+A sequence with SAMPLE set has its next id sampled from its last position's logits and written to
+`token_table[row, start + count]`. Sequences of one token stand first (decode), chunks after them. Floats travel as
+their bit patterns. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.messages import Sampling
+
+Ints = NDArray[np.int32]
+
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 1, 16
+SAMPLE = 1
+PENALIZE_PROMPT = 1
+
+SETUP_DTYPE = np.dtype(
+    [
+        ("row", "<i4"),
+        ("flags", "<i4"),
+        ("prompt_tokens", "<i4"),
+        ("seed", "<i8"),
+        ("temperature", "<f4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+        ("presence_penalty", "<f4"),
+        ("frequency_penalty", "<f4"),
+        ("repetition_penalty", "<f4"),
+        ("min_new_tokens", "<i4"),
+        ("top_logprobs", "<i4"),
+        ("prompt_logprobs", "<i4"),
+        ("biases", "<i4"),
+        ("masked", "<i4"),
+    ]
+)
+"""One row's sampling rules; `biases` and `masked` count the entries of its tail."""
+SETUP_WORDS = SETUP_DTYPE.itemsize // 4
+
+
+@dataclass(slots=True)
+class RowSetup:
+    """A row starts a new sequence: `rules` is one SETUP_DTYPE record."""
+
+    rules: np.void
+    bias_ids: Ints
+    bias_values: NDArray[np.float32]
+    masked_ids: Ints
+    """Ids that may not be sampled before min_new_tokens are produced."""
+
+
+@dataclass(slots=True)
+class Runs:
+    """Writes into a table: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts]."""
+
+    runs: Ints
+    values: Ints
+
+
+@dataclass(slots=True)
+class Plan:
+    step: int
+    setups: list[RowSetup]
+    ids: Runs
+    slots: Runs
+    seqs: Ints
+    """int32 [n, 4] of (row, start, count, flags)"""
+
+
+class PlanBuilder:
+    """Collects one step and packs it. Arrays given to the `add`/`write` methods are int-like numpy arrays."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._setups: list[np.ndarray] = []
+        self._tails: list[np.ndarray] = []
+        self._id_runs: list[np.ndarray] = []
+        self._ids: list[np.ndarray] = []
+        self._slot_runs: list[np.ndarray] = []
+        self._slots: list[np.ndarray] = []
+        self._seqs: list[np.ndarray] = []
+
+    def setup(self, row: int, prompt_tokens: int, sampling: Sampling, masked_ids: Sequence[int] = ()) -> None:
+        """Row `row` gets the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
+        bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
+        masked = np.asarray(masked_ids, "<i4")
+        record = np.zeros(1, SETUP_DTYPE)
+        for name in SETUP_DTYPE.names or ():
+            if hasattr(sampling, name) and name != "seed":
+                record[name] = getattr(sampling, name)
+        record["row"], record["prompt_tokens"] = row, prompt_tokens
+        record["flags"] = PENALIZE_PROMPT if sampling.penalize_prompt else 0
+        record["seed"] = np.uint64(sampling.seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64)
+        record["biases"], record["masked"] = len(bias_ids), len(masked)
+        self._setups.append(record.view("<i4"))
+        self._tails += [bias_ids, np.frombuffer(sampling.bias_values, "<i4"), masked]
+
+    def write_ids(self, row: int, position: int, ids: np.ndarray) -> None:
+        self._id_runs.append(np.array((row, position, len(ids)), "<i4"))
+        self._ids.append(ids)
+
+    def write_slots(self, row: int, position: int, slots: np.ndarray) -> None:
+        self._slot_runs.append(np.array((row, position, len(slots)), "<i4"))
+        self._slots.append(slots)
+
+    def write_slot_each(self, rows: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> None:
+        """One slot for each of many rows (decode)."""
+        self._slot_runs.append(_columns(rows, positions, 1))
+        self._slots.append(slots)
+
+    def add(self, row: int, start: int, count: int, *, sample: bool) -> None:
+        """Add a chunk of one sequence."""
+        self._seqs.append(np.array((row, start, count, SAMPLE if sample else 0), "<i4"))
+
+    def add_each(self, rows: np.ndarray, starts: np.ndarray) -> None:
+        """Add one sampled token for each of many sequences (decode); call before `add`."""
+        self._seqs.append(_columns(rows, starts, 1, SAMPLE))
+
+    def pack(self) -> bytes:
+        setups, tails = _flat(self._setups), _flat(self._tails)
+        id_runs, ids = _flat(self._id_runs), _flat(self._ids)
+        slot_runs, slots, seqs = _flat(self._slot_runs), _flat(self._slots), _flat(self._seqs)
+        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs)
+        header = np.zeros(HEADER_WORDS, "<i4")
+        words = HEADER_WORDS + sum(map(len, sections))
+        header[: 4 + len(sections)] = (MAGIC, VERSION, self.step, words, *map(len, sections))
+        return np.concatenate((header, *sections)).tobytes()
+
+
+def unpack(data: bytes) -> Plan:
+    """Read a packed plan. Views into `data`, no copies. ValueError when it is not a plan of this version."""
+    words = np.frombuffer(data, "<i4")
+    if len(words) < HEADER_WORDS or words[0] != MAGIC or words[1] != VERSION or words[3] != len(words):
+        raise ValueError("not a step plan of this version")
+    sizes = words[4:11]
+    ends = HEADER_WORDS + np.cumsum(sizes)
+    if (sizes < 0).any() or ends[-1] != len(words):
+        raise ValueError("a step plan whose sections do not add up")
+    setups, tails, id_runs, ids, slot_runs, slots, seqs = np.split(words[HEADER_WORDS:], ends[:-1] - HEADER_WORDS)
+    return Plan(
+        step=int(words[2]),
+        setups=_row_setups(setups.view(SETUP_DTYPE), tails),
+        ids=Runs(id_runs.reshape(-1, 3), ids),
+        slots=Runs(slot_runs.reshape(-1, 3), slots),
+        seqs=seqs.reshape(-1, 4),
+    )
+
+
+def _row_setups(records: np.ndarray, tails: Ints) -> list[RowSetup]:
+    found, at = [], 0
+    for rules in records:
+        biases, masked = int(rules["biases"]), int(rules["masked"])
+        ids, values = tails[at : at + biases], tails[at + biases : at + 2 * biases]
+        at += 2 * biases
+        found.append(RowSetup(rules, ids, values.view("<f4"), tails[at : at + masked]))
+        at += masked
+    return found
+
+
+def _columns(*columns: np.ndarray | int) -> np.ndarray:
+    """Columns (arrays, or one number for all) as the flattened rows of a table."""
+    length = next(len(column) for column in columns if isinstance(column, np.ndarray))
+    table = np.empty((length, len(columns)), "<i4")
+    for index, column in enumerate(columns):
+        table[:, index] = column
+    return table.ravel()
+
+
+def _flat(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype("<i4", copy=False) if parts else np.empty(0, "<i4")

@@ -1,0 +1,352 @@
+"""What actors say to each other: every message of the engine, and nothing else.
+
+Rules. Structs are tagged and encoded as msgpack arrays (`array_like`), so fields are only ever added at the end.
+Anything that grows with tokens is a column: `bytes` holding little-endian int32 (`ids`), int64 (`rids`) or float32
+(`logprobs`), never a list of numbers. `rid` names one sequence: the front counts them up and a rid is never used twice
+while the front lives; a request with n answers uses n consecutive rids. A message about a rid that the receiver does
+not know is dropped. Who says what to whom stands in `actors/topology.py`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """Base of all messages."""
+
+
+class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
+    """A typed request error on its way to the client (see errors.py)."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+# --- parts of a request ---------------------------------------------------------------------------------------------
+
+
+class TextPart(Wire, tag="text"):
+    """Text inside a chat message. Image parts join this union when the visual actor exists."""
+
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, array_like=True, gc=False):
+    role: str
+    content: str | tuple[TextPart, ...]
+
+
+class Sampling(Struct, frozen=True, array_like=True, gc=False):
+    """How the next token is chosen. Validated at the front; neutral values switch a rule off."""
+
+    seed: int
+    """64-bit; noise is a pure function of (seed, position), so a resumed sequence goes on as if undisturbed."""
+    temperature: float = 0.0
+    """0: greedy."""
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    penalize_prompt: bool = False
+    """Penalties count the prompt's tokens too, not only produced ones."""
+    max_new_tokens: int = 16
+    min_new_tokens: int = 1
+    """End-of-sequence and stop ids are masked until this many tokens are produced."""
+    ignore_eos: bool = False
+    stop_ids: bytes = b""
+    """int32 column: ids that end the sequence beside the model's own end-of-sequence ids."""
+    bias_ids: bytes = b""
+    """int32 column of logit_bias."""
+    bias_values: bytes = b""
+    """float32 column of logit_bias, same length."""
+    top_logprobs: int = 0
+    """How many alternatives each produced token reports (0: only its own logprob)."""
+    prompt_logprobs: int = -1
+    """-1: none. n >= 0: logprob of each prompt token and its n best alternatives."""
+
+
+class Output(Struct, frozen=True, array_like=True, gc=False):
+    """How ids become text."""
+
+    stop: tuple[str, ...] = ()
+    keep_stop: bool = False
+    """Leave the stop string at the end of the text (default: trimmed)."""
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    print_eos_token: bool = False
+
+
+# --- front -> tokenizer -> router -------------------------------------------------------------------------------------
+
+
+class Generate(Wire, tag="Generate"):
+    """A request. Exactly one of text, ids, chat is given."""
+
+    rid: int
+    n: int
+    sampling: Sampling
+    output: Output
+    text: str | None = None
+    ids: bytes | None = None
+    chat: tuple[ChatMessage, ...] | None = None
+    add_special_tokens: bool = True
+    emitted: bytes = b""
+    """int32 column: produced ids that the front has already passed on (only with n = 1)."""
+    priority: int = 0
+    """Higher is served first."""
+    reuse_prompt: bool = True
+    """May use and feed the prefix cache."""
+
+
+class Count(Wire, tag="Count"):
+    """How many tokens is this text? Answered by Counted or Rejected."""
+
+    rid: int
+    text: str
+    add_special_tokens: bool = True
+
+
+class Counted(Wire, tag="Counted"):
+    rid: int
+    tokens: int
+
+
+class Tokenized(Wire, tag="Tokenized"):
+    """A request as the router sees it: `ids` = prompt (`prompt_tokens` of them) followed by the emitted ids."""
+
+    rid: int
+    n: int
+    ids: bytes
+    prompt_tokens: int
+    sampling: Sampling
+    output: Output
+    priority: int = 0
+    reuse_prompt: bool = True
+
+
+class Abort(Wire, tag="Abort"):
+    """The client is gone. Sent to the router directly and once more through the tokenizer, so that it can neither be
+    late nor overtake the request it ends."""
+
+    rid: int
+
+
+class Rejected(Wire, tag="Rejected"):
+    """The only answer to rid (and its n - 1 followers): a request error."""
+
+    rid: int
+    error: ErrorInfo
+
+
+# --- router -> detokenizer -> front -----------------------------------------------------------------------------------
+
+RUNNING, STOP, LENGTH, ABORT = range(4)
+"""Values of a `finish` column: still running; end-of-sequence, stop id or string; token limit; ended by us."""
+
+FINISH_REASONS = (None, "stop", "length", "abort")
+
+
+class Open(Wire, tag="Open"):
+    """A sequence starts (or resumes): what the detokenizer needs before its first token."""
+
+    rid: int
+    output: Output
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that came from the prefix cache."""
+    prompt_tail: bytes
+    """int32 column: the last few prompt ids, context for decoding the first ones."""
+    emitted: bytes = b""
+
+
+class Tokens(Wire, tag="Tokens"):
+    """What one step produced, a column entry per sequence."""
+
+    rids: bytes
+    ids: bytes
+    logprobs: bytes
+    finish: bytes
+    """uint8 column of finish reasons."""
+    top: tuple[tuple[int, bytes, bytes], ...] = ()
+    """(index into the columns, int32 ids, float32 logprobs) for sequences that asked for alternatives."""
+
+
+class PromptLogprobs(Wire, tag="PromptLogprobs"):
+    """Logprobs of prompt tokens 1.. (token 0 has none). Router -> detokenizer -> front, before the first token."""
+
+    rid: int
+    ids: bytes
+    logprobs: bytes
+    top_n: int
+    top_ids: bytes = b""
+    """int32 [len(ids), top_n]"""
+    top_logprobs: bytes = b""
+
+
+class Close(Wire, tag="Close"):
+    """Forget this sequence, nobody waits for it."""
+
+    rid: int
+
+
+class StopMatched(Wire, tag="StopMatched"):
+    """Detokenizer -> router: the text ended at a stop string; free the sequence."""
+
+    rid: int
+
+
+class Texts(Wire, tag="Texts"):
+    """One event per token, for many sequences at once. A finished entry is the last one of its rid."""
+
+    rids: bytes
+    ids: bytes
+    logprobs: bytes
+    counts: bytes
+    """int32: how many tokens the sequence has produced, this one included."""
+    prompt_tokens: bytes
+    cached_tokens: bytes
+    special: bytes
+    """uint8: 1 for special tokens."""
+    finish: bytes
+    texts: tuple[str, ...] = ()
+    top: tuple[tuple[int, bytes, bytes], ...] = ()
+    top_texts: tuple[tuple[str, ...], ...] = ()
+    """The decoded alternatives, beside `top`."""
+
+
+# --- router <-> worker (the plan itself is raw bytes, see engine/plan.py) ---------------------------------------------
+
+
+class StepDone(Wire, tag="StepDone"):
+    """Rank 0's answer to a plan: one entry per sampled sequence, in plan order."""
+
+    step: int
+    ids: bytes
+    logprobs: bytes
+    top: tuple[tuple[int, bytes, bytes], ...] = ()
+    """(sample index, int32 ids, float32 logprobs)"""
+    prompt: tuple[tuple[int, bytes, bytes, bytes], ...] = ()
+    """(sequence index, float32 logprobs of the chunk's next tokens, int32 top ids, float32 top logprobs)"""
+    seconds: float = 0.0
+    """Time the step took on the worker."""
+
+
+# --- supervisor <-> everybody -----------------------------------------------------------------------------------------
+
+
+class Facts(Struct, frozen=True, array_like=True):
+    """What the processes found out while starting, merged by the supervisor and told to everybody with Begin."""
+
+    model_name: str = ""
+    vocab_size: int = 0
+    max_context: int = 0
+    """Longest prompt plus answer in tokens."""
+    max_input: int = 0
+    kv_tokens: int = 0
+    rows: int = 0
+    """Most sequences at once."""
+    step_tokens: int = 0
+    """Most tokens in one step."""
+    run_ahead: int = 0
+    eos_ids: tuple[int, ...] = ()
+    device: str = ""
+    dtype: str = ""
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    has_tokenizer: bool = True
+    has_chat_template: bool = False
+
+
+class Ready(Wire, tag="Ready"):
+    facts: Facts
+
+
+class Failed(Wire, tag="Failed"):
+    """The process cannot start (reason for the operator, one line); it exits after sending this."""
+
+    reason: str
+
+
+class Loading(Wire, tag="Loading"):
+    """Progress of a long start."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Reset(Wire, tag="Reset"):
+    """A process died: leave the data lanes alone, drop request state, keep what is expensive, answer ResetDone."""
+
+    epoch: int
+
+
+class ResetDone(Wire, tag="ResetDone"):
+    epoch: int
+
+
+class Begin(Wire, tag="Begin"):
+    """All lanes are fresh and everybody is there: work. `restarted` names the processes that lost their memory."""
+
+    epoch: int
+    facts: Facts
+    restarted: tuple[str, ...] = ()
+
+
+class Health(Wire, tag="Health"):
+    """Supervisor -> front: ok, or what is wrong. `draining`: finish what runs, refuse what comes."""
+
+    ok: bool
+    reason: str = ""
+    draining: bool = False
+
+
+class Drained(Wire, tag="Drained"):
+    """Front -> supervisor: no live request is left after draining began."""
+
+
+class Ping(Wire, tag="Ping"):
+    number: int
+
+
+class Pong(Wire, tag="Pong"):
+    number: int
+
+
+class Stop(Wire, tag="Stop"):
+    """Leave your loop, close what you hold, exit 0."""
+
+
+Message = (
+    Generate
+    | Count
+    | Counted
+    | Tokenized
+    | Abort
+    | Rejected
+    | Open
+    | Tokens
+    | PromptLogprobs
+    | Close
+    | StopMatched
+    | Texts
+    | StepDone
+    | Ready
+    | Failed
+    | Loading
+    | Reset
+    | ResetDone
+    | Begin
+    | Health
+    | Drained
+    | Ping
+    | Pong
+    | Stop
+)
