@@ -1,0 +1,81 @@
+"""Entry point of every child process: `python -m lightllm_mp.actors.child NAME FD`."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+
+from lightllm_mp.actors.base import Actor
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.logs import set_up_logging
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.topology import SUPERVISOR
+from lightllm_mp.errors import EngineError
+from lightllm_mp.messages import Failed
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    faulthandler.enable()
+    birth = Birth.read(int(sys.argv[2]))
+    # The supervisor decides when to stop: a Ctrl-C or SIGTERM to the whole process group must not race with its drain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(birth.parent_fd)
+    os.environ["LIGHTLLM_MP_RING"] = birth.ring
+    set_up_logging(birth.config.supervisor.log_level)
+    mailbox = Mailbox(birth)
+    stats = StatsPage.attach(birth.stats)
+    try:
+        return _live(birth, mailbox, stats)
+    finally:
+        mailbox.close()
+
+
+def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
+    log = logging.getLogger(f"lightllm_mp.{birth.name}")
+    try:
+        actor = _load(birth.program)(birth, mailbox, stats)
+        facts = actor.start()
+    except Exception as error:
+        # Said to the operator in one line; the traceback only where it is a bug.
+        if not isinstance(error, EngineError):
+            log.exception("cannot start")
+        reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        mailbox.send(SUPERVISOR, Failed(reason))
+        return 1
+    actor.ready(facts)
+    actor.run()  # type: ignore[attr-defined]
+    return 0
+
+
+def _load(program: str) -> type[Actor]:
+    module, name = program.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def die_with_parent(parent_fd: int) -> None:
+    """End this process when its parent ends, however that ends.
+
+    The kernel's signal also ends a process that is stopped or computing; the pipe also covers a parent that was gone
+    before the signal was asked for.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        os.read(parent_fd, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What a person at the terminal sees of a start: a progress bar for the weights and one block when it serves."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from lightllm_mp.config import Config
+from lightllm_mp.messages import Facts, Loading
+
+BAR = 30
+MIB, GIB = 1 << 20, 1 << 30
+
+
+class Console:
+    """Writes to standard error. On a terminal the bar is redrawn in place, elsewhere it is one line at its end."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._drawn = 0.0
+
+    def progress(self, name: str, loading: Loading) -> None:
+        finished = loading.done >= loading.total
+        now = time.monotonic()
+        if not self._terminal and not finished:
+            return
+        if not finished and now - self._drawn < 0.1:
+            return
+        self._drawn = now
+        share = loading.done / max(loading.total, 1)
+        filled = int(BAR * share)
+        bar = "#" * filled + "." * (BAR - filled)
+        text = f"{name}: loading {loading.what} [{bar}] {share:4.0%} of {loading.total / MIB:,.0f} MiB"
+        end = "\n" if finished or not self._terminal else ""
+        print(("\r" if self._terminal else "") + text, end=end, file=sys.stderr, flush=True)
+
+    def serving(self, url: str, facts: Facts, config: Config, processes: int, *, keys: bool) -> None:
+        seconds = time.monotonic() - self._started
+        memory = f"{facts.weight_bytes / GIB:.2f} GiB weights, {facts.kv_bytes / GIB:.2f} GiB KV"
+        lines = (
+            ("url", url),
+            ("model", f"{facts.model_name} ({facts.dtype} on {facts.device}, {memory})"),
+            ("context", f"{facts.max_context:,} tokens"),
+            ("KV tokens", f"{facts.kv_tokens:,}"),
+            ("processes", f"{processes}, ready after {seconds:.1f} s"),
+            ("access", "API key required" if keys else f"open to everybody who reaches {config.http.host}"),
+        )
+        print("\nlightllm-mp is serving", file=sys.stderr)
+        for name, value in lines:
+            print(f"  {name:<10} {value}", file=sys.stderr)
+        print(f'  try        curl {url}/generate -d \'{{"inputs": "What is AI?"}}\'\n', file=sys.stderr, flush=True)

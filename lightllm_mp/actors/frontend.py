@@ -1,0 +1,421 @@
+"""The record of every live request: what was asked, what has been passed on, who waits for it.
+
+A front is the HTTP actor or the embedded engine; both keep one `Frontend`. It is single-threaded asyncio code and never
+blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
+repaired (`reset`, then `begin`) every unfinished sequence is submitted again with the ids it has already passed on, and
+its consumer sees nothing but a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+import numpy as np
+from msgspec.structs import replace
+
+from lightllm_mp import messages as say
+from lightllm_mp.actors.live import Alternative, Answer, Event, Live
+from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from lightllm_mp.messages import ChatMessage, Facts, Output, Sampling, Wire
+
+Send = Callable[[Wire], bool]
+Prompt = str | bytes | tuple[ChatMessage, ...]
+"""Text, an int32 column of ids, or a chat."""
+
+MAX_N = 64
+CHARS_PER_TOKEN = 16
+"""A text longer than this times the longest prompt is refused before anybody tokenizes it."""
+DRAIN_WINDOW = 10.0
+"""Time constant of the measured drain rate, in seconds."""
+RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+
+
+class SlowReader(EngineError):
+    """A streaming consumer fell too far behind."""
+
+    status = 408
+    type = "timeout_error"
+    code = "slow_reader"
+
+
+class Observer(Protocol):
+    """Who counts. Called from the hot path: cheap, never raises."""
+
+    def accepted(self, live: Live) -> None: ...
+    def refused(self, reason: str) -> None: ...
+    def first_token(self, live: Live, seconds: float) -> None: ...
+    def tokens(self, count: int, gaps: list[float]) -> None: ...
+    def ended(self, live: Live) -> None: ...
+
+
+class DrainRate:
+    """Finished requests per second, an exponentially decaying mean over DRAIN_WINDOW."""
+
+    def __init__(self, now: float) -> None:
+        self._begin = self._last = now
+        self._sum = 0.0
+
+    def finished(self, now: float) -> None:
+        self._sum = self._sum * math.exp((self._last - now) / DRAIN_WINDOW) + 1.0
+        self._last = now
+
+    def value(self, now: float) -> float:
+        age = max(now - self._begin, 0.1)
+        weight = DRAIN_WINDOW * -math.expm1(-age / DRAIN_WINDOW)
+        return self._sum * math.exp((self._last - now) / DRAIN_WINDOW) / weight
+
+
+class Frontend:
+    """All live requests of one front.
+
+    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full.
+    """
+
+    def __init__(self, to_tokenizer: Send, to_router: Send, *, max_live: int) -> None:
+        self._lanes = (Lane(to_tokenizer), Lane(to_router))
+        self._max_live = max_live
+        self._next_rid = (secrets.randbits(31) << 31) + 1
+        self._lives: dict[int, Live] = {}
+        self._answers: dict[int, Answer] = {}
+        self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
+        self._drain_rate = DrainRate(monotonic())
+        self._connected = False
+        self._drained = False
+        self.facts: Facts | None = None
+        self.state = say.Health(ok=True)
+        self.observer: Observer | None = None
+        self.on_drained: Callable[[], None] | None = None
+        """Called once, when draining and no live request is left."""
+
+    # --- the supervisor's side ---
+
+    def begin(self, message: say.Begin) -> None:
+        """Fresh lanes are there: submit everything that is unfinished again."""
+        self.facts = message.facts
+        self.reset()
+        self._connected = True
+        for live in self._lives.values():
+            for answer in live.answers:
+                if answer.rid in self._answers:
+                    self._lanes[0].push(_again(live, answer))
+        for request, _ in self._counts.values():
+            self._lanes[0].push(request)
+
+    def reset(self) -> None:
+        """The lanes are gone. Keep every record and send nothing until `begin`."""
+        self._connected = False
+        for lane in self._lanes:
+            lane.clear()
+
+    def health(self, message: say.Health) -> None:
+        self.state = message
+        self._check_drained()
+
+    def flush(self) -> None:
+        """There may be room in the lanes again: send what was held back."""
+        for lane in self._lanes:
+            lane.flush()
+
+    @property
+    def live(self) -> int:
+        """Requests accepted and not yet given back by their consumer, token counts included."""
+        return len(self._lives) + len(self._counts)
+
+    @property
+    def ready(self) -> bool:
+        """New work is served at once."""
+        return self._connected and self.state.ok and not self.state.draining
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no progress; empty when all is well."""
+        if self.facts is None:
+            return "starting"
+        if not self.state.ok:
+            return self.state.reason or "unhealthy"
+        return "" if self._connected else "repairing"
+
+    def drained(self) -> bool:
+        return self.state.draining and not self.live
+
+    # --- the consumer's side ---
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        output: Output,
+        *,
+        n: int = 1,
+        priority: int = 0,
+        reuse_prompt: bool = True,
+        add_special_tokens: bool = True,
+        stream: bool = True,
+    ) -> Live:
+        """Start a request. Raises InvalidRequest, PromptTooLong, Overloaded or Unavailable; never blocks."""
+        self._admit()
+        assert self.facts is not None
+        if not 1 <= n <= MAX_N:
+            raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
+        _check_prompt(prompt, self.facts)
+        _check_ids(sampling, self.facts)
+        request = say.Generate(
+            rid=self._rids(n),
+            n=n,
+            sampling=sampling,
+            output=output,
+            text=prompt if isinstance(prompt, str) else None,
+            ids=prompt if isinstance(prompt, bytes) else None,
+            chat=prompt if isinstance(prompt, tuple) else None,
+            add_special_tokens=add_special_tokens,
+            priority=priority,
+            reuse_prompt=reuse_prompt,
+        )
+        self._send_new(request)
+        live = Live(request, self.forget, stream=stream)
+        self._lives[live.rid] = live
+        self._answers.update((answer.rid, answer) for answer in live.answers)
+        if self.observer is not None:
+            self.observer.accepted(live)
+        return live
+
+    async def count(self, text: str, *, add_special_tokens: bool = True) -> int:
+        """How many tokens `text` has. Raises like `submit`."""
+        self._admit()
+        assert self.facts is not None
+        _check_prompt(text, self.facts)
+        request = say.Count(self._rids(1), text, add_special_tokens)
+        self._send_new(request)
+        future = asyncio.get_running_loop().create_future()
+        self._counts[request.rid] = (request, future)
+        try:
+            return await future
+        finally:
+            del self._counts[request.rid]
+            self._check_drained()
+
+    def forget(self, live: Live) -> None:
+        """The consumer is done with `live`; called by Live.close()."""
+        self._abort(live)
+        if self._lives.pop(live.rid, None) is not None and self.observer is not None:
+            self.observer.ended(live)
+        self._check_drained()
+
+    def retry_after(self) -> float:
+        """Seconds until what is live now is done, at the measured drain rate."""
+        rate = self._drain_rate.value(monotonic())
+        seconds = self.live / rate if rate > 0 else RETRY_MOST
+        return min(max(seconds, RETRY_LEAST), RETRY_MOST)
+
+    # --- the engine's side ---
+
+    def deliver(self, message: Wire) -> None:
+        """A message from the tokenizer, the router or the detokenizer. Unknown rids are dropped."""
+        if isinstance(message, say.Texts):
+            self._texts(message)
+        elif isinstance(message, say.Rejected):
+            self._rejected(message)
+        elif isinstance(message, say.Counted):
+            _, future = self._counts.get(message.rid, (None, None))
+            if future is not None and not future.done():
+                future.set_result(message.tokens)
+        elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
+            self._answers[message.rid].live.prompt_logprobs = message
+
+    def _texts(self, m: say.Texts) -> None:
+        now = monotonic()
+        tokens, gaps = 0, list[float]()
+        tops = _alternatives(m) if m.top else {}
+        columns = zip(
+            memoryview(m.rids).cast("q").tolist(),
+            memoryview(m.ids).cast("i").tolist(),
+            m.texts,
+            memoryview(m.logprobs).cast("f").tolist(),
+            memoryview(m.counts).cast("i").tolist(),
+            memoryview(m.prompt_tokens).cast("i").tolist(),
+            memoryview(m.cached_tokens).cast("i").tolist(),
+            m.special,
+            m.finish,
+            strict=True,
+        )
+        for i, (rid, token, text, logprob, count, prompt, cached, special, finish) in enumerate(columns):
+            answer = self._answers.get(rid)
+            if answer is None:
+                continue
+            if count <= len(answer.ids):
+                if not finish:
+                    continue  # passed on before the repair
+                token = -1
+            reason = say.FINISH_REASONS[finish]
+            event = Event(
+                answer.index, token, text, logprob, count, prompt, cached, bool(special), reason, tops.get(i, ())
+            )
+            tokens += token >= 0
+            self._pass_on(answer, event, now, gaps)
+        if self.observer is not None:
+            self.observer.tokens(tokens, gaps)
+
+    def _pass_on(self, answer: Answer, event: Event, now: float, gaps: list[float]) -> None:
+        live = answer.live
+        if event.id >= 0:
+            answer.ids.append(event.id)
+        answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
+        if answer.last:
+            gaps.append(now - answer.last)
+        elif not live.first:
+            live.first = now
+            if self.observer is not None:
+                self.observer.first_token(live, now - live.started)
+        answer.last = now
+        if event.finish is not None:
+            answer.finish = event.finish
+            del self._answers[answer.rid]
+            live.open -= 1
+            if not live.open:
+                self._drain_rate.finished(now)
+        if not live.put(answer, event):
+            self._overflow(live)
+
+    def _overflow(self, live: Live) -> None:
+        live.fail(SlowReader("the client reads too slowly"))
+        self._abort(live)
+        if live.on_overflow is not None:
+            live.on_overflow()
+
+    def _rejected(self, message: say.Rejected) -> None:
+        if message.rid in self._counts:
+            future = self._counts[message.rid][1]
+            if not future.done():
+                future.set_exception(rebuild(message.error))
+        elif (answer := self._answers.pop(message.rid, None)) is not None:
+            live = answer.live
+            self._abort(live)  # the followers: rejected with it, or running if they were resumed one by one
+            live.fail(rebuild(message.error))
+            self._drain_rate.finished(monotonic())
+
+    # --- inside ---
+
+    def _admit(self) -> None:
+        if self.facts is None:
+            self._refuse("starting")
+            raise Unavailable("the server is starting")
+        if self.state.draining:
+            self._refuse("draining")
+            raise Unavailable("the server is shutting down")
+        if self.live >= self._max_live:
+            self._refuse("max_live_requests")
+            raise Overloaded(f"{self._max_live} requests are live already", retry_after=self.retry_after())
+
+    def _send_new(self, request: Wire) -> None:
+        if self._connected and not self._lanes[0].offer(request):
+            self._refuse("lane_full")
+            raise Overloaded("the request queue is full", retry_after=self.retry_after())
+
+    def _refuse(self, reason: str) -> None:
+        if self.observer is not None:
+            self.observer.refused(reason)
+
+    def _rids(self, n: int) -> int:
+        first = self._next_rid
+        self._next_rid += n
+        return first
+
+    def _abort(self, live: Live) -> None:
+        """Tell the engine that nobody waits for the unfinished answers of `live`."""
+        for answer in live.answers:
+            if self._answers.pop(answer.rid, None) is not None and self._connected:
+                for lane in self._lanes:
+                    lane.push(say.Abort(answer.rid))
+
+    def _check_drained(self) -> None:
+        if self.drained() and not self._drained:
+            self._drained = True
+            if self.on_drained is not None:
+                self.on_drained()
+
+
+class Lane:
+    """A lane and what waits until it has room, in order."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: deque[Wire] = deque()
+
+    def offer(self, message: Wire) -> bool:
+        """Send now or not at all."""
+        return not self._held and self._send(message)
+
+    def push(self, message: Wire) -> None:
+        """Send now or as soon as there is room."""
+        if not self.offer(message):
+            self._held.append(message)
+
+    def flush(self) -> None:
+        while self._held and self._send(self._held[0]):
+            self._held.popleft()
+
+    def clear(self) -> None:
+        self._held.clear()
+
+
+def rebuild(info: say.ErrorInfo) -> EngineError:
+    """The error that `info` was made from, as near as this process knows it."""
+    kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == info.code), EngineError)
+    error = kind(info.message, param=info.param)
+    error.status, error.type, error.code = info.status, info.type, info.code
+    return error
+
+
+def _again(live: Live, answer: Answer) -> say.Generate:
+    """The request of one unfinished answer, to go on from what has been passed on. Seed `index` further, as n does."""
+    sampling = replace(live.request.sampling, seed=live.request.sampling.seed + answer.index)
+    if live.prompt_logprobs is not None:
+        sampling = replace(sampling, prompt_logprobs=-1)
+    return replace(live.request, rid=answer.rid, n=1, sampling=sampling, emitted=answer.ids.tobytes())
+
+
+def _alternatives(m: say.Texts) -> dict[int, tuple[Alternative, ...]]:
+    return {
+        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), texts))
+        for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
+    }
+
+
+def _check_prompt(prompt: Prompt, facts: Facts) -> None:
+    if isinstance(prompt, bytes):
+        _check_column(prompt, facts, "inputs")
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="inputs")
+        size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
+    else:
+        size, most, unit = _characters(prompt), CHARS_PER_TOKEN * facts.max_input, "characters"
+    if facts.max_input and size > most:
+        raise PromptTooLong(
+            f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
+        )
+
+
+def _characters(prompt: str | tuple[ChatMessage, ...]) -> int:
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(
+        len(m.content) if isinstance(m.content, str) else sum(len(part.text) for part in m.content) for m in prompt
+    )
+
+
+def _check_ids(sampling: Sampling, facts: Facts) -> None:
+    _check_column(sampling.stop_ids, facts, "stop_sequences")
+    _check_column(sampling.bias_ids, facts, "logit_bias")
+
+
+def _check_column(column: bytes, facts: Facts, param: str) -> None:
+    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker."""
+    ids = np.frombuffer(column, "<i4")
+    if ids.size and facts.vocab_size and not (ids.min() >= 0 and ids.max() < facts.vocab_size):
+        raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

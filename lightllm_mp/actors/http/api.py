@@ -1,0 +1,153 @@
+"""What clients may send, with the bounds in the types: a body that decodes is in order, apart from the vocabulary.
+
+LightLLM's fields of 2024 and of today together. A field given as `null` has its default. Fields that nobody knows are
+ignored, as LightLLM does, and named in a warning header.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from lightllm_mp.errors import InvalidRequest
+
+MAX_ID = 2**31 - 1
+MAX_STOP_BYTES = 1024
+MAX_INPUT_IDS = 1 << 22
+
+Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
+Choices = Annotated[int, Meta(ge=1, le=64)]
+Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
+StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
+Guide = Annotated[str, Meta(max_length=1 << 16)]
+
+
+class Parameters(Struct, frozen=True, kw_only=True):
+    """`parameters` of /generate. See sampling.py for what the fields mean."""
+
+    do_sample: bool | None = None
+    """False (default): greedy, whatever temperature, top_p and top_k say."""
+    temperature: Annotated[float, Meta(ge=0.0, le=1000.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
+    """-1 or 0: off."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    input_penalty: bool | None = None
+    """Penalties count the prompt's tokens too."""
+    ignore_eos: bool | None = None
+    max_new_tokens: Count | None = None
+    """Default 16; cut down to what fits the context."""
+    min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
+    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
+    include_stop_str_in_output: bool | None = None
+    """Leave the stop string at the end of the text (default: trimmed)."""
+    n: Choices | None = None
+    best_of: Choices | None = None
+    """The same as n; if both are given they are equal."""
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    """-1 or none: a new one for every request."""
+    return_details: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
+    """Report this many alternatives per produced token. true: 1."""
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
+    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
+    allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    disable_prompt_cache: bool | None = None
+    priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
+    """Higher is served first."""
+    regular_constraint: Guide | None = None
+    guided_grammar: Guide | None = None
+    guided_json: Guide | dict[str, Raw] | None = None
+
+
+class Multimodal(Struct, frozen=True):
+    images: Annotated[list[Raw], Meta(max_length=64)] | None = None
+    audios: Annotated[list[Raw], Meta(max_length=64)] | None = None
+
+
+class GenerateBody(Struct, frozen=True):
+    """POST /generate, /generate_stream and /."""
+
+    inputs: str | Annotated[list[Id], Meta(min_length=1, max_length=MAX_INPUT_IDS)]
+    parameters: Raw = Raw(b"{}")
+    multimodal_params: Multimodal | None = None
+    stream: bool | None = None
+    """Only looked at on /."""
+
+
+class TokensBody(Struct, frozen=True):
+    """POST or GET /tokens."""
+
+    text: str
+    parameters: Raw = Raw(b"{}")
+    multimodal_params: Multimodal | None = None
+
+
+_generate = msgspec.json.Decoder(GenerateBody)
+_tokens = msgspec.json.Decoder(TokensBody)
+_parameters = msgspec.json.Decoder(Parameters | None)
+_keys = msgspec.json.Decoder(dict[str, Raw] | None)
+_KNOWN = frozenset(Parameters.__struct_fields__)
+_SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_PATH = re.compile(r"^(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
+
+T = TypeVar("T")
+
+
+def generate_body(data: bytes) -> GenerateBody:
+    return _decode(_generate, data)
+
+
+def tokens_body(data: bytes) -> TokensBody:
+    return _decode(_tokens, data)
+
+
+def parameters(raw: Raw) -> tuple[Parameters, tuple[str, ...]]:
+    """The typed parameters, and the names (safe for a header, at most 16) of those that nobody knows."""
+    known = _decode(_parameters, raw, "parameters") or Parameters()
+    names = _decode(_keys, raw, "parameters") or {}
+    unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]
+    return known, tuple(unknown[:16])
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, prefix: str = "") -> T:
+    """Decode, or say what is wrong without repeating the client's data."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), prefix) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+
+
+def _invalid(text: str, prefix: str) -> InvalidRequest:
+    found = _PATH.match(text)
+    what, path = (found["what"], found["path"]) if found else (text, "")
+    path = re.sub(r"\[[^]]*\]", "", path) if found else path
+    where = ".".join(part for part in (prefix, path) if part) or "the body"
+    return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)
+
+
+def refuse_media(media: Multimodal | None) -> None:
+    """Images and sound need the visual actor."""
+    if media is not None and (media.images or media.audios):
+        raise InvalidRequest(
+            "this server takes text only; images need a model with a vision tower and --enable_multimodal",
+            param="multimodal_params",
+        )

@@ -1,0 +1,37 @@
+"""What the handlers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from lightllm_mp.actors.frontend import Frontend
+from lightllm_mp.actors.live import Live
+from lightllm_mp.config import HttpConfig, ModelConfig
+
+Stats = Callable[[], Mapping[str, Mapping[str, float]]]
+"""The numbers of all actors: {actor: {name: value}}."""
+
+if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
+    LABEL = web.RequestKey("label", str)
+    LIVE = web.RequestKey("live", Live)
+else:
+    LABEL, LIVE = "label", "live"
+"""Where a request carries what it is called, and its Live."""
+
+
+@dataclass(frozen=True)
+class Context:
+    frontend: Frontend
+    config: HttpConfig
+    model: ModelConfig
+    stats: Stats
+    authenticated: bool
+    """A key is needed."""
+
+    @property
+    def model_name(self) -> str:
+        facts = self.frontend.facts
+        return (facts.model_name if facts else "") or self.model.model_name or ""

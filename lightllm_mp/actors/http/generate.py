@@ -1,0 +1,103 @@
+"""POST /generate, /generate_stream and /, and /tokens: LightLLM's native API."""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+from aiohttp import web
+
+from lightllm_mp.actors.http import api, replies, sampling
+from lightllm_mp.actors.http.body import read_body
+from lightllm_mp.actors.http.context import LIVE, Context
+from lightllm_mp.actors.http.streaming import stream
+from lightllm_mp.actors.live import Live
+from lightllm_mp.errors import InvalidRequest
+
+WARNING = "X-LightLLM-Warning"
+
+
+class Generate:
+    """The handlers that make the engine work."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def whole(self, request: web.Request) -> web.StreamResponse:
+        """POST /generate"""
+        return await self._whole(request, api.generate_body(await self._body(request)))
+
+    async def streamed(self, request: web.Request) -> web.StreamResponse:
+        """POST /generate_stream"""
+        return await self._streamed(request, api.generate_body(await self._body(request)))
+
+    async def either(self, request: web.Request) -> web.StreamResponse:
+        """POST /"""
+        body = api.generate_body(await self._body(request))
+        return await (self._streamed if body.stream else self._whole)(request, body)
+
+    async def tokens(self, request: web.Request) -> web.StreamResponse:
+        """GET or POST /tokens"""
+        body = api.tokens_body(await self._body(request))
+        api.refuse_media(body.multimodal_params)
+        parameters, unknown = api.parameters(body.parameters)
+        special = parameters.add_special_tokens is not False
+        count = await self._context.frontend.count(body.text, add_special_tokens=special)
+        return _json(replies.encode({"ntokens": count}), unknown)
+
+    async def _whole(self, request: web.Request, body: api.GenerateBody) -> web.StreamResponse:
+        parameters, unknown = api.parameters(body.parameters)
+        live = self._submit(request, body, parameters, streamed=False)
+        try:
+            answers = await live.answer()
+            data = replies.whole(
+                answers,
+                details=bool(parameters.return_details),
+                logprobs=bool(parameters.logprobs),
+                prompt=live.prompt_logprobs,
+            )
+        finally:
+            live.close()
+        return _json(data, unknown)
+
+    async def _streamed(self, request: web.Request, body: api.GenerateBody) -> web.StreamResponse:
+        parameters, unknown = api.parameters(body.parameters)
+        if sampling.choices(parameters) > 1:
+            raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
+        live = self._submit(request, body, parameters, streamed=True)
+        try:
+            return await stream(request, live, _warning(unknown))
+        finally:
+            live.close()
+
+    def _submit(
+        self, request: web.Request, body: api.GenerateBody, parameters: api.Parameters, *, streamed: bool
+    ) -> Live:
+        api.refuse_media(body.multimodal_params)
+        rules = sampling.sampling(parameters)
+        if streamed:  # a stream has no place for them
+            rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
+        live = self._context.frontend.submit(
+            body.inputs if isinstance(body.inputs, str) else array("i", body.inputs).tobytes(),
+            rules,
+            sampling.output(parameters),
+            n=sampling.choices(parameters),
+            priority=parameters.priority or 0,
+            reuse_prompt=not parameters.disable_prompt_cache,
+            add_special_tokens=parameters.add_special_tokens is not False,
+            stream=streamed,
+        )
+        request[LIVE] = live
+        return live
+
+    async def _body(self, request: web.Request) -> bytes:
+        config = self._context.config
+        return await read_body(request, most=config.max_body_bytes, seconds=config.header_timeout)
+
+
+def _json(data: bytes, unknown: tuple[str, ...]) -> web.Response:
+    return web.Response(body=data, content_type="application/json", headers=_warning(unknown))
+
+
+def _warning(unknown: tuple[str, ...]) -> dict[str, str]:
+    return {WARNING: "ignored parameters: " + ", ".join(unknown)} if unknown else {}

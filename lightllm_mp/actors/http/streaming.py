@@ -1,0 +1,39 @@
+"""Server-sent events: one event per token, each its own chunk and its own write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from lightllm_mp.actors.http import replies
+from lightllm_mp.actors.live import Live
+from lightllm_mp.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+
+async def stream(request: web.Request, live: Live, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Write `live` to the client until it has finished. The status waits for the first token, so that a refused
+    request gets the right one; a later error is an event. Raises what is raised before the first token."""
+    events = await live.batch()
+    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+    response.content_type = "text/event-stream"
+    if request.transport is not None:
+        live.on_overflow = request.transport.abort  # it could not be told anyway
+    await response.prepare(request)
+    try:
+        while events:
+            for event in events:
+                await response.write(replies.event(event))
+            events = await live.batch()
+    except ConnectionError:
+        raise
+    except EngineError as error:
+        await response.write(replies.failure_event(error))
+    except Exception:
+        log.exception("a stream failed")
+        await response.write(replies.failure_event(EngineError("internal error")))
+    await response.write_eof()
+    return response

@@ -1,0 +1,198 @@
+"""An actor's side of its lanes: named peers to send to, one inbox to read from.
+
+Control lanes (with the supervisor) live as long as the process. Data lanes live for one epoch: `open_data` after Begin,
+`leave_data` on Reset, so that the supervisor can empty them while nobody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from lightllm_mp.actors.birth import Birth, PeerFds
+from lightllm_mp.actors.topology import SUPERVISOR
+from lightllm_mp.messages import Message, Wire
+from lightllm_mp.shm import Arena, Bell, ChannelReceiver, ChannelSender, Inbox, Lane, LaneClosed, Port, Record, Sender
+
+BUDGET = 256
+"""Records taken at a time, so that no flood keeps an actor from its other work."""
+
+Received = tuple[str, "Wire | bytes"]
+"""(peer, message or plan bytes)"""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+@dataclass
+class _Peer:
+    """The attached memory of one neighbour; the ends on top of it are made anew in every epoch."""
+
+    name: str
+    bell: Bell
+    outgoing: Lane
+    incoming: Lane
+    own_arena: Arena | None
+    peer_arena: Arena | None
+
+    @classmethod
+    def attach(cls, fds: PeerFds) -> _Peer:
+        return cls(
+            fds.name,
+            Bell.attach(*fds.bell),
+            Lane.attach(*fds.to_peer),
+            Lane.attach(*fds.from_peer),
+            Arena.adopt(fds.own_arena) if fds.own_arena >= 0 else None,
+            Arena.attach(fds.peer_arena) if fds.peer_arena >= 0 else None,
+        )
+
+    def close(self) -> None:
+        for part in (self.bell, self.outgoing, self.incoming, self.own_arena, self.peer_arena):
+            if part:
+                part.close()
+
+
+class _Link:
+    """One peer in one epoch: the port, and what could not be sent yet."""
+
+    def __init__(self, own: Bell, peer: _Peer) -> None:
+        if peer.own_arena:
+            peer.own_arena.reset()
+        self.sender = Sender(peer.outgoing, own, peer.bell)
+        self.port = Port(
+            ChannelSender(self.sender, _encoder, peer.own_arena),
+            ChannelReceiver(peer.incoming, _decoder, peer.peer_arena),
+        )
+        self.waiting: deque[Wire] = deque()
+
+    def flush(self) -> bool:
+        """Send what waits, in order. True: nothing waits any more."""
+        self.port.flush()
+        while self.waiting and self.port.send(self.waiting[0]):
+            self.waiting.popleft()
+        return not self.waiting
+
+
+class Mailbox:
+    def __init__(self, birth: Birth) -> None:
+        self.bell = Bell.attach(*birth.bell)
+        self.bell.claim()
+        self._peers = [_Peer.attach(fds) for fds in birth.peers]
+        self._links: dict[str, _Link] = {}
+        self._names: list[str] = []
+        self._inbox = Inbox(self.bell)
+        self._listener: tuple[asyncio.AbstractEventLoop, Callable[[list[Received]], None]] | None = None
+        self._early: list[Record] = []
+        self._connect(self._peers[:1])
+
+    # --- epochs -------------------------------------------------------------------------------------------------------
+
+    def open_data(self, epoch: int) -> None:
+        """Begin: the data lanes are fresh, use them."""
+        self.bell.claim(epoch)
+        self._rebuild(self._peers)
+
+    def leave_data(self) -> None:
+        """Reset: use no data lane any more. What was not yet read or sent on them is gone."""
+        self._rebuild(self._peers[:1])
+
+    def close(self) -> None:
+        self._disconnect()
+        for peer in self._peers:
+            peer.close()
+        self.bell.close()
+
+    def _rebuild(self, peers: list[_Peer]) -> None:
+        # The twin of the ring keeps counts in the ends: what has arrived on the control lane must be taken out of them.
+        records = self._inbox.drain(1 << 20)
+        self._early += [record for record in records if self._names[record[0]] == SUPERVISOR]
+        waiting = self._links[SUPERVISOR].waiting
+        self._disconnect()
+        self._inbox = Inbox(self.bell)
+        self._connect(peers)
+        self._links[SUPERVISOR].waiting = waiting
+        if self._listener:
+            self._attach(*self._listener)
+
+    def _connect(self, peers: list[_Peer]) -> None:
+        self._names = [peer.name for peer in peers]
+        self._links = {peer.name: _Link(self.bell, peer) for peer in peers}
+        for peer in peers:
+            self._inbox.add(peer.incoming, peer.bell)
+
+    def _disconnect(self) -> None:
+        self._inbox.close()
+        for link in self._links.values():
+            link.sender.close()
+        self._links = {}
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def send(self, peer: str, message: Wire) -> bool:
+        """False: no room now (or no data lanes now); the caller decides what that means. Keeps order with `post`."""
+        link = self._links.get(peer)
+        if link is None or link.waiting:
+            return False
+        try:
+            return link.port.send(message)
+        except LaneClosed:  # the peer found the lane corrupt and is about to be replaced
+            return False
+
+    def post(self, peer: str, message: Wire) -> None:
+        """Send now or, in order, as soon as there is room. Without data lanes it is dropped: its epoch is over."""
+        link = self._links.get(peer)
+        if link is not None and not self.send(peer, message):
+            link.waiting.append(message)
+
+    def send_plan(self, peer: str, plan: bytes) -> None:
+        """Raw bytes to a peer that has room by construction; a full lane is a bug."""
+        if not self._links[peer].port.send_raw(plan):
+            raise RuntimeError(f"the lane to {peer} cannot take a step plan of {len(plan)} bytes")
+
+    def flush(self) -> None:
+        """Retry what waits; called when the bell rang."""
+        for link in self._links.values():
+            try:
+                link.flush()
+            except LaneClosed:
+                link.waiting.clear()
+
+    @property
+    def backlog(self) -> int:
+        """Messages that wait for room."""
+        return sum(len(link.waiting) for link in self._links.values())
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    def receive(self) -> list[Received]:
+        """At most BUDGET records, decoded; [] when there is nothing."""
+        early, self._early = self._early, []
+        return self._decode(early or self._inbox.drain(BUDGET))
+
+    def wait(self, spin_us: int = 0) -> None:
+        """Sleep until something may have arrived or room may have come back."""
+        if not self._early:
+            self._inbox.wait(None, spin_us)
+
+    def listen(self, loop: asyncio.AbstractEventLoop, on_messages: Callable[[list[Received]], None]) -> None:
+        """Deliver to an asyncio loop from now on, over all epochs. `on_messages([])`: room may have come back."""
+        self._listener = (loop, on_messages)
+        self._attach(loop, on_messages)
+
+    def _attach(self, loop: asyncio.AbstractEventLoop, on_messages: Callable[[list[Received]], None]) -> None:
+        if self._early:
+            loop.call_soon(lambda: on_messages(self.receive()))
+        self._inbox.attach(loop, lambda records: on_messages(self._decode(records)), BUDGET)
+
+    def _decode(self, records: list[Record]) -> list[Received]:
+        found: list[Received] = []
+        for lane, kind, payload in records:
+            name = self._names[lane] if lane < len(self._names) else SUPERVISOR
+            message = self._links[name].port.decode(kind, payload)
+            if message is not None:
+                found.append((name, message))
+        return found

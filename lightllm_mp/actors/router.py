@@ -1,0 +1,79 @@
+"""The router actor: a scheduler on lanes. It owns the queue, the KV slots and the plan of every step, and no tensor."""
+
+from __future__ import annotations
+
+from lightllm_mp.actors.base import BlockingActor
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.tokenizer import error_info
+from lightllm_mp.actors.topology import DETOKENIZER, worker
+from lightllm_mp.engine.scheduler import Limits, Scheduler
+from lightllm_mp.errors import EngineError
+from lightllm_mp.messages import Abort, Begin, Facts, Rejected, StepDone, StopMatched, Tokenized, Wire
+
+
+class RouterActor(BlockingActor):
+    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(mailbox, stats)
+        self._front = birth.front
+        self._prompt_cache = not birth.config.engine.disable_prompt_cache
+        self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
+        self._scheduler: Scheduler | None = None
+        self._run_ahead = 0
+        self._was_idle = False
+
+    def on_begin(self, begin: Begin) -> None:
+        self._run_ahead = begin.facts.run_ahead
+        if self._scheduler is None:
+            self._scheduler = Scheduler(_limits(begin.facts, self._prompt_cache))
+        else:
+            # A new worker has empty KV memory, so what the tree promises is gone.
+            self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))
+        self._was_idle = False
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        assert self._scheduler is not None
+        match message:
+            case Tokenized(rid=rid):
+                try:
+                    self._scheduler.add(message)
+                except EngineError as error:
+                    self.mailbox.post(self._front, Rejected(rid, error_info(error)))
+            case StepDone():
+                self._scheduler.done(message)
+            case Abort(rid):
+                self._scheduler.abort(rid)
+            case StopMatched(rid):
+                self._scheduler.stop_matched(rid)
+
+    def after_batch(self) -> None:
+        """Keep the workers busy, pass on what happened, and look over the books when there is nothing to do."""
+        scheduler = self._scheduler
+        assert scheduler is not None
+        planned = False
+        while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan()) is not None:
+            planned = True
+            for name in self._workers:
+                self.mailbox.send_plan(name, plan)
+        for event in scheduler.take_events():
+            self.mailbox.post(DETOKENIZER, event)
+        idle = not scheduler.in_flight and not scheduler.has_work
+        if idle and not self._was_idle:
+            scheduler.check_integrity()
+        if planned or idle != self._was_idle:
+            self.stats.write(scheduler.gauges())
+        self._was_idle = idle
+
+
+def _limits(facts: Facts, prompt_cache: bool) -> Limits:
+    return Limits(
+        kv_tokens=facts.kv_tokens,
+        rows=facts.rows,
+        max_context=facts.max_context,
+        max_input=facts.max_input,
+        step_tokens=facts.step_tokens,
+        eos_ids=facts.eos_ids,
+        vocab_size=facts.vocab_size,
+        prompt_cache=prompt_cache,
+    )

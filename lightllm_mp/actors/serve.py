@@ -1,0 +1,121 @@
+"""`lightllm-mp serve`: everything that can fail early fails first, then the supervisor runs."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from lightllm_mp.actors.console import Console
+from lightllm_mp.actors.http.auth import load_keys
+from lightllm_mp.actors.logs import set_up_logging
+from lightllm_mp.actors.notify import sd_notify
+from lightllm_mp.actors.supervisor import EXIT_START_FAILED, Supervisor
+from lightllm_mp.config import Config, HttpConfig
+from lightllm_mp.errors import ConfigError, EngineError, StartupError
+from lightllm_mp.messages import Facts
+from lightllm_mp.models.config import read_model_config
+from lightllm_mp.text.default_model import find_default_model
+
+log = logging.getLogger("lightllm_mp.supervisor")
+
+EXIT_CONFIG = 2
+
+
+def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
+    """Serve until told to stop; returns the exit code.
+
+    With `parent_fd` the server ends when that descriptor reads end-of-file; facts are written to `status_fd` as one
+    line of JSON when it serves (see server.py).
+    """
+    set_up_logging(config.supervisor.log_level)
+    try:
+        keys = load_keys(config.http, os.environ)
+        listen = bind(config.http)
+        model_path = find_model(config.model.model_dir)
+        read_model_config(model_path)
+    except ConfigError as error:
+        print(f"lightllm-mp: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG
+    except EngineError as error:
+        print(f"lightllm-mp: {error.message}", file=sys.stderr)
+        return EXIT_START_FAILED
+    if not keys and not is_loopback(config.http.host):
+        log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
+    with listen:
+        return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
+
+
+async def _run(config: Config, model: str, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int) -> int:
+    console = Console()
+    url = url_of(listen)
+
+    def serving(facts: Facts) -> None:
+        console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
+        sd_notify("READY=1")
+        if status_fd >= 0:
+            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(facts_dict(facts))}).encode() + b"\n")
+
+    supervisor = Supervisor(config, model, listen=listen, on_progress=console.progress, on_serving=serving)
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        sd_notify("STOPPING=1")
+        supervisor.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, drain)
+    if parent_fd >= 0:
+        loop.add_reader(parent_fd, supervisor.begin_stop)
+    return await supervisor.run()
+
+
+def facts_dict(facts: Facts) -> dict[str, object]:
+    return {name: getattr(facts, name) for name in Facts.__struct_fields__}
+
+
+def bind(config: HttpConfig) -> socket.socket:
+    """The listening socket, made here so that a taken port is an error before any model is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listen = socket.socket(family, socket.SOCK_STREAM)
+        listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listen.bind(address)
+        listen.listen(1024)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
+    return listen
+
+
+def find_model(model_dir: str | None) -> Path:
+    """The folder or file to serve; without one the default model. ModelError or ConfigError says what is wrong."""
+    if model_dir is None:
+        return find_default_model()
+    path = Path(model_dir).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
+    return path.resolve()
+
+
+def url_of(listen: socket.socket) -> str:
+    host, port = listen.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,363 @@
+"""The supervisor starts the children, watches them, replaces the dead, stops them in reverse. It touches no request.
+
+    STARTING --all Ready--> RUNNING --a child dies--> REPAIRING --everybody reset or replaced--> RUNNING
+        any of them --signal, drained, start failed, budget spent--> STOPPING --all gone--> exit code
+
+A crash costs time, never a request (design, spine 9). When a child dies the survivors are told `Reset`: they leave the
+data lanes, drop request state and keep what is expensive. Meanwhile the child is started again. When every survivor has
+answered and every new child is ready, all data lanes are emptied and `Begin` opens the next epoch; the front submits
+again what it still owes its clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.budget import RestartBudget
+from lightllm_mp.actors.control import ControlDesk
+from lightllm_mp.actors.process import ChildProcess
+from lightllm_mp.actors.topology import EMBEDDED, HTTP, SUPERVISOR, Child, Topology, topology
+from lightllm_mp.actors.wiring import Wiring
+from lightllm_mp.config import Config
+from lightllm_mp.messages import (
+    Begin,
+    Drained,
+    Facts,
+    Failed,
+    Health,
+    Loading,
+    Ping,
+    Pong,
+    Ready,
+    Reset,
+    ResetDone,
+    Stop,
+    Wire,
+)
+from lightllm_mp.shm import implementation
+
+log = logging.getLogger("lightllm_mp.supervisor")
+
+EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 69, 70
+STOP_GRACE = 3.0
+"""Seconds one child has to leave after Stop before it is killed."""
+
+
+class State(enum.Enum):
+    STARTING = enum.auto()
+    RUNNING = enum.auto()
+    REPAIRING = enum.auto()
+    STOPPING = enum.auto()
+
+
+class Supervisor:
+    """One server. `on_progress(child, Loading)` and `on_serving(facts)` are for whoever shows the start to a person;
+    `plan` replaces the usual topology."""
+
+    def __init__(
+        self,
+        config: Config,
+        model_path: str,
+        *,
+        listen: socket.socket | None,
+        on_progress: Callable[[str, Loading], None] = lambda name, loading: None,
+        on_serving: Callable[[Facts], None] = lambda facts: None,
+        plan: Topology | None = None,
+    ) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._listen = listen
+        self._on_progress, self._on_serving = on_progress, on_serving
+        front = HTTP if listen is not None else EMBEDDED
+        self.topology = plan or topology(ranks=config.engine.tp, front=front, max_body=config.http.max_body_bytes)
+        self._children = {child.name: child for child in self.topology.children}
+        self._processes: dict[str, ChildProcess] = {}
+        self._budget = RestartBudget(config.supervisor.max_restarts, config.supervisor.restart_window)
+        self._restarts = dict.fromkeys(self._children, 0)
+        self.state = State.STARTING
+        self.epoch = 0
+        self.facts = Facts()
+        self.reason = ""
+        """Why the server ended, when it did not end cleanly."""
+        self._awaiting_ready = set(self.topology.actors)
+        self._awaiting_reset: set[str] = set()
+        self._restarted: set[str] = set()
+        self._pinged: dict[str, float] = {}
+        """When each ready child was sent the ping that it has not answered yet."""
+        self._suspects: set[str] = set()
+        self._draining = False
+        self._changed_at = time.monotonic()
+        self._timers: list[asyncio.TimerHandle] = []
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Start, serve until told to stop, and return the exit code."""
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._parent_read, self._parent_write = os.pipe()
+        self.wiring = Wiring(self.topology)
+        self._desk = ControlDesk(self.wiring, self.topology.actors, self._on_control)
+        try:
+            for child in self.topology.children:
+                self._spawn(child)
+            self._later(self._config.supervisor.start_timeout, self._check_start, self.epoch)
+            self._later(self._ping_interval, self._tick)
+            code = await self._exit
+            await self._stop_children()
+            return code
+        finally:
+            for process in self._processes.values():
+                process.kill()
+            for timer in self._timers:
+                timer.cancel()
+            self._desk.close()
+            os.close(self._parent_write)
+            os.close(self._parent_read)
+            self.wiring.close()
+
+    def begin_stop(self, code: int = EXIT_OK, reason: str = "") -> None:
+        """Leave `run` with this exit code; idempotent, the first call decides."""
+        if not self._exit.done():
+            if reason:
+                log.error("%s", reason)
+            self.state, self.reason = State.STOPPING, reason
+            self._exit.set_result(code)
+
+    def drain(self) -> None:
+        """Refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call: now."""
+        if self._draining or self.state is State.STARTING:
+            self.begin_stop()
+            return
+        self._draining = True
+        log.info("draining: running requests have %.0f s", self._config.supervisor.drain_timeout)
+        self._tell_health()
+        self._later(self._config.supervisor.drain_timeout, self._drain_expired)
+
+    def embedded_birth(self) -> Birth:
+        """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
+        duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
+        return _renumber(self._birth(Child(EMBEDDED, "")), duplicates)
+
+    # --- children -----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, child: Child) -> None:
+        birth = self._birth(child)
+        fds = [*self.wiring.fds(child.name), self._parent_read]
+        if birth.listen_fd >= 0:
+            fds.append(birth.listen_fd)
+        process = ChildProcess(birth, fds, lambda reason, name=child.name: self._on_exit(name, reason))  # type: ignore[misc]
+        self._processes[child.name] = process
+        self._awaiting_ready.add(child.name)
+        log.info("%s started, pid %d", child.name, process.pid)
+
+    def _birth(self, child: Child) -> Birth:
+        name, front = child.name, self.topology.front
+        return Birth(
+            name=name,
+            program=child.program,
+            rank=child.rank,
+            front=front,
+            ring=implementation(),
+            config=self._config,
+            model_path=self._model_path,
+            bell=self.wiring.bells[name].fds,
+            peers=self.wiring.peers(name),
+            stats=self.wiring.stats[name].fd,
+            all_stats=tuple((n, page.fd) for n, page in self.wiring.stats.items()) if name == front else (),
+            parent_fd=self._parent_read,
+            listen_fd=self._listen.fileno() if self._listen and name == HTTP else -1,
+            facts=self.facts if self.epoch else None,
+        )
+
+    def _on_exit(self, name: str, reason: str) -> None:
+        self._desk.drain()  # its last words
+        self._pinged.pop(name, None)
+        self._suspects.discard(name)
+        if self.state is State.STOPPING:
+            return
+        if self.state is State.STARTING:
+            self.begin_stop(EXIT_START_FAILED, f"start failed: {name} {reason}")
+            return
+        log.warning("%s %s", name, reason)
+        if not self._budget.spend(time.monotonic()):
+            self.begin_stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")
+            return
+        self._restarts[name] += 1
+        self._repair(name, reason)
+
+    def _repair(self, name: str, reason: str) -> None:
+        if self.state is State.RUNNING:
+            self.state = State.REPAIRING
+            self.epoch += 1
+            self._changed_at = time.monotonic()
+            self._restarted.clear()
+            self._awaiting_reset = set(self.topology.actors) - {name}
+            for survivor in self._awaiting_reset:
+                self._desk.send(survivor, Reset(self.epoch))
+            self._later(self._config.supervisor.start_timeout, self._check_start, self.epoch)
+        self._awaiting_reset.discard(name)
+        self._restarted.add(name)
+        self._tell_health(f"{name} {reason} and is being replaced")
+        self._desk.reset(name)
+        self._spawn(self._children[name])
+
+    def _begin_if_everybody_is_there(self) -> None:
+        if self._awaiting_ready or self._awaiting_reset or self.state not in (State.STARTING, State.REPAIRING):
+            return
+        first = self.state is State.STARTING
+        if first:
+            self.epoch = 1  # as the lanes are made
+        else:
+            self.wiring.reset_data(self.epoch)
+        self.state = State.RUNNING
+        begin = Begin(self.epoch, self.facts, tuple(self._restarted))
+        for name in self.topology.actors:
+            self._desk.send(name, begin)
+        self._tell_health()
+        seconds = time.monotonic() - self._changed_at
+        log.info("epoch %d: %s after %.2f s", self.epoch, "ready" if first else "serving again", seconds)
+        if first:
+            self._on_serving(self.facts)
+
+    def _check_start(self, epoch: int) -> None:
+        if epoch == self.epoch and self.state in (State.STARTING, State.REPAIRING):
+            late = ", ".join(sorted(self._awaiting_ready | self._awaiting_reset))
+            timeout = self._config.supervisor.start_timeout
+            self.begin_stop(EXIT_START_FAILED, f"start failed: {late} not ready after {timeout:.0f} s")
+
+    # --- control messages ---------------------------------------------------------------------------------------------
+
+    def _on_control(self, name: str, message: Wire) -> None:
+        match message:
+            case Pong():
+                self._pinged.pop(name, None)
+                if name in self._suspects:
+                    self._suspects.discard(name)
+                    self._tell_health()
+            case Ready(facts):
+                self.facts = merge_facts(self.facts, facts)
+                self._awaiting_ready.discard(name)
+                self._begin_if_everybody_is_there()
+            case ResetDone(epoch) if epoch == self.epoch:
+                self._awaiting_reset.discard(name)
+                self._begin_if_everybody_is_there()
+            case Failed(reason):
+                code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
+                self.begin_stop(code, f"{name} cannot start: {reason}")
+            case Loading():
+                self._on_progress(name, message)
+            case Drained() if self._draining:
+                log.info("drained")
+                self.begin_stop()
+
+    def _tell_health(self, reason: str = "") -> None:
+        suspects = ", ".join(sorted(self._suspects))
+        reason = reason or (f"{suspects} does not answer" if suspects else "")
+        ok = self.state is State.RUNNING and not reason
+        self._desk.send(self.topology.front, Health(ok, reason, self._draining))
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _ping_interval(self) -> float:
+        return min(2.0, self._config.supervisor.watchdog_timeout / 5)
+
+    def _tick(self) -> None:
+        """Ping every ready child; a silence of half its patience makes it suspect, a whole one ends it."""
+        now = time.monotonic()
+        for name, child in self._children.items():
+            if name in self._awaiting_ready or self.state is State.STOPPING:
+                continue
+            silent = now - self._pinged.setdefault(name, now)
+            limit = child.patience * self._config.supervisor.watchdog_timeout
+            if silent == 0.0:
+                self._desk.send(name, Ping(self.epoch))
+            elif silent > limit:
+                log.error("%s has not answered for %.1f s: killed", name, silent)
+                self._processes[name].kill()
+            elif silent > limit / 2 and name not in self._suspects:
+                log.warning("%s has not answered for %.1f s", name, silent)
+                self._suspects.add(name)
+                self._tell_health()
+        self._publish_stats()
+        self._later(self._ping_interval, self._tick)
+
+    def _publish_stats(self) -> None:
+        up = {f"up.{name}": float(name not in self._awaiting_ready) for name in self._children}
+        restarts = {f"restarts.{name}": float(count) for name, count in self._restarts.items()}
+        self.wiring.stats[SUPERVISOR].write({"epoch": self.epoch, **up, **restarts, **self.wiring.lane_gauges()})
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _drain_expired(self) -> None:
+        if self.state is not State.STOPPING:
+            log.warning("drain timeout: stopping with requests running")
+            self.begin_stop()
+
+    async def _stop_children(self) -> None:
+        """Reverse start order; whoever is not ready or not gone in time is killed."""
+        for child in reversed(self.topology.children):
+            process = self._processes[child.name]
+            if child.name in self._awaiting_ready:
+                process.kill()
+            else:
+                self._desk.send(child.name, Stop())
+            deadline = time.monotonic() + STOP_GRACE
+            while process.alive and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            if process.alive:
+                log.warning("%s did not stop in time: killed", child.name)
+                process.kill()
+                while process.alive:
+                    await asyncio.sleep(0.01)
+        log.info("stopped")
+
+    def _later(self, seconds: float, call: Callable[..., None], *args: object) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers = [timer for timer in self._timers if timer.when() > loop.time()]
+        self._timers.append(loop.call_later(seconds, call, *args))
+
+
+def merge_facts(known: Facts, new: Facts) -> Facts:
+    """`known` with every field that `new` sets (differs from the default); end-of-sequence ids are united."""
+    default = Facts()
+    changes = {
+        field: getattr(new, field)
+        for field in Facts.__struct_fields__
+        if getattr(new, field) != getattr(default, field)
+    }
+    if known.eos_ids and new.eos_ids:
+        changes["eos_ids"] = tuple(sorted({*known.eos_ids, *new.eos_ids}))
+    return msgspec.structs.replace(known, **changes)
+
+
+def _renumber(birth: Birth, fds: dict[int, int]) -> Birth:
+    """`birth` with every descriptor replaced by its duplicate."""
+    peers = tuple(
+        msgspec.structs.replace(
+            peer,
+            bell=(fds[peer.bell[0]], fds[peer.bell[1]]),
+            to_peer=tuple(fds[fd] for fd in peer.to_peer),
+            from_peer=tuple(fds[fd] for fd in peer.from_peer),
+            own_arena=fds.get(peer.own_arena, -1),
+            peer_arena=fds.get(peer.peer_arena, -1),
+        )
+        for peer in birth.peers
+    )
+    return msgspec.structs.replace(
+        birth,
+        bell=(fds[birth.bell[0]], fds[birth.bell[1]]),
+        peers=peers,
+        stats=fds[birth.stats],
+        all_stats=tuple((name, fds[fd]) for name, fd in birth.all_stats),
+        parent_fd=-1,
+    )

@@ -1,0 +1,125 @@
+"""The tokenizer actor: text and chats become ids. It owns the tokenizer and the chat template, and keeps no request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lightllm_mp.actors.base import BlockingActor
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.messages import (
+    Abort,
+    Begin,
+    ChatMessage,
+    Count,
+    Counted,
+    ErrorInfo,
+    Facts,
+    Generate,
+    Rejected,
+    Tokenized,
+    Wire,
+)
+from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+
+
+class TokenizerActor(BlockingActor):
+    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(mailbox, stats)
+        self._front = birth.front
+        self._path = Path(birth.model_path)
+        self._config = birth.config.model
+        self._tokenizer: Tokenizer | None = None
+        self._max_input = 0
+
+    def start(self) -> Facts:
+        try:
+            self._tokenizer = load_tokenizer(
+                self._path, mode=self._config.tokenizer_mode, trust_remote_code=self._config.trust_remote_code
+            )
+        except NoTokenizer:
+            return Facts(has_tokenizer=False)
+        eos = self._config.eos_id or self._tokenizer.eos_ids
+        return Facts(eos_ids=tuple(eos), has_chat_template=self._tokenizer.chat_template is not None)
+
+    def on_begin(self, begin: Begin) -> None:
+        self._max_input = begin.facts.max_input
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        match message:
+            case Generate(rid=rid):
+                self._answer(rid, lambda: self.mailbox.post(ROUTER, self._tokenized(message)))
+            case Count(rid, text, special):
+                self._answer(rid, lambda: self._count(rid, text, special))
+            case Abort():
+                self.mailbox.post(ROUTER, message)
+
+    def _answer(self, rid: int, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except EngineError as error:
+            self.mailbox.post(self._front, Rejected(rid, error_info(error)))
+
+    def _count(self, rid: int, text: str, special: bool) -> None:
+        self.mailbox.post(self._front, Counted(rid, len(self._need().encode(text, special))))
+
+    def _tokenized(self, request: Generate) -> Tokenized:
+        ids = self._prompt_ids(request)
+        return Tokenized(
+            rid=request.rid,
+            n=request.n,
+            ids=ids + request.emitted,
+            prompt_tokens=len(ids) // 4,
+            sampling=request.sampling,
+            output=request.output,
+            priority=request.priority,
+            reuse_prompt=request.reuse_prompt,
+        )
+
+    def _prompt_ids(self, request: Generate) -> bytes:
+        if request.ids is not None:
+            return request.ids
+        if request.text is not None:
+            return self._encode(request.text, request.add_special_tokens)
+        assert request.chat is not None, "a Generate has text, ids or chat"
+        # The template writes the special tokens itself.
+        return self._encode(self._render(request.chat), add_special_tokens=False)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> bytes:
+        ids = self._need().encode(text, add_special_tokens, max_tokens=self._max_input)
+        return np.ascontiguousarray(ids, "<i4").tobytes()
+
+    def _render(self, chat: tuple[ChatMessage, ...]) -> str:
+        tokenizer = self._need()
+        if tokenizer.chat_template is None:
+            raise InvalidRequest("this model has no chat template", param="messages")
+        return render_chat(
+            tokenizer.chat_template,
+            [_as_dict(message) for message in chat],
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+        )
+
+    def _need(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidRequest("this model has no tokenizer files: send token ids as inputs", param="inputs")
+        return self._tokenizer
+
+
+def _as_dict(message: ChatMessage) -> dict[str, object]:
+    """A chat message in the form that templates of the field expect."""
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": message.content}
+    return {"role": message.role, "content": "".join(part.text for part in message.content)}
+
+
+def error_info(error: EngineError) -> ErrorInfo:
+    """The wire form of a request error."""
+    return ErrorInfo(error.status, error.message, error.type, error.code, error.param)

@@ -1,0 +1,89 @@
+"""Who exists and who talks to whom, as data. Beside `messages.py` this is the map of the program.
+
+Every pair of actors that talk is one `Edge`: a lane in each direction, and an arena for messages above 64 KiB where
+they occur. The supervisor has an edge with everybody: control messages travel there and are never stuck behind data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB, MIB = 1 << 10, 1 << 20
+
+SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
+HTTP, EMBEDDED = "http", "engine"
+"""The two kinds of front: the process with the port, or an actor inside the embedding program."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A pair of lanes between two actors. Sizes in bytes; an arena of 0 means there are no large messages that way."""
+
+    first: str
+    second: str
+    forward: int
+    """Capacity of the lane first -> second."""
+    backward: int
+    forward_arena: int = 0
+    backward_arena: int = 0
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process of the engine. The order of a plan's children is the start order; stop is the reverse."""
+
+    name: str
+    program: str
+    """module:class, imported only in the process itself, so that torch is loaded by workers alone."""
+    patience: float = 1.0
+    """How many watchdog timeouts it may stay silent before it counts as hung (a step or a prompt can be long)."""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Topology:
+    front: str
+    children: tuple[Child, ...]
+    edges: tuple[Edge, ...]
+
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Every actor but the supervisor."""
+        names = tuple(child.name for child in self.children)
+        return names if self.front in names else (self.front, *names)
+
+
+def worker(rank: int) -> str:
+    return f"worker{rank}"
+
+
+def topology(*, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB) -> Topology:
+    """The engine with `ranks` workers. `max_body` (bytes) bounds one request's text; the arena holds two of them."""
+    workers = tuple(
+        Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank) for rank in range(ranks)
+    )
+    others = (
+        Child(ROUTER, "lightllm_mp.actors.router:RouterActor"),
+        Child(DETOKENIZER, "lightllm_mp.actors.detokenizer:DetokenizerActor"),
+        Child(TOKENIZER, "lightllm_mp.actors.tokenizer:TokenizerActor", patience=2.0),
+    )
+    fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
+    edges = (
+        Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
+        Edge(front, ROUTER, 256 * KIB, 256 * KIB),
+        Edge(TOKENIZER, ROUTER, 4 * MIB, 64 * KIB, forward_arena=16 * MIB),
+        Edge(ROUTER, DETOKENIZER, 4 * MIB, 256 * KIB, forward_arena=8 * MIB),
+        Edge(DETOKENIZER, front, 4 * MIB, 64 * KIB, forward_arena=8 * MIB),
+        *(
+            Edge(ROUTER, child.name, MIB, MIB, forward_arena=8 * MIB, backward_arena=8 * MIB if child.rank == 0 else 0)
+            for child in workers
+        ),
+    )
+    children = (*workers, *others, *fronts)
+    actors = Topology(front, children, ()).actors
+    control = tuple(Edge(SUPERVISOR, name, 64 * KIB, 64 * KIB) for name in actors)
+    return Topology(front, children, edges + control)
+
+
+def _pages(size: int) -> int:
+    return -(-size // (64 * KIB)) * 64 * KIB

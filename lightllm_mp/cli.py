@@ -1,0 +1,88 @@
+"""The command `lightllm-mp`. Commands are imported when they are called, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lightllm_mp.errors import ConfigError, EngineError
+
+USAGE = """\
+usage: lightllm-mp COMMAND [flags]
+
+Commands:
+  serve     serve a model over HTTP (without flags: a small default model on 127.0.0.1:8000)
+  bench     send a workload to a running server and report throughput and latencies
+
+`lightllm-mp COMMAND --help` lists the flags of a command, `lightllm-mp --version` the version.
+"""
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Run a server until it is told to stop. Returns its exit code."""
+    from lightllm_mp.flags import resolve
+
+    config, notes = resolve(argv, os.environ)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    from lightllm_mp.actors import supervisor
+
+    return supervisor.main(config)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure a server. Returns 1 if a request failed."""
+    from lightllm_mp.bench.command import main as run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "bench": bench}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong flags or settings, 130 interrupted; `serve` has more."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except EngineError as error:
+        print(f"lightllm-mp: error: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `lightllm-mp serve --help | head`: nobody reads on, and flushing at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        print(USAGE, end="", file=sys.stderr)
+        return EXIT_CONFIG
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command in ("--version", "version"):
+        print(f"lightllm-mp {version()}")
+        return 0
+    if command not in COMMANDS:
+        from lightllm_mp.flags.parser import nearest
+
+        kind = "flag" if command.startswith("-") else "command"
+        raise ConfigError(f"unknown {kind} {command}{nearest(command, COMMANDS)}; see lightllm-mp --help")
+    return COMMANDS[command](rest)
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("lightllm-mp")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"

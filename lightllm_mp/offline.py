@@ -1,0 +1,207 @@
+"""The offline API: the same actors without a port, inside the calling program.
+
+    with Engine() as engine:
+        for answer in engine.generate(["What is AI?", "Name a colour."], max_new_tokens=32):
+            print(answer.text)
+
+Parameters are those of `/generate` (see the README); a call blocks its thread, calls from several threads run together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from array import array
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from lightllm_mp.actors.front import FrontActor
+from lightllm_mp.actors.frontend import Prompt
+from lightllm_mp.actors.http.api import Parameters
+from lightllm_mp.actors.http.sampling import choices, output, sampling
+from lightllm_mp.actors.live import Answer, Event, Live
+from lightllm_mp.actors.logs import set_up_logging
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.serve import find_model
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.supervisor import Supervisor
+from lightllm_mp.config import Config
+from lightllm_mp.errors import ConfigError, InvalidRequest, StartupError
+from lightllm_mp.messages import ChatMessage, Facts
+
+T = TypeVar("T")
+Chat = Sequence[Mapping[str, str]]
+"""Messages such as {"role": "user", "content": "Hello"}."""
+
+
+class Completion(Struct, frozen=True):
+    """One answer."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    """Of each token, from the model's own distribution."""
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose KV was reused."""
+
+
+class Engine:
+    """An engine of its own processes. Raises StartupError when it cannot start. Close it, or use it with `with`."""
+
+    def __init__(self, config: Config | None = None, *, model_dir: str | None = None) -> None:
+        config = config or Config()
+        if model_dir is not None:
+            config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
+        set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
+        self._config = config
+        self._model = str(find_model(config.model.model_dir))
+        self._loop = asyncio.new_event_loop()
+        self._serving: Future[Facts] = Future()
+        self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)
+        self._thread.start()
+        self.facts = self._serving.result()
+
+    # --- for users ----------------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: str | Sequence[str | Sequence[int]], **parameters: Any) -> list[Completion]:
+        """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row."""
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._wait(self._all([_prompt(prompt) for prompt in many], _parse(parameters)))
+
+    def chat(self, messages: Chat, **parameters: Any) -> Completion:
+        """The answer to a conversation, through the model's chat template."""
+        return self._wait(self._all([_chat(messages)], _parse(parameters)))[0]
+
+    def stream(self, prompt: str | Sequence[int], **parameters: Any) -> Iterator[Event]:
+        """Events, one per token, as they are produced. Leaving the iteration early ends the request."""
+        events = self._events(_prompt(prompt), _parse(parameters))
+        try:
+            while (event := self._wait(anext(events, None))) is not None:
+                yield event
+        finally:
+            self._wait(events.aclose())
+
+    def close(self) -> None:
+        """Stop all processes; idempotent."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._supervisor.begin_stop)
+            self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- requests, on the engine's loop -------------------------------------------------------------------------------
+
+    def _wait(self, work: Coroutine[Any, Any, T] | Any) -> T:
+        if not self._thread.is_alive():
+            raise StartupError(self._supervisor.reason or "the engine is closed")
+        future: Future[T] = asyncio.run_coroutine_threadsafe(_coroutine(work), self._loop)
+        return future.result()
+
+    async def _all(self, prompts: list[Prompt], parameters: Parameters) -> list[Completion]:
+        """At most max_live_requests at a time, so that a long list is never refused."""
+        room = asyncio.Semaphore(self._config.http.max_live_requests)
+
+        async def one(prompt: Prompt) -> list[Completion]:
+            async with room:
+                live = self._submit(prompt, parameters, stream=False)
+                try:
+                    return [_completion(answer) for answer in await live.answer()]
+                finally:
+                    live.close()
+
+        tasks = [asyncio.ensure_future(one(prompt)) for prompt in prompts]
+        try:
+            found = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return [completion for completions in found for completion in completions]
+
+    async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncIterator[Event]:
+        live = self._submit(prompt, parameters, stream=True)
+        try:
+            async for event in live:
+                yield event
+        finally:
+            live.close()
+
+    def _submit(self, prompt: Prompt, parameters: Parameters, *, stream: bool) -> Live:
+        return self._front.frontend.submit(
+            prompt, sampling(parameters), output(parameters), n=choices(parameters), stream=stream
+        )
+
+    # --- the engine's thread ------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._run())
+        except BaseException as error:
+            if not self._serving.done():
+                self._serving.set_exception(error)
+            raise
+        finally:
+            self._loop.close()
+
+    async def _run(self) -> None:
+        supervisor = Supervisor(self._config, self._model, listen=None, on_serving=self._serving.set_result)
+        self._supervisor = supervisor
+        running = asyncio.create_task(supervisor.run())
+        await asyncio.sleep(0)
+        if running.done():
+            await running
+        birth = supervisor.embedded_birth()
+        mailbox = Mailbox(birth)
+        self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
+        self._front.listen()
+        self._front.ready(Facts())
+        try:
+            await running
+        finally:
+            mailbox.close()
+            if not self._serving.done():
+                self._serving.set_exception(StartupError(supervisor.reason or "the engine did not start"))
+
+
+async def _coroutine(work: Any) -> Any:
+    return await work
+
+
+def _prompt(prompt: str | Sequence[int]) -> Prompt:
+    return prompt if isinstance(prompt, str) else array("i", prompt).tobytes()
+
+
+def _chat(messages: Chat) -> Prompt:
+    return tuple(ChatMessage(message["role"], message["content"]) for message in messages)
+
+
+def _parse(parameters: Mapping[str, Any]) -> Parameters:
+    unknown = parameters.keys() - set(Parameters.__struct_fields__)
+    if unknown:
+        raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
+    try:
+        return msgspec.convert(dict(parameters), Parameters)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _completion(answer: Answer) -> Completion:
+    return Completion(
+        answer.text,
+        answer.ids.tolist(),
+        answer.logprobs.tolist(),
+        answer.finish or "",
+        answer.prompt_tokens,
+        answer.cached_tokens,
+    )

@@ -1,0 +1,137 @@
+"""Run a server from another program: `with launch(config) as server: ... server.base_url ...`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from select import select
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.config import Config
+from lightllm_mp.errors import StartupError
+
+PROGRAM = "import sys; from lightllm_mp.server import _child; sys.exit(_child())"
+
+
+class Server:
+    """A running `lightllm-mp serve`. It ends when the program that launched it ends, however that ends."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        config_fd = os.memfd_create("config")
+        os.write(config_fd, msgspec.msgpack.encode(config or Config()))
+        os.lseek(config_fd, 0, os.SEEK_SET)
+        parent_read, self._parent_write = os.pipe()
+        self._status, status_write = os.pipe()
+        fds = (config_fd, parent_read, status_write)
+        try:
+            # A group of its own, so that a Ctrl-C at the launching program is that program's to handle.
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *map(str, fds)],
+                pass_fds=fds,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                process_group=0,
+            )
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self.facts: dict[str, Any] = {}
+        """What the server found out about its model: name, context, KV tokens, ...; filled by wait_ready."""
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while the server lives; 0 clean, 2 wrong configuration, 69 start failed, 70 restart budget spent."""
+        return self._popen.poll()
+
+    @property
+    def base_url(self) -> str:
+        """Known after wait_ready."""
+        if not self.facts:
+            raise StartupError("the server is not ready yet: call wait_ready first")
+        return str(self.facts["url"])
+
+    def wait_ready(self, timeout: float = 1800.0) -> Server:
+        """Return when requests are served. StartupError when the server ended or `timeout` seconds have passed."""
+        deadline = time.monotonic() + timeout
+        line = b""
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select([self._status], [], [], left)[0]:
+                raise StartupError(f"the server is not ready after {timeout:.0f} s")
+            part = os.read(self._status, 65536)
+            if not part:
+                raise StartupError(f"the server ended with code {self._popen.wait()}; its log says why")
+            line += part
+        self.facts = json.loads(line)
+        return self
+
+    def health(self, timeout: float = 5.0) -> bool:
+        """Whether requests make progress right now."""
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/health", timeout=timeout) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def drain(self, timeout: float | None = None) -> int:
+        """Refuse new requests, finish running ones, end. Returns the exit code; TimeoutExpired after `timeout` s."""
+        self._signal(signal.SIGTERM)
+        return self._popen.wait(timeout)
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """End now; running requests are cut. Returns the exit code."""
+        self._signal(signal.SIGTERM)
+        time.sleep(0.05)  # two signals at once would be one
+        self._signal(signal.SIGTERM)
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()  # its children follow it
+            return self._popen.wait()
+
+    def close(self) -> None:
+        """Stop if it still runs and give the descriptors back; idempotent."""
+        if self.exit_code is None:
+            self.stop()
+        if self._parent_write >= 0:
+            os.close(self._parent_write)
+            os.close(self._status)
+            self._parent_write = -1
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.exit_code is None:
+            self._popen.send_signal(number)
+
+
+def launch(config: Config | None = None) -> Server:
+    """Start a server with this configuration and return at once; see Server."""
+    return Server(config)
+
+
+def _child() -> int:
+    from lightllm_mp.actors.serve import main
+
+    config_fd, parent_fd, status_fd = map(int, sys.argv[1:4])
+    with os.fdopen(config_fd, "rb") as file:
+        config = msgspec.msgpack.decode(file.read(), type=Config)
+    return main(config, parent_fd=parent_fd, status_fd=status_fd)

@@ -1,0 +1,72 @@
+"""One piece of shared memory: an unnamed, sealed, pre-faulted memfd that travels as a descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+
+from lightllm_mp.errors import StartupError
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
+
+
+class Segment:
+    """A memfd of fixed size, mapped readable and writable.
+
+    It has no name, so nothing is left behind when its last holder dies, however it dies. All its pages exist from the
+    start, so lack of memory is an error at start and never a SIGBUS later; the seals keep a peer from shrinking it.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self.map = mmap.mmap(fd, size, flags=_POPULATED)
+        self.view = memoryview(self.map)
+        self._open = True
+
+    @classmethod
+    def create(cls, name: str, size: int) -> Segment:
+        """A new segment of `size` bytes, zeroed. `name` only shows in /proc. StartupError when memory lacks."""
+        if size <= 0:
+            raise ValueError(f"segment {name!r}: size {size} is not positive")
+        fd = -1
+        try:
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.posix_fallocate(fd, 0, size)
+            segment = cls(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except (OSError, OverflowError, ValueError) as error:
+            if fd >= 0:
+                os.close(fd)
+            raise StartupError(
+                f"no {size} bytes ({size / 2**20:.1f} MiB) of shared memory for {name!r}: {error}. "
+                "Make the queue, cache or arena smaller, or raise the memory limit of the process group"
+            ) from error
+        return segment
+
+    @classmethod
+    def attach(cls, fd: int) -> Segment:
+        """Maps an inherited descriptor and owns it from then on. StartupError (`fd` stays open) if it is unfit."""
+        try:
+            seals, size = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
+        except OSError as error:
+            raise StartupError(f"descriptor {fd} is not shared memory: {error}") from error
+        if seals & SEALS != SEALS or size == 0:
+            raise StartupError(f"descriptor {fd} is not a sealed segment (seals {seals:#x}, {size} bytes)")
+        try:
+            return cls(fd, size)
+        except (OSError, ValueError) as error:
+            raise StartupError(f"cannot map {size} bytes of shared memory: {error}") from error
+
+    def close(self) -> None:
+        """Gives memory and descriptor back; again is no error. A view somebody still holds keeps the mapping alive."""
+        if not self._open:
+            return
+        self._open = False
+        self.view.release()
+        with contextlib.suppress(BufferError):
+            self.map.close()
+        os.close(self.fd)

@@ -1,0 +1,67 @@
+"""The producing end of a lane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lightllm_mp.errors import StartupError
+from lightllm_mp.shm import twin
+from lightllm_mp.shm.doorbell import Bell
+from lightllm_mp.shm.implementation import extension
+from lightllm_mp.shm.lane import Lane
+from lightllm_mp.shm.layout import KIND_MESSAGE
+
+
+class _TryPut(Protocol):
+    def __call__(self, data: bytes, kind: int = KIND_MESSAGE) -> bool: ...
+
+
+class _PutMany(Protocol):
+    def __call__(self, records: Sequence[bytes], kind: int = KIND_MESSAGE) -> int: ...
+
+
+class Sender:
+    """Puts records into one lane. One thread; one Sender per lane at a time.
+
+    try_put(data, kind)     True: the record is published and the consumer, if it sleeps, is woken. False: no room, and
+                            the own bell will ring as soon as half of the lane is free.
+    put_many(records, kind) publishes as many of the records as fit, in order, at once, with at most one doorbell;
+                            returns how many. What is left behaves as a try_put that returned False.
+
+    Both raise ValueError for a record longer than `max_record` bytes (nothing is published then) and LaneClosed when
+    the lane is closed or poisoned.
+    """
+
+    try_put: _TryPut
+    put_many: _PutMany
+
+    def __init__(self, lane: Lane, own: Bell, peer: Bell) -> None:
+        self.lane = lane
+        self.max_record = lane.capacity // 8
+        self._peer = peer
+        self._end: Any
+        if lane.implementation == "python":
+            self._end = twin.Producer(lane, own, peer)
+        else:
+            self._end = require_extension().Producer(lane.segment.map, peer.page.map, peer.event_fd)
+        # The ends' own methods: a Python frame around each would cost as much as the put.
+        self.try_put = self._end.try_put
+        self.put_many = self._end.put_many
+
+    def finish(self) -> None:
+        """The clean end: no put is accepted any more; the consumer is woken and can drain the rest."""
+        self.lane.finish()
+        self._peer.ring()
+
+    def close(self) -> None:
+        """Gives the memory back. The state of the lane does not change."""
+        self._end.close()
+
+
+def require_extension() -> Any:
+    """The compiled module; StartupError where it was not built."""
+    module = extension()
+    if module is None:
+        raise StartupError("the lane is for the c ring, which is not built here")
+    return module
