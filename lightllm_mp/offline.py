@@ -169,7 +169,7 @@ class Engine:
         try:
             await running
         finally:
-            mailbox.close()
+            self._front.close()
             if not self._serving.done():
                 self._serving.set_exception(StartupError(supervisor.reason or "the engine did not start"))
 

@@ -29,6 +29,12 @@ class FrontActor(Actor):
         """Work on messages in the running loop from now on."""
         self.mailbox.listen(asyncio.get_running_loop(), self._on_messages)
 
+    def close(self) -> None:
+        """Give every descriptor back."""
+        self.mailbox.close()
+        for page in {self.stats, *self._pages.values()}:
+            page.close()
+
     async def until_stopped(self) -> None:
         await self._stop.wait()
 

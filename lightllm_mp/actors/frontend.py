@@ -16,21 +16,17 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-import numpy as np
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
+from lightllm_mp.actors import intake
+from lightllm_mp.actors.intake import Prompt
 from lightllm_mp.actors.live import Alternative, Answer, Event, Live
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
-from lightllm_mp.messages import ChatMessage, Facts, Output, Sampling, Wire
+from lightllm_mp.messages import Facts, Output, Sampling, Wire
 
 Send = Callable[[Wire], bool]
-Prompt = str | bytes | tuple[ChatMessage, ...]
-"""Text, an int32 column of ids, or a chat."""
 
-MAX_N = 64
-CHARS_PER_TOKEN = 16
-"""A text longer than this times the longest prompt is refused before anybody tokenizes it."""
 DRAIN_WINDOW = 10.0
 """Time constant of the measured drain rate, in seconds."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
@@ -161,10 +157,7 @@ class Frontend:
         """Start a request. Raises InvalidRequest, PromptTooLong, Overloaded or Unavailable; never blocks."""
         self._admit()
         assert self.facts is not None
-        if not 1 <= n <= MAX_N:
-            raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
-        _check_prompt(prompt, self.facts)
-        _check_ids(sampling, self.facts)
+        intake.check(prompt, sampling, n, self.facts)
         request = say.Generate(
             rid=self._rids(n),
             n=n,
@@ -189,7 +182,7 @@ class Frontend:
         """How many tokens `text` has. Raises like `submit`."""
         self._admit()
         assert self.facts is not None
-        _check_prompt(text, self.facts)
+        intake.check_prompt(text, self.facts)
         request = say.Count(self._rids(1), text, add_special_tokens)
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()
@@ -283,7 +276,7 @@ class Frontend:
             self._overflow(live)
 
     def _overflow(self, live: Live) -> None:
-        live.fail(SlowReader("the client reads too slowly"))
+        live.fail(SlowReader("the client reads too slowly"), drop=True)
         self._abort(live)
         if live.on_overflow is not None:
             live.on_overflow()
@@ -385,37 +378,3 @@ def _alternatives(m: say.Texts) -> dict[int, tuple[Alternative, ...]]:
         i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), texts))
         for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
     }
-
-
-def _check_prompt(prompt: Prompt, facts: Facts) -> None:
-    if isinstance(prompt, bytes):
-        _check_column(prompt, facts, "inputs")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="inputs")
-        size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
-    else:
-        size, most, unit = _characters(prompt), CHARS_PER_TOKEN * facts.max_input, "characters"
-    if facts.max_input and size > most:
-        raise PromptTooLong(
-            f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
-        )
-
-
-def _characters(prompt: str | tuple[ChatMessage, ...]) -> int:
-    if isinstance(prompt, str):
-        return len(prompt)
-    return sum(
-        len(m.content) if isinstance(m.content, str) else sum(len(part.text) for part in m.content) for m in prompt
-    )
-
-
-def _check_ids(sampling: Sampling, facts: Facts) -> None:
-    _check_column(sampling.stop_ids, facts, "stop_sequences")
-    _check_column(sampling.bias_ids, facts, "logit_bias")
-
-
-def _check_column(column: bytes, facts: Facts, param: str) -> None:
-    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker."""
-    ids = np.frombuffer(column, "<i4")
-    if ids.size and facts.vocab_size and not (ids.min() >= 0 and ids.max() < facts.vocab_size):
-        raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

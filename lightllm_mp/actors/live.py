@@ -147,9 +147,10 @@ class Live:
         return self.answers
 
     def close(self) -> None:
-        """Give up what is unfinished and forget the request. Idempotent."""
+        """Give up what is unfinished or unread and forget the request. Idempotent."""
         if not self.closed:
             self.closed = True
+            self._events.clear()
             self._forget(self)
             self.wake()
 
@@ -167,8 +168,11 @@ class Live:
         self.wake()
         return self._queued <= QUEUE_BYTES
 
-    def fail(self, error: EngineError) -> None:
+    def fail(self, error: EngineError, *, drop: bool = False) -> None:
+        """Raise `error` in the consumer, after what it has not read yet or (`drop`) instead of it."""
         self.error = error
+        if drop:
+            self._events.clear()
         self.wake()
 
     def wake(self) -> None:

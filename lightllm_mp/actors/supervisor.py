@@ -115,6 +115,7 @@ class Supervisor:
             await self._stop_children()
             return code
         finally:
+            self.state = State.STOPPING
             for process in self._processes.values():
                 process.kill()
             for timer in self._timers:

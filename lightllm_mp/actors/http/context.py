@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -14,6 +15,8 @@ from lightllm_mp.config import HttpConfig, ModelConfig
 Stats = Callable[[], Mapping[str, Mapping[str, float]]]
 """The numbers of all actors: {actor: {name: value}}."""
 
+LABEL: Any
+LIVE: Any
 if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     LABEL = web.RequestKey("label", str)
     LIVE = web.RequestKey("live", Live)

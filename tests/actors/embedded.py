@@ -1,0 +1,133 @@
+"""A whole engine of real processes inside a test: every actor but the model, which is tests/actors/mock_actor.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lightllm_mp.actors.front import FrontActor
+from lightllm_mp.actors.live import Live
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.supervisor import State, Supervisor
+from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
+from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
+from lightllm_mp.messages import Facts, Output, Sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 60.0
+"""Seconds after which a test of this folder has hung."""
+
+
+def in_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test; past DEADLINE it has hung, which is a failure that still cleans up."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **named), DEADLINE))
+
+    return run
+
+
+def write_byte_tokenizer(folder: Path) -> Path:
+    """A tokenizer folder whose ids are the 256 bytes: random ids are random, often broken, UTF-8."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder
+
+
+def mocked(plan: Topology, program: str = "tests.actors.mock_actor:MockWorkerActor") -> Topology:
+    """The topology with other workers."""
+    children = tuple(
+        dataclasses.replace(child, program=program) if child.name.startswith("worker") else child
+        for child in plan.children
+    )
+    return dataclasses.replace(plan, children=children)
+
+
+def config(*, kv_tokens: int = 20_000, **supervisor: float) -> Config:
+    return Config(
+        engine=EngineConfig(max_total_token_num=kv_tokens),
+        supervisor=SupervisorConfig(**{"max_restarts": 100, "log_level": "warning", **supervisor}),  # type: ignore[arg-type]
+    )
+
+
+@dataclasses.dataclass
+class Embedded:
+    supervisor: Supervisor
+    front: FrontActor
+    running: asyncio.Task[int]
+
+    def submit(self, prompt: str | bytes, tokens: int, *, seed: int = 0, **output: object) -> Live:
+        sampling = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
+        return self.front.frontend.submit(prompt, sampling, Output(**output))  # type: ignore[arg-type]
+
+    async def collect(self, live: Live) -> tuple[list[int], str]:
+        """Ids and text of a stream, to its end."""
+        ids, text = [], ""
+        try:
+            async for event in live:
+                ids.append(event.id)
+                text += event.text
+        finally:
+            live.close()
+        return ids, text
+
+    async def until(self, state: State) -> None:
+        while self.supervisor.state is not state and not self.running.done():
+            await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> dict[str, float]:
+        """The router's numbers once nothing runs and no lane holds anything."""
+        while True:
+            numbers = self.front.all_stats().get("router", {})
+            busy = numbers.get("running", 0) or numbers.get("waiting", 0) or numbers.get("kv_used", 0)
+            if not busy and self.supervisor.wiring.idle():
+                return numbers
+            await asyncio.sleep(0.01)
+
+    def kill(self, name: str) -> None:
+        self.supervisor._processes[name].kill()
+
+    def pid(self, name: str) -> int:
+        return self.supervisor._processes[name].pid
+
+
+@contextlib.asynccontextmanager
+async def embedded(folder: Path, settings: Config | None = None, plan: Topology | None = None) -> AsyncIterator[Embedded]:
+    """A running engine; at exit everything is stopped, also when the test failed."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    write_byte_tokenizer(folder)
+    supervisor = Supervisor(
+        settings or config(), str(folder), listen=None, plan=plan or mocked(topology(front=EMBEDDED, max_body=1 << 20))
+    )
+    running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0)
+    birth = supervisor.embedded_birth()
+    mailbox = Mailbox(birth)
+    front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
+    front.listen()
+    front.ready(Facts())
+    engine = Embedded(supervisor, front, running)
+    try:
+        await engine.until(State.RUNNING)
+        while not front.live and not running.done():
+            await asyncio.sleep(0.005)
+        yield engine
+    finally:
+        supervisor.begin_stop()
+        await running
+        front.close()

@@ -1,0 +1,46 @@
+"""A worker actor without a model: instant tokens, and every wrong slot changes the answer (see tests/engine)."""
+
+from __future__ import annotations
+
+from lightllm_mp.actors.base import BlockingActor
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.errors import ModelError
+from lightllm_mp.messages import Facts
+from tests.engine.mock_worker import MockWorker
+
+VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
+
+
+class MockWorkerActor(BlockingActor):
+    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(mailbox, stats)
+        self._kv_tokens = birth.config.engine.max_total_token_num or 20_000
+
+    def start(self) -> Facts:
+        self._worker = self._fresh()
+        return Facts(
+            model_name="mock",
+            vocab_size=VOCABULARY,
+            max_context=CONTEXT,
+            max_input=CONTEXT - 1,
+            kv_tokens=self._kv_tokens,
+            rows=ROWS,
+            step_tokens=STEP_TOKENS,
+            eos_ids=(0,),
+            device="none",
+            dtype="none",
+        )
+
+    def on_plan(self, plan: bytes) -> None:
+        self.mailbox.post(ROUTER, self._worker.step(plan))
+
+    def _fresh(self) -> MockWorker:
+        return MockWorker(rows=ROWS, width=CONTEXT, kv_tokens=self._kv_tokens, vocab_size=VOCABULARY, checks=False)
+
+
+class BrokenWorkerActor(MockWorkerActor):
+    def start(self) -> Facts:
+        raise ModelError("the weights are made of cheese")

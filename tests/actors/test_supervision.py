@@ -1,0 +1,118 @@
+"""A crash costs time, never a request: real processes, killed and stopped while streams run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from embedded import Embedded, config, embedded, in_time, mocked
+
+from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
+from lightllm_mp.actors.topology import EMBEDDED, topology
+
+STREAMS, TOKENS = 16, 400
+ACTORS = ("tokenizer", "router", "detokenizer", "worker0")
+
+
+async def streams(engine: Embedded) -> list[asyncio.Task[tuple[list[int], str]]]:
+    lives = [engine.submit(f"Tell me number {i} " * (1 + i % 5), TOKENS, seed=i) for i in range(STREAMS)]
+    return [asyncio.create_task(engine.collect(live)) for live in lives]
+
+
+def descriptors() -> list[str]:
+    """What this process holds open."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(links)
+
+
+@pytest.mark.parametrize("victim", ACTORS)
+@in_time
+async def test_a_killed_actor_loses_no_request(tmp_path: Path, victim: str) -> None:
+    async with embedded(tmp_path) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+        assert all(len(ids) == TOKENS for ids, _ in undisturbed)
+        for moment in (0.0, random.random() / 4):
+            tasks = await streams(engine)
+            await asyncio.sleep(moment)
+            engine.kill(victim)
+            assert await asyncio.gather(*tasks) == undisturbed
+        numbers = await engine.until_idle()
+        assert numbers["kv_used"] == 0
+
+
+@in_time
+async def test_two_at_once_and_again_during_the_repair(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+        tasks = await streams(engine)
+        await asyncio.sleep(0.1)
+        engine.kill("router")
+        engine.kill("worker0")
+        await engine.until(State.REPAIRING)
+        await asyncio.sleep(0.05)
+        engine.kill("detokenizer")
+        assert await asyncio.gather(*tasks) == undisturbed
+
+
+@in_time
+async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
+    async with embedded(tmp_path, config(watchdog_timeout=1.0)) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+        tasks = await streams(engine)
+        old = engine.pid("router")
+        os.kill(old, signal.SIGSTOP)
+        while engine.front.frontend.ready:
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*tasks) == undisturbed
+        assert engine.pid("router") != old
+        assert engine.front.frontend.ready
+
+
+@in_time
+async def test_a_crash_loop_ends_cleanly(tmp_path: Path) -> None:
+    async with embedded(tmp_path, config(max_restarts=1)) as engine:
+        engine.kill("router")
+        await engine.until(State.REPAIRING)
+        await engine.until(State.RUNNING)
+        engine.kill("router")
+        assert await engine.running == EXIT_GAVE_UP
+        assert "restart budget" in engine.supervisor.reason
+
+
+@in_time
+async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+    plan = mocked(topology(front=EMBEDDED), program="tests.actors.mock_actor:BrokenWorkerActor")
+    async with embedded(tmp_path, plan=plan) as engine:
+        assert await engine.running == EXIT_START_FAILED
+        assert engine.supervisor.reason == "worker0 cannot start: the weights are made of cheese"
+
+
+@in_time
+async def test_draining_lets_running_requests_finish(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as engine:
+        tasks = await streams(engine)
+        await asyncio.sleep(0.05)
+        engine.supervisor.drain()
+        assert all(len(ids) == TOKENS for ids, _ in await asyncio.gather(*tasks))
+        assert await engine.running == 0
+
+
+@in_time
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = (set(os.listdir("/dev/shm")), descriptors())
+    async with embedded(tmp_path) as engine:
+        pids = [engine.pid(name) for name in ACTORS]
+        engine.kill("router")
+        await engine.until(State.REPAIRING)
+        await engine.until(State.RUNNING)
+        pids.append(engine.pid("router"))
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert (set(os.listdir("/dev/shm")), descriptors()) == before
