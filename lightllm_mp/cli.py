@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from lightllm_mp import __version__
 from lightllm_mp.errors import ConfigError, EngineError
 
 USAGE = """\
@@ -28,9 +29,9 @@ def serve(argv: Sequence[str]) -> int:
     config, notes = resolve(argv, os.environ)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    from lightllm_mp.actors import supervisor
+    from lightllm_mp.actors.serve import main as run
 
-    return supervisor.main(config)
+    return run(config)
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -68,7 +69,7 @@ def _dispatch(words: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if command in ("--version", "version"):
-        print(f"lightllm-mp {version()}")
+        print(f"lightllm-mp {__version__}")
         return 0
     if command not in COMMANDS:
         from lightllm_mp.flags.parser import nearest
@@ -76,13 +77,3 @@ def _dispatch(words: list[str]) -> int:
         kind = "flag" if command.startswith("-") else "command"
         raise ConfigError(f"unknown {kind} {command}{nearest(command, COMMANDS)}; see lightllm-mp --help")
     return COMMANDS[command](rest)
-
-
-def version() -> str:
-    """The installed version."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("lightllm-mp")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"

@@ -9,10 +9,10 @@ its consumer sees nothing but a pause.
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, repeat
 from time import monotonic
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors import intake
+from lightllm_mp.actors.drain_rate import DrainRate
 from lightllm_mp.actors.intake import Prompt
 from lightllm_mp.actors.live import Alternative, Answer, Event, Live
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
@@ -27,8 +28,6 @@ from lightllm_mp.messages import Facts, Output, Sampling, Wire
 
 Send = Callable[[Wire], bool]
 
-DRAIN_WINDOW = 10.0
-"""Time constant of the measured drain rate, in seconds."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 
 
@@ -48,23 +47,6 @@ class Observer(Protocol):
     def first_token(self, live: Live, seconds: float) -> None: ...
     def tokens(self, count: int, gaps: list[float]) -> None: ...
     def ended(self, live: Live) -> None: ...
-
-
-class DrainRate:
-    """Finished requests per second, an exponentially decaying mean over DRAIN_WINDOW."""
-
-    def __init__(self, now: float) -> None:
-        self._begin = self._last = now
-        self._sum = 0.0
-
-    def finished(self, now: float) -> None:
-        self._sum = self._sum * math.exp((self._last - now) / DRAIN_WINDOW) + 1.0
-        self._last = now
-
-    def value(self, now: float) -> float:
-        age = max(now - self._begin, 0.1)
-        weight = DRAIN_WINDOW * -math.expm1(-age / DRAIN_WINDOW)
-        return self._sum * math.exp((self._last - now) / DRAIN_WINDOW) / weight
 
 
 class Frontend:
@@ -374,7 +356,8 @@ def _again(live: Live, answer: Answer) -> say.Generate:
 
 
 def _alternatives(m: say.Texts) -> dict[int, tuple[Alternative, ...]]:
+    """Index into the columns -> its alternatives; their texts are empty where there is no tokenizer."""
     return {
-        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), texts))
+        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
         for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
     }

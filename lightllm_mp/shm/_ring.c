@@ -222,6 +222,11 @@ static void unpark(Consumer *c) {
     count(c->bell.buf, WAKES, 1);
 }
 
+static int is_open(Consumer *c) {
+    if (!c->bell.obj) PyErr_SetString(PyExc_ValueError, "this inbox was closed");
+    return c->bell.obj != NULL;
+}
+
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -262,6 +267,7 @@ static PyObject *consumer_wait(PyObject *self, PyObject *args, PyObject *kwargs)
     double spin_us = 0, until = -1;
     int found = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Od:wait", names, &timeout, &spin_us)) return NULL;
+    if (!is_open(c)) return NULL;
     if (ready(c)) Py_RETURN_TRUE;
     if (timeout != Py_None) {
         double seconds = PyFloat_AsDouble(timeout);
@@ -279,9 +285,12 @@ static PyObject *consumer_wait(PyObject *self, PyObject *args, PyObject *kwargs)
     return rung < 0 ? NULL : PyBool_FromLong(rung || ready(c));
 }
 
-static PyObject *consumer_park(PyObject *self, PyObject *unused) { return PyBool_FromLong(park((Consumer *)self)); }
+static PyObject *consumer_park(PyObject *self, PyObject *unused) {
+    return is_open((Consumer *)self) ? PyBool_FromLong(park((Consumer *)self)) : NULL;
+}
 
 static PyObject *consumer_unpark(PyObject *self, PyObject *unused) {
+    if (!is_open((Consumer *)self)) return NULL;
     unpark((Consumer *)self);
     Py_RETURN_NONE;
 }
@@ -301,10 +310,11 @@ static PyObject *consumer_add(PyObject *self, PyObject *args) {
     return PyLong_FromSsize_t(c->count++);
 }
 
-static PyObject *consumer_close(PyObject *self, PyObject *unused) { /* the lanes; the bell goes with the object */
+static PyObject *consumer_close(PyObject *self, PyObject *unused) {
     Consumer *c = (Consumer *)self;
     while (c->count) PyBuffer_Release(&c->sources[--c->count].view);
     c->next = 0;
+    if (c->bell.obj) PyBuffer_Release(&c->bell); /* which clears bell.obj */
     Py_RETURN_NONE;
 }
 
@@ -323,7 +333,6 @@ static void consumer_dealloc(PyObject *self) {
     Consumer *c = (Consumer *)self;
     Py_DecRef(consumer_close(self, NULL));
     PyMem_Free(c->sources);
-    if (c->bell.obj) PyBuffer_Release(&c->bell);
     free_object(self);
 }
 
@@ -343,7 +352,7 @@ static PyMethodDef consumer_methods[] = {
     {"park", consumer_park, METH_NOARGS, "park() -> bool"},
     {"unpark", consumer_unpark, METH_NOARGS, "unpark()"},
     {"wait", CALL(consumer_wait), METH_VARARGS | METH_KEYWORDS, "wait(timeout=None, spin_us=0) -> bool"},
-    {"close", consumer_close, METH_NOARGS, "Gives the lanes back."},
+    {"close", consumer_close, METH_NOARGS, "Gives lanes and bell back."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot producer_slots[] = {
     {Py_tp_new, producer_new}, {Py_tp_dealloc, producer_dealloc}, {Py_tp_methods, producer_methods}, {0, NULL}};

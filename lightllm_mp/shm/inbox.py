@@ -90,7 +90,7 @@ class Inbox:
         """
         if self._loop is not None:
             raise RuntimeError("the inbox is attached already")
-        self._loop, self._on_records, self._budget = loop, on_records, budget
+        self._loop, self._on_records, self._budget, self._rung = loop, on_records, budget, False
         loop.add_reader(self.fileno(), self._on_bell)
         self._next = loop.call_soon(self._go_on)
 
@@ -105,16 +105,19 @@ class Inbox:
 
     def _on_bell(self) -> None:
         self.unpark()
-        self._deliver(rung=True)
+        self._rung = True
+        if self._next is None:  # else it is about to deliver anyway, and one budget per turn of the loop is enough
+            self._deliver()
 
     def _go_on(self) -> None:
         self._next = None
-        self._deliver(rung=False)
+        self._deliver()
 
-    def _deliver(self, rung: bool) -> None:
+    def _deliver(self) -> None:
         records = self.drain(self._budget)
         try:
-            if records or rung:
+            if records or self._rung:
+                self._rung = False
                 self._on_records(records)
         finally:
             more = len(records) >= self._budget

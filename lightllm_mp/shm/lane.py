@@ -29,6 +29,8 @@ from lightllm_mp.shm.layout import (
 from lightllm_mp.shm.segment import Segment
 from lightllm_mp.shm.twin import count_of
 
+_U64 = (1 << 64) - 1
+
 
 class LaneStats(NamedTuple):
     """Gauges of one lane, since it was created. A value read while the lane is in use may be a moment old."""
@@ -141,7 +143,7 @@ class Lane:
             self._u64[word // 8] = 0
         self._u32[SPACE_WANTED // 4] = 0
         self._u32[STATE // 4] = OPEN
-        self._u64[RESETS // 8] += 1
+        self._u64[RESETS // 8] = (self._u64[RESETS // 8] + 1) & _U64
         self._header = self._header._replace(epoch=epoch)
         write_lane_header(self.segment.view, self._header)
 
@@ -150,7 +152,7 @@ class Lane:
         puts, full, doorbells, left = self._u64[PRODUCER_COUNTS // 8 : PRODUCER_COUNTS // 8 + 4].tolist()
         found = self._u64[CONSUMER_COUNTS // 8 + 2]
         head = self._u64[HEAD // 8]  # before the tail: the difference is never negative
-        backlog = (self._u64[TAIL // 8] - head) & (1 << 64) - 1
+        backlog = (self._u64[TAIL // 8] - head) & _U64
         return LaneStats(puts, full, doorbells, max(left, found), backlog, self.capacity, self.state)
 
     def close(self) -> None:

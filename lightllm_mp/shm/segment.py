@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 
 from lightllm_mp.errors import StartupError
+from lightllm_mp.shm.memory import available_memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_WORTH_A_LOOK = 1 << 20  # bytes; a lane is not worth reading /proc for
 _POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
 
 
@@ -34,6 +37,7 @@ class Segment:
             raise ValueError(f"segment {name!r}: size {size} is not positive")
         fd = -1
         try:
+            _reserve(size)
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.posix_fallocate(fd, 0, size)
             segment = cls(fd, size)
@@ -70,3 +74,9 @@ class Segment:
         with contextlib.suppress(BufferError):
             self.map.close()
         os.close(self.fd)
+
+
+def _reserve(size: int) -> None:
+    """ENOMEM before the kernel starts to hand out pages: short of memory it kills, it does not refuse."""
+    if size >= _WORTH_A_LOOK and size > (left := available_memory()):
+        raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}, {left} bytes are left")

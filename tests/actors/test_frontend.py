@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from array import array
 
 import pytest
+from msgspec import structs
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors import live as live_module
-from lightllm_mp.actors.frontend import DRAIN_WINDOW, DrainRate, Frontend, SlowReader
+from lightllm_mp.actors.drain_rate import DRAIN_WINDOW, DrainRate
+from lightllm_mp.actors.frontend import Frontend, SlowReader
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Facts, Output, Sampling
 
@@ -313,6 +317,7 @@ def test_not_begun_and_draining_refuse():
         (b"", InvalidRequest),
         (array("i", [1] * 11).tobytes(), PromptTooLong),
         ("x" * 161, PromptTooLong),
+        ("half \ud800", InvalidRequest),
         ((say.ChatMessage("user", "x" * 161),), PromptTooLong),
         ((say.ChatMessage("user", (say.TextPart("x" * 161),)),), PromptTooLong),
     ],
@@ -391,3 +396,28 @@ def test_retry_after_is_the_queue_over_the_rate():
         assert 1.0 <= frontend.retry_after() < 60.0
 
     asyncio.run(body())
+
+
+def test_alternatives_with_and_without_a_tokenizer():
+    async def body():
+        frontend, _ = make()
+        live = submit(frontend)
+        top = ((0, array("i", [3, 4]).tobytes(), array("f", [-1.0, -2.0]).tobytes()),)
+        for count, words in enumerate((("c", "d"), ()), 1):
+            message = texts((live.rid, 3, "c", count, RUNNING))
+            frontend.deliver(structs.replace(message, top=top, top_texts=(words,)))
+        first, second = await live.batch()
+        assert [(a.id, a.logprob, a.text) for a in first.top] == [(3, -1.0, "c"), (4, -2.0, "d")]
+        assert [(a.id, a.text) for a in second.top] == [(3, ""), (4, "")]
+
+    asyncio.run(body())
+
+
+def test_the_front_loads_no_model_library():
+    """torch and transformers take seconds and gigabytes; a front needs neither."""
+    code = (
+        "import sys; import lightllm_mp.actors.http.app, lightllm_mp.actors.http.port; "
+        "print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2', 'multiprocessing') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

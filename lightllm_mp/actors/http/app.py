@@ -74,8 +74,7 @@ def create_app(
         public.add(exposition.handler)
     quiet = {route.handler for route in table if route.quiet}
     app = web.Application(
-        middlewares=[observe(meter, quiet, write_log=not config.disable_access_log), failures, guard(keys, public)],
-        client_max_size=config.max_body_bytes,
+        middlewares=[observe(meter, quiet, write_log=not config.disable_access_log), failures, guard(keys, public)]
     )
     app.on_response_prepare.append(sign)
     for route in table:

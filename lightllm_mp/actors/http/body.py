@@ -6,7 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from lightllm_mp.errors import EngineError, PayloadTooLarge, UnsupportedMedia
+from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
+
+BODIES = 8
+"""All bodies that are being received together may be as large as this many of the largest ones."""
 
 
 class RequestTimeout(EngineError):
@@ -17,20 +20,40 @@ class RequestTimeout(EngineError):
     code = "request_timeout"
 
 
-async def read_body(request: web.Request, *, most: int, seconds: float) -> bytes:
-    """The whole body; any content type, chunked or not. `most` is in bytes."""
-    if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise UnsupportedMedia("a compressed request body is not accepted")
-    if (request.content_length or 0) > most:
-        raise _too_large(most)
-    try:
-        async with asyncio.timeout(seconds):
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeout(f"the body did not arrive within {seconds:g} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(most) from None
+class BodyReader:
+    """Reads bodies of at most `most` bytes that arrive within `seconds`, and bounds what all of them hold together."""
 
+    def __init__(self, *, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._held = 0
+        """Bytes of all bodies that are being received."""
 
-def _too_large(most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {most} bytes")
+    async def read(self, request: web.Request) -> bytes:
+        """The whole body; any content type, chunked or not."""
+        if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+            raise UnsupportedMedia("a compressed request body is not accepted")
+        if (request.content_length or 0) > self._most:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._receive(request, body)
+        except TimeoutError:
+            raise RequestTimeout(f"the body did not arrive within {self._seconds:g} s") from None
+        except web.RequestPayloadError:
+            raise InvalidRequest("the body is not encoded as its headers say") from None
+        finally:
+            self._held -= len(body)
+        return bytes(body)
+
+    async def _receive(self, request: web.Request, body: bytearray) -> None:
+        while chunk := await request.content.readany():
+            body += chunk
+            self._held += len(chunk)
+            if len(body) > self._most:
+                raise self._too_large()
+            if self._held > BODIES * self._most:
+                raise Overloaded("too many large bodies at once", retry_after=1.0)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is larger than {self._most} bytes")

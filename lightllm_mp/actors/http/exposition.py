@@ -35,6 +35,8 @@ COUNTERS = {
     "prefix_hit_tokens": ("prefix_cache_hits",),
     "preemptions": ("num_preemptions",),
     "steps": ("batch_inference_count",),
+    "admitted": ("admitted_sequences",),
+    "evicted_tokens": ("kv_evicted_tokens",),
 }
 RATIOS = {
     "kv_cache_usage_perc": ("kv_used", "kv_total"),

@@ -34,7 +34,7 @@ def error_response(error: EngineError) -> web.Response:
         response.headers["Retry-After"] = str(RETRY_WHEN_UNAVAILABLE)
     elif isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
-    elif isinstance(error, RequestTimeout | PayloadTooLarge):
+    if isinstance(error, RequestTimeout | PayloadTooLarge):
         response.force_close()  # the rest of the body is not worth reading
     return response
 

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from lightllm_mp.actors.http import api, replies, sampling
-from lightllm_mp.actors.http.body import read_body
+from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import LIVE, Context
 from lightllm_mp.actors.http.streaming import stream
 from lightllm_mp.actors.live import Live
@@ -22,23 +22,25 @@ class Generate:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        config = context.config
+        self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
 
     async def whole(self, request: web.Request) -> web.StreamResponse:
         """POST /generate"""
-        return await self._whole(request, api.generate_body(await self._body(request)))
+        return await self._whole(request, api.generate_body(await self._bodies.read(request)))
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """POST /generate_stream"""
-        return await self._streamed(request, api.generate_body(await self._body(request)))
+        return await self._streamed(request, api.generate_body(await self._bodies.read(request)))
 
     async def either(self, request: web.Request) -> web.StreamResponse:
         """POST /"""
-        body = api.generate_body(await self._body(request))
+        body = api.generate_body(await self._bodies.read(request))
         return await (self._streamed if body.stream else self._whole)(request, body)
 
     async def tokens(self, request: web.Request) -> web.StreamResponse:
         """GET or POST /tokens"""
-        body = api.tokens_body(await self._body(request))
+        body = api.tokens_body(await self._bodies.read(request))
         api.refuse_media(body.multimodal_params)
         parameters, unknown = api.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
@@ -64,6 +66,8 @@ class Generate:
         parameters, unknown = api.parameters(body.parameters)
         if sampling.choices(parameters) > 1:
             raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
+        if parameters.prompt_logprobs is not None and parameters.prompt_logprobs >= 0:
+            unknown += ("prompt_logprobs",)  # an event has no place for them
         live = self._submit(request, body, parameters, streamed=True)
         try:
             return await stream(request, live, _warning(unknown))
@@ -75,7 +79,7 @@ class Generate:
     ) -> Live:
         api.refuse_media(body.multimodal_params)
         rules = sampling.sampling(parameters)
-        if streamed:  # a stream has no place for them
+        if streamed:
             rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
         live = self._context.frontend.submit(
             body.inputs if isinstance(body.inputs, str) else array("i", body.inputs).tobytes(),
@@ -89,10 +93,6 @@ class Generate:
         )
         request[LIVE] = live
         return live
-
-    async def _body(self, request: web.Request) -> bytes:
-        config = self._context.config
-        return await read_body(request, most=config.max_body_bytes, seconds=config.header_timeout)
 
 
 def _json(data: bytes, unknown: tuple[str, ...]) -> web.Response:

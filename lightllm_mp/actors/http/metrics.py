@@ -63,7 +63,7 @@ class Meter:
         self.rejections[reason] += 1
 
     def first_token(self, live: Live, seconds: float) -> None:
-        first = next(answer for answer in live.answers if answer.prompt_tokens)
+        first = max(live.answers, key=lambda answer: answer.prompt_tokens)
         self.first.add(seconds)
         self.input_length.add(first.prompt_tokens)
         self.prompt_tokens += first.prompt_tokens

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from aiohttp import web
-from msgspec import to_builtins
+from msgspec.structs import asdict
 
 from lightllm_mp.actors.http.context import Context
 from lightllm_mp.actors.http.replies import encode
@@ -58,7 +58,7 @@ class Status:
             "max_body_bytes": config.max_body_bytes,
             "live_requests": context.frontend.live,
         }
-        return _json(info | {"facts": to_builtins(facts) if facts else None})
+        return _json(info | {"facts": asdict(facts) if facts else None})
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

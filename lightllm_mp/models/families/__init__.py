@@ -1,0 +1,40 @@
+"""The model families: each a config mapping plus weight rules. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.llama import LLAMA, YI_OLD
+
+FAMILIES: tuple[Family, ...] = (LLAMA, YI_OLD)
+
+_BY_MODEL_TYPE = {name: family for family in FAMILIES for name in family.model_types}
+_BY_GGUF = {name: family for family in FAMILIES for name in family.gguf_architectures}
+
+
+def by_hf_config(config: dict[str, Any], *, where: str) -> Family:
+    """The family of a `config.json`, by its `model_type`. Raises ModelError when it is not served."""
+    model_type = config.get("model_type")
+    family = _BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise ModelError(f"{where}: model type {model_type!r} is not supported (supported: {_names(_BY_MODEL_TYPE)})")
+    return family
+
+
+def by_gguf_architecture(architecture: Any, *, where: str) -> Family:
+    """The family of a GGUF file, by its `general.architecture`. Raises ModelError when it is not served."""
+    family = _BY_GGUF.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        raise ModelError(
+            f"{where}: GGUF architecture {architecture!r} is not supported (supported: {_names(_BY_GGUF)})"
+        )
+    return family
+
+
+def _names(table: dict[str, Family]) -> str:
+    return ", ".join(sorted(table))
+
+
+__all__ = ["FAMILIES", "Family", "by_gguf_architecture", "by_hf_config"]

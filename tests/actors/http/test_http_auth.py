@@ -73,7 +73,9 @@ def test_no_bypass_by_path_or_method():
     async def body(s: Site):
         for path in TRICKS:
             for method in ("POST", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"):
-                head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(BODY)}\r\n\r\n"
+                head = (
+                    f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(BODY)}\r\n\r\n"
+                )
                 status = status_of(await s.raw(head.encode() + BODY))
                 assert status in (400, 401), (method, path, status)
         assert not s.engine.tokenizer

@@ -188,11 +188,39 @@ def test_not_begun_is_503():
 
 def test_malformed_http_is_answered_with_json():
     async def body(s: Site):
-        for data in (b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nBad Header: x\x00\r\n\r\n"):
+        for data in (
+            b"NONSENSE\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET /health HTTP/1.1\r\nBad Header: x\x00\r\n\r\n",
+        ):
             head, _, text = (await s.raw(data)).partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.") and b" 400 " in head.split(b"\r\n")[0]
+            assert head.startswith(b"HTTP/1.")
+            assert b" 400 " in head.split(b"\r\n")[0]
             assert error_of(text.decode())["message"] == "malformed HTTP request"
         huge = b"GET /health HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
         assert b" 400 " in (await s.raw(huge)).split(b"\r\n")[0]
 
     run(body)
+
+
+def test_a_body_that_is_not_encoded_as_declared():
+    async def body(s: Site):
+        head = b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for data in (b"zz\r\n{}\r\n", b"2\r\n{}garbage\r\n", b"-1\r\n\r\n"):
+            answer = await s.raw(head + data)
+            assert b" 400 " in answer.split(b"\r\n")[0], answer
+        assert (await s.post("/generate", BODY))[0] == 200
+        assert s.frontend.live == 0
+
+    run(body, header_timeout=2.0)
+
+
+def test_bodies_together_are_bounded():
+    async def body(s: Site):
+        head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        tasks = [asyncio.create_task(s.raw(head + b" " * 999)) for _ in range(12)]
+        answers = await asyncio.gather(*tasks)
+        assert {answer.split(b" ")[1] for answer in answers} == {b"408", b"429"}
+        assert (await s.post("/generate", BODY))[0] == 200
+
+    run(body, max_body_bytes=1000, header_timeout=0.5)

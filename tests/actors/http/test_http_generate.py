@@ -165,6 +165,16 @@ def test_every_event_is_its_own_chunk():
     run(body)
 
 
+def test_a_stream_warns_of_what_it_has_no_place_for():
+    async def body(s: Site):
+        parameters = {"prompt_logprobs": 0, "max_new_tokens": 1, "odd": 1}
+        async with s.session.post("/generate_stream", json={"inputs": "a", "parameters": parameters}) as response:
+            assert response.headers["X-LightLLM-Warning"] == "ignored parameters: odd, prompt_logprobs"
+        assert last_request(s).sampling.prompt_logprobs == -1
+
+    run(body)
+
+
 def test_root_serves_both():
     async def body(s: Site):
         assert (await s.post("/", BODY))[1]["generated_text"] == [expected(4)]

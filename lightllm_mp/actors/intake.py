@@ -1,0 +1,64 @@
+"""What is refused at the door: what this engine can never serve, seen without a tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
+from lightllm_mp.messages import ChatMessage, Facts, Sampling
+
+Prompt = str | bytes | tuple[ChatMessage, ...]
+"""Text, an int32 column of ids, or a chat."""
+
+MAX_N = 64
+CHARS_PER_TOKEN = 16
+"""A text longer than this times the longest prompt is refused before anybody tokenizes it."""
+
+
+def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts) -> None:
+    """Raises InvalidRequest or PromptTooLong."""
+    if not 1 <= n <= MAX_N:
+        raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
+    check_prompt(prompt, facts)
+    _check_column(sampling.stop_ids, facts, "stop_sequences")
+    _check_column(sampling.bias_ids, facts, "logit_bias")
+
+
+def check_prompt(prompt: Prompt, facts: Facts) -> None:
+    """Raises InvalidRequest or PromptTooLong."""
+    if isinstance(prompt, bytes):
+        _check_column(prompt, facts, "inputs")
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="inputs")
+        size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
+    else:
+        texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in _texts(message)]
+        size, most, unit = sum(map(len, texts)), CHARS_PER_TOKEN * facts.max_input, "characters"
+    if facts.max_input and size > most:
+        raise PromptTooLong(
+            f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
+        )
+    if not isinstance(prompt, bytes) and not all(map(_is_unicode, texts)):
+        raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
+
+
+def _texts(message: ChatMessage) -> list[str]:
+    return [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
+
+
+def _is_unicode(text: str) -> bool:
+    """A text that UTF-8, and so a message, can carry."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_column(column: bytes, facts: Facts, param: str) -> None:
+    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker."""
+    ids = np.frombuffer(column, "<i4")
+    if ids.size and facts.vocab_size and not (ids.min() >= 0 and ids.max() < facts.vocab_size):
+        raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

@@ -1,0 +1,98 @@
+"""Deterministic requests: how long prompts and answers are, and what stands in the prompts.
+
+`sharegpt` lengths are log-normal, then filtered as the ShareGPT serving benchmarks do (prompt and answer at least 4,
+prompt at most 1024, both together at most 2048 tokens). The means after the filter are 226.75 in and 188.25 out, those
+of a published run of 2000 ShareGPT requests; the spreads come from the coefficients of variation of that data set
+(1.335 and 0.674 as sigma of the logarithm). The first 2000 of seed 0 hold 470,634 tokens in and 377,679 out.
+
+Prompts are random, so no two share a prefix and a prefix cache gains nothing. Everything follows from the seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from lightllm_mp.errors import ConfigError
+
+MU_IN, SIGMA_IN, MU_OUT, SIGMA_OUT = 5.106040, 1.335, 5.012293, 0.674
+SHORTEST, LONGEST_IN, LONGEST = 4, 1024, 2048
+FIRST_ID = 259
+"""Ids below are special tokens and bytes in byte-level vocabularies."""
+
+TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work number night point home water room mother area money "
+    "story fact month lot right study book eye job word business issue side kind head house service friend father "
+    "power hour game line end member law car city"
+)
+WORDS = TEXT.split()
+
+
+class Request(NamedTuple):
+    """`prompt`: token ids, or a text of `input_len` words."""
+
+    prompt: list[int] | str
+    input_len: int
+    output_len: int
+
+
+def make(
+    n: int,
+    input_len: str,
+    output_len: str,
+    *,
+    seed: int = 0,
+    prompt: Literal["ids", "text"] = "ids",
+    vocab: int = 32000,
+    name: str = "",
+) -> list[Request]:
+    """n requests. Lengths: `N`, `uniform:a-b` or `sharegpt`. Another `name` gives other prompts for the same seed."""
+    ins, outs = _lengths(input_len, n, f"in-{seed}", seed, 0), _lengths(output_len, n, f"out-{seed}", seed, 1)
+    fill = _ids if prompt == "ids" else _text
+    return [
+        Request(fill(i, f"prompt-{name}{seed}-{k}", vocab), i, o)
+        for k, (i, o) in enumerate(zip(ins, outs, strict=True))
+    ]
+
+
+def sharegpt(seed: int = 0) -> Iterator[tuple[int, int]]:
+    """(prompt tokens, answer tokens) without end."""
+    rng = random.Random(f"lengths-{seed}")
+    while True:
+        i, o = round(math.exp(rng.gauss(MU_IN, SIGMA_IN))), round(math.exp(rng.gauss(MU_OUT, SIGMA_OUT)))
+        if i >= SHORTEST and o >= SHORTEST and i <= LONGEST_IN and i + o <= LONGEST:
+            yield i, o
+
+
+def _lengths(spec: str, n: int, key: str, seed: int, column: int) -> list[int]:
+    if spec == "sharegpt":
+        return [pair[column] for pair in islice(sharegpt(seed), n)]
+    low, high = _bounds(spec)
+    rng = random.Random(key)
+    return [rng.randint(low, high) for _ in range(n)]
+
+
+def _bounds(spec: str) -> tuple[int, int]:
+    kind, _, bounds = spec.rpartition(":")
+    low, dash, high = bounds.partition("-")
+    try:
+        found = (int(low), int(high)) if kind == "uniform" and dash else (int(spec), int(spec))
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError(f"length {spec!r}: expected N, uniform:a-b or sharegpt, with lengths of at least 1")
+    return found
+
+
+def _ids(length: int, key: str, vocab: int) -> list[int]:
+    rng = random.Random(key)
+    return [rng.randrange(min(FIRST_ID, vocab - 1), vocab) for _ in range(length)]
+
+
+def _text(length: int, key: str, vocab: int) -> str:
+    rng = random.Random(key)
+    return " ".join(rng.choice(WORDS) for _ in range(length))

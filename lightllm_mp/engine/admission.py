@@ -1,0 +1,66 @@
+"""Who may start: the largest number of KV tokens ever held if every sequence ends where its distribution says.
+
+After "Past-Future Scheduler for LLM Serving under SLA Guarantees" (ASPLOS'25): output lengths are sampled from those of
+recently finished requests, conditioned on what has been produced, and the worst peak of a few samples has to fit.
+Three things are different here. A sequence keeps its draws while it lives, so asking again does not mean asking until a
+lucky draw. One more entry, the sequence's own limit, stands for every length not yet seen, so an empty window is the
+most cautious one. Slots that several sequences share are counted once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 1000
+"""Finished lengths that are remembered."""
+SAMPLES = 4
+RESERVE = 0.04
+"""Share of the KV memory that admission leaves free for wrong predictions."""
+
+
+class OutputLengths:
+    """The last WINDOW finished output lengths, in tokens."""
+
+    def __init__(self) -> None:
+        self._ring = np.zeros(WINDOW, np.int64)
+        self._count = 0
+        self._sorted: NDArray[np.int64] | None = None
+
+    def record(self, tokens: int) -> None:
+        self._ring[self._count % WINDOW] = tokens
+        self._count += 1
+        self._sorted = None
+
+    def predict(self, produced: NDArray, limit: NDArray, draws: NDArray) -> NDArray[np.int64]:
+        """Final output lengths [samples, n], above `produced` [n] and at most `limit` [n], by `draws` [samples, n] in
+        0..1: quantiles of the remembered lengths above `produced`, with `limit` as one more entry at the end."""
+        if self._sorted is None:
+            finished = np.sort(self._ring[: min(self._count, WINDOW)])
+            self._sorted = np.append(finished, np.iinfo(np.int64).max)
+        lengths = self._sorted
+        seen = np.searchsorted(self._sorted, produced, side="right")
+        picks = seen + (draws * (len(lengths) - seen)).astype(np.int64)
+        return np.minimum(lengths[picks], limit)
+
+
+def peak(held: NDArray, left: NDArray) -> int:
+    """Most tokens ever held at once by sequences that hold `held` [n] now, grow by one token a step, end after
+    `left` [samples, n] more and then give back all; the worst of the samples.
+
+    Sorted by `left`, descending: just before sequence i ends, it and all before it have grown by left[i]."""
+    keys = (left.astype(np.int64) << 32) + held  # one sort of numbers is much faster than an argsort
+    keys.sort(axis=1)
+    keys = keys[:, ::-1]
+    left, held = keys >> 32, keys & 0xFFFF_FFFF
+    count = np.arange(1, held.shape[1] + 1)
+    return int((np.cumsum(held, axis=1) + count * left).max(initial=0))
+
+
+def capacity(kv_tokens: int) -> int:
+    return kv_tokens - int(kv_tokens * RESERVE)
+
+
+def most(held: NDArray, left: NDArray) -> int:
+    """No peak is above this: everybody holds everything at once. Much cheaper than `peak`."""
+    return int((held + left).sum())

@@ -1,0 +1,92 @@
+"""Who holds which KV slot. Each is exactly once free, in the prefix tree, or owned by one running sequence.
+
+A sequence holds its first `Rows.treed` positions through a lock on the tree and owns the rest. What it has computed
+goes to the tree when its prefill is done, so that others share it, and when it leaves; only answered steps count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.engine.counters import Counters
+from lightllm_mp.engine.plan import Ints
+from lightllm_mp.engine.radix import EMPTY, RadixTree
+from lightllm_mp.engine.rows import Rows
+from lightllm_mp.engine.sequence import Sequence
+from lightllm_mp.engine.slots import SlotPool
+
+
+class KvMemory:
+    def __init__(self, kv_tokens: int, rows: Rows, counters: Counters) -> None:
+        self.pool, self.tree = SlotPool(kv_tokens), RadixTree()
+        self._rows = rows
+        self._counters = counters
+
+    @property
+    def available(self) -> int:
+        """Slots that `take` can give."""
+        return self.pool.free + self.tree.evictable
+
+    @property
+    def used(self) -> int:
+        """Slots held by running sequences, shared ones counted once."""
+        return self.pool.total - self.available
+
+    def clear(self) -> None:
+        self.pool.clear()
+        self.tree.clear()
+
+    def take(self, n: int) -> Ints | None:
+        """int32 [n] slots, at the cost of cached prefixes if need be; None when even that is not enough."""
+        missing = n - self.pool.free
+        if missing > self.tree.evictable:
+            return None
+        if missing > 0:
+            self.pool.give_back(self.tree.evict(missing))
+            self._counters.evicted_tokens += missing
+        return self.pool.alloc(n)
+
+    def borrow(self, sequence: Sequence) -> Ints:
+        """Lock the longest known prefix of a sequence in place of the one it held; returns its slots. The last id is
+        always computed, for its logits."""
+        if not sequence.reads_cache:
+            return EMPTY
+        slots, node = self.tree.match(sequence.ids[:-1])
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node, sequence.tree_version = node, self.tree.version
+        return slots
+
+    def let_go(self, sequence: Sequence) -> None:
+        """Give up the lock on the shared prefix."""
+        if sequence.node is not None:
+            self.tree.unlock(sequence.node)
+        sequence.node, sequence.tree_version = None, -1
+
+    def publish(self, sequence: Sequence) -> tuple[int, int]:
+        """Hand what a running sequence has computed to the tree. Where the tree had the same prefix by now, the
+        sequence moves over to the tree's slots: returns those positions, start and end."""
+        row, rows = sequence.row, self._rows
+        start, end = int(rows.treed[row]), int(rows.confirmed[row])
+        node, known = self.tree.insert(rows.ids[row, :end], rows.slots[row, :end])
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node = node
+        rows.treed[row] = end
+        if known > start:
+            self.pool.give_back(rows.slots[row, start:known].copy())
+            rows.slots[row, :known] = self.tree.match(rows.ids[row, :known])[0]
+            rows.borrowed[row] = known
+        return start, max(start, known)
+
+    def release(self, sequence: Sequence, *, feed: bool) -> None:
+        """A running sequence gives up all its slots; with `feed` the tree gets what is computed."""
+        row, rows = sequence.row, self._rows
+        treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
+        slots = rows.slots[row, :planned]
+        if feed and sequence.cached and confirmed > treed:
+            _, known = self.tree.insert(rows.ids[row, :confirmed], slots[:confirmed])
+            self.pool.give_back(np.concatenate((slots[treed:known], slots[confirmed:])))
+        else:
+            self.pool.give_back(slots[treed:].copy())
+        self.let_go(sequence)

@@ -1,0 +1,70 @@
+"""What a scheduler may hand out, and what of a request fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightllm_mp.engine.plan import Ints
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
+from lightllm_mp.messages import Tokenized
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    kv_tokens: int
+    """KV slots in total."""
+    rows: int
+    """Most sequences at once."""
+    max_context: int
+    """Longest prompt plus answer, in tokens."""
+    max_input: int
+    """Longest prompt, in tokens."""
+    step_tokens: int
+    """Most tokens one step computes."""
+    eos_ids: tuple[int, ...]
+    vocab_size: int
+    prompt_cache: bool = True
+
+    @property
+    def running(self) -> int:
+        """Most running sequences: each can have at least one token in every step, so none is left behind."""
+        return min(self.rows, self.step_tokens)
+
+    @property
+    def width(self) -> int:
+        """Most ids one sequence can have. The last one is never computed, so it needs no slot."""
+        return min(self.max_context, self.kv_tokens + 1)
+
+
+def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
+    """The request's ids and its max_new_tokens, cut to what the context and the KV memory hold beside the prompt.
+
+    InvalidRequest or PromptTooLong when it can never be served; ValueError when the sender broke the protocol."""
+    ids = np.frombuffer(request.ids, "<i4")
+    emitted = len(ids) - request.prompt_tokens
+    if emitted < 0 or request.n < 1 or (emitted and request.n > 1):
+        raise ValueError(
+            f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.n=} do not go together"
+        )
+    _check_prompt(ids, request.prompt_tokens, limits)
+    asked = request.sampling.max_new_tokens
+    if asked < 1:
+        raise InvalidRequest("max_new_tokens is at least 1", param="max_new_tokens")
+    if emitted >= asked:
+        raise ValueError(f"request {request.rid}: {emitted} of {asked} tokens are emitted, nothing is left to produce")
+    max_new = min(asked, limits.width - request.prompt_tokens)
+    if emitted >= max_new:
+        raise PromptTooLong(f"prompt and answer so far have {len(ids)} tokens; they no longer fit {limits.width}")
+    return ids, max_new
+
+
+def _check_prompt(ids: Ints, prompt_tokens: int, limits: Limits) -> None:
+    longest = min(limits.max_input, limits.width - 1)
+    if prompt_tokens == 0:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    if prompt_tokens > longest:
+        raise PromptTooLong(f"the prompt has {prompt_tokens} tokens, at most {longest} are possible", param="prompt")
+    if ids.min() < 0 or ids.max() >= limits.vocab_size:
+        raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="prompt")

@@ -1,0 +1,92 @@
+"""From configuration to an engine that has run its worst step: device, dtype, weights, KV size, executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from lightllm_mp.config import EngineConfig, ModelConfig
+from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.memory import kv_budget, plan_memory
+from lightllm_mp.kernels.select import default_dtype, set_threads
+from lightllm_mp.messages import Facts
+from lightllm_mp.models.config import read_model_config
+from lightllm_mp.models.loader import load_model
+
+STEP_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Most tokens of a step: on CPU a step of this size already takes long, on a GPU it is needed to keep it busy."""
+RUN_AHEAD = {"cpu": 0, "cuda": 1}
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    executor: Executor
+    facts: Facts
+
+
+def build_engine(
+    path: Path,
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    kv_tokens: int | None = None,
+) -> Engine:
+    """Load and warm up. `kv_tokens` repeats the size that an earlier process had found.
+
+    Raises ModelError or ConfigError with one line that says what is wrong.
+    """
+    spec = read_model_config(path)
+    device = _device(model.device)
+    dtype = default_dtype(spec, device) if model.data_type == "auto" else _DTYPES[model.data_type]
+    threads = set_threads(engine.threads or None) if device.type == "cpu" else 0
+    decoder = load_model(path, device=device, dtype=dtype, progress=progress)
+    if kv_tokens is not None:
+        engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
+    memory = plan_memory(spec, dtype, engine, kv_budget(device, engine.mem_fraction))
+    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    executor = Executor(
+        decoder,
+        kv_tokens=memory.kv_tokens,
+        rows=engine.running_max_req_size,
+        max_context=memory.max_context,
+        step_tokens=step_tokens,
+        device=device,
+    )
+    executor.warm_up()
+    facts = Facts(
+        model_name=model.model_name or path.stem,
+        vocab_size=spec.vocab,
+        max_context=memory.max_context,
+        max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+        kv_tokens=memory.kv_tokens,
+        rows=engine.running_max_req_size,
+        step_tokens=step_tokens,
+        run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+        eos_ids=model.eos_id or spec.eos_ids,
+        device=f"{threads} CPU threads" if threads else torch.cuda.get_device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=decoder.weight_bytes,
+        kv_bytes=memory.kv_bytes,
+    )
+    return Engine(executor, facts)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+

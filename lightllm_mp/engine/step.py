@@ -1,0 +1,83 @@
+"""The sequences of one step as arrays: what a plan names, in the form that forward pass and sampler take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightllm_mp.engine.plan import SAMPLE, Ints
+from lightllm_mp.engine.tables import RowTables, ramp
+from lightllm_mp.models.batch import Batch
+
+Longs = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Step:
+    """Host arrays; a line is a new token's place among all new tokens of the step."""
+
+    rows: Ints
+    """[sequences]"""
+    starts: Ints
+    ends: Ints
+    """[sequences]: the sequence's length after the step, which is the position of its next token."""
+    seq_start: Ints
+    """[sequences + 1]: the first line of each sequence; the last entry is the number of lines."""
+    positions: Ints
+    """[lines]"""
+    at: Longs
+    """[lines]: flat table indices of the new tokens."""
+    sampled: Longs
+    """The sequences that are sampled, in plan order."""
+    max_count: int
+    """Most new tokens of a sequence."""
+    max_end: int
+
+    @classmethod
+    def of(cls, seqs: Ints, tables: RowTables) -> Step:
+        """From the sequences of a plan, int32 [n > 0, 4]. ValueError if one is empty or reaches outside the tables."""
+        longest = tables.check(seqs[:, :3])
+        rows, starts, counts, flags = np.ascontiguousarray(seqs.T)
+        ends = starts + counts
+        max_end = int(ends.max())
+        if counts.min() < 1 or max_end >= tables.width:
+            raise ValueError("a plan names a sequence without new tokens, or without room for the next one")
+        seq_start = np.zeros(len(rows) + 1, np.int32)
+        counts.cumsum(out=seq_start[1:])
+        first = tables.flat(rows, starts)
+        return cls(
+            rows=rows,
+            starts=starts,
+            ends=ends,
+            seq_start=seq_start,
+            positions=starts if longest == 1 else ramp(starts.astype(np.int64), counts).astype(np.int32),
+            at=first if longest == 1 else ramp(first, counts),
+            sampled=np.flatnonzero(flags & SAMPLE),
+            max_count=longest,
+            max_end=max_end,
+        )
+
+    @property
+    def sampled_lines(self) -> Longs:
+        """The last line of each sampled sequence."""
+        return self.seq_start[1:][self.sampled].astype(np.int64) - 1
+
+    def batch(self, tables: RowTables, at: torch.Tensor) -> Batch:
+        """The forward pass's view of the step; `at` is this step's `at` on the device."""
+
+        def put(array: Ints) -> torch.Tensor:
+            return torch.from_numpy(array).to(tables.device)
+
+        return Batch(
+            positions=put(self.positions),
+            slots=tables.slots.view(-1)[at],
+            seq_start=put(self.seq_start),
+            context=put(self.ends),
+            rows=put(self.rows),
+            slot_table=tables.slots,
+            max_query=self.max_count,
+            max_context=self.max_end,
+        )

@@ -1,0 +1,56 @@
+"""Turns what the scheduler has decided for a step into a plan's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from lightllm_mp.engine.flight import Flight
+from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.engine.rows import Rows
+from lightllm_mp.engine.sequence import Sequence
+
+
+def write_step(
+    step: int,
+    rows: Rows,
+    moved: Iterable[tuple[int, int, int]],
+    decoding: np.ndarray,
+    chunks: Mapping[Sequence, int],
+) -> tuple[bytes, Flight]:
+    """Rows `decoding` compute their last planned position, the sequences of `chunks` what they have planned from the
+    given start on. `moved`: (row, start, end) of positions whose slots have changed."""
+    builder = PlanBuilder(step)
+    for row, start, end in moved:
+        builder.write_slots(row, start, rows.slots[row, start:end])
+    if len(decoding):
+        positions = rows.planned[decoding] - 1
+        builder.write_slot_each(decoding, positions, rows.slots[decoding, positions])
+        builder.add_each(decoding, positions)
+    ordered = sorted(chunks, key=lambda sequence: _place(rows, sequence, chunks[sequence]))
+    for sequence in ordered:
+        _write_chunk(builder, rows, sequence, chunks[sequence])
+    taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
+    ends = rows.planned[taken]
+    return builder.pack(), Flight(step, taken, rows.life[taken], ends, ends >= rows.target[taken], len(decoding))
+
+
+def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
+    """One-token chunks stand beside the decode tokens, those that are sampled first."""
+    end = rows.planned[sequence.row]
+    return bool(end - start > 1), bool(end < rows.target[sequence.row])
+
+
+def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: int) -> None:
+    row = sequence.row
+    end, target = int(rows.planned[row]), int(rows.target[row])
+    if not sequence.installed:
+        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids)
+        if start:
+            builder.write_ids(row, 0, rows.ids[row, :start])
+            builder.write_slots(row, 0, rows.slots[row, :start])
+    # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
+    builder.write_ids(row, start, rows.ids[row, start : min(end + 1, target)])
+    builder.write_slots(row, start, rows.slots[row, start:end])
+    builder.add(row, start, end - start, sample=end == target)

@@ -1,0 +1,56 @@
+"""The device's two tables: per row and position a token id and a KV slot."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightllm_mp.engine.plan import Ints, Runs
+
+
+def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
+    """int64 [sum of counts]: starts[0], starts[0] + 1, .. (counts[0] numbers), then starts[1], .."""
+    ends = counts.cumsum(dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - counts), counts) + np.arange(total, dtype=np.int64)
+
+
+class RowTables:
+    """`tokens` and `slots`, int32 [rows, width]; entry (row, position) has the flat index row * width + position."""
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.rows, self.width, self.device = rows, width, device
+        self.tokens = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.slots = torch.zeros((rows, width), dtype=torch.int32, device=device)
+
+    def clear(self) -> None:
+        self.tokens.zero_()
+        self.slots.zero_()
+
+    def check(self, lines: Ints) -> int:
+        """The largest count among `lines`, int32 [n > 0, 3] of (row, position, count).
+
+        Raises ValueError unless all lie inside the tables: a run past a row's end would write into the next row.
+        """
+        row, start, count = lines.astype("<u4").max(0).tolist()  # unsigned: what is negative becomes too large
+        last = int((lines[:, 1] + lines[:, 2]).max())
+        if row >= self.rows or max(start, count, last) > self.width:
+            raise ValueError(f"a plan reaches outside the tables of {self.rows} rows and {self.width} positions")
+        return count
+
+    def flat(self, rows: Ints, positions: Ints | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat indices of single entries."""
+        return rows.astype(np.int64) * self.width + positions
+
+    def write(self, table: Tensor, edit: Runs) -> None:
+        """Writes the runs of a plan into one of the tables."""
+        if not len(edit.runs):
+            return
+        rows, starts, counts = edit.runs.T
+        at = self.flat(rows, starts)
+        if self.check(edit.runs) > 1 or len(at) != len(edit.values):
+            at = ramp(at, counts)
+        values = torch.from_numpy(edit.values).to(self.device)
+        table.view(-1)[torch.from_numpy(at).to(self.device)] = values

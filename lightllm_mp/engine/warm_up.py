@@ -1,0 +1,71 @@
+"""Plans that stand for the worst steps there can be: the longest prefill, the largest decode batch, every rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.messages import Sampling
+
+EVERYTHING = Sampling(
+    seed=1,
+    temperature=0.8,
+    top_k=50,
+    top_p=0.95,
+    min_p=0.01,
+    presence_penalty=0.5,
+    frequency_penalty=0.5,
+    repetition_penalty=1.1,
+    penalize_prompt=True,
+    min_new_tokens=2,
+    bias_ids=np.zeros(1, "<i4").tobytes(),
+    bias_values=np.ones(1, "<f4").tobytes(),
+    top_logprobs=20,
+)
+HARDEST = (
+    Sampling(seed=1),
+    EVERYTHING,
+    Sampling(seed=1, temperature=1.0),
+    # So hot that no candidate list reaches the mass: rows are sorted whole.
+    Sampling(seed=1, temperature=1e4, top_p=0.999),
+)
+
+
+def warm_up_plans(*, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int) -> Iterator[bytes]:
+    """One prefill step of `step_tokens`, then decode steps of all rows, one for each of HARDEST.
+
+    All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are.
+    """
+    yield _prefill(rows, max_context, step_tokens, spare_slot)
+    context = min(max_context, max(1, kv_tokens // rows))
+    for number, sampling in enumerate(HARDEST):
+        yield _decode(min(rows, step_tokens), context, sampling, number + 1, spare_slot)
+
+
+def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> bytes:
+    """A step's tokens as few long sequences, the last part of a full context where one sequence takes them all."""
+    builder, left = PlanBuilder(0), step_tokens
+    for row in range(rows):
+        count = min(left, max_context)
+        if not count:
+            break
+        _fill(builder, row, max_context, Sampling(seed=1), spare_slot)
+        builder.add(row, max_context - count, count, sample=True)
+        left -= count
+    return builder.pack()
+
+
+def _decode(rows: int, context: int, sampling: Sampling, step: int, spare_slot: int) -> bytes:
+    builder = PlanBuilder(step)
+    for row in range(rows):
+        _fill(builder, row, context, sampling, spare_slot)
+    builder.add_each(np.arange(rows), np.full(rows, context - 1))
+    return builder.pack()
+
+
+def _fill(builder: PlanBuilder, row: int, context: int, sampling: Sampling, spare_slot: int) -> None:
+    builder.setup(row, context, sampling, masked_ids=(0,))
+    builder.write_ids(row, 0, np.zeros(context, np.int32))
+    builder.write_slots(row, 0, np.full(context, spare_slot, np.int32))

@@ -1,0 +1,44 @@
+"""The settings there are: the fields of the structs in config.py."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lightllm_mp.config import Config
+
+ENV_PREFIX = "LIGHTLLM_MP_"
+
+
+class Field(NamedTuple):
+    """One setting: the part of `Config` it stands in, its name, type and default."""
+
+    part: str
+    name: str
+    type: Any
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def many(self) -> bool:
+        """Takes several values."""
+        return typing.get_origin(self.type) is tuple
+
+
+def parts() -> dict[str, type[msgspec.Struct]]:
+    """The structs of `Config` by name, in order."""
+    return {part.name: part.type for part in msgspec.structs.fields(Config)}
+
+
+def fields() -> dict[str, Field]:
+    """All settings by name, in the order of config.py."""
+    return {
+        field.name: Field(part, field.name, field.type, field.default)
+        for part, struct in parts().items()
+        for field in msgspec.structs.fields(struct)
+    }

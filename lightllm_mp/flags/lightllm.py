@@ -1,0 +1,142 @@
+"""LightLLM's flags of 2024 and 2026 that are not simply ours: what becomes of each, in one table.
+
+A flag that this package has under the same name is not listed: it is a field of config.py and means the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ALIASES = {"disable_dynamic_prompt_cache": "disable_prompt_cache"}
+"""LightLLM's name: our field."""
+
+DEFAULT_WORDS = {"eos_id": ("auto", "none"), "model_dir": (), "model_name": (), "api_key_file": ()}
+"""Our field: LightLLM's words for the default (of fields not listed: none, null). A name may be any word."""
+
+
+class Other(NamedTuple):
+    """A flag without a counterpart. `why` is told to the user.
+
+    `harmless`: None: accepted with any value, without effect. Values: accepted with these, refused with others.
+    Empty: refused, with or without a value.
+    """
+
+    why: str
+    harmless: tuple[str, ...] | None = None
+
+    def refuses(self, words: list[str]) -> bool:
+        """`words`: the values that were given; a plain flag has none."""
+        if self.harmless is None:
+            return False
+        if self.harmless == ():
+            return [word.lower() for word in words] not in (["false"], ["none"])
+        return any(word.lower() not in self.harmless for word in words)
+
+
+ACCEPTED = {
+    "the processes are wired through shared memory and need no such address": (
+        "nccl_port zmq_mode use_config_server_to_init_nccl multinode_httpmanager_port multinode_router_gloo_port "
+        "visual_rpyc_port visual_use_proxy_mode"
+    ),
+    "chunked prefill shares every step with decode; --batch-max-tokens bounds a step": (
+        "splitfuse_mode splitfuse_block_size chunked_prefill_size disable_chunked_prefill enable_prefill_decode_mixed"
+    ),
+    "shared prefixes are found by themselves": "prompt_cache_strs diverse_mode",
+    "admission estimates memory from the lengths of finished requests": (
+        "router_token_ratio router_max_new_token_len router_max_wait_tokens schedule_time_interval "
+        "disable_aggressive_schedule dp_balancer"
+    ),
+    "figures are served at /metrics, none are logged by the clock": "disable_log_stats log_stats_interval",
+    "use --log-level debug": "detail_log",
+    "every process is watched, and /health tells the truth, without it": "health_monitor",
+    "one HTTP process serves all clients": "httpserver_workers",
+    "a prompt that is too long is refused with a clear error, never cut": "long_truncation_mode",
+    "each request says for itself whether it wants prompt logprobs": "enable_prompt_logprobs",
+    "it is only a label": "model_owner job_name grouping_key push_interval",
+    "the fastest way on this device is chosen by the engine": (
+        "performance_mode p_mode sampling_backend penalty_counter_mode llm_prefill_att_backend llm_decode_att_backend "
+        "vit_att_backend enable_torch_fallback enable_triton_fallback disable_symm_mem_allreduce "
+        "disable_flashinfer_allreduce enable_fused_shared_experts disable_shm_warning"
+    ),
+    "it tunes the CUDA path, which has its own choice": (
+        "disable_cudagraph graph_max_batch_size graph_split_batch_size graph_grow_step_size graph_max_len_in_batch "
+        "enable_prefill_cudagraph prefill_cudagraph_max_handle_token enable_mps"
+    ),
+    "whether a model takes images stands in its checkpoint; models with images come later": (
+        "enable_multimodal disable_vision disable_audio enable_multimodal_url_cache cache_capacity "
+        "cache_reserved_ratio embed_cache_storage_size max_image_token_count max_image_pixels disable_image_resize "
+        "visual_gpu_ids visual_infer_batch_size visual_send_batch_size audio_gpu_ids audio_infer_batch_size"
+    ),
+    "it tunes a cache that is not used here": (
+        "cpu_cache_storage_size cpu_cache_token_page_size disk_cache_storage_size disk_cache_dir "
+        "linear_att_hash_page_size linear_att_cache_size linear_att_ssm_data_type"
+    ),
+    "it tunes a mode that is not used here": (
+        "pd_master_ip pd_master_port pd_kv_page_num pd_kv_page_size pd_trans_mode select_p_d_node_strategy "
+        "config_server_host config_server_port config_server_visual_redis_port llm_kv_quant_group_size"
+    ),
+}
+"""Reason: names. Accepted with any value, no effect."""
+
+BY_VALUE = {
+    "load_way": ("hf", "only Hugging Face checkpoints are read"),
+    "run_mode": ("normal", "prefill and decode on separate machines come later"),
+    "dp": ("1", "data parallel comes later; start one server a replica"),
+    "nnodes": ("1", "several machines come later"),
+    "node_rank": ("0", "several machines come later"),
+    "nccl_host": ("127.0.0.1 localhost", "several machines come later"),
+    "quant_type": ("none", "quantised weights come later, GGUF files apart"),
+    "vit_quant_type": ("none", "quantised weights come later, GGUF files apart"),
+    "llm_kv_type": ("none", "a quantised KV cache comes later"),
+    "output_constraint_mode": ("none", "constrained output comes later"),
+    "mtp_mode": ("none", "speculative decoding comes later"),
+    "mtp_step": ("0", "speculative decoding comes later"),
+    "hardware_platform": ("cuda", "other accelerators come later"),
+    "expert_dtype": ("none", "quantised experts come later"),
+    "visual_tp": ("1", "models with images come later"),
+    "visual_dp": ("1", "models with images come later"),
+    "audio_tp": ("1", "models with audio come later"),
+    "audio_dp": ("1", "models with audio come later"),
+    "mode": (
+        "triton_gqa_attention triton_flashdecoding triton_gqa_flashdecoding ppl_fp16 ppl_fp16_flashdecoding",
+        "the engine chooses attention kernels itself; quantised weights and KV come later",
+    ),
+}
+"""Name: values that change nothing, and why others are refused."""
+
+LATER = {
+    "say skip_special_tokens: false in the request": "no_skipping_special_tokens",
+    "say add_spaces_between_special_tokens: false in the request": "no_spaces_between_special_tokens",
+    "say prompt_logprobs in the request": "return_all_prompt_logprobs",
+    "use --api-key-file: with it every route but health needs a key": "enable_monitor_auth",
+    "the checkpoint's chat template is used; another one comes later": "chat_template",
+    "tool calls come later": "tool_call_parser",
+    "splitting off the reasoning comes later": "reasoning_parser",
+    "TGI's answer shapes come later": "use_tgi_api",
+    "the HTTP server is not hypercorn": "hypercorn_config",
+    "pushing metrics comes later; /metrics can be scraped": "metric_gateway",
+    "profiling hooks come later": "enable_profiling",
+    "constrained output comes later": "token_healing_mode first_token_constraint_mode",
+    "reward models come later": "use_reward_model",
+    "mixture-of-experts models come later": (
+        "enable_ep_moe ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
+    ),
+    "quantised weights and KV come later, GGUF files apart": "quant_cfg vit_quant_cfg kv_quant_calibration_config_path",
+    "speculative decoding comes later": "mtp_draft_model_dir",
+    "KV outside the device's memory comes later": "enable_cpu_cache enable_disk_cache enable_dp_prompt_cache_fetch",
+    "data-parallel and micro-batch modes come later": (
+        "enable_tpsp_mix_mode enable_dp_prefill_balance enable_prefill_microbatch_overlap "
+        "enable_decode_microbatch_overlap"
+    ),
+    "prefill and decode on separate machines come later": "pd_master_mode",
+    "embeddings on a shared file system come later": "afs_image_embed_dir afs_embed_capacity",
+    "weight updates while serving come later": "enable_rl enable_torch_memory_saver enable_weight_cpu_backup",
+}
+"""Reason: names. Refused, since ignoring them would change answers or who may ask."""
+
+OTHERS: dict[str, Other] = {
+    **{name: Other(why) for why, names in ACCEPTED.items() for name in names.split()},
+    **{name: Other(why, tuple(values.split())) for name, (values, why) in BY_VALUE.items()},
+    **{name: Other(why, ()) for why, names in LATER.items() for name in names.split()},
+}
+"""LightLLM's name: what becomes of it."""

@@ -1,0 +1,45 @@
+"""argparse, made strict: dashes or underscores, no abbreviations, and mistakes as a `ConfigError` of one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from lightllm_mp.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError instead of printing usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "))
+
+
+def parse(parser: Parser, argv: Sequence[str], names: Iterable[str]) -> argparse.Namespace:
+    """Parse strictly; an unknown flag is answered with the nearest of `names` (flags with their dashes)."""
+    space, unknown = parser.parse_known_args(dashed(argv))
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        if not word.startswith("-"):
+            raise ConfigError(f"unexpected argument {word!r}")
+        raise ConfigError(f"unknown flag {word}{nearest(word, names)}")
+    return space
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """`--max_total_token_num=1` to `--max-total-token-num=1`; values stay as they are."""
+    out = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            word = flag.replace("_", "-") + equals + value
+        out.append(word)
+    return out
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing when no name is near."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

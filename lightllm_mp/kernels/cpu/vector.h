@@ -1,0 +1,108 @@
+/* Sixteen floats at a time, in the compiler's portable vector types. */
+#ifndef LIGHTLLM_MP_VECTOR_H
+#define LIGHTLLM_MP_VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "native.h"
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+INLINE float bf16_float(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Nearest, ties to even; a NaN stays one. */
+INLINE uint16_t float_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if (f != f) return 0x7fc0;
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE vf splat(float f) { return f - (vf){0}; }
+
+INLINE vf load_float(const void *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE vf load_bf16(const void *p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+INLINE void store_bf16(void *p, vf v) {
+    vu u = (vu)v;
+    vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    vu nan = (vu)(v != v);
+    vh h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
+    memcpy(p, &h, sizeof h);
+}
+
+/* Element i of a buffer of `type`; `type` is a constant where these are inlined. */
+INLINE vf load(const void *p, long i, enum dtype type) {
+    return type == BFLOAT16 ? load_bf16((const uint16_t *)p + i) : load_float((const float *)p + i);
+}
+
+INLINE void store(void *p, long i, vf v, enum dtype type) {
+    if (type == BFLOAT16)
+        store_bf16((uint16_t *)p + i, v);
+    else
+        memcpy((float *)p + i, &v, sizeof v);
+}
+
+INLINE float load_one(const void *p, long i, enum dtype type) {
+    return type == BFLOAT16 ? bf16_float(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+INLINE void store_one(void *p, long i, float f, enum dtype type) {
+    if (type == BFLOAT16)
+        ((uint16_t *)p)[i] = float_bf16(f);
+    else
+        ((float *)p)[i] = f;
+}
+
+/* Always the same tree of additions. */
+INLINE float sum_lanes(vf v) {
+    float s[LANES];
+    memcpy(s, &v, sizeof s);
+    for (int step = LANES / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) s[i] += s[i + step];
+    return s[0];
+}
+
+INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* e^x to about 2 ulp: 2^n * p(r) with r in [-ln2/2, ln2/2]; Cephes' expf polynomial. 0 below -87, for -inf too. */
+INLINE vf exp_vf(vf x) {
+    vi low = x < -87.0f;
+    vf clipped = select_vf(low, splat(-87.0f), select_vf(x > 88.0f, splat(88.0f), x));
+    vf shifted = clipped * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
+    vi n = (vi)shifted - 0x4b400000;
+    vf whole = shifted - 12582912.0f;
+    vf r = clipped - whole * 0.693359375f;
+    r = r - whole * -2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vf scaled = p * (vf)((n + 127) << 23);
+    return select_vf(low, (vf){0}, scaled);
+}
+
+#endif

@@ -1,0 +1,63 @@
+"""Chooses, for this process: the op table, the number of threads, and the dtype a model runs in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.cpu import overlay
+from lightllm_mp.kernels.table import OpTable
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.spec import ModelSpec
+
+
+def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
+    """The fastest ops for tensors of this device and dtype."""
+    if torch.device(device).type == "cpu" and dtype in overlay.TYPES:
+        return overlay.table() or reference.TABLE
+    return reference.TABLE
+
+
+def set_threads(count: int | None = None) -> int:
+    """Gives CPU ops `count` threads (default: one per physical core this process may use) and returns the number.
+
+    Where the C extension does the work, torch's own pool is set to one thread: its OpenMP workers spin for
+    milliseconds after each use and would take the cores from the extension's threads.
+    """
+    count = count or physical_cores()
+    if overlay.table() is None:
+        torch.set_num_threads(count)
+    else:
+        overlay.set_threads(count)
+        torch.set_num_threads(1)
+    return count
+
+
+def default_dtype(spec: ModelSpec, device: torch.device | str = "cpu") -> torch.dtype:
+    """What a model runs in unless told otherwise: the file's own 16 or 32 bit type, bfloat16 for quantised files.
+
+    On a CPU it is bfloat16 with the C extension (half the memory traffic of float32, and AMX or AVX512-BF16 where the
+    processor has them), float32 without it; float16 has no fast path there.
+    """
+    own = {"float32": torch.float32, "float16": torch.float16}.get(spec.file_dtype, torch.bfloat16)
+    if torch.device(device).type != "cpu" or own == torch.float32:
+        return own
+    return torch.float32 if overlay.table() is None else torch.bfloat16
+
+
+def physical_cores() -> int:
+    """Cores, not hyperthreads, that this process may run on; at least 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))

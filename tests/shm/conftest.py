@@ -1,0 +1,51 @@
+"""Every test here that asks for `ring` runs over the C ring and over its stdlib twin."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+from lanes import Pair
+
+from lightllm_mp.shm.implementation import VARIABLE, extension
+
+
+@pytest.fixture(params=["c", "python"])
+def ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "c" and extension() is None:
+        pytest.skip("the extension lightllm_mp.shm._ring is not built")
+    monkeypatch.setenv(VARIABLE, request.param)
+    return request.param
+
+
+@pytest.fixture
+def pair(ring: str) -> Iterator[Pair]:
+    with Pair() as pair:
+        yield pair
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No test leaves a descriptor, a name in the tmpfs or a child behind."""
+    fds, names = _descriptors(), set(os.listdir("/dev/shm"))
+    yield
+    if _descriptors() != fds:
+        gc.collect()
+    assert _descriptors() == fds
+    assert set(os.listdir("/dev/shm")) <= names
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own
+            continue
+        if "memfd" in target or "event" in target:
+            found[name] = target
+    return found

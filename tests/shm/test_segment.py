@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from lightllm_mp.errors import StartupError
+from lightllm_mp.shm import Bell, Segment, memory
+from lightllm_mp.shm.memory import available_memory
+
+
+def test_segment_is_zeroed_sealed_and_shared():
+    segment = Segment.create("one", 10_000)
+    assert (segment.size, bytes(segment.view)) == (10_000, bytes(10_000))
+    other = Segment.attach(os.dup(segment.fd))
+    segment.view[9_999] = 7
+    assert other.view[9_999] == 7
+    with pytest.raises(PermissionError):
+        os.ftruncate(other.fd, 5)
+    with pytest.raises(PermissionError):
+        os.ftruncate(other.fd, 20_000)
+    segment.close()
+    assert other.view[9_999] == 7
+    other.close()
+
+
+def test_all_pages_exist_from_the_start():
+    segment = Segment.create("full", 1 << 20)
+    assert os.fstat(segment.fd).st_blocks * 512 == 1 << 20
+    segment.close()
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 70])
+def test_more_memory_than_there_is_names_the_size_and_the_remedy(size: int, monkeypatch: pytest.MonkeyPatch):
+    """The kernel must not even be asked: it would kill processes before it refused."""
+    monkeypatch.setattr(os, "posix_fallocate", None)
+    with pytest.raises(StartupError, match=rf"no {size} bytes .* 'cache'.* bytes are left.*smaller"):
+        Segment.create("cache", size)
+
+
+def test_a_refusal_of_the_kernel_is_reported_and_leaves_nothing():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(StartupError, match=r"no 131072 bytes .*File too large"):
+            Segment.create("cache", 1 << 17)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_available_memory_is_that_of_the_machine_or_less():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
+    assert 0 < available_memory() <= int(free[0]) * 1024 + (64 << 20)
+
+
+def test_available_memory_obeys_the_tightest_group(tmp_path):
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for group, most, used, cache in ((tmp_path / "outer", "1000", 900, 50), (inner, "max", 10, 0)):
+        (group / "memory.max").write_text(most)
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 7\ninactive_file {cache}\n")
+    assert memory._groups(tmp_path, "/outer/inner", *memory._V2) == [150]
+    assert memory._groups(tmp_path, "/gone", *memory._V2) == []
+
+
+def test_close_twice_and_with_a_view_held():
+    segment = Segment.create("held", 4096)
+    held = segment.view[10:20]
+    segment.close()
+    segment.close()
+    held[0] = 1  # still mapped: no crash, and gone with the last view
+
+
+def test_attach_refuses_what_is_not_sealed(tmp_path):
+    bare = os.memfd_create("bare", os.MFD_ALLOW_SEALING)
+    os.ftruncate(bare, 4096)
+    with pytest.raises(StartupError, match="not a sealed segment"):
+        Segment.attach(bare)
+    fcntl.fcntl(bare, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    with pytest.raises(StartupError, match="not a sealed segment"):
+        Segment.attach(bare)
+    os.close(bare)
+    with open(tmp_path / "file", "wb") as file, pytest.raises(StartupError, match="not shared memory"):
+        Segment.attach(file.fileno())
+
+
+def test_bell_keeps_every_ring_and_shows_its_owner():
+    bell = Bell.create(5)
+    peer = Bell.attach(*(os.dup(fd) for fd in bell.fds))
+    assert peer.actor_id == 5
+    peer.ring()
+    peer.ring()
+    assert os.eventfd_read(bell.fileno()) == 2
+    bell.claim(epoch=3)
+    assert (peer.pid, peer.epoch, peer.parked) == (os.getpid(), 3, False)
+    peer.close()
+    bell.close()
+    bell.close()
+
+
+def test_a_bell_whose_counter_is_full_still_rings():
+    bell = Bell.create(1)
+    os.eventfd_write(bell.event_fd, 2**64 - 2)
+    bell.ring()
+    assert os.eventfd_read(bell.event_fd) == 2**64 - 2
+    bell.close()
+
+
+def test_bell_attach_refuses_another_page():
+    page = Segment.create("page", 4096)
+    bell = Bell.create(1)
+    with pytest.raises(StartupError, match="not a bell page"):
+        Bell.attach(page.fd, bell.event_fd)
+    bell.page.view[8] ^= 1
+    with pytest.raises(StartupError, match="version"):
+        Bell.attach(*bell.fds)
+    bell.page.view[8] ^= 1
+    bell.page.view[12] ^= 1
+    with pytest.raises(StartupError, match="checksum"):
+        Bell.attach(*bell.fds)
+    page.close()
+    bell.close()
