@@ -138,6 +138,12 @@ class Abort(Wire, tag="Abort"):
     rid: int
 
 
+class Scheduled(Wire, tag="Scheduled"):
+    """Router -> front: the sequence has left the queue; its prefill begins."""
+
+    rid: int
+
+
 class Rejected(Wire, tag="Rejected"):
     """The only answer to rid (and its n - 1 followers): a request error."""
 
@@ -179,14 +185,16 @@ class Tokens(Wire, tag="Tokens"):
 
 
 class PromptLogprobs(Wire, tag="PromptLogprobs"):
-    """Logprobs of prompt tokens 1.. (token 0 has none). Router -> detokenizer -> front, before the first token."""
+    """Logprobs of a prompt's tokens. Router -> detokenizer -> front, before the first token."""
 
     rid: int
     ids: bytes
+    """int32: the whole prompt."""
     logprobs: bytes
+    """float32 of tokens 1..; token 0 has none."""
     top_n: int
     top_ids: bytes = b""
-    """int32 [len(ids), top_n]"""
+    """int32 [len(logprobs), top_n]"""
     top_logprobs: bytes = b""
 
 
@@ -330,6 +338,7 @@ Message = (
     | Counted
     | Tokenized
     | Abort
+    | Scheduled
     | Rejected
     | Open
     | Tokens

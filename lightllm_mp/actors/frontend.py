@@ -29,6 +29,8 @@ from lightllm_mp.messages import Facts, Output, Sampling, Wire
 Send = Callable[[Wire], bool]
 
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+MAX_FRUITLESS = 3
+"""A request that got no token over so many repairs is answered with an error: it may be what breaks the engine."""
 
 
 class SlowReader(EngineError):
@@ -78,10 +80,8 @@ class Frontend:
         self.facts = message.facts
         self.reset()
         self._connected = True
-        for live in self._lives.values():
-            for answer in live.answers:
-                if answer.rid in self._answers:
-                    self._lanes[0].push(_again(live, answer))
+        for live in list(self._lives.values()):
+            self._resume(live)
         for request, _ in self._counts.values():
             self._lanes[0].push(request)
 
@@ -200,6 +200,10 @@ class Frontend:
             _, future = self._counts.get(message.rid, (None, None))
             if future is not None and not future.done():
                 future.set_result(message.tokens)
+        elif isinstance(message, say.Scheduled):
+            answer = self._answers.get(message.rid)
+            if answer is not None and not answer.live.scheduled:
+                answer.live.scheduled = monotonic()
         elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
             self._answers[message.rid].live.prompt_logprobs = message
 
@@ -240,6 +244,7 @@ class Frontend:
         live = answer.live
         if event.id >= 0:
             answer.ids.append(event.id)
+            live.fruitless = 0
         answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
         if answer.last:
             gaps.append(now - answer.last)
@@ -291,6 +296,17 @@ class Frontend:
         if self._connected and not self._lanes[0].offer(request):
             self._refuse("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.retry_after())
+
+    def _resume(self, live: Live) -> None:
+        """Submit what is unfinished again, unless the request looks like the reason for the repairs."""
+        live.fruitless += 1
+        if live.fruitless > MAX_FRUITLESS:
+            self._abort(live)
+            live.fail(EngineError("the engine failed on this request repeatedly"))
+            return
+        for answer in live.answers:
+            if answer.rid in self._answers:
+                self._lanes[0].push(_again(live, answer))
 
     def _refuse(self, reason: str) -> None:
         if self.observer is not None:

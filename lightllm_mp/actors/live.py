@@ -100,8 +100,12 @@ class Live:
         """Answers that have not finished."""
         self.prompt_logprobs: PromptLogprobs | None = None
         self.started = monotonic()
+        self.scheduled = 0.0
+        """When its prefill began (monotonic), 0: not yet."""
         self.first = 0.0
         """When the first token came (monotonic), 0: not yet."""
+        self.fruitless = 0
+        """Repairs of the engine since its last token."""
         self.error: EngineError | None = None
         self.closed = False
         self.on_overflow: Callable[[], None] | None = None

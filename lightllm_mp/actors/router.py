@@ -10,7 +10,7 @@ from lightllm_mp.actors.tokenizer import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, worker
 from lightllm_mp.engine.scheduler import Limits, Scheduler
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Abort, Begin, Facts, Rejected, StepDone, StopMatched, Tokenized, Wire
+from lightllm_mp.messages import Abort, Begin, Facts, Open, Rejected, Scheduled, StepDone, StopMatched, Tokenized, Wire
 
 
 class RouterActor(BlockingActor):
@@ -57,6 +57,8 @@ class RouterActor(BlockingActor):
             for name in self._workers:
                 self.mailbox.send_plan(name, plan)
         for event in scheduler.take_events():
+            if isinstance(event, Open):
+                self.mailbox.post(self._front, Scheduled(event.rid))
             self.mailbox.post(DETOKENIZER, event)
         idle = not scheduler.in_flight and not scheduler.has_work
         if idle and not self._was_idle:

@@ -157,7 +157,6 @@ class Supervisor:
             fds.append(birth.listen_fd)
         process = ChildProcess(birth, fds, lambda reason, name=child.name: self._on_exit(name, reason))  # type: ignore[misc]
         self._processes[child.name] = process
-        self._awaiting_ready.add(child.name)
         log.info("%s started, pid %d", child.name, process.pid)
 
     def _birth(self, child: Child) -> Birth:
@@ -196,6 +195,7 @@ class Supervisor:
         self._repair(name, reason)
 
     def _repair(self, name: str, reason: str) -> None:
+        self._awaiting_ready.add(name)
         if self.state is State.RUNNING:
             self.state = State.REPAIRING
             self.epoch += 1

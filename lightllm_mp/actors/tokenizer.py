@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat import compile_template, render_chat
 from lightllm_mp.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+
+log = logging.getLogger("lightllm_mp.tokenizer")
 
 
 class TokenizerActor(BlockingActor):
@@ -37,6 +40,7 @@ class TokenizerActor(BlockingActor):
         self._path = Path(birth.model_path)
         self._config = birth.config.model
         self._tokenizer: Tokenizer | None = None
+        self._template: str | None = None
         self._max_input = 0
 
     def start(self) -> Facts:
@@ -46,8 +50,9 @@ class TokenizerActor(BlockingActor):
             )
         except NoTokenizer:
             return Facts(has_tokenizer=False)
+        self._template = _usable_template(self._tokenizer)
         eos = self._config.eos_id or self._tokenizer.eos_ids
-        return Facts(eos_ids=tuple(eos), has_chat_template=self._tokenizer.chat_template is not None)
+        return Facts(eos_ids=tuple(eos), has_chat_template=self._template is not None)
 
     def on_begin(self, begin: Begin) -> None:
         self._max_input = begin.facts.max_input
@@ -98,10 +103,10 @@ class TokenizerActor(BlockingActor):
 
     def _render(self, chat: tuple[ChatMessage, ...]) -> str:
         tokenizer = self._need()
-        if tokenizer.chat_template is None:
-            raise InvalidRequest("this model has no chat template", param="messages")
+        if self._template is None:
+            raise InvalidRequest("this model has no chat template that can be used", param="messages")
         return render_chat(
-            tokenizer.chat_template,
+            self._template,
             [_as_dict(message) for message in chat],
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
@@ -111,6 +116,18 @@ class TokenizerActor(BlockingActor):
         if self._tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files: send token ids as inputs", param="inputs")
         return self._tokenizer
+
+
+def _usable_template(tokenizer: Tokenizer) -> str | None:
+    """The chat template, if it compiles: a model with a broken one can still complete text."""
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        compile_template(tokenizer.chat_template)
+    except EngineError as error:
+        log.warning("the chat template cannot be used: %s", error.message)
+        return None
+    return tokenizer.chat_template
 
 
 def _as_dict(message: ChatMessage) -> dict[str, object]:

@@ -26,6 +26,9 @@ def check(rows: Rows, kv: KvMemory) -> None:
     _check_tree(kv.tree, running)
     for sequence in running:
         _check_prefix(rows, sequence)
+    charged = int((rows.planned - rows.borrowed)[rows.running()].sum())
+    if charged > kv.used:
+        raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
 
 def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: Ordered, prefilling: Ordered) -> None:

@@ -31,6 +31,6 @@ class PromptScores:
         """RuntimeError when the worker left tokens out."""
         if self._left:
             raise RuntimeError(f"sequence {rid}: {self._left} of {self._tokens} prompt logprobs are missing")
-        ids = np.ascontiguousarray(prompt[1:], "<i4").tobytes()
+        ids = np.ascontiguousarray(prompt, "<i4").tobytes()
         logprobs, top_ids, top_logprobs = (b"".join(part[column] for part in self._parts) for column in range(3))
         return PromptLogprobs(rid, ids, logprobs, self._top_n, top_ids, top_logprobs)

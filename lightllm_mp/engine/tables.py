@@ -14,7 +14,7 @@ def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
     """int64 [sum of counts]: starts[0], starts[0] + 1, .. (counts[0] numbers), then starts[1], .."""
     ends = counts.cumsum(dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - counts), counts) + np.arange(total, dtype=np.int64)
+    return np.arange(total, dtype=np.int64) + (starts - ends + counts).repeat(counts)
 
 
 class RowTables:

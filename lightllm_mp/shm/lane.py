@@ -6,6 +6,7 @@ import os
 from typing import Literal, NamedTuple
 
 from lightllm_mp.errors import StartupError
+from lightllm_mp.shm.counted import U64, count_of
 from lightllm_mp.shm.implementation import implementation
 from lightllm_mp.shm.layout import (
     CLOSED,
@@ -27,9 +28,6 @@ from lightllm_mp.shm.layout import (
     write_lane_header,
 )
 from lightllm_mp.shm.segment import Segment
-from lightllm_mp.shm.twin import count_of
-
-_U64 = (1 << 64) - 1
 
 
 class LaneStats(NamedTuple):
@@ -143,7 +141,7 @@ class Lane:
             self._u64[word // 8] = 0
         self._u32[SPACE_WANTED // 4] = 0
         self._u32[STATE // 4] = OPEN
-        self._u64[RESETS // 8] = (self._u64[RESETS // 8] + 1) & _U64
+        self._u64[RESETS // 8] = (self._u64[RESETS // 8] + 1) & U64
         self._header = self._header._replace(epoch=epoch)
         write_lane_header(self.segment.view, self._header)
 
@@ -152,7 +150,7 @@ class Lane:
         puts, full, doorbells, left = self._u64[PRODUCER_COUNTS // 8 : PRODUCER_COUNTS // 8 + 4].tolist()
         found = self._u64[CONSUMER_COUNTS // 8 + 2]
         head = self._u64[HEAD // 8]  # before the tail: the difference is never negative
-        backlog = (self._u64[TAIL // 8] - head) & _U64
+        backlog = (self._u64[TAIL // 8] - head) & U64
         return LaneStats(puts, full, doorbells, max(left, found), backlog, self.capacity, self.state)
 
     def close(self) -> None:

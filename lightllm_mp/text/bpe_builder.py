@@ -108,10 +108,11 @@ def add_typed_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[
     backend.add_tokens(plain)
 
 
-def add_bos_eos(backend: Tokenizer, bos_id: int | None, eos_id: int | None) -> None:
-    """Makes encode(add_special_tokens=True) put these ids around the text; None adds nothing."""
+def set_bos_eos(backend: Tokenizer, bos_id: int | None, eos_id: int | None) -> None:
+    """Makes encode(add_special_tokens=True) put exactly these ids around the text; None stands for no id."""
     marks = [(name, id_) for name, id_ in (("BOS", bos_id), ("EOS", eos_id)) if id_ is not None]
     if not marks:
+        backend.post_processor = processors.Sequence([])
         return
     names = dict(marks)
     single = [*(["BOS:0"] if "BOS" in names else []), "$A:0", *(["EOS:0"] if "EOS" in names else [])]

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from ..errors import ModelError
-from .bpe_builder import SpacePrefix, TokenType, add_bos_eos, add_typed_tokens, byte_level_bpe, sentencepiece_bpe
+from .bpe_builder import SpacePrefix, TokenType, add_typed_tokens, byte_level_bpe, sentencepiece_bpe, set_bos_eos
 from .gguf_header import read_header
 from .source import NoTokenizer, TokenizerSource
 
@@ -49,7 +49,7 @@ def _backend(keys: dict[str, Any], tokens: list[str]) -> Backend:
         raise ModelError(f"GGUF tokenizer model {str(kind)[:64]!r} is not supported; supported are gpt2 and llama")
     add_typed_tokens(backend, tokens, types)
     bos = _id(keys, "bos_token_id") if add_bos else None
-    add_bos_eos(backend, bos, _id(keys, "eos_token_id") if keys.get("add_eos_token") else None)
+    set_bos_eos(backend, bos, _id(keys, "eos_token_id") if keys.get("add_eos_token") else None)
     return backend
 
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from ..errors import ModelError
-from .bpe_builder import add_bos_eos, byte_level_bpe
+from .bpe_builder import byte_level_bpe, set_bos_eos
 from .source import NoTokenizer, TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
@@ -113,15 +113,12 @@ def _follow_flags(backend: Backend, config: dict[str, Any], bos: int | None, eos
     flags = config.get("add_bos_token"), config.get("add_eos_token")
     if not str(config.get("tokenizer_class", "")).startswith(_FLAGGED) or flags == (None, None):
         return
-    add_bos, add_eos = flags[0] is not False, flags[1] is True
-    sample = backend.encode("a").ids
-    if (sample[:1] == [bos]) != add_bos or (sample[-1:] == [eos]) != add_eos:
-        plain = backend.encode("a", add_special_tokens=False).ids
-        if not add_bos and not add_eos and sample != plain:
-            from tokenizers.processors import Sequence
-
-            backend.post_processor = Sequence([])
-        add_bos_eos(backend, bos if add_bos else None, eos if add_eos else None)
+    wanted_bos = bos if flags[0] is not False else None
+    wanted_eos = eos if flags[1] is True else None
+    plain = backend.encode("a", add_special_tokens=False).ids
+    wanted = [id_ for id_ in (wanted_bos, *plain, wanted_eos) if id_ is not None]
+    if bos is not None and backend.encode("a").ids != wanted:
+        set_bos_eos(backend, wanted_bos, wanted_eos)
 
 
 def _end_ids(backend: Backend, folder: Path, specials: dict[str, Any]) -> tuple[int, ...]:

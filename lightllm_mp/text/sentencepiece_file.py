@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers
 
 from ..errors import ModelError
-from .bpe_builder import SpacePrefix, TokenType, add_bos_eos, add_typed_tokens, finish_sentencepiece, sentencepiece_bpe
+from .bpe_builder import SpacePrefix, TokenType, add_typed_tokens, finish_sentencepiece, sentencepiece_bpe, set_bos_eos
 
 _MAX_BYTES = 64 << 20
 _UNIGRAM, _BPE = 1, 2
@@ -48,7 +48,7 @@ def _build(data: bytes, config: dict[str, Any]) -> tuple[Tokenizer, dict[str, st
     backend = _backend(trainer, normalizer, tokens, scores, types, legacy=config.get("legacy") is not False)
     add_typed_tokens(backend, tokens, types)
     bos, eos = _control_id(trainer, 41, 1, types), _control_id(trainer, 42, 2, types)
-    add_bos_eos(
+    set_bos_eos(
         backend,
         bos if config.get("add_bos_token", True) else None,
         eos if config.get("add_eos_token", False) else None,

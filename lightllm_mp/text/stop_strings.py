@@ -51,6 +51,8 @@ class StopStrings:
         """Reads on through `text`. At the first match: its end in `text`, and its length, which may exceed that end."""
         step, fail, match, node = self._next, self._fail, self._match, self._node
         root = step[0]
+        if not node and root.keys().isdisjoint(text):
+            return None  # the usual case, at the speed of C
         for i, char in enumerate(text):
             while node and char not in step[node]:
                 node = fail[node]

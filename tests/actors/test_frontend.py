@@ -421,3 +421,33 @@ def test_the_front_loads_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_request_that_breaks_the_engine_again_and_again_is_given_up():
+    async def body():
+        frontend, lanes = make()
+        poison, healthy = submit(frontend), submit(frontend)
+        for epoch in range(1, 5):
+            frontend.deliver(texts((healthy.rid, epoch, "a", epoch, RUNNING)))
+            frontend.reset()
+            lanes.tokenizer.clear()
+            frontend.begin(say.Begin(epoch=epoch, facts=FACTS))
+        assert [(type(m), m.rid) for m in lanes.tokenizer] == [(say.Abort, poison.rid), (say.Generate, healthy.rid)]
+        with pytest.raises(EngineError, match="repeatedly"):
+            await anext(poison)
+
+    asyncio.run(body())
+
+
+def test_the_time_in_the_queue_ends_when_the_router_says_so():
+    async def body():
+        frontend, _ = make()
+        live = submit(frontend)
+        assert live.scheduled == 0.0
+        frontend.deliver(say.Scheduled(live.rid))
+        first = live.scheduled
+        assert first >= live.started
+        frontend.deliver(say.Scheduled(live.rid))
+        assert live.scheduled == first
+
+    asyncio.run(body())

@@ -83,7 +83,9 @@ class Harness:
 
     def step(self) -> bool:
         """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
+        preempted = self.scheduler._counters.preemptions
         plan = self.scheduler.plan()
+        assert not self.plans or self.scheduler._counters.preemptions == preempted, "a step in flight may free slots"
         if plan is not None:
             self.plans.append(plan)
         elif not self.plans:

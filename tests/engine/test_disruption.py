@@ -7,6 +7,7 @@ import pytest
 from harness import Harness, harness, prompt, request
 from mock_worker import MockWorker
 
+from lightllm_mp.engine.gate import Gate
 from lightllm_mp.errors import PromptTooLong
 
 both_depths = pytest.mark.parametrize("depth", [0, 1])
@@ -45,23 +46,36 @@ def test_the_youngest_of_the_lowest_priority_is_preempted(depth: int) -> None:
     assert h.scheduler.gauges()["preemptions"] > 0
 
 
-def test_prompt_logprobs_survive_preemption() -> None:
-    h = harness(kv_tokens=100, step_tokens=8)
-    expect_short_answers(h)
+def let_everybody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+
+
+@both_depths
+def test_prompt_logprobs_survive_preemption(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers grow until the prompt beside them, half computed, has to go."""
+    let_everybody_in(monkeypatch)
+    h = harness(depth, kv_tokens=100, step_tokens=8)
     h.add(*[request(rid, prompt(20, rid), max_new_tokens=50, ignore_eos=True) for rid in (1, 2)])
     h.add(request(3, prompt(60, 3), max_new_tokens=20, ignore_eos=True, prompt_logprobs=0))
+    while not h.scheduler.gauges()["preemptions"]:
+        h.step()
+    assert 3 in h.opened
+    assert 3 not in h.scores
     h.run().check_answers()
-    assert h.scheduler.gauges()["preemptions"] > 0
-    assert h.scores[3].ids == np.array(prompt(60, 3)[1:], "<i4").tobytes()
-    assert len(h.scores[3].logprobs) == 4 * 59
+    ids = np.array(prompt(60, 3), "<i4")
+    assert h.scores[3].ids == ids.tobytes()
+    assert h.scores[3].logprobs == (-(ids[1:] % 97) / np.float32(8)).astype("<f4").tobytes()
 
 
-def test_prompts_that_block_each_other_are_sorted_out() -> None:
-    """Several prompts half computed, no slot left and nobody decoding."""
+def test_prompts_that_block_each_other_are_sorted_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts half computed, no slot left and nobody decoding."""
+    let_everybody_in(monkeypatch)
     h = harness(kv_tokens=64, step_tokens=16)
-    expect_short_answers(h)
-    h.add(*[request(rid, prompt(58, rid), max_new_tokens=3, ignore_eos=True, reuse_prompt=False) for rid in (1, 2, 3)])
+    h.add(request(1, prompt(58, 1), ignore_eos=True, max_new_tokens=3))
+    h.add(request(2, prompt(40, 2), ignore_eos=True, max_new_tokens=3))
     h.run().check_answers()
+    assert h.scheduler.gauges()["preemptions"] == 1
+    assert h.order == [1, 2]
 
 
 def test_admission_by_the_limit_never_preempts() -> None:

@@ -98,7 +98,8 @@ def test_uniform(seed: int, position: int) -> None:
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_the_tail_is_as_heavy_as_it_must_be(bits: int) -> None:
     """Small u is what lets unlikely ids win."""
-    drawn = sum(int((uniform(seed, 17) < 2.0**-bits).sum()) for seed in range(16))
+    seeds, bound = list(range(16)), math.log(-math.log1p(-(2.0**-bits)))
+    drawn = int((log_exponential(id_words(DRAWS, CPU), keys(seeds, [17] * 16)) < bound).sum())
     expected = 16 * DRAWS / 2**bits
     assert abs(drawn - expected) < 4 * math.sqrt(expected)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
-from sampling_reference import Line, adjusted, bias, choose, distribution, softmax
+from sampling_reference import Line, adjusted, bias, choose, distribution, sampler_for, softmax
 
 from lightllm_mp.engine.drawing import CANDIDATES
 from lightllm_mp.engine.logprobs import FLOOR
+from lightllm_mp.engine.plan import PlanBuilder, unpack
 from lightllm_mp.messages import Sampling
 
 LARGE = 3 * CANDIDATES + 5
@@ -51,6 +54,15 @@ RULES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and busy machines lose by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def random_line(sampling: Sampling, vocab: int = 48, spread: float = 2.0, seed: int = 1) -> Line:
     """Logits of both signs, with a history in which likely ids occur often."""
     rng = np.random.default_rng(seed)
@@ -61,12 +73,16 @@ def random_line(sampling: Sampling, vocab: int = 48, spread: float = 2.0, seed: 
     )
 
 
-def draw_many(line: Line, draws: int = 20000, batch: int = 500) -> np.ndarray:
+def draw_many(line: Line, draws: int = 20000, batch: int = 1000) -> np.ndarray:
     """float64 [vocab]: how often each id comes up over as many seeds."""
-    counts = np.zeros(len(line.logits))
+    sampler, counts = sampler_for([line] * batch, range(batch)), np.zeros(len(line.logits))
+    logits = torch.from_numpy(line.logits).expand(batch, -1)
+    rows, positions = np.arange(batch, dtype=np.int32), np.full(batch, line.position)
     for first in range(0, draws, batch):
-        seeded = [dataclasses.replace(line, sampling=replace(line.sampling, seed=first + i)) for i in range(batch)]
-        counts += np.bincount(choose(seeded).ids.numpy(), minlength=len(counts))
+        sampler.rules.records["seed"] = np.arange(first, first + batch)
+        with torch.inference_mode():
+            ids = sampler.choose(logits.clone(memory_format=torch.contiguous_format), rows, positions).ids
+        counts += np.bincount(ids.numpy(), minlength=len(counts))
     return counts / draws
 
 
@@ -99,13 +115,13 @@ def test_draws_follow_the_reference(name: str) -> None:
 def test_truncation_of_a_large_vocabulary(sampling: Sampling) -> None:
     """Both routes, the candidates and the whole row, keep exactly the ids that the reference keeps."""
     line = random_line(sampling, vocab=LARGE)
-    expected, found = distribution(line), draw_many(line, draws=6000, batch=200)
+    expected, found = distribution(line), draw_many(line, draws=2000, batch=500)
     assert not found[expected == 0].any()
     groups = np.argsort(-expected)[: np.count_nonzero(expected)]
     coarse = [np.array([part.sum() for part in np.array_split(p[groups], 24)]) for p in (found, expected)]
-    assert distance(*coarse) < 0.04
+    assert distance(*coarse) < 0.06
     if np.count_nonzero(expected) < 100:
-        assert np.array_equal(found > 0, expected > 0) or expected[(found == 0)].max() < 2e-3
+        assert np.array_equal(found > 0, expected > 0) or expected[(found == 0)].max() < 5e-3
 
 
 def heterogeneous() -> list[Line]:
@@ -127,6 +143,7 @@ def heterogeneous() -> list[Line]:
 
 
 def test_a_row_does_not_see_the_others() -> None:
+    torch.set_num_threads(2)  # threads must not matter either
     lines = heterogeneous()
     together = choose(lines)
     order = np.random.default_rng(6).permutation(len(lines))
@@ -163,7 +180,7 @@ def test_equal_logits() -> None:
     """Greedy takes the smallest id; top-k keeps all that equal its last one, however many."""
     flat = np.zeros(LARGE, np.float32)
     assert int(choose([Line(flat, Sampling(seed=0))]).ids) == 0
-    found = draw_many(Line(flat, Sampling(seed=0, temperature=1.0, top_k=2)), draws=400, batch=100)
+    found = draw_many(Line(flat, Sampling(seed=0, temperature=1.0, top_k=2)), draws=400, batch=400)
     assert np.count_nonzero(found) > 300
 
 
@@ -190,7 +207,7 @@ def test_top_p_keeps_the_best_even_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "rules", [dict(temperature=1.0), dict(temperature=1.0, top_p=0.999999), dict(temperature=1.0, top_k=5), {}]
+    "rules", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.999999}, {"temperature": 1.0, "top_k": 5}]
 )
 @pytest.mark.parametrize("vocab", [48, LARGE])
 def test_all_but_one_banned(rules: dict[str, float], vocab: int) -> None:
@@ -214,7 +231,7 @@ def test_broken_logits_give_an_id(name: str, broken: float, where: slice) -> Non
 
 
 def test_everything_banned_gives_id_zero() -> None:
-    ban = bias({i: -np.inf for i in range(48)})
+    ban = bias(dict.fromkeys(range(48), -np.inf))
     rules = [Sampling(seed=0, **ban), *(replace(RULES[n], **ban) for n in ("temperature", "top_k", "top_p", "all"))]
     assert choose([random_line(sampling) for sampling in rules]).ids.tolist() == [0] * len(rules)
 
@@ -266,18 +283,12 @@ def test_a_resumed_sequence_goes_on_the_same() -> None:
 
 
 def test_a_row_forgets_the_rules_of_its_last_sequence() -> None:
-    from sampling_reference import sampler_for
-
-    from lightllm_mp.engine.plan import PlanBuilder, unpack
-
     line = random_line(replace(RULES["bias"], temperature=0.0, **bias({2: 100.0})))
     sampler = sampler_for([line], [0])
     builder = PlanBuilder(1)
     builder.setup(0, 1, Sampling(seed=0))
     for setup in unpack(builder.pack()).setups:
         sampler.rules.set(setup)
-    import torch
-
     logits = torch.from_numpy(line.logits.copy())[None]
     choice = sampler.choose(logits, np.zeros(1, np.int32), np.array([line.position]))
     assert int(choice.ids) == int(line.logits.argmax())

@@ -45,6 +45,17 @@ def test_a_shared_prefix_is_computed_once(depth: int) -> None:
     assert gauges["prefix_queries_tokens"] == 60 + 63 + 60 + 50
 
 
+def test_a_burst_is_admitted_over_several_steps_but_fills_them() -> None:
+    h = harness(kv_tokens=20_000, rows=200, step_tokens=400)
+    h.add(*[request(rid, prompt(10, rid), max_new_tokens=4) for rid in range(1, 101)])
+    h.step()
+    assert h.scheduler.gauges()["running"] == 40
+    h = harness(kv_tokens=20_000, rows=200, step_tokens=200)
+    h.add(*[request(rid, prompt(100, rid), max_new_tokens=4) for rid in range(1, 101)])
+    h.step()
+    assert h.scheduler.gauges()["running"] == 32
+
+
 @both_depths
 def test_two_that_compute_the_same_prefix_at_once_end_up_with_one(depth: int) -> None:
     h = harness(depth, step_tokens=64)
@@ -52,6 +63,7 @@ def test_two_that_compute_the_same_prefix_at_once_end_up_with_one(depth: int) ->
     h.add(request(2, [*prompt(20), 4], max_new_tokens=30, ignore_eos=True))
     for _ in range(5):
         h.step()
+    h.scheduler.check_integrity()
     used = h.scheduler.gauges()["kv_used"]
     produced = sum(map(len, h.ids.values()))
     assert used <= 20 + 2 + produced + 2 * depth
@@ -204,12 +216,16 @@ def test_no_step_is_planned_past_the_last_token() -> None:
 
 @both_depths
 def test_alternatives_stay_with_their_sequence(depth: int) -> None:
+    """Also when an earlier one in the step has ended, and its alternatives are dropped with its overshoot."""
     h = harness(depth)
-    h.add(request(1, prompt(5), max_new_tokens=3, stop_ids=column(range(3, VOCAB))))
-    h.add(request(2, prompt(6, 2), max_new_tokens=10, top_logprobs=3), request(3, prompt(7, 3), max_new_tokens=10))
+    h.add(request(1, prompt(6), max_new_tokens=10, top_logprobs=1, ignore_eos=True))
+    h.add(request(2, prompt(5), max_new_tokens=3, top_logprobs=2, stop_ids=column(range(3, VOCAB))))
+    h.add(request(3, prompt(6, 2), max_new_tokens=10, top_logprobs=3), request(4, prompt(7, 3), max_new_tokens=10))
     h.run().check_answers()
-    assert set(h.top) == {2}
-    assert [np.frombuffer(ids, "<i4")[0] for ids, _ in h.top[2]] == h.ids[2]
+    assert set(h.top) == {1, 2, 3}
+    for rid, count in ((1, 1), (2, 2), (3, 3)):
+        assert [np.frombuffer(ids, "<i4")[0] for ids, _ in h.top[rid]] == h.ids[rid]
+        assert {len(logprobs) for _, logprobs in h.top[rid]} == {4 * count}
 
 
 @both_depths
@@ -223,7 +239,7 @@ def test_prompt_logprobs(depth: int, length: int, top_n: int) -> None:
     h.run().check_answers()
     scores, ids = h.scores[2], np.array(prompt(length)[1:], "<i4")
     assert h.opened[2].cached_tokens == 0
-    assert scores.ids == ids.tobytes()
+    assert scores.ids == column(prompt(length))
     assert scores.logprobs == (-(ids % 97) / np.float32(8)).astype("<f4").tobytes()
     assert scores.top_n == top_n
     tops = np.frombuffer(scores.top_ids, "<i4").reshape(len(ids), top_n)

@@ -76,6 +76,16 @@ def test_an_impossible_count_poisons_the_twin(counted: int, monkeypatch: pytest.
         assert inbox.drain() == []
         assert inbox.poisoned == [0]
     with Pair() as pair:
+        os.eventfd_write(pair.lane.fds[1], (1 << 64) - 2)
+        with pytest.raises(LaneClosed, match="somebody else counted"):
+            pair.sender().try_put(b"x")
+    with Pair() as pair:
+        sender, inbox = pair.ends()
+        sender.try_put(b"x")
+        os.eventfd_write(pair.lane.fds[2], (1 << 64) - 2)
+        assert payloads(inbox.drain()) == [b"x"]
+        assert inbox.poisoned == [0]
+    with Pair() as pair:
         sender = pair.sender()
         while sender.try_put(bytes(1016)):
             pass

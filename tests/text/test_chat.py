@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from datetime import datetime
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -247,10 +247,12 @@ HOSTILE = [
 @pytest.mark.parametrize("template", HOSTILE)
 def test_hostile_templates_end_soon_and_do_nothing(template: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = perf_counter()
+    start = process_time()
     with pytest.raises(InvalidRequest) as caught:
         render_chat(template, CHAT)
-    assert perf_counter() - start < 3  # the limit is one second of its own; the machine may be busy
+    assert (
+        process_time() - start < 2
+    )  # the limit is one second; this is time of the processor, since the machine may be busy
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
     assert " at 0x" not in caught.value.message
     assert len(caught.value.message) < 400
@@ -287,7 +289,7 @@ def test_a_long_chat_is_quick() -> None:
     template = compile_template(
         "{% for m in messages %}{{ '<' + m.role + '>' + m['content'] | trim + '\n' }}{% endfor %}"
     )
-    start = perf_counter()
+    start = process_time()
     text = template.render(messages, {})
-    assert perf_counter() - start < 0.5
+    assert process_time() - start < 0.5
     assert text.count("<user>") == 200

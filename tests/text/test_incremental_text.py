@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -114,7 +114,8 @@ def test_broken_characters_around_the_end_of_the_prompt(name: str, data: st.Data
     ids = [of_byte[piece] for piece in raw]
     whole, prompt = tokenizer.decode(ids), tokenizer.decode(ids[:cut])
     shown = stream(tokenizer, ids[cut:], prompt_tail=ids[:cut])
-    assert shown == (whole[len(prompt) :] if whole.startswith(prompt) else whole[len(prompt.rstrip("\ufffd")) :])
+    # Where the answer completes the prompt's last character, that is all by which the two texts differ.
+    assert shown == whole[len(prompt) - (not whole.startswith(prompt)) :]
 
 
 def test_an_unfinished_character_at_the_end_is_flushed() -> None:
@@ -161,9 +162,9 @@ def test_the_cost_of_a_token_does_not_grow(name: str, stop: tuple[str, ...]) -> 
     text = IncrementalText(tokenizer, stop=stop)
     seconds = []
     for begin in range(0, len(ids), 1000):
-        start = perf_counter()
+        start = process_time()
         for id_ in ids[begin : begin + 1000]:
             text.push(id_)
-        seconds.append(perf_counter() - start)
+        seconds.append(process_time() - start)
     # The quickest part of each half: other work on the machine only ever adds.
     assert min(seconds[10:]) < 3 * min(seconds[:10])

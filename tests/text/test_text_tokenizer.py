@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -59,10 +59,10 @@ def test_ids_outside_the_vocabulary_have_no_text() -> None:
 def test_too_long_a_text_is_refused_quickly() -> None:
     tokenizer = sample("byte_level")
     tokenizer.encode("a", max_tokens=1)
-    start = perf_counter()
+    start = process_time()
     with pytest.raises(PromptTooLong):
         tokenizer.encode("word " * 2_000_000, max_tokens=4096)
-    assert perf_counter() - start < 0.5
+    assert process_time() - start < 0.5
 
 
 def test_the_limit_is_exact() -> None:

@@ -73,6 +73,8 @@ def line(request: web.Request, status: int, seconds: float) -> str:
         first = live.answers[0]
         parts.append(f"prompt={first.prompt_tokens} cached={first.cached_tokens}")
         parts.append(f"output={sum(len(answer.ids) for answer in live.answers)}")
+        if live.scheduled:
+            parts.append(f"queue_ms={(live.scheduled - live.started) * 1e3:.1f}")
         if live.first:
             parts.append(f"ttft_ms={(live.first - live.started) * 1e3:.1f}")
     return " ".join([*parts, f"total_ms={seconds * 1e3:.1f}"])

@@ -89,6 +89,8 @@ class Exposition(Collector):
         meter = self._meter
         for names, text, histogram in (
             (("time_to_first_token_seconds", "request_first_token_duration"), "Time to first token", meter.first),
+            (("request_queue_time_seconds", "request_queue_duration"), "Accepted to prefill", meter.queue),
+            (("request_prefill_time_seconds",), "Prefill to first token", meter.prefill),
             (("inter_token_latency_seconds",), "Gap between two tokens of an answer", meter.gap),
             (("e2e_request_latency_seconds", "request_inference_duration"), "Accepted to given back", meter.duration),
             (("request_decode_time_seconds",), "First to last token", meter.decode),

@@ -46,6 +46,8 @@ class Meter:
         self.responses: Counter[int] = Counter()
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0
         self.first = Histogram(TIMES)
+        self.queue = Histogram(TIMES)
+        self.prefill = Histogram(TIMES)
         self.gap = Histogram(TIMES)
         self.duration = Histogram(TIMES)
         self.decode = Histogram(TIMES)
@@ -65,6 +67,9 @@ class Meter:
     def first_token(self, live: Live, seconds: float) -> None:
         first = max(live.answers, key=lambda answer: answer.prompt_tokens)
         self.first.add(seconds)
+        if live.scheduled:
+            self.queue.add(live.scheduled - live.started)
+            self.prefill.add(live.first - live.scheduled)
         self.input_length.add(first.prompt_tokens)
         self.prompt_tokens += first.prompt_tokens
         self.cached_tokens += first.cached_tokens

@@ -59,6 +59,7 @@ class Whole(Struct, frozen=True):
     tokens: Any = UNSET
     logprobs: Any = UNSET
     cached_tokens: int | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: list[Ranked | None] | UnsetType = UNSET
 
 
@@ -104,6 +105,7 @@ def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: P
             tokens=shape([_details(answer) for answer in answers]) if details else UNSET,
             logprobs=shape([_logprobs(answer) for answer in answers]) if logprobs else UNSET,
             cached_tokens=first.cached_tokens if details else UNSET,
+            prompt_token_ids=memoryview(prompt.ids).cast("i").tolist() if prompt is not None else UNSET,
             prompt_logprobs=_prompt_logprobs(prompt) if prompt is not None else UNSET,
         )
     )
@@ -143,7 +145,7 @@ def _prompt_logprobs(m: PromptLogprobs) -> list[Ranked | None]:
     ids, logprobs = memoryview(m.ids).cast("i"), memoryview(m.logprobs).cast("f")
     top_ids, top_logprobs = memoryview(m.top_ids).cast("i"), memoryview(m.top_logprobs).cast("f")
     entries: list[Ranked | None] = [None]
-    for i, (id, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+    for i, (id, logprob) in enumerate(zip(ids[1:], logprobs, strict=True)):
         row = slice(i * m.top_n, (i + 1) * m.top_n)
         top = [Alternative(t, p, "") for t, p in zip(top_ids[row], top_logprobs[row], strict=True)]
         entry = _rank(id, logprob, None, top)

@@ -1,0 +1,151 @@
+"""The producing end of a lane in the standard library alone."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from lightllm_mp.shm.counted import U64, CountedEnd, add_to, count_of
+from lightllm_mp.shm.errors import LaneClosed
+from lightllm_mp.shm.layout import (
+    HEAD,
+    KIND_LAST,
+    KIND_MESSAGE,
+    KIND_PAD,
+    OPEN,
+    PAGE,
+    POISONED,
+    PRODUCER_COUNTS,
+    RESETS,
+    SPACE_WANTED,
+    STATE,
+    TAIL,
+)
+
+if TYPE_CHECKING:
+    from lightllm_mp.shm.doorbell import Bell
+    from lightllm_mp.shm.lane import Lane
+
+_PUTS, _FULL, _DOORBELLS, _BACKLOG = (PRODUCER_COUNTS // 8 + i for i in range(4))
+
+
+class Producer(CountedEnd):
+    """As `_ring.Producer`."""
+
+    def __init__(self, lane: Lane, own: Bell, peer: Bell) -> None:
+        super().__init__(lane)
+        self._poller = own.poller()
+        self._peer_event = peer.event_fd
+        self._open = True
+        resets, self._tail, self._credit = lane.kept.get("producer", (-1, 0, 0))
+        if resets != self.resets:
+            self._rejoin()
+
+    def _rejoin(self) -> None:
+        self.resets = self.u64[RESETS // 8]
+        self._tail = self.u64[TAIL // 8]
+        self._credit = self.capacity - ((self._tail - self.u64[HEAD // 8]) & U64)
+        if self._credit < 0 or self._tail & 7:
+            self._corrupt("its positions are impossible")
+
+    def _corrupt(self, what: str) -> NoReturn:
+        self.poison(self._peer_event)
+        raise LaneClosed(f"the lane is poisoned: {what}")
+
+    def try_put(self, data: bytes, kind: int = KIND_MESSAGE) -> bool:
+        self._check(kind)
+        start = self._tail
+        if not self._place(data, kind):
+            return False
+        self._publish((self._tail - start) & U64, 1)
+        return True
+
+    def put_many(self, records: Sequence[bytes], kind: int = KIND_MESSAGE) -> int:
+        self._check(kind)
+        for data in records:
+            self._check_size(data)
+        start, done = self._tail, 0
+        for data in records:
+            if not self._place(data, kind):
+                break
+            done += 1
+        if done:
+            self._publish((self._tail - start) & U64, done)
+        return done
+
+    def _check(self, kind: int) -> None:
+        if not self._open:
+            raise LaneClosed("this sender was closed")
+        state = self.u32[STATE // 4]
+        if state != OPEN:
+            raise LaneClosed("the lane is poisoned" if state == POISONED else "the lane is closed")
+        if not 1 <= kind <= KIND_LAST:
+            raise ValueError(f"no such record kind: {kind}")
+        if self.resets != self.u64[RESETS // 8]:
+            self._rejoin()
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self.capacity // 8:
+            raise ValueError(f"a record of {len(data)} bytes does not fit: the lane takes {self.capacity // 8}")
+
+    def _place(self, data: bytes, kind: int) -> bool:
+        """Copies one record behind the tail; not yet counted, so not yet visible."""
+        length = len(data)
+        if length > self.capacity // 8:
+            self._check_size(data)
+        size = (length + 15) & ~7
+        offset = self._tail & (self.capacity - 1)
+        room = self.capacity - offset
+        need = size if size <= room else size + room
+        if need > self._credit and not self._refill(need):
+            return False
+        if size > room:
+            self.u64[(PAGE + offset) >> 3] = (room - 8) | KIND_PAD << 32
+            offset = 0
+        at = PAGE + offset
+        self.u64[at >> 3] = length | kind << 32
+        self.bytes[at + 8 : at + 8 + length] = data
+        self._tail = (self._tail + need) & U64
+        self._credit -= need
+        return True
+
+    def _refill(self, need: int) -> bool:
+        """Takes back the bytes that the consumer has released; when they do not do, asks to be woken."""
+        self._credit += count_of(self.space_fd)
+        if self._credit > self.capacity:
+            self._corrupt("more bytes were released than published")
+        if need <= self._credit:
+            self.u32[SPACE_WANTED // 4] = 0
+            return True
+        self.u32[SPACE_WANTED // 4] = 1
+        self._watch()
+        self.add(_FULL, 1)
+        self.u64[_BACKLOG] = max(self.u64[_BACKLOG], self.capacity - self._credit)
+        return False
+
+    def _watch(self) -> None:
+        """The own sleep ends when space comes back; once, and at once if some came meanwhile."""
+        once = select.EPOLLIN | select.EPOLLONESHOT
+        try:
+            self._poller.modify(self.space_fd, once)
+        except FileNotFoundError:
+            self._poller.register(self.space_fd, once)
+
+    def _publish(self, size: int, records: int) -> None:
+        words = self.u64
+        words[TAIL // 8] = self._tail
+        self.add(_PUTS, records)
+        self.add(_DOORBELLS, 1)
+        if not add_to(self.data_fd, size):
+            self._corrupt("somebody else counted bytes")
+
+    def close(self) -> None:
+        """Again is no error."""
+        if self._open:
+            self._open = False
+            with contextlib.suppress(FileNotFoundError, ValueError):  # never watched; the bell was closed before
+                self._poller.unregister(self.space_fd)
+            self.lane.kept["producer"] = self.resets, self._tail, self._credit
+            self.release()

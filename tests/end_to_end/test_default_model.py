@@ -1,0 +1,133 @@
+"""The main job: a real model answers over HTTP, many clients at once, and a crash changes no answer."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from conftest import get, post, stream
+
+from lightllm_mp import Server
+
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def prompt(number: int) -> dict[str, Any]:
+    """A body whose answer depends on the number; every second one samples."""
+    return {
+        "inputs": CHAT.format(f"Write one sentence about the number {number}."),
+        "parameters": {"max_new_tokens": 40, "do_sample": number % 2 == 1, "temperature": 0.8, "seed": number},
+    }
+
+
+def text(events: list[dict[str, Any]]) -> str:
+    assert events[-1]["finished"]
+    assert [event["finished"] for event in events[:-1]] == [False] * (len(events) - 1)
+    return "".join(event["token"]["text"] for event in events)
+
+
+def until_idle(server: Server, seconds: float = 20.0) -> None:
+    """No token of KV memory is held by a request any more."""
+    deadline = time.monotonic() + seconds
+    while get(server, "/token_load")["current_load"] > 0:
+        assert time.monotonic() < deadline, "KV slots are still held"
+        time.sleep(0.05)
+
+
+def test_the_command_of_the_readme(server: Server) -> None:
+    answer = post(
+        server, "/generate", {"inputs": "What is AI?", "parameters": {"max_new_tokens": 17, "frequency_penalty": 1}}
+    )
+    assert answer["count_output_tokens"] == 17
+    assert answer["finish_reason"] == "length"
+    assert re.search(r"\b(AI|intelligence|machine|computer)", answer["generated_text"][0])
+
+
+def test_the_chat_template_gives_a_right_answer(server: Server) -> None:
+    body = {"inputs": CHAT.format("What is the capital of France?"), "parameters": {"max_new_tokens": 40}}
+    answer = post(server, "/generate", body)
+    assert "Paris" in answer["generated_text"][0]
+    assert answer["finish_reason"] == "stop"
+    assert "<|im_end|>" not in answer["generated_text"][0]
+
+
+def test_whole_and_streamed_answers_agree(server: Server) -> None:
+    whole = post(server, "/generate", prompt(3))
+    events = stream(server, prompt(3))
+    assert text(events) == whole["generated_text"][0]
+    assert len(events) == whole["count_output_tokens"]
+
+
+def test_64_streams_complete_and_leave_nothing(server: Server) -> None:
+    alone = [text(stream(server, prompt(number))) for number in range(4)]
+    with ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(lambda number: text(stream(server, prompt(number))), range(64)))
+    assert together[:4] == alone
+    until_idle(server)
+
+
+def test_stop_strings_are_not_shown(server: Server) -> None:
+    body = {"inputs": CHAT.format("Count from 1 to 9."), "parameters": {"max_new_tokens": 60}}
+    free = post(server, "/generate", body)["generated_text"][0]
+    stop = free[len(free) // 2 : len(free) // 2 + 3]
+    body["parameters"]["stop_sequences"] = [stop]
+    events = stream(server, body)
+    assert text(events) == free[: free.index(stop)]
+    assert events[-1]["finish_reason"] == "stop"
+    until_idle(server)
+
+
+def test_n_answers_share_one_prefill(server: Server) -> None:
+    body = {"inputs": "Once upon a time", "parameters": {"n": 3, "do_sample": True, "seed": 5, "max_new_tokens": 12}}
+    answer = post(server, "/generate", body)
+    assert len(set(answer["generated_text"])) == 3
+    assert post(server, "/generate", body) == answer
+    one = {**body, "parameters": {**body["parameters"], "n": 1, "seed": 6}}
+    assert post(server, "/generate", one)["generated_text"][0] == answer["generated_text"][1]
+
+
+def test_logprobs_and_prompt_logprobs(server: Server) -> None:
+    parameters = {"max_new_tokens": 4, "return_details": True, "logprobs": 3, "prompt_logprobs": 2}
+    answer = post(server, "/generate", {"inputs": "The sky is blue and the grass is", "parameters": parameters})
+    assert len(answer["tokens"]) == len(answer["logprobs"]) == 4
+    for detail, ranked in zip(answer["tokens"], answer["logprobs"], strict=True):
+        best = max(ranked.values(), key=lambda entry: entry["logprob"])
+        assert ranked[str(detail["id"])] == best  # greedy
+        assert detail["logprob"] <= 0
+    assert len(answer["prompt_logprobs"]) == answer["prompt_tokens"] == len(answer["prompt_token_ids"])
+    assert answer["prompt_logprobs"][0] is None
+
+
+def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
+    host, port = server.base_url.removeprefix("http://").split(":")
+    body = b'{"inputs": "Tell me a very long story", "parameters": {"max_new_tokens": 4000, "ignore_eos": true}}'
+    for path in ("/generate", "/generate_stream"):
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            while get(server, "/token_load")["current_load"] == 0:
+                time.sleep(0.02)
+        until_idle(server, seconds=5.0)
+
+
+def children(server: Server) -> dict[str, int]:
+    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(server.pid)], capture_output=True, text=True)
+    found = (re.match(r"\s*(\d+) .*lightllm_mp\.actors\.child (\w+)", line) for line in listing.stdout.splitlines())
+    return {match[2]: int(match[1]) for match in found if match}
+
+
+@pytest.mark.parametrize("victim", ["tokenizer", "router", "detokenizer", "worker0"])
+def test_a_killed_process_changes_no_answer(server: Server, victim: str) -> None:
+    undisturbed = [text(stream(server, prompt(number))) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(lambda number=number: text(stream(server, prompt(number)))) for number in range(8)]
+        time.sleep(random.random())
+        subprocess.run(["kill", "-9", str(children(server)[victim])], check=True)
+        assert [answer.result() for answer in answers] == undisturbed
+    until_idle(server)

@@ -1,0 +1,133 @@
+"""A one-layer transformer that can be computed by hand, and a driver that writes plans for it as a router would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.messages import Sampling, StepDone
+from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
+
+HIDDEN = 16
+
+
+def spec(vocab: int = 40, max_context: int = 64) -> ModelSpec:
+    return ModelSpec(
+        family="tiny",
+        vocab=vocab,
+        hidden=HIDDEN,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=HIDDEN,
+        intermediate=HIDDEN,
+        norm_eps=1e-5,
+        rope=RopeSpec(theta=1e4, dim=HIDDEN),
+        max_context=max_context,
+        eos_ids=(0,),
+    )
+
+
+class TinyModel:
+    """Embedding plus position, one attention head over the KV pool, and the embedding as head."""
+
+    dtype = torch.float32
+
+    def __init__(self, vocab: int = 40, max_context: int = 64) -> None:
+        self.spec = spec(vocab, max_context)
+        noise = torch.Generator().manual_seed(3)
+        self.embed = torch.randn(vocab, HIDDEN, generator=noise)
+        self.place = torch.randn(max_context + 1, HIDDEN, generator=noise)
+        self.steps: list[int] = []
+        """Tokens of each forward pass."""
+        self.widest = 0
+        """Most lines of logits asked for at once."""
+
+    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor:
+        self.steps.append(len(ids))
+        x = self.embed[ids.long()] + self.place[batch.positions.long()]
+        kv.keys[0][batch.slots.long(), 0] = x
+        kv.values[0][batch.slots.long(), 0] = x.roll(1, -1)
+        out = torch.empty_like(x)
+        for i in range(batch.sequences):
+            lines = slice(int(batch.seq_start[i]), int(batch.seq_start[i + 1]))
+            slots = batch.slot_table[int(batch.rows[i]), : int(batch.context[i])].long()
+            seen = torch.arange(len(slots)) <= batch.positions[lines, None]
+            scores = (x[lines] @ kv.keys[0][slots, 0].T).masked_fill(~seen, float("-inf"))
+            out[lines] = x[lines] + scores.softmax(-1) @ kv.values[0][slots, 0]
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.widest = max(self.widest, len(hidden))
+        return hidden @ self.embed.T
+
+    def whole(self, ids: list[int]) -> Tensor:
+        """float32 [len(ids), vocab]: the logits of a sequence computed at once, without slots and plans."""
+        x = self.embed[ids] + self.place[: len(ids)]
+        seen = torch.ones(len(ids), len(ids)).tril().bool()
+        weights = (x @ x.T).masked_fill(~seen, float("-inf")).softmax(-1)
+        return (x + weights @ x.roll(1, -1)) @ self.embed.T
+
+
+@dataclass
+class Running:
+    """A sequence as its router knows it."""
+
+    row: int
+    prompt: list[int]
+    sampling: Sampling
+    produced: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    computed: int = 0
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Driver:
+    """Writes plans, hands out slots in random order, and keeps what the executor answers."""
+
+    def __init__(self, executor: Executor, slots: int) -> None:
+        self.executor, self.step_number = executor, 0
+        self.free = np.random.default_rng(2).permutation(slots).tolist()
+
+    def step(self, work: list[tuple[Running, int]]) -> StepDone:
+        """Computes the next `count` tokens of each sequence; one is sampled when all its known ids are computed."""
+        builder, sampled = PlanBuilder(self.step_number), []
+        for running, count in sorted(work, key=lambda item: item[1] > 1):
+            if self._add(builder, running, count):
+                sampled.append(running)
+        self.executor.submit(builder.pack())
+        done = self.executor.collect()
+        assert done.step == self.step_number
+        self.step_number += 1
+        ids, logprobs = np.frombuffer(done.ids, "<i4"), np.frombuffer(done.logprobs, "<f4")
+        for running, token, logprob in zip(sampled, ids.tolist(), logprobs.tolist(), strict=True):
+            running.produced.append(token)
+            running.logprobs.append(logprob)
+        return done
+
+    def _add(self, builder: PlanBuilder, running: Running, count: int) -> bool:
+        start, ids = running.computed, running.prompt + running.produced
+        if not start:
+            builder.setup(running.row, len(running.prompt), running.sampling)
+            builder.write_ids(running.row, 0, np.array(ids))
+        fresh = [self.free.pop() for _ in range(count)]
+        builder.write_slots(running.row, start, np.array(fresh))
+        running.slots += fresh
+        running.computed += count
+        sample = running.computed == len(ids)
+        builder.add(running.row, start, count, sample=sample)
+        return sample
+
+    def generate(self, running: Running, tokens: int, chunk: int = 1000) -> list[int]:
+        """Runs one sequence alone until it has produced `tokens` more."""
+        target = len(running.produced) + tokens
+        while len(running.produced) < target:
+            left = len(running.prompt) + len(running.produced) - running.computed
+            self.step([(running, min(left, chunk))])
+        return running.produced
