@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from array import array
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,12 +30,18 @@ from lightllm_mp.actors.serve import find_model
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.supervisor import Supervisor
 from lightllm_mp.config import Config
-from lightllm_mp.errors import ConfigError, InvalidRequest, StartupError
+from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts
 
 T = TypeVar("T")
 Chat = Sequence[Mapping[str, str]]
 """Messages such as {"role": "user", "content": "Hello"}."""
+
+
+class EngineEnded(EngineError):
+    """The engine is closed, or gave up; the message says why."""
+
+    code = "engine_ended"
 
 
 class Completion(Struct, frozen=True):
@@ -72,20 +78,21 @@ class Engine:
     def generate(self, prompts: str | Sequence[str | Sequence[int]], **parameters: Any) -> list[Completion]:
         """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row."""
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self._wait(self._all([_prompt(prompt) for prompt in many], _parse(parameters)))
+        return self._wait(lambda: self._all([_prompt(prompt) for prompt in many], _parse(parameters)))
 
     def chat(self, messages: Chat, **parameters: Any) -> Completion:
         """The answer to a conversation, through the model's chat template."""
-        return self._wait(self._all([_chat(messages)], _parse(parameters)))[0]
+        return self._wait(lambda: self._all([_chat(messages)], _parse(parameters)))[0]
 
     def stream(self, prompt: str | Sequence[int], **parameters: Any) -> Iterator[Event]:
         """Events, one per token, as they are produced. Leaving the iteration early ends the request."""
         events = self._events(_prompt(prompt), _parse(parameters))
         try:
-            while (event := self._wait(anext(events, None))) is not None:
+            while (event := self._wait(lambda: anext(events, None))) is not None:
                 yield event
         finally:
-            self._wait(events.aclose())
+            if self._thread.is_alive():
+                self._wait(events.aclose)
 
     def close(self) -> None:
         """Stop all processes; idempotent."""
@@ -101,11 +108,30 @@ class Engine:
 
     # --- requests, on the engine's loop -------------------------------------------------------------------------------
 
-    def _wait(self, work: Coroutine[Any, Any, T] | Any) -> T:
-        if not self._thread.is_alive():
-            raise StartupError(self._supervisor.reason or "the engine is closed")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(_coroutine(work), self._loop)
-        return future.result()
+    def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` on the engine's loop. EngineEnded when the engine is closed, or ends while we wait."""
+
+        async def run() -> T:
+            return await work()
+
+        work_done = run()
+        try:
+            future = asyncio.run_coroutine_threadsafe(work_done, self._loop)
+        except RuntimeError:  # the loop is closed
+            work_done.close()
+            raise self._ended() from None
+        while True:
+            # A loop that ends between the call and its first step leaves the future alone for ever: look at its thread.
+            wait([future], timeout=None if future.done() else 1.0)
+            if future.done() or not self._thread.is_alive():
+                break
+        try:
+            return future.result(timeout=0)
+        except (CancelledError, TimeoutError):
+            raise self._ended() from None
+
+    def _ended(self) -> EngineEnded:
+        return EngineEnded(self._supervisor.reason or "the engine is closed")
 
     async def _all(self, prompts: list[Prompt], parameters: Parameters) -> list[Completion]:
         """At most max_live_requests at a time, so that a long list is never refused."""
@@ -128,7 +154,7 @@ class Engine:
             raise
         return [completion for completions in found for completion in completions]
 
-    async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncIterator[Event]:
+    async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncGenerator[Event, None]:
         live = self._submit(prompt, parameters, stream=True)
         try:
             async for event in live:
@@ -169,13 +195,13 @@ class Engine:
         try:
             await running
         finally:
+            calls = asyncio.all_tasks() - {asyncio.current_task()}
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
             self._front.close()
             if not self._serving.done():
                 self._serving.set_exception(StartupError(supervisor.reason or "the engine did not start"))
-
-
-async def _coroutine(work: Any) -> Any:
-    return await work
 
 
 def _prompt(prompt: str | Sequence[int]) -> Prompt:

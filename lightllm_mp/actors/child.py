@@ -10,15 +10,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Protocol
 
-from lightllm_mp.actors.base import Actor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Failed
+from lightllm_mp.messages import Facts, Failed
 
 PR_SET_PDEATHSIG = 1
 
@@ -53,11 +54,19 @@ def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
         mailbox.send(SUPERVISOR, Failed(reason))
         return 1
     actor.ready(facts)
-    actor.run()  # type: ignore[attr-defined]
+    actor.run()
     return 0
 
 
-def _load(program: str) -> type[Actor]:
+class Program(Protocol):
+    """What a program of the topology is: an actor that runs."""
+
+    def start(self) -> Facts: ...
+    def ready(self, facts: Facts) -> None: ...
+    def run(self) -> None: ...
+
+
+def _load(program: str) -> Callable[[Birth, Mailbox, StatsPage], Program]:
     module, name = program.split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -15,10 +15,11 @@ from lightllm_mp.engine.noise import id_words, log_exponential
 from lightllm_mp.engine.ranking import falling, first_argmax, largest
 from lightllm_mp.engine.truncation import Limits, contains, least_kept, whole_mass
 
-CANDIDATES = 512
-"""Rows with top-k or top-p are first cut among this many best ids, and among the whole row where that fails."""
+WIDTHS = (512, 8192)
+"""Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row: on to the next
+where an id that was not looked at may be in."""
 
-NOISE_ELEMENTS = 1 << 18
+NOISE_ELEMENTS = 1 << 17
 """Noise of whole rows is made in blocks of about this many ids, small enough for the cache of a core."""
 
 NEGATIVE_INFINITY = float("-inf")
@@ -38,23 +39,28 @@ class Field:
         return Field(self.scores[rows], self.keys[rows], self.limits.of(rows))
 
 
-def draw_whole(field: Field) -> Tensor:
-    """int64 [n]: draws by min-p alone."""
-    return _draw_above(field, field.limits.log_min_p)
+def draw_whole(field: Field, *, min_p: bool) -> Tensor:
+    """int64 [n]: draws by min-p alone. `min_p`: some row has it."""
+    return _draw_above(field, field.limits.log_min_p if min_p else None)
 
 
 def draw_truncated(field: Field, *, top_p_alone: bool) -> Tensor:
     """int64 [n]: draws by all limits. `top_p_alone`: some row has top-p and no top-k."""
-    scores, limits = field.scores, field.limits
-    top, ids = largest(scores, CANDIDATES)
-    mass = whole_mass(scores) if top_p_alone else torch.ones_like(limits.top_p)
-    cut = least_kept(top, mass, limits)
+    mass = whole_mass(field.scores) if top_p_alone else torch.ones_like(field.limits.top_p)
+    return _draw_cut(field, mass, WIDTHS)
+
+
+def _draw_cut(field: Field, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """int64 [n]: draws by all limits, first among `widths[0]` candidates."""
+    if not widths:
+        return _draw_above(field, least_kept(falling(field.scores), mass, field.limits))
+    top, ids = largest(field.scores, widths[0])
+    cut = least_kept(top, mass, field.limits)
     drawn = _draw_among(top, ids, cut, field)
-    if top.shape[-1] < scores.shape[-1]:
-        missed = (~contains(top, cut, limits)).nonzero()[:, 0]
-        if len(missed):
-            rest = field.of(missed)
-            drawn[missed] = _draw_above(rest, least_kept(falling(rest.scores), mass[missed], rest.limits))
+    if top.shape[-1] < field.scores.shape[-1]:
+        missed = (~contains(top, cut, field.limits)).nonzero()[:, 0]
+        if missed.shape[0]:
+            drawn[missed] = _draw_cut(field.of(missed), mass[missed], widths[1:])
     return drawn
 
 
@@ -67,11 +73,16 @@ def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: Field) -> Tensor:
     return ids.where(best, vocab - 1).amin(-1)
 
 
-def _draw_above(field: Field, cut: Tensor) -> Tensor:
-    """int64 [n]: draws over whole rows, among scores not below `cut` [n, 1]."""
+def _draw_above(field: Field, cut: Tensor | None) -> Tensor:
+    """int64 [n]: draws over whole rows, among scores not below `cut` [n, 1] (None: among all)."""
     vocab = field.scores.shape[-1]
-    words, block, drawn = id_words(vocab, cut.device), max(1, NOISE_ELEMENTS // vocab), []
-    for scores, keys, least in zip(field.scores.split(block), field.keys.split(block), cut.split(block), strict=True):
-        noise = log_exponential(words, keys)
-        drawn.append(first_argmax(torch.sub(scores, noise, out=noise).masked_fill_(scores < least, NEGATIVE_INFINITY)))
+    words, block = id_words(vocab, field.scores.device), max(1, NOISE_ELEMENTS // vocab)
+    drawn = []
+    for start in range(0, field.scores.shape[0], block):
+        part = slice(start, start + block)
+        noise = log_exponential(words, field.keys[part])
+        noisy = torch.sub(field.scores[part], noise, out=noise)
+        if cut is not None:
+            noisy.masked_fill_(field.scores[part] < cut[part], NEGATIVE_INFINITY)
+        drawn.append(first_argmax(noisy))
     return torch.cat(drawn)

@@ -33,7 +33,7 @@ LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 class Model(Protocol):
-    """What the executor needs of a decoder (models/decoder.py has the real one)."""
+    """What the executor needs of a decoder (see models/decoder.py). It overwrites what `logits` returns."""
 
     spec: ModelSpec
 

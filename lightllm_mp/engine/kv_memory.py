@@ -61,7 +61,7 @@ class KvMemory:
         """Give up the lock on the shared prefix."""
         if sequence.node is not None:
             self.tree.unlock(sequence.node)
-        sequence.node, sequence.tree_version = None, -1
+        sequence.node = None
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
         """Hand what a running sequence has computed to the tree. Where the tree had the same prefix by now, the
@@ -79,12 +79,30 @@ class KvMemory:
             rows.borrowed[row] = known
         return start, max(start, known)
 
-    def release(self, sequence: Sequence, *, feed: bool) -> None:
-        """A running sequence gives up all its slots; with `feed` the tree gets what is computed."""
+    def catch_up(self, sequence: Sequence) -> tuple[int, int]:
+        """Somebody else may have computed more of a running sequence's prompt than itself: then that is used. Returns
+        the positions whose slots have changed, start and end."""
+        row, rows = sequence.row, self._rows
+        start, planned = int(rows.treed[row]), int(rows.planned[row])
+        if not sequence.reads_cache or sequence.tree_version == self.tree.version:
+            return start, start
+        slots, node = self.tree.match(sequence.ids[:-1])
+        sequence.tree_version = self.tree.version
+        if len(slots) <= planned:
+            return start, start
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node = node
+        self.pool.give_back(rows.slots[row, start:planned].copy())
+        rows.start_from(row, slots)
+        return start, len(slots)
+
+    def release(self, sequence: Sequence) -> None:
+        """A running sequence gives up all its slots; the tree gets what is computed."""
         row, rows = sequence.row, self._rows
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         slots = rows.slots[row, :planned]
-        if feed and sequence.cached and confirmed > treed:
+        if sequence.cached and confirmed > treed:
             _, known = self.tree.insert(rows.ids[row, :confirmed], slots[:confirmed])
             self.pool.give_back(np.concatenate((slots[treed:known], slots[confirmed:])))
         else:

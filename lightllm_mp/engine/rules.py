@@ -13,8 +13,8 @@ from lightllm_mp.engine.penalties import History
 from lightllm_mp.engine.plan import PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 from lightllm_mp.engine.truncation import Limits
 
-NOISE, TRUNCATE, MASS, PENALTY, BIAS, BAN, TOP, PROMPT = (1 << bit for bit in range(8))
-"""What a row needs beside an argmax, as bits of a `needs` byte (MASS: top-p over the whole row)."""
+NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT = (1 << bit for bit in range(9))
+"""What a row needs beside an argmax, as bits of a `needs` word (MASS: top-p over the whole row)."""
 CHANGES_CHOICE = NOISE | PENALTY | BIAS | BAN
 
 Lines = NDArray[np.int64]
@@ -27,7 +27,7 @@ class RuleTable:
     def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
         self.vocab, self.device = vocab, device
         self.records = np.zeros(rows, SETUP_DTYPE)
-        self.needs = np.zeros(rows, np.uint8)
+        self.needs = np.zeros(rows, np.uint16)
         """Bits of what each row needs."""
         self._bias: dict[int, tuple[Ints, NDArray[np.float32]]] = {}
         self._banned: dict[int, Ints] = {}
@@ -42,8 +42,13 @@ class RuleTable:
         self._banned.clear()
 
     def set(self, setup: RowSetup) -> None:
-        """Row `setup.rules["row"]` starts a new sequence. Biased or banned ids outside the vocabulary are ignored."""
+        """Row `setup.rules["row"]` starts a new sequence. Biased or banned ids outside the vocabulary are ignored.
+
+        ValueError for a row that does not exist.
+        """
         row = int(setup.rules["row"])
+        if not 0 <= row < len(self.records):
+            raise ValueError(f"a plan sets up row {row} of {len(self.records)}")
         inside = self._inside(setup.bias_ids)
         self._bias[row] = setup.bias_ids[inside], setup.bias_values[inside]
         self._banned[row] = setup.masked_ids[self._inside(setup.masked_ids)]
@@ -62,6 +67,7 @@ class RuleTable:
             (NOISE if noise else 0)
             | (TRUNCATE if noise and (top_k or top_p) else 0)
             | (MASS if noise and top_p and not top_k else 0)
+            | (MIN_P if noise and rules["min_p"] > 0 else 0)
             | (PENALTY if penalty else 0)
             | (BIAS if len(self._bias[row][0]) else 0)
             | (BAN if len(self._banned[row]) and rules["min_new_tokens"] > 0 else 0)

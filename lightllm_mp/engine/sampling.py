@@ -23,7 +23,19 @@ from lightllm_mp.engine.noise import row_keys
 from lightllm_mp.engine.penalties import Penalizer, add_bias, ban
 from lightllm_mp.engine.plan import Ints
 from lightllm_mp.engine.ranking import first_argmax
-from lightllm_mp.engine.rules import BAN, BIAS, CHANGES_CHOICE, MASS, NOISE, PENALTY, TOP, TRUNCATE, Lines, RuleTable
+from lightllm_mp.engine.rules import (
+    BAN,
+    BIAS,
+    CHANGES_CHOICE,
+    MASS,
+    MIN_P,
+    NOISE,
+    PENALTY,
+    TOP,
+    TRUNCATE,
+    Lines,
+    RuleTable,
+)
 
 
 @dataclass(slots=True)
@@ -75,7 +87,7 @@ class Sampler:
         if np.bitwise_or.reduce(needs) & BAN:
             records = self.rules.records[rows]
             done = positions - records["prompt_tokens"] >= records["min_new_tokens"]
-            needs = np.where(done, needs & ~np.uint8(BAN), needs)
+            needs = np.where(done, needs & ~np.uint16(BAN), needs)
         return needs
 
     def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
@@ -113,7 +125,8 @@ class Sampler:
             keys=self._put(row_keys(self.rules.records["seed"][rows], positions)),
             limits=self.rules.limits(rows),
         )
-        top_p_alone = bool((needs & MASS).any())
+        wanted = int(np.bitwise_or.reduce(needs))
+        top_p_alone, min_p = bool(wanted & MASS), bool(wanted & MIN_P)
         truncated = needs & TRUNCATE != 0
         if truncated.all():
             ids = draw_truncated(field, top_p_alone=top_p_alone)
@@ -121,9 +134,9 @@ class Sampler:
             ids = torch.empty(len(rows), dtype=torch.int64, device=self.device)
             cut, others = self._put(np.flatnonzero(truncated)), self._put(np.flatnonzero(~truncated))
             ids[cut] = draw_truncated(field.of(cut), top_p_alone=top_p_alone)
-            ids[others] = draw_whole(field.of(others))
+            ids[others] = draw_whole(field.of(others), min_p=min_p)
         else:
-            ids = draw_whole(field)
+            ids = draw_whole(field, min_p=min_p)
         return ids.masked_fill_(~best[:, 0].isfinite(), 0)
 
     def _alternatives(self, table: Tensor, lines: Lines, rows: Ints) -> list[tuple[Lines, Alternatives]]:

@@ -83,7 +83,7 @@ class Scheduler:
         kept if the worker kept its memory."""
         for sequence in self._live.values():
             if sequence.row >= 0:
-                self._leave(sequence, feed=keep_cache)
+                self._leave(sequence)
         if not keep_cache:
             self._kv.clear()
         for queue in (self._live, self._waiting, self._prefilling, self._flights, self._events, self._moved):
@@ -116,7 +116,8 @@ class Scheduler:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
         rows = self._rows
         alive = rows.life[flight.rows] == flight.lives
-        rows.confirmed[flight.rows[alive]] = flight.ends[alive]
+        taken, ends = flight.rows[alive], flight.ends[alive]
+        rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
         for index, logprobs, top_ids, top_logprobs in answer.prompt:
             sequence = rows.sequences[flight.rows[index]] if alive[index] else None
             if sequence is not None and sequence.scores is not None:
@@ -195,8 +196,8 @@ class Scheduler:
                 break
             sequence = prompts[index]
             row = sequence.row
-            if not sequence.installed and sequence not in starts:
-                self._look_again(sequence)
+            if sequence not in starts:
+                self._catch_up(sequence)
             start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
             slots = self._kv.take(min(count, self._kv.available))
             if slots is None or not len(slots):
@@ -207,15 +208,14 @@ class Scheduler:
             budget -= len(slots)
         return starts
 
-    def _look_again(self, sequence: Sequence) -> None:
+    def _catch_up(self, sequence: Sequence) -> None:
         """Since it was admitted, somebody else may have computed more of its prompt."""
-        if sequence.reads_cache and sequence.tree_version != self._kv.tree.version:
-            self._rows.start_from(sequence.row, self._kv.borrow(sequence))
+        start, end = self._kv.catch_up(sequence)
+        if sequence.uploaded and start < end:
+            self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
 
     def _announce(self, sequence: Sequence, cached: int) -> None:
         """Its first chunk is planned: the detokenizer learns of a sequence, once."""
-        if sequence.opened:
-            return
         sequence.opened = True
         self._events.append(sequence.open(cached))
         self._counters.prompt_tokens += sequence.prompt_tokens
@@ -231,8 +231,7 @@ class Scheduler:
         self._counters.steps += 1
         self._flights.append(flight)
         for sequence, start in chunks.items():
-            if not sequence.installed:
-                sequence.installed = True
+            if not sequence.opened:
                 self._announce(sequence, start)
             if rows.planned[sequence.row] == rows.target[sequence.row]:
                 self._prefilling.remove(sequence)
@@ -292,7 +291,7 @@ class Scheduler:
         produced = len(sequence.ids)
         if sequence.row >= 0:
             produced = self._rows.known(sequence.row)
-            self._leave(sequence, feed=True)
+            self._leave(sequence)
             self._held = False
         else:
             self._waiting.remove(sequence)
@@ -310,22 +309,22 @@ class Scheduler:
         """Back to the queue, to its place by arrival; nothing is in flight. What it has produced is now its prompt."""
         row = sequence.row
         sequence.ids = self._rows.ids[row, : self._rows.known(row)].copy()
-        self._leave(sequence, feed=True)
+        self._leave(sequence)
         if sequence.scores is not None:
             sequence.scores.clear()
         self._waiting.add(sequence)
         self._counters.preemptions += 1
         self._held = True
 
-    def _leave(self, sequence: Sequence, *, feed: bool) -> None:
+    def _leave(self, sequence: Sequence) -> None:
         """A running sequence gives up its slots and its row."""
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         if sequence.group is not None and sequence.group.leader is sequence:
             sequence.group.leader = None
-        self._kv.release(sequence, feed=feed)
+        self._kv.release(sequence)
         self._rows.vacate(sequence)
-        sequence.installed = False
+        sequence.uploaded = 0
 
     def _youngest(self) -> Sequence:
         """Of the running sequences the one that is served last."""

@@ -54,8 +54,8 @@ class Sequence:
     """Locked end of the prefix it shares with the tree."""
     tree_version: int = -1
     """What the tree was when `node` was last looked up."""
-    installed: bool = False
-    """The worker knows its row."""
+    uploaded: int = 0
+    """Leading ids that the worker has; 0: it does not know the row."""
     scores: PromptScores | None = None
     """Prompt logprobs that are still owed."""
 

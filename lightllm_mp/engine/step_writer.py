@@ -20,7 +20,7 @@ def write_step(
     chunks: Mapping[Sequence, int],
 ) -> tuple[bytes, Flight]:
     """Rows `decoding` compute their last planned position, the sequences of `chunks` what they have planned from the
-    given start on. `moved`: (row, start, end) of positions whose slots have changed."""
+    given start on. `moved`: (row, start, end) of positions whose slots have changed. Notes what is uploaded."""
     builder = PlanBuilder(step)
     for row, start, end in moved:
         builder.write_slots(row, start, rows.slots[row, start:end])
@@ -45,12 +45,13 @@ def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
 def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: int) -> None:
     row = sequence.row
     end, target = int(rows.planned[row]), int(rows.target[row])
-    if not sequence.installed:
+    if not sequence.uploaded:
         builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids)
-        if start:
-            builder.write_ids(row, 0, rows.ids[row, :start])
-            builder.write_slots(row, 0, rows.slots[row, :start])
+    first = start if sequence.uploaded else 0
+    builder.write_slots(row, first, rows.slots[row, first:end])
     # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
-    builder.write_ids(row, start, rows.ids[row, start : min(end + 1, target)])
-    builder.write_slots(row, start, rows.slots[row, start:end])
+    upto = min(end + 1, target)
+    if sequence.uploaded < upto:
+        builder.write_ids(row, sequence.uploaded, rows.ids[row, sequence.uploaded : upto])
+    sequence.uploaded = upto
     builder.add(row, start, end - start, sample=end == target)

@@ -65,12 +65,13 @@ static int place_object(ring_out *out, uint64_t *tail, PyObject *data, uint64_t 
 
 /* The kind of what is to be sent, or 0 with an exception. */
 static uint64_t checked_kind(ring_out *out, PyObject *kind) {
-    uint32_t state = out->base ? out_state(out) : 0;
+    if (!out->base) return PyErr_SetString(PyExc_ValueError, "this sender was closed"), 0;
+    uint32_t state = out_state(out);
     long value = kind ? PyLong_AsLong(kind) : 1;
     if (value == -1 && PyErr_Occurred()) return 0;
     if (value < 1 || value > KIND_LAST) return PyErr_Format(PyExc_ValueError, "no such record kind: %ld", value), 0;
     if (state == OPEN) return (uint64_t)value;
-    closed(!state ? "this sender was closed" : state == POISONED ? "the lane is poisoned" : "the lane is closed");
+    closed(state == POISONED ? "the lane is poisoned" : "the lane is closed");
     return 0;
 }
 

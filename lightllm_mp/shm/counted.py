@@ -45,6 +45,7 @@ class CountedEnd:
 
     def __init__(self, lane: Lane) -> None:
         self.capacity = lane.capacity
+        self.largest = lane.capacity // 8
         self.data_fd, self.space_fd = lane.fds[1:]
         self.map = lane.segment.map
         self.bytes = memoryview(self.map)
@@ -58,9 +59,9 @@ class CountedEnd:
             self.u32[STATE // 4] = POISONED
             add_to(peer_event, 1)
 
-    def add(self, gauge: int, more: int) -> None:
-        """A peer may have written anything there; that must not be an error here."""
-        self.u64[gauge] = (self.u64[gauge] + more) & U64
+    def gauge(self, word: int) -> int:
+        """Where a counter goes on; a peer may have written anything there, and that must not be an error here."""
+        return self.u64[word] & (1 << 62) - 1
 
     def release(self) -> None:
         self.u64.release()

@@ -36,6 +36,7 @@ class Source(CountedEnd):
     def __init__(self, lane: Lane, peer: Bell) -> None:
         super().__init__(lane)
         self.peer_event = peer.event_fd
+        self._gets, self._doorbells = self.gauge(_GETS), self.gauge(_SPACE_DOORBELLS)
         resets, self.head, self.available, self.owed = lane.kept.get("consumer", (-1, 0, 0, 0))
         if resets != self.resets:
             self.rejoin()
@@ -49,6 +50,10 @@ class Source(CountedEnd):
         self.head = self.u64[HEAD // 8]
         self.available = 0  # counted bytes that are not yet drained
         self.owed = 0  # drained bytes that the producer was not yet told of
+
+    def is_valid(self) -> bool:
+        """What is available can be taken: it is of this epoch, and the lane is not poisoned."""
+        return self.u32[STATE // 4] != POISONED and self.resets == self.u64[RESETS // 8]
 
     def collect(self) -> None:
         """Reads the count; one that no producer can have reached poisons the lane."""
@@ -67,42 +72,46 @@ class Source(CountedEnd):
             self.rejoin()
         if not self.available or self.u32[STATE // 4] == POISONED:
             return 0
-        mask, head, left, taken = self.capacity - 1, self.head, self.available, 0
+        head, left, taken = self.head, self.available, 0
+        u64, mask, largest = self.u64, self.capacity - 1, self.largest
         while taken < budget and left:
             at = PAGE + (head & mask)
-            header = self.u64[at >> 3]
-            size = self._record_size(head & mask, left, header)
-            if not size:
-                self.poison(self.peer_event)
-                left = 0
-                break
-            if header >> 32 != KIND_PAD:
-                out.append((index, header >> 32, self.map[at + 8 : at + 8 + (header & 0xFFFFFFFF)]))
+            header = u64[at >> 3]
+            length, kind = header & 0xFFFFFFFF, header >> 32
+            size = (length + 15) & ~7
+            if size > left or not 0 < kind <= KIND_LAST or length > largest or size > self.capacity - (head & mask):
+                size = self._pad_size(head & mask, left, header)
+                if not size:
+                    self.poison(self.peer_event)
+                    left = 0
+                    break
+            else:
+                out.append((index, kind, self.map[at + 8 : at + 8 + length]))
                 taken += 1
-            head = (head + size) & U64
+            head += size
             left -= size
-        self._give_back((head - self.head) & U64, head, left, taken)
+        self._give_back(head - self.head, head & U64, left, taken)
         return taken
 
-    def _record_size(self, offset: int, left: int, header: int) -> int:
-        length, kind = header & 0xFFFFFFFF, header >> 32
-        size = (length + 15) & ~7
-        if size > left or size > self.capacity - offset:
-            return 0
-        if kind == KIND_PAD:
-            return size if offset + size == self.capacity and length % 8 == 0 else 0
-        return size if 1 <= kind <= KIND_LAST and length <= self.capacity // 8 else 0
+    def _pad_size(self, offset: int, left: int, header: int) -> int:
+        """The bytes to skip, or 0 for a record that no correct producer can have written."""
+        size = (header & 0xFFFFFFFF) + 8
+        right = header >> 32 == KIND_PAD and size % 8 == 0 and size <= left and offset + size == self.capacity
+        return size if right else 0
 
     def _give_back(self, released: int, head: int, left: int, taken: int) -> None:
         """A producer that waits is told only when half of the lane is free, so that it is woken once."""
         words = self.u64
         self.head, self.available = head, left
+        self._gets += taken
         words[HEAD // 8] = head
-        self.add(_GETS, taken)
+        words[_GETS] = self._gets
         self.owed += released
         waits = self.u32[SPACE_WANTED // 4]
         if self.owed and (not waits or left <= self.capacity // 2):
-            self.add(_SPACE_DOORBELLS, waits)
+            if waits:
+                self._doorbells += 1
+                words[_SPACE_DOORBELLS] = self._doorbells
             if not add_to(self.space_fd, self.owed):
                 self.poison(self.peer_event)
             self.owed = 0
@@ -117,6 +126,8 @@ class Consumer:
         self._sources: list[Source] = []
         self._by_fd: dict[int, Source] = {}
         self._next = 0
+        self._fresh = False  # wait or unpark have read the counts a moment ago
+        self._parks = self._wakes = 0
         self._u32 = own.page.view.cast("I")
         self._u64 = own.page.view.cast("Q")
 
@@ -128,8 +139,8 @@ class Consumer:
         self._sources.append(source)
         return len(self._sources) - 1
 
-    def _collect(self, timeout: float = 0) -> bool:
-        """Reads the counts of the lanes; True when the bell rang or space came back, both of which stay to be seen."""
+    def _collect(self, timeout: float | None = 0, keep: bool = True) -> bool:
+        """Reads the lanes' counts. True when the bell rang or space came back; with `keep` that stays to be seen."""
         rung = False
         for fd, _ in self._poller.poll(timeout):
             source = self._by_fd.get(fd)
@@ -137,15 +148,21 @@ class Consumer:
                 source.collect()
                 continue
             rung = True
-            if fd != self._bell.event_fd:  # space: the one shot is used up, the bell keeps it
+            if fd == self._bell.event_fd:
+                if not keep:
+                    count_of(fd)
+            elif keep:  # space: the one shot is used up, so the bell has to keep it
                 self._bell.ring()
+        self._fresh = not keep
         return rung
 
     def _ready(self) -> bool:
-        return any(s.available and s.u32[STATE // 4] != POISONED for s in self._sources)
+        return any(source.available and source.is_valid() for source in self._sources)
 
     def drain(self, max: int = 256) -> list[tuple[int, int, bytes]]:
-        self._collect()
+        if not (self._fresh and self._ready()):
+            self._collect()
+        self._fresh = False
         out: list[tuple[int, int, bytes]] = []
         lanes = len(self._sources)
         share, left = -(-max // lanes) if lanes else 0, max
@@ -166,24 +183,31 @@ class Consumer:
         self._collect()
         if self._ready():
             return False
-        self._u32[PARKED // 4] = 1
-        self._u64[BELL_COUNTS // 8] += 1
+        self._mark_parked()
         return True
 
     def unpark(self) -> None:
-        self._collect()
-        self._u32[PARKED // 4] = 0
-        self._u64[BELL_COUNTS // 8 + 1] += 1
-        count_of(self._bell.event_fd)
+        self._mark_awake()
+        self._collect(keep=False)
 
     def wait(self, timeout: float | None = None, spin_us: float = 0) -> bool:
         until = None if timeout is None else time.monotonic() + max(timeout, 0)
-        if self._spin(spin_us) or not self.park():
+        if self._spin(spin_us):
             return True
-        left = None if until is None else max(until - time.monotonic(), 0)
-        rung = self._collect(left)  # type: ignore[arg-type]
-        self.unpark()
+        self._mark_parked()
+        rung = self._collect(None if until is None else max(until - time.monotonic(), 0), keep=False)
+        self._mark_awake()
         return rung or self._ready()
+
+    def _mark_parked(self) -> None:
+        self._u32[PARKED // 4] = 1
+        self._parks += 1
+        self._u64[BELL_COUNTS // 8] = self._parks
+
+    def _mark_awake(self) -> None:
+        self._u32[PARKED // 4] = 0
+        self._wakes += 1
+        self._u64[BELL_COUNTS // 8 + 1] = self._wakes
 
     def _spin(self, spin_us: float) -> bool:
         if self._ready():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from lightllm_mp.shm.counted import U64, CountedEnd, add_to, count_of
+from lightllm_mp.shm.counted import U64, CountedEnd, count_of
 from lightllm_mp.shm.errors import LaneClosed
 from lightllm_mp.shm.layout import (
     HEAD,
@@ -39,6 +40,7 @@ class Producer(CountedEnd):
         self._poller = own.poller()
         self._peer_event = peer.event_fd
         self._open = True
+        self._puts, self._full, self._doorbells = (self.gauge(at) for at in (_PUTS, _FULL, _DOORBELLS))
         resets, self._tail, self._credit = lane.kept.get("producer", (-1, 0, 0))
         if resets != self.resets:
             self._rejoin()
@@ -55,18 +57,17 @@ class Producer(CountedEnd):
         raise LaneClosed(f"the lane is poisoned: {what}")
 
     def try_put(self, data: bytes, kind: int = KIND_MESSAGE) -> bool:
-        self._check(kind)
-        start = self._tail
+        start = self._tail if self._usable(kind) else 0
         if not self._place(data, kind):
             return False
         self._publish((self._tail - start) & U64, 1)
         return True
 
     def put_many(self, records: Sequence[bytes], kind: int = KIND_MESSAGE) -> int:
-        self._check(kind)
+        start = self._tail if self._usable(kind) else 0
         for data in records:
-            self._check_size(data)
-        start, done = self._tail, 0
+            self._check_size(len(data))
+        done = 0
         for data in records:
             if not self._place(data, kind):
                 break
@@ -75,30 +76,30 @@ class Producer(CountedEnd):
             self._publish((self._tail - start) & U64, done)
         return done
 
-    def _check(self, kind: int) -> None:
-        if not self._open:
-            raise LaneClosed("this sender was closed")
+    def _usable(self, kind: int) -> bool:
+        """True, or an exception."""
         state = self.u32[STATE // 4]
-        if state != OPEN:
-            raise LaneClosed("the lane is poisoned" if state == POISONED else "the lane is closed")
         if not 1 <= kind <= KIND_LAST:
             raise ValueError(f"no such record kind: {kind}")
+        if state != OPEN:
+            raise LaneClosed("the lane is poisoned" if state == POISONED else "the lane is closed")
         if self.resets != self.u64[RESETS // 8]:
             self._rejoin()
+        return True
 
-    def _check_size(self, data: bytes) -> None:
-        if len(data) > self.capacity // 8:
-            raise ValueError(f"a record of {len(data)} bytes does not fit: the lane takes {self.capacity // 8}")
+    def _check_size(self, length: int) -> None:
+        if length > self.largest:
+            raise ValueError(f"a record of {length} bytes does not fit: the lane takes {self.largest}")
 
     def _place(self, data: bytes, kind: int) -> bool:
         """Copies one record behind the tail; not yet counted, so not yet visible."""
         length = len(data)
-        if length > self.capacity // 8:
-            self._check_size(data)
-        size = (length + 15) & ~7
+        self._check_size(length)
+        need = size = (length + 15) & ~7
         offset = self._tail & (self.capacity - 1)
         room = self.capacity - offset
-        need = size if size <= room else size + room
+        if size > room:
+            need += room
         if need > self._credit and not self._refill(need):
             return False
         if size > room:
@@ -121,7 +122,8 @@ class Producer(CountedEnd):
             return True
         self.u32[SPACE_WANTED // 4] = 1
         self._watch()
-        self.add(_FULL, 1)
+        self._full += 1
+        self.u64[_FULL] = self._full
         self.u64[_BACKLOG] = max(self.u64[_BACKLOG], self.capacity - self._credit)
         return False
 
@@ -134,11 +136,14 @@ class Producer(CountedEnd):
             self._poller.register(self.space_fd, once)
 
     def _publish(self, size: int, records: int) -> None:
+        self._puts += records
+        self._doorbells += 1
         words = self.u64
         words[TAIL // 8] = self._tail
-        self.add(_PUTS, records)
-        self.add(_DOORBELLS, 1)
-        if not add_to(self.data_fd, size):
+        words[_PUTS], words[_DOORBELLS] = self._puts, self._doorbells
+        try:
+            os.eventfd_write(self.data_fd, size)
+        except BlockingIOError:
             self._corrupt("somebody else counted bytes")
 
     def close(self) -> None:

@@ -107,7 +107,9 @@ class Embedded:
 
 
 @contextlib.asynccontextmanager
-async def embedded(folder: Path, settings: Config | None = None, plan: Topology | None = None) -> AsyncIterator[Embedded]:
+async def embedded(
+    folder: Path, settings: Config | None = None, plan: Topology | None = None
+) -> AsyncIterator[Embedded]:
     """A running engine; at exit everything is stopped, also when the test failed."""
     os.environ["PYTHONPATH"] = str(ROOT)
     write_byte_tokenizer(folder)

@@ -217,6 +217,15 @@ def test_a_plan_outside_the_tables_is_refused(row: int, start: int, count: int) 
         driver.executor.submit(builder.pack())
 
 
+@pytest.mark.parametrize("row", [-1, 6])
+def test_a_setup_of_no_row_is_refused(row: int) -> None:
+    _, driver = tiny()
+    builder = PlanBuilder(0)
+    builder.setup(row, 1, GREEDY)
+    with pytest.raises(ValueError, match="row"):
+        driver.executor.submit(builder.pack())
+
+
 def test_an_edit_past_the_end_of_a_row_is_refused() -> None:
     _, driver = tiny()
     builder = PlanBuilder(0)

@@ -11,11 +11,12 @@ import torch
 from msgspec.structs import replace
 from sampling_reference import Line, adjusted, bias, choose, distribution, sampler_for, softmax
 
-from lightllm_mp.engine.drawing import CANDIDATES
+from lightllm_mp.engine import drawing
 from lightllm_mp.engine.logprobs import FLOOR
 from lightllm_mp.engine.plan import PlanBuilder, unpack
 from lightllm_mp.messages import Sampling
 
+CANDIDATES = drawing.WIDTHS[0]
 LARGE = 3 * CANDIDATES + 5
 """A vocabulary with more ids than are looked at first."""
 
@@ -153,6 +154,13 @@ def test_a_row_does_not_see_the_others() -> None:
     for i, line in enumerate(lines):
         alone = choose([line])
         assert (int(alone.ids), float(alone.logprobs)) == (int(together.ids[i]), float(together.logprobs[i])), i
+
+
+@pytest.mark.parametrize("widths", [(), (8,), (8, 64), (LARGE,)])
+def test_the_number_of_candidates_does_not_matter(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = choose(heterogeneous()).ids.tolist()
+    monkeypatch.setattr(drawing, "WIDTHS", widths)
+    assert choose(heterogeneous()).ids.tolist() == expected
 
 
 def test_seed_and_position_decide() -> None:

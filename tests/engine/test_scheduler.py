@@ -45,6 +45,26 @@ def test_a_shared_prefix_is_computed_once(depth: int) -> None:
     assert gauges["prefix_queries_tokens"] == 60 + 63 + 60 + 50
 
 
+@both_depths
+@pytest.mark.parametrize("step_tokens", [32, 30, 40])
+def test_of_a_burst_with_one_beginning_the_first_computes_it(depth: int, step_tokens: int) -> None:
+    """Those that were admitted, or even begun, while it was computed use it as soon as it is there."""
+    h = harness(depth, kv_tokens=2000, step_tokens=step_tokens)
+    h.add(*[request(rid, [*prompt(100), *prompt(5, rid)]) for rid in range(1, 8)])
+    computed = 0
+    while (plan := h.scheduler.plan()) is not None or h.plans:
+        if plan is not None:
+            computed += int(unpack(plan).seqs[:, 2].sum())
+            h.plans.append(plan)
+        if plan is None or len(h.plans) > depth:
+            h.answer()
+            h.listen()
+        h.scheduler.check_integrity()
+    h.check_answers()
+    produced = sum(map(len, h.ids.values()))
+    assert computed <= 100 + 7 * 5 + produced + (1 + depth) * step_tokens
+
+
 def test_a_burst_is_admitted_over_several_steps_but_fills_them() -> None:
     h = harness(kv_tokens=20_000, rows=200, step_tokens=400)
     h.add(*[request(rid, prompt(10, rid), max_new_tokens=4) for rid in range(1, 101)])
@@ -132,6 +152,7 @@ def test_a_step_is_never_larger_than_allowed() -> None:
     h.add(*[request(rid, prompt(3 + 4 * rid, rid), max_new_tokens=10) for rid in range(1, 12)])
     while (plan := h.scheduler.plan()) is not None:
         assert unpack(plan).seqs[:, 2].sum() <= 5
+        assert h.scheduler.gauges()["running"] <= 5, "whoever runs can have a token in every step"
         h.plans.append(plan)
         h.answer()
         h.listen()

@@ -77,7 +77,7 @@ def disturb(h: Harness, random: np.random.Generator, ended: set[int]) -> None:
     h.listen()
 
 
-SEEDS = [range(40), pytest.param(range(40, 300), marks=pytest.mark.slow)]
+SEEDS = [range(20), pytest.param(range(20, 300), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("reckless", [False, True])

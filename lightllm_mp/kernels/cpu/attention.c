@@ -3,40 +3,38 @@
  * A task is a few query tokens of one sequence and the query heads of one key-value head. Keys are taken in blocks of
  * 64 that begin at multiples of 64 of the position, with a running maximum and sum (online softmax). Which blocks a
  * query takes, and the order inside a block, follow from its position alone: chunking cannot change a bit. */
-#include <math.h>
-
-#include "vector.h"
-
-#define BLOCK 64
-#define MAX_ROWS 32
+#include "attention.h"
 
 typedef uint32_t v8 __attribute__((vector_size(32)));
 
+#ifdef __clang__
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (v8){__VA_ARGS__})
+#endif
+
 struct scratch {
-    float keys[MAX_HEAD_DIM * BLOCK];    /* [head_dim][BLOCK] */
-    float values[BLOCK * MAX_HEAD_DIM];  /* [BLOCK][head_dim] */
-    float q[MAX_ROWS * MAX_HEAD_DIM];    /* [rows][head_dim], scaled */
-    float out[MAX_ROWS * MAX_HEAD_DIM];  /* [rows][head_dim] */
-    float scores[MAX_ROWS * BLOCK];      /* [rows][BLOCK] */
-    float max[MAX_ROWS], sum[MAX_ROWS];
-    long first[MAX_ROWS], end[MAX_ROWS]; /* positions of the keys that a row sees */
+    float keys[MAX_HEAD_DIM * BLOCK];   /* [head_dim][BLOCK] */
+    float values[BLOCK * MAX_HEAD_DIM]; /* [BLOCK][head_dim] */
+    float q[MAX_ROWS * MAX_HEAD_DIM];   /* [rows][head_dim], scaled */
+    struct rows rows;
 } __attribute__((aligned(64)));
 
 /* Transposes 8 x 8 words: row i of `in` becomes column i. */
 INLINE void transpose8(v8 r[8]) {
     v8 a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
-        a[i] = __builtin_shuffle(r[i], r[i + 1], (v8){0, 8, 1, 9, 4, 12, 5, 13});
-        a[i + 1] = __builtin_shuffle(r[i], r[i + 1], (v8){2, 10, 3, 11, 6, 14, 7, 15});
+        a[i] = PICK(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        a[i + 1] = PICK(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
     }
     for (int i = 0; i < 8; i += 4)
         for (int j = 0; j < 2; j++) {
-            b[i + 2 * j] = __builtin_shuffle(a[i + j], a[i + 2 + j], (v8){0, 1, 8, 9, 4, 5, 12, 13});
-            b[i + 2 * j + 1] = __builtin_shuffle(a[i + j], a[i + 2 + j], (v8){2, 3, 10, 11, 6, 7, 14, 15});
+            b[i + 2 * j] = PICK(a[i + j], a[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+            b[i + 2 * j + 1] = PICK(a[i + j], a[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int i = 0; i < 4; i++) {
-        r[i] = __builtin_shuffle(b[i], b[i + 4], (v8){0, 1, 2, 3, 8, 9, 10, 11});
-        r[i + 4] = __builtin_shuffle(b[i], b[i + 4], (v8){4, 5, 6, 7, 12, 13, 14, 15});
+        r[i] = PICK(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i + 4] = PICK(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
@@ -92,56 +90,24 @@ INLINE void score_rows(const struct scratch *s, long head_dim, long row, const i
 INLINE void mix_rows(struct scratch *s, long head_dim, long row, const int rows, long d, const int wide, long keys) {
     vf acc[4][2];
     for (int r = 0; r < rows; r++)
-        for (int w = 0; w < wide; w++) acc[r][w] = load_float(s->out + (row + r) * head_dim + d + w * LANES);
+        for (int w = 0; w < wide; w++) acc[r][w] = load_float(s->rows.out + (row + r) * head_dim + d + w * LANES);
     for (long k = 0; k < keys; k++) {
         vf v[2];
         for (int w = 0; w < wide; w++) v[w] = load_float(s->values + k * head_dim + d + w * LANES);
         for (int r = 0; r < rows; r++)
-            for (int w = 0; w < wide; w++) acc[r][w] += s->scores[(row + r) * BLOCK + k] * v[w];
+            for (int w = 0; w < wide; w++) acc[r][w] += s->rows.scores[(row + r) * BLOCK + k] * v[w];
     }
     for (int r = 0; r < rows; r++)
-        for (int w = 0; w < wide; w++) memcpy(s->out + (row + r) * head_dim + d + w * LANES, &acc[r][w], sizeof(vf));
-}
-
-/* Turns a row's scores into weights, rescales what it has gathered. Hidden keys get weight 0. */
-INLINE void softmax_row(struct scratch *s, long head_dim, long row, long block, long keys) {
-    float *scores = s->scores + row * BLOCK;
-    long from = s->first[row] - block, to = s->end[row] - block;
-    if (from >= keys || to <= 0) { /* the row sees nothing of this block: weights of 0 leave it as it is */
-        memset(scores, 0, BLOCK * sizeof *scores);
-        return;
-    }
-    for (long k = 0; k < from; k++) scores[k] = -INFINITY;
-    for (long k = to > 0 ? to : 0; k < BLOCK; k++) scores[k] = -INFINITY;
-    vf top = load_float(scores);
-    for (int i = LANES; i < BLOCK; i += LANES) {
-        vf v = load_float(scores + i);
-        top = select_vf(v > top, v, top);
-    }
-    float max = s->max[row];
-    for (int i = 0; i < LANES; i++) max = top[i] > max ? top[i] : max;
-    vf total = {0};
-    for (int i = 0; i < BLOCK; i += LANES) {
-        vf weight = exp_vf(load_float(scores + i) - max);
-        memcpy(scores + i, &weight, sizeof weight);
-        total += weight;
-    }
-    float shrink = exp_vf(splat(s->max[row] - max))[0];
-    s->sum[row] = s->sum[row] * shrink + sum_lanes(total);
-    s->max[row] = max;
-    for (long d = 0; d < head_dim; d += LANES) {
-        vf v = load_float(s->out + row * head_dim + d) * shrink;
-        memcpy(s->out + row * head_dim + d, &v, sizeof v);
-    }
+        for (int w = 0; w < wide; w++) memcpy(s->rows.out + (row + r) * head_dim + d + w * LANES, &acc[r][w], sizeof(vf));
 }
 
 INLINE void score_block(struct scratch *s, long head_dim, long rows, long keys) {
     for (long column = 0; column < keys; column += 2 * LANES) {
         long r = 0;
-        for (; r + 4 <= rows; r += 4) score_rows(s, head_dim, r, 4, column, s->scores);
-        if (rows - r == 3) score_rows(s, head_dim, r, 3, column, s->scores);
-        if (rows - r == 2) score_rows(s, head_dim, r, 2, column, s->scores);
-        if (rows - r == 1) score_rows(s, head_dim, r, 1, column, s->scores);
+        for (; r + 4 <= rows; r += 4) score_rows(s, head_dim, r, 4, column, s->rows.scores);
+        if (rows - r == 3) score_rows(s, head_dim, r, 3, column, s->rows.scores);
+        if (rows - r == 2) score_rows(s, head_dim, r, 2, column, s->rows.scores);
+        if (rows - r == 1) score_rows(s, head_dim, r, 1, column, s->rows.scores);
     }
 }
 
@@ -161,41 +127,25 @@ INLINE void mix_block(struct scratch *s, long head_dim, long rows, long keys) {
 
 /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
 INLINE void attend(const struct attention *job, long seq, long query, long count, long kv_head, enum dtype type) {
-    struct scratch scratch, *s = &scratch;
-    const struct heads *h = &job->h;
-    long hd = h->head_dim, group = h->heads / h->kv_heads, rows = count * group;
-    long context = job->context[seq], new_tokens = job->seq_start[seq + 1] - job->seq_start[seq];
-    const int32_t *slots = job->slot_table + job->rows[seq] * job->table_width;
-    long token = job->seq_start[seq] + query, base = context - new_tokens + query;
-    for (long r = 0; r < rows; r++) {
-        long at = (token + r / group) * h->heads * hd + (kv_head * group + r % group) * hd;
-        for (long d = 0; d < hd; d += LANES) {
-            store(s->q, r * hd + d, load(job->q, at + d, type) * job->scale, FLOAT32);
-            store(s->out, r * hd + d, (vf){0}, FLOAT32);
-        }
-        s->max[r] = -INFINITY;
-        s->sum[r] = 0;
-        s->end[r] = base + r / group + 1;
-        s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
-    }
-    long last = base + count, earliest = job->window && base + 1 > job->window ? base + 1 - job->window : 0;
-    for (long block = earliest / BLOCK * BLOCK; block < last; block += BLOCK) {
-        long keys = last - block < BLOCK ? last - block : BLOCK, padded = (keys + 31) / 32 * 32;
+    struct scratch s;
+    long hd = job->h.head_dim;
+    begin_rows(&s.rows, job, seq, query, count, kv_head);
+    for (long r = 0; r < s.rows.count; r++)
+        for (long d = 0; d < hd; d += LANES)
+            store(s.q, r * hd + d, load(job->q, s.rows.at[r] + d, type) * job->scale, FLOAT32);
+    for (long block = s.rows.earliest / BLOCK * BLOCK; block < s.rows.last; block += BLOCK) {
+        long left = s.rows.last - block, keys = left < BLOCK ? left : BLOCK, padded = (keys + 31) / 32 * 32;
         for (long k = 0; k < padded; k += 8) {
             long at[8];
-            for (int i = 0; i < 8; i++) at[i] = k + i < keys ? (slots[block + k + i] * h->kv_heads + kv_head) * hd : -1;
-            stage_keys(job, s->keys, at, k, type);
-            for (int i = 0; i < 8; i++) stage_value(job, s->values + (k + i) * hd, at[i], type);
+            for (int i = 0; i < 8; i++) at[i] = key_at(&s.rows, job, block + k + i);
+            stage_keys(job, s.keys, at, k, type);
+            for (int i = 0; i < 8; i++) stage_value(job, s.values + (k + i) * hd, at[i], type);
         }
-        score_block(s, hd, rows, padded);
-        for (long r = 0; r < rows; r++) softmax_row(s, hd, r, block, keys);
-        mix_block(s, hd, rows, keys);
+        score_block(&s, hd, s.rows.count, padded);
+        for (long r = 0; r < s.rows.count; r++) softmax_row(&s.rows, hd, r, block, keys);
+        mix_block(&s, hd, s.rows.count, keys);
     }
-    for (long r = 0; r < rows; r++) {
-        long at = (token + r / group) * h->heads * hd + (kv_head * group + r % group) * hd;
-        float inverse = 1.0f / s->sum[r];
-        for (long d = 0; d < hd; d += LANES) store(job->out, at + d, load_float(s->out + r * hd + d) * inverse, type);
-    }
+    finish_rows(&s.rows, job, type);
 }
 
 CLONES static void attend_bf16(const struct attention *job, long seq, long query, long count, long kv_head) {
@@ -221,7 +171,9 @@ static void attention_task(void *arg, long task) {
     long left = job->seq_start[seq + 1] - job->seq_start[seq] - query;
     if (left <= 0) return;
     long count = left < t->queries ? left : t->queries;
-    if (job->type == BFLOAT16)
+    if (job->type == BFLOAT16 && x86_level() == 2 && job->h.head_dim % 32 == 0)
+        attend_amx(job, seq, query, count, kv_head);
+    else if (job->type == BFLOAT16)
         attend_bf16(job, seq, query, count, kv_head);
     else
         attend_float(job, seq, query, count, kv_head);

@@ -2,14 +2,14 @@
 #include "vector.h"
 
 #if HAVE_X86_KERNELS
-#include <immintrin.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "amx.h"
+
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
-#define TILE_ROWS 16
 #define AHEAD 4096 /* bytes */
 
 static int detect(void) {
@@ -73,26 +73,6 @@ void gemm_avx512_bf16(const struct gemm *g, const uint16_t *x, long row, long ro
         dot_rows[some - 1](x + (row + r) * k, k, packed, sums);
         store_panel(g, sums, row + r, some, panel);
     }
-}
-
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")))
-
-struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-};
-
-/* Tiles 0-3: sums (upper, lower rows) x (left, right columns); 4, 5: x; 6, 7: weight. */
-AMX static void configure(int upper, int lower) {
-    struct tile_config config = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        config.bytes[t] = 64;
-        config.rows[t] = TILE_ROWS;
-    }
-    config.rows[0] = config.rows[1] = config.rows[4] = upper;
-    config.rows[2] = config.rows[3] = config.rows[5] = lower ? lower : 1;
-    _tile_loadconfig(&config);
 }
 
 /* `store_panel` for the usual case, a whole panel to bfloat16. */

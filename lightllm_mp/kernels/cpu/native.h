@@ -97,5 +97,6 @@ struct attention {
 #define MAX_HEAD_DIM 256
 #define MAX_GROUP 32 /* query heads per key-value head */
 void attention_run(const struct attention *job);
+void attend_amx(const struct attention *job, long seq, long query, long count, long kv_head); /* head_dim: of 32 */
 
 #endif

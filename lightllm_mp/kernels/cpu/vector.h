@@ -75,16 +75,35 @@ INLINE void store_one(void *p, long i, float f, enum dtype type) {
         ((float *)p)[i] = f;
 }
 
+INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* The lanes of a vector, rotated by `n`; the indices wrap around. */
+#ifdef __clang__
+#define ROTATE(v, n)                                                                                             \
+    __builtin_shufflevector(v, v, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, (n + 8) % 16, (n + 9) % 16, \
+                            (n + 10) % 16, (n + 11) % 16, (n + 12) % 16, (n + 13) % 16, (n + 14) % 16, (n + 15) % 16)
+#else
+#define ROTATE(v, n) __builtin_shuffle(v, (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + n)
+#endif
+
 /* Always the same tree of additions. */
 INLINE float sum_lanes(vf v) {
-    float s[LANES];
-    memcpy(s, &v, sizeof s);
-    for (int step = LANES / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) s[i] += s[i + step];
-    return s[0];
+    v += ROTATE(v, 8);
+    v += ROTATE(v, 4);
+    v += ROTATE(v, 2);
+    v += ROTATE(v, 1);
+    return v[0];
 }
 
-INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+INLINE vf larger(vf a, vf b) { return select_vf(a > b, a, b); }
+
+INLINE float max_lanes(vf v) {
+    v = larger(v, ROTATE(v, 8));
+    v = larger(v, ROTATE(v, 4));
+    v = larger(v, ROTATE(v, 2));
+    v = larger(v, ROTATE(v, 1));
+    return v[0];
+}
 
 /* e^x to about 2 ulp: 2^n * p(r) with r in [-ln2/2, ln2/2]; Cephes' expf polynomial. 0 below -87, for -inf too. */
 INLINE vf exp_vf(vf x) {

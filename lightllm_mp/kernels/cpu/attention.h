@@ -1,0 +1,87 @@
+/* The parts of an attention task that all kernels share: its rows, and the online softmax over a block of keys. */
+#ifndef LIGHTLLM_MP_ATTENTION_H
+#define LIGHTLLM_MP_ATTENTION_H
+
+#include <math.h>
+
+#include "vector.h"
+
+#define BLOCK 64
+#define MAX_ROWS 32
+
+/* A few query tokens of one sequence and the query heads of one key-value head. Row r is token r / group, head
+ * r % group of the task. */
+struct rows {
+    float out[MAX_ROWS * MAX_HEAD_DIM];  /* [rows][head_dim], not yet divided by `sum` */
+    float scores[MAX_ROWS * BLOCK];      /* [rows][BLOCK], then the weights */
+    float max[MAX_ROWS], sum[MAX_ROWS];
+    long first[MAX_ROWS], end[MAX_ROWS]; /* positions of the keys that a row sees */
+    const int32_t *slots;                /* of the sequence */
+    long count, kv_head;                 /* rows in use */
+    long earliest, last;                 /* positions of the keys that any row sees */
+    long at[MAX_ROWS];                   /* where a row begins in q and in the result */
+} __attribute__((aligned(64)));
+
+INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, long query, long count, long kv_head) {
+    const struct heads *h = &job->h;
+    long group = h->heads / h->kv_heads, context = job->context[seq];
+    long new_tokens = job->seq_start[seq + 1] - job->seq_start[seq];
+    long token = job->seq_start[seq] + query, base = context - new_tokens + query;
+    s->slots = job->slot_table + job->rows[seq] * job->table_width;
+    s->count = count * group;
+    s->kv_head = kv_head;
+    s->last = base + count;
+    s->earliest = job->window && base + 1 > job->window ? base + 1 - job->window : 0;
+    for (long r = 0; r < s->count; r++) {
+        s->at[r] = (token + r / group) * h->heads * h->head_dim + (kv_head * group + r % group) * h->head_dim;
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0;
+        s->end[r] = base + r / group + 1;
+        s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
+    }
+    memset(s->out, 0, s->count * h->head_dim * sizeof(float));
+}
+
+/* Where the key of a position lies in the pool, in elements; -1 from `end` on. */
+INLINE long key_at(const struct rows *s, const struct attention *job, long position) {
+    if (position >= s->last) return -1;
+    return (s->slots[position] * job->h.kv_heads + s->kv_head) * job->h.head_dim;
+}
+
+/* Turns a row's scores into weights, rescales what it has gathered. Hidden keys get weight 0. */
+INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, long keys) {
+    float *scores = s->scores + row * BLOCK;
+    long from = s->first[row] - block, to = s->end[row] - block;
+    if (from >= keys || to <= 0) { /* the row sees nothing of this block: weights of 0 leave it as it is */
+        memset(scores, 0, BLOCK * sizeof *scores);
+        return;
+    }
+    for (long k = 0; k < from; k++) scores[k] = -INFINITY;
+    for (long k = to > 0 ? to : 0; k < BLOCK; k++) scores[k] = -INFINITY;
+    vf top = load_float(scores);
+    for (int i = LANES; i < BLOCK; i += LANES) top = larger(load_float(scores + i), top);
+    float max = max_lanes(larger(top, splat(s->max[row])));
+    vf total = {0};
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vf weight = exp_vf(load_float(scores + i) - max);
+        memcpy(scores + i, &weight, sizeof weight);
+        total += weight;
+    }
+    float shrink = exp_vf(splat(s->max[row] - max))[0];
+    s->sum[row] = s->sum[row] * shrink + sum_lanes(total);
+    s->max[row] = max;
+    for (long d = 0; d < head_dim; d += LANES) {
+        vf v = load_float(s->out + row * head_dim + d) * shrink;
+        memcpy(s->out + row * head_dim + d, &v, sizeof v);
+    }
+}
+
+INLINE void finish_rows(const struct rows *s, const struct attention *job, enum dtype type) {
+    for (long r = 0; r < s->count; r++) {
+        float inverse = 1.0f / s->sum[r];
+        for (long d = 0; d < job->h.head_dim; d += LANES)
+            store(job->out, s->at[r] + d, load_float(s->out + r * job->h.head_dim + d) * inverse, type);
+    }
+}
+
+#endif

@@ -1,0 +1,66 @@
+"""The offline API on the tiny reference checkpoints: token ids in, exactly the reference's ids out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from lightllm_mp import Config, Engine
+from lightllm_mp.config import EngineConfig, ModelConfig, SupervisorConfig
+from lightllm_mp.errors import InvalidRequest, PromptTooLong, StartupError
+from lightllm_mp.offline import EngineEnded
+
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+
+
+@pytest.mark.parametrize("name", ["llama", "yi"])
+def test_reference_ids_in_one_batch(name: str) -> None:
+    folder = GOLDENS / name
+    tensors = load_file(folder / "golden.safetensors")
+    count = len(json.loads((folder / "golden.json").read_text())["prompts"])
+    prompts = [tensors[f"p{i}.input_ids"].tolist() for i in range(count)]
+    config = Config(
+        model=ModelConfig(model_dir=str(folder), data_type="float32"), engine=EngineConfig(max_total_token_num=2000)
+    )
+    with Engine(config) as engine:
+        for _ in range(2):  # the second time from the prefix cache
+            answers = engine.generate(prompts, max_new_tokens=24, ignore_eos=True)
+            for i, answer in enumerate(answers):
+                assert answer.token_ids == tensors[f"p{i}.greedy_ids"].tolist()
+                assert answer.logprobs == pytest.approx(tensors[f"p{i}.greedy_logprobs"].tolist(), abs=5e-4)
+                assert answer.finish_reason == "length"
+        assert max(answer.cached_tokens for answer in answers) > 0
+        streamed = [event.id for event in engine.stream(prompts[0], max_new_tokens=24, ignore_eos=True)]
+        assert streamed == answers[0].token_ids
+        with pytest.raises(InvalidRequest, match="no tokenizer"):
+            engine.generate("some text")
+        with pytest.raises(PromptTooLong):
+            engine.generate([[1] * 5000])
+    with pytest.raises(EngineEnded, match="closed"):
+        engine.generate([[1]])
+
+
+def test_a_checkpoint_that_cannot_be_served_is_one_clear_line(tmp_path: Path) -> None:
+    for file in (GOLDENS / "llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(StartupError, match=r"model\.safetensors"):
+        Engine(model_dir=str(tmp_path))
+
+
+def test_an_engine_that_gives_up_ends_the_calls_that_wait() -> None:
+    config = Config(
+        model=ModelConfig(model_dir=str(GOLDENS / "llama")),
+        engine=EngineConfig(max_total_token_num=2000),
+        supervisor=SupervisorConfig(max_restarts=0, log_level="error"),
+    )
+    with Engine(config) as engine:
+        events = engine.stream([1, 2, 3], max_new_tokens=200, ignore_eos=True)
+        next(events)
+        engine._supervisor._processes["router"].kill()
+        with pytest.raises(EngineEnded, match="restart budget"):
+            list(events)
