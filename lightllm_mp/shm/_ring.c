@@ -129,7 +129,8 @@ static PyObject *producer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     uint8_t *base = p->lane.buf;
     p->out = (ring_out){.base = base, .peer_bell = p->bell.buf, .capacity = (uint64_t)p->lane.len - DATA,
-                        .seen_head = ACQUIRE(U64(base, HEAD)), .resets = LOAD(U64(base, RESETS)), .peer_event = event};
+                        .peer_event = event, .incarnation = LOAD(U64(base, INCARNATION)),
+                        .seen_head = ACQUIRE(U64(base, HEAD))};
     return (PyObject *)p;
 }
 
@@ -250,7 +251,8 @@ static int doze(Consumer *c, double until) {
         double seconds = until < 0 ? 0 : until - now();
         struct timespec left = {0, 0};
         int result, error;
-        if (seconds > 0) left.tv_sec = (time_t)seconds, left.tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds));
+        if (seconds > 0) left.tv_sec = (time_t)seconds;
+        if (seconds > 0) left.tv_nsec = (long)(1e9 * (seconds - (double)left.tv_sec));
         Py_BEGIN_ALLOW_THREADS
         result = ppoll(&set, 1, until < 0 ? NULL : &left, NULL);
         error = errno;

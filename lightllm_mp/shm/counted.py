@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lightllm_mp.shm.layout import POISONED, RESETS, STATE
+from lightllm_mp.shm.layout import INCARNATION, POISONED, STATE
 
 if TYPE_CHECKING:
     from lightllm_mp.shm.lane import Lane
@@ -52,7 +52,7 @@ class CountedEnd:
         self.u64 = self.bytes.cast("Q")
         self.u32 = self.bytes.cast("I")
         self.lane = lane
-        self.resets = self.u64[RESETS // 8]
+        self.incarnation = self.u64[INCARNATION // 8]
 
     def poison(self, peer_event: int) -> None:
         if self.u32[STATE // 4] != POISONED:

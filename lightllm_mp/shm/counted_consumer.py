@@ -13,12 +13,12 @@ from lightllm_mp.shm.layout import (
     BELL_COUNTS,
     CONSUMER_COUNTS,
     HEAD,
+    INCARNATION,
     KIND_LAST,
     KIND_PAD,
     PAGE,
     PARKED,
     POISONED,
-    RESETS,
     SPACE_WANTED,
     STATE,
 )
@@ -37,27 +37,27 @@ class Source(CountedEnd):
         super().__init__(lane)
         self.peer_event = peer.event_fd
         self._gets, self._doorbells = self.gauge(_GETS), self.gauge(_SPACE_DOORBELLS)
-        resets, self.head, self.available, self.owed = lane.kept.get("consumer", (-1, 0, 0, 0))
-        if resets != self.resets:
+        incarnation, self.head, self.available, self.owed = lane.kept.get("consumer", (-1, 0, 0, 0))
+        if incarnation != self.incarnation:
             self.rejoin()
 
     def keep(self) -> None:
-        self.lane.kept["consumer"] = self.resets, self.head, self.available, self.owed
+        self.lane.kept["consumer"] = self.incarnation, self.head, self.available, self.owed
         self.release()
 
     def rejoin(self) -> None:
-        self.resets = self.u64[RESETS // 8]
+        self.incarnation = self.u64[INCARNATION // 8]
         self.head = self.u64[HEAD // 8]
         self.available = 0  # counted bytes that are not yet drained
         self.owed = 0  # drained bytes that the producer was not yet told of
 
     def is_valid(self) -> bool:
         """What is available can be taken: it is of this epoch, and the lane is not poisoned."""
-        return self.u32[STATE // 4] != POISONED and self.resets == self.u64[RESETS // 8]
+        return self.u32[STATE // 4] != POISONED and self.incarnation == self.u64[INCARNATION // 8]
 
     def collect(self) -> None:
         """Reads the count; one that no producer can have reached poisons the lane."""
-        if self.resets != self.u64[RESETS // 8]:
+        if self.incarnation != self.u64[INCARNATION // 8]:
             self.rejoin()
         self.available += count_of(self.data_fd)
         if self.available > self.capacity or self.available & 7:
@@ -68,7 +68,7 @@ class Source(CountedEnd):
 
     def take(self, index: int, budget: int, out: list[tuple[int, int, bytes]]) -> int:
         """Moves at most `budget` counted records to `out`."""
-        if self.resets != self.u64[RESETS // 8]:
+        if self.incarnation != self.u64[INCARNATION // 8]:
             self.rejoin()
         if not self.available or self.u32[STATE // 4] == POISONED:
             return 0

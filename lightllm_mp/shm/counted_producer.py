@@ -12,6 +12,7 @@ from lightllm_mp.shm.counted import U64, CountedEnd, count_of
 from lightllm_mp.shm.errors import LaneClosed
 from lightllm_mp.shm.layout import (
     HEAD,
+    INCARNATION,
     KIND_LAST,
     KIND_MESSAGE,
     KIND_PAD,
@@ -19,7 +20,6 @@ from lightllm_mp.shm.layout import (
     PAGE,
     POISONED,
     PRODUCER_COUNTS,
-    RESETS,
     SPACE_WANTED,
     STATE,
     TAIL,
@@ -41,12 +41,12 @@ class Producer(CountedEnd):
         self._peer_event = peer.event_fd
         self._open = True
         self._puts, self._full, self._doorbells = (self.gauge(at) for at in (_PUTS, _FULL, _DOORBELLS))
-        resets, self._tail, self._credit = lane.kept.get("producer", (-1, 0, 0))
-        if resets != self.resets:
+        incarnation, self._tail, self._credit = lane.kept.get("producer", (-1, 0, 0))
+        if incarnation != self.incarnation:
             self._rejoin()
 
     def _rejoin(self) -> None:
-        self.resets = self.u64[RESETS // 8]
+        self.incarnation = self.u64[INCARNATION // 8]
         self._tail = self.u64[TAIL // 8]
         self._credit = self.capacity - ((self._tail - self.u64[HEAD // 8]) & U64)
         if self._credit < 0 or self._tail & 7:
@@ -83,7 +83,7 @@ class Producer(CountedEnd):
             raise ValueError(f"no such record kind: {kind}")
         if state != OPEN:
             raise LaneClosed("the lane is poisoned" if state == POISONED else "the lane is closed")
-        if self.resets != self.u64[RESETS // 8]:
+        if self.incarnation != self.u64[INCARNATION // 8]:
             self._rejoin()
         return True
 
@@ -152,5 +152,5 @@ class Producer(CountedEnd):
             self._open = False
             with contextlib.suppress(FileNotFoundError, ValueError):  # never watched; the bell was closed before
                 self._poller.unregister(self.space_fd)
-            self.lane.kept["producer"] = self.resets, self._tail, self._credit
+            self.lane.kept["producer"] = self.incarnation, self._tail, self._credit
             self.release()

@@ -13,11 +13,11 @@ from lightllm_mp.shm.layout import (
     CONSUMER_COUNTS,
     FEATURE_COUNTED,
     HEAD,
+    INCARNATION,
     OPEN,
     PAGE,
     POISONED,
     PRODUCER_COUNTS,
-    RESETS,
     SPACE_WANTED,
     STATE,
     STATE_NAMES,
@@ -141,7 +141,7 @@ class Lane:
             self._u64[word // 8] = 0
         self._u32[SPACE_WANTED // 4] = 0
         self._u32[STATE // 4] = OPEN
-        self._u64[RESETS // 8] = (self._u64[RESETS // 8] + 1) & U64
+        self._u64[INCARNATION // 8] = int.from_bytes(os.urandom(8), "little")
         self._header = self._header._replace(epoch=epoch)
         write_lane_header(self.segment.view, self._header)
 

@@ -7,7 +7,7 @@ offset  field                                                                   
 ======  =============================================================================  ===========================
 0       magic u64, version u32, header bytes u32, capacity u64, epoch u64,             the supervisor, while nobody
         features u64, producer u32, consumer u32, CRC-32 of these 48 bytes u32          uses the lane
-64      resets u64: how often the lane was emptied; its ends look at it                the supervisor, likewise
+64      incarnation u64: another random number whenever the lane is emptied             the supervisor, likewise
 128     tail u64: bytes published, modulo 2^64, never reduced to the capacity          producer
 256     head u64: bytes released, likewise                                             consumer
 384     space_wanted u32: ring the producer when half of the lane is free              producer sets, consumer takes
@@ -52,7 +52,7 @@ BELL_MAGIC = int.from_bytes(b"LMPBELL1", "little")
 FEATURE_COUNTED = 1  # published and released bytes are counted by two eventfds (the stdlib twin)
 
 TAIL, HEAD, SPACE_WANTED, STATE, PRODUCER_COUNTS, CONSUMER_COUNTS = 128, 256, 384, 512, 640, 768
-RESETS = 64
+INCARNATION = 64
 PARKED, BELL_EPOCH, BELL_PID, BELL_COUNTS = 128, 256, 264, 384
 OPEN, CLOSED, POISONED = 1, 2, 3
 STATE_NAMES = {OPEN: "open", CLOSED: "closed", POISONED: "poisoned"}

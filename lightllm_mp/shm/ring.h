@@ -5,11 +5,11 @@
  *   release   copies taken, then head.store(release)    reuse     head.load(acquire), then new record bytes
  *   sleep     parked.store, FENCE, tail.load            wake      tail.store, FENCE, parked.load
  *   full      space_wanted.store, FENCE, head.load      space     head.store, FENCE, space_wanted.load
- * In the last two lines at least one side sees what the other stored; without the fences both may miss it and a wake-up
- * is lost (tests/shm/test_race.py builds this file with RING_WITHOUT_FENCES and sees that happen).
+ * In the last two lines at least one side sees what the other stored; without the fences both may miss it and a
+ * wake-up is lost (tests/shm/test_race.py builds this file with RING_WITHOUT_FENCES and sees that happen).
  *
- * Nothing read from shared memory is trusted: each position and length is checked against the capacity before use, and a
- * record header is loaded once. A violation poisons the lane.
+ * Nothing read from shared memory is trusted: each position and length is checked against the capacity before use, and
+ * a record header is loaded once. A violation poisons the lane.
  */
 #ifndef LIGHTLLM_MP_RING_H
 #define LIGHTLLM_MP_RING_H
@@ -28,7 +28,7 @@
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "lock-free words are what a lane is made of");
 
-enum { RESETS = 64, TAIL = 128, HEAD = 256, SPACE_WANTED = 384, STATE = 512, DATA = 4096 };
+enum { INCARNATION = 64, TAIL = 128, HEAD = 256, SPACE_WANTED = 384, STATE = 512, DATA = 4096 };
 enum { PUTS = 640, FULL_EVENTS = 648, DOORBELLS = 656, LEFT_BACKLOG = 664 };
 enum { GETS = 768, SPACE_DOORBELLS = 776, FOUND_BACKLOG = 784 };
 enum { PARKED = 128, PARKS = 384, WAKES = 392 }; /* in a bell page */
@@ -44,7 +44,7 @@ enum placed { PLACED, FULL, CORRUPT };
 
 typedef struct { /* the producing end of a lane */
     uint8_t *base, *peer_bell;
-    uint64_t capacity, seen_head, resets;
+    uint64_t capacity, seen_head, incarnation;
     int peer_event;
 } ring_out;
 
@@ -82,9 +82,9 @@ static inline uint64_t record_bytes(uint64_t length) { return (length + 15) & ~(
 /* ---- producer ---- */
 
 static inline uint32_t out_state(ring_out *out) { /* also notices that the supervisor has emptied the lane */
-    uint64_t resets = LOAD(U64(out->base, RESETS));
-    if (resets != out->resets) {
-        out->resets = resets;
+    uint64_t incarnation = LOAD(U64(out->base, INCARNATION));
+    if (incarnation != out->incarnation) {
+        out->incarnation = incarnation;
         out->seen_head = ACQUIRE(U64(out->base, HEAD));
     }
     return LOAD(U32(out->base, STATE));

@@ -21,7 +21,7 @@ class Sequence:
 class Runner:
     """Steps a decoder. Slots come from a shuffled free list, so no test passes by slots being in order."""
 
-    def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 32, width: int = 1024) -> None:
+    def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
         self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype)
         self.kv.data.fill_(float("nan"))  # whatever was not written must not be read

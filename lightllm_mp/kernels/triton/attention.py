@@ -1,0 +1,30 @@
+"""Attention of a step in which sequences with one new token and chunks of prompts may share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton import decode, prefill
+from lightllm_mp.kernels.triton.schedule import step_schedule
+from lightllm_mp.kernels.triton.tuned import MAX_HEAD_DIM
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.batch import Batch
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout) -> Tensor:
+    """Asks the device for nothing: which kernels run follows from the shapes of the batch."""
+    if layout.head_dim > MAX_HEAD_DIM or not batch.sequences:
+        return reference.TABLE.attention(q, keys, values, batch, layout)
+    out = torch.empty_like(q)
+    schedule = step_schedule(batch, keys)
+    if batch.tokens > batch.sequences:
+        prefill.attend(q, keys, values, out, batch, layout, schedule.prefill(batch, layout, q.dtype))
+    if batch.tokens == batch.sequences or batch.sequences > 1:
+        decode.attend(q, keys, values, out, batch, layout, schedule.decode(batch, layout, q.dtype))
+    return out

@@ -1,0 +1,27 @@
+"""The CUDA op table: Triton for everything but projections and embedding, which torch's libraries do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.kernels.triton.attention import attention
+from lightllm_mp.kernels.triton.linear import linear_float
+from lightllm_mp.kernels.triton.rotary import rotary_kv_write
+from lightllm_mp.kernels.triton.rows import add_rms_norm, rms_norm, silu_mul
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+TABLE: OpTable = replace(
+    reference.TABLE,
+    name="triton",
+    linear_float=linear_float,
+    rms_norm=rms_norm,
+    add_rms_norm=add_rms_norm,
+    rotary_kv_write=rotary_kv_write,
+    attention=attention,
+    silu_mul=silu_mul,
+)

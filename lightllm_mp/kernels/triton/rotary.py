@@ -1,0 +1,99 @@
+"""Rotary embedding of queries and keys and the KV write, one kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.table import HeadLayout
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.batch import Batch
+
+HEADS_EACH = 16
+"""Heads of one token that a program handles."""
+
+
+def rotary_kv_write(
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout
+) -> Tensor:
+    tokens, half = qkv.shape[0], cos.shape[1]
+    q = qkv.new_empty((tokens, layout.heads * layout.head_dim))
+    if not tokens:
+        return q
+    rest = layout.head_dim - 2 * half
+    _rotary_kernel[(tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH))](
+        qkv,
+        q,
+        keys,
+        values,
+        cos,
+        sin,
+        batch.positions,
+        batch.slots,
+        HEADS=layout.heads,
+        KV_HEADS=layout.kv_heads,
+        DIM=layout.head_dim,
+        HALF=half,
+        HALF_BLOCK=triton.next_power_of_2(half),
+        REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+        EACH=HEADS_EACH,
+        num_warps=4,
+    )
+    return q
+
+
+@triton.jit
+def _rotary_kernel(
+    qkv,
+    out,
+    keys,
+    values,
+    cos,
+    sin,
+    positions,
+    slots,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
+    slot = tl.load(slots + token).to(tl.int64) * KV_HEADS
+    to_q = out + (token * HEADS + head) * DIM
+    to_k = keys + (slot + head - HEADS) * DIM
+    to_v = values + (slot + head - HEADS - KV_HEADS) * DIM
+
+    pair = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (head < HEADS + 2 * KV_HEADS) & (pair < HALF)
+    first = tl.load(source + pair, mask=inside, other=0.0)
+    second = tl.load(source + HALF + pair, mask=inside, other=0.0)
+    angle = tl.load(positions + token) * HALF + pair
+    c = tl.load(cos + angle, mask=pair < HALF, other=0.0)
+    s = tl.load(sin + angle, mask=pair < HALF, other=0.0)
+    wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+    turned_first = (wide_first * c - wide_second * s).to(first.dtype)
+    turned_second = (wide_second * c + wide_first * s).to(first.dtype)
+    _to_place(to_q, to_k, to_v, pair, turned_first, first, head, inside, HEADS, KV_HEADS)
+    _to_place(to_q, to_k, to_v, HALF + pair, turned_second, second, head, inside, HEADS, KV_HEADS)
+    if REST_BLOCK:
+        at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
+        inside = (head < HEADS + 2 * KV_HEADS) & (at < DIM)
+        rest = tl.load(source + at, mask=inside, other=0.0)
+        _to_place(to_q, to_k, to_v, at, rest, rest, head, inside, HEADS, KV_HEADS)
+
+
+@triton.jit
+def _to_place(to_q, to_k, to_v, at, turned, plain, head, inside, HEADS: tl.constexpr, KV_HEADS: tl.constexpr):
+    """Queries to the result, keys and values to their slot."""
+    tl.store(to_q + at, turned, mask=inside & (head < HEADS))
+    tl.store(to_k + at, turned, mask=inside & (head >= HEADS) & (head < HEADS + KV_HEADS))
+    tl.store(to_v + at, plain, mask=inside & (head >= HEADS + KV_HEADS))

@@ -1,0 +1,166 @@
+"""Shares attention work out among programs, on the device: no length is known to the host, so a grid never changes.
+
+Decode: the key blocks of all sequences with one new token stand in one line, which `programs` programs cut into equal
+shares. Where program p meets sequence i it leaves a partial result at p + i: going along the line each partial raises p
+or i, so no two share a place and `programs + sequences` places suffice.
+Prefill: the query blocks ("tiles") of all sequences with more new tokens, at most tokens // block + sequences of them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.tuned import decode_blocks, prefill_blocks
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.batch import Batch
+
+CHUNK = 1024
+"""Sequences that a scheduling program looks at in one go, at most."""
+INTERPRETED_PROCESSORS = 6
+
+
+class DecodeShares(NamedTuple):
+    """`plan` int32: blocks a share has; the first sequence of each program; where each sequence begins in the line,
+    and the line's length. The partial results (float32) serve every layer in turn."""
+
+    programs: int
+    plan: Tensor
+    partial: Tensor
+    """[programs + sequences, heads, head_dim]: normalised results of parts of contexts."""
+    logsum: Tensor
+    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials; their weight."""
+
+
+def decode_shares(batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> DecodeShares:
+    blocks, device, sequences = decode_blocks(layout.head_dim, dtype), batch.context.device, batch.sequences
+    programs = max(1, processors(device) * blocks.programs // layout.kv_heads)
+    plan = torch.empty(programs + sequences + 2, dtype=torch.int32, device=device)
+    places = (programs + sequences, layout.heads)
+    shares = DecodeShares(
+        programs,
+        plan,
+        torch.empty((*places, layout.head_dim), dtype=torch.float32, device=device),
+        torch.empty(places, dtype=torch.float32, device=device),
+    )
+    chunk = min(CHUNK, triton.next_power_of_2(sequences))
+    _share_kernel[(programs,)](
+        batch.seq_start, batch.context, plan, sequences, programs, layout.window, blocks.keys, chunk
+    )
+    return shares
+
+
+def prefill_tiles(batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> Tensor:
+    """int32 [tiles, 2]: sequence (-1: no tile) and query block, the last block of a sequence first."""
+    block, sequences = prefill_blocks(layout.head_dim, dtype).queries, batch.sequences
+    tiles = torch.empty((batch.tokens // block + sequences, 2), dtype=torch.int32, device=batch.context.device)
+    chunk = min(CHUNK, triton.next_power_of_2(sequences))
+    _tile_kernel[(tiles.shape[0],)](batch.seq_start, tiles, sequences, block, chunk)
+    return tiles
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; few where the kernels are interpreted."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _share_kernel(
+    seq_start, context, plan, sequences, programs, WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr
+):
+    p = tl.program_id(0)
+    total = 0
+    for base in range(0, sequences, CHUNK):
+        total += tl.sum(_key_blocks(seq_start, context, base, sequences, WINDOW, BLOCK, CHUNK))
+    share = tl.maximum(tl.cdiv(total, programs), 1)
+    first, before = 0, 0
+    for base in range(0, sequences, CHUNK):
+        blocks = _key_blocks(seq_start, context, base, sequences, WINDOW, BLOCK, CHUNK)
+        ends = before + tl.cumsum(blocks, 0)
+        lane = base + tl.arange(0, CHUNK)
+        tl.store(plan + programs + 2 + lane, ends, mask=(lane < sequences) & (p == 0))
+        first += tl.sum(((ends <= p * share) & (lane < sequences)).to(tl.int32))
+        before += tl.sum(blocks)
+    tl.store(plan + 1 + p, first)
+    if p == 0:
+        tl.store(plan, share)
+        tl.store(plan + programs + 1, 0)
+
+
+@triton.jit
+def _key_blocks(seq_start, context, base, sequences, WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """Blocks of keys that each of CHUNK sequences reads if it has one new token, else 0."""
+    lane = base + tl.arange(0, CHUNK)
+    inside = lane < sequences
+    length = tl.load(context + lane, mask=inside, other=0)
+    start = tl.load(seq_start + lane, mask=inside, other=0)
+    new = tl.load(seq_start + lane + 1, mask=inside, other=0) - start
+    blocks = tl.cdiv(length, BLOCK)
+    if WINDOW:
+        blocks -= tl.maximum(length - WINDOW, 0) // BLOCK
+    return tl.where(new == 1, blocks, 0)
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    t = tl.program_id(0)
+    sequence, before, begin, end = 0, 0, 0, 0
+    for base in range(0, sequences, CHUNK):
+        lane = base + tl.arange(0, CHUNK)
+        inside = lane < sequences
+        start = tl.load(seq_start + lane, mask=inside, other=0)
+        new = tl.load(seq_start + lane + 1, mask=inside, other=0) - start
+        blocks = tl.where(new > 1, tl.cdiv(new, BLOCK), 0)
+        ends = before + tl.cumsum(blocks, 0)
+        here = (ends - blocks <= t) & (t < ends)
+        sequence += tl.sum(((ends <= t) & inside).to(tl.int32))
+        begin += tl.sum(tl.where(here, ends - blocks, 0))
+        end += tl.sum(tl.where(here, ends, 0))
+        before += tl.sum(blocks)
+    tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
+    tl.store(tiles + 2 * t + 1, end - 1 - t)
+
+
+class StepSchedule:
+    """The schedules of one step, made when its first layer asks. A layer that asks again means that a new step began,
+    with other numbers in the same tensors perhaps: inside a CUDA graph the scheduling kernels are part of the graph."""
+
+    def __init__(self, batch: Batch, keys: Tensor) -> None:
+        self._batch = weakref.ref(batch.context)
+        self._first_layer = keys.data_ptr()
+        self._made: dict[tuple, DecodeShares | Tensor] = {}
+
+    def serves(self, batch: Batch, keys: Tensor) -> bool:
+        """Whether this is the schedule of the step that a layer with these keys takes part in."""
+        return self._batch() is batch.context and self._first_layer != keys.data_ptr()
+
+    def decode(self, batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> DecodeShares:
+        key = (decode_shares, layout, dtype)
+        if key not in self._made:
+            self._made[key] = decode_shares(batch, layout, dtype)
+        return self._made[key]  # type: ignore[return-value]
+
+    def prefill(self, batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> Tensor:
+        key = (prefill_tiles, layout, dtype)
+        if key not in self._made:
+            self._made[key] = prefill_tiles(batch, layout, dtype)
+        return self._made[key]  # type: ignore[return-value]
+
+
+_current: list[StepSchedule] = []
+
+
+def step_schedule(batch: Batch, keys: Tensor) -> StepSchedule:
+    """The schedule of the step under way."""
+    if not _current or not _current[0].serves(batch, keys):
+        _current[:] = [StepSchedule(batch, keys)]
+    return _current[0]
