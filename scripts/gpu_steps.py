@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -79,7 +80,7 @@ def seconds(work: Callable[[], object], *, repeats: int = 20, warm_up: int = 3) 
         work()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1e3
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
 
 
 def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:

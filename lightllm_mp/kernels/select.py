@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -12,14 +13,23 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay
 from lightllm_mp.kernels.table import OpTable
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.spec import ModelSpec
+
+class StoredAs(Protocol):
+    """The part of a model's spec that decides its dtype."""
+
+    @property
+    def file_dtype(self) -> str: ...
 
 
 def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
     """The fastest ops for tensors of this device and dtype."""
     if torch.device(device).type == "cpu" and dtype in overlay.TYPES:
         return overlay.table() or reference.TABLE
+    if torch.device(device).type == "cuda" and find_spec("triton"):
+        from lightllm_mp.kernels.triton import overlay as triton_overlay  # not on machines without a GPU
+
+        if dtype in triton_overlay.TYPES:
+            return triton_overlay.TABLE
     return reference.TABLE
 
 
@@ -38,7 +48,7 @@ def set_threads(count: int | None = None) -> int:
     return count
 
 
-def default_dtype(spec: ModelSpec, device: torch.device | str = "cpu") -> torch.dtype:
+def default_dtype(spec: StoredAs, device: torch.device | str = "cpu") -> torch.dtype:
     """What a model runs in unless told otherwise: the file's own 16 or 32 bit type, bfloat16 for quantised files.
 
     On a CPU it is bfloat16 with the C extension (half the memory traffic of float32, and AMX or AVX512-BF16 where the

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
+from lightllm_mp.kernels.batch import Batch
 
 Prepared = Any
 """A weight in the form that the table's own `linear` wants."""

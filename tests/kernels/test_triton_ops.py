@@ -23,7 +23,7 @@ from lightllm_mp.kernels.triton import overlay, schedule  # noqa: E402 - after t
 
 @triton.jit
 def _count(out, n):
-    for _ in range(0, n):
+    for _ in range(n):
         triton.language.atomic_add(out, 1)
 
 

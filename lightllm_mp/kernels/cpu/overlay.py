@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.table import HeadLayout, OpTable
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_HEAD_DIM = 256

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
 
 
 def rotary_kv_write(

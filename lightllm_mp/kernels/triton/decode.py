@@ -39,7 +39,7 @@ def attend(
         batch.slot_table,
         batch.slot_table.stride(0),
         batch.sequences,
-        PROGRAMS=shares.programs,
+        shares.programs,
         HEADS=layout.heads,
         KV_HEADS=layout.kv_heads,
         GROUP_BLOCK=padded(layout.heads // layout.kv_heads),
@@ -58,7 +58,7 @@ def attend(
         shares.logsum,
         out,
         batch.seq_start,
-        PROGRAMS=shares.programs,
+        shares.programs,
         HEADS=layout.heads,
         DIM=layout.head_dim,
         DIM_BLOCK=padded(layout.head_dim),
@@ -67,7 +67,7 @@ def attend(
     )
 
 
-@triton.jit(do_not_specialize=["table_stride", "sequences"])
+@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
 def _part_kernel(
     q,
     keys,
@@ -81,7 +81,7 @@ def _part_kernel(
     slot_table,
     table_stride,
     sequences,
-    PROGRAMS: tl.constexpr,
+    programs,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
@@ -93,7 +93,7 @@ def _part_kernel(
     PRECISION: tl.constexpr,
 ):
     kv_head, p = tl.program_id(0), tl.program_id(1)
-    begins = plan + PROGRAMS + 1
+    begins = plan + programs + 1
     share = tl.load(plan)
     i = tl.load(plan + 1 + p)
     at = p * share
@@ -140,14 +140,14 @@ def _part_kernel(
         i += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def _combine_kernel(
     plan,
     partial,
     logsum,
     out,
     seq_start,
-    PROGRAMS: tl.constexpr,
+    programs,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
@@ -158,7 +158,7 @@ def _combine_kernel(
     token = tl.load(seq_start + i)
     if tl.load(seq_start + i + 1) - token == 1:
         share = tl.load(plan)
-        begin, end = tl.load(plan + PROGRAMS + 1 + i), tl.load(plan + PROGRAMS + 2 + i)
+        begin, end = tl.load(plan + programs + 1 + i), tl.load(plan + programs + 2 + i)
         first = begin // share
         count = tl.where(end > begin, (end - 1) // share - first + 1, 0)
         d = tl.arange(0, DIM_BLOCK)

@@ -73,7 +73,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@triton.jit(do_not_specialize=["sequences", "programs"])
 def _share_kernel(
     seq_start, context, plan, sequences, programs, WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr
 ):

@@ -1,0 +1,68 @@
+"""The inputs of one forward step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step without padding: the new tokens of all sequences, concatenated. All tensors are int32.
+
+    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; those of its new tokens
+    are in `slots` too. The host-side numbers let an op size its work without asking the device.
+    """
+
+    positions: torch.Tensor
+    """[tokens]: position of each new token in its sequence."""
+    slots: torch.Tensor
+    """[tokens]: the KV slot each new token is written to."""
+    seq_start: torch.Tensor
+    """[sequences + 1]: where each sequence's new tokens begin; the last entry is the number of tokens."""
+    context: torch.Tensor
+    """[sequences]: length of each sequence, new tokens included."""
+    rows: torch.Tensor
+    """[sequences]: the sequence's line in `slot_table`."""
+    slot_table: torch.Tensor
+    """[rows, longest context]: the device's whole table."""
+    max_query: int
+    """Most new tokens of any sequence, at least."""
+    max_context: int
+    """Longest `context`, at least."""
+
+    @property
+    def tokens(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def sequences(self) -> int:
+        return self.context.shape[0]
+
+    @classmethod
+    def of(cls, queries: list[int], contexts: list[int], rows: list[int], slot_table: torch.Tensor) -> Batch:
+        """From host lists: new tokens, total length and table line of each sequence; slots are read off the table."""
+        device = slot_table.device
+        start = [0]
+        positions: list[int] = []
+        lines: list[int] = []
+        for count, context, row in zip(queries, contexts, rows, strict=True):
+            positions += range(context - count, context)
+            lines += [row] * count
+            start.append(start[-1] + count)
+
+        def tensor(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        at = tensor(positions)
+        return cls(
+            positions=at,
+            slots=slot_table[tensor(lines).long(), at.long()],
+            seq_start=tensor(start),
+            context=tensor(contexts),
+            rows=tensor(rows),
+            slot_table=slot_table,
+            max_query=max(queries, default=0),
+            max_context=max(contexts, default=0),
+        )
