@@ -26,7 +26,7 @@ from lightllm_mp.actors.http.sampling import choices, output, sampling
 from lightllm_mp.actors.live import Answer, Event, Live
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.serve import find_model
+from lightllm_mp.actors.serve import find_model, refuse_what_comes_later
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.supervisor import Supervisor
 from lightllm_mp.config import Config
@@ -66,6 +66,7 @@ class Engine:
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
+        refuse_what_comes_later(config)
         self._model = str(find_model(config.model.model_dir))
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()

@@ -38,6 +38,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     """
     set_up_logging(config.supervisor.log_level)
     try:
+        refuse_what_comes_later(config)
         keys = load_keys(config.http, os.environ)
         listen = bind(config.http)
         model_path = find_model(config.model.model_dir)
@@ -80,6 +81,14 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
 
 def facts_dict(facts: Facts) -> dict[str, object]:
     return {name: getattr(facts, name) for name in Facts.__struct_fields__}
+
+
+def refuse_what_comes_later(config: Config) -> None:
+    """ConfigError for a setting whose feature is not there yet: silence would be a lie."""
+    if config.engine.tp > 1:
+        raise ConfigError(f"--tp {config.engine.tp}: tensor parallelism comes later, leave it at 1", param="tp")
+    if config.model.load_format != "auto":
+        raise ConfigError(f"--load-format {config.model.load_format}: comes later", param="load_format")
 
 
 def bind(config: HttpConfig) -> socket.socket:

@@ -87,7 +87,7 @@ class Executor:
     def submit(self, plan: bytes) -> None:
         """Starts a step. ValueError for bytes that are no plan, or that reach outside the tables."""
         began = time.perf_counter()
-        todo = unpack(bytearray(plan))  # type: ignore[arg-type]  # torch does not wrap read-only memory
+        todo = unpack(bytearray(plan))  # torch does not wrap read-only memory
         result = self._run(todo)
         result.seconds = time.perf_counter() - began
         self._results.append(result)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from lightllm_mp.config import EngineConfig
-from lightllm_mp.engine.free_memory import cpu_free_bytes
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.shm.free_memory import free_memory
 
 CPU_KV_SHARE = 1 / 3
 """Of what mem_fraction allows on CPU: the machine has other work, and the KV of a small model is soon large enough."""
@@ -41,7 +41,7 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(free - (1.0 - mem_fraction) * (free_before or total)))
-    return int(cpu_free_bytes() * mem_fraction * CPU_KV_SHARE)
+    return int(free_memory() * mem_fraction * CPU_KV_SHARE)
 
 
 def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:

@@ -144,7 +144,7 @@ class PlanBuilder:
         return np.concatenate((header, *sections)).tobytes()
 
 
-def unpack(data: bytes) -> Plan:
+def unpack(data: bytes | bytearray) -> Plan:
     """Read a packed plan. Views into `data`, no copies. ValueError when it is not a plan of this version."""
     words = np.frombuffer(data, "<i4")
     if len(words) < HEADER_WORDS or words[0] != MAGIC or words[1] != VERSION or words[3] != len(words):

@@ -9,7 +9,7 @@ import mmap
 import os
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.shm.memory import available_memory
+from lightllm_mp.shm.free_memory import free_memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _WORTH_A_LOOK = 1 << 20  # bytes; a lane is not worth reading /proc for
@@ -78,5 +78,5 @@ class Segment:
 
 def _reserve(size: int) -> None:
     """ENOMEM before the kernel starts to hand out pages: short of memory it kills, it does not refuse."""
-    if size >= _WORTH_A_LOOK and size > (left := available_memory()):
+    if size >= _WORTH_A_LOOK and size > (left := free_memory()):
         raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}, {left} bytes are left")

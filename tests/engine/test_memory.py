@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from msgspec.structs import replace
 from tiny_model import spec
 
 from lightllm_mp.config import EngineConfig
-from lightllm_mp.engine.free_memory import NO_LIMIT, cpu_free_bytes
 from lightllm_mp.engine.memory import MemoryPlan, kv_budget, kv_bytes_per_token, plan_memory
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.batch import KVPool
@@ -89,7 +86,7 @@ def test_what_does_not_fit_names_the_flag(
 
 
 def test_the_cpu_gives_a_third_of_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightllm_mp.engine.memory.cpu_free_bytes", lambda: 30_000)
+    monkeypatch.setattr("lightllm_mp.engine.memory.free_memory", lambda: 30_000)
     assert kv_budget(torch.device("cpu"), 0.9) == 9_000
 
 
@@ -99,54 +96,3 @@ def test_cuda_keeps_back_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kv_budget(torch.device("cuda"), 0.9, free_before=10_000) == 5_000
     assert kv_budget(torch.device("cuda"), 0.9) == 4_800
     assert kv_budget(torch.device("cuda"), 0.1, free_before=10_000) == 0
-
-
-def system(root: Path, available_kib: int, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """A /proc and a /sys/fs/cgroup."""
-    proc, cgroup = root / "proc", root / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text(f"MemTotal: 9999999 kB\nMemAvailable:   {available_kib} kB\n")
-    (proc / "self" / "cgroup").write_text(groups)
-    cgroup.mkdir()
-    for name, text in files.items():
-        (cgroup / name).parent.mkdir(parents=True, exist_ok=True)
-        (cgroup / name).write_text(text)
-    return proc, cgroup
-
-
-V2, V1 = "0::/a/b\n", "5:devices:/\n4:memory:/a/b\n0::/\n"
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "free"),
-    [
-        ("", {}, 1024_000),
-        (V2, {"a/b/memory.max": "max\n", "a/b/memory.current": "500\n"}, 1024_000),
-        (V2, {"a/b/memory.max": "9000\n", "a/b/memory.current": "500\n"}, 8_500),
-        (V2, {"a/memory.max": "9000\n", "a/memory.current": "500\n"}, 8_500),
-        (V2, {"memory.max": "9000\n", "memory.current": "500\n"}, 8_500),
-        (
-            V2,
-            {"a/b/memory.max": "9000", "a/b/memory.current": "8500", "a/b/memory.stat": "anon 1\ninactive_file 300\n"},
-            800,
-        ),
-        (V2, {"a/b/memory.max": "9000\n", "a/b/memory.current": "9500\n"}, 0),
-        (V1, {"memory/a/b/memory.limit_in_bytes": "7000\n", "memory/a/b/memory.usage_in_bytes": "500\n"}, 6_500),
-        (
-            V1,
-            {
-                "memory/memory.limit_in_bytes": "7000\n",
-                "memory/memory.usage_in_bytes": "500\n",
-                "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 100\n",
-            },
-            6_600,
-        ),
-        (V1, {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "500"}, 1024_000),
-    ],
-)
-def test_free_memory_within_control_groups(tmp_path: Path, groups: str, files: dict[str, str], free: int) -> None:
-    assert cpu_free_bytes(*system(tmp_path, 1000, groups, files)) == free
-
-
-def test_free_memory_of_this_machine() -> None:
-    assert 2**20 < cpu_free_bytes() < NO_LIMIT

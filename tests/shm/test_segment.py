@@ -3,13 +3,11 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-from pathlib import Path
 
 import pytest
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.shm import Bell, Segment, memory
-from lightllm_mp.shm.memory import available_memory
+from lightllm_mp.shm import Bell, Segment
 
 
 def test_segment_is_zeroed_sealed_and_shared():
@@ -49,23 +47,6 @@ def test_a_refusal_of_the_kernel_is_reported_and_leaves_nothing():
             Segment.create("cache", 1 << 17)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_available_memory_is_that_of_the_machine_or_less():
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
-    assert 0 < available_memory() <= int(free[0]) * 1024 + (64 << 20)
-
-
-def test_available_memory_obeys_the_tightest_group(tmp_path):
-    inner = tmp_path / "outer" / "inner"
-    inner.mkdir(parents=True)
-    for group, most, used, cache in ((tmp_path / "outer", "1000", 900, 50), (inner, "max", 10, 0)):
-        (group / "memory.max").write_text(most)
-        (group / "memory.current").write_text(f"{used}\n")
-        (group / "memory.stat").write_text(f"anon 7\ninactive_file {cache}\n")
-    assert memory._groups(tmp_path, "/outer/inner", *memory._V2) == [150]
-    assert memory._groups(tmp_path, "/gone", *memory._V2) == []
 
 
 def test_close_twice_and_with_a_view_held():

@@ -9,7 +9,7 @@ NO_LIMIT = 1 << 60
 """Control groups v1 say "no limit" with a number near 2^63."""
 
 
-def cpu_free_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """MemAvailable, or less where a control group (v2 or v1, this process's or one above it) leaves less."""
     return min(_available(proc), *_left_in_groups(proc, cgroup), NO_LIMIT)
 

@@ -1,0 +1,8 @@
+"""`python -m lightllm_mp`: the same as the command `lightllm-mp`."""
+
+import sys
+
+from lightllm_mp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
