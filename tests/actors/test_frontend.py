@@ -8,6 +8,7 @@ import sys
 from array import array
 
 import pytest
+from front_lanes import FACTS, Lanes, collect, make, submit, texts
 from msgspec import structs
 
 from lightllm_mp import messages as say
@@ -15,60 +16,7 @@ from lightllm_mp.actors import live as live_module
 from lightllm_mp.actors.drain_rate import DRAIN_WINDOW, DrainRate
 from lightllm_mp.actors.frontend import Frontend, SlowReader
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
-from lightllm_mp.messages import LENGTH, RUNNING, STOP, Facts, Output, Sampling
-
-FACTS = Facts(vocab_size=100, max_input=10)
-
-
-class Lanes:
-    """Two lanes that can be full."""
-
-    def __init__(self) -> None:
-        self.tokenizer: list[say.Wire] = []
-        self.router: list[say.Wire] = []
-        self.room = True
-
-    def to_tokenizer(self, message: say.Wire) -> bool:
-        if self.room:
-            self.tokenizer.append(message)
-        return self.room
-
-    def to_router(self, message: say.Wire) -> bool:
-        if self.room:
-            self.router.append(message)
-        return self.room
-
-
-def make(max_live: int = 8) -> tuple[Frontend, Lanes]:
-    lanes = Lanes()
-    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, max_live=max_live)
-    frontend.begin(say.Begin(epoch=0, facts=FACTS))
-    return frontend, lanes
-
-
-def submit(frontend: Frontend, prompt="hello", **options) -> live_module.Live:
-    sampling = options.pop("sampling", Sampling(seed=7))
-    return frontend.submit(prompt, sampling, Output(), **options)
-
-
-def texts(*rows) -> say.Texts:
-    """rows of (rid, id, text, count, finish)"""
-    rids, ids, words, counts, finish = zip(*rows, strict=True)
-    return say.Texts(
-        rids=array("q", rids).tobytes(),
-        ids=array("i", ids).tobytes(),
-        logprobs=array("f", [-1.0] * len(rows)).tobytes(),
-        counts=array("i", counts).tobytes(),
-        prompt_tokens=array("i", [5] * len(rows)).tobytes(),
-        cached_tokens=array("i", [2] * len(rows)).tobytes(),
-        special=bytes(len(rows)),
-        finish=bytes(finish),
-        texts=words,
-    )
-
-
-async def collect(live) -> list:
-    return [event async for event in live]
+from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
 
 
 def test_events_in_order_until_all_have_finished():
@@ -105,79 +53,6 @@ def test_whole_answers_are_columns():
         first, second = await waiting
         assert (first.text, list(first.ids), first.finish) == ("ac", [1, 3], "length")
         assert (second.text, list(second.logprobs), second.finish) == ("b", [-1.0], "stop")
-
-    asyncio.run(body())
-
-
-def test_resumed_with_what_was_passed_on():
-    async def body():
-        frontend, lanes = make()
-        live = submit(frontend, n=3, sampling=Sampling(seed=7, prompt_logprobs=1))
-        frontend.deliver(say.PromptLogprobs(live.rid, b"", b"", 0))
-        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING), (live.rid + 1, 2, "b", 1, STOP)))
-        frontend.reset()
-        lanes.tokenizer.clear()
-        frontend.begin(say.Begin(epoch=1, facts=FACTS))
-        again = lanes.tokenizer
-        assert [(m.rid, m.n, m.sampling.seed, m.emitted) for m in again] == [
-            (live.rid, 1, 7, array("i", [1]).tobytes()),
-            (live.rid + 2, 1, 9, b""),
-        ]
-        assert again[0].sampling.prompt_logprobs == -1  # they are here already
-        assert again[0].text == "hello"
-        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))  # said before: not passed on twice
-        frontend.deliver(texts((live.rid, 4, "d", 2, STOP), (live.rid + 2, 5, "e", 1, STOP)))
-        assert [(e.index, e.text) for e in await collect(live)] == [(0, "a"), (1, "b"), (0, "d"), (2, "e")]
-
-    asyncio.run(body())
-
-
-def test_an_end_without_a_further_token():
-    async def body():
-        frontend, _ = make()
-        live = submit(frontend)
-        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))
-        frontend.deliver(texts((live.rid, 1, "", 1, LENGTH)))
-        assert [(e.id, e.finish) for e in await collect(live)] == [(1, None), (-1, "length")]
-        assert list(live.answers[0].ids) == [1]
-
-    asyncio.run(body())
-
-
-def test_accepted_and_held_during_a_repair():
-    async def body():
-        frontend, lanes = make()
-        frontend.reset()
-        assert frontend.trouble == "repairing"
-        live = submit(frontend)
-        gone = submit(frontend)
-        gone.close()
-        counting = asyncio.create_task(frontend.count("a b"))
-        await asyncio.sleep(0)
-        assert lanes.tokenizer == lanes.router == []
-        frontend.begin(say.Begin(epoch=1, facts=FACTS))
-        assert [type(m) for m in lanes.tokenizer] == [say.Generate, say.Count]
-        assert lanes.tokenizer[0].rid == live.rid
-        frontend.deliver(say.Counted(lanes.tokenizer[1].rid, 2))
-        assert await counting == 2
-
-    asyncio.run(body())
-
-
-def test_count_is_asked_again_and_may_be_rejected():
-    async def body():
-        frontend, lanes = make()
-        counting = asyncio.create_task(frontend.count("a b", add_special_tokens=False))
-        await asyncio.sleep(0)
-        frontend.reset()
-        frontend.begin(say.Begin(epoch=1, facts=FACTS))
-        first, second = lanes.tokenizer
-        assert first == second
-        assert not first.add_special_tokens
-        frontend.deliver(say.Rejected(first.rid, say.ErrorInfo(400, "no", "invalid_request_error", "invalid_request")))
-        with pytest.raises(InvalidRequest, match="no"):
-            await counting
-        assert frontend.live == 0
 
     asyncio.run(body())
 
@@ -421,33 +296,3 @@ def test_the_front_loads_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_request_that_breaks_the_engine_again_and_again_is_given_up():
-    async def body():
-        frontend, lanes = make()
-        poison, healthy = submit(frontend), submit(frontend)
-        for epoch in range(1, 5):
-            frontend.deliver(texts((healthy.rid, epoch, "a", epoch, RUNNING)))
-            frontend.reset()
-            lanes.tokenizer.clear()
-            frontend.begin(say.Begin(epoch=epoch, facts=FACTS))
-        assert [(type(m), m.rid) for m in lanes.tokenizer] == [(say.Abort, poison.rid), (say.Generate, healthy.rid)]
-        with pytest.raises(EngineError, match="repeatedly"):
-            await anext(poison)
-
-    asyncio.run(body())
-
-
-def test_the_time_in_the_queue_ends_when_the_router_says_so():
-    async def body():
-        frontend, _ = make()
-        live = submit(frontend)
-        assert live.scheduled == 0.0
-        frontend.deliver(say.Scheduled(live.rid))
-        first = live.scheduled
-        assert first >= live.started
-        frontend.deliver(say.Scheduled(live.rid))
-        assert live.scheduled == first
-
-    asyncio.run(body())

@@ -18,7 +18,7 @@ START = 240.0
 """Seconds a start may take on a busy machine."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     try:
         find_default_model(fetch=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lanes import Pair
@@ -29,14 +30,19 @@ def pair(ring: str) -> Iterator[Pair]:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """No test leaves a descriptor, a name in the tmpfs or a child behind."""
-    fds, names = _descriptors(), set(os.listdir("/dev/shm"))
+    fds, names, children = _descriptors(), set(os.listdir("/dev/shm")), _children()
     yield
     if _descriptors() != fds:
         gc.collect()
     assert _descriptors() == fds
     assert set(os.listdir("/dev/shm")) <= names
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert _children() <= children
+
+
+def _children() -> set[str]:
+    """Pids of all children, dead ones that nobody waited for included."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {pid for file in lists for pid in file.read_text().split()}
 
 
 def _descriptors() -> dict[str, str]:
