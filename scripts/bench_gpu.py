@@ -17,14 +17,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import torch
 from gpu_steps import SPECS, captured, random_decoder, random_pool, random_step, seconds
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton import tuned
 from lightllm_mp.models.attention import head_layout
-from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.spec import ModelSpec
 
@@ -39,9 +41,25 @@ PREFILL_STEPS = {
     "llama3-8b": {(16, 2048): 0.0, (1, 512): 0.0},
 }
 """(sequences, length) to the most tokens per second; 0: not worked out."""
-STEP_TOKENS = 8192
+STEP_TOKENS = 16384
+MIXED_STEP = (64, 1088, 512)
+"""Decoding sequences, their context, and new tokens of one prompt in the same step."""
 KERNEL_LAYERS = 8
 """Layers a kernel runs over in turn, so that no layer's keys are still in the cache."""
+PREFILL_TRIALS = (
+    (128, 64, 8, 2),
+    (128, 64, 8, 3),
+    (128, 64, 4, 2),
+    (128, 64, 4, 3),
+    (128, 128, 8, 2),
+    (128, 128, 8, 3),
+    (128, 32, 8, 3),
+    (128, 32, 4, 3),
+    (64, 128, 4, 2),
+    (64, 64, 4, 2),
+    (64, 64, 4, 3),
+    (64, 32, 4, 3),
+)
 
 Figure = dict[str, object]
 
@@ -88,6 +106,21 @@ def prefill_steps(decoder: Decoder, limits: dict[tuple[int, int], float]) -> Ite
         del pool, step
 
 
+def mixed_step(decoder: Decoder) -> Figure:
+    """Decoding sequences and a prompt in one step, launched kernel by kernel."""
+    sequences, context, new = MIXED_STEP
+    pool = random_pool(decoder.spec, sequences * context + new)
+    batch = random_step([1] * sequences + [new], [context] * sequences + [new])
+    ids = torch.randint(decoder.spec.vocab, (batch.tokens,), device="cuda", dtype=torch.int32)
+    last = batch.seq_start[1:].long() - 1
+
+    def step() -> torch.Tensor:
+        return decoder.logits(decoder.forward(ids, batch, pool)[last]).argmax(-1)
+
+    title = f"{decoder.spec.family} mixed step {sequences} x {context} and {new} new"
+    return figure(title, seconds(step) * 1e3, "ms", 0.0)
+
+
 class AttentionCase:
     """One step's attention over several layers of keys and values."""
 
@@ -111,9 +144,8 @@ class AttentionCase:
         return seconds(captured(self.run).replay, repeats=repeats) / len(self.pool.keys)
 
 
-def few_layers(name: str, **changes: int) -> ModelSpec:
-    spec = {f: getattr(SPECS[name], f) for f in SPECS[name].__struct_fields__}
-    return ModelSpec(**(spec | {"layers": KERNEL_LAYERS} | changes))
+def few_layers(name: str, head_dim: int = 128) -> ModelSpec:
+    return msgspec.structs.replace(SPECS[name], layers=KERNEL_LAYERS * 128 // head_dim, head_dim=head_dim)
 
 
 def attention_kernels(name: str) -> Iterator[Figure]:
@@ -140,10 +172,8 @@ def sweep_decode(dims: list[int]) -> None:
             model = few_layers(name, head_dim=dim)
             cases += [AttentionCase(model, [1] * n, [c] * n) for n, c in sizes]
         found = []
-        for keys, (warps, stages), programs in itertools.product(
-            (32, 64, 128), ((2, 2), (2, 3), (4, 2), (4, 3), (4, 4), (8, 3)), (2, 3, 4, 6, 8)
-        ):
-            blocks = tuned.DecodeBlocks(keys, warps, stages, programs)
+        for trial in itertools.product((32, 64, 128), (2, 4), (2, 3), (2, 3, 4, 6)):
+            blocks = tuned.DecodeBlocks(*trial)
             found += tried(tuned.DECODE, dim, blocks, [(case, case.bytes / COPY) for case in cases])
         report(dim, found)
 
@@ -156,9 +186,9 @@ def sweep_prefill(dims: list[int]) -> None:
             AttentionCase(few_layers("llama3-8b", head_dim=dim), [1024] * 2, [4096] * 2),
         ]
         found = []
-        for queries, keys, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            blocks = tuned.PrefillBlocks(queries, keys, warps, stages)
-            found += tried(tuned.PREFILL, dim, blocks, [(case, case.operations / PRODUCT) for case in cases])
+        for trial in PREFILL_TRIALS:
+            limits = [(case, case.operations / PRODUCT) for case in cases]
+            found += tried(tuned.PREFILL, dim, tuned.PrefillBlocks(*trial), limits)
         report(dim, found)
 
 
@@ -202,6 +232,7 @@ def main() -> None:
             decoder = random_decoder(SPECS[name])
             if "step" in parts:
                 figures += decode_steps(decoder, DECODE_STEPS[name])
+                figures.append(mixed_step(decoder))
             if "prefill" in parts:
                 figures += prefill_steps(decoder, PREFILL_STEPS[name])
             del decoder

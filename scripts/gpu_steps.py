@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import torch
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.assembly import Weights
-from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.families.llama import LLAMA
 from lightllm_mp.models.spec import ModelSpec, RopeSpec

@@ -101,11 +101,13 @@ class Executor:
     def warm_up(self) -> None:
         """Runs the worst steps there can be, so that later ones find memory touched and code compiled.
 
-        Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan.
+        Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan. On CPU no memory
+        grows with the context, nor with rows beyond a block of logits, so the steps are kept short there.
         """
+        short = self.device.type == "cpu"
         for plan in warm_up_plans(
-            rows=self.rows,
-            max_context=self.max_context,
+            rows=min(self.rows, self._block) if short else self.rows,
+            max_context=min(self.max_context, self.step_tokens) if short else self.max_context,
             step_tokens=self.step_tokens,
             kv_tokens=self.kv.slots,
             spare_slot=self.kv.dummy_slot,

@@ -34,14 +34,12 @@ HARDEST = (
 
 
 def warm_up_plans(*, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int) -> Iterator[bytes]:
-    """One prefill step of `step_tokens`, then decode steps of all rows, one for each of HARDEST.
+    """One prefill step of `step_tokens`, then a decode step of all rows, which obey HARDEST by turns.
 
     All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are.
     """
     yield _prefill(rows, max_context, step_tokens, spare_slot)
-    context = min(max_context, max(1, kv_tokens // rows))
-    for number, sampling in enumerate(HARDEST):
-        yield _decode(min(rows, step_tokens), context, sampling, number + 1, spare_slot)
+    yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
 
 
 def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> bytes:
@@ -57,10 +55,10 @@ def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> 
     return builder.pack()
 
 
-def _decode(rows: int, context: int, sampling: Sampling, step: int, spare_slot: int) -> bytes:
-    builder = PlanBuilder(step)
+def _decode(rows: int, context: int, spare_slot: int) -> bytes:
+    builder = PlanBuilder(1)
     for row in range(rows):
-        _fill(builder, row, context, sampling, spare_slot)
+        _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slot)
     builder.add_each(np.arange(rows), np.full(rows, context - 1))
     return builder.pack()
 

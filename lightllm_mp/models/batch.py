@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 from lightllm_mp.kernels.batch import Batch
@@ -17,7 +20,11 @@ class KVPool:
         self.slots = slots
         self.dummy_slot = slots
         shape = (spec.layers, 2, slots + 1, spec.kv_heads, spec.head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = (
+            _lazy_zeros(shape, dtype)
+            if torch.device(device).type == "cpu"
+            else torch.zeros(shape, dtype=dtype, device=device)
+        )
         self.keys = [self.data[layer, 0] for layer in range(spec.layers)]
         """Per layer [slots + 1, kv_heads, head_dim]."""
         self.values = [self.data[layer, 1] for layer in range(spec.layers)]
@@ -26,3 +33,8 @@ class KVPool:
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that one token's keys and values take over all layers."""
         return spec.layers * 2 * spec.kv_size * dtype.itemsize
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose pages the system provides when they are first written: an unused pool costs nothing."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

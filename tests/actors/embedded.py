@@ -58,9 +58,9 @@ def mocked(plan: Topology, program: str = "tests.actors.mock_actor:MockWorkerAct
     return dataclasses.replace(plan, children=children)
 
 
-def config(*, kv_tokens: int = 20_000, **supervisor: float) -> Config:
+def config(*, kv_tokens: int = 20_000, run_ahead: int = 0, **supervisor: float) -> Config:
     return Config(
-        engine=EngineConfig(max_total_token_num=kv_tokens),
+        engine=EngineConfig(max_total_token_num=kv_tokens, run_ahead=run_ahead),
         supervisor=SupervisorConfig(**{"max_restarts": 100, "log_level": "warning", **supervisor}),  # type: ignore[arg-type]
     )
 

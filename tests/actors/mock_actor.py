@@ -17,6 +17,7 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 class MockWorkerActor(BlockingActor):
     def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
+        self._run_ahead = birth.config.engine.run_ahead
         self._kv_tokens = birth.config.engine.max_total_token_num or 20_000
 
     def start(self) -> Facts:
@@ -29,6 +30,7 @@ class MockWorkerActor(BlockingActor):
             kv_tokens=self._kv_tokens,
             rows=ROWS,
             step_tokens=STEP_TOKENS,
+            run_ahead=self._run_ahead,
             eos_ids=(0,),
             device="none",
             dtype="none",

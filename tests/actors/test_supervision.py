@@ -49,6 +49,33 @@ async def test_a_killed_actor_loses_no_request(tmp_path: Path, victim: str) -> N
 
 
 @in_time
+async def test_with_run_ahead_and_too_little_memory_for_all(tmp_path: Path) -> None:
+    """A step is always in flight when the kill comes, and not all sequences fit at once."""
+    async with embedded(tmp_path, config(run_ahead=1)) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+    async with embedded(tmp_path, config(run_ahead=1, kv_tokens=3000)) as engine:
+        for victim in ("router", "worker0"):
+            tasks = await streams(engine)
+            await asyncio.sleep(0.1)
+            engine.kill(victim)
+            assert await asyncio.gather(*tasks) == undisturbed
+        assert (await engine.until_idle())["kv_used"] == 0
+
+
+@in_time
+async def test_the_stdlib_ring_carries_an_engine_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with embedded(tmp_path) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+    monkeypatch.setenv("LIGHTLLM_MP_RING", "python")
+    async with embedded(tmp_path) as engine:
+        for victim in ("router", "detokenizer"):
+            tasks = await streams(engine)
+            await asyncio.sleep(0.1)
+            engine.kill(victim)
+            assert await asyncio.gather(*tasks) == undisturbed
+
+
+@in_time
 async def test_two_at_once_and_again_during_the_repair(tmp_path: Path) -> None:
     async with embedded(tmp_path) as engine:
         undisturbed = await asyncio.gather(*await streams(engine))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton import decode, prefill
 from lightllm_mp.kernels.triton.schedule import step_schedule
 from lightllm_mp.kernels.triton.tuned import MAX_HEAD_DIM
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout) -> Tensor:

@@ -1,24 +1,26 @@
-"""Attention of single new tokens over long contexts: equal shares of all contexts together, then their combination."""
+"""Attention of single new tokens over long contexts: every program takes an equal share of all contexts together.
+
+Where a context is cut, each piece's result goes to memory, and the program that finds itself the last to arrive
+combines them. The counters of arrivals are zero again after each layer.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.launch import Kernel
 from lightllm_mp.kernels.triton.schedule import DecodeShares
 from lightllm_mp.kernels.triton.tuned import decode_blocks, padded
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
-
-PARTS_EACH = 16
-"""Partial results that a combining program reads at a time."""
+PARTS_EACH = 32
+"""Partial results, of one head each, that are combined at a time."""
 
 
 def attend(
@@ -26,44 +28,40 @@ def attend(
 ) -> None:
     """Fills the lines of `out` that belong to sequences with one new token."""
     blocks = decode_blocks(layout.head_dim, q.dtype)
-    _part_kernel[(layout.kv_heads, shares.programs)](
-        q,
-        keys,
-        values,
-        shares.plan,
-        shares.partial,
-        shares.logsum,
-        batch.seq_start,
-        batch.context,
-        batch.rows,
-        batch.slot_table,
-        batch.slot_table.stride(0),
-        batch.sequences,
-        shares.programs,
-        HEADS=layout.heads,
-        KV_HEADS=layout.kv_heads,
-        GROUP_BLOCK=padded(layout.heads // layout.kv_heads),
-        DIM=layout.head_dim,
-        DIM_BLOCK=padded(layout.head_dim),
-        SCALE=layout.scale * math.log2(math.e),
-        WINDOW=layout.window,
-        KEYS=blocks.keys,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-    )
-    _combine_kernel[(batch.sequences, layout.heads)](
-        shares.plan,
-        shares.partial,
-        shares.logsum,
-        out,
-        batch.seq_start,
-        shares.programs,
-        HEADS=layout.heads,
-        DIM=layout.head_dim,
-        DIM_BLOCK=padded(layout.head_dim),
-        PARTS=PARTS_EACH,
-        num_warps=4,
+    group = layout.heads // layout.kv_heads
+    few = triton.next_power_of_2(group)
+    _PART.launch(
+        (layout.kv_heads, shares.programs, 1),
+        (
+            q,
+            keys,
+            values,
+            shares.plan,
+            shares.partial,
+            shares.logsum,
+            shares.arrived,
+            out,
+            batch.seq_start,
+            batch.context,
+            batch.rows,
+            batch.slot_table,
+        ),
+        (batch.slot_table.stride(0), batch.sequences, shares.programs),
+        (
+            layout.heads,
+            layout.kv_heads,
+            padded(group),
+            layout.head_dim,
+            padded(layout.head_dim),
+            layout.scale * math.log2(math.e),
+            layout.window,
+            blocks.keys,
+            few,
+            max(1, PARTS_EACH // few),
+            "ieee" if q.dtype == torch.float32 else "tf32",
+        ),
+        warps=blocks.warps,
+        stages=blocks.stages,
     )
 
 
@@ -75,6 +73,8 @@ def _part_kernel(
     plan,
     partial,
     logsum,
+    arrived,
+    out,
     seq_start,
     context,
     rows,
@@ -90,6 +90,8 @@ def _part_kernel(
     SCALE: tl.constexpr,
     WINDOW: tl.constexpr,
     KEYS: tl.constexpr,
+    FEW: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head, p = tl.program_id(0), tl.program_id(1)
@@ -107,8 +109,8 @@ def _part_kernel(
         begin, stop = tl.load(begins + i), tl.minimum(tl.load(begins + i + 1), end)
         length = tl.load(context + i)
         line = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
-        query = q + (tl.load(seq_start + i).to(tl.int64) * HEADS + head[:, None]) * DIM + d[None, :]
-        query = tl.load(query, mask=of_group, other=0.0)
+        token = tl.load(seq_start + i).to(tl.int64)
+        query = tl.load(q + (token * HEADS + head[:, None]) * DIM + d[None, :], mask=of_group, other=0.0)
         shift = begin
         if WINDOW:
             shift -= tl.maximum(length - WINDOW, 0) // KEYS
@@ -124,57 +126,72 @@ def _part_kernel(
             place = (slot[:, None] * KV_HEADS + kv_head) * DIM + d[None, :]
             there = seen[:, None] & (d[None, :] < DIM)
             k = tl.load(keys + place, mask=there, other=0.0)
-            scores = tl.dot(query, tl.trans(k), input_precision=PRECISION) * SCALE
+            scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
             scores = tl.where(seen[None, :], scores, float("-inf"))
-            higher = tl.maximum(best, tl.max(scores, 1))
-            weights = tl.exp2(scores - higher[:, None])
+            higher = tl.maximum(best, tl.max(scores, 1) * SCALE)
+            weights = tl.exp2(scores * SCALE - higher[:, None])
             shrink = tl.exp2(best - higher)
             total = total * shrink + tl.sum(weights, 1)
             v = tl.load(values + place, mask=there, other=0.0)
             sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
             best = higher
-        target = (p + i).to(tl.int64) * HEADS + head
-        tl.store(partial + target[:, None] * DIM + d[None, :], sums / total[:, None], mask=of_group)
-        tl.store(logsum + target, best + tl.log2(total), mask=g < GROUP)
+        result = sums / total[:, None]
+        line_out = out + token * (HEADS * DIM)
+        first = begin // share
+        pieces = (tl.load(begins + i + 1) - 1) // share - first + 1
+        if pieces == 1:
+            tl.store(line_out + head[:, None] * DIM + d[None, :], result.to(out.dtype.element_ty), mask=of_group)
+        else:
+            place = (p + i).to(tl.int64) * HEADS + head
+            tl.store(partial + place[:, None] * DIM + d[None, :], result, mask=of_group)
+            tl.store(logsum + place, best + tl.log2(total), mask=g < GROUP)
+            tl.debug_barrier()  # all threads have stored before one of them says so
+            arrivals = arrived + i * KV_HEADS + kv_head
+            if tl.atomic_add(arrivals, 1, sem="acq_rel") == pieces - 1:
+                _combine(
+                    partial, logsum, line_out, first + i, pieces, kv_head, HEADS, GROUP, DIM, DIM_BLOCK, FEW, PARTS
+                )
+                tl.store(arrivals, 0)  # for the next layer
         at = stop
         i += 1
 
 
-@triton.jit(do_not_specialize=["programs"])
-def _combine_kernel(
-    plan,
+@triton.jit
+def _combine(
     partial,
     logsum,
     out,
-    seq_start,
-    programs,
+    first,
+    pieces,
+    kv_head,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Weights the parts of one head's context by their sums; a sequence without context becomes zeros."""
-    i, head = tl.program_id(0), tl.program_id(1)
-    token = tl.load(seq_start + i)
-    if tl.load(seq_start + i + 1) - token == 1:
-        share = tl.load(plan)
-        begin, end = tl.load(plan + programs + 1 + i), tl.load(plan + programs + 2 + i)
-        first = begin // share
-        count = tl.where(end > begin, (end - 1) // share - first + 1, 0)
-        d = tl.arange(0, DIM_BLOCK)
-        best, total = float("-inf"), 0.0
-        sums = tl.zeros([DIM_BLOCK], tl.float32)
-        for base in range(0, count, PARTS):
-            part = base + tl.arange(0, PARTS)
-            place = (first + i + part).to(tl.int64) * HEADS + head
-            weight = tl.load(logsum + place, mask=part < count, other=float("-inf"))
-            there = (part < count)[:, None] & (d < DIM)[None, :]
-            result = tl.load(partial + place[:, None] * DIM + d[None, :], mask=there, other=0.0)
-            higher = tl.maximum(best, tl.max(weight, 0))
-            weight = tl.exp2(weight - higher)
-            shrink = tl.exp2(best - higher)
-            total = total * shrink + tl.sum(weight, 0)
-            sums = sums * shrink + tl.sum(weight[:, None] * result, 0)
-            best = higher
-        result = sums / tl.where(count > 0, total, 1.0)
-        tl.store(out + (token.to(tl.int64) * HEADS + head) * DIM + d, result.to(out.dtype.element_ty), mask=d < DIM)
+    """Weights the pieces of one group's context by their sums. They come past the L1 cache, from other processors."""
+    part, g, d = tl.arange(0, PARTS)[:, None], tl.arange(0, FEW)[None, :], tl.arange(0, DIM_BLOCK)
+    best = tl.full([FEW], float("-inf"), tl.float32)
+    total = tl.zeros([FEW], tl.float32)
+    sums = tl.zeros([FEW, DIM_BLOCK], tl.float32)
+    for base in range(0, pieces, PARTS):
+        place = (first + base + part).to(tl.int64) * HEADS + kv_head * GROUP + tl.minimum(g, GROUP - 1)
+        there = (base + part < pieces) & (g < FEW)
+        weight = tl.load(logsum + place, mask=there, other=float("-inf"), cache_modifier=".cg")
+        wide = there[:, :, None] & (d < DIM)[None, None, :]
+        at = partial + place[:, :, None] * DIM + d[None, None, :]
+        result = tl.load(at, mask=wide, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(best, tl.max(weight, 0))
+        weight = tl.exp2(weight - higher[None, :])
+        shrink = tl.exp2(best - higher)
+        total = total * shrink + tl.sum(weight, 0)
+        sums = sums * shrink[:, None] + tl.sum(weight[:, :, None] * result, 0)
+        best = higher
+    head = (kv_head * GROUP + tl.arange(0, FEW))[:, None]
+    inside = (tl.arange(0, FEW) < GROUP)[:, None] & (d < DIM)[None, :]
+    tl.store(out + head * DIM + d[None, :], (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+_PART = Kernel(_part_kernel)

@@ -1,4 +1,4 @@
-"""The CUDA op table: Triton for everything but projections and embedding, which torch's libraries do."""
+"""The CUDA op table: Triton for all but the projections of many tokens and the embedding, which torch does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.kernels.triton.attention import attention
-from lightllm_mp.kernels.triton.linear import linear_float
+from lightllm_mp.kernels.triton.linear import linear, linear_float
 from lightllm_mp.kernels.triton.rotary import rotary_kv_write
 from lightllm_mp.kernels.triton.rows import add_rms_norm, rms_norm, silu_mul
 
@@ -18,6 +18,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 TABLE: OpTable = replace(
     reference.TABLE,
     name="triton",
+    linear=linear,
     linear_float=linear_float,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.launch import Kernel
 from lightllm_mp.kernels.triton.tuned import padded, prefill_blocks
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
 
 
 def attend(
     q: Tensor, keys: Tensor, values: Tensor, out: Tensor, batch: Batch, layout: HeadLayout, tiles: Tensor
 ) -> None:
     """Fills the lines of `out` that belong to sequences with more than one new token."""
-    blocks = prefill_blocks(layout.head_dim, q.dtype)
-    _tile_attention_kernel[(layout.heads, tiles.shape[0])](
-        q,
-        keys,
-        values,
-        out,
-        tiles,
-        batch.seq_start,
-        batch.context,
-        batch.rows,
-        batch.slot_table,
-        batch.slot_table.stride(0),
-        HEADS=layout.heads,
-        KV_HEADS=layout.kv_heads,
-        DIM=layout.head_dim,
-        DIM_BLOCK=padded(layout.head_dim),
-        SCALE=layout.scale * math.log2(math.e),
-        WINDOW=layout.window,
-        QUERIES=blocks.queries,
-        KEYS=blocks.keys,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
+    blocks = prefill_blocks(layout.head_dim, q.dtype, batch.tokens * layout.heads)
+    _TILE.launch(
+        (layout.heads, tiles.shape[0], 1),
+        (q, keys, values, out, tiles, batch.seq_start, batch.context, batch.rows, batch.slot_table),
+        (batch.slot_table.stride(0),),
+        (
+            layout.heads,
+            layout.kv_heads,
+            layout.head_dim,
+            padded(layout.head_dim),
+            layout.scale * math.log2(math.e),
+            layout.window,
+            blocks.queries,
+            blocks.keys,
+            "ieee" if q.dtype == torch.float32 else "tf32",
+        ),
+        warps=blocks.warps,
+        stages=blocks.stages,
     )
 
 
@@ -149,17 +142,17 @@ def _walk(
             k = tl.load(k_head + at, mask=there, other=0.0)
         else:
             k = tl.load(k_head + at)
-        scores = tl.dot(query, tl.trans(k), input_precision=PRECISION) * SCALE
+        scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
         if MASKED:
             seen = (key[None, :] <= position[:, None]) & (key < length)[None, :]
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
+        higher = tl.maximum(best, tl.max(scores, 1) * SCALE)
         top = higher
         if MASKED and WINDOW:
             top = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - top[:, None])
+        weights = tl.exp2(scores * SCALE - top[:, None])
         shrink = tl.exp2(best - top)
         total = total * shrink + tl.sum(weights, 1)
         if MASKED or DIM != DIM_BLOCK:
@@ -169,3 +162,6 @@ def _walk(
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
         best = higher
     return best, total, sums
+
+
+_TILE = Kernel(_tile_attention_kernel)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
+from lightllm_mp.kernels.triton.launch import Kernel
 
 HEADS_EACH = 16
 """Heads of one token that a program handles."""
@@ -25,23 +22,19 @@ def rotary_kv_write(
     if not tokens:
         return q
     rest = layout.head_dim - 2 * half
-    _rotary_kernel[(tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH))](
-        qkv,
-        q,
-        keys,
-        values,
-        cos,
-        sin,
-        batch.positions,
-        batch.slots,
-        HEADS=layout.heads,
-        KV_HEADS=layout.kv_heads,
-        DIM=layout.head_dim,
-        HALF=half,
-        HALF_BLOCK=triton.next_power_of_2(half),
-        REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
-        EACH=HEADS_EACH,
-        num_warps=4,
+    _ROTARY.launch(
+        (tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH), 1),
+        (qkv, q, keys, values, cos, sin, batch.positions, batch.slots),
+        (),
+        (
+            layout.heads,
+            layout.kv_heads,
+            layout.head_dim,
+            half,
+            triton.next_power_of_2(half),
+            triton.next_power_of_2(rest) if rest else 0,
+            HEADS_EACH,
+        ),
     )
     return q
 
@@ -97,3 +90,6 @@ def _to_place(to_q, to_k, to_v, at, turned, plain, head, inside, HEADS: tl.const
     tl.store(to_q + at, turned, mask=inside & (head < HEADS))
     tl.store(to_k + at, turned, mask=inside & (head >= HEADS) & (head < HEADS + KV_HEADS))
     tl.store(to_v + at, plain, mask=inside & (head >= HEADS + KV_HEADS))
+
+
+_ROTARY = Kernel(_rotary_kernel)

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.launch import Kernel
+
 SILU_BLOCK = 1024
 
 
@@ -24,7 +26,7 @@ def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, add: bool)
     if tokens:
         block = triton.next_power_of_2(width)
         warps = min(16, max(1, block // 512))
-        _norm_kernel[(tokens,)](x, residual, weight, out, eps, width, add, block, num_warps=warps)
+        _NORM.launch((tokens, 1, 1), (x, residual, weight, out), (eps,), (width, add, block), warps=warps)
     return out
 
 
@@ -47,8 +49,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     tokens, twice = gate_up.shape
     out = gate_up.new_empty((tokens, twice // 2))
     if tokens:
-        grid = (tokens, triton.cdiv(twice // 2, SILU_BLOCK))
-        _silu_kernel[grid](gate_up, out, twice // 2, SILU_BLOCK, num_warps=4)
+        grid = (tokens, triton.cdiv(twice // 2, SILU_BLOCK), 1)
+        _SILU.launch(grid, (gate_up, out), (), (twice // 2, SILU_BLOCK))
     return out
 
 
@@ -61,3 +63,6 @@ def _silu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     up = tl.load(gate_up + token * 2 * WIDTH + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     wide = gate.to(tl.float32)
     tl.store(out + token * WIDTH + at, (wide / (1.0 + tl.exp(-wide)) * up).to(gate.dtype), mask=inside)
+
+
+_NORM, _SILU = Kernel(_norm_kernel), Kernel(_silu_kernel)

@@ -9,21 +9,20 @@ Prefill: the query blocks ("tiles") of all sequences with more new tokens, at mo
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.launch import Kernel
 from lightllm_mp.kernels.triton.tuned import decode_blocks, prefill_blocks
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.batch import Batch
-
-CHUNK = 1024
-"""Sequences that a scheduling program looks at in one go, at most."""
+CHUNK = 256
+"""Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
 INTERPRETED_PROCESSORS = 6
 
 
@@ -37,6 +36,8 @@ class DecodeShares(NamedTuple):
     """[programs + sequences, heads, head_dim]: normalised results of parts of contexts."""
     logsum: Tensor
     """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials; their weight."""
+    arrived: Tensor
+    """int32 [sequences, kv_heads]: pieces of a context that are done; zero between layers."""
 
 
 def decode_shares(batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> DecodeShares:
@@ -49,20 +50,23 @@ def decode_shares(batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> Decod
         plan,
         torch.empty((*places, layout.head_dim), dtype=torch.float32, device=device),
         torch.empty(places, dtype=torch.float32, device=device),
+        torch.zeros((sequences, layout.kv_heads), dtype=torch.int32, device=device),
     )
-    chunk = min(CHUNK, triton.next_power_of_2(sequences))
-    _share_kernel[(programs,)](
-        batch.seq_start, batch.context, plan, sequences, programs, layout.window, blocks.keys, chunk
+    _SHARE.launch(
+        (programs, 1, 1),
+        (batch.seq_start, batch.context, plan),
+        (sequences, programs),
+        (layout.window, blocks.keys, CHUNK),
     )
     return shares
 
 
 def prefill_tiles(batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> Tensor:
     """int32 [tiles, 2]: sequence (-1: no tile) and query block, the last block of a sequence first."""
-    block, sequences = prefill_blocks(layout.head_dim, dtype).queries, batch.sequences
+    block = prefill_blocks(layout.head_dim, dtype, batch.tokens * layout.heads).queries
+    sequences = batch.sequences
     tiles = torch.empty((batch.tokens // block + sequences, 2), dtype=torch.int32, device=batch.context.device)
-    chunk = min(CHUNK, triton.next_power_of_2(sequences))
-    _tile_kernel[(tiles.shape[0],)](batch.seq_start, tiles, sequences, block, chunk)
+    _TILES.launch((tiles.shape[0], 1, 1), (batch.seq_start, tiles), (sequences,), (block, CHUNK))
     return tiles
 
 
@@ -130,6 +134,9 @@ def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.con
     tl.store(tiles + 2 * t + 1, end - 1 - t)
 
 
+_SHARE, _TILES = Kernel(_share_kernel), Kernel(_tile_kernel)
+
+
 class StepSchedule:
     """The schedules of one step, made when its first layer asks. A layer that asks again means that a new step began,
     with other numbers in the same tensors perhaps: inside a CUDA graph the scheduling kernels are part of the graph."""
@@ -147,13 +154,13 @@ class StepSchedule:
         key = (decode_shares, layout, dtype)
         if key not in self._made:
             self._made[key] = decode_shares(batch, layout, dtype)
-        return self._made[key]  # type: ignore[return-value]
+        return self._made[key]
 
     def prefill(self, batch: Batch, layout: HeadLayout, dtype: torch.dtype) -> Tensor:
         key = (prefill_tiles, layout, dtype)
         if key not in self._made:
             self._made[key] = prefill_tiles(batch, layout, dtype)
-        return self._made[key]  # type: ignore[return-value]
+        return self._made[key]
 
 
 _current: list[StepSchedule] = []
