@@ -129,6 +129,7 @@ class Engine:
         try:
             return future.result(timeout=0)
         except (CancelledError, TimeoutError):
+            work_done.close()  # no error where it has run
             raise self._ended() from None
 
     def _ended(self) -> EngineEnded:

@@ -43,14 +43,14 @@ SPECS = {
 
 def random_decoder(model: ModelSpec) -> Decoder:
     """Projections from N(0, 0.02), norms of 1, bfloat16, made on the GPU."""
-    params = LLAMA.hf_weights(model)
-    weights = Weights(params, op_table("cuda", torch.bfloat16), device="cuda", dtype=torch.bfloat16)
+    params, ops = LLAMA.hf_weights(model), op_table("cuda", torch.bfloat16)
+    weights = Weights(params, ops, device="cuda", dtype=torch.bfloat16)
     random = torch.Generator("cuda").manual_seed(0)
     for param in params:
         for piece in param.pieces:
             tensor = torch.ones(piece.shape, dtype=torch.bfloat16, device="cuda")
             weights.add(piece.name, tensor if len(piece.shape) == 1 else tensor.normal_(0, 0.02, generator=random))
-    return Decoder(model, weights._ops, weights, device="cuda")
+    return Decoder(model, ops, weights, device="cuda")
 
 
 def random_pool(model: ModelSpec, slots: int) -> KVPool:

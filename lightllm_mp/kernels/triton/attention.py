@@ -14,7 +14,8 @@ from lightllm_mp.kernels.triton.tuned import MAX_HEAD_DIM
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout) -> Tensor:
-    """Asks the device for nothing: which kernels run follows from the shapes of the batch."""
+    """Asks the device for nothing: which kernels run follows from the shapes of the batch. Every sequence has at least
+    one key, its new token. Heads beyond MAX_HEAD_DIM take the reference, which does wait for the device."""
     if layout.head_dim > MAX_HEAD_DIM or not batch.sequences:
         return reference.TABLE.attention(q, keys, values, batch, layout)
     out = torch.empty_like(q)

@@ -19,7 +19,7 @@ from lightllm_mp.kernels.triton.launch import Kernel
 from lightllm_mp.kernels.triton.schedule import DecodeShares
 from lightllm_mp.kernels.triton.tuned import decode_blocks, padded
 
-PARTS_EACH = 32
+PARTS_EACH = 64
 """Partial results, of one head each, that are combined at a time."""
 
 
@@ -178,7 +178,7 @@ def _combine(
     sums = tl.zeros([FEW, DIM_BLOCK], tl.float32)
     for base in range(0, pieces, PARTS):
         place = (first + base + part).to(tl.int64) * HEADS + kv_head * GROUP + tl.minimum(g, GROUP - 1)
-        there = (base + part < pieces) & (g < FEW)
+        there = tl.broadcast_to(base + part < pieces, [PARTS, FEW])
         weight = tl.load(logsum + place, mask=there, other=float("-inf"), cache_modifier=".cg")
         wide = there[:, :, None] & (d < DIM)[None, None, :]
         at = partial + place[:, :, None] * DIM + d[None, None, :]

@@ -117,7 +117,7 @@ def _key_blocks(seq_start, context, base, sequences, WINDOW: tl.constexpr, BLOCK
 @triton.jit(do_not_specialize=["sequences"])
 def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     t = tl.program_id(0)
-    sequence, before, begin, end = 0, 0, 0, 0
+    sequence, before, end = 0, 0, 0
     for base in range(0, sequences, CHUNK):
         lane = base + tl.arange(0, CHUNK)
         inside = lane < sequences
@@ -125,10 +125,8 @@ def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.con
         new = tl.load(seq_start + lane + 1, mask=inside, other=0) - start
         blocks = tl.where(new > 1, tl.cdiv(new, BLOCK), 0)
         ends = before + tl.cumsum(blocks, 0)
-        here = (ends - blocks <= t) & (t < ends)
         sequence += tl.sum(((ends <= t) & inside).to(tl.int32))
-        begin += tl.sum(tl.where(here, ends - blocks, 0))
-        end += tl.sum(tl.where(here, ends, 0))
+        end += tl.sum(tl.where((ends - blocks <= t) & (t < ends), ends, 0))
         before += tl.sum(blocks)
     tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
     tl.store(tiles + 2 * t + 1, end - 1 - t)
