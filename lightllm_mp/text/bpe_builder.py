@@ -8,7 +8,8 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..errors import ModelError
+from lightllm_mp.errors import ModelError
+
 from . import pretokenizers
 
 SPACE = "▁"

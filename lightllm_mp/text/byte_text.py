@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import utf_8_decode
 from collections.abc import Sequence
 
-from .tokenizer import Tokenizer, strip_start
+from lightllm_mp.text.tokenizer import Tokenizer, strip_start
 
 _REPLACEMENT = "\ufffd"
 

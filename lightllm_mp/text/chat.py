@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 
-from ..errors import InvalidRequest, ModelError
-from .template_budget import MAX_CHARS, Budget
-from .template_sandbox import ChatEnvironment
+from lightllm_mp.errors import InvalidRequest, ModelError
+from lightllm_mp.text.template_budget import MAX_CHARS, Budget
+from lightllm_mp.text.template_sandbox import ChatEnvironment
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_MESSAGES = 10_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .byte_text import ByteText
-from .stop_strings import StopStrings
-from .tokenizer import Tokenizer
-from .window_text import WindowText
+from lightllm_mp.text.byte_text import ByteText
+from lightllm_mp.text.stop_strings import StopStrings
+from lightllm_mp.text.tokenizer import Tokenizer
+from lightllm_mp.text.window_text import WindowText
 
 
 class IncrementalText:

@@ -7,10 +7,17 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from ..errors import ModelError
-from .bpe_builder import SpacePrefix, TokenType, add_typed_tokens, byte_level_bpe, sentencepiece_bpe, set_bos_eos
-from .gguf_header import read_header
-from .source import NoTokenizer, TokenizerSource
+from lightllm_mp.errors import ModelError
+from lightllm_mp.gguf_header import read_header
+from lightllm_mp.text.bpe_builder import (
+    SpacePrefix,
+    TokenType,
+    add_typed_tokens,
+    byte_level_bpe,
+    sentencepiece_bpe,
+    set_bos_eos,
+)
+from lightllm_mp.text.source import NoTokenizer, TokenizerSource
 
 _KEY = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"

@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ..errors import ModelError
-from .bpe_builder import byte_level_bpe, set_bos_eos
-from .source import NoTokenizer, TokenizerSource
+from lightllm_mp.errors import ModelError
+from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
+from lightllm_mp.text.source import NoTokenizer, TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -39,14 +39,14 @@ def _backend(folder: Path, config: dict[str, Any], prefer_sentencepiece: bool) -
     if as_json.is_file() and not (prefer_sentencepiece and as_sentencepiece.is_file()):
         return _from_tokenizer_json(as_json), {}
     if as_sentencepiece.is_file():
-        from .sentencepiece_file import from_sentencepiece
+        from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 
         return from_sentencepiece(as_sentencepiece, config)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return _from_vocab_and_merges(folder, config), {}
     tables = sorted(folder.glob("*.tiktoken"))
     if tables:
-        from .tiktoken_file import from_tiktoken
+        from lightllm_mp.text.tiktoken_file import from_tiktoken
 
         return from_tiktoken(tables[0], has_pictures="visual" in _read_json(folder / "config.json"))
     remark = "; its own tokenizer code is not run" if "auto_map" in config else ""

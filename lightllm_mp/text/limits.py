@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer as Backend
 
-from .pieces import byte_level_alphabet
+from lightllm_mp.text.pieces import byte_level_alphabet
 
 _COMPOSING = 4
 _SHRINK = {"NFC": _COMPOSING, "NFKC": _COMPOSING, "NFD": 1, "NFKD": 1, "Lowercase": 1, "Prepend": 1}

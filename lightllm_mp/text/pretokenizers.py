@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from ..errors import ModelError
+from lightllm_mp.errors import ModelError
 
 # The expressions are those of the models' own tokenizer.json.
 _LLAMA3 = (

@@ -13,8 +13,15 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers
 
-from ..errors import ModelError
-from .bpe_builder import SpacePrefix, TokenType, add_typed_tokens, finish_sentencepiece, sentencepiece_bpe, set_bos_eos
+from lightllm_mp.errors import ModelError
+from lightllm_mp.text.bpe_builder import (
+    SpacePrefix,
+    TokenType,
+    add_typed_tokens,
+    finish_sentencepiece,
+    sentencepiece_bpe,
+    set_bos_eos,
+)
 
 _MAX_BYTES = 64 << 20
 _UNIGRAM, _BPE = 1, 2

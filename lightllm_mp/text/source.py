@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer as Backend
 
-from ..errors import ModelError
+from lightllm_mp.errors import ModelError
 
 
 class NoTokenizer(ModelError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from ..errors import InvalidRequest
+from lightllm_mp.errors import InvalidRequest
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 1024

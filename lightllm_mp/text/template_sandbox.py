@@ -13,8 +13,8 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
-from .template_budget import Budget, check_chars, check_format, check_join, check_replace, check_width
-from .template_rewriting import CostPoints, GenerationTag
+from lightllm_mp.text.template_budget import Budget, check_chars, check_format, check_join, check_replace, check_width
+from lightllm_mp.text.template_rewriting import CostPoints, GenerationTag
 
 
 def _words(text: str) -> tuple[str, ...]:

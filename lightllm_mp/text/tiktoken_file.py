@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from ..errors import ModelError
-from .bpe_builder import byte_level_bpe
-from .pieces import byte_level_alphabet
+from lightllm_mp.errors import ModelError
+from lightllm_mp.text.bpe_builder import byte_level_bpe
+from lightllm_mp.text.pieces import byte_level_alphabet
 
 _MAX_BYTES = 64 << 20
 # Order and count as in Qwen's tokenization code: the ids follow the last rank.

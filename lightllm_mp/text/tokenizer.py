@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
-from .gguf_header import is_gguf
-from .limits import LengthBound, length_bound
-from .pieces import piece_rule
-from .source import NoTokenizer, TokenizerSource
+from lightllm_mp.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
+from lightllm_mp.gguf_header import is_gguf
+from lightllm_mp.text.limits import LengthBound, length_bound
+from lightllm_mp.text.pieces import piece_rule
+from lightllm_mp.text.source import NoTokenizer, TokenizerSource
 
 __all__ = ["NoTokenizer", "Tokenizer", "load_tokenizer"]
 
@@ -31,12 +31,12 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
         raise ConfigError(f"tokenizer mode {mode[:32]!r} is not one of {', '.join(MODES)}", param="tokenizer_mode")
     path = Path(path)
     if is_gguf(path):
-        from .gguf_tokenizer import load_gguf
+        from lightllm_mp.text.gguf_tokenizer import load_gguf
 
         return Tokenizer(load_gguf(path))
     if not path.is_dir():
         raise ModelError(f"{path.name} is neither a model folder nor a GGUF file")
-    from .hf_folder import load_folder
+    from lightllm_mp.text.hf_folder import load_folder
 
     return Tokenizer(load_folder(path, prefer_sentencepiece=mode == "slow"))
 

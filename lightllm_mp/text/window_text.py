@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .tokenizer import Tokenizer
+from lightllm_mp.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 # A character has at most four bytes: a window that still ends in a replacement character will not be mended.

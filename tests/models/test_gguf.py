@@ -105,7 +105,7 @@ def test_corrupt(tmp_path, data, spoil):
     path.write_bytes(spoil(data))
     with pytest.raises(ModelError) as caught:
         load_model(path, dtype=torch.float32)
-    assert str(path) in caught.value.message
+    assert path.name in caught.value.message
     assert "\n" not in caught.value.message
 
 

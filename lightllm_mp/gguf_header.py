@@ -1,4 +1,4 @@
-"""The key-value header of a GGUF file, read without touching the tensors.
+"""The header of a GGUF file (ggml's docs/gguf.md, versions 2 and 3, little endian), read without touching the tensors.
 
 The file is not trusted: every length is checked against the file before anything is allocated. The `gguf` library reads
 the same keys, but needs seconds for a vocabulary, because it makes one numpy view for each string.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError
+from lightllm_mp.errors import ModelError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -51,13 +51,13 @@ def read_header(path: Path, *, wanted: Callable[[str], bool] = lambda key: True)
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            return _Cursor(buffer, path.name).header(wanted)
+            return GGUFCursor(buffer, path.name).header(wanted)[0]
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.name} cannot be read as GGUF: {error}") from error
 
 
-class _Cursor:
-    """A read position in the mapped file."""
+class GGUFCursor:
+    """A read position in a mapped file. What lies beyond its end, or cannot be, is a ModelError."""
 
     def __init__(self, buffer: mmap.mmap, name: str) -> None:
         self._buffer = buffer
@@ -65,40 +65,45 @@ class _Cursor:
         self._name = name
         self._at = 0
 
-    def header(self, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    @property
+    def at(self) -> int:
+        """Bytes read so far."""
+        return self._at
+
+    def header(self, wanted: Callable[[str], bool] = lambda key: True) -> tuple[dict[str, Any], int]:
+        """From the start: the keys and values, and how many tensor descriptions follow them."""
         if self._take(4) != _MAGIC:
             raise ModelError(f"{self._name} is not a GGUF file")
-        version = self._number("<I", 4)
+        version = self.number("<I", 4)
         if version not in _VERSIONS:
             raise ModelError(f"{self._name} has GGUF version {version}; versions 2 and 3 (little endian) are supported")
-        self._take(8)  # number of tensors
-        count = self._number("<Q", 8)
+        tensors, count = self.number("<Q", 8), self.number("<Q", 8)
         if count > _MAX_KEYS:
-            raise self._corrupt(f"{count} keys")
+            raise self.corrupt(f"{count} keys")
         values = {}
         for _ in range(count):
-            key = self._string()
-            value = self._value(self._number("<I", 4))
+            key = self.string()
+            value = self._value(self.number("<I", 4))
             if wanted(key):
                 values[key] = value
-        return values
+        return values, tensors
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
-            return self._string()
+            return self.string()
         if kind == _ARRAY:
             return self._array()
         return self._numbers(kind, 1)[0].item()
 
     def _array(self) -> list[str] | np.ndarray:
-        kind, count = self._number("<I", 4), self._number("<Q", 8)
+        kind, count = self.number("<I", 4), self.number("<Q", 8)
         if count > _MAX_ITEMS:
-            raise self._corrupt(f"an array of {count} items")
+            raise self.corrupt(f"an array of {count} items")
         return self._strings(count) if kind == _STRING else self._numbers(kind, count)
 
     def _numbers(self, kind: int, count: int) -> np.ndarray:
         if kind not in _SCALARS:
-            raise self._corrupt(f"value type {kind}")
+            raise self.corrupt(f"value type {kind}")
         dtype = np.dtype(_SCALARS[kind])
         return np.frombuffer(self._take(count * dtype.itemsize), dtype)
 
@@ -109,27 +114,27 @@ class _Cursor:
         for _ in range(count):
             begin = at + 8
             if begin > size:
-                raise self._corrupt("a cut string array")
+                raise self.corrupt("a cut string array")
             at = begin + length_of(buffer, at)[0]
             if at > size:
-                raise self._corrupt("a string beyond the end of the file")
+                raise self.corrupt("a string beyond the end of the file")
             strings.append(buffer[begin:at].decode("utf-8", "replace"))
         self._at = at
         return strings
 
-    def _string(self) -> str:
-        return self._take(self._number("<Q", 8)).decode("utf-8", "replace")
+    def string(self) -> str:
+        return self._take(self.number("<Q", 8)).decode("utf-8", "replace")
 
-    def _number(self, layout: str, size: int) -> int:
+    def number(self, layout: str, size: int) -> int:
         return struct.unpack(layout, self._take(size))[0]
 
     def _take(self, count: int) -> bytes:
         end = self._at + count
         if end > self._size:
-            raise self._corrupt("a value beyond the end of the file")
+            raise self.corrupt("a value beyond the end of the file")
         data = self._buffer[self._at : end]
         self._at = end
         return data
 
-    def _corrupt(self, what: str) -> ModelError:
+    def corrupt(self, what: str) -> ModelError:
         return ModelError(f"the GGUF header of {self._name} is corrupt: {what}")
