@@ -197,10 +197,10 @@ class Engine:
         try:
             await running
         finally:
-            calls = asyncio.all_tasks() - {asyncio.current_task()}
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+            while calls := asyncio.all_tasks() - {asyncio.current_task()}:
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
             self._front.close()
             if not self._serving.done():
                 self._serving.set_exception(StartupError(supervisor.reason or "the engine did not start"))

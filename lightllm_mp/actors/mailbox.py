@@ -162,6 +162,11 @@ class Mailbox:
                 link.waiting.clear()
 
     @property
+    def leased(self) -> int:
+        """Bytes of this actor's arenas that its peers have not given back."""
+        return sum(peer.own_arena.used for peer in self._peers if peer.own_arena)
+
+    @property
     def backlog(self) -> int:
         """Messages that wait for room."""
         return sum(len(link.waiting) for link in self._links.values())

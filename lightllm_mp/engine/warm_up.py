@@ -24,6 +24,8 @@ EVERYTHING = Sampling(
     bias_values=np.ones(1, "<f4").tobytes(),
     top_logprobs=20,
 )
+SHORT = 16
+"""Tokens of a short chunk."""
 HARDEST = (
     Sampling(seed=1),
     EVERYTHING,
@@ -34,12 +36,18 @@ HARDEST = (
 
 
 def warm_up_plans(*, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int) -> Iterator[bytes]:
-    """One prefill step of `step_tokens`, then a decode step of all rows, which obey HARDEST by turns.
+    """One prefill step of `step_tokens`, a decode step of all rows, which obey HARDEST by turns, and the small steps
+    that other kernels serve: a lone token, a short chunk, and a short chunk beside a decode token.
 
     All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are.
     """
     yield _prefill(rows, max_context, step_tokens, spare_slot)
     yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
+    yield _decode(1, 1, spare_slot)
+    short = min(SHORT, max_context, step_tokens)
+    yield _prefill(1, short, short, spare_slot)
+    if rows > 1 and step_tokens > 1:
+        yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slot)
 
 
 def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> bytes:
@@ -60,6 +68,16 @@ def _decode(rows: int, context: int, spare_slot: int) -> bytes:
     for row in range(rows):
         _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slot)
     builder.add_each(np.arange(rows), np.full(rows, context - 1))
+    return builder.pack()
+
+
+def _mixed(chunk: int, spare_slot: int) -> bytes:
+    """A decode token of row 0 and `chunk` prompt tokens of row 1."""
+    builder = PlanBuilder(4)
+    for row in (0, 1):
+        _fill(builder, row, chunk, Sampling(seed=1), spare_slot)
+    builder.add_each(np.zeros(1, np.int32), np.zeros(1, np.int32))
+    builder.add(1, 0, chunk, sample=True)
     return builder.pack()
 
 

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Facts, Output, Sampling
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0
 """Seconds after which a test of this folder has hung."""
 
@@ -111,7 +109,6 @@ async def embedded(
     folder: Path, settings: Config | None = None, plan: Topology | None = None
 ) -> AsyncIterator[Embedded]:
     """A running engine; at exit everything is stopped, also when the test failed."""
-    os.environ["PYTHONPATH"] = str(ROOT)
     write_byte_tokenizer(folder)
     supervisor = Supervisor(
         settings or config(), str(folder), listen=None, plan=plan or mocked(topology(front=EMBEDDED, max_body=1 << 20))

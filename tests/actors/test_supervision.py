@@ -14,6 +14,7 @@ from embedded import Embedded, config, embedded, in_time, mocked
 
 from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
+from lightllm_mp.errors import PromptTooLong
 
 STREAMS, TOKENS = 16, 400
 ACTORS = ("tokenizer", "router", "detokenizer", "worker0")
@@ -101,6 +102,22 @@ async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
         assert await asyncio.gather(*tasks) == undisturbed
         assert engine.pid("router") != old
         assert engine.front.frontend.ready
+
+
+@in_time
+async def test_after_a_flood_every_lane_and_arena_is_empty_again(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as engine:
+        mailbox = engine.front.mailbox
+        for _ in range(3):  # more than 64 KiB of text: through the arena, and far too many tokens
+            live = engine.submit("\N{GRINNING FACE}" * 20_000, TOKENS)
+            assert mailbox.leased > 0
+            with pytest.raises(PromptTooLong):
+                await engine.collect(live)
+            live.close()
+        lives = [engine.submit(f"{i} " * 50, 50, seed=i) for i in range(64)]
+        assert all(len(ids) == 50 for ids, _ in await asyncio.gather(*map(engine.collect, lives)))
+        numbers = await engine.until_idle()
+        assert (numbers["kv_used"], mailbox.leased, mailbox.backlog) == (0, 0, 0)
 
 
 @in_time
