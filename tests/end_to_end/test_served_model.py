@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -130,4 +131,25 @@ def test_a_killed_process_changes_no_answer(server: Server, victim: str) -> None
         time.sleep(random.random())
         subprocess.run(["kill", "-9", str(children(server)[victim])], check=True)
         assert [answer.result() for answer in answers] == undisturbed
+    until_idle(server)
+
+
+def test_the_port_survives_its_process(server: Server) -> None:
+    """Connections of a killed front are broken; what it ran is dropped, and new requests are served again."""
+    body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
+    with ThreadPoolExecutor(1) as pool:
+        broken = pool.submit(stream, server, body)
+        while get(server, "/token_load")["current_load"] == 0:
+            time.sleep(0.02)
+        old = children(server)["http"]
+        subprocess.run(["kill", "-9", str(old)], check=True)
+        with pytest.raises((OSError, HTTPException, IndexError, AssertionError)):
+            text(broken.result())
+    deadline = time.monotonic() + 30
+    while not server.health():  # 503 until the new front has begun; the listening socket never closed
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    answer = post(server, "/generate", prompt(2))
+    assert answer["count_output_tokens"] > 0
+    assert children(server)["http"] != old
     until_idle(server)
