@@ -26,11 +26,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     data_type: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
     """Type of weights and KV. auto: what is fastest on this device."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy: random weights of the right shapes, for benchmarks."""
+    """dummy: random weights of the right shapes, for benchmarks (comes later)."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """Which tokenizer implementation to prefer."""
     trust_remote_code: bool = False
-    """Allow Python code from the model folder to run."""
+    """Accepted; no Python code of a model folder is run by this version."""
     eos_id: tuple[int, ...] = ()
     """End-of-sequence ids; by default those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -41,7 +41,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Scheduling and memory."""
 
     tp: Positive = 1
-    """Tensor-parallel ranks."""
+    """Tensor-parallel ranks (more than 1 comes later)."""
     max_total_token_num: Positive | None = None
     """KV slots (tokens) in total; by default found from free memory."""
     mem_fraction: Fraction = 0.9
