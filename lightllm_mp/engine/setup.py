@@ -11,7 +11,8 @@ import torch
 
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.memory import kv_budget, plan_memory
+from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory
+from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.select import default_dtype, set_threads
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
@@ -54,9 +55,12 @@ def build_engine(
     dtype = default_dtype(spec, device) if model.data_type == "auto" else _DTYPES[model.data_type]
     threads = set_threads(engine.threads or None) if device.type == "cpu" else 0
     decoder = load_model(path, device=device, dtype=dtype, progress=progress)
+    budget = kv_budget(device, engine.mem_fraction)
     if kv_tokens is not None:
+        # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
-    memory = plan_memory(spec, dtype, engine, kv_budget(device, engine.mem_fraction))
+        budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, dtype))
+    memory = plan_memory(spec, dtype, engine, budget)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     executor = Executor(
         decoder,
@@ -86,6 +90,9 @@ def build_engine(
 
 
 def _device(name: str) -> torch.device:
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if there else "cpu"
     return torch.device(name)

@@ -1,0 +1,37 @@
+"""From a configuration to an engine: what is found out, and what a replaced process must repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightllm_mp.config import EngineConfig, ModelConfig
+from lightllm_mp.engine import setup
+from lightllm_mp.errors import ConfigError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "llama"
+
+
+def test_facts_of_a_small_checkpoint() -> None:
+    model = ModelConfig(device="cpu", data_type="float32")
+    facts = setup.build_engine(GOLDEN, model, EngineConfig(max_total_token_num=500)).facts
+    assert (facts.kv_tokens, facts.max_context, facts.max_input) == (500, 500, 499)
+    assert (facts.model_name, facts.dtype, facts.run_ahead) == ("llama", "float32", 0)
+    assert facts.weight_bytes > 0
+
+
+def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when less memory is free at that moment than when the first one measured it."""
+    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction: 100_000)
+    with pytest.raises(ConfigError, match="max-total-token-num"):
+        setup.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
+    built = setup.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
+    assert built.facts.kv_tokens == 3000
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        setup.build_engine(GOLDEN, ModelConfig(device="cuda"), EngineConfig())
