@@ -105,4 +105,4 @@ class BlockingActor(Actor):
             if self.live:
                 self.after_batch()
             if not received and not self.stopped:
-                self.mailbox.wait(self.spin_us)
+                self.mailbox.wait(spin_us=self.spin_us)

@@ -178,10 +178,9 @@ class Mailbox:
         early, self._early = self._early, []
         return self._decode(early or self._inbox.drain(BUDGET))
 
-    def wait(self, spin_us: int = 0) -> None:
-        """Sleep until something may have arrived or room may have come back."""
-        if not self._early:
-            self._inbox.wait(None, spin_us)
+    def wait(self, timeout: float | None = None, spin_us: int = 0) -> bool:
+        """Sleep until something may have arrived or room may have come back; False after `timeout` seconds."""
+        return bool(self._early) or self._inbox.wait(timeout, spin_us)
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_messages: Callable[[list[Received]], None]) -> None:
         """Deliver to an asyncio loop from now on, over all epochs. `on_messages([])`: room may have come back."""

@@ -11,7 +11,10 @@ from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.setup import Engine, build_engine
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import Facts, StepDone
+
+LOOK_AGAIN = 200e-6
+"""Seconds between two looks at a device that is computing; nobody looks at an idle one."""
 
 
 class WorkerActor(BlockingActor):
@@ -42,7 +45,18 @@ class WorkerActor(BlockingActor):
     def on_plan(self, plan: bytes) -> None:
         assert self._engine is not None
         self._engine.executor.submit(plan)
-        done = self._engine.executor.collect()
+
+    def after_batch(self) -> None:
+        """Answer every step that is done. While the device computes, the next plan is submitted as soon as it comes."""
+        assert self._engine is not None
+        executor = self._engine.executor
+        while executor.pending:
+            if executor.ready:
+                self._answer(executor.collect())
+            elif self.mailbox.wait(LOOK_AGAIN):
+                self.handle(self.mailbox.receive())
+
+    def _answer(self, done: StepDone) -> None:
         if self._birth.rank == 0:
             self.mailbox.post(ROUTER, done)
         self._steps += 1

@@ -47,12 +47,24 @@ class Model(Protocol):
 
 @dataclass(slots=True)
 class _Result:
-    """A step's answer while it is still on the device."""
+    """A step's answer, on its way to the host: complete when `arrived` (CUDA only) has happened."""
 
     step: int
     choices: list[Choice]
     prompt: list[ChunkLogprobs]
-    seconds: float
+    seconds: float = 0.0
+    arrived: torch.cuda.Event | None = None
+
+    def send_to_host(self) -> None:
+        """Queue the copies behind the step itself, so that a later step need not end before they are read."""
+        for choice in self.choices:
+            choice.ids, choice.logprobs = _pinned(choice.ids), _pinned(choice.logprobs)
+            choice.top = [(lines, (_pinned(ids), _pinned(best))) for lines, (ids, best) in choice.top]
+        for chunk in self.prompt:
+            chunk.logprobs = _pinned(chunk.logprobs)
+            chunk.top = chunk.top and (_pinned(chunk.top[0]), _pinned(chunk.top[1]))
+        self.arrived = torch.cuda.Event()
+        self.arrived.record()
 
 
 class Executor:
@@ -89,14 +101,29 @@ class Executor:
         began = time.perf_counter()
         todo = unpack(bytearray(plan))  # torch does not wrap read-only memory
         result = self._run(todo)
+        if self.device.type == "cuda":
+            result.send_to_host()
         result.seconds = time.perf_counter() - began
         self._results.append(result)
+
+    @property
+    def pending(self) -> int:
+        """Steps submitted and not yet collected."""
+        return len(self._results)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `collect` would answer without waiting for the device."""
+        return bool(self._results) and (self._results[0].arrived is None or self._results[0].arrived.query())
 
     def collect(self) -> StepDone:
         """Answers the oldest step that has not been answered. RuntimeError if there is none."""
         if not self._results:
             raise RuntimeError("collect without submit")
-        return _report(self._results.popleft())
+        result = self._results.popleft()
+        if result.arrived is not None:
+            result.arrived.synchronize()
+        return _report(result)
 
     def warm_up(self) -> None:
         """Runs the worst steps there can be, so that later ones find memory touched and code compiled.
@@ -128,7 +155,7 @@ class Executor:
         tables = self.tables
         tables.write(tables.tokens, plan.ids)
         tables.write(tables.slots, plan.slots)
-        result = _Result(plan.step, [], [], 0.0)
+        result = _Result(plan.step, [], [])
         if not len(plan.seqs):
             return result
         step = Step.of(plan.seqs, tables)
@@ -155,6 +182,11 @@ class Executor:
 
     def _put(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned host memory, under way."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _report(result: _Result) -> StepDone:
