@@ -28,7 +28,7 @@ from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.serve import find_model, refuse_what_comes_later
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.supervisor import Supervisor
+from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, Supervisor
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts
@@ -171,6 +171,12 @@ class Engine:
 
     # --- the engine's thread ------------------------------------------------------------------------------------------
 
+    async def _watch_front(self) -> None:
+        try:
+            await self._front.until_stopped()
+        except Exception as error:
+            self._supervisor.begin_stop(EXIT_GAVE_UP, f"the front failed: {error}")
+
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
@@ -194,9 +200,11 @@ class Engine:
         self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
         self._front.listen()
         self._front.ready(Facts())
+        watch = asyncio.create_task(self._watch_front())
         try:
             await running
         finally:
+            watch.cancel()
             while calls := asyncio.all_tasks() - {asyncio.current_task()}:
                 for call in calls:
                     call.cancel()

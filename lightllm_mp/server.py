@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from select import select
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -113,9 +112,7 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _signal(self, number: signal.Signals) -> None:

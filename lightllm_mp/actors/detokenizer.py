@@ -105,9 +105,6 @@ class DetokenizerActor(BlockingActor):
             case Close(rid):
                 self._open.pop(rid, None)
 
-    def after_batch(self) -> None:
-        pass
-
     def _opened(self, opened: Open) -> _Sequence:
         emitted = np.frombuffer(opened.emitted, "<i4").tolist()
         text = None

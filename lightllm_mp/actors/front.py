@@ -7,10 +7,11 @@ import asyncio
 from lightllm_mp.actors.base import Actor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.frontend import Frontend
-from lightllm_mp.actors.mailbox import Mailbox, Received
+from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER
 from lightllm_mp.messages import Begin, Drained, Health, Wire
+from lightllm_mp.shm import Record
 
 
 class FrontActor(Actor):
@@ -24,10 +25,11 @@ class FrontActor(Actor):
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
         self._pages = {name: stats if name == birth.name else StatsPage.attach(fd) for name, fd in birth.all_stats}
         self._stop = asyncio.Event()
+        self._failure: Exception | None = None
 
     def listen(self) -> None:
         """Work on messages in the running loop from now on."""
-        self.mailbox.listen(asyncio.get_running_loop(), self._on_messages)
+        self.mailbox.listen(asyncio.get_running_loop(), self._on_records)
 
     def close(self) -> None:
         """Give every descriptor back."""
@@ -36,7 +38,10 @@ class FrontActor(Actor):
             page.close()
 
     async def until_stopped(self) -> None:
+        """Returns after Stop; raises what went wrong in the work on messages."""
         await self._stop.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def all_stats(self) -> dict[str, dict[str, float]]:
         """{actor: {name: value}}, read from everybody's page; nobody is asked."""
@@ -58,9 +63,12 @@ class FrontActor(Actor):
         if isinstance(message, Health):
             self.frontend.health(message)
 
-    def _on_messages(self, received: list[Received]) -> None:
-        self.handle(received)
-        self.mailbox.flush()
-        self.frontend.flush()
-        if self.stopped:
+    def _on_records(self, records: list[Record]) -> None:
+        try:
+            self.handle(self.mailbox.decode(records))
+            self.mailbox.flush()
+            self.frontend.flush()
+        except Exception as error:  # a loop would log it and go on; an actor ends on a bug
+            self._failure = error
+        if self.stopped or self._failure is not None:
             self._stop.set()

@@ -16,7 +16,19 @@ import msgspec
 from lightllm_mp.actors.birth import Birth, PeerFds
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.messages import Message, Wire
-from lightllm_mp.shm import Arena, Bell, ChannelReceiver, ChannelSender, Inbox, Lane, LaneClosed, Port, Record, Sender
+from lightllm_mp.shm import (
+    Arena,
+    Bell,
+    ChannelReceiver,
+    ChannelSender,
+    Inbox,
+    Lane,
+    LaneClosed,
+    Port,
+    ProtocolError,
+    Record,
+    Sender,
+)
 
 BUDGET = 256
 """Records taken at a time, so that no flood keeps an actor from its other work."""
@@ -85,7 +97,7 @@ class Mailbox:
         self._links: dict[str, _Link] = {}
         self._names: list[str] = []
         self._inbox = Inbox(self.bell)
-        self._listener: tuple[asyncio.AbstractEventLoop, Callable[[list[Received]], None]] | None = None
+        self._listener: tuple[asyncio.AbstractEventLoop, Callable[[list[Record]], None]] | None = None
         self._early: list[Record] = []
         self._connect(self._peers[:1])
 
@@ -154,12 +166,9 @@ class Mailbox:
             raise RuntimeError(f"the lane to {peer} cannot take a step plan of {len(plan)} bytes")
 
     def flush(self) -> None:
-        """Retry what waits; called when the bell rang."""
+        """Retry what waits; called when the bell rang. LaneClosed: a lane is corrupt, the actor must be replaced."""
         for link in self._links.values():
-            try:
-                link.flush()
-            except LaneClosed:
-                link.waiting.clear()
+            link.flush()
 
     @property
     def leased(self) -> int:
@@ -176,23 +185,29 @@ class Mailbox:
     def receive(self) -> list[Received]:
         """At most BUDGET records, decoded; [] when there is nothing."""
         early, self._early = self._early, []
-        return self._decode(early or self._inbox.drain(BUDGET))
+        return self.decode(early or self._inbox.drain(BUDGET))
 
     def wait(self, timeout: float | None = None, spin_us: int = 0) -> bool:
         """Sleep until something may have arrived or room may have come back; False after `timeout` seconds."""
         return bool(self._early) or self._inbox.wait(timeout, spin_us)
 
-    def listen(self, loop: asyncio.AbstractEventLoop, on_messages: Callable[[list[Received]], None]) -> None:
-        """Deliver to an asyncio loop from now on, over all epochs. `on_messages([])`: room may have come back."""
-        self._listener = (loop, on_messages)
-        self._attach(loop, on_messages)
+    def listen(self, loop: asyncio.AbstractEventLoop, on_records: Callable[[list[Record]], None]) -> None:
+        """Deliver records, to be decoded, in an asyncio loop from now on, over all epochs. `on_records([])`: room may
+        have come back."""
+        self._listener = (loop, on_records)
+        self._attach(loop, on_records)
 
-    def _attach(self, loop: asyncio.AbstractEventLoop, on_messages: Callable[[list[Received]], None]) -> None:
+    def _attach(self, loop: asyncio.AbstractEventLoop, on_records: Callable[[list[Record]], None]) -> None:
         if self._early:
-            loop.call_soon(lambda: on_messages(self.receive()))
-        self._inbox.attach(loop, lambda records: on_messages(self._decode(records)), BUDGET)
+            early, self._early = self._early, []
+            loop.call_soon(on_records, early)
+        self._inbox.attach(loop, on_records, BUDGET)
 
-    def _decode(self, records: list[Record]) -> list[Received]:
+    def decode(self, records: list[Record]) -> list[Received]:
+        """What the records say. ProtocolError when a peer sent what cannot be right: the actor must be replaced."""
+        if len(records) < BUDGET and (poisoned := self._inbox.poisoned):
+            names = ", ".join(self._names[lane] for lane in poisoned)
+            raise ProtocolError(f"what came from {names} cannot be right; its lane is poisoned")
         found: list[Received] = []
         for lane, kind, payload in records:
             name = self._names[lane] if lane < len(self._names) else SUPERVISOR

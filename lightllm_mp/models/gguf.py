@@ -54,7 +54,6 @@ class GGUFFile:
             kind = tensor.type.name
             raise ModelError(f"{self.path}: tensor {name} has type {kind}, which is not supported") from error
         return values if values.flags.writeable else values.copy()
-        return values
 
     def most_common_type(self) -> str:
         """Name of the type that most weight matrices are stored in, in lower case."""

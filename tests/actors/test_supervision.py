@@ -104,6 +104,20 @@ async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
         assert engine.front.frontend.ready
 
 
+@pytest.mark.parametrize("way", [("router", "detokenizer"), ("worker0", "router"), ("tokenizer", "router")])
+@in_time
+async def test_a_corrupt_lane_is_repaired(tmp_path: Path, way: tuple[str, str]) -> None:
+    """A record that cannot be right must not be skipped in silence: whoever meets it is replaced, with fresh lanes."""
+    async with embedded(tmp_path) as engine:
+        undisturbed = await asyncio.gather(*await streams(engine))
+        tasks = await streams(engine)
+        await asyncio.sleep(0.02)
+        engine.supervisor.wiring.lane(*way).poison()
+        engine.supervisor.wiring.bells[way[1]].ring()
+        assert await asyncio.gather(*tasks) == undisturbed
+        assert sum(engine.supervisor._restarts.values()) >= 1
+
+
 @in_time
 async def test_after_a_flood_every_lane_and_arena_is_empty_again(tmp_path: Path) -> None:
     async with embedded(tmp_path) as engine:
