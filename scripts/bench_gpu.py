@@ -136,12 +136,12 @@ class AttentionCase:
 
     def run(self) -> None:
         attention = op_table("cuda", self.q.dtype).attention
-        for keys, values in zip(self.pool.keys, self.pool.values, strict=True):
-            attention(self.q, keys, values, self.batch, self.layout)
+        for layer in self.pool.layers:
+            attention(self.q, layer, self.batch, self.layout)
 
     def seconds(self, repeats: int = 20) -> float:
         """Of one layer, inside a CUDA graph of all layers."""
-        return seconds(captured(self.run).replay, repeats=repeats) / len(self.pool.keys)
+        return seconds(captured(self.run).replay, repeats=repeats) / len(self.pool.layers)
 
 
 def few_layers(name: str, head_dim: int = 128) -> ModelSpec:

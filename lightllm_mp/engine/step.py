@@ -71,8 +71,9 @@ class Step:
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)
 
+        positions = put(self.positions)
         return Batch(
-            positions=put(self.positions),
+            positions=positions,
             slots=tables.slots.view(-1)[at],
             seq_start=put(self.seq_start),
             context=put(self.ends),
@@ -80,4 +81,5 @@ class Step:
             slot_table=tables.slots,
             max_query=self.max_count,
             max_context=self.max_end,
+            rotary_at=positions,
         )

@@ -31,6 +31,8 @@ class Batch:
     """Most new tokens of any sequence, at least."""
     max_context: int
     """Longest `context`, at least."""
+    rotary_at: torch.Tensor
+    """[tokens]: each new token's line in the rotary tables; its position, but for models that count differently."""
 
     @property
     def tokens(self) -> int:
@@ -65,4 +67,5 @@ class Batch:
             slot_table=slot_table,
             max_query=max(queries, default=0),
             max_context=max(contexts, default=0),
+            rotary_at=at,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightllm_mp.kernels.table import HeadLayout, OpTable, Prepared
+from lightllm_mp.kernels.table import HeadLayout, OpTable, Prepared, Rotation
 from lightllm_mp.models.batch import Batch, KVPool
 from lightllm_mp.models.rotary import RotaryTable
 from lightllm_mp.models.spec import ModelSpec
@@ -35,7 +35,7 @@ class Attention:
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]; writes the new tokens' keys and values."""
-        keys, values = kv.keys[self.layer], kv.values[self.layer]
+        layer, rotation = kv.layers[self.layer], Rotation(self.rotary.cos, self.rotary.sin)
         qkv = self.ops.linear(x, self.qkv)
-        q = self.ops.rotary_kv_write(qkv, self.rotary.cos, self.rotary.sin, keys, values, batch, self.layout)
-        return self.ops.linear(self.ops.attention(q, keys, values, batch, self.layout), self.o)
+        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, None)
+        return self.ops.linear(self.ops.attention(q, layer, batch, self.layout), self.o)

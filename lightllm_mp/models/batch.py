@@ -8,33 +8,56 @@ import numpy as np
 import torch
 
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
 
 __all__ = ["Batch", "KVPool"]
 
+SCALE_TYPE = torch.float16
+"""Of the scales that 8-bit keys and values have, one per token and head."""
+
 
 class KVPool:
-    """Keys and values of all layers, one slot per token. Slot `slots` is spare: padding may write there."""
+    """Keys and values of all layers, one slot per token. Slot `slots` is spare: padding may write there.
+
+    `dtype` is what they are stored in: the model's own type, or int8 or float8_e4m3fn with scales.
+    """
 
     def __init__(self, spec: ModelSpec, slots: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.slots = slots
         self.dummy_slot = slots
-        shape = (spec.layers, 2, slots + 1, spec.kv_heads, spec.head_dim)
-        self.data = (
-            _lazy_zeros(shape, dtype)
-            if torch.device(device).type == "cpu"
-            else torch.zeros(shape, dtype=dtype, device=device)
-        )
-        self.keys = [self.data[layer, 0] for layer in range(spec.layers)]
-        """Per layer [slots + 1, kv_heads, head_dim]."""
-        self.values = [self.data[layer, 1] for layer in range(spec.layers)]
+        heads, width, latent = _entry(spec)
+        kinds = 1 if latent else 2
+        self.data = _zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
+        scaled = dtype.itemsize == 1
+        self.scales = _zeros((spec.layers, kinds, slots + 1, heads), SCALE_TYPE, device) if scaled else None
+        self.layers = [self._layer(i, latent) for i in range(spec.layers)]
+
+    def _layer(self, i: int, latent: int) -> LayerKV:
+        keys = self.data[i, 0]
+        if latent:
+            return LayerKV(keys, keys[..., :latent])
+        if self.scales is None:
+            return LayerKV(keys, self.data[i, 1])
+        return LayerKV(keys, self.data[i, 1], self.scales[i, 0], self.scales[i, 1])
 
     @staticmethod
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that one token's keys and values take over all layers."""
-        return spec.layers * 2 * spec.kv_size * dtype.itemsize
+        heads, width, latent = _entry(spec)
+        scale = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0
+        return spec.layers * (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose pages the system provides when they are first written: an unused pool costs nothing."""
+def _entry(spec: ModelSpec) -> tuple[int, int, int]:
+    """Heads of a token's entry, their width, and how much of a latent key is its value (0: values are stored)."""
+    if spec.mla is None:
+        return spec.kv_heads, spec.head_dim, 0
+    return 1, spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """On a CPU the system provides pages when they are first written: an unused pool costs nothing."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

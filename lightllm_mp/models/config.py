@@ -83,7 +83,7 @@ def _check(spec: ModelSpec, where: str) -> None:
             raise ModelError(f"{where}: {name} must be positive, it is {getattr(spec, name)}")
     if spec.heads % spec.kv_heads:
         raise ModelError(f"{where}: {spec.heads} heads are no multiple of {spec.kv_heads} key-value heads")
-    if spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim:
+    if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
         raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
     if spec.window is not None and spec.window < 1:
         raise ModelError(f"{where}: sliding window {spec.window} must be positive")

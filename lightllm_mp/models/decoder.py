@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.assembly import Weights
 from lightllm_mp.models.attention import Attention, head_layout
 from lightllm_mp.models.batch import Batch, KVPool
@@ -20,9 +20,9 @@ from lightllm_mp.models.spec import ModelSpec
 class Layer:
     """One transformer block, normalised before each half."""
 
-    input_norm: Tensor
+    input_norm: Norm
     attention: Attention
-    post_norm: Tensor
+    post_norm: Norm
     mlp: GatedMLP
 
 
@@ -33,16 +33,17 @@ class Decoder:
         self.spec = spec
         self.weight_bytes = weights.nbytes
         self.ops = ops
+        assert spec.rope is not None
         self.rotary = RotaryTable(spec.rope, device=device)
         self.embed = weights.tensor("embed")
-        self.norm = weights.tensor("norm")
+        self.norm = Norm(weights.tensor("norm"), spec.norm_eps)
         self.head = weights.linear("embed" if spec.tied else "head")
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
 
     def _layer(self, i: int, weights: Weights) -> Layer:
         at = f"layers.{i}."
         return Layer(
-            input_norm=weights.tensor(at + "input_norm"),
+            input_norm=Norm(weights.tensor(at + "input_norm"), self.spec.norm_eps),
             attention=Attention(
                 self.ops,
                 i,
@@ -51,7 +52,7 @@ class Decoder:
                 weights.linear(at + "qkv"),
                 weights.linear(at + "o"),
             ),
-            post_norm=weights.tensor(at + "post_norm"),
+            post_norm=Norm(weights.tensor(at + "post_norm"), self.spec.norm_eps),
             mlp=GatedMLP(self.ops, weights.linear(at + "gate_up"), weights.linear(at + "down")),
         )
 
@@ -65,20 +66,20 @@ class Decoder:
 
         Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype.
         """
-        ops, eps = self.ops, self.spec.norm_eps
+        ops = self.ops
         self.rotary.reserve(batch.max_context)
         residual = ops.embedding(ids, self.embed)
         branch: Tensor | None = None
         for layer in self.layers:
             if branch is None:
-                x = ops.rms_norm(residual, layer.input_norm, eps)
+                x = ops.norm(residual, layer.input_norm)
             else:
-                x = ops.add_rms_norm(branch, residual, layer.input_norm, eps)
+                x = ops.add_norm(branch, residual, layer.input_norm)
             branch = layer.attention.forward(x, batch, kv)
-            x = ops.add_rms_norm(branch, residual, layer.post_norm, eps)
+            x = ops.add_norm(branch, residual, layer.post_norm)
             branch = layer.mlp.forward(x)
         assert branch is not None
-        return ops.add_rms_norm(branch, residual, self.norm, eps)
+        return ops.add_norm(branch, residual, self.norm)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -19,4 +19,4 @@ class GatedMLP:
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
-        return self.ops.linear(self.ops.silu_mul(self.ops.linear(x, self.gate_up)), self.down)
+        return self.ops.linear(self.ops.gated(self.ops.linear(x, self.gate_up), "silu"), self.down)

@@ -5,18 +5,24 @@ This module imports no torch: the command line and the router read specs too.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotary embedding of one model. Rotates pairs (i, i + dim/2) of the first `dim` components of each head."""
+    """Rotary embedding of one model. Rotates the first `dim` components of each head, in pairs."""
 
     theta: float
     """Base of the geometric series of wavelengths."""
     dim: int
     """Components of a head that are rotated, even."""
+    interleaved: bool = False
+    """Pairs are (2i, 2i + 1) and not (i, i + dim / 2)."""
     scaling: str = "default"
-    """One of `default`, `linear`, `dynamic`, `llama3`, `yarn`."""
+    """One of `default`, `linear`, `dynamic`, `llama3`, `yarn`, `longrope`, `qwen`."""
     factor: float = 1.0
     """By how much the context is stretched."""
     original_context: int = 0
@@ -30,7 +36,39 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     amplitude: float = 1.0
     """Factor on cos and sin (yarn's attention factor)."""
     divisors: tuple[float, ...] = ()
-    """What each inverse frequency is divided by, where the file says so itself (GGUF `rope_freqs.weight`)."""
+    """What each inverse frequency is divided by, where the file says so itself (GGUF `rope_freqs.weight`, longrope)."""
+
+
+class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Mixture of experts in place of the MLP."""
+
+    experts: int
+    top_k: int
+    intermediate: int
+    """Width of one expert."""
+    renormalise: bool
+    """The chosen experts' weights are divided by their sum."""
+    scale: float = 1.0
+    """Factor on the weights."""
+    groups: int = 1
+    top_groups: int = 1
+    shared_intermediate: int = 0
+    """Width of the MLP that every token takes besides; 0: none."""
+    shared_gate: bool = False
+    """The shared MLP's result is multiplied with the sigmoid of a projection (Qwen2-MoE)."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
+
+
+class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's KV is one vector of kv_lora + rope_dim."""
+
+    q_lora: int
+    """Rank of the query projection; 0: it is a single matrix."""
+    kv_lora: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,22 +82,71 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     head_dim: int
     intermediate: int
-    """Width of the gated MLP."""
+    """Width of the MLP."""
     norm_eps: float
-    rope: RopeSpec
+    rope: RopeSpec | None
     max_context: int
     """Longest sequence, prompt and answer together, in tokens."""
     eos_ids: tuple[int, ...]
     bos_id: int | None = None
-    tied: bool = False
-    """The output head is the embedding matrix."""
-    window: int | None = None
-    """A query sees itself and the `window - 1` keys before it; None: all keys before it."""
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
     file_dtype: str = "float32"
     """What most weights are stored in: a torch dtype name, or the GGUF name of a quantised type."""
+
+    # embedding and head
+    tied: bool = False
+    """The output head is the embedding matrix."""
+    head_bias: bool = False
+    learned_positions: int = 0
+    """Lines of a table of position embeddings; 0: none."""
+    embed_norm: bool = False
+    """The embedding is normalised (with the model's kind of norm)."""
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    """Factor on the logits."""
+    logit_softcap: float = 0.0
+    """Logits become cap * tanh(logit / cap); 0: off."""
+    reward: bool = False
+    """There is no head but one score per token (`score`, [1, hidden])."""
+
+    # norms and residuals
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    norm_offset: bool = False
+    """The factor is 1 + weight (Gemma)."""
+    branch_norms: bool = False
+    """What attention and MLP give is normalised before it is added (Gemma 2 and 3)."""
+    residual_scale: float = 1.0
+    """Factor on what attention and MLP give before it is added."""
+    parallel: bool = False
+    """Attention and MLP both take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
+
+    # attention
+    window: int | None = None
+    """A query sees itself and the `window - 1` keys before it; None: all keys before it."""
+    global_layers: tuple[int, ...] = ()
+    """Layers that `window` and `local_rope` do not concern."""
+    local_rope: RopeSpec | None = None
+    """Rotary embedding of layers with a window, where it is another (Gemma 3)."""
+    alibi: bool = False
+    attention_scale: float | None = None
+    """Factor on scores; None: head_dim ** -0.5."""
+    score_softcap: float = 0.0
+    head_norm: Literal["", "rms", "layer"] = ""
+    """Queries and keys are normalised per head: weights `q_norm` and `k_norm`, [head_dim]."""
+    each_head_norm: bool = False
+    """Each head has its own weights: [heads, head_dim] and [kv_heads, head_dim]."""
+    log_n_scale: int = 0
+    """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mla: MlaSpec | None = None
+
+    # MLP
+    gated: bool = True
+    """down(activation(gate x) * up x), else down(activation(up x))."""
+    activation: Activation = "silu"
+    mlp_bias: bool = False
+    moe: MoeSpec | None = None
 
     @property
     def q_size(self) -> int:
@@ -68,3 +155,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def window_of(self, layer: int) -> int:
+        """Window of one layer; 0: it sees all keys before the query."""
+        return 0 if self.window is None or layer in self.global_layers else self.window

@@ -26,7 +26,22 @@ class Piece:
 class Param:
     """One parameter of the decoder: its pieces stacked along the first dimension.
 
-    `target` is `embed`, `norm`, `head` or `layers.<i>.<name>`, with `.bias` appended for a bias.
+    Targets of a whole model: `embed` [vocab, hidden], `positions` [lines, hidden], `embed_norm`, `norm` [hidden], `head`
+    [vocab, hidden], or `score` [1, hidden] for a reward model. Of layer i, under `layers.<i>.`:
+
+    input_norm, post_norm                  [hidden], before attention and before the MLP
+    attention_out_norm, mlp_out_norm       [hidden], on what they give (`branch_norms`)
+    qkv                                    [q_size + 2 * kv_size, hidden]: all queries, all keys, all values
+    q_norm, k_norm                         [head_dim] or [heads, head_dim]
+    o                                      [hidden, q_size]
+    gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
+    up, down                               where the MLP is not gated
+    router                                 [experts, hidden]
+    experts.gate_up, experts.down          [experts * 2 * n, hidden], [experts * hidden, n]: expert after expert
+    shared.gate_up, shared.down            the MLP beside the experts; shared_gate [1, hidden]
+    q_a, q_a_norm, q_b (or q), kv_a, kv_a_norm, kv_b     latent attention, rows as in the DeepSeek-V2 files
+
+    with `.bias` appended for a bias, of norms too.
     """
 
     target: str

@@ -52,15 +52,15 @@ class TinyModel:
     def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor:
         self.steps.append(len(ids))
         x = self.embed[ids.long()] + self.place[batch.positions.long()]
-        kv.keys[0][batch.slots.long(), 0] = x
-        kv.values[0][batch.slots.long(), 0] = x.roll(1, -1)
+        kv.layers[0].keys[batch.slots.long(), 0] = x
+        kv.layers[0].values[batch.slots.long(), 0] = x.roll(1, -1)
         out = torch.empty_like(x)
         for i in range(batch.sequences):
             lines = slice(int(batch.seq_start[i]), int(batch.seq_start[i + 1]))
             slots = batch.slot_table[int(batch.rows[i]), : int(batch.context[i])].long()
             seen = torch.arange(len(slots)) <= batch.positions[lines, None]
-            scores = (x[lines] @ kv.keys[0][slots, 0].T).masked_fill(~seen, float("-inf"))
-            out[lines] = x[lines] + scores.softmax(-1) @ kv.values[0][slots, 0]
+            scores = (x[lines] @ kv.layers[0].keys[slots, 0].T).masked_fill(~seen, float("-inf"))
+            out[lines] = x[lines] + scores.softmax(-1) @ kv.layers[0].values[slots, 0]
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

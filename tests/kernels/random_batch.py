@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.models.batch import Batch
 
 SLOTS, WIDTH = 1500, 400
@@ -29,6 +29,10 @@ class RandomStep:
         self.q = torch.randn(tokens, width, generator=random).to(dtype)
         all_heads = (layout.heads + 2 * layout.kv_heads) * layout.head_dim
         self.qkv = torch.randn(tokens, all_heads, generator=random).to(dtype)
+
+    @property
+    def kv(self) -> LayerKV:
+        return LayerKV(self.keys, self.values)
 
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
         """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""

@@ -11,7 +11,7 @@ from random_batch import RandomStep
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay
-from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation
 
 REFERENCE = reference.TABLE
 CPU = overlay.table()
@@ -81,21 +81,21 @@ for n, k in ((96, 64), (100, 112), (33, 145)):
 @pytest.mark.parametrize("n", [64, 112, 100, 7])
 def test_norms(dtype, n):
     x, residual = torch.randn(300, n).to(dtype), torch.randn(300, n).to(dtype)
-    weight = torch.randn(n).to(dtype)
-    close(CPU.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5), dtype)
+    by = Norm(torch.randn(n).to(dtype), 1e-5)
+    close(CPU.norm(x, by), REFERENCE.norm(x, by), dtype)
     mine, theirs = residual.clone(), residual.clone()
-    close(CPU.add_rms_norm(x, mine, weight, 1e-5), REFERENCE.add_rms_norm(x, theirs, weight, 1e-5), dtype)
+    close(CPU.add_norm(x, mine, by), REFERENCE.add_norm(x, theirs, by), dtype)
     assert torch.equal(mine, theirs)
-    alone = torch.cat([CPU.rms_norm(row.unsqueeze(0).contiguous(), weight, 1e-5) for row in x])
-    assert torch.equal(alone, CPU.rms_norm(x, weight, 1e-5))
+    alone = torch.cat([CPU.norm(row.unsqueeze(0).contiguous(), by) for row in x])
+    assert torch.equal(alone, CPU.norm(x, by))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [64, 100])
-def test_silu_mul(dtype, n):
+def test_gated(dtype, n):
     gate_up = (torch.randn(300, 2 * n) * 6).to(dtype)
     gate_up[0, 0], gate_up[1, 1] = -200.0, 200.0
-    close(CPU.silu_mul(gate_up), REFERENCE.silu_mul(gate_up), dtype)
+    close(CPU.gated(gate_up, "silu"), REFERENCE.gated(gate_up, "silu"), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,9 +105,9 @@ def test_rotary_kv_write(dtype, head_dim, rotated):
     step = RandomStep([(300, 350), (1, 7)], layout, dtype)
     angles = torch.outer(torch.arange(400).float(), torch.rand(rotated // 2))
     keys, values = step.keys.clone(), step.values.clone()
-    got = CPU.rotary_kv_write(step.qkv.clone(), angles.cos(), angles.sin(), keys, values, step.batch, layout)
-    arguments = (angles.cos(), angles.sin(), step.keys, step.values, step.batch, layout)
-    close(got, REFERENCE.rotary_kv_write(step.qkv.clone(), *arguments), dtype)
+    rotation = Rotation(angles.cos(), angles.sin())
+    got = CPU.rotary_kv_write(step.qkv.clone(), rotation, LayerKV(keys, values), step.batch, layout, None)
+    close(got, REFERENCE.rotary_kv_write(step.qkv.clone(), rotation, step.kv, step.batch, layout, None), dtype)
     close(keys, step.keys, dtype)
     assert torch.equal(values, step.values)
 
@@ -126,7 +126,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
-    arguments = (step.q, step.keys, step.values, step.batch, layout)
+    arguments = (step.q, step.kv, step.batch, layout)
     close(CPU.attention(*arguments), REFERENCE.attention(*arguments), dtype)
 
 
@@ -135,12 +135,12 @@ def test_attention(dtype, layout):
 def test_attention_does_not_depend_on_the_cut(dtype, layout):
     sizes = [(130, 130), (70, 333), (1, 200)]
     step = RandomStep(sizes, layout, dtype)
-    whole = CPU.attention(step.q, step.keys, step.values, step.batch, layout)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
     for sequence, (new, _) in enumerate(sizes):
         first = int(step.batch.seq_start[sequence])
         for chunk in (1, 7, 64):
             for start in range(0, new, chunk):
                 end = min(start + chunk, new)
                 q, batch = step.part(sequence, start, end)
-                got = CPU.attention(q, step.keys, step.values, batch, layout)
+                got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])

@@ -11,7 +11,7 @@ from random_batch import RandomStep
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -59,24 +59,28 @@ def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [7, 64, 100, 4096])
-def test_norms(dtype, n):
+@pytest.mark.parametrize(("kind", "biased"), [("rms", False), ("layer", False), ("layer", True)])
+def test_norms(dtype, n, kind, biased):
     x, residual, weight = random(5, n, dtype=dtype), random(5, n, dtype=dtype), random(n, dtype=dtype)
-    got = TRITON.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5)
-    close(got, REFERENCE.rms_norm(x.float(), weight.float(), 1e-5))
+    bias = random(n, dtype=dtype) if biased else None
+    by = Norm(weight.float(), 1e-5, None if bias is None else bias.float(), kind)
+    on_gpu = Norm(weight.to(DEVICE), 1e-5, None if bias is None else bias.to(DEVICE), kind)
+    got = TRITON.norm(x.to(DEVICE), on_gpu)
+    close(got, REFERENCE.norm(x.float(), by))
     mine = residual.to(DEVICE, copy=True)
-    got = TRITON.add_rms_norm(x.to(DEVICE), mine, weight.to(DEVICE), 1e-5)
+    got = TRITON.add_norm(x.to(DEVICE), mine, on_gpu)
     residual += x
-    close(got, REFERENCE.rms_norm(residual.float(), weight.float(), 1e-5))
+    close(got, REFERENCE.norm(residual.float(), by))
     assert torch.equal(mine.cpu(), residual) or (not CUDA and dtype == torch.bfloat16)  # interpreted, it truncates
     close(mine, residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [64, 100, 2050])
-def test_silu_mul(dtype, n):
+def test_gated(dtype, n):
     gate_up = random(5, 2 * n, dtype=dtype, scale=4.0)
     gate_up[0, 0], gate_up[1, 1] = -200.0, 200.0
-    close(TRITON.silu_mul(gate_up.to(DEVICE)), REFERENCE.silu_mul(gate_up.float()))
+    close(TRITON.gated(gate_up.to(DEVICE), "silu"), REFERENCE.gated(gate_up.float(), "silu"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -105,10 +109,16 @@ def test_rotary_kv_write(dtype, heads, kv_heads, head_dim, rotated):
     cos, sin = angles.cos(), angles.sin()
     keys, values = step.keys.to(DEVICE, copy=True), step.values.to(DEVICE, copy=True)
     got = TRITON.rotary_kv_write(
-        step.qkv.to(DEVICE), cos.to(DEVICE), sin.to(DEVICE), keys, values, on_device(step.batch), layout
+        step.qkv.to(DEVICE),
+        Rotation(cos.to(DEVICE), sin.to(DEVICE)),
+        LayerKV(keys, values),
+        on_device(step.batch),
+        layout,
+        None,
     )
     wide_keys = step.keys.float()
-    close(got, REFERENCE.rotary_kv_write(step.qkv.float(), cos, sin, wide_keys, step.values, step.batch, layout))
+    wide = LayerKV(wide_keys, step.values)
+    close(got, REFERENCE.rotary_kv_write(step.qkv.float(), Rotation(cos, sin), wide, step.batch, layout, None))
     close(keys, wide_keys)
     assert torch.equal(values.cpu(), step.values)
     untouched = torch.ones(len(keys), dtype=torch.bool)
@@ -142,7 +152,7 @@ def attention(step: RandomStep, layout: HeadLayout) -> torch.Tensor:
         used[step.table[row, :context].long()] = True
     step.keys[~used] = step.values[~used] = float("nan")
     return TRITON.attention(
-        step.q.to(DEVICE), step.keys.to(DEVICE), step.values.to(DEVICE), on_device(step.batch), layout
+        step.q.to(DEVICE), LayerKV(step.keys.to(DEVICE), step.values.to(DEVICE)), on_device(step.batch), layout
     )
 
 
@@ -154,7 +164,7 @@ def test_attention(dtype, layout, kind):
         pytest.skip("the interpreter multiplies bfloat16 wrongly and is slow")
     step = RandomStep(STEPS[kind], layout, dtype, seed=len(kind))
     got = attention(step, layout)
-    close(got, REFERENCE.attention(step.q.float(), step.keys.float(), step.values.float(), step.batch, layout))
+    close(got, REFERENCE.attention(step.q.float(), step.kv, step.batch, layout))
 
 
 @pytest.mark.parametrize("sequences", [1, 3, 300])
@@ -188,8 +198,8 @@ def test_lengths_may_change_in_place():
         batch.context.copy_(torch.tensor(contexts))
         step.batch.context.copy_(torch.tensor(contexts))
         for keys in (first, second):
-            got = TRITON.attention(q, keys, values, batch, layout)
-            close(got, REFERENCE.attention(step.q, keys.cpu(), step.values, step.batch, layout))
+            got = TRITON.attention(q, LayerKV(keys, values), batch, layout)
+            close(got, REFERENCE.attention(step.q, LayerKV(keys.cpu(), step.values), step.batch, layout))
 
 
 @pytest.mark.gpu
@@ -197,7 +207,7 @@ def test_lengths_may_change_in_place():
 def test_nothing_waits_for_the_device():
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=64, scale=0.125)
     step = RandomStep([(1, 350), (1, 20), (30, 50)], layout, torch.bfloat16)
-    arguments = (step.q.cuda(), step.keys.cuda(), step.values.cuda(), on_device(step.batch), layout)
+    arguments = (step.q.cuda(), LayerKV(step.keys.cuda(), step.values.cuda()), on_device(step.batch), layout)
     TRITON.attention(*arguments)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -217,7 +227,7 @@ def test_one_graph_serves_all_lengths(dtype):
     layers = [step.keys.cuda(), step.keys.cuda() * 0.5]
 
     def attend() -> list[torch.Tensor]:
-        return [TRITON.attention(q, keys, values, batch, layout) for keys in layers]
+        return [TRITON.attention(q, LayerKV(keys, values), batch, layout) for keys in layers]
 
     attend()
     graph = torch.cuda.CUDAGraph()
@@ -232,5 +242,5 @@ def test_one_graph_serves_all_lengths(dtype):
             result.fill_(float("nan"))
         graph.replay()
         for keys, got in zip(layers, results, strict=True):
-            wide = (step.q.float(), keys.float().cpu(), step.values.float())
-            close(got, REFERENCE.attention(*wide, step.batch, layout))
+            wide = LayerKV(keys.float().cpu(), step.values.float())
+            close(got, REFERENCE.attention(step.q.float(), wide, step.batch, layout))

@@ -8,6 +8,7 @@ from golden import GOLDENS, check_greedy, check_prompt, prompts
 from runner import Runner
 
 from lightllm_mp.kernels.select import op_table
+from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.batch import Batch, KVPool
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.loader import load_model
@@ -35,8 +36,7 @@ def case(request):
     decoder = load_model(GOLDENS / request.param, device="cuda", dtype=torch.float32)
     runner = Runner(OnGPU(decoder))
     runner.kv.data = runner.kv.data.cuda()
-    runner.kv.keys = [layer[0] for layer in runner.kv.data]
-    runner.kv.values = [layer[1] for layer in runner.kv.data]
+    runner.kv.layers = [LayerKV(keys, values) for keys, values in runner.kv.data]
     runner.table = runner.table.cuda()
     return runner, prompts(request.param)
 

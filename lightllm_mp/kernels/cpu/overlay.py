@@ -12,7 +12,7 @@ from torch import Tensor
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.cpu.runtime import native
-from lightllm_mp.kernels.table import HeadLayout, OpTable
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, OpTable, Rotation
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_HEAD_DIM = 256
@@ -43,11 +43,11 @@ def table() -> OpTable | None:
         prepare_linear=prepare_linear,
         linear=linear,
         linear_float=linear_float,
-        rms_norm=rms_norm,
-        add_rms_norm=add_rms_norm,
+        norm=norm,
+        add_norm=add_norm,
         rotary_kv_write=rotary_kv_write,
         attention=attention,
-        silu_mul=silu_mul,
+        gated=gated,
     )
 
 
@@ -82,22 +82,32 @@ def linear_float(x: Tensor, w: PackedLinear) -> Tensor:
     return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def norm(x: Tensor, by: Norm) -> Tensor:
+    if not _plain(by, x):
+        return reference.TABLE.norm(x, by)
     out = torch.empty_like(x)
     m, n = x.shape
-    _c.norm(0, x.data_ptr(), weight.data_ptr(), out.data_ptr(), m, n, float_bits(eps), TYPES[x.dtype])
+    _c.norm(0, x.data_ptr(), by.weight.data_ptr(), out.data_ptr(), m, n, float_bits(by.eps), TYPES[x.dtype])
     return out
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
+    if not _plain(by, x):
+        return reference.TABLE.add_norm(x, residual, by)
     out = torch.empty_like(x)
     m, n = x.shape
-    kind = TYPES[x.dtype]
-    _c.norm(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), m, n, float_bits(eps), kind)
+    weight, eps, kind = by.weight.data_ptr(), float_bits(by.eps), TYPES[x.dtype]
+    _c.norm(x.data_ptr(), residual.data_ptr(), weight, out.data_ptr(), m, n, eps, kind)
     return out
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def _plain(by: Norm, x: Tensor) -> bool:
+    return by.kind == "rms" and by.bias is None and by.weight.dtype == x.dtype
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    if activation != "silu":
+        return reference.TABLE.gated(gate_up, activation)
     m, twice = gate_up.shape
     out = torch.empty((m, twice // 2), dtype=gate_up.dtype)
     _c.silu(gate_up.data_ptr(), out.data_ptr(), m, twice // 2, TYPES[gate_up.dtype])
@@ -105,21 +115,23 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rotary_kv_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout
+    qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
 ) -> Tensor:
+    if norms is not None or rotation.query_scale is not None or kv.key_scales is not None or layout.interleaved:
+        return reference.TABLE.rotary_kv_write(qkv, rotation, kv, batch, layout, norms)
     m = qkv.shape[0]
     q = torch.empty((m, layout.heads * layout.head_dim), dtype=qkv.dtype)
     _c.rotary(
         qkv.data_ptr(),
         q.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        batch.positions.data_ptr(),
+        kv.keys.data_ptr(),
+        kv.values.data_ptr(),
+        rotation.cos.data_ptr(),
+        rotation.sin.data_ptr(),
+        batch.rotary_at.data_ptr(),
         batch.slots.data_ptr(),
         m,
-        cos.shape[1],
+        rotation.cos.shape[1],
         layout.heads,
         layout.kv_heads,
         layout.head_dim,
@@ -128,15 +140,15 @@ def rotary_kv_write(
     return q
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout) -> Tensor:
-    if layout.head_dim % 16 or layout.head_dim > MAX_HEAD_DIM or layout.heads // layout.kv_heads > MAX_GROUP:
-        return reference.TABLE.attention(q, keys, values, batch, layout)
+def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
+    if kv.key_scales is not None or not _attends(layout):
+        return reference.TABLE.attention(q, kv, batch, layout)
     out = torch.empty_like(q)
     table = batch.slot_table
     _c.attention(
         q.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
+        kv.keys.data_ptr(),
+        kv.values.data_ptr(),
         out.data_ptr(),
         batch.seq_start.data_ptr(),
         batch.context.data_ptr(),
@@ -153,6 +165,12 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: Hea
         TYPES[q.dtype],
     )
     return out
+
+
+def _attends(layout: HeadLayout) -> bool:
+    fits = layout.head_dim % 16 == 0 and layout.head_dim <= MAX_HEAD_DIM
+    plain = not (layout.softcap or layout.alibi or layout.value_dim)
+    return fits and plain and layout.heads // layout.kv_heads <= MAX_GROUP
 
 
 def float_bits(value: float) -> int:

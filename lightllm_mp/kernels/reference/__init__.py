@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightllm_mp.kernels.reference import attention, linear, norm
+from lightllm_mp.kernels.reference import attention, linear, moe, norm, rotary
 from lightllm_mp.kernels.table import OpTable
 
 TABLE = OpTable(
@@ -12,9 +12,15 @@ TABLE = OpTable(
     linear=linear.linear,
     linear_float=linear.linear_float,
     embedding=linear.embedding,
-    rms_norm=norm.rms_norm,
-    add_rms_norm=norm.add_rms_norm,
-    rotary_kv_write=attention.rotary_kv_write,
+    norm=norm.norm,
+    add_norm=norm.add_norm,
+    rotary_kv_write=rotary.rotary_kv_write,
     attention=attention.attention,
-    silu_mul=norm.silu_mul,
+    rotate=rotary.rotate,
+    kv_write=rotary.kv_write,
+    gated=norm.gated,
+    activate=norm.activate,
+    route=moe.route,
+    prepare_experts=moe.prepare_experts,
+    experts=moe.experts,
 )

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional
 
+from lightllm_mp.kernels.table import Norm
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+
+def norm(x: Tensor, by: Norm) -> Tensor:
     wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    if by.kind == "layer":
+        wide = wide - wide.mean(-1, keepdim=True)
+    wide = wide * (wide.square().mean(-1, keepdim=True) + by.eps).rsqrt() * by.weight.float()
+    return (wide if by.bias is None else wide + by.bias.float()).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
     residual.add_(x)
-    return rms_norm(residual, weight, eps)
+    return norm(residual, by)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
-    return (functional.silu(gate) * up).to(gate_up.dtype)
+    return (_ACTIVATIONS[activation](gate) * up).to(gate_up.dtype)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    return _ACTIVATIONS[activation](x.float()).to(x.dtype)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": functional.relu,
+}

@@ -7,17 +7,19 @@ from torch import Tensor
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton import decode, prefill
 from lightllm_mp.kernels.triton.schedule import step_schedule
 from lightllm_mp.kernels.triton.tuned import MAX_HEAD_DIM
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout) -> Tensor:
+def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
     """Asks the device for nothing: which kernels run follows from the shapes of the batch. Every sequence has at least
     one key, its new token. Heads beyond MAX_HEAD_DIM take the reference, which does wait for the device."""
-    if layout.head_dim > MAX_HEAD_DIM or not batch.sequences:
-        return reference.TABLE.attention(q, keys, values, batch, layout)
+    special = layout.softcap or layout.alibi or layout.value_dim or kv.key_scales is not None
+    if special or layout.head_dim > MAX_HEAD_DIM or not batch.sequences:
+        return reference.TABLE.attention(q, kv, batch, layout)
+    keys, values = kv.keys, kv.values
     out = torch.empty_like(q)
     schedule = step_schedule(batch, keys)
     if batch.tokens > batch.sequences:

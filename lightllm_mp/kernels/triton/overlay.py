@@ -11,7 +11,7 @@ from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.kernels.triton.attention import attention
 from lightllm_mp.kernels.triton.linear import linear, linear_float
 from lightllm_mp.kernels.triton.rotary import rotary_kv_write
-from lightllm_mp.kernels.triton.rows import add_rms_norm, rms_norm, silu_mul
+from lightllm_mp.kernels.triton.rows import add_norm, gated, norm
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -20,9 +20,9 @@ TABLE: OpTable = replace(
     name="triton",
     linear=linear,
     linear_float=linear_float,
-    rms_norm=rms_norm,
-    add_rms_norm=add_rms_norm,
+    norm=norm,
+    add_norm=add_norm,
     rotary_kv_write=rotary_kv_write,
     attention=attention,
-    silu_mul=silu_mul,
+    gated=gated,
 )

@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
 from lightllm_mp.kernels.triton.launch import Kernel
 
 HEADS_EACH = 16
@@ -15,16 +16,18 @@ HEADS_EACH = 16
 
 
 def rotary_kv_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, batch: Batch, layout: HeadLayout
+    qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
 ) -> Tensor:
-    tokens, half = qkv.shape[0], cos.shape[1]
+    tokens, half = qkv.shape[0], rotation.cos.shape[1]
+    if norms is not None or rotation.query_scale is not None or kv.key_scales is not None or layout.interleaved:
+        return reference.TABLE.rotary_kv_write(qkv, rotation, kv, batch, layout, norms)
     q = qkv.new_empty((tokens, layout.heads * layout.head_dim))
     if not tokens:
         return q
     rest = layout.head_dim - 2 * half
     _ROTARY.launch(
         (tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH), 1),
-        (qkv, q, keys, values, cos, sin, batch.positions, batch.slots),
+        (qkv, q, kv.keys, kv.values, rotation.cos, rotation.sin, batch.rotary_at, batch.slots),
         (),
         (
             layout.heads,
@@ -47,7 +50,7 @@ def _rotary_kernel(
     values,
     cos,
     sin,
-    positions,
+    rotary_at,
     slots,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -69,7 +72,7 @@ def _rotary_kernel(
     inside = (head < HEADS + 2 * KV_HEADS) & (pair < HALF)
     first = tl.load(source + pair, mask=inside, other=0.0)
     second = tl.load(source + HALF + pair, mask=inside, other=0.0)
-    angle = tl.load(positions + token) * HALF + pair
+    angle = tl.load(rotary_at + token) * HALF + pair
     c = tl.load(cos + angle, mask=pair < HALF, other=0.0)
     s = tl.load(sin + angle, mask=pair < HALF, other=0.0)
     wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)

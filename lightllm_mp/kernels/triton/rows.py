@@ -7,31 +7,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.table import Norm
 from lightllm_mp.kernels.triton.launch import Kernel
 
 SILU_BLOCK = 1024
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _norm(x, x, weight, eps, add=False)
+def norm(x: Tensor, by: Norm) -> Tensor:
+    return _norm(x, x, by, add=False)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _norm(x, residual, weight, eps, add=True)
+def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
+    return _norm(x, residual, by, add=True)
 
 
-def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, add: bool) -> Tensor:
+def _norm(x: Tensor, residual: Tensor, by: Norm, *, add: bool) -> Tensor:
     out = torch.empty_like(x)
     tokens, width = x.shape
     if tokens:
         block = triton.next_power_of_2(width)
         warps = min(16, max(1, block // 512))
-        _NORM.launch((tokens, 1, 1), (x, residual, weight, out), (eps,), (width, add, block), warps=warps)
+        bias = by.weight if by.bias is None else by.bias
+        tensors = (x, residual, by.weight, bias, out)
+        constants = (width, add, by.kind == "layer", by.bias is not None, block)
+        _NORM.launch((tokens, 1, 1), tensors, (by.eps,), constants, warps=warps)
     return out
 
 
 @triton.jit
-def _norm_kernel(x, residual, weight, out, eps, WIDTH: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_kernel(
+    x,
+    residual,
+    weight,
+    bias,
+    out,
+    eps,
+    WIDTH: tl.constexpr,
+    ADD: tl.constexpr,
+    CENTRED: tl.constexpr,
+    BIASED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
     line = tl.program_id(0).to(tl.int64) * WIDTH + at
@@ -40,12 +57,18 @@ def _norm_kernel(x, residual, weight, out, eps, WIDTH: tl.constexpr, ADD: tl.con
         value = (value.to(tl.float32) + tl.load(residual + line, mask=inside, other=0.0).to(tl.float32)).to(value.dtype)
         tl.store(residual + line, value, mask=inside)
     wide = value.to(tl.float32)
+    if CENTRED:
+        wide = tl.where(inside, wide - tl.sum(wide) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
-    factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + line, (wide * scale * factor).to(value.dtype), mask=inside)
+    result = wide * scale * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    if BIASED:
+        result += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + line, result.to(value.dtype), mask=inside)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    if activation != "silu":
+        return reference.TABLE.gated(gate_up, activation)
     tokens, twice = gate_up.shape
     out = gate_up.new_empty((tokens, twice // 2))
     if tokens:

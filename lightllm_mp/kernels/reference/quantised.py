@@ -1,0 +1,36 @@
+"""What quantised weights stand for, and how plain weights become quantised ones: the exact definitions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight, ScaledWeight
+
+Kind = Literal["int8", "fp8"]
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+"""The largest value of int8 (symmetric, so -128 is not used) and of float8 e4m3."""
+
+
+def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
+    """[n, k] of any floating type, each output scaled so that its largest magnitude is the largest value there is.
+
+    int8 rounds to the nearest, ties to even; fp8 as torch casts to float8_e4m3fn.
+    """
+    wide = weight.float()
+    scales = wide.abs().amax(1) / LARGEST[kind]
+    scales = torch.where(scales > 0, scales, 1.0)
+    wide = (wide / scales[:, None]).clamp_(-LARGEST[kind], LARGEST[kind])
+    values = wide.round_().to(torch.int8) if kind == "int8" else wide.to(torch.float8_e4m3fn)
+    return ScaledWeight(values, scales)
+
+
+def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
+    """The weight [n, k] that a quantised one stands for: worked out in float32, rounded to `dtype` once."""
+    if isinstance(weight, GroupedWeight):
+        groups = weight.group_of.long()
+        codes = weight.codes.float() - weight.zeros.float()[:, groups]
+        return (codes * weight.scales.float()[:, groups]).to(dtype)
+    return (weight.values.float() * weight.scales[:, None]).to(dtype)
