@@ -26,8 +26,8 @@ class Piece:
 class Param:
     """One parameter of the decoder: its pieces stacked along the first dimension.
 
-    Targets of a whole model: `embed` [vocab, hidden], `positions` [lines, hidden], `embed_norm`, `norm` [hidden], `head`
-    [vocab, hidden], or `score` [1, hidden] for a reward model. Of layer i, under `layers.<i>.`:
+    Targets of a whole model: `embed` [vocab, hidden], `positions` [lines, hidden], `embed_norm`, `norm` [hidden],
+    `head` [vocab, hidden], or `score` [1, hidden] for a reward model. Of layer i, under `layers.<i>.`:
 
     input_norm, post_norm                  [hidden], before attention and before the MLP
     attention_out_norm, mlp_out_norm       [hidden], on what they give (`branch_norms`)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import INV_FREQ, Family, bos_id, eos_ids, file_dtype, rope_spec, stretched_context
+from lightllm_mp.models.families.rules import linear
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param, Piece
@@ -58,29 +59,18 @@ def hf_weights(spec: ModelSpec, *, input_norm: str = "input_layernorm", post_nor
         params += [
             Param(to + "input_norm", (Piece(f"{at}{input_norm}.weight", (s.hidden,)),)),
             Param(to + "post_norm", (Piece(f"{at}{post_norm}.weight", (s.hidden,)),)),
-            *_linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias),
-            *_linear(to + "o", at, (("self_attn.o_proj", s.hidden),), s.q_size, s.o_bias),
-            *_linear(
+            *linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias),
+            *linear(to + "o", at, (("self_attn.o_proj", s.hidden),), s.q_size, s.o_bias),
+            *linear(
                 to + "gate_up",
                 at,
                 (("mlp.gate_proj", s.intermediate), ("mlp.up_proj", s.intermediate)),
                 s.hidden,
                 s.mlp_bias,
             ),
-            *_linear(to + "down", at, (("mlp.down_proj", s.hidden),), s.intermediate, s.mlp_bias),
+            *linear(to + "down", at, (("mlp.down_proj", s.hidden),), s.intermediate, s.mlp_bias),
         ]
     return params
-
-
-def _linear(
-    target: str, at: str, parts: tuple[tuple[str, int], ...], columns: int, bias: bool, transforms: dict | None = None
-) -> list[Param]:
-    """Rules of one projection: parts (name, rows) of `columns` inputs stacked, and their biases."""
-    transforms = transforms or {}
-    weight = Param(target, tuple(Piece(f"{at}{n}.weight", (rows, columns), transforms.get(n)) for n, rows in parts))
-    if not bias:
-        return [weight]
-    return [weight, Param(target + ".bias", tuple(Piece(f"{at}{n}.bias", (r,), transforms.get(n)) for n, r in parts))]
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
@@ -156,12 +146,12 @@ def gguf_weights(spec: ModelSpec) -> list[Param]:
         params += [
             Param(to + "input_norm", (Piece(at + "attn_norm.weight", (s.hidden,)),)),
             Param(to + "post_norm", (Piece(at + "ffn_norm.weight", (s.hidden,)),)),
-            *_linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias, unpermute),
-            *_linear(to + "o", at, (("attn_output", s.hidden),), s.q_size, s.o_bias),
-            *_linear(
+            *linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias, unpermute),
+            *linear(to + "o", at, (("attn_output", s.hidden),), s.q_size, s.o_bias),
+            *linear(
                 to + "gate_up", at, (("ffn_gate", s.intermediate), ("ffn_up", s.intermediate)), s.hidden, s.mlp_bias
             ),
-            *_linear(to + "down", at, (("ffn_down", s.hidden),), s.intermediate, s.mlp_bias),
+            *linear(to + "down", at, (("ffn_down", s.hidden),), s.intermediate, s.mlp_bias),
         ]
     return params
 
