@@ -44,7 +44,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Tensor-parallel ranks (more than 1 comes later)."""
     max_total_token_num: Positive | None = None
     """KV slots (tokens) in total; by default found from free memory."""
-    mem_fraction: Fraction = 0.9
+    mem_fraction: Fraction = 0.93
     """Share of the device's free memory for weights, activations and KV (on CPU a third of it goes to KV)."""
     max_req_total_len: Positive | None = None
     """Longest prompt plus answer, in tokens; by default the model's context, at most what the KV memory holds."""

@@ -9,40 +9,32 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm_mp.engine.host_steps import HostSteps
 from lightllm_mp.engine.logprobs import Alternatives
+from lightllm_mp.engine.model import Model
 from lightllm_mp.engine.plan import Plan, unpack
 from lightllm_mp.engine.prompt_logprobs import ChunkLogprobs, prompt_logprobs
 from lightllm_mp.engine.rules import RuleTable
-from lightllm_mp.engine.sampling import Choice, Sampler
+from lightllm_mp.engine.sampling import Choice
 from lightllm_mp.engine.step import Step
 from lightllm_mp.engine.tables import RowTables
 from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import StepDone
-from lightllm_mp.models.batch import Batch, KVPool
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.batch import KVPool
+
+if TYPE_CHECKING:
+    from lightllm_mp.engine.device_steps import DeviceSteps
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
 32 MiB the allocator asks the system each time), on a GPU so many that the head's weights are read once."""
-
-
-class Model(Protocol):
-    """What the executor needs of a decoder (see models/decoder.py). It overwrites what `logits` returns."""
-
-    spec: ModelSpec
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor: ...
-
-    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -83,15 +75,16 @@ class Executor:
         max_context: int,
         step_tokens: int,
         device: torch.device | str = "cpu",
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
-        self.kv = KVPool(model.spec, kv_tokens, dtype=model.dtype, device=self.device)
+        self.kv = KVPool(model.spec, kv_tokens, dtype=kv_dtype or model.dtype, device=self.device)
         # The token sampled after a full context has a position too, which no step computes.
         self.tables = RowTables(rows, max_context + 1, self.device)
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
-        self.sampler = Sampler(self.rules, self.tables.tokens)
+        self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
         self._block = max(1, LOGIT_ELEMENTS[self.device.type] // model.spec.vocab)
         self._results: deque[_Result] = deque()
 
@@ -125,8 +118,11 @@ class Executor:
             result.arrived.synchronize()
         return _report(result)
 
-    def warm_up(self) -> None:
-        """Runs the worst steps there can be, so that later ones find memory touched and code compiled.
+    @torch.inference_mode()
+    def warm_up(self, *, probe_tokens: int | None = None) -> None:
+        """Runs the worst steps there can be, so that later ones find memory touched and code compiled, and on a GPU
+        captures decode steps as graphs. `probe_tokens`: it is done to see what memory steps need beside a pool of so
+        many tokens; only the largest graph is captured.
 
         Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan. On CPU no memory
         grows with the context, nor with rows beyond a block of logits, so the steps are kept short there.
@@ -136,52 +132,42 @@ class Executor:
             rows=min(self.rows, self._block) if short else self.rows,
             max_context=min(self.max_context, self.step_tokens) if short else self.max_context,
             step_tokens=self.step_tokens,
-            kv_tokens=self.kv.slots,
+            kv_tokens=probe_tokens or self.kv.slots,
             spare_slot=self.kv.dummy_slot,
         ):
             self.submit(plan)
             self.collect()
         self.reset()
+        self._steps.capture(largest_only=probe_tokens is not None)
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Forgets rows and unanswered steps; KV memory stays as it is."""
         self._results.clear()
-        self.rules.clear()
-        self.tables.clear()
+        self._steps.clear()
 
     def _run(self, plan: Plan) -> _Result:
-        for setup in plan.setups:
-            self.rules.set(setup)
-        tables = self.tables
-        tables.write(tables.tokens, plan.ids)
-        tables.write(tables.slots, plan.slots)
+        step = Step.of(plan.seqs, self.tables) if len(plan.seqs) else None
+        self._steps.begin(plan, step)
         result = _Result(plan.step, [], [])
-        if not len(plan.seqs):
+        if step is None:
             return result
-        step = Step.of(plan.seqs, tables)
-        at = self._put(step.at)
-        hidden = self.model.forward(tables.tokens.view(-1)[at], step.batch(tables, at), self.kv)
-        logits, tokens = self.model.logits, tables.tokens
+        hidden = self._steps.forward(step)
+        logits, tokens = self.model.logits, self.tables.tokens
         result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._block))
-        result.choices = self._sample(hidden, step)
+        last = self._steps.last(hidden, step)
+        for start in range(0, len(step.sampled), self._block):
+            part = slice(start, start + self._block)
+            result.choices.append(self._steps.sample(self.model.logits(last[part]), step, part))
         return result
 
-    def _sample(self, hidden: Tensor, step: Step) -> list[Choice]:
-        """Samples in blocks of lines and writes the ids to the token table."""
-        last, rows, positions = step.sampled_lines, step.rows[step.sampled], step.ends[step.sampled].astype(np.int64)
-        if len(last) < hidden.shape[0]:
-            hidden = hidden[self._put(last)]
-        choices = []
-        for start in range(0, len(last), self._block):
-            part = slice(start, start + self._block)
-            choice = self.sampler.choose(self.model.logits(hidden[part]), rows[part], positions[part])
-            at = self._put(self.tables.flat(rows[part], positions[part]))
-            self.tables.tokens.view(-1)[at] = choice.ids.int()
-            choices.append(choice)
-        return choices
 
-    def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+def _steps(device: torch.device) -> type[DeviceSteps] | type[HostSteps]:
+    if device.type == "cpu" or not find_spec("triton"):
+        return HostSteps
+    from lightllm_mp.engine.device_steps import DeviceSteps  # needs triton
+
+    return DeviceSteps
 
 
 def _pinned(tensor: Tensor) -> Tensor:

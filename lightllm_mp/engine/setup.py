@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.select import default_dtype, set_threads
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
+from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.loader import load_model
 
 STEP_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -55,13 +58,15 @@ def build_engine(
     dtype = default_dtype(spec, device) if model.data_type == "auto" else _DTYPES[model.data_type]
     threads = set_threads(engine.threads or None) if device.type == "cpu" else 0
     decoder = load_model(path, device=device, dtype=dtype, progress=progress)
+    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     budget = kv_budget(device, engine.mem_fraction)
+    if device.type == "cuda" and kv_tokens is None:
+        budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
     if kv_tokens is not None:
         # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
         budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, dtype))
     memory = plan_memory(spec, dtype, engine, budget)
-    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     executor = Executor(
         decoder,
         kv_tokens=memory.kv_tokens,
@@ -87,6 +92,28 @@ def build_engine(
         kv_bytes=memory.kv_bytes,
     )
     return Engine(executor, facts)
+
+
+def _budget_beside_steps(
+    decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int
+) -> int:
+    """What is left of `budget` when the worst steps have run and hold on to their memory, so that no step later has
+    to ask for more than there is."""
+    most = plan_memory(decoder.spec, decoder.dtype, engine, budget)
+    probe = Executor(
+        decoder,
+        kv_tokens=1,
+        rows=engine.running_max_req_size,
+        max_context=most.max_context,
+        step_tokens=step_tokens,
+        device=device,
+    )
+    probe.warm_up(probe_tokens=most.kv_tokens)
+    left = kv_budget(device, engine.mem_fraction) - graph_bytes(engine.running_max_req_size)
+    del probe
+    gc.collect()
+    torch.cuda.empty_cache()
+    return left
 
 
 def _device(name: str) -> torch.device:

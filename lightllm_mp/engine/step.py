@@ -61,9 +61,24 @@ class Step:
         )
 
     @property
+    def rotary_at(self) -> Ints:
+        """[lines]: each new token's line in the rotary tables."""
+        return self.positions
+
+    @property
     def sampled_lines(self) -> Longs:
         """The last line of each sampled sequence."""
         return self.seq_start[1:][self.sampled].astype(np.int64) - 1
+
+    @property
+    def sampled_rows(self) -> Ints:
+        """The row of each sampled sequence."""
+        return self.rows[self.sampled]
+
+    @property
+    def sampled_ends(self) -> Longs:
+        """Where the next token of each sampled sequence stands."""
+        return self.ends[self.sampled].astype(np.int64)
 
     def batch(self, tables: RowTables, at: torch.Tensor) -> Batch:
         """The forward pass's view of the step; `at` is this step's `at` on the device."""

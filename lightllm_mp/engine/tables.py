@@ -18,16 +18,23 @@ def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
 
 
 class RowTables:
-    """`tokens` and `slots`, int32 [rows, width]; entry (row, position) has the flat index row * width + position."""
+    """`tokens` and `slots`, int32 [rows + 1, width]; entry (row, position) has the flat index row * width + position.
+
+    The last row is spare: sequences that pad a step stand there.
+    """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
         self.rows, self.width, self.device = rows, width, device
-        self.tokens = torch.zeros((rows, width), dtype=torch.int32, device=device)
-        self.slots = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.spare_row = rows
+        self.tokens = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
+        self.slots = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
+        self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+        """The rotary tables' line for position 0 of each row."""
 
     def clear(self) -> None:
         self.tokens.zero_()
         self.slots.zero_()
+        self.rotary_first.zero_()
 
     def check(self, lines: Ints) -> int:
         """The largest count among `lines`, int32 [n > 0, 3] of (row, position, count).
@@ -44,13 +51,18 @@ class RowTables:
         """Flat indices of single entries."""
         return rows.astype(np.int64) * self.width + positions
 
-    def write(self, table: Tensor, edit: Runs) -> None:
-        """Writes the runs of a plan into one of the tables."""
+    def edits(self, edit: Runs) -> tuple[NDArray[np.int64], Ints]:
+        """The flat indices that the runs of a plan write to, and the values. ValueError as `check`."""
         if not len(edit.runs):
-            return
+            return np.empty(0, np.int64), edit.values
         rows, starts, counts = edit.runs.T
         at = self.flat(rows, starts)
         if self.check(edit.runs) > 1 or len(at) != len(edit.values):
             at = ramp(at, counts)
-        values = torch.from_numpy(edit.values).to(self.device)
-        table.view(-1)[torch.from_numpy(at).to(self.device)] = values
+        return at, edit.values
+
+    def write(self, table: Tensor, edit: Runs) -> None:
+        """Writes the runs of a plan into one of the tables."""
+        at, values = self.edits(edit)
+        if len(at):
+            table.view(-1)[torch.from_numpy(at).to(self.device)] = torch.from_numpy(values).to(self.device)

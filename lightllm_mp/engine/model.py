@@ -1,0 +1,24 @@
+"""What the executor needs of a decoder (see models/decoder.py)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.spec import ModelSpec
+
+
+class Model(Protocol):
+    """The executor overwrites what `logits` returns."""
+
+    spec: ModelSpec
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
