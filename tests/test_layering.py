@@ -13,8 +13,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split(
 OUTSIDE = len(LAYERS)
 
 WORKER_HALF = """
-    drawing executor graphs logprobs memory noise penalties prompt_logprobs ranking rules sampling setup step
-    tables truncation warm_up
+    device_sampling device_steps drawing executor graphs host_steps logprobs memory model noise penalties
+    prompt_logprobs ranking rules sampling setup staging step tables truncation warm_up
 """
 """Modules of the engine that run in workers; the other half schedules and runs in the router."""
 ENGINE = tuple(f"engine.{name}" for name in WORKER_HALF.split())

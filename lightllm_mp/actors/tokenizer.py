@@ -48,7 +48,8 @@ class TokenizerActor(BlockingActor):
             self._tokenizer = load_tokenizer(
                 self._path, mode=self._config.tokenizer_mode, trust_remote_code=self._config.trust_remote_code
             )
-        except NoTokenizer:
+        except NoTokenizer as error:
+            log.warning("%s: only token ids are served, without text", error.message)
             return Facts(has_tokenizer=False)
         self._template = _usable_template(self._tokenizer)
         eos = self._config.eos_id or self._tokenizer.eos_ids
@@ -89,6 +90,8 @@ class TokenizerActor(BlockingActor):
         )
 
     def _prompt_ids(self, request: Generate) -> bytes:
+        if request.output.stop and self._tokenizer is None:
+            raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
             return request.ids
         if request.text is not None:

@@ -7,6 +7,7 @@ are there, to tell which one a folder holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class TextFamily:
     complete: Callable[[Backend, ModelFolder], dict[int, str]] = _no_tokens
     ends: tuple[str, ...] = ()
     rewrite: Mapping[str, str] = field(default_factory=dict)
-    """What is replaced in the folder's own chat templates: spellings that text cannot have, and ours for them."""
+    """What is replaced in the folder's own chat templates: tokens that text cannot name, and our names for them."""
 
 
 def family_of(folder: ModelFolder) -> TextFamily | None:
@@ -79,7 +80,7 @@ def _qwen_template(backend: Backend, folder: ModelFolder) -> str | None:
     return family_chat.QWEN if folder.generation.get("chat_format", "chatml") == "chatml" else None
 
 
-# "sop" and "eop" are syllables of ordinary words, which upstream never reads as these tokens: text names them otherwise.
+# "sop" and "eop" are syllables of ordinary words, which upstream never reads as these tokens: text names them so.
 _SOP, _EOP = "<|sop|>", "<|eop|>"
 _GLM_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", _SOP, _EOP)
 _GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -108,10 +109,12 @@ def _is_glm3(folder: ModelFolder) -> bool:
 
 
 def _glm_template(backend: Backend, folder: ModelFolder) -> str | None:
-    return family_chat.CHATGLM2 if backend.token_to_id("<|observation|>") is None else family_chat.CHATGLM3
+    template = family_chat.CHATGLM2 if backend.token_to_id("<|observation|>") is None else family_chat.CHATGLM3
+    return template if backend.token_to_id(_SOP) is not None else template.replace(_SOP, "sop")
 
 
 _BAICHUAN_USER, _BAICHUAN_ASSISTANT = 195, 196
+_RESERVED = re.compile(r"<reserved_\d+>")
 
 
 def _baichuan_roles(backend: Backend, folder: ModelFolder) -> tuple[str, str] | None:
@@ -122,9 +125,8 @@ def _baichuan_roles(backend: Backend, folder: ModelFolder) -> tuple[str, str] | 
         folder.generation.get("user_token_id", _BAICHUAN_USER),
         folder.generation.get("assistant_token_id", _BAICHUAN_ASSISTANT),
     )
-    names = [backend.id_to_token(id_) if isinstance(id_, int) and id_ >= 0 else None for id_ in ids]
-    user, assistant = names
-    if user is None or assistant is None or not all(name.startswith("<reserved_") for name in (user, assistant)):
+    user, assistant = (backend.id_to_token(id_) if isinstance(id_, int) and id_ >= 0 else None for id_ in ids)
+    if user is None or assistant is None or not (_RESERVED.fullmatch(user) and _RESERVED.fullmatch(assistant)):
         return None
     return user, assistant
 
@@ -142,7 +144,7 @@ def _baichuan_template(backend: Backend, folder: ModelFolder) -> str | None:
     if roles is None:
         return None
     # Only the first generation writes the end of a sequence after an answer.
-    return family_chat.baichuan(*roles, end="eos_token" if roles[0] == "<reserved_102>" else "''")
+    return family_chat.baichuan(*roles, ends_answers=roles[0] == "<reserved_102>")
 
 
 def _internlm_template(backend: Backend, folder: ModelFolder) -> str | None:

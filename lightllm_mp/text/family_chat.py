@@ -7,74 +7,83 @@ knows none.
 
 from __future__ import annotations
 
+_EACH = "{% for message in messages %}{% set role, content = message['role'], message['content'] or '' %}"
+_END = "{% endfor %}"
 _FIRST = "{% if not loop.first %}{{ raise_exception('the system message is not the first one') }}{% endif %}"
-_UNKNOWN = "{{ raise_exception('this model has no role ' ~ message['role']) }}"
-_CONTENT = "(message['content'] or '')"
+_ELSE_UNKNOWN = "{% else %}{{ raise_exception('this model has no role ' ~ role) }}{% endif %}"
 
 QWEN = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' ~ message['role'] ~ '\n' ~ CONTENT ~ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-).replace("CONTENT", _CONTENT)
+    + _EACH
+    + "{{ '<|im_start|>' ~ role ~ '\n' ~ content ~ '<|im_end|>\n' }}"
+    + _END
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 CHATGLM2 = (
     "{{ '[gMASK]<|sop|>' }}{% set ns = namespace(round=0) %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{% set ns.round = ns.round + 1 %}"
-    "{{ '[Round ' ~ ns.round ~ ']\n\n问：' ~ CONTENT ~ '\n\n答：' }}"
-    "{% elif message['role'] == 'assistant' %}{{ CONTENT ~ '\n\n' }}"
-    "{% elif message['role'] == 'system' %}FIRST{{ CONTENT ~ '\n\n' }}"
-    "{% else %}UNKNOWN{% endif %}"
-    "{% endfor %}"
+    + _EACH
+    + "{% if role == 'user' %}{% set ns.round = ns.round + 1 %}"
+    + "{{ '[Round ' ~ ns.round ~ ']\n\n问：' ~ content ~ '\n\n答：' }}"
+    + "{% elif role == 'assistant' %}{{ content ~ '\n\n' }}"
+    + ("{% elif role == 'system' %}" + _FIRST + "{{ content ~ '\n\n' }}")
+    + _ELSE_UNKNOWN
+    + _END
 )
-CHATGLM2 = CHATGLM2.replace("CONTENT", _CONTENT).replace("FIRST", _FIRST).replace("UNKNOWN", _UNKNOWN)
 
 # The space stands for the one that SentencePiece puts before a content that is encoded on its own.
 CHATGLM3 = (
     "{{ '[gMASK]<|sop|>' }}"
-    "{% for message in messages %}"
-    "{% set role = 'observation' if message['role'] == 'tool' else message['role'] %}"
-    "{% if role not in ['system', 'user', 'assistant', 'observation'] %}UNKNOWN{% endif %}"
-    "{{ '<|' ~ role ~ '|>' ~ (message['metadata'] or '') ~ '\n' ~ (' ' ~ CONTENT if CONTENT else '') }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    + _EACH
+    + "{% if role in ['system', 'user', 'assistant', 'observation', 'tool'] %}"
+    + "{{ '<|' ~ role.replace('tool', 'observation') ~ '|>' ~ (message['metadata'] or '') ~ '\n' }}"
+    + "{% if content %}{{ ' ' ~ content }}{% endif %}"
+    + _ELSE_UNKNOWN
+    + _END
+    + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-CHATGLM3 = CHATGLM3.replace("CONTENT", _CONTENT).replace("UNKNOWN", _UNKNOWN)
+
+_BAICHUAN = (
+    _EACH
+    + "{% if role == 'user' %}{{ 'USER' ~ content }}"
+    + "{% elif role == 'assistant' %}{{ 'ASSISTANT' ~ content ~ END }}"
+    + ("{% elif role == 'system' %}" + _FIRST + "{{ content }}")
+    + _ELSE_UNKNOWN
+    + _END
+    + "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}{{ 'ASSISTANT' }}{% endif %}"
+)
+
+_INTERNLM = (
+    "{{ bos_token }}"
+    + _EACH
+    + "{% if role == 'user' %}{{ '<|User|>:' ~ content ~ 'END\n<|Bot|>:' }}"
+    + "{% elif role == 'assistant' %}{{ content ~ '<eoa>\n' }}"
+    + ("{% elif role == 'system' %}" + _FIRST + "{{ '<|System|>:' ~ content ~ '\n' }}")
+    + _ELSE_UNKNOWN
+    + _END
+)
+
+_INTERNLM2 = (
+    "{{ bos_token }}"
+    + _EACH
+    + "{{ 'START' ~ role ~ '\n' ~ content ~ 'END\n' }}"
+    + _END
+    + "{% if add_generation_prompt %}{{ 'STARTassistant\n' }}{% endif %}"
+)
 
 
-def baichuan(user: str, assistant: str, *, end: str) -> str:
-    """The template with these role tokens; `end` is the Jinja expression written after an answer."""
-    return (
-        "{% for message in messages %}"
-        f"{{% if message['role'] == 'user' %}}{{{{ '{user}' ~ {_CONTENT} }}}}"
-        f"{{% elif message['role'] == 'assistant' %}}{{{{ '{assistant}' ~ {_CONTENT} ~ {end} }}}}"
-        f"{{% elif message['role'] == 'system' %}}{_FIRST}{{{{ {_CONTENT} }}}}"
-        f"{{% else %}}{_UNKNOWN}{{% endif %}}"
-        "{% endfor %}"
-        f"{{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}}{{{{ '{assistant}' }}}}{{% endif %}}"
-    )
+def baichuan(user: str, assistant: str, *, ends_answers: bool) -> str:
+    """The template with these role tokens; `ends_answers`: an answer is followed by the end-of-sequence token."""
+    end = "eos_token" if ends_answers else "''"
+    return _BAICHUAN.replace("END", end).replace("USER", user).replace("ASSISTANT", assistant)
 
 
 def internlm(end_of_question: str) -> str:
-    """The template of InternLM; `end_of_question` is "<eoh>" for its first release."""
-    return (
-        "{{ bos_token }}"
-        "{% for message in messages %}"
-        f"{{% if message['role'] == 'user' %}}{{{{ '<|User|>:' ~ {_CONTENT} ~ '{end_of_question}\n<|Bot|>:' }}}}"
-        f"{{% elif message['role'] == 'assistant' %}}{{{{ {_CONTENT} ~ '<eoa>\n' }}}}"
-        f"{{% elif message['role'] == 'system' %}}{_FIRST}{{{{ '<|System|>:' ~ {_CONTENT} ~ '\n' }}}}"
-        f"{{% else %}}{_UNKNOWN}{{% endif %}}"
-        "{% endfor %}"
-    )
+    """The template of InternLM; `end_of_question` is "<eoh>" for its first release, later "" ."""
+    return _INTERNLM.replace("END", end_of_question)
 
 
 def internlm2(start: str, end: str) -> str:
-    """The template of InternLM2 with the names of its two turn tokens."""
-    return (
-        "{{ bos_token }}"
-        f"{{% for message in messages %}}{{{{ '{start}' ~ message['role'] ~ '\n' ~ {_CONTENT} ~ '{end}\n' }}}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ '{start}assistant\n' }}}}{{% endif %}}"
-    )
+    """The template of InternLM2 with its two turn tokens."""
+    return _INTERNLM2.replace("START", start).replace("END", end)

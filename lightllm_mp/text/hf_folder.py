@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
+from lightllm_mp.text.families import ModelFolder, family_of
 from lightllm_mp.text.source import NoTokenizer, TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
@@ -20,37 +21,71 @@ _MAX_TOKENIZER_BYTES = 256 << 20
 _FLAGGED = ("Llama", "CodeLlama", "Gemma", "Cohere")
 
 
-def load_folder(folder: Path, *, prefer_sentencepiece: bool = False) -> TokenizerSource:
-    """Reads tokenizer.json, else tokenizer.model, else vocab.json with merges.txt, else a tiktoken table."""
-    config = _read_json(folder / "tokenizer_config.json")
-    backend, specials = _backend(folder, config, prefer_sentencepiece)
+def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
+    """Reads tokenizer.json ("auto", "fast"), else tokenizer.model, vocab.json with merges.txt, or a tiktoken table.
+
+    Special tokens are recognised wherever a text spells them out, in what users write too, as transformers does.
+    """
+    config, model = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "config.json")
+    facts = ModelFolder(folder, model, config, _read_json(folder / "generation_config.json"))
+    declared = _declared_tokens(folder, config)
+    backend, specials = _backend(facts, declared, mode)
+    family = family_of(facts)
+    spellings = family.complete(backend, facts) if family is not None else {}
     for source in (_read_json(folder / "special_tokens_map.json"), config):
         specials |= {name: value for name, value in source.items() if value is not None}
-    _add_declared_tokens(backend, folder, config, specials)
+    if not _reads_json(folder, mode):
+        # The tokenizers of the other files look for added tokens in the text as it comes.
+        declared = {id_: {**entry, "normalized": False} for id_, entry in declared.items() if isinstance(entry, dict)}
+    _add_declared_tokens(backend, declared, specials, but_not=set(spellings.values()))
     bos = _token_id(backend, specials.get("bos_token"))
     _follow_flags(backend, config, bos, _token_id(backend, specials.get("eos_token")))
-    ends = _end_ids(backend, folder, specials)
-    return TokenizerSource(backend, bos, ends, chat_templates=_chat_templates(folder, config))
+    ends = _end_ids(backend, facts, specials, family.ends if family is not None else ())
+    templates = _chat_templates(folder, config)
+    if family is not None:
+        if spellings:
+            templates = {name: _rewritten(template, family.rewrite) for name, template in templates.items()}
+        own = family.template(backend, facts) if "default" not in templates else None
+        templates |= {"default": own} if own is not None else {}
+    return TokenizerSource(backend, bos, ends, templates, spellings)
 
 
-def _backend(folder: Path, config: dict[str, Any], prefer_sentencepiece: bool) -> tuple[Backend, dict[str, Any]]:
+def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[Backend, dict[str, Any]]:
     """The pipeline, and the names of special tokens that the vocabulary file itself knows."""
+    folder, config = facts.path, facts.tokenizer
     as_json, as_sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
-    if as_json.is_file() and not (prefer_sentencepiece and as_sentencepiece.is_file()):
+    merges, tables = (folder / "vocab.json", folder / "merges.txt"), sorted(folder.glob("*.tiktoken"))
+    is_slow = as_sentencepiece.is_file() or bool(tables) or all(file.is_file() for file in merges)
+    if not as_json.is_file() and not is_slow:
+        remark = "; its own tokenizer code is not run" if "auto_map" in config else ""
+        raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
+    if mode == "fast" and not as_json.is_file():
+        raise ConfigError(f"tokenizer mode fast: {folder.name} has no tokenizer.json", param="tokenizer_mode")
+    if mode == "slow" and not is_slow:
+        message = f"tokenizer mode slow: {folder.name} has only tokenizer.json, for the modes auto and fast"
+        raise ConfigError(message, param="tokenizer_mode")
+    if _reads_json(folder, mode):
         return _from_tokenizer_json(as_json), {}
     if as_sentencepiece.is_file():
         from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 
-        return from_sentencepiece(as_sentencepiece, config)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _from_vocab_and_merges(folder, config), {}
-    tables = sorted(folder.glob("*.tiktoken"))
+        names = {id_: content for id_, entry in declared.items() if (content := _content(entry))}
+        return from_sentencepiece(as_sentencepiece, config, names)
     if tables:
         from lightllm_mp.text.tiktoken_file import from_tiktoken
 
-        return from_tiktoken(tables[0], has_pictures="visual" in _read_json(folder / "config.json"))
-    remark = "; its own tokenizer code is not run" if "auto_map" in config else ""
-    raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
+        return from_tiktoken(tables[0], has_pictures="visual" in facts.model)
+    return _from_vocab_and_merges(folder, config), {}
+
+
+def _reads_json(folder: Path, mode: str) -> bool:
+    return mode != "slow" and (folder / "tokenizer.json").is_file()
+
+
+def _rewritten(template: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        template = template.replace(old, new)
+    return template
 
 
 def _from_tokenizer_json(path: Path) -> Backend:
@@ -61,7 +96,7 @@ def _from_tokenizer_json(path: Path) -> Backend:
         raise ModelError(f"tokenizer.json cannot be read: {str(error)[:200]}") from error
 
 
-def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> Backend:
+def _from_vocab_and_merges(folder: Path, config: Mapping[str, Any]) -> Backend:
     vocab = _read_json(folder / "vocab.json", limit=_MAX_TOKENIZER_BYTES)
     tokens = sorted(vocab, key=vocab.__getitem__)
     if [vocab[token] for token in tokens] != list(range(len(tokens))):
@@ -76,11 +111,20 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> Backend:
     return byte_level_bpe(tokens, merges, "qwen2" if is_qwen2 else "gpt-2")
 
 
-def _add_declared_tokens(backend: Backend, folder: Path, config: dict[str, Any], specials: dict[str, Any]) -> None:
+def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, Any]:
+    """Tokens that the files beside the vocabulary declare, by id."""
+    more = _read_json(folder / "added_tokens.json")
+    try:
+        declared = {int(id_): {"content": content, "special": False} for content, id_ in more.items()}
+        return declared | {int(id_): entry for id_, entry in dict(config.get("added_tokens_decoder") or {}).items()}
+    except (TypeError, ValueError):
+        raise ModelError("the added tokens are not a table of ids and tokens") from None
+
+
+def _add_declared_tokens(
+    backend: Backend, declared: dict[int, Any], specials: dict[str, Any], *, but_not: set[str]
+) -> None:
     """Registers tokens that only the files beside the vocabulary know, in the order of their ids."""
-    declared = {int(id_): token for id_, token in dict(config.get("added_tokens_decoder") or {}).items()}
-    for content, id_ in _read_json(folder / "added_tokens.json").items():
-        declared.setdefault(int(id_), {"content": content, "special": False})
     known = backend.get_added_tokens_decoder()
     for id_ in sorted(set(declared) - set(known)):
         token = _added_token(declared[id_])
@@ -91,7 +135,7 @@ def _add_declared_tokens(backend: Backend, folder: Path, config: dict[str, Any],
             raise ModelError(f"added token {token.content[:64]!r} does not get its declared id {id_}")
     registered = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     for name in _named_specials(specials):
-        if name not in registered and backend.token_to_id(name) is not None:
+        if name not in registered | but_not and backend.token_to_id(name) is not None:
             backend.add_special_tokens([AddedToken(name, special=True, normalized=False)])
 
 
@@ -121,14 +165,20 @@ def _follow_flags(backend: Backend, config: dict[str, Any], bos: int | None, eos
         set_bos_eos(backend, wanted_bos, wanted_eos)
 
 
-def _end_ids(backend: Backend, folder: Path, specials: dict[str, Any]) -> tuple[int, ...]:
-    """The tokenizer's own end first, then those of generation_config.json, or of config.json where there is none."""
+def _end_ids(
+    backend: Backend, facts: ModelFolder, specials: dict[str, Any], family_ends: Sequence[str]
+) -> tuple[int, ...]:
+    """The tokenizer's own end first, then those of generation_config.json, or of config.json where there is none.
+
+    Last come the ends of a chat turn that the family's own code adds.
+    """
     ends = [_token_id(backend, specials.get("eos_token"))]
-    declared = _read_json(folder / "generation_config.json").get("eos_token_id")
+    declared = facts.generation.get("eos_token_id")
     if declared is None:
-        model = _read_json(folder / "config.json")
+        model = facts.model
         declared = model.get("eos_token_id", dict(model.get("text_config") or {}).get("eos_token_id"))
     ends += declared if isinstance(declared, list) else [declared]
+    ends += [backend.token_to_id(name) for name in family_ends]
     return tuple(dict.fromkeys(id_ for id_ in ends if isinstance(id_, int) and id_ >= 0))
 
 

@@ -2,59 +2,83 @@
 
 The file is a small protocol buffer; the few fields that matter are read here, so no library is needed for it. Field
 numbers are those of sentencepiece_model.proto.
+
+Control symbols become special tokens, which cut the text: what stands between two of them is encoded on its own, as in
+the slow tokenizers of transformers. User-defined symbols are part of the text, as in SentencePiece: they are taken
+whole wherever they occur, and no space is put after them.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tokenizers import Regex, Tokenizer, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
-    add_typed_tokens,
     finish_sentencepiece,
     sentencepiece_bpe,
     set_bos_eos,
 )
 
 _MAX_BYTES = 64 << 20
+_MAX_PIECE = 1024
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 _UNIGRAM, _BPE = 1, 2
+# Keeps tokens that no text becomes, even one that spells them, out of the best path; in a text with characters that
+# the vocabulary does not have, the way around them is as dear.
+_NEVER = -1e6
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def from_sentencepiece(path: Path, config: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer of `path`, and its bos_token and eos_token; `config` is the content of tokenizer_config.json."""
+def from_sentencepiece(
+    path: Path, config: Mapping[str, Any], names: Mapping[int, str] | None = None
+) -> tuple[Tokenizer, dict[str, str]]:
+    """The tokenizer of `path`, and its bos_token and eos_token; `config` is the content of tokenizer_config.json.
+
+    `names` gives tokens of the file another name: InternLM2 keeps unused ones for tokens that it named later.
+    """
     if path.stat().st_size > _MAX_BYTES:
         raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
     try:
-        return _build(path.read_bytes(), config)
-    except (ValueError, struct.error, IndexError) as error:
-        raise ModelError(f"{path.name} is not a SentencePiece model: {str(error)[:200]}") from error
+        return _build(path.read_bytes(), config, names or {})
+    except BaseException as error:
+        # A panic of the library is no Exception.
+        if isinstance(error, ModelError) or not (isinstance(error, Exception) or _is_panic(error)):
+            raise
+        reason = str(error)[:200] if type(error) is ValueError else "it is damaged"
+        raise ModelError(f"{path.name} is not a SentencePiece model: {reason}") from error
 
 
-def _build(data: bytes, config: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
-    pieces, trainer, normalizer = [], {}, {}
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"
+
+
+def _build(data: bytes, config: Mapping[str, Any], names: Mapping[int, str]) -> tuple[Tokenizer, dict[str, str]]:
+    parts: dict[int, dict[int, Any]] = {}
+    vocabulary = Vocabulary([], [], [])
     for number, value in _fields(data):
-        if number == 1:
-            pieces.append(dict(_fields(value)))
-        elif number == 2:
-            trainer = dict(_fields(value))
-        elif number == 3:
-            normalizer = dict(_fields(value))
-    if not pieces:
-        raise ValueError("it has no pieces")
-    tokens = [piece.get(1, b"").decode("utf-8", "replace") for piece in pieces]
-    scores = [struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0 for piece in pieces]
-    types = [piece.get(3, TokenType.NORMAL) for piece in pieces]
-    backend = _backend(trainer, normalizer, tokens, scores, types, legacy=config.get("legacy") is not False)
-    add_typed_tokens(backend, tokens, types)
-    bos, eos = _control_id(trainer, 41, 1, types), _control_id(trainer, 42, 2, types)
+        if number == _PIECE:
+            vocabulary.add(dict(_fields(value)))
+        elif number in (_TRAINER, _NORMALIZER):
+            parts[number] = dict(_fields(value))
+    if not vocabulary.tokens or len(parts) < 2:
+        raise ValueError("it is cut short" if vocabulary.tokens else "it has no pieces")
+    vocabulary.rename(names)
+    tokens, types = vocabulary.tokens, vocabulary.types
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("a piece is there twice")
+    backend = _backend(parts[_TRAINER], parts[_NORMALIZER], vocabulary, legacy=config.get("legacy") is not False)
+    _add_control_tokens(backend, tokens, types)
+    bos, eos = _control_id(parts[_TRAINER], 41, 1, types), _control_id(parts[_TRAINER], 42, 2, types)
     set_bos_eos(
         backend,
         bos if config.get("add_bos_token", True) else None,
@@ -63,27 +87,81 @@ def _build(data: bytes, config: dict[str, Any]) -> tuple[Tokenizer, dict[str, st
     return backend, {name: tokens[id_] for name, id_ in (("bos_token", bos), ("eos_token", eos)) if id_ is not None}
 
 
-def _backend(
-    trainer: dict[int, Any],
-    normalizer: dict[int, Any],
-    tokens: list[str],
-    scores: list[float],
-    types: list[int],
-    *,
-    legacy: bool,
-) -> Tokenizer:
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Pieces, scores and types (TokenType), by id."""
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+
+    def add(self, piece: dict[int, Any]) -> None:
+        token = bytes(piece[1]).decode()
+        if not token or len(token) > _MAX_PIECE:
+            raise ValueError("a piece is empty or too long")
+        self.tokens.append(token)
+        self.scores.append(struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0)
+        self.types.append(TokenType(piece.get(3, TokenType.NORMAL)))
+        if not math.isfinite(self.scores[-1]):
+            raise ValueError("the score of a piece is not a number")
+
+    def rename(self, names: Mapping[int, str]) -> None:
+        for id_, name in names.items():
+            if 0 <= id_ < len(self.tokens) and self.tokens[id_] != name:
+                self.tokens[id_], self.types[id_] = name, TokenType.UNUSED
+
+    def of_type(self, kind: TokenType) -> list[str]:
+        return [token for token, type_ in zip(self.tokens, self.types, strict=True) if type_ == kind]
+
+
+def _backend(trainer: dict[int, Any], normalizer: dict[int, Any], vocabulary: Vocabulary, *, legacy: bool) -> Tokenizer:
     kind = trainer.get(3, _UNIGRAM)
     before = _normalizers(normalizer)
     prefix: SpacePrefix = ("all" if legacy else "first") if normalizer.get(3, 1) else "none"
+    tokens, scores, types = vocabulary.tokens, vocabulary.scores, vocabulary.types
     if kind == _BPE:
-        return sentencepiece_bpe(tokens, scores, types, space_prefix=prefix, before=before)
+        backend = sentencepiece_bpe(tokens, scores, types, space_prefix=prefix, before=before)
+        _take_whole(backend, vocabulary.of_type(TokenType.USER_DEFINED))
+        return backend
     if kind != _UNIGRAM:
         raise ModelError("only the unigram and BPE kinds of SentencePiece models are supported")
-    unknown = next((i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN), None)
-    pairs = list(zip(tokens, scores, strict=True))
+    unknown = next((i for i, type_ in enumerate(types) if type_ == TokenType.UNKNOWN), None)
+    pairs = list(zip(tokens, _unigram_scores(vocabulary), strict=True))
     backend = Tokenizer(models.Unigram(pairs, unknown, byte_fallback=bool(trainer.get(35, 0))))
     finish_sentencepiece(backend, space_prefix=prefix, before=before)
     return backend
+
+
+def _unigram_scores(vocabulary: Vocabulary) -> list[float]:
+    """Scores with which the best path is SentencePiece's; the rule for user-defined symbols is in unigram_model.cc."""
+    rows = list(zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True))
+    # Log probabilities are never above 0, which is where its search for the best one begins.
+    best = max([0.0, *(score for _, score, type_ in rows if type_ == TokenType.NORMAL)])
+    own = {TokenType.USER_DEFINED: lambda token: len(token.encode()) * best - 0.1}
+    own |= dict.fromkeys((TokenType.BYTE, TokenType.UNUSED), lambda token: _NEVER)
+    return [own[TokenType(type_)](token) if type_ in own else score for token, score, type_ in rows]
+
+
+def _take_whole(backend: Tokenizer, symbols: list[str]) -> None:
+    """Cuts user-defined symbols out of the normalized text, the longest first where several begin at one place."""
+    if not symbols:
+        return
+    begins = "".join(sorted({re.escape(symbol[0]) for symbol in symbols}))
+    longest_first = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
+    # The look-ahead is for speed: symbols are many, and few characters begin one.
+    cut = pre_tokenizers.Split(Regex(f"(?=[{begins}])(?:{longest_first})"), behavior="isolated")
+    before = backend.pre_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut] if before is None else [before, cut])
+    # A word that is a token is taken whole: nothing merges into a user-defined symbol.
+    model = cast(models.BPE, backend.model)
+    model.ignore_merges = True
+    backend.model = model
+
+
+def _add_control_tokens(backend: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    marks = (TokenType.CONTROL, TokenType.UNKNOWN)
+    names = [token for token, kind in zip(tokens, types, strict=True) if kind in marks]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
 def _normalizers(spec: dict[int, Any]) -> list[normalizers.Normalizer]:

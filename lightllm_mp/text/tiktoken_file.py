@@ -13,6 +13,7 @@ from lightllm_mp.text.bpe_builder import byte_level_bpe
 from lightllm_mp.text.pieces import byte_level_alphabet
 
 _MAX_BYTES = 64 << 20
+_MAX_TOKEN_BYTES = 1024
 # Order and count as in Qwen's tokenization code: the ids follow the last rank.
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _PICTURE = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>")
@@ -32,15 +33,34 @@ def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[st
 def _tokens(path: Path) -> list[bytes]:
     if path.stat().st_size > _MAX_BYTES:
         raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
-    try:
-        rows = [line.split() for line in path.read_bytes().splitlines() if line]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
-    except (ValueError, binascii.Error) as error:
-        raise ModelError(f"{path.name} is not a tiktoken table") from error
-    tokens = sorted(ranks, key=ranks.__getitem__)
-    if [ranks[token] for token in tokens] != list(range(len(tokens))):
+    of_rank: dict[int, bytes] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line:
+            rank, token = _row(path, number, line)
+            if rank in of_rank:
+                raise ModelError(f"{path.name}, line {number}: rank {rank} is there twice")
+            of_rank[rank] = token
+    tokens = [of_rank[rank] for rank in sorted(of_rank)]
+    if sorted(of_rank) != list(range(len(tokens))):
         raise ModelError(f"the ranks in {path.name} are not 0, 1, 2, ...")
+    known = set(tokens)
+    if len(known) != len(tokens):
+        raise ModelError(f"{path.name} has a token twice")
+    missing = next((byte for byte in range(256) if bytes([byte]) not in known), None)
+    if missing is not None:
+        raise ModelError(f"{path.name} has no token for the byte 0x{missing:02X}")
     return tokens
+
+
+def _row(path: Path, number: int, line: bytes) -> tuple[int, bytes]:
+    try:
+        encoded, rank = line.split()
+        token = base64.b64decode(encoded, validate=True)
+        if not 0 < len(token) <= _MAX_TOKEN_BYTES or not rank.isdigit():
+            raise ValueError
+        return int(rank), token
+    except (ValueError, binascii.Error):
+        raise ModelError(f"{path.name}, line {number}: not a base64 token and its rank") from None
 
 
 def _merges(tokens: list[str]) -> list[tuple[str, str]]:

@@ -22,9 +22,11 @@ MODES = ("auto", "fast", "slow")
 def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or of a GGUF file.
 
-    `mode` "slow" prefers tokenizer.model over tokenizer.json where a folder has both. `trust_remote_code` is accepted
-    for the sake of the flag; code of a model folder is never imported here. Raises NoTokenizer (code "no_tokenizer")
-    where there is nothing to read, ModelError where the files are corrupt or of an unsupported kind.
+    `mode` "fast" reads tokenizer.json, "slow" the vocabulary file that the model was published with (tokenizer.model,
+    vocab.json with merges.txt, *.tiktoken), "auto" tokenizer.json where there is one, else that file; a GGUF file has
+    one tokenizer for all. `trust_remote_code` is accepted for the sake of the flag; code of a model folder is never
+    imported here. Raises NoTokenizer (code "no_tokenizer") where there is nothing to read, ConfigError where there is
+    only what `mode` excludes, ModelError where the files are corrupt or of an unsupported kind.
     """
     del trust_remote_code
     if mode not in MODES:
@@ -38,7 +40,7 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
         raise ModelError(f"{path.name} is neither a model folder nor a GGUF file")
     from lightllm_mp.text.hf_folder import load_folder
 
-    return Tokenizer(load_folder(path, prefer_sentencepiece=mode == "slow"))
+    return Tokenizer(load_folder(path, mode))
 
 
 class Tokenizer:
@@ -54,6 +56,7 @@ class Tokenizer:
         self.bos_id = source.bos_id
         self.eos_ids = source.eos_ids
         self.chat_templates = source.chat_templates
+        self._spellings = source.spellings
         self.added = {id_: token.content for id_, token in self.backend.get_added_tokens_decoder().items()}
         self.special_ids = frozenset(
             id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special
@@ -138,7 +141,7 @@ class Tokenizer:
     def _content(self, token_id: int | None) -> str:
         if token_id is None or not 0 <= token_id < self.vocab_size:
             return ""
-        return self.backend.id_to_token(int(token_id)) or ""
+        return self._spellings.get(token_id) or self.backend.id_to_token(int(token_id)) or ""
 
     def _decode_by_library(self, ids: list[int], spaces: bool) -> str:
         ids = [id_ for id_ in ids if 0 <= id_ < self.vocab_size]

@@ -1,0 +1,107 @@
+"""A model folder without tokenizer files: token ids are served, without text; text and chats are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.detokenizer import DetokenizerActor
+from lightllm_mp.actors.tokenizer import TokenizerActor
+from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.config import Config
+from lightllm_mp.messages import (
+    RUNNING,
+    STOP,
+    Begin,
+    ChatMessage,
+    Count,
+    Facts,
+    Generate,
+    Open,
+    Output,
+    Rejected,
+    Sampling,
+    Texts,
+    Tokenized,
+    Tokens,
+    Wire,
+)
+
+FRONT = "front"
+
+
+class Outbox:
+    """A mailbox that keeps what is posted."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, Wire]] = []
+
+    def post(self, peer: str, message: Wire) -> None:
+        self.posted.append((peer, message))
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+def started(kind: type, folder, outbox: Outbox):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    config = Config()
+    birth = Birth(
+        name="it",
+        program="it",
+        rank=0,
+        front=FRONT,
+        ring="auto",
+        config=config,
+        model_path=str(folder),
+        bell=(-1, -1),
+        peers=(),
+        stats=-1,
+    )
+    actor = kind(birth, outbox, None)
+    facts = actor.start()
+    actor.on_begin(Begin(0, Facts(max_input=100, eos_ids=(2,))))
+    return actor, facts
+
+
+def ids(*values: int) -> bytes:
+    return np.array(values, "<i4").tobytes()
+
+
+def test_ids_pass_and_everything_that_needs_text_is_refused(tmp_path, outbox: Outbox) -> None:
+    actor, facts = started(TokenizerActor, tmp_path, outbox)
+    assert facts == Facts(has_tokenizer=False)
+    plain, stops = (Sampling(seed=1), Output()), (Sampling(seed=1), Output(stop=("end",)))
+    actor.on_message(FRONT, Generate(1, 1, *plain, ids=ids(5, 6, 7), emitted=ids(8)))
+    actor.on_message(FRONT, Generate(2, 1, *plain, text="hello"))
+    actor.on_message(FRONT, Generate(3, 1, *plain, chat=(ChatMessage("user", "hello"),)))
+    actor.on_message(FRONT, Count(4, "hello"))
+    actor.on_message(FRONT, Generate(5, 1, *stops, ids=ids(5)))
+    (peer, first), *others = outbox.posted
+    assert (peer, first) == (ROUTER, Tokenized(1, 1, ids(5, 6, 7, 8), 3, *plain))
+    assert [(peer, message.rid) for peer, message in others] == [(FRONT, rid) for rid in (2, 3, 4, 5)]
+    for _, message in others:
+        assert isinstance(message, Rejected)
+        assert (message.error.status, message.error.code) == (400, "invalid_request")
+        assert "no tokenizer files" in message.error.message
+
+
+def test_details_without_text(tmp_path, outbox: Outbox) -> None:
+    """Ids, logprobs and alternatives reach the front; every text is empty."""
+    actor, _ = started(DetokenizerActor, tmp_path, outbox)
+    actor.on_message(ROUTER, Open(1, Output(), prompt_tokens=3, cached_tokens=0, prompt_tail=ids(5, 6, 7)))
+    logprobs = np.array([-0.5], "<f4").tobytes()
+    for token, finish in ((11, RUNNING), (2, STOP)):
+        top = ((0, ids(token, 9), np.array([-0.5, -1.5], "<f4").tobytes()),)
+        actor.on_message(ROUTER, Tokens(np.array([1], "<i8").tobytes(), ids(token), logprobs, bytes([finish]), top))
+    events = [message for _, message in outbox.posted]
+    assert all(isinstance(event, Texts) for event in events)
+    assert [(event.ids, event.texts, event.finish) for event in events] == [
+        (ids(11), ("",), bytes([RUNNING])),
+        (ids(2), ("",), bytes([STOP])),
+    ]
+    assert events[0].logprobs == logprobs
+    assert (events[0].top[0][1], events[0].top_texts) == (ids(11, 9), ((),))
