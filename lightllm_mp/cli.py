@@ -14,6 +14,7 @@ usage: lightllm-mp COMMAND [flags]
 
 Commands:
   serve     serve a model over HTTP (without flags: a small default model on 127.0.0.1:8000)
+  inspect   tell what would be served from a model folder, without loading it
   bench     send a workload to a running server and report throughput and latencies
 
 `lightllm-mp COMMAND --help` lists the flags of a command, `lightllm-mp --version` the version.
@@ -41,7 +42,14 @@ def bench(argv: Sequence[str]) -> int:
     return run(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "bench": bench}
+def inspect(argv: Sequence[str]) -> int:
+    """Describe a model. Returns 1 if it cannot be served."""
+    from lightllm_mp.inspection.command import main as run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "inspect": inspect, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     data_type: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
     """Type of weights and KV. auto: what is fastest on this device."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy: random weights of the right shapes, for benchmarks (comes later)."""
+    """dummy: random weights of the right shapes, for benchmarks; the folder needs a config.json and nothing else."""
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    """What the layers' projections become while loading, with a scale per output. int8: weights only. fp8: weights, and
+    on Hopper activations of many tokens too. AWQ and GPTQ checkpoints are found by themselves. On a CPU the weights are
+    expanded again, so that it shows the rounding and saves no memory."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """Which tokenizer implementation to prefer."""
     trust_remote_code: bool = False
@@ -41,7 +45,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Scheduling and memory."""
 
     tp: Positive = 1
-    """Tensor-parallel ranks (more than 1 comes later)."""
+    """Tensor-parallel ranks: processes that each hold a part of every layer, one a GPU."""
     max_total_token_num: Positive | None = None
     """KV slots (tokens) in total; by default found from free memory."""
     mem_fraction: Fraction = 0.93
@@ -54,10 +58,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Most sequences that run at once."""
     batch_max_tokens: Positive | None = None
     """Most tokens one step computes, prefill chunks and decode together; by default 512 on CPU, 8192 on CUDA."""
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    """What keys and values are stored in. auto: the model's type. int8 and fp8: a byte each, and a scale for each token
+    and head: about twice the tokens in the same memory. Not for models with latent attention (DeepSeek-V2)."""
     disable_prompt_cache: bool = False
     """Do not reuse the KV of earlier prompts."""
     threads: Annotated[int, Meta(ge=0)] = 0
-    """Compute threads of a CPU worker; 0: the usable cores."""
+    """Compute threads of a CPU worker; 0: the usable cores, divided between the ranks."""
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Steps planned before the previous one has answered: 0 or 1; -1: 0 on CPU, 1 on CUDA."""
 

@@ -57,6 +57,7 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     penalize_prompt: bool = False
     """Penalties count the prompt's tokens too, not only produced ones."""
     max_new_tokens: int = 16
+    """0: nothing is produced, the prompt is scored (reward models)."""
     min_new_tokens: int = 1
     """End-of-sequence and stop ids are masked until this many tokens are produced."""
     ignore_eos: bool = False
@@ -198,6 +199,15 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     top_logprobs: bytes = b""
 
 
+class Scored(Wire, tag="Scored"):
+    """Router -> front: a reward model's answer, the only one to rid."""
+
+    rid: int
+    score: float
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
 class Close(Wire, tag="Close"):
     """Forget this sequence, nobody waits for it."""
 
@@ -244,6 +254,8 @@ class StepDone(Wire, tag="StepDone"):
     """(sequence index, float32 logprobs of the chunk's next tokens, int32 top ids, float32 top logprobs)"""
     seconds: float = 0.0
     """Time the step took on the worker."""
+    scores: bytes = b""
+    """float32 column: of the sequences that are scored, in plan order."""
 
 
 # --- supervisor <-> everybody -----------------------------------------------------------------------------------------
@@ -270,6 +282,12 @@ class Facts(Struct, frozen=True, array_like=True):
     kv_bytes: int = 0
     has_tokenizer: bool = True
     has_chat_template: bool = False
+    class_bounds: tuple[int, ...] = ()
+    """Longest prompts of the rotary length classes but the last (models/length_class.py); empty: there is one class."""
+    reward: bool = False
+    """Requests are scored, not continued."""
+    reward_token: int = -1
+    """Id that a scored sequence ends with; -1: none."""
 
 
 class Ready(Wire, tag="Ready"):
@@ -343,6 +361,7 @@ Message = (
     | Open
     | Tokens
     | PromptLogprobs
+    | Scored
     | Close
     | StopMatched
     | Texts

@@ -22,16 +22,18 @@ from msgspec import Struct
 from lightllm_mp.actors.front import FrontActor
 from lightllm_mp.actors.frontend import Prompt
 from lightllm_mp.actors.http.api import Parameters
-from lightllm_mp.actors.http.sampling import choices, output, sampling
+from lightllm_mp.actors.http.sampling import SCORE, choices, output, sampling
 from lightllm_mp.actors.live import Answer, Event, Live
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.serve import find_model, refuse_what_comes_later
+from lightllm_mp.actors.serve import find_model
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, Supervisor
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
-from lightllm_mp.messages import ChatMessage, Facts
+from lightllm_mp.messages import ChatMessage, Facts, Output
+from lightllm_mp.models.config import read_model_config
+from lightllm_mp.models.sharding import check_ranks
 
 T = TypeVar("T")
 Chat = Sequence[Mapping[str, str]]
@@ -66,8 +68,10 @@ class Engine:
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
-        refuse_what_comes_later(config)
-        self._model = str(find_model(config.model.model_dir))
+        model = find_model(config.model.model_dir)
+        if config.engine.tp > 1:
+            check_ranks(read_model_config(model), config.engine.tp)
+        self._model = str(model)
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)
@@ -78,12 +82,18 @@ class Engine:
 
     def generate(self, prompts: str | Sequence[str | Sequence[int]], **parameters: Any) -> list[Completion]:
         """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row."""
-        many = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self._wait(lambda: self._all([_prompt(prompt) for prompt in many], _parse(parameters)))
+        return self._completions(_prompts(prompts), _parse(parameters))
+
+    def score(self, prompts: str | Sequence[str | Sequence[int]]) -> list[float]:
+        """A reward model's scores of texts or lists of token ids, in order."""
+        submit = self._front.frontend.submit
+        many = _prompts(prompts)
+        answers = self._wait(lambda: self._all(many, lambda one: submit(one, SCORE, Output(), stream=False)))
+        return [answer.score for answer in answers if answer.score is not None]
 
     def chat(self, messages: Chat, **parameters: Any) -> Completion:
         """The answer to a conversation, through the model's chat template."""
-        return self._wait(lambda: self._all([_chat(messages)], _parse(parameters)))[0]
+        return self._completions([_chat(messages)], _parse(parameters))[0]
 
     def stream(self, prompt: str | Sequence[int], **parameters: Any) -> Iterator[Event]:
         """Events, one per token, as they are produced. Leaving the iteration early ends the request."""
@@ -135,15 +145,19 @@ class Engine:
     def _ended(self) -> EngineEnded:
         return EngineEnded(self._supervisor.reason or "the engine is closed")
 
-    async def _all(self, prompts: list[Prompt], parameters: Parameters) -> list[Completion]:
+    def _completions(self, prompts: list[Prompt], parameters: Parameters) -> list[Completion]:
+        answers = self._wait(lambda: self._all(prompts, lambda one: self._submit(one, parameters, stream=False)))
+        return [_completion(answer) for answer in answers]
+
+    async def _all(self, prompts: list[Prompt], submit: Callable[[Prompt], Live]) -> list[Answer]:
         """At most max_live_requests at a time, so that a long list is never refused."""
         room = asyncio.Semaphore(self._config.http.max_live_requests)
 
-        async def one(prompt: Prompt) -> list[Completion]:
+        async def one(prompt: Prompt) -> list[Answer]:
             async with room:
-                live = self._submit(prompt, parameters, stream=False)
+                live = submit(prompt)
                 try:
-                    return [_completion(answer) for answer in await live.answer()]
+                    return await live.answer()
                 finally:
                     live.close()
 
@@ -154,7 +168,7 @@ class Engine:
             for task in tasks:
                 task.cancel()
             raise
-        return [completion for completions in found for completion in completions]
+        return [answer for answers in found for answer in answers]
 
     async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncGenerator[Event, None]:
         live = self._submit(prompt, parameters, stream=True)
@@ -212,6 +226,10 @@ class Engine:
             self._front.close()
             if not self._serving.done():
                 self._serving.set_exception(StartupError(supervisor.reason or "the engine did not start"))
+
+
+def _prompts(prompts: str | Sequence[str | Sequence[int]]) -> list[Prompt]:
+    return [_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
 
 
 def _prompt(prompt: str | Sequence[int]) -> Prompt:

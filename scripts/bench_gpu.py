@@ -2,35 +2,26 @@
 the attention kernels alone. Each figure is one JSON line; a table with the share of the limit comes last.
 
     python scripts/bench_gpu.py [--model llama2-7b|llama3-8b] [--parts step,prefill,attention] [--json FILE]
-    python scripts/bench_gpu.py --sweep decode|prefill     # tries block sizes; the best go to kernels/triton/tuned.py
 
-Limits: bytes over 3.09 TB/s and operations over 700 TFLOP/s for steps; 3.0 TB/s (a device copy) and 700 TFLOP/s (a
-large product of bfloat16 matrices) for kernels, all measured on an H100 80GB HBM3.
+`scripts/bench_attention.py` measures the attention kernels alone and sweeps their block sizes.
+
+Limits: bytes over 3.09 TB/s and operations over 700 TFLOP/s, both measured on an H100 80GB HBM3.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
+import bench_attention
 import torch
 from gpu_steps import SPECS, captured, random_decoder, random_pool, random_step, seconds
 
-from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.select import op_table
-from lightllm_mp.kernels.table import HeadLayout
-from lightllm_mp.kernels.triton import tuned
-from lightllm_mp.models.attention import head_layout
-from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.spec import ModelSpec
 
-COPY, PRODUCT = 3.0e12, 700e12
 DECODE_STEPS = {
     "llama2-7b": {(1, 1088): 4.45, (16, 1088): 7.2, (64, 1088): 16.1, (256, 371): 20.4},
     "llama3-8b": {(1, 1088): 4.9, (16, 1088): 5.6, (64, 1088): 7.8, (256, 1088): 18.9},
@@ -44,22 +35,6 @@ PREFILL_STEPS = {
 STEP_TOKENS = 16384
 MIXED_STEP = (64, 1088, 512)
 """Decoding sequences, their context, and new tokens of one prompt in the same step."""
-KERNEL_LAYERS = 8
-"""Layers a kernel runs over in turn, so that no layer's keys are still in the cache."""
-PREFILL_TRIALS = (
-    (128, 64, 8, 2),
-    (128, 64, 8, 3),
-    (128, 64, 4, 2),
-    (128, 64, 4, 3),
-    (128, 128, 8, 2),
-    (128, 128, 8, 3),
-    (128, 32, 8, 3),
-    (128, 32, 4, 3),
-    (64, 128, 4, 2),
-    (64, 64, 4, 2),
-    (64, 64, 4, 3),
-    (64, 32, 4, 3),
-)
 
 Figure = dict[str, object]
 
@@ -121,113 +96,17 @@ def mixed_step(decoder: Decoder) -> Figure:
     return figure(title, seconds(step) * 1e3, "ms", 0.0)
 
 
-class AttentionCase:
-    """One step's attention over several layers of keys and values."""
-
-    def __init__(self, model: ModelSpec, new: list[int], contexts: list[int], *, shuffled: bool = True) -> None:
-        self.name = f"{model.family} {'scattered' if shuffled else 'in order'}"
-        self.layout: HeadLayout = head_layout(model)
-        self.batch: Batch = random_step(new, contexts, shuffled=shuffled)
-        self.pool: KVPool = random_pool(model, sum(contexts))
-        self.q = torch.randn(sum(new), model.q_size, device="cuda").to(self.pool.data.dtype)
-        self.bytes = sum(contexts) * 2 * model.kv_size * 2
-        pairs = sum(n * (c - n) + n * (n + 1) // 2 for n, c in zip(new, contexts, strict=True))
-        self.operations = 4 * pairs * model.q_size
-
-    def run(self) -> None:
-        attention = op_table("cuda", self.q.dtype).attention
-        for layer in self.pool.layers:
-            attention(self.q, layer, self.batch, self.layout)
-
-    def seconds(self, repeats: int = 20) -> float:
-        """Of one layer, inside a CUDA graph of all layers."""
-        return seconds(captured(self.run).replay, repeats=repeats) / len(self.pool.layers)
-
-
-def few_layers(name: str, head_dim: int = 128) -> ModelSpec:
-    return msgspec.structs.replace(SPECS[name], layers=KERNEL_LAYERS * 128 // head_dim, head_dim=head_dim)
-
-
-def attention_kernels(name: str) -> Iterator[Figure]:
-    model = few_layers(name)
-    for (sequences, context), shuffled in itertools.product(DECODE_STEPS[name], (True, False)):
-        case = AttentionCase(model, [1] * sequences, [context] * sequences, shuffled=shuffled)
-        rate = case.bytes / case.seconds()
-        yield figure(f"{case.name}: decode attention {sequences} x {context}", rate / 1e9, "GB/s", COPY / 1e9)
-    uneven = [4000] + [100 + 13 * i for i in range(63)]
-    case = AttentionCase(model, [1] * 64, uneven)
-    yield figure(f"{case.name}: decode attention 64 uneven", case.bytes / case.seconds() / 1e9, "GB/s", COPY / 1e9)
-    for sequences, new, context in ((16, 2048, 2048), (1, 512, 512), (2, 1024, 4096)):
-        case = AttentionCase(model, [new] * sequences, [context] * sequences)
-        rate = case.operations / case.seconds() / 1e12
-        title = f"{case.name}: prefill attention {sequences} x {new} of {context}"
-        yield figure(title, rate, "TFLOP/s", PRODUCT / 1e12)
-
-
-def sweep_decode(dims: list[int]) -> None:
-    """Prints the best blocks by the mean share of bandwidth over the cases, and the share in each."""
-    for dim in dims:
-        cases = []
-        for name, sizes in DECODE_STEPS.items():
-            model = few_layers(name, head_dim=dim)
-            cases += [AttentionCase(model, [1] * n, [c] * n) for n, c in sizes]
-        found = []
-        for trial in itertools.product((32, 64, 128), (2, 4), (2, 3), (2, 3, 4, 6)):
-            blocks = tuned.DecodeBlocks(*trial)
-            found += tried(tuned.DECODE, dim, blocks, [(case, case.bytes / COPY) for case in cases])
-        report(dim, found)
-
-
-def sweep_prefill(dims: list[int]) -> None:
-    for dim in dims:
-        cases = [
-            AttentionCase(few_layers("llama2-7b", head_dim=dim), [2048] * 16, [2048] * 16),
-            AttentionCase(few_layers("llama2-7b", head_dim=dim), [512], [512]),
-            AttentionCase(few_layers("llama3-8b", head_dim=dim), [1024] * 2, [4096] * 2),
-        ]
-        found = []
-        for trial in PREFILL_TRIALS:
-            limits = [(case, case.operations / PRODUCT) for case in cases]
-            found += tried(tuned.PREFILL, dim, tuned.PrefillBlocks(*trial), limits)
-        report(dim, found)
-
-
-def tried(table: dict, dim: int, blocks: tuple, cases: list[tuple[AttentionCase, float]]) -> list[tuple]:
-    """(mean share of the limit, blocks, share in each case), or nothing where the blocks do not fit the GPU."""
-    from triton.runtime.errors import OutOfResources
-
-    key, before = (tuned.padded(dim), 2), table[tuned.padded(dim), 2]
-    table[key] = blocks
-    try:
-        shares = [least / case.seconds(repeats=7) for case, least in cases]
-    except OutOfResources:
-        return []
-    finally:
-        table[key] = before
-    return [(sum(shares) / len(shares), blocks, [round(share, 3) for share in shares])]
-
-
-def report(dim: int, found: list[tuple]) -> None:
-    for mean, blocks, shares in sorted(found, reverse=True, key=lambda line: line[0])[:12]:
-        print(f"head_dim {dim}: {mean:.3f} {blocks} {shares}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SPECS, action="append")
     parser.add_argument("--parts", default="step,prefill,attention")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--sweep", choices=("decode", "prefill"))
-    parser.add_argument("--head-dim", type=int, action="append")
     args = parser.parse_args()
-    if args.sweep:
-        (sweep_decode if args.sweep == "decode" else sweep_prefill)(args.head_dim or [128])
-        return
     parts = args.parts.split(",")
     figures: list[Figure] = []
+    if "attention" in parts:
+        figures += bench_attention.figures()
     for name in args.model or SPECS:
-        if "attention" in parts:
-            figures += attention_kernels(name)
         if "step" in parts or "prefill" in parts:
             decoder = random_decoder(SPECS[name])
             if "step" in parts:

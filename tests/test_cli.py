@@ -175,8 +175,16 @@ def test_flags_of_2024_and_2026() -> None:
 
 
 @pytest.mark.parametrize(
+    "words", ["--mode triton_int8kv", "--mode triton_gqa_attention ppl_int8kv", "--llm_kv_type int8kv"]
+)
+def test_int8_kv_under_its_old_names(words: str) -> None:
+    assert config_of(*words.split()).engine.kv_cache_dtype == "int8"
+    assert config_of("--kv-cache-dtype", "fp8").engine.kv_cache_dtype == "fp8"
+
+
+@pytest.mark.parametrize(
     "words",
-    ["--mode triton_int8kv", "--mode triton_flashdecoding triton_int4weight", "--run_mode prefill", "--dp 2"]
+    ["--mode lmdeploy_int4weight", "--mode triton_flashdecoding triton_int4weight", "--run_mode prefill", "--dp 2"]
     + [f"--{name}" for names in LATER.values() for name in names.split()],
 )
 def test_what_would_change_answers_is_refused_with_its_reason(words: str) -> None:

@@ -49,6 +49,8 @@ class Birth(Struct, frozen=True, array_like=True):
     """The HTTP port's listening socket, only for http."""
     facts: Facts | None = None
     """Set when the process replaces one that died: what its predecessor had reported."""
+    meeting_fd: int = -1
+    """An empty file in which the tensor-parallel ranks find each other; -1: there is one worker."""
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
@@ -66,3 +68,26 @@ class Birth(Struct, frozen=True, array_like=True):
             return msgspec.msgpack.decode(data, type=Birth)
         except msgspec.DecodeError as error:
             raise StartupError(f"the start message of this process is damaged: {error}") from None
+
+
+def renumbered(birth: Birth, fds: dict[int, int]) -> Birth:
+    """`birth` with every descriptor replaced by its duplicate."""
+    peers = tuple(
+        msgspec.structs.replace(
+            peer,
+            bell=(fds[peer.bell[0]], fds[peer.bell[1]]),
+            to_peer=tuple(fds[fd] for fd in peer.to_peer),
+            from_peer=tuple(fds[fd] for fd in peer.from_peer),
+            own_arena=fds.get(peer.own_arena, -1),
+            peer_arena=fds.get(peer.peer_arena, -1),
+        )
+        for peer in birth.peers
+    )
+    return msgspec.structs.replace(
+        birth,
+        bell=(fds[birth.bell[0]], fds[birth.bell[1]]),
+        peers=peers,
+        stats=fds[birth.stats],
+        all_stats=tuple((name, fds[fd]) for name, fd in birth.all_stats),
+        parent_fd=-1,
+    )

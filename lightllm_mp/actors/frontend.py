@@ -206,6 +206,8 @@ class Frontend:
                 answer.live.scheduled = monotonic()
         elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
             self._answers[message.rid].live.prompt_logprobs = message
+        elif isinstance(message, say.Scored) and message.rid in self._answers:
+            self._scored(self._answers.pop(message.rid), message)
 
     def _texts(self, m: say.Texts) -> None:
         now = monotonic()
@@ -267,6 +269,17 @@ class Frontend:
         self._abort(live)
         if live.on_overflow is not None:
             live.on_overflow()
+
+    def _scored(self, answer: Answer, message: say.Scored) -> None:
+        live, now = answer.live, monotonic()
+        answer.score, answer.finish = message.score, "stop"
+        answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
+        live.first = answer.last = now
+        if self.observer is not None:
+            self.observer.first_token(live, now - live.started)
+        live.open -= 1
+        self._drain_rate.finished(now)
+        live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
         if message.rid in self._counts:

@@ -20,6 +20,10 @@ def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts) -> None:
     if not 1 <= n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
     check_prompt(prompt, facts)
+    if facts.reward and sampling.max_new_tokens:
+        raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
+    if not facts.reward and not sampling.max_new_tokens:
+        raise InvalidRequest("/get_score needs a reward model, this one produces text")
     _check_column(sampling.stop_ids, facts, "stop_sequences")
     _check_column(sampling.bias_ids, facts, "logit_bias")
 

@@ -59,6 +59,7 @@ class Answer:
         "logprobs",
         "prompt_tokens",
         "rid",
+        "score",
         "special",
         "texts",
         "tops",
@@ -72,6 +73,8 @@ class Answer:
         self.special = bytearray()
         self.tops: list[tuple[Alternative, ...]] = []
         self.finish: str | None = None
+        self.score: float | None = None
+        """A reward model's answer."""
         self.prompt_tokens = self.cached_tokens = 0
         self.last = 0.0
 

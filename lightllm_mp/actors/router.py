@@ -10,7 +10,19 @@ from lightllm_mp.actors.tokenizer import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, worker
 from lightllm_mp.engine.scheduler import Limits, Scheduler
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Abort, Begin, Facts, Open, Rejected, Scheduled, StepDone, StopMatched, Tokenized, Wire
+from lightllm_mp.messages import (
+    Abort,
+    Begin,
+    Facts,
+    Open,
+    Rejected,
+    Scheduled,
+    Scored,
+    StepDone,
+    StopMatched,
+    Tokenized,
+    Wire,
+)
 
 
 class RouterActor(BlockingActor):
@@ -59,7 +71,7 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
-            self.mailbox.post(DETOKENIZER, event)
+            self.mailbox.post(self._front if isinstance(event, Scheduled | Scored) else DETOKENIZER, event)
         idle = not scheduler.in_flight and not scheduler.has_work
         if idle and not self._was_idle:
             scheduler.check_integrity()
@@ -78,4 +90,7 @@ def _limits(facts: Facts, prompt_cache: bool) -> Limits:
         eos_ids=facts.eos_ids,
         vocab_size=facts.vocab_size,
         prompt_cache=prompt_cache,
+        class_bounds=facts.class_bounds,
+        reward=facts.reward,
+        reward_token=facts.reward_token,
     )

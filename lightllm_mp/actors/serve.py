@@ -23,6 +23,8 @@ from lightllm_mp.config import Config, HttpConfig
 from lightllm_mp.errors import ConfigError, EngineError, StartupError
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
+from lightllm_mp.models.headers import check_weights
+from lightllm_mp.models.sharding import check_ranks
 from lightllm_mp.text.default_model import find_default_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -38,11 +40,12 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     """
     set_up_logging(config.supervisor.log_level)
     try:
-        refuse_what_comes_later(config)
         keys = load_keys(config.http, os.environ)
         listen = bind(config.http)
         model_path = find_model(config.model.model_dir)
-        read_model_config(model_path)
+        check_ranks(read_model_config(model_path), config.engine.tp)
+        if config.model.load_format != "dummy":
+            check_weights(model_path)
     except ConfigError as error:
         print(f"lightllm-mp: {error.message}", file=sys.stderr)
         return EXIT_CONFIG
@@ -81,14 +84,6 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
 
 def facts_dict(facts: Facts) -> dict[str, object]:
     return {name: getattr(facts, name) for name in Facts.__struct_fields__}
-
-
-def refuse_what_comes_later(config: Config) -> None:
-    """ConfigError for a setting whose feature is not there yet: silence would be a lie."""
-    if config.engine.tp > 1:
-        raise ConfigError(f"--tp {config.engine.tp}: tensor parallelism comes later, leave it at 1", param="tp")
-    if config.model.load_format != "auto":
-        raise ConfigError(f"--load-format {config.model.load_format}: comes later", param="load_format")
 
 
 def bind(config: HttpConfig) -> socket.socket:

@@ -7,6 +7,10 @@ A crash costs time, never a request (design, spine 9). When a child dies the sur
 data lanes, drop request state and keep what is expensive. Meanwhile the child is started again. When every survivor has
 answered and every new child is ready, all data lanes are emptied and `Begin` opens the next epoch; the front submits
 again what it still owes its clients.
+
+Tensor-parallel workers are one crew (see crew.py): when one is gone the others are killed at once, for they may wait
+for it inside a step, and all start anew. What reaches one of them must reach all: they leave their lanes after the
+router has left its own.
 """
 
 from __future__ import annotations
@@ -19,13 +23,13 @@ import socket
 import time
 from collections.abc import Callable
 
-import msgspec
-
-from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.birth import Birth, renumbered
 from lightllm_mp.actors.budget import RestartBudget
 from lightllm_mp.actors.control import ControlDesk
+from lightllm_mp.actors.crew import Crew
+from lightllm_mp.actors.facts import merge_facts
 from lightllm_mp.actors.process import ChildProcess
-from lightllm_mp.actors.topology import EMBEDDED, HTTP, SUPERVISOR, Child, Topology, topology
+from lightllm_mp.actors.topology import EMBEDDED, HTTP, ROUTER, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.actors.wiring import Wiring
 from lightllm_mp.config import Config
 from lightllm_mp.messages import (
@@ -91,6 +95,8 @@ class Supervisor:
         self._awaiting_ready = set(self.topology.actors)
         self._awaiting_reset: set[str] = set()
         self._restarted: set[str] = set()
+        self._falling: set[str] = set()
+        """Members of a crew that is being replaced whose processes are not gone yet."""
         self._pinged: dict[str, float] = {}
         """When each ready child was sent the ping that it has not answered yet."""
         self._suspects: set[str] = set()
@@ -105,6 +111,7 @@ class Supervisor:
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._parent_read, self._parent_write = os.pipe()
         self.wiring = Wiring(self.topology)
+        self._crew = Crew(self.topology, self.wiring)
         self._desk = ControlDesk(self.wiring, self.topology.actors, self._on_control)
         try:
             for child in self.topology.children:
@@ -121,6 +128,7 @@ class Supervisor:
             for timer in self._timers:
                 timer.cancel()
             self._desk.close()
+            self._crew.part()
             os.close(self._parent_write)
             os.close(self._parent_read)
             self.wiring.close()
@@ -146,15 +154,14 @@ class Supervisor:
     def embedded_birth(self) -> Birth:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
         duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
-        return _renumber(self._birth(Child(EMBEDDED, "")), duplicates)
+        return renumbered(self._birth(Child(EMBEDDED, "")), duplicates)
 
     # --- children -----------------------------------------------------------------------------------------------------
 
     def _spawn(self, child: Child) -> None:
         birth = self._birth(child)
         fds = [*self.wiring.fds(child.name), self._parent_read]
-        if birth.listen_fd >= 0:
-            fds.append(birth.listen_fd)
+        fds += [fd for fd in (birth.listen_fd, birth.meeting_fd) if fd >= 0]
         process = ChildProcess(birth, fds, lambda reason, name=child.name: self._on_exit(name, reason))  # type: ignore[misc]
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
@@ -176,6 +183,7 @@ class Supervisor:
             parent_fd=self._parent_read,
             listen_fd=self._listen.fileno() if self._listen and name == HTTP else -1,
             facts=self.facts if self.epoch else None,
+            meeting_fd=self._crew.meeting if name in self._crew.members else -1,
         )
 
     def _on_exit(self, name: str, reason: str) -> None:
@@ -187,29 +195,64 @@ class Supervisor:
         if self.state is State.STARTING:
             self.begin_stop(EXIT_START_FAILED, f"start failed: {name} {reason}")
             return
+        if name in self._falling:  # killed with its crew
+            self._awaiting_ready.add(name)
+            self._replace(name)
+            return
         log.warning("%s %s", name, reason)
         if not self._budget.spend(time.monotonic()):
             self.begin_stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")
             return
         self._restarts[name] += 1
         self._repair(name, reason)
+        self._replace(name)
 
     def _repair(self, name: str, reason: str) -> None:
-        self._awaiting_ready.add(name)
+        """Somebody is gone, or must go: an epoch without it, and without its crew, ends."""
+        crew = self._crew.of(name)
+        self._awaiting_ready |= crew
         if self.state is State.RUNNING:
-            self.state = State.REPAIRING
-            self.epoch += 1
-            self._changed_at = time.monotonic()
-            self._restarted.clear()
-            self._awaiting_reset = set(self.topology.actors) - {name}
-            for survivor in self._awaiting_reset:
-                self._desk.send(survivor, Reset(self.epoch))
-            self._later(self._config.supervisor.start_timeout, self._check_start, self.epoch)
-        self._awaiting_reset.discard(name)
-        self._restarted.add(name)
+            self._end_epoch(crew)
+        self._awaiting_reset -= crew
+        self._restarted |= crew
+        self._falling |= crew
+        for member in crew:
+            self._processes[member].kill()
         self._tell_health(f"{name} {reason} and is being replaced")
-        self._desk.reset(name)
-        self._spawn(self._children[name])
+        if name == ROUTER:
+            self._on_router_left()
+
+    def _end_epoch(self, fallen: frozenset[str]) -> None:
+        self.state = State.REPAIRING
+        self.epoch += 1
+        self._changed_at = time.monotonic()
+        self._restarted.clear()
+        self._awaiting_reset = set(self.topology.actors) - fallen
+        for survivor in self._awaiting_reset - self._crew.members:
+            self._desk.send(survivor, Reset(self.epoch))
+        self._later(self._config.supervisor.start_timeout, self._check_start, self.epoch)
+
+    def _on_router_left(self) -> None:
+        """No plan will come any more: the crew can finish those it has got, and leave its lanes."""
+        waiting = self._awaiting_reset & self._crew.members
+        if waiting and self._crew.torn:
+            log.warning("not every rank got the last step: all are replaced")
+            self._repair(min(waiting), "waits for a step that not every rank got")
+            return
+        for member in waiting:
+            self._desk.send(member, Reset(self.epoch))
+
+    def _replace(self, name: str) -> None:
+        """Start it again; a crew when all of it is gone, so that the old ones hold no memory."""
+        self._falling.discard(name)
+        crew = self._crew.of(name)
+        if crew & self._falling:
+            return
+        if name in self._crew.members:
+            self._crew.part()
+        for member in sorted(crew):
+            self._desk.reset(member)
+            self._spawn(self._children[member])
 
     def _begin_if_everybody_is_there(self) -> None:
         if self._awaiting_ready or self._awaiting_reset or self.state not in (State.STARTING, State.REPAIRING):
@@ -219,6 +262,7 @@ class Supervisor:
             self.epoch = 1  # as the lanes are made
         else:
             self.wiring.reset_data(self.epoch)
+        self._crew.begin()
         self.state = State.RUNNING
         begin = Begin(self.epoch, self.facts, tuple(self._restarted))
         for name in self.topology.actors:
@@ -250,6 +294,8 @@ class Supervisor:
                 self._begin_if_everybody_is_there()
             case ResetDone(epoch) if epoch == self.epoch:
                 self._awaiting_reset.discard(name)
+                if name == ROUTER:
+                    self._on_router_left()
                 self._begin_if_everybody_is_there()
             case Failed(reason):
                 code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
@@ -305,13 +351,16 @@ class Supervisor:
             self.begin_stop()
 
     async def _stop_children(self) -> None:
-        """Reverse start order; whoever is not ready or not gone in time is killed."""
+        """Reverse start order, a crew together; whoever is not ready or not gone in time is killed."""
+        told: set[str] = set()
         for child in reversed(self.topology.children):
             process = self._processes[child.name]
-            if child.name in self._awaiting_ready:
-                process.kill()
-            else:
-                self._desk.send(child.name, Stop())
+            for name in self._crew.of(child.name) - told:
+                told.add(name)
+                if name in self._awaiting_ready:
+                    self._processes[name].kill()
+                else:
+                    self._desk.send(name, Stop())
             deadline = time.monotonic() + STOP_GRACE
             while process.alive and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
@@ -326,39 +375,3 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._timers = [timer for timer in self._timers if timer.when() > loop.time()]
         self._timers.append(loop.call_later(seconds, call, *args))
-
-
-def merge_facts(known: Facts, new: Facts) -> Facts:
-    """`known` with every field that `new` sets (differs from the default); end-of-sequence ids are united."""
-    default = Facts()
-    changes = {
-        field: getattr(new, field)
-        for field in Facts.__struct_fields__
-        if getattr(new, field) != getattr(default, field)
-    }
-    if known.eos_ids and new.eos_ids:
-        changes["eos_ids"] = tuple(sorted({*known.eos_ids, *new.eos_ids}))
-    return msgspec.structs.replace(known, **changes)
-
-
-def _renumber(birth: Birth, fds: dict[int, int]) -> Birth:
-    """`birth` with every descriptor replaced by its duplicate."""
-    peers = tuple(
-        msgspec.structs.replace(
-            peer,
-            bell=(fds[peer.bell[0]], fds[peer.bell[1]]),
-            to_peer=tuple(fds[fd] for fd in peer.to_peer),
-            from_peer=tuple(fds[fd] for fd in peer.from_peer),
-            own_arena=fds.get(peer.own_arena, -1),
-            peer_arena=fds.get(peer.peer_arena, -1),
-        )
-        for peer in birth.peers
-    )
-    return msgspec.structs.replace(
-        birth,
-        bell=(fds[birth.bell[0]], fds[birth.bell[1]]),
-        peers=peers,
-        stats=fds[birth.stats],
-        all_stats=tuple((name, fds[fd]) for name, fd in birth.all_stats),
-        parent_fd=-1,
-    )

@@ -38,6 +38,8 @@ class Child:
     patience: float = 1.0
     """How many watchdog timeouts it may stay silent before it counts as hung (a step or a prompt can be long)."""
     rank: int = 0
+    shares_fate: bool = False
+    """With one of those, all that have this are replaced."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def worker(rank: int) -> str:
 def topology(*, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB) -> Topology:
     """The engine with `ranks` workers. `max_body` (bytes) bounds one request's text; the arena holds two of them."""
     workers = tuple(
-        Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank) for rank in range(ranks)
+        Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank, shares_fate=True)
+        for rank in range(ranks)
     )
     others = (
         Child(ROUTER, "lightllm_mp.actors.router:RouterActor"),

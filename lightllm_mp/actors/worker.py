@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import time
 from pathlib import Path
+from typing import NoReturn
 
-from lightllm_mp.actors.base import BlockingActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.rank import RankActor
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.setup import Engine, build_engine
 from lightllm_mp.messages import Facts, StepDone
 
+log = logging.getLogger("lightllm_mp.worker")
+
 LOOK_AGAIN = 200e-6
 """Seconds between two looks at a device that is computing; nobody looks at an idle one."""
 
+STUCK = 4.0
+"""A device that computes one step for this many watchdog timeouts will not finish it."""
 
-class WorkerActor(BlockingActor):
+
+class WorkerActor(RankActor):
     def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
+        self.ranks = birth.config.engine.tp
         self._birth = birth
         self._engine: Engine | None = None
         self._steps = 0
@@ -32,11 +42,19 @@ class WorkerActor(BlockingActor):
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
             kv_tokens=self._birth.facts.kv_tokens if self._birth.facts else None,
+            rank=self._birth.rank,
+            meeting=f"/proc/self/fd/{self._birth.meeting_fd}",
         )
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        return self._engine.facts
+        return self._engine.facts if self._birth.rank == 0 else Facts()
+
+    def run(self) -> None:
+        super().run()
+        if self.ranks > 1:
+            # Communicators would be torn down one after the other, each waiting for peers that are leaving too.
+            _leave(0)
 
     def on_reset(self) -> None:
         assert self._engine is not None
@@ -50,9 +68,15 @@ class WorkerActor(BlockingActor):
         """Answer every step that is done. While the device computes, the next plan is submitted as soon as it comes."""
         assert self._engine is not None
         executor = self._engine.executor
+        patience = STUCK * self._birth.config.supervisor.watchdog_timeout
+        since = time.monotonic()
         while executor.pending:
             if executor.ready:
                 self._answer(executor.collect())
+                since = time.monotonic()
+            elif time.monotonic() - since > patience:
+                log.critical("the device has computed one step for more than %.0f s", patience)
+                _leave(1)
             elif self.mailbox.wait(LOOK_AGAIN):
                 self.handle(self.mailbox.receive())
 
@@ -61,3 +85,9 @@ class WorkerActor(BlockingActor):
             self.mailbox.post(ROUTER, done)
         self._steps += 1
         self.stats.write({"steps": self._steps, "step_seconds": done.seconds})
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process without waiting for its device."""
+    logging.shutdown()
+    os._exit(code)

@@ -35,6 +35,7 @@ class DeviceSteps:
         self._sampled: tuple[Tensor, Tensor, Tensor] | None = None
         self._batch: tuple[Tensor, Batch] | None = None
         tables.slots[tables.spare_row].fill_(kv.dummy_slot)
+        model.reserve(tables.width)
 
     def capture(self, largest_only: bool = False) -> None:
         """Captures decode steps of all sizes, or of the largest, to see what memory they need."""
@@ -70,7 +71,7 @@ class DeviceSteps:
         self._sampled = (words[:0], rows, ends) if whole else (views[-3], views[-2], views[-1])
 
     def _rotary_firsts(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-        return NOTHING, NOTHING
+        return self._tables.start_rows(plan.setups) if self._tables.classed else (NOTHING, NOTHING)
 
     def _graph_for(self, step: Step) -> int | None:
         if self._graphs is None or step.max_count > 1 or len(step.sampled) < len(step.rows):
@@ -96,7 +97,8 @@ class DeviceSteps:
     def forward(self, step: Step) -> Tensor:
         if self._batch is not None:
             return self._model.forward(*self._batch, self._kv)
-        assert self._graphs is not None and self._graph is not None
+        assert self._graphs is not None
+        assert self._graph is not None
         self._graphs.replay(self._graph)
         return self._hidden[: len(step.rows)]
 
@@ -115,6 +117,7 @@ class DeviceSteps:
         assert self._sampled is not None
         rows, ends = self._sampled[1][part], self._sampled[2][part]
         choice = self._sampler.choose(logits, step.sampled_rows[part], step.sampled_ends[part], (rows, ends))
+        self._model.group.from_first(choice.ids)
         report = torch.empty((2, len(rows)), dtype=torch.int32, device=logits.device)
         commit(self._tables.tokens, rows, ends, choice.ids, choice.logprobs, report)
         choice.ids, choice.logprobs = report[0], report[1].view(torch.float32)

@@ -28,6 +28,7 @@ from lightllm_mp.engine.tables import RowTables
 from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import StepDone
 from lightllm_mp.models.batch import KVPool
+from lightllm_mp.models.length_class import class_firsts
 
 if TYPE_CHECKING:
     from lightllm_mp.engine.device_steps import DeviceSteps
@@ -44,6 +45,8 @@ class _Result:
     step: int
     choices: list[Choice]
     prompt: list[ChunkLogprobs]
+    scores: Tensor | None = None
+    """Float32, of the sequences that are scored."""
     seconds: float = 0.0
     arrived: torch.cuda.Event | None = None
 
@@ -55,6 +58,7 @@ class _Result:
         for chunk in self.prompt:
             chunk.logprobs = _pinned(chunk.logprobs)
             chunk.top = chunk.top and (_pinned(chunk.top[0]), _pinned(chunk.top[1]))
+        self.scores = None if self.scores is None else _pinned(self.scores)
         self.arrived = torch.cuda.Event()
         self.arrived.record()
 
@@ -82,7 +86,7 @@ class Executor:
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
         self.kv = KVPool(model.spec, kv_tokens, dtype=kv_dtype or model.dtype, device=self.device)
         # The token sampled after a full context has a position too, which no step computes.
-        self.tables = RowTables(rows, max_context + 1, self.device)
+        self.tables = RowTables(rows, max_context + 1, self.device, class_firsts(model.spec))
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
         self._block = max(1, LOGIT_ELEMENTS[self.device.type] // model.spec.vocab)
@@ -134,6 +138,7 @@ class Executor:
             step_tokens=self.step_tokens,
             kv_tokens=probe_tokens or self.kv.slots,
             spare_slot=self.kv.dummy_slot,
+            score=self.model.spec.reward,
         ):
             self.submit(plan)
             self.collect()
@@ -153,6 +158,10 @@ class Executor:
         if step is None:
             return result
         hidden = self._steps.forward(step)
+        if len(step.scored):
+            result.scores = self.model.scores(hidden[torch.from_numpy(step.scored_lines).to(self.device)])
+        if not len(step.sampled) and self.model.spec.reward:
+            return result
         logits, tokens = self.model.logits, self.tables.tokens
         result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._block))
         last = self._steps.last(hidden, step)
@@ -191,6 +200,7 @@ def _report(result: _Result) -> StepDone:
             (chunk.sequence, _float32(chunk.logprobs).tobytes(), *_top_bytes(chunk.top)) for chunk in result.prompt
         ),
         seconds=result.seconds,
+        scores=b"" if result.scores is None else _float32(result.scores).tobytes(),
     )
 
 

@@ -19,4 +19,7 @@ class Flight:
     ends: NDArray[np.int64]
     """First position after the computed ones; the sampled id belongs there."""
     sampled: NDArray[np.bool_]
+    """Whose next id the answer holds."""
     decodes: int
+    scored: NDArray[np.bool_]
+    """Whose score the answer holds."""

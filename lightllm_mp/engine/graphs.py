@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
-
 
 GRAPH_BYTES = 4 << 20
 """What the driver keeps for a captured step, at most."""
@@ -34,13 +34,21 @@ class DecodeGraphs:
 
     def capture(self, count: int | None = None) -> None:
         """Capture all sizes, or the `count` largest."""
-        for size in self._sizes[::-1][:count]:
-            self._work(size)  # compiles and sets up what capturing may not
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._work(size)
-            self._graphs[size] = graph
+        gc.collect()
+        gc.disable()  # a tensor or graph that is freed meanwhile would break the capture
+        try:
+            for size in self._sizes[::-1][:count]:
+                self._capture(size)
+        finally:
+            gc.enable()
+
+    def _capture(self, size: int) -> None:
+        self._work(size)  # compiles and sets up what capturing may not
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._work(size)
+        self._graphs[size] = graph
 
     def size_for(self, sequences: int) -> int | None:
         """The size whose graph serves so many sequences; None: there is none."""

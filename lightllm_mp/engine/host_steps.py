@@ -33,6 +33,8 @@ class HostSteps:
         """Takes over a plan's rules and edits; `step`: its sequences, if there are any."""
         for setup in plan.setups:
             self._set(setup)
+        if self._tables.classed:
+            self._tables.start_rows(plan.setups)
         self._tables.write(self._tables.tokens, plan.ids)
         self._tables.write(self._tables.slots, plan.slots)
 
@@ -54,6 +56,7 @@ class HostSteps:
         """Samples for `part` of the step's sampled sequences and writes the ids to the token table."""
         rows, positions = step.sampled_rows[part], step.sampled_ends[part]
         choice = self._sampler.choose(logits, rows, positions)
+        self._model.group.from_first(choice.ids)
         at = self._put(self._tables.flat(rows, positions))
         self._tables.tokens.view(-1)[at] = choice.ids.int()
         return choice

@@ -51,7 +51,7 @@ class KvMemory:
         always computed, for its logits."""
         if not sequence.reads_cache:
             return EMPTY
-        slots, node = self.tree.match(sequence.ids[:-1])
+        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
         self.tree.lock(node)
         self.let_go(sequence)
         sequence.node, sequence.tree_version = node, self.tree.version
@@ -68,14 +68,14 @@ class KvMemory:
         sequence moves over to the tree's slots: returns those positions, start and end."""
         row, rows = sequence.row, self._rows
         start, end = int(rows.treed[row]), int(rows.confirmed[row])
-        node, known = self.tree.insert(rows.ids[row, :end], rows.slots[row, :end])
+        node, known = self.tree.insert(rows.ids[row, :end], rows.slots[row, :end], sequence.namespace)
         self.tree.lock(node)
         self.let_go(sequence)
         sequence.node = node
         rows.treed[row] = end
         if known > start:
             self.pool.give_back(rows.slots[row, start:known].copy())
-            rows.slots[row, :known] = self.tree.match(rows.ids[row, :known])[0]
+            rows.slots[row, :known] = self.tree.match(rows.ids[row, :known], sequence.namespace)[0]
             rows.borrowed[row] = known
         return start, max(start, known)
 
@@ -86,7 +86,7 @@ class KvMemory:
         start, planned = int(rows.treed[row]), int(rows.planned[row])
         if not sequence.reads_cache or sequence.tree_version == self.tree.version:
             return start, start
-        slots, node = self.tree.match(sequence.ids[:-1])
+        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
         sequence.tree_version = self.tree.version
         if len(slots) <= planned:
             return start, start
@@ -103,7 +103,7 @@ class KvMemory:
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         slots = rows.slots[row, :planned]
         if sequence.cached and confirmed > treed:
-            _, known = self.tree.insert(rows.ids[row, :confirmed], slots[:confirmed])
+            _, known = self.tree.insert(rows.ids[row, :confirmed], slots[:confirmed], sequence.namespace)
             self.pool.give_back(np.concatenate((slots[treed:known], slots[confirmed:])))
         else:
             self.pool.give_back(slots[treed:].copy())

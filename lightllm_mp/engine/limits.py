@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from lightllm_mp.engine.plan import Ints
@@ -26,6 +28,12 @@ class Limits:
     eos_ids: tuple[int, ...]
     vocab_size: int
     prompt_cache: bool = True
+    class_bounds: tuple[int, ...] = ()
+    """Longest prompts of the rotary length classes but the last."""
+    reward: bool = False
+    """Sequences are scored, not continued."""
+    reward_token: int = -1
+    """Id that a scored sequence ends with; -1: none."""
 
     @property
     def running(self) -> int:
@@ -36,6 +44,10 @@ class Limits:
     def width(self) -> int:
         """Most ids one sequence can have. The last one is never computed, so it needs no slot."""
         return min(self.max_context, self.kv_tokens + 1)
+
+    def rope_class(self, prompt_tokens: int) -> int:
+        """The rotary length class of a prompt: it holds for the whole answer, however long that becomes."""
+        return bisect_left(self.class_bounds, prompt_tokens)
 
 
 def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
@@ -50,6 +62,10 @@ def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
         )
     _check_prompt(ids, request.prompt_tokens, limits)
     asked = request.sampling.max_new_tokens
+    if limits.reward and asked == 0:
+        return ids, 0
+    if limits.reward:
+        raise InvalidRequest("this is a reward model: it scores prompts and answers none")
     if asked < 1:
         raise InvalidRequest("max_new_tokens is at least 1", param="max_new_tokens")
     if emitted >= asked:
@@ -58,6 +74,14 @@ def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
     if emitted >= max_new:
         raise PromptTooLong(f"prompt and answer so far have {len(ids)} tokens; they no longer fit {limits.width}")
     return ids, max_new
+
+
+def to_score(request: Tokenized, limits: Limits) -> Tokenized:
+    """The request, ending with the id whose score is wanted if the model has such an id."""
+    token = np.array([limits.reward_token], "<i4").tobytes()
+    if limits.reward_token < 0 or not request.ids or request.ids.endswith(token):
+        return request
+    return msgspec.structs.replace(request, ids=request.ids + token, prompt_tokens=request.prompt_tokens + 1)
 
 
 def _check_prompt(ids: Ints, prompt_tokens: int, limits: Limits) -> None:

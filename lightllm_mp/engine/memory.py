@@ -32,6 +32,18 @@ def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
     return KVPool.token_bytes(spec, dtype)
 
 
+def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> torch.dtype:
+    """What keys and values of a model that runs in `dtype` are stored in. ConfigError where the model cannot."""
+    if config.kv_cache_dtype == "auto":
+        return dtype
+    if spec.mla is not None:
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype}: this model's latent keys and values are stored in its own type",
+            param="kv_cache_dtype",
+        )
+    return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[config.kv_cache_dtype]
+
+
 def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None) -> int:
     """Bytes that the KV pool may take; ask when the weights are loaded and, on CUDA, the worst step has run.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.group import Group
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -15,10 +16,15 @@ class Model(Protocol):
     """The executor overwrites what `logits` returns."""
 
     spec: ModelSpec
+    group: Group
 
     @property
     def dtype(self) -> torch.dtype: ...
 
+    def reserve(self, positions: int) -> None: ...
+
     def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def scores(self, hidden: Tensor) -> Tensor: ...

@@ -11,8 +11,8 @@ and `slot_table[row, position]` with KV slots. A plan first edits them, then nam
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
 
 A sequence with SAMPLE set has its next id sampled from its last position's logits and written to
-`token_table[row, start + count]`. Sequences of one token stand first (decode), chunks after them. Floats travel as
-their bit patterns. All numbers are little-endian.
+`token_table[row, start + count]`; one with SCORE set has its last position scored (reward models). Sequences of one
+token stand first (decode), chunks after them. Floats travel as their bit patterns. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightllm_mp.messages import Sampling
 Ints = NDArray[np.int32]
 
 MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 1, 16
-SAMPLE = 1
+SAMPLE, SCORE = 1, 2
 PENALIZE_PROMPT = 1
 
 SETUP_DTYPE = np.dtype(
@@ -49,9 +49,11 @@ SETUP_DTYPE = np.dtype(
         ("prompt_logprobs", "<i4"),
         ("biases", "<i4"),
         ("masked", "<i4"),
+        ("rope_class", "<i4"),
     ]
 )
-"""One row's sampling rules; `biases` and `masked` count the entries of its tail."""
+"""One row's sampling rules and the rotary length class of its prompt; `biases` and `masked` count the entries of its
+tail."""
 SETUP_WORDS = SETUP_DTYPE.itemsize // 4
 
 
@@ -97,7 +99,9 @@ class PlanBuilder:
         self._slots: list[np.ndarray] = []
         self._seqs: list[np.ndarray] = []
 
-    def setup(self, row: int, prompt_tokens: int, sampling: Sampling, masked_ids: Sequence[int] = ()) -> None:
+    def setup(
+        self, row: int, prompt_tokens: int, sampling: Sampling, masked_ids: Sequence[int] = (), rope_class: int = 0
+    ) -> None:
         """Row `row` gets the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
         bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
         masked = np.asarray(masked_ids, "<i4")
@@ -105,7 +109,7 @@ class PlanBuilder:
         for name in SETUP_DTYPE.names or ():
             if hasattr(sampling, name) and name != "seed":
                 record[name] = getattr(sampling, name)
-        record["row"], record["prompt_tokens"] = row, prompt_tokens
+        record["row"], record["prompt_tokens"], record["rope_class"] = row, prompt_tokens, rope_class
         record["flags"] = PENALIZE_PROMPT if sampling.penalize_prompt else 0
         record["seed"] = np.uint64(sampling.seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64)
         record["biases"], record["masked"] = len(bias_ids), len(masked)
@@ -125,9 +129,10 @@ class PlanBuilder:
         self._slot_runs.append(_columns(rows, positions, 1))
         self._slots.append(slots)
 
-    def add(self, row: int, start: int, count: int, *, sample: bool) -> None:
+    def add(self, row: int, start: int, count: int, *, sample: bool, score: bool = False) -> None:
         """Add a chunk of one sequence."""
-        self._seqs.append(np.array((row, start, count, SAMPLE if sample else 0), "<i4"))
+        flags = (SAMPLE if sample else 0) | (SCORE if score else 0)
+        self._seqs.append(np.array((row, start, count, flags), "<i4"))
 
     def add_each(self, rows: np.ndarray, starts: np.ndarray) -> None:
         """Add one sampled token for each of many sequences (decode); call before `add`."""

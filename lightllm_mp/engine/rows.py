@@ -41,6 +41,8 @@ class Rows:
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that somebody else has computed."""
+        self.scored = np.zeros(n, np.bool_)
+        """Prompts that get a score in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
@@ -62,6 +64,7 @@ class Rows:
         self.life[row], self.rid[row] = self._lives, sequence.rid
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
+        self.scored[row] = sequence.scored
         self.heeds_eos[row] = not sequence.sampling.ignore_eos
         self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
         self.draws[:, row] = sequence.draws

@@ -28,7 +28,7 @@ from lightllm_mp.engine.ordered import Ordered
 from lightllm_mp.engine.rows import Rows
 from lightllm_mp.engine.sequence import Sequence, sequences_of
 from lightllm_mp.engine.step_writer import write_step
-from lightllm_mp.messages import ABORT, LENGTH, STOP, Close, StepDone, Tokenized, Tokens, Wire
+from lightllm_mp.messages import ABORT, LENGTH, STOP, Close, Scheduled, Scored, StepDone, Tokenized, Tokens, Wire
 
 __all__ = ["Limits", "Scheduler"]
 
@@ -70,7 +70,7 @@ class Scheduler:
         """Nobody waits for this sequence any more."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, ABORT)
-            if sequence.opened:
+            if sequence.opened and not sequence.scored:
                 self._events.append(Close(rid))
 
     def stop_matched(self, rid: int) -> None:
@@ -124,6 +124,7 @@ class Scheduler:
                 sequence.scores.add(logprobs, top_ids, top_logprobs)
         self._finish_prefills(flight, alive)
         self._take_tokens(flight, alive, answer)
+        self._take_scores(flight, alive, answer)
 
     @property
     def in_flight(self) -> int:
@@ -135,7 +136,7 @@ class Scheduler:
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
-        """Messages for the detokenizer since the last call, in order."""
+        """Messages since the last call, in order: Scheduled and Scored for the front, others for the detokenizer."""
         events, self._events = self._events, []
         return events
 
@@ -215,9 +216,9 @@ class Scheduler:
             self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
 
     def _announce(self, sequence: Sequence, cached: int) -> None:
-        """Its first chunk is planned: the detokenizer learns of a sequence, once."""
+        """Its first chunk is planned: the detokenizer learns of a sequence, once; it has no part in scores."""
         sequence.opened = True
-        self._events.append(sequence.open(cached))
+        self._events.append(Scheduled(sequence.rid) if sequence.scored else sequence.open(cached))
         self._counters.prompt_tokens += sequence.prompt_tokens
         if sequence.reads_cache:
             self._counters.prefix_queries_tokens += len(sequence.ids)
@@ -242,7 +243,8 @@ class Scheduler:
     def _finish_prefills(self, flight: Flight, alive: np.ndarray) -> None:
         """Prompts computed to their end go to the tree; who waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
-            sequence = self._rows.sequences[flight.rows[index]] if alive[index] and flight.sampled[index] else None
+            whole = alive[index] and (flight.sampled[index] or flight.scored[index])
+            sequence = self._rows.sequences[flight.rows[index]] if whole else None
             if sequence is None:
                 continue
             if sequence.scores is not None:
@@ -283,6 +285,16 @@ class Scheduler:
             sequence = self._rows.sequences[rows[index]]
             assert sequence is not None
             self._end(sequence, int(finish[index]))
+
+    def _take_scores(self, flight: Flight, alive: np.ndarray, answer: StepDone) -> None:
+        scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
+        if len(scores) != len(scored):
+            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
+        for index, score in zip(scored.tolist(), scores.tolist(), strict=True):
+            sequence = self._rows.sequences[flight.rows[index]] if alive[index] else None
+            if sequence is not None:
+                self._events.append(Scored(sequence.rid, score, sequence.prompt_tokens))
+                self._end(sequence, STOP)
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightllm_mp.engine.admission import SAMPLES
-from lightllm_mp.engine.limits import Limits, fit
+from lightllm_mp.engine.limits import Limits, fit, to_score
 from lightllm_mp.engine.plan import Ints
 from lightllm_mp.engine.prompt_scores import PromptScores
 from lightllm_mp.engine.radix import Node
@@ -58,6 +58,8 @@ class Sequence:
     """Leading ids that the worker has; 0: it does not know the row."""
     scores: PromptScores | None = None
     """Prompt logprobs that are still owed."""
+    rope_class: int = 0
+    """Rotary length class: that of the prompt, also when it is resumed with more ids."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -67,6 +69,16 @@ class Sequence:
     @property
     def waits_for_leader(self) -> bool:
         return self.group is not None and not self.group.ready and self.group.leader is not None
+
+    @property
+    def namespace(self) -> int:
+        """Sequences share prefixes only within one: keys of another length class are other keys."""
+        return self.rope_class
+
+    @property
+    def scored(self) -> bool:
+        """Its prompt gets a score and no answer."""
+        return self.sampling.max_new_tokens == 0
 
     @property
     def reads_cache(self) -> bool:
@@ -92,6 +104,8 @@ class Sequence:
 
 def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.random.Generator) -> list[Sequence]:
     """The n sequences of a request (see `fit` for errors)."""
+    if limits.reward:
+        request = to_score(request, limits)
     ids, max_new = fit(request, limits)
     resumed = len(ids) > request.prompt_tokens
     sampling = msgspec.structs.replace(request.sampling, max_new_tokens=max_new)
@@ -109,7 +123,7 @@ def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.ra
             priority=request.priority,
             ids=ids,
             prompt_tokens=request.prompt_tokens,
-            limit=request.prompt_tokens + max_new,
+            limit=request.prompt_tokens + max(max_new, 1),
             sampling=msgspec.structs.replace(sampling, seed=sampling.seed + index),
             output=request.output,
             cached=cached,
@@ -118,6 +132,7 @@ def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.ra
             stop_ids=frozenset(stop_ids),
             masked_ids=masked_ids,
             scores=PromptScores(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
+            rope_class=limits.rope_class(request.prompt_tokens),
         )
         for index in range(request.n)
     ]

@@ -13,13 +13,16 @@ import torch
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.graphs import graph_bytes
-from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory
+from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
 from lightllm_mp.errors import ConfigError
-from lightllm_mp.kernels.select import default_dtype, set_threads
+from lightllm_mp.kernels.select import default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.group import Alone, Group
+from lightllm_mp.models.length_class import class_bounds
 from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.ranks import Ranks
 
 STEP_TOKENS = {"cpu": 512, "cuda": 8192}
 """Most tokens of a step: on CPU a step of this size already takes long, on a GPU it is needed to keep it busy."""
@@ -48,25 +51,40 @@ def build_engine(
     *,
     progress: Callable[[int, int], None] | None = None,
     kv_tokens: int | None = None,
+    rank: int = 0,
+    meeting: str = "",
 ) -> Engine:
-    """Load and warm up. `kv_tokens` repeats the size that an earlier process had found.
+    """Load and warm up. `kv_tokens` repeats the size that an earlier process had found. With tensor parallelism this is
+    one `rank` of engine.tp, all ranks do the same, and find each other in the file `meeting`.
 
     Raises ModelError or ConfigError with one line that says what is wrong.
     """
     spec = read_model_config(path)
-    device = _device(model.device)
+    device = _device(model.device, rank, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else _DTYPES[model.data_type]
-    threads = set_threads(engine.threads or None) if device.type == "cpu" else 0
-    decoder = load_model(path, device=device, dtype=dtype, progress=progress)
+    threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
+    group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
+    decoder = load_model(
+        path,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+        quantization=model.quantization,
+        group=group,
+        dummy=model.load_format == "dummy",
+    )
+    spec = decoder.spec  # of this rank's part
+    kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    budget = kv_budget(device, engine.mem_fraction)
+    # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.
+    budget = group.least(kv_budget(device, engine.mem_fraction) // (1 if device.type == "cuda" else group.size))
     if device.type == "cuda" and kv_tokens is None:
         budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
     if kv_tokens is not None:
         # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
-        budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, dtype))
-    memory = plan_memory(spec, dtype, engine, budget)
+        budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
+    memory = plan_memory(spec, kv_dtype, engine, budget)
     executor = Executor(
         decoder,
         kv_tokens=memory.kv_tokens,
@@ -74,6 +92,7 @@ def build_engine(
         max_context=memory.max_context,
         step_tokens=step_tokens,
         device=device,
+        kv_dtype=kv_dtype,
     )
     executor.warm_up()
     facts = Facts(
@@ -86,10 +105,13 @@ def build_engine(
         step_tokens=step_tokens,
         run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
         eos_ids=model.eos_id or spec.eos_ids,
-        device=f"{threads} CPU threads" if threads else torch.cuda.get_device_name(device),
+        device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=decoder.weight_bytes,
         kv_bytes=memory.kv_bytes,
+        class_bounds=class_bounds(spec),
+        reward=spec.reward,
+        reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
     return Engine(executor, facts)
 
@@ -99,7 +121,8 @@ def _budget_beside_steps(
 ) -> int:
     """What is left of `budget` when the worst steps have run and hold on to their memory, so that no step later has
     to ask for more than there is."""
-    most = plan_memory(decoder.spec, decoder.dtype, engine, budget)
+    kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
+    most = plan_memory(decoder.spec, kv_dtype, engine, budget)
     probe = Executor(
         decoder,
         kv_tokens=1,
@@ -107,19 +130,29 @@ def _budget_beside_steps(
         max_context=most.max_context,
         step_tokens=step_tokens,
         device=device,
+        kv_dtype=kv_dtype,
     )
     probe.warm_up(probe_tokens=most.kv_tokens)
-    left = kv_budget(device, engine.mem_fraction) - graph_bytes(engine.running_max_req_size)
+    left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(engine.running_max_req_size)
     del probe
     gc.collect()
     torch.cuda.empty_cache()
     return left
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, rank: int, size: int) -> torch.device:
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
-    if name == "auto":
-        name = "cuda" if there else "cpu"
-    return torch.device(name)
+    if name == "cpu" or not there:
+        return torch.device("cpu")
+    if size > (count := torch.cuda.device_count()):
+        raise ConfigError(f"--tp {size}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
+    if size == 1:
+        return torch.device("cuda")
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def _named(device: torch.device, threads: int) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"

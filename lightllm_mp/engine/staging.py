@@ -39,8 +39,8 @@ class Staging:
 
     def _mark(self) -> None:
         if self._device.type == "cuda":
-            self._copied[self._next] = torch.cuda.Event()
-            self._copied[self._next].record()
+            copied = self._copied[self._next] = torch.cuda.Event()
+            copied.record()
         self._next = (self._next + 1) % len(self._buffers)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightllm_mp.engine.plan import SAMPLE, Ints
+from lightllm_mp.engine.plan import SAMPLE, SCORE, Ints
 from lightllm_mp.engine.tables import RowTables, ramp
 from lightllm_mp.models.batch import Batch
 
@@ -32,6 +32,10 @@ class Step:
     """[lines]: flat table indices of the new tokens."""
     sampled: Longs
     """The sequences that are sampled, in plan order."""
+    scored: Longs
+    """The sequences that are scored, in plan order."""
+    rotary_first: Ints | None
+    """[rows] of the tables: the rotary line of position 0, known when the plan's rows are set up; None: 0 for all."""
     max_count: int
     """Most new tokens of a sequence."""
     max_end: int
@@ -56,6 +60,8 @@ class Step:
             positions=starts if longest == 1 else ramp(starts.astype(np.int64), counts).astype(np.int32),
             at=first if longest == 1 else ramp(first, counts),
             sampled=np.flatnonzero(flags & SAMPLE),
+            scored=np.flatnonzero(flags & SCORE),
+            rotary_first=tables.host_rotary_first if tables.classed else None,
             max_count=longest,
             max_end=max_end,
         )
@@ -63,7 +69,14 @@ class Step:
     @property
     def rotary_at(self) -> Ints:
         """[lines]: each new token's line in the rotary tables."""
-        return self.positions
+        if self.rotary_first is None:
+            return self.positions
+        return self.positions + self.rotary_first[self.rows].repeat(self.ends - self.starts)
+
+    @property
+    def scored_lines(self) -> Longs:
+        """The last line of each scored sequence."""
+        return self.seq_start[1:][self.scored].astype(np.int64) - 1
 
     @property
     def sampled_lines(self) -> Longs:
@@ -96,5 +109,5 @@ class Step:
             slot_table=tables.slots,
             max_query=self.max_count,
             max_context=self.max_end,
-            rotary_at=positions,
+            rotary_at=positions if self.rotary_first is None else put(self.rotary_at),
         )

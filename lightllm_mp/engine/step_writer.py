@@ -32,8 +32,9 @@ def write_step(
     for sequence in ordered:
         _write_chunk(builder, rows, sequence, chunks[sequence])
     taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
-    ends = rows.planned[taken]
-    return builder.pack(), Flight(step, taken, rows.life[taken], ends, ends >= rows.target[taken], len(decoding))
+    ends, scored = rows.planned[taken], rows.scored[taken]
+    whole = ends >= rows.target[taken]
+    return builder.pack(), Flight(step, taken, rows.life[taken], ends, whole & ~scored, len(decoding), whole & scored)
 
 
 def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
@@ -46,7 +47,7 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     row = sequence.row
     end, target = int(rows.planned[row]), int(rows.target[row])
     if not sequence.uploaded:
-        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids)
+        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class)
     first = start if sequence.uploaded else 0
     builder.write_slots(row, first, rows.slots[row, first:end])
     # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
@@ -54,4 +55,5 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     if sequence.uploaded < upto:
         builder.write_ids(row, sequence.uploaded, rows.ids[row, sequence.uploaded : upto])
     sequence.uploaded = upto
-    builder.add(row, start, end - start, sample=end == target)
+    whole = end == target
+    builder.add(row, start, end - start, sample=whole and not sequence.scored, score=whole and sequence.scored)

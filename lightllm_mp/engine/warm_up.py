@@ -35,13 +35,19 @@ HARDEST = (
 )
 
 
-def warm_up_plans(*, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int) -> Iterator[bytes]:
+def warm_up_plans(
+    *, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int, score: bool = False
+) -> Iterator[bytes]:
     """One prefill step of `step_tokens`, a decode step of all rows, which obey HARDEST by turns, and the small steps
     that other kernels serve: a lone token, a short chunk, and a short chunk beside a decode token.
 
-    All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are.
+    All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are. With `score`
+    there are only prefill steps, and what they end with is scored.
     """
-    yield _prefill(rows, max_context, step_tokens, spare_slot)
+    yield _prefill(rows, max_context, step_tokens, spare_slot, score)
+    if score:
+        yield _prefill(1, 1, 1, spare_slot, score)
+        return
     yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
     yield _decode(1, 1, spare_slot)
     short = min(SHORT, max_context, step_tokens)
@@ -50,7 +56,7 @@ def warm_up_plans(*, rows: int, max_context: int, step_tokens: int, kv_tokens: i
         yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slot)
 
 
-def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> bytes:
+def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int, score: bool = False) -> bytes:
     """A step's tokens as few long sequences, the last part of a full context where one sequence takes them all."""
     builder, left = PlanBuilder(0), step_tokens
     for row in range(rows):
@@ -58,7 +64,7 @@ def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int) -> 
         if not count:
             break
         _fill(builder, row, max_context, Sampling(seed=1), spare_slot)
-        builder.add(row, max_context - count, count, sample=True)
+        builder.add(row, max_context - count, count, sample=not score, score=score)
         left -= count
     return builder.pack()
 

@@ -15,7 +15,7 @@ import msgspec.inspect as inspect
 
 from lightllm_mp import config
 from lightllm_mp.flags.fields import ENV_PREFIX, Field, fields, parts
-from lightllm_mp.flags.lightllm import ACCEPTED, ALIASES, BY_VALUE, LATER
+from lightllm_mp.flags.lightllm import ACCEPTED, ALIASES, BY_VALUE, LATER, MEANINGS
 
 COLUMN = 30
 
@@ -59,6 +59,9 @@ def lightllm_help() -> str:
     """The fate of every LightLLM flag that is not simply one of ours."""
     text = ["LightLLM's flags. Those that `serve --help` lists mean the same here. Another name here:"]
     text += [line for old, new in ALIASES.items() for line in _listed("--" + new.replace("_", "-"), old)]
+    for name, values in MEANINGS.items():
+        for (field, value), words in _by_meaning(values).items():
+            text += _listed(f"--{field.replace('_', '-')} {value}", f"{name} = {' '.join(words)}")
     text += ["", "Accepted, without effect, because:"]
     text += [line for why, names in ACCEPTED.items() for line in _listed(why, names)]
     text += ["", "Accepted with these values, which change nothing here; others are refused:"]
@@ -66,6 +69,13 @@ def lightllm_help() -> str:
     text += ["", "Refused, because:"]
     text += [line for why, names in LATER.items() for line in _listed(why, names)]
     return "\n".join(text)
+
+
+def _by_meaning(values: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+    meanings: dict[tuple[str, str], list[str]] = {}
+    for word, meaning in values.items():
+        meanings.setdefault(meaning, []).append(word)
+    return meanings
 
 
 def _listed(why: str, names: str) -> list[str]:

@@ -14,6 +14,25 @@ DEFAULT_WORDS = {"eos_id": ("auto", "none"), "model_dir": (), "model_name": (), 
 """Our field: LightLLM's words for the default (of fields not listed: none, null). A name may be any word."""
 
 
+INT8_WORDS = "w8a16 ao-w8a16 w8a8 vllm-w8a8 ao-w8a8"
+FP8_WORDS = "fp8w8a8 vllm-fp8w8a8 ao-fp8w8a8 ao-fp8w8a16"
+
+MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
+    "mode": {
+        "triton_int8weight": ("quantization", "int8"),
+        "triton_int8kv": ("kv_cache_dtype", "int8"),
+        "ppl_int8kv": ("kv_cache_dtype", "int8"),
+        "ppl_int8kv_flashdecoding": ("kv_cache_dtype", "int8"),
+    },
+    "llm_kv_type": {"int8kv": ("kv_cache_dtype", "int8")},
+    "quant_type": {
+        **dict.fromkeys(INT8_WORDS.split(), ("quantization", "int8")),
+        **dict.fromkeys(FP8_WORDS.split(), ("quantization", "fp8")),
+    },
+}
+"""LightLLM's name: its values that are settings of ours, each with our field and value."""
+
+
 class Other(NamedTuple):
     """A flag without a counterpart. `why` is told to the user.
 
@@ -52,6 +71,7 @@ ACCEPTED = {
     "one HTTP process serves all clients": "httpserver_workers",
     "a prompt that is too long is refused with a clear error, never cut": "long_truncation_mode",
     "each request says for itself whether it wants prompt logprobs": "enable_prompt_logprobs",
+    "a reward model is recognised by its checkpoint": "use_reward_model",
     "it is only a label": "model_owner job_name grouping_key push_interval",
     "the fastest way on this device is chosen by the engine": (
         "performance_mode p_mode sampling_backend penalty_counter_mode llm_prefill_att_backend llm_decode_att_backend "
@@ -85,9 +105,9 @@ BY_VALUE = {
     "nnodes": ("1", "several machines come later"),
     "node_rank": ("0", "several machines come later"),
     "nccl_host": ("127.0.0.1 localhost", "several machines come later"),
-    "quant_type": ("none", "quantised weights come later, GGUF files apart"),
+    "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are found by themselves; see also --quantization"),
     "vit_quant_type": ("none", "quantised weights come later, GGUF files apart"),
-    "llm_kv_type": ("none", "a quantised KV cache comes later"),
+    "llm_kv_type": ("none", "the scales of 8-bit KV are found while running; see --kv-cache-dtype int8 and fp8"),
     "output_constraint_mode": ("none", "constrained output comes later"),
     "mtp_mode": ("none", "speculative decoding comes later"),
     "mtp_step": ("0", "speculative decoding comes later"),
@@ -99,7 +119,7 @@ BY_VALUE = {
     "audio_dp": ("1", "models with audio come later"),
     "mode": (
         "triton_gqa_attention triton_flashdecoding triton_gqa_flashdecoding ppl_fp16 ppl_fp16_flashdecoding",
-        "the engine chooses attention kernels itself; quantised weights and KV come later",
+        "the engine chooses attention kernels itself; for 8-bit weights and KV see --quantization and --kv-cache-dtype",
     ),
 }
 """Name: values that change nothing, and why others are refused."""
@@ -117,11 +137,12 @@ LATER = {
     "pushing metrics comes later; /metrics can be scraped": "metric_gateway",
     "profiling hooks come later": "enable_profiling",
     "constrained output comes later": "token_healing_mode first_token_constraint_mode",
-    "reward models come later": "use_reward_model",
     "mixture-of-experts models come later": (
         "enable_ep_moe ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
     ),
-    "quantised weights and KV come later, GGUF files apart": "quant_cfg vit_quant_cfg kv_quant_calibration_config_path",
+    "settings of single layers come later; see --quantization": (
+        "quant_cfg vit_quant_cfg kv_quant_calibration_config_path"
+    ),
     "speculative decoding comes later": "mtp_draft_model_dir",
     "KV outside the device's memory comes later": "enable_cpu_cache enable_disk_cache enable_dp_prompt_cache_fetch",
     "data-parallel and micro-batch modes come later": (

@@ -15,7 +15,7 @@ from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.flags.fields import ENV_PREFIX, Field, fields, parts
 from lightllm_mp.flags.help import expected
-from lightllm_mp.flags.lightllm import ALIASES, DEFAULT_WORDS, OTHERS
+from lightllm_mp.flags.lightllm import ALIASES, DEFAULT_WORDS, MEANINGS, OTHERS
 from lightllm_mp.flags.sources import Given, from_environment, from_file, from_flags
 
 
@@ -35,7 +35,7 @@ def _build(found: Iterable[Given], notes: list[str]) -> Config:
     """Later values win. A setting that only LightLLM has leaves a note or is refused."""
     known = fields()
     values: dict[str, dict[str, Any]] = {part: {} for part in parts()}
-    for given in found:
+    for given in (part for whole in found for part in _in_our_words(whole)):
         field = known.get(ALIASES.get(given.name, given.name))
         if field is None:
             notes.append(_without_counterpart(given))
@@ -45,6 +45,14 @@ def _build(found: Iterable[Given], notes: list[str]) -> Config:
     config = Config(**structs)
     _check(config)
     return config
+
+
+def _in_our_words(given: Given) -> list[Given]:
+    """A LightLLM setting's values that are settings of ours as such, and the setting with what is left of it."""
+    means, words = MEANINGS.get(given.name, {}), _words(given.value)
+    ours = [Given(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
+    rest = [word for word in words if word.lower() not in means]
+    return [*ours, given._replace(value=rest)] if ours and rest else ours or [given]
 
 
 def _without_counterpart(given: Given) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.quantised import QuantisedWeight
 
 Prepared = Any
 """A weight in the form that the table's own `linear` or `experts` wants."""
@@ -109,6 +110,8 @@ class OpTable:
 
     prepare_linear: Callable[[Tensor, Tensor | None], Prepared]
     """(weight [n, k], bias [n] or None) -> what `linear` takes. May copy; the caller drops the originals."""
+    prepare_quantised: Callable[[QuantisedWeight, Tensor | None, dtype], Prepared]
+    """As `prepare_linear` for a weight that was quantised; the dtype is that of activations. May expand it."""
     linear: Callable[[Tensor, Prepared], Tensor]
     """(x [tokens, k]) -> x @ weight.T + bias, [tokens, n] in x's dtype."""
     linear_float: Callable[[Tensor, Prepared], Tensor]

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight, stacked
+from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import OpTable, Prepared
+from lightllm_mp.models.placing import Source, part_of_packed, place
+from lightllm_mp.models.sharding import WHOLE, Cut
 from lightllm_mp.models.weights import Param, Piece
+
+NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", "experts.gate_up", "experts.down")
+"""Ends of the names of matrices that are no plain projections: they stay as they are, and `tensor` gives them."""
+
+NOT_QUANTISED = ("router", "shared_gate")
+"""Ends of the names of projections that are too small and too delicate to gain from it."""
 
 
 class Weights:
     """Parameters by target name. Projections are prepared for the op table as soon as they are whole, and their
-    plain form is dropped, so that loading needs little more memory than the loaded model."""
+    plain form is dropped, so that loading needs little more memory than the loaded model. `cuts` says by target what
+    this rank keeps, where that is not everything."""
 
-    def __init__(self, params: list[Param], ops: OpTable, *, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        params: list[Param],
+        ops: OpTable,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        quantization: Literal["none", "int8", "fp8"] = "none",
+        cuts: Mapping[str, Cut] | None = None,
+    ) -> None:
         self._ops = ops
+        self._quantization = quantization
         self._device = device
         self._dtype = dtype
-        self._params = {param.target: param for param in params}
+        self._cuts = {param.target: (cuts or {}).get(param.target, WHOLE) for param in params}
+        self._shapes = {param.target: self._cuts[param.target].shape(param.shape) for param in params}
         self._place: dict[str, list[tuple[Param, Piece, int]]] = {}
         self._missing: dict[str, int] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._saved = 0
+        self._packed: dict[str, dict[int, GroupedWeight]] = {}
         self._linears: dict[str, Prepared] = {}
         for param in params:
             row = 0
@@ -33,37 +59,85 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters in the dtype they are loaded in."""
-        return sum(math.prod(param.shape) for param in self._params.values()) * self._dtype.itemsize
+        """Bytes of all parameters in the dtype or the quantised form they are held in."""
+        return sum(map(math.prod, self._shapes.values())) * self._dtype.itemsize - self._saved
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Copies one tensor of the file to where it belongs."""
+    def partly(self, name: str) -> bool:
+        """Whether this rank needs only a part of a tensor of the file, as it stands there."""
+        places = self._place[name]
+        return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
+
+    def add(self, name: str, tensor: Source | GroupedWeight) -> None:
+        """Copies one tensor of the file to where it belongs. What the file has in 4 bits stays so in the projections of
+        layers and is expanded elsewhere."""
         for param, piece, row in self._place[name]:
-            whole = self._tensors.get(param.target)
-            if whole is None:
-                whole = torch.empty(param.shape, dtype=self._dtype, device=self._device)
-                self._tensors[param.target] = whole
-            whole[row : row + piece.shape[0]].copy_(piece.transform(tensor) if piece.transform else tensor)
+            if not isinstance(tensor, GroupedWeight):
+                self._copy(param, piece, row, tensor)
+            elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
+                part = tensor.reordered(piece.transform) if piece.transform else tensor
+                if (own := part_of_packed(part, self._cuts[param.target], row)) is not None:
+                    self._packed.setdefault(param.target, {})[own[0]] = own[1].to(self._device)
+            else:
+                self._copy(param, piece, row, expanded(tensor, self._dtype))
             self._missing[param.target] -= 1
             self._prepare_if_whole(param.target.removesuffix(".bias"))
 
+    def _copy(self, param: Param, piece: Piece, row: int, tensor: Source) -> None:
+        cut, whole = self._cuts[param.target], self._tensors.get(param.target)
+        if whole is None:
+            make = torch.zeros if cut.padded else torch.empty
+            whole = make(self._shapes[param.target], dtype=self._dtype, device=self._device)
+            self._tensors[param.target] = whole
+        place(piece.transform(tensor) if piece.transform else tensor, whole, cut, row, piece.shape[0])
+
     def _prepare_if_whole(self, target: str) -> None:
         bias = target + ".bias"
-        if len(self._params[target].shape) != 2 or target == "embed":
+        if len(self._shapes[target]) != 2 or target.endswith(NO_PROJECTIONS):
             return
         if self._missing[target] or self._missing.get(bias, 0):
             return
-        weight = self._tensors.pop(target)
-        self._linears[target] = self._ops.prepare_linear(weight, self._tensors.pop(bias, None))
+        self._linears[target] = self._prepared(target, self._tensors.pop(bias, None))
+
+    def _prepared(self, target: str, bias: torch.Tensor | None) -> Prepared:
+        parts = self._packed.pop(target, {})
+        whole = self._tensors.pop(target, None)
+        if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
+            return self._quantised(target, joined, bias)
+        if parts:  # not all are packed, or their groups differ
+            if whole is None:
+                whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
+            for row, part in parts.items():
+                whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        assert whole is not None
+        if self._quantization != "none" and _may_be_quantised(target):
+            return self._quantised(target, quantise(whole, self._quantization), bias)
+        return self._ops.prepare_linear(whole, bias)
+
+    def _quantised(self, target: str, weight: QuantisedWeight, bias: torch.Tensor | None) -> Prepared:
+        prepared = self._ops.prepare_quantised(weight, bias, self._dtype)
+        held = sum(x.nbytes for x in prepared if isinstance(x, torch.Tensor))
+        plain = sum(math.prod(self._shapes[name]) for name in (target, target + ".bias") if name in self._shapes)
+        self._saved += max(0, plain * self._dtype.itemsize - held)
+        return prepared
 
     def tensor(self, target: str) -> torch.Tensor:
-        """A parameter that is used as it is: a norm weight, the embedding."""
+        """A parameter that is used as it is: a norm weight, a bias of one, or one of `NO_PROJECTIONS`."""
         if self._missing.get(target, 1):
             raise ModelError(f"parameter {target} is incomplete")
         return self._tensors[target]
+
+    def take(self, target: str) -> torch.Tensor:
+        """As `tensor`, for what is wanted once, in another form: it is not kept."""
+        self.tensor(target)
+        return self._tensors.pop(target)
 
     def linear(self, target: str) -> Prepared:
         """A projection in the op table's form."""
         if target not in self._linears:
             self._linears[target] = self._ops.prepare_linear(self.tensor(target), None)
         return self._linears[target]
+
+
+def _may_be_quantised(target: str) -> bool:
+    """A projection inside a layer: not the head, which decides between near scores."""
+    return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))

@@ -6,19 +6,27 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightllm_mp.kernels.table import HeadLayout, OpTable, Prepared, Rotation
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
+from lightllm_mp.models.alibi import alibi_slopes
+from lightllm_mp.models.assembly import Weights
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.norms import read_head_norms
 from lightllm_mp.models.rotary import RotaryTable
+from lightllm_mp.models.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
-def head_layout(spec: ModelSpec) -> HeadLayout:
+def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
+    slopes = alibi_slopes(shard.all_heads or spec.heads, shard.first_head, spec.heads) if spec.alibi else ()
     return HeadLayout(
         heads=spec.heads,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
-        scale=spec.head_dim**-0.5,
-        window=spec.window or 0,
+        scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        window=spec.window_of(layer),
+        softcap=spec.score_softcap,
+        alibi=slopes,
+        interleaved=spec.rope is not None and spec.rope.interleaved,
     )
 
 
@@ -30,12 +38,28 @@ class Attention:
     layer: int
     layout: HeadLayout
     rotary: RotaryTable
+    norms: HeadNorms | None
     qkv: Prepared
     o: Prepared
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]; writes the new tokens' keys and values."""
-        layer, rotation = kv.layers[self.layer], Rotation(self.rotary.cos, self.rotary.sin)
+        layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
-        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, None)
+        q = self.ops.rotary_kv_write(qkv, self.rotary.rotation, layer, batch, self.layout, self.norms)
         return self.ops.linear(self.ops.attention(q, layer, batch, self.layout), self.o)
+
+
+def read_attention(
+    weights: Weights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
+) -> Attention:
+    at = f"layers.{layer}."
+    return Attention(
+        ops,
+        layer,
+        head_layout(spec, layer, shard),
+        rotary,
+        read_head_norms(weights, at, spec),
+        weights.linear(at + "qkv"),
+        weights.linear(at + "o"),
+    )

@@ -15,6 +15,7 @@ __all__ = ["Batch", "KVPool"]
 
 SCALE_TYPE = torch.float16
 """Of the scales that 8-bit keys and values have, one per token and head."""
+ALIGNED_LINES = 8
 
 
 class KVPool:
@@ -30,7 +31,9 @@ class KVPool:
         kinds = 1 if latent else 2
         self.data = _zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
         scaled = dtype.itemsize == 1
-        self.scales = _zeros((spec.layers, kinds, slots + 1, heads), SCALE_TYPE, device) if scaled else None
+        # Rounded up, so that every layer's scales begin at a multiple of 16 bytes.
+        lines = -(slots + 1) % ALIGNED_LINES + slots + 1
+        self.scales = _zeros((spec.layers, kinds, lines, heads), SCALE_TYPE, device) if scaled else None
         self.layers = [self._layer(i, latent) for i in range(spec.layers)]
 
     def _layer(self, i: int, latent: int) -> LayerKV:
@@ -39,7 +42,8 @@ class KVPool:
             return LayerKV(keys, keys[..., :latent])
         if self.scales is None:
             return LayerKV(keys, self.data[i, 1])
-        return LayerKV(keys, self.data[i, 1], self.scales[i, 0], self.scales[i, 1])
+        key_scales, value_scales = self.scales[i, :, : self.slots + 1]
+        return LayerKV(keys, self.data[i, 1], key_scales, value_scales)
 
     @staticmethod
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:

@@ -5,7 +5,7 @@ Opening reads headers only, so names and shapes can be checked before any data i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,53 +13,34 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.config import read_json
 from lightllm_mp.models.gguf import GGUFFile
+from lightllm_mp.models.weight_files import weight_files
 
-Tensors = Iterator[tuple[str, torch.Tensor]]
+Tensors = Iterator[tuple[str, Any]]
+"""Names and tensors, or what stands for a tensor in the file."""
+
+PACKED = (".qweight", ".qzeros", ".g_idx")
+"""Ends of the names of tensors that hold int32 (see packed_checkpoint.py); all others hold floating point numbers."""
 
 
 class Checkpoint(Protocol):
-    """Tensors by name. `stream` yields each wanted tensor once; `sizes` are bytes as stored, for progress."""
+    """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may come as something that reads from
+    the file what it is indexed with. `sizes` are bytes as stored, for progress."""
 
     shapes: dict[str, tuple[int, ...]]
     sizes: dict[str, int]
 
-    def stream(self, wanted: set[str]) -> Tensors: ...
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors: ...
 
 
 def open_folder(folder: Path) -> Checkpoint:
     """The checkpoint of a Hugging Face folder: safetensors where present, else `.bin` (read with weights_only)."""
-    if files := _weight_files(folder, "model", ".safetensors"):
-        return SafetensorsFiles(files)
-    if files := _weight_files(folder, "pytorch_model", ".bin"):
-        return TorchFiles(files)
-    raise ModelError(f"{folder}: no weights found (model.safetensors, pytorch_model.bin, or shards with their index)")
+    files = weight_files(folder)
+    return SafetensorsFiles(files) if files[0].suffix == ".safetensors" else TorchFiles(files)
 
 
-def _weight_files(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """Files named by the index, or the single file, or shards without an index; [] when there is none."""
-    index = folder / f"{stem}{suffix}.index.json"
-    if index.is_file():
-        return _indexed_files(index)
-    single = folder / f"{stem}{suffix}"
-    if single.is_file():
-        return [single]
-    shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
-    if not shards and len(others := list(folder.glob(f"*{suffix}"))) == 1:
-        return others
-    return shards
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: weight_map is missing or empty")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise ModelError(f"{index}: names {name!r}, which is not in the folder")
-    return [index.parent / name for name in names]
+BUFFERS = (".position_ids",)
+"""Counters that old CLIP checkpoints carry beside their weights."""
 
 
 class SafetensorsFiles:
@@ -73,28 +54,29 @@ class SafetensorsFiles:
             try:
                 with safe_open(str(file), framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - the handle is no mapping
-                        self._add(file, name, opened.get_slice(name))
+                        if not name.endswith(BUFFERS):
+                            self._add(file, name, opened.get_slice(name))
             except (SafetensorError, OSError, ValueError) as error:
                 raise ModelError(f"{file}: not a whole safetensors file ({error})") from error
 
     def _add(self, file: Path, name: str, entry: Any) -> None:
         if name in self.shapes:
             raise ModelError(f"{file}: tensor {name} is in another file too")
-        if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+        if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
             raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
         count = 1
         for extent in self.shapes[name]:
             count *= extent
-        self.sizes[name] = count * {"F64": 8, "F32": 4}.get(entry.get_dtype(), 2)
+        self.sizes[name] = count * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
 
-    def stream(self, wanted: set[str]) -> Tensors:
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:
             try:
                 with safe_open(str(file), framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118
                         if name in wanted:
-                            yield name, opened.get_tensor(name)
+                            yield name, opened.get_slice(name) if name in partly else opened.get_tensor(name)
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{file}: cannot be read ({error})") from error
 
@@ -108,16 +90,22 @@ class TorchFiles:
         self.sizes: dict[str, int] = {}
         for file, part in zip(files, self.parts, strict=True):
             for name, tensor in part.items():
-                if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                if name.endswith(BUFFERS):
+                    continue
+                if not isinstance(tensor, torch.Tensor) or not _is_weight(name, tensor):
                     raise ModelError(f"{file}: {name} is no tensor of floating point numbers")
                 if name in self.shapes:
                     raise ModelError(f"{file}: tensor {name} is in another file too")
                 self.shapes[name] = tuple(tensor.shape)
                 self.sizes[name] = tensor.nbytes
 
-    def stream(self, wanted: set[str]) -> Tensors:
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for part in self.parts:
             yield from ((name, tensor) for name, tensor in part.items() if name in wanted)
+
+
+def _is_weight(name: str, tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.int32 if name.endswith(PACKED) else tensor.is_floating_point()
 
 
 def _load_bin(file: Path) -> dict[str, Any]:
@@ -134,6 +122,20 @@ def _load_bin(file: Path) -> dict[str, Any]:
     return content
 
 
+class WithoutPrefix:
+    """A checkpoint whose names may begin with `prefix`, which is left out."""
+
+    def __init__(self, whole: Checkpoint, prefix: str) -> None:
+        self._whole, self._prefix = whole, prefix
+        self.shapes = {name.removeprefix(prefix): shape for name, shape in whole.shapes.items()}
+        self.sizes = {name.removeprefix(prefix): size for name, size in whole.sizes.items()}
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
+        names = {name for name in self._whole.shapes if name.removeprefix(self._prefix) in wanted}
+        within = {name for name in names if name.removeprefix(self._prefix) in partly}
+        yield from ((name.removeprefix(self._prefix), tensor) for name, tensor in self._whole.stream(names, within))
+
+
 class GGUFTensors:
     """A GGUF file, dequantised tensor by tensor."""
 
@@ -142,7 +144,7 @@ class GGUFTensors:
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
 
-    def stream(self, wanted: set[str]) -> Tensors:
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name in self.file.tensors:
             if name in wanted:
                 yield name, torch.from_numpy(self.file.read(name))

@@ -9,6 +9,7 @@ from typing import Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.gguf import GGUFFile, read_gguf
+from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.spec import ModelSpec
 
 MAX_CONFIG_BYTES = 16 << 20
@@ -31,8 +32,7 @@ def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
     """Family and spec of a folder with a `config.json`."""
     config = read_json(folder / "config.json")
     family = by_hf_config(config, where=str(folder))
-    if "quantization_config" in config:
-        raise ModelError(f"{folder}: quantised checkpoints of this kind are not supported")
+    packing_of(config, str(folder))
     generation = folder / "generation_config.json"
     if generation.is_file():
         config["generation_config"] = read_json(generation)

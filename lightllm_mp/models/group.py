@@ -24,6 +24,14 @@ class Group(Protocol):
         """Every rank's `x` [n, width] in rank order: [n, size * width]."""
         ...
 
+    def from_first(self, x: Tensor) -> Tensor:
+        """Rank 0's `x`, written into every rank's in place."""
+        ...
+
+    def least(self, value: int) -> int:
+        """The smallest of every rank's `value`, between the processes: no device takes part."""
+        ...
+
 
 class Alone:
     """The group of one."""
@@ -35,3 +43,9 @@ class Alone:
 
     def side_by_side(self, x: Tensor) -> Tensor:
         return x
+
+    def from_first(self, x: Tensor) -> Tensor:
+        return x
+
+    def least(self, value: int) -> int:
+        return value

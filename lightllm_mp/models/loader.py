@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.models.assembly import Weights
-from lightllm_mp.models.checkpoint import Checkpoint, GGUFTensors, open_folder
-from lightllm_mp.models.config import gguf_model, hf_model, read_model_config
+from lightllm_mp.models.checkpoint import Checkpoint, GGUFTensors, WithoutPrefix, open_folder
+from lightllm_mp.models.config import gguf_model, hf_model, read_json, read_model_config
 from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.dummy import RandomWeights
+from lightllm_mp.models.group import Alone, Group
+from lightllm_mp.models.packed_checkpoint import PackedCheckpoint
+from lightllm_mp.models.packing import packing_of
+from lightllm_mp.models.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, check_names
 
@@ -27,27 +34,39 @@ def load_model(
     dtype: torch.dtype,
     progress: Progress | None = None,
     ops: OpTable | None = None,
+    quantization: Literal["none", "int8", "fp8"] = "none",
+    group: Group | None = None,
+    dummy: bool = False,
 ) -> Decoder:
     """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
 
-    `ops` replaces the op table that `kernels.select` would choose. Raises ModelError, naming the tensor or file, for
-    anything that is missing, surplus, mis-shaped or corrupt.
+    `ops` replaces the op table that `kernels.select` would choose. `quantization` is what becomes of the projections
+    inside the layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits. A rank of a `group` reads
+    and keeps its own part. `dummy`: random weights, of the folder only config.json is read. Raises ModelError, naming
+    the tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
     """
-    spec, checkpoint, params, ignore = _opened(Path(path))
+    spec, checkpoint, params, ignore = _made_up(Path(path), device, dtype) if dummy else _opened(Path(path), device)
+    if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
+        raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
     ops = ops or op_table(device, dtype)
-    weights = Weights(params, ops, device=device, dtype=dtype)
-    wanted = {piece.name for param in params for piece in param.pieces}
+    group = group or Alone()
+    found = {param.target: cut_of(param, spec, group.rank, group.size) for param in params}
+    cuts = {target: cut for target, cut in found.items() if cut is not None}
+    params = [param for param in params if param.target in cuts]
+    weights = Weights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
+    wanted = _names(params)
     total, done = sum(checkpoint.sizes[name] for name in wanted), 0
-    for name, tensor in checkpoint.stream(wanted):
+    for name, tensor in checkpoint.stream(wanted, {name for name in wanted if weights.partly(name)}):
         weights.add(name, tensor)
         done += checkpoint.sizes[name]
         if progress is not None:
             progress(done, total)
-    return Decoder(spec, ops, weights, device=device)
+    local, shard = local_model(spec, group.rank, group.size)
+    return Decoder(local, ops, weights, device=device, group=group, shard=shard)
 
 
-def _opened(path: Path) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+def _opened(path: Path, device: torch.device | str) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
         family, spec, file = gguf_model(path)
         assert family.gguf_weights is not None
@@ -55,5 +74,23 @@ def _opened(path: Path) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, 
     if not path.is_dir():
         read_model_config(path)  # says what is wrong with the path
     family, spec = hf_model(path)
-    checkpoint = open_folder(path)
-    return spec, checkpoint, family.hf_weights(spec), family.ignore
+    checkpoint, params = open_folder(path), family.hf_weights(spec)
+    if family.prefix:
+        checkpoint = WithoutPrefix(checkpoint, family.prefix)
+    if packing := packing_of(read_json(path / "config.json"), str(path)):
+        checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
+    return spec, checkpoint, params, family.ignore
+
+
+def _made_up(
+    path: Path, device: torch.device | str, dtype: torch.dtype
+) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+    if path.is_file():
+        raise ModelError(f"{path}: random weights need a folder with a config.json")
+    family, spec = hf_model(path)
+    params = family.hf_weights(spec)
+    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
+
+
+def _names(params: list[Param]) -> set[str]:
+    return {piece.name for param in params for piece in param.pieces}

@@ -6,28 +6,79 @@ import math
 
 import torch
 
-from lightllm_mp.models.spec import RopeSpec
+from lightllm_mp.kernels.table import Rotation
+from lightllm_mp.models.length_class import class_count, ntk_alpha
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 FIRST_ROWS = 1024
 
 
 class RotaryTable:
-    """Float32 `cos` and `sin`, [positions, dim / 2], grown on demand. A row depends on its position alone."""
+    """Float32 `cos` and `sin`, [lines, dim / 2], and the queries' scale, [lines], grown on demand.
 
-    def __init__(self, spec: RopeSpec, *, device: torch.device | str = "cpu") -> None:
+    A line depends on its position alone; but where the frequencies follow from the prompt's length, there is a block
+    of `max_context` lines for each length class (see `length_class`), and all are made at once.
+    """
+
+    def __init__(
+        self, spec: RopeSpec | None, *, max_context: int = 0, log_n: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         self.spec = spec
+        self.max_context = max_context
+        self.classes = class_count(spec, max_context)
+        self.log_n = log_n
         self.device = torch.device(device)
-        self.cos = self.sin = torch.empty(0, spec.dim // 2, device=self.device)
-        self.reserve(FIRST_ROWS)
+        self.rotation = Rotation(torch.empty(0, 0), torch.empty(0, 0))
+        self.reserve(max_context if self.classes > 1 else FIRST_ROWS)
 
     def reserve(self, positions: int) -> None:
         """Makes the tables at least `positions` rows long. The tensors change only when they have to grow."""
         if positions <= self.cos.shape[0]:
             return
-        rows = 1 << (positions - 1).bit_length()
-        angles = rope_angles(self.spec, torch.arange(rows))
-        self.cos = (angles.cos() * self.spec.amplitude).to(self.device)
-        self.sin = (angles.sin() * self.spec.amplitude).to(self.device)
+        rows = self.max_context if self.classes > 1 else 1 << (positions - 1).bit_length()
+        at = torch.arange(rows)
+        angles, amplitude = torch.empty(rows, 0), 1.0
+        if self.spec is not None:
+            angles, amplitude = rope_lines(self.spec, at, self.classes), self.spec.amplitude
+        self.rotation = Rotation(
+            (angles.cos() * amplitude).to(self.device),
+            (angles.sin() * amplitude).to(self.device),
+            log_n_scale(at, self.log_n).repeat(self.classes).to(self.device) if self.log_n else None,
+        )
+
+    @property
+    def cos(self) -> torch.Tensor:
+        return self.rotation.cos
+
+    @property
+    def sin(self) -> torch.Tensor:
+        return self.rotation.sin
+
+
+def rotary_tables(spec: ModelSpec, device: torch.device | str) -> tuple[RotaryTable, RotaryTable]:
+    """The tables of layers that see everything and of layers with a window; mostly one and the same."""
+    everywhere = RotaryTable(spec.rope, max_context=spec.max_context, log_n=spec.log_n_scale, device=device)
+    if spec.local_rope is None:
+        return everywhere, everywhere
+    return everywhere, RotaryTable(spec.local_rope, max_context=spec.max_context, device=device)
+
+
+def log_n_scale(positions: torch.Tensor, trained: int) -> torch.Tensor:
+    """Float32 [positions]: log(length) / log(trained) for lengths beyond `trained`, else 1 (Qwen)."""
+    return ((positions + 1).double().log() / math.log(trained)).clamp(min=1.0).float()
+
+
+def rope_lines(spec: RopeSpec, positions: torch.Tensor, classes: int) -> torch.Tensor:
+    """Angles of every length class, one block after the other: float32 [classes * positions, dim / 2]."""
+    if spec.scaling == "qwen":
+        growth = spec.dim / (spec.dim - 2)
+        bases = [spec.theta * ntk_alpha(i) ** growth for i in range(classes)]
+        return torch.cat([torch.outer(positions.float(), geometric(base, spec.dim)) for base in bases])
+    if spec.scaling == "longrope":
+        divisors = (spec.short_divisors, spec.divisors)[:classes]
+        plain = geometric(spec.theta, spec.dim)
+        return torch.cat([torch.outer(positions.float(), plain / torch.tensor(by)) for by in divisors])
+    return rope_angles(spec, positions)
 
 
 def rope_angles(spec: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
@@ -37,9 +88,14 @@ def rope_angles(spec: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
     return torch.outer(positions.float(), inverse_frequencies(spec))
 
 
+def geometric(theta: float, dim: int) -> torch.Tensor:
+    """Float32 [dim / 2]: theta ** (-2 i / dim)."""
+    return 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
+
+
 def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
-    """Float32 [dim / 2], of every scaling but `dynamic`, whose frequencies vary with the position."""
-    base = 1.0 / spec.theta ** (torch.arange(0, spec.dim, 2).float() / spec.dim)
+    """Float32 [dim / 2], of every scaling whose frequencies depend neither on the position nor on the length."""
+    base = geometric(spec.theta, spec.dim)
     if spec.divisors:
         return base / torch.tensor(spec.divisors)
     if spec.scaling == "linear":

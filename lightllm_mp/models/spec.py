@@ -37,6 +37,8 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on cos and sin (yarn's attention factor)."""
     divisors: tuple[float, ...] = ()
     """What each inverse frequency is divided by, where the file says so itself (GGUF `rope_freqs.weight`, longrope)."""
+    short_divisors: tuple[float, ...] = ()
+    """longrope: the same for prompts up to `original_context`; `divisors` are those of longer ones."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +109,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Logits become cap * tanh(logit / cap); 0: off."""
     reward: bool = False
     """There is no head but one score per token (`score`, [1, hidden])."""
+    reward_mlp: bool = False
+    """The score is taken of relu(`score_in` x), [hidden, hidden]; both have a bias."""
+    reward_token: int | None = None
+    """Id that a sequence to be scored ends with; it is appended where it is missing."""
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
@@ -134,7 +140,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     head_norm: Literal["", "rms", "layer"] = ""
     """Queries and keys are normalised per head: weights `q_norm` and `k_norm`, [head_dim]."""
     each_head_norm: bool = False
-    """Each head has its own weights: [heads, head_dim] and [kv_heads, head_dim]."""
+    """Each head has its own weights: [heads * head_dim] and [kv_heads * head_dim]."""
     log_n_scale: int = 0
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
     qkv_bias: bool = False
@@ -155,6 +161,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
+
+    @property
+    def kv_elements(self) -> int:
+        """Numbers that one token's keys and values are, over all layers."""
+        width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
+        return self.layers * width
 
     def window_of(self, layer: int) -> int:
         """Window of one layer; 0: it sees all keys before the query."""

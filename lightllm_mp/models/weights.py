@@ -32,7 +32,7 @@ class Param:
     input_norm, post_norm                  [hidden], before attention and before the MLP
     attention_out_norm, mlp_out_norm       [hidden], on what they give (`branch_norms`)
     qkv                                    [q_size + 2 * kv_size, hidden]: all queries, all keys, all values
-    q_norm, k_norm                         [head_dim] or [heads, head_dim]
+    q_norm, k_norm                         [head_dim], or [heads * head_dim] with `each_head_norm`
     o                                      [hidden, q_size]
     gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
     up, down                               where the MLP is not gated

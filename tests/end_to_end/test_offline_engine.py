@@ -17,7 +17,7 @@ from lightllm_mp.text.default_model import find_default_model
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 
 
-@pytest.mark.parametrize("name", ["llama", "yi"])
+@pytest.mark.parametrize("name", ["llama", "qwen"])
 def test_reference_ids_in_one_batch(name: str) -> None:
     folder = GOLDENS / name
     tensors = load_file(folder / "golden.safetensors")
@@ -42,6 +42,19 @@ def test_reference_ids_in_one_batch(name: str) -> None:
             engine.generate([[1] * 5000])
     with pytest.raises(EngineEnded, match="closed"):
         engine.generate([[1]])
+
+
+def test_scores_of_a_reward_model() -> None:
+    folder = GOLDENS / "internlm2_reward"
+    golden = json.loads((folder / "golden.json").read_text())["prompts"]
+    config = Config(
+        model=ModelConfig(model_dir=str(folder), data_type="float32"), engine=EngineConfig(max_total_token_num=2000)
+    )
+    with Engine(config) as engine:
+        scores = engine.score([prompt["input_ids"] for prompt in golden])
+        assert scores == pytest.approx([prompt["score"] for prompt in golden], abs=5e-4)
+        with pytest.raises(InvalidRequest, match="reward model"):
+            engine.generate([[5, 6]])
 
 
 def test_a_checkpoint_that_cannot_be_served_is_one_clear_line(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "llama"
@@ -106,7 +108,7 @@ def test_a_taken_port_is_refused_before_any_model_is_loaded() -> None:
     ("flags", "said"),
     [
         (("--model-dir", "/nowhere"), "--model-dir /nowhere: there is no such folder or file"),
-        (("--tp", "2"), "--tp 2"),
+        (("--model-dir", str(GOLDEN), "--tp", "5"), "--tp 5: the model has 4 attention heads"),
         (("--port", "66000"), "port"),
         (("--no-such-flag",), "unknown flag"),
     ],
@@ -118,15 +120,66 @@ def test_wrong_settings_are_one_line(flags: tuple[str, ...], said: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_corrupt_checkpoint_ends_the_start(tmp_path: Path) -> None:
-    for file in GOLDEN.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+def copied(to: Path) -> Path:
+    """The golden folder without its recorded outputs."""
+    for name in ("config.json", "model.safetensors"):
+        (to / name).write_bytes((GOLDEN / name).read_bytes())
+    return to
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def with_a_lie_about_its_header(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", 1 << 62) + file.read_bytes()[8:])
+
+
+def with_an_index_of_absent_files(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00009-of-00009.safetensors"}}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without_a_tensor, "missing tensor model.layers.1.mlp.up_proj.weight"),
+        (with_another_shape, "tensor model.norm.weight has shape [63], the configuration says [64]"),
+        (truncated, "model.safetensors: not a whole safetensors file"),
+        (with_a_lie_about_its_header, "model.safetensors: not a whole safetensors file"),
+        (with_an_index_of_absent_files, "names 'model-00009-of-00009.safetensors', which is not in the folder"),
+    ],
+)
+def test_a_corrupt_checkpoint_is_one_line_before_anything_starts(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoil(copied(tmp_path))
+    ended = run("--port", "0", "--model-dir", str(tmp_path))
+    assert ended.returncode == 69
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_what_only_the_worker_can_see_ends_the_start(tmp_path: Path) -> None:
+    (copied(tmp_path) / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not a pickle")
     ended = run("--port", "0", "--model-dir", str(tmp_path))
     assert ended.returncode == 69
     assert "Traceback" not in ended.stderr
-    assert re.search(r"worker0 cannot start: .*model\.safetensors", ended.stderr)
+    assert re.search(r"worker0 cannot start: .*pytorch_model\.bin: not a readable weight file", ended.stderr)
 
 
 def test_readiness_is_notified_and_sigterm_ends_it_cleanly(tmp_path: Path) -> None:

@@ -10,7 +10,18 @@ from mock_worker import MockWorker, expected
 
 from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.scheduler import Scheduler
-from lightllm_mp.messages import Close, Open, Output, PromptLogprobs, Sampling, StepDone, Tokenized, Tokens
+from lightllm_mp.messages import (
+    Close,
+    Open,
+    Output,
+    PromptLogprobs,
+    Sampling,
+    Scheduled,
+    Scored,
+    StepDone,
+    Tokenized,
+    Tokens,
+)
 
 VOCAB = 60
 EOS = 2
@@ -73,6 +84,8 @@ class Harness:
         self.finish: dict[int, int] = {}
         self.top: dict[int, list[tuple[bytes, bytes]]] = {}
         self.scores: dict[int, PromptLogprobs] = {}
+        self.scored: dict[int, Scored] = {}
+        self.scheduled: set[int] = set()
         self.order: list[int] = []
         """rids in the order of their first token."""
 
@@ -135,6 +148,13 @@ class Harness:
             elif isinstance(event, PromptLogprobs):
                 assert not self.ids[event.rid], "prompt logprobs come before the first token"
                 self.scores[event.rid] = event
+            elif isinstance(event, Scheduled):
+                assert event.rid not in self.scheduled
+                self.scheduled.add(event.rid)
+            elif isinstance(event, Scored):
+                assert event.rid in self.scheduled
+                assert event.rid not in self.scored
+                self.scored[event.rid] = event
             elif isinstance(event, Close):
                 assert event.rid in self.opened
                 self.closed.add(event.rid)
@@ -169,7 +189,12 @@ class Harness:
         given = self.scheduler.limits
         prompt_ids = np.frombuffer(asked.ids, "<i4")[: asked.prompt_tokens].tolist()
         return expected(
-            prompt_ids, Sampling(**rules), eos_ids=given.eos_ids, vocab_size=given.vocab_size, longest=given.width
+            prompt_ids,
+            Sampling(**rules),
+            eos_ids=given.eos_ids,
+            vocab_size=given.vocab_size,
+            longest=given.width,
+            rope_class=given.rope_class(asked.prompt_tokens),
         )
 
     def check_answers(self, *rids: int) -> None:

@@ -4,6 +4,7 @@ Its "KV" of a token is the token itself plus a digest of the whole prefix up to 
 id is a function of the digest of all that went before, read back through the slots, so a slot that was freed too
 early, shared with the wrong prefix, written twice or looked up at the wrong position changes the answer; with `checks`
 every slot that a step reads is compared with what it must hold. `expected` says what an undisturbed run answers.
+The KV of one length class is not that of another, as in a model whose frequencies follow from the prompt's length.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lightllm_mp.engine.plan import SAMPLE, Plan, RowSetup, unpack
+from lightllm_mp.engine.plan import SAMPLE, SCORE, Plan, RowSetup, unpack
 from lightllm_mp.messages import Sampling, StepDone
 
 U64 = np.uint64
@@ -31,6 +32,7 @@ class MockWorker:
         self._slots = np.full((rows, width), -1, np.int32)
         self._setups: list[RowSetup | None] = [None] * rows
         self._seeds = np.zeros(rows, U64)
+        self._classes = np.zeros(rows, U64)
         self._plain = np.ones(rows, np.bool_)
         """Rows without masks and alternatives."""
         self._digest = np.zeros(kv_tokens, U64)
@@ -54,6 +56,7 @@ class MockWorker:
     def _set_up(self, setup: RowSetup) -> None:
         row, rules = int(setup.rules["row"]), setup.rules
         self._setups[row] = setup
+        self._classes[row] = class_part(int(rules["rope_class"]))
         self._seeds[row] = seed_part(int(rules["seed"]), float(rules["temperature"]))
         self._plain[row] = not (len(setup.masked_ids) or rules["top_logprobs"] > 0 or rules["prompt_logprobs"] >= 0)
         if self._checks:
@@ -65,13 +68,13 @@ class MockWorker:
         single = seqs[:, 2] == 1
         rows, starts = seqs[single, 0], seqs[single, 1]
         slots = self._slots[rows, starts]
-        before = np.where(starts > 0, self._digest[self._slots[rows, np.maximum(starts - 1, 0)]], U64(0))
+        before = np.where(starts > 0, self._digest[self._slots[rows, np.maximum(starts - 1, 0)]], self._classes[rows])
         digests[single] = self._digest[slots] = before + part(self._tokens[rows, starts], starts)
         self._position[slots] = starts
         for index in np.flatnonzero(~single):
             row, start, count, _ = seqs[index].tolist()
             slots, positions = self._slots[row, start : start + count], np.arange(start, start + count)
-            before = self._digest[self._slots[row, start - 1]] if start else U64(0)
+            before = self._digest[self._slots[row, start - 1]] if start else self._classes[row]
             self._digest[slots] = before + np.cumsum(part(self._tokens[row, positions], positions), dtype=U64)
             self._position[slots] = positions
             digests[index] = self._digest[slots[-1]]
@@ -95,6 +98,7 @@ class MockWorker:
             logprobs=logprob(ids).tobytes(),
             top=tuple(self._alternatives(rows, ids)),
             prompt=tuple(self._prompt_scores(work.seqs)),
+            scores=score(digests[(work.seqs[:, 3] & SCORE) != 0]).tobytes(),
         )
 
     def _alternatives(self, rows: np.ndarray, ids: np.ndarray) -> Iterable[tuple[int, bytes, bytes]]:
@@ -134,7 +138,7 @@ class MockWorker:
         tokens, slots, positions = self._tokens[row, :length], self._slots[row, :length], np.arange(length)
         if tokens.min() < 0 or slots.min() < 0:
             raise WrongSlot(f"step {self._step} row {row}: an id or slot below {length} was never written")
-        must = np.cumsum(part(tokens, positions), dtype=U64)
+        must = self._classes[row] + np.cumsum(part(tokens, positions), dtype=U64)
         wrong = (self._digest[slots] != must) | (self._position[slots] != positions)
         if wrong.any():
             raise WrongSlot(f"step {self._step} row {row}: wrong content at {np.flatnonzero(wrong)[:8].tolist()}")
@@ -147,13 +151,14 @@ def expected(
     eos_ids: Sequence[int],
     vocab_size: int,
     longest: int,
+    rope_class: int = 0,
 ) -> list[int]:
     """The ids that a sequence produces if nothing ever goes wrong; `longest`: most ids it can have."""
     stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
     ends = {*stop_ids, *(() if sampling.ignore_eos else eos_ids)}
     seeded = seed_part(sampling.seed, sampling.temperature)
     produced: list[int] = []
-    digest = part(np.array(prompt), np.arange(len(prompt))).sum(keepdims=True, dtype=U64)
+    digest = _digest(prompt, rope_class)
     while len(produced) < min(sampling.max_new_tokens, longest - len(prompt)):
         token = int(next_ids(digest ^ seeded, vocab_size)[0])
         if len(produced) < sampling.min_new_tokens:
@@ -163,6 +168,25 @@ def expected(
             break
         digest += part(np.array([token]), np.array([len(prompt) + len(produced) - 1]))
     return produced
+
+
+def expected_score(prompt: Sequence[int], rope_class: int = 0) -> float:
+    """The score of a prompt that is computed as it should be."""
+    return float(score(_digest(prompt, rope_class))[0])
+
+
+def _digest(prompt: Sequence[int], rope_class: int) -> np.ndarray:
+    return class_part(rope_class) + part(np.array(prompt), np.arange(len(prompt))).sum(keepdims=True, dtype=U64)
+
+
+def class_part(rope_class: int) -> np.uint64:
+    """The digest of the empty prefix."""
+    return U64(rope_class * 0x2545F4914F6CDD1D & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def score(digests: np.ndarray) -> np.ndarray:
+    """float32 [n]"""
+    return (_scramble(digests) % U64(4001)).astype("<f4") / np.float32(100) - np.float32(20)
 
 
 def part(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -31,6 +31,23 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
     assert built.facts.kv_tokens == 3000
 
 
+def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction: 100_000)
+    model, tokens = ModelConfig(device="cpu", data_type="float32"), {}
+    for name, stored in (("auto", torch.float32), ("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
+        built = setup.build_engine(GOLDEN, model, EngineConfig(kv_cache_dtype=name))
+        tokens[name] = built.facts.kv_tokens
+        assert built.executor.kv.data.dtype == stored
+        assert built.facts.kv_bytes <= 100_000
+    assert tokens["int8"] == tokens["fp8"] > 3 * tokens["auto"]
+
+
+def test_latent_kv_is_not_stored_in_8_bits() -> None:
+    folder, asked = GOLDEN.parent / "deepseek_v2", EngineConfig(kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match=r"--kv-cache-dtype int8: .*latent"):
+        setup.build_engine(folder, ModelConfig(device="cpu"), asked)
+
+
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no CUDA device"):

@@ -47,6 +47,7 @@ def random_harness(random: np.random.Generator) -> Harness:
         step_tokens=int(random.integers(2, 48)),
         max_context=int(random.integers(24, 160)),
         prompt_cache=bool(random.random() < 0.9),
+        class_bounds=(9, 18, 40) if random.random() < 0.5 else (),
     )
 
 

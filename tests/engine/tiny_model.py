@@ -12,6 +12,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.messages import Sampling, StepDone
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.group import Alone
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 HIDDEN = 16
@@ -38,6 +39,7 @@ class TinyModel:
     """Embedding plus position, one attention head over the KV pool, and the embedding as head."""
 
     dtype = torch.float32
+    group = Alone()
 
     def __init__(self, vocab: int = 40, max_context: int = 64) -> None:
         self.spec = spec(vocab, max_context)
@@ -48,6 +50,9 @@ class TinyModel:
         """Tokens of each forward pass."""
         self.widest = 0
         """Most lines of logits asked for at once."""
+
+    def reserve(self, positions: int) -> None:
+        assert positions <= len(self.place)
 
     def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor:
         self.steps.append(len(ids))

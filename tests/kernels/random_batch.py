@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.models.batch import Batch
 
@@ -11,7 +14,8 @@ SLOTS, WIDTH = 1500, 400
 
 
 class RandomStep:
-    """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them."""
+    """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them. Values of
+    their own width are the first part of the keys (latent attention)."""
 
     def __init__(self, sizes: list[tuple[int, int]], layout: HeadLayout, dtype: torch.dtype, seed: int = 0) -> None:
         self.layout = layout
@@ -24,7 +28,8 @@ class RandomStep:
         self.batch = Batch.of([n for n, _ in sizes], [c for _, c in sizes], rows, self.table)
         shape = (SLOTS + 1, layout.kv_heads, layout.head_dim)
         self.keys = torch.randn(shape, generator=random).to(dtype)
-        self.values = torch.randn(shape, generator=random).to(dtype)
+        apart = torch.randn(shape, generator=random).to(dtype)
+        self.values = self.keys[..., : layout.value_dim] if layout.value_dim else apart
         tokens, width = self.batch.tokens, layout.heads * layout.head_dim
         self.q = torch.randn(tokens, width, generator=random).to(dtype)
         all_heads = (layout.heads + 2 * layout.kv_heads) * layout.head_dim
@@ -33,6 +38,15 @@ class RandomStep:
     @property
     def kv(self) -> LayerKV:
         return LayerKV(self.keys, self.values)
+
+    def stored_as(self, dtype: torch.dtype) -> LayerKV:
+        """The pool in 8 bits."""
+        shape = self.keys.shape
+        scales = (torch.zeros(shape[:2], dtype=torch.float16) for _ in range(2))
+        kv = LayerKV(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), *scales)
+        everywhere = replace(self.batch, slots=torch.arange(shape[0], dtype=torch.int32))
+        reference.TABLE.kv_write(self.keys, self.values, kv, everywhere)
+        return kv
 
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
         """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""

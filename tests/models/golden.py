@@ -40,6 +40,33 @@ def prompts(name: str) -> list[Prompt]:
     ]
 
 
+@dataclass
+class Movement:
+    """How far logits in 16 bits are from the golden ones, and how often they still choose the golden id."""
+
+    mean: float
+    agreement: float
+
+
+def observed_movement(name: str, dtype: torch.dtype) -> Movement:
+    """That of the reference itself."""
+    meta = json.loads((GOLDENS / name / "golden.json").read_text())
+    seen = meta["observed_low_precision"][str(dtype).removeprefix("torch.")]
+    agreed, steps = map(int, seen["teacher_forced_argmax"].split("/"))
+    return Movement(seen["mean"], agreed / steps)
+
+
+def movement(golden: list[Prompt], forced: list[torch.Tensor]) -> Movement:
+    """`forced`: for each prompt, the logits at all positions of the prompt followed by its greedy ids but the last."""
+    apart, agreed = [], 0
+    for prompt, logits in zip(golden, forced, strict=True):
+        start, end = prompt.span
+        apart.append((logits[start:end] - prompt.logits).abs().flatten())
+        chosen = logits[len(prompt.ids) - 1 :].argmax(-1).tolist()
+        agreed += sum(mine == theirs for mine, theirs in zip(chosen, prompt.greedy, strict=True))
+    return Movement(torch.cat(apart).mean().item(), agreed / sum(len(prompt.greedy) for prompt in golden))
+
+
 def check_prompt(prompt: Prompt, logits: torch.Tensor) -> None:
     """`logits` of all prompt positions, or of the last ones."""
     start, end = prompt.span

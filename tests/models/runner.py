@@ -8,6 +8,7 @@ import torch
 
 from lightllm_mp.models.batch import Batch, KVPool
 from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.length_class import length_class
 
 
 @dataclass
@@ -16,16 +17,20 @@ class Sequence:
 
     row: int
     ids: list[int] = field(default_factory=list)
+    prompt: int = 0
+    """Length of the prompt, as far as it is known; 0: nothing was fed yet."""
 
 
 class Runner:
-    """Steps a decoder. Slots come from a shuffled free list, so no test passes by slots being in order."""
+    """Steps a decoder on its device; what it gives comes back to the host. Slots come from a shuffled free list, so no
+    test passes by slots being in order."""
 
     def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
-        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype)
+        self.device = decoder.embedding.table.device
+        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype, device=self.device)
         self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
-        self.table = torch.full((rows, width), slots, dtype=torch.int32)
+        self.table = torch.full((rows, width), slots, dtype=torch.int32, device=self.device)
         self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(1)).tolist()
         self.rows = 0
 
@@ -39,21 +44,31 @@ class Runner:
         return seq
 
     def step(self, work: list[tuple[Sequence, list[int]]]) -> list[torch.Tensor]:
-        """Feeds each sequence its new ids in one forward pass; the logits [new ids, vocab] of each."""
+        """Feeds each sequence its new ids in one forward pass; the logits [new ids, vocab] of each, or its scores
+        [new ids] where the model has those."""
         for seq, ids in work:
             at = len(seq.ids)
             slots = [self.free.pop() for _ in ids]
-            self.table[seq.row, at : at + len(ids)] = torch.tensor(slots, dtype=torch.int32)
+            self.table[seq.row, at : at + len(ids)] = self._ints(slots)
             seq.ids = seq.ids + ids
+            seq.prompt = seq.prompt or len(seq.ids)
         queries = [len(ids) for _, ids in work]
         batch = Batch.of(queries, [len(s.ids) for s, _ in work], [s.row for s, _ in work], self.table)
-        flat = torch.tensor([i for _, ids in work for i in ids], dtype=torch.int32)
-        hidden = self.decoder.forward(flat, batch, self.kv)
-        return list(self.decoder.logits(hidden).split(queries))
+        firsts = [length_class(self.decoder.spec, s.prompt) * self.decoder.spec.max_context for s, _ in work]
+        batch.rotary_at = batch.positions + self._ints(
+            [f for f, n in zip(firsts, queries, strict=True) for _ in range(n)]
+        )
+        hidden = self.decoder.forward(self._ints([i for _, ids in work for i in ids]), batch, self.kv)
+        head = self.decoder.scores if self.decoder.spec.reward else self.decoder.logits
+        return list(head(hidden).cpu().split(queries))
+
+    def _ints(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def prefill(self, seq: Sequence, ids: list[int], chunk: int | None = None) -> torch.Tensor:
         """Feeds a prompt alone in chunks; logits of all its positions."""
         chunk = chunk or len(ids)
+        seq.prompt = seq.prompt or len(seq.ids) + len(ids)
         parts = [self.step([(seq, ids[i : i + chunk])])[0] for i in range(0, len(ids), chunk)]
         return torch.cat(parts)
 

@@ -11,7 +11,12 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.loader import load_model
 
-FOLDERS = ("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi")
+FOLDERS = (
+    *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),
+    *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
+    *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
+)
 
 
 @pytest.fixture(params=FOLDERS)

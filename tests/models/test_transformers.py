@@ -60,3 +60,33 @@ def test_dynamic_rope_beyond_the_trained_length(tmp_path, tokens):
 def test_biases(tmp_path, tokens):
     config = transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 128}, attention_bias=True, mlp_bias=True)
     compare(transformers.LlamaForCausalLM(config).eval(), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_qwen2_moe(tmp_path, tokens, renormalise):
+    sizes = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "max_position_embeddings": 512}
+    more = {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": renormalise, "mlp_only_layers": [1]}
+    config = transformers.Qwen2MoeConfig(**{**SIZES, **sizes, "num_hidden_layers": 3}, **more)
+    compare(transformers.Qwen2MoeForCausalLM(config).eval(), tmp_path, tokens, feed=50)
+
+
+def test_qwen3_moe_with_dense_layers(tmp_path, tokens):
+    sizes = {"moe_intermediate_size": 24, "head_dim": 32, "max_position_embeddings": 512, "num_hidden_layers": 4}
+    more = {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False, "decoder_sparse_step": 2}
+    config = transformers.Qwen3MoeConfig(**{**SIZES, **sizes}, **more)
+    compare(transformers.Qwen3MoeForCausalLM(config).eval(), tmp_path, tokens, feed=50)
+
+
+def test_qwen2_window_from_a_layer_on(tmp_path, tokens):
+    sizes = {**SIZES, "num_hidden_layers": 4, "max_position_embeddings": 512}
+    window = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2}
+    config = transformers.Qwen2Config(**sizes, **window)
+    config._attn_implementation = "eager"
+    compare(transformers.Qwen2ForCausalLM(config).eval(), tmp_path, tokens, feed=50)
+
+
+def test_mixtral_window(tmp_path, tokens):
+    sizes = {**SIZES, "max_position_embeddings": 512, "num_local_experts": 4, "sliding_window": 20}
+    config = transformers.MixtralConfig(**sizes)
+    config._attn_implementation = "eager"
+    compare(transformers.MixtralForCausalLM(config).eval(), tmp_path, tokens, feed=50)

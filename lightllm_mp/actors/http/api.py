@@ -95,7 +95,17 @@ class TokensBody(Struct, frozen=True):
     multimodal_params: Multimodal | None = None
 
 
+class ScoreBody(Struct, frozen=True):
+    """POST /get_score, with one of `chat`, the conversation as text, and `ids`."""
+
+    chat: str | None = None
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_INPUT_IDS)] | None = None
+    parameters: Raw = Raw(b"{}")
+    multimodal_params: Multimodal | None = None
+
+
 _generate = msgspec.json.Decoder(GenerateBody)
+_score = msgspec.json.Decoder(ScoreBody)
 _tokens = msgspec.json.Decoder(TokensBody)
 _parameters = msgspec.json.Decoder(Parameters | None)
 _keys = msgspec.json.Decoder(dict[str, Raw] | None)
@@ -112,6 +122,13 @@ def generate_body(data: bytes) -> GenerateBody:
 
 def tokens_body(data: bytes) -> TokensBody:
     return _decode(_tokens, data)
+
+
+def score_body(data: bytes) -> ScoreBody:
+    body = _decode(_score, data)
+    if (body.chat is None) == (body.ids is None):
+        raise InvalidRequest("one of chat (text) and ids (token ids) is needed", param="chat")
+    return body
 
 
 def parameters(raw: Raw) -> tuple[Parameters, tuple[str, ...]]:

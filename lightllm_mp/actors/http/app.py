@@ -40,6 +40,7 @@ def routes(generate: Generate, status: Status, exposition: Exposition) -> tuple[
         Route(("POST",), ("/generate",), generate.whole),
         Route(("POST",), ("/generate_stream",), generate.streamed),
         Route(("POST",), ("/",), generate.either),
+        Route(("POST",), ("/get_score",), generate.score),
         Route(("GET", "POST"), ("/tokens",), generate.tokens),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
         Route((*LOOK, "POST"), ("/liveness",), status.liveness, "public", quiet=True),

@@ -1,4 +1,4 @@
-"""POST /generate, /generate_stream and /, and /tokens: LightLLM's native API."""
+"""POST /generate, /generate_stream and /, /get_score, and /tokens: LightLLM's native API."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightllm_mp.actors.http.context import LIVE, Context
 from lightllm_mp.actors.http.streaming import stream
 from lightllm_mp.actors.live import Live
 from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import Output
 
 WARNING = "X-LightLLM-Warning"
 
@@ -46,6 +47,27 @@ class Generate:
         special = parameters.add_special_tokens is not False
         count = await self._context.frontend.count(body.text, add_special_tokens=special)
         return _json(replies.encode({"ntokens": count}), unknown)
+
+    async def score(self, request: web.Request) -> web.StreamResponse:
+        """POST /get_score"""
+        body = api.score_body(await self._bodies.read(request))
+        api.refuse_media(body.multimodal_params)
+        parameters, unknown = api.parameters(body.parameters)
+        live = self._context.frontend.submit(
+            _column(body.ids) if body.ids is not None else body.chat or "",
+            sampling.SCORE,
+            Output(),
+            priority=parameters.priority or 0,
+            reuse_prompt=not parameters.disable_prompt_cache,
+            add_special_tokens=parameters.add_special_tokens is not False,
+            stream=False,
+        )
+        request[LIVE] = live
+        try:
+            data = replies.score((await live.answer())[0])
+        finally:
+            live.close()
+        return _json(data, unknown)
 
     async def _whole(self, request: web.Request, body: api.GenerateBody) -> web.StreamResponse:
         parameters, unknown = api.parameters(body.parameters)
@@ -82,7 +104,7 @@ class Generate:
         if streamed:
             rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
         live = self._context.frontend.submit(
-            body.inputs if isinstance(body.inputs, str) else array("i", body.inputs).tobytes(),
+            body.inputs if isinstance(body.inputs, str) else _column(body.inputs),
             rules,
             sampling.output(parameters),
             n=sampling.choices(parameters),
@@ -93,6 +115,10 @@ class Generate:
         )
         request[LIVE] = live
         return live
+
+
+def _column(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
 
 
 def _json(data: bytes, unknown: tuple[str, ...]) -> web.Response:

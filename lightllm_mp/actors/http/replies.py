@@ -63,6 +63,14 @@ class Whole(Struct, frozen=True):
     prompt_logprobs: list[Ranked | None] | UnsetType = UNSET
 
 
+class Score(Struct, frozen=True):
+    """The answer of /get_score."""
+
+    score: float
+    prompt_tokens: int
+    finish_reason: str
+
+
 class ErrorBody(Struct, frozen=True):
     message: str
     type: str
@@ -109,6 +117,11 @@ def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: P
             prompt_logprobs=_prompt_logprobs(prompt) if prompt is not None else UNSET,
         )
     )
+
+
+def score(answer: Answer) -> bytes:
+    assert answer.score is not None
+    return encode(Score(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 
 def _details(answer: Answer) -> list[Detail]:

@@ -12,6 +12,8 @@ from lightllm_mp.messages import Output, Sampling
 
 T = TypeVar("T")
 
+SCORE = Sampling(seed=0, max_new_tokens=0)
+"""What is asked of a reward model."""
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5
 ALLOWED_BIAS = 1000.0

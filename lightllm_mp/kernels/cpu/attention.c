@@ -142,7 +142,10 @@ INLINE void attend(const struct attention *job, long seq, long query, long count
             for (int i = 0; i < 8; i++) stage_value(job, s.values + (k + i) * hd, at[i], type);
         }
         score_block(&s, hd, s.rows.count, padded);
-        for (long r = 0; r < s.rows.count; r++) softmax_row(&s.rows, hd, r, block, keys);
+        for (long r = 0; r < s.rows.count; r++) {
+            bend_scores(&s.rows, job, r, block);
+            softmax_row(&s.rows, hd, r, block, keys);
+        }
         mix_block(&s, hd, s.rows.count, keys);
     }
     finish_rows(&s.rows, job, type);

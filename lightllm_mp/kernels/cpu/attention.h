@@ -48,6 +48,21 @@ INLINE long key_at(const struct rows *s, const struct attention *job, long posit
     return (s->slots[position] * job->h.kv_heads + s->kv_head) * job->h.head_dim;
 }
 
+/* Softcap and alibi, on the scaled scores of a row. */
+INLINE void bend_scores(struct rows *s, const struct attention *job, long row, long block) {
+    if (!job->softcap && !job->alibi) return;
+    static const float lanes[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    long group = job->h.heads / job->h.kv_heads;
+    float slope = job->alibi ? job->alibi[s->kv_head * group + row % group] : 0;
+    float *scores = s->scores + row * BLOCK;
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vf v = load_float(scores + i);
+        if (job->softcap) v = job->softcap * tanh_vf(v / job->softcap);
+        v += slope * (load_float(lanes) + (float)(block + i + 1 - s->end[row]));
+        memcpy(scores + i, &v, sizeof v);
+    }
+}
+
 /* Turns a row's scores into weights, rescales what it has gathered. Hidden keys get weight 0. */
 INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, long keys) {
     float *scores = s->scores + row * BLOCK;

@@ -131,6 +131,7 @@ AMX static void weigh(struct tiles *s, const struct attention *job, long block, 
             vf scaled = load_float(scores + i) * job->scale;
             memcpy(scores + i, &scaled, sizeof scaled);
         }
+        bend_scores(&s->rows, job, r, block);
         softmax_row(&s->rows, job->h.head_dim, r, block, keys);
         for (int i = 0; i < BLOCK; i += 2 * LANES) {
             __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(scores + i + LANES), _mm512_load_ps(scores + i));

@@ -68,20 +68,42 @@ static PyObject *py_gemm(PyObject *self, PyObject *const *args, Py_ssize_t given
 }
 
 static PyObject *py_norm(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("norm", 8);
-    struct norm job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), a[4], a[5], bits_float(a[6]), a[7]};
+    ARGS("norm", 12);
+    struct norm job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), a[5], a[6], a[7],
+                       bits_float(a[8]), a[9], a[10], a[11]};
     Py_BEGIN_ALLOW_THREADS
     norm_run(&job);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-static PyObject *py_silu(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("silu", 5);
-    struct silu job = {POINTER(0), POINTER(1), a[2], a[3], a[4]};
+static PyObject *py_activation(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("activation", 7);
+    struct activation job = {POINTER(0), POINTER(1), a[2], a[3], a[4], a[5], a[6]};
     Py_BEGIN_ALLOW_THREADS
-    silu_run(&job);
+    activation_run(&job);
     Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("route", 10);
+    struct route job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5], a[6], a[7], a[8], bits_float(a[9])};
+    Py_BEGIN_ALLOW_THREADS
+    route_run(&job);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_experts(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("experts", 13);
+    struct experts job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5),
+                          a[6], a[7], a[8], a[9], a[10], a[11], a[12]};
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = experts_run(&job);
+    Py_END_ALLOW_THREADS
+    if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -96,10 +118,10 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 17);
+    ARGS("attention", 19);
     struct attention job = {
-        POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7),
-        a[8], a[9], a[10], a[11], bits_float(a[12]), {a[13], a[14], a[15]}, a[16]};
+        POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
+        a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18]};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS
@@ -108,8 +130,9 @@ static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    METHOD(set_threads), METHOD(level), METHOD(packed_bytes), METHOD(pack),      METHOD(gemm),
-    METHOD(norm),         METHOD(silu),  METHOD(rotary),       METHOD(attention), {NULL, NULL, 0, NULL},
+    METHOD(set_threads), METHOD(level),      METHOD(packed_bytes), METHOD(pack),    METHOD(gemm),
+    METHOD(norm),        METHOD(activation), METHOD(rotary),       METHOD(attention),
+    METHOD(route),       METHOD(experts),    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels on raw addresses.", -1, methods};

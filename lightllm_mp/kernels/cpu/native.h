@@ -45,24 +45,56 @@ void gemm_avx512_bf16(const struct gemm *g, const uint16_t *x, long row, long ro
 void gemm_amx_bf16(const struct gemm *g, const uint16_t *x, long row, long rows, long panel);
 
 /* Row-wise operations; all buffers are contiguous and of `type` unless said otherwise. */
+void over_rows(void (*rows)(const void *job, long from, long to), const void *job, long m, long width);
+
 struct norm {
-    const void *x;        /* [m, n]; NULL: normalise `residual` alone */
-    void *residual;       /* [m, n], x is added to it */
-    const void *weight;   /* [n] */
-    void *out;            /* [m, n] */
-    long m, n;
+    const void *x;      /* [m, n]; NULL: normalise `residual` alone */
+    void *residual;     /* [m, n], x is added to it */
+    const void *weight; /* [lines, n] of `weight_type`: row r takes line r % lines */
+    const void *bias;   /* as `weight`, or NULL */
+    void *out;          /* [m, n] */
+    long m, n, lines;
     float eps;
-    enum dtype type;
+    int centred;        /* the mean is subtracted first */
+    enum dtype type, weight_type;
 };
 void norm_run(const struct norm *job);
 
-struct silu {
-    const void *gate_up; /* [m, 2 * n] */
-    void *out;           /* [m, n] */
+enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+
+struct activation {
+    const void *x; /* [m, 2 * n], the second half multiplies the activation of the first; or [m, n] */
+    void *out;     /* [m, n] */
     long m, n;
+    int gated;
+    enum curve curve;
     enum dtype type;
 };
-void silu_run(const struct silu *job);
+void activation_run(const struct activation *job);
+
+/* Mixture of experts. */
+struct route {
+    const float *logits; /* [m, experts] */
+    float *weights;      /* [m, top_k] */
+    int32_t *numbers;    /* [m, top_k] */
+    long m, experts, top_k, groups, top_groups;
+    int renormalise;
+    float scale;
+};
+#define MAX_EXPERTS 1024
+void route_run(const struct route *job);
+
+struct experts {
+    const void *x;             /* [m, k] */
+    const void *gate_up, *down; /* [experts] packed weights of [2 * n, k] and [k, n] */
+    const float *weights;      /* [m, top_k] */
+    const int32_t *numbers;    /* [m, top_k] */
+    void *out;                 /* [m, k] */
+    long m, k, n, experts, top_k;
+    enum curve curve;
+    enum dtype type;
+};
+int experts_run(const struct experts *job); /* 0, or -1 when memory for its scratch is lacking */
 
 struct heads {
     long heads, kv_heads, head_dim;
@@ -89,8 +121,9 @@ struct attention {
     const int32_t *context;     /* [sequences] */
     const int32_t *rows;        /* [sequences] */
     const int32_t *slot_table;  /* [rows, table_width] */
+    const float *alibi;         /* [heads]: times (key position - query position), added to the score; or NULL */
     long sequences, table_width, max_query, window;
-    float scale;
+    float scale, softcap;       /* scores become softcap * tanh(score / softcap); 0: off */
     struct heads h; /* head_dim: a multiple of 16, at most MAX_HEAD_DIM */
     enum dtype type;
 };

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,10 +10,13 @@ from torch import Tensor
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.cpu.experts import experts, prepare_experts, route
 from lightllm_mp.kernels.cpu.runtime import native
+from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits, floats
+from lightllm_mp.kernels.quantised import QuantisedWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, OpTable, Rotation
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_HEAD_DIM = 256
 MAX_GROUP = 32
 
@@ -41,6 +43,7 @@ def table() -> OpTable | None:
         name="cpu",
         exact_rows=True,
         prepare_linear=prepare_linear,
+        prepare_quantised=prepare_quantised,
         linear=linear,
         linear_float=linear_float,
         norm=norm,
@@ -48,6 +51,10 @@ def table() -> OpTable | None:
         rotary_kv_write=rotary_kv_write,
         attention=attention,
         gated=gated,
+        activate=activate,
+        route=route,
+        prepare_experts=prepare_experts,
+        experts=experts,
     )
 
 
@@ -64,6 +71,11 @@ def prepare_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
     _c.pack(weight.data_ptr(), packed.data_ptr(), n, k, kind)
     bias = None if bias is None else bias.float().contiguous()
     return PackedLinear(packed, bias, n, k, packed.data_ptr(), 0 if bias is None else bias.data_ptr())
+
+
+def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+    """Expanded once, at load: on a CPU the products are as fast as those of a plain weight, and as large."""
+    return prepare_linear(expanded(weight, dtype), bias)
 
 
 def linear(x: Tensor, w: PackedLinear) -> Tensor:
@@ -83,43 +95,59 @@ def linear_float(x: Tensor, w: PackedLinear) -> Tensor:
 
 
 def norm(x: Tensor, by: Norm) -> Tensor:
-    if not _plain(by, x):
-        return reference.TABLE.norm(x, by)
-    out = torch.empty_like(x)
-    m, n = x.shape
-    _c.norm(0, x.data_ptr(), by.weight.data_ptr(), out.data_ptr(), m, n, float_bits(by.eps), TYPES[x.dtype])
-    return out
+    return _norm(0, x, by)
 
 
 def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
-    if not _plain(by, x):
-        return reference.TABLE.add_norm(x, residual, by)
-    out = torch.empty_like(x)
-    m, n = x.shape
-    weight, eps, kind = by.weight.data_ptr(), float_bits(by.eps), TYPES[x.dtype]
-    _c.norm(x.data_ptr(), residual.data_ptr(), weight, out.data_ptr(), m, n, eps, kind)
+    return _norm(x.data_ptr(), residual, by)
+
+
+def _norm(added: int, residual: Tensor, by: Norm) -> Tensor:
+    """residual [..., n]; a weight of several lines, one a head say, meets them in turn."""
+    out = torch.empty_like(residual)
+    weight, bias = by.weight, by.bias
+    n = residual.shape[-1]
+    if weight.dtype not in (residual.dtype, torch.float32) or (bias is not None and bias.dtype != weight.dtype):
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    _c.norm(
+        added,
+        residual.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        residual.numel() // n,
+        n,
+        weight.numel() // n,
+        float_bits(by.eps),
+        by.kind == "layer",
+        TYPES[residual.dtype],
+        TYPES[weight.dtype],
+    )
     return out
 
 
-def _plain(by: Norm, x: Tensor) -> bool:
-    return by.kind == "rms" and by.bias is None and by.weight.dtype == x.dtype
-
-
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    if activation != "silu":
-        return reference.TABLE.gated(gate_up, activation)
     m, twice = gate_up.shape
     out = torch.empty((m, twice // 2), dtype=gate_up.dtype)
-    _c.silu(gate_up.data_ptr(), out.data_ptr(), m, twice // 2, TYPES[gate_up.dtype])
+    kind, curve = TYPES[gate_up.dtype], CURVES[activation]
+    _c.activation(gate_up.data_ptr(), out.data_ptr(), m, twice // 2, True, curve, kind)
+    return out
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    out = torch.empty_like(x)
+    _c.activation(x.data_ptr(), out.data_ptr(), *x.shape, False, CURVES[activation], TYPES[x.dtype])
     return out
 
 
 def rotary_kv_write(
     qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
 ) -> Tensor:
-    if norms is not None or rotation.query_scale is not None or kv.key_scales is not None or layout.interleaved:
+    if kv.key_scales is not None or layout.interleaved:
         return reference.TABLE.rotary_kv_write(qkv, rotation, kv, batch, layout, norms)
     m = qkv.shape[0]
+    if norms is not None:
+        _normalise_heads(qkv, layout, norms)
     q = torch.empty((m, layout.heads * layout.head_dim), dtype=qkv.dtype)
     _c.rotary(
         qkv.data_ptr(),
@@ -137,7 +165,18 @@ def rotary_kv_write(
         layout.head_dim,
         TYPES[qkv.dtype],
     )
+    if rotation.query_scale is not None:
+        q.mul_(rotation.query_scale.index_select(0, batch.rotary_at).unsqueeze(1))
     return q
+
+
+def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
+    heads = qkv.view(qkv.shape[0], -1, layout.head_dim)
+    first = 0
+    for count, by in ((layout.heads, norms.query), (layout.kv_heads, norms.key)):
+        part = heads[:, first : first + count]
+        part.copy_(norm(part.contiguous(), by))
+        first += count
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
@@ -154,11 +193,13 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         batch.context.data_ptr(),
         batch.rows.data_ptr(),
         table.data_ptr(),
+        floats(layout.alibi).data_ptr() if layout.alibi else 0,
         batch.context.shape[0],
         table.stride(0),
         batch.max_query,
         layout.window,
         float_bits(layout.scale),
+        float_bits(layout.softcap),
         layout.heads,
         layout.kv_heads,
         layout.head_dim,
@@ -169,16 +210,4 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
 
 def _attends(layout: HeadLayout) -> bool:
     fits = layout.head_dim % 16 == 0 and layout.head_dim <= MAX_HEAD_DIM
-    plain = not (layout.softcap or layout.alibi or layout.value_dim)
-    return fits and plain and layout.heads // layout.kv_heads <= MAX_GROUP
-
-
-def float_bits(value: float) -> int:
-    """A float32 as its bit pattern: the extension takes integers only."""
-    bits = _FLOAT_BITS.get(value)
-    if bits is None:
-        bits = _FLOAT_BITS[value] = struct.unpack("<I", struct.pack("<f", value))[0]
-    return bits
-
-
-_FLOAT_BITS: dict[float, int] = {}
+    return fits and not layout.value_dim and layout.heads // layout.kv_heads <= MAX_GROUP

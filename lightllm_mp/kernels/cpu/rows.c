@@ -1,4 +1,4 @@
-/* Operations on one row at a time: normalisation, activation, rotary embedding with the KV write. */
+/* Operations on one row at a time: normalisation, rotary embedding with the KV write. */
 #include <math.h>
 
 #include "vector.h"
@@ -18,7 +18,7 @@ static void span_task(void *arg, long task) {
     span->rows(span->job, from, to < span->m ? to : span->m);
 }
 
-static void over_rows(void (*rows)(const void *, long, long), const void *job, long m, long width) {
+void over_rows(void (*rows)(const void *, long, long), const void *job, long m, long width) {
     struct span span = {rows, job, m};
     if (m * width < SMALL)
         rows(job, 0, m);
@@ -26,68 +26,58 @@ static void over_rows(void (*rows)(const void *, long, long), const void *job, l
         parallel_for(span_task, &span, (m + ROWS_PER_TASK - 1) / ROWS_PER_TASK);
 }
 
-INLINE void norm_row(const struct norm *job, long row, enum dtype type) {
-    long n = job->n, at = row * n, i = 0;
+/* Elements [i, i + LANES) of the row, after `x` was added to them. */
+INLINE vf summed(const struct norm *job, long at, long left, enum dtype type) {
+    if (job->x) {
+        vf sum = load_part(job->residual, at, left, type) + load_part(job->x, at, left, type);
+        store_part(job->residual, at, left, sum, type);
+    }
+    return load_part(job->residual, at, left, type);
+}
+
+/* The mean of the squares of the distances from `mean`. */
+INLINE float variance(const struct norm *job, long at, float mean, enum dtype type) {
     vf squares = {0};
-    float tail = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vf v = load(job->residual, at + i, type);
-        if (job->x) {
-            v += load(job->x, at + i, type);
-            store(job->residual, at + i, v, type);
-            v = load(job->residual, at + i, type);
-        }
+    EACH_PART(i, left, job->n, {
+        vf v = load_part(job->residual, at + i, left, type) - mean;
+        for (long j = left; j < LANES; j++) v[j] = 0; /* what lies after the end is not 0 here */
         squares += v * v;
-    }
-    for (; i < n; i++) {
-        if (job->x)
-            store_one(job->residual, at + i,
-                      load_one(job->residual, at + i, type) + load_one(job->x, at + i, type), type);
-        float v = load_one(job->residual, at + i, type);
-        tail += v * v;
-    }
-    float scale = 1.0f / sqrtf((sum_lanes(squares) + tail) / n + job->eps);
-    for (i = 0; i + LANES <= n; i += LANES)
-        store(job->out, at + i, load(job->residual, at + i, type) * scale * load(job->weight, i, type), type);
-    for (; i < n; i++)
-        store_one(job->out, at + i, load_one(job->residual, at + i, type) * scale * load_one(job->weight, i, type), type);
+    });
+    return sum_lanes(squares) / job->n;
+}
+
+INLINE void norm_row(const struct norm *job, long row, enum dtype type, enum dtype weights) {
+    long n = job->n, at = row * n, line = row % job->lines * n;
+    vf squares = {0}, total = {0};
+    EACH_PART(i, left, n, {
+        vf v = summed(job, at + i, left, type);
+        squares += v * v;
+        total += v;
+    });
+    float mean = job->centred ? sum_lanes(total) / n : 0;
+    float spread = job->centred ? variance(job, at, mean, type) : sum_lanes(squares) / n;
+    float scale = 1.0f / sqrtf(spread + job->eps);
+    EACH_PART(i, left, n, {
+        vf v = (load_part(job->residual, at + i, left, type) - mean) * scale;
+        v *= load_part(job->weight, line + i, left, weights);
+        if (job->bias) v += load_part(job->bias, line + i, left, weights);
+        store_part(job->out, at + i, left, v, type);
+    });
 }
 
 CLONES static void norm_rows(const void *arg, long from, long to) {
     const struct norm *job = arg;
     for (long row = from; row < to; row++) {
-        if (job->type == BFLOAT16)
-            norm_row(job, row, BFLOAT16);
+        if (job->type == BFLOAT16 && job->weight_type == BFLOAT16)
+            norm_row(job, row, BFLOAT16, BFLOAT16);
+        else if (job->type == BFLOAT16)
+            norm_row(job, row, BFLOAT16, FLOAT32);
         else
-            norm_row(job, row, FLOAT32);
+            norm_row(job, row, FLOAT32, FLOAT32);
     }
 }
 
 void norm_run(const struct norm *job) { over_rows(norm_rows, job, job->m, job->n); }
-
-INLINE void silu_row(const struct silu *job, long row, enum dtype type) {
-    long n = job->n, gate = row * 2 * n, up = gate + n, at = row * n, i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vf g = load(job->gate_up, gate + i, type);
-        store(job->out, at + i, g / (1.0f + exp_vf(-g)) * load(job->gate_up, up + i, type), type);
-    }
-    for (; i < n; i++) {
-        float g = load_one(job->gate_up, gate + i, type);
-        store_one(job->out, at + i, g / (1.0f + expf(-g)) * load_one(job->gate_up, up + i, type), type);
-    }
-}
-
-CLONES static void silu_rows(const void *arg, long from, long to) {
-    const struct silu *job = arg;
-    for (long row = from; row < to; row++) {
-        if (job->type == BFLOAT16)
-            silu_row(job, row, BFLOAT16);
-        else
-            silu_row(job, row, FLOAT32);
-    }
-}
-
-void silu_run(const struct silu *job) { over_rows(silu_rows, job, job->m, job->n); }
 
 INLINE void rotate_head(const void *from, long in, void *to, long out, const float *cos, const float *sin, long half,
                         long head_dim, enum dtype type) {

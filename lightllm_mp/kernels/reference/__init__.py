@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lightllm_mp.kernels.reference import attention, linear, moe, norm, rotary
+from lightllm_mp.kernels.reference import attention, linear, moe, norm, quantised, rotary
 from lightllm_mp.kernels.table import OpTable
 
 TABLE = OpTable(
     name="reference",
     exact_rows=False,
     prepare_linear=linear.prepare_linear,
+    prepare_quantised=quantised.prepare_quantised,
     linear=linear.linear,
     linear_float=linear.linear_float,
     embedding=linear.embedding,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight, ScaledWeight
+from lightllm_mp.kernels.reference.linear import PlainLinear, prepare_linear
 
 Kind = Literal["int8", "fp8"]
 LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -34,3 +35,8 @@ def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
         codes = weight.codes.float() - weight.zeros.float()[:, groups]
         return (codes * weight.scales.float()[:, groups]).to(dtype)
     return (weight.values.float() * weight.scales[:, None]).to(dtype)
+
+
+def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> PlainLinear:
+    """Expanded once."""
+    return prepare_linear(expanded(weight, dtype), bias)

@@ -26,8 +26,13 @@ class Kernel:
         *,
         warps: int = 4,
         stages: int = 3,
+        early: bool = False,
     ) -> None:
-        """Runs the kernel on the current stream of the current device, compiling it first where it is new."""
+        """Runs the kernel on the current stream of the current device, compiling it first where it is new.
+
+        `early`: it may start before the kernel in front of it has ended, and waits for that itself (see
+        "programmatic dependent launch" in CUDA's guide). Constants must tell the two ways apart.
+        """
         addresses = 0
         for tensor in tensors:
             addresses |= tensor.data_ptr()
@@ -36,6 +41,7 @@ class Kernel:
         if compiled is not None:
             compiled[grid](*tensors, *numbers, *constants)
             return
-        compiled = self._function[grid](*tensors, *numbers, *constants, num_warps=warps, num_stages=stages)
+        options = {"num_warps": warps, "num_stages": stages, **({"launch_pdl": True} if early else {})}
+        compiled = self._function[grid](*tensors, *numbers, *constants, **options)
         if addresses % ALIGNED == 0 and compiled is not None:
             self._compiled[key] = compiled

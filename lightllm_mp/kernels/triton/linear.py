@@ -1,4 +1,5 @@
-"""Projections: cuBLAS through torch, but for a single token, where reading the weight is all there is to do."""
+"""Projections of plain and quantised weights. A single token has its own kernel, few have one where it was measured to
+be faster than cuBLAS, many go to cuBLAS."""
 
 from __future__ import annotations
 
@@ -7,34 +8,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.reference.linear import PlainLinear
+from lightllm_mp.kernels.triton import quantised
 from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.matmul import matmul
+from lightllm_mp.kernels.triton.small_linear import Streamed, counters, streamed, streams
+from lightllm_mp.kernels.triton.tuned_linear import plain_blocks
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
 """Outputs of a program, inputs that it reads at a time, and its warps."""
 
 
-def linear(x: Tensor, prepared: PlainLinear) -> Tensor:
-    if x.shape[0] == 1 and x.dtype != torch.float32:
-        return _of_one_token(x, prepared, x.dtype)
-    return reference.TABLE.linear(x, prepared)
+def prepare_linear(weight: Tensor, bias: Tensor | None) -> Streamed:
+    return Streamed(weight, bias, counters(weight.shape[0], weight.device))
 
 
-def linear_float(x: Tensor, prepared: PlainLinear) -> Tensor:
+def linear(x: Tensor, prepared: Streamed) -> Tensor:
+    return _product(x, prepared, x.dtype)
+
+
+def linear_float(x: Tensor, prepared: Streamed) -> Tensor:
     """A product of 16-bit operands keeps its float32 sums as they are."""
-    weight, bias = prepared
-    if x.shape[0] == 1 and x.dtype != torch.float32:
-        return _of_one_token(x, prepared, torch.float32)
-    if x.dtype == torch.float32 or not x.is_cuda:
-        out = torch.mm(x.float(), weight.float().t())
-    else:
-        out = torch.mm(x, weight.t(), out_dtype=torch.float32)
-    return out if bias is None else out.add_(bias)
+    return _product(x, prepared, torch.float32)
 
 
-def _of_one_token(x: Tensor, prepared: PlainLinear, dtype: torch.dtype) -> Tensor:
-    weight, bias = prepared
+def _product(x: Tensor, prepared: Streamed, dtype: torch.dtype) -> Tensor:
+    if prepared.scales is not None:
+        return quantised.product(x, prepared, dtype)
+    rows = x.shape[0]
+    if x.dtype != torch.float32:
+        blocks = plain_blocks(prepared.outputs, prepared.inputs, rows, x.device)
+        if blocks is not None and streams(prepared, rows, blocks):
+            return streamed(x, prepared, dtype, blocks)
+        if rows == 1:
+            return of_one_token(x, prepared, dtype)
+    return matmul(x, prepared.weight, prepared.bias, dtype)
+
+
+def of_one_token(x: Tensor, prepared: Streamed, dtype: torch.dtype) -> Tensor:
+    weight, bias = prepared.weight, prepared.bias
     n, k = weight.shape
     out = torch.empty((1, n), dtype=dtype, device=x.device)
     _ONE.launch(

@@ -9,20 +9,33 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.kernels.triton.attention import attention
-from lightllm_mp.kernels.triton.linear import linear, linear_float
+from lightllm_mp.kernels.triton.kv_write import kv_write
+from lightllm_mp.kernels.triton.linear import linear, linear_float, prepare_linear
+from lightllm_mp.kernels.triton.moe import experts, prepare_experts
+from lightllm_mp.kernels.triton.quantised import prepare_quantised
 from lightllm_mp.kernels.triton.rotary import rotary_kv_write
-from lightllm_mp.kernels.triton.rows import add_norm, gated, norm
+from lightllm_mp.kernels.triton.rotate import rotate
+from lightllm_mp.kernels.triton.routing import route
+from lightllm_mp.kernels.triton.rows import activate, add_norm, gated, norm
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 TABLE: OpTable = replace(
     reference.TABLE,
     name="triton",
+    prepare_linear=prepare_linear,
+    prepare_quantised=prepare_quantised,
     linear=linear,
     linear_float=linear_float,
     norm=norm,
     add_norm=add_norm,
     rotary_kv_write=rotary_kv_write,
     attention=attention,
+    rotate=rotate,
+    kv_write=kv_write,
     gated=gated,
+    activate=activate,
+    route=route,
+    prepare_experts=prepare_experts,
+    experts=experts,
 )

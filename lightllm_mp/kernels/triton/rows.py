@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import Norm
+from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
 from lightllm_mp.kernels.triton.launch import Kernel
 
-SILU_BLOCK = 1024
+ACTIVATION_BLOCK = 1024
 
 
 def norm(x: Tensor, by: Norm) -> Tensor:
@@ -67,25 +67,34 @@ def _norm_kernel(
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    if activation != "silu":
-        return reference.TABLE.gated(gate_up, activation)
     tokens, twice = gate_up.shape
-    out = gate_up.new_empty((tokens, twice // 2))
+    return _activation(gate_up, gate_up.new_empty((tokens, twice // 2)), activation)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    return _activation(x, torch.empty_like(x), activation)
+
+
+def _activation(x: Tensor, out: Tensor, activation: str) -> Tensor:
+    tokens, width = out.shape
     if tokens:
-        grid = (tokens, triton.cdiv(twice // 2, SILU_BLOCK), 1)
-        _SILU.launch(grid, (gate_up, out), (), (twice // 2, SILU_BLOCK))
+        grid = (tokens, triton.cdiv(width, ACTIVATION_BLOCK), 1)
+        constants = (width, x.shape[1] != width, ACTIVATIONS[activation], ACTIVATION_BLOCK)
+        _ACTIVATION.launch(grid, (x, out), (), constants)
     return out
 
 
 @triton.jit
-def _silu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_kernel(x, out, WIDTH: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
-    gate = tl.load(gate_up + token * 2 * WIDTH + at, mask=inside, other=0.0)
-    up = tl.load(gate_up + token * 2 * WIDTH + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    tl.store(out + token * WIDTH + at, (wide / (1.0 + tl.exp(-wide)) * up).to(gate.dtype), mask=inside)
+    line = x + token * (2 * WIDTH if GATED else WIDTH)
+    value = tl.load(line + at, mask=inside, other=0.0)
+    result = activated(value.to(tl.float32), KIND)
+    if GATED:
+        result *= tl.load(line + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + at, result.to(value.dtype), mask=inside)
 
 
-_NORM, _SILU = Kernel(_norm_kernel), Kernel(_silu_kernel)
+_NORM, _ACTIVATION = Kernel(_norm_kernel), Kernel(_activation_kernel)

@@ -1,10 +1,11 @@
-"""Block sizes of the attention kernels, measured with `scripts/bench_gpu.py --sweep` on an H100, kept as data."""
+"""Block sizes of the attention kernels, measured with `scripts/bench_attention.py --sweep` on an H100, kept as data."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class PrefillBlocks(NamedTuple):
@@ -17,25 +18,32 @@ class PrefillBlocks(NamedTuple):
 
 
 class DecodeBlocks(NamedTuple):
-    """Keys a program holds at a time, its warps, how many loads run ahead, and programs per multiprocessor."""
+    """Keys a program holds at a time, its warps, how many loads run ahead, programs per multiprocessor, and how many
+    blocks of keys it could read in the time that beginning with a sequence takes."""
 
     keys: int
     warps: int
     stages: int
     programs: int
+    start: int = 1
 
 
 MAX_HEAD_DIM = 256
+MAX_LATENT_DIM = 512
 
 PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (64, 2): PrefillBlocks(64, 64, 4, 3),
     (128, 2): PrefillBlocks(128, 64, 4, 3),
     (256, 2): PrefillBlocks(128, 64, 8, 2),
+    (64, 1): PrefillBlocks(128, 64, 4, 3),
+    (128, 1): PrefillBlocks(128, 64, 8, 3),
+    (256, 1): PrefillBlocks(128, 64, 8, 2),
     (64, 4): PrefillBlocks(32, 32, 4, 2),
     (128, 4): PrefillBlocks(32, 32, 4, 1),
     (256, 4): PrefillBlocks(16, 16, 4, 1),
 }
-"""By head_dim padded to a power of two (at least 64), and bytes of an element."""
+"""By head_dim padded to a power of two (at least 64), and bytes of a stored element: 4 also for float32 queries over
+8-bit keys, 1 for others."""
 
 FEW_QUERIES = 24576
 """Query heads of a step below which blocks of PREFILL would leave multiprocessors idle."""
@@ -43,16 +51,32 @@ FEW_QUERIES = 24576
 PREFILL_FEW: dict[tuple[int, int], PrefillBlocks] = {
     (64, 2): PrefillBlocks(64, 128, 4, 2),
     (128, 2): PrefillBlocks(64, 64, 4, 2),
+    (64, 1): PrefillBlocks(64, 64, 4, 2),
+    (128, 1): PrefillBlocks(64, 64, 4, 2),
 }
 
 DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 2): DecodeBlocks(64, 2, 2, 6),
     (128, 2): DecodeBlocks(64, 2, 2, 4),
     (256, 2): DecodeBlocks(32, 2, 2, 4),
+    (64, 1): DecodeBlocks(64, 2, 3, 6),
+    (128, 1): DecodeBlocks(64, 2, 3, 4),
+    (256, 1): DecodeBlocks(64, 4, 2, 3),
     (64, 4): DecodeBlocks(32, 4, 2, 4),
     (128, 4): DecodeBlocks(32, 4, 2, 4),
     (256, 4): DecodeBlocks(16, 4, 1, 2),
 }
+
+LATENT_DECODE: dict[tuple[int, int], DecodeBlocks] = {
+    (16, 2): DecodeBlocks(64, 4, 2, 1),
+    (32, 2): DecodeBlocks(64, 4, 2, 1),
+    (64, 2): DecodeBlocks(32, 8, 2, 1),
+    (16, 4): DecodeBlocks(16, 4, 1, 1),
+}
+"""By heads of a program, and bytes of an element."""
+
+LATENT_PREFILL: dict[int, PrefillBlocks] = {2: PrefillBlocks(64, 32, 8, 2), 4: PrefillBlocks(16, 16, 4, 1)}
+"""By bytes of an element; `queries` counts lines: tokens times heads."""
 
 
 def padded(size: int) -> int:
@@ -60,11 +84,36 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def prefill_blocks(head_dim: int, dtype: torch.dtype, queries: int) -> PrefillBlocks:
-    """For a step of `queries` query heads, all tokens together."""
-    key = (max(64, padded(head_dim)), dtype.itemsize)
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied: exactly; 16-bit ones are always."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def wide(pool: Tensor) -> bool:
+    """Whether a place in the pool takes 64 bits; 32 leave more registers for the sums."""
+    return pool.numel() >= 1 << 31
+
+
+def prefill_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype, queries: int) -> PrefillBlocks:
+    """For a step of `queries` query heads, all tokens together, over keys of type `stored`."""
+    key = (max(64, padded(head_dim)), _bytes(dtype, stored))
     return (PREFILL_FEW if queries < FEW_QUERIES and key in PREFILL_FEW else PREFILL)[key]
 
 
-def decode_blocks(head_dim: int, dtype: torch.dtype) -> DecodeBlocks:
-    return DECODE[max(64, padded(head_dim)), dtype.itemsize]
+def decode_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
+    return DECODE[max(64, padded(head_dim)), _bytes(dtype, stored)]
+
+
+def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
+    return 4 if dtype.itemsize == 4 else stored.itemsize
+
+
+def latent_decode_blocks(heads: int, dtype: torch.dtype) -> tuple[int, DecodeBlocks]:
+    """How many heads a program takes, and its blocks: as many heads as their sums fit into registers."""
+    most = max(rows for rows, size in LATENT_DECODE if size == dtype.itemsize)
+    rows = min(padded(heads), most)
+    return rows, LATENT_DECODE[rows, dtype.itemsize]
+
+
+def latent_prefill_blocks(dtype: torch.dtype) -> PrefillBlocks:
+    return LATENT_PREFILL[dtype.itemsize]

@@ -5,10 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families.baichuan import BAICHUAN
 from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.bloom import BLOOM
+from lightllm_mp.models.families.chatglm import CHATGLM
+from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
+from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from lightllm_mp.models.families.internlm import INTERNLM
+from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
+from lightllm_mp.models.families.minicpm import MINICPM
+from lightllm_mp.models.families.mistral import MISTRAL
+from lightllm_mp.models.families.mixtral import MIXTRAL
+from lightllm_mp.models.families.phi import PHI
+from lightllm_mp.models.families.phi3 import PHI3
+from lightllm_mp.models.families.qwen import QWEN
+from lightllm_mp.models.families.qwen2 import QWEN2
+from lightllm_mp.models.families.qwen3 import QWEN3
+from lightllm_mp.models.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from lightllm_mp.models.families.stablelm import STABLELM
+from lightllm_mp.models.families.starcoder import STARCODER
+from lightllm_mp.models.families.starcoder2 import STARCODER2
 
-FAMILIES: tuple[Family, ...] = (LLAMA, YI_OLD)
+FAMILIES: tuple[Family, ...] = (
+    *(LLAMA, YI_OLD, MISTRAL, MIXTRAL, MINICPM, INTERNLM, INTERNLM2),
+    *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE),
+    *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
+    *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
+)
 
 _BY_MODEL_TYPE = {name: family for family in FAMILIES for name in family.model_types}
 _BY_GGUF = {name: family for family in FAMILIES for name in family.gguf_architectures}

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.gguf import GGUFFile
-from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
@@ -29,6 +29,8 @@ class Family:
     gguf_weights: Callable[[ModelSpec], list[Param]] | None = None
     ignore: tuple[str, ...] = (INV_FREQ,)
     """Patterns of tensor names that may be in the file and are not used."""
+    prefix: str = ""
+    """What some files put before the names of all tensors, and others not."""
 
 
 def eos_ids(config: dict[str, Any]) -> tuple[int, ...]:
@@ -47,6 +49,59 @@ def bos_id(config: dict[str, Any]) -> int | None:
 
 def file_dtype(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def activation(name: Any) -> Activation:
+    """An activation by the name that configurations give it. `gelu` alone is the exact one."""
+    kinds: dict[str, Activation] = {
+        **dict.fromkeys(("silu", "swish"), "silu"),
+        **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_tanh"), "gelu_tanh"),
+        "gelu": "gelu",
+        "relu": "relu",
+    }
+    if name not in kinds:
+        raise ModelError(f"activation {name!r} is not supported")
+    return kinds[name]
+
+
+def refuse(config: dict[str, Any], **served: Any) -> None:
+    """ModelError where a key of the configuration has another value than the one that is served."""
+    for key, value in served.items():
+        if config.get(key, value) not in (value, None):
+            raise ModelError(f"{key} {config[key]!r} is not supported for this family")
+
+
+def rotary_dim(config: dict[str, Any], head_dim: int, default: float = 1.0) -> int:
+    """Components of a head that are rotated, where that is said as a share of all."""
+    scaling = config.get("rope_parameters") or {}
+    part = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or default
+    return int(head_dim * float(part))
+
+
+def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> ModelSpec:
+    """A spec from the keys that most configurations share; `fields` stand before what the configuration says."""
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    rope = fields["rope"] if "rope" in fields else rope_spec(config, dim=head_dim)
+    read: dict[str, Any] = {
+        "vocab": int(config["vocab_size"]),
+        "hidden": hidden,
+        "layers": int(config["num_hidden_layers"]),
+        "heads": heads,
+        "kv_heads": int(config.get("num_key_value_heads") or heads),
+        "head_dim": head_dim,
+        "intermediate": int(config["intermediate_size"]),
+        "rope": rope,
+        "eos_ids": eos_ids(config),
+        "bos_id": bos_id(config),
+        "file_dtype": file_dtype(config),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+    }
+    if "norm_eps" not in fields:
+        read["norm_eps"] = float(config.get("rms_norm_eps", 1e-6))
+    if "max_context" not in fields:
+        read["max_context"] = stretched_context(config, rope)
+    return ModelSpec(family=family, **(read | fields))
 
 
 def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.0) -> RopeSpec:

@@ -1,76 +1,29 @@
-"""Llama 1, 2 and 3, and what shares its network: Yi, Mistral, SmolLM."""
+"""Llama 1, 2 and 3, and what shares its network: Yi, SmolLM, and Mistral as a GGUF file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import INV_FREQ, Family, bos_id, eos_ids, file_dtype, rope_spec, stretched_context
-from lightllm_mp.models.families.rules import linear
+from lightllm_mp.models.families.base import INV_FREQ, Family, rope_spec, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.models.weights import Param, Piece
+from lightllm_mp.models.weights import Param
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Spec of a `config.json` with `model_type` llama or mistral. Llama 1 lacks the kv head count and theta."""
+    """Spec of a `config.json` under Llama's keys. Llama 1 lacks the kv head count and theta."""
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"activation {config['hidden_act']!r} is not supported for this family")
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    rope = rope_spec(config, dim=head_dim)
-    attention_bias = bool(config.get("attention_bias", False))
-    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
-    return ModelSpec(
-        family="llama",
-        vocab=int(config["vocab_size"]),
-        hidden=hidden,
-        layers=int(config["num_hidden_layers"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        intermediate=int(config["intermediate_size"]),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope=rope,
-        max_context=stretched_context(config, rope),
-        eos_ids=eos_ids(config),
-        bos_id=bos_id(config),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        window=None if window is None else int(window),
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        file_dtype=file_dtype(config),
-    )
+    bias = bool(config.get("attention_bias", False))
+    mlp_bias = bool(config.get("mlp_bias", False))
+    return standard_spec(config, family="llama", qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
 
 
-def hf_weights(spec: ModelSpec, *, input_norm: str = "input_layernorm", post_norm: str = "post_attention_layernorm"):
+def hf_weights(spec: ModelSpec) -> list[Param]:
     """Weight rules under the Hugging Face names."""
-    s = spec
-    params = [
-        Param("embed", (Piece("model.embed_tokens.weight", (s.vocab, s.hidden)),)),
-        Param("norm", (Piece("model.norm.weight", (s.hidden,)),)),
-    ]
-    if not s.tied:
-        params.append(Param("head", (Piece("lm_head.weight", (s.vocab, s.hidden)),)))
-    for i in range(s.layers):
-        at, to = f"model.layers.{i}.", f"layers.{i}."
-        qkv = (("self_attn.q_proj", s.q_size), ("self_attn.k_proj", s.kv_size), ("self_attn.v_proj", s.kv_size))
-        params += [
-            Param(to + "input_norm", (Piece(f"{at}{input_norm}.weight", (s.hidden,)),)),
-            Param(to + "post_norm", (Piece(f"{at}{post_norm}.weight", (s.hidden,)),)),
-            *linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias),
-            *linear(to + "o", at, (("self_attn.o_proj", s.hidden),), s.q_size, s.o_bias),
-            *linear(
-                to + "gate_up",
-                at,
-                (("mlp.gate_proj", s.intermediate), ("mlp.up_proj", s.intermediate)),
-                s.hidden,
-                s.mlp_bias,
-            ),
-            *linear(to + "down", at, (("mlp.down_proj", s.hidden),), s.intermediate, s.mlp_bias),
-        ]
-    return params
+    return decoder(spec, Names())
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
@@ -130,30 +83,24 @@ def _gguf_rope(file: GGUFFile, head_dim: int, context: int) -> RopeSpec:
     return rope_spec(config, dim=dim)
 
 
+GGUF_NAMES = Names(
+    embed="token_embd",
+    norm="output_norm",
+    head="output",
+    layer="blk.{}.",
+    input_norm="attn_norm",
+    post_norm="ffn_norm",
+    qkv=("attn_q", "attn_k", "attn_v"),
+    o="attn_output",
+    up=("ffn_gate", "ffn_up"),
+    down="ffn_down",
+)
+
+
 def gguf_weights(spec: ModelSpec) -> list[Param]:
     """Weight rules under the GGUF names."""
-    s = spec
-    params = [
-        Param("embed", (Piece("token_embd.weight", (s.vocab, s.hidden)),)),
-        Param("norm", (Piece("output_norm.weight", (s.hidden,)),)),
-    ]
-    if not s.tied:
-        params.append(Param("head", (Piece("output.weight", (s.vocab, s.hidden)),)))
-    unpermute = {"attn_q": _half_rotation_rows(s.heads), "attn_k": _half_rotation_rows(s.kv_heads)}
-    qkv = (("attn_q", s.q_size), ("attn_k", s.kv_size), ("attn_v", s.kv_size))
-    for i in range(s.layers):
-        at, to = f"blk.{i}.", f"layers.{i}."
-        params += [
-            Param(to + "input_norm", (Piece(at + "attn_norm.weight", (s.hidden,)),)),
-            Param(to + "post_norm", (Piece(at + "ffn_norm.weight", (s.hidden,)),)),
-            *linear(to + "qkv", at, qkv, s.hidden, s.qkv_bias, unpermute),
-            *linear(to + "o", at, (("attn_output", s.hidden),), s.q_size, s.o_bias),
-            *linear(
-                to + "gate_up", at, (("ffn_gate", s.intermediate), ("ffn_up", s.intermediate)), s.hidden, s.mlp_bias
-            ),
-            *linear(to + "down", at, (("ffn_down", s.hidden),), s.intermediate, s.mlp_bias),
-        ]
-    return params
+    unpermute = {"attn_q": _half_rotation_rows(spec.heads), "attn_k": _half_rotation_rows(spec.kv_heads)}
+    return decoder(spec, GGUF_NAMES, unpermute)
 
 
 def _half_rotation_rows(heads: int):
@@ -167,12 +114,12 @@ def _half_rotation_rows(heads: int):
 
 
 def _yi_old_weights(spec: ModelSpec) -> list[Param]:
-    return hf_weights(spec, input_norm="ln1", post_norm="ln2")
+    return decoder(spec, Names(input_norm="ln1", post_norm="ln2"))
 
 
 LLAMA = Family(
     name="llama",
-    model_types=("llama", "mistral"),
+    model_types=("llama",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("llama",),

@@ -54,6 +54,7 @@ class Engine:
     """Produces `word(position)` for every running sequence in every tick, until max_new_tokens."""
 
     frontend: Frontend = None  # type: ignore[assignment]
+    facts: Facts = FACTS
     pace: float = 0.0
     """Seconds between ticks."""
     paused: bool = False
@@ -103,6 +104,9 @@ class Engine:
     def step(self) -> None:
         """One token for everybody."""
         rows, top, top_texts = [], [], []
+        for rid in [rid for rid, state in self.running.items() if not state[1]]:
+            del self.running[rid]
+            self.frontend.deliver(say.Scored(rid, -1.5, 7, 3))
         for rid, state in list(self.running.items()):
             token, text = word(state[0])
             text = self.text or text
@@ -129,7 +133,7 @@ class Engine:
         self.frontend.reset()
 
     def begin(self) -> None:
-        self.frontend.begin(say.Begin(epoch=1, facts=FACTS))
+        self.frontend.begin(say.Begin(epoch=1, facts=self.facts))
 
 
 @dataclass

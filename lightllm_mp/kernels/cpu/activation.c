@@ -1,0 +1,59 @@
+/* Activations, alone or times the other half of the row. */
+#include "vector.h"
+
+/* x * P(x^2) / Q(x^2) on [-4, 4], outside of which float32 knows only -1 and 1; the coefficients of Eigen's erf. */
+INLINE vf erf_vf(vf x) {
+    vf clipped = select_vf(x > 4.0f, splat(4.0f), select_vf(x < -4.0f, splat(-4.0f), x));
+    vf s = clipped * clipped;
+    vf p = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
+    p = p * s - 2.10102402082508e-06f;
+    p = p * s - 5.69250639462346e-05f;
+    p = p * s - 7.34990630326855e-04f;
+    p = p * s - 2.95459980854025e-03f;
+    p = p * s - 1.60960333262415e-02f;
+    vf q = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
+    q = q * s - 1.68282697438203e-03f;
+    q = q * s - 7.37332916720468e-03f;
+    q = q * s - 1.42647390514189e-02f;
+    return clipped * p / q;
+}
+
+INLINE vf curve_vf(vf x, enum curve curve) {
+    switch (curve) {
+        case GELU: return 0.5f * x * (1.0f + erf_vf(x * 0.70710678118654752f));
+        case GELU_TANH: /* 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) */
+            return x / (1.0f + exp_vf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+        case RELU: return select_vf(x < 0.0f, (vf){0}, x);
+        default: return x / (1.0f + exp_vf(-x));
+    }
+}
+
+INLINE void activation_row(const struct activation *job, long row, enum curve curve, enum dtype type) {
+    long n = job->n, in = job->gated ? row * 2 * n : row * n, out = row * n;
+    EACH_PART(i, left, n, {
+        vf v = curve_vf(load_part(job->x, in + i, left, type), curve);
+        if (job->gated) v *= load_part(job->x, in + n + i, left, type);
+        store_part(job->out, out + i, left, v, type);
+    });
+}
+
+INLINE void rows_of_type(const struct activation *job, long from, long to, enum dtype type) {
+    for (long row = from; row < to; row++) {
+        switch (job->curve) {
+            case GELU: activation_row(job, row, GELU, type); break;
+            case GELU_TANH: activation_row(job, row, GELU_TANH, type); break;
+            case RELU: activation_row(job, row, RELU, type); break;
+            default: activation_row(job, row, SILU, type); break;
+        }
+    }
+}
+
+CLONES static void activation_rows(const void *arg, long from, long to) {
+    const struct activation *job = arg;
+    if (job->type == BFLOAT16)
+        rows_of_type(job, from, to, BFLOAT16);
+    else
+        rows_of_type(job, from, to, FLOAT32);
+}
+
+void activation_run(const struct activation *job) { over_rows(activation_rows, job, job->m, job->n); }

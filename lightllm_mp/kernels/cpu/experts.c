@@ -1,0 +1,158 @@
+/* Mixture of experts: the choice, and the products of tokens collected by expert.
+ *
+ * A token's result does not depend on the others: every product's rows are their own, and its experts are summed in the
+ * order in which it chose them. */
+#include <stdlib.h>
+
+#include "vector.h"
+
+#define TAKEN -2.0f   /* marks in the place of probabilities */
+#define OUTSIDE -1.0f
+
+/* Where the largest of `count` is, the first of equals. */
+static long largest(const float *values, long count) {
+    long best = 0;
+    for (long i = 1; i < count; i++)
+        if (values[i] > values[best]) best = i;
+    return best;
+}
+
+/* Marks the experts of all but the best groups. */
+static void keep_groups(const struct route *job, float *likely) {
+    long each = job->experts / job->groups;
+    float best[MAX_EXPERTS];
+    for (long g = 0; g < job->groups; g++) best[g] = likely[g * each + largest(likely + g * each, each)];
+    for (long i = 0; i < job->top_groups; i++) best[largest(best, job->groups)] = TAKEN;
+    for (long e = 0; e < job->experts; e++)
+        if (best[e / each] != TAKEN) likely[e] = OUTSIDE;
+}
+
+CLONES static void softmax(const float *logits, float *to, long count) {
+    float top = logits[largest(logits, count)];
+    vf total = {0};
+    EACH_PART(i, left, count, {
+        vf v = exp_vf(load_part(logits, i, left, FLOAT32) - top);
+        for (long j = left; j < LANES; j++) v[j] = 0;
+        store_part(to, i, left, v, FLOAT32);
+        total += v;
+    });
+    float sum = sum_lanes(total);
+    for (long i = 0; i < count; i++) to[i] = to[i] >= 0 ? to[i] / sum : 0; /* no NaN: choices stay valid */
+}
+
+static void route_rows(const void *arg, long from, long to) {
+    const struct route *job = arg;
+    float likely[MAX_EXPERTS];
+    for (long row = from; row < to; row++) {
+        float *weights = job->weights + row * job->top_k, sum = 0;
+        softmax(job->logits + row * job->experts, likely, job->experts);
+        if (job->groups > 1) keep_groups(job, likely);
+        for (long i = 0; i < job->top_k; i++) {
+            long pick = largest(likely, job->experts);
+            job->numbers[row * job->top_k + i] = pick;
+            sum += weights[i] = likely[pick];
+            likely[pick] = TAKEN;
+        }
+        float whole = job->renormalise ? sum : 1;
+        for (long i = 0; i < job->top_k; i++) weights[i] = weights[i] / whole * job->scale;
+    }
+}
+
+void route_run(const struct route *job) { over_rows(route_rows, job, job->m, job->experts); }
+
+/* An assignment is a token's i-th expert, number token * top_k + i. */
+struct sorted {
+    const struct experts *job;
+    long *place;  /* [assignments]: where each stands among those sorted by expert */
+    long *begin;  /* [experts + 1] */
+    void *x;      /* [assignments, k], sorted */
+    void *wide;   /* [assignments, 2 * n] */
+    void *hidden; /* [assignments, n] */
+    float *each;  /* [assignments, k] */
+};
+
+static void sort_assignments(struct sorted *s) {
+    const struct experts *job = s->job;
+    long count = job->m * job->top_k;
+    for (long e = 0; e <= job->experts; e++) s->begin[e] = 0;
+    for (long a = 0; a < count; a++) s->begin[job->numbers[a] + 1]++;
+    for (long e = 0; e < job->experts; e++) s->begin[e + 1] += s->begin[e];
+    for (long a = 0; a < count; a++) s->place[a] = s->begin[job->numbers[a]]++;
+    for (long e = job->experts; e > 0; e--) s->begin[e] = s->begin[e - 1];
+    s->begin[0] = 0;
+}
+
+static void collect_rows(const void *arg, long from, long to) {
+    const struct sorted *s = arg;
+    long top_k = s->job->top_k, bytes = s->job->k * (s->job->type == BFLOAT16 ? 2 : 4);
+    for (long row = from; row < to; row++)
+        for (long i = 0; i < top_k; i++)
+            memcpy((char *)s->x + s->place[row * top_k + i] * bytes, (const char *)s->job->x + row * bytes, bytes);
+}
+
+INLINE void sum_row(const struct sorted *s, long row, enum dtype type) {
+    const struct experts *job = s->job;
+    EACH_PART(i, left, job->k, {
+        vf sum = {0};
+        for (long a = row * job->top_k; a < (row + 1) * job->top_k; a++)
+            sum += job->weights[a] * load_part(s->each, s->place[a] * job->k + i, left, FLOAT32);
+        store_part(job->out, row * job->k + i, left, sum, type);
+    });
+}
+
+CLONES static void sum_rows(const void *arg, long from, long to) {
+    const struct sorted *s = arg;
+    for (long row = from; row < to; row++) {
+        if (s->job->type == BFLOAT16)
+            sum_row(s, row, BFLOAT16);
+        else
+            sum_row(s, row, FLOAT32);
+    }
+}
+
+/* Every expert's rows of x [assignments, k] times its weight [n, k]. */
+static int multiply_all(const struct sorted *s, const void *x, const void *packed, void *out, long n, long k,
+                        enum dtype out_type) {
+    enum dtype type = s->job->type;
+    long x_row = k * (type == BFLOAT16 ? 2 : 4), out_row = n * (out_type == BFLOAT16 ? 2 : 4);
+    long bytes = packed_bytes(n, k, type);
+    for (long e = 0; e < s->job->experts; e++) {
+        long begin = s->begin[e], rows = s->begin[e + 1] - begin;
+        struct gemm g = {(const char *)x + begin * x_row, (const char *)packed + e * bytes, NULL,
+                         (char *)out + begin * out_row, rows, n, k, type, out_type};
+        if (rows && gemm_run(&g) != 0) return -1;
+    }
+    return 0;
+}
+
+static int run_sorted(struct sorted *s) {
+    const struct experts *job = s->job;
+    long count = job->m * job->top_k;
+    sort_assignments(s);
+    over_rows(collect_rows, s, job->m, job->top_k * job->k);
+    if (multiply_all(s, s->x, job->gate_up, s->wide, 2 * job->n, job->k, job->type) != 0) return -1;
+    struct activation gate = {s->wide, s->hidden, count, job->n, 1, job->curve, job->type};
+    activation_run(&gate);
+    if (multiply_all(s, s->hidden, job->down, s->each, job->k, job->n, FLOAT32) != 0) return -1;
+    over_rows(sum_rows, s, job->m, job->top_k * job->k);
+    return 0;
+}
+
+int experts_run(const struct experts *job) {
+    long count = job->m * job->top_k, size = job->type == BFLOAT16 ? 2 : 4;
+    struct sorted s = {job,
+                       malloc(count * sizeof(long)),
+                       malloc((job->experts + 1) * sizeof(long)),
+                       malloc(count * job->k * size),
+                       malloc(count * 2 * job->n * size),
+                       malloc(count * job->n * size),
+                       malloc(count * job->k * sizeof(float))};
+    int failed = s.place && s.begin && s.x && s.wide && s.hidden && s.each ? run_sorted(&s) : -1;
+    free(s.place);
+    free(s.begin);
+    free(s.x);
+    free(s.wide);
+    free(s.hidden);
+    free(s.each);
+    return failed;
+}

@@ -1,0 +1,30 @@
+"""Python values as the extension takes them: it knows integers only."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+"""Activations by their names in the op table."""
+
+
+def float_bits(value: float) -> int:
+    """A float32 as its bit pattern."""
+    bits = _FLOAT_BITS.get(value)
+    if bits is None:
+        bits = _FLOAT_BITS[value] = struct.unpack("<I", struct.pack("<f", value))[0]
+    return bits
+
+
+_FLOAT_BITS: dict[float, int] = {}
+
+
+@lru_cache
+def floats(values: tuple[float, ...]) -> Tensor:
+    """A float32 tensor of the values, kept so that its address stays good."""
+    return torch.tensor(values, dtype=torch.float32)

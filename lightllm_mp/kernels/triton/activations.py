@@ -1,0 +1,23 @@
+"""Activations inside a kernel, chosen by a number that is known when it is compiled."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+"""The names of the op table as `activated` takes them."""
+
+
+@triton.jit
+def activated(x, KIND: tl.constexpr):
+    """Of a float32 block. gelu_tanh is x * sigmoid(2 u), which is 0.5 x (1 + tanh u)."""
+    if KIND == 0:
+        result = x / (1.0 + tl.exp(-x))
+    elif KIND == 1:
+        result = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == 2:
+        result = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        result = tl.where(x < 0.0, 0.0, x)
+    return result

@@ -1,0 +1,91 @@
+"""Tokens collected by expert, on the device: sizes of grids and buffers follow from the shapes alone.
+
+An assignment is a token's i-th expert, number token * top_k + i. Sorted by expert, and by number within an expert,
+assignments form tiles of up to `rows` that share one expert. Tiles have fixed places, of which some stay empty.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.launch import Kernel
+
+MOST_AT_ONCE = 2048
+"""Assignments that a program looks at together."""
+
+
+class ExpertTiles(NamedTuple):
+    """All int32 on the device."""
+
+    order: Tensor
+    """[assignments]: their numbers, sorted."""
+    tiles: Tensor
+    """[places, 3]: expert or -1 where there is no tile, first in `order`, how many."""
+
+    @property
+    def places(self) -> int:
+        return self.tiles.shape[0]
+
+
+def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
+    """numbers [tokens, top_k]. Deterministic; nothing waits for the device."""
+    assignments = numbers.numel()
+    by_expert = assignments // rows + experts
+    order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
+    tiles = torch.empty((min(assignments, by_expert), 3), dtype=torch.int32, device=numbers.device)
+    chunk = min(MOST_AT_ONCE, max(32, triton.next_power_of_2(assignments)))
+    constants = (experts, rows, assignments < by_expert, chunk)
+    _TILES.launch((experts, 1, 1), (numbers, order, tiles), (assignments,), constants, warps=max(1, chunk // 512))
+    return ExpertTiles(order, tiles)
+
+
+@triton.jit(do_not_specialize=["assignments"])
+def _tiles_kernel(
+    numbers,
+    order,
+    tiles,
+    assignments,
+    EXPERTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LEADERS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """One expert. A tile stands at the number of its first assignment (LEADERS), or at floor(b / ROWS) + expert on,
+    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for the n of this one."""
+    expert = tl.program_id(0)
+    before, count = 0, 0
+    for base in range(0, assignments, CHUNK):
+        at = base + tl.arange(0, CHUNK)
+        number = tl.load(numbers + at, mask=at < assignments, other=EXPERTS)
+        before += tl.sum((number < expert).to(tl.int32), 0)
+        count += tl.sum((number == expert).to(tl.int32), 0)
+    seen = 0
+    for base in range(0, assignments, CHUNK):
+        at = base + tl.arange(0, CHUNK)
+        mine = tl.load(numbers + at, mask=at < assignments, other=EXPERTS) == expert
+        rank = seen + tl.cumsum(mine.to(tl.int32), 0) - 1
+        seen += tl.sum(mine.to(tl.int32), 0)
+        tl.store(order + before + rank, at, mask=mine)
+        if LEADERS:
+            _store_tile(tiles, at, rank % ROWS == 0, expert, before + rank, count - rank, mine, ROWS)
+    if not LEADERS:
+        first, end = before // ROWS + expert, (before + count) // ROWS + expert + 1
+        for base in range(first, end, 32):
+            place = base + tl.arange(0, 32)
+            done = (place - first) * ROWS
+            _store_tile(tiles, place, done < count, expert, before + done, count - done, place < end, ROWS)
+
+
+@triton.jit
+def _store_tile(tiles, place, used, expert, first, left, mask, ROWS: tl.constexpr):
+    tl.store(tiles + 3 * place, tl.where(used, expert, -1), mask=mask)
+    tl.store(tiles + 3 * place + 1, first, mask=mask)
+    tl.store(tiles + 3 * place + 2, tl.minimum(left, ROWS), mask=mask)
+
+
+_TILES = Kernel(_tiles_kernel)

@@ -1,0 +1,94 @@
+"""Writes keys and values to their tokens' slots, rounded to 8 bits where they are stored so."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import LayerKV
+from lightllm_mp.kernels.triton.launch import Kernel
+
+HEADS_EACH = 16
+"""Heads of one token that a program handles, at most."""
+ELEMENTS_EACH = 8192
+
+
+def kv_write(keys: Tensor, values: Tensor, kv: LayerKV, batch: Batch) -> None:
+    _write(keys, kv.keys, kv.key_scales, batch)
+    if kv.values.data_ptr() != kv.keys.data_ptr():
+        _write(values, kv.values, kv.value_scales, batch)
+
+
+def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None:
+    """`x` [tokens, heads, dim] may be a view whose components are next to each other."""
+    tokens, heads, dim = x.shape
+    if not tokens:
+        return
+    x = x if x.stride(2) == 1 else x.contiguous()
+    block = triton.next_power_of_2(dim)
+    each = min(HEADS_EACH, triton.next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
+    _WRITE.launch(
+        (tokens, triton.cdiv(heads, each), 1),
+        (x, pool, pool if scales is None else scales, batch.slots),
+        (x.stride(0), x.stride(1)),
+        (heads, dim, block, each, largest(pool, scales)),
+    )
+
+
+def largest(pool: Tensor, scales: Tensor | None) -> float:
+    """The largest value that an 8-bit pool stores: 127 means integers; 0: the pool has no scales."""
+    if scales is None:
+        return 0.0
+    return 127.0 if pool.dtype == torch.int8 else torch.finfo(pool.dtype).max
+
+
+@triton.jit
+def scale_of(magnitude, LARGEST: tl.constexpr):
+    """Of heads with these largest magnitudes: the float16 to store, and what to divide by. Float16 has no normal
+    number below 2^-14."""
+    scale = tl.div_rn(magnitude, tl.full(magnitude.shape, LARGEST, tl.float32)).to(tl.float16)
+    return scale, tl.maximum(scale.to(tl.float32), 6.103515625e-05)
+
+
+@triton.jit
+def in_steps(x, step, LARGEST: tl.constexpr):
+    """x / step as it is stored, still in float32: to the nearest integer, ties to even, where integers are stored."""
+    steps = tl.div_rn(x, tl.broadcast_to(step, x.shape))
+    if LARGEST == 127.0:
+        steps = (steps + 12582912.0) - 12582912.0  # 1.5 * 2^23: float32 has no fractions there
+    return tl.minimum(tl.maximum(steps, -LARGEST), LARGEST)
+
+
+@triton.jit(do_not_specialize=["token_stride", "head_stride"])
+def _write_kernel(
+    x,
+    pool,
+    scales,
+    slots,
+    token_stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EACH: tl.constexpr,
+    LARGEST: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
+    d = tl.arange(0, BLOCK)[None, :]
+    inside = (head < HEADS) & (d < DIM)
+    value = tl.load(x + token * token_stride + head * head_stride + d, mask=inside, other=0.0)
+    place = tl.load(slots + token).to(tl.int64) * HEADS + head
+    if LARGEST > 0.0:
+        wide = value.to(tl.float32)
+        scale, step = scale_of(tl.max(tl.abs(wide), 1)[:, None], LARGEST)
+        tl.store(scales + place, scale, mask=head < HEADS)
+        tl.store(pool + place * DIM + d, in_steps(wide, step, LARGEST).to(pool.dtype.element_ty), mask=inside)
+    else:
+        tl.store(pool + place * DIM + d, value.to(pool.dtype.element_ty), mask=inside)
+
+
+_WRITE = Kernel(_write_kernel)

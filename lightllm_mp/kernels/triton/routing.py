@@ -1,0 +1,78 @@
+"""The choice of experts in one kernel, a token a program."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.triton.launch import Kernel
+
+
+def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Of equal weights the smallest number comes first. A NaN counts as a weight of 0, so that numbers are valid."""
+    tokens, experts = logits.shape
+    weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)
+    numbers = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)
+    if tokens:
+        each = experts // routing.groups
+        constants = (
+            each,
+            triton.next_power_of_2(each),
+            routing.groups,
+            triton.next_power_of_2(routing.groups),
+            routing.top_groups if routing.groups > 1 else 1,
+            routing.top_k,
+            triton.next_power_of_2(routing.top_k),
+            routing.renormalise,
+        )
+        _ROUTE.launch((tokens, 1, 1), (logits, weights, numbers), (routing.scale,), constants, warps=1)
+    return weights, numbers
+
+
+@triton.jit
+def _route_kernel(
+    logits,
+    weights,
+    numbers,
+    scale,
+    EACH: tl.constexpr,
+    EACH_PAD: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUPS_PAD: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_PAD: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+):
+    """A lane is an expert; those of a group lie side by side. Weights below 0 mark lanes that may not be chosen."""
+    token = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, GROUPS_PAD * EACH_PAD)
+    group, place = lane // EACH_PAD, lane % EACH_PAD
+    inside = (group < GROUPS) & (place < EACH)
+    score = tl.load(logits + token * (GROUPS * EACH) + group * EACH + place, mask=inside, other=float("-inf"))
+    likely = tl.exp(score - tl.max(score, 0))
+    likely /= tl.sum(likely, 0)
+    likely = tl.where(inside, tl.where(likely >= 0.0, likely, 0.0), -2.0)
+    if TOP_GROUPS < GROUPS:
+        best = tl.max(tl.reshape(likely, (GROUPS_PAD, EACH_PAD)), 1)
+        for _ in range(TOP_GROUPS):
+            best = tl.where(tl.arange(0, GROUPS_PAD) == tl.argmax(best, 0), -3.0, best)
+        best = tl.reshape(tl.broadcast_to(best[:, None], (GROUPS_PAD, EACH_PAD)), (GROUPS_PAD * EACH_PAD,))
+        likely = tl.where(inside & (best > -3.0), -1.0, likely)
+    rank = tl.arange(0, TOP_PAD)
+    chosen, who = tl.zeros((TOP_PAD,), tl.float32), tl.zeros((TOP_PAD,), tl.int32)
+    for i in range(TOP_K):
+        pick = tl.argmax(likely, 0)
+        chosen = tl.where(rank == i, tl.maximum(tl.max(likely, 0), 0.0), chosen)
+        who = tl.where(rank == i, pick // EACH_PAD * EACH + pick % EACH_PAD, who)
+        likely = tl.where(lane == pick, -4.0, likely)
+    if RENORMALISE:
+        chosen /= tl.sum(chosen, 0)
+    tl.store(weights + token * TOP_K + rank, chosen * scale, mask=rank < TOP_K)
+    tl.store(numbers + token * TOP_K + rank, who, mask=rank < TOP_K)
+
+
+_ROUTE = Kernel(_route_kernel)

@@ -1,0 +1,174 @@
+"""The sampling rules of all rows on the device, and what they do to logits before a draw: bias, ban, penalties.
+
+A row's rules are one line of a table of words; neutral values mean that a rule is off, so kernels ask no host. Biases
+and banned ids are entries of a tail: distinct ids, those to ban with BANNED set, and as many values to add.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.launch import Kernel
+
+RULE = np.dtype(
+    [
+        ("flags", "<i4"),
+        ("seed", "<i8"),
+        ("temperature", "<f4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("reach", "<f4"),
+        ("presence", "<f4"),
+        ("frequency", "<f4"),
+        ("repetition", "<f4"),
+        ("counted_from", "<i4"),
+        ("ban_until", "<i4"),
+        ("tail_start", "<i4"),
+        ("tail_count", "<i4"),
+        ("spare", "<i8"),
+    ]
+)
+"""One row. `top_k` 0, `top_p` 1 and `reach` infinity: off; `reach` is how far a score may be below the best,
+-log(min_p). Penalties count from position `counted_from` on; ids are banned where the position to sample is less than
+`ban_until`."""
+RULE_WORDS = RULE.itemsize // 4
+PENALIZED, BIASED, DRAWN, CUT = 1, 2, 4, 8
+"""Bits of `flags`: there are penalties, biases, noise, and limits on what is drawn."""
+BANNED = -(1 << 31)
+
+BLOCK = 1024
+MOST_PARTS = 32
+"""Programs that share one row's history."""
+
+
+def _word(name: str) -> tl.constexpr:
+    assert RULE.fields is not None
+    return tl.constexpr(RULE.fields[name][1] // 4)
+
+
+WORDS = tl.constexpr(RULE_WORDS)
+FLAGS, SEED, TEMPERATURE = _word("flags"), _word("seed"), _word("temperature")
+TOP_K, TOP_P, REACH = _word("top_k"), _word("top_p"), _word("reach")
+PRESENCE, FREQUENCY, REPETITION = _word("presence"), _word("frequency"), _word("repetition")
+COUNTED_FROM, BAN_UNTIL = _word("counted_from"), _word("ban_until")
+TAIL_START, TAIL_COUNT = _word("tail_start"), _word("tail_count")
+IS_PENALIZED, IS_BIASED, IS_DRAWN, IS_CUT = (tl.constexpr(bit) for bit in (PENALIZED, BIASED, DRAWN, CUT))
+IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED)
+"""Or where the position is below `ban_until`."""
+
+
+def store_rules(table: Tensor, tails: Tensor, words: Tensor, rows: int, tail_at: int) -> None:
+    """Writes `words` int32, which hold row numbers, RULE records of as many `rows`, and tail entries, to `table` int32
+    [any, RULE_WORDS] and to `tails` int32 from `tail_at` on."""
+    rest = words.shape[0] - rows
+    _STORE.launch((-(-rest // BLOCK), 1, 1), (table, tails, words), (rows, rest, tail_at), (BLOCK,))
+
+
+def adjust(
+    work: Tensor,
+    counts: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    tails: Tensor,
+    sequences: tuple[Tensor, Tensor, int, int],
+    longest: int,
+    *,
+    penalties: bool,
+) -> None:
+    """Applies bias, ban and `penalties` to the lines of `work` float32 [n, vocab] whose rows have them, in place.
+
+    `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
+    `sequences` the rows and positions as in `sampling.py`, `longest` the largest position.
+    """
+    rows, positions, rows_at, positions_at = sequences
+    n, vocab = work.shape
+    grid = (min(MOST_PARTS, -(-longest // BLOCK)) if penalties else 1, n, 1)
+    numbers = (rows_at, positions_at, tokens.shape[1])
+    _ADJUST.launch(grid, (work, counts, tokens, table, tails, rows, positions), numbers, (vocab, BLOCK))
+    if penalties:
+        _PENALIZE.launch(grid, (work, counts, tokens, table, rows, positions), numbers, (vocab, BLOCK))
+
+
+@triton.jit(do_not_specialize=["rows", "rest", "tail_at"])
+def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(words + rows + at, mask=at < rest, other=0)
+    of_rules = at < rows * WORDS
+    row = tl.load(words + at // WORDS, mask=of_rules, other=0)
+    tl.store(table + row * WORDS + at % WORDS, word, mask=of_rules)
+    tl.store(tails + tail_at + at - rows * WORDS, word, mask=(at < rest) & (at >= rows * WORDS))
+
+
+@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+def _adjust_kernel(
+    work,
+    counts,
+    tokens,
+    rules,
+    tails,
+    rows,
+    positions,
+    rows_at,
+    positions_at,
+    width,
+    VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds biases and bans, and counts the history."""
+    part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    row = tl.load(rows + rows_at + line)
+    position = tl.load(positions + positions_at + line)
+    begin = line.to(tl.int64) * VOCAB
+    rule = rules + row * WORDS
+    flags, banning = tl.load(rule + FLAGS), position < tl.load(rule + BAN_UNTIL)
+    if ((flags & IS_ADJUSTED) != 0) | banning:
+        biasing = (flags & IS_BIASED) != 0
+        many = tl.where(biasing | banning, tl.load(rule + TAIL_COUNT), 0)
+        tail = tails + tl.load(rule + TAIL_START)
+        for first in range(part * BLOCK, many, parts * BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            entry = tl.load(tail + at, mask=at < many, other=0)
+            value = tl.load(tail + many + at, mask=at < many, other=0).to(tl.float32, bitcast=True)
+            there = work + begin + (entry & 0x7FFFFFFF)
+            adjusted = tl.load(there, mask=at < many, other=0.0) + value
+            adjusted = tl.where((entry < 0) & banning, float("-inf"), adjusted)
+            tl.store(there, adjusted, mask=at < many)
+        start = tl.where((flags & IS_PENALIZED) != 0, tl.load(rule + COUNTED_FROM), position)
+        for first in range(start + part * BLOCK, position, parts * BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            token = tl.load(tokens + row.to(tl.int64) * width + at, mask=at < position, other=-1)
+            tl.atomic_add(counts + begin + token, 1, mask=(token >= 0) & (token < VOCAB), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+def _penalize_kernel(
+    work, counts, tokens, rules, rows, positions, rows_at, positions_at, width, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Goes over the history again: whoever takes an id's count away applies it, so counts are zero afterwards."""
+    part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    row = tl.load(rows + rows_at + line)
+    position = tl.load(positions + positions_at + line)
+    begin = line.to(tl.int64) * VOCAB
+    rule = rules + row * WORDS
+    if (tl.load(rule + FLAGS) & IS_PENALIZED) != 0:
+        presence, frequency = (
+            tl.load(rule + PRESENCE).to(tl.float32, bitcast=True),
+            tl.load(rule + FREQUENCY).to(tl.float32, bitcast=True),
+        )
+        repetition = tl.load(rule + REPETITION).to(tl.float32, bitcast=True)
+        for first in range(tl.load(rule + COUNTED_FROM) + part * BLOCK, position, parts * BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            token = tl.load(tokens + row.to(tl.int64) * width + at, mask=at < position, other=-1)
+            known = (token >= 0) & (token < VOCAB)
+            seen = tl.atomic_xchg(counts + begin + token, 0, mask=known, sem="relaxed")
+            mine = known & (seen > 0)
+            value = tl.load(work + begin + token, mask=mine, other=0.0)
+            scaled = tl.where(value > 0, value / repetition, value * repetition)
+            scaled -= frequency * seen.to(tl.float32) + presence
+            tl.store(work + begin + token, scaled, mask=mine & (value > float("-inf")))
+
+
+_STORE, _ADJUST, _PENALIZE = Kernel(_store_kernel), Kernel(_adjust_kernel), Kernel(_penalize_kernel)

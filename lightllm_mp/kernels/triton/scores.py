@@ -1,0 +1,78 @@
+"""What happens to attention scores and weights between the two matrix products: scales of 8-bit keys and values, the
+soft cap, and the linear bias by distance."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.table import HeadLayout, LayerKV
+
+LOG2E = math.log2(math.e)
+
+PLAIN, ONE, PAIRS = 0, 1, 2
+"""How scales are read: there are none; one by one; the two heads of a 4-byte word together, which can be read ahead
+asynchronously as 2 bytes cannot."""
+
+
+class Extras(NamedTuple):
+    """Arguments of an attention kernel for everything beyond plain attention."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]
+    """Scales of keys and of values, slopes; any tensor where there are none."""
+    constants: tuple[int, float, float, bool, float]
+    """How scales are read; the factor on raw scores; the soft cap (0: none); whether there are slopes; and the factor
+    that is left for the exponential, which costs nothing there.
+
+    The kernels work with base-2 exponentials: factor, cap and slopes have log2(e) in them, but with a cap the factor
+    has the cap divided out instead.
+    """
+
+
+def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> Extras:
+    scales, read = (q, q), PLAIN
+    if kv.key_scales is not None and kv.value_scales is not None:
+        scales, read = (kv.key_scales, kv.value_scales), ONE
+        if layout.kv_heads % 2 == 0 and all(x.data_ptr() % 4 == 0 for x in scales):
+            scales, read = (scales[0].view(torch.int32), scales[1].view(torch.int32)), PAIRS
+    cap = layout.softcap * LOG2E
+    factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
+    slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
+    left = 1.0 if cap or layout.alibi else factor
+    return Extras((*scales, slopes), (read, factor, cap, bool(layout.alibi), left))
+
+
+@lru_cache(maxsize=64)
+def _slopes(alibi: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [heads], made once: a CUDA graph must not wait for a copy from the host."""
+    return torch.tensor(alibi, dtype=torch.float32, device=device) * LOG2E
+
+
+@triton.jit
+def scales_at(scales, slot, kv_head, seen, KV_HEADS: tl.constexpr, READ: tl.constexpr):
+    """float32: the scale of one head at each slot."""
+    if READ == 2:
+        word = tl.load(scales + slot * (KV_HEADS // 2) + kv_head // 2, mask=seen, other=0)
+        half = (word >> (16 * (kv_head & 1))) & 0xFFFF
+        return half.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return tl.load(scales + slot * KV_HEADS + kv_head, mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def bent(scores, distance, slope, FACTOR: tl.constexpr, CAP: tl.constexpr, SLOPED: tl.constexpr):
+    """Scores [queries, keys] with cap and bias. `distance` is key minus query position, `slope` [queries, 1]. Scores
+    with neither stay raw: FACTOR comes later, with the exponential."""
+    if CAP > 0.0:
+        scores = CAP * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (FACTOR * 2.8853900817779268))))  # tanh; 2 * log2(e)
+    if SLOPED:
+        if CAP == 0.0:
+            scores *= FACTOR
+        scores += slope * distance.to(tl.float32)
+    return scores

@@ -1,0 +1,71 @@
+"""The two ends of a decoder: from ids to hidden states, and from hidden states to logits or scores.
+
+Both matrices may be cut by lines of the vocabulary over a group of ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.models.assembly import Weights
+from lightllm_mp.models.batch import Batch
+from lightllm_mp.models.group import Group
+from lightllm_mp.models.norms import read_norm
+from lightllm_mp.models.shard import Shard
+from lightllm_mp.models.spec import ModelSpec
+
+
+class Embedding:
+    """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group, shard: Shard) -> None:
+        self.table = weights.tensor("embed")
+        self._ops, self._group, self._start = ops, group, shard.vocab_start
+        self._positions = weights.tensor("positions") if spec.learned_positions else None
+        self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
+        self._scale = torch.tensor(spec.embed_scale, dtype=self.table.dtype).item()  # rounded as upstream does
+
+    def forward(self, ids: Tensor, batch: Batch) -> Tensor:
+        """ids [tokens] -> [tokens, hidden], freshly allocated."""
+        x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
+        if self._scale != 1.0:
+            x = x.mul_(self._scale)
+        if self._positions is not None:
+            x = x.add_(self._ops.embedding(batch.positions, self._positions))
+        return x if self._norm is None else self._ops.norm(x, self._norm)
+
+    def _summed(self, ids: Tensor) -> Tensor:
+        """Every id is on one rank; the others give zeros."""
+        lines = self.table.shape[0]
+        line = ids - self._start
+        elsewhere = (line < 0) | (line >= lines)
+        part = self._ops.embedding(line.clamp(0, lines - 1), self.table)
+        return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
+
+
+class Head:
+    """The output projection: to the vocabulary, or to one score."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group) -> None:
+        self._spec, self._ops, self._group = spec, ops, group
+        self._linear = weights.linear("score" if spec.reward else "embed" if spec.tied else "head")
+        self._inner = weights.linear("score_in") if spec.reward_mlp else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n, vocab]."""
+        assert not self._spec.reward, "a reward model has scores and no logits"
+        part = self._ops.linear_float(hidden, self._linear)
+        logits = self._group.side_by_side(part)[:, : self._spec.vocab].contiguous()
+        if self._spec.logit_scale != 1.0:
+            logits = logits.mul_(self._spec.logit_scale)
+        cap = self._spec.logit_softcap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n]."""
+        assert self._spec.reward, "only a reward model has scores"
+        if self._inner is not None:
+            hidden = self._ops.activate(self._ops.linear(hidden, self._inner), "relu")
+        return self._ops.linear_float(hidden, self._linear).squeeze(-1)

@@ -1,0 +1,52 @@
+"""Baichuan 7B and 13B, Baichuan2 7B and 13B: Llama with one projection for queries, keys and values.
+
+All four say `model_type` baichuan. The 13B ones, told by their width or by having no `max_position_embeddings`, have
+alibi in place of rope. The second generation, told by its vocabulary or else by its tokenizer's class, normalises the
+head's rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.models.families.base import Family, activation, rope_spec, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+NAMES = Names(qkv=("self_attn.W_pack",))
+WIDTH_13B = 5120
+FIRST_VOCAB, SECOND_VOCAB = 64000, 125696
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    alibi = hidden == WIDTH_13B or "max_position_embeddings" not in config
+    rope = None if alibi else rope_spec(config, dim=hidden // heads)
+    return standard_spec(
+        config,
+        family="baichuan2" if _second(config) else "baichuan",
+        rope=rope,
+        alibi=alibi,
+        max_context=int(config.get("max_position_embeddings") or config["model_max_length"]),
+        activation=activation(config.get("hidden_act", "silu")),
+    )
+
+
+def _second(config: dict[str, Any]) -> bool:
+    if config["vocab_size"] in (FIRST_VOCAB, SECOND_VOCAB):
+        return bool(config["vocab_size"] == SECOND_VOCAB)
+    return config.get("tokenizer_class") == "BaichuanTokenizer"
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return decoder(spec, NAMES, {NAMES.head: _unit_rows} if spec.family == "baichuan2" else {})
+
+
+def _unit_rows(tensor: Any) -> Any:
+    """Each row of the head has length 1 (`NormHead`); the file holds rows as they were trained."""
+    rows = tensor.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+BAICHUAN = Family(name="baichuan", model_types=("baichuan",), read_hf=read_hf, hf_weights=hf_weights)

@@ -1,0 +1,72 @@
+"""BLOOM and BLOOMZ: alibi, a normalised embedding, layer norms and biases everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.rules import Names, decoder, heads_apart, norm
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+QKV = "self_attention.query_key_value"
+NAMES = Names(
+    embed="word_embeddings",
+    norm="ln_f",
+    layer="h.{}.",
+    qkv=(QKV,),
+    o="self_attention.dense",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+)
+CONTEXT = 2048
+"""What all released checkpoints were trained on; alibi itself has no limit."""
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    """Some checkpoints say `n_embed` and `num_attention_heads` where others say `hidden_size` and `n_head`."""
+    refuse(config, apply_residual_connection_post_layernorm=False)
+    hidden = int(config.get("hidden_size") or config["n_embed"])
+    heads = int(config.get("n_head") or config["num_attention_heads"])
+    return ModelSpec(
+        family="bloom",
+        vocab=int(config["vocab_size"]),
+        hidden=hidden,
+        layers=int(config.get("n_layer") or config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate=int(config.get("n_inner") or 4 * hidden),
+        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        rope=None,
+        max_context=int(config.get("seq_length") or CONTEXT),
+        eos_ids=eos_ids(config),
+        bos_id=bos_id(config),
+        file_dtype=file_dtype(config),
+        tied=True,
+        embed_norm=True,
+        norm="layer",
+        norm_bias=True,
+        alibi=True,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation="gelu_tanh",
+    )
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    rules = decoder(spec, NAMES, {QKV: heads_apart(spec.heads)})
+    return rules + norm("embed_norm", "word_embeddings_layernorm", spec)
+
+
+BLOOM = Family(
+    name="bloom",
+    model_types=("bloom",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    prefix="transformer.",
+    ignore=(r"^lm_head\.weight$",),
+)
+"""The head is the embedding; some files repeat it."""

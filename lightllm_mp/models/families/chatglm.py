@@ -1,0 +1,76 @@
+"""ChatGLM2 and 3 (and GLM-4 9B's first form): half of each head is rotated, in neighbouring pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from lightllm_mp.models.weights import Param
+
+NAMES = Names(
+    embed="transformer.embedding.word_embeddings",
+    norm="transformer.encoder.final_layernorm",
+    head="transformer.output_layer",
+    layer="transformer.encoder.layers.{}.",
+    qkv=("self_attention.query_key_value",),
+    o="self_attention.dense",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+)
+THETA = 10000.0
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    """`kv_channels` is the width of a head; the heads together need not be as wide as the hidden state."""
+    if "kv_channels" not in config:
+        raise ModelError("ChatGLM of the first generation is not supported")
+    refuse(config, apply_residual_connection_post_layernorm=False, post_layer_norm=True)
+    heads, head_dim = int(config["num_attention_heads"]), int(config["kv_channels"])
+    bias = bool(config.get("add_bias_linear", False))
+    return ModelSpec(
+        family="chatglm",
+        vocab=int(config["padded_vocab_size"]),
+        hidden=int(config["hidden_size"]),
+        layers=int(config["num_layers"]),
+        heads=heads,
+        kv_heads=int(config["multi_query_group_num"]) if config.get("multi_query_attention") else heads,
+        head_dim=head_dim,
+        intermediate=int(config["ffn_hidden_size"]),
+        norm_eps=float(config.get("layernorm_epsilon", 1e-5)),
+        rope=_rope(config, head_dim // 2),
+        max_context=int(config["seq_length"]),
+        eos_ids=eos_ids(config),
+        bos_id=bos_id(config),
+        file_dtype=file_dtype(config),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        norm="rms" if config.get("rmsnorm", True) else "layer",
+        norm_bias=not config.get("rmsnorm", True),
+        qkv_bias=bias or bool(config.get("add_qkv_bias", False)),
+        o_bias=bias,
+        mlp_bias=bias,
+    )
+
+
+def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
+    """`rope_ratio` divides positions in ChatGLM2-32k and multiplies the base in all later models; nothing but its name
+    tells the former."""
+    ratio = float(config.get("rope_ratio") or 1.0)
+    if ratio != 1.0 and "chatglm2" in str(config.get("_name_or_path", "")).lower():
+        return RopeSpec(theta=THETA, dim=dim, interleaved=True, scaling="linear", factor=ratio)
+    return RopeSpec(theta=THETA * ratio, dim=dim, interleaved=True)
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return decoder(spec, NAMES)
+
+
+CHATGLM = Family(
+    name="chatglm",
+    model_types=("chatglm",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=(r"rotary_pos_emb\.inv_freq$",),
+)

@@ -1,0 +1,108 @@
+"""Gemma 1, 2 and 3 (text): norms by 1 + weight, a scaled embedding, and since Gemma 2 windows and branch norms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder, norm
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param, Piece
+
+HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
+LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
+PERIOD = 6
+"""Every so manieth layer of Gemma 3 sees everything."""
+BRANCH_NAMES = Names(post_norm="pre_feedforward_layernorm")
+
+
+def read_gemma(config: dict[str, Any]) -> ModelSpec:
+    """The first release's `hidden_act` says gelu and means its tanh form."""
+    return _spec(config, family="gemma", activation=activation(config.get("hidden_activation") or "gelu_pytorch_tanh"))
+
+
+def read_gemma2(config: dict[str, Any]) -> ModelSpec:
+    """Even layers have a window."""
+    layers = range(int(config["num_hidden_layers"]))
+    return _branched(
+        config,
+        family="gemma2",
+        window=int(config.get("sliding_window") or WINDOW),
+        global_layers=_global_layers(config, tuple(layers[1::2])),
+        score_softcap=float(config.get("attn_logit_softcapping", 50.0) or 0.0),
+        logit_softcap=float(config.get("final_logit_softcapping", 30.0) or 0.0),
+    )
+
+
+def read_gemma3(config: dict[str, Any]) -> ModelSpec:
+    """Layers with a window have a rotary embedding of their own, which is never scaled. The number of positions holds
+    what scaling adds."""
+    layers, period = range(int(config["num_hidden_layers"])), int(config.get("sliding_window_pattern") or PERIOD)
+    by_kind = config.get("rope_parameters") or {}
+    head_dim = int(config.get("head_dim") or HEAD_DIM)
+    everywhere = {**config, "rope_parameters": by_kind.get("full_attention")}
+    local = by_kind.get("sliding_attention") or {"rope_theta": config.get("rope_local_base_freq", LOCAL_THETA)}
+    return _branched(
+        config,
+        family="gemma3",
+        rope=rope_spec(everywhere, dim=head_dim, default_theta=GLOBAL_THETA),
+        local_rope=rope_spec({**config, "rope_parameters": local}, dim=head_dim),
+        window=int(config.get("sliding_window") or WINDOW),
+        global_layers=_global_layers(config, tuple(layers[period - 1 :: period])),
+        max_context=int(config["max_position_embeddings"]),
+        head_norm="rms",
+        score_softcap=float(config.get("attn_logit_softcapping") or 0.0),
+        logit_softcap=float(config.get("final_logit_softcapping") or 0.0),
+    )
+
+
+def _branched(config: dict[str, Any], **fields: Any) -> ModelSpec:
+    act = activation(config.get("hidden_activation") or "gelu_pytorch_tanh")
+    scale = float(config.get("query_pre_attn_scalar") or SCALAR) ** -0.5
+    return _spec(config, branch_norms=True, activation=act, attention_scale=scale, **fields)
+
+
+def _spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
+    refuse(config, use_bidirectional_attention=False)
+    bias = bool(config.get("attention_bias", False))
+    return standard_spec(
+        {**config, "head_dim": config.get("head_dim") or HEAD_DIM},
+        tied=bool(config.get("tie_word_embeddings", True)),
+        norm_offset=True,
+        embed_scale=math.sqrt(int(config["hidden_size"])),
+        qkv_bias=bias,
+        o_bias=bias,
+        **fields,
+    )
+
+
+def _global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
+    """As newer configurations spell it out, else by the family's rule."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return default
+    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
+    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    if not spec.branch_norms:
+        return decoder(spec, Names())
+    params = decoder(spec, BRANCH_NAMES)
+    for i in range(spec.layers):
+        at, to = f"model.layers.{i}.", f"layers.{i}."
+        params += norm(to + "attention_out_norm", at + "post_attention_layernorm", spec)
+        params += norm(to + "mlp_out_norm", at + "post_feedforward_layernorm", spec)
+        if spec.head_norm:
+            names = ("q_norm", "k_norm")
+            params += [Param(to + n, (Piece(f"{at}self_attn.{n}.weight", (spec.head_dim,)),)) for n in names]
+    return params
+
+
+IGNORE = (INV_FREQ, r"^lm_head\.weight$")
+GEMMA = Family(name="gemma", model_types=("gemma",), read_hf=read_gemma, hf_weights=hf_weights, ignore=IGNORE)
+GEMMA2 = Family(name="gemma2", model_types=("gemma2",), read_hf=read_gemma2, hf_weights=hf_weights, ignore=IGNORE)
+GEMMA3 = Family(name="gemma3", model_types=("gemma3_text",), read_hf=read_gemma3, hf_weights=hf_weights, ignore=IGNORE)

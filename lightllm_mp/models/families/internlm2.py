@@ -1,0 +1,65 @@
+"""InternLM2 and 2.5, and their reward models: one fused projection whose rows come group by group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.rules import linear, norm
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param, Piece
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    """`bias` is that of attention. A reward model says so in `architectures`."""
+    bias = bool(config.get("bias", False))
+    reward = "RewardModel" in "".join(config.get("architectures") or ())
+    token = config.get("reward_token_id")
+    return msgspec.structs.replace(
+        llama.read_hf(config),
+        family="internlm2",
+        qkv_bias=bias,
+        o_bias=bias,
+        reward=reward,
+        reward_token=int(token) if reward and token is not None else None,
+    )
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    s, sort = spec, {"attention.wqkv": _by_kind(spec)}
+    params = [Param("embed", (Piece("model.tok_embeddings.weight", (s.vocab, s.hidden)),))]
+    params += norm("norm", "model.norm", s)
+    if s.reward:
+        params.append(Param("score", (Piece("v_head.weight", (1, s.hidden)),)))
+    elif not s.tied:
+        params.append(Param("head", (Piece("output.weight", (s.vocab, s.hidden)),)))
+    for i in range(s.layers):
+        at, to = f"model.layers.{i}.", f"layers.{i}."
+        mlp = (("feed_forward.w1", s.intermediate), ("feed_forward.w3", s.intermediate))
+        params += [
+            *norm(to + "input_norm", at + "attention_norm", s),
+            *norm(to + "post_norm", at + "ffn_norm", s),
+            *linear(to + "qkv", at, (("attention.wqkv", s.q_size + 2 * s.kv_size),), s.hidden, s.qkv_bias, sort),
+            *linear(to + "o", at, (("attention.wo", s.hidden),), s.q_size, s.o_bias),
+            *linear(to + "gate_up", at, mlp, s.hidden, False),
+            *linear(to + "down", at, (("feed_forward.w2", s.hidden),), s.intermediate, False),
+        ]
+    return params
+
+
+def _by_kind(spec: ModelSpec):
+    """The file has, per key-value head, its queries, its key, its value; the decoder all queries, keys, values."""
+    group, dim = spec.heads // spec.kv_heads, spec.head_dim
+    blocks = [kv * (group + 2) + j for kv in range(spec.kv_heads) for j in range(group)]
+    blocks += [kv * (group + 2) + group + j for j in range(2) for kv in range(spec.kv_heads)]
+
+    def reorder(tensor: Any) -> Any:
+        return tensor.reshape(-1, dim, *tensor.shape[1:])[blocks].reshape(tensor.shape)
+
+    return reorder
+
+
+INTERNLM2 = Family(name="internlm2", model_types=("internlm2",), read_hf=read_hf, hf_weights=hf_weights)

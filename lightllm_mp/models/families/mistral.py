@@ -1,0 +1,24 @@
+"""Mistral: Llama's network, in version 0.1 with a sliding window in every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.spec import ModelSpec
+
+WINDOW = 4096
+"""Where the configuration does not mention one; later versions say null."""
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    window = config.get("sliding_window", WINDOW)
+    return msgspec.structs.replace(
+        llama.read_hf(config), family="mistral", window=None if window is None else int(window)
+    )
+
+
+MISTRAL = Family(name="mistral", model_types=("mistral",), read_hf=read_hf, hf_weights=llama.hf_weights)

@@ -1,0 +1,39 @@
+"""Phi 1, 1.5 and 2: parallel halves, layer norms, a part of each head rotated, biases everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.models.families.base import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+NAMES = Names(norm="model.final_layernorm", o="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    refuse(config, qk_layernorm=False)
+    head_dim = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    return standard_spec(
+        config,
+        family="phi",
+        rope=rope_spec(config, dim=rotary_dim(config, head_dim, 0.5)),
+        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
+        norm="layer",
+        norm_bias=True,
+        parallel=True,
+        head_bias=True,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation=activation(config.get("hidden_act", "gelu_new")),
+    )
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return decoder(spec, NAMES)
+
+
+PHI = Family(name="phi", model_types=("phi",), read_hf=read_hf, hf_weights=hf_weights)

@@ -1,0 +1,69 @@
+"""Phi-3 and Phi-4 mini: Llama with fused projections; the long ones scale each frequency by a factor of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families.base import INV_FREQ, Family, activation, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from lightllm_mp.models.weights import Param
+
+NAMES = Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    head_dim = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    rope, window = _rope(config, rotary_dim(config, head_dim)), config.get("sliding_window")
+    return standard_spec(
+        config,
+        family="phi3",
+        head_dim=head_dim,
+        rope=rope,
+        norm_eps=float(config.get("rms_norm_eps", 1e-5)),
+        window=None if window is None else int(window),
+        activation=activation(config.get("hidden_act", "silu")),
+    )
+
+
+def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
+    """`longrope`, once called `su` (arXiv 2402.13753): prompts beyond the trained length have other factors."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (scaling.get("rope_type") or scaling.get("type")) not in ("longrope", "su"):
+        return rope_spec(config, dim=dim)
+    context = int(config["max_position_embeddings"])
+    trained = scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    trained = int(trained or context)
+    long, short = (tuple(float(x) for x in scaling[name]) for name in ("long_factor", "short_factor"))
+    if len(long) != dim // 2 or len(short) != dim // 2:
+        raise ModelError(f"rope scaling has {len(long)} and {len(short)} factors, {dim // 2} are expected")
+    amplitude = scaling.get("attention_factor")
+    return RopeSpec(
+        theta=float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        dim=dim,
+        scaling="longrope",
+        original_context=trained,
+        amplitude=_amplitude(context / trained, trained) if amplitude is None else float(amplitude),
+        divisors=long,
+        short_divisors=short,
+    )
+
+
+def _amplitude(stretch: float, trained: int) -> float:
+    return math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return decoder(spec, NAMES)
+
+
+PHI3 = Family(
+    name="phi3",
+    model_types=("phi3",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=(INV_FREQ, r"^lm_head\.weight$"),
+)
+"""Files of tied models may carry a head that is not used."""

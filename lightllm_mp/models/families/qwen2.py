@@ -1,0 +1,66 @@
+"""Qwen2 and 2.5: Llama with biased queries, keys and values. Its reward models and one-label classifiers score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.base import INV_FREQ, Family
+from lightllm_mp.models.families.rules import linear
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    """A reward model says so in `architectures`: a layer of ReLU before the score, or a plain projection."""
+    kinds = config.get("architectures") or ()
+    if "Qwen2ForProcessRewardModel" in kinds:
+        raise ModelError("process reward models (a score per step) are not supported")
+    if LINEAR_REWARD in kinds and _labels(config) != 1:
+        raise ModelError(f"a classifier of {_labels(config)} labels is not supported, only a single score")
+    spec = llama.read_hf({**config, "attention_bias": False, "mlp_bias": False})
+    return msgspec.structs.replace(
+        windowed(spec, config),
+        family="qwen2",
+        qkv_bias=True,
+        reward=MLP_REWARD in kinds or LINEAR_REWARD in kinds,
+        reward_mlp=MLP_REWARD in kinds,
+    )
+
+
+def windowed(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
+    """The window of Qwen2 and 3 holds from layer `max_window_layers` on, and only if `use_sliding_window`."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+    first = int(config.get("max_window_layers", 28))
+    if window is None or first >= spec.layers:
+        return msgspec.structs.replace(spec, window=None)
+    return msgspec.structs.replace(spec, window=int(window), global_layers=tuple(range(first)))
+
+
+def _labels(config: dict[str, Any]) -> int:
+    return int(config.get("num_labels") or len(config.get("id2label") or "ab"))
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    if not spec.reward:
+        return llama.hf_weights(spec)
+    params = [param for param in llama.hf_weights(spec) if param.target != "head"]
+    if not spec.reward_mlp:
+        return params + linear("score", "", (("score", 1),), spec.hidden, False)
+    inner = linear("score_in", "", (("score.0", spec.hidden),), spec.hidden, True)
+    return params + inner + linear("score", "", (("score.2", 1),), spec.hidden, True)
+
+
+QWEN2 = Family(
+    name="qwen2",
+    model_types=("qwen2",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=(INV_FREQ, r"^lm_head\.weight$"),
+)
+"""Reward checkpoints and tied models may carry a head that is not used."""

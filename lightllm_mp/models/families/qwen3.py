@@ -1,0 +1,34 @@
+"""Qwen3: Llama with normalised query and key heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.base import INV_FREQ, Family
+from lightllm_mp.models.families.qwen2 import windowed
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param, Piece
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    return msgspec.structs.replace(windowed(llama.read_hf(config), config), family="qwen3", head_norm="rms")
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return llama.hf_weights(spec) + [
+        Param(f"layers.{i}.{name}", (Piece(f"model.layers.{i}.self_attn.{name}.weight", (spec.head_dim,)),))
+        for i in range(spec.layers)
+        for name in ("q_norm", "k_norm")
+    ]
+
+
+QWEN3 = Family(
+    name="qwen3",
+    model_types=("qwen3",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=(INV_FREQ, r"^lm_head\.weight$"),
+)

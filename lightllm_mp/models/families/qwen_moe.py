@@ -1,0 +1,71 @@
+"""The mixtures of experts of Qwen: Qwen3-MoE, and Qwen2-MoE, which has a gated MLP beside its experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.models.families import llama, qwen2, qwen3
+from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.experts import with_experts
+from lightllm_mp.models.families.rules import linear
+from lightllm_mp.models.spec import ModelSpec, MoeSpec
+from lightllm_mp.models.weights import Param
+
+
+def read_qwen3(config: dict[str, Any]) -> ModelSpec:
+    spec = qwen3.read_hf(config)
+    return msgspec.structs.replace(spec, family="qwen3_moe", moe=_moe(config, spec.layers))
+
+
+def read_qwen2(config: dict[str, Any]) -> ModelSpec:
+    spec = qwen2.read_hf(config)
+    moe = msgspec.structs.replace(
+        _moe(config, spec.layers),
+        shared_intermediate=int(config["shared_expert_intermediate_size"]),
+        shared_gate=True,
+    )
+    return msgspec.structs.replace(spec, family="qwen2_moe", moe=moe)
+
+
+def _moe(config: dict[str, Any], layers: int) -> MoeSpec:
+    """Every `decoder_sparse_step`-th layer has experts, those of `mlp_only_layers` not."""
+    step, dense = int(config.get("decoder_sparse_step", 1)), config.get("mlp_only_layers") or ()
+    return MoeSpec(
+        experts=int(config.get("num_experts") or config["num_local_experts"]),
+        top_k=int(config["num_experts_per_tok"]),
+        intermediate=int(config["moe_intermediate_size"]),
+        renormalise=bool(config.get("norm_topk_prob", False)),
+        dense_layers=tuple(i for i in range(layers) if i in dense or (i + 1) % step),
+    )
+
+
+def qwen3_weights(spec: ModelSpec) -> list[Param]:
+    return with_experts(spec, qwen3.hf_weights(spec))
+
+
+def qwen2_weights(spec: ModelSpec) -> list[Param]:
+    params, moe = with_experts(spec, llama.hf_weights(spec)), spec.moe
+    assert moe is not None
+    width = moe.shared_intermediate
+    for i in range(spec.layers):
+        if i in moe.dense_layers:
+            continue
+        at, to = f"model.layers.{i}.mlp.", f"layers.{i}."
+        parts = (("shared_expert.gate_proj", width), ("shared_expert.up_proj", width))
+        params += linear(to + "shared.gate_up", at, parts, spec.hidden, False)
+        params += linear(to + "shared.down", at, (("shared_expert.down_proj", spec.hidden),), width, False)
+        params += linear(to + "shared_gate", at, (("shared_expert_gate", 1),), spec.hidden, False)
+    return params
+
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    model_types=("qwen3_moe",),
+    read_hf=read_qwen3,
+    hf_weights=qwen3_weights,
+    ignore=qwen3.QWEN3.ignore,
+)
+
+QWEN2_MOE = Family(name="qwen2_moe", model_types=("qwen2_moe",), read_hf=read_qwen2, hf_weights=qwen2_weights)

@@ -1,0 +1,44 @@
+"""StarCoder2: rope and grouped queries, with layer norms, biases and an MLP without gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, standard_spec
+from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+NAMES = Names(up=("mlp.c_fc",), down="mlp.c_proj")
+
+
+def read_hf(config: dict[str, Any]) -> ModelSpec:
+    refuse(config, norm_type="layer_norm", mlp_type="default")
+    bias, window = bool(config.get("use_bias", True)), config.get("sliding_window")
+    return standard_spec(
+        config,
+        family="starcoder2",
+        norm_eps=float(config.get("norm_epsilon", 1e-5)),
+        tied=bool(config.get("tie_word_embeddings", True)),
+        window=None if window is None else int(window),
+        norm="layer",
+        norm_bias=True,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=bias,
+        gated=False,
+        activation=activation(config.get("hidden_act", "gelu_pytorch_tanh")),
+    )
+
+
+def hf_weights(spec: ModelSpec) -> list[Param]:
+    return decoder(spec, NAMES)
+
+
+STARCODER2 = Family(
+    name="starcoder2",
+    model_types=("starcoder2",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=(INV_FREQ, r"^lm_head\.weight$"),
+)

@@ -1,0 +1,62 @@
+"""What a checkpoint holds, from the headers of its files: enough to see that it fits its configuration. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.config import gguf_model, hf_model, read_json
+from lightllm_mp.models.packing import packing_of
+from lightllm_mp.models.weight_files import weight_files
+from lightllm_mp.models.weights import check_names
+
+MAX_HEADER = 100_000_000
+"""Bytes of a header, at most, as the format itself says."""
+
+
+def check_weights(path: Path) -> None:
+    """ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
+
+    `.bin` files have no header and packed weights other names: those are looked at when they are loaded.
+    """
+    if path.is_file():
+        family, spec, file = gguf_model(path)
+        assert family.gguf_weights is not None
+        found = {name: tensor.shape for name, tensor in file.tensors.items()}
+        check_names(family.gguf_weights(spec), found, family.ignore, str(path))
+        return
+    files = weight_files(path)
+    if files[0].suffix != ".safetensors":
+        return
+    found = shapes(files)
+    if packing_of(read_json(path / "config.json"), str(path)) is None:
+        family, spec = hf_model(path)
+        found = {name.removeprefix(family.prefix): shape for name, shape in found.items()}
+        check_names(family.hf_weights(spec), found, family.ignore, str(path))
+
+
+def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Of all tensors. ModelError for a file that is not whole."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        found.update(_shapes(file))
+    return found
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 0 < length <= min(MAX_HEADER, size - 8):
+                raise ValueError("its header does not fit into it")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        found = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error})") from error
+    if 8 + length + end != size:
+        raise ModelError(f"{file}: not a whole safetensors file ({size} of {8 + length + end} bytes)")
+    return found

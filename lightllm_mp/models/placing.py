@@ -1,0 +1,51 @@
+"""Copies what a rank keeps of a checkpoint's tensors to where it belongs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.quantised import GroupedWeight
+from lightllm_mp.models.sharding import Cut, Lines, Run
+
+
+class Source(Protocol):
+    """A tensor, or one in a file that is read as far as it is indexed."""
+
+    def __getitem__(self, at: slice | tuple[slice, ...], /) -> Tensor: ...
+
+
+def place(source: Source, target: Tensor, cut: Cut, first: int, count: int) -> None:
+    """`source` is lines first .. first + count - 1 of a parameter, `target` the rank's own part of that parameter."""
+    for row in _rows(cut, first, count):
+        if cut.columns is None:
+            target[row.to : row.to + row.length].copy_(source[_slice(row)])
+            continue
+        for column in cut.columns.runs:
+            part = target[row.to : row.to + row.length, column.to : column.to + column.length]
+            part.copy_(source[_slice(row), _slice(column)])
+
+
+def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, GroupedWeight] | None:
+    """The rank's part of a packed piece that begins at line `first` of its parameter, and its first line in the rank's
+    own. None: the part is empty. The cut must not be padded: no packed form stands for zeros."""
+    rows = _rows(cut, first, weight.codes.shape[0])
+    if not rows:
+        return None
+    if cut.rows is not None:
+        weight = weight.reordered(lambda lines: torch.cat([lines[_slice(row)] for row in rows]))
+    if cut.columns is not None:
+        begin, count, _ = cut.columns.runs[0]
+        weight = weight.columns(begin, begin + count)
+    return rows[0].to, weight
+
+
+def _rows(cut: Cut, first: int, count: int) -> list[Run]:
+    rows = cut.rows or Lines((Run(0, first + count),), first + count)
+    return rows.within(first, first + count)
+
+
+def _slice(run: Run) -> slice:
+    return slice(run.start, run.start + run.length)

@@ -1,0 +1,177 @@
+"""Where each image format keeps width, height and EXIF orientation. Reads integers at offsets and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
+"""Tags of a TIFF directory; EXIF data are a TIFF file too."""
+MAX_BLOCKS = 10_000
+"""Chunks or segments that are looked at before a file counts as damaged."""
+
+
+class Damaged(Exception):
+    """The file ends early or contradicts itself."""
+
+
+class Size(NamedTuple):
+    """Stored width and height, and the EXIF orientation (1 where there is none)."""
+
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def _uint(data: bytes, at: int, length: int, order: str = "big") -> int:
+    part = data[at : at + length]
+    if len(part) != length:
+        raise Damaged
+    return int.from_bytes(part, "little" if order == "little" else "big")
+
+
+def png(data: bytes) -> Size:
+    """PNG (ISO 15948): the header chunk is the first one; an eXIf chunk counts where it precedes the pixels."""
+    if data[12:16] != b"IHDR":
+        raise Damaged
+    width, height = _uint(data, 16, 4), _uint(data, 20, 4)
+    at = 8
+    for _ in range(MAX_BLOCKS):
+        kind, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
+        if kind == b"eXIf":
+            return Size(width, height, _orientation(data[at + 8 : at + 8 + length]))
+        if kind in (b"", b"IDAT", b"IEND"):
+            break
+        at += 12 + length
+    return Size(width, height)
+
+
+def jpeg(data: bytes) -> Size:
+    """JPEG (ITU T.81): the size is in the frame header, EXIF in an APP1 segment before it."""
+    orientation = 1
+    for kind, at, length in _segments(data):
+        if kind == 0xE1 and orientation == 1 and data[at : at + 6] == b"Exif\0\0":
+            orientation = _orientation(data[at + 6 : at + length])
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return Size(_uint(data, at + 3, 2), _uint(data, at + 1, 2), orientation)
+    raise Damaged
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start of the content, its length) of each segment up to the first scan."""
+    at = 2
+    for _ in range(MAX_BLOCKS):
+        if _uint(data, at, 1) != 0xFF:
+            raise Damaged
+        while _uint(data, at, 1) == 0xFF:  # markers may be preceded by fill bytes
+            at += 1
+        kind = data[at]
+        at += 1
+        if kind == 0xDA:
+            return
+        if kind == 0x01 or 0xD0 <= kind <= 0xD8:
+            continue
+        length = _uint(data, at, 2)
+        if length < 2:
+            raise Damaged
+        yield kind, at + 2, length - 2
+        at += length
+
+
+def webp(data: bytes) -> Size:
+    """WebP (RFC 9649): lossy, lossless or extended; EXIF may follow the pixels."""
+    kind = data[12:16]
+    if kind == b"VP8 ":
+        if data[23:26] != b"\x9d\x01\x2a":
+            raise Damaged
+        return Size(_uint(data, 26, 2, "little") & 0x3FFF, _uint(data, 28, 2, "little") & 0x3FFF)
+    if kind == b"VP8L":
+        if data[20:21] != b"\x2f":
+            raise Damaged
+        bits = _uint(data, 21, 4, "little")
+        return Size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    if kind != b"VP8X":
+        raise Damaged
+    width, height = _uint(data, 24, 3, "little") + 1, _uint(data, 27, 3, "little") + 1
+    return Size(width, height, _webp_orientation(data))
+
+
+def _webp_orientation(data: bytes) -> int:
+    at = 12
+    for _ in range(MAX_BLOCKS):
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"EXIF":
+            return _orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
+        if len(kind) < 4:
+            break
+        at += 8 + length + length % 2
+    return 1
+
+
+def gif(data: bytes) -> Size:
+    """GIF: the screen, or more where the first frame reaches beyond it."""
+    width, height = _uint(data, 6, 2, "little"), _uint(data, 8, 2, "little")
+    at = 13 + _colour_table(data[10])
+    for _ in range(MAX_BLOCKS):
+        kind = _uint(data, at, 1)
+        if kind == 0x2C:
+            left, top, across, down = (_uint(data, at + 1 + 2 * i, 2, "little") for i in range(4))
+            return Size(max(width, left + across), max(height, top + down))
+        if kind != 0x21:
+            raise Damaged
+        at = _after_sub_blocks(data, at + 2)
+    raise Damaged
+
+
+def _colour_table(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _after_sub_blocks(data: bytes, at: int) -> int:
+    while length := _uint(data, at, 1):
+        at += 1 + length
+    return at + 1
+
+
+def bmp(data: bytes) -> Size:
+    """BMP: the old header of OS/2 or one of Windows'; a negative height says that the top row comes first."""
+    if _uint(data, 14, 4, "little") == 12:
+        return Size(_uint(data, 18, 2, "little"), _uint(data, 20, 2, "little"))
+    height = _uint(data, 22, 4, "little")
+    return Size(_uint(data, 18, 4, "little"), (1 << 32) - height if height >> 31 else height)
+
+
+def tiff(data: bytes) -> Size:
+    """TIFF: tags of the first directory. Pillow turns the rows of this format itself, so the size is that as shown."""
+    tags = _directory(data)
+    if WIDTH not in tags or HEIGHT not in tags:
+        raise Damaged
+    if 5 <= tags.get(ORIENTATION, 1) <= 8:
+        return Size(tags[HEIGHT], tags[WIDTH])
+    return Size(tags[WIDTH], tags[HEIGHT])
+
+
+def _orientation(exif: bytes) -> int:
+    """1 where the data are damaged: a picture is not refused for its notes."""
+    try:
+        return _directory(exif).get(ORIENTATION, 1)
+    except Damaged:
+        return 1
+
+
+def _directory(data: bytes) -> dict[int, int]:
+    """Tags of the first directory of a TIFF file that hold one whole number."""
+    order = {b"II": "little", b"MM": "big"}.get(data[:2], "")
+    if not order or _uint(data, 2, 2, order) != 42:
+        raise Damaged
+    at = _uint(data, 4, 4, order)
+    tags: dict[int, int] = {}
+    for entry in range(at + 2, at + 2 + 12 * _uint(data, at, 2, order), 12):
+        tag, kind, count = (
+            _uint(data, entry, 2, order),
+            _uint(data, entry + 2, 2, order),
+            _uint(data, entry + 4, 4, order),
+        )
+        if count == 1 and kind in (3, 4):
+            tags.setdefault(tag, _uint(data, entry + 8, 2 if kind == 3 else 4, order))
+    return tags

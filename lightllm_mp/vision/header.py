@@ -1,0 +1,91 @@
+"""Format and size of a picture from the first bytes of its file, before anything is decoded.
+
+Nothing here decompresses or allocates by what a file claims, and no image library is loaded, so a file can be judged in
+any process. What the headers say is checked again when the picture is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightllm_mp.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from lightllm_mp.vision import containers
+
+Format = str
+"""One of `ALLOWED`, as Pillow spells it."""
+
+READERS: dict[Format, tuple[Callable[[bytes], bool], Callable[[bytes], containers.Size]]] = {
+    "PNG": (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), containers.png),
+    "JPEG": (lambda data: data.startswith(b"\xff\xd8\xff"), containers.jpeg),
+    "WEBP": (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", containers.webp),
+    "GIF": (lambda data: data.startswith((b"GIF87a", b"GIF89a")), containers.gif),
+    "BMP": (lambda data: data.startswith(b"BM"), containers.bmp),
+    "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*")), containers.tiff),
+}
+"""Format to (is it this one, its size)."""
+ALLOWED = tuple(READERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a picture may be at most."""
+
+    max_bytes: int = 32 << 20
+    """Of the file."""
+    max_pixels: int = 64_000_000
+    """Decoded; three bytes each. Pillow itself decodes no more than 178 million."""
+    max_edge: int = 65_500
+    """Pixels along one edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about its picture (of an animation: the first frame)."""
+
+    format: Format
+    stored_width: int
+    stored_height: int
+    orientation: int = 1
+    """EXIF tag 0x0112, 1..8: how the stored rows are turned. Of a TIFF, always 1: its reader turns it."""
+
+    @property
+    def width(self) -> int:
+        """Width as shown, after the turn: the one that counts for slots and positions."""
+        return self.stored_height if self.orientation >= 5 else self.stored_width
+
+    @property
+    def height(self) -> int:
+        """Height as shown."""
+        return self.stored_width if self.orientation >= 5 else self.stored_height
+
+
+def read_header(data: bytes, limits: Limits | None = None) -> Header:
+    """Format and size of an image file.
+
+    Raises PayloadTooLarge beyond a limit, UnsupportedMedia for another kind of file, InvalidRequest for a damaged one.
+    """
+    limits = limits or Limits()
+    if len(data) > limits.max_bytes:
+        raise PayloadTooLarge(f"an image of {len(data)} bytes is over the limit of {limits.max_bytes}")
+    if not data:
+        raise InvalidRequest("an image is empty")
+    for name, (matches, size_of) in READERS.items():
+        if matches(data):
+            return _checked(name, size_of, data, limits)
+    raise UnsupportedMedia(f"an image is in none of the formats {', '.join(ALLOWED)}")
+
+
+def _checked(name: Format, size_of: Callable[[bytes], containers.Size], data: bytes, limits: Limits) -> Header:
+    try:
+        width, height, orientation = size_of(data)
+    except (containers.Damaged, IndexError) as error:
+        raise InvalidRequest(f"a {name} image is damaged or cut off before its size is said") from error
+    if width < 1 or height < 1:
+        raise InvalidRequest(f"a {name} image has no size")
+    if width * height > limits.max_pixels or max(width, height) > limits.max_edge:
+        raise PayloadTooLarge(
+            f"an image of {width} x {height} pixels is over the limit of {limits.max_pixels} pixels, "
+            f"{limits.max_edge} along an edge"
+        )
+    return Header(name, width, height, orientation if 1 <= orientation <= 8 else 1)

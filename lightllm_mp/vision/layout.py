@@ -1,0 +1,104 @@
+"""In which order the patches of a batch of pictures stand, and which of them see each other. Pure numpy.
+
+Attention wants sequences of equal length side by side, so windows of one length are put together, of all pictures of
+the batch; where every patch sees its whole picture, pictures of one size are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.vision.sizing import Grid
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`count` sequences of `length` rows each, one after the other from row `start`."""
+
+    start: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLayout:
+    """A batch of pictures whose patches attend within windows, and in some layers within their picture."""
+
+    order: Ints
+    """[patches]: which patch stands at each row; a merged group of patches stays together."""
+    units_back: Ints
+    """[merged patches]: the row of merged patches that holds each of them."""
+    windows: tuple[Group, ...]
+    full_rows: Ints
+    """[patches]: the rows, picture after picture, pictures of one size together."""
+    full: tuple[Group, ...]
+    """Sequences of the rows in that order."""
+    coordinates: Ints
+    """[2, patches]: row and column in its picture of the patch that stands at each row."""
+
+
+def same_length(count: int, length: int) -> tuple[Group, ...]:
+    """Sequences of one length."""
+    return (Group(0, count, length),)
+
+
+def window_layout(grids: Sequence[Grid], merge: int, window: int) -> WindowLayout:
+    """The layout for pictures whose patches come as preprocessing gives them: block after block of merge x merge.
+
+    `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL).
+    """
+    unit = merge * merge
+    of_block = _window_of_blocks(grids, merge, window)
+    lengths = np.bincount(of_block)
+    blocks = np.lexsort((of_block, lengths[of_block]))
+    order = (blocks[:, None] * unit + np.arange(unit)).reshape(-1)
+    row_of = np.argsort(order, kind="stable")
+    full, patches = _by_size(np.array([grid.patches for grid in grids]))
+    return WindowLayout(
+        order=order,
+        units_back=np.argsort(blocks, kind="stable"),
+        windows=_groups(*np.unique(lengths, return_counts=True), unit),
+        full_rows=row_of[patches],
+        full=full,
+        coordinates=np.concatenate([_coordinates(grid, merge) for grid in grids], axis=1)[:, order],
+    )
+
+
+def _window_of_blocks(grids: Sequence[Grid], merge: int, window: int) -> Ints:
+    """The window's number of every block of the batch; frames have their own windows."""
+    numbers, base = [], 0
+    for grid in grids:
+        frame, row, column = np.indices((grid.frames, grid.rows // merge, grid.columns // merge))
+        down, across = -(-grid.rows // merge // window), -(-grid.columns // merge // window)
+        numbers.append((frame * down + row // window) * across + column // window + base)
+        base += grid.frames * down * across
+    return np.concatenate([number.reshape(-1) for number in numbers])
+
+
+def _groups(lengths: Ints, counts: Ints, unit: int) -> tuple[Group, ...]:
+    groups, start = [], 0
+    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+        groups.append(Group(start, count, length * unit))
+        start += count * length * unit
+    return tuple(groups)
+
+
+def _by_size(sizes: Ints) -> tuple[tuple[Group, ...], Ints]:
+    """Pictures by number of patches, and their patches in that order."""
+    starts = np.cumsum(sizes) - sizes
+    ranked = np.argsort(sizes, kind="stable")
+    patches = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in ranked])
+    return _groups(*np.unique(sizes, return_counts=True), 1), patches
+
+
+def _coordinates(grid: Grid, merge: int) -> Ints:
+    """[2, patches]: row and column of each patch of one picture, block after block."""
+    shape = (grid.frames, grid.rows // merge, grid.columns // merge, merge, merge)
+    _, row, column, inner_row, inner_column = np.indices(shape)
+    return np.stack([(row * merge + inner_row).reshape(-1), (column * merge + inner_column).reshape(-1)])

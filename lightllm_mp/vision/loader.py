@@ -1,0 +1,96 @@
+"""Loads the vision half of a model folder into a `VisionEncoder`, reading no tensor of the language model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint import Checkpoint, open_folder
+from lightllm_mp.models.weights import Param, check_names
+from lightllm_mp.vision.config import VisionModel
+from lightllm_mp.vision.encoder import VisionEncoder
+from lightllm_mp.vision.weights import Section, sections
+
+DEVIATION = 0.02
+"""Of weights that nobody trained."""
+
+
+def load_encoder(
+    model: VisionModel,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+) -> VisionEncoder:
+    """The encoder with weights of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+
+    Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
+    """
+    device = torch.device(device)
+    weights: dict[str, Tensor] = {}
+    if load_format == "dummy":
+        for section in sections(model):
+            weights |= _random(section.params, device, dtype)
+        return VisionEncoder(model.spec, weights)
+    checkpoints = {folder: open_folder(folder) for folder in {model.folder, model.tower}}
+    for section in sections(model):
+        weights |= _read(section, checkpoints[section.folder], device, dtype)
+    return VisionEncoder(model.spec, weights)
+
+
+def _read(section: Section, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    prefix = _prefix(section, checkpoint)
+    found = {name.removeprefix(prefix): shape for name, shape in checkpoint.shapes.items() if name.startswith(prefix)}
+    check_names(section.params, found, section.ignore, f"{section.folder} ({prefix}*)")
+    return _assembled(section.params, _streamed(checkpoint, prefix, section.params), device, dtype)
+
+
+def _prefix(section: Section, checkpoint: Checkpoint) -> str:
+    first = section.params[0].pieces[0].name
+    for prefix in section.prefixes:
+        if prefix + first in checkpoint.shapes:
+            return prefix
+    raise ModelError(f"{section.folder}: missing tensor {section.prefixes[0]}{first}")
+
+
+def _streamed(checkpoint: Checkpoint, prefix: str, params: Iterable[Param]) -> Iterator[tuple[str, Tensor]]:
+    wanted = {prefix + piece.name for param in params for piece in param.pieces}
+    for name, tensor in checkpoint.stream(wanted):
+        yield name.removeprefix(prefix), tensor
+
+
+def _assembled(
+    params: Iterable[Param], tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Parameters by target: pieces are stacked along the first dimension as they come."""
+    weights = {param.target: torch.empty(param.shape, dtype=dtype, device=device) for param in params}
+    places = {}
+    for param in params:
+        row = 0
+        for piece in param.pieces:
+            places[piece.name] = (param.target, row, piece)
+            row += piece.shape[0]
+    for name, tensor in tensors:
+        target, row, piece = places[name]
+        weights[target][row : row + piece.shape[0]].copy_(piece.transform(tensor) if piece.transform else tensor)
+    return weights
+
+
+def _random(params: Iterable[Param], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Matrices normal around 0, norms that leave their input's scale, biases of zero."""
+    weights = {}
+    for param in params:
+        made = torch.empty(param.shape, dtype=dtype, device=device)
+        if param.target.endswith("norm"):
+            weights[param.target] = made.fill_(1.0)
+        elif param.target.endswith(".bias"):
+            weights[param.target] = made.zero_()
+        else:
+            generator = torch.Generator(device).manual_seed(zlib.crc32(param.target.encode()))
+            weights[param.target] = made.normal_(0.0, DEVIATION, generator=generator)
+    return weights

@@ -1,0 +1,151 @@
+"""Where images stand in a prompt: tags in text become slots with pseudo token ids. Imports no torch.
+
+An image's slots carry ids that follow from its digest, at or above the vocabulary: a prefix tree keyed by ids reuses an
+image's KV like any other, and the worker takes the embeddings of those positions from the image, not from the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.vision.spec import ImageTags
+
+Ids = NDArray[np.int32]
+IMAGE_ID = -200
+"""What stands for an image in a prompt that comes as token ids (LLaVA's IMAGE_TOKEN_INDEX)."""
+ID_END = 1 << 31
+PARAM = "multimodal_params"
+SURE_SLOTS = 4
+"""Slots that tell two images apart beyond doubt: each has 31 bits less what the vocabulary takes."""
+
+
+class ImageSlots(NamedTuple):
+    """An image as the prompt sees it."""
+
+    digest: bytes
+    """See digest.py."""
+    tokens: int
+    """See sizing.py."""
+
+
+class Span(NamedTuple):
+    """Positions [start, end) of one image."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A prompt with its images' slots. `spans` are in the order of the images."""
+
+    ids: Ids
+    spans: tuple[Span, ...]
+
+
+def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
+    """int32 [tokens] in [vocab, 2^31): the digest drawn out, so equal for equal images and independent otherwise."""
+    drawn = hashlib.shake_128(image.digest).digest(4 * image.tokens)
+    return (vocab + np.frombuffer(drawn, dtype="<u4").astype(np.int64) % (ID_END - vocab)).astype(np.int32)
+
+
+def expand_ids(ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID) -> Expanded:
+    """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
+
+    Raises InvalidRequest where the counts differ.
+    """
+    given = np.asarray(ids, dtype=np.int32)
+    places = np.flatnonzero(given == marker)
+    _check_counts(len(places), f"id {marker}", len(images))
+    chunks = np.split(given, places)
+    return _joined([chunks[0], *(chunk[1:] for chunk in chunks[1:])], images, vocab)
+
+
+def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> Expanded:
+    """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
+    around them. Only the first chunk may have been encoded with special tokens."""
+    before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
+    last = len(chunks) - 1
+    whole = [
+        np.concatenate([after if i else after[:0], chunk, before if i < last else before[:0]])
+        for i, chunk in enumerate(chunks)
+    ]
+    return _joined(whole, images, vocab)
+
+
+def _joined(chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> Expanded:
+    parts, spans, at = [chunks[0]], [], len(chunks[0])
+    for image, chunk in zip(images, chunks[1:], strict=True):
+        spans.append(Span(at, at + image.tokens))
+        parts += [pseudo_ids(image, vocab), chunk]
+        at += image.tokens + len(chunk)
+    return Expanded(np.concatenate(parts).astype(np.int32), tuple(spans))
+
+
+def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
+    """The texts before, between and after the image tags: one more than there are images.
+
+    For Qwen-VL each image is announced by `Picture k:` and followed by a newline, as LightLLM does, unless the prompt
+    has that already. Raises InvalidRequest where the tags are not as many as the images, or are incomplete.
+    """
+    pattern, name = TAGS[tags.style]
+    _check_counts(sum(1 for _ in pattern.finditer(text)), f"tag {name}", images)
+    chunks = pattern.split(text)
+    if any(rest in chunk for rest in REST_OF_TAGS[tags.style] for chunk in chunks):
+        raise InvalidRequest(f"the prompt has an incomplete image tag (a whole one is {name})", param=PARAM)
+    return _announced(chunks) if tags.style == "img" else chunks
+
+
+TAGS = {
+    "image": (re.compile(r"<image>"), "<image>"),
+    "img": (re.compile(r"<img>(?:(?!<img>).)*?</img>", re.DOTALL), "<img></img>"),
+    "vision": (
+        re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)?<\|vision_end\|>"),
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    ),
+}
+"""By style: a whole tag, and its name. What stands inside `<img></img>` is of no matter."""
+REST_OF_TAGS: dict[str, tuple[str, ...]] = {
+    "image": (),
+    "img": ("<img>", "</img>"),
+    "vision": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+}
+_ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
+
+
+def _announced(chunks: list[str]) -> list[str]:
+    """`Picture k:` before and a newline after each image, where they are not there."""
+    last = len(chunks) - 1
+    result = []
+    for i, chunk in enumerate(chunks):
+        start = "\n" if i and not chunk.startswith("\n") else ""
+        end = f"Picture {i + 1}:" if i < last and not _ANNOUNCED.search(chunk) else ""
+        result.append(start + chunk + end)
+    return result
+
+
+def _check_counts(found: int, what: str, images: int) -> None:
+    if found != images:
+        raise InvalidRequest(
+            f"the prompt has {found} places for images ({what}), the request brings {images}", param=PARAM
+        )
+
+
+def sure_match(matched: int, spans: Sequence[Span]) -> int:
+    """How many of `matched` leading ids of a prompt may be taken as the same prompt.
+
+    A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in
+    two thousand million) or by design: it is cut back to the image's start.
+    """
+    for start, end in spans:
+        if start < matched < end and matched - start < SURE_SLOTS:
+            return start
+    return matched

@@ -1,0 +1,101 @@
+"""How many slots a picture takes, and the positions of a prompt with pictures. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.vision.spec import VisionSpec
+
+MAX_RATIO = 200
+"""How many times longer than wide a picture may be where its shape is kept (upstream's limit too)."""
+
+
+class Grid(NamedTuple):
+    """Patches of a picture: frames, rows, columns."""
+
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def patches(self) -> int:
+        return self.frames * self.rows * self.columns
+
+
+class Placed(NamedTuple):
+    """A picture in a prompt: its slots are the positions [start, start + tokens)."""
+
+    start: int
+    grid: Grid
+
+
+def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels that a picture has when the tower sees it.
+
+    Raises InvalidRequest for a picture that is far too long and thin.
+    """
+    if spec.preprocess.mode != "dynamic":
+        return spec.preprocess.size, spec.preprocess.size
+    return smart_resize(width, height, spec.patch * spec.merge, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
+
+
+def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(width, height), multiples of `factor` within the two areas and near the old shape: the function of that name
+    in Qwen2-VL's image processor. Halves are rounded to even, as Python does."""
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise InvalidRequest(f"an image of {width} x {height} pixels is longer than {MAX_RATIO} times its width")
+    across, down = round(width / factor) * factor, round(height / factor) * factor
+    if across * down > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        across = max(factor, math.floor(width / shrink / factor) * factor)
+        down = max(factor, math.floor(height / shrink / factor) * factor)
+    elif across * down < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        across, down = math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
+    return across, down
+
+
+def patch_grid(spec: VisionSpec, width: int, height: int) -> Grid:
+    """The patches of a picture of so many pixels (as it is shown, see header.py)."""
+    across, down = resized(spec, width, height)
+    return Grid(1, down // spec.patch, across // spec.patch)
+
+
+def grid_tokens(spec: VisionSpec, grid: Grid) -> int:
+    """Slots in the prompt for a picture of this grid."""
+    if spec.queries:
+        return spec.queries
+    return grid.patches // (spec.merge * spec.merge) + spec.keep_class
+
+
+def image_tokens(spec: VisionSpec, width: int, height: int) -> int:
+    """Slots in the prompt for a picture of so many pixels (as it is shown)."""
+    return grid_tokens(spec, patch_grid(spec, width, height))
+
+
+def mrope_positions(length: int, images: Sequence[Placed], merge: int) -> tuple[NDArray[np.int32], int]:
+    """Positions of a prompt for multimodal rotary embedding (Qwen2-VL, arXiv 2409.12191, section 2.1).
+
+    Returns int32 [3, length] (frame, row, column; all three are the same for text) and rope_delta: what is added to the
+    index of a later token to get its position. `images` stand in the order of the prompt.
+    """
+    positions = np.empty((3, length), dtype=np.int32)
+    at, next_position = 0, 0
+    for start, grid in images:
+        rows, columns = grid.rows // merge, grid.columns // merge
+        end = start + grid.frames * rows * columns
+        if start < at or end > length:
+            raise ValueError(f"image slots [{start}, {end}) do not fit a prompt of {length} tokens")
+        positions[:, at:start] = np.arange(next_position, next_position + start - at)
+        next_position += start - at
+        positions[:, start:end] = np.indices((grid.frames, rows, columns)).reshape(3, -1) + next_position
+        next_position += max(grid.frames, rows, columns)
+        at = end
+    positions[:, at:] = np.arange(next_position, next_position + length - at)
+    return positions, next_position - at

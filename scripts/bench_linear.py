@@ -1,0 +1,344 @@
+"""Measures projections of few rows on one GPU: cuBLAS, the kernel of a single token, and the streaming kernel under
+many block sizes, for the shapes of Llama-2-7B and Llama-3-8B.
+
+    python scripts/bench_linear.py [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early] [--json FILE]
+
+Each figure is one JSON line. A table follows, the sum over a decode step's projections, and the best blocks as lines
+for kernels/triton/tuned_linear.py. Every time is of a CUDA graph that goes over several copies of the weight, so that
+none is in the cache. Quantised forms are measured against cuBLAS on the plain weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from gpu_steps import SPECS, captured, seconds
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from lightllm_mp.kernels.quantised import GroupedWeight
+from lightllm_mp.kernels.reference.quantised import quantise
+from lightllm_mp.kernels.triton import quantised
+from lightllm_mp.kernels.triton.linear import of_one_token, prepare_linear
+from lightllm_mp.kernels.triton.matmul import matmul
+from lightllm_mp.kernels.triton.small_linear import Streamed, streamed, streams
+from lightllm_mp.kernels.triton.tuned_linear import LinearBlocks
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SWEPT = (16, 32, 64, 128, 256)
+"""Rows that a choice of blocks is made at; fewer rows than 16 use the choice of 16."""
+BYTES = 160 << 20
+"""Of weights gone over in a graph: three times the cache."""
+LAUNCHES = 12
+GAIN = 0.98
+"""What a plain weight's time must come down to for the streaming kernel to be chosen."""
+GROUP = 128
+DTYPE = torch.bfloat16
+
+FEW = [
+    (64, 128, 4, 4, False),
+    (64, 128, 4, 3, False),
+    (64, 128, 4, 5, False),
+    (32, 128, 4, 4, False),
+    (32, 128, 4, 3, False),
+    (32, 256, 4, 3, False),
+    (16, 256, 4, 3, False),
+    (64, 64, 4, 5, False),
+    (64, 128, 8, 4, False),
+    (128, 64, 4, 4, False),
+    (64, 128, 4, 3, True),
+    (64, 128, 4, 5, True),
+    (64, 64, 4, 6, True),
+    (128, 64, 4, 3, True),
+    (128, 64, 4, 5, True),
+    (128, 128, 8, 5, True),
+]
+"""Outputs, inputs, warps, stages, swapped."""
+MANY = [
+    (64, 64, 4, 4, True),
+    (64, 64, 4, 6, True),
+    (64, 128, 4, 4, True),
+    (64, 128, 4, 3, True),
+    (128, 64, 4, 4, True),
+    (128, 64, 8, 4, True),
+    (128, 128, 8, 3, True),
+    (256, 64, 8, 4, True),
+    (64, 128, 4, 4, False),
+    (128, 64, 8, 4, False),
+    (128, 64, 8, 5, False),
+]
+FEW_ROWS = 32
+SHARED_BYTES = 222 << 10
+MOST_WARPS = 20
+"""Of a multiprocessor: more do not find registers."""
+WEIGHT_BYTES = {"plain": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
+MADE = {
+    "plain": lambda w: prepare_linear(w, None),
+    "int8": lambda w: quantised.prepare_quantised(quantise(w, "int8"), None, DTYPE),
+    "fp8": lambda w: quantised.prepare_quantised(quantise(w, "fp8"), None, DTYPE),
+    "int4": lambda w: quantised.prepare_quantised(four_bits(*w.shape), None, DTYPE),
+}
+
+Figure = dict[str, object]
+
+
+def four_bits(n: int, k: int) -> GroupedWeight:
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device="cuda")
+    zeros = torch.randint(0, 16, (n, k // GROUP), dtype=torch.uint8, device="cuda")
+    scales = (torch.rand((n, k // GROUP), device="cuda") * 0.01).half()
+    return GroupedWeight(codes, scales, zeros, torch.arange(k, device="cuda", dtype=torch.int32) // GROUP)
+
+
+def trials(form: str, rows: int) -> list[LinearBlocks]:
+    """Blocks to try, each with about as many programs as a multiprocessor holds. A 4-bit weight has its own number of
+    inputs, so what differs only in that is one trial."""
+    found = []
+    for outputs, inputs, warps, stages, swapped in FEW if rows <= FEW_ROWS else MANY:
+        inputs = GROUP if form == "int4" else inputs
+        many, buffers = min(128, rows), stages - (not swapped)
+        held = buffers * inputs * (outputs * WEIGHT_BYTES[form] + many * 2) + many * outputs * 2
+        fitting = max(1, min(int(SHARED_BYTES / held), MOST_WARPS // warps if rows <= FEW_ROWS else 2))
+        for programs in {fitting, max(1, fitting - 1)}:
+            found.append(LinearBlocks(outputs, inputs, programs, warps, stages, swapped))
+    return list(dict.fromkeys(found))
+
+
+def shapes(wanted: set[str], ranks: int = 1) -> dict[tuple[int, int], list[str]]:
+    """(outputs, inputs) to the projections that have it, on one of so many tensor-parallel ranks."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for name, spec in SPECS.items():
+        sizes = {
+            "qkv": ((spec.q_size + 2 * spec.kv_size) // ranks, spec.hidden),
+            "o": (spec.hidden, spec.q_size // ranks),
+            "gate_up": (2 * spec.intermediate // ranks, spec.hidden),
+            "down": (spec.hidden, spec.intermediate // ranks),
+            "head": (spec.vocab // ranks, spec.hidden),
+        }
+        for part, size in sizes.items():
+            if part in wanted:
+                found.setdefault(size, []).append(f"{name} {part}")
+    return found
+
+
+class Case:
+    """One weight's copies in one form, and in plain form as cuBLAS takes it."""
+
+    early = False
+    """Whether streaming kernels start before the one in front has ended."""
+
+    def __init__(self, form: str, n: int, k: int) -> None:
+        self.form, self.n, self.k = form, n, k
+        self.plain = _copies(torch.randn((n, k), device="cuda", dtype=DTYPE) * k**-0.5)
+        made = MADE[form](self.plain[0])
+        self.bytes = sum(x.nbytes for x in (made.weight, made.scales, made.zeros) if x is not None)
+        self.weights = [_cloned(made) for _ in range(max(1, -(-BYTES // self.bytes)))] if form != "plain" else []
+        self.weights = self.weights or [prepare_linear(w, None) for w in self.plain]
+
+    def microseconds(self, work: Callable[[Streamed | Tensor], object], over: Iterable) -> float:
+        """Of one product, over all copies in turn."""
+        over = list(over)
+        turns = over * max(1, -(-LAUNCHES // len(over)))
+        return seconds(captured(lambda: [work(w) for w in turns]).replay, repeats=7, warm_up=1) / len(turns) * 1e6
+
+    def cublas(self, rows: int) -> float:
+        x = self.x(rows)
+        return self.microseconds(lambda w: matmul(x, w, None, DTYPE), self.plain)
+
+    def stream(self, rows: int, blocks: LinearBlocks) -> float | None:
+        """None: the blocks do not fit the weight or the GPU."""
+        x, first = self.x(rows), self.weights[0]
+        if not streams(first, rows, blocks):
+            return None
+        try:
+            self.product(x, first, blocks)
+        except OutOfResources:
+            return None
+        return self.microseconds(lambda w: self.product(x, w, blocks), self.weights)
+
+    def product(self, x: Tensor, weight: Streamed, blocks: LinearBlocks) -> Tensor:
+        return streamed(x, weight, DTYPE, blocks, early=self.early)
+
+    def others(self, rows: int) -> Iterator[tuple[str, float]]:
+        """What else there is for this form."""
+        x = self.x(rows)
+        if self.form == "plain" and rows == 1:
+            yield "one token", self.microseconds(lambda w: of_one_token(x, w, DTYPE), self.weights)
+        if self.form != "plain" and rows >= 64:
+            yield (
+                "expanded",
+                self.microseconds(lambda w: matmul(x, quantised.expand(w, DTYPE), None, DTYPE), self.weights),
+            )
+        if self.form == "fp8" and rows >= 16:
+            yield "8 bits", self.microseconds(lambda w: quantised.in_8_bits(x, w), self.weights)
+
+    def x(self, rows: int) -> Tensor:
+        return torch.randn((rows, self.k), device="cuda", dtype=DTYPE)
+
+    def check(self, rows: int, blocks: LinearBlocks) -> None:
+        """The product against that of the expanded weight."""
+        x, weight = self.x(rows), self.weights[0]
+        plain = weight.weight if self.form == "plain" else quantised.expand(weight, torch.float32)
+        expected = x.float() @ plain.float().t()
+        error = (streamed(x, weight, torch.float32, blocks) - expected).norm() / expected.norm()
+        assert error < 5e-3, (self.form, self.n, self.k, rows, blocks, error)
+
+
+def _copies(weight: Tensor) -> list[Tensor]:
+    return [weight, *(weight.clone() for _ in range(-(-BYTES // weight.nbytes) - 1))]
+
+
+def _cloned(made: Streamed) -> Streamed:
+    return Streamed(*(x.clone() if isinstance(x, Tensor) else x for x in made))
+
+
+def measured(form: str, size: tuple[int, int], names: list[str]) -> Iterator[Figure]:
+    """All figures of one weight. Those of the streaming kernel at fewer rows than were swept are of the best blocks."""
+    case = Case(form, *size)
+    best: dict[int, LinearBlocks] = {}
+    for rows in SWEPT:
+        found = []
+        for blocks in trials(form, rows):
+            if (time := case.stream(rows, blocks)) is not None:
+                found.append((time, blocks))
+                yield figure(case, names, rows, "stream", time, blocks)
+        if found:
+            best[rows] = min(found)[1]
+            case.check(rows, best[rows])
+    for rows in ROWS:
+        yield figure(case, names, rows, "cublas", case.cublas(rows))
+        for kernel, time in case.others(rows):
+            yield figure(case, names, rows, kernel, time)
+        if rows not in SWEPT and 16 in best:
+            time = case.stream(rows, best[16])
+            assert time is not None
+            yield figure(case, names, rows, "stream", time, best[16])
+
+
+def figure(
+    case: Case, names: list[str], rows: int, kernel: str, time: float, blocks: LinearBlocks | None = None
+) -> Figure:
+    size = case.n * case.k * DTYPE.itemsize if kernel == "cublas" else case.bytes
+    line: Figure = {
+        "name": " = ".join(names),
+        "form": case.form,
+        "outputs": case.n,
+        "inputs": case.k,
+        "rows": rows,
+        "kernel": kernel,
+        "blocks": blocks,
+        "us": round(time, 2),
+        "GB/s": round(size / time / 1e3, 1),
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def least(figures: list[Figure], **wanted: object) -> Figure | None:
+    fitting = [line for line in figures if all(line[key] == value for key, value in wanted.items())]
+    return min(fitting, key=lambda line: line["us"], default=None)  # type: ignore[arg-type, return-value]
+
+
+def table(form: str, figures: list[Figure], sizes: dict[tuple[int, int], list[str]]) -> None:
+    print(f"\n{form}: us (GB/s) of cuBLAS with a plain weight, of other kernels, of the streaming kernel")
+    for (n, k), names in sizes.items():
+        for rows in ROWS:
+            cells = []
+            for kernel in ("cublas", "one token", "expanded", "8 bits", "stream"):
+                if line := least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel=kernel):
+                    blocks = f" {tuple(line['blocks'])}" if line["blocks"] else ""  # type: ignore[arg-type]
+                    cells.append(f"{kernel} {line['us']:8} ({line['GB/s']:6}){blocks}")
+            print(f"{' = '.join(names):36} {rows:4}: {'  '.join(cells)}")
+    for model, spec in SPECS.items():
+        for rows in ROWS:
+            sums = []
+            own = ("one token", "expanded", "8 bits", "stream", *(("cublas",) if form == "plain" else ()))
+            for kernels in (("cublas",), own):
+                total = 0.0
+                for (n, k), names in sizes.items():
+                    lines = [least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel=x) for x in kernels]
+                    fastest = min(float(line["us"]) for line in lines if line)  # type: ignore[arg-type]
+                    parts = [name for name in names if name.startswith(model)]
+                    total += fastest * sum(1 if part.endswith("head") else spec.layers for part in parts)
+                sums.append(round(total / 1e3, 3))
+            print(f"{model} projections of a step of {rows} rows: cuBLAS {sums[0]} ms, best {sums[1]} ms")
+
+
+def choices(form: str, figures: list[Figure], sizes: dict[tuple[int, int], list[str]]) -> None:
+    """The best blocks as lines of `tuned_linear`."""
+    print(f"\n{form.upper()}: Table = {{")
+    for (n, k), names in sizes.items():
+        for rows in (1, *SWEPT):
+            line = least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel="stream")
+            others = [
+                least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel=x) for x in ("cublas", "one token")
+            ]
+            bound = min(float(other["us"]) for other in others if other)  # type: ignore[arg-type]
+            if line is None or (form == "plain" and (rows > 128 or float(line["us"]) > GAIN * bound)):  # type: ignore[arg-type]
+                continue
+            if rows > 1 or form == "plain":
+                blocks = ", ".join(str(x) for x in line["blocks"])  # type: ignore[attr-defined]
+                note = f"{' = '.join(names)}: {line['us']} us, cuBLAS {bound}"
+                print(f"    ({n}, {k}, {rows}): LinearBlocks({blocks}),  # {note}")
+    print("}")
+
+
+def compile_part(forms: list[str], part: int, parts: int) -> None:
+    """Compiles every `parts`-th kernel, by running it on something small."""
+    todo = [(form, rows, blocks) for form in forms for rows in SWEPT[:-1] for blocks in trials(form, rows)]
+    todo = list({(form, rows, blocks._replace(programs=1)): None for form, rows, blocks in todo})
+    for form, rows, blocks in todo[part::parts]:
+        weight = MADE[form](torch.randn((2 * blocks.outputs, 4 * GROUP), device="cuda", dtype=DTYPE))
+        try:
+            x = torch.randn((rows, 4 * GROUP), device="cuda", dtype=DTYPE)
+            streamed(x, weight, DTYPE, blocks, early=Case.early)
+        except OutOfResources:
+            continue
+
+
+def compile_all(forms: list[str]) -> None:
+    """Fills Triton's cache from as many processes as there are cores; each needs about half a gigabyte of the GPU."""
+    parts = min(14, os.cpu_count() or 1)
+    command = [sys.executable, __file__, "--forms", ",".join(forms), *(["--early"] if Case.early else []), "--compile"]
+    running = [subprocess.Popen([*command, f"{i}/{parts}"]) for i in range(parts)]
+    assert all(process.wait() == 0 for process in running)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", default="plain")
+    parser.add_argument("--shapes", default="qkv,o,gate_up,down,head")
+    parser.add_argument("--tp", type=int, default=1, help="shapes of one of so many tensor-parallel ranks")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--early", action="store_true", help="let each product start before the one in front has ended")
+    parser.add_argument("--compile", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    forms, sizes = args.forms.split(","), shapes(set(args.shapes.split(",")), args.tp)
+    Case.early = args.early
+    if args.compile:
+        compile_part(forms, *(int(x) for x in args.compile.split("/")))
+        return
+    compile_all(forms)
+    figures: list[Figure] = []
+    for form in forms:
+        for size, names in sizes.items():
+            figures += measured(form, size, names)
+            torch.cuda.empty_cache()
+    print(f"\n{torch.cuda.get_device_name()}, {datetime.date.today()}, torch {torch.__version__}")
+    for form in forms:
+        table(form, figures, sizes)
+        choices(form, figures, sizes)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

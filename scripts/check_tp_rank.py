@@ -1,0 +1,186 @@
+"""One rank of `check_tp.py`: `check_tp_rank.py MEETING_FD RANK SIZE PARTS FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from check_tp import GOLDEN, TOLERANCE, figure
+from gpu_steps import captured, random_step, seconds
+from safetensors.torch import load_file, save_file
+
+from lightllm_mp.models.batch import KVPool
+from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.group import Alone
+from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.ranks import Ranks
+
+BUFFER = 96 << 20
+"""Bytes for sums without NCCL, so that large ones can be timed too."""
+CALLS = 20
+"""Sums in one graph."""
+SUMS = ((1, 4096), (16, 4096), (64, 4096), (256, 4096), (1024, 4096), (8192, 4096))
+DECODE, PREFILL, CONTEXT, LENGTH = 64, 8, 1088, 2048
+"""Sequences that decode, prompts in a step (16 of them are two steps), and how long they are."""
+
+
+class Case:
+    """A decoder that all ranks feed the same."""
+
+    def __init__(self, decoder: Decoder, new: list[int], contexts: list[int], *, normal: bool = False) -> None:
+        self.decoder, self.batch = decoder, random_step(new, contexts)
+        self.kv = KVPool(decoder.spec, sum(contexts), dtype=decoder.dtype, device="cuda")
+        if normal:
+            for layer in self.kv.data:
+                layer.normal_()
+        ids = torch.randint(3, decoder.spec.vocab, (sum(new),), generator=torch.Generator().manual_seed(1))
+        self.ids = ids.int().cuda()
+
+    def logits(self) -> torch.Tensor:
+        return self.decoder.logits(self.decoder.forward(self.ids, self.batch, self.kv))
+
+    def choose(self) -> torch.Tensor:
+        """As a step of the engine: the last line of each sequence."""
+        hidden = self.decoder.forward(self.ids, self.batch, self.kv)
+        last = self.batch.seq_start[1:].long() - 1
+        chosen = self.decoder.logits(hidden.index_select(0, last)).argmax(-1)
+        return self.decoder.group.from_first(chosen)
+
+
+def golden(group: Ranks | Alone, out: Path) -> bool:
+    """The prompts of a reference, against what it recorded and between the numbers of ranks."""
+    decoder = load_model(GOLDEN, device=_device(), dtype=torch.float32, group=group)
+    recorded, found, worst = load_file(GOLDEN / "golden.safetensors"), {}, 0.0
+    for i, prompt in enumerate(json.loads((GOLDEN / "golden.json").read_text())["prompts"]):
+        case = Case(decoder, [len(prompt["input_ids"])], [len(prompt["input_ids"])])
+        case.ids = torch.tensor(prompt["input_ids"], dtype=torch.int32, device="cuda")
+        found[f"p{i}"] = case.logits().cpu()
+        start, end = prompt["logit_positions"]
+        worst = max(worst, (found[f"p{i}"][start:end] - recorded[f"p{i}.logits"]).abs().max().item())
+    return _keep(group, out, found, worst < TOLERANCE, worst)
+
+
+def random(group: Ranks | Alone, out: Path) -> bool:
+    """Prompts together and decoding, eager and as a graph, on made-up weights."""
+    decoder = load_model(out.parent / "random", device=_device(), dtype=torch.float32, group=group, dummy=True)
+    decoder.reserve(4096)
+    prompts = Case(decoder, [100, 33, 7], [100, 33, 7])
+    found = {"prompts": prompts.logits().cpu()}
+    step = Case(decoder, [1] * 32, [40] * 32)
+    eager = step.logits().clone()
+    holder: list[torch.Tensor] = []
+    graph = captured(lambda: holder.append(step.logits()))
+    graph.replay()
+    graph.replay()
+    found["decode"] = eager.cpu()
+    worst = (holder[-1] - eager).abs().max().item()
+    return _keep(group, out, found, worst < TOLERANCE, worst)
+
+
+def _keep(group: Ranks | Alone, out: Path, found: dict[str, torch.Tensor], good: bool, worst: float) -> bool:
+    if group.rank == 0:
+        save_file(found, out.with_suffix(f".{group.size}.safetensors"))
+        figure(f"{out.stem} on {group.size} rank(s) as it must be", good, worst=worst)
+    return good
+
+
+def sums(group: Ranks | Alone, out: Path) -> bool:
+    """Both ways of a sum: exact under capture, the same on all ranks, and how long they take."""
+    if isinstance(group, Alone):
+        return True
+    good = True
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((3, 4096), (64, 4096), (512, 4096)):
+            good &= _exact(group, shape, dtype)
+    if group.rank == 0:
+        figure("sums are exact, also in graphs", good, direct=_direct(group))
+    for shape in SUMS:
+        size = shape[0] * shape[1] * 2
+        ways = {"nccl": 0, "direct": BUFFER} if _direct(group) else {"nccl": 0}
+        for way, limit in ways.items():
+            _limit(group, limit)
+            x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+
+            def work(x: torch.Tensor = x) -> None:
+                for _ in range(CALLS):
+                    group.sum(x)
+
+            each = seconds(captured(work).replay) / CALLS
+            if group.rank == 0:
+                figure(
+                    f"sum of {list(shape)} bfloat16 by {way}", each * 1e6, unit="us", gb_per_s=round(size / each / 1e9)
+                )
+    return good
+
+
+def _exact(group: Ranks, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whole numbers, so that every order of adding gives the same."""
+    own = torch.arange(shape[0] * shape[1], device="cuda").view(shape).remainder(50) + group.rank
+    source = own.to(dtype)
+    expected = (own * group.size + sum(r - group.rank for r in range(group.size))).to(dtype)
+    good = True
+    for limit in (0, BUFFER):
+        _limit(group, limit)
+        holder: list[torch.Tensor] = []
+        graph = captured(lambda holder=holder: holder.append(group.sum(source.clone())))
+        for _ in range(3):
+            graph.replay()
+            good &= torch.equal(holder[-1], expected)
+        good &= torch.equal(group.sum(source.clone()), expected)
+    return good
+
+
+def _direct(group: Ranks) -> bool:
+    _limit(group, BUFFER)
+    return group.one_shot is not None and group.one_shot.takes(torch.zeros(64, 4096, device="cuda"))
+
+
+def _limit(group: Ranks, limit: int) -> None:
+    if group.one_shot is not None:
+        group.one_shot.limit = limit
+
+
+def speed(group: Ranks | Alone, out: Path) -> bool:
+    """Llama-2-7B's shape: prompts, and decoding as a graph with both ways of a sum."""
+    decoder = load_model(out.parent / "speed", device=_device(), dtype=torch.bfloat16, group=group, dummy=True)
+    decoder.reserve(4096)
+    case = Case(decoder, [LENGTH] * PREFILL, [LENGTH] * PREFILL)
+    found = {f"prefill {2 * PREFILL} x {LENGTH}": 2 * seconds(case.choose, repeats=5, warm_up=2)}
+    del case
+    case = Case(decoder, [1] * DECODE, [CONTEXT] * DECODE, normal=True)
+    for way, limit in (("direct", 1 << 20), ("nccl", 0)):
+        if isinstance(group, Ranks):
+            _limit(group, limit)
+        found[f"decode {DECODE} x {CONTEXT}, sums by {way}"] = seconds(captured(case.choose).replay)
+    if group.rank == 0:
+        out.with_suffix(f".{group.size}.json").write_text(json.dumps(found))
+        for name, value in found.items():
+            figure(f"{name} on {group.size} rank(s)", value * 1e3, unit="ms")
+    return True
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def main() -> int:
+    meeting, rank, size, parts, folder = sys.argv[1:]
+    torch.cuda.set_device(int(rank))
+    group: Ranks | Alone = Alone()
+    if int(size) > 1:
+        path = f"/proc/self/fd/{meeting}"
+        group = Ranks(path, int(rank), int(size), _device(), timeout=120.0, one_shot_bytes=BUFFER)
+    checks = {"golden": golden, "random": random, "sum": sums, "speed": speed}
+    with torch.inference_mode():
+        held = [checks[part](group, Path(folder, f"{part}.out")) for part in parts.split(",")]
+    if isinstance(group, Ranks):
+        dist.barrier()
+        group.close()
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Two ranks behind the HTTP port and inside the offline engine, on the tiny reference checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import START, post, stream
+from safetensors.numpy import load_file
+
+from lightllm_mp import Config, Engine, Server, launch
+from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
+from lightllm_mp.errors import ConfigError
+
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+
+
+def settings(name: str, ranks: int = 2) -> Config:
+    return Config(
+        model=ModelConfig(model_dir=str(GOLDENS / name), data_type="float32", device="cpu"),
+        engine=EngineConfig(max_total_token_num=2000, tp=ranks),
+        http=HttpConfig(port=0, disable_access_log=True),
+        supervisor=SupervisorConfig(max_restarts=100),
+    )
+
+
+def golden(name: str) -> list[tuple[list[int], list[int]]]:
+    """Prompts and their greedy continuations."""
+    tensors = load_file(GOLDENS / name / "golden.safetensors")
+    count = len(json.loads((GOLDENS / name / "golden.json").read_text())["prompts"])
+    return [(tensors[f"p{i}.input_ids"].tolist(), tensors[f"p{i}.greedy_ids"].tolist()) for i in range(count)]
+
+
+def ranks_of(server: Server) -> list[int]:
+    """The worker processes' ids, in order of rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                words = (entry / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if parent == server.pid and "worker" in (name := words[-3] if len(words) > 3 else ""):
+                found[name] = int(entry.name)
+    return [found[name] for name in sorted(found)]
+
+
+def test_served_over_http_and_through_the_death_of_each_rank() -> None:
+    before = set(os.listdir("/dev/shm"))
+    parameters = {"max_new_tokens": 24, "ignore_eos": True}
+    long = {"inputs": golden("llama")[0][0], "parameters": {"max_new_tokens": 300, "ignore_eos": True}}
+    with launch(settings("llama")) as server:
+        server.wait_ready(START)
+        assert server.facts["device"].startswith("2 x ")
+        assert len(ranks_of(server)) == 2
+        for ids, greedy in golden("llama"):
+            reply = post(server, "/generate", {"inputs": ids, "parameters": {**parameters, "return_details": True}})
+            assert [token["id"] for token in reply["tokens"]] == greedy
+        undisturbed = [event["token"]["id"] for event in stream(server, long)]
+        for victim in range(2):
+            seen: list[int] = []
+            reader = threading.Thread(
+                target=lambda seen=seen: seen.extend(event["token"]["id"] for event in stream(server, long))
+            )
+            reader.start()
+            time.sleep(0.2)
+            old = ranks_of(server)
+            os.kill(old[victim], signal.SIGKILL)
+            reader.join(START)
+            assert seen == undisturbed
+            assert not set(old) & set(ranks_of(server))
+        assert server.drain(START) == 0
+    assert set(os.listdir("/dev/shm")) == before
+
+
+def test_the_offline_engine() -> None:
+    """yi: seven query heads and one key-value head."""
+    with Engine(settings("yi")) as engine:
+        answers = engine.generate([ids for ids, _ in golden("yi")], max_new_tokens=24, ignore_eos=True)
+        assert [answer.token_ids for answer in answers] == [greedy for _, greedy in golden("yi")]
+
+
+def test_more_ranks_than_heads() -> None:
+    with pytest.raises(ConfigError, match="--tp 5: the model has 4 attention heads"):
+        Engine(settings("llama", ranks=5))

@@ -1,0 +1,55 @@
+"""Length classes and scores in steps as a GPU carries them out, here with interpreted kernels."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from test_golden_steps import Run
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="triton is not installed")
+
+from lightllm_mp.engine import device_steps, executor
+
+
+class CapturedInName:
+    """Stands for CUDA graphs: what would be captured is run."""
+
+    def __init__(self, work, most: int) -> None:
+        self.work, self.most = work, most
+
+    def capture(self, count: int | None = None) -> None:
+        self.work(self.most)
+
+    def size_for(self, sequences: int) -> int | None:
+        return self.most
+
+    def replay(self, size: int) -> None:
+        self.work(size)
+
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the model is on the CPU")
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    run = Run("qwen", 1)
+    if graphs:
+        run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
+    run.ask_all()
+    run.work().check()
+    run.ask(3, turn=2, emitted=10)
+    run.work()
+    assert run.ids[203] == run.golden[3]["greedy_ids"][10:]
+
+
+def test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    run = Run("internlm2_reward", 1, step_tokens=20)
+    run.executor.warm_up()
+    run.ask_all()
+    run.work().check()

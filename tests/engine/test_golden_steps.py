@@ -1,0 +1,182 @@
+"""Golden checkpoints through scheduler and executor: whatever happens to a sequence, its ids and logprobs are those of
+the reference. Qwen's depend on the length of the prompt."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.gate import Gate
+from lightllm_mp.engine.limits import Limits
+from lightllm_mp.engine.scheduler import Scheduler
+from lightllm_mp.messages import Open, Output, Sampling, Scored, Tokenized, Tokens
+from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.length_class import class_bounds
+from lightllm_mp.models.loader import load_model
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+TOLERANCE = 5e-4
+NEW = 24
+
+
+@cache
+def model(folder: str) -> Decoder:
+    return load_model(GOLDENS / folder, dtype=torch.float32)
+
+
+@cache
+def golden(folder: str) -> list[dict[str, Any]]:
+    """Prompts as golden.json has them, with `greedy_logprobs`."""
+    prompts = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
+    data = load_file(GOLDENS / folder / "golden.safetensors")
+    return [{**p, "greedy_logprobs": data.get(f"p{i}.greedy_logprobs")} for i, p in enumerate(prompts)]
+
+
+class Run:
+    """Prompt number i is sequence 100 + i, and 200 + i, 300 + i, .. when it is asked for again."""
+
+    def __init__(self, folder: str, depth: int = 0, **changes: Any) -> None:
+        self.golden, self.depth, spec = golden(folder), depth, model(folder).spec
+        kv_tokens, step_tokens = changes.get("kv_tokens", 2000), changes.get("step_tokens", 64)
+        self.executor = Executor(model(folder), kv_tokens=kv_tokens, rows=16, max_context=400, step_tokens=step_tokens)
+        self.executor.kv.data[:, :, :kv_tokens].fill_(float("nan"))  # what was not written must not be read
+        self.scheduler = Scheduler(
+            Limits(
+                kv_tokens=kv_tokens,
+                rows=16,
+                max_context=400,
+                max_input=390,
+                step_tokens=step_tokens,
+                eos_ids=(),
+                vocab_size=spec.vocab,
+                class_bounds=class_bounds(spec),
+                reward=spec.reward,
+                reward_token=-1 if spec.reward_token is None else spec.reward_token,
+            )
+        )
+        self.ids: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[float]] = {}
+        self.cached: dict[int, int] = {}
+        self.scores: dict[int, float] = {}
+
+    def ask(self, number: int, *, turn: int = 1, emitted: int = 0) -> None:
+        prompt = self.golden[number]
+        ids = [*prompt["input_ids"], *prompt.get("greedy_ids", ())[:emitted]]
+        new = NEW if "greedy_ids" in prompt else 0
+        sampling = Sampling(seed=0, max_new_tokens=new, ignore_eos=True, min_new_tokens=0)
+        column = np.array(ids, "<i4").tobytes()
+        self.scheduler.add(Tokenized(turn * 100 + number, 1, column, prompt["length"], sampling, Output()))
+
+    def ask_all(self, turn: int = 1, emitted: int = 0) -> None:
+        for number in range(len(self.golden)):
+            self.ask(number, turn=turn, emitted=emitted)
+
+    def work(self) -> Run:
+        while (plan := self.scheduler.plan()) is not None or self.executor.pending:
+            if plan is not None:
+                self.executor.submit(plan)
+            if plan is None or self.executor.pending > self.depth:
+                self.scheduler.done(self.executor.collect())
+            self._listen()
+        self.scheduler.check_integrity()
+        return self
+
+    def _listen(self) -> None:
+        for event in self.scheduler.take_events():
+            if isinstance(event, Open):
+                self.cached[event.rid] = event.cached_tokens
+            elif isinstance(event, Scored):
+                self.scores[event.rid] = event.score
+            elif isinstance(event, Tokens):
+                columns = (np.frombuffer(event.rids, "<i8"), np.frombuffer(event.ids, "<i4"))
+                for rid, token, logprob in zip(*columns, np.frombuffer(event.logprobs, "<f4"), strict=True):
+                    self.ids.setdefault(int(rid), []).append(int(token))
+                    self.logprobs.setdefault(int(rid), []).append(float(logprob))
+
+    def check(self, turn: int = 1, emitted: int = 0) -> None:
+        for number, prompt in enumerate(self.golden):
+            rid = turn * 100 + number
+            if "score" in prompt:
+                assert abs(self.scores[rid] - prompt["score"]) < TOLERANCE
+                continue
+            assert self.ids[rid] == prompt["greedy_ids"][emitted:], f"prompt {number}"
+            assert np.abs(self.logprobs[rid] - prompt["greedy_logprobs"][emitted:]).max() < TOLERANCE
+
+
+FOLDERS = pytest.mark.parametrize("folder", ["qwen", "qwen3_moe", "internlm2_reward"])
+
+
+@FOLDERS
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("step_tokens", [7, 64])
+def test_together(folder: str, depth: int, step_tokens: int) -> None:
+    run = Run(folder, depth, step_tokens=step_tokens)
+    run.ask_all()
+    run.work().check()
+
+
+@FOLDERS
+def test_token_by_token(folder: str) -> None:
+    run = Run(folder, step_tokens=1)
+    for number in range(len(run.golden)):
+        run.ask(number)
+        run.work()
+    run.check()
+
+
+@FOLDERS
+def test_after_a_prefix_hit(folder: str) -> None:
+    """All prompts again, in another order; every one of them is cached but for its last token."""
+    run = Run(folder)
+    for number in range(len(run.golden)):
+        run.ask(number)
+        run.work()
+    run.check()
+    for number in reversed(range(len(run.golden))):
+        run.ask(number, turn=2)
+        run.work()
+    run.check(turn=2)
+    assert all(run.cached[200 + i] == p["length"] - 1 for i, p in enumerate(run.golden) if "greedy_ids" in p)
+
+
+@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    run = Run(folder, depth, kv_tokens=300)
+    run.ask_all()
+    run.work().check()
+    assert run.scheduler.gauges()["preemptions"] > 0
+
+
+@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe"])
+@pytest.mark.parametrize("emitted", [1, 10, 23])
+def test_resumed(folder: str, emitted: int) -> None:
+    run = Run(folder)
+    run.ask_all(emitted=emitted)
+    run.work().check(emitted=emitted)
+
+
+def test_a_prompt_that_goes_on_where_another_answer_ended() -> None:
+    """A dialogue: prompt and answer of the first turn are the start of the second prompt, which is of another class."""
+    run = Run("qwen")
+    short = next(p for p in run.golden if p["length"] == 32)
+    run.ask(short["index"])
+    run.work()
+    ids = [*short["input_ids"], *short["greedy_ids"], 7]
+    fresh = Run("qwen")
+    for one in (run, fresh):
+        sampling = Sampling(seed=0, max_new_tokens=8, ignore_eos=True, min_new_tokens=0)
+        one.scheduler.add(Tokenized(900, 1, np.array(ids, "<i4").tobytes(), len(ids), sampling, Output()))
+        one.work()
+    assert run.ids[900] == fresh.ids[900]
+    assert run.logprobs[900] == pytest.approx(fresh.logprobs[900], abs=1e-6)
+    assert run.cached[900] == 0

@@ -1,0 +1,111 @@
+"""Pixels and embeddings of all golden images equal upstream's."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
+
+from lightllm_mp.vision.encoder import VisionEncoder
+from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.sizing import grid_tokens
+
+PIXELS, EMBEDS = 1e-5, 5e-4
+LOW_PRECISION = {torch.bfloat16: 0.04, torch.float16: 0.005}
+"""Largest error, as a share of the largest embedding."""
+
+
+def all_cases() -> list[Case]:
+    return [case for folder in FOLDERS for case in cases(folder)]
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def encoder(request: pytest.FixtureRequest) -> tuple[str, VisionEncoder]:
+    return request.param, load_encoder(model(request.param), dtype=torch.float32)
+
+
+def expected(folder: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(tensors(folder)[case.key + ".embeds"]) for case in cases(folder)]
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: f"{case.folder}-{case.key}")
+def test_pixels(case: Case) -> None:
+    image = prepared(case)
+    wanted = tensors(case.folder)[case.key + ".pixels"]
+    assert image.pixels.dtype == np.float32
+    assert image.pixels.shape == wanted.shape
+    assert np.abs(image.pixels - wanted).max() < PIXELS
+    if case.folder == "qwen2_5_vl":
+        assert list(image.grid) == tensors(case.folder)[case.key + ".grid_thw"].tolist()
+
+
+def test_every_variant_is_there() -> None:
+    assert [len(cases(folder)) for folder in FOLDERS] == [8, 5, 5, 5]
+
+
+def test_embeddings_in_one_batch(encoder: tuple[str, VisionEncoder]) -> None:
+    folder, tower = encoder
+    found = tower.encode([prepared(case) for case in cases(folder)])
+    for case, got, wanted in zip(cases(folder), found, expected(folder), strict=True):
+        assert got.shape == wanted.shape == (grid_tokens(case.spec, prepared(case).grid), case.spec.out)
+        assert (got - wanted).abs().max().item() < EMBEDS
+
+
+def test_an_image_does_not_feel_its_companions(encoder: tuple[str, VisionEncoder]) -> None:
+    folder, tower = encoder
+    images = [prepared(case) for case in cases(folder)]
+    shuffled = [images[3], images[0], images[3], images[2]]
+    for image, together in zip(shuffled, tower.encode(shuffled), strict=True):
+        assert (tower.encode([image])[0] - together).abs().max().item() < 1e-4
+
+
+def test_no_images(encoder: tuple[str, VisionEncoder]) -> None:
+    assert encoder[1].encode([]) == []
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_low_precision(folder: str, dtype: torch.dtype) -> None:
+    tower = load_encoder(model(folder), dtype=dtype)
+    for got, wanted in zip(tower.encode([prepared(case) for case in cases(folder)]), expected(folder), strict=True):
+        assert got.dtype == dtype
+        assert (got.float() - wanted).abs().max().item() < LOW_PRECISION[dtype] * wanted.abs().max().item()
+
+
+def test_the_tower_before_the_projector() -> None:
+    """An identity in place of LLaVA's projector shows the tower's own features."""
+    folder = "llava_orig"
+    whole = load_encoder(model(folder), dtype=torch.float32)
+    spec = msgspec.structs.replace(model(folder).spec, projector_layers=1)
+    width = spec.width
+    bare = VisionEncoder(
+        spec, {**whole.weights, "projector.0": torch.eye(width), "projector.0.bias": torch.zeros(width)}
+    )
+    for case, got in zip(cases(folder), bare.encode([prepared(case) for case in cases(folder)]), strict=True):
+        wanted = torch.from_numpy(tensors(folder)[case.key + ".clip_features"])
+        assert (got - wanted).abs().max().item() < 1e-4
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_slots_are_as_many_as_in_the_prompts(folder: str) -> None:
+    by_image = {case.image: grid_tokens(case.spec, prepared(case).grid) for case in cases(folder)}
+    slots = [slot for prompt in facts(folder)["prompts"] for slot in prompt["image_slots"]]
+    assert slots
+    assert all(end - start == by_image[image] for start, end, image, *_ in slots)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_embeddings_on_a_gpu(folder: str) -> None:
+    images = [prepared(case) for case in cases(folder)]
+    exact = load_encoder(model(folder), device="cuda", dtype=torch.float32).encode(images)
+    half = load_encoder(model(folder), device="cuda", dtype=torch.bfloat16).encode(images)
+    for got, rough, wanted in zip(exact, half, expected(folder), strict=True):
+        assert got.device.type == "cuda"
+        assert (got.cpu() - wanted).abs().max().item() < EMBEDS
+        assert (rough.cpu().float() - wanted).abs().max().item() < LOW_PRECISION[
+            torch.bfloat16
+        ] * wanted.abs().max().item()
