@@ -84,6 +84,74 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     print_eos_token: bool = False
 
 
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+class Picture(Struct, frozen=True, array_like=True, gc=False):
+    """An image of a prompt, as its header tells."""
+
+    key: bytes
+    """32 bytes: content, preprocessing, model and tenant (vision/digest.py)."""
+    width: int
+    height: int
+    """Pixels, as shown."""
+
+
+class ImageSpan(Struct, frozen=True, array_like=True, gc=False):
+    """Positions start .. start + count - 1 of the prompt take the image's embeddings."""
+
+    start: int
+    count: int
+    key: bytes
+    grid: tuple[int, ...] = ()
+    """(t, h, w) in patches where positions depend on them."""
+
+
+class RawImage(Struct, frozen=True, array_like=True, gc=False):
+    """An image's file, in the sender's arena."""
+
+    key: bytes
+    offset: int
+    length: int
+    generation: int
+
+
+class Encode(Wire, tag="Encode"):
+    """Front -> visual, beside Generate: the images of a request in order; one may occur twice."""
+
+    rid: int
+    images: tuple[RawImage, ...]
+
+
+class ImageBlock(Struct, frozen=True, array_like=True, gc=False):
+    """An image's embeddings: `rows` lines in the language model's dtype at `offset` (bytes) of the visual arena."""
+
+    key: bytes
+    offset: int
+    rows: int
+    generation: int
+
+
+class Embedded(Wire, tag="Embedded"):
+    """Visual -> router: all images of the request are there, and stay until Release."""
+
+    rid: int
+    images: tuple[ImageBlock, ...]
+
+
+class Release(Wire, tag="Release"):
+    """Router -> visual: nobody reads the images of this request any more."""
+
+    rid: int
+
+
+class ImageFailed(Wire, tag="ImageFailed"):
+    """Visual -> router and front: an image of the request cannot be used; the front answers, the router forgets."""
+
+    rid: int
+    error: ErrorInfo
+
+
 # --- front -> tokenizer -> router -------------------------------------------------------------------------------------
 
 
@@ -104,6 +172,7 @@ class Generate(Wire, tag="Generate"):
     """Higher is served first."""
     reuse_prompt: bool = True
     """May use and feed the prefix cache."""
+    images: tuple[Picture, ...] = ()
 
 
 class Count(Wire, tag="Count"):
@@ -130,6 +199,7 @@ class Tokenized(Wire, tag="Tokenized"):
     output: Output
     priority: int = 0
     reuse_prompt: bool = True
+    spans: tuple[ImageSpan, ...] = ()
 
 
 class Abort(Wire, tag="Abort"):

@@ -173,6 +173,15 @@ def test_every_rule_chooses_as_the_cpu_does(vocab: int) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("top_k", [3, 150])
+def test_top_p_is_of_what_top_k_leaves(top_k: int) -> None:
+    """Among few ids, and by going over the row."""
+    rules = replace(HOT, top_k=top_k, top_p=0.5)
+    lines = [random_line(rules, 300, 0.3, seed) for seed in range(10)]
+    same(on_device(lines), choose(lines))
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_a_row_does_not_see_the_others() -> None:
     names = ("greedy", "temperature", "top_p", "all")
     lines = [random_line(RULES[name], 300, seed=seed) for seed, name in enumerate(names)]
