@@ -26,10 +26,13 @@ from lightllm_mp.messages import Sampling
 
 
 class SteadyDecode:
-    """`batch` rows of `context` tokens that are decoded for ever, greedily or with the given sampling."""
+    """`batch` rows of `context` tokens that are decoded for ever, greedily or with the given sampling, and beside them
+    in each step a new prompt of `chunk` tokens."""
 
-    def __init__(self, executor: Executor, batch: int, context: int, sampling: Sampling) -> None:
-        self.executor, self.batch = executor, batch
+    def __init__(self, executor: Executor, batch: int, context: int, sampling: Sampling, chunk: int = 0) -> None:
+        self.executor, self.batch, self.chunk, self.sampling = executor, batch, chunk, sampling
+        self.host: list[float] = []
+        """Seconds that submitting took."""
         self.rows = np.arange(batch)
         self.end = np.full(batch, context)
         self.step, self.next_slot = 0, batch * context
@@ -49,8 +52,15 @@ class SteadyDecode:
         self.next_slot += self.batch
         builder.write_slot_each(self.rows, self.end, fresh)
         builder.add_each(self.rows, self.end)
+        if self.chunk:
+            builder.setup(self.batch, self.chunk, self.sampling)
+            builder.write_ids(self.batch, 0, np.arange(3, 3 + self.chunk, dtype=np.int32))
+            builder.write_slots(self.batch, 0, np.arange(self.chunk, dtype=np.int32))
+            builder.add(self.batch, 0, self.chunk, sample=True)
         self.end = self.end + 1
-        self.executor.submit(builder.pack())
+        plan, began = builder.pack(), time.perf_counter()
+        self.executor.submit(plan)
+        self.host.append(time.perf_counter() - began)
 
     def run(self, steps: int) -> list[float]:
         """Seconds between answers, with one step planned ahead."""
@@ -110,28 +120,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--chunk", type=int, default=0, help="prompt tokens beside the decode tokens of each step")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--no-table", action="store_true")
     options = parser.parse_args()
     model = random_decoder(SPECS[options.arch])
     most, longest = max(options.batch), options.context + 4 * options.steps + 8
     executor = Executor(
-        model, kv_tokens=most * longest, rows=most, max_context=longest, step_tokens=8192, device="cuda"
+        model, kv_tokens=most * longest, rows=most + 1, max_context=longest, step_tokens=8192, device="cuda"
     )
     began = time.perf_counter()
     executor.warm_up()
     figure("warm-up", time.perf_counter() - began, "s")
     for batch in options.batch:
         executor.reset()
-        decode = SteadyDecode(executor, batch, options.context, Sampling(seed=1, temperature=options.temperature))
+        decode = SteadyDecode(
+            executor, batch, options.context, Sampling(seed=1, temperature=options.temperature), options.chunk
+        )
         decode.run(options.steps)
         step = statistics.median(decode.run(options.steps))
         events = kernels(decode, options.steps)
         if not options.no_table:
             table(events, options.steps + 1)
         idle, before = gaps(events)
-        what = f"{options.arch} decode {batch} x {options.context}"
+        what = f"{options.arch} decode {batch} x {options.context}" + f" + {options.chunk}" * bool(options.chunk)
         figure(f"{what}: step", step * 1e3, "ms")
+        figure(f"{what}: host, submitting", statistics.median(decode.host) * 1e3, "ms")
         figure(f"{what}: device idle", idle, "of the time")
         figure(f"{what}: gap before a step", before / (step * 1e6), "of the step")
 

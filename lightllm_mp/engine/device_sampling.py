@@ -83,7 +83,7 @@ class DeviceRules:
         rows = np.fromiter(self._changed, np.int32)
         lengths = np.array([len(tail) for tail in tails], np.int32)
         self._starts[rows] = self._used + lengths.cumsum() - lengths
-        words, _ = self._staging.send((rows, self._records(rows, lengths), *tails))
+        words = self._staging.send_close((rows, self._records(rows, lengths), *tails))
         store_rules(self.table, self.tails, words, len(rows), self._used)
         self._used += int(lengths.sum())
         self._changed.clear()
@@ -197,7 +197,7 @@ class DeviceSampler:
         """int32 on the device; the lines of one step are often those of the last."""
         known = lines.tobytes()
         if self._lines is None or self._lines[0] != known:
-            self._lines = known, self._staging.send((lines,))[0]
+            self._lines = known, self._staging.send_close((lines,))
         return self._lines[1]
 
 

@@ -15,7 +15,7 @@ from lightllm_mp.engine.sampling import Choice
 from lightllm_mp.engine.staging import Staging
 from lightllm_mp.engine.step import Step
 from lightllm_mp.engine.tables import RowTables
-from lightllm_mp.kernels.triton.step import DecodeInputs, commit, edit
+from lightllm_mp.kernels.triton.step import DecodeInputs, commit, edit, place
 from lightllm_mp.models.batch import Batch, KVPool
 
 NOTHING = np.empty(0, np.int32)
@@ -52,23 +52,27 @@ class DeviceSteps:
         tables = self._tables
         ids, slots = tables.edits(plan.ids), tables.edits(plan.slots)
         firsts = self._rotary_firsts(plan)
-        counts = (len(ids[0]), len(slots[0]), len(firsts[0]))
         edits = (*ids, *slots, *firsts)
-        targets = (tables.tokens, tables.slots, tables.rotary_first)
         if step is None:
-            words, _ = self._staging.send(edits)
-            edit(words, counts, 0, 0, targets, self._inputs)
+            self._edit(*self._staging.send(edits)[:2], edits)
             return
         self._graph = self._graph_for(step)
         seqs = len(step.rows)
         extra = () if self._graph else (step.seq_start, step.positions, step.at, step.rotary_at)
         whole = len(step.sampled) == seqs and step.max_count == 1
         sampled = () if whole else (step.sampled_lines, step.sampled_rows, step.sampled_ends)
-        words, views = self._staging.send((step.rows, step.ends, *edits, *extra, *sampled))
-        edit(words, counts, seqs, self._graph or 0, targets, self._inputs)
-        rows, ends = views[:2]
+        words, starts, views = self._staging.send((*edits, step.rows, step.ends, *extra, *sampled))
+        self._edit(words, starts, edits)
+        rows, ends = views[6:8]
+        if self._graph:
+            place(rows, ends, self._graph, self._inputs)
         self._batch = None if self._graph else self._eager(step, rows, ends, *views[8:12])
         self._sampled = (words[:0], rows, ends) if whole else (views[-3], views[-2], views[-1])
+
+    def _edit(self, words: Tensor, starts: list[int], edits: tuple[np.ndarray, ...]) -> None:
+        tables = self._tables
+        runs = [(starts[i], starts[i + 1], len(edits[i])) for i in (0, 2, 4)]
+        edit(words, runs, (tables.tokens, tables.slots, tables.rotary_first))
 
     def _rotary_firsts(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         return self._tables.start_rows(plan.setups) if self._tables.classed else (NOTHING, NOTHING)

@@ -102,3 +102,20 @@ def test_after_a_reset_nothing_is_left(driver: Driver) -> None:
     first = run(driver)
     driver.executor.reset()
     assert run(driver) == first
+
+
+def test_kernels_get_aligned_addresses(driver: Driver) -> None:
+    """Those that are not make every launch of a step go Triton's slow way."""
+    seen, forward = [], driver.executor.model.forward
+
+    def watched(ids, batch, kv):
+        tensors = (ids, batch.positions, batch.slots, batch.seq_start, batch.context, batch.rows, batch.rotary_at)
+        seen.extend(tensor.data_ptr() % 16 for tensor in tensors)
+        return forward(ids, batch, kv)
+
+    driver.executor.model.forward = watched
+    steps = driver.executor._steps
+    run(driver)
+    steps._decode(3)
+    assert len(seen) > 50
+    assert not any(seen)

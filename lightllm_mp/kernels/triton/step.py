@@ -11,8 +11,6 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.triton.launch import Kernel
 
 BLOCK = 1024
-PARTS = 4
-"""Kinds of work of the edit kernel: token ids, slots, first rotary lines, sequences."""
 
 
 class DecodeInputs:
@@ -22,6 +20,7 @@ class DecodeInputs:
     """
 
     def __init__(self, most: int, spare_row: int, device: torch.device) -> None:
+        most = padded(most)
         self.most, self.spare_row = most, spare_row
         self.seqs = torch.empty((2, most), dtype=torch.int32, device=device)
         self.seqs[0].fill_(spare_row)
@@ -30,9 +29,9 @@ class DecodeInputs:
 
     def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
         """Ids int32 [size] and inputs of the first `size` sequences, read off the tables [rows + 1, width]."""
-        made = torch.empty((4, size), dtype=torch.int32, device=tokens.device)
-        ids, positions, places, rotary_at = made
-        numbers = (size, self.most, tokens.shape[1])
+        made = torch.empty((4, padded(size)), dtype=torch.int32, device=tokens.device)
+        ids, positions, places, rotary_at = made[:, :size]
+        numbers = (size, made.shape[1], self.most, tokens.shape[1])
         tensors = (self.seqs, tokens, slots, rotary_first, made)
         _LAY_OUT.launch((triton.cdiv(size, BLOCK), 1, 1), tensors, numbers, (BLOCK,))
         return ids, Batch(
@@ -48,18 +47,24 @@ class DecodeInputs:
         )
 
 
-def edit(
-    words: Tensor, counts: tuple[int, int, int], seqs: int, padded: int, tables: tuple[Tensor, ...], to: DecodeInputs
-) -> None:
-    """Carries out a plan's edits. `words` int32 holds rows and lengths of `seqs` sequences, then for each of the
-    `tables` (tokens, slots, first rotary lines) its `counts` flat indices and as many values.
+def padded(count: int) -> int:
+    """The next multiple of 4: int32 tensors of that length keep what follows them aligned."""
+    return -(-count // 4) * 4
 
-    The sequences go to `to`, followed by padding up to `padded` of them; 0: they stay where they are.
-    """
-    most = max(*counts, padded)
+
+def edit(words: Tensor, edits: list[tuple[int, int, int]], tables: tuple[Tensor, ...]) -> None:
+    """Carries out a plan's edits: for each of the `tables` (tokens, slots, first rotary lines) where in `words` (int32)
+    flat indices and values begin, and how many there are."""
+    most = max(count for _, _, count in edits)
     if most:
-        numbers = (*counts, seqs, padded, to.most, to.spare_row)
-        _EDIT.launch((triton.cdiv(most, BLOCK), PARTS, 1), (words, *tables, to.seqs), numbers, (BLOCK,))
+        numbers = tuple(number for one in edits for number in one)
+        _EDIT.launch((triton.cdiv(most, BLOCK), len(edits), 1), (words, *tables), numbers, (BLOCK,))
+
+
+def place(rows: Tensor, ends: Tensor, size: int, to: DecodeInputs) -> None:
+    """Puts the sequences of a decode step where its graph reads them, and padding up to `size` sequences."""
+    numbers = (rows.shape[0], size, to.most, to.spare_row)
+    _PLACE.launch((triton.cdiv(size, BLOCK), 1, 1), (rows, ends, to.seqs), numbers, (BLOCK,))
 
 
 def commit(tokens: Tensor, rows: Tensor, positions: Tensor, ids: Tensor, logprobs: Tensor, report: Tensor) -> None:
@@ -70,41 +75,70 @@ def commit(tokens: Tensor, rows: Tensor, positions: Tensor, ids: Tensor, logprob
     _COMMIT.launch((triton.cdiv(count, BLOCK), 1, 1), tensors, (count, tokens.shape[1]), (BLOCK,))
 
 
-@triton.jit(do_not_specialize=["ids", "places", "firsts", "seqs", "padded", "most", "spare_row"])
+@triton.jit(
+    do_not_specialize=[
+        "ids_at",
+        "ids",
+        "id_count",
+        "slots_at",
+        "places",
+        "slot_count",
+        "rows_at",
+        "firsts",
+        "row_count",
+    ]
+)
 def _edit_kernel(
-    words, tokens, slots, rotary_first, to, ids, places, firsts, seqs, padded, most, spare_row, BLOCK: tl.constexpr
+    words,
+    tokens,
+    slots,
+    rotary_first,
+    ids_at,
+    ids,
+    id_count,
+    slots_at,
+    places,
+    slot_count,
+    rows_at,
+    firsts,
+    row_count,
+    BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    part = tl.program_id(1)
-    begin = words + 2 * seqs
-    if part == 0:
-        tl.store(tokens + tl.load(begin + at, mask=at < ids), tl.load(begin + ids + at, mask=at < ids), mask=at < ids)
-    begin += 2 * ids
-    if part == 1:
-        inside = at < places
-        tl.store(slots + tl.load(begin + at, mask=inside), tl.load(begin + places + at, mask=inside), mask=inside)
-    begin += 2 * places
-    if part == 2:
-        inside = at < firsts
-        first = tl.load(begin + firsts + at, mask=inside)
-        tl.store(rotary_first + tl.load(begin + at, mask=inside), first, mask=inside)
-    if part == 3:
-        inside = at < padded
-        tl.store(to + at, tl.load(words + at, mask=at < seqs, other=spare_row), mask=inside)
-        tl.store(to + most + at, tl.load(words + seqs + at, mask=at < seqs, other=1), mask=inside)
+    table = tl.program_id(1)
+    if table == 0:
+        _write(words, tokens, ids_at, ids, id_count, at)
+    if table == 1:
+        _write(words, slots, slots_at, places, slot_count, at)
+    if table == 2:
+        _write(words, rotary_first, rows_at, firsts, row_count, at)
 
 
-@triton.jit(do_not_specialize=["size", "most", "width"])
-def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, most, width, BLOCK: tl.constexpr):
+@triton.jit
+def _write(words, table, indices, values, count, at):
+    inside = at < count
+    index = tl.load(words + indices + at, mask=inside, other=0)
+    tl.store(table + index, tl.load(words + values + at, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count", "size", "most", "spare_row"])
+def _place_kernel(rows, ends, to, count, size, most, spare_row, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(to + at, tl.load(rows + at, mask=at < count, other=spare_row), mask=at < size)
+    tl.store(to + most + at, tl.load(ends + at, mask=at < count, other=1), mask=at < size)
+
+
+@triton.jit(do_not_specialize=["size", "stride", "most", "width"])
+def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, stride, most, width, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     row = tl.load(seqs + at, mask=inside, other=0)
     position = tl.load(seqs + most + at, mask=inside, other=1) - 1
     place = row.to(tl.int64) * width + position
     tl.store(made + at, tl.load(tokens + place, mask=inside), mask=inside)
-    tl.store(made + size + at, position, mask=inside)
-    tl.store(made + 2 * size + at, tl.load(slots + place, mask=inside), mask=inside)
-    tl.store(made + 3 * size + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
+    tl.store(made + stride + at, position, mask=inside)
+    tl.store(made + 2 * stride + at, tl.load(slots + place, mask=inside), mask=inside)
+    tl.store(made + 3 * stride + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "width"])
@@ -121,4 +155,5 @@ def _commit_kernel(tokens, rows, positions, ids, logprobs, report, count, width,
     tl.store(report + count + at, logprob.to(tl.int32, bitcast=True), mask=inside)
 
 
-_EDIT, _LAY_OUT, _COMMIT = Kernel(_edit_kernel), Kernel(_lay_out_kernel), Kernel(_commit_kernel)
+_EDIT, _PLACE = Kernel(_edit_kernel), Kernel(_place_kernel)
+_LAY_OUT, _COMMIT = Kernel(_lay_out_kernel), Kernel(_commit_kernel)
