@@ -28,7 +28,7 @@ ENVIRONMENT = {
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
 
-ONE_SHOT_BYTES = {2: 1 << 20, 4: 512 << 10, 8: 256 << 10}
+ONE_SHOT_BYTES = {2: 2 << 20, 4: 512 << 10, 8: 256 << 10}
 """Sums up to this size, by ranks, are computed by every rank from its peers' memory."""
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
