@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import VOCAB, Harness, column, harness, prompt, request
-from mock_worker import MockWorker
+from harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
+from mock_images import Part, image_prompt
 
 from lightllm_mp.engine.gate import Gate
-from lightllm_mp.messages import Tokenized
+from lightllm_mp.messages import ImageSpan, Tokenized
 
 
 def random_request(random: np.random.Generator, rid: int, room: int) -> Tokenized:
     """Prompts share beginnings; answers end in every way there is."""
     shared = prompt(int(random.integers(1, max(2, room // 2))), int(random.integers(3)))
     own = prompt(int(random.integers(0, room // 3 + 1)), rid) if random.random() < 0.7 else []
-    ids = (shared + own)[: room - 1]
+    ids, spans = (shared + own)[: room - 1], ()
+    if random.random() < 0.3:
+        ids, spans = with_pictures(random, ids, room)
     rules: dict[str, object] = {
         "max_new_tokens": int(random.integers(1, 50)),
         "min_new_tokens": int(random.integers(0, 6)),
@@ -34,8 +36,20 @@ def random_request(random: np.random.Generator, rid: int, room: int) -> Tokenize
         n=int(random.integers(2, 5)) if random.random() < 0.2 else 1,
         priority=int(random.integers(0, 3)) if random.random() < 0.3 else 0,
         reuse_prompt=bool(random.random() < 0.85),
+        spans=spans,
         **rules,
     )
+
+
+def with_pictures(random: np.random.Generator, ids: list[int], room: int) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    """Up to three of a few pictures, large and small, somewhere between the ids."""
+    cuts = sorted(random.integers(0, len(ids) + 1, int(random.integers(1, 4))).tolist())
+    parts: list[Part] = [ids[: cuts[0]]]
+    for start, end in zip(cuts, [*cuts[1:], len(ids)], strict=True):
+        slots = int(random.choice([1, 2, 3, 5, 11]))
+        parts += [(f"picture of {slots}", slots), ids[start:end]]
+    found, spans = image_prompt(VOCAB, *parts)
+    return (found, spans) if len(found) < room else (ids, ())
 
 
 def random_harness(random: np.random.Generator) -> Harness:
@@ -69,16 +83,13 @@ def disturb(h: Harness, random: np.random.Generator, ended: set[int]) -> None:
         h.scheduler.reset(keep_cache)
         h.scheduler.check_integrity()
         if not keep_cache:
-            given = h.scheduler.limits
-            h.worker = MockWorker(
-                rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size
-            )
+            h.worker = mock_worker(h.scheduler.limits, h.images)
         h.closed |= ended
         h.resume()
     h.listen()
 
 
-SEEDS = [range(20), pytest.param(range(20, 300), marks=pytest.mark.slow)]
+SEEDS = [range(20), pytest.param(range(20, 150), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("reckless", [False, True])
