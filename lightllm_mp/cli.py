@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from lightllm_mp import __version__
+from lightllm_mp.config import SupervisorConfig
 from lightllm_mp.errors import ConfigError, EngineError
 
 USAGE = """\
@@ -15,6 +17,7 @@ usage: lightllm-mp COMMAND [flags]
 Commands:
   serve     serve a model over HTTP (without flags: a small default model on 127.0.0.1:8000)
   inspect   tell what would be served from a model folder, without loading it
+  doctor    check whether this machine can serve, and say what to do where it cannot
   bench     send a workload to a running server and report throughput and latencies
 
 `lightllm-mp COMMAND --help` lists the flags of a command, `lightllm-mp --version` the version.
@@ -28,11 +31,22 @@ def serve(argv: Sequence[str]) -> int:
     from lightllm_mp.flags import resolve
 
     config, notes = resolve(argv, os.environ)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    _tell(notes, config.supervisor)
     from lightllm_mp.actors.serve import main as run
 
     return run(config)
+
+
+def _tell(notes: list[str], settings: SupervisorConfig) -> None:
+    if settings.log_json and notes:
+        from lightllm_mp.actors.logs import PACKAGE, set_up_logging
+
+        set_up_logging(settings.log_level, json=True, actor="supervisor")
+    for note in notes:
+        if settings.log_json:
+            logging.getLogger(PACKAGE).info("%s", note)
+        else:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -49,7 +63,19 @@ def inspect(argv: Sequence[str]) -> int:
     return run(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "inspect": inspect, "bench": bench}
+def doctor(argv: Sequence[str]) -> int:
+    """Check the machine. Returns 1 if something must be repaired before it can serve."""
+    from lightllm_mp.doctor.command import main as run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "inspect": inspect,
+    "doctor": doctor,
+    "bench": bench,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

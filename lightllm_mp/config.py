@@ -77,7 +77,14 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """Port to listen on; 0: any free one, named in the start-up block."""
     api_key_file: str | None = None
-    """File with one API key a line; also LIGHTLLM_MP_API_KEYS. With a key set every route but health needs one."""
+    """File with one API key a line (admin:KEY for an admin key); also LIGHTLLM_MP_API_KEYS and LIGHTLLM_MP_ADMIN_KEYS.
+    With a key set every route but health needs one."""
+    ssl_certfile: str | None = None
+    """Certificate (chain) in PEM format: the port speaks HTTPS, TLS 1.2 or newer."""
+    ssl_keyfile: str | None = None
+    """Private key of ssl_certfile, not encrypted; by default in the same file."""
+    cors_allow_origin: tuple[str, ...] = ()
+    """Origin (https://example.org) whose web pages may call this server, or *; may be given several times."""
     max_live_requests: Positive = 1000
     """Requests accepted and not yet answered; more are refused with 429 and a Retry-After."""
     max_body_bytes: Positive = 32 << 20
@@ -88,6 +95,36 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A streaming client that reads nothing for this long is cut off."""
     disable_access_log: bool = False
     """No log line per request."""
+
+
+class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images in requests."""
+
+    enable_multimodal: bool = False
+    """Serve images with a model that has a vision tower; another model serves text as without it."""
+    cache_capacity: Positive = 200
+    """Images whose embeddings are kept. A request can have no more different images than this."""
+    cache_size_gb: Annotated[float, Meta(gt=0.0, le=1024.0)] | None = None
+    """Memory for these embeddings; by default what cache_capacity images need, and at most 1 GB."""
+    visual_gpu_ids: tuple[int, ...] = ()
+    """The GPU that encodes images; by default the first one. More than one is not supported yet."""
+    visual_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where images are encoded. auto: where the model runs."""
+    allow_media_host: tuple[str, ...] = ()
+    """Hosts (names or addresses) from which images are fetched whatever their address is. All others must have public
+    addresses: none that is private, loopback, link-local or reserved."""
+    media_timeout: Seconds = 10.0
+    """An image that has not been fetched after this long, redirects included, is refused."""
+    max_images_per_request: Annotated[int, Meta(ge=1, le=64)] = 32
+    """Most images of one request."""
+    max_bytes_per_image: Annotated[int, Meta(ge=1024, le=1 << 28)] = 32 << 20
+    """Largest image file."""
+    max_pixels_per_image: Annotated[int, Meta(ge=1, le=178_000_000)] = 64_000_000
+    """Most pixels of an image, whatever its file's size."""
+    max_image_bytes_per_request: Annotated[int, Meta(ge=1024, le=1 << 30)] = 64 << 20
+    """Most bytes of all image files of one request."""
+    max_image_bytes_live: Annotated[int, Meta(ge=1024)] = 1 << 29
+    """Most bytes of the image files of all live requests, each file once; more is refused with 429."""
 
 
 class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +142,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Window of max_restarts, in seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
+    log_json: bool = False
+    """Log one JSON object a line instead of text."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,4 +152,5 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     http: HttpConfig = HttpConfig()
+    multimodal: MultimodalConfig = MultimodalConfig()
     supervisor: SupervisorConfig = SupervisorConfig()

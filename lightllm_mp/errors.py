@@ -40,6 +40,14 @@ class Unauthorized(EngineError):
     code = "unauthorized"
 
 
+class Forbidden(EngineError):
+    """The key is valid and does not reach this far."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
 class PayloadTooLarge(InvalidRequest):
     status = 413
     code = "payload_too_large"

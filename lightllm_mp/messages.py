@@ -114,6 +114,9 @@ class RawImage(Struct, frozen=True, array_like=True, gc=False):
     offset: int
     length: int
     generation: int
+    width: int = 0
+    """As in Picture: visual needs no look at the file to know how many embeddings it becomes."""
+    height: int = 0
 
 
 class Encode(Wire, tag="Encode"):
@@ -181,6 +184,7 @@ class Count(Wire, tag="Count"):
     rid: int
     text: str
     add_special_tokens: bool = True
+    images: tuple[Picture, ...] = ()
 
 
 class Counted(Wire, tag="Counted"):
@@ -204,7 +208,7 @@ class Tokenized(Wire, tag="Tokenized"):
 
 class Abort(Wire, tag="Abort"):
     """The client is gone. Sent to the router directly and once more through the tokenizer, so that it can neither be
-    late nor overtake the request it ends."""
+    late nor overtake the request it ends; for a request with images also through visual, behind its Embedded."""
 
     rid: int
 
@@ -425,6 +429,10 @@ Message = (
     | Count
     | Counted
     | Tokenized
+    | Encode
+    | Embedded
+    | Release
+    | ImageFailed
     | Abort
     | Scheduled
     | Rejected

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightllm_mp import cli
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, MultimodalConfig
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.flags import resolve
 from lightllm_mp.flags.fields import fields, parts
@@ -168,10 +168,20 @@ def test_flags_of_2024_and_2026() -> None:
         "--disable_dynamic_prompt_cache --quant_type none --run_mode normal --mem_fraction 0.8 --graph_max_batch_size 1"
     )
     old += " --mode triton_gqa_attention triton_flashdecoding --disable_log_stats --prompt_cache_strs"
-    assert config_of(*old.split(), "a b", "c") == Config()
+    images = MultimodalConfig(enable_multimodal=True, cache_capacity=200)
+    assert config_of(*old.split(), "a b", "c") == Config(multimodal=images)
     config = config_of(*new.split())
     assert config.engine.disable_prompt_cache
     assert config.engine.mem_fraction == 0.8
+
+
+def test_images() -> None:
+    words = "--enable_multimodal --embed_cache_storage_size 4 --visual_gpu_ids 1 --allow-media-host a.example 10.0.0.1"
+    images = config_of(*words.split()).multimodal
+    assert (images.enable_multimodal, images.cache_size_gb, images.visual_gpu_ids) == (True, 4.0, (1,))
+    assert images.allow_media_host == ("a.example", "10.0.0.1")
+    with pytest.raises(ConfigError, match=r"--cache-capacity: expected a whole number at least 1, got '0'"):
+        config_of("--cache-capacity", "0")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split(
 OUTSIDE = len(LAYERS)
 
 WORKER_HALF = """
-    device_sampling device_steps drawing executor graphs host_steps logprobs memory model noise penalties
+    device_sampling device_steps drawing executor graphs host_steps image_memory logprobs memory model noise penalties
     prompt_logprobs ranking rules sampling setup staging step tables truncation warm_up
 """
 """Modules of the engine that run in workers; the other half schedules and runs in the router."""

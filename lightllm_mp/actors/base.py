@@ -7,12 +7,14 @@ the supervisor replaces it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from lightllm_mp.actors.mailbox import Mailbox, Received
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.messages import Begin, Facts, Loading, Ping, Pong, Ready, Reset, ResetDone, Stop, Wire
+from lightllm_mp.shm import Record
 
 log = logging.getLogger("lightllm_mp.actor")
 
@@ -86,6 +88,43 @@ class Actor:
                 self.stopped = True
             case Wire():
                 self.on_control(message)
+
+
+class AsyncActor(Actor):
+    """Works on messages in an asyncio loop, beside whatever else the loop does."""
+
+    def __init__(self, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(mailbox, stats)
+        self._end = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    def listen(self) -> None:
+        """Work on messages in the running loop from now on."""
+        self.mailbox.listen(asyncio.get_running_loop(), self._on_records)
+
+    def after_records(self) -> None:
+        """Called after every batch of messages, and when a lane may have room again."""
+
+    def fail(self, error: BaseException) -> None:
+        """A bug: `until_stopped` raises it, and the process ends."""
+        self._failure = self._failure or error
+        self._end.set()
+
+    async def until_stopped(self) -> None:
+        """Returns after Stop; raises what went wrong in the work on messages."""
+        await self._end.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_records(self, records: list[Record]) -> None:
+        try:
+            self.handle(self.mailbox.decode(records))
+            self.mailbox.flush()
+            self.after_records()
+        except Exception as error:  # a loop would log it and go on; an actor ends on a bug
+            self.fail(error)
+        if self.stopped:
+            self._end.set()
 
 
 class BlockingActor(Actor):

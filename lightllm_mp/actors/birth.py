@@ -51,6 +51,8 @@ class Birth(Struct, frozen=True, array_like=True):
     """Set when the process replaces one that died: what its predecessor had reported."""
     meeting_fd: int = -1
     """An empty file in which the tensor-parallel ranks find each other; -1: there is one worker."""
+    images_fd: int = -1
+    """The arena of images' embeddings, for visual and the workers; -1: no images are served."""
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""

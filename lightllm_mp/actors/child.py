@@ -1,4 +1,4 @@
-"""Entry point of every child process: `python -m lightllm_mp.actors.child NAME FD`."""
+"""Entry point of every child process: `python -m lightllm_mp.actors.child NAME FD STACKS_FD`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Protocol
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.process import STACKS_SIGNAL
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError
@@ -26,13 +27,16 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     faulthandler.enable()
+    # Written in the signal handler itself, so that it works in a loop, in a lock and in C code.
+    faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
     birth = Birth.read(int(sys.argv[2]))
     # The supervisor decides when to stop: a Ctrl-C or SIGTERM to the whole process group must not race with its drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(birth.parent_fd)
     os.environ["LIGHTLLM_MP_RING"] = birth.ring
-    set_up_logging(birth.config.supervisor.log_level)
+    settings = birth.config.supervisor
+    set_up_logging(settings.log_level, json=settings.log_json, actor=birth.name)
     mailbox = Mailbox(birth)
     stats = StatsPage.attach(birth.stats)
     try:

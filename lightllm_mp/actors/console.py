@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
 from lightllm_mp.config import Config
 from lightllm_mp.messages import Facts, Loading
 
+log = logging.getLogger("lightllm_mp.supervisor")
+
 BAR = 30
 MIB, GIB = 1 << 20, 1 << 30
 
 
 class Console:
-    """Writes to standard error. On a terminal the bar is redrawn in place, elsewhere it is one line at its end."""
+    """Writes to standard error. On a terminal the bar is redrawn in place, elsewhere it is one line at its end; with
+    `json` both are log records."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, *, json: bool = False) -> None:
+        self._json = json
+        self._terminal = sys.stderr.isatty() and not json
         self._started = time.monotonic()
         self._drawn = 0.0
 
@@ -28,6 +33,9 @@ class Console:
         if not finished and now - self._drawn < 0.1:
             return
         self._drawn = now
+        if self._json:
+            log.info("%s loaded %s", name, loading.what, extra={"fields": {"bytes": loading.total}})
+            return
         share = loading.done / max(loading.total, 1)
         filled = int(BAR * share)
         bar = "#" * filled + "." * (BAR - filled)
@@ -46,6 +54,9 @@ class Console:
             ("processes", f"{processes}, ready after {seconds:.1f} s"),
             ("access", "API key required" if keys else f"open to everybody who reaches {config.http.host}"),
         )
+        if self._json:
+            log.info("serving", extra={"fields": {name.replace(" ", "_").lower(): value for name, value in lines}})
+            return
         print("\nlightllm-mp is serving", file=sys.stderr)
         for name, value in lines:
             print(f"  {name:<10} {value}", file=sys.stderr)

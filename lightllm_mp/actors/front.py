@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from lightllm_mp.actors.base import Actor
+from lightllm_mp.actors.base import AsyncActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER
+from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER, VISUAL
+from lightllm_mp.actors.uploads import Files, ImageLane, Judge
 from lightllm_mp.messages import Begin, Drained, Health, Wire
-from lightllm_mp.shm import Record
 
 
-class FrontActor(Actor):
+class FrontActor(AsyncActor):
     def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self.frontend = Frontend(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
             max_live=birth.config.http.max_live_requests,
+            images=_image_lane(birth, mailbox),
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
         self._pages = {name: stats if name == birth.name else StatsPage.attach(fd) for name, fd in birth.all_stats}
-        self._stop = asyncio.Event()
-        self._failure: Exception | None = None
-
-    def listen(self) -> None:
-        """Work on messages in the running loop from now on."""
-        self.mailbox.listen(asyncio.get_running_loop(), self._on_records)
 
     def close(self) -> None:
         """Give every descriptor back."""
         self.mailbox.close()
         for page in {self.stats, *self._pages.values()}:
             page.close()
-
-    async def until_stopped(self) -> None:
-        """Returns after Stop; raises what went wrong in the work on messages."""
-        await self._stop.wait()
-        if self._failure is not None:
-            raise self._failure
 
     def all_stats(self) -> dict[str, dict[str, float]]:
         """{actor: {name: value}}, read from everybody's page; nobody is asked."""
@@ -63,12 +51,19 @@ class FrontActor(Actor):
         if isinstance(message, Health):
             self.frontend.health(message)
 
-    def _on_records(self, records: list[Record]) -> None:
-        try:
-            self.handle(self.mailbox.decode(records))
-            self.mailbox.flush()
-            self.frontend.flush()
-        except Exception as error:  # a loop would log it and go on; an actor ends on a bug
-            self._failure = error
-        if self.stopped or self._failure is not None:
-            self._stop.set()
+    def after_records(self) -> None:
+        self.frontend.flush()
+
+
+def _image_lane(birth: Birth, mailbox: Mailbox) -> ImageLane | None:
+    """The way to the visual actor, where there is one."""
+    vision = find_vision(birth.config, birth.model_path)
+    if vision is None or VISUAL not in {peer.name for peer in birth.peers}:
+        return None
+    return ImageLane(
+        Judge(birth.config, vision),
+        Files(birth.config.multimodal.max_image_bytes_live),
+        lambda data, known: mailbox.lend(VISUAL, data, known),
+        lambda ref: mailbox.take_back(VISUAL, ref),
+        lambda message: mailbox.send(VISUAL, message),
+    )

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import Callable
-from itertools import chain, repeat
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -22,11 +20,11 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors import intake
 from lightllm_mp.actors.drain_rate import DrainRate
 from lightllm_mp.actors.intake import Prompt
-from lightllm_mp.actors.live import Alternative, Answer, Event, Live
+from lightllm_mp.actors.live import Answer, Event, Live, alternatives
+from lightllm_mp.actors.outgoing import Lane, Send
+from lightllm_mp.actors.uploads import ImageLane, Upload
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from lightllm_mp.messages import Facts, Output, Sampling, Wire
-
-Send = Callable[[Wire], bool]
 
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 MAX_FRUITLESS = 3
@@ -54,11 +52,13 @@ class Observer(Protocol):
 class Frontend:
     """All live requests of one front.
 
-    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full.
+    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
+    visual actor, where there is one.
     """
 
-    def __init__(self, to_tokenizer: Send, to_router: Send, *, max_live: int) -> None:
+    def __init__(self, to_tokenizer: Send, to_router: Send, *, max_live: int, images: ImageLane | None = None) -> None:
         self._lanes = (Lane(to_tokenizer), Lane(to_router))
+        self.images = images
         self._max_live = max_live
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, Live] = {}
@@ -81,14 +81,14 @@ class Frontend:
         self.reset()
         self._connected = True
         for live in list(self._lives.values()):
-            self._resume(live)
+            self._resume(live, after_a_death=bool(message.restarted))
         for request, _ in self._counts.values():
             self._lanes[0].push(request)
 
     def reset(self) -> None:
         """The lanes are gone. Keep every record and send nothing until `begin`."""
         self._connected = False
-        for lane in self._lanes:
+        for lane in self._all_lanes():
             lane.clear()
 
     def health(self, message: say.Health) -> None:
@@ -97,7 +97,7 @@ class Frontend:
 
     def flush(self) -> None:
         """There may be room in the lanes again: send what was held back."""
-        for lane in self._lanes:
+        for lane in self._all_lanes():
             lane.flush()
 
     @property
@@ -134,12 +134,14 @@ class Frontend:
         priority: int = 0,
         reuse_prompt: bool = True,
         add_special_tokens: bool = True,
+        images: Sequence[Upload] = (),
         stream: bool = True,
     ) -> Live:
         """Start a request. Raises InvalidRequest, PromptTooLong, Overloaded or Unavailable; never blocks."""
         self._admit()
         assert self.facts is not None
-        intake.check(prompt, sampling, n, self.facts)
+        intake.check(prompt, sampling, n, self.facts, sees=self.images is not None)
+        intake.check_images(images, self.images, self.facts)
         request = say.Generate(
             rid=self._rids(n),
             n=n,
@@ -151,21 +153,28 @@ class Frontend:
             add_special_tokens=add_special_tokens,
             priority=priority,
             reuse_prompt=reuse_prompt,
+            images=tuple(upload.picture for upload in images),
         )
-        self._send_new(request)
-        live = Live(request, self.forget, stream=stream)
+        held = self.images.files.hold(images) if self.images is not None and images else ()
+        try:
+            self._send_new(request)
+        except Overloaded:
+            self._let_go(held)
+            raise
+        live = Live(request, self.forget, stream=stream, images=held)
+        self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
         if self.observer is not None:
             self.observer.accepted(live)
         return live
 
-    async def count(self, text: str, *, add_special_tokens: bool = True) -> int:
-        """How many tokens `text` has. Raises like `submit`."""
+    async def count(self, text: str, *, add_special_tokens: bool = True, images: Sequence[say.Picture] = ()) -> int:
+        """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
         self._admit()
         assert self.facts is not None
         intake.check_prompt(text, self.facts)
-        request = say.Count(self._rids(1), text, add_special_tokens)
+        request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()
         self._counts[request.rid] = (request, future)
@@ -178,8 +187,10 @@ class Frontend:
     def forget(self, live: Live) -> None:
         """The consumer is done with `live`; called by Live.close()."""
         self._abort(live)
-        if self._lives.pop(live.rid, None) is not None and self.observer is not None:
-            self.observer.ended(live)
+        if self._lives.pop(live.rid, None) is not None:
+            self._let_go(live.images)
+            if self.observer is not None:
+                self.observer.ended(live)
         self._check_drained()
 
     def retry_after(self) -> float:
@@ -196,6 +207,11 @@ class Frontend:
             self._texts(message)
         elif isinstance(message, say.Rejected):
             self._rejected(message)
+        elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
+            live = self._answers[message.rid].live
+            self._abort(live)
+            live.fail(rebuild(message.error))
+            self._drain_rate.finished(monotonic())
         elif isinstance(message, say.Counted):
             _, future = self._counts.get(message.rid, (None, None))
             if future is not None and not future.done():
@@ -212,7 +228,7 @@ class Frontend:
     def _texts(self, m: say.Texts) -> None:
         now = monotonic()
         tokens, gaps = 0, list[float]()
-        tops = _alternatives(m) if m.top else {}
+        tops = alternatives(m) if m.top else {}
         columns = zip(
             memoryview(m.rids).cast("q").tolist(),
             memoryview(m.ids).cast("i").tolist(),
@@ -288,6 +304,8 @@ class Frontend:
                 future.set_exception(rebuild(message.error))
         elif (answer := self._answers.pop(message.rid, None)) is not None:
             live = answer.live
+            if live.images and self.images is not None:
+                self.images.abort(answer.rid)
             self._abort(live)  # the followers: rejected with it, or running if they were resumed one by one
             live.fail(rebuild(message.error))
             self._drain_rate.finished(monotonic())
@@ -310,9 +328,9 @@ class Frontend:
             self._refuse("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.retry_after())
 
-    def _resume(self, live: Live) -> None:
+    def _resume(self, live: Live, *, after_a_death: bool) -> None:
         """Submit what is unfinished again, unless the request looks like the reason for the repairs."""
-        live.fruitless += 1
+        live.fruitless += after_a_death
         if live.fruitless > MAX_FRUITLESS:
             self._abort(live)
             live.fail(EngineError("the engine failed on this request repeatedly"))
@@ -320,6 +338,7 @@ class Frontend:
         for answer in live.answers:
             if answer.rid in self._answers:
                 self._lanes[0].push(_again(live, answer))
+                self._send_images(live, answer.rid)
 
     def _refuse(self, reason: str) -> None:
         if self.observer is not None:
@@ -336,36 +355,25 @@ class Frontend:
             if self._answers.pop(answer.rid, None) is not None and self._connected:
                 for lane in self._lanes:
                     lane.push(say.Abort(answer.rid))
+                if live.images and self.images is not None:
+                    self.images.abort(answer.rid)
+
+    def _send_images(self, live: Live, rid: int) -> None:
+        if live.images and self.images is not None and self._connected:
+            self.images.push(rid, live.images)
+
+    def _let_go(self, uploads: Sequence[Upload]) -> None:
+        if uploads and self.images is not None:
+            self.images.let_go(uploads)
+
+    def _all_lanes(self) -> tuple[Lane | ImageLane, ...]:
+        return self._lanes if self.images is None else (*self._lanes, self.images)
 
     def _check_drained(self) -> None:
         if self.drained() and not self._drained:
             self._drained = True
             if self.on_drained is not None:
                 self.on_drained()
-
-
-class Lane:
-    """A lane and what waits until it has room, in order."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._held: deque[Wire] = deque()
-
-    def offer(self, message: Wire) -> bool:
-        """Send now or not at all."""
-        return not self._held and self._send(message)
-
-    def push(self, message: Wire) -> None:
-        """Send now or as soon as there is room."""
-        if not self.offer(message):
-            self._held.append(message)
-
-    def flush(self) -> None:
-        while self._held and self._send(self._held[0]):
-            self._held.popleft()
-
-    def clear(self) -> None:
-        self._held.clear()
 
 
 def rebuild(info: say.ErrorInfo) -> EngineError:
@@ -382,11 +390,3 @@ def _again(live: Live, answer: Answer) -> say.Generate:
     if live.prompt_logprobs is not None:
         sampling = replace(sampling, prompt_logprobs=-1)
     return replace(live.request, rid=answer.rid, n=1, sampling=sampling, emitted=answer.ids.tobytes())
-
-
-def _alternatives(m: say.Texts) -> dict[int, tuple[Alternative, ...]]:
-    """Index into the columns -> its alternatives; their texts are empty where there is no tokenizer."""
-    return {
-        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
-        for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
-    }

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from lightllm_mp.actors.uploads import ImageLane, Upload
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import ChatMessage, Facts, Sampling
+from lightllm_mp.vision.placeholders import IMAGE_ID
 
 Prompt = str | bytes | tuple[ChatMessage, ...]
 """Text, an int32 column of ids, or a chat."""
 
+TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text longer than this times the longest prompt is refused before anybody tokenizes it."""
 
 
-def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts) -> None:
-    """Raises InvalidRequest or PromptTooLong."""
+def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts, *, sees: bool = False) -> None:
+    """Raises InvalidRequest or PromptTooLong. `sees`: ids may have places for images."""
     if not 1 <= n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
-    check_prompt(prompt, facts)
+    check_prompt(prompt, facts, sees=sees)
     if facts.reward and sampling.max_new_tokens:
         raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
     if not facts.reward and not sampling.max_new_tokens:
@@ -28,10 +33,24 @@ def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts) -> None:
     _check_column(sampling.bias_ids, facts, "logit_bias")
 
 
-def check_prompt(prompt: Prompt, facts: Facts) -> None:
+def check_images(images: Sequence[Upload], lane: ImageLane | None, facts: Facts) -> None:
+    """Raises InvalidRequest or PayloadTooLarge."""
+    if not images:
+        return
+    if lane is None:
+        raise InvalidRequest(TEXT_ONLY, param="multimodal_params")
+    lane.judge.check(images)
+    slots = sum(lane.judge.tokens(image.width, image.height) for image in images)
+    if facts.max_input and slots > facts.max_input:
+        raise PromptTooLong(
+            f"the images take {slots} tokens, the longest possible prompt {facts.max_input}", param="multimodal_params"
+        )
+
+
+def check_prompt(prompt: Prompt, facts: Facts, *, sees: bool = False) -> None:
     """Raises InvalidRequest or PromptTooLong."""
     if isinstance(prompt, bytes):
-        _check_column(prompt, facts, "inputs")
+        _check_column(prompt, facts, "inputs", IMAGE_ID if sees else None)
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
         size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
@@ -61,8 +80,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_column(column: bytes, facts: Facts, param: str) -> None:
-    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker."""
+def _check_column(column: bytes, facts: Facts, param: str, marker: int | None = None) -> None:
+    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker. `marker`: may stand there
+    too, for the tokenizer to replace."""
     ids = np.frombuffer(column, "<i4")
+    if marker is not None:
+        ids = ids[ids != marker]
     if ids.size and facts.vocab_size and not (ids.min() >= 0 and ids.max() < facts.vocab_size):
         raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

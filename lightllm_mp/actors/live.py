@@ -6,12 +6,14 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, repeat
 from time import monotonic
 
 from msgspec import Struct
 
+from lightllm_mp.actors.uploads import Upload
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Generate, PromptLogprobs
+from lightllm_mp.messages import Generate, PromptLogprobs, Texts
 
 QUEUE_BYTES = 1 << 20
 """Most bytes that wait for the consumer of one streamed request."""
@@ -93,9 +95,13 @@ class Answer:
 class Live:
     """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`."""
 
-    def __init__(self, request: Generate, forget: Callable[[Live], None], *, stream: bool) -> None:
+    def __init__(
+        self, request: Generate, forget: Callable[[Live], None], *, stream: bool, images: tuple[Upload, ...] = ()
+    ) -> None:
         self._forget = forget
         self.request = request
+        self.images = images
+        """Kept to the end: whatever dies, the request can be begun again."""
         self.rid = request.rid
         self.stream = stream
         self.answers = [Answer(self, index) for index in range(request.n)]
@@ -193,3 +199,11 @@ class Live:
             await self._waiter
         finally:
             self._waiter = None
+
+
+def alternatives(m: Texts) -> dict[int, tuple[Alternative, ...]]:
+    """Index into the columns -> its alternatives; their texts are empty where there is no tokenizer."""
+    return {
+        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
+        for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
+    }

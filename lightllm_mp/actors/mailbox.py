@@ -19,6 +19,7 @@ from lightllm_mp.messages import Message, Wire
 from lightllm_mp.shm import (
     Arena,
     Bell,
+    BlockRef,
     ChannelReceiver,
     ChannelSender,
     Inbox,
@@ -75,11 +76,14 @@ class _Link:
         if peer.own_arena:
             peer.own_arena.reset()
         self.sender = Sender(peer.outgoing, own, peer.bell)
-        self.port = Port(
-            ChannelSender(self.sender, _encoder, peer.own_arena),
-            ChannelReceiver(peer.incoming, _decoder, peer.peer_arena),
-        )
+        self.outgoing = ChannelSender(self.sender, _encoder, peer.own_arena)
+        self.port = Port(self.outgoing, ChannelReceiver(peer.incoming, _decoder, peer.peer_arena))
         self.waiting: deque[Wire] = deque()
+        self._peer = peer
+
+    def read(self, ref: BlockRef) -> bytes:
+        assert self._peer.peer_arena is not None
+        return self._peer.peer_arena.read(ref)
 
     def flush(self) -> bool:
         """Send what waits, in order. True: nothing waits any more."""
@@ -169,6 +173,29 @@ class Mailbox:
         """Retry what waits; called when the bell rang. LaneClosed: a lane is corrupt, the actor must be replaced."""
         for link in self._links.values():
             link.flush()
+
+    def lend(self, peer: str, data: bytes, known: BlockRef | None = None) -> BlockRef | None:
+        """Lend `data` to a peer, in a block of its own, or in the `known` one that holds them and is still lent; the
+        peer is told in a message. None: no room now, or no data lanes."""
+        link = self._links.get(peer)
+        if link is None:
+            return None
+        if known is not None and link.outgoing.lend_again(known):
+            return known
+        return link.outgoing.lend(data)
+
+    def take_back(self, peer: str, ref: BlockRef) -> None:
+        """The peer has not been told of this lease and will not be."""
+        self._links[peer].outgoing.release([(ref.offset, ref.generation)])
+
+    def read(self, peer: str, ref: BlockRef) -> bytes:
+        """A copy of what `peer` has lent."""
+        return self._links[peer].read(ref)
+
+    def give_back(self, peer: str, ref: BlockRef) -> None:
+        """What `peer` has lent is not needed any more."""
+        if (link := self._links.get(peer)) is not None:
+            link.port.give_back(ref)
 
     @property
     def leased(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -12,24 +13,40 @@ from pathlib import Path
 
 from lightllm_mp.actors.birth import Birth
 
+log = logging.getLogger("lightllm_mp.supervisor")
+
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+STACKS_SIGNAL = signal.SIGUSR1
+"""A child that gets it writes the stacks of its threads into the file it was started with."""
+STACKS_SECONDS = 0.3
+"""How long a hung child has for that before it is killed."""
+MOST_STACKS = 1 << 16
+"""Bytes of them that are kept."""
 
 
 class ChildProcess:
-    """`python -m lightllm_mp.actors.child NAME FD`. `on_exit(reason)` is called once on the loop, after reaping."""
+    """`python -m lightllm_mp.actors.child NAME FD STACKS_FD`. `on_exit(reason)` is called once on the loop, after
+    reaping."""
 
     def __init__(self, birth: Birth, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
         birth_fd = birth.to_memfd()
-        command = [sys.executable, "-m", "lightllm_mp.actors.child", birth.name, str(birth_fd)]
+        self._stacks = os.memfd_create(f"stacks-{birth.name}")
+        own = (birth_fd, self._stacks)
+        command = [sys.executable, "-m", "lightllm_mp.actors.child", birth.name, *map(str, own)]
         try:
             self._popen = subprocess.Popen(
-                command, pass_fds=(*fds, birth_fd), env=_environment(), stdin=subprocess.DEVNULL
+                command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL
             )
+        except BaseException:
+            os.close(self._stacks)
+            raise
         finally:
             os.close(birth_fd)
         self.pid = self._popen.pid
         self._pidfd = os.pidfd_open(self.pid)
         self._on_exit = on_exit
+        self._name = birth.name
+        self._condemned = False
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
@@ -40,9 +57,28 @@ class ChildProcess:
         if self.alive:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def condemn(self, silent: float) -> None:
+        """It has hung for so many seconds: log where, then kill it. Idempotent.
+
+        A process that is stopped, or that has not come as far as listening to the signal, says nothing.
+        """
+        if self._condemned or not self.alive:
+            return
+        self._condemned = True
+        log.error("%s has not answered for %.1f s: killed", self._name, silent)
+        signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
+        asyncio.get_running_loop().call_later(STACKS_SECONDS, self._execute)
+
+    def _execute(self) -> None:
+        if self.alive:
+            stacks = os.pread(self._stacks, MOST_STACKS, 0).decode(errors="replace").strip()
+            log.error("%s hung here:\n%s", self._name, stacks or "(it cannot say: it is stopped, or in the kernel)")
+            self.kill()
+
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
+        os.close(self._stacks)
         self._pidfd = -1
         self._on_exit(describe_exit(self._popen.wait()))
 
@@ -57,7 +93,7 @@ def describe_exit(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The parent's, and this package importable also when it runs from a source tree."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *filter(None, paths)])}

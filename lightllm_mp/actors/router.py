@@ -7,15 +7,19 @@ from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.tokenizer import error_info
-from lightllm_mp.actors.topology import DETOKENIZER, worker
+from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
+from lightllm_mp.engine.pairing import Pairing
 from lightllm_mp.engine.scheduler import Limits, Scheduler
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import (
     Abort,
     Begin,
+    Embedded,
     Facts,
+    ImageFailed,
     Open,
     Rejected,
+    Release,
     Scheduled,
     Scored,
     StepDone,
@@ -32,10 +36,12 @@ class RouterActor(BlockingActor):
         self._prompt_cache = not birth.config.engine.disable_prompt_cache
         self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
         self._scheduler: Scheduler | None = None
+        self._pairing = Pairing()
         self._run_ahead = 0
         self._was_idle = False
 
     def on_begin(self, begin: Begin) -> None:
+        self._pairing.clear()
         self._run_ahead = begin.facts.run_ahead
         if self._scheduler is None:
             self._scheduler = Scheduler(_limits(begin.facts, self._prompt_cache))
@@ -47,17 +53,37 @@ class RouterActor(BlockingActor):
     def on_message(self, peer: str, message: Wire) -> None:
         assert self._scheduler is not None
         match message:
-            case Tokenized(rid=rid):
-                try:
-                    self._scheduler.add(message)
-                except EngineError as error:
-                    self.mailbox.post(self._front, Rejected(rid, error_info(error)))
+            case Tokenized(spans=()):
+                self._add(message, None)
+            case Tokenized():
+                if (embedded := self._pairing.tokenized(message)) is not None:
+                    self._add(message, embedded)
+            case Embedded():
+                if (tokenized := self._pairing.embedded(message)) is not None:
+                    self._add(tokenized, message)
+            case ImageFailed(rid=rid):
+                self._drop(rid)
             case StepDone():
                 self._scheduler.done(message)
             case Abort(rid):
+                self._drop(rid)
                 self._scheduler.abort(rid)
             case StopMatched(rid):
                 self._scheduler.stop_matched(rid)
+
+    def _add(self, request: Tokenized, embedded: Embedded | None) -> None:
+        assert self._scheduler is not None
+        try:
+            self._scheduler.add(request, embedded)
+        except EngineError as error:
+            self.mailbox.post(self._front, Rejected(request.rid, error_info(error)))
+            if embedded is not None:
+                self.mailbox.post(VISUAL, Release(request.rid))
+
+    def _drop(self, rid: int) -> None:
+        """A request that is not whole will not be served."""
+        if self._pairing.drop(rid):
+            self.mailbox.post(VISUAL, Release(rid))
 
     def after_batch(self) -> None:
         """Keep the workers busy, pass on what happened, and look over the books when there is nothing to do."""
@@ -71,13 +97,18 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
-            self.mailbox.post(self._front if isinstance(event, Scheduled | Scored) else DETOKENIZER, event)
+            self.mailbox.post(self._listener(event), event)
         idle = not scheduler.in_flight and not scheduler.has_work
         if idle and not self._was_idle:
             scheduler.check_integrity()
         if planned or idle != self._was_idle:
             self.stats.write(scheduler.gauges())
         self._was_idle = idle
+
+    def _listener(self, event: Wire) -> str:
+        if isinstance(event, Scheduled | Scored):
+            return self._front
+        return VISUAL if isinstance(event, Release) else DETOKENIZER
 
 
 def _limits(facts: Facts, prompt_cache: bool) -> Limits:

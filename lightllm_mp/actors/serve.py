@@ -16,8 +16,11 @@ import msgspec
 
 from lightllm_mp.actors.console import Console
 from lightllm_mp.actors.http.auth import load_keys
+from lightllm_mp.actors.http.cors import Origins
+from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.notify import sd_notify
+from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.supervisor import EXIT_START_FAILED, Supervisor
 from lightllm_mp.config import Config, HttpConfig
 from lightllm_mp.errors import ConfigError, EngineError, StartupError
@@ -38,20 +41,25 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     With `parent_fd` the server ends when that descriptor reads end-of-file; facts are written to `status_fd` as one
     line of JSON when it serves (see server.py).
     """
-    set_up_logging(config.supervisor.log_level)
+    set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
         keys = load_keys(config.http, os.environ)
+        server_context(config.http)
+        Origins(config.http.cors_allow_origin)
         listen = bind(config.http)
         model_path = find_model(config.model.model_dir)
         check_ranks(read_model_config(model_path), config.engine.tp)
+        sees = find_vision(config, model_path) is not None
         if config.model.load_format != "dummy":
             check_weights(model_path)
-    except ConfigError as error:
-        print(f"lightllm-mp: {error.message}", file=sys.stderr)
-        return EXIT_CONFIG
     except EngineError as error:
-        print(f"lightllm-mp: {error.message}", file=sys.stderr)
-        return EXIT_START_FAILED
+        if config.supervisor.log_json:
+            log.critical("%s", error.message)
+        else:
+            print(f"lightllm-mp: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_START_FAILED
+    if config.multimodal.enable_multimodal and not sees:
+        log.warning("--enable-multimodal: this model has no vision tower, requests with images are refused")
     if not keys and not is_loopback(config.http.host):
         log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
     with listen:
@@ -59,8 +67,8 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
 
 
 async def _run(config: Config, model: str, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int) -> int:
-    console = Console()
-    url = url_of(listen)
+    console = Console(json=config.supervisor.log_json)
+    url = url_of(listen, secure=config.http.ssl_certfile is not None)
 
     def serving(facts: Facts) -> None:
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
@@ -111,11 +119,12 @@ def find_model(model_dir: str | None) -> Path:
     return path.resolve()
 
 
-def url_of(listen: socket.socket) -> str:
+def url_of(listen: socket.socket, *, secure: bool) -> str:
     host, port = listen.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,8 @@
 A crash costs time, never a request (design, spine 9). When a child dies the survivors are told `Reset`: they leave the
 data lanes, drop request state and keep what is expensive. Meanwhile the child is started again. When every survivor has
 answered and every new child is ready, all data lanes are emptied and `Begin` opens the next epoch; the front submits
-again what it still owes its clients.
+again what it still owes its clients. A dispensable child is not waited for: the next epoch begins without it, and when
+it is ready that one ends too, for one with it.
 
 Tensor-parallel workers are one crew (see crew.py): when one is gone the others are killed at once, for they may wait
 for it inside a step, and all start anew. What reaches one of them must reach all: they leave their lanes after the
@@ -29,6 +30,7 @@ from lightllm_mp.actors.control import ControlDesk
 from lightllm_mp.actors.crew import Crew
 from lightllm_mp.actors.facts import merge_facts
 from lightllm_mp.actors.process import ChildProcess
+from lightllm_mp.actors.sight import find_vision, image_arenas
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, ROUTER, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.actors.wiring import Wiring
 from lightllm_mp.config import Config
@@ -82,7 +84,7 @@ class Supervisor:
         self._listen = listen
         self._on_progress, self._on_serving = on_progress, on_serving
         front = HTTP if listen is not None else EMBEDDED
-        self.topology = plan or topology(ranks=config.engine.tp, front=front, max_body=config.http.max_body_bytes)
+        self.topology = plan or self._usual_topology(front)
         self._children = {child.name: child for child in self.topology.children}
         self._processes: dict[str, ChildProcess] = {}
         self._budget = RestartBudget(config.supervisor.max_restarts, config.supervisor.restart_window)
@@ -100,9 +102,16 @@ class Supervisor:
         self._pinged: dict[str, float] = {}
         """When each ready child was sent the ping that it has not answered yet."""
         self._suspects: set[str] = set()
+        self._dispensable = {child.name for child in self.topology.children if child.dispensable}
         self._draining = False
         self._changed_at = time.monotonic()
         self._timers: list[asyncio.TimerHandle] = []
+
+    def _usual_topology(self, front: str) -> Topology:
+        vision = find_vision(self._config, self._model_path)
+        images = image_arenas(self._config, vision.spec) if vision else None
+        config = self._config
+        return topology(ranks=config.engine.tp, front=front, max_body=config.http.max_body_bytes, images=images)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -184,6 +193,7 @@ class Supervisor:
             listen_fd=self._listen.fileno() if self._listen and name == HTTP else -1,
             facts=self.facts if self.epoch else None,
             meeting_fd=self._crew.meeting if name in self._crew.members else -1,
+            images_fd=self.wiring.images_fd(name),
         )
 
     def _on_exit(self, name: str, reason: str) -> None:
@@ -204,7 +214,8 @@ class Supervisor:
             self.begin_stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")
             return
         self._restarts[name] += 1
-        self._repair(name, reason)
+        if self.state is not State.RUNNING or name not in self._awaiting_ready:  # else the others are without it anyway
+            self._repair(name, reason)
         self._replace(name)
 
     def _repair(self, name: str, reason: str) -> None:
@@ -227,7 +238,7 @@ class Supervisor:
         self.epoch += 1
         self._changed_at = time.monotonic()
         self._restarted.clear()
-        self._awaiting_reset = set(self.topology.actors) - fallen
+        self._awaiting_reset = set(self.topology.actors) - fallen - self._awaiting_ready
         for survivor in self._awaiting_reset - self._crew.members:
             self._desk.send(survivor, Reset(self.epoch))
         self._later(self._config.supervisor.start_timeout, self._check_start, self.epoch)
@@ -255,9 +266,10 @@ class Supervisor:
             self._spawn(self._children[member])
 
     def _begin_if_everybody_is_there(self) -> None:
-        if self._awaiting_ready or self._awaiting_reset or self.state not in (State.STARTING, State.REPAIRING):
-            return
         first = self.state is State.STARTING
+        absent = self._awaiting_ready - (set() if first else self._dispensable)
+        if absent or self._awaiting_reset or self.state not in (State.STARTING, State.REPAIRING):
+            return
         if first:
             self.epoch = 1  # as the lanes are made
         else:
@@ -266,7 +278,8 @@ class Supervisor:
         self.state = State.RUNNING
         begin = Begin(self.epoch, self.facts, tuple(self._restarted))
         for name in self.topology.actors:
-            self._desk.send(name, begin)
+            if name not in self._awaiting_ready:
+                self._desk.send(name, begin)
         self._tell_health()
         seconds = time.monotonic() - self._changed_at
         log.info("epoch %d: %s after %.2f s", self.epoch, "ready" if first else "serving again", seconds)
@@ -274,8 +287,8 @@ class Supervisor:
             self._on_serving(self.facts)
 
     def _check_start(self, epoch: int) -> None:
-        if epoch == self.epoch and self.state in (State.STARTING, State.REPAIRING):
-            late = ", ".join(sorted(self._awaiting_ready | self._awaiting_reset))
+        late = ", ".join(sorted(self._awaiting_ready | self._awaiting_reset))
+        if epoch == self.epoch and late and self.state is not State.STOPPING:
             timeout = self._config.supervisor.start_timeout
             self.begin_stop(EXIT_START_FAILED, f"start failed: {late} not ready after {timeout:.0f} s")
 
@@ -291,6 +304,8 @@ class Supervisor:
             case Ready(facts):
                 self.facts = merge_facts(self.facts, facts)
                 self._awaiting_ready.discard(name)
+                if self.state is State.RUNNING:
+                    self._end_epoch(frozenset())  # for one with everybody
                 self._begin_if_everybody_is_there()
             case ResetDone(epoch) if epoch == self.epoch:
                 self._awaiting_reset.discard(name)
@@ -329,8 +344,7 @@ class Supervisor:
             if silent == 0.0:
                 self._desk.send(name, Ping(self.epoch))
             elif silent > limit:
-                log.error("%s has not answered for %.1f s: killed", name, silent)
-                self._processes[name].kill()
+                self._processes[name].condemn(silent)
             elif silent > limit / 2 and name not in self._suspects:
                 log.warning("%s has not answered for %.1f s", name, silent)
                 self._suspects.add(name)

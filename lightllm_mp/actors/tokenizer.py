@@ -10,7 +10,9 @@ import numpy as np
 
 from lightllm_mp.actors.base import BlockingActor
 from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.image_prompts import Prompted, ids_with_images, text_with_images
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import EngineError, InvalidRequest
@@ -23,6 +25,7 @@ from lightllm_mp.messages import (
     ErrorInfo,
     Facts,
     Generate,
+    Picture,
     Rejected,
     Tokenized,
     Wire,
@@ -41,7 +44,9 @@ class TokenizerActor(BlockingActor):
         self._config = birth.config.model
         self._tokenizer: Tokenizer | None = None
         self._template: str | None = None
-        self._max_input = 0
+        self._max_input = self._vocab = 0
+        vision = find_vision(birth.config, self._path)
+        self._vision = vision.spec if vision else None
 
     def start(self) -> Facts:
         try:
@@ -56,14 +61,14 @@ class TokenizerActor(BlockingActor):
         return Facts(eos_ids=tuple(eos), has_chat_template=self._template is not None)
 
     def on_begin(self, begin: Begin) -> None:
-        self._max_input = begin.facts.max_input
+        self._max_input, self._vocab = begin.facts.max_input, begin.facts.vocab_size
 
     def on_message(self, peer: str, message: Wire) -> None:
         match message:
             case Generate(rid=rid):
                 self._answer(rid, lambda: self.mailbox.post(ROUTER, self._tokenized(message)))
-            case Count(rid, text, special):
-                self._answer(rid, lambda: self._count(rid, text, special))
+            case Count(rid=rid):
+                self._answer(rid, lambda: self._count(message))
             case Abort():
                 self.mailbox.post(ROUTER, message)
 
@@ -73,11 +78,13 @@ class TokenizerActor(BlockingActor):
         except EngineError as error:
             self.mailbox.post(self._front, Rejected(rid, error_info(error)))
 
-    def _count(self, rid: int, text: str, special: bool) -> None:
-        self.mailbox.post(self._front, Counted(rid, len(self._need().encode(text, special))))
+    def _count(self, message: Count) -> None:
+        ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, max_tokens=None)
+        self.mailbox.post(self._front, Counted(message.rid, len(ids)))
 
     def _tokenized(self, request: Generate) -> Tokenized:
-        ids = self._prompt_ids(request)
+        found, spans = self._prompt_ids(request)
+        ids = np.ascontiguousarray(found, "<i4").tobytes()
         return Tokenized(
             rid=request.rid,
             n=request.n,
@@ -87,22 +94,33 @@ class TokenizerActor(BlockingActor):
             output=request.output,
             priority=request.priority,
             reuse_prompt=request.reuse_prompt,
+            spans=spans,
         )
 
-    def _prompt_ids(self, request: Generate) -> bytes:
+    def _prompt_ids(self, request: Generate) -> Prompted:
         if request.output.stop and self._tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
-            return request.ids
+            ids = np.frombuffer(request.ids, "<i4")
+            return ids_with_images(self._vision, ids, request.images, self._vocab) if self._vision else (ids, ())
         if request.text is not None:
-            return self._encode(request.text, request.add_special_tokens)
+            return self._ids_of(request.text, request.add_special_tokens, request.images, self._max_input)
         assert request.chat is not None, "a Generate has text, ids or chat"
         # The template writes the special tokens itself.
-        return self._encode(self._render(request.chat), add_special_tokens=False)
+        return self._ids_of(self._render(request.chat), False, request.images, self._max_input)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> bytes:
-        ids = self._need().encode(text, add_special_tokens, max_tokens=self._max_input)
-        return np.ascontiguousarray(ids, "<i4").tobytes()
+    def _ids_of(self, text: str, special: bool, images: tuple[Picture, ...], max_tokens: int | None) -> Prompted:
+        """Without a vision tower a tag is text like any other."""
+        encode = self._need().encode
+        if self._vision is None:
+            return encode(text, special, max_tokens=max_tokens), ()
+        return text_with_images(
+            self._vision,
+            text,
+            images,
+            self._vocab,
+            lambda chunk, first: encode(chunk, special and first, max_tokens=max_tokens),
+        )
 
     def _render(self, chat: tuple[ChatMessage, ...]) -> str:
         tokenizer = self._need()

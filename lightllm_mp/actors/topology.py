@@ -11,6 +11,8 @@ from dataclasses import dataclass
 KIB, MIB = 1 << 10, 1 << 20
 
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
+VISUAL = "visual"
+"""Only where images are served."""
 HTTP, EMBEDDED = "http", "engine"
 """The two kinds of front: the process with the port, or an actor inside the embedding program."""
 
@@ -40,6 +42,18 @@ class Child:
     rank: int = 0
     shares_fate: bool = False
     """With one of those, all that have this are replaced."""
+    dispensable: bool = False
+    """While it is being replaced, the others go on with what needs it not."""
+
+
+@dataclass(frozen=True)
+class ImageArenas:
+    """Shared memory for images, in bytes."""
+
+    cache: int
+    """Embeddings: visual writes, workers read in place."""
+    files: int
+    """Image files on their way from the front to visual."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class Topology:
     front: str
     children: tuple[Child, ...]
     edges: tuple[Edge, ...]
+    image_cache: int = 0
+    """Bytes of the arena that visual and the workers share; 0: there is none."""
 
     @property
     def actors(self) -> tuple[str, ...]:
@@ -59,8 +75,11 @@ def worker(rank: int) -> str:
     return f"worker{rank}"
 
 
-def topology(*, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB) -> Topology:
-    """The engine with `ranks` workers. `max_body` (bytes) bounds one request's text; the arena holds two of them."""
+def topology(
+    *, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB, images: ImageArenas | None = None
+) -> Topology:
+    """The engine with `ranks` workers, and with a visual actor where `images` are served. `max_body` (bytes) bounds one
+    request's text; the arena holds two of them."""
     workers = tuple(
         Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank, shares_fate=True)
         for rank in range(ranks)
@@ -70,8 +89,9 @@ def topology(*, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB) -> 
         Child(DETOKENIZER, "lightllm_mp.actors.detokenizer:DetokenizerActor"),
         Child(TOKENIZER, "lightllm_mp.actors.tokenizer:TokenizerActor", patience=2.0),
     )
+    visual = (Child(VISUAL, "lightllm_mp.actors.visual:VisualActor", patience=2.0, dispensable=True),) if images else ()
     fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
-    edges = (
+    edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
         Edge(front, ROUTER, 256 * KIB, 256 * KIB),
         Edge(TOKENIZER, ROUTER, 4 * MIB, 64 * KIB, forward_arena=16 * MIB),
@@ -82,10 +102,12 @@ def topology(*, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB) -> 
             for child in workers
         ),
     )
-    children = (*workers, *others, *fronts)
+    if images:
+        edges += (Edge(front, VISUAL, MIB, 256 * KIB, forward_arena=images.files), Edge(VISUAL, ROUTER, MIB, 256 * KIB))
+    children = (*workers, *others, *visual, *fronts)
     actors = Topology(front, children, ()).actors
     control = tuple(Edge(SUPERVISOR, name, 64 * KIB, 64 * KIB) for name in actors)
-    return Topology(front, children, edges + control)
+    return Topology(front, children, edges + control, images.cache if images else 0)
 
 
 def _pages(size: int) -> int:

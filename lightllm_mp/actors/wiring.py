@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lightllm_mp.actors.birth import PeerFds
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.topology import SUPERVISOR, Edge, Topology
+from lightllm_mp.actors.topology import SUPERVISOR, VISUAL, Edge, Topology
 from lightllm_mp.shm import Arena, Bell, Lane
 
 
@@ -39,6 +39,9 @@ class Wiring:
                 lane = Lane.create(capacity, index[source], index[target])
                 self._ways[source, target] = _Way(lane, Arena.create(arena) if arena else None)
 
+        self._images = Arena.create(topology.image_cache) if topology.image_cache else None
+        self._see_images = {VISUAL, *(child.name for child in topology.children if child.shares_fate)}
+
     def lane(self, source: str, target: str) -> Lane:
         return self._ways[source, target].lane
 
@@ -47,9 +50,13 @@ class Wiring:
         found = [self._peer(name, target) for source, target in self._ways if source == name]
         return tuple(sorted(found, key=lambda peer: peer.name != SUPERVISOR))
 
+    def images_fd(self, name: str) -> int:
+        """The image cache, for those that write or read it; -1 for the others."""
+        return self._images.fd if self._images and name in self._see_images else -1
+
     def fds(self, name: str) -> list[int]:
         """Every descriptor that `name` must inherit to attach to its bell, lanes, arenas and stats."""
-        found = [*self.bells[name].fds, self.stats[name].fd]
+        found = [*self.bells[name].fds, self.stats[name].fd, self.images_fd(name)]
         for peer in self.peers(name):
             found += [*peer.bell, *peer.to_peer, *peer.from_peer, peer.own_arena, peer.peer_arena]
         if name == self._topology.front:
@@ -87,6 +94,8 @@ class Wiring:
             way.lane.close()
             if way.arena:
                 way.arena.close()
+        if self._images:
+            self._images.close()
         for bell in self.bells.values():
             bell.close()
         for page in self.stats.values():

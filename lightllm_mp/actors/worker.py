@@ -16,6 +16,7 @@ from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.setup import Engine, build_engine
 from lightllm_mp.messages import Facts, StepDone
+from lightllm_mp.shm import Segment
 
 log = logging.getLogger("lightllm_mp.worker")
 
@@ -32,6 +33,7 @@ class WorkerActor(RankActor):
         self.ranks = birth.config.engine.tp
         self._birth = birth
         self._engine: Engine | None = None
+        self._images: Segment | None = None
         self._steps = 0
 
     def start(self) -> Facts:
@@ -45,6 +47,9 @@ class WorkerActor(RankActor):
             rank=self._birth.rank,
             meeting=f"/proc/self/fd/{self._birth.meeting_fd}",
         )
+        if self._birth.images_fd >= 0:
+            self._images = Segment.attach(self._birth.images_fd)
+            self._engine.executor.images(self._images.view)
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from lightllm_mp.engine.step import Step
 from lightllm_mp.engine.tables import RowTables
 from lightllm_mp.kernels.triton.step import DecodeInputs, commit, edit, place
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.embedding import ImageRows
 
 NOTHING = np.empty(0, np.int32)
 
@@ -56,9 +59,9 @@ class DeviceSteps:
         if step is None:
             self._edit(*self._staging.send(edits)[:2], edits)
             return
-        self._graph = self._graph_for(step)
+        self._graph = None if len(plan.images) or step.rotary is not None else self._graph_for(step)
         seqs = len(step.rows)
-        extra = () if self._graph else (step.seq_start, step.positions, step.at, step.rotary_at)
+        extra = () if self._graph else (step.seq_start, step.positions, step.at, step.rotary_at.ravel())
         whole = len(step.sampled) == seqs and step.max_count == 1
         sampled = () if whole else (step.sampled_lines, step.sampled_rows, step.sampled_ends)
         words, starts, views = self._staging.send((*edits, step.rows, step.ends, *extra, *sampled))
@@ -95,12 +98,12 @@ class DeviceSteps:
             slot_table=tables.slots,
             max_query=step.max_count,
             max_context=step.max_end,
-            rotary_at=rotary,
+            rotary_at=rotary if step.rotary is None else rotary.view(-1, 3),
         )
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
         if self._batch is not None:
-            return self._model.forward(*self._batch, self._kv)
+            return self._model.forward(*self._batch, self._kv, images)
         assert self._graphs is not None
         assert self._graph is not None
         self._graphs.replay(self._graph)

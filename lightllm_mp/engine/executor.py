@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.host_steps import HostSteps
+from lightllm_mp.engine.image_memory import ImageMemory
 from lightllm_mp.engine.logprobs import Alternatives
 from lightllm_mp.engine.model import Model
 from lightllm_mp.engine.plan import Plan, unpack
@@ -28,6 +29,7 @@ from lightllm_mp.engine.tables import RowTables
 from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import StepDone
 from lightllm_mp.models.batch import KVPool
+from lightllm_mp.models.embedding import ImageRows
 from lightllm_mp.models.length_class import class_firsts
 
 if TYPE_CHECKING:
@@ -86,11 +88,19 @@ class Executor:
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
         self.kv = KVPool(model.spec, kv_tokens, dtype=kv_dtype or model.dtype, device=self.device)
         # The token sampled after a full context has a position too, which no step computes.
-        self.tables = RowTables(rows, max_context + 1, self.device, class_firsts(model.spec))
+        self._sections = model.spec.rope is not None and bool(model.spec.rope.sections)
+        firsts = class_firsts(model.spec)
+        self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections)
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
         self._block = max(1, LOGIT_ELEMENTS[self.device.type] // model.spec.vocab)
         self._results: deque[_Result] = deque()
+        self._images: ImageMemory | None = None
+
+    def images(self, view: memoryview) -> None:
+        """Where plans find embeddings of images; once, before the first plan that names one. `view` is kept."""
+        spec = self.model.spec
+        self._images = ImageMemory(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
@@ -139,6 +149,7 @@ class Executor:
             kv_tokens=probe_tokens or self.kv.slots,
             spare_slot=self.kv.dummy_slot,
             score=self.model.spec.reward,
+            sections=self._sections,
         ):
             self.submit(plan)
             self.collect()
@@ -152,12 +163,13 @@ class Executor:
         self._steps.clear()
 
     def _run(self, plan: Plan) -> _Result:
-        step = Step.of(plan.seqs, self.tables) if len(plan.seqs) else None
+        step = Step.of(plan.seqs, self.tables, plan.rotary) if len(plan.seqs) else None
+        images = self._rows_of_images(plan, step)
         self._steps.begin(plan, step)
         result = _Result(plan.step, [], [])
         if step is None:
             return result
-        hidden = self._steps.forward(step)
+        hidden = self._steps.forward(step, images)
         if len(step.scored):
             result.scores = self.model.scores(hidden[torch.from_numpy(step.scored_lines).to(self.device)])
         if not len(step.sampled) and self.model.spec.reward:
@@ -169,6 +181,13 @@ class Executor:
             part = slice(start, start + self._block)
             result.choices.append(self._steps.sample(self.model.logits(last[part]), step, part))
         return result
+
+    def _rows_of_images(self, plan: Plan, step: Step | None) -> list[ImageRows]:
+        if not len(plan.images):
+            return []
+        if step is None or self._images is None:
+            raise ValueError("a plan names images, but there is no image memory or no sequence that takes them")
+        return self._images.rows_of(plan.images, step)
 
 
 def _steps(device: torch.device) -> type[DeviceSteps] | type[HostSteps]:

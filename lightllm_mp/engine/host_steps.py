@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from lightllm_mp.engine.sampling import Choice, Sampler
 from lightllm_mp.engine.step import Step
 from lightllm_mp.engine.tables import RowTables
 from lightllm_mp.models.batch import KVPool
+from lightllm_mp.models.embedding import ImageRows
 
 
 class HostSteps:
@@ -41,11 +44,11 @@ class HostSteps:
     def _set(self, setup: RowSetup) -> None:
         self._rules.set(setup)
 
-    def forward(self, step: Step) -> Tensor:
-        """Hidden states [lines, hidden] of the step."""
+    def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
+        """Hidden states [lines, hidden] of the step; `images` stand in place of some lines' embeddings."""
         tables = self._tables
         at = self._put(step.at)
-        return self._model.forward(tables.tokens.view(-1)[at], step.batch(tables, at), self._kv)
+        return self._model.forward(tables.tokens.view(-1)[at], step.batch(tables, at), self._kv, images)
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:
         """The lines of `hidden` that are sampled from."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightllm_mp.engine.images import Leases
 from lightllm_mp.engine.kv_memory import KvMemory
 from lightllm_mp.engine.ordered import Ordered
 from lightllm_mp.engine.radix import EMPTY, Node, RadixTree, path
@@ -39,6 +40,17 @@ def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: Ordered, pre
     _equal("rows in use", len(running), rows.total - rows.free)
     unfinished = [s.rid for s in running if rows.planned[s.row] < rows.target[s.row]]
     _equal("prefilling sequences", sorted(s.rid for s in prefilling), sorted(unfinished))
+
+
+def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) -> None:
+    """Images are held for the live sequences that have them, and else only while a step is in flight."""
+    holders: dict[int, int] = {}
+    for sequence in live.values():
+        if sequence.images is not None:
+            holders[sequence.images.rid] = holders.get(sequence.images.rid, 0) + 1
+    _equal("sequences that hold images, by request", leases.held, holders)
+    if leases.leaving and not in_flight:
+        raise IntegrityError(f"images of {leases.leaving} requests are kept for steps that are all answered")
 
 
 def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 
 from lightllm_mp.engine.counters import Counters
 from lightllm_mp.engine.plan import Ints
-from lightllm_mp.engine.radix import EMPTY, RadixTree
+from lightllm_mp.engine.radix import EMPTY, Node, RadixTree
 from lightllm_mp.engine.rows import Rows
 from lightllm_mp.engine.sequence import Sequence
 from lightllm_mp.engine.slots import SlotPool
+from lightllm_mp.vision.placeholders import sure_match
 
 
 class KvMemory:
@@ -51,11 +52,26 @@ class KvMemory:
         always computed, for its logits."""
         if not sequence.reads_cache:
             return EMPTY
-        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
+        slots, node = self._match(sequence)
         self.tree.lock(node)
         self.let_go(sequence)
         sequence.node, sequence.tree_version = node, self.tree.version
         return slots
+
+    def _match(self, sequence: Sequence) -> tuple[Ints, Node]:
+        """The longest known prefix that is surely the same: see `sure_match`."""
+        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
+        sure = sure_match(len(slots), sequence.spans)
+        return (slots, node) if sure == len(slots) else self.tree.match(sequence.ids[:sure], sequence.namespace)
+
+    def _sharable(self, sequence: Sequence, ids: Ints) -> int:
+        """How many of the ids that a sequence has computed may go to the tree: not the beginning of an image alone,
+        and nothing behind what the tree has under the same ids and may be another image."""
+        if not sequence.spans:
+            return len(ids)
+        known = len(self.tree.match(ids, sequence.namespace)[0])
+        sure = sure_match(known, sequence.spans)
+        return sure_match(len(ids), sequence.spans) if sure == known else sure
 
     def let_go(self, sequence: Sequence) -> None:
         """Give up the lock on the shared prefix."""
@@ -68,6 +84,7 @@ class KvMemory:
         sequence moves over to the tree's slots: returns those positions, start and end."""
         row, rows = sequence.row, self._rows
         start, end = int(rows.treed[row]), int(rows.confirmed[row])
+        end = self._sharable(sequence, rows.ids[row, :end])
         node, known = self.tree.insert(rows.ids[row, :end], rows.slots[row, :end], sequence.namespace)
         self.tree.lock(node)
         self.let_go(sequence)
@@ -86,7 +103,7 @@ class KvMemory:
         start, planned = int(rows.treed[row]), int(rows.planned[row])
         if not sequence.reads_cache or sequence.tree_version == self.tree.version:
             return start, start
-        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
+        slots, node = self._match(sequence)
         sequence.tree_version = self.tree.version
         if len(slots) <= planned:
             return start, start
@@ -102,9 +119,10 @@ class KvMemory:
         row, rows = sequence.row, self._rows
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         slots = rows.slots[row, :planned]
-        if sequence.cached and confirmed > treed:
-            _, known = self.tree.insert(rows.ids[row, :confirmed], slots[:confirmed], sequence.namespace)
-            self.pool.give_back(np.concatenate((slots[treed:known], slots[confirmed:])))
+        end = self._sharable(sequence, rows.ids[row, :confirmed]) if sequence.cached and confirmed > treed else treed
+        if end > treed:
+            _, known = self.tree.insert(rows.ids[row, :end], slots[:end], sequence.namespace)
+            self.pool.give_back(np.concatenate((slots[treed:known], slots[end:])))
         else:
             self.pool.give_back(slots[treed:].copy())
         self.let_go(sequence)

@@ -60,7 +60,7 @@ def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
         raise ValueError(
             f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.n=} do not go together"
         )
-    _check_prompt(ids, request.prompt_tokens, limits)
+    _check_prompt(ids, request, limits)
     asked = request.sampling.max_new_tokens
     if limits.reward and asked == 0:
         return ids, 0
@@ -84,11 +84,27 @@ def to_score(request: Tokenized, limits: Limits) -> Tokenized:
     return msgspec.structs.replace(request, ids=request.ids + token, prompt_tokens=request.prompt_tokens + 1)
 
 
-def _check_prompt(ids: Ints, prompt_tokens: int, limits: Limits) -> None:
+def _check_prompt(ids: Ints, request: Tokenized, limits: Limits) -> None:
+    prompt_tokens = request.prompt_tokens
     longest = min(limits.max_input, limits.width - 1)
     if prompt_tokens == 0:
         raise InvalidRequest("the prompt is empty", param="prompt")
     if prompt_tokens > longest:
         raise PromptTooLong(f"the prompt has {prompt_tokens} tokens, at most {longest} are possible", param="prompt")
-    if ids.min() < 0 or ids.max() >= limits.vocab_size:
+    text = _without_images(ids, request, limits) if request.spans else ids
+    if text.min(initial=0) < 0 or text.max(initial=0) >= limits.vocab_size:
         raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="prompt")
+
+
+def _without_images(ids: Ints, request: Tokenized, limits: Limits) -> Ints:
+    """The ids outside image spans. ValueError for spans that overlap, lie outside the prompt or hold ids of text."""
+    parts, at = [], 0
+    for span in request.spans:
+        end = span.start + span.count
+        if span.start < at or span.count < 1 or end > request.prompt_tokens:
+            raise ValueError(f"request {request.rid}: an image at [{span.start}, {end}) does not fit its prompt")
+        if ids[span.start : end].min() < limits.vocab_size:
+            raise ValueError(f"request {request.rid}: ids of the vocabulary where an image stands")
+        parts.append(ids[at : span.start])
+        at = end
+    return np.concatenate([*parts, ids[at:]])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.embedding import ImageRows
 from lightllm_mp.models.group import Group
 from lightllm_mp.models.spec import ModelSpec
 
@@ -23,7 +25,7 @@ class Model(Protocol):
 
     def reserve(self, positions: int) -> None: ...
 
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor: ...
+    def forward(self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = ()) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 

@@ -9,6 +9,11 @@ and `slot_table[row, position]` with KV slots. A plan first edits them, then nam
     slots    runs (row, position, count) and the slots themselves        -> slot_table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids stand in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
+    images   (row, position, count, offset low, offset high, first): positions position .. position + count - 1, which
+             the step computes, take rows first .. first + count - 1 of the embeddings at that offset (bytes) of image
+             memory in place of their ids' embeddings
+    rotary   runs (row, position, count) and three numbers for each: positions that the step computes, and their lines
+             in the rotary tables by component, where these are not `rotary_shift` + position
 
 A sequence with SAMPLE set has its next id sampled from its last position's logits and written to
 `token_table[row, start + count]`; one with SCORE set has its last position scored (reward models). Sequences of one
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +33,10 @@ from lightllm_mp.messages import Sampling
 
 Ints = NDArray[np.int32]
 
-MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 1, 16
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 2, 16
+SECTIONS = 10
+IMAGE_WORDS = 6
+NOTHING = np.empty(0, "<i4")
 SAMPLE, SCORE = 1, 2
 PENALIZE_PROMPT = 1
 
@@ -50,10 +59,11 @@ SETUP_DTYPE = np.dtype(
         ("biases", "<i4"),
         ("masked", "<i4"),
         ("rope_class", "<i4"),
+        ("rotary_shift", "<i4"),
     ]
 )
-"""One row's sampling rules and the rotary length class of its prompt; `biases` and `masked` count the entries of its
-tail."""
+"""One row's sampling rules, the rotary length class of its prompt, and what is added to a position to get its line in
+the class's rotary tables; `biases` and `masked` count the entries of its tail."""
 SETUP_WORDS = SETUP_DTYPE.itemsize // 4
 
 
@@ -70,7 +80,7 @@ class RowSetup:
 
 @dataclass(slots=True)
 class Runs:
-    """Writes into a table: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts]."""
+    """Values of positions: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts]."""
 
     runs: Ints
     values: Ints
@@ -84,6 +94,10 @@ class Plan:
     slots: Runs
     seqs: Ints
     """int32 [n, 4] of (row, start, count, flags)"""
+    images: Ints
+    """int32 [n, IMAGE_WORDS]"""
+    rotary: Runs
+    """`values` int32 [sum of counts, 3]"""
 
 
 class PlanBuilder:
@@ -98,9 +112,18 @@ class PlanBuilder:
         self._slot_runs: list[np.ndarray] = []
         self._slots: list[np.ndarray] = []
         self._seqs: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
+        self._rotary_runs: list[np.ndarray] = []
+        self._rotary: list[np.ndarray] = []
 
     def setup(
-        self, row: int, prompt_tokens: int, sampling: Sampling, masked_ids: Sequence[int] = (), rope_class: int = 0
+        self,
+        row: int,
+        prompt_tokens: int,
+        sampling: Sampling,
+        masked_ids: Sequence[int] = (),
+        rope_class: int = 0,
+        rotary_shift: int = 0,
     ) -> None:
         """Row `row` gets the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
         bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
@@ -110,6 +133,7 @@ class PlanBuilder:
             if hasattr(sampling, name) and name != "seed":
                 record[name] = getattr(sampling, name)
         record["row"], record["prompt_tokens"], record["rope_class"] = row, prompt_tokens, rope_class
+        record["rotary_shift"] = rotary_shift
         record["flags"] = PENALIZE_PROMPT if sampling.penalize_prompt else 0
         record["seed"] = np.uint64(sampling.seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64)
         record["biases"], record["masked"] = len(bias_ids), len(masked)
@@ -138,11 +162,22 @@ class PlanBuilder:
         """Add one sampled token for each of many sequences (decode); call before `add`."""
         self._seqs.append(_columns(rows, starts, 1, SAMPLE))
 
+    def add_image(self, row: int, position: int, count: int, offset: int, first: int) -> None:
+        """Positions of a chunk take rows of an image: those from `first` on of the block at `offset`, in bytes."""
+        low, high = np.array([offset], "<i8").view("<i4").tolist()
+        self._images.append(np.array((row, position, count, low, high, first), "<i4"))
+
+    def write_rotary(self, row: int, position: int, lines: np.ndarray) -> None:
+        """The rotary lines of a chunk's positions, int-like [positions, 3]."""
+        self._rotary_runs.append(np.array((row, position, len(lines)), "<i4"))
+        self._rotary.append(lines.ravel())
+
     def pack(self) -> bytes:
         setups, tails = _flat(self._setups), _flat(self._tails)
         id_runs, ids = _flat(self._id_runs), _flat(self._ids)
         slot_runs, slots, seqs = _flat(self._slot_runs), _flat(self._slots), _flat(self._seqs)
-        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs)
+        images, rotary_runs, rotary = _flat(self._images), _flat(self._rotary_runs), _flat(self._rotary)
+        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary)
         header = np.zeros(HEADER_WORDS, "<i4")
         words = HEADER_WORDS + sum(map(len, sections))
         header[: 4 + len(sections)] = (MAGIC, VERSION, self.step, words, *map(len, sections))
@@ -154,17 +189,20 @@ def unpack(data: bytes | bytearray) -> Plan:
     words = np.frombuffer(data, "<i4")
     if len(words) < HEADER_WORDS or words[0] != MAGIC or words[1] != VERSION or words[3] != len(words):
         raise ValueError("not a step plan of this version")
-    sizes = words[4:11]
-    ends = HEADER_WORDS + np.cumsum(sizes)
-    if (sizes < 0).any() or ends[-1] != len(words):
+    sizes = words[4 : 4 + SECTIONS].tolist()
+    ends = [*accumulate(sizes, initial=HEADER_WORDS)]
+    if min(sizes) < 0 or ends[-1] != len(words):
         raise ValueError("a step plan whose sections do not add up")
-    setups, tails, id_runs, ids, slot_runs, slots, seqs = np.split(words[HEADER_WORDS:], ends[:-1] - HEADER_WORDS)
+    parts = [words[start:end] for start, end in pairwise(ends)]
+    setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary = parts
     return Plan(
         step=int(words[2]),
         setups=_row_setups(setups.view(SETUP_DTYPE), tails),
         ids=Runs(id_runs.reshape(-1, 3), ids),
         slots=Runs(slot_runs.reshape(-1, 3), slots),
         seqs=seqs.reshape(-1, 4),
+        images=images.reshape(-1, IMAGE_WORDS),
+        rotary=Runs(rotary_runs.reshape(-1, 3), rotary.reshape(-1, 3)),
     )
 
 
@@ -189,4 +227,4 @@ def _columns(*columns: np.ndarray | int) -> np.ndarray:
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype("<i4", copy=False) if parts else np.empty(0, "<i4")
+    return np.concatenate(parts).astype("<i4", copy=False) if parts else NOTHING

@@ -21,14 +21,28 @@ from lightllm_mp.engine.counters import Counters
 from lightllm_mp.engine.finish import finish_reasons, renumber
 from lightllm_mp.engine.flight import Flight
 from lightllm_mp.engine.gate import Gate
-from lightllm_mp.engine.integrity import check, check_queues
+from lightllm_mp.engine.images import Leases
+from lightllm_mp.engine.integrity import check, check_leases, check_queues
 from lightllm_mp.engine.kv_memory import KvMemory
 from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.ordered import Ordered
 from lightllm_mp.engine.rows import Rows
 from lightllm_mp.engine.sequence import Sequence, sequences_of
 from lightllm_mp.engine.step_writer import write_step
-from lightllm_mp.messages import ABORT, LENGTH, STOP, Close, Scheduled, Scored, StepDone, Tokenized, Tokens, Wire
+from lightllm_mp.messages import (
+    ABORT,
+    LENGTH,
+    STOP,
+    Close,
+    Embedded,
+    Release,
+    Scheduled,
+    Scored,
+    StepDone,
+    Tokenized,
+    Tokens,
+    Wire,
+)
 
 __all__ = ["Limits", "Scheduler"]
 
@@ -52,16 +66,20 @@ class Scheduler:
         self._held = False
         """Somebody was preempted and nobody has ended since."""
         self._arrivals = 0
+        self._leases = Leases()
         self._random = np.random.Generator(np.random.PCG64(0))
 
     # --- requests come and go -----------------------------------------------------------------------------------------
 
-    def add(self, request: Tokenized) -> None:
-        """Queue the n sequences of a request. PromptTooLong or InvalidRequest when it can never be served."""
-        sequences = sequences_of(request, self.limits, self._arrivals, self._random)
+    def add(self, request: Tokenized, embedded: Embedded | None = None) -> None:
+        """Queue the n sequences of a request; with images, `embedded` says where these are, and once the request is
+        taken in, a Release among the events gives them back. PromptTooLong or InvalidRequest when it can never be
+        served."""
+        sequences = sequences_of(request, self.limits, self._arrivals, self._random, embedded)
         if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
             raise ValueError(f"sequences {known} are already here")
         self._arrivals += len(sequences)
+        self._leases.hold(sequences[0].images, len(sequences))
         for sequence in sequences:
             self._live[sequence.rid] = sequence
             self._waiting.add(sequence)
@@ -88,6 +106,7 @@ class Scheduler:
             self._kv.clear()
         for queue in (self._live, self._waiting, self._prefilling, self._flights, self._events, self._moved):
             queue.clear()
+        self._leases.clear()
         self._held = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -114,6 +133,7 @@ class Scheduler:
         flight = self._flights.popleft() if self._flights else None
         if flight is None or flight.step != answer.step:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
+        self._give_back(self._leases.answered(answer.step))
         rows = self._rows
         alive = rows.life[flight.rows] == flight.lives
         taken, ends = flight.rows[alive], flight.ends[alive]
@@ -136,7 +156,8 @@ class Scheduler:
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
-        """Messages since the last call, in order: Scheduled and Scored for the front, others for the detokenizer."""
+        """Messages since the last call, in order: Scheduled and Scored for the front, Release for the visual actor,
+        others for the detokenizer."""
         events, self._events = self._events, []
         return events
 
@@ -248,7 +269,7 @@ class Scheduler:
             if sequence is None:
                 continue
             if sequence.scores is not None:
-                self._events.append(sequence.scores.message(sequence.rid, sequence.ids))
+                self._events.append(sequence.scores.message(sequence.rid, sequence.ids, sequence.spans))
                 sequence.scores_sent()
             if sequence.cached:
                 start, end = self._kv.publish(sequence)
@@ -308,9 +329,13 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self._live[sequence.rid]
+        self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._gate.lengths.record(produced - sequence.prompt_tokens)
         self._count_end(reason)
+
+    def _give_back(self, rids: list[int]) -> None:
+        self._events += [Release(rid) for rid in rids]
 
     def _count_end(self, reason: int) -> None:
         self._counters.finished_stop += reason == STOP
@@ -359,3 +384,4 @@ class Scheduler:
         """IntegrityError when a slot, a lock or a sequence is not accounted for exactly once."""
         check(self._rows, self._kv)
         check_queues(self._rows, self._live, self._waiting, self._prefilling)
+        check_leases(self._live, self._leases, bool(self._flights))

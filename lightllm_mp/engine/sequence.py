@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightllm_mp.engine.admission import SAMPLES
+from lightllm_mp.engine.images import PromptImages, prompt_images
 from lightllm_mp.engine.limits import Limits, fit, to_score
 from lightllm_mp.engine.plan import Ints
 from lightllm_mp.engine.prompt_scores import PromptScores
 from lightllm_mp.engine.radix import Node
-from lightllm_mp.messages import Open, Output, Sampling, Tokenized
+from lightllm_mp.messages import Embedded, Open, Output, Sampling, Tokenized
+from lightllm_mp.vision.placeholders import Span
 
 TAIL = 16
 """Prompt ids that the detokenizer gets as context."""
@@ -60,6 +62,7 @@ class Sequence:
     """Prompt logprobs that are still owed."""
     rope_class: int = 0
     """Rotary length class: that of the prompt, also when it is resumed with more ids."""
+    images: PromptImages | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -74,6 +77,11 @@ class Sequence:
     def namespace(self) -> int:
         """Sequences share prefixes only within one: keys of another length class are other keys."""
         return self.rope_class
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Positions of images, whose ids are none of the vocabulary's."""
+        return self.images.spans if self.images is not None else ()
 
     @property
     def scored(self) -> bool:
@@ -92,7 +100,7 @@ class Sequence:
             output=self.output,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=min(cached_tokens, self.prompt_tokens),
-            prompt_tail=prompt[-TAIL:].tobytes(),
+            prompt_tail=prompt[max(self.spans[-1].end if self.spans else 0, len(prompt) - TAIL) :].tobytes(),
             emitted=emitted.tobytes(),
         )
 
@@ -102,8 +110,14 @@ class Sequence:
         self.sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=-1)
 
 
-def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.random.Generator) -> list[Sequence]:
-    """The n sequences of a request (see `fit` for errors)."""
+def sequences_of(
+    request: Tokenized,
+    limits: Limits,
+    arrival: int,
+    random: np.random.Generator,
+    embedded: Embedded | None = None,
+) -> list[Sequence]:
+    """The n sequences of a request (see `fit` and `prompt_images` for errors)."""
     if limits.reward:
         request = to_score(request, limits)
     ids, max_new = fit(request, limits)
@@ -115,6 +129,7 @@ def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.ra
     masked_ids = tuple(dict.fromkeys(limits.eos_ids + stop_ids)) if sampling.min_new_tokens > 0 else ()
     cached = request.reuse_prompt and limits.prompt_cache
     owed = sampling.prompt_logprobs >= 0
+    images = prompt_images(request, embedded)
     group = Group() if request.n > 1 and cached and not owed else None
     return [
         Sequence(
@@ -133,6 +148,7 @@ def sequences_of(request: Tokenized, limits: Limits, arrival: int, random: np.ra
             masked_ids=masked_ids,
             scores=PromptScores(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
             rope_class=limits.rope_class(request.prompt_tokens),
+            images=images,
         )
         for index in range(request.n)
     ]

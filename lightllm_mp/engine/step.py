@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightllm_mp.engine.plan import SAMPLE, SCORE, Ints
+from lightllm_mp.engine.plan import SAMPLE, SCORE, Ints, Runs
 from lightllm_mp.engine.tables import RowTables, ramp
 from lightllm_mp.models.batch import Batch
 
@@ -35,14 +35,18 @@ class Step:
     scored: Longs
     """The sequences that are scored, in plan order."""
     rotary_first: Ints | None
-    """[rows] of the tables: the rotary line of position 0, known when the plan's rows are set up; None: 0 for all."""
+    """[rows] of the tables: what is added to a position to get its rotary line, known when the plan's rows are set up;
+    None: 0 for all."""
+    rotary: Runs | None
+    """Rotary lines by component of some of the positions; None: components do not differ."""
     max_count: int
     """Most new tokens of a sequence."""
     max_end: int
 
     @classmethod
-    def of(cls, seqs: Ints, tables: RowTables) -> Step:
-        """From the sequences of a plan, int32 [n > 0, 4]. ValueError if one is empty or reaches outside the tables."""
+    def of(cls, seqs: Ints, tables: RowTables, rotary: Runs | None = None) -> Step:
+        """From the sequences of a plan, int32 [n > 0, 4], and its `rotary` section. ValueError if a sequence is empty
+        or reaches outside the tables."""
         longest = tables.check(seqs[:, :3])
         rows, starts, counts, flags = np.ascontiguousarray(seqs.T)
         ends = starts + counts
@@ -62,16 +66,34 @@ class Step:
             sampled=np.flatnonzero(flags & SAMPLE),
             scored=np.flatnonzero(flags & SCORE),
             rotary_first=tables.host_rotary_first if tables.classed else None,
+            rotary=rotary if rotary is not None and len(rotary.runs) else None,
             max_count=longest,
             max_end=max_end,
         )
 
     @property
     def rotary_at(self) -> Ints:
-        """[lines]: each new token's line in the rotary tables."""
-        if self.rotary_first is None:
-            return self.positions
-        return self.positions + self.rotary_first[self.rows].repeat(self.ends - self.starts)
+        """[lines]: each new token's line in the rotary tables; [lines, 3] where components differ."""
+        at = self.positions
+        if self.rotary_first is not None:
+            at = at + self.rotary_first[self.rows].repeat(self.ends - self.starts)
+        if self.rotary is None:
+            return at
+        at = at[:, None].repeat(3, 1)
+        at[ramp(self.lines_of(self.rotary.runs), self.rotary.runs[:, 2])] = self.rotary.values
+        return at
+
+    def lines_of(self, runs: Ints) -> Longs:
+        """The first line of each of the runs int32 [n, 3] of (row, position, count). ValueError for one that the step
+        does not compute."""
+        order = self.rows.argsort()
+        row, position, count = runs.T
+        place = self.rows[order].searchsorted(row)
+        at = order[place.clip(max=len(order) - 1)]
+        inside = (self.rows[at] == row) & (position >= self.starts[at]) & (count > 0)
+        if not (inside & (position + count <= self.ends[at])).all():
+            raise ValueError("a plan names image or rotary positions that its step does not compute")
+        return (self.seq_start[at] + position - self.starts[at]).astype(np.int64)
 
     @property
     def scored_lines(self) -> Longs:
@@ -109,5 +131,5 @@ class Step:
             slot_table=tables.slots,
             max_query=self.max_count,
             max_context=self.max_end,
-            rotary_at=positions if self.rotary_first is None else put(self.rotary_at),
+            rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
         )

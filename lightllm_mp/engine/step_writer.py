@@ -47,7 +47,8 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     row = sequence.row
     end, target = int(rows.planned[row]), int(rows.target[row])
     if not sequence.uploaded:
-        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class)
+        shift = sequence.images.shift if sequence.images is not None else 0
+        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class, shift)
     first = start if sequence.uploaded else 0
     builder.write_slots(row, first, rows.slots[row, first:end])
     # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
@@ -57,3 +58,8 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     sequence.uploaded = upto
     whole = end == target
     builder.add(row, start, end - start, sample=whole and not sequence.scored, score=whole and sequence.scored)
+    if sequence.images is not None:
+        for part in sequence.images.parts(start, end):
+            builder.add_image(row, *part)
+        if len(lines := sequence.images.rotary_lines(start, end)):
+            builder.write_rotary(row, start, lines)

@@ -25,15 +25,18 @@ class RowTables:
     The last row is spare: sequences that pad a step stand there.
     """
 
-    def __init__(self, rows: int, width: int, device: torch.device, class_firsts: Sequence[int] = (0,)) -> None:
-        """`class_firsts`: the rotary tables' line for position 0 of every length class."""
+    def __init__(
+        self, rows: int, width: int, device: torch.device, class_firsts: Sequence[int] = (0,), *, shifted: bool = False
+    ) -> None:
+        """`class_firsts`: the rotary tables' line for position 0 of every length class. `shifted`: rows may stand at
+        another line by their `rotary_shift`."""
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
         self.tokens = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
         self.slots = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
-        """The rotary tables' line for position 0 of each row."""
-        self.classed = len(class_firsts) > 1
+        """What is added to a position of each row to get its line in the rotary tables; may be negative."""
+        self.classed = shifted or len(class_firsts) > 1
         """Rows differ in it."""
         self.host_rotary_first = np.zeros(rows + 1, np.int32)
         self._class_firsts = np.array(class_firsts, np.int32)
@@ -45,14 +48,17 @@ class RowTables:
         self.host_rotary_first[:] = 0
 
     def start_rows(self, setups: Sequence[RowSetup]) -> tuple[Ints, Ints]:
-        """Notes on the host the length class of rows that start; (rows, first rotary lines) for the device.
+        """Notes on the host the length class and shift of rows that start; (rows, first rotary lines) for the device.
 
         ValueError for a class that the model does not have.
         """
-        rows, classes = (np.array([setup.rules[name] for setup in setups], np.int32) for name in ("row", "rope_class"))
+        rows, classes, shifts = (
+            np.array([setup.rules[name] for setup in setups], np.int32)
+            for name in ("row", "rope_class", "rotary_shift")
+        )
         if classes.min(initial=0) < 0 or classes.max(initial=0) >= len(self._class_firsts):
             raise ValueError(f"a plan names length class {classes.max()} of {len(self._class_firsts)}")
-        self.host_rotary_first[rows] = firsts = self._class_firsts[classes]
+        self.host_rotary_first[rows] = firsts = self._class_firsts[classes] + shifts
         return rows, firsts
 
     def check(self, lines: Ints) -> int:

@@ -36,15 +36,23 @@ HARDEST = (
 
 
 def warm_up_plans(
-    *, rows: int, max_context: int, step_tokens: int, kv_tokens: int, spare_slot: int, score: bool = False
+    *,
+    rows: int,
+    max_context: int,
+    step_tokens: int,
+    kv_tokens: int,
+    spare_slot: int,
+    score: bool = False,
+    sections: bool = False,
 ) -> Iterator[bytes]:
     """One prefill step of `step_tokens`, a decode step of all rows, which obey HARDEST by turns, and the small steps
     that other kernels serve: a lone token, a short chunk, and a short chunk beside a decode token.
 
     All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are. With `score`
-    there are only prefill steps, and what they end with is scored.
+    there are only prefill steps, and what they end with is scored. `sections`: the first has positions of three
+    components.
     """
-    yield _prefill(rows, max_context, step_tokens, spare_slot, score)
+    yield _prefill(rows, max_context, step_tokens, spare_slot, score, sections)
     if score:
         yield _prefill(1, 1, 1, spare_slot, score)
         return
@@ -56,7 +64,9 @@ def warm_up_plans(
         yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slot)
 
 
-def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int, score: bool = False) -> bytes:
+def _prefill(
+    rows: int, max_context: int, step_tokens: int, spare_slot: int, score: bool = False, sections: bool = False
+) -> bytes:
     """A step's tokens as few long sequences, the last part of a full context where one sequence takes them all."""
     builder, left = PlanBuilder(0), step_tokens
     for row in range(rows):
@@ -65,6 +75,10 @@ def _prefill(rows: int, max_context: int, step_tokens: int, spare_slot: int, sco
             break
         _fill(builder, row, max_context, Sampling(seed=1), spare_slot)
         builder.add(row, max_context - count, count, sample=not score, score=score)
+        if sections:
+            builder.write_rotary(
+                row, max_context - count, np.arange(max_context - count, max_context)[:, None].repeat(3, 1)
+            )
         left -= count
     return builder.pack()
 

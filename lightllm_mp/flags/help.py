@@ -121,10 +121,10 @@ def metavar(field: Field) -> str:
     if typing.get_origin(plain) is Literal:
         return "{" + ",".join(typing.get_args(plain)) + "}"
     if field.many:
-        return "N [N ...]"
+        return "N [N ...]" if typing.get_args(plain)[0] is int else "TEXT [TEXT ...]"
     if field.name.endswith(("_timeout", "_window")):
         return "SECONDS"
-    if field.name.endswith(("_dir", "_file")):
+    if field.name.endswith(("_dir", "file")):
         return "PATH"
     kind = inspect.type_info(plain)
     words = ((inspect.BoolType, ""), (inspect.IntType, "N"), (inspect.FloatType, "X"))
@@ -140,7 +140,7 @@ def expected(annotation: Any) -> str:
     if isinstance(kind, inspect.BoolType):
         return "true or false"
     if isinstance(kind, inspect.VarTupleType):
-        return "whole numbers"
+        return "whole numbers" if isinstance(kind.item_type, inspect.IntType) else "words"
     if isinstance(kind, inspect.IntType):
         return "a whole number" + _range(kind)
     if isinstance(kind, inspect.FloatType):

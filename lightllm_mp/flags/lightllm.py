@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ALIASES = {"disable_dynamic_prompt_cache": "disable_prompt_cache"}
+ALIASES = {
+    "disable_dynamic_prompt_cache": "disable_prompt_cache",
+    "embed_cache_storage_size": "cache_size_gb",
+}
 """LightLLM's name: our field."""
 
 DEFAULT_WORDS = {"eos_id": ("auto", "none"), "model_dir": (), "model_name": (), "api_key_file": ()}
@@ -82,10 +85,14 @@ ACCEPTED = {
         "disable_cudagraph graph_max_batch_size graph_split_batch_size graph_grow_step_size graph_max_len_in_batch "
         "enable_prefill_cudagraph prefill_cudagraph_max_handle_token enable_mps"
     ),
-    "whether a model takes images stands in its checkpoint; models with images come later": (
-        "enable_multimodal disable_vision disable_audio enable_multimodal_url_cache cache_capacity "
-        "cache_reserved_ratio embed_cache_storage_size max_image_token_count max_image_pixels disable_image_resize "
-        "visual_gpu_ids visual_infer_batch_size visual_send_batch_size audio_gpu_ids audio_infer_batch_size"
+    "images are served with --enable-multimodal only, and sound is not": (
+        "disable_vision disable_audio audio_gpu_ids audio_infer_batch_size"
+    ),
+    "images are cached by their content, however they came, and encoded in batches of a fixed size": (
+        "enable_multimodal_url_cache cache_reserved_ratio visual_infer_batch_size visual_send_batch_size"
+    ),
+    "the checkpoint says what images are resized to; see --max-pixels-per-image": (
+        "max_image_token_count max_image_pixels disable_image_resize"
     ),
     "it tunes a cache that is not used here": (
         "cpu_cache_storage_size cpu_cache_token_page_size disk_cache_storage_size disk_cache_dir "
@@ -113,8 +120,8 @@ BY_VALUE = {
     "mtp_step": ("0", "speculative decoding comes later"),
     "hardware_platform": ("cuda", "other accelerators come later"),
     "expert_dtype": ("none", "quantised experts come later"),
-    "visual_tp": ("1", "models with images come later"),
-    "visual_dp": ("1", "models with images come later"),
+    "visual_tp": ("1", "one process encodes all images; several come later"),
+    "visual_dp": ("1", "one process encodes all images; several come later"),
     "audio_tp": ("1", "models with audio come later"),
     "audio_dp": ("1", "models with audio come later"),
     "mode": (

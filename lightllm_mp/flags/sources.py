@@ -35,8 +35,10 @@ def from_flags(argv: Sequence[str]) -> tuple[list[Given], str | None]:
     for field in known.values():
         if field.type is bool:
             parser.add_argument(field.flag, dest=field.name, nargs="?", const="true")
+        elif field.many:
+            parser.add_argument(field.flag, dest=field.name, nargs="+", action="extend")
         else:
-            parser.add_argument(field.flag, dest=field.name, nargs="+" if field.many else None)
+            parser.add_argument(field.flag, dest=field.name)
     for name in (*ALIASES, *OTHERS):
         parser.add_argument("--" + name.replace("_", "-"), dest=name, nargs="*")
     given = vars(parse(parser, argv, ["--config", *(field.flag for field in known.values())]))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from lightllm_mp.kernels.table import Rotation
 
 
 @dataclass(slots=True)
@@ -32,7 +36,10 @@ class Batch:
     max_context: int
     """Longest `context`, at least."""
     rotary_at: torch.Tensor
-    """[tokens]: each new token's line in the rotary tables; its position, but for models that count differently."""
+    """[tokens]: each new token's line in the rotary tables; its position, but for models that count differently.
+    Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
+    rotation: Rotation | None = None
+    """Tables of this step alone, in place of the model's: a decoder makes them of a `rotary_at` of three components."""
 
     @property
     def tokens(self) -> int:

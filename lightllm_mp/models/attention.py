@@ -46,7 +46,8 @@ class Attention:
         """[tokens, hidden] -> [tokens, hidden]; writes the new tokens' keys and values."""
         layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
-        q = self.ops.rotary_kv_write(qkv, self.rotary.rotation, layer, batch, self.layout, self.norms)
+        rotation = batch.rotation or self.rotary.rotation
+        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
         return self.ops.linear(self.ops.attention(q, layer, batch, self.layout), self.o)
 
 

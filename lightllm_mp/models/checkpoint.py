@@ -5,7 +5,7 @@ Opening reads headers only, so names and shapes can be checked before any data i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,18 +122,21 @@ def _load_bin(file: Path) -> dict[str, Any]:
     return content
 
 
-class WithoutPrefix:
-    """A checkpoint whose names may begin with `prefix`, which is left out."""
+class Respelled:
+    """A checkpoint whose tensors have the names that `known` gives; ModelError where two would have the same."""
 
-    def __init__(self, whole: Checkpoint, prefix: str) -> None:
-        self._whole, self._prefix = whole, prefix
-        self.shapes = {name.removeprefix(prefix): shape for name, shape in whole.shapes.items()}
-        self.sizes = {name.removeprefix(prefix): size for name, size in whole.sizes.items()}
+    def __init__(self, whole: Checkpoint, known: Callable[[str], str]) -> None:
+        self._whole = whole
+        self._names = {name: known(name) for name in whole.shapes}
+        self.shapes = {self._names[name]: shape for name, shape in whole.shapes.items()}
+        self.sizes = {self._names[name]: size for name, size in whole.sizes.items()}
+        if len(self.shapes) < len(whole.shapes):
+            raise ModelError("a checkpoint that holds a tensor under two spellings of its name")
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
-        names = {name for name in self._whole.shapes if name.removeprefix(self._prefix) in wanted}
-        within = {name for name in names if name.removeprefix(self._prefix) in partly}
-        yield from ((name.removeprefix(self._prefix), tensor) for name, tensor in self._whole.stream(names, within))
+        names = {name for name, known in self._names.items() if known in wanted}
+        within = {name for name in names if self._names[name] in partly}
+        yield from ((self._names[name], tensor) for name, tensor in self._whole.stream(names, within))
 
 
 class GGUFTensors:

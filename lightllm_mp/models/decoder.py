@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.assembly import Weights
 from lightllm_mp.models.attention import Attention, read_attention
 from lightllm_mp.models.batch import Batch, KVPool
-from lightllm_mp.models.embedding import Embedding, Head
+from lightllm_mp.models.embedding import Embedding, Head, ImageRows
 from lightllm_mp.models.group import Alone, Group
 from lightllm_mp.models.latent import LatentAttention, read_latent_attention
 from lightllm_mp.models.mlp import GatedMLP, PlainMLP, read_mlp
@@ -96,14 +97,17 @@ class Decoder:
         self._local_rotary.reserve(positions)
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor:
-        """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`.
+    def forward(self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = ()) -> Tensor:
+        """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`; `images` stand
+        in place of some tokens' embeddings.
 
         Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype.
         """
         ops = self.ops
         self.reserve(batch.max_context)
-        residual = self.embedding.forward(ids, batch)
+        if batch.rotary_at.dim() > 1:
+            batch = self.rotary.by_sections(batch)
+        residual = self.embedding.forward(ids, batch, images)
         branch: Tensor | None = None
         for layer in self.layers:
             x = (

@@ -5,6 +5,9 @@ Both matrices may be cut by lines of the vocabulary over a group of ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -17,21 +20,35 @@ from lightllm_mp.models.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
+class ImageRows(NamedTuple):
+    """Part of an image: what the tokens of a step from `line` on have in place of their embeddings."""
+
+    line: int
+    rows: Tensor
+    """[tokens, hidden] in the model's dtype, on any device. Host memory has to be pinned for the copy to run behind
+    the caller's back, and must stay as it is until the step is done."""
+
+
 class Embedding:
     """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
 
     def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group, shard: Shard) -> None:
         self.table = weights.tensor("embed")
-        self._ops, self._group, self._start = ops, group, shard.vocab_start
+        self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
         self._positions = weights.tensor("positions") if spec.learned_positions else None
         self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
         self._scale = torch.tensor(spec.embed_scale, dtype=self.table.dtype).item()  # rounded as upstream does
 
-    def forward(self, ids: Tensor, batch: Batch) -> Tensor:
-        """ids [tokens] -> [tokens, hidden], freshly allocated."""
+    def forward(self, ids: Tensor, batch: Batch, images: Sequence[ImageRows] = ()) -> Tensor:
+        """ids [tokens] -> [tokens, hidden], freshly allocated. Ids that `images` stand for may lie outside the
+        vocabulary. Image rows are not scaled; every rank has all of them, so they are put in after the sum."""
+        if images:
+            ids = ids.clamp(max=self._vocab - 1)
         x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
         if self._scale != 1.0:
             x = x.mul_(self._scale)
+        for line, rows in images:
+            x[line : line + rows.shape[0]].copy_(rows, non_blocking=True)
         if self._positions is not None:
             x = x.add_(self._ops.embedding(batch.positions, self._positions))
         return x if self._norm is None else self._ops.norm(x, self._norm)

@@ -32,7 +32,7 @@ def check_weights(path: Path) -> None:
     found = shapes(files)
     if packing_of(read_json(path / "config.json"), str(path)) is None:
         family, spec = hf_model(path)
-        found = {name.removeprefix(family.prefix): shape for name, shape in found.items()}
+        found = {family.known(name): shape for name, shape in found.items()}
         check_names(family.hf_weights(spec), found, family.ignore, str(path))
 
 

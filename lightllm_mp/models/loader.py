@@ -12,7 +12,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.models.assembly import Weights
-from lightllm_mp.models.checkpoint import Checkpoint, GGUFTensors, WithoutPrefix, open_folder
+from lightllm_mp.models.checkpoint import Checkpoint, GGUFTensors, Respelled, open_folder
 from lightllm_mp.models.config import gguf_model, hf_model, read_json, read_model_config
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.dummy import RandomWeights
@@ -75,8 +75,8 @@ def _opened(path: Path, device: torch.device | str) -> tuple[ModelSpec, Checkpoi
         read_model_config(path)  # says what is wrong with the path
     family, spec = hf_model(path)
     checkpoint, params = open_folder(path), family.hf_weights(spec)
-    if family.prefix:
-        checkpoint = WithoutPrefix(checkpoint, family.prefix)
+    if family.spellings:
+        checkpoint = Respelled(checkpoint, family.known)
     if packing := packing_of(read_json(path / "config.json"), str(path)):
         checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
     return spec, checkpoint, params, family.ignore

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import Rotation
 from lightllm_mp.models.length_class import class_count, ntk_alpha
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
@@ -28,6 +30,9 @@ class RotaryTable:
         self.classes = class_count(spec, max_context)
         self.log_n = log_n
         self.device = torch.device(device)
+        parts = [i for i, pairs in enumerate(spec.sections) for _ in range(pairs)] if spec else []
+        self._sections = torch.tensor(parts, device=self.device) if parts else None
+        """[dim / 2]: which component of a position each pair turns by."""
         self.rotation = Rotation(torch.empty(0, 0), torch.empty(0, 0))
         self.reserve(max_context if self.classes > 1 else FIRST_ROWS)
 
@@ -45,6 +50,16 @@ class RotaryTable:
             (angles.sin() * amplitude).to(self.device),
             log_n_scale(at, self.log_n).repeat(self.classes).to(self.device) if self.log_n else None,
         )
+
+    def by_sections(self, batch: Batch) -> Batch:
+        """A step whose tokens have three positions each, as one with a line of its own tables for every token: pairs of
+        a section turn by that section's position. One gather for all layers, so ops know one kind of position."""
+        assert self._sections is not None
+        assert self.rotation.query_scale is None
+        at = batch.rotary_at.long().index_select(1, self._sections)
+        rotation = Rotation(self.cos.gather(0, at), self.sin.gather(0, at))
+        lines = torch.arange(batch.tokens, dtype=torch.int32, device=self.device)
+        return replace(batch, rotary_at=lines, rotation=rotation)
 
     @property
     def cos(self) -> torch.Tensor:

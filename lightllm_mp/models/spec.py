@@ -39,6 +39,9 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What each inverse frequency is divided by, where the file says so itself (GGUF `rope_freqs.weight`, longrope)."""
     short_divisors: tuple[float, ...] = ()
     """longrope: the same for prompts up to `original_context`; `divisors` are those of longer ones."""
+    sections: tuple[int, ...] = ()
+    """Positions have three components (frame, row, column), and so many pairs turn by each: together dim / 2
+    (multimodal rotary embedding of Qwen2-VL, arXiv 2409.12191). Empty: a position is one number."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,9 +112,13 @@ class Arena:
         """Bytes in taken granules, headers and rounding included."""
         return self.capacity - self._owned().free * self.granule
 
+    def footprint(self, n: int) -> int:
+        """What a block for `n` bytes takes of `capacity`."""
+        return -(-(BLOCK_HEADER + n) // self.granule) * self.granule
+
     def alloc(self, n: int) -> Block | None:
         """A block for `n` bytes, FILLING; None when no free run is long enough. ValueError if it never can be."""
-        count = -(-(BLOCK_HEADER + n) // self.granule)
+        count = self.footprint(n) // self.granule
         free = self._owned()
         if n < 0 or count > free.total:
             raise ValueError(f"a block of {n} bytes never fits an arena of {self.capacity}")

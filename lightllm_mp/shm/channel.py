@@ -17,6 +17,9 @@ The life of a lease, seen from the sender of the block (A) and its receiver (B):
     A: alloc, write -> record refused (ring full) -> A: freed at once, nothing is held
     outstanding -> A: freed by drop_leases(), when B has died and its lane is reset
 
+A block may also be lent by itself (`lend`): its BlockRef then travels in the fields of a message, several leases of one
+block may be out, and B gives each back with `Port.give_back` when it has read.
+
 A pending lease stays with B until the lane to A has room; every decode and flush tries again. A release for a lease
 that is not outstanding is a ProtocolError. The actors see none of this.
 """
@@ -51,6 +54,8 @@ class ChannelSender:
         self._limit = min(INLINE_LIMIT, sender.max_record) if arena is not None else sender.max_record
         self._leases_per_record = sender.max_record // _LEASE.size
         self._outstanding: dict[int, BlockRef] = {}
+        self._more: dict[int, int] = {}
+        """Further leases of a block, by its offset."""
 
     def send(self, msg: msgspec.Struct) -> bool:
         """False: ring or arena is full, nothing is held, the own bell rings or a lease comes back when it is worth
@@ -79,6 +84,24 @@ class ChannelSender:
             self._outstanding[ref.offset] = ref
         return sent
 
+    def lend(self, data: bytes | memoryview) -> BlockRef | None:
+        """A block with `data`, lent to the peer, who is told of it in a message. None: no room now."""
+        if self._arena is None:
+            raise ValueError("this way has no arena")
+        block = self._arena.alloc(len(data))
+        if block is None:
+            return None
+        ref = self._arena.write(block, data)
+        self._outstanding[ref.offset] = ref
+        return ref
+
+    def lend_again(self, ref: BlockRef) -> bool:
+        """One more lease of a block; False: all its leases have come back and it is gone."""
+        if self._outstanding.get(ref.offset) != ref:
+            return False
+        self._more[ref.offset] = self._more.get(ref.offset, 0) + 1
+        return True
+
     @property
     def leases(self) -> int:
         """How many blocks the peer has not given back."""
@@ -90,6 +113,10 @@ class ChannelSender:
             ref = self._outstanding.get(offset)
             if ref is None or ref.generation != generation or self._arena is None:
                 raise ProtocolError(f"a lease came back that was not given: offset {offset}, generation {generation}")
+            if self._more.get(offset):
+                self._more[offset] -= 1
+                continue
+            self._more.pop(offset, None)
             del self._outstanding[offset]
             self._arena.free(ref)
 
@@ -99,6 +126,7 @@ class ChannelSender:
             if self._arena is not None:
                 self._arena.free(ref)
         self._outstanding.clear()
+        self._more.clear()
 
     def give_back(self, refs: list[BlockRef]) -> None:
         """Sends leases of the peer's arena home, as far as there is room; the sent ones are removed from `refs`."""
@@ -178,6 +206,11 @@ class Port:
         if self._pending:
             self.flush()
         return value
+
+    def give_back(self, ref: BlockRef) -> None:
+        """A block that was lent to this side has been read."""
+        self._pending.append(ref)
+        self.flush()
 
     def flush(self) -> bool:
         """Tries again to send leases home. True: none is pending."""

@@ -94,7 +94,7 @@ def test_a_request_that_breaks_the_engine_again_and_again_is_given_up():
             frontend.deliver(texts((healthy.rid, epoch, "a", epoch, RUNNING)))
             frontend.reset()
             lanes.tokenizer.clear()
-            frontend.begin(say.Begin(epoch=epoch, facts=FACTS))
+            frontend.begin(say.Begin(epoch=epoch, facts=FACTS, restarted=("worker0",)))
         assert [(type(m), m.rid) for m in lanes.tokenizer] == [(say.Abort, poison.rid), (say.Generate, healthy.rid)]
         with pytest.raises(EngineError, match="repeatedly"):
             await anext(poison)

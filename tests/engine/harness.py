@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+from mock_images import MockImages
 from mock_worker import MockWorker, expected
 
 from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.messages import (
     Close,
+    ImageSpan,
     Open,
     Output,
     PromptLogprobs,
+    Release,
     Sampling,
     Scheduled,
     Scored,
@@ -56,6 +59,7 @@ def request(
     emitted: Sequence[int] = (),
     priority: int = 0,
     reuse_prompt: bool = True,
+    spans: tuple[ImageSpan, ...] = (),
     **sampling: object,
 ) -> Tokenized:
     rules = {"seed": rid, "max_new_tokens": 8, **sampling}
@@ -68,14 +72,18 @@ def request(
         output=Output(),
         priority=priority,
         reuse_prompt=reuse_prompt,
+        spans=spans,
     )
 
 
 class Harness:
     """`depth` steps are planned before the first of them is answered, as with a GPU."""
 
-    def __init__(self, scheduler: Scheduler, worker: MockWorker, depth: int = 0) -> None:
+    def __init__(
+        self, scheduler: Scheduler, worker: MockWorker, depth: int = 0, images: MockImages | None = None
+    ) -> None:
         self.scheduler, self.worker, self.depth = scheduler, worker, depth
+        self.images = images or MockImages(scheduler.limits.vocab_size)
         self.plans: deque[bytes] = deque()
         self.requests: dict[int, Tokenized] = {}
         self.opened: dict[int, Open] = {}
@@ -91,7 +99,7 @@ class Harness:
 
     def add(self, *requests: Tokenized) -> None:
         for new in requests:
-            self.scheduler.add(new)
+            self.scheduler.add(new, self.images.embed(new) if new.spans else None)
             self.requests.update({new.rid + i: new for i in range(new.n)})
 
     def step(self) -> bool:
@@ -122,12 +130,14 @@ class Harness:
                 self.scheduler.check_integrity()
                 gauges = self.scheduler.gauges()
                 assert gauges["kv_used"] == gauges["running"] == gauges["waiting"] == 0
+                assert not self.images.leases
                 return self
         raise AssertionError(f"not done after {most} steps")
 
     def resume(self) -> None:
         """What the front does in a new epoch: submit whatever has no end again, with what it has passed on."""
         self.plans.clear()
+        self.images.reset()
         for rid in [rid for rid in self.requests if rid not in self.finish and rid not in self.closed]:
             asked = self.requests[rid]
             ids = np.frombuffer(asked.ids, "<i4").tolist()
@@ -137,7 +147,7 @@ class Harness:
             rules["seed"] += rid - asked.rid
             ids = ids[: asked.prompt_tokens]
             again = {"priority": asked.priority, "reuse_prompt": asked.reuse_prompt, **rules}
-            self.add(request(rid, ids, emitted=emitted, **again))
+            self.add(request(rid, ids, emitted=emitted, spans=asked.spans, **again))
 
     def listen(self) -> None:
         for event in self.scheduler.take_events():
@@ -155,6 +165,8 @@ class Harness:
                 assert event.rid in self.scheduled
                 assert event.rid not in self.scored
                 self.scored[event.rid] = event
+            elif isinstance(event, Release):
+                self.images.release(event.rid)
             elif isinstance(event, Close):
                 assert event.rid in self.opened
                 self.closed.add(event.rid)
@@ -207,7 +219,11 @@ class Harness:
 
 def harness(depth: int = 0, **changes: object) -> Harness:
     given = limits(**changes)
-    worker = MockWorker(
-        rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size
+    images = MockImages(given.vocab_size)
+    return Harness(Scheduler(given), mock_worker(given, images), depth, images)
+
+
+def mock_worker(given: Limits, images: MockImages) -> MockWorker:
+    return MockWorker(
+        rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size, images=images
     )
-    return Harness(Scheduler(given), worker, depth)

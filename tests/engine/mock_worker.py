@@ -10,11 +10,15 @@ The KV of one length class is not that of another, as in a model whose frequenci
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightllm_mp.engine.plan import SAMPLE, SCORE, Plan, RowSetup, unpack
 from lightllm_mp.messages import Sampling, StepDone
+
+if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
+    from mock_images import MockImages
 
 U64 = np.uint64
 
@@ -26,8 +30,18 @@ class WrongSlot(AssertionError):
 class MockWorker:
     """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs next to nothing."""
 
-    def __init__(self, *, rows: int, width: int, kv_tokens: int, vocab_size: int, checks: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        width: int,
+        kv_tokens: int,
+        vocab_size: int,
+        checks: bool = True,
+        images: MockImages | None = None,
+    ) -> None:
         self._vocab, self._checks = vocab_size, checks
+        self._images = images
         self._tokens = np.full((rows, width), -1, np.int32)
         self._slots = np.full((rows, width), -1, np.int32)
         self._setups: list[RowSetup | None] = [None] * rows
@@ -50,6 +64,8 @@ class MockWorker:
             self._set_up(setup)
         _write(self._tokens, work.ids.runs, work.ids.values)
         _write(self._slots, work.slots.runs, work.slots.values)
+        if self._checks:
+            self._check_images(work)
         digests = self._compute(work.seqs)
         return self._answer(work, digests)
 
@@ -122,6 +138,20 @@ class MockWorker:
         setup = self._setups[row]
         assert setup is not None
         return int(setup.rules[name])
+
+    def _check_images(self, work: Plan) -> None:
+        """Every image slot that is computed, and nothing else, is named with the embeddings that belong to its id."""
+        ids = [self._tokens[row, start : start + count] for row, start, count, _ in work.seqs.tolist()]
+        wanted = sum(int(np.count_nonzero(some >= self._vocab)) for some in ids)
+        assert work.images[:, 2].sum() == wanted, "each image slot is named once"
+        computed = {row: range(start, start + count) for row, start, count, _ in work.seqs.tolist()}
+        for row, position, count, low, high, first in work.images.tolist():
+            assert self._images is not None
+            assert position in computed[row]
+            assert position + count - 1 in computed[row]
+            rows = self._images.rows(low + (high << 32), first, count)
+            if not np.array_equal(self._tokens[row, position : position + count], rows):
+                raise WrongSlot(f"step {self._step} row {row}: not the image that belongs at {position}")
 
     def _check_plan(self, work: Plan) -> None:
         counts = work.seqs[:, 2]

@@ -108,7 +108,7 @@ def test_kernels_get_aligned_addresses(driver: Driver) -> None:
     """Those that are not make every launch of a step go Triton's slow way."""
     seen, forward = [], driver.executor.model.forward
 
-    def watched(ids, batch, kv):
+    def watched(ids, batch, kv, images=()):
         tensors = (ids, batch.positions, batch.slots, batch.seq_start, batch.context, batch.rows, batch.rotary_at)
         seen.extend(tensor.data_ptr() % 16 for tensor in tensors)
         return forward(ids, batch, kv)

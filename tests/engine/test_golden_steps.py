@@ -28,8 +28,8 @@ NEW = 24
 
 
 @cache
-def model(folder: str) -> Decoder:
-    return load_model(GOLDENS / folder, dtype=torch.float32)
+def model(folder: str, device: str = "cpu") -> Decoder:
+    return load_model(GOLDENS / folder, dtype=torch.float32, device=device)
 
 
 @cache
@@ -46,14 +46,22 @@ class Run:
     def __init__(self, folder: str, depth: int = 0, **changes: Any) -> None:
         self.golden, self.depth, spec = golden(folder), depth, model(folder).spec
         kv_tokens, step_tokens = changes.get("kv_tokens", 2000), changes.get("step_tokens", 64)
-        self.executor = Executor(model(folder), kv_tokens=kv_tokens, rows=16, max_context=400, step_tokens=step_tokens)
+        context, device = changes.get("context", 400), changes.get("device", "cpu")
+        self.executor = Executor(
+            model(folder, device),
+            kv_tokens=kv_tokens,
+            rows=16,
+            max_context=context,
+            step_tokens=step_tokens,
+            device=device,
+        )
         self.executor.kv.data[:, :, :kv_tokens].fill_(float("nan"))  # what was not written must not be read
         self.scheduler = Scheduler(
             Limits(
                 kv_tokens=kv_tokens,
                 rows=16,
-                max_context=400,
-                max_input=390,
+                max_context=context,
+                max_input=context - 10,
                 step_tokens=step_tokens,
                 eos_ids=(),
                 vocab_size=spec.vocab,

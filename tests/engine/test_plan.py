@@ -54,10 +54,30 @@ def test_round_trip() -> None:
     assert plan.seqs.tolist() == [[1, 30, 1, 1], [2, 40, 1, 1], [3, 0, 17, 1]]
 
 
+def test_images_and_positions_of_three_components() -> None:
+    builder = PlanBuilder(step=2)
+    builder.setup(3, 17, Sampling(seed=0), rotary_shift=-12)
+    builder.add(3, 4, 9, sample=False)
+    builder.add_image(3, 5, 6, (7 << 32) + 0xFFFF_FFC0, 2)
+    builder.add_image(3, 11, 2, 64, 0)
+    lines = np.arange(21).reshape(7, 3)
+    builder.write_rotary(3, 5, lines)
+    builder.write_rotary(4, 0, lines[:2])
+
+    plan = unpack(builder.pack())
+
+    assert int(plan.setups[0].rules["rotary_shift"]) == -12
+    assert plan.images.tolist() == [[3, 5, 6, -64, 7, 2], [3, 11, 2, 64, 0, 0]]
+    assert np.ascontiguousarray(plan.images[:, 3:5]).view("<i8")[:, 0].tolist() == [(7 << 32) + 0xFFFF_FFC0, 64]
+    assert plan.rotary.runs.tolist() == [[3, 5, 7], [4, 0, 2]]
+    assert plan.rotary.values.tolist() == [*lines.tolist(), *lines[:2].tolist()]
+
+
 def test_an_empty_plan_is_a_plan() -> None:
     plan = unpack(PlanBuilder(step=1).pack())
     assert not plan.setups
     assert plan.seqs.shape == (0, 4)
+    assert len(plan.images) == len(plan.rotary.runs) == len(plan.rotary.values) == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 64, PlanBuilder(1).pack() + b"\0\0\0\0", PlanBuilder(1).pack()[:-4]])

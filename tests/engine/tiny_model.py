@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.messages import Sampling, StepDone
 from lightllm_mp.models.batch import Batch, KVPool
+from lightllm_mp.models.embedding import ImageRows
 from lightllm_mp.models.group import Alone
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
@@ -54,9 +56,12 @@ class TinyModel:
     def reserve(self, positions: int) -> None:
         assert positions <= len(self.place)
 
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool) -> Tensor:
+    def forward(self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = ()) -> Tensor:
         self.steps.append(len(ids))
-        x = self.embed[ids.long()] + self.place[batch.positions.long()]
+        x = self.embed[ids.long().clamp(max=self.spec.vocab - 1) if images else ids.long()]
+        for line, rows in images:
+            x[line : line + len(rows)] = rows
+        x += self.place[batch.positions.long()]
         kv.layers[0].keys[batch.slots.long(), 0] = x
         kv.layers[0].values[batch.slots.long(), 0] = x.roll(1, -1)
         out = torch.empty_like(x)

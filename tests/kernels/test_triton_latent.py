@@ -29,6 +29,8 @@ LARGE = [latent(16, 512, 64), latent(128, 512, 64), latent(40, 320, 48)]
 def test_latent_attention(dtype, layout, kind):
     if not CUDA and (dtype != torch.float32 or (kind != "mixed" and layout.heads > 5)):
         pytest.skip("the interpreter multiplies bfloat16 wrongly and is slow")
+    if CUDA and dtype != torch.bfloat16 and layout in LARGE[1:]:
+        pytest.skip("it takes long to compile, and only the type of the products differs")
     step = RandomStep(STEPS[kind], layout, dtype, seed=len(kind))
     assert step.values.data_ptr() == step.keys.data_ptr()
     got = TRITON.attention(step.q.to(DEVICE), kv_on_device(step.kv), on_device(step.batch), layout)

@@ -69,8 +69,10 @@ def on_device(batch: Batch) -> Batch:
 
 
 def kv_on_device(kv: LayerKV) -> LayerKV:
-    """A copy; values that are a view of the keys are so there too."""
-    keys, values, *scales = (None if x is None else x.to(DEVICE, copy=True) for x in kv)
+    """A copy with its own memory; values that are a view of the keys are so there too, and scales have as much memory
+    behind them."""
+    keys, values = kv.keys.to(DEVICE, copy=True), kv.values.to(DEVICE, copy=True)
+    scales = (None if x is None else (x._base.to(DEVICE, copy=True)[: len(x)]) for x in kv[2:])
     if kv.values.data_ptr() == kv.keys.data_ptr():
         values = keys[..., : kv.values.shape[-1]]
     return LayerKV(keys, values, *scales)

@@ -5,22 +5,40 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from lightllm_mp.models.config import read_model_config
+from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 TOLERANCE = 5e-4
 
 
 @dataclass
+class Slots:
+    """Positions start .. end - 1 of a prompt are an image's; `grid` where positions follow from its shape."""
+
+    start: int
+    end: int
+    embeds: torch.Tensor
+    grid: tuple[int, ...] = ()
+
+
+@dataclass
 class Prompt:
     ids: list[int]
+    """Where images stand, their pseudo ids."""
     greedy: list[int]
     span: tuple[int, int]
     logits: torch.Tensor
     last_logits: torch.Tensor
     gaps: torch.Tensor
+    name: str = ""
+    slots: tuple[Slots, ...] = ()
+    rope_delta: int = 0
 
 
 def prompts(name: str) -> list[Prompt]:
@@ -29,15 +47,35 @@ def prompts(name: str) -> list[Prompt]:
     data = load_file(GOLDENS / name / "golden.safetensors")
     return [
         Prompt(
-            ids=p["input_ids"],
+            ids=_merged(name, p),
             greedy=p["greedy_ids"],
             span=tuple(p["logit_positions"]),
             logits=data[f"p{i}.logits"],
             last_logits=data[f"p{i}.greedy_last_logits"],
             gaps=data[f"p{i}.greedy_gap"],
+            name=p["name"],
+            slots=tuple(_slots(data, *slots) for slots in p.get("image_slots", ())),
+            rope_delta=p.get("rope_delta", 0),
         )
         for i, p in enumerate(meta["prompts"])
     ]
+
+
+def _merged(folder: str, prompt: dict[str, Any]) -> list[int]:
+    """The ids, those of image slots replaced by what the digest of the image's golden name gives."""
+    ids = list(prompt["input_ids"])
+    vocab = read_model_config(GOLDENS / folder).vocab if prompt.get("image_slots") else 0
+    for start, end, *image in prompt.get("image_slots", ()):
+        ids[start:end] = pseudo_ids(ImageSlots(" ".join(image).encode(), end - start), vocab).tolist()
+    return ids
+
+
+def _slots(data: dict[str, torch.Tensor], start: int, end: int, *image: str) -> Slots:
+    key = "img." + ".".join(image)
+    if key + ".embeds" not in data:
+        key = f"img.{image[0]}.pad"  # of square images, whose two preprocessings agree
+    grid = data.get(key + ".grid_thw", torch.empty(0))
+    return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()))
 
 
 @dataclass

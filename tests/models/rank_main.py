@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from golden import GOLDENS
+from golden import GOLDENS, prompts
 from runner import Runner
 from safetensors.torch import save
 
@@ -30,13 +30,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def seen(decoder: Decoder, folder: str) -> dict[str, torch.Tensor]:
     """Logits of prompt i as `i.prompt`, of its decoding as `i.decode`, and the ids; of a reward model its scores."""
     runner = Runner(decoder)
-    golden = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
-    work = [(runner.sequence(), prompt["input_ids"]) for prompt in golden]
+    if decoder.spec.reward:
+        golden = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
+        work = [(runner.sequence(), prompt["input_ids"]) for prompt in golden]
+    else:
+        work = [(runner.sequence(prompt), prompt.ids) for prompt in prompts(folder)]
     first = runner.step(work)
     found = {f"{i}.prompt": logits.clone() for i, logits in enumerate(first)}
     if not decoder.spec.reward:
         ids, logits = runner.decode([(seq, got) for (seq, _), got in zip(work, first, strict=True)], GREEDY)
-        for i in range(len(golden)):
+        for i in range(len(work)):
             found |= {f"{i}.decode": logits[i].clone(), f"{i}.ids": torch.tensor(ids[i])}
     return found
 

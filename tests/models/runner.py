@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
+from golden import Prompt, Slots
 
 from lightllm_mp.models.batch import Batch, KVPool
 from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.embedding import ImageRows
 from lightllm_mp.models.length_class import length_class
+from lightllm_mp.vision.sizing import Grid, Placed, mrope_positions
 
 
 @dataclass
@@ -19,6 +23,22 @@ class Sequence:
     ids: list[int] = field(default_factory=list)
     prompt: int = 0
     """Length of the prompt, as far as it is known; 0: nothing was fed yet."""
+    slots: tuple[Slots, ...] = ()
+    rotary: torch.Tensor | None = None
+    """[prompt, 3]: positions by component."""
+    shift: int = 0
+    """What positions behind these are moved by."""
+
+    def rotary_at(self, start: int, end: int) -> torch.Tensor:
+        """[end - start, 3]"""
+        after = torch.arange(start, end)[:, None].repeat(1, 3) + self.shift
+        known = 0 if self.rotary is None else max(0, len(self.rotary) - start)
+        return after if self.rotary is None else torch.cat((self.rotary[start:end], after[known:]))
+
+    def images(self, line: int, start: int, end: int) -> list[ImageRows]:
+        """What positions start .. end - 1, whose first stands at `line` of a step, take of the images."""
+        parts = ((s, max(start, s.start), min(end, s.end)) for s in self.slots)
+        return [ImageRows(line + a - start, s.embeds[a - s.start : b - s.start]) for s, a, b in parts if a < b]
 
 
 class Runner:
@@ -34,9 +54,17 @@ class Runner:
         self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(1)).tolist()
         self.rows = 0
 
-    def sequence(self, like: Sequence | None = None, shared: int = 0) -> Sequence:
-        """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit."""
-        seq = Sequence(self.rows)
+    def sequence(self, prompt: Prompt | None = None, like: Sequence | None = None, shared: int = 0) -> Sequence:
+        """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit. Of `prompt` it
+        has the images."""
+        seq = Sequence(self.rows, slots=prompt.slots if prompt is not None else ())
+        rope = self.decoder.spec.rope
+        if prompt is not None and prompt.slots and rope is not None and rope.sections:
+            merge = math.isqrt(math.prod(prompt.slots[0].grid) // len(prompt.slots[0].embeds))
+            placed = [Placed(s.start, Grid(*s.grid)) for s in prompt.slots]
+            positions, seq.shift = mrope_positions(len(prompt.ids), placed, merge)
+            seq.rotary = torch.from_numpy(positions.T.copy())
+            assert seq.shift == prompt.rope_delta
         self.rows += 1
         if like is not None:
             self.table[seq.row, :shared] = self.table[like.row, :shared]
@@ -58,7 +86,15 @@ class Runner:
         batch.rotary_at = batch.positions + self._ints(
             [f for f, n in zip(firsts, queries, strict=True) for _ in range(n)]
         )
-        hidden = self.decoder.forward(self._ints([i for _, ids in work for i in ids]), batch, self.kv)
+        images: list[ImageRows] = []
+        if any(s.slots for s, _ in work):
+            spans = [(s, len(s.ids) - n, len(s.ids)) for (s, _), n in zip(work, queries, strict=True)]
+            for (s, start, end), line in zip(spans, batch.seq_start.tolist(), strict=False):
+                images += s.images(line, start, end)
+            if any(s.rotary is not None for s, _ in work):
+                batch.rotary_at = torch.cat([s.rotary_at(start, end) for s, start, end in spans]).int().to(self.device)
+        ids = self._ints([i for _, ids in work for i in ids])
+        hidden = self.decoder.forward(ids, batch, self.kv, images)
         head = self.decoder.scores if self.decoder.spec.reward else self.decoder.logits
         return list(head(hidden).cpu().split(queries))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import GOLDENS, check_greedy, check_prompt, prompts
+from golden import GOLDENS, TOLERANCE, check_greedy, check_prompt, prompts
 from runner import Runner
 
 from lightllm_mp.kernels import reference
@@ -17,15 +17,16 @@ FOLDERS = (
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
 )
+WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
 
 
-@pytest.fixture(params=FOLDERS)
+@pytest.fixture(params=FOLDERS + WITH_IMAGES)
 def case(request):
     return Runner(load_model(GOLDENS / request.param, dtype=torch.float32)), prompts(request.param)
 
 
 @pytest.mark.skipif(op_table("cpu", torch.float32) is reference.TABLE, reason="the other tests use these ops already")
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", FOLDERS + WITH_IMAGES)
 def test_reference_ops(folder):
     test_batched((Runner(load_model(GOLDENS / folder, dtype=torch.float32, ops=reference.TABLE)), prompts(folder)))
 
@@ -33,7 +34,7 @@ def test_reference_ops(folder):
 def test_alone(case):
     runner, golden = case
     for prompt in golden:
-        seq = runner.sequence()
+        seq = runner.sequence(prompt)
         logits = runner.prefill(seq, prompt.ids)
         check_prompt(prompt, logits)
         ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
@@ -42,7 +43,7 @@ def test_alone(case):
 
 def test_batched(case):
     runner, golden = case
-    work = [(runner.sequence(), prompt.ids) for prompt in golden]
+    work = [(runner.sequence(prompt), prompt.ids) for prompt in golden]
     logits = runner.step(work)
     for prompt, got in zip(golden, logits, strict=True):
         check_prompt(prompt, got)
@@ -54,11 +55,11 @@ def test_batched(case):
 def test_prefill_and_decode_share_steps(case):
     runner, golden = case
     first, *rest = golden
-    seq = runner.sequence()
+    seq = runner.sequence(first)
     last = runner.prefill(seq, first.ids)
     seen = [last[-1]]
     for prompt in rest:
-        got = runner.step([(seq, [int(seen[-1].argmax())]), (runner.sequence(), prompt.ids)])
+        got = runner.step([(seq, [int(seen[-1].argmax())]), (runner.sequence(prompt), prompt.ids)])
         seen.append(got[0][-1])
         check_prompt(prompt, got[1])
     assert [int(x.argmax()) for x in seen] == first.greedy[: len(seen)]
@@ -68,7 +69,7 @@ def test_prefill_and_decode_share_steps(case):
 def test_chunked(case, chunk):
     runner, golden = case
     for prompt in golden:
-        seq = runner.sequence()
+        seq = runner.sequence(prompt)
         logits = runner.prefill(seq, prompt.ids, chunk)
         check_prompt(prompt, logits)
         ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
@@ -78,11 +79,24 @@ def test_chunked(case, chunk):
 def test_prefix_hit(case):
     runner, golden = case
     for prompt in golden[2:]:
-        first = runner.sequence()
+        first = runner.sequence(prompt)
         runner.prefill(first, prompt.ids)
         shared = len(prompt.ids) - 3
-        second = runner.sequence(like=first, shared=shared)
+        second = runner.sequence(prompt, like=first, shared=shared)
         logits = runner.prefill(second, prompt.ids[shared:])
         check_prompt(prompt, logits)
         ids, seen = runner.decode([(second, logits)], len(prompt.greedy))
         check_greedy(prompt, ids[0], seen[0])
+
+
+@pytest.mark.parametrize("produced", [1, 10])
+def test_preempted_and_resumed(case, produced):
+    """A sequence that lost its slots is computed anew, what it has produced with its prompt, and goes on as before."""
+    runner, golden = case
+    for prompt in golden:
+        seq = runner.sequence(prompt)
+        seq.prompt = len(prompt.ids)
+        logits = runner.prefill(seq, prompt.ids + prompt.greedy[:produced])
+        ids, seen = runner.decode([(seq, logits)], len(prompt.greedy) - produced)
+        assert ids[0] == prompt.greedy[produced:]
+        assert (seen[0][-1] - prompt.last_logits).abs().max().item() < TOLERANCE

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import GOLDENS, check_greedy, check_prompt, movement, observed_movement, prompts
 from runner import Runner
-from test_goldens import FOLDERS
+from test_goldens import FOLDERS, WITH_IMAGES
 
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.loader import load_model
@@ -14,7 +14,7 @@ from lightllm_mp.models.loader import load_model
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.fixture(params=FOLDERS)
+@pytest.fixture(params=FOLDERS + WITH_IMAGES)
 def case(request):
     assert op_table("cuda", torch.float32).name == "triton"
     return Runner(load_model(GOLDENS / request.param, device="cuda", dtype=torch.float32)), prompts(request.param)
@@ -24,7 +24,7 @@ def case(request):
 def test_alone(case, chunk):
     runner, golden = case
     for prompt in golden:
-        seq = runner.sequence()
+        seq = runner.sequence(prompt)
         logits = runner.prefill(seq, prompt.ids, chunk)
         check_prompt(prompt, logits)
         ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
@@ -34,11 +34,11 @@ def test_alone(case, chunk):
 def test_prefill_and_decode_share_steps(case):
     runner, golden = case
     first, *rest = golden
-    seq = runner.sequence()
+    seq = runner.sequence(first)
     seen = [runner.prefill(seq, first.ids)[-1]]
     others = []
     for prompt in rest:
-        other = runner.sequence()
+        other = runner.sequence(prompt)
         got = runner.step([(seq, [int(seen[-1].argmax())]), (other, prompt.ids)])
         seen.append(got[0][-1])
         check_prompt(prompt, got[1])

@@ -12,9 +12,7 @@ from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.loader import load_model
 
-FOLDERS = tuple(
-    sorted(path.parent.name for path in GOLDENS.glob("*/golden.json") if '"image_slots"' not in path.read_text())
-)
+FOLDERS = tuple(sorted(path.parent.name for path in GOLDENS.glob("*/golden.json")))
 UNEVEN = ("bloom", "deepseek_v2", "mixtral", "starcoder", "yi")
 """For three ranks: heads that none has, experts and vocabularies that do not divide, one key-value head for all."""
 

@@ -48,7 +48,8 @@ class Side:
         self.inbox = Inbox(back.consumer_bell)
         self.inbox.add(back.lane, back.producer_bell)
         reader = Arena.attach(os.dup(peer.fd)) if peer else None
-        self.port = Port(ChannelSender(self.sender, ENCODER, own), ChannelReceiver(back.lane, DECODER, reader))
+        self.channel = ChannelSender(self.sender, ENCODER, own)
+        self.port = Port(self.channel, ChannelReceiver(back.lane, DECODER, reader))
         self._parts = [self.sender, self.inbox, *([reader] if reader else [])]
 
     def take(self, most: int = 256) -> list[Any]:
@@ -126,6 +127,39 @@ def test_full_arena_holds_nothing_and_goes_on_when_leases_come_back(talk: Talk):
     assert a.inbox.wait(1)
     assert a.take() == [None] * 3
     assert a.port.send(Ask(99, BIG))
+
+
+def test_a_lent_block_stays_until_its_last_lease_is_back(talk: Talk):
+    a, b = talk.first(), talk.second()
+    lender, reader = a.channel, talk.arenas[0]
+    ref = lender.lend(BIG)
+    assert ref is not None
+    assert lender.lend_again(ref)
+    assert (a.arena.blocks, a.port.leases) == (1, 1)
+    assert reader.read(ref) == BIG
+    b.port.give_back(ref)
+    assert a.take() == [None]
+    assert a.arena.blocks == 1
+    b.port.give_back(ref)
+    assert a.take() == [None]
+    assert (a.arena.used, a.port.leases) == (0, 0)
+    assert not lender.lend_again(ref)
+    b.port.give_back(ref)
+    with pytest.raises(ProtocolError, match="was not given"):
+        a.take()
+
+
+def test_lending_without_room(talk: Talk):
+    a = talk.first()
+    lent = []
+    while (ref := a.channel.lend(BIG)) is not None:
+        lent.append(ref)
+    assert len(lent) == (2 << 20) // (5 << 16)
+    a.channel.release([(lent[0].offset, lent[0].generation)])
+    assert a.channel.lend(BIG) is not None
+    a.channel.lend_again(lent[1])
+    a.channel.drop_leases()
+    assert a.arena.used == 0
 
 
 def test_full_ring_gives_the_block_back_at_once(talk: Talk):

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from hashlib import sha256
 from time import monotonic
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lightllm_mp.actors.http.connection import Connection
-from lightllm_mp.actors.http.context import LABEL, LIVE
+from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT
 from lightllm_mp.actors.http.metrics import Meter
 from lightllm_mp.actors.live import Live
 
@@ -22,6 +24,7 @@ log = logging.getLogger("lightllm_mp.access")
 HEADER = "X-Request-Id"
 GONE = 499
 """The status logged and counted for a client that left."""
+BARE = ("request", "method", "path", "status")
 _LABEL = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -47,7 +50,8 @@ def observe(meter: Meter, quiet: Collection[Handler], *, write_log: bool) -> Mid
             seconds = monotonic() - begin
             meter.answered(status, seconds)
             if write_log:
-                log.info("%s", line(request, status, seconds))
+                found = fields(request, status, begin, seconds)
+                log.info("%s", line(found), extra={"fields": found})
 
     return middleware
 
@@ -65,16 +69,56 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
         response.headers[HEADER] = request[LABEL]
 
 
-def line(request: web.Request, status: int, seconds: float) -> str:
-    """`label method path status` and, for a generation, tokens and times. The path is percent-encoded as it came."""
-    parts = [request[LABEL], request.method, request.rel_url.raw_path[:128], str(status)]
+def fields(request: web.Request, status: int, begin: float, seconds: float) -> dict[str, Any]:
+    """What is told about a request, in the order of its line: who, what, the outcome, and for a generation its tokens
+    and when each of its stages was over. Times are milliseconds since the headers were there, but for those of old:
+    `queue_ms` and `ttft_ms` begin when the body had been read. The path is percent-encoded as it came."""
+    found: dict[str, Any] = {
+        "request": request[LABEL],
+        "method": request.method[:16],
+        "path": request.rel_url.raw_path[:128],
+        "status": status,
+    }
     live: Live | None = request.get(LIVE)
     if live is not None:
-        first = live.answers[0]
-        parts.append(f"prompt={first.prompt_tokens} cached={first.cached_tokens}")
-        parts.append(f"output={sum(len(answer.ids) for answer in live.answers)}")
-        if live.scheduled:
-            parts.append(f"queue_ms={(live.scheduled - live.started) * 1e3:.1f}")
-        if live.first:
-            parts.append(f"ttft_ms={(live.first - live.started) * 1e3:.1f}")
-    return " ".join([*parts, f"total_ms={seconds * 1e3:.1f}"])
+        found |= _generation(live, begin)
+    failure = live.error.code if live is not None and live.error is not None else request.get(FAILURE)
+    if failure is not None:
+        found["error"] = failure
+    if TENANT in request:
+        found["client"] = client(request[TENANT])
+    return found | {"total_ms": _ms(seconds)}
+
+
+def _generation(live: Live, begin: float) -> dict[str, Any]:
+    first, last = live.answers[0], max(answer.last for answer in live.answers)
+    found: dict[str, Any] = {
+        "prompt": first.prompt_tokens,
+        "cached": first.cached_tokens,
+        "output": sum(len(answer.ids) for answer in live.answers),
+    }
+    if live.scheduled:
+        found["queue_ms"] = _ms(live.scheduled - live.started)
+    if live.first:
+        found["ttft_ms"] = _ms(live.first - live.started)
+    found["received_ms"] = _ms(live.started - begin)
+    stages = (("scheduled_ms", live.scheduled), ("first_ms", live.first), ("last_ms", last))
+    found |= {name: _ms(moment - begin) for name, moment in stages if moment}
+    found["finish"] = ",".join(answer.finish or "none" for answer in live.answers[:8])
+    return found
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """`label method path status` and the rest as `name=value`."""
+    who, method, path, status, *_ = found.values()
+    rest = [f"{name}={value}" for name, value in found.items() if name not in BARE]
+    return " ".join([f"{who} {method} {path} {status}", *rest])
+
+
+def client(digest: bytes) -> str:
+    """A name for the holder of a key that tells nothing about the key."""
+    return sha256(b"client of lightllm-mp" + digest).hexdigest()[:8]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 1)

@@ -11,6 +11,7 @@ from lightllm_mp.actors.front import FrontActor
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.auth import load_keys
 from lightllm_mp.actors.http.port import serve
+from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.messages import Facts
@@ -24,6 +25,7 @@ class HttpActor(FrontActor):
 
     def start(self) -> Facts:
         self._keys = load_keys(self._config.http, os.environ)
+        self._tls = server_context(self._config.http)
         return Facts()
 
     def run(self) -> None:
@@ -32,9 +34,14 @@ class HttpActor(FrontActor):
     async def _serve(self) -> None:
         self.listen()
         app = create_app(
-            self.frontend, self._config.http, model=self._config.model, stats=self.all_stats, keys=self._keys
+            self.frontend,
+            self._config.http,
+            model=self._config.model,
+            multimodal=self._config.multimodal,
+            stats=self.all_stats,
+            keys=self._keys,
         )
-        port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http)
+        port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
         try:
             await self.until_stopped()
         finally:

@@ -19,6 +19,8 @@ MAX_STOP_BYTES = 1024
 MAX_INPUT_IDS = 1 << 22
 
 Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
+InputId = Annotated[int, Meta(ge=-200, le=MAX_ID)]
+"""-200 is the place of an image; the vocabulary's bounds are checked by the front."""
 Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
 Choices = Annotated[int, Meta(ge=1, le=64)]
 Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
@@ -80,7 +82,7 @@ class Multimodal(Struct, frozen=True):
 class GenerateBody(Struct, frozen=True):
     """POST /generate, /generate_stream and /."""
 
-    inputs: str | Annotated[list[Id], Meta(min_length=1, max_length=MAX_INPUT_IDS)]
+    inputs: str | Annotated[list[InputId], Meta(min_length=1, max_length=MAX_INPUT_IDS)]
     parameters: Raw = Raw(b"{}")
     multimodal_params: Multimodal | None = None
     stream: bool | None = None
@@ -117,15 +119,15 @@ T = TypeVar("T")
 
 
 def generate_body(data: bytes) -> GenerateBody:
-    return _decode(_generate, data)
+    return decode(_generate, data)
 
 
 def tokens_body(data: bytes) -> TokensBody:
-    return _decode(_tokens, data)
+    return decode(_tokens, data)
 
 
 def score_body(data: bytes) -> ScoreBody:
-    body = _decode(_score, data)
+    body = decode(_score, data)
     if (body.chat is None) == (body.ids is None):
         raise InvalidRequest("one of chat (text) and ids (token ids) is needed", param="chat")
     return body
@@ -133,13 +135,13 @@ def score_body(data: bytes) -> ScoreBody:
 
 def parameters(raw: Raw) -> tuple[Parameters, tuple[str, ...]]:
     """The typed parameters, and the names (safe for a header, at most 16) of those that nobody knows."""
-    known = _decode(_parameters, raw, "parameters") or Parameters()
-    names = _decode(_keys, raw, "parameters") or {}
+    known = decode(_parameters, raw, "parameters") or Parameters()
+    names = decode(_keys, raw, "parameters") or {}
     unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]
     return known, tuple(unknown[:16])
 
 
-def _decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, prefix: str = "") -> T:
+def decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, prefix: str = "") -> T:
     """Decode, or say what is wrong without repeating the client's data."""
     try:
         return decoder.decode(data)
@@ -159,12 +161,3 @@ def _invalid(text: str, prefix: str) -> InvalidRequest:
     path = re.sub(r"\[[^]]*\]", "", path) if found else path
     where = ".".join(part for part in (prefix, path) if part) or "the body"
     return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)
-
-
-def refuse_media(media: Multimodal | None) -> None:
-    """Images and sound need the visual actor."""
-    if media is not None and (media.images or media.audios):
-        raise InvalidRequest(
-            "this server takes text only; images need a model with a vision tower and --enable_multimodal",
-            param="multimodal_params",
-        )

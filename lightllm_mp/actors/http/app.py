@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.access import observe, sign
-from lightllm_mp.actors.http.auth import guard
+from lightllm_mp.actors.http.auth import Access, Keys, guard
 from lightllm_mp.actors.http.context import Context, Stats
+from lightllm_mp.actors.http.cors import Origins, preflights
 from lightllm_mp.actors.http.exposition import Exposition
 from lightllm_mp.actors.http.failures import failures
 from lightllm_mp.actors.http.generate import Generate
+from lightllm_mp.actors.http.media import Media
 from lightllm_mp.actors.http.metrics import Meter
 from lightllm_mp.actors.http.status import Status
-from lightllm_mp.config import HttpConfig, ModelConfig
+from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,30 @@ class Route:
     methods: tuple[str, ...]
     paths: tuple[str, ...]
     handler: Handler
-    access: Literal["public", "user"] = "user"
-    """public: served without a key."""
+    access: Access
+    """Who may call it. Said for each, so that nothing is open by oversight."""
     quiet: bool = False
     """Not in the access log."""
 
 
 LOOK = ("GET", "HEAD")
+ACCESS = web.AppKey("access", dict[Handler, Access])
+"""Where the application says who may call which handler."""
 
 
 def routes(generate: Generate, status: Status, exposition: Exposition) -> tuple[Route, ...]:
     return (
-        Route(("POST",), ("/generate",), generate.whole),
-        Route(("POST",), ("/generate_stream",), generate.streamed),
-        Route(("POST",), ("/",), generate.either),
-        Route(("POST",), ("/get_score",), generate.score),
-        Route(("GET", "POST"), ("/tokens",), generate.tokens),
+        Route(("POST",), ("/generate",), generate.whole, "user"),
+        Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
+        Route(("POST",), ("/",), generate.either, "user"),
+        Route(("POST",), ("/get_score",), generate.score, "user"),
+        Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
         Route((*LOOK, "POST"), ("/liveness",), status.liveness, "public", quiet=True),
         Route((*LOOK, "POST"), ("/readiness",), status.readiness, "public", quiet=True),
-        Route(LOOK, ("/metrics",), exposition.handler, quiet=True),
-        Route(LOOK, ("/token_load",), status.token_load),
-        Route((*LOOK, "POST"), ("/get_server_info",), status.server_info),
+        Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
+        Route(LOOK, ("/token_load",), status.token_load, "user"),
+        Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
     )
 
 
@@ -56,28 +58,39 @@ def create_app(
     config: HttpConfig,
     *,
     model: ModelConfig,
+    multimodal: MultimodalConfig | None = None,
     stats: Stats,
-    keys: Collection[bytes] = (),
+    keys: Keys | None = None,
     public_metrics: bool = False,
 ) -> web.Application:
     """The HTTP API over `frontend`.
 
-    `stats` returns every actor's numbers. `keys` are SHA-256 digests (auth.load_keys); with none, everybody may do
-    everything. `public_metrics` serves /metrics without a key.
+    `stats` returns every actor's numbers. With no `keys` everybody may do everything. `public_metrics` serves /metrics
+    without a key. Raises ConfigError for origins that are none.
     """
-    context = Context(frontend, config, model, stats, authenticated=bool(keys))
+    media = Media(multimodal or MultimodalConfig(), frontend.images)
+    context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     meter = Meter()
     frontend.observer = meter
     exposition = Exposition(context, meter)
     table = routes(Generate(context), Status(context), exposition)
-    public = {route.handler for route in table if route.access == "public"}
+    access = {route.handler: route.access for route in table}
     if public_metrics:
-        public.add(exposition.handler)
+        access[exposition.handler] = "public"
     quiet = {route.handler for route in table if route.quiet}
-    app = web.Application(
-        middlewares=[observe(meter, quiet, write_log=not config.disable_access_log), failures, guard(keys, public)]
-    )
+    origins = Origins(config.cors_allow_origin)
+    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log), failures]
+    middlewares += [preflights(origins)] if origins else []
+    app = web.Application(middlewares=[*middlewares, guard(keys or Keys(), access)])
+    app[ACCESS] = access
     app.on_response_prepare.append(sign)
+    if origins:
+        app.on_response_prepare.append(origins.sign)
+
+    async def close(app: web.Application) -> None:
+        await media.close()
+
+    app.on_cleanup.append(close)
     for route in table:
         for path in route.paths:
             for method in route.methods:

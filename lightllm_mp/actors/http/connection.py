@@ -6,9 +6,17 @@ import asyncio
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from lightllm_mp.actors.http.failures import error_response
 from lightllm_mp.errors import EngineError, InvalidRequest
+
+
+class HeadersTooLarge(InvalidRequest):
+    """A line of the head is longer, or it has more lines, than anybody needs."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class Connection(web.RequestHandler):
@@ -70,11 +78,9 @@ class Connection(web.RequestHandler):
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What the parser or aiohttp refuses, without repeating the client's bytes."""
-        error: EngineError = InvalidRequest("malformed HTTP request") if status < 500 else EngineError("internal error")
-        error.status = status
         if status >= 500:
             self.logger.error("unhandled error", exc_info=exc)
-        response = error_response(error)
+        response = error_response(_judged(status, exc))
         response.force_close()
         return response
 
@@ -105,3 +111,11 @@ class Connection(web.RequestHandler):
             self._start_write_timer()
         else:
             self.transport.abort()
+
+
+def _judged(status: int, error: BaseException | None) -> EngineError:
+    if isinstance(error, LineTooLong):
+        return HeadersTooLarge("a line of the request's head is too long")
+    judged: EngineError = InvalidRequest("malformed HTTP request") if status < 500 else EngineError("internal error")
+    judged.status = status
+    return judged

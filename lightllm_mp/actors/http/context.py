@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from lightllm_mp.actors.frontend import Frontend
+from lightllm_mp.actors.http.media import Media
 from lightllm_mp.actors.live import Live
 from lightllm_mp.config import HttpConfig, ModelConfig
 
@@ -17,12 +18,16 @@ Stats = Callable[[], Mapping[str, Mapping[str, float]]]
 
 LABEL: Any
 LIVE: Any
+TENANT: Any
+FAILURE: Any
 if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     LABEL = web.RequestKey("label", str)
     LIVE = web.RequestKey("live", Live)
+    TENANT = web.RequestKey("tenant", bytes)
+    FAILURE = web.RequestKey("failure", str)
 else:
-    LABEL, LIVE = "label", "live"
-"""Where a request carries what it is called, and its Live."""
+    LABEL, LIVE, TENANT, FAILURE = "label", "live", "tenant", "failure"
+"""Where a request carries what it is called, its Live, the digest of its API key, and the code of its error."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Context:
     config: HttpConfig
     model: ModelConfig
     stats: Stats
+    media: Media
     authenticated: bool
     """A key is needed."""
 

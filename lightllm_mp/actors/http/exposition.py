@@ -43,6 +43,29 @@ RATIOS = {
     "cache_ratio": ("kv_cached", "kv_total"),
     "cache_hit_rate": ("prefix_hit_tokens", "prefix_queries_tokens"),
 }
+IMAGE_GAUGES = {
+    "items": "image_cache_items",
+    "items_total": "image_cache_capacity_items",
+    "bytes": "image_cache_used_bytes",
+    "bytes_total": "image_cache_capacity_bytes",
+    "leased": "image_cache_leased_items",
+    "waiting": "image_requests_waiting",
+    "working": "images_in_work",
+}
+IMAGE_COUNTERS = {
+    "hits": "image_cache_hits",
+    "joins": "image_cache_joins",
+    "misses": "image_cache_misses",
+    "evictions": "image_cache_evictions",
+    "refusals": "image_refusals",
+    "failures": "image_failures",
+    "encoded": "images_encoded",
+    "batches": "image_batches",
+    "decoded": "images_decoded",
+    "decode_seconds": "image_decode_seconds",
+    "encode_seconds": "image_encode_seconds",
+}
+"""Visual's name -> ours; encoded / batches is the mean size of a batch."""
 LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes", "depth": "queue_depth"}
 LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 
@@ -68,6 +91,7 @@ class Exposition(Collector):
             self._requests(),
             self._histograms(),
             self._router(stats.get("router", {})),
+            self._visual(stats.get("visual", {})),
             self._actors(stats.get("supervisor", {})),
             self._lanes(stats.get("lanes", {})),
         )
@@ -115,6 +139,16 @@ class Exposition(Collector):
             if part in numbers and whole in numbers:
                 share = numbers[part] / numbers[whole] if numbers[whole] > 0 else 0.0
                 yield self._gauge(name, f"{part} / {whole}", [((), share)])
+
+    def _visual(self, numbers: Numbers) -> Iterator[Metric]:
+        for key, name in IMAGE_GAUGES.items():
+            if key in numbers:
+                yield self._gauge(name, f"Visual: {key}", [((), numbers[key])])
+        for key, name in IMAGE_COUNTERS.items():
+            if key in numbers:
+                yield self._counter(name, f"Visual: {key}", self._grow(name, [((), numbers[key])]))
+        if (images := self._context.frontend.images) is not None:
+            yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.files.bytes)])
 
     def _actors(self, numbers: Numbers) -> Iterator[Metric]:
         up = [((key[3:],), value) for key, value in numbers.items() if key.startswith("up.")]

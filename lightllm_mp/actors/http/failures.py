@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler
 
 from lightllm_mp.actors.http import replies
 from lightllm_mp.actors.http.body import RequestTimeout
+from lightllm_mp.actors.http.context import FAILURE
 from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except EngineError as error:
+        request[FAILURE] = error.code
         return error_response(error)
     except web.HTTPException as error:
         return _of_http(error)
@@ -51,7 +53,8 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
         raise  # the client is gone
     except Exception:
         log.exception("a request failed")
-        return error_response(EngineError("internal error"))
+        request[FAILURE] = EngineError.code
+        return error_response(EngineError(replies.INTERNAL))
 
 
 def _of_http(error: web.HTTPException) -> web.Response:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from lightllm_mp.actors.http import api, replies, sampling
 from lightllm_mp.actors.http.body import BodyReader
-from lightllm_mp.actors.http.context import LIVE, Context
+from lightllm_mp.actors.http.context import LIVE, TENANT, Context
 from lightllm_mp.actors.http.streaming import stream
 from lightllm_mp.actors.live import Live
 from lightllm_mp.errors import InvalidRequest
@@ -36,22 +36,24 @@ class Generate:
 
     async def either(self, request: web.Request) -> web.StreamResponse:
         """POST /"""
-        body = api.generate_body(await self._bodies.read(request))
-        return await (self._streamed if body.stream else self._whole)(request, body)
+        bodies = [api.generate_body(await self._bodies.read(request))]
+        answer = self._streamed if bodies[0].stream else self._whole
+        return await answer(request, bodies.pop())
 
     async def tokens(self, request: web.Request) -> web.StreamResponse:
         """GET or POST /tokens"""
         body = api.tokens_body(await self._bodies.read(request))
-        api.refuse_media(body.multimodal_params)
+        pictures = await self._context.media.pictures(body.multimodal_params, _tenant(request))
         parameters, unknown = api.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
-        count = await self._context.frontend.count(body.text, add_special_tokens=special)
+        count = await self._context.frontend.count(body.text, add_special_tokens=special, images=pictures)
         return _json(replies.encode({"ntokens": count}), unknown)
 
     async def score(self, request: web.Request) -> web.StreamResponse:
         """POST /get_score"""
         body = api.score_body(await self._bodies.read(request))
-        api.refuse_media(body.multimodal_params)
+        if body.multimodal_params is not None and (body.multimodal_params.images or body.multimodal_params.audios):
+            raise InvalidRequest("a reward model takes text only", param="multimodal_params")
         parameters, unknown = api.parameters(body.parameters)
         live = self._context.frontend.submit(
             _column(body.ids) if body.ids is not None else body.chat or "",
@@ -71,7 +73,8 @@ class Generate:
 
     async def _whole(self, request: web.Request, body: api.GenerateBody) -> web.StreamResponse:
         parameters, unknown = api.parameters(body.parameters)
-        live = self._submit(request, body, parameters, streamed=False)
+        live = await self._submit(request, body, parameters, streamed=False)
+        del body  # with the images in it
         try:
             answers = await live.answer()
             data = replies.whole(
@@ -90,19 +93,21 @@ class Generate:
             raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
         if parameters.prompt_logprobs is not None and parameters.prompt_logprobs >= 0:
             unknown += ("prompt_logprobs",)  # an event has no place for them
-        live = self._submit(request, body, parameters, streamed=True)
+        live = await self._submit(request, body, parameters, streamed=True)
+        del body
         try:
             return await stream(request, live, _warning(unknown))
         finally:
             live.close()
 
-    def _submit(
+    async def _submit(
         self, request: web.Request, body: api.GenerateBody, parameters: api.Parameters, *, streamed: bool
     ) -> Live:
-        api.refuse_media(body.multimodal_params)
         rules = sampling.sampling(parameters)
         if streamed:
             rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
+        with self._context.media.arriving() as take:
+            uploads = await self._context.media.uploads(body.multimodal_params, _tenant(request), take)
         live = self._context.frontend.submit(
             body.inputs if isinstance(body.inputs, str) else _column(body.inputs),
             rules,
@@ -111,10 +116,16 @@ class Generate:
             priority=parameters.priority or 0,
             reuse_prompt=not parameters.disable_prompt_cache,
             add_special_tokens=parameters.add_special_tokens is not False,
+            images=uploads,
             stream=streamed,
         )
         request[LIVE] = live
         return live
+
+
+def _tenant(request: web.Request) -> bytes:
+    found: bytes = request.get(TENANT, b"")
+    return found
 
 
 def _column(ids: list[int]) -> bytes:

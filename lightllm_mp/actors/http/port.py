@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 
 from aiohttp import web
 
@@ -35,8 +36,15 @@ class Port:
         await self._runner.cleanup()
 
 
-async def serve(app: web.Application, sock: socket.socket, config: HttpConfig, *, shutdown: float = 1.0) -> Port:
-    """Serve `app` on `sock`, bound already. The Port is to be closed; it closes the socket."""
+async def serve(
+    app: web.Application,
+    sock: socket.socket,
+    config: HttpConfig,
+    *,
+    tls: ssl.SSLContext | None = None,
+    shutdown: float = 1.0,
+) -> Port:
+    """Serve `app` on `sock`, bound already, with `tls` as HTTPS. The Port is to be closed; it closes the socket."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown)
     await runner.setup()
     loop = asyncio.get_running_loop()
@@ -55,5 +63,7 @@ async def serve(app: web.Application, sock: socket.socket, config: HttpConfig, *
             auto_decompress=False,
         )
 
-    server = await loop.create_server(connection, sock=sock, backlog=BACKLOG)
+    # A client that does not shake hands is a client that does not send its headers.
+    patience = {"ssl_handshake_timeout": config.header_timeout, "ssl_shutdown_timeout": LINGER} if tls else {}
+    server = await loop.create_server(connection, sock=sock, backlog=BACKLOG, ssl=tls, **patience)
     return Port(runner, server)

@@ -9,10 +9,13 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from lightllm_mp.actors.live import Alternative, Answer, Event
-from lightllm_mp.errors import EngineError
+from lightllm_mp.errors import ConfigError, EngineError, ModelError, StartupError
 from lightllm_mp.messages import PromptLogprobs
 
 encode = msgspec.json.Encoder().encode
+
+INTERNAL = "internal error"
+OPERATORS = frozenset(error.code for error in (ConfigError, ModelError, StartupError))
 
 Ranked = dict[str, dict[str, Any]]
 """id -> {logprob, rank, decoded_token}; rank is null where it is not known."""
@@ -93,7 +96,9 @@ def failure_event(error: EngineError) -> bytes:
 
 
 def failure(error: EngineError) -> bytes:
-    return encode(ErrorReply(ErrorBody(error.message, error.type, error.param, error.code)))
+    """Messages meant for the operator, which name files, stay here."""
+    message, param = (INTERNAL, None) if error.code in OPERATORS else (error.message, error.param)
+    return encode(ErrorReply(ErrorBody(message, error.type, param, error.code)))
 
 
 def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: PromptLogprobs | None) -> bytes:

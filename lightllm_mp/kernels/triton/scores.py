@@ -17,7 +17,7 @@ from lightllm_mp.kernels.table import HeadLayout, LayerKV
 LOG2E = math.log2(math.e)
 
 PLAIN, ONE, PAIRS = 0, 1, 2
-"""How scales are read: there are none; one by one; the two heads of a 4-byte word together, which can be read ahead
+"""How scales are read: there are none; one by one; two that share a 4-byte word together, which can be read ahead
 asynchronously as 2 bytes cannot."""
 
 
@@ -39,13 +39,23 @@ def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> Extras:
     scales, read = (q, q), PLAIN
     if kv.key_scales is not None and kv.value_scales is not None:
         scales, read = (kv.key_scales, kv.value_scales), ONE
-        if layout.kv_heads % 2 == 0 and all(x.data_ptr() % 4 == 0 for x in scales):
-            scales, read = (scales[0].view(torch.int32), scales[1].view(torch.int32)), PAIRS
+        k_words, v_words = _words(kv.key_scales), _words(kv.value_scales)
+        if k_words is not None and v_words is not None:
+            scales, read = (k_words, v_words), PAIRS
     cap = layout.softcap * LOG2E
     factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
     slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
     left = 1.0 if cap or layout.alibi else factor
     return Extras((*scales, slopes), (read, factor, cap, bool(layout.alibi), left))
+
+
+def _words(scales: Tensor) -> Tensor | None:
+    """The same memory as int32, if it begins and ends with a whole word."""
+    count = scales.numel() + scales.numel() % 2
+    left = scales.untyped_storage().nbytes() // scales.itemsize - scales.storage_offset()
+    if scales.data_ptr() % 4 or scales.storage_offset() % 2 or left < count:
+        return None
+    return scales.as_strided((count,), (1,)).view(torch.int32)
 
 
 @lru_cache(maxsize=64)
@@ -57,12 +67,16 @@ def _slopes(alibi: tuple[float, ...], device: torch.device) -> Tensor:
 @triton.jit
 def scales_at(scales, slot, kv_head, seen, KV_HEADS: tl.constexpr, READ: tl.constexpr):
     """float32: the scale of one head at each slot."""
+    place = slot * KV_HEADS + kv_head
     if READ == 2:
-        word = tl.load(scales + slot * (KV_HEADS // 2) + kv_head // 2, mask=seen, other=0)
-        half = (word >> (16 * (kv_head & 1))) & 0xFFFF
+        word = tl.load(scales + (place >> 1), mask=seen, other=0)
+        odd = place & 1
+        if KV_HEADS % 2 == 0:
+            odd = kv_head & 1  # the same of every slot
+        half = (word >> (16 * odd).to(tl.int32)) & 0xFFFF
         return half.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        return tl.load(scales + slot * KV_HEADS + kv_head, mask=seen, other=0.0).to(tl.float32)
+        return tl.load(scales + place, mask=seen, other=0.0).to(tl.float32)
 
 
 @triton.jit

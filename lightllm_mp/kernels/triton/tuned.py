@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class PrefillBlocks(NamedTuple):
-    """Queries and keys a program holds at a time, its warps, and how many loads of keys run ahead."""
+    """Queries and keys a program holds at a time, its warps, and the stages its loop is cut into: a key's slot, the key
+    and the work on it are one each, so that only from 5 on keys are loaded while others are worked on."""
 
     queries: int
     keys: int
@@ -18,7 +19,7 @@ class PrefillBlocks(NamedTuple):
 
 
 class DecodeBlocks(NamedTuple):
-    """Keys a program holds at a time, its warps, how many loads run ahead, programs per multiprocessor, and how many
+    """Keys a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and how many
     blocks of keys it could read in the time that beginning with a sequence takes."""
 
     keys: int
@@ -36,7 +37,7 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (128, 2): PrefillBlocks(128, 64, 4, 3),
     (256, 2): PrefillBlocks(128, 64, 8, 2),
     (64, 1): PrefillBlocks(128, 64, 4, 3),
-    (128, 1): PrefillBlocks(128, 64, 8, 3),
+    (128, 1): PrefillBlocks(128, 64, 8, 5),
     (256, 1): PrefillBlocks(128, 64, 8, 2),
     (64, 4): PrefillBlocks(32, 32, 4, 2),
     (128, 4): PrefillBlocks(32, 32, 4, 1),
@@ -59,18 +60,18 @@ DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 2): DecodeBlocks(64, 2, 2, 6),
     (128, 2): DecodeBlocks(64, 2, 2, 4),
     (256, 2): DecodeBlocks(32, 2, 2, 4),
-    (64, 1): DecodeBlocks(64, 2, 3, 6),
-    (128, 1): DecodeBlocks(64, 2, 3, 4),
-    (256, 1): DecodeBlocks(64, 4, 2, 3),
+    (64, 1): DecodeBlocks(64, 2, 5, 4),
+    (128, 1): DecodeBlocks(64, 2, 5, 4),
+    (256, 1): DecodeBlocks(32, 4, 5, 2),
     (64, 4): DecodeBlocks(32, 4, 2, 4),
     (128, 4): DecodeBlocks(32, 4, 2, 4),
     (256, 4): DecodeBlocks(16, 4, 1, 2),
 }
 
 LATENT_DECODE: dict[tuple[int, int], DecodeBlocks] = {
-    (16, 2): DecodeBlocks(64, 4, 2, 1),
-    (32, 2): DecodeBlocks(64, 4, 2, 1),
-    (64, 2): DecodeBlocks(32, 8, 2, 1),
+    (16, 2): DecodeBlocks(32, 4, 5, 2),
+    (32, 2): DecodeBlocks(32, 8, 5, 1),
+    (64, 2): DecodeBlocks(32, 8, 5, 1),
     (16, 4): DecodeBlocks(16, 4, 1, 1),
 }
 """By heads of a program, and bytes of an element."""

@@ -29,8 +29,15 @@ class Family:
     gguf_weights: Callable[[ModelSpec], list[Param]] | None = None
     ignore: tuple[str, ...] = (INV_FREQ,)
     """Patterns of tensor names that may be in the file and are not used."""
-    prefix: str = ""
-    """What some files put before the names of all tensors, and others not."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
+
+    def known(self, name: str) -> str:
+        """What the rules call a tensor of a file."""
+        for old, new in self.spellings:
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
 
 
 def eos_ids(config: dict[str, Any]) -> tuple[int, ...]:
@@ -109,8 +116,11 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(scaling.get("rope_theta") or config.get("rope_theta") or default_theta)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return RopeSpec(theta=theta, dim=dim)
+    sections = tuple(int(pairs) for pairs in scaling.get("mrope_section") or ())
+    if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != dim):
+        raise ModelError(f"mrope_section {list(sections)} does not make up {dim // 2} rotary pairs")
+    if kind == "default" or (kind == "mrope" and sections):
+        return RopeSpec(theta=theta, dim=dim, sections=sections)
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])
@@ -120,6 +130,7 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
         theta=theta,
         dim=dim,
         scaling=kind,
+        sections=sections,
         factor=factor,
         original_context=original,
         low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),

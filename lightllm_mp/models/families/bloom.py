@@ -66,7 +66,7 @@ BLOOM = Family(
     model_types=("bloom",),
     read_hf=read_hf,
     hf_weights=hf_weights,
-    prefix="transformer.",
+    spellings=(("transformer.", ""),),
     ignore=(r"^lm_head\.weight$",),
 )
 """The head is the embedding; some files repeat it."""

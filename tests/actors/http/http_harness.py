@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.port import serve
+from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.config import HttpConfig, ModelConfig
 from lightllm_mp.messages import Facts
 
@@ -190,14 +192,15 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     engine.frontend = frontend
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
     sock = socket.create_server(("127.0.0.1", 0))
-    port = await serve(app, sock, config, shutdown=0.1)
+    port = await serve(app, sock, config, tls=server_context(config), shutdown=0.1)
     if begun:
         engine.begin()
     ticking = asyncio.create_task(engine.run())
-    base = "http://{}:{}".format(*port.address)
+    base = "http{}://{}:{}".format("s" if config.ssl_certfile else "", *port.address)
+    trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.ssl_certfile))
     try:
         timeout = aiohttp.ClientTimeout(total=10)
-        async with aiohttp.ClientSession(base, timeout=timeout, auto_decompress=False) as session:
+        async with aiohttp.ClientSession(base, connector=trust, timeout=timeout, auto_decompress=False) as session:
             yield Site(session, engine, frontend, port.address)
     finally:
         ticking.cancel()

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import logging
+import re
 from hashlib import sha256
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from http_harness import Site, run
 
-from lightllm_mp.actors.http.auth import load_keys
-from lightllm_mp.config import HttpConfig
+from lightllm_mp.actors.frontend import Frontend
+from lightllm_mp.actors.http.app import ACCESS, Route, create_app
+from lightllm_mp.actors.http.auth import Keys, guard, load_keys
+from lightllm_mp.actors.http.failures import failures
+from lightllm_mp.config import HttpConfig, ModelConfig
 from lightllm_mp.errors import ConfigError
 
-KEYS = frozenset(sha256(key).digest() for key in (b"first-key", b"second-key"))
+
+def digests(*keys: str) -> frozenset[bytes]:
+    return frozenset(sha256(key.encode()).digest() for key in keys)
+
+
+KEYS = Keys(users=digests("first-key", "second-key"), admins=digests("boss"))
 BODY = b'{"inputs":"a","parameters":{"max_new_tokens":1}}'
 POSTS = ["/generate", "/generate_stream", "/", "/tokens"]
 GETS = ["/metrics", "/token_load", "/get_server_info", "/nope"]
@@ -93,10 +107,107 @@ def test_metrics_are_public_by_choice():
 
 def test_keys_from_file_and_environment(tmp_path):
     path = tmp_path / "keys"
-    path.write_text("# comment\n first-key \n\n")
-    keys = load_keys(HttpConfig(api_key_file=str(path)), {"LIGHTLLM_MP_API_KEYS": "second-key, third\n"})
-    assert keys == KEYS | {sha256(b"third").digest()}
-    assert load_keys(HttpConfig(), {}) == frozenset()
+    path.write_text("# comment\n first-key \n\nadmin:boss\n admin: chief\nadmin:\n")
+    environment = {"LIGHTLLM_MP_API_KEYS": "second-key, third\n", "LIGHTLLM_MP_ADMIN_KEYS": "owner"}
+    keys = load_keys(HttpConfig(api_key_file=str(path)), environment)
+    assert keys == Keys(digests("first-key", "second-key", "third"), digests("boss", "chief", "owner"))
+    assert not load_keys(HttpConfig(), {})
+    assert load_keys(HttpConfig(), {"LIGHTLLM_MP_ADMIN_KEYS": "owner"}) == Keys(admins=digests("owner"))
+
+
+def application(table: tuple[Route, ...], keys: Keys) -> web.Application:
+    app = web.Application(middlewares=[failures, guard(keys, {route.handler: route.access for route in table})])
+    for route in table:
+        app.router.add_get(route.paths[0], route.handler)
+    return app
+
+
+def test_the_three_kinds_of_routes():
+    def route(access: str) -> Route:
+        async def handler(request: web.Request) -> web.Response:
+            return web.Response(text="ok")
+
+        return Route(("GET",), (f"/{access}",), handler, access)
+
+    async def main():
+        table = tuple(route(access) for access in ("public", "user", "admin"))
+        for keys, who, expected in (
+            (KEYS, "boss", [200, 200, 200]),
+            (KEYS, "first-key", [200, 200, 403]),
+            (KEYS, "nope", [200, 401, 401]),
+            (KEYS, "", [200, 401, 401]),
+            (Keys(users=KEYS.users), "first-key", [200, 200, 403]),
+            (Keys(admins=KEYS.admins), "first-key", [200, 401, 401]),
+            (Keys(), "", [200, 200, 200]),
+        ):
+            async with TestClient(TestServer(application(table, keys))) as client:
+                headers = {"Authorization": f"Bearer {who}"}
+                statuses = [(await client.get(route.paths[0], headers=headers)).status for route in table]
+                assert statuses == expected, who
+                assert (await client.get("/nope", headers=headers)).status == (404 if expected[1] == 200 else 401)
+
+    asyncio.run(main())
+
+
+def test_a_route_that_was_not_declared_is_an_admin_route():
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def main():
+        app = web.Application(middlewares=[failures, guard(KEYS, {})])
+        app.router.add_get("/forgotten", handler)
+        async with TestClient(TestServer(app)) as client:
+            for who, status in (("boss", 200), ("first-key", 403), ("nope", 401)):
+                got = await client.get("/forgotten", headers={"Authorization": f"Bearer {who}"})
+                assert got.status == status
+
+    asyncio.run(main())
+
+
+def test_every_route_says_who_may_call_it():
+    frontend = Frontend(lambda message: True, lambda message: True, max_live=1)
+    app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
+    declared = app[ACCESS]
+    undeclared = [str(route) for route in app.router.routes() if route.handler not in declared]
+    assert undeclared == []
+    assert set(declared.values()) <= {"public", "user", "admin"}
+    public = {route.resource.canonical for route in app.router.routes() if declared[route.handler] == "public"}
+    assert public == {"/health", "/healthz", "/liveness", "/readiness"}
+    with pytest.raises(TypeError):
+        Route(("GET",), ("/new",), lambda request: None)  # type: ignore[call-arg]
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch):
+    """Each key is compared with in full, whether one before it fitted or not."""
+    seen = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: seen.append(b) or real(a, b))
+
+    async def body(s: Site):
+        for key in ("first-key", "second-key", "boss", "nope", ""):
+            seen.clear()
+            await s.get("/get_server_info", headers={"Authorization": f"Bearer {key}"})
+            assert set(seen) == KEYS.users | KEYS.admins
+
+    run(body, keys=KEYS)
+
+
+def test_keys_are_not_logged(caplog):
+    async def body(s: Site):
+        for key in ("first-key", "boss", "nope-key"):
+            await s.post("/generate", BODY, headers={"Authorization": f"Bearer {key}"})
+
+    with caplog.at_level(logging.DEBUG):
+        run(body, keys=KEYS)
+    lines = [record.getMessage() for record in caplog.records if record.name == "lightllm_mp.access"]
+    assert len(lines) == 3
+    assert not any(secret in caplog.text for secret in ("first-key", "boss", "nope-key"))
+    assert not any(digest.hex()[:8] in caplog.text for digest in KEYS.users | KEYS.admins)
+    client = [re.search(r" client=([0-9a-f]{8}) ", line) for line in lines]
+    assert client[0]
+    assert client[1]
+    assert client[0][1] != client[1][1]
+    assert client[2] is None
 
 
 @pytest.mark.parametrize("content", ["", "# only a comment\n", None, b"\xff\xfe"])

@@ -10,7 +10,7 @@ from http_harness import site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightllm_mp.actors.http import api, sampling
+from lightllm_mp.actors.http import api, media, sampling
 from lightllm_mp.errors import InvalidRequest
 
 NAMES = [*api.Parameters.__struct_fields__, "unknown"]
@@ -28,7 +28,8 @@ def serve(data: bytes) -> None:
     body = api.generate_body(data)
     parameters, unknown = api.parameters(body.parameters)
     assert all(name.isascii() for name in unknown)
-    api.refuse_media(body.multimodal_params)
+    for image in (body.multimodal_params and body.multimodal_params.images) or ():
+        media.item(image)
     rules = sampling.sampling(parameters)
     message = (body.inputs, rules, sampling.output(parameters), sampling.choices(parameters))
     msgspec.msgpack.encode(message)

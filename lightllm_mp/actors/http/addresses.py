@@ -1,0 +1,113 @@
+"""Which addresses an image may be fetched from: public ones, and whatever hosts the operator names.
+
+A name is resolved once for each connection, all its addresses are judged, and the connection goes to one of those that
+were judged: a name that answers differently the second time gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address as IPv4
+from ipaddress import IPv6Address as IPv6
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from lightllm_mp.errors import InvalidRequest
+
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
+"""RFC 8215: for use inside a network only."""
+COMPATIBLE = ipaddress.IPv6Network("::/96")
+
+
+THREADS = 16
+"""Of their own: names that are slow to resolve must not keep anything else waiting."""
+
+
+class ForbiddenAddress(InvalidRequest):
+    """The address of an image is not public."""
+
+    code = "image_address_forbidden"
+
+
+def is_public(address: IPv4 | IPv6) -> bool:
+    """Neither private, loopback, link-local, multicast, reserved nor unspecified; of addresses that stand for an IPv4
+    one (mapped, NAT64, 6to4, Teredo) that one counts too."""
+    if isinstance(address, IPv6):
+        if address in NAT64_LOCAL or address in COMPATIBLE or address.is_site_local or address.scope_id:
+            return False
+        if (inner := _embedded(address)) is not None:
+            return is_public(inner)
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _embedded(address: IPv6) -> IPv4 | None:
+    """The IPv4 address that packets to `address` end up at."""
+    if address in NAT64:
+        return IPv4(int(address) & 0xFFFFFFFF)
+    if address.teredo is not None:
+        return address.teredo[1]
+    return address.ipv4_mapped or address.sixtofour
+
+
+class Guard:
+    """Judges hosts and addresses. `allowed`: hosts, as they stand in URLs, that need no public address."""
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        self._allowed = frozenset(map(_plain, allowed))
+
+    def allows(self, host: str) -> bool:
+        return _plain(host) in self._allowed
+
+    def check_literal(self, host: str) -> None:
+        """A host that is an address is not resolved, so it is judged here. Raises ForbiddenAddress."""
+        try:
+            address = ipaddress.ip_address(_plain(host))
+        except ValueError:
+            return
+        self.check(host, [address])
+
+    def check(self, host: str, addresses: Iterable[IPv4 | IPv6]) -> None:
+        """All must be good: which one a connection takes is not ours to say."""
+        if not self.allows(host) and not all(map(is_public, addresses)):
+            raise ForbiddenAddress("the address of an image's URL is not public", param="multimodal_params")
+
+
+class PinnedResolver(AbstractResolver):
+    """The system's resolver, each answer judged. What it gives is what aiohttp connects to."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="resolver")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found: list[Any] = await asyncio.get_running_loop().run_in_executor(
+            self._threads, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+        )
+        addresses = [entry[4] for entry in found]
+        self._guard.check(host, [ipaddress.ip_address(address[0]) for address in addresses])
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=entry[0],
+                proto=entry[2],
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for entry, address in zip(found, addresses, strict=True)
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain(host: str) -> str:
+    return host.strip("[]").rstrip(".").lower()

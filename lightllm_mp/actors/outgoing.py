@@ -1,0 +1,34 @@
+"""What the front sends: at once, or, in order, as soon as there is room."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from lightllm_mp.messages import Wire
+
+Send = Callable[[Wire], bool]
+
+
+class Lane:
+    """A lane and what waits until it has room, in order."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: deque[Wire] = deque()
+
+    def offer(self, message: Wire) -> bool:
+        """Send now or not at all."""
+        return not self._held and self._send(message)
+
+    def push(self, message: Wire) -> None:
+        """Send now or as soon as there is room."""
+        if not self.offer(message):
+            self._held.append(message)
+
+    def flush(self) -> None:
+        while self._held and self._send(self._held[0]):
+            self._held.popleft()
+
+    def clear(self) -> None:
+        self._held.clear()

@@ -1,0 +1,65 @@
+"""The language half of LLaVA 1.5: Llama, in the layout of the original files and in that of Hugging Face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.base import INV_FREQ, Family, eos_ids
+from lightllm_mp.models.spec import ModelSpec
+
+LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Of transformers' LlamaConfig: LLaVA's files leave out what is equal to these."""
+
+
+def read_original(config: dict[str, Any]) -> ModelSpec:
+    """The keys of a Llama beside those of the pictures."""
+    return msgspec.structs.replace(llama.read_hf(config), family="llava_orig")
+
+
+def read_nested(config: dict[str, Any]) -> ModelSpec:
+    """`text_config`, completed by LlamaConfig's defaults; a few keys may stand outside it."""
+    inner = config.get("text_config") or {}
+    if inner.get("model_type", "llama") != "llama":
+        raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
+    outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
+    generation = {"generation_config": config.get("generation_config", {})}
+    text = {**LLAMA_DEFAULTS, **outer, **inner, **generation}
+    ends = eos_ids({**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", 2))})
+    return msgspec.structs.replace(llama.read_hf(text), family="llava_hf", eos_ids=ends)
+
+
+LLAVA_ORIG = Family(
+    name="llava_orig",
+    model_types=(),
+    read_hf=read_original,
+    hf_weights=llama.hf_weights,
+    ignore=(INV_FREQ, r"^model\.mm_projector\.", r"^model\.vision_tower\.", r"^model\.image_newline$"),
+)
+"""Told by the key `mm_vision_tower`; `model_type` is `llava`, `llava_llama` or `llama`."""
+
+LLAVA_HF = Family(
+    name="llava_hf",
+    model_types=("llava",),
+    read_hf=read_nested,
+    hf_weights=llama.hf_weights,
+    ignore=(INV_FREQ, r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+    spellings=(
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("model.language_model.", "model."),
+    ),
+)

@@ -1,0 +1,44 @@
+"""The language halves of Qwen-VL (Qwen with a visual tower in the same file) and of Qwen2.5-VL (Qwen2 with mrope)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.families import llama, qwen, qwen2
+from lightllm_mp.models.families.base import INV_FREQ, Family
+from lightllm_mp.models.spec import ModelSpec
+
+
+def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
+    return msgspec.structs.replace(qwen.read_hf(config), family="qwen_vl")
+
+
+def read_qwen2_5_vl(config: dict[str, Any]) -> ModelSpec:
+    """The language model's keys stand outside in older files, in `text_config` in newer ones."""
+    inner = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
+    spec = qwen2.read_hf({**config, **inner})
+    if spec.rope is None or not spec.rope.sections:
+        raise ModelError("mrope_section is missing in the rope scaling")
+    return msgspec.structs.replace(spec, family="qwen2_5_vl")
+
+
+QWEN_VL = Family(
+    name="qwen_vl",
+    model_types=(),
+    read_hf=read_qwen_vl,
+    hf_weights=qwen.hf_weights,
+    ignore=(INV_FREQ, r"^transformer\.visual\."),
+)
+"""Told by the key `visual`; `model_type` is `qwen`."""
+
+QWEN2_5_VL = Family(
+    name="qwen2_5_vl",
+    model_types=("qwen2_5_vl",),
+    read_hf=read_qwen2_5_vl,
+    hf_weights=llama.hf_weights,
+    ignore=(*qwen2.QWEN2.ignore, r"^(model\.)?visual\."),
+    spellings=(("model.language_model.", "model."),),
+)

@@ -1,0 +1,265 @@
+"""Which images' embeddings are kept, for whom, and since when: the bookkeeping of the image cache. Imports no torch.
+
+Legal states of an image::
+
+    ABSENT --granted to a request--> FILLING --ready--> READY --least recently used, unleased--> ABSENT
+                                     FILLING --fail--> ABSENT
+
+A request asks for all its images at once and is granted all of them at once, in the order of asking, so two requests
+that each hold a part of what they need cannot exist. What is granted is leased until `release`. A request for an image
+that is FILLING joins those who wait for it: one encoding serves all. Only what is READY and unleased is ever evicted.
+
+A request that needs no new space may overtake a first one that waits for space, but only so often.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+OVERTAKES = 32
+"""So many requests may overtake the same one."""
+
+
+class Store(Protocol):
+    """Where blocks come from (shm/arena.py)."""
+
+    capacity: int
+
+    @property
+    def used(self) -> int: ...
+    def footprint(self, n: int, /) -> int: ...
+    def alloc(self, n: int, /) -> Any: ...
+    def free(self, block: Any, /) -> None: ...
+
+
+class Wanted(NamedTuple):
+    """An image of a request: `rows` embeddings in `nbytes`."""
+
+    key: bytes
+    rows: int
+    nbytes: int
+
+
+class Grant(NamedTuple):
+    """A request that has its leases now. `missing`: its images that nobody has asked for before, now FILLING."""
+
+    rid: int
+    missing: tuple[Wanted, ...]
+
+
+@dataclass(slots=True)
+class Entry:
+    """An image that is FILLING or READY."""
+
+    wanted: Wanted
+    block: Any
+    ready: bool = False
+    leases: int = 0
+    waiters: list[int] = field(default_factory=list)
+    """Requests that cannot go on before it is READY."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has happened, in images; `refusals` in requests."""
+
+    hits: int = 0
+    joins: int = 0
+    misses: int = 0
+    evictions: int = 0
+    refusals: int = 0
+
+
+class ImageCache:
+    def __init__(self, capacity: int, store: Store) -> None:
+        self.capacity = capacity
+        self.counts = Counts()
+        self._store = store
+        self._entries: dict[bytes, Entry] = {}
+        self._idle: OrderedDict[bytes, None] = OrderedDict()
+        """READY and unleased, the least recently used first."""
+        self._queue: OrderedDict[int, tuple[Wanted, ...]] = OrderedDict()
+        self._held: dict[int, tuple[bytes, ...]] = {}
+        self._lacking: dict[int, int] = {}
+        """Images of a granted request that are FILLING."""
+        self._overtaken = 0
+
+    @property
+    def items(self) -> int:
+        return len(self._entries)
+
+    @property
+    def leased(self) -> int:
+        """Images that somebody holds a lease of."""
+        return sum(entry.leases > 0 for entry in self._entries.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for space."""
+        return len(self._queue)
+
+    @property
+    def granted(self) -> int:
+        """Requests that hold leases."""
+        return len(self._held)
+
+    def entry(self, key: bytes) -> Entry | None:
+        return self._entries.get(key)
+
+    def fits(self, wanted: Iterable[Wanted]) -> bool:
+        """Whether a request for these images could have all of them, were the cache empty."""
+        images = {image.key: image for image in wanted}.values()
+        size = sum(self._store.footprint(image.nbytes) for image in images)
+        return len(images) <= self.capacity and size <= self._store.capacity
+
+    def ask(self, rid: int, wanted: Sequence[Wanted]) -> bool:
+        """Join the queue. False: the request can never be granted, or is known already, and nothing has changed."""
+        images = tuple({image.key: image for image in wanted}.values())
+        if rid in self._queue or rid in self._held or not self.fits(images):
+            self.counts.refusals += 1
+            return False
+        self._queue[rid] = images
+        return True
+
+    def grant(self) -> list[Grant]:
+        """Everybody who can have all images now."""
+        granted: list[Grant] = []
+        while self._queue:
+            rid, images = next(iter(self._queue.items()))
+            missing = self._take(rid, images)
+            if missing is None and not self._held:
+                # Its own images lie in the way of the others: all of them once more.
+                while self._idle:
+                    self._evict()
+                missing = self._take(rid, images)
+            if missing is None:
+                break
+            self._overtaken = 0
+            granted.append(Grant(rid, missing))
+        return granted + self._overtaking()
+
+    def complete(self, rid: int) -> bool:
+        """All images of a granted request are READY."""
+        return rid in self._held and not self._lacking.get(rid)
+
+    def images(self, rid: int) -> list[Entry]:
+        """What a granted request holds."""
+        return [self._entries[key] for key in self._held[rid]]
+
+    def ready(self, key: bytes) -> list[int]:
+        """FILLING -> READY. Returns the requests that are complete with it."""
+        entry = self._entries[key]
+        entry.ready = True
+        waiters, entry.waiters = entry.waiters, []
+        for rid in waiters:
+            self._lacking[rid] -= 1
+        if not entry.leases:
+            self._idle[key] = None
+        return [rid for rid in waiters if not self._lacking[rid]]
+
+    def fail(self, key: bytes) -> list[int]:
+        """FILLING -> ABSENT. Returns the requests that waited for it; they have lost all their leases."""
+        waiters = list(self._entries[key].waiters)
+        for rid in waiters:
+            self.release(rid)
+        self._remove(key)
+        return waiters
+
+    def release(self, rid: int) -> list[bytes]:
+        """The request is over, granted or not; an unknown one is no error. Returns keys FILLING for nobody now."""
+        if self._queue.pop(rid, None) is not None:
+            return []
+        orphans = []
+        lacking = self._lacking.pop(rid, 0)
+        for key in self._held.pop(rid, ()):
+            entry = self._entries[key]
+            entry.leases -= 1
+            if lacking and rid in entry.waiters:
+                entry.waiters.remove(rid)
+            if entry.leases:
+                continue
+            if entry.ready:
+                self._idle[key] = None
+            else:
+                orphans.append(key)
+        return orphans
+
+    def release_all(self) -> None:
+        """Forget all requests and keep the images."""
+        for rid in [*self._queue, *self._held]:
+            self.release(rid)
+        self._overtaken = 0
+
+    def _overtaking(self) -> list[Grant]:
+        """Requests behind the first one that need no space."""
+        granted = []
+        for rid, images in list(self._queue.items())[1:]:
+            if self._overtaken >= OVERTAKES:
+                break
+            if all(image.key in self._entries for image in images) and self._take(rid, images) is not None:
+                self._overtaken += 1
+                granted.append(Grant(rid, ()))
+        return granted
+
+    def _take(self, rid: int, images: tuple[Wanted, ...]) -> tuple[Wanted, ...] | None:
+        """Lease all `images`, with space for the missing ones; None: not now, and nobody holds more than before."""
+        present = [image.key for image in images if image.key in self._entries]
+        missing = tuple(image for image in images if image.key not in self._entries)
+        for key in present:  # so that space for the others is not made of these
+            self._idle.pop(key, None)
+        blocks = self._space(missing)
+        if blocks is None:
+            for key in present:
+                entry = self._entries[key]
+                if entry.ready and not entry.leases:
+                    self._idle[key] = None
+            return None
+        for image, block in zip(missing, blocks, strict=True):
+            self._entries[image.key] = Entry(image, block)
+        del self._queue[rid]
+        self._hold(rid, images, len(missing))
+        return missing
+
+    def _hold(self, rid: int, images: tuple[Wanted, ...], missing: int) -> None:
+        self._held[rid] = tuple(image.key for image in images)
+        entries = [self._entries[image.key] for image in images]
+        for entry in entries:
+            entry.leases += 1
+            if not entry.ready:
+                entry.waiters.append(rid)
+        lacking = self._lacking[rid] = sum(not entry.ready for entry in entries)
+        self.counts.hits += len(images) - lacking
+        self.counts.joins += lacking - missing
+        self.counts.misses += missing
+
+    def _space(self, missing: tuple[Wanted, ...]) -> list[Any] | None:
+        """Blocks for `missing`, and room among the items; None, and nothing taken, when leases stand against it."""
+        store = self._store
+        surplus = len(self._entries) + len(missing) - self.capacity
+        idle = sum(store.footprint(self._entries[key].wanted.nbytes) for key in self._idle)
+        needed = sum(store.footprint(image.nbytes) for image in missing)
+        if surplus > len(self._idle) or needed > store.capacity - store.used + idle:
+            return None
+        for _ in range(surplus):
+            self._evict()
+        blocks: list[Any] = []
+        for image in missing:
+            while (block := store.alloc(image.nbytes)) is None and self._idle:
+                self._evict()
+            if block is None:  # what is free lies in pieces
+                for taken in blocks:
+                    store.free(taken)
+                return None
+            blocks.append(block)
+        return blocks
+
+    def _evict(self) -> None:
+        key, _ = self._idle.popitem(last=False)
+        self._remove(key)
+        self.counts.evictions += 1
+
+    def _remove(self, key: bytes) -> None:
+        self._store.free(self._entries.pop(key).block)

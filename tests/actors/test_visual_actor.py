@@ -1,0 +1,211 @@
+"""Images through real processes, the model apart: one encoding for all, no deadlock, no leak, no loss in a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from embedded import in_time
+from seeing import png, seeing, with_images
+
+from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
+
+
+@in_time
+async def test_a_hundred_requests_for_one_new_image(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+        answers = await asyncio.gather(*[s.ask([png(1)]) for _ in range(100)])
+        assert all(answer == answers[0] for answer in answers)
+        numbers = await s.clean()
+        assert (numbers["encoded"], numbers["misses"], numbers["items"]) == (1, 1, 1)
+        assert numbers["joins"] + numbers["hits"] == 99
+        # Other images, other answers; the same again from the cache.
+        assert await s.ask([png(2)]) != answers[0] == await s.ask([png(1)])
+        assert (await s.clean())["encoded"] == 2
+
+
+@in_time
+async def test_more_images_than_the_cache_holds(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+        most = 0.0
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, s.numbers.get("items", 0))
+                await asyncio.sleep(0.002)
+
+        watching = asyncio.create_task(watch())
+        alone = await asyncio.gather(*[s.ask([png(i)]) for i in range(40)])
+        assert len(set(map(tuple, alone))) == 40
+        groups = [[png(6 * i + j) for j in range(6)] for i in range(8)]
+        six = await asyncio.gather(*[s.ask(images) for images in groups])
+        assert [len(answer) for answer in six] == [3] * 8
+        watching.cancel()
+        numbers = await s.clean()
+        assert numbers["items"] == most == 10
+        assert numbers["bytes"] <= numbers["bytes_total"]
+        assert await s.ask(groups[0]) == six[0]
+        with pytest.raises(InvalidRequest, match="11 different images, the cache holds 10"):
+            s.submit([png(i) for i in range(11)])
+        assert len(await s.ask([png(1)] * 11)) == 3
+
+
+@in_time
+async def test_bytes_bound_the_cache_too(tmp_path: Path) -> None:
+    """Room for 4 images; a request for 5 fits the count and not the bytes."""
+    async with seeing(tmp_path, with_images(cache_size_gb=4 * 65536 / 2**30)) as s:
+        await asyncio.gather(*[s.ask([png(i), png(i + 1)]) for i in range(12)])
+        with pytest.raises(InvalidRequest, match=r"5 different images do not fit the image cache together \(10 images"):
+            await s.ask([png(i) for i in range(5)])
+        numbers = await s.clean()
+        assert (numbers["items"], numbers["refusals"]) == (4, 1)
+
+
+@in_time
+async def test_bad_images_fail_alone_and_leave_nothing(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+        good, bad = png(1), png(2)[:-200]
+
+        async def fails() -> str:
+            with pytest.raises(InvalidRequest) as caught:
+                await s.ask([good, bad])
+            return caught.value.message
+
+        messages = await asyncio.gather(*[fails() for _ in range(5)], *[s.ask([good]) for _ in range(5)])
+        assert messages[:5] == ["a PNG image is damaged or cut off"] * 5
+        assert (await s.clean())["items"] == 1
+        with pytest.raises(InvalidRequest, match="0 places for images"):
+            await s.ask([good], tag="")
+        await s.clean()
+
+
+@in_time
+async def test_clients_that_leave_at_any_moment(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+
+        async def leave(number: int) -> None:
+            live = s.submit([png(number % 15), png(number % 15 + 1)], tokens=50)
+            await asyncio.sleep(number % 10 * 0.01)
+            live.close()
+
+        for _ in range(3):
+            await asyncio.gather(*[leave(number) for number in range(60)])
+        assert len(await s.ask([png(99)])) == 3
+        await s.clean()
+
+
+@in_time
+async def test_files_wait_for_room_in_shared_memory(tmp_path: Path) -> None:
+    """300 KB for each image, and shared memory for five of them; then more than may be live at all."""
+    images = [png(i, 400, 250) for i in range(24)]
+    sizes = {"max_image_bytes_per_request": 1 << 20, "max_bytes_per_image": 1 << 20, "max_image_bytes_live": 8 << 20}
+    async with seeing(tmp_path, with_images(**sizes, max_images_per_request=4)) as s:
+        lives = [s.submit(images[i : i + 3]) for i in range(0, 24, 3)]
+        assert s.lane.waiting > 0
+        assert all(len(ids) == 3 for ids, _ in await asyncio.gather(*map(s.engine.collect, lives)))
+        await s.clean()
+        lives = [s.submit([image]) for image in images]
+        lives += [s.submit([png(number, 400, 250)]) for number in range(24, 27)]
+        with pytest.raises(Overloaded):
+            s.submit([png(27, 400, 250)])
+        assert s.lane.files.bytes <= 8 << 20
+        with pytest.raises(PayloadTooLarge, match="the request's images have"):
+            s.submit(images[:4])
+        await asyncio.gather(*map(s.engine.collect, lives))
+        await s.clean()
+
+
+def decoders(visual: int) -> list[int]:
+    children = Path(f"/proc/{visual}/task/{visual}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+@in_time
+async def test_a_decoder_that_dies_or_hangs_costs_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with seeing(tmp_path) as s:
+        await s.ask([png(0)])
+        visual = s.engine.pid("visual")
+        for number in range(1, 4):
+            for pid in decoders(visual):
+                os.kill(pid, signal.SIGKILL)
+            results = await asyncio.gather(*[s.ask([png(10 * number + i)]) for i in range(8)], return_exceptions=True)
+            assert all(isinstance(result, list | InvalidRequest) for result in results)
+            assert len(await s.ask([png(100 + number)])) == 3
+        assert s.engine.pid("visual") == visual
+        await s.clean()
+
+
+@in_time
+async def test_a_killed_visual_actor_loses_no_request(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+        groups = [[png(3 * i + j) for j in range(3)] for i in range(12)]
+        undisturbed = await asyncio.gather(*[s.ask(images, 40) for images in groups])
+        text_alone = (await s.engine.collect(s.engine.submit("Tell me", 1000)))[0]
+        old = s.engine.pid("visual")
+        gaps: list[float] = []
+
+        async def stream() -> list[int]:
+            live, ids, last = s.engine.submit("Tell me", 1000), [], time.monotonic()
+            async for event in live:
+                ids.append(event.id)
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+            live.close()
+            return ids
+
+        images = asyncio.gather(*[s.ask(images, 40) for images in groups])
+        await asyncio.sleep(0.02)
+        s.engine.kill("visual")
+        streams = 0
+        while not images.done():  # without the visual actor, and while it comes back
+            assert await stream() == text_alone
+            streams += 1
+        assert await images == undisturbed
+        assert s.engine.pid("visual") != old
+        print(f"{streams} streams of text meanwhile, longest gap between two tokens {max(gaps):.3f} s")
+        assert streams > 1
+        # A repair of text takes no start of a visual actor, which imports torch and reads weights.
+        assert max(gaps) < 2.0
+        assert (await s.clean())["items"] == 10
+
+
+@in_time
+async def test_the_cache_survives_the_death_of_others(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+        images = [[png(i)] for i in range(8)]
+        undisturbed = await asyncio.gather(*[s.ask(one, 400, seed=3) for one in images])
+        for victim in ("router", "tokenizer", "worker0"):
+            tasks = [asyncio.create_task(s.ask(one, 400, seed=3)) for one in images]
+            await asyncio.sleep(0.03)
+            s.engine.kill(victim)
+            assert await asyncio.gather(*tasks) == undisturbed
+        numbers = await s.clean()
+        assert (numbers["encoded"], numbers["items"]) == (8, 8)
+
+
+@pytest.mark.slow
+@in_time
+async def test_a_thousand_images_leave_memory_flat(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as s:
+
+        def footprint() -> tuple[int, int]:
+            status = Path(f"/proc/{s.engine.pid('visual')}/status").read_text()
+            resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+            return resident, len(os.listdir(f"/proc/{s.engine.pid('visual')}/fd"))
+
+        async def some(start: int, end: int) -> None:
+            for first in range(start, end, 10):
+                await asyncio.gather(*[s.ask([png(i)], 1) for i in range(first, first + 10)])
+
+        await some(0, 200)
+        resident, descriptors = footprint()
+        await some(200, 1200)
+        later, descriptors_later = footprint()
+        assert descriptors_later == descriptors
+        assert later - resident < 8 << 10  # KiB
+        assert (await s.clean())["items"] == 10

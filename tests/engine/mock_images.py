@@ -1,0 +1,72 @@
+"""A visual actor without a model: its embeddings of a slot are the slot's pseudo id, and it knows who holds what."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Tokenized
+from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+
+ROW_BYTES = 4
+GONE = -7
+"""What a block holds when nobody has a lease on it."""
+Part = list[int] | tuple[str, int]
+"""Of a prompt: ids of text, or an image's name and its slots."""
+
+
+def image_prompt(vocab: int, *parts: Part) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    ids: list[int] = []
+    spans = []
+    for part in parts:
+        if isinstance(part, tuple):
+            key = part[0].encode()
+            spans.append(ImageSpan(len(ids), part[1], key))
+            ids += pseudo_ids(ImageSlots(key, part[1]), vocab).tolist()
+        else:
+            ids += part
+    return ids, tuple(spans)
+
+
+class MockImages:
+    """Blocks lie far out, so that offsets need both words of a plan. One that nobody holds is overwritten at once."""
+
+    base = 5 << 32
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._memory = np.full(0, GONE, np.int64)
+        self._blocks: dict[bytes, tuple[int, int]] = {}
+        """By key: first row, rows."""
+        self.leases: dict[int, tuple[bytes, ...]] = {}
+        self.released: list[int] = []
+
+    def embed(self, request: Tokenized) -> Embedded:
+        """The answer to a request's Encode."""
+        assert request.rid not in self.leases
+        keys = dict.fromkeys(span.key for span in request.spans)
+        self.leases[request.rid] = tuple(keys)
+        blocks = [self._block(key, next(s.count for s in request.spans if s.key == key)) for key in keys]
+        return Embedded(request.rid, tuple(blocks))
+
+    def _block(self, key: bytes, rows: int) -> ImageBlock:
+        if key not in self._blocks:
+            self._blocks[key] = len(self._memory), rows
+            self._memory = np.append(self._memory, pseudo_ids(ImageSlots(key, rows), self._vocab))
+        return ImageBlock(key, self.base + ROW_BYTES * self._blocks[key][0], rows, 1)
+
+    def release(self, rid: int) -> None:
+        """A KeyError says that a lease came back twice, or was never given."""
+        gone = set(self.leases.pop(rid)) - {key for keys in self.leases.values() for key in keys}
+        self.released.append(rid)
+        for key in gone:
+            first, rows = self._blocks.pop(key)
+            self._memory[first : first + rows] = GONE
+
+    def reset(self) -> None:
+        """Leases are forgotten, embeddings stay."""
+        self.leases.clear()
+
+    def rows(self, offset: int, first: int, count: int) -> np.ndarray:
+        start = (offset - self.base) // ROW_BYTES + first
+        assert 0 <= start <= start + count <= len(self._memory)
+        return self._memory[start : start + count]

@@ -1,0 +1,45 @@
+"""Images in steps as a GPU carries them out, here with interpreted kernels; test_images_cuda.py has the real ones."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from test_golden_images import ImageRun, limits
+
+if torch.cuda.is_available():
+    pytest.skip("the model is on the CPU", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="triton is not installed")
+
+from test_device_classes import CapturedInName
+
+from lightllm_mp.engine import device_steps, executor
+
+
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
+@pytest.mark.parametrize("step_tokens", [7, 64])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: int, graphs: bool) -> None:
+    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    run = ImageRun(folder, 1, **limits(folder, step_tokens))
+    if graphs:
+        run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
+    run.ask_all()
+    run.work().check()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_token_by_token(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    """A lone slot that is sampled from looks like a decode step, but its graph would not know the image."""
+    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    run = ImageRun("llava_orig", **limits("llava_orig", 1))
+    if graphs:
+        run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
+    last = next(number for number, prompt in enumerate(run.golden) if prompt["name"] == "image_last")
+    run.ask(last)
+    run.work()
+    run.golden = [run.golden[last]]
+    run.ids[100], run.logprobs[100] = run.ids[100 + last], run.logprobs[100 + last]
+    run.check()
