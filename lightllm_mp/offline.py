@@ -23,12 +23,14 @@ from lightllm_mp.actors.front import FrontActor
 from lightllm_mp.actors.frontend import Prompt
 from lightllm_mp.actors.http.api import Parameters
 from lightllm_mp.actors.http.sampling import SCORE, choices, output, sampling
+from lightllm_mp.actors.intake import TEXT_ONLY
 from lightllm_mp.actors.live import Answer, Event, Live
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.serve import find_model
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, Supervisor
+from lightllm_mp.actors.uploads import Upload
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Output
@@ -36,6 +38,7 @@ from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.sharding import check_ranks
 
 T = TypeVar("T")
+P = TypeVar("P")
 Chat = Sequence[Mapping[str, str]]
 """Messages such as {"role": "user", "content": "Hello"}."""
 
@@ -80,9 +83,18 @@ class Engine:
 
     # --- for users ----------------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: str | Sequence[str | Sequence[int]], **parameters: Any) -> list[Completion]:
-        """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row."""
-        return self._completions(_prompts(prompts), _parse(parameters))
+    def generate(
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        *,
+        images: Sequence[Sequence[bytes]] = (),
+        **parameters: Any,
+    ) -> list[Completion]:
+        """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row.
+
+        `images`: for each prompt the image files for its tags (or its ids -200), in order.
+        """
+        return self._completions(_prompts(prompts), _parse(parameters), images)
 
     def score(self, prompts: str | Sequence[str | Sequence[int]]) -> list[float]:
         """A reward model's scores of texts or lists of token ids, in order."""
@@ -145,15 +157,27 @@ class Engine:
     def _ended(self) -> EngineEnded:
         return EngineEnded(self._supervisor.reason or "the engine is closed")
 
-    def _completions(self, prompts: list[Prompt], parameters: Parameters) -> list[Completion]:
-        answers = self._wait(lambda: self._all(prompts, lambda one: self._submit(one, parameters, stream=False)))
+    def _completions(
+        self, prompts: list[Prompt], parameters: Parameters, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[Completion]:
+        if images and len(images) != len(prompts):
+            raise InvalidRequest(f"there are images for {len(images)} prompts, and {len(prompts)} prompts")
+        uploads = [self._uploads(files) for files in images] or [()] * len(prompts)
+        asked = list(zip(prompts, uploads, strict=True))
+        answers = self._wait(lambda: self._all(asked, lambda one: self._submit(*one, parameters, stream=False)))
         return [_completion(answer) for answer in answers]
 
-    async def _all(self, prompts: list[Prompt], submit: Callable[[Prompt], Live]) -> list[Answer]:
+    def _uploads(self, files: Sequence[bytes]) -> tuple[Upload, ...]:
+        lane = self._front.frontend.images
+        if files and lane is None:
+            raise InvalidRequest(TEXT_ONLY)
+        return tuple(lane.judge.upload(bytes(data)) for data in files) if lane is not None else ()
+
+    async def _all(self, prompts: Sequence[P], submit: Callable[[P], Live]) -> list[Answer]:
         """At most max_live_requests at a time, so that a long list is never refused."""
         room = asyncio.Semaphore(self._config.http.max_live_requests)
 
-        async def one(prompt: Prompt) -> list[Answer]:
+        async def one(prompt: P) -> list[Answer]:
             async with room:
                 live = submit(prompt)
                 try:
@@ -171,16 +195,16 @@ class Engine:
         return [answer for answers in found for answer in answers]
 
     async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncGenerator[Event, None]:
-        live = self._submit(prompt, parameters, stream=True)
+        live = self._submit(prompt, (), parameters, stream=True)
         try:
             async for event in live:
                 yield event
         finally:
             live.close()
 
-    def _submit(self, prompt: Prompt, parameters: Parameters, *, stream: bool) -> Live:
+    def _submit(self, prompt: Prompt, images: Sequence[Upload], parameters: Parameters, *, stream: bool) -> Live:
         return self._front.frontend.submit(
-            prompt, sampling(parameters), output(parameters), n=choices(parameters), stream=stream
+            prompt, sampling(parameters), output(parameters), n=choices(parameters), images=images, stream=stream
         )
 
     # --- the engine's thread ------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class ChildProcess:
         self._pidfd = os.pidfd_open(self.pid)
         self._on_exit = on_exit
         self._name = birth.name
-        self._condemned = False
+        self.condemned = False
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
@@ -62,9 +62,9 @@ class ChildProcess:
 
         A process that is stopped, or that has not come as far as listening to the signal, says nothing.
         """
-        if self._condemned or not self.alive:
+        if self.condemned or not self.alive:
             return
-        self._condemned = True
+        self.condemned = True
         log.error("%s has not answered for %.1f s: killed", self._name, silent)
         signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
         asyncio.get_running_loop().call_later(STACKS_SECONDS, self._execute)

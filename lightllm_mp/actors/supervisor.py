@@ -287,10 +287,12 @@ class Supervisor:
             self._on_serving(self.facts)
 
     def _check_start(self, epoch: int) -> None:
-        late = ", ".join(sorted(self._awaiting_ready | self._awaiting_reset))
+        late = sorted(self._awaiting_ready | self._awaiting_reset)
         if epoch == self.epoch and late and self.state is not State.STOPPING:
             timeout = self._config.supervisor.start_timeout
-            self.begin_stop(EXIT_START_FAILED, f"start failed: {late} not ready after {timeout:.0f} s")
+            for process in filter(None, map(self._processes.get, late)):
+                process.condemn(timeout)
+            self.begin_stop(EXIT_START_FAILED, f"start failed: {', '.join(late)} not ready after {timeout:.0f} s")
 
     # --- control messages ---------------------------------------------------------------------------------------------
 
@@ -371,6 +373,8 @@ class Supervisor:
             process = self._processes[child.name]
             for name in self._crew.of(child.name) - told:
                 told.add(name)
+                if self._processes[name].condemned:
+                    continue  # it is being killed, and says first where it hangs
                 if name in self._awaiting_ready:
                     self._processes[name].kill()
                 else:

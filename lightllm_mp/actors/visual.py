@@ -42,6 +42,8 @@ PATCHES = {"cpu": 2400, "cuda": 40_000}
 """Of one batch: four pictures of a usual tower on CPU, seventy on CUDA."""
 DECODERS = 4
 """Most decoder processes."""
+PIXELS = 100_000_000
+"""Of all pictures that are being decoded together, if there are several."""
 NICE = 5
 """On CPU the text goes first."""
 DTYPES = {
@@ -67,7 +69,8 @@ class VisualActor(AsyncActor):
         self._birth, self._front = birth, birth.front
         self._jobs: deque[Job] = deque()
         """Not begun: their files lie in the front's memory."""
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: dict[asyncio.Task[None], int] = {}
+        """What is being decoded or encoded, and the pixels of what is being decoded."""
         self._files: dict[int, dict[bytes, RawImage]] = {}
         """Files of the requests that wait for space in the cache."""
         self._passed_on: set[int] = set()
@@ -194,15 +197,24 @@ class VisualActor(AsyncActor):
         """Grant what can be granted, decode what can be decoded, and publish the numbers."""
         for grant in self._cache.grant():
             self._granted(grant)
-        while self._jobs and len(self._working) < self._pool.size and self._batches.waiting < 2 * self._batches.budget:
+        while self._jobs and self._may_begin(self._jobs[0]):
             job = self._jobs.popleft()
             # Now and not in the task: the front's memory is emptied at the next repair.
             data = self.mailbox.read(self._front, job.ref)
             self.mailbox.give_back(self._front, job.ref)
             task = asyncio.create_task(self._fill(job, data))
-            self._working.add(task)
+            self._working[task] = job.width * job.height
             task.add_done_callback(self._finished)
         self._publish()
+
+    def _may_begin(self, job: Job) -> bool:
+        """Decoders are free, the tower keeps up, and not too much memory is filled with pixels."""
+        pixels = sum(self._working.values())
+        return (
+            len(self._working) < self._pool.size + self._batches.queued
+            and self._batches.waiting < 2 * self._batches.budget
+            and (not pixels or pixels + job.width * job.height <= PIXELS)
+        )
 
     def _granted(self, grant: Grant) -> None:
         files = self._files.pop(grant.rid)
@@ -221,7 +233,9 @@ class VisualActor(AsyncActor):
             begin = perf_counter()
             pixels = await self._pool.decode(data, job.width, job.height)
             self._decoded, self._decode_seconds = self._decoded + 1, self._decode_seconds + perf_counter() - begin
-            await self._batches.encode(pixels, lambda rows: self._write(entry, rows))
+            encoded = self._batches.encode(pixels, lambda rows: self._write(entry, rows))
+            self._decoded_one()
+            await encoded
         except EngineError as error:
             self._failures += 1
             for rid in self._cache.fail(job.key):
@@ -231,6 +245,14 @@ class VisualActor(AsyncActor):
         for rid in self._cache.ready(job.key):
             self._embedded(rid)
 
+    def _decoded_one(self) -> None:
+        """A decoder is free again, and the picture as large as the tower wants it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._working[task] = 0
+        if self.live:
+            self._go_on()
+
     def _write(self, entry: Entry, rows: torch.Tensor) -> None:
         """In the encoder's thread. A block that is FILLING belongs to nobody else."""
         with self._arena.payload(entry.block) as room:
@@ -239,7 +261,7 @@ class VisualActor(AsyncActor):
             del place
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
+        del self._working[task]
         if task.cancelled():
             return
         if (bug := task.exception()) is not None:

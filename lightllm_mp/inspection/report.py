@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -16,6 +17,7 @@ from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weight_files import weight_files
 from lightllm_mp.models.weights import Param
+from lightllm_mp.vision.config import read_vision
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MEDIA = ("vision_config", "visual", "mm_vision_tower", "audio_config")
@@ -104,10 +106,19 @@ def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpe
         notes.append(f"weights are packed in 4 bits ({packing.method}): those below are counted unpacked")
     if config.get("auto_map"):
         notes.append("Python code of the folder is not used")
-    if any(config.get(name) for name in MEDIA):
-        notes.append("images and sound are not served, only the language model")
+    notes += _media(path, config, problems)
     architecture = ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type"))
     return spec, params, architecture, files
+
+
+def _media(path: Path, config: dict[str, Any], problems: list[str]) -> list[str]:
+    try:
+        if (pictures := read_vision(path)) is not None:
+            return [f"images with --enable-multimodal ({pictures.spec.kind})"]
+    except EngineError as error:
+        problems.append(error.message)
+        return []
+    return ["images and sound are not served, only the language model"] * any(config.get(name) for name in MEDIA)
 
 
 def _tokenizer(path: Path, notes: list[str], problems: list[str]) -> tuple[str, bool, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,11 @@ import torch
 from lightllm_mp.errors import EngineError
 from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.preprocess import Preprocessed
+
+log = logging.getLogger("lightllm_mp.visual")
+
+HOPELESS = 3
+"""So many batches in a row that fail are no accident of pictures: the process must be replaced."""
 
 Write = Callable[[torch.Tensor], None]
 """Puts the embeddings [rows, out] of one picture where they belong; called in the encoder's thread."""
@@ -34,30 +40,38 @@ class EncoderBatches:
         self.batches = 0
         self.images = 0
         self.seconds = 0.0
+        self._failed = 0
+        """Batches in a row of which nothing could be used."""
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._queue: deque[_Waiting] = deque()
-        self._running = False
+        self._in_batch = 0
 
     @property
     def waiting(self) -> int:
         """Patches that no batch has taken yet."""
         return sum(one.image.grid.patches for one in self._queue)
 
-    async def encode(self, image: Preprocessed, write: Write) -> None:
-        """Returns when the embeddings are written. Raises EngineError where they need too much memory."""
+    @property
+    def queued(self) -> int:
+        """Pictures that are decoded and not yet encoded."""
+        return len(self._queue) + self._in_batch
+
+    def encode(self, image: Preprocessed, write: Write) -> asyncio.Future[None]:
+        """Done when the embeddings are written. EngineError where that was not possible, RuntimeError where it is not
+        any more."""
         one = _Waiting(image, write, asyncio.get_running_loop().create_future())
         self._queue.append(one)
-        if not self._running:
+        if not self._in_batch:
             self._next()
-        await one.done
+        return one.done
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> None:
         batch = self._batch()
-        self._running = bool(batch)
+        self._in_batch = len(batch)
         if batch:
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._work, batch)
             work.add_done_callback(lambda done: self._finished(batch, done))
@@ -74,20 +88,28 @@ class EncoderBatches:
     def _work(self, batch: list[_Waiting]) -> list[EngineError | None]:
         begin = perf_counter()
         found = self._encode(batch)
+        self._failed = self._failed + 1 if all(found) else 0
+        if self._failed >= HOPELESS:
+            raise RuntimeError(f"{HOPELESS} batches of images in a row could not be encoded")
         self.batches, self.images = self.batches + 1, self.images + len(batch)
         self.seconds += perf_counter() - begin
         return found
 
     def _encode(self, batch: list[_Waiting]) -> list[EngineError | None]:
-        """What went wrong with each, None where nothing did."""
+        """What went wrong with each, None where nothing did. A batch that fails is tried in halves, so that one picture
+        does not take the others with it."""
         try:
             for one, rows in zip(batch, self._encoder.encode([one.image for one in batch]), strict=True):
                 one.write(rows)
             return [None] * len(batch)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
+            error = EngineError("an image needs more memory to be encoded than there is")
+        except Exception:
+            log.exception("a batch of %d images could not be encoded", len(batch))
+            error = EngineError("an image could not be encoded")
         if len(batch) == 1:
-            return [EngineError("an image needs more memory to be encoded than there is")]
+            return [error]
         half = len(batch) // 2
         return self._encode(batch[:half]) + self._encode(batch[half:])
 

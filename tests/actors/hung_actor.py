@@ -48,3 +48,9 @@ class SleepingActor(HangingActor):
 
     def sleep_for_ever(self) -> None:
         time.sleep(3600)
+
+
+class SlowStartActor(HangingActor):
+    def start(self) -> Facts:
+        time.sleep(3600)
+        return super().start()

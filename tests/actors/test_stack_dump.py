@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from embedded import config, embedded, in_time, mocked
 
+from lightllm_mp.actors.supervisor import EXIT_START_FAILED
 from lightllm_mp.actors.topology import EMBEDDED, topology
 
 ACTORS = "tests.actors.hung_actor:"
@@ -55,3 +56,13 @@ async def test_a_stopped_actor_says_nothing_and_is_killed_all_the_same(
             assert "it cannot say" in await logged(caplog, "router hung here")
             while engine.pid("router") == old:
                 await asyncio.sleep(0.01)
+
+
+@in_time
+async def test_a_start_that_hangs_says_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = mocked(topology(front=EMBEDDED), program=ACTORS + "SlowStartActor")
+    with caplog.at_level(logging.ERROR, "lightllm_mp.supervisor"):
+        async with embedded(tmp_path, config(start_timeout=2.0), plan) as engine:
+            assert await engine.running == EXIT_START_FAILED
+            assert engine.supervisor.reason == "start failed: worker0 not ready after 2 s"
+    assert "in start" in await logged(caplog, "worker0 hung here")

@@ -12,6 +12,7 @@ import pytest
 from embedded import in_time
 from seeing import png, seeing, with_images
 
+from lightllm_mp.actors.supervisor import State
 from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
 
 
@@ -172,6 +173,41 @@ async def test_a_killed_visual_actor_loses_no_request(tmp_path: Path) -> None:
         # A repair of text takes no start of a visual actor, which imports torch and reads weights.
         assert max(gaps) < 2.0
         assert (await s.clean())["items"] == 10
+
+
+@pytest.mark.parametrize("also", ["router", "visual", "worker0"])
+@in_time
+async def test_deaths_while_the_visual_actor_comes_back(tmp_path: Path, also: str) -> None:
+    async with seeing(tmp_path) as s:
+        groups = [[png(2 * i), png(2 * i + 1)] for i in range(6)]
+        undisturbed = await asyncio.gather(*[s.ask(images, 200) for images in groups])
+        text_alone = (await s.engine.collect(s.engine.submit("Tell me", 1000)))[0]
+        images = asyncio.gather(*[s.ask(images, 200) for images in groups])
+        await asyncio.sleep(0.02)
+        s.engine.kill("visual")
+        await s.engine.until(State.REPAIRING)
+        await s.engine.until(State.RUNNING)
+        assert s.engine.front.frontend.ready
+        assert (await s.engine.collect(s.engine.submit("Tell me", 1000)))[0] == text_alone
+        s.engine.kill(also)
+        assert (await s.engine.collect(s.engine.submit("Tell me", 1000)))[0] == text_alone
+        assert await images == undisturbed
+        await s.clean()
+
+
+@pytest.mark.parametrize("way", [("visual", "router"), ("router", "visual"), ("engine", "visual")])
+@in_time
+async def test_a_corrupt_lane_of_the_visual_actor_is_repaired(tmp_path: Path, way: tuple[str, str]) -> None:
+    async with seeing(tmp_path) as s:
+        undisturbed = await s.ask([png(1)], 500)
+        asking = asyncio.create_task(s.ask([png(1)], 500))
+        await asyncio.sleep(0.02)
+        s.engine.supervisor.wiring.lane(*way).poison()
+        s.engine.supervisor.wiring.bells[way[1]].ring()
+        assert await asking == undisturbed
+        assert len(await s.ask([png(2)])) == 3
+        assert sum(s.engine.supervisor._restarts.values()) >= 1
+        await s.clean()
 
 
 @in_time

@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from conftest import START, get, post
 from test_served_model import children, until_idle
 
-from lightllm_mp import Config, Server, launch
+from lightllm_mp import Config, Engine, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
 from tests.actors.embedded import write_byte_tokenizer
 from tests.vision.image_files import bomb, encoded, noise, png_of
@@ -115,6 +116,19 @@ def test_two_ranks_read_the_same_images() -> None:
     with serving(GOLDENS / "llava_hf", engine=EngineConfig(max_total_token_num=3000, threads=1, tp=2)) as server:
         for prompt in prompts("llava_hf"):
             assert ids(post(server, "/generate", golden_body("llava_hf", prompt))) == prompt["greedy_ids"]
+        until_clean(server)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("place", ["cuda", "cpu"])
+@pytest.mark.parametrize("folder", ["llava_hf", "llava_orig", "qwen_vl", "qwen2_5_vl"])
+def test_golden_answers_on_a_gpu(folder: str, place: Any) -> None:
+    model = ModelConfig(model_dir=str(GOLDENS / folder), data_type="float32", device="cuda")
+    images = MultimodalConfig(enable_multimodal=True, cache_capacity=10, visual_device=place)
+    with serving(GOLDENS / folder, model=model, multimodal=images) as server:
+        for prompt in prompts(folder) * 2:
+            assert ids(post(server, "/generate", golden_body(folder, prompt))) == prompt["greedy_ids"]
         until_clean(server)
 
 
@@ -356,6 +370,19 @@ def test_nothing_is_shared_between_keys(tmp_path: Path) -> None:
         before = prompt["image_slots"][0][0]
         assert answers[1]["cached_tokens"] <= before < answers[2]["cached_tokens"]
         assert 'lightllm_images_encoded_total{model_name="llava_hf"} 2.0' in ask("/metrics", "one").decode()
+
+
+def test_the_offline_engine_takes_images() -> None:
+    chosen = prompts("llava_hf")
+    config = Config(
+        model=ModelConfig(model_dir=str(GOLDENS / "llava_hf"), data_type="float32", device="cpu"),
+        engine=EngineConfig(max_total_token_num=3000, threads=1),
+        multimodal=MultimodalConfig(enable_multimodal=True),
+    )
+    files = [[(GOLDENS / "llava_hf" / "images" / f"{name}.png").read_bytes() for name in _names(p)] for p in chosen]
+    with Engine(config) as engine:
+        found = engine.generate([folded(p) for p in chosen], images=files, max_new_tokens=24, ignore_eos=True)
+        assert [answer.token_ids for answer in found] == [p["greedy_ids"] for p in chosen]
 
 
 def test_a_model_without_a_tower_serves_text() -> None:

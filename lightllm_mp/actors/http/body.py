@@ -30,7 +30,8 @@ class BodyReader:
 
     async def read(self, request: web.Request) -> bytes:
         """The whole body; any content type, chunked or not."""
-        if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+        codings = (request.headers.get(name, "").strip().lower() for name in ("Content-Encoding", "Transfer-Encoding"))
+        if any(coding not in ("", "identity", "chunked") for coding in codings):
             raise UnsupportedMedia("a compressed request body is not accepted")
         if (request.content_length or 0) > self._most:
             raise self._too_large()

@@ -63,7 +63,12 @@ async def serve(
             auto_decompress=False,
         )
 
-    # A client that does not shake hands is a client that does not send its headers.
-    patience = {"ssl_handshake_timeout": config.header_timeout, "ssl_shutdown_timeout": LINGER} if tls else {}
-    server = await loop.create_server(connection, sock=sock, backlog=BACKLOG, ssl=tls, **patience)
+    server = await loop.create_server(
+        connection,
+        sock=sock,
+        backlog=BACKLOG,
+        ssl=tls,
+        ssl_handshake_timeout=config.header_timeout if tls else None,  # not to shake hands is not to send headers
+        ssl_shutdown_timeout=LINGER if tls else None,
+    )
     return Port(runner, server)

@@ -57,6 +57,7 @@ class Status:
             "max_live_requests": config.max_live_requests,
             "max_body_bytes": config.max_body_bytes,
             "live_requests": context.frontend.live,
+            "takes_images": context.frontend.images is not None,
         }
         return _json(info | {"facts": asdict(facts) if facts else None})
 

@@ -10,6 +10,7 @@ from http_harness import Engine, Site, run
 from lightllm_mp.actors.http.auth import Keys
 from lightllm_mp.actors.http.cors import Origins
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.flags import resolve
 
 BODY = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
 GOOD, EVIL = "https://app.example:8443", "https://app.example.evil"
@@ -76,6 +77,13 @@ def test_every_origin_is_a_star_and_not_a_reflection():
         assert allowed((await s.get("/health", headers={"Origin": EVIL}))[2]) == ["*"]
 
     run(body, cors_allow_origin=("*",))
+
+
+def test_the_flag_may_be_repeated():
+    words = ["--cors-allow-origin", "https://a", "--port", "1", "--cors_allow_origin", "https://b", "https://c"]
+    assert resolve(words, {})[0].http.cors_allow_origin == ("https://a", "https://b", "https://c")
+    environment = {"LIGHTLLM_MP_CORS_ALLOW_ORIGIN": "https://a,https://b"}
+    assert resolve([], environment)[0].http.cors_allow_origin == ("https://a", "https://b")
 
 
 @pytest.mark.parametrize("origin", ["null", "example.org", "https://a/b", "https://a/", "*.a", "https://a\r\nX: y", ""])

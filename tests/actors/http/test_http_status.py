@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 
 from http_harness import Engine, Site, run
 from prometheus_client.parser import text_string_to_metric_families
@@ -206,7 +207,24 @@ def test_access_log_has_one_line_per_request_and_no_prompt(caplog):
     assert lines[0].startswith("lbl POST /generate 200 prompt=7 cached=3 output=4 ttft_ms=")
     assert " POST /generate_stream 200 prompt=7 cached=3 output=4 ttft_ms=" in lines[1]
     assert " GET /no%0D%0Ape 404 total_ms=" in lines[2]
+    assert re.search(r" received_ms=[\d.]+ first_ms=[\d.]+ last_ms=[\d.]+ finish=length total_ms=[\d.]+$", lines[1])
     assert not any("my prompt" in line or "k-secret" in line for line in lines)
+
+
+def test_access_log_says_why_a_request_failed(caplog):
+    rejected = say.ErrorInfo(400, "too long", "invalid_request_error", "prompt_too_long", "inputs")
+
+    async def body(s: Site):
+        await s.post("/generate", {"inputs": 5})
+        await s.post("/generate", BODY)
+
+    with caplog.at_level(logging.INFO, "lightllm_mp.access"):
+        run(body, engine=Engine(reject=rejected))
+    records = [record for record in caplog.records if record.name == "lightllm_mp.access"]
+    assert " 400 error=invalid_request total_ms=" in records[0].getMessage()
+    assert records[0].fields["error"] == "invalid_request"
+    assert (records[1].fields["status"], records[1].fields["error"]) == (400, "prompt_too_long")
+    assert records[1].fields["finish"] == "none"
 
 
 def test_access_log_of_a_client_that_left(caplog):

@@ -1,0 +1,104 @@
+"""Faults of every kind in every actor of a running server under mixed load: what is lost, what differs, what is left.
+
+    python scripts/chaos.py [--seconds 180] [--clients 8] [--json FILE]            # the default model
+    python scripts/chaos.py --mock [--ranks 2] [--seconds 180] [--clients 24]      # instant tokens, more faults
+
+First every request is answered by the undisturbed server. Then --clients clients ask without a pause (streams, whole
+answers, long prompts, n, logprobs, stop strings, prompts that are refused, clients that leave) while one fault after
+the other hits: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM, which an actor ignores), memory
+(RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a handler), exit 0, hang, corrupt
+(garbage to a peer) and slow start. Every answer must be the undisturbed one; a connection may break where http died, and is
+tried again. At the end no KV token, lane, lease, descriptor or process may be left.
+
+Prints the matrix; --json writes every fault and every row as JSON lines. Exit code 1 if anything was lost, different or
+left behind. `effective` faults are those after which a process was replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+if __name__ == "__main__":  # helpers stand beside this file, mock actors in the tests
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.chaos_report import Report
+from scripts.chaos_run import Chaos, check_end
+from scripts.chaos_server import Setting, running
+from scripts.chaos_watch import links
+
+
+def chaos(
+    setting: Setting,
+    *,
+    seconds: float,
+    clients: int,
+    seed: int,
+    actors: tuple[str, ...] = (),
+    faults: tuple[str, ...] = (),
+    stream: TextIO | None = None,
+) -> Report:
+    """A whole run, from the start of a server to its end. Empty `actors` or `faults`: all."""
+    report = Report(stream)
+    shared, own = set(os.listdir("/dev/shm")), len(links("self"))
+    with running(setting) as (server, folder):
+        run = Chaos(server, folder, setting, report, clients, seconds, seed, actors, faults)
+        asyncio.run(run.run())
+        check_end(server, run.pids, report)
+    if left := set(os.listdir("/dev/shm")) - shared:
+        report.problem(f"shared memory is left: {sorted(left)}")
+    if len(links("self")) > own:
+        report.problem(f"this process has {len(links('self'))} descriptors, not {own}")
+    return report
+
+
+def setting_of(flags: argparse.Namespace) -> Setting:
+    watchdog = flags.watchdog or (1.0 if flags.mock else 3.0)
+    return Setting(flags.mock, flags.hooks or flags.mock, flags.ranks, watchdog, log_level=flags.log_level)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What chaos and soak have in common."""
+    parser.add_argument("--mock", action="store_true", help="workers without a model, instant tokens")
+    parser.add_argument("--hooks", action="store_true", help="faults inside the actors, with the default model too")
+    parser.add_argument("--ranks", type=int, default=1, help="workers")
+    parser.add_argument("--clients", type=int, default=0, help="default: 24 with --mock, else 8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--watchdog", type=float, default=0.0, help="seconds; default 1 with --mock, else 3")
+    parser.add_argument("--actors", default="", help="only these, comma-separated")
+    parser.add_argument("--faults", default="", help="only these, comma-separated")
+    parser.add_argument("--json", default="", metavar="FILE", help="JSON lines")
+    parser.add_argument("--log-level", default="critical", help="of the server")
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=180.0)
+    add_flags(parser)
+    flags = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(flags.json, "w")) if flags.json else None
+        report = chaos(
+            setting_of(flags),
+            seconds=flags.seconds,
+            clients=flags.clients or (24 if flags.mock else 8),
+            seed=flags.seed,
+            actors=words(flags.actors),
+            faults=words(flags.faults),
+            stream=stream,
+        )
+        report.show()
+    return 0 if report.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Clients that never stop asking while scripts/chaos.py disturbs the server, and how each of their requests ended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from scripts.chaos_load import Answer, Broken, Case, Refused, WrongShape, ask, cases, first_difference, with_stop
+from scripts.chaos_watch import family
+
+RETRY_PAUSE = 0.1
+"""Seconds; a real client would wait for Retry-After."""
+DEATH_SHOWS = 5.0
+"""Seconds within which a death of the http actor is seen from outside."""
+
+
+@dataclass
+class Outcome:
+    """One request. `end`: identical, different, left or lost."""
+
+    kind: str
+    started: float
+    end: str = "lost"
+    note: str = ""
+    ended: float = 0.0
+    refused: int = 0
+    broken: int = 0
+    """Connections that broke because the http actor died; each was followed by another attempt."""
+    pause: float = 0.0
+
+
+@dataclass
+class Clients:
+    """`count` clients of one server, in one event loop. `on_end` is told of every request."""
+
+    url: str
+    supervisor: int
+    count: int
+    seed: int
+    deadline: float
+    on_end: Callable[[Outcome], None] = lambda outcome: None
+    cases: list[Case] = field(default_factory=list)
+    expected: list[Answer | None] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _stop: bool = False
+
+    def session(self) -> aiohttp.ClientSession:
+        """A connection for every request: one that is reused may break for reasons of its own."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        return aiohttp.ClientSession(self.url, connector=connector, timeout=aiohttp.ClientTimeout(self.deadline))
+
+    async def learn(self, *, mock: bool) -> None:
+        """Ask everything twice of the undisturbed server. ValueError: it does not agree with itself."""
+        async with self.session() as session:
+            found = cases(self.seed, mock=mock)
+            answers = await self._all(session, found)
+            stops = [
+                with_stop(case, answer)
+                for case, answer in zip(found, answers, strict=True)
+                if case.kind in ("greedy", "seeded") and answer is not None
+            ]
+            self.cases = found + stops
+            self.expected = answers + await self._all(session, stops)
+            for case, want, got in zip(self.cases, self.expected, await self._all(session, self.cases), strict=True):
+                if case.leave_after is None and (want is None or got is None or not want.same(got)):
+                    raise ValueError(f"two undisturbed answers differ ({case.kind}): {want} and {got}")
+
+    async def _all(self, session: aiohttp.ClientSession, wanted: list[Case]) -> list[Answer | None]:
+        gate = asyncio.Semaphore(4)
+
+        async def one(case: Case) -> Answer | None:
+            async with gate:
+                return await ask(session, case)
+
+        return list(await asyncio.gather(*map(one, wanted)))
+
+    def start(self) -> None:
+        self._stop = False
+        self._tasks = [asyncio.create_task(self._client(number)) for number in range(self.count)]
+
+    async def stop(self) -> None:
+        """No new requests; those that run are waited for."""
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _client(self, number: int) -> None:
+        rng = random.Random(f"{self.seed} {number}")
+        async with self.session() as session:
+            while not self._stop:
+                index = rng.randrange(len(self.cases))
+                outcome = await self._perform(session, self.cases[index], self.expected[index])
+                outcome.ended = time.monotonic()
+                self.on_end(outcome)
+
+    async def _perform(self, session: aiohttp.ClientSession, case: Case, want: Answer | None) -> Outcome:
+        outcome = Outcome(case.kind, time.monotonic())
+        while True:
+            front = family(self.supervisor).get("http")
+            try:
+                answer = await ask(session, case)
+            except Refused:
+                outcome.refused += 1
+                if time.monotonic() - outcome.started > self.deadline:
+                    outcome.note = "refused to the end"
+                    return outcome
+                await asyncio.sleep(RETRY_PAUSE)
+            except Broken as error:
+                if not await self._died(front):
+                    outcome.note = f"broken without a death of http: {error}"
+                    return outcome
+                outcome.broken += 1
+            except WrongShape as error:
+                outcome.note = str(error)
+                return outcome
+            except TimeoutError:
+                outcome.note = f"no end after {self.deadline:.0f} s"
+                return outcome
+            else:
+                self._compare(outcome, case, answer, want)
+                return outcome
+
+    @staticmethod
+    def _compare(outcome: Outcome, case: Case, answer: Answer | None, want: Answer | None) -> None:
+        if answer is None or case.leave_after is not None:
+            outcome.end = "left"
+        elif want is not None and answer.same(want):
+            outcome.end, outcome.pause = "identical", answer.pause
+        else:
+            wanted = want.status if want is not None else 0
+            outcome.end = "different" if answer.status == wanted else "lost"
+            outcome.note = first_difference(answer, want or Answer())
+
+    async def _died(self, front: int | None) -> bool:
+        """Whether the http process that ran when the request began is gone."""
+        end = time.monotonic() + DEATH_SHOWS
+        while (now := family(self.supervisor).get("http")) == front and now is not None:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True

@@ -1,0 +1,110 @@
+"""What a running server holds, seen from outside: its processes through /proc, its numbers through /metrics."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SAMPLE = re.compile(r"^lightllm_(\w+)\{(.*)\} (\S+)$")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+IDLE = ("num_requests_running", "num_requests_waiting", "kv_used_tokens", "live_requests", "queue_bytes")
+"""Gauges that are 0 when nothing is left; of a gauge with several rows, the sum."""
+
+
+def family(supervisor: int) -> dict[str, int]:
+    """{actor: pid} of all processes of a server; an actor that is being replaced is missing."""
+    found = {"supervisor": supervisor}
+    try:
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    except OSError:
+        return {}
+    for pid in children:
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"lightllm_mp.actors.child" in arguments:
+            found[arguments[arguments.index(b"lightllm_mp.actors.child") + 1].decode()] = int(pid)
+    return found
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those that still run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def resident(pid: int) -> int:
+    """Resident bytes; 0: it is gone."""
+    return _statm(pid, 1)
+
+
+def address_space(pid: int) -> int:
+    """Bytes of its address space; 0: it is gone."""
+    return _statm(pid, 0)
+
+
+def _statm(pid: int, column: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[column]) * PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def links(pid: int | str) -> list[str]:
+    """What every descriptor of a process points to."""
+    found = []
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return []
+    for number in numbers:
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def shared_memory(pids: Iterable[int]) -> tuple[int, int]:
+    """(files, allocated bytes) of the memory files that these processes have open, each counted once."""
+    sizes: dict[int, int] = {}
+    for pid in pids:
+        try:
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for number in numbers:
+            path = f"/proc/{pid}/fd/{number}"
+            try:
+                if os.readlink(path).startswith("/memfd:"):
+                    status = os.stat(path)
+                    sizes[status.st_ino] = status.st_blocks * 512
+            except OSError:
+                continue
+    return len(sizes), sum(sizes.values())
+
+
+def parse(text: str) -> dict[str, float]:
+    """{name: value} of /metrics without the prefix; rows of one name are added up."""
+    numbers: dict[str, float] = {}
+    for line in text.splitlines():
+        if (found := SAMPLE.match(line)) is not None:
+            numbers[found[1]] = numbers.get(found[1], 0.0) + float(found[3])
+    return numbers
+
+
+def parse_rows(text: str, name: str, label: str) -> dict[str, float]:
+    """{value of `label`: value} of one metric."""
+    rows = {}
+    for line in text.splitlines():
+        if (found := SAMPLE.match(line)) is not None and found[1] == name:
+            rows[dict(LABEL.findall(found[2])).get(label, "")] = float(found[3])
+    return rows
+
+
+def not_idle(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Gauges that should be 0 in an idle server and are not, or are not there."""
+    return {name: numbers.get(name, -1.0) for name in IDLE if numbers.get(name) != 0.0}
