@@ -7,8 +7,8 @@ First every request is answered by the undisturbed server. Then --clients client
 answers, long prompts, n, logprobs, stop strings, prompts that are refused, clients that leave) while one fault after
 the other hits: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM, which an actor ignores), memory
 (RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a handler), exit 0, hang, corrupt
-(garbage to a peer) and slow start. Every answer must be the undisturbed one; a connection may break where http died, and is
-tried again. At the end no KV token, lane, lease, descriptor or process may be left.
+(garbage to a peer) and slow start. Every answer must be the undisturbed one; a connection may break where http died,
+and is tried again. At the end no KV token, lane, lease, descriptor or process may be left.
 
 Prints the matrix; --json writes every fault and every row as JSON lines. Exit code 1 if anything was lost, different or
 left behind. `effective` faults are those after which a process was replaced.

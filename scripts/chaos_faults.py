@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from scripts.chaos_clients import Outcome
-from scripts.chaos_hooks import CORRUPT, EXIT, HANG, RAISE, slow_file
+from scripts.chaos_hooks import CORRUPT, EXIT, GRAB, HANG, RAISE, slow_file
 from scripts.chaos_watch import address_space, family
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
@@ -26,13 +26,13 @@ HOOK_FAULTS = (*HOOKS, SLOW)
 HARMLESS = ("term",)
 """Nobody may be replaced."""
 UNCERTAIN = (MEMORY,)
-"""Whether an actor asks for more memory while it is short of it is up to its work."""
+"""Whether an actor without hooks asks for more memory while it is short of it is up to its work."""
 HOLD = {"term": 0.5, MEMORY: 2.0}
 """Seconds after which a fault without effect is over."""
 SETTLE = 0.05
 """Seconds in which the front has heard that somebody is being replaced."""
-BALLAST = "memory " * 60_000
-"""A prompt that needs memory wherever it passes; it is far too long and refused."""
+BALLAST = "memory " * 1_000_000
+"""A prompt that needs memory; it is far too long and refused."""
 PATIENCE = {"worker": 4.0, "tokenizer": 2.0, "visual": 2.0}
 """In watchdog timeouts, as in the topology; 1 for the others."""
 
@@ -67,6 +67,7 @@ class Injector:
     supervisor: int
     folder: Path
     watchdog: float
+    hooks: bool
     patience: float = 30.0
 
     async def pid(self, actor: str) -> int:
@@ -83,7 +84,7 @@ class Injector:
         extra = asyncio.create_task(self._ballast()) if round.fault == MEMORY else None
         hurt = await self._replaced(round, before, pid)
         self._make_good(round.fault, pid)
-        if not hurt and round.fault not in HARMLESS and round.fault not in UNCERTAIN:
+        if not hurt and round.fault not in HARMLESS and (self.hooks or round.fault not in UNCERTAIN):
             round.trouble = "nobody was replaced"
         if hurt and round.fault in HARMLESS:
             round.trouble = "was replaced"
@@ -101,6 +102,8 @@ class Injector:
         if fault == MEMORY:
             _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
             resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid), hard))
+            if self.hooks:
+                os.kill(pid, GRAB)
         elif fault == SLOW:
             slow_file(self.folder, actor).touch()
             os.kill(pid, signal.SIGKILL)

@@ -21,9 +21,11 @@ from lightllm_mp.shm.layout import KIND_MESSAGE
 
 FOLDER = "LIGHTLLM_CHAOS_FOLDER"
 """Environment variable: where slow starts are ordered and books are written."""
-RAISE, EXIT, HANG, CORRUPT, BOOKS = (signal.SIGRTMIN + number for number in range(1, 6))
+RAISE, EXIT, HANG, CORRUPT, GRAB, BOOKS = (signal.SIGRTMIN + number for number in range(1, 7))
 SLOW_START = 2.0
 """Seconds that an ordered slow start takes longer."""
+GRABBED = 256 << 20
+"""Bytes that an actor asks for, and gives back, when it is told to."""
 GARBAGE = b"\xc1" * 5
 """A byte that msgpack never uses."""
 
@@ -41,7 +43,7 @@ class Hooked:
         super().__init__(birth, mailbox, stats)  # type: ignore[call-arg]
         self._ordered = 0
         self._name, self._folder = birth.name, Path(os.environ[FOLDER])
-        for number in (RAISE, EXIT, HANG, CORRUPT):
+        for number in (RAISE, EXIT, HANG, CORRUPT, GRAB):
             signal.signal(number, self._order)
         signal.signal(BOOKS, self._write_books)
 
@@ -71,6 +73,8 @@ class Hooked:
             os._exit(0)
         if ordered == CORRUPT:
             self._send_garbage()
+        if ordered == GRAB:
+            bytearray(GRABBED)
         while ordered == HANG:
             pass
 

@@ -55,9 +55,13 @@ def first_difference(got: Answer, want: Answer) -> str:
         return f"status {got.status} {got.exact[:1]} instead of {want.status}"
     for index, (a, b) in enumerate(zip(got.exact, want.exact, strict=False)):
         if a != b:
-            ours, theirs = (list(value) if isinstance(value, list | str) else [value] for value in (a, b))
+            ours, theirs = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in (a, b))
+            if not isinstance(ours, list | str) or not isinstance(theirs, list | str):
+                return f"part {index}: {ours!r} instead of {theirs!r}"
             at = next((i for i, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y), len(theirs))
-            return f"part {index} at {at} of {len(theirs)}: {str(a[at:])[:60]!r} instead of {str(b[at:])[:60]!r}"
+            return (
+                f"part {index} at {at} of {len(theirs)}: {str(ours[at:])[:40]!r} instead of {str(theirs[at:])[:40]!r}"
+            )
     return f"{len(got.near)} logprobs instead of {len(want.near)}, or values that are too far apart"
 
 

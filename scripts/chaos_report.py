@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -12,6 +13,8 @@ from scripts.chaos_faults import Round
 
 CALM = ("-", "-")
 """Row of the requests that no fault touched."""
+SHOWN = 5
+"""So many lost and different answers are shown at once; the JSON lines have all."""
 COUNTS = ("accepted", "finished", "identical", "different", "left", "broken", "lost", "refused")
 
 
@@ -32,22 +35,19 @@ class Report:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self.rounds: list[Round] = []
-        self.calm: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
         self.problems: list[str] = []
         """What is wrong beside lost and different answers: leaks, faults without effect."""
 
     def add(self, outcome: Outcome) -> None:
-        """File a request under the last fault that it lived through."""
-        for round in reversed(self.rounds[-8:]):
-            if round.saw(outcome):
-                round.outcomes.append(outcome)
-                break
-        else:
-            self.calm.append(outcome)
+        """A request has ended."""
+        self.outcomes.append(outcome)
         if outcome.end in ("lost", "different"):
-            where = f"{round.actor} {round.fault}" if outcome not in self.calm[-1:] else "no fault"
-            self._line(event=outcome.end, kind=outcome.kind, where=where, note=outcome.note)
-            print(f"{outcome.end.upper()} ({where}, {outcome.kind}): {outcome.note}", flush=True)
+            lived = [f"{round.actor} {round.fault}" for round in self.rounds[-8:] if round.saw(outcome)]
+            self._line(event=outcome.end, kind=outcome.kind, during=lived, note=outcome.note)
+            count = sum(other.end == outcome.end for other in self.outcomes)
+            if count <= SHOWN:
+                print(f"{outcome.end.upper()} ({outcome.kind}, during {', '.join(lived)}): {outcome.note}", flush=True)
 
     def problem(self, text: str) -> None:
         self.problems.append(text)
@@ -55,15 +55,32 @@ class Report:
         print(f"PROBLEM {text}", flush=True)
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        return [*self.calm, *(outcome for round in self.rounds for outcome in round.outcomes)]
-
-    @property
     def good(self) -> bool:
         total = tally(self.outcomes)
         return not (self.problems or total["lost"] or total["different"])
 
+    def file(self) -> list[Outcome]:
+        """Put every request under a fault that it lived through: one that http died of if its connection broke, else
+        the last one. Returns the others."""
+        calm = []
+        starts = [round.injected for round in self.rounds]
+        for round in self.rounds:
+            round.outcomes.clear()
+        for outcome in self.outcomes:
+            last = bisect_right(starts, outcome.ended)
+            first = last
+            while first and self.rounds[first - 1].saw(outcome):
+                first -= 1
+            lived = self.rounds[first:last]
+            deaths = [round for round in lived if outcome.broken and "http" in round.replaced]
+            if lived:
+                (deaths or lived)[-1].outcomes.append(outcome)
+            else:
+                calm.append(outcome)
+        return calm
+
     def rows(self) -> Iterator[dict[str, Any]]:
+        calm = self.file()
         cells: dict[tuple[str, str], list[Round]] = {}
         for round in self.rounds:
             cells.setdefault((round.actor, round.fault), []).append(round)
@@ -79,7 +96,7 @@ class Report:
                 "recovery_max": round_to(max(seconds)),
                 "pause_max": round_to(max((o.pause for r in rounds for o in r.outcomes), default=0.0)),
             }
-        yield {"actor": CALM[0], "fault": CALM[1], "injected": 0, "effective": 0, **tally(self.calm)}
+        yield {"actor": CALM[0], "fault": CALM[1], "injected": 0, "effective": 0, **tally(calm)}
 
     def total(self) -> dict[str, Any]:
         injected, effective = len(self.rounds), sum(bool(round.replaced) for round in self.rounds)

@@ -46,7 +46,7 @@ class Chaos:
     def __post_init__(self) -> None:
         pid, url = self.server.pid, self.server.base_url
         self.clients = Clients(url, pid, self.clients_count, self.seed, self.deadline, self.report.add)
-        self.injector = Injector(url, pid, self.folder, self.setting.watchdog)
+        self.injector = Injector(url, pid, self.folder, self.setting.watchdog, self.setting.hooks)
         known = [name for name in family(pid) if name != "supervisor"]
         self.actors = [name for name in sorted(known) if not self.actors or name in self.actors]
         possible = PLAIN_FAULTS + (HOOK_FAULTS if self.setting.hooks else ())

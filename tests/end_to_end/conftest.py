@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from served import START
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, SupervisorConfig
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.default_model import find_default_model
-
-START = 240.0
-"""Seconds a start may take on a busy machine."""
 
 
 @pytest.fixture(scope="package")
@@ -31,21 +26,3 @@ def server() -> Iterator[Server]:
     )
     with launch(config) as server:
         yield server.wait_ready(START)
-
-
-def post(server: Server, path: str, body: dict[str, Any], timeout: float = 60.0) -> Any:
-    request = urllib.request.Request(server.base_url + path, json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
-        return json.load(reply)
-
-
-def get(server: Server, path: str) -> Any:
-    with urllib.request.urlopen(server.base_url + path, timeout=10) as reply:
-        return json.load(reply)
-
-
-def stream(server: Server, body: dict[str, Any], timeout: float = 120.0) -> list[dict[str, Any]]:
-    """Every event of /generate_stream."""
-    request = urllib.request.Request(server.base_url + "/generate_stream", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
-        return [json.loads(line[5:]) for line in reply if line.startswith(b"data:")]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import START, get, post, stream
 from safetensors.numpy import load_file
+from served import START, get, post, stream
 from test_served_model import children
 
 from lightllm_mp import Config, Server, launch

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import START, get, post
+from served import START, get, post
 from test_served_model import children, until_idle
 
 from lightllm_mp import Config, Engine, Server, launch

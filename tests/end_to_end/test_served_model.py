@@ -12,7 +12,7 @@ from http.client import HTTPException
 from typing import Any
 
 import pytest
-from conftest import get, post, stream
+from served import get, post, stream
 
 from lightllm_mp import Server
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import START, post, stream
 from safetensors.numpy import load_file
+from served import START, post, stream
 
 from lightllm_mp import Config, Engine, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
