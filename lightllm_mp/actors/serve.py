@@ -46,12 +46,12 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
-        listen = bind(config.http)
         model_path = find_model(config.model.model_dir)
         check_ranks(read_model_config(model_path), config.engine.tp)
         sees = find_vision(config, model_path) is not None
         if config.model.load_format != "dummy":
             check_weights(model_path)
+        listen = bind(config.http)
     except EngineError as error:
         if config.supervisor.log_json:
             log.critical("%s", error.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
@@ -11,6 +12,7 @@ from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.weight_files import weight_files
 from lightllm_mp.models.weights import check_names
 
+OLD_BIN = b"\x80\x02"
 MAX_HEADER = 100_000_000
 """Bytes of a header, at most, as the format itself says."""
 
@@ -18,7 +20,8 @@ MAX_HEADER = 100_000_000
 def check_weights(path: Path) -> None:
     """ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
 
-    `.bin` files have no header and packed weights other names: those are looked at when they are loaded.
+    `.bin` files have no header, so only that they are whole is looked at here, and packed weights have other names:
+    both are compared with the configuration when they are loaded.
     """
     if path.is_file():
         family, spec, file = gguf_model(path)
@@ -28,6 +31,8 @@ def check_weights(path: Path) -> None:
         return
     files = weight_files(path)
     if files[0].suffix != ".safetensors":
+        for file in files:
+            _check_archive(file)
         return
     found = shapes(files)
     if packing_of(read_json(path / "config.json"), str(path)) is None:
@@ -42,6 +47,18 @@ def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     for file in files:
         found.update(_shapes(file))
     return found
+
+
+def _check_archive(file: Path) -> None:
+    """A `.bin` file is a zip archive, whose directory stands at its end, or an old one that begins as a pickle does."""
+    try:
+        with file.open("rb") as opened:
+            old = opened.read(2) == OLD_BIN
+        whole = old or zipfile.is_zipfile(file)
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror or error}") from error
+    if not whole:
+        raise ModelError(f"{file}: not a whole .bin file")
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

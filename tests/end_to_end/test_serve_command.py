@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,7 +176,8 @@ def test_a_corrupt_checkpoint_is_one_line_before_anything_starts(
 
 def test_what_only_the_worker_can_see_ends_the_start(tmp_path: Path) -> None:
     (copied(tmp_path) / "model.safetensors").unlink()
-    (tmp_path / "pytorch_model.bin").write_bytes(b"not a pickle")
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("no/weights", b"")
     ended = run("--port", "0", "--model-dir", str(tmp_path))
     assert ended.returncode == 69
     assert "Traceback" not in ended.stderr

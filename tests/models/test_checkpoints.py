@@ -13,6 +13,7 @@ from runner import Runner
 from safetensors.torch import load_file, save_file
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.headers import check_weights
 from lightllm_mp.models.loader import load_model
 
 
@@ -202,3 +203,15 @@ def test_old_yi_names(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     runner, golden = Runner(load(tmp_path)), prompts("yi")[3]
     check_prompt(golden, runner.prefill(runner.sequence(), golden.ids))
+
+
+def test_bin_files_are_looked_at_before_anything_starts(folder):
+    path, tensors = folder
+    file = path / "pytorch_model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+    check_weights(path)
+    torch.save(tensors, file)
+    check_weights(path)
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(ModelError, match=r"not a whole \.bin file"):
+        check_weights(path)
