@@ -11,7 +11,8 @@ the other hits: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (S
 and is tried again. At the end no KV token, lane, lease, descriptor or process may be left.
 
 Prints the matrix; --json writes every fault and every row as JSON lines. Exit code 1 if anything was lost, different or
-left behind. `effective` faults are those after which a process was replaced.
+left behind. `effective` faults are those after which a process was replaced; `hit` requests were live when the fault
+came. A request is counted in the row of the last fault that it lived through.
 """
 
 from __future__ import annotations

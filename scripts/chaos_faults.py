@@ -49,6 +49,9 @@ class Round:
     replaced: list[str] = field(default_factory=list)
     trouble: str = ""
     outcomes: list[Outcome] = field(default_factory=list)
+    """Requests whose last fault this was."""
+    hit: int = 0
+    """Requests that were live when it came; one may be hit by several faults."""
 
     @property
     def seconds(self) -> float:

@@ -66,12 +66,15 @@ class Report:
         starts = [round.injected for round in self.rounds]
         for round in self.rounds:
             round.outcomes.clear()
+            round.hit = 0
         for outcome in self.outcomes:
             last = bisect_right(starts, outcome.ended)
             first = last
             while first and self.rounds[first - 1].saw(outcome):
                 first -= 1
             lived = self.rounds[first:last]
+            for round in lived:
+                round.hit += outcome.started <= round.injected
             deaths = [round for round in lived if outcome.broken and "http" in round.replaced]
             if lived:
                 (deaths or lived)[-1].outcomes.append(outcome)
@@ -91,20 +94,22 @@ class Report:
                 "fault": fault,
                 "injected": len(rounds),
                 "effective": sum(bool(round.replaced) for round in rounds),
+                "hit": sum(round.hit for round in rounds),
                 **tally(outcome for round in rounds for outcome in round.outcomes),
                 "recovery_median": round_to(statistics.median(seconds)),
                 "recovery_max": round_to(max(seconds)),
                 "pause_max": round_to(max((o.pause for r in rounds for o in r.outcomes), default=0.0)),
             }
-        yield {"actor": CALM[0], "fault": CALM[1], "injected": 0, "effective": 0, **tally(calm)}
+        yield {"actor": CALM[0], "fault": CALM[1], "injected": 0, "effective": 0, "hit": 0, **tally(calm)}
 
     def total(self) -> dict[str, Any]:
         injected, effective = len(self.rounds), sum(bool(round.replaced) for round in self.rounds)
-        return {"injected": injected, "effective": effective, **tally(self.outcomes)}
+        hit = sum(round.hit for round in self.rounds)
+        return {"injected": injected, "effective": effective, "hit": hit, **tally(self.outcomes)}
 
     def show(self) -> None:
         """Print the matrix; the rows go to the JSON lines as well."""
-        heads = ("injected", "effective", *COUNTS)
+        heads = ("injected", "effective", "hit", *COUNTS)
         print(f"{'actor':<12} {'fault':<10} " + " ".join(f"{head:>9}" for head in heads) + "  recovery median    max")
         for row in self.rows():
             self._line(event="row", **row)

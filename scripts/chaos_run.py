@@ -25,6 +25,10 @@ from scripts.chaos_watch import alive, family, links, not_idle, parse, parse_row
 IDLE_AFTER = 30.0
 """Seconds within which a server without clients holds nothing any more."""
 
+CALM, CALM_MOCK = 3.0, 0.5
+"""Most seconds between a recovery and the next fault. A request that gets no token over four deaths is given up, so
+the model needs time for the first one."""
+
 
 @dataclass
 class Chaos:
@@ -75,7 +79,7 @@ class Chaos:
                 cells = [(actor, fault) for actor in self.actors for fault in self.faults]
                 rng.shuffle(cells)
             actor, fault = cells.pop()
-            await asyncio.sleep(rng.uniform(0.05, 0.5))
+            await asyncio.sleep(rng.uniform(0.05, CALM_MOCK if self.setting.mock else CALM))
             self.pids |= set(family(self.server.pid).values())
             if self.server.exit_code is not None:
                 self.report.problem(f"the server ended with code {self.server.exit_code}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.chaos_watch import family, links, parse, resident, shared_memory
+from scripts.chaos_watch import age, family, links, parse, resident, shared_memory
 
 GAUGES = (
     "kv_used_tokens",
@@ -24,6 +24,8 @@ GAUGES = (
 """Of /metrics; missing in a sample while http is being replaced."""
 WARM_UP = 0.2
 """Share of the run that does not count: caches fill."""
+GROWN_UP = 3.0
+"""Seconds after which a process has its usual size; younger ones are not looked at."""
 MIB = float(1 << 20)
 GROUPS = ("resident MiB", "descriptors", "shared memory MiB", "KV tokens", "requests", "queues KiB")
 """Panels of the plot; series are named `group: what`."""
@@ -103,6 +105,8 @@ def of_processes(supervisor: int) -> dict[str, float]:
     now = family(supervisor)
     values: dict[str, float] = {}
     for name, pid in now.items():
+        if age(pid) < GROWN_UP:
+            continue
         values[f"resident MiB: {name}"] = resident(pid) / MIB
         values[f"descriptors: {name}"] = float(len(links(pid)))
     files, size = shared_memory(now.values())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 SAMPLE = re.compile(r"^lightllm_(\w+)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 IDLE = ("num_requests_running", "num_requests_waiting", "kv_used_tokens", "live_requests", "queue_bytes")
@@ -51,6 +52,15 @@ def _statm(pid: int, column: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[column]) * PAGE
     except (OSError, IndexError):
         return 0
+
+
+def age(pid: int) -> float:
+    """Seconds since it was started; 0: it is gone."""
+    try:
+        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICKS
+    except (OSError, IndexError):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def links(pid: int | str) -> list[str]:

@@ -72,7 +72,7 @@ check() {
     say "ruff check";  "$venv/bin/ruff" check . || failed+=("ruff check")
     say "ruff format"; "$venv/bin/ruff" format --check . || failed+=("ruff format")
     say "mypy";        "$venv/bin/mypy" || failed+=(mypy)
-    say "pytest";      "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@" || failed+=(pytest)
+    say "pytest";      "$venv/bin/python" -m pytest -n 3 --dist loadfile "$@" || failed+=(pytest)
     [ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
 }
 

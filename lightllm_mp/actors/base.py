@@ -117,6 +117,8 @@ class AsyncActor(Actor):
             raise self._failure
 
     def _on_records(self, records: list[Record]) -> None:
+        if self._failure is not None:
+            return  # what was lost with the bug leaves gaps in all that follows: clients must not see it
         try:
             self.handle(self.mailbox.decode(records))
             self.mailbox.flush()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.chaos import chaos
 from scripts.chaos_samples import Samples

@@ -46,7 +46,8 @@ def ranks_of(server: Server) -> list[int]:
                 words = (entry / "cmdline").read_text().split("\0")
             except OSError:
                 continue
-            if parent == server.pid and "worker" in (name := words[-3] if len(words) > 3 else ""):
+            name = next((word for word in words if word.startswith("worker")), None)
+            if parent == server.pid and name is not None:
                 found[name] = int(entry.name)
     return [found[name] for name in sorted(found)]
 

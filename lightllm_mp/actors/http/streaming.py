@@ -29,7 +29,7 @@ async def stream(request: web.Request, live: Live, headers: Mapping[str, str]) -
                 await response.write(replies.event(event))
             events = await live.batch()
     except ConnectionError:
-        raise
+        return response  # the client has left; nobody is told
     except EngineError as error:
         await response.write(replies.failure_event(error))
     except Exception:
