@@ -31,8 +31,8 @@ def check_weights(path: Path) -> None:
         return
     files = weight_files(path)
     if files[0].suffix != ".safetensors":
-        for file in files:
-            _check_archive(file)
+        for archive in files:
+            _check_archive(archive)
         return
     found = shapes(files)
     if packing_of(read_json(path / "config.json"), str(path)) is None:
