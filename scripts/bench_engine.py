@@ -24,20 +24,7 @@ from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.plan import unpack
 from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.engine.setup import build_engine
-from lightllm_mp.messages import Facts, Output, Sampling, Tokenized
-
-
-def limits(facts: Facts) -> Limits:
-    return Limits(
-        kv_tokens=facts.kv_tokens,
-        rows=facts.rows,
-        max_context=facts.max_context,
-        max_input=facts.max_input,
-        step_tokens=facts.step_tokens,
-        eos_ids=facts.eos_ids,
-        vocab_size=facts.vocab_size,
-        prompt_cache=False,
-    )
+from lightllm_mp.messages import Output, Sampling, Tokenized
 
 
 def requests(count: int, vocab: int) -> list[Tokenized]:
@@ -83,7 +70,8 @@ def main() -> None:
     )
     figure("start", time.perf_counter() - began, "s")
     figure("KV tokens", engine.facts.kv_tokens, "tokens")
-    executor, scheduler, ahead = engine.executor, Scheduler(limits(engine.facts)), engine.facts.run_ahead + 1
+    executor, ahead = engine.executor, engine.facts.run_ahead + 1
+    scheduler = Scheduler(Limits.of(engine.facts, prompt_cache=False))
     todo, sent, plans = requests(options.num_requests, engine.facts.vocab_size), 0, list[bytes]()
     spent: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
     start = last = time.perf_counter()

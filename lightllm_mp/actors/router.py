@@ -8,14 +8,14 @@ from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.tokenizer import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
+from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.pairing import Pairing
-from lightllm_mp.engine.scheduler import Limits, Scheduler
+from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import (
     Abort,
     Begin,
     Embedded,
-    Facts,
     ImageFailed,
     Open,
     Rejected,
@@ -44,7 +44,7 @@ class RouterActor(BlockingActor):
         self._pairing.clear()
         self._run_ahead = begin.facts.run_ahead
         if self._scheduler is None:
-            self._scheduler = Scheduler(_limits(begin.facts, self._prompt_cache))
+            self._scheduler = Scheduler(Limits.of(begin.facts, self._prompt_cache))
         else:
             # A new worker has empty KV memory, so what the tree promises is gone.
             self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))
@@ -109,19 +109,3 @@ class RouterActor(BlockingActor):
         if isinstance(event, Scheduled | Scored):
             return self._front
         return VISUAL if isinstance(event, Release) else DETOKENIZER
-
-
-def _limits(facts: Facts, prompt_cache: bool) -> Limits:
-    return Limits(
-        kv_tokens=facts.kv_tokens,
-        rows=facts.rows,
-        max_context=facts.max_context,
-        max_input=facts.max_input,
-        step_tokens=facts.step_tokens,
-        eos_ids=facts.eos_ids,
-        vocab_size=facts.vocab_size,
-        prompt_cache=prompt_cache,
-        class_bounds=facts.class_bounds,
-        reward=facts.reward,
-        reward_token=facts.reward_token,
-    )

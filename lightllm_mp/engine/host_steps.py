@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.model import Model
-from lightllm_mp.engine.plan import Plan, RowSetup
+from lightllm_mp.engine.plan import Plan
 from lightllm_mp.engine.rules import RuleTable
 from lightllm_mp.engine.sampling import Choice, Sampler
 from lightllm_mp.engine.step import Step
@@ -35,14 +35,11 @@ class HostSteps:
     def begin(self, plan: Plan, step: Step | None) -> None:
         """Takes over a plan's rules and edits; `step`: its sequences, if there are any."""
         for setup in plan.setups:
-            self._set(setup)
+            self._rules.set(setup)
         if self._tables.classed:
             self._tables.start_rows(plan.setups)
         self._tables.write(self._tables.tokens, plan.ids)
         self._tables.write(self._tables.slots, plan.slots)
-
-    def _set(self, setup: RowSetup) -> None:
-        self._rules.set(setup)
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
         """Hidden states [lines, hidden] of the step; `images` stand in place of some lines' embeddings."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightllm_mp.engine.plan import Ints
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import Tokenized
+from lightllm_mp.messages import Facts, Tokenized
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,23 @@ class Limits:
     """Sequences are scored, not continued."""
     reward_token: int = -1
     """Id that a scored sequence ends with; -1: none."""
+
+    @classmethod
+    def of(cls, facts: Facts, prompt_cache: bool) -> Limits:
+        """The limits of an engine that reported `facts`."""
+        return cls(
+            kv_tokens=facts.kv_tokens,
+            rows=facts.rows,
+            max_context=facts.max_context,
+            max_input=facts.max_input,
+            step_tokens=facts.step_tokens,
+            eos_ids=facts.eos_ids,
+            vocab_size=facts.vocab_size,
+            prompt_cache=prompt_cache,
+            class_bounds=facts.class_bounds,
+            reward=facts.reward,
+            reward_token=facts.reward_token,
+        )
 
     @property
     def running(self) -> int:

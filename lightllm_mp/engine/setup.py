@@ -85,15 +85,7 @@ def build_engine(
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
         budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
     memory = plan_memory(spec, kv_dtype, engine, budget)
-    executor = Executor(
-        decoder,
-        kv_tokens=memory.kv_tokens,
-        rows=engine.running_max_req_size,
-        max_context=memory.max_context,
-        step_tokens=step_tokens,
-        device=device,
-        kv_dtype=kv_dtype,
-    )
+    executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
     executor.warm_up()
     facts = Facts(
         model_name=model.model_name or path.stem,
@@ -116,6 +108,20 @@ def build_engine(
     return Engine(executor, facts)
 
 
+def _executor(
+    decoder: Decoder, kv_tokens: int, max_context: int, engine: EngineConfig, step_tokens: int, device: torch.device
+) -> Executor:
+    return Executor(
+        decoder,
+        kv_tokens=kv_tokens,
+        rows=engine.running_max_req_size,
+        max_context=max_context,
+        step_tokens=step_tokens,
+        device=device,
+        kv_dtype=stored_type(decoder.spec, decoder.dtype, engine),
+    )
+
+
 def _budget_beside_steps(
     decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int
 ) -> int:
@@ -123,15 +129,7 @@ def _budget_beside_steps(
     to ask for more than there is."""
     kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
     most = plan_memory(decoder.spec, kv_dtype, engine, budget)
-    probe = Executor(
-        decoder,
-        kv_tokens=1,
-        rows=engine.running_max_req_size,
-        max_context=most.max_context,
-        step_tokens=step_tokens,
-        device=device,
-        kv_dtype=kv_dtype,
-    )
+    probe = _executor(decoder, 1, most.max_context, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)
     left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(engine.running_max_req_size)
     del probe

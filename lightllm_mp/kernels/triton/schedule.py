@@ -116,7 +116,8 @@ def _share_kernel(
         units = _units(seq_start, context, base, sequences, WINDOW, BLOCK, START, CHUNK)
         ends = before + tl.cumsum(units, 0)
         lane = base + tl.arange(0, CHUNK)
-        tl.store(plan + programs + 2 + lane, ends, mask=(lane < sequences) & (p == 0))
+        if p == 0:
+            tl.store(plan + programs + 2 + lane, ends, mask=lane < sequences)
         first += tl.sum(((ends <= begin) & (lane < sequences)).to(tl.int32))
         before += tl.sum(units)
     tl.store(plan + 1 + p, first)

@@ -1,4 +1,4 @@
-"""Blocks of the projections of few rows, measured with `scripts/bench_linear.py` on an H100, kept as data.
+"""Blocks of the projections of few rows, as data; `scripts/bench_linear.py` measures them.
 
 A table's key is (outputs, inputs, rows): the size of the weight, and the number of rows padded to a power of two of at
 least 16 (1: a single row). A plain weight that is not in the table is multiplied by cuBLAS.
@@ -30,7 +30,7 @@ class LinearBlocks(NamedTuple):
 Table = dict[tuple[int, int, int], LinearBlocks]
 
 CAPABILITY = (9, 0)
-"""Of the GPU that the tables were measured on."""
+"""Of the GPU that the tables are for."""
 ROWS_AT_A_TIME = 128
 """The most rows of one program."""
 MOST_ROWS = {"int8": 256, "fp8": 64, "int4": 256}
