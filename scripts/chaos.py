@@ -28,10 +28,10 @@ from typing import TextIO
 if __name__ == "__main__":  # helpers stand beside this file, mock actors in the tests
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.chaos_report import Report
-from scripts.chaos_run import Chaos, check_end
-from scripts.chaos_server import Setting, running
-from scripts.chaos_watch import links
+from scripts.faults.report import Report
+from scripts.faults.run import Chaos, check_end
+from scripts.faults.server import Setting, running
+from scripts.faults.watch import links
 
 
 def chaos(

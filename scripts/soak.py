@@ -23,11 +23,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.chaos import add_flags, setting_of, words
-from scripts.chaos_plot import plot
-from scripts.chaos_report import Report
-from scripts.chaos_run import Chaos, check_end
-from scripts.chaos_samples import Samples, sample_for_ever
-from scripts.chaos_server import running
+from scripts.faults.plot import plot
+from scripts.faults.report import Report
+from scripts.faults.run import Chaos, check_end
+from scripts.faults.samples import Samples, sample_for_ever
+from scripts.faults.server import running
 
 
 async def sampled(run: Chaos, samples: Samples) -> None:

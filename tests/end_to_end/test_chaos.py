@@ -13,8 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.chaos import chaos
-from scripts.chaos_samples import Samples
-from scripts.chaos_server import Setting
+from scripts.faults.samples import Samples
+from scripts.faults.server import Setting
 
 SECONDS = 40.0
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import aiohttp
 
-from scripts.chaos_clients import Outcome
-from scripts.chaos_hooks import CORRUPT, EXIT, GRAB, HANG, RAISE, slow_file
-from scripts.chaos_watch import address_space, family
+from scripts.faults.clients import Outcome
+from scripts.faults.hooks import CORRUPT, EXIT, GRAB, HANG, RAISE, slow_file
+from scripts.faults.watch import address_space, family
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 HOOKS = {"raise": RAISE, "exit 0": EXIT, "hang": HANG, "corrupt": CORRUPT}

@@ -15,12 +15,12 @@ from pathlib import Path
 import aiohttp
 
 from lightllm_mp import Server
-from scripts.chaos_clients import Clients
-from scripts.chaos_faults import HOOK_FAULTS, PLAIN_FAULTS, Injector, Round
-from scripts.chaos_hooks import BOOKS, books_file
-from scripts.chaos_report import Report
-from scripts.chaos_server import Setting
-from scripts.chaos_watch import alive, family, links, not_idle, parse, parse_rows
+from scripts.faults.clients import Clients
+from scripts.faults.hooks import BOOKS, books_file
+from scripts.faults.injector import HOOK_FAULTS, PLAIN_FAULTS, Injector, Round
+from scripts.faults.report import Report
+from scripts.faults.server import Setting
+from scripts.faults.watch import alive, family, links, not_idle, parse, parse_rows
 
 IDLE_AFTER = 30.0
 """Seconds within which a server without clients holds nothing any more."""

@@ -8,8 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from scripts.chaos_clients import Outcome
-from scripts.chaos_faults import Round
+from scripts.faults.clients import Outcome
+from scripts.faults.injector import Round
 
 CALM = ("-", "-")
 """Row of the requests that no fault touched."""

@@ -15,12 +15,12 @@ from lightllm_mp import Config, Server, launch, server
 from lightllm_mp.actors import supervisor
 from lightllm_mp.actors.topology import Topology
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
-from scripts.chaos_hooks import FOLDER, hooked_program
+from scripts.faults.hooks import FOLDER, hooked_program
 from tests.actors.embedded import write_byte_tokenizer
 
 MOCK = "LIGHTLLM_CHAOS_MOCK"
 """Environment variable: 1 where the workers have no model."""
-PROGRAM = "import sys; from scripts.chaos_server import serve_hooked; sys.exit(serve_hooked())"
+PROGRAM = "import sys; from scripts.faults.server import serve_hooked; sys.exit(serve_hooked())"
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

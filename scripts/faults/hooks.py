@@ -1,6 +1,6 @@
 """Actors that can be told to fail: every real actor with one class in front of it, for scripts/chaos.py.
 
-`scripts.chaos_hooks:lightllm_mp.actors.router/RouterActor` is the program of a router with hooks. A real-time signal
+`scripts.faults.hooks:lightllm_mp.actors.router/RouterActor` is the program of a router with hooks. A real-time signal
 says what is to happen while the next message or plan is worked on, or that the books are to be written.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.chaos_watch import age, family, links, parse, resident, shared_memory
+from scripts.faults.watch import age, family, links, parse, resident, shared_memory
 
 GAUGES = (
     "kv_used_tokens",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from scripts.chaos_load import Answer, Broken, Case, Refused, WrongShape, ask, cases, first_difference, with_stop
-from scripts.chaos_watch import family
+from scripts.faults.load import Answer, Broken, Case, Refused, WrongShape, ask, cases, first_difference, with_stop
+from scripts.faults.watch import family
 
 RETRY_PAUSE = 0.1
 """Seconds; a real client would wait for Retry-After."""

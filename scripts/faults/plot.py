@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from scripts.chaos_samples import GROUPS, Samples
+from scripts.faults.samples import GROUPS, Samples
 
 WIDTH, PANEL, LEFT, RIGHT, GAP = 1200, 210, 70, 250, 34
 """Pixels: the whole, a panel's height, room for the scale and for the legend, between panels."""
