@@ -176,9 +176,11 @@ def test_flags_of_2024_and_2026() -> None:
 
 
 def test_images() -> None:
-    words = "--enable_multimodal --embed_cache_storage_size 4 --visual_gpu_ids 1 --allow-media-host a.example 10.0.0.1"
+    words = (
+        "--enable_multimodal --embed_cache_storage_size 4 --visual_gpu_ids 1 2 --allow-media-host a.example 10.0.0.1"
+    )
     images = config_of(*words.split()).multimodal
-    assert (images.enable_multimodal, images.cache_size_gb, images.visual_gpu_ids) == (True, 4.0, (1,))
+    assert (images.enable_multimodal, images.cache_size_gb, images.visual_gpu_ids) == (True, 4.0, (1, 2))
     assert images.allow_media_host == ("a.example", "10.0.0.1")
     with pytest.raises(ConfigError, match=r"--cache-capacity: expected a whole number at least 1, got '0'"):
         config_of("--cache-capacity", "0")

@@ -25,8 +25,9 @@ def find_vision(config: Config, model_path: Path | str) -> VisionModel | None:
     """
     if not config.multimodal.enable_multimodal:
         return None
-    if len(config.multimodal.visual_gpu_ids) > 1:
-        raise ConfigError("--visual-gpu-ids: one GPU encodes images; several come later", param="visual_gpu_ids")
+    gpus = config.multimodal.visual_gpu_ids
+    if len(set(gpus)) < len(gpus):
+        raise ConfigError("--visual-gpu-ids names a GPU twice", param="visual_gpu_ids")
     return read_vision(Path(model_path))
 
 

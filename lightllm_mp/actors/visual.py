@@ -1,7 +1,7 @@
 """The visual actor: image files become embeddings in shared memory. It owns the image cache (vision/cache.py).
 
-Messages are worked on in one loop that never computes: files are decoded in processes of their own, the tower runs in a
-thread. So a request whose images are all there is answered at once, whatever is being decoded or encoded meanwhile.
+Messages are worked on in one loop that never computes: files are decoded in processes of their own, each tower runs in
+a thread. So a request whose images are all there is answered at once, whatever is being decoded or encoded meanwhile.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, Ima
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
-from lightllm_mp.vision.batches import EncoderBatches
 from lightllm_mp.vision.cache import Entry, Grant, ImageCache, Wanted
 from lightllm_mp.vision.decoder_process import Settings
 from lightllm_mp.vision.loader import load_encoder
 from lightllm_mp.vision.sizing import image_tokens
+from lightllm_mp.vision.towers import Towers
 
 log = logging.getLogger("lightllm_mp.visual")
 
 PATCHES = {"cpu": 2400, "cuda": 40_000}
 """Of one batch: four pictures of a usual tower on CPU, seventy on CUDA."""
 DECODERS = 4
-"""Most decoder processes."""
+"""Most decoder processes for one tower."""
 PIXELS = 100_000_000
 """Of all pictures that are being decoded together, if there are several."""
 NICE = 5
@@ -75,8 +75,10 @@ class VisualActor(AsyncActor):
         """Files of the requests that wait for space in the cache."""
         self._passed_on: set[int] = set()
         """Requests that the router holds the leases of."""
-        self._decoded = self._failures = 0
-        self._decode_seconds = 0.0
+        self._since: dict[int, float] = {}
+        """When the requests came that are not answered yet."""
+        self._decoded = self._failures = self._answered = 0
+        self._decode_seconds = self._wait_seconds = 0.0
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -86,19 +88,21 @@ class VisualActor(AsyncActor):
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
-        device, self._dtype, inner = self._placed()
-        if device.type == "cpu":
+        devices, self._dtype, inner = self._placed()
+        kind = devices[0].type
+        if kind == "cpu":
             os.nice(NICE)
             set_threads(config.engine.threads or max(1, physical_cores() // 2))
         self._arena = Arena.adopt(self._birth.images_fd)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
-        encoder = load_encoder(vision, device=device, dtype=inner, load_format=config.model.load_format)
-        self._batches = EncoderBatches(encoder, PATCHES[device.type])
-        log.info("images are encoded on %s in %s", device, inner)
+        load_format = config.model.load_format
+        encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
+        self._towers = Towers(encoders, PATCHES[kind])
+        log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
         return Facts()
 
-    def _placed(self) -> tuple[torch.device, torch.dtype, torch.dtype]:
-        """Where the tower runs, the language model's dtype, and the tower's."""
+    def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
+        """Where the towers run (devices of one kind), the language model's dtype, and the towers'."""
         config = self._birth.config
         there = torch.cuda.is_available()
         model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
@@ -108,11 +112,12 @@ class VisualActor(AsyncActor):
         if asked == "cuda" and not there:
             raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")
         if (asked if asked != "auto" else model_device.type) == "cpu":
-            return torch.device("cpu"), dtype, dtype if model_device.type == "cpu" else torch.float32
-        number = (config.multimodal.visual_gpu_ids or (0,))[0]
-        if number >= torch.cuda.device_count():
-            raise ConfigError(f"--visual-gpu-ids {number}: there is no such GPU", param="visual_gpu_ids")
-        return torch.device("cuda", number), dtype, dtype
+            return [torch.device("cpu")], dtype, dtype if model_device.type == "cpu" else torch.float32
+        numbers = config.multimodal.visual_gpu_ids or (0,)
+        for number in numbers:
+            if not 0 <= number < torch.cuda.device_count():
+                raise ConfigError(f"--visual-gpu-ids {number}: there is no such GPU", param="visual_gpu_ids")
+        return [torch.device("cuda", number) for number in numbers], dtype, dtype
 
     def run(self) -> None:
         asyncio.run(self._serve())
@@ -120,7 +125,7 @@ class VisualActor(AsyncActor):
     async def _serve(self) -> None:
         settings = self._birth.config.multimodal
         limits = Settings(self._spec, settings.max_bytes_per_image, settings.max_pixels_per_image)
-        self._pool = DecoderPool(limits, min(DECODERS, physical_cores()))
+        self._pool = DecoderPool(limits, min(DECODERS * len(self._towers), physical_cores()))
         await self._pool.start()
         self.listen()
         try:
@@ -130,7 +135,7 @@ class VisualActor(AsyncActor):
                 task.cancel()
             await asyncio.gather(*self._working, return_exceptions=True)
             await self._pool.close()
-            self._batches.close()
+            self._towers.close()
 
     def on_reset(self) -> None:
         """Keep the images; forget who wanted them, and files in memory that is about to be emptied."""
@@ -140,6 +145,7 @@ class VisualActor(AsyncActor):
         self._jobs.clear()
         self._files.clear()
         self._passed_on.clear()
+        self._since.clear()
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -161,6 +167,7 @@ class VisualActor(AsyncActor):
             if not self._cache.ask(rid, [self._wanted(image) for image in files.values()]):
                 raise self._too_much(len(files))
             self._files[rid] = files
+            self._since[rid] = perf_counter()
         except EngineError as error:
             self._give_back(files)
             self._failed(rid, error)
@@ -184,6 +191,7 @@ class VisualActor(AsyncActor):
         self._drop(rid)
 
     def _drop(self, rid: int) -> None:
+        self._since.pop(rid, None)
         self._give_back(self._files.pop(rid, {}))
         orphans = set(self._cache.release(rid))
         for job in [job for job in self._jobs if job.key in orphans]:
@@ -208,11 +216,11 @@ class VisualActor(AsyncActor):
         self._publish()
 
     def _may_begin(self, job: Job) -> bool:
-        """Decoders are free, the tower keeps up, and not too much memory is filled with pixels."""
+        """Decoders are free, a tower keeps up, and not too much memory is filled with pixels."""
         pixels = sum(self._working.values())
         return (
-            len(self._working) < self._pool.size + self._batches.queued
-            and self._batches.waiting < 2 * self._batches.budget
+            len(self._working) < self._pool.size + self._towers.queued
+            and not self._towers.full
             and (not pixels or pixels + job.width * job.height <= PIXELS)
         )
 
@@ -233,7 +241,7 @@ class VisualActor(AsyncActor):
             begin = perf_counter()
             pixels = await self._pool.decode(data, job.width, job.height)
             self._decoded, self._decode_seconds = self._decoded + 1, self._decode_seconds + perf_counter() - begin
-            encoded = self._batches.encode(pixels, lambda rows: self._write(entry, rows))
+            encoded = self._towers.encode(pixels, lambda rows: self._write(entry, rows))
             self._decoded_one()
             await encoded
         except EngineError as error:
@@ -254,7 +262,7 @@ class VisualActor(AsyncActor):
             self._go_on()
 
     def _write(self, entry: Entry, rows: torch.Tensor) -> None:
-        """In the encoder's thread. A block that is FILLING belongs to nobody else."""
+        """In an encoder's thread. A block that is FILLING belongs to nobody else."""
         with self._arena.payload(entry.block) as room:
             place = torch.frombuffer(room, dtype=self._dtype, count=rows.numel())
             place.view(rows.shape).copy_(rows)
@@ -274,9 +282,12 @@ class VisualActor(AsyncActor):
     def _embedded(self, rid: int) -> None:
         images = tuple(_block(entry) for entry in self._cache.images(rid))
         self._passed_on.add(rid)
+        self._answered += 1
+        self._wait_seconds += perf_counter() - self._since.pop(rid)
         self.mailbox.post(ROUTER, Embedded(rid, images))
 
     def _failed(self, rid: int, error: EngineError) -> None:
+        self._since.pop(rid, None)
         message = ImageFailed(rid, error_info(error))
         self.mailbox.post(ROUTER, message)
         self.mailbox.post(self._front, message)
@@ -286,7 +297,7 @@ class VisualActor(AsyncActor):
             self.mailbox.give_back(self._front, _ref(image))
 
     def _publish(self) -> None:
-        cache, counts, batches = self._cache, self._cache.counts, self._batches
+        cache, counts, towers = self._cache, self._cache.counts, self._towers
         self.stats.write(
             {
                 "items": cache.items,
@@ -302,11 +313,14 @@ class VisualActor(AsyncActor):
                 "evictions": counts.evictions,
                 "refusals": counts.refusals,
                 "failures": self._failures,
-                "encoded": batches.images,
-                "batches": batches.batches,
+                "encoded": towers.images,
+                "batches": towers.batches,
                 "decode_seconds": self._decode_seconds,
-                "encode_seconds": batches.seconds,
+                "encode_seconds": towers.seconds,
                 "decoded": self._decoded,
+                "answered": self._answered,
+                "wait_seconds": self._wait_seconds,
+                "towers": len(towers),
             }
         )
 

@@ -120,8 +120,8 @@ BY_VALUE = {
     "mtp_step": ("0", "speculative decoding comes later"),
     "hardware_platform": ("cuda", "other accelerators come later"),
     "expert_dtype": ("none", "quantised experts come later"),
-    "visual_tp": ("1", "one process encodes all images; several come later"),
-    "visual_dp": ("1", "one process encodes all images; several come later"),
+    "visual_tp": ("1", "a vision tower is not split; --visual-gpu-ids gives each GPU a copy of it"),
+    "visual_dp": ("1", "--visual-gpu-ids gives each GPU a copy of the vision tower"),
     "audio_tp": ("1", "models with audio come later"),
     "audio_dp": ("1", "models with audio come later"),
     "mode": (

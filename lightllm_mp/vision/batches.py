@@ -45,7 +45,8 @@ class EncoderBatches:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._queue: deque[_Waiting] = deque()
-        self._in_batch = 0
+        self._batch: list[_Waiting] = []
+        """What is being encoded."""
 
     @property
     def waiting(self) -> int:
@@ -53,16 +54,21 @@ class EncoderBatches:
         return sum(one.image.grid.patches for one in self._queue)
 
     @property
+    def load(self) -> int:
+        """Patches that are not encoded yet."""
+        return self.waiting + sum(one.image.grid.patches for one in self._batch)
+
+    @property
     def queued(self) -> int:
         """Pictures that are decoded and not yet encoded."""
-        return len(self._queue) + self._in_batch
+        return len(self._queue) + len(self._batch)
 
     def encode(self, image: Preprocessed, write: Write) -> asyncio.Future[None]:
         """Done when the embeddings are written. EngineError where that was not possible, RuntimeError where it is not
         any more."""
         one = _Waiting(image, write, asyncio.get_running_loop().create_future())
         self._queue.append(one)
-        if not self._in_batch:
+        if not self._batch:
             self._next()
         return one.done
 
@@ -70,13 +76,12 @@ class EncoderBatches:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> None:
-        batch = self._batch()
-        self._in_batch = len(batch)
+        batch = self._batch = self._next_batch()
         if batch:
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._work, batch)
             work.add_done_callback(lambda done: self._finished(batch, done))
 
-    def _batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting]:
         """What fits, in order."""
         batch: list[_Waiting] = []
         room = self.budget

@@ -47,11 +47,10 @@ def write_byte_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def mocked(plan: Topology, program: str = "tests.actors.mock_actor:MockWorkerActor") -> Topology:
-    """The topology with other workers."""
+def mocked(plan: Topology, program: str = "tests.actors.mock_actor:MockWorkerActor", name: str = "worker") -> Topology:
+    """The topology with another program for the actors whose names begin so."""
     children = tuple(
-        dataclasses.replace(child, program=program) if child.name.startswith("worker") else child
-        for child in plan.children
+        dataclasses.replace(child, program=program) if child.name.startswith(name) else child for child in plan.children
     )
     return dataclasses.replace(plan, children=children)
 

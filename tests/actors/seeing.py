@@ -17,7 +17,7 @@ from PIL import Image
 
 from lightllm_mp.actors.live import Live
 from lightllm_mp.actors.sight import find_vision, image_arenas
-from lightllm_mp.actors.topology import EMBEDDED, topology
+from lightllm_mp.actors.topology import EMBEDDED, VISUAL, topology
 from lightllm_mp.actors.uploads import ImageLane
 from lightllm_mp.config import Config, MultimodalConfig
 from lightllm_mp.messages import Output, Sampling
@@ -78,7 +78,9 @@ class Seeing:
 
 
 @contextlib.asynccontextmanager
-async def seeing(folder: Path, settings: Config | None = None, tower: str = "llava_hf") -> AsyncIterator[Seeing]:
+async def seeing(
+    folder: Path, settings: Config | None = None, tower: str = "llava_hf", visual: str | None = None
+) -> AsyncIterator[Seeing]:
     for name in TOWER:
         shutil.copy(GOLDENS / tower / name, folder)
     settings = settings or with_images()
@@ -86,5 +88,7 @@ async def seeing(folder: Path, settings: Config | None = None, tower: str = "lla
     assert vision is not None
     images = image_arenas(settings, vision.spec)
     plan = mocked(topology(front=EMBEDDED, max_body=1 << 20, images=images))
+    if visual is not None:
+        plan = mocked(plan, visual, VISUAL)
     async with embedded(folder, settings, plan) as engine:
         yield Seeing(engine)

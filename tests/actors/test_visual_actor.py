@@ -7,13 +7,18 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from embedded import in_time
-from seeing import png, seeing, with_images
+from seeing import GOLDENS, png, seeing, with_images
 
+from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.supervisor import State
-from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from lightllm_mp.actors.visual import VisualActor
+from lightllm_mp.errors import ConfigError, InvalidRequest, Overloaded, PayloadTooLarge
 
 
 @in_time
@@ -54,6 +59,55 @@ async def test_more_images_than_the_cache_holds(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="11 different images, the cache holds 10"):
             s.submit([png(i) for i in range(11)])
         assert len(await s.ask([png(1)] * 11)) == 3
+
+
+@in_time
+async def test_two_towers_give_what_one_gives(tmp_path: Path) -> None:
+    images = [[png(2 * i), png(2 * i + 1)] for i in range(12)]
+    async with seeing(tmp_path) as s:
+        alone = await asyncio.gather(*[s.ask(pair) for pair in images])
+        assert (await s.clean())["towers"] == 1
+    async with seeing(tmp_path, visual="tests.actors.two_towers:TwoTowers") as s:
+        bad = asyncio.gather(*[s.ask([png(90 + i)[:-200]]) for i in range(4)], return_exceptions=True)
+        assert await asyncio.gather(*[s.ask(pair) for pair in images]) == alone
+        assert all(isinstance(result, InvalidRequest) for result in await bad)
+        numbers = await s.clean()
+        assert (numbers["towers"], numbers["encoded"], numbers["answered"]) == (2, 24, 12)
+        assert numbers["wait_seconds"] > 0
+        s.engine.kill("visual")
+        assert await asyncio.gather(*[s.ask(pair) for pair in images]) == alone
+        await s.clean()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "place", "expected"),
+    [
+        ((), "auto", ["cuda:0"]),
+        ((2, 0), "auto", ["cuda:2", "cuda:0"]),
+        ((2, 0), "cpu", ["cpu"]),
+        ((0, 3), "auto", "--visual-gpu-ids 3: there is no such GPU"),
+        ((-1,), "auto", "--visual-gpu-ids -1: there is no such GPU"),
+        ((1, 1), "auto", "names a GPU twice"),
+    ],
+)
+def test_where_towers_are(
+    monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], place: Any, expected: list[str] | str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    model = GOLDENS / "llava_hf"
+    settings = with_images(visual_gpu_ids=gpus, visual_device=place)
+
+    def found() -> list[str]:
+        find_vision(settings, model)
+        actor: Any = SimpleNamespace(_birth=SimpleNamespace(config=settings, model_path=str(model)))
+        return [str(device) for device in VisualActor._placed(actor)[0]]
+
+    if isinstance(expected, list):
+        assert found() == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            found()
 
 
 @in_time

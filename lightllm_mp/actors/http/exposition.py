@@ -51,6 +51,7 @@ IMAGE_GAUGES = {
     "leased": "image_cache_leased_items",
     "waiting": "image_requests_waiting",
     "working": "images_in_work",
+    "towers": "image_encoders",
 }
 IMAGE_COUNTERS = {
     "hits": "image_cache_hits",
@@ -64,6 +65,8 @@ IMAGE_COUNTERS = {
     "decoded": "images_decoded",
     "decode_seconds": "image_decode_seconds",
     "encode_seconds": "image_encode_seconds",
+    "answered": "image_requests_embedded",
+    "wait_seconds": "image_wait_seconds",
 }
 """Visual's name -> ours; encoded / batches is the mean size of a batch."""
 LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes", "depth": "queue_depth"}
