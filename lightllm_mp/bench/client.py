@@ -44,6 +44,8 @@ class Target:
     ignore_eos: bool = False
     timeout: float = 600.0
     api_key: str | None = None
+    entry: Callable[[str], dict[str, str]] | None = None
+    """How requests with images name them (pictures.py)."""
 
     @property
     def endpoint(self) -> str:
@@ -55,7 +57,10 @@ class Target:
             parameters["ignore_eos"] = True
         if not isinstance(request.prompt, str):
             parameters["add_special_tokens"] = False
-        return json.dumps({"inputs": request.prompt, "parameters": parameters}).encode()
+        body = {"inputs": request.prompt, "parameters": parameters}
+        if request.images and self.entry is not None:
+            body["multimodal_params"] = {"images": [self.entry(name) for name in request.images]}
+        return json.dumps(body).encode()
 
     def session(self) -> aiohttp.ClientSession:
         headers = {"Content-Type": "application/json"}

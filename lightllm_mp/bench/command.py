@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Send a workload to a running server that speaks /generate_stream (or, with --no-stream, /generate) and report
-throughput, time to first token, time between tokens and time of the whole answer. Exit code 1 if a request failed."""
+throughput, time to first token, time between tokens and time of the whole answer. With --images, also what the
+server's /metrics say of its image cache and of the stages of images and prompts meanwhile. Exit code 1 if a request
+failed."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,27 +42,38 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     # aiohttp is imported here: `bench --help` answers without it.
     import asyncio
 
-    from lightllm_mp.bench import workload
+    from lightllm_mp.bench import pictures, stages, workload
     from lightllm_mp.bench.client import Target, drive
     from lightllm_mp.bench.report import summarize
 
-    shape = {"seed": args.seed, "prompt": args.prompt, "vocab": args.vocab}
+    images = workload.Images(args.images, args.image_repeats, args.image_tag)
+    shape = {"seed": args.seed, "prompt": args.prompt, "vocab": args.vocab, "images": images}
     requests = workload.make(args.num_requests, args.input_len, args.output_len, **shape)
     warmup = workload.make(args.warmup, args.input_len, args.output_len, name="warmup-", **shape)
     target = Target(args.url, not args.no_stream, args.ignore_eos, args.timeout, _key(args.api_key_file))
+    size = pictures.Size.read(args.image_size)
 
-    async def run() -> list[Outcome]:
-        await drive(target, warmup, concurrency=args.concurrency)
+    async def run() -> dict[str, Any]:
         progress = _progress(len(requests)) if sys.stderr.isatty() else lambda outcome: None
-        return await drive(
-            target, requests, rate=args.rate, concurrency=args.concurrency, seed=args.seed, on_done=progress
-        )
+        async with pictures.entries(size, args.image_from) as entry, target.session() as session:
+            aim = replace(target, entry=entry)
+            await drive(aim, warmup, concurrency=args.concurrency)
+            before = await stages.scrape(session, args.url) if args.images else {}
+            outcomes = await drive(
+                aim, requests, rate=args.rate, concurrency=args.concurrency, seed=args.seed, on_done=progress
+            )
+            figures = summarize(outcomes)
+            if args.images:
+                names = [name for request in requests for name in request.images]
+                told = stages.between(before, await stages.scrape(session, args.url))
+                figures["images"] = {"sent": len(names), "distinct": len(set(names)), **told}
+            return figures
 
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "api_key_file")}
     if args.rate is not None:
         settings["rate"] = args.rate if math.isfinite(args.rate) else "inf"
         del settings["concurrency"]
-    return {"settings": settings, **summarize(asyncio.run(run()))}
+    return {"settings": settings, **asyncio.run(run())}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -72,6 +86,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output-len", default="sharegpt", metavar="LEN", help=f"answer lengths in tokens: {lengths}")
     add("--prompt", choices=("ids", "text"), default="ids", help="prompts of token ids, or of that many words")
     add("--vocab", type=_at_least(2), default=32000, metavar="N", help="ids are drawn below this")
+    add("--images", type=_at_least(0), default=0, metavar="N", help="images of each request")
+    add("--image-size", default="336", metavar="PIXELS", help="edge of the images, or WIDTHxHEIGHT")
+    repeats = "share of images that an earlier request, or the same, has sent: 0 to 1"
+    add("--image-repeats", type=_share, default=0.0, metavar="SHARE", help=repeats)
+    add("--image-tag", default="<image>", metavar="TAG", help="an image's place in a text prompt")
+    source = "images come in the request, or are fetched from this client (server: --allow-media-host 127.0.0.1)"
+    add("--image-from", choices=("base64", "url"), default="base64", help=source)
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--rate", type=_positive, metavar="R", help="requests per second, Poisson; inf: all at once")
     load.add_argument("--concurrency", type=_at_least(1), default=16, metavar="C", help="requests at a time")
@@ -117,6 +138,16 @@ def _positive(text: str) -> float:
 
 
 _positive.__name__ = "number"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+_share.__name__ = "number"
 
 
 def _key(file: str | None) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
+from lightllm_mp.bench import stages
 from lightllm_mp.bench.client import Outcome
 
 QUANTILES = (50, 90, 99)
@@ -78,6 +79,8 @@ def table(figures: dict[str, Any]) -> str:
         lines += ["", f"{'latency (ms)':<16}" + "".join(f"{column:>10}" for column in columns)]
     for label, spread in measured.items():
         lines.append(f"{label:<16}" + "".join(f"{spread[column] * 1000:>10,.1f}" for column in columns))
+    if "images" in figures:
+        lines += ["", *stages.lines(figures["images"])]
     if figures["errors"]:
         lines += ["", "failures", *(f"{count:>8} x {error}" for error, count in figures["errors"].items())]
     return "\n".join(lines)

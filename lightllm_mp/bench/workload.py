@@ -20,6 +20,8 @@ from lightllm_mp.errors import ConfigError
 
 MU_IN, SIGMA_IN, MU_OUT, SIGMA_OUT = 5.106040, 1.335, 5.012293, 0.674
 SHORTEST, LONGEST_IN, LONGEST = 4, 1024, 2048
+IMAGE_ID = -200
+"""Stands for an image among token ids."""
 FIRST_ID = 259
 """Ids below are special tokens and bytes in byte-level vocabularies."""
 
@@ -33,11 +35,21 @@ WORDS = TEXT.split()
 
 
 class Request(NamedTuple):
-    """`prompt`: token ids, or a text of `input_len` words."""
+    """`prompt`: token ids, or a text of `input_len` words, after the marks of its images. `images`: their names."""
 
     prompt: list[int] | str
     input_len: int
     output_len: int
+    images: tuple[str, ...] = ()
+
+
+class Images(NamedTuple):
+    """What pictures requests have. `repeats`: the share of them that were sent before. `tag`: stands for one in a text
+    (among ids IMAGE_ID does)."""
+
+    each: int = 0
+    repeats: float = 0.0
+    tag: str = "<image>"
 
 
 def make(
@@ -49,12 +61,16 @@ def make(
     prompt: Literal["ids", "text"] = "ids",
     vocab: int = 32000,
     name: str = "",
+    images: Images | None = None,
 ) -> list[Request]:
-    """n requests. Lengths: `N`, `uniform:a-b` or `sharegpt`. Another `name` gives other prompts for the same seed."""
+    """n requests. Lengths: `N`, `uniform:a-b` or `sharegpt`; images come on top. Another `name` gives other prompts and
+    images for the same seed."""
     ins, outs = _lengths(input_len, n, f"in-{seed}", seed, 0), _lengths(output_len, n, f"out-{seed}", seed, 1)
     fill = _ids if prompt == "ids" else _text
+    images = images or Images()
+    shown = _shown(images.repeats, f"{name}{seed}")
     return [
-        Request(fill(i, f"prompt-{name}{seed}-{k}", vocab), i, o)
+        Request(fill(i, f"prompt-{name}{seed}-{k}", vocab, images), i, o, tuple(islice(shown, images.each)))
         for k, (i, o) in enumerate(zip(ins, outs, strict=True))
     ]
 
@@ -88,11 +104,21 @@ def _bounds(spec: str) -> tuple[int, int]:
     return found
 
 
-def _ids(length: int, key: str, vocab: int) -> list[int]:
-    rng = random.Random(key)
-    return [rng.randrange(min(FIRST_ID, vocab - 1), vocab) for _ in range(length)]
+def _shown(repeats: float, key: str) -> Iterator[str]:
+    """Names of pictures without end: each new, or, with the probability `repeats`, one of those before."""
+    rng = random.Random(f"images-{key}")
+    known = 0
+    while True:
+        again = known > 0 and rng.random() < repeats
+        yield f"{key}-{rng.randrange(known) if again else known}"
+        known += not again
 
 
-def _text(length: int, key: str, vocab: int) -> str:
+def _ids(length: int, key: str, vocab: int, images: Images) -> list[int]:
     rng = random.Random(key)
-    return " ".join(rng.choice(WORDS) for _ in range(length))
+    return [IMAGE_ID] * images.each + [rng.randrange(min(FIRST_ID, vocab - 1), vocab) for _ in range(length)]
+
+
+def _text(length: int, key: str, vocab: int, images: Images) -> str:
+    rng = random.Random(key)
+    return images.tag * images.each + " ".join(rng.choice(WORDS) for _ in range(length))

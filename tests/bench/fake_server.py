@@ -1,4 +1,5 @@
-"""A server that answers /generate and /generate_stream in LightLLM's form, in a thread, without a model."""
+"""A server that answers /generate and /generate_stream in LightLLM's form, in a thread, without a model. It fetches
+images that come as URLs."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 
@@ -19,6 +21,9 @@ class FakeServer:
         self.delay, self.fail = delay, fail
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.fetched: list[bytes] = []
+        self.metrics: list[str] = []
+        """What /metrics say, one after the other; 404 when there is nothing left."""
         self.most = self._now = 0
         self.url = ""
 
@@ -61,7 +66,14 @@ class FakeServer:
         body: dict[str, Any] = await request.json()
         self.requests.append(body)
         self.headers.append(dict(request.headers))
+        for image in body.get("multimodal_params", {}).get("images", []):
+            if image["type"] == "url":
+                async with aiohttp.ClientSession() as session, session.get(image["data"]) as response:
+                    self.fetched.append(await response.read())
         return body
+
+    async def numbers(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics.pop(0)) if self.metrics else web.Response(status=404)
 
     @contextmanager
     def running(self) -> Iterator[FakeServer]:
@@ -71,6 +83,7 @@ class FakeServer:
         async def serve() -> None:
             app = web.Application()
             app.add_routes([web.post("/generate_stream", self.stream), web.post("/generate", self.whole)])
+            app.add_routes([web.get("/metrics", self.numbers)])
             runner = web.AppRunner(app, shutdown_timeout=0.1)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -103,9 +103,88 @@ def test_the_table_and_the_key(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert all(headers["Authorization"] == "Bearer abc" for headers in server.headers)
 
 
+def metrics(factor: int) -> str:
+    """Of a server: everything `factor` times, and what has no label or several of them."""
+    numbers = {
+        "image_cache_hits_total": 3,
+        "image_cache_joins_total": 1,
+        "image_cache_misses_total": 8,
+        "image_cache_evictions_total": 0,
+        "image_batches_total": 4,
+        "images_encoded_total": 8,
+        "image_encode_seconds_total": 0.8,
+        "images_decoded_total": 8,
+        "image_decode_seconds_total": 0.16,
+        "image_requests_embedded_total": 6,
+        "image_wait_seconds_total": 1.5,
+        "image_fetch_time_seconds_count": 0,
+        "image_fetch_time_seconds_sum": 0,
+        "request_prefill_time_seconds_count": 6,
+        "request_prefill_time_seconds_sum": 0.3,
+    }
+    lines = [f'lightllm_{name}{{model_name="m"}} {value * factor}' for name, value in numbers.items()]
+    return "\n".join([*lines, "process_cpu_seconds_total 5", 'lightllm_http_responses_total{status="200"} 3', ""])
+
+
+def test_images_are_sent_and_the_server_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--images", "2", "--image-size", "40x30", "--image-repeats", "0.4", "--warmup", "1")
+    with FakeServer().running() as server:
+        server.metrics = [metrics(2), metrics(3)]
+        code, figures = bench(capsys, server.url, *words)
+    assert code == 0
+    media = [body["multimodal_params"]["images"] for body in server.requests]
+    assert all(len(images) == 2 and images[0]["type"] == "base64" for images in media)
+    assert all(body["inputs"][:2] == [-200, -200] != body["inputs"][2:4] for body in server.requests)
+    sent = [image["data"] for images in media[1:] for image in images]
+    images = figures["images"]
+    assert (images["sent"], images["distinct"]) == (12, len(set(sent)))
+    assert images["distinct"] < 12
+    assert media[0][0]["data"] not in sent  # the warm-up has pictures of its own
+    assert [images[name] for name in ("hits", "joins", "misses", "evictions")] == [3, 1, 8, 0]
+    assert images["images_per_batch"] == 2.0
+    assert images["stages"] == {
+        "decode": {"count": 8, "mean_s": 0.02},
+        "encode": {"count": 8, "mean_s": 0.1},
+        "wait": {"count": 6, "mean_s": 0.25},
+        "prefill": {"count": 6, "mean_s": 0.05},
+    }
+
+
+def test_images_by_url_and_a_server_without_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer().running() as server:
+        words = ["--images", "1", "--image-size", "40", "--image-from", "url", "--prompt", "text"]
+        code, figures = bench(capsys, server.url, *words, "--image-tag", "<img></img>")
+    assert code == 0
+    assert figures["images"] == {"sent": 6, "distinct": 6}
+    assert all(body["inputs"].startswith("<img></img>") for body in server.requests)
+    assert len({data for data in server.fetched if data.startswith(b"\xff\xd8")}) == 6
+
+
+def test_the_table_of_images(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer().running() as server:
+        server.metrics = [metrics(1), metrics(2)]
+        assert cli.main(["bench", "--url", server.url, *SMALL, "--images", "1", "--image-size", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "6 images sent, 6 of them different" in text
+    assert "image cache     3 hits, 1 joins, 8 misses, 0 evictions" in text
+    assert "batches         2.0 images on average" in text
+    assert "encode               100.0         8" in text
+    assert "fetch" not in text
+
+
+def test_without_images_nobody_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer().running() as server:
+        server.metrics = [metrics(1)]
+        _, figures = bench(capsys, server.url)
+    assert "images" not in figures
+    assert len(server.metrics) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--image-repeats", "2"], "expected a number from 0 to 1"),
+        (["--image-size", "3x"], "expected N or WIDTHxHEIGHT"),
         (["--rate", "1", "--concurrency", "2"], "not allowed with"),
         (["--rate", "0"], "expected a number above 0"),
         (["--num-requests", "0"], "at least 1"),

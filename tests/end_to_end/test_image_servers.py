@@ -340,6 +340,10 @@ def test_urls_of_an_allowed_host() -> None:
                 assert ids(post(server, "/generate", asked(other))) == prompt["greedy_ids"]
         assert ids(post(server, "/generate", body)) == prompt["greedy_ids"]
         assert number(server, "images_encoded_total") == 1  # by URL or in base64, it is one image
+        assert number(server, "image_fetch_time_seconds_count") == 2
+        assert 0 < number(server, "image_fetch_time_seconds_sum") < 4
+        assert number(server, "image_requests_embedded_total") == 3
+        assert number(server, "image_wait_seconds_total") > 0
         with tcp(http(file), piece=1, pause=1.0) as port:
             begin = time.monotonic()
             assert refused(server, asked(port)) == (400, "an image was not fetched within 2 s")

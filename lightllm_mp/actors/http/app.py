@@ -68,9 +68,9 @@ def create_app(
     `stats` returns every actor's numbers. With no `keys` everybody may do everything. `public_metrics` serves /metrics
     without a key. Raises ConfigError for origins that are none.
     """
-    media = Media(multimodal or MultimodalConfig(), frontend.images)
-    context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     meter = Meter()
+    media = Media(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
+    context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     frontend.observer = meter
     exposition = Exposition(context, meter)
     table = routes(Generate(context), Status(context), exposition)

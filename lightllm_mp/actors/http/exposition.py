@@ -152,6 +152,7 @@ class Exposition(Collector):
                 yield self._counter(name, f"Visual: {key}", self._grow(name, [((), numbers[key])]))
         if (images := self._context.frontend.images) is not None:
             yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.files.bytes)])
+            yield self._histogram("image_fetch_time_seconds", "Fetching an image's URL", self._meter.fetch)
 
     def _actors(self, numbers: Numbers) -> Iterator[Metric]:
         up = [((key[3:],), value) for key, value in numbers.items() if key.startswith("up.")]

@@ -11,6 +11,7 @@ import asyncio
 import binascii
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Annotated, Literal
 
 import msgspec
@@ -43,10 +44,13 @@ _items = msgspec.json.Decoder(Item)
 
 
 class Media:
-    """Turns what clients send into uploads. Without a `lane` this server takes text only."""
+    """Turns what clients send into uploads. Without a `lane` this server takes text only. `fetched` is told of every
+    image that was fetched how many seconds it took."""
 
-    def __init__(self, config: MultimodalConfig, lane: ImageLane | None) -> None:
-        self._config, self._lane = config, lane
+    def __init__(
+        self, config: MultimodalConfig, lane: ImageLane | None, fetched: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        self._config, self._lane, self._fetched = config, lane, fetched
         self._fetcher = Fetcher(config)
 
     async def close(self) -> None:
@@ -107,7 +111,9 @@ class Media:
             raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
         judge, most = self._lane.judge, self._config.max_bytes_per_image
         if item.type == "url":
+            begin = perf_counter()
             data = await self._fetcher.fetch(item.data, take)
+            self._fetched(perf_counter() - begin)
             return await _apart(len(data), lambda: judge.upload(data, tenant))
         text = item.data
         if len(text) * 3 // 4 > most + 3:

@@ -48,6 +48,7 @@ class Meter:
         self.first = Histogram(TIMES)
         self.queue = Histogram(TIMES)
         self.prefill = Histogram(TIMES)
+        self.fetch = Histogram(TIMES)
         self.gap = Histogram(TIMES)
         self.duration = Histogram(TIMES)
         self.decode = Histogram(TIMES)
