@@ -1,6 +1,6 @@
 """The load and the faults of scripts/chaos.py for a long time: does anything grow?
 
-    python scripts/soak.py [--minutes 30] [--mock] [--out soak]
+    python scripts/soak.py [--minutes 30] [--mock | --images] [--out soak]
 
 Every second the resident memory and the descriptors of each process, the shared memory (sizes of the memory files that
 they have open, each once), and KV tokens, requests and lanes from /metrics are sampled. At the end NAME.png shows them,
@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.chaos import add_flags, setting_of, words
+from scripts.chaos import add_flags, clients_of, setting_of, words
 from scripts.faults.plot import plot
 from scripts.faults.report import Report
 from scripts.faults.run import Chaos, check_end
@@ -48,7 +48,6 @@ def main() -> int:
     add_flags(parser)
     flags = parser.parse_args()
     setting, samples = setting_of(flags), Samples()
-    clients = flags.clients or (24 if flags.mock else 8)
     with contextlib.ExitStack() as stack:
         report = Report(stack.enter_context(open(flags.json, "w")) if flags.json else None)
         begin = time.monotonic()
@@ -58,15 +57,16 @@ def main() -> int:
                 folder,
                 setting,
                 report,
-                clients,
+                clients_of(flags),
                 60 * flags.minutes,
                 flags.seed,
                 words(flags.actors),
                 words(flags.faults),
+                flags.total,
             )
             begin = time.monotonic()
             asyncio.run(sampled(run, samples))
-            check_end(server, run.pids, report)
+            check_end(server, run.seen, report)
         report.show()
     summary = samples.summary()
     steep = [name for name, values in summary.items() if not values["flat"]]

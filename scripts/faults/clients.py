@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from scripts.faults.load import Answer, Broken, Case, Refused, WrongShape, ask, cases, first_difference, with_stop
+from scripts.faults.asking import Answer, Broken, Refused, WrongShape, ask, first_difference
+from scripts.faults.image_load import images
+from scripts.faults.load import Case, Load, texts, with_stop
 from scripts.faults.watch import family
 
 RETRY_PAUSE = 0.1
 """Seconds; a real client would wait for Retry-After."""
+STOPPED = ("greedy", "seeded", "image")
+"""Kinds that are also asked for with a stop string."""
 DEATH_SHOWS = 5.0
 """Seconds within which a death of the http actor is seen from outside."""
 
@@ -46,6 +50,8 @@ class Clients:
     on_end: Callable[[Outcome], None] = lambda outcome: None
     cases: list[Case] = field(default_factory=list)
     expected: list[Answer | None] = field(default_factory=list)
+    live: dict[int, Outcome] = field(default_factory=dict)
+    """{client: its request}"""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _stop: bool = False
 
@@ -54,15 +60,18 @@ class Clients:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         return aiohttp.ClientSession(self.url, connector=connector, timeout=aiohttp.ClientTimeout(self.deadline))
 
-    async def learn(self, *, mock: bool) -> None:
+    async def learn(self, load: Load) -> None:
         """Ask everything twice of the undisturbed server. ValueError: it does not agree with itself."""
         async with self.session() as session:
-            found = cases(self.seed, mock=mock)
+            found = texts(self.seed, load) + (images(self.seed, load) if load.images else [])
             answers = await self._all(session, found)
+            for case, answer in zip(found, answers, strict=True):
+                if answer is not None and (400 <= answer.status < 500) != case.refused:
+                    raise ValueError(f"{case.kind} is answered with {answer}")
             stops = [
-                with_stop(case, answer)
+                with_stop(case, answer.text)
                 for case, answer in zip(found, answers, strict=True)
-                if case.kind in ("greedy", "seeded") and answer is not None
+                if case.kind in STOPPED and answer is not None
             ]
             self.cases = found + stops
             self.expected = answers + await self._all(session, stops)
@@ -93,36 +102,35 @@ class Clients:
         async with self.session() as session:
             while not self._stop:
                 index = rng.randrange(len(self.cases))
-                outcome = await self._perform(session, self.cases[index], self.expected[index])
+                outcome = self.live[number] = Outcome(self.cases[index].kind, time.monotonic())
+                await self._perform(outcome, session, self.cases[index], self.expected[index])
+                del self.live[number]
                 outcome.ended = time.monotonic()
                 self.on_end(outcome)
 
-    async def _perform(self, session: aiohttp.ClientSession, case: Case, want: Answer | None) -> Outcome:
-        outcome = Outcome(case.kind, time.monotonic())
+    async def _perform(self, outcome: Outcome, session: aiohttp.ClientSession, case: Case, want: Answer | None) -> None:
+        """Ask until there is an answer; how the request ended stands in `outcome`."""
         while True:
             front = family(self.supervisor).get("http")
             try:
-                answer = await ask(session, case)
+                return self._compare(outcome, case, await ask(session, case), want)
             except Refused:
                 outcome.refused += 1
                 if time.monotonic() - outcome.started > self.deadline:
                     outcome.note = "refused to the end"
-                    return outcome
+                    return None
                 await asyncio.sleep(RETRY_PAUSE)
             except Broken as error:
                 if not await self._died(front):
                     outcome.note = f"broken without a death of http: {error}"
-                    return outcome
+                    return None
                 outcome.broken += 1
             except WrongShape as error:
                 outcome.note = str(error)
-                return outcome
+                return None
             except TimeoutError:
                 outcome.note = f"no end after {self.deadline:.0f} s"
-                return outcome
-            else:
-                self._compare(outcome, case, answer, want)
-                return outcome
+                return None
 
     @staticmethod
     def _compare(outcome: Outcome, case: Case, answer: Answer | None, want: Answer | None) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import aiohttp
 
 from scripts.faults.clients import Outcome
 from scripts.faults.hooks import CORRUPT, EXIT, GRAB, HANG, RAISE, slow_file
-from scripts.faults.watch import address_space, family
+from scripts.faults.watch import address_space, age, family, parse_rows
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 HOOKS = {"raise": RAISE, "exit 0": EXIT, "hang": HANG, "corrupt": CORRUPT}
@@ -31,6 +32,8 @@ HOLD = {"term": 0.5, MEMORY: 2.0}
 """Seconds after which a fault without effect is over."""
 SETTLE = 0.05
 """Seconds in which the front has heard that somebody is being replaced."""
+TICK = 0.1
+"""Seconds by which the supervisor's tick may be late."""
 BALLAST = "memory " * 1_000_000
 """A prompt that needs memory; it is far too long and refused."""
 PATIENCE = {"worker": 4.0, "tokenizer": 2.0, "visual": 2.0}
@@ -80,6 +83,8 @@ class Injector:
 
     async def disturb(self, round: Round) -> None:
         """Inject and wait for the recovery; what was not as it must be is in `round.trouble`."""
+        if not await self._up(round.actor):
+            round.trouble = "is not there"
         before = family(self.supervisor)
         pid = await self.pid(round.actor)
         round.injected = time.monotonic()
@@ -140,16 +145,27 @@ class Injector:
         return False
 
     async def _healthy(self) -> bool:
-        """Wait until /health says so."""
+        """Wait until /health says so. A dispensable actor may still be on its way."""
+        return await self._until("/health", lambda text: True)
+
+    async def _up(self, actor: str) -> bool:
+        """Wait until this actor takes part. The numbers are as old as the supervisor's last look at its children."""
+
+        def up(text: str) -> bool:
+            known = age(family(self.supervisor).get(actor, 0)) > self.watchdog / 5 + TICK
+            return known and parse_rows(text, "actor_up", "actor").get(actor) == 1.0
+
+        return await self._until("/metrics", up)
+
+    async def _until(self, path: str, good: Callable[[str], bool]) -> bool:
         end = time.monotonic() + self.patience
+        connector = aiohttp.TCPConnector(force_close=True)
         timeout = aiohttp.ClientTimeout(2.0)
-        async with aiohttp.ClientSession(
-            self.url, timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)
-        ) as session:
+        async with aiohttp.ClientSession(self.url, timeout=timeout, connector=connector) as session:
             while time.monotonic() < end:
                 try:
-                    async with session.get("/health") as reply:
-                        if reply.status == 200:
+                    async with session.get(path) as reply:
+                        if reply.status == 200 and good(await reply.text()):
                             return True
                 except (aiohttp.ClientError, OSError):
                     pass

@@ -1,20 +1,26 @@
-"""The mixed load of scripts/chaos.py: requests of every kind, and what an undisturbed server answers to them."""
+"""The mixed load of scripts/chaos.py: requests of every kind."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 Body = dict[str, Any]
-BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
-LOGPROB_TOLERANCE = 2e-3
-"""Sums of a batch of another size differ in their last digits."""
+SAMPLED: Body = {"do_sample": True, "temperature": 0.8}
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much a server is asked for: small requests for a model, many tokens where they cost nothing."""
+
+    tokens: tuple[int, int]
+    """Least and most tokens of an answer."""
+    sentences: int
+    """Of a long prompt."""
+    too_long: int
+    """Repetitions that give more tokens than fit, and not so many characters that nobody counts them."""
+    images: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,86 +31,48 @@ class Case:
     path: str
     body: Body
     leave_after: float | None = None
+    refused: bool = False
+    """With 4xx."""
 
     @property
     def streams(self) -> bool:
         return self.path == "/generate_stream"
 
 
-@dataclass
-class Answer:
-    """What a client has got: everything that must be the same again, and the logprobs, that must be near."""
-
-    status: int = 200
-    exact: list[Any] = field(default_factory=list)
-    near: list[float] = field(default_factory=list)
-    pause: float = 0.0
-    """Longest time between two events, seconds."""
-
-    def same(self, other: Answer) -> bool:
-        return (
-            (self.status, self.exact) == (other.status, other.exact)
-            and len(self.near) == len(other.near)
-            and all(abs(a - b) <= LOGPROB_TOLERANCE for a, b in zip(self.near, other.near, strict=True))
-        )
-
-
-def first_difference(got: Answer, want: Answer) -> str:
-    """Where two answers part, short."""
-    if got.status != want.status:
-        return f"status {got.status} {got.exact[:1]} instead of {want.status}"
-    for index, (a, b) in enumerate(zip(got.exact, want.exact, strict=False)):
-        if a != b:
-            ours, theirs = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in (a, b))
-            if not isinstance(ours, list | str) or not isinstance(theirs, list | str):
-                return f"part {index}: {ours!r} instead of {theirs!r}"
-            at = next((i for i, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y), len(theirs))
-            return (
-                f"part {index} at {at} of {len(theirs)}: {str(ours[at:])[:40]!r} instead of {str(theirs[at:])[:40]!r}"
-            )
-    return f"{len(got.near)} logprobs instead of {len(want.near)}, or values that are too far apart"
-
-
-class Refused(Exception):
-    """429 or 503: not accepted, try again."""
-
-
-class WrongShape(Exception):
-    """Not what the API promises: an event after the last, an answer that cannot be read."""
-
-
-class Broken(Exception):
-    """The connection ended before the answer."""
-
-
-def cases(seed: int, *, mock: bool) -> list[Case]:
-    """Requests of every kind; small ones for the model, many tokens where they cost nothing."""
+def texts(seed: int, load: Load) -> list[Case]:
+    """Requests of every kind without images."""
     rng = random.Random(seed)
-    tokens = (100, 300) if mock else (16, 40)
     found: list[Case] = []
 
-    def add(kind: str, *, stream: bool, prompt: str | None = None, leave: float | None = None, **more: Any) -> None:
+    def add(
+        kind: str,
+        *,
+        stream: bool,
+        prompt: str | None = None,
+        leave: float | None = None,
+        refused: bool = False,
+        **more: Any,
+    ) -> None:
         number = len(found)
         inputs = prompt or _chat(f"Tell me a fact about the number {rng.randrange(1000)}.")
-        parameters = {"max_new_tokens": rng.randint(*tokens), "ignore_eos": True, "seed": number, **more}
+        parameters = {"max_new_tokens": rng.randint(*load.tokens), "ignore_eos": True, "seed": number, **more}
         path = "/generate_stream" if stream else "/generate"
-        found.append(Case(kind, path, {"inputs": inputs, "parameters": parameters}, leave))
+        found.append(Case(kind, path, {"inputs": inputs, "parameters": parameters}, leave, refused))
 
-    sampled: Body = {"do_sample": True, "temperature": 0.8}
-    far = 1000 if mock else 4000  # more tokens than fit, and not so many characters that nobody counts them
-    words = " ".join(f"{n} is a number." for n in range(180 if mock else 60))
+    words = " ".join(f"{n} is a number." for n in range(load.sentences))
     for turn in range(2):
         for stream in (True, False):
             add("greedy", stream=stream)
-            add("seeded", stream=stream, **sampled)
+            add("seeded", stream=stream, **SAMPLED)
             add("long prompt", stream=stream, prompt=f"{turn}{stream} {words}")
             add("logprobs", stream=stream, logprobs=3, return_details=True)
-        add("n", stream=False, n=3, **sampled)
+        add("n", stream=False, n=3, **SAMPLED)
         add("prompt logprobs", stream=False, prompt_logprobs=1)
         add("one token", stream=bool(turn), max_new_tokens=1)
         add("leaves", stream=True, leave=rng.randint(0, 8))
         add("leaves", stream=False, leave=rng.random() / 4)
-        add("too long", stream=bool(turn), prompt="far too long " * (far if turn else 20_000))
+        far = "far too long " * (load.too_long if turn else 20_000)
+        add("too long", stream=bool(turn), prompt=far, refused=True)
     found.append(Case("count", "/tokens", {"text": words}))
     return found
 
@@ -113,81 +81,8 @@ def _chat(text: str) -> str:
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def with_stop(case: Case, answer: Answer) -> Case:
-    """The same request with a stop string from the middle of its answer."""
-    text = answer.exact[0] if isinstance(answer.exact[0], str) else answer.exact[0][0]
+def with_stop(case: Case, text: str) -> Case:
+    """The same request with a stop string from the middle of its answer, which is `text`."""
     stop = text[len(text) // 2 : len(text) // 2 + 3]
     parameters = {**case.body["parameters"], "stop_sequences": [stop]}
     return Case("stop string", case.path, {**case.body, "parameters": parameters})
-
-
-async def ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
-    """One attempt. None: the client left, as it was to. Raises Refused, Broken or WrongShape."""
-    try:
-        if case.leave_after is not None and not case.streams:
-            try:
-                return await asyncio.wait_for(_ask(session, case), case.leave_after)
-            except TimeoutError:
-                return None
-        return await _ask(session, case)
-    except BROKEN as error:
-        raise Broken(f"{type(error).__name__}: {error}") from error
-
-
-async def _ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
-    async with session.post(case.path, json=case.body) as reply:
-        if reply.status in (429, 503):
-            if "Retry-After" not in reply.headers:
-                raise WrongShape(f"{reply.status} without Retry-After")
-            raise Refused
-        if reply.status == 200 and case.streams:
-            return await _read_stream(reply, case)
-        data = await reply.read()
-    try:
-        value = json.loads(data)
-    except ValueError:
-        raise WrongShape(f"{reply.status}: {data[:200]!r}") from None
-    if reply.status != 200:
-        return Answer(reply.status, [value["error"]["code"]])
-    return _whole(value)
-
-
-async def _read_stream(reply: aiohttp.ClientResponse, case: Case) -> Answer | None:
-    answer, text, ids, last, finish = Answer(), "", [], time.monotonic(), None
-    events = 0
-    async for line in reply.content:
-        if not line.startswith(b"data:"):
-            continue
-        now = time.monotonic()
-        answer.pause, last = max(answer.pause, now - last), now
-        event = json.loads(line[5:])
-        if finish is not None:
-            raise WrongShape("an event after the last")
-        if "error" in event:
-            return Answer(reply.status, [event["error"]["code"]])
-        token, finish = event["token"], event["finish_reason"]
-        text += token["text"]
-        if token["id"] >= 0:
-            ids.append(token["id"])
-            answer.near.append(token["logprob"])
-        events += 1
-        if case.leave_after is not None and events > case.leave_after:
-            return None
-    if finish is None:
-        raise Broken(f"the stream ended after {events} events without its last one")
-    answer.exact = [text, ids, finish]
-    return answer
-
-
-def _whole(value: dict[str, Any]) -> Answer:
-    if "ntokens" in value:
-        return Answer(exact=[value["ntokens"]])
-    answer = Answer(exact=[value["generated_text"], value["finish_reason"], value["count_output_tokens"]])
-    details = value.get("tokens") or []
-    answer.exact += [[token["id"] for token in details], value.get("prompt_token_ids")]
-    answer.near += [token["logprob"] for token in details]
-    for ranked in [*(value.get("logprobs") or []), *(value.get("prompt_logprobs") or [])]:
-        entries = ranked or {}
-        answer.exact.append(sorted(entries))
-        answer.near += [entries[key]["logprob"] for key in sorted(entries)]
-    return answer

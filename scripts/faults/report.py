@@ -119,6 +119,7 @@ class Report:
             print(line)
         total = self.total()
         print(f"{'all':<12} {'':<10} " + " ".join(f"{total[head]:>9}" for head in heads))
+        print(in_words(total))
         self._line(event="total", **total, problems=self.problems, good=self.good)
         print("nothing lost, nothing different, nothing left behind" if self.good else "FAILED", flush=True)
 
@@ -138,6 +139,15 @@ class Report:
     def _line(self, **values: Any) -> None:
         if self._stream is not None:
             print(json.dumps(values), file=self._stream, flush=True)
+
+
+def in_words(total: dict[str, Any]) -> str:
+    """Everything in one line."""
+    return (
+        "{injected} faults injected, {effective} effective; {accepted} requests accepted, {finished} finished, "
+        "{identical} identical, {broken} broken (http died), {refused} refused (and tried again), {left} left by the "
+        "client, {lost} lost, {different} different"
+    ).format(**total)
 
 
 def round_to(seconds: float) -> float:

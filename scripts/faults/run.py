@@ -20,19 +20,26 @@ from scripts.faults.hooks import BOOKS, books_file
 from scripts.faults.injector import HOOK_FAULTS, PLAIN_FAULTS, Injector, Round
 from scripts.faults.report import Report
 from scripts.faults.server import Setting
-from scripts.faults.watch import alive, family, links, not_idle, parse, parse_rows
+from scripts.faults.watch import Process, alive, descendants, family, links, not_idle, parse, parse_rows
 
 IDLE_AFTER = 30.0
 """Seconds within which a server without clients holds nothing any more."""
 
-CALM, CALM_MOCK = 3.0, 0.5
-"""Most seconds between a recovery and the next fault. A request that gets no token over four deaths is given up, so
-the model needs time for the first one."""
+UNBOUNDED = 1 << 30
+"""Faults."""
+CALM = 10.0
+"""Most seconds between a recovery and the next fault."""
+LIVED = 2
+"""So many faults a request may have lived through when the next one comes. One that gets no token over four deaths is
+given up."""
+ORPHANED = 5.0
+"""Seconds within which what a process has started ends after it."""
 
 
 @dataclass
 class Chaos:
-    """`clients` requests are live at any time while faults of all kinds hit all actors for `seconds`."""
+    """`clients` requests are live at any time while faults of all kinds hit all actors, at most `total` of them, for at
+    most `seconds`."""
 
     server: Server
     folder: Path
@@ -43,9 +50,10 @@ class Chaos:
     seed: int
     actors: Sequence[str] = ()
     faults: Sequence[str] = ()
+    total: int = UNBOUNDED
     deadline: float = 120.0
-    pids: set[int] = field(default_factory=set)
-    """Every process that was ever seen."""
+    seen: set[Process] = field(default_factory=set)
+    """Processes of the server, and those that were and have not ended."""
 
     def __post_init__(self) -> None:
         pid, url = self.server.pid, self.server.base_url
@@ -57,7 +65,7 @@ class Chaos:
         self.faults = [fault for fault in possible if not self.faults or fault in self.faults]
 
     async def run(self) -> None:
-        await self.clients.learn(mock=self.setting.mock)
+        await self.clients.learn(self.setting.load)
         await self._until_idle()
         before = self._descriptors()
         restarts = await self._restarts()
@@ -74,21 +82,41 @@ class Chaos:
         rng = random.Random(self.seed)
         end = time.monotonic() + self.seconds
         cells: list[tuple[str, str]] = []
-        while time.monotonic() < end:
+        while time.monotonic() < end and len(self.report.rounds) < self.total:
             if not cells:
                 cells = [(actor, fault) for actor in self.actors for fault in self.faults]
                 rng.shuffle(cells)
-            actor, fault = cells.pop()
-            await asyncio.sleep(rng.uniform(0.05, CALM_MOCK if self.setting.mock else CALM))
-            self.pids |= set(family(self.server.pid).values())
+            await self._calm(rng.randint(1, self.clients_count))
+            self.seen |= descendants(self.server.pid)
             if self.server.exit_code is not None:
                 self.report.problem(f"the server ended with code {self.server.exit_code}")
                 return
-            round = Round(actor, fault, time.monotonic())
+            round = Round(*cells.pop(), time.monotonic())
             self.report.rounds.append(round)
             await self.injector.disturb(round)
-            self.pids |= set(family(self.server.pid).values())
             self.report.over(round)
+            await self._check_orphans(round)
+
+    async def _calm(self, requests: int) -> None:
+        """Wait until so many requests have ended, and no live one is old."""
+        end = time.monotonic() + CALM
+        wanted = len(self.report.outcomes) + requests
+        young = self.report.rounds[-LIVED].injected if len(self.report.rounds) >= LIVED else 0.0
+        while time.monotonic() < end:
+            old = any(outcome.started <= young for outcome in self.clients.live.values())
+            if not old and len(self.report.outcomes) >= wanted:
+                return
+            await asyncio.sleep(0.01)
+
+    async def _check_orphans(self, round: Round) -> None:
+        """A process that was started by one that is gone is gone too."""
+        end = time.monotonic() + ORPHANED
+        while orphans := alive(self.seen) - descendants(self.server.pid):
+            if time.monotonic() > end:
+                self.report.problem(f"{round.actor} {round.fault} has left {sorted(pid for pid, _ in orphans)} behind")
+                break
+            await asyncio.sleep(0.01)
+        self.seen = alive(self.seen) - orphans
 
     # --- what is left behind ------------------------------------------------------------------------------------------
 
@@ -107,7 +135,7 @@ class Chaos:
         while held and time.monotonic() < end:
             await asyncio.sleep(0.1)
             try:
-                held = not_idle(parse(await self.metrics()))
+                held = not_idle(parse(await self.metrics()), images=self.setting.load.images)
             except (aiohttp.ClientError, OSError):
                 held = {"metrics": -1.0}
         if held:
@@ -160,13 +188,14 @@ def kind(link: str) -> str:
     return link.partition(":[")[0]
 
 
-def check_end(server: Server, pids: set[int], report: Report) -> None:
+def check_end(server: Server, seen: set[Process], report: Report) -> None:
     """Stop the server: it ends with code 0, and so do all its processes."""
+    seen = seen | descendants(server.pid)
     code = server.drain(60.0)
     if code:
         report.problem(f"the server ended with code {code}")
     end = time.monotonic() + 5.0
-    while (left := alive(pids)) and time.monotonic() < end:
+    while (left := alive(seen)) and time.monotonic() < end:
         time.sleep(0.05)
     if left:
-        report.problem(f"processes are left: {left}")
+        report.problem(f"processes are left: {sorted(pid for pid, _ in left)}")

@@ -1,4 +1,4 @@
-"""The server that scripts/chaos.py disturbs: a real one; with hooks in its actors; or with instant tokens as well."""
+"""The server that scripts/chaos.py disturbs: of text or of images, with hooks in its actors, or with instant tokens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 from lightllm_mp import Config, Server, launch, server
 from lightllm_mp.actors import supervisor
 from lightllm_mp.actors.topology import Topology
-from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
+from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
 from scripts.faults.hooks import FOLDER, hooked_program
+from scripts.faults.image_load import CACHED
+from scripts.faults.load import Load
 from tests.actors.embedded import write_byte_tokenizer
 
 MOCK = "LIGHTLLM_CHAOS_MOCK"
@@ -36,25 +40,45 @@ MODEL = {
     "torch_dtype": "float32",
 }
 """What the mock worker pretends to be."""
+LLAVA = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "llava_hf"
+"""A tiny model that sees; its files but for a tokenizer."""
+LLAVA_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+Kind = Literal["default", "mock", "images"]
+"""The default model; no model at all; a tiny one that sees."""
+LOADS = {
+    "default": Load(tokens=(16, 40), sentences=60, too_long=4000),
+    "mock": Load(tokens=(100, 300), sentences=180, too_long=1000),
+    "images": Load(tokens=(20, 80), sentences=60, too_long=1000, images=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What is started. `watchdog` in seconds."""
 
-    mock: bool = False
+    kind: Kind = "default"
     hooks: bool = False
     ranks: int = 1
     watchdog: float = 1.0
     kv_tokens: int = 20_000
     log_level: str = "critical"
 
+    @property
+    def load(self) -> Load:
+        return LOADS[self.kind]
+
     def config(self, folder: Path) -> Config:
         level = "error" if self.log_level == "critical" else self.log_level
         return Config(
-            model=ModelConfig(model_dir=str(folder), load_format="dummy") if self.mock else ModelConfig(),
-            engine=EngineConfig(tp=self.ranks, max_total_token_num=self.kv_tokens, run_ahead=1 if self.mock else -1),
+            model=self._model(folder),
+            engine=EngineConfig(
+                tp=self.ranks,
+                max_total_token_num=self.kv_tokens,
+                run_ahead=1 if self.kind == "mock" else -1,
+                threads=1 if self.kind == "images" else 0,
+            ),
             http=HttpConfig(port=0, disable_access_log=True),
+            multimodal=MultimodalConfig(enable_multimodal=self.load.images, cache_capacity=CACHED),
             supervisor=SupervisorConfig(
                 max_restarts=1_000_000,
                 watchdog_timeout=self.watchdog,
@@ -64,16 +88,31 @@ class Setting:
             ),
         )
 
+    def _model(self, folder: Path) -> ModelConfig:
+        if self.kind == "mock":
+            return ModelConfig(model_dir=str(folder), load_format="dummy")
+        if self.kind == "images":
+            return ModelConfig(model_dir=str(folder), data_type="float32", device="cpu")
+        return ModelConfig()
+
+    def write(self, folder: Path) -> None:
+        """The model's files, where it has a folder of its own."""
+        if self.kind != "default":
+            write_byte_tokenizer(folder)
+        if self.kind == "mock":
+            (folder / "config.json").write_text(json.dumps(MODEL))
+        if self.kind == "images":
+            for name in LLAVA_FILES:
+                shutil.copy(LLAVA / name, folder)
+
 
 @contextlib.contextmanager
 def running(setting: Setting) -> Iterator[tuple[Server, Path]]:
     """The server, ready, and the folder of its hooks. It is stopped at the end if it still runs."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        environment = {FOLDER: name, MOCK: str(int(setting.mock))}
-        if setting.mock:
-            write_byte_tokenizer(folder)
-            (folder / "config.json").write_text(json.dumps(MODEL))
+        setting.write(folder)
+        environment = {FOLDER: name, MOCK: str(int(setting.kind == "mock"))}
         program = PROGRAM if setting.hooks else server.PROGRAM
         with mock.patch.dict(os.environ, environment), mock.patch.object(server, "PROGRAM", program):
             started = launch(setting.config(folder))

@@ -13,6 +13,10 @@ SAMPLE = re.compile(r"^lightllm_(\w+)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 IDLE = ("num_requests_running", "num_requests_waiting", "kv_used_tokens", "live_requests", "queue_bytes")
 """Gauges that are 0 when nothing is left; of a gauge with several rows, the sum."""
+IDLE_IMAGES = ("image_cache_leased_items", "image_requests_waiting", "images_in_work", "image_file_bytes")
+"""The same where images are served."""
+Process = tuple[int, int]
+"""(pid, when it was started, in ticks): pids are used again."""
 
 
 def family(supervisor: int) -> dict[str, int]:
@@ -32,9 +36,31 @@ def family(supervisor: int) -> dict[str, int]:
     return found
 
 
-def alive(pids: Iterable[int]) -> list[int]:
+def descendants(pid: int) -> set[Process]:
+    """A process and all below it: the actors, and the processes that those have started."""
+    found: set[Process] = set()
+    below = [pid]
+    while below:
+        pid = below.pop()
+        try:
+            found.add((pid, _started(pid)))
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                below += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+def alive(processes: Iterable[Process]) -> set[Process]:
     """Those that still run."""
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    found = set()
+    for pid, started in processes:
+        try:
+            if _started(pid) == started:
+                found.add((pid, started))
+        except OSError:
+            continue
+    return found
 
 
 def resident(pid: int) -> int:
@@ -57,10 +83,14 @@ def _statm(pid: int, column: int) -> int:
 def age(pid: int) -> float:
     """Seconds since it was started; 0: it is gone."""
     try:
-        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICKS
-    except (OSError, IndexError):
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - _started(pid) / TICKS
+    except OSError:
         return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def _started(pid: int) -> int:
+    """Ticks since the machine was started."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def links(pid: int | str) -> list[str]:
@@ -115,6 +145,7 @@ def parse_rows(text: str, name: str, label: str) -> dict[str, float]:
     return rows
 
 
-def not_idle(numbers: Mapping[str, float]) -> dict[str, float]:
+def not_idle(numbers: Mapping[str, float], *, images: bool) -> dict[str, float]:
     """Gauges that should be 0 in an idle server and are not, or are not there."""
-    return {name: numbers.get(name, -1.0) for name in IDLE if numbers.get(name) != 0.0}
+    names = IDLE + IDLE_IMAGES if images else IDLE
+    return {name: numbers.get(name, -1.0) for name in names if numbers.get(name) != 0.0}

@@ -23,7 +23,7 @@ SECONDS = 40.0
 @pytest.mark.timeout(240)
 def test_nothing_is_lost_and_nothing_is_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
     lines = io.StringIO()
-    report = chaos(Setting(mock=True, hooks=True, ranks=2), seconds=SECONDS, clients=12, seed=7, stream=lines)
+    report = chaos(Setting("mock", hooks=True, ranks=2), seconds=SECONDS, clients=12, seed=7, stream=lines)
     report.show()
     total = report.total()
     assert report.good, capsys.readouterr().out

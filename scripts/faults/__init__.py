@@ -1,0 +1,1 @@
+"""Faults under load: what scripts/chaos.py and scripts/soak.py are made of."""
