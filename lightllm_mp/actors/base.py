@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from lightllm_mp.actors.mailbox import Mailbox, Received
 from lightllm_mp.actors.stats import StatsPage
@@ -100,7 +101,9 @@ class AsyncActor(Actor):
 
     def listen(self) -> None:
         """Work on messages in the running loop from now on."""
-        self.mailbox.listen(asyncio.get_running_loop(), self._on_records)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_stray_error)
+        self.mailbox.listen(loop, self._on_records)
 
     def after_records(self) -> None:
         """Called after every batch of messages, and when a lane may have room again."""
@@ -109,6 +112,13 @@ class AsyncActor(Actor):
         """A bug: `until_stopped` raises it, and the process ends."""
         self._failure = self._failure or error
         self._end.set()
+
+    def _on_stray_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that no callback and no task has caught: the loop logs it and goes on. Not without memory: what
+        else was dropped with the MemoryError is known to nobody."""
+        loop.default_exception_handler(context)
+        if isinstance(error := context.get("exception"), MemoryError):
+            self.fail(error)
 
     async def until_stopped(self) -> None:
         """Returns after Stop; raises what went wrong in the work on messages."""

@@ -87,6 +87,8 @@ class ChatTemplate:
                 return self._template.render(variables, messages=messages)
             except SecurityError as error:
                 raise InvalidRequest(f"the chat template was stopped: {str(error)[:200]}", param="messages") from error
+            except MemoryError:
+                raise  # not the client's fault
             except Exception as error:
                 reason = _ADDRESS.sub("", str(error)[:200])
                 message = f"the chat template refuses these messages: {reason}"

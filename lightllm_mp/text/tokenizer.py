@@ -99,6 +99,8 @@ class Tokenizer:
             raise PromptTooLong(f"the text of {len(text)} characters has more than {max_tokens} tokens")
         try:
             ids = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except MemoryError:
+            raise
         except BaseException as error:
             # A panic of the library is no Exception; it concerns this text only.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -100,6 +100,15 @@ def test_a_template_refuses_messages() -> None:
         render_chat(MARKUP, [CHAT[1], CHAT[1]])
 
 
+def test_no_memory_is_not_the_fault_of_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object, **options: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(compile_template(MARKUP)._template, "render", exhausted)
+    with pytest.raises(MemoryError):
+        render_chat(MARKUP, CHAT[1:2])
+
+
 PARTS = [
     {"type": "text", "text": "a"},
     {"type": "image_url", "image_url": {"url": "data:..."}},

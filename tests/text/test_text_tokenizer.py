@@ -31,6 +31,20 @@ def test_lone_surrogates_are_refused(text: str) -> None:
         sample("byte_level").encode(text)
 
 
+class Exhausted:
+    """A library that gets no memory."""
+
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> None:
+        raise MemoryError
+
+
+def test_no_memory_is_not_the_fault_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = sample("byte_level")
+    monkeypatch.setattr(tokenizer, "backend", Exhausted())
+    with pytest.raises(MemoryError):
+        tokenizer.encode("a")
+
+
 def test_nul_and_control_characters_pass() -> None:
     tokenizer = sample("byte_level")
     assert tokenizer.decode(tokenizer.encode("a\x00\x01\x7f\r\nb")) == "a\x00\x01\x7f\r\nb"

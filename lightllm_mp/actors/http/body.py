@@ -41,7 +41,9 @@ class BodyReader:
                 await self._receive(request, body)
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {self._seconds:g} s") from None
-        except web.RequestPayloadError:
+        except web.RequestPayloadError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
             raise InvalidRequest("the body is not encoded as its headers say") from None
         finally:
             self._held -= len(body)

@@ -78,11 +78,22 @@ class Connection(web.RequestHandler):
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What the parser or aiohttp refuses, without repeating the client's bytes."""
+        if isinstance(exc, MemoryError):
+            raise exc  # is not answered; comes back in log_exception
         if status >= 500:
             self.logger.error("unhandled error", exc_info=exc)
         response = error_response(_judged(status, exc))
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What nobody has answered for; the connection is closed after it. The loop's handler decides whether this
+        process can go on."""
+        error = options.get("exc_info")
+        if isinstance(error, MemoryError):
+            self._loop.call_exception_handler({"message": "no memory for a request", "exception": error})
+        else:
+            super().log_exception(*args, **options)
 
     def _start_header_timer(self) -> None:
         if self._header_timer is None:

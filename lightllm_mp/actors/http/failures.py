@@ -49,8 +49,8 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
         return error_response(error)
     except web.HTTPException as error:
         return _of_http(error)
-    except ConnectionError:
-        raise  # the client is gone
+    except (ConnectionError, MemoryError):
+        raise  # the client is gone; this process must go
     except Exception:
         log.exception("a request failed")
         request[FAILURE] = EngineError.code

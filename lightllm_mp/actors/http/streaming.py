@@ -32,6 +32,8 @@ async def stream(request: web.Request, live: Live, headers: Mapping[str, str]) -
         return response  # the client has left; nobody is told
     except EngineError as error:
         await response.write(replies.failure_event(error))
+    except MemoryError:
+        raise  # this process must go
     except Exception:
         log.exception("a stream failed")
         await response.write(replies.failure_event(EngineError("internal error")))
