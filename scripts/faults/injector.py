@@ -92,7 +92,7 @@ class Injector:
         extra = asyncio.create_task(self._ballast()) if round.fault == MEMORY else None
         hurt = await self._replaced(round, before, pid)
         self._make_good(round.fault, pid)
-        if not hurt and round.fault not in HARMLESS and (self.hooks or round.fault not in UNCERTAIN):
+        if not hurt and self._certain(round.fault):
             round.trouble = "nobody was replaced"
         if hurt and round.fault in HARMLESS:
             round.trouble = "was replaced"
@@ -105,6 +105,10 @@ class Injector:
         round.replaced = sorted(name for name in before if after.get(name) != before[name])
         if extra is not None:
             extra.cancel()
+
+    def _certain(self, fault: str) -> bool:
+        """Somebody has to be replaced."""
+        return fault not in HARMLESS and (self.hooks or fault not in UNCERTAIN)
 
     def _inject(self, actor: str, fault: str, pid: int) -> None:
         if fault == MEMORY:
@@ -133,7 +137,8 @@ class Injector:
         """Wait until somebody has been replaced: the victim, or, after garbage, whoever has read it."""
         kind = round.actor.rstrip("0123456789")
         wait = self.patience + PATIENCE.get(kind, 1.0) * self.watchdog
-        end = time.monotonic() + HOLD.get(round.fault, wait)
+        hold = wait if self._certain(round.fault) else HOLD[round.fault]
+        end = time.monotonic() + hold
         while time.monotonic() < end:
             now = family(self.supervisor)
             if round.fault == "corrupt":
