@@ -1,4 +1,4 @@
-"""A short form of scripts/chaos.py: every actor and every fault once or so, with instant tokens."""
+"""A short form of scripts/chaos.py: every actor and every fault once or so, with instant tokens and with images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from scripts.chaos import chaos
 from scripts.faults.samples import Samples
 from scripts.faults.server import Setting
 
-SECONDS = 40.0
+FAULTS, SECONDS = 30, 60.0
+SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_nothing_is_lost_and_nothing_is_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.kind)
+def test_nothing_is_lost_and_nothing_is_left_behind(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     lines = io.StringIO()
-    report = chaos(Setting("mock", hooks=True, ranks=2), seconds=SECONDS, clients=12, seed=7, stream=lines)
+    report = chaos(setting, seconds=SECONDS, total=FAULTS, clients=12, seed=7, stream=lines)
     report.show()
     total = report.total()
     assert report.good, capsys.readouterr().out
-    assert total["injected"] >= 8
+    assert 8 <= total["injected"] <= FAULTS
     assert total["effective"] >= total["injected"] // 2
     assert total["identical"] == total["finished"] > 100
     assert total["accepted"] == total["finished"] + total["left"] + total["broken"]
