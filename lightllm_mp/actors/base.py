@@ -116,9 +116,9 @@ class AsyncActor(Actor):
     def _on_stray_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that no callback and no task has caught: the loop logs it and goes on. Not without memory: what
         else was dropped with the MemoryError is known to nobody."""
-        loop.default_exception_handler(context)
         if isinstance(error := context.get("exception"), MemoryError):
             self.fail(error)
+        loop.default_exception_handler(context)
 
     async def until_stopped(self) -> None:
         """Returns after Stop; raises what went wrong in the work on messages."""
