@@ -76,6 +76,10 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """Port to listen on; 0: any free one, named in the start-up block."""
+    reuse_port: bool = False
+    """Share the port with another server that has this flag too. One that starts listens when it is ready; one that
+    drains lets the other have new connections and answers what it has accepted: no connection is refused when one
+    replaces the other."""
     api_key_file: str | None = None
     """File with one API key a line (admin:KEY for an admin key); also LIGHTLLM_MP_API_KEYS and LIGHTLLM_MP_ADMIN_KEYS.
     With a key set every route but health needs one."""
@@ -86,7 +90,11 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cors_allow_origin: tuple[str, ...] = ()
     """Origin (https://example.org) whose web pages may call this server, or *; may be given several times."""
     max_live_requests: Positive = 1000
-    """Requests accepted and not yet answered; more are refused with 429 and a Retry-After."""
+    """Requests accepted and not yet answered; more are refused with 429 and a Retry-After. With several API keys half
+    of it is kept for them, the same number for each."""
+    max_queue_seconds: Annotated[float, Meta(ge=0.0, le=86400.0)] = 600.0
+    """A request whose prefill has not begun after this long is refused with 503; 0: it waits. A client can say with
+    X-Request-Timeout: SECONDS when its answer has to be complete (504). The earliest deadline goes first."""
     max_body_bytes: Positive = 32 << 20
     """Largest request body."""
     header_timeout: Seconds = 30.0
@@ -107,7 +115,7 @@ class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_size_gb: Annotated[float, Meta(gt=0.0, le=1024.0)] | None = None
     """Memory for these embeddings; by default what cache_capacity images need, and at most 1 GB."""
     visual_gpu_ids: tuple[int, ...] = ()
-    """The GPU that encodes images; by default the first one. More than one is not supported yet."""
+    """The GPUs that encode images, each with a copy of the tower; by default the first one."""
     visual_device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where images are encoded. auto: where the model runs."""
     allow_media_host: tuple[str, ...] = ()

@@ -70,6 +70,29 @@ class Overloaded(EngineError):
         self.retry_after = retry_after
 
 
+class QueueTimeout(Overloaded):
+    """The request waited as long as it may and was not begun."""
+
+    status = 503
+    code = "queue_timeout"
+
+
+class DeadlineExceeded(EngineError):
+    """The time that the client gave its request is over."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class SlowReader(EngineError):
+    """A streaming consumer fell too far behind."""
+
+    status = 408
+    type = "timeout_error"
+    code = "slow_reader"
+
+
 class Unavailable(EngineError):
     """The server is starting, draining or repairing itself."""
 

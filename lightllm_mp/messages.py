@@ -176,6 +176,13 @@ class Generate(Wire, tag="Generate"):
     reuse_prompt: bool = True
     """May use and feed the prefix cache."""
     images: tuple[Picture, ...] = ()
+    tenant: bytes = b""
+    """Whose request this is: tenants share the engine fairly."""
+    start_by: float = 0.0
+    """Monotonic time in seconds after which its prefill is not begun any more, and of whose requests the one with the
+    earliest goes first; 0: none."""
+    begun: bool = False
+    """It had been begun before a repair: `start_by` says only who goes first."""
 
 
 class Count(Wire, tag="Count"):
@@ -204,6 +211,9 @@ class Tokenized(Wire, tag="Tokenized"):
     priority: int = 0
     reuse_prompt: bool = True
     spans: tuple[ImageSpan, ...] = ()
+    tenant: bytes = b""
+    start_by: float = 0.0
+    begun: bool = False
 
 
 class Abort(Wire, tag="Abort"):

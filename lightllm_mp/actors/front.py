@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightllm_mp.actors.base import AsyncActor
 from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.sight import find_vision
@@ -14,12 +15,17 @@ from lightllm_mp.messages import Begin, Drained, Health, Wire
 
 
 class FrontActor(AsyncActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    """`tenants`: how many API keys there are. `queue_seconds`: see Frontend."""
+
+    def __init__(
+        self, birth: Birth, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
+    ) -> None:
         super().__init__(mailbox, stats)
         self.frontend = Frontend(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
-            max_live=birth.config.http.max_live_requests,
+            door=Door(birth.config.http.max_live_requests, tenants),
+            queue_seconds=queue_seconds,
             images=_image_lane(birth, mailbox),
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())

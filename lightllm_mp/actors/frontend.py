@@ -9,34 +9,24 @@ its consumer sees nothing but a pause.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from lightllm_mp import messages as say
 from lightllm_mp.actors import intake
-from lightllm_mp.actors.drain_rate import DrainRate
+from lightllm_mp.actors.deadlines import Deadlines
+from lightllm_mp.actors.door import FULL, Door
 from lightllm_mp.actors.intake import Prompt
 from lightllm_mp.actors.live import Answer, Event, Live, alternatives
 from lightllm_mp.actors.outgoing import Lane, Send
+from lightllm_mp.actors.quarantine import Quarantine
 from lightllm_mp.actors.uploads import ImageLane, Upload
-from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from lightllm_mp.actors.wire_errors import rebuild
+from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Output, Sampling, Wire
-
-RETRY_LEAST, RETRY_MOST = 1.0, 60.0
-MAX_FRUITLESS = 3
-"""A request that got no token over so many repairs is answered with an error: it may be what breaks the engine."""
-
-
-class SlowReader(EngineError):
-    """A streaming consumer fell too far behind."""
-
-    status = 408
-    type = "timeout_error"
-    code = "slow_reader"
 
 
 class Observer(Protocol):
@@ -53,20 +43,30 @@ class Frontend:
     """All live requests of one front.
 
     `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
-    visual actor, where there is one.
+    visual actor, where there is one. A request that is not begun after `queue_seconds` is refused; 0: it waits.
     """
 
-    def __init__(self, to_tokenizer: Send, to_router: Send, *, max_live: int, images: ImageLane | None = None) -> None:
+    def __init__(
+        self,
+        to_tokenizer: Send,
+        to_router: Send,
+        *,
+        door: Door,
+        queue_seconds: float = 0.0,
+        images: ImageLane | None = None,
+    ) -> None:
         self._lanes = (Lane(to_tokenizer), Lane(to_router))
         self.images = images
-        self._max_live = max_live
+        self.door = door
+        self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, Live] = {}
         self._answers: dict[int, Answer] = {}
         self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
-        self._drain_rate = DrainRate(monotonic())
+        self._quarantine = Quarantine(self._submit_again)
         self._connected = False
         self._drained = False
+        self._staying = False
         self.facts: Facts | None = None
         self.state = say.Health(ok=True)
         self.observer: Observer | None = None
@@ -81,13 +81,16 @@ class Frontend:
         self.reset()
         self._connected = True
         for live in list(self._lives.values()):
-            self._resume(live, after_a_death=bool(message.restarted))
+            if not self._quarantine.take_back(live, frozenset(message.restarted)):
+                self._give_up(live, EngineError("the engine failed on this request repeatedly"))
+        self._quarantine.go_on()
         for request, _ in self._counts.values():
             self._lanes[0].push(request)
 
     def reset(self) -> None:
         """The lanes are gone. Keep every record and send nothing until `begin`."""
         self._connected = False
+        self._quarantine.clear()
         for lane in self._all_lanes():
             lane.clear()
 
@@ -120,7 +123,12 @@ class Frontend:
         return "" if self._connected else "repairing"
 
     def drained(self) -> bool:
-        return self.state.draining and not self.live
+        return self.state.draining and not self.live and not self._staying
+
+    def stay(self, staying: bool) -> None:
+        """While staying, new work is taken in though the server drains."""
+        self._staying = staying
+        self._check_drained()
 
     # --- the consumer's side ---
 
@@ -136,9 +144,12 @@ class Frontend:
         add_special_tokens: bool = True,
         images: Sequence[Upload] = (),
         stream: bool = True,
+        tenant: bytes = b"",
+        deadline: float = math.inf,
     ) -> Live:
-        """Start a request. Raises InvalidRequest, PromptTooLong, Overloaded or Unavailable; never blocks."""
-        self._admit()
+        """Start a request of `tenant`, to be complete at `deadline` (monotonic). Raises InvalidRequest, PromptTooLong,
+        Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or DeadlineExceeded."""
+        self.admit(tenant)
         assert self.facts is not None
         intake.check(prompt, sampling, n, self.facts, sees=self.images is not None)
         intake.check_images(images, self.images, self.facts)
@@ -154,6 +165,8 @@ class Frontend:
             priority=priority,
             reuse_prompt=reuse_prompt,
             images=tuple(upload.picture for upload in images),
+            tenant=tenant,
+            start_by=self._deadlines.start_by(deadline),
         )
         held = self.images.files.hold(images) if self.images is not None and images else ()
         try:
@@ -161,7 +174,10 @@ class Frontend:
         except Overloaded:
             self._let_go(held)
             raise
-        live = Live(request, self.forget, stream=stream, images=held)
+        live = Live(request, self.forget, stream=stream, images=held, deadline=deadline)
+        live.sent = self._connected
+        self._deadlines.watch(live)
+        self.door.enter(tenant)
         self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
@@ -169,35 +185,53 @@ class Frontend:
             self.observer.accepted(live)
         return live
 
-    async def count(self, text: str, *, add_special_tokens: bool = True, images: Sequence[say.Picture] = ()) -> int:
+    async def count(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        images: Sequence[say.Picture] = (),
+        tenant: bytes = b"",
+    ) -> int:
         """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
-        self._admit()
+        self.admit(tenant)
         assert self.facts is not None
         intake.check_prompt(text, self.facts)
         request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()
         self._counts[request.rid] = (request, future)
+        self.door.enter(tenant)
         try:
             return await future
         finally:
             del self._counts[request.rid]
+            self.door.leave(tenant)
             self._check_drained()
 
     def forget(self, live: Live) -> None:
         """The consumer is done with `live`; called by Live.close()."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
+            self._quarantine.cleared(live)
+            self.door.leave(live.request.tenant)
             self._let_go(live.images)
             if self.observer is not None:
                 self.observer.ended(live)
         self._check_drained()
 
-    def retry_after(self) -> float:
-        """Seconds until what is live now is done, at the measured drain rate."""
-        rate = self._drain_rate.value(monotonic())
-        seconds = self.live / rate if rate > 0 else RETRY_MOST
-        return min(max(seconds, RETRY_LEAST), RETRY_MOST)
+    def admit(self, tenant: bytes) -> None:
+        """Would a request of this tenant be taken in now? Raises Overloaded or Unavailable."""
+        if self.facts is None:
+            self._refuse("starting")
+            raise Unavailable("the server is starting")
+        if self.state.draining and not self._staying:
+            self._refuse("draining")
+            raise Unavailable("the server is shutting down")
+        if reason := self.door.refusal(tenant):
+            self._refuse(reason)
+            whose = f"{self.door.most} requests are" if reason == FULL else "this key's share of requests is"
+            raise Overloaded(f"{whose} live already", retry_after=self.door.retry_after())
 
     # --- the engine's side ---
 
@@ -208,10 +242,8 @@ class Frontend:
         elif isinstance(message, say.Rejected):
             self._rejected(message)
         elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
-            live = self._answers[message.rid].live
-            self._abort(live)
-            live.fail(rebuild(message.error))
-            self._drain_rate.finished(monotonic())
+            self._give_up(self._answers[message.rid].live, rebuild(message.error))
+            self.door.finished()
         elif isinstance(message, say.Counted):
             _, future = self._counts.get(message.rid, (None, None))
             if future is not None and not future.done():
@@ -262,7 +294,8 @@ class Frontend:
         live = answer.live
         if event.id >= 0:
             answer.ids.append(event.id)
-            live.fruitless = 0
+            if live.fruitless:
+                self._quarantine.cleared(live)
         answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
         if answer.last:
             gaps.append(now - answer.last)
@@ -276,7 +309,7 @@ class Frontend:
             del self._answers[answer.rid]
             live.open -= 1
             if not live.open:
-                self._drain_rate.finished(now)
+                self.door.finished()
         if not live.put(answer, event):
             self._overflow(live)
 
@@ -294,7 +327,7 @@ class Frontend:
         if self.observer is not None:
             self.observer.first_token(live, now - live.started)
         live.open -= 1
-        self._drain_rate.finished(now)
+        self.door.finished()
         live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
@@ -306,38 +339,26 @@ class Frontend:
             live = answer.live
             if live.images and self.images is not None:
                 self.images.abort(answer.rid)
-            self._abort(live)  # the followers: rejected with it, or running if they were resumed one by one
-            live.fail(rebuild(message.error))
-            self._drain_rate.finished(monotonic())
+            # Its followers are rejected with it, or running if they were resumed one by one.
+            self._give_up(live, rebuild(message.error))
+            self.door.finished()
 
     # --- inside ---
-
-    def _admit(self) -> None:
-        if self.facts is None:
-            self._refuse("starting")
-            raise Unavailable("the server is starting")
-        if self.state.draining:
-            self._refuse("draining")
-            raise Unavailable("the server is shutting down")
-        if self.live >= self._max_live:
-            self._refuse("max_live_requests")
-            raise Overloaded(f"{self._max_live} requests are live already", retry_after=self.retry_after())
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):
             self._refuse("lane_full")
-            raise Overloaded("the request queue is full", retry_after=self.retry_after())
+            raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
 
-    def _resume(self, live: Live, *, after_a_death: bool) -> None:
-        """Submit what is unfinished again, unless the request looks like the reason for the repairs."""
-        live.fruitless += after_a_death
-        if live.fruitless > MAX_FRUITLESS:
-            self._abort(live)
-            live.fail(EngineError("the engine failed on this request repeatedly"))
-            return
+    def _give_up(self, live: Live, error: EngineError) -> None:
+        self._abort(live)
+        live.fail(error)
+
+    def _submit_again(self, live: Live) -> None:
+        live.sent = True
         for answer in live.answers:
             if answer.rid in self._answers:
-                self._lanes[0].push(_again(live, answer))
+                self._lanes[0].push(live.again(answer))
                 self._send_images(live, answer.rid)
 
     def _refuse(self, reason: str) -> None:
@@ -374,19 +395,3 @@ class Frontend:
             self._drained = True
             if self.on_drained is not None:
                 self.on_drained()
-
-
-def rebuild(info: say.ErrorInfo) -> EngineError:
-    """The error that `info` was made from, as near as this process knows it."""
-    kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == info.code), EngineError)
-    error = kind(info.message, param=info.param)
-    error.status, error.type, error.code = info.status, info.type, info.code
-    return error
-
-
-def _again(live: Live, answer: Answer) -> say.Generate:
-    """The request of one unfinished answer, to go on from what has been passed on. Seed `index` further, as n does."""
-    sampling = replace(live.request.sampling, seed=live.request.sampling.seed + answer.index)
-    if live.prompt_logprobs is not None:
-        sampling = replace(sampling, prompt_logprobs=-1)
-    return replace(live.request, rid=answer.rid, n=1, sampling=sampling, emitted=answer.ids.tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from itertools import chain, repeat
 from time import monotonic
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lightllm_mp.actors.uploads import Upload
 from lightllm_mp.errors import EngineError
@@ -96,7 +98,13 @@ class Live:
     """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`."""
 
     def __init__(
-        self, request: Generate, forget: Callable[[Live], None], *, stream: bool, images: tuple[Upload, ...] = ()
+        self,
+        request: Generate,
+        forget: Callable[[Live], None],
+        *,
+        stream: bool,
+        images: tuple[Upload, ...] = (),
+        deadline: float = math.inf,
     ) -> None:
         self._forget = forget
         self.request = request
@@ -113,8 +121,15 @@ class Live:
         """When its prefill began (monotonic), 0: not yet."""
         self.first = 0.0
         """When the first token came (monotonic), 0: not yet."""
+        self.deadline = deadline
+        """When the answer has to be complete (monotonic)."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.sent = False
+        """The engine has it, or had it until the present repair."""
         self.fruitless = 0
-        """Repairs of the engine since its last token."""
+        """Times that the same process has died since the last token, while the engine had the request."""
+        self.blamed: frozenset[str] = frozenset()
+        """These processes died each of those times."""
         self.error: EngineError | None = None
         self.closed = False
         self.on_overflow: Callable[[], None] | None = None
@@ -163,11 +178,27 @@ class Live:
         """Give up what is unfinished or unread and forget the request. Idempotent."""
         if not self.closed:
             self.closed = True
+            if self.timer is not None:
+                self.timer.cancel()
             self._events.clear()
             self._forget(self)
             self.wake()
 
     abort = close
+
+    def again(self, answer: Answer) -> Generate:
+        """The request of one unfinished answer, to go on from what has been passed on; seed `index` further, as n."""
+        sampling = replace(self.request.sampling, seed=self.request.sampling.seed + answer.index)
+        if self.prompt_logprobs is not None:
+            sampling = replace(sampling, prompt_logprobs=-1)
+        return replace(
+            self.request,
+            rid=answer.rid,
+            n=1,
+            sampling=sampling,
+            emitted=answer.ids.tobytes(),
+            begun=self.scheduled > 0,
+        )
 
     def put(self, answer: Answer, event: Event) -> bool:
         """Hand an event to the consumer; False: it is too far behind."""

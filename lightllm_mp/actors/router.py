@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from lightllm_mp.actors.base import BlockingActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.tokenizer import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
+from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.pairing import Pairing
 from lightllm_mp.engine.scheduler import Scheduler
@@ -89,8 +91,8 @@ class RouterActor(BlockingActor):
         """Keep the workers busy, pass on what happened, and look over the books when there is nothing to do."""
         scheduler = self._scheduler
         assert scheduler is not None
-        planned = False
-        while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan()) is not None:
+        planned, now = False, monotonic()
+        while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan(now)) is not None:
             planned = True
             for name in self._workers:
                 self.mailbox.send_plan(name, plan)

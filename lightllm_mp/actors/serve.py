@@ -28,11 +28,13 @@ from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.headers import check_weights
 from lightllm_mp.models.sharding import check_ranks
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.text.default_model import find_default_model, find_demo_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
 EXIT_CONFIG = 2
+BACKLOG = 1024
+"""Connections that wait to be accepted."""
 
 
 def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
@@ -46,24 +48,32 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
-        model_path = find_model(config.model.model_dir)
+        model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
         check_ranks(read_model_config(model_path), config.engine.tp)
         sees = find_vision(config, model_path) is not None
         if config.model.load_format != "dummy":
             check_weights(model_path)
         listen = bind(config.http)
     except EngineError as error:
-        if config.supervisor.log_json:
-            log.critical("%s", error.message)
-        else:
-            print(f"lightllm-mp: {error.message}", file=sys.stderr)
-        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_START_FAILED
+        return _refused(config, error)
     if config.multimodal.enable_multimodal and not sees:
         log.warning("--enable-multimodal: this model has no vision tower, requests with images are refused")
     if not keys and not is_loopback(config.http.host):
         log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
     with listen:
-        return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
+        try:
+            return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
+        except EngineError as error:  # no shared memory for the lanes: nothing has been started yet
+            return _refused(config, error)
+
+
+def _refused(config: Config, error: EngineError) -> int:
+    """One line about why there is no start; its exit code."""
+    if config.supervisor.log_json:
+        log.critical("%s", error.message)
+    else:
+        print(f"lightllm-mp: {error.message}", file=sys.stderr)
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_START_FAILED
 
 
 async def _run(config: Config, model: str, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int) -> int:
@@ -71,6 +81,7 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
     url = url_of(listen, secure=config.http.ssl_certfile is not None)
 
     def serving(facts: Facts) -> None:
+        listen.listen(BACKLOG)  # http begins to accept in this moment
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:
@@ -102,17 +113,23 @@ def bind(config: HttpConfig) -> socket.socket:
         )[0]
         listen = socket.socket(family, socket.SOCK_STREAM)
         listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if config.reuse_port:
+            listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listen.bind(address)
-        listen.listen(1024)
+        if not config.reuse_port:  # a shared port gets connections as soon as it listens, so when all is ready
+            listen.listen(BACKLOG)
     except OSError as error:
         raise StartupError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
     return listen
 
 
-def find_model(model_dir: str | None) -> Path:
-    """The folder or file to serve; without one the default model. ModelError or ConfigError says what is wrong."""
+def find_model(model_dir: str | None, *, images: bool = False) -> Path:
+    """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
+
+    ModelError or ConfigError says what is wrong.
+    """
     if model_dir is None:
-        return find_default_model()
+        return (find_demo_model() if images else None) or find_default_model()
     path = Path(model_dir).expanduser()
     if not path.exists():
         raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")

@@ -15,6 +15,7 @@ from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.errors import EngineError, InvalidRequest
 from lightllm_mp.messages import (
     Abort,
@@ -22,7 +23,6 @@ from lightllm_mp.messages import (
     ChatMessage,
     Count,
     Counted,
-    ErrorInfo,
     Facts,
     Generate,
     Picture,
@@ -95,6 +95,9 @@ class TokenizerActor(BlockingActor):
             priority=request.priority,
             reuse_prompt=request.reuse_prompt,
             spans=spans,
+            tenant=request.tenant,
+            start_by=request.start_by,
+            begun=request.begun,
         )
 
     def _prompt_ids(self, request: Generate) -> Prompted:
@@ -156,8 +159,3 @@ def _as_dict(message: ChatMessage) -> dict[str, object]:
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
     return {"role": message.role, "content": "".join(part.text for part in message.content)}
-
-
-def error_info(error: EngineError) -> ErrorInfo:
-    """The wire form of a request error."""
-    return ErrorInfo(error.status, error.message, error.type, error.code, error.param)

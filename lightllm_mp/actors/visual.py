@@ -22,8 +22,8 @@ from lightllm_mp.actors.decoders import DecoderPool
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.tokenizer import error_info
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
@@ -99,6 +99,7 @@ class VisualActor(AsyncActor):
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
         self._towers = Towers(encoders, PATCHES[kind])
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
+        self._publish()
         return Facts()
 
     def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightllm_mp.engine.fairness import FairQueue
 from lightllm_mp.engine.images import Leases
 from lightllm_mp.engine.kv_memory import KvMemory
 from lightllm_mp.engine.ordered import Ordered
@@ -32,7 +33,7 @@ def check(rows: Rows, kv: KvMemory) -> None:
         raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
 
-def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: Ordered, prefilling: Ordered) -> None:
+def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: FairQueue, prefilling: Ordered) -> None:
     """Every live sequence either waits or has a row; those whose prompt is not planned to its end are prefilling."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
     everybody = sorted(sequence.rid for sequence in [*waiting, *running])

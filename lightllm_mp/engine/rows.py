@@ -41,6 +41,7 @@ class Rows:
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that somebody else has computed."""
+        self.tenant = np.zeros(n, np.int64)
         self.scored = np.zeros(n, np.bool_)
         """Prompts that get a score in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
@@ -64,7 +65,7 @@ class Rows:
         self.life[row], self.rid[row] = self._lives, sequence.rid
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
-        self.scored[row] = sequence.scored
+        self.tenant[row], self.scored[row] = sequence.tenant, sequence.scored
         self.heeds_eos[row] = not sequence.sampling.ignore_eos
         self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
         self.draws[:, row] = sequence.draws

@@ -1,12 +1,15 @@
 """What is computed next, for whom, with which slots.
 
 The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
-before `done`. One thread, no clock: the same calls give the same plans.
+before `done`. One thread, no clock of its own: the same calls give the same plans.
 
 A plan gives every decoding sequence one token and shares the rest of its tokens between prompts (chunks.py). Who may
 start is asked of the gate (admission.py). When slots run out, cached prefixes are forgotten, and when that is not
 enough, the youngest sequence of the lowest priority goes back to the queue; its tokens stay in the tree as long as
 nobody needs their slots. After that nobody starts before somebody has ended.
+
+Who waits is served in this order: the tenant that has been served least (fairness.py), then priority, the earliest
+deadline, arrival. What is past its deadline is not begun; the front tells its client and aborts it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 
 from lightllm_mp.engine.chunks import service_order
 from lightllm_mp.engine.counters import Counters
+from lightllm_mp.engine.fairness import FairQueue, Shares
 from lightllm_mp.engine.finish import finish_reasons, renumber
 from lightllm_mp.engine.flight import Flight
 from lightllm_mp.engine.gate import Gate
@@ -58,7 +62,8 @@ class Scheduler:
         self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
         self._gate = Gate(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
-        self._waiting, self._prefilling = Ordered(), Ordered()
+        self._shares = Shares()
+        self._waiting, self._prefilling = FairQueue(self._shares), Ordered()
         self._flights: deque[Flight] = deque()
         self._events: list[Wire] = []
         self._moved: list[tuple[int, int, int, int]] = []
@@ -79,9 +84,10 @@ class Scheduler:
         if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
             raise ValueError(f"sequences {known} are already here")
         self._arrivals += len(sequences)
+        tenant = self._shares.enter(request.tenant, len(sequences))
         self._leases.hold(sequences[0].images, len(sequences))
         for sequence in sequences:
-            self._live[sequence.rid] = sequence
+            self._live[sequence.rid], sequence.tenant = sequence, tenant
             self._waiting.add(sequence)
 
     def abort(self, rid: int) -> None:
@@ -104,22 +110,24 @@ class Scheduler:
                 self._leave(sequence)
         if not keep_cache:
             self._kv.clear()
-        for queue in (self._live, self._waiting, self._prefilling, self._flights, self._events, self._moved):
+        held = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
+        for queue in held:
             queue.clear()
         self._leases.clear()
         self._held = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def plan(self) -> bytes | None:
+    def plan(self, now: float = 0.0) -> bytes | None:
         """The next step, packed (see plan.py), or None when nothing can be computed before the next `done` or `add`.
+        `now`: monotonic time in seconds; what should have begun before it does not begin.
 
         Answers are not waited for: a plan names rows and positions only. Out of slots with a step in flight it is
         None, because that step's answer may free some."""
         decoding = self._decode()
         if decoding is None:
             return None
-        self._admit()
+        self._admit(now)
         chunks = self._chunks(self.limits.step_tokens - len(decoding))
         while not (chunks or len(decoding) or self._flights) and len(self._prefilling):
             self._preempt(self._youngest())
@@ -174,9 +182,10 @@ class Scheduler:
             decoding = rows.decoding()
         rows.slots[decoding, rows.planned[decoding]] = slots
         rows.planned[decoding] += 1
+        self._shares.produces(rows.tenant[decoding])
         return decoding
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         """Seat sequences from the queue, in order, as long as the gate lets them pass. A burst is taken in over several
         steps, each as many as fill it, so that those who decode need not wait for all the tests."""
         if not len(self._waiting) or (self._held and self._rows.free < self._rows.total):
@@ -184,14 +193,16 @@ class Scheduler:
         admitted: list[Sequence] = []
         tokens = 0
         for sequence in self._waiting:
-            if sequence.waits_for_leader:
+            if sequence.waits_for_leader or sequence.expired(now):
                 continue
             if len(admitted) >= BURST and tokens >= self.limits.step_tokens:
                 break
             if not self._rows.free or not self._seat(sequence):
                 break
             admitted.append(sequence)
-            tokens += int(self._rows.target[sequence.row] - self._rows.planned[sequence.row])
+            left = int(self._rows.target[sequence.row] - self._rows.planned[sequence.row])
+            self._shares.computes(sequence.tenant, left)
+            tokens += left
         for sequence in admitted:
             self._waiting.remove(sequence)
             self._prefilling.add(sequence)
@@ -204,6 +215,7 @@ class Scheduler:
             self._kv.let_go(sequence)
             return False
         self._rows.seat(sequence, slots)
+        sequence.due.begun = True
         if sequence.group is not None and not sequence.group.ready:
             sequence.group.leader = sequence
         return True
@@ -329,6 +341,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self._live[sequence.rid]
+        self._shares.leave(sequence.tenant)
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._gate.lengths.record(produced - sequence.prompt_tokens)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -27,6 +28,16 @@ class Group:
 
     leader: Sequence | None = None
     ready: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Due:
+    """When a request has to begin, shared by its sequences."""
+
+    by: float = math.inf
+    """Monotonic time in seconds."""
+    begun: bool = False
+    """One of its sequences has begun, so the others may be late."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,11 +74,17 @@ class Sequence:
     rope_class: int = 0
     """Rotary length class: that of the prompt, also when it is resumed with more ids."""
     images: PromptImages | None = None
+    due: Due = field(default_factory=Due)
+    tenant: int = 0
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Who comes first: higher priority, then arrival."""
-        return (-self.priority, self.arrival)
+    def order(self) -> tuple[int, float, int]:
+        """Who comes first: higher priority, then the earlier deadline, then arrival."""
+        return (-self.priority, self.due.by, self.arrival)
+
+    def expired(self, now: float) -> bool:
+        """Nobody waits for it any more; the front is about to say so."""
+        return now > self.due.by and not self.due.begun
 
     @property
     def waits_for_leader(self) -> bool:
@@ -131,6 +148,7 @@ def sequences_of(
     owed = sampling.prompt_logprobs >= 0
     images = prompt_images(request, embedded)
     group = Group() if request.n > 1 and cached and not owed else None
+    due = Due(request.start_by or math.inf, request.begun)
     return [
         Sequence(
             rid=request.rid + index,
@@ -149,6 +167,7 @@ def sequences_of(
             scores=PromptScores(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
             rope_class=limits.rope_class(request.prompt_tokens),
             images=images,
+            due=due,
         )
         for index in range(request.n)
     ]

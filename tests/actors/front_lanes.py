@@ -6,6 +6,7 @@ from array import array
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors import live as live_module
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.messages import Facts, Output, Sampling
 
@@ -31,9 +32,10 @@ class Lanes:
         return self.room
 
 
-def make(max_live: int = 8) -> tuple[Frontend, Lanes]:
+def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[Frontend, Lanes]:
     lanes = Lanes()
-    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, max_live=max_live)
+    door = Door(max_live, tenants)
+    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=door, queue_seconds=queue_seconds)
     frontend.begin(say.Begin(epoch=0, facts=FACTS))
     return frontend, lanes
 

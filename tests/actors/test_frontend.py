@@ -13,6 +13,7 @@ from msgspec import structs
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors import live as live_module
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.drain_rate import DRAIN_WINDOW, DrainRate
 from lightllm_mp.actors.frontend import Frontend, SlowReader
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
@@ -157,7 +158,7 @@ def test_full_lane_refuses_new_work_and_holds_back_the_rest():
 def test_not_begun_and_draining_refuse():
     async def body():
         lanes = Lanes()
-        frontend = Frontend(lanes.to_tokenizer, lanes.to_router, max_live=2)
+        frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=Door(2))
         done = []
         frontend.on_drained = lambda: done.append(1)
         assert (frontend.ready, frontend.trouble) == (False, "starting")
@@ -264,11 +265,11 @@ def test_retry_after_is_the_queue_over_the_rate():
     async def body():
         frontend, _ = make(max_live=50)
         lives = [submit(frontend) for _ in range(20)]
-        assert frontend.retry_after() == 60.0  # nothing has finished yet
+        assert frontend.door.retry_after() == 60.0  # nothing has finished yet
         for live in lives[:10]:
             frontend.deliver(texts((live.rid, 1, "a", 1, STOP)))
             live.close()
-        assert 1.0 <= frontend.retry_after() < 60.0
+        assert 1.0 <= frontend.door.retry_after() < 60.0
 
     asyncio.run(body())
 

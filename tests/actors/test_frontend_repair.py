@@ -90,16 +90,83 @@ def test_a_request_that_breaks_the_engine_again_and_again_is_given_up():
     async def body():
         frontend, lanes = make()
         poison, healthy = submit(frontend), submit(frontend)
-        for epoch in range(1, 5):
+        for epoch in range(1, 4):
             frontend.deliver(texts((healthy.rid, epoch, "a", epoch, RUNNING)))
-            frontend.reset()
-            lanes.tokenizer.clear()
-            frontend.begin(say.Begin(epoch=epoch, facts=FACTS, restarted=("worker0",)))
+            again(frontend, lanes, "worker0")
         assert [(type(m), m.rid) for m in lanes.tokenizer] == [(say.Abort, poison.rid), (say.Generate, healthy.rid)]
         with pytest.raises(EngineError, match="repeatedly"):
             await anext(poison)
 
     asyncio.run(body())
+
+
+def test_suspects_go_on_one_at_a_time_and_only_the_cause_is_given_up():
+    async def body():
+        frontend, lanes = make()
+        first, poison, last = (submit(frontend) for _ in range(3))
+        for _ in range(2):
+            again(frontend, lanes, "worker0")
+        assert [m.rid for m in lanes.tokenizer] == [first.rid]
+        lanes.tokenizer.clear()
+        frontend.deliver(texts((first.rid, 1, "a", 1, RUNNING)))
+        assert [m.rid for m in lanes.tokenizer] == [poison.rid]
+        again(frontend, lanes, "worker0")
+        assert [(type(m), m.rid) for m in lanes.tokenizer] == [
+            (say.Generate, first.rid),
+            (say.Abort, poison.rid),
+            (say.Generate, last.rid),
+        ]
+        with pytest.raises(EngineError, match="repeatedly"):
+            await anext(poison)
+        assert first.error is last.error is None
+
+    asyncio.run(body())
+
+
+def test_a_suspect_that_ends_makes_room_for_the_next():
+    async def body():
+        frontend, lanes = make()
+        first, second, third = (submit(frontend) for _ in range(3))
+        for _ in range(2):
+            again(frontend, lanes, "router")
+        lanes.tokenizer.clear()
+        second.close()  # while it is held back
+        first.close()
+        assert [m.rid for m in lanes.tokenizer if isinstance(m, say.Generate)] == [third.rid]
+
+    asyncio.run(body())
+
+
+def test_deaths_of_different_processes_are_nobodys_fault():
+    async def body():
+        frontend, lanes = make()
+        lives = [submit(frontend) for _ in range(2)]
+        for name in ("worker0", "router", "worker0", "detokenizer", "tokenizer", "worker0"):
+            again(frontend, lanes, name)
+            assert [m.rid for m in lanes.tokenizer] == [live.rid for live in lives]
+
+    asyncio.run(body())
+
+
+def test_who_came_during_a_repair_is_not_suspected():
+    async def body():
+        frontend, lanes = make()
+        for _ in range(4):
+            frontend.reset()
+            live = submit(frontend)
+            lanes.tokenizer.clear()
+            frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=("worker0",)))
+            assert live.fruitless == 0
+            live.close()
+
+    asyncio.run(body())
+
+
+def again(frontend, lanes, name):
+    """A repair after the death of one process."""
+    frontend.reset()
+    lanes.tokenizer.clear()
+    frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=(name,)))
 
 
 def test_the_time_in_the_queue_ends_when_the_router_says_so():

@@ -13,6 +13,7 @@ from front_lanes import FACTS, Lanes
 from seeing import png
 
 from lightllm_mp import messages as say
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http import api
 from lightllm_mp.actors.http.media import Media
@@ -142,7 +143,7 @@ def submit(frontend: Frontend, images: list[Upload], n: int = 1):
 
 def seeing_front(way: Way) -> tuple[Frontend, Lanes]:
     lanes = Lanes()
-    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, max_live=8, images=way.lane)
+    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=Door(8), images=way.lane)
     frontend.begin(say.Begin(epoch=0, facts=msgspec.structs.replace(FACTS, max_input=100)))
     return frontend, lanes
 

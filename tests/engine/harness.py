@@ -60,6 +60,9 @@ def request(
     priority: int = 0,
     reuse_prompt: bool = True,
     spans: tuple[ImageSpan, ...] = (),
+    tenant: bytes = b"",
+    start_by: float = 0.0,
+    begun: bool = False,
     **sampling: object,
 ) -> Tokenized:
     rules = {"seed": rid, "max_new_tokens": 8, **sampling}
@@ -73,6 +76,9 @@ def request(
         priority=priority,
         reuse_prompt=reuse_prompt,
         spans=spans,
+        tenant=tenant,
+        start_by=start_by,
+        begun=begun,
     )
 
 

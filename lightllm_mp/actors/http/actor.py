@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.front import FrontActor
@@ -14,19 +16,32 @@ from lightllm_mp.actors.http.port import serve
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import Begin, Facts, Health, Wire
 
 
 class HttpActor(FrontActor):
     def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
-        super().__init__(birth, mailbox, stats)
-        self._config = birth.config
-        self._listen_fd = birth.listen_fd
+        self._config, self._listen_fd = birth.config, birth.listen_fd
+        self._first = birth.facts is None
+        self._keys = load_keys(self._config.http, os.environ)
+        super().__init__(
+            birth, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
+        )
+        self._begun = asyncio.Event()
+        self._draining = asyncio.Event()
 
     def start(self) -> Facts:
-        self._keys = load_keys(self._config.http, os.environ)
         self._tls = server_context(self._config.http)
         return Facts()
+
+    def on_begin(self, begin: Begin) -> None:
+        super().on_begin(begin)
+        self._begun.set()
+
+    def on_control(self, message: Wire) -> None:
+        super().on_control(message)
+        if isinstance(message, Health) and message.draining:
+            self._draining.set()
 
     def run(self) -> None:
         asyncio.run(self._serve())
@@ -41,8 +56,31 @@ class HttpActor(FrontActor):
             stats=self.all_stats,
             keys=self._keys,
         )
+        sharing = self._config.http.reuse_port
+        self.frontend.stay(sharing)
+        if sharing and self._first:  # the other server has all connections until this one is ready
+            await _first_of(self._begun.wait(), self.until_stopped())
+            if self.stopped:
+                return
         port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
         try:
+            if sharing:
+                await _first_of(self._draining.wait(), self.until_stopped())
+                if not self.stopped:
+                    await port.leave()
+                    self.frontend.stay(False)
             await self.until_stopped()
         finally:
             await port.close()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Until one of them is over; raises what it raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -84,6 +84,13 @@ def create_app(
     app = web.Application(middlewares=[*middlewares, guard(keys or Keys(), access)])
     app[ACCESS] = access
     app.on_response_prepare.append(sign)
+
+    async def part(request: web.Request, response: web.StreamResponse) -> None:
+        if frontend.state.draining:
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    app.on_response_prepare.append(part)
     if origins:
         app.on_response_prepare.append(origins.sign)
 

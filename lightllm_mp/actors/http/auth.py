@@ -35,8 +35,8 @@ class Keys:
     users: frozenset[bytes] = frozenset()
     admins: frozenset[bytes] = frozenset()
 
-    def __bool__(self) -> bool:
-        return bool(self.users or self.admins)
+    def __len__(self) -> int:
+        return len(self.users | self.admins)
 
 
 def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> Keys:

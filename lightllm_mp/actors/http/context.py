@@ -20,14 +20,17 @@ LABEL: Any
 LIVE: Any
 TENANT: Any
 FAILURE: Any
+DEADLINE: Any
 if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     LABEL = web.RequestKey("label", str)
     LIVE = web.RequestKey("live", Live)
     TENANT = web.RequestKey("tenant", bytes)
     FAILURE = web.RequestKey("failure", str)
+    DEADLINE = web.RequestKey("deadline", float)
 else:
-    LABEL, LIVE, TENANT, FAILURE = "label", "live", "tenant", "failure"
-"""Where a request carries what it is called, its Live, the digest of its API key, and the code of its error."""
+    LABEL, LIVE, TENANT, FAILURE, DEADLINE = "label", "live", "tenant", "failure", "deadline"
+"""Where a request carries what it is called, its Live, the digest of its API key, the code of its error, and when its
+answer has to be complete."""
 
 
 @dataclass(frozen=True)

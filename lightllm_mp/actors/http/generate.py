@@ -9,7 +9,8 @@ from aiohttp import web
 
 from lightllm_mp.actors.http import api, replies, sampling
 from lightllm_mp.actors.http.body import BodyReader
-from lightllm_mp.actors.http.context import LIVE, TENANT, Context
+from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
+from lightllm_mp.actors.http.deadline import deadline
 from lightllm_mp.actors.http.streaming import stream
 from lightllm_mp.actors.live import Live
 from lightllm_mp.errors import InvalidRequest
@@ -28,30 +29,32 @@ class Generate:
 
     async def whole(self, request: web.Request) -> web.StreamResponse:
         """POST /generate"""
-        return await self._whole(request, api.generate_body(await self._bodies.read(request)))
+        return await self._whole(request, api.generate_body(await self._body(request)))
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """POST /generate_stream"""
-        return await self._streamed(request, api.generate_body(await self._bodies.read(request)))
+        return await self._streamed(request, api.generate_body(await self._body(request)))
 
     async def either(self, request: web.Request) -> web.StreamResponse:
         """POST /"""
-        bodies = [api.generate_body(await self._bodies.read(request))]
+        bodies = [api.generate_body(await self._body(request))]
         answer = self._streamed if bodies[0].stream else self._whole
         return await answer(request, bodies.pop())
 
     async def tokens(self, request: web.Request) -> web.StreamResponse:
         """GET or POST /tokens"""
-        body = api.tokens_body(await self._bodies.read(request))
+        body = api.tokens_body(await self._body(request))
         pictures = await self._context.media.pictures(body.multimodal_params, _tenant(request))
         parameters, unknown = api.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
-        count = await self._context.frontend.count(body.text, add_special_tokens=special, images=pictures)
+        count = await self._context.frontend.count(
+            body.text, add_special_tokens=special, images=pictures, tenant=_tenant(request)
+        )
         return _json(replies.encode({"ntokens": count}), unknown)
 
     async def score(self, request: web.Request) -> web.StreamResponse:
         """POST /get_score"""
-        body = api.score_body(await self._bodies.read(request))
+        body = api.score_body(await self._body(request))
         if body.multimodal_params is not None and (body.multimodal_params.images or body.multimodal_params.audios):
             raise InvalidRequest("a reward model takes text only", param="multimodal_params")
         parameters, unknown = api.parameters(body.parameters)
@@ -63,6 +66,8 @@ class Generate:
             reuse_prompt=not parameters.disable_prompt_cache,
             add_special_tokens=parameters.add_special_tokens is not False,
             stream=False,
+            tenant=_tenant(request),
+            deadline=request[DEADLINE],
         )
         request[LIVE] = live
         try:
@@ -70,6 +75,12 @@ class Generate:
         finally:
             live.close()
         return _json(data, unknown)
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body of a request that may come in: nothing is read for one that is refused anyway."""
+        self._context.frontend.admit(_tenant(request))
+        request[DEADLINE] = deadline(request)
+        return await self._bodies.read(request)
 
     async def _whole(self, request: web.Request, body: api.GenerateBody) -> web.StreamResponse:
         parameters, unknown = api.parameters(body.parameters)
@@ -118,6 +129,8 @@ class Generate:
             add_special_tokens=parameters.add_special_tokens is not False,
             images=uploads,
             stream=streamed,
+            tenant=_tenant(request),
+            deadline=request[DEADLINE],
         )
         request[LIVE] = live
         return live

@@ -14,6 +14,11 @@ LENGTHS = tuple(float(2**i) for i in range(18))
 """Bucket bounds of token counts."""
 
 
+REFUSALS = ("max_live_requests", "tenant_share", "lane_full", "draining", "starting")
+EXPIRED = ("queue_timeout", "deadline_exceeded")
+"""Codes of requests that were too late."""
+
+
 class Histogram:
     """Counts per bucket; `counts` has one more entry than `bounds`."""
 
@@ -41,8 +46,8 @@ class Meter:
     def __init__(self) -> None:
         self.requests = 0
         self.success: Counter[str] = Counter({"stop": 0, "length": 0})
-        self.failure: Counter[str] = Counter()
-        self.rejections: Counter[str] = Counter({"max_live_requests": 0, "lane_full": 0, "draining": 0, "starting": 0})
+        self.failure: Counter[str] = Counter(dict.fromkeys(EXPIRED, 0))
+        self.rejections: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self.responses: Counter[int] = Counter()
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0
         self.first = Histogram(TIMES)

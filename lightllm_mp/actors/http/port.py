@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import socket
 import ssl
+from typing import Any
 
 from aiohttp import web
 
+from lightllm_mp.actors.http import takeover
 from lightllm_mp.actors.http.connection import Connection
 from lightllm_mp.config import HttpConfig
 
+log = logging.getLogger("lightllm_mp.http")
+
 BACKLOG = 1024
+ACCEPTS = 32
+"""Connections that are accepted in one turn of the loop."""
 KEEP_ALIVE = 75.0
 """An idle connection is kept for this long, in seconds; longer than the usual proxy keeps it."""
 LINGER = 2.0
@@ -21,14 +29,26 @@ LINGER = 2.0
 class Port:
     """A running HTTP server; made by `serve`."""
 
-    def __init__(self, runner: web.AppRunner, server: asyncio.Server) -> None:
-        self._runner, self._server = runner, server
+    def __init__(self, runner: web.AppRunner, server: asyncio.Server, connect: takeover.Take) -> None:
+        self._runner, self._server, self._connect = runner, server, connect
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port it really listens on."""
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
+
+    async def leave(self) -> None:
+        """Let another server on the same port have new connections, and stop listening; connections that are idle then
+        are closed, others after their answer."""
+        listening = self._server.sockets[0]
+        mine = socket.socket(fileno=os.dup(listening.fileno()))
+        self._server.close()
+        await takeover.leave(mine, self._connect)
+        manager = self._runner.server
+        assert manager is not None
+        for connection in list(manager.connections):
+            connection.close()
 
     async def close(self) -> None:
         """Stop listening, let running handlers finish for `shutdown` seconds, then cut them off."""
@@ -63,12 +83,27 @@ async def serve(
             auto_decompress=False,
         )
 
-    server = await loop.create_server(
-        connection,
-        sock=sock,
-        backlog=BACKLOG,
-        ssl=tls,
-        ssl_handshake_timeout=config.header_timeout if tls else None,  # not to shake hands is not to send headers
-        ssl_shutdown_timeout=LINGER if tls else None,
-    )
-    return Port(runner, server)
+    secure: dict[str, Any] = {}
+    if tls is not None:  # not to shake hands is not to send headers
+        secure = {"ssl": tls, "ssl_handshake_timeout": config.header_timeout, "ssl_shutdown_timeout": LINGER}
+    connecting = set[asyncio.Task[Any]]()
+
+    def connect(accepted: socket.socket) -> None:
+        task = loop.create_task(loop.connect_accepted_socket(connection, accepted, **secure))
+        connecting.add(task)
+        task.add_done_callback(connecting.discard)
+
+    server = await loop.create_server(connection, sock=sock, backlog=ACCEPTS, **secure)
+    # To asyncio a backlog is also how often it tries to accept in one turn, and complains where descriptors lack.
+    sock.listen(BACKLOG)
+    loop.set_exception_handler(_complain)
+    if config.reuse_port:
+        takeover.share_evenly(sock)
+    return Port(runner, server, connect)
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if "socket" in context and isinstance(error := context.get("exception"), OSError):
+        log.warning("connections wait, none can be accepted: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from lightllm_mp import messages as say
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.port import serve
@@ -193,7 +194,8 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
     config = HttpConfig(port=0, **options)
     engine = engine or Engine()
-    frontend = Frontend(engine.to_tokenizer, engine.to_router, max_live=config.max_live_requests)
+    door = Door(config.max_live_requests, len(app_options.get("keys") or ()))
+    frontend = Frontend(engine.to_tokenizer, engine.to_router, door=door, queue_seconds=config.max_queue_seconds)
     engine.frontend = frontend
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
     sock = socket.create_server(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from http_harness import Site, run
 
+from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.app import ACCESS, Route, create_app
 from lightllm_mp.actors.http.auth import Keys, guard, load_keys
@@ -165,7 +166,7 @@ def test_a_route_that_was_not_declared_is_an_admin_route():
 
 
 def test_every_route_says_who_may_call_it():
-    frontend = Frontend(lambda message: True, lambda message: True, max_live=1)
+    frontend = Frontend(lambda message: True, lambda message: True, door=Door(1))
     app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
     declared = app[ACCESS]
     undeclared = [str(route) for route in app.router.routes() if route.handler not in declared]
