@@ -1,4 +1,4 @@
-"""Real servers with images: golden answers over HTTP, what hostile clients get, and a visual actor that dies."""
+"""Real servers with images: ranks, keys, what hostile clients get, and a visual actor that dies."""
 
 from __future__ import annotations
 
@@ -93,19 +93,6 @@ def until_clean(server: Server, seconds: float = 20.0) -> None:
     while any(number(server, name) for name in names):
         assert time.monotonic() < deadline, {name: number(server, name) for name in names}
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("folder", ["llava_hf", "llava_orig", "qwen_vl", "qwen2_5_vl"])
-def test_golden_answers(folder: str) -> None:
-    with serving(GOLDENS / folder) as server:
-        bodies = [golden_body(folder, prompt) for prompt in prompts(folder)]
-        wanted = [prompt["greedy_ids"] for prompt in prompts(folder)]
-        for _ in range(2):  # the second time images and prefixes are there already
-            assert [ids(post(server, "/generate", body)) for body in bodies] == wanted
-        with ThreadPoolExecutor(16) as pool:  # in one mixed batch
-            assert [ids(a) for a in pool.map(lambda body: post(server, "/generate", body), bodies * 4)] == wanted * 4
-        assert number(server, "images_encoded_total") == len({image for p in prompts(folder) for image in _names(p)})
-        until_clean(server)
 
 
 def _names(prompt: dict[str, Any]) -> list[str]:
@@ -259,6 +246,40 @@ def test_hostile_images(llava: Server, name: str) -> None:
         assert "0x" not in message
     assert time.monotonic() - begin < 10
     until_clean(llava)
+
+
+def descriptors(server: Server) -> dict[str, int]:
+    """Open ones of each actor, and how many decoder processes there are."""
+    actors = children(server)
+    found = {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in actors.items()}
+    visual = actors["visual"]
+    return found | {"decoders": len(Path(f"/proc/{visual}/task/{visual}/children").read_text().split())}
+
+
+def test_hostile_images_leave_nothing(llava: Server) -> None:
+    """The whole list again and again, good images among them."""
+    bodies = [asking(image) for image, *_ in HOSTILE.values()]
+
+    def status(body: dict[str, Any]) -> int:
+        try:
+            return 200 if post(llava, "/generate", body)["finish_reason"] else 0
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def wave() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(status, bodies)) == [status for _, status, _ in HOSTILE.values()]
+            assert list(pool.map(status, [asking(base64_image(GOOD))] * 8)) == [200] * 8
+        until_clean(llava)
+
+    wave()
+    before = descriptors(llava)
+    for _ in range(3):
+        wave()
+    deadline = time.monotonic() + 10
+    while (after := descriptors(llava)) != before and time.monotonic() < deadline:
+        time.sleep(0.1)  # connections are closed a moment after their answers
+    assert after == before
 
 
 def test_counts_that_differ(llava: Server) -> None:
