@@ -74,7 +74,7 @@ class Injector:
     folder: Path
     watchdog: float
     hooks: bool
-    patience: float = 30.0
+    patience: float = 90.0
 
     async def pid(self, actor: str) -> int:
         while (pid := family(self.supervisor).get(actor)) is None:

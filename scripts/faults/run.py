@@ -29,9 +29,9 @@ UNBOUNDED = 1 << 30
 """Faults."""
 CALM = 10.0
 """Most seconds between a recovery and the next fault."""
-LIVED = 2
-"""So many faults a request may have lived through when the next one comes. One that gets no token over four deaths is
-given up."""
+LIVED = 1
+"""So many faults a request may have lived through when the next one comes. One that gets no token over three deaths of
+an actor is given up."""
 ORPHANED = 5.0
 """Seconds within which what a process has started ends after it."""
 
