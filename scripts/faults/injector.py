@@ -32,6 +32,8 @@ HOLD = {"term": 0.5, MEMORY: 2.0}
 """Seconds after which a fault without effect is over."""
 SETTLE = 0.05
 """Seconds in which the front has heard that somebody is being replaced."""
+LOOK = 0.03
+"""Seconds between two looks at the server; more of them would take the time that it needs for its recovery."""
 TICK = 0.1
 """Seconds by which the supervisor's tick may be late."""
 BALLAST = "memory " * 1_000_000
@@ -146,7 +148,7 @@ class Injector:
                     return True
             elif now.get(round.actor, pid) != pid:
                 return True
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOK)
         return False
 
     async def _healthy(self) -> bool:
@@ -174,7 +176,7 @@ class Injector:
                             return True
                 except (aiohttp.ClientError, OSError):
                     pass
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(LOOK)
         return False
 
     async def _ballast(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.faults.watch import age, family, links, parse, resident, shared_memory
+from scripts.faults.watch import age, descendants, family, links, parse, resident, shared_memory
 
 GAUGES = (
     "kv_used_tokens",
@@ -19,9 +19,13 @@ GAUGES = (
     "num_requests_running",
     "num_requests_waiting",
     "live_requests",
-    "queue_bytes",
+    "image_requests_waiting",
+    "images_in_work",
+    "image_cache_leased_items",
 )
 """Of /metrics; missing in a sample while http is being replaced."""
+BYTES = {"queue_bytes": "in lanes", "image_file_bytes": "image files"}
+"""The same in bytes."""
 WARM_UP = 0.2
 """Share of the run that does not count: caches fill."""
 GROWN_UP = 3.0
@@ -109,6 +113,9 @@ def of_processes(supervisor: int) -> dict[str, float]:
             continue
         values[f"resident MiB: {name}"] = resident(pid) / MIB
         values[f"descriptors: {name}"] = float(len(links(pid)))
+    decoders = [pid for pid, _ in descendants(supervisor) if pid not in now.values()]
+    if decoders and min(map(age, decoders)) >= GROWN_UP:
+        values["resident MiB: image decoders"] = sum(map(resident, decoders)) / MIB
     files, size = shared_memory(now.values())
     values["shared memory MiB: allocated"] = size / MIB
     values["descriptors: memory files"] = float(files)
@@ -118,6 +125,5 @@ def of_processes(supervisor: int) -> dict[str, float]:
 def of_metrics(numbers: Mapping[str, float]) -> dict[str, float]:
     found = {name: numbers[name] for name in GAUGES if name in numbers}
     values = {f"KV tokens: {name}": found.pop(name) for name in ("kv_used_tokens", "cache_length") if name in found}
-    if "queue_bytes" in found:
-        values["queues KiB: in lanes"] = found.pop("queue_bytes") / 1024
+    values |= {f"queues KiB: {short}": numbers[name] / 1024 for name, short in BYTES.items() if name in numbers}
     return values | {f"requests: {name}": value for name, value in found.items()}
