@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +16,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.chaos import chaos
+from scripts.faults.clients import Outcome
+from scripts.faults.injector import Round
+from scripts.faults.report import Report, in_words
 from scripts.faults.samples import Samples
 from scripts.faults.server import Setting
+from scripts.faults.watch import alive, descendants
 
 FAULTS, SECONDS = 30, 60.0
 SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))
@@ -35,6 +42,37 @@ def test_nothing_is_lost_and_nothing_is_left_behind(setting: Setting, capsys: py
     assert total["accepted"] == total["finished"] + total["left"] + total["broken"]
     events = [json.loads(line)["event"] for line in lines.getvalue().splitlines()]
     assert events.count("fault") == total["injected"]
+
+
+def test_totals_in_one_line() -> None:
+    report = Report()
+    report.rounds = [Round("http", "kill", 0.0, replaced=["http"]), Round("http", "term", 0.0)]
+    for end, broken, refused in (("identical", 1, 0), ("identical", 0, 2), ("left", 0, 0), ("lost", 0, 1)):
+        report.add(Outcome("greedy", 0.0, end, broken=broken, refused=refused))
+    assert in_words(report.total()) == (
+        "2 faults injected, 1 effective; 5 requests accepted, 2 finished, 2 identical, 1 broken (http died), "
+        "3 refused (and tried again), 1 left by the client, 1 lost, 0 different"
+    )
+    assert not report.good
+
+
+def test_a_process_that_outlives_its_parent_is_seen() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            seen = descendants(parent.pid)
+            assert {pid for pid, _ in seen} == alive_pids(seen) == {parent.pid, child}
+            parent.kill()
+            parent.wait(10)
+            assert alive_pids(seen) == {child}
+            assert not descendants(parent.pid)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def alive_pids(seen: set[tuple[int, int]]) -> set[int]:
+    return {pid for pid, _ in alive(seen)}
 
 
 def test_what_grows_is_seen() -> None:
