@@ -71,7 +71,7 @@ class Engine:
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
-        model = find_model(config.model.model_dir)
+        model = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
         if config.engine.tp > 1:
             check_ranks(read_model_config(model), config.engine.tp)
         self._model = str(model)

@@ -17,6 +17,7 @@ from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weight_files import weight_files
 from lightllm_mp.models.weights import Param
+from lightllm_mp.text.language_half import language_half
 from lightllm_mp.vision.config import read_vision
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -54,7 +55,10 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     machine = machine or this_machine()
     notes: list[str] = []
     problems: list[str] = []
-    spec, params, architecture, files = _gguf(path) if path.is_file() else _folder(path, notes, problems)
+    if (apart := language_half(path)) != path:
+        notes.append(f"the language model is {apart}")
+        notes += _media(path, {}, problems)
+    spec, params, architecture, files = _gguf(path) if apart.is_file() else _folder(path, notes, problems)
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)
     weights, kv = parameters * WIDTHS[data_type], spec.kv_elements * WIDTHS[data_type]
@@ -86,10 +90,12 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
 
 
 def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
-    family, spec, file = gguf_model(path)
+    """Of a GGUF file, or of a folder whose language model is one."""
+    half = language_half(path)
+    family, spec, file = gguf_model(half)
     assert family.gguf_weights is not None
     check_weights(path)
-    return spec, family.gguf_weights(spec), str(file.metadata["general.architecture"]), [path]
+    return spec, family.gguf_weights(spec), str(file.metadata["general.architecture"]), [half]
 
 
 def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:

@@ -11,16 +11,17 @@ from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_conf
 from lightllm_mp.models.gguf import GGUFFile, read_gguf
 from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.text.language_half import language_half
 
 MAX_CONFIG_BYTES = 16 << 20
 
 
 def read_model_config(path: Path | str) -> ModelSpec:
-    """The spec of a Hugging Face folder or a `.gguf` file.
+    """The spec of a Hugging Face folder or a `.gguf` file; of a folder that names its language model, that one's.
 
     Raises ModelError when the path, its configuration or its architecture cannot be served.
     """
-    path = Path(path)
+    path = language_half(Path(path))
     if path.is_dir():
         return hf_model(path)[1]
     if path.is_file():

@@ -11,6 +11,7 @@ from lightllm_mp.models.config import gguf_model, hf_model, read_json
 from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.weight_files import weight_files
 from lightllm_mp.models.weights import check_names
+from lightllm_mp.text.language_half import language_half
 
 OLD_BIN = b"\x80\x02"
 MAX_HEADER = 100_000_000
@@ -23,8 +24,11 @@ def check_weights(path: Path) -> None:
     `.bin` files have no header, so only that they are whole is looked at here, and packed weights have other names:
     both are compared with the configuration when they are loaded.
     """
+    folder, path = path, language_half(path)
     if path.is_file():
         family, spec, file = gguf_model(path)
+        if path != folder:
+            _check_width(folder, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in file.tensors.items()}
         check_names(family.gguf_weights(spec), found, family.ignore, str(path))
@@ -39,6 +43,13 @@ def check_weights(path: Path) -> None:
         family, spec = hf_model(path)
         found = {family.known(name): shape for name, shape in found.items()}
         check_names(family.hf_weights(spec), found, family.ignore, str(path))
+
+
+def _check_width(folder: Path, hidden: int) -> None:
+    """Of a vision tower that stands apart from its language model."""
+    given = (read_json(folder / "config.json").get("text_config") or {}).get("hidden_size")
+    if given != hidden:
+        raise ModelError(f"{folder}: hidden_size of text_config is {given}, that of the language model {hidden}")
 
 
 def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, check_names
+from lightllm_mp.text.language_half import language_half
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) after each tensor."""
@@ -45,7 +46,8 @@ def load_model(
     and keeps its own part. `dummy`: random weights, of the folder only config.json is read. Raises ModelError, naming
     the tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
     """
-    spec, checkpoint, params, ignore = _made_up(Path(path), device, dtype) if dummy else _opened(Path(path), device)
+    path = language_half(Path(path))
+    spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))

@@ -33,6 +33,12 @@ def find_default_model(fetch: bool = True) -> Path:
     return _fetch(cache_folder())
 
 
+def find_demo_model() -> Path | None:
+    """The folder of the demo's vision tower, whose language model is the default one; None where it was not trained."""
+    folder = Path(__file__).resolve().parents[1] / "demo_vlm"
+    return folder if (folder / "model.safetensors").is_file() else None
+
+
 def cache_folder() -> Path:
     """Where fetched models are kept: $XDG_CACHE_HOME/lightllm_mp, by default ~/.cache/lightllm_mp."""
     base = os.environ.get("XDG_CACHE_HOME")

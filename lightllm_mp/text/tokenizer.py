@@ -10,6 +10,7 @@ import numpy as np
 
 from lightllm_mp.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
 from lightllm_mp.gguf_header import is_gguf
+from lightllm_mp.text.language_half import language_half
 from lightllm_mp.text.limits import LengthBound, length_bound
 from lightllm_mp.text.pieces import piece_rule
 from lightllm_mp.text.source import NoTokenizer, TokenizerSource
@@ -20,7 +21,7 @@ MODES = ("auto", "fast", "slow")
 
 
 def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder or of a GGUF file.
+    """The tokenizer of a Hugging Face folder or of a GGUF file; of a folder that names its language model, that one's.
 
     `mode` "fast" reads tokenizer.json, "slow" the vocabulary file that the model was published with (tokenizer.model,
     vocab.json with merges.txt, *.tiktoken), "auto" tokenizer.json where there is one, else that file; a GGUF file has
@@ -31,7 +32,7 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
     del trust_remote_code
     if mode not in MODES:
         raise ConfigError(f"tokenizer mode {mode[:32]!r} is not one of {', '.join(MODES)}", param="tokenizer_mode")
-    path = Path(path)
+    path = language_half(Path(path))
     if is_gguf(path):
         from lightllm_mp.text.gguf_tokenizer import load_gguf
 

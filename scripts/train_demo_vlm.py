@@ -1,0 +1,278 @@
+"""Trains the demo's tower and projector against the frozen default language model, on scenes drawn here.
+
+    python scripts/train_demo_vlm.py --device cuda --minutes 7.5 --compile --out lightllm_mp/demo_vlm
+
+Writes config.json, preprocessor_config.json, model.safetensors (float16, at most 16 MB), README.md (the model card) and
+training.json. A run that is cut short leaves the weights of the last minute. On CPU, to see that all of it works:
+
+    python scripts/train_demo_vlm.py --steps 60 --batch 4 --period 4 --scene-kinds single --tiny --out /tmp/demo
+
+Where nothing can be downloaded, the language model travels as a file (98 MB, 92 MB after xz) and is named by
+--language-model; of packages, gguf and msgspec are carried as wheels. For a machine that takes 64 MiB a call:
+
+    mkdir -p .bench .whl
+    python -c 'from lightllm_mp.text.default_model import find_default_model as f; print(f())'   # -> MODEL
+    xz -T0 -6 -c MODEL | split -n 3 -d - .bench/lm.xz.                        # lm.xz.00, lm.xz.01 and lm.xz.02
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d .whl \
+        gguf==0.19.0 msgspec==0.22.0
+
+Call 1 carries .bench/lm.xz.00, call 2 .bench/lm.xz.01 (other work may be in these calls; the machine stays the same):
+
+    mkdir -p /tmp/lm && cp .bench/lm.xz.0? /tmp/lm/
+
+Call 3 carries .bench/lm.xz.02 and .whl, is given 600 seconds, and brings back what is under $OUT:
+
+    cp .bench/lm.xz.0? /tmp/lm/ &&
+    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
+    export PYTHONPATH=/tmp/site:. PYTHONUNBUFFERED=1 &&
+    python3 -c "import lzma, sys; sys.stdout.buffer.write(lzma.decompress(sys.stdin.buffer.read()))" \
+        < <(cat /tmp/lm/lm.xz.0?) > /tmp/lm/model.gguf &&
+    python3 scripts/train_demo_vlm.py --language-model /tmp/lm/model.gguf --device cuda --compile --minutes 7.5 \
+        --out $OUT/demo_vlm 2>&1 | tee $OUT/log
+
+Put the files of $OUT/demo_vlm into lightllm_mp/demo_vlm/, then measure through the server, which completes the card:
+
+    python scripts/eval_demo_vlm.py --scenes 2000 --card
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+if __name__ == "__main__":  # its parts stand in a folder beside this file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.text.tokenizer import load_tokenizer
+from lightllm_mp.vision.config import read_vision
+from scripts.demo_vlm.answers import answers, right
+from scripts.demo_vlm.batches import IGNORE, PLANES, Batch, Scenes
+from scripts.demo_vlm.card import Figures, write_card
+from scripts.demo_vlm.language import FrozenLlama
+from scripts.demo_vlm.questions import KINDS
+from scripts.demo_vlm.scenes import KINDS as SCENE_KINDS
+from scripts.demo_vlm.tower import Shape, Tower, write_model
+
+SEED, HELD_OUT = 1, 2
+"""Of the scenes that are trained on, and of those that accuracy is counted on."""
+TINY = Shape(image=96, width=96, layers=2, heads=2)
+NOTHING = 0.1
+"""Weight of patches that show nothing beside those that show something."""
+WARM_UP = 0.03
+"""Share of the run."""
+
+
+class PatchHead(nn.Module):
+    """Tells of each patch what it is part of (batches.PLANES). Thrown away after training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(names) + 1 for names in PLANES.values()]
+        self.linear = nn.Linear(width, sum(self.sizes))
+
+    def loss(self, features: Tensor, planes: Tensor) -> Tensor:
+        """Mean over the planes that the batch has something of. features [rows, patches, width]"""
+        losses = []
+        parts = self.linear(features).float().split(self.sizes, dim=-1)
+        for logits, plane in zip(parts, planes.unbind(1), strict=True):
+            weight = torch.ones(logits.shape[-1], device=logits.device)
+            weight[-1] = NOTHING
+            known = plane.flatten()
+            losses.append(
+                F.cross_entropy(logits.flatten(0, 1), known, weight, ignore_index=IGNORE)
+                if bool((known != IGNORE).any())
+                else logits.sum() * 0
+            )
+        return torch.stack(losses).mean()
+
+
+def rate(progress: float) -> float:
+    """Share of the highest learning rate: up, then down along a cosine to a hundredth."""
+    if progress < WARM_UP:
+        return progress / WARM_UP + 1e-3
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP)))) / 2
+
+
+def groups(modules: list[nn.Module], decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms and positions do not."""
+    named = [entry for module in modules for entry in module.named_parameters()]
+    matrices = [p for name, p in named if p.ndim > 1 and "position" not in name]
+    rest = [p for name, p in named if not (p.ndim > 1 and "position" not in name)]
+    return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def placed(batch: Batch, device: torch.device, *, whole: bool) -> Batch:
+    """On the device; unless `whole`, without the columns that no row uses."""
+    batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    batch = batch._replace(pixels=batch.pixels.float())
+    if whole:
+        return batch
+    used = int((batch.segments >= 0).any(0).sum())
+    cut = {name: getattr(batch, name)[:, :used] for name in ("ids", "slots", "segments", "positions", "labels")}
+    return batch._replace(**cut)
+
+
+@torch.no_grad()
+def measure(tower: Tower, language: FrozenLlama, batches: list[Batch], device: torch.device) -> dict[str, Figures]:
+    """By kind of question: how many there are and how many would be answered exactly by greedy decoding."""
+    asked, good = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
+    for batch in batches:
+        batch = placed(batch, device, whole=False)
+        with precision(device):
+            is_right = right(answers(tower, language, batch), batch)
+        there = batch.kinds >= 0
+        asked += torch.bincount(batch.kinds[there], minlength=len(KINDS)).cpu()
+        good += torch.bincount(batch.kinds[there & is_right], minlength=len(KINDS)).cpu()
+    return {k: Figures(int(n), int(g)) for k, n, g in zip(KINDS, asked, good, strict=True) if n}
+
+
+def precision(device: torch.device):
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def show(**figures: object) -> None:
+    print(json.dumps(figures), flush=True)
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder that the model is written to")
+    parser.add_argument("--language-model", type=Path, help="GGUF file; without it the default model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=1e9, help="ends after so many, counted from the start")
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--batch", type=int, default=256, help="pictures of a step")
+    parser.add_argument("--questions", type=int, default=3, help="of a picture")
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--decay", type=float, default=0.05)
+    parser.add_argument("--patch-loss", type=float, default=0.5, help="weight at the start, falling to 0")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that draw")
+    parser.add_argument("--held-out", type=int, default=4096, help="scenes that the last accuracy is counted on")
+    parser.add_argument("--scene-kinds", nargs="+", choices=SCENE_KINDS, default=SCENE_KINDS)
+    parser.add_argument("--period", type=int, help="only so many different scenes, and accuracy on these")
+    parser.add_argument("--tiny", action="store_true", help="a small tower, for a try")
+    parser.add_argument("--compile", action="store_true")
+    return parser.parse_args(given)
+
+
+def train(args: argparse.Namespace) -> dict[str, Figures]:
+    """The whole run; returns accuracy on held-out scenes (on the training scenes with a period)."""
+    begin, limit = time.monotonic(), args.minutes * 60
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.manual_seed(SEED)
+    device = torch.device(args.device)
+    path = args.language_model or find_default_model()
+    tokenizer = load_tokenizer(path)
+    language = FrozenLlama(path, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    shape = TINY if args.tiny else Shape()
+    tower = Tower(Shape(**{**_fields(shape), "out": language.spec.hidden}))
+    write_model(args.out, tower)
+    vision = read_vision(args.out)
+    assert vision is not None
+
+    def scenes(seed: int, rows: int) -> Scenes:
+        kinds = tuple(args.scene_kinds)
+        given = {"seed": seed, "rows": rows, "questions": args.questions, "kinds": kinds, "period": args.period}
+        return Scenes(vision.spec, tokenizer, **given)
+
+    drawn = iter(
+        DataLoader(
+            scenes(SEED, args.batch),
+            batch_size=None,
+            num_workers=args.workers,
+            prefetch_factor=4 if args.workers else None,
+            pin_memory=device.type == "cuda",
+        )
+    )
+    # The workers have been forked: now CUDA may be used.
+    held_out = scenes(SEED if args.period else HELD_OUT, min(args.batch, 256))
+    quick = [held_out.batch(0)]
+    tower, language = tower.to(device), language.to(device)
+    head = PatchHead(shape.width).to(device)
+    optimizer = torch.optim.AdamW(
+        groups([tower, head], args.decay), lr=args.rate, betas=(0.9, 0.98), fused=device.type == "cuda"
+    )
+    if args.compile:
+        tower.compile()
+        for layer in language.layers:
+            layer.compile()
+    show(parameters=sum(p.numel() for p in tower.parameters()), start_seconds=round(time.monotonic() - begin, 1))
+    losses = torch.zeros(2, device=device)
+    waited, step, since, reported = 0.0, 0, 0, time.monotonic()
+    while (progress := max(step / args.steps, (time.monotonic() - begin) / limit)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = args.rate * rate(progress)
+        asked_at = time.monotonic()
+        batch = placed(next(drawn), device, whole=args.compile)
+        waited += time.monotonic() - asked_at
+        with precision(device):
+            found = answers(tower, language, batch)
+            loss = F.cross_entropy(found.logits.float(), found.targets)
+            patch_loss = head.loss(found.features, batch.planes)
+        (loss + args.patch_loss * (1 - progress) * patch_loss).backward()
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses += torch.stack([loss.detach(), patch_loss.detach()])
+        step, since = step + 1, since + 1
+        if (now := time.monotonic()) - reported > 20 or step in (1, 10, 50, args.steps):
+            answer_loss, of_patches = (losses / since).tolist()
+            now = time.monotonic()
+            show(
+                step=step,
+                seconds=round(now - begin, 1),
+                loss=round(answer_loss, 4),
+                patch_loss=round(of_patches, 4),
+                pictures_per_second=round(since * args.batch / (now - reported), 1),
+                waited=round(waited / (now - reported), 3),
+                **_accuracy(_eagerly(tower, language, quick, device)),
+            )
+            write_model(args.out, tower)
+            losses.zero_()
+            waited, since, reported = 0.0, 0, time.monotonic()
+    write_model(args.out, tower)
+    tower.load_state_dict(load_file(args.out / "model.safetensors"))
+    rows = min(args.batch, 256)
+    last = _eagerly(tower, language, _batches(held_out, -(-args.held_out // rows)), device)
+    show(held_out=_accuracy(last), steps=step, seconds=round(time.monotonic() - begin, 1))
+    trained = {"steps": step, "pictures": step * args.batch, "seconds": round(time.monotonic() - begin)}
+    trained["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    write_card(args.out, trained, last, "teacher-forced, in the training program")
+    return last
+
+
+def _fields(shape: Shape) -> dict[str, int]:
+    return {name: getattr(shape, name) for name in Shape.__slots__}
+
+
+def _batches(scenes: Scenes, count: int) -> Iterator[Batch]:
+    return (scenes.batch(i) for i in range(count))
+
+
+def _eagerly(tower: Tower, language: FrozenLlama, batches, device: torch.device) -> dict[str, Figures]:
+    """Without compiling anything for the other sizes of a measurement."""
+    with torch.compiler.set_stance("force_eager"):
+        return measure(tower, language, batches, device)
+
+
+def _accuracy(figures: dict[str, Figures]) -> dict[str, float]:
+    return {kind: round(one.right / one.asked, 4) for kind, one in figures.items()}
+
+
+if __name__ == "__main__":
+    train(arguments())
