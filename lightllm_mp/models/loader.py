@@ -19,6 +19,7 @@ from lightllm_mp.models.dummy import RandomWeights
 from lightllm_mp.models.group import Alone, Group
 from lightllm_mp.models.packed_checkpoint import PackedCheckpoint
 from lightllm_mp.models.packing import packing_of
+from lightllm_mp.models.room import check_room
 from lightllm_mp.models.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, check_names
@@ -57,6 +58,8 @@ def load_model(
     cuts = {target: cut for target, cut in found.items() if cut is not None}
     params = [param for param in params if param.target in cuts]
     weights = Weights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
+    if torch.device(device).type == "cpu" or (quantization == "none" and not isinstance(checkpoint, PackedCheckpoint)):
+        check_room(weights.nbytes, device, group.size)  # elsewhere it takes less, and how much less is known at the end
     wanted = _names(params)
     total, done = sum(checkpoint.sizes[name] for name in wanted), 0
     for name, tensor in checkpoint.stream(wanted, {name for name in wanted if weights.partly(name)}):
