@@ -79,7 +79,11 @@ class Engine:
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)
         self._thread.start()
-        self.facts = self._serving.result()
+        try:
+            self.facts = self._serving.result()
+        except EngineError:
+            self._thread.join()  # so that nothing is left of it
+            raise
 
     # --- for users ----------------------------------------------------------------------------------------------------
 
@@ -220,9 +224,9 @@ class Engine:
         try:
             self._loop.run_until_complete(self._run())
         except BaseException as error:
-            if not self._serving.done():
-                self._serving.set_exception(error)
-            raise
+            if self._serving.done():
+                raise
+            self._serving.set_exception(error)
         finally:
             self._loop.close()
 

@@ -118,8 +118,8 @@ class Supervisor:
     async def run(self) -> int:
         """Start, serve until told to stop, and return the exit code."""
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._parent_read, self._parent_write = os.pipe()
         self.wiring = Wiring(self.topology)
+        self._parent_read, self._parent_write = os.pipe()
         self._crew = Crew(self.topology, self.wiring)
         self._desk = ControlDesk(self.wiring, self.topology.actors, self._on_control)
         try:
@@ -387,7 +387,8 @@ class Supervisor:
                 process.kill()
                 while process.alive:
                     await asyncio.sleep(0.01)
-        log.info("stopped")
+        if not self.reason:  # else that is the last word
+            log.info("stopped")
 
     def _later(self, seconds: float, call: Callable[..., None], *args: object) -> None:
         loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ class _Way:
     """One direction of an edge."""
 
     lane: Lane
-    arena: Arena | None
+    arena: Arena | None = None
 
     @property
     def arena_fd(self) -> int:
@@ -27,20 +27,33 @@ class _Way:
 
 
 class Wiring:
+    """Raises StartupError, and holds nothing, when there is not enough memory for all of it."""
+
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        names = (SUPERVISOR, *topology.actors)
-        self.bells = {name: Bell.create(index) for index, name in enumerate(names)}
-        self.stats = {name: StatsPage.create(name) for name in names}
-        index = {name: number for number, name in enumerate(names)}
+        self.bells: dict[str, Bell] = {}
+        self.stats: dict[str, StatsPage] = {}
         self._ways: dict[tuple[str, str], _Way] = {}
-        for edge in topology.edges:
-            for source, target, capacity, arena in _directions(edge):
-                lane = Lane.create(capacity, index[source], index[target])
-                self._ways[source, target] = _Way(lane, Arena.create(arena) if arena else None)
-
-        self._images = Arena.create(topology.image_cache) if topology.image_cache else None
+        self._images: Arena | None = None
         self._see_images = {VISUAL, *(child.name for child in topology.children if child.shares_fate)}
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self) -> None:
+        index = {name: number for number, name in enumerate((SUPERVISOR, *self._topology.actors))}
+        for name, number in index.items():
+            self.bells[name] = Bell.create(number)
+            self.stats[name] = StatsPage.create(name)
+        for edge in self._topology.edges:
+            for source, target, capacity, arena in _directions(edge):
+                way = self._ways[source, target] = _Way(Lane.create(capacity, index[source], index[target]))
+                if arena:
+                    way.arena = Arena.create(arena)
+        if self._topology.image_cache:
+            self._images = Arena.create(self._topology.image_cache)
 
     def lane(self, source: str, target: str) -> Lane:
         return self._ways[source, target].lane

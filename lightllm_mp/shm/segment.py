@@ -39,6 +39,7 @@ class Segment:
         try:
             _reserve(size)
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.fchmod(fd, 0o600)  # it has no name, but /proc/PID/fd is one
             os.posix_fallocate(fd, 0, size)
             segment = cls(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)

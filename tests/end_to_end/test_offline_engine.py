@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
 from lightllm_mp import Config, Engine
-from lightllm_mp.config import EngineConfig, ModelConfig, SupervisorConfig
+from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import InvalidRequest, ModelError, PromptTooLong, StartupError
 from lightllm_mp.offline import EngineEnded
 from lightllm_mp.text.default_model import find_default_model
@@ -40,6 +41,11 @@ def test_reference_ids_in_one_batch(name: str) -> None:
             engine.generate("some text")
         with pytest.raises(PromptTooLong):
             engine.generate([[1] * 5000])
+        # The same greedy and the same seeded prompt again and again, among others that come and go.
+        many = [prompts[i % 2 * (i % count)] for i in range(400)]
+        for rules in ({}, {"do_sample": True, "temperature": 1.0, "seed": 7}):
+            found = engine.generate(many, max_new_tokens=5, ignore_eos=True, **rules)
+            assert len({tuple(answer.token_ids) for answer in found[::2]}) == 1
     with pytest.raises(EngineEnded, match="closed"):
         engine.generate([[1]])
 
@@ -64,6 +70,15 @@ def test_a_checkpoint_that_cannot_be_served_is_one_clear_line(tmp_path: Path) ->
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StartupError, match=r"model\.safetensors"):
         Engine(model_dir=str(tmp_path))
+
+
+def test_too_little_shared_memory_is_one_error_and_leaves_nothing() -> None:
+    config = Config(model=ModelConfig(model_dir=str(GOLDENS / "llama")), http=HttpConfig(max_body_bytes=10**13))
+    for _ in range(2):
+        before = sorted(os.listdir("/proc/self/fd"))
+        with pytest.raises(StartupError, match="bytes are left"):
+            Engine(config)
+        assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_engine_that_gives_up_ends_the_calls_that_wait() -> None:

@@ -121,6 +121,15 @@ def test_wrong_settings_are_one_line(flags: tuple[str, ...], said: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("flags", [(), ("--log-json",)])
+def test_too_little_shared_memory_is_one_line_before_anything_starts(flags: tuple[str, ...]) -> None:
+    ended = run("--port", "0", "--model-dir", str(GOLDEN), "--max-body-bytes", str(10**13), *flags)
+    assert (ended.returncode, ended.stderr.count("\n")) == (69, 1)
+    assert re.search(
+        r"no \d+ bytes .* of shared memory for 'arena': .*Cannot allocate memory, \d+ bytes are left", ended.stderr
+    )
+
+
 def copied(to: Path) -> Path:
     """The golden folder without its recorded outputs."""
     for name in ("config.json", "model.safetensors"):
@@ -210,7 +219,8 @@ def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
             time.sleep(0.1)
             server.process.send_signal(signal.SIGTERM)
             server.until("draining")
-            assert server.get("/readiness") == 503
+            while server.get("/readiness") != 503:  # the port hears of it a moment later
+                time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(8) == 0
 

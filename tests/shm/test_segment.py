@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import stat
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_segment_is_zeroed_sealed_and_shared():
     segment.close()
     assert other.view[9_999] == 7
     other.close()
+
+
+def test_nobody_else_may_open_it_and_it_has_no_name():
+    before = set(os.listdir("/dev/shm"))
+    segment = Segment.create("private", 1 << 20)
+    status = os.fstat(segment.fd)
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_nlink) == (0o600, os.getuid(), 0)
+    assert os.readlink(f"/proc/self/fd/{segment.fd}") == "/memfd:private (deleted)"
+    assert set(os.listdir("/dev/shm")) == before
+    segment.close()
 
 
 def test_all_pages_exist_from_the_start():
