@@ -17,7 +17,7 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 class MockWorkerActor(BlockingActor):
     def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._run_ahead = birth.config.engine.run_ahead
+        self._run_ahead = max(0, birth.config.engine.run_ahead)
         self._kv_tokens = birth.config.engine.max_total_token_num or 20_000
 
     def start(self) -> Facts:

@@ -145,7 +145,7 @@ def test_half_sent_requests_are_closed_and_others_served():
     async def body(s: Site):
         halves = [b"", b"POST /gen", b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Le"]
         readers = []
-        for half in halves * 20:
+        for half in halves * 50:
             reader, writer = await asyncio.open_connection(*s.address)
             writer.write(half)
             readers.append((reader, writer))

@@ -1,0 +1,208 @@
+"""The whole group of processes: ended in every way and started again, stopped, drained, and two of them side by side.
+The workers have no model (tests/actors/mock_server.py); everything else is what an operator runs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_serve_command import DEADLINE, Serving, environment, gone
+
+from tests.actors.mock_server import WORKER, write_mock_model
+
+URL = r"url +http://127.0.0.1:(\d+)"
+RESTARTS = int(os.environ.get("LIGHTLLM_TEST_RESTARTS", "4"))
+"""In a row; by hand 20."""
+BODY = {"inputs": "Tell me", "parameters": {"max_new_tokens": 1000, "ignore_eos": True, "do_sample": True}}
+
+
+class MockServing(Serving):
+    """In a process group of its own, and with a session, as a shell or a container gives it."""
+
+    def __init__(self, folder: Path, *flags: str, worker: str = "") -> None:
+        words = ["serve", "--model-dir", str(folder), "--load-format", "dummy", *flags]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.actors.mock_server", *words],
+            env=environment(**({WORKER: worker} if worker else {})),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.log = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.until(URL)[1])
+
+    def actors(self) -> dict[str, int]:
+        """{name: pid} of the children that live now."""
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
+        return {words[3].decode(): pid for pid, words in lines.items() if len(words) > 3}
+
+
+@contextlib.contextmanager
+def mock_serving(folder: Path, *flags: str, worker: str = "") -> Iterator[MockServing]:
+    server = MockServing(folder, *flags, worker=worker)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate(timeout=DEADLINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mock_model(tmp_path_factory.mktemp("whole") / "model")
+
+
+def ask(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, json.dumps(body) if body else None)
+        reply = connection.getresponse()
+        return reply.status, reply.read(), {name.lower(): value for name, value in reply.getheaders()}
+
+
+def text(port: int, number: int) -> str:
+    """An answer that depends on the number: streamed if it is even, else whole."""
+    body = {**BODY, "parameters": {**BODY["parameters"], "seed": number}}  # type: ignore[dict-item]
+    if number % 2:
+        status, data, _ = ask(port, "POST", "/generate", body)
+        assert status == 200, data
+        return str(json.loads(data)["generated_text"][0])
+    status, data, _ = ask(port, "POST", "/generate_stream", body)
+    assert status == 200, data
+    events = [json.loads(line[5:]) for line in data.splitlines() if line]
+    assert events[-1]["finished"]
+    return "".join(event["token"]["text"] for event in events)
+
+
+def live(port: int) -> float:
+    return metric(port, "live_requests")
+
+
+def metric(port: int, name: str) -> float:
+    lines = ask(port, "GET", "/metrics")[1].decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"lightllm_{name}{{"))
+
+
+def until(condition: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def holders(port: int, pids: list[int]) -> set[int]:
+    """Which of these processes hold the socket that listens on the port."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    socket_name = next(f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A")
+    found = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found |= {pid} if os.readlink(link) == socket_name else set()
+    return found
+
+
+def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Path, tmp_path: Path) -> None:
+    """The first one's model folder is gone by then as well: whatever is needed of it has been read."""
+    own = tmp_path / "model"
+    shutil.copytree(folder, own)
+    with mock_serving(own, "--port", "0") as first, mock_serving(folder, "--port", "0") as second:
+        wanted = [text(second.port, number) for number in range(8)]
+        shutil.rmtree(own)
+        assert text(first.port, 1) == wanted[1]
+        with ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(text, first.port, number) for number in range(8)]
+            until(lambda: live(first.port) == 8)
+            first.process.send_signal(signal.SIGTERM)
+            until(lambda: ask(first.port, "GET", "/readiness")[0] == 503)
+            status, _, headers = ask(first.port, "POST", "/generate", BODY)
+            assert (status, "retry-after" in headers) == (503, True)
+            assert [answer.result() for answer in answers] == wanted
+        assert first.process.wait(10) == 0
+        assert gone(first.children, 1.0)
+        assert text(second.port, 3) == wanted[3]
+        assert sorted(second.actors().values()) == sorted(second.children)
+
+
+ENDS = {
+    "SIGKILL of the supervisor": lambda process: process.kill(),
+    "SIGKILL of the group": lambda process: os.killpg(process.pid, signal.SIGKILL),
+    "SIGINT of the group": lambda process: os.killpg(process.pid, signal.SIGINT),
+    "SIGTERM of the supervisor": lambda process: process.send_signal(signal.SIGTERM),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_restarts_in_a_row_leave_nothing_behind(folder: Path) -> None:
+    """Under load, on the same port, at once."""
+    shared, port = set(os.listdir("/dev/shm")), 0
+    for number in range(RESTARTS):
+        name, end = list(ENDS.items())[number % len(ENDS)]
+        with mock_serving(folder, "--port", str(port), "--drain-timeout", "0.2") as server:
+            port = server.port
+            actors = server.actors()
+            assert len(actors) == 5
+            assert holders(port, list(actors.values())) == {actors["http"]}
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 4000, "n": 8, "ignore_eos": True}})
+                client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+                client.sendall(body.encode())
+                until(lambda port=port: live(port) == 1)
+                end(server.process)
+                assert server.process.wait(8) == (-signal.SIGKILL if "KILL" in name else 0), name
+                assert gone(list(actors.values())), name
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+def test_stopped_actors_make_it_unhealthy_and_are_replaced(folder: Path) -> None:
+    flags = ("--port", "0", "--watchdog-timeout", "1", "--max-restarts", "100")
+    with mock_serving(folder, *flags) as server, ThreadPoolExecutor(1) as pool:
+        port, old = server.port, server.actors()
+        wanted = text(port, 0)
+        others = {pid for name, pid in old.items() if name != "http"}
+        asked = pool.submit(text, port, 0)
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: ask(port, "GET", "/health")[0] == 503)
+        assert b"lightllm_actor_up" in ask(port, "GET", "/metrics")[1]  # asks nobody
+        assert ask(port, "GET", "/liveness")[0] == 200
+        assert asked.result() == wanted
+        assert not others & set(server.actors().values())
+        # And now the port's own process as well: whoever connects meanwhile is served by the next one.
+        old = server.actors()
+        for pid in old.values():
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: ask(port, "GET", "/health")[0] == 200)
+        assert not set(old.values()) & set(server.actors().values())
+        assert text(port, 0) == wanted
+
+
+def test_a_worker_that_dies_at_every_start_ends_the_server(folder: Path) -> None:
+    with mock_serving(folder, "--port", "0", worker="tests.actors.odd_actors:DiesAtEveryRestartActor") as server:
+        assert text(server.port, 1)
+        os.kill(server.actors()["worker0"], signal.SIGKILL)
+        pids = list(server.actors().values())
+        _, rest = server.process.communicate(timeout=DEADLINE)
+        assert server.process.returncode == 70
+        assert rest.count("WARNING lightllm_mp.supervisor: worker0 exited with code 3") == 3
+        reason = "giving up: worker0 exited with code 3, and the restart budget is spent"
+        assert rest.splitlines()[-1].endswith(reason), rest
+        assert gone(pids, 1.0)
