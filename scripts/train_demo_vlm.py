@@ -156,9 +156,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=1e9, help="ends after so many, counted from the start")
     parser.add_argument("--steps", type=int, default=10**9)
-    parser.add_argument("--batch", type=int, default=256, help="pictures of a step")
+    parser.add_argument("--batch", type=int, default=128, help="pictures of a step")
     parser.add_argument("--questions", type=int, default=3, help="of a picture")
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--patch-loss", type=float, default=0.5, help="weight at the start, falling to 0")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that draw")
@@ -195,7 +195,7 @@ def train(args: argparse.Namespace) -> dict[str, Figures]:
             scenes(SEED, args.batch),
             batch_size=None,
             num_workers=args.workers,
-            prefetch_factor=4 if args.workers else None,
+            prefetch_factor=3 if args.workers else None,
             pin_memory=device.type == "cuda",
         )
     )

@@ -28,16 +28,17 @@ BACKGROUNDS: dict[str, Range] = {"dark": (0.0, 0.28), "mid": (0.42, 0.6), "light
 """Values of colours that are nearly grey."""
 
 
-def drawn(scene: Scene, draw: Generator) -> Image.Image:
-    """The scene in RGB, `scene.width` x `scene.height` pixels."""
-    fine = 2 if min(scene.width, scene.height) <= 200 and draw.random() < 0.8 else 1
+def drawn(scene: Scene, draw: Generator, *, clean: bool = False) -> Image.Image:
+    """The scene in RGB, `scene.width` x `scene.height` pixels; a `clean` one has no flaws."""
+    fine = 2 if clean or (min(scene.width, scene.height) <= 200 and draw.random() < 0.8) else 1
     picture = _background(scene, draw, fine)
     if scene.text:
         picture = _written(picture, scene, draw)
     pen = ImageDraw.Draw(picture)
     for thing in scene.things:
         _draw_thing(pen, thing, scene, draw, fine)
-    return _flawed(picture.reduce(fine) if fine > 1 else picture, draw)
+    picture = picture.reduce(fine) if fine > 1 else picture
+    return picture if clean else _flawed(picture, draw)
 
 
 def _colour(name: str, draw: Generator) -> tuple[int, int, int]:

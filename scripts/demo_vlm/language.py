@@ -37,7 +37,7 @@ class FrozenLlama(nn.Module):
         """x [rows, length, hidden], positions [rows, length], mask bool [rows, 1, length, length], true where a query
         (first length) sees a key -> the same shape as x, after the last norm."""
         angles = positions[:, None, :, None].float() * self.frequencies
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return F.rms_norm(x, x.shape[-1:], self.norm, self.spec.norm_eps)
@@ -59,7 +59,7 @@ class Layer(nn.Module):
             self.register_buffer(name, weight)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """cos and sin [rows, 1, length, head_dim / 2]"""
+        """cos and sin float32 [rows, 1, length, head_dim / 2]"""
         normed = F.rms_norm(x, x.shape[-1:], self.input_norm, self.eps)
         q, k, v = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -77,7 +77,7 @@ class Layer(nn.Module):
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _read(path: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[ModelSpec, dict[str, Tensor]]:
