@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
+CPU_KV_SHARE = 1 / 3
+"""Of what mem_fraction allows on a CPU: the machine has other work, and a small model needs no more KV."""
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,8 +19,9 @@ from lightllm_mp import cli
 from lightllm_mp.doctor import machine, model, software
 from lightllm_mp.doctor.command import line
 from lightllm_mp.doctor.finding import Finding, fail, ok
-from lightllm_mp.doctor.software import Gpu, Torch, parse_gpus, see_torch
+from lightllm_mp.doctor.software import Torch, see_torch
 from lightllm_mp.errors import ConfigError, StartupError
+from lightllm_mp.inspection.gpus import Gpu, parse_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "goldens" / "llama"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.doctor.finding import Findings, fail, ok, warn
+from lightllm_mp.inspection.gpus import see_gpus
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.shm.implementation import extension
 
@@ -44,15 +44,6 @@ class Torch(Struct, frozen=True):
     cuda: str = ""
     gpus: int = 0
     error: str = ""
-
-
-class Gpu(Struct, frozen=True):
-    """A line of nvidia-smi; sizes in MiB."""
-
-    name: str
-    driver: str
-    total: int
-    free: int
 
 
 def python() -> Findings:
@@ -130,25 +121,3 @@ def see_torch(deadline: float, program: str = LOOK) -> Torch:
         return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Torch)
     except msgspec.MsgspecError:
         return Torch(torch="?", error="the process that imported it said something else")
-
-
-def see_gpus() -> list[Gpu] | str:
-    """GPUs, or why nvidia-smi could not say."""
-    if (program := shutil.which("nvidia-smi")) is None:
-        return []
-    query = [program, "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        return type(error).__name__
-    if done.returncode:
-        return (done.stdout or done.stderr).strip().splitlines()[-1] if done.stdout + done.stderr else "no reason given"
-    return parse_gpus(done.stdout)
-
-
-def parse_gpus(text: str) -> list[Gpu] | str:
-    try:
-        rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in text.splitlines() if line.strip()]
-        return [Gpu(name, driver, int(total), int(free)) for name, driver, total, free in rows]
-    except ValueError:
-        return "an answer that is not understood"

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lightllm_mp.config import EngineConfig
+from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.shm.free_memory import free_memory
-
-CPU_KV_SHARE = 1 / 3
-"""Of what mem_fraction allows on CPU: the machine has other work, and the KV of a small model is soon large enough."""
 
 LEAST_TOKENS = 2
 """A sequence has a prompt token and an answer token."""

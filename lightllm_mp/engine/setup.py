@@ -15,7 +15,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
 from lightllm_mp.errors import ConfigError
-from lightllm_mp.kernels.select import default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.decoder import Decoder
@@ -27,15 +27,6 @@ from lightllm_mp.models.ranks import Ranks
 STEP_TOKENS = {"cpu": 512, "cuda": 8192}
 """Most tokens of a step: on CPU a step of this size already takes long, on a GPU it is needed to keep it busy."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
-
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def build_engine(
     """
     spec = read_model_config(path)
     device = _device(model.device, rank, engine.tp)
-    dtype = default_dtype(spec, device) if model.data_type == "auto" else _DTYPES[model.data_type]
+    dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
     group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
     decoder = load_model(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass
 
+from lightllm_mp.config import CPU_KV_SHARE
+from lightllm_mp.inspection.gpus import see_gpus
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.shm.free_memory import free_memory
-
-CPU_KV_SHARE = 1 / 3
-"""As engine/memory.py has it, which brings torch along."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,7 @@ def this_machine() -> Machine:
 
 
 def _gpu() -> Machine | None:
-    if (program := shutil.which("nvidia-smi")) is None:
+    gpus = see_gpus()
+    if isinstance(gpus, str) or not gpus:
         return None
-    query = [program, "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        name, mebibytes = said.splitlines()[0].rsplit(",", 1)
-        return Machine(name.strip(), int(mebibytes) << 20, is_gpu=True)
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
-        return None
+    return Machine(gpus[0].name, gpus[0].free << 20, is_gpu=True)

@@ -13,6 +13,13 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay
 from lightllm_mp.kernels.table import OpTable
 
+DTYPES = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+}
+"""By the names of --data-type."""
+
 
 class StoredAs(Protocol):
     """The part of a model's spec that decides its dtype."""
