@@ -24,8 +24,9 @@ from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.actors.wire_errors import error_info
+from lightllm_mp.engine.image_memory import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
-from lightllm_mp.kernels.select import default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
@@ -46,11 +47,6 @@ PIXELS = 100_000_000
 """Of all pictures that are being decoded together, if there are several."""
 NICE = 5
 """On CPU the text goes first."""
-DTYPES = {
-    **dict.fromkeys(("float32", "fp32"), torch.float32),
-    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
-    **dict.fromkeys(("float16", "fp16"), torch.float16),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +90,8 @@ class VisualActor(AsyncActor):
             os.nice(NICE)
             set_threads(config.engine.threads or max(1, physical_cores() // 2))
         self._arena = Arena.adopt(self._birth.images_fd)
+        if kind == "cuda":
+            pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
         load_format = config.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
