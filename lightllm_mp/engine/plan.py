@@ -214,6 +214,10 @@ def _row_setups(records: np.ndarray, tails: Ints) -> list[RowSetup]:
         at += 2 * biases
         found.append(RowSetup(rules, ids, values.view("<f4"), tails[at : at + masked]))
         at += masked
+        if min(biases, masked) < 0:
+            raise ValueError("a step plan with a tail of negative length")
+    if at != len(tails):
+        raise ValueError("a step plan whose tails do not add up")
     return found
 
 

@@ -109,8 +109,8 @@ def _tensors(cursor: GGUFCursor, infos: list[Info], start: int, end: int) -> dic
         except ValueError:
             raise cursor.corrupt(f"tensor {name} has the unknown type {number}") from None
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        if shape and shape[-1] % block:
-            raise cursor.corrupt(f"tensor {name} has rows of {shape[-1]} in blocks of {block}")
+        if not shape or shape[-1] % block:
+            raise cursor.corrupt(f"tensor {name} has the shape {shape} in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
         if start + offset + size > end:
             raise cursor.corrupt(f"the file ends inside tensor {name}")

@@ -159,7 +159,7 @@ class ChannelReceiver:
         except LeaseError:
             self._lane.poison()
             raise
-        except msgspec.DecodeError as error:  # ValidationError is one
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.refuse(f"a record of kind {kind} cannot be decoded: {error}") from error
         raise self.refuse(f"a record of kind {kind} on a lane that has no use for it")
 

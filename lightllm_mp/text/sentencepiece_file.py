@@ -72,6 +72,8 @@ def _build(data: bytes, config: Mapping[str, Any], names: Mapping[int, str]) -> 
             parts[number] = dict(_fields(value))
     if not vocabulary.tokens or len(parts) < 2:
         raise ValueError("it is cut short" if vocabulary.tokens else "it has no pieces")
+    if TokenType.UNKNOWN not in vocabulary.types:  # a text with a strange character would have no ids
+        raise ValueError("it has no unknown piece")
     vocabulary.rename(names)
     tokens, types = vocabulary.tokens, vocabulary.types
     if len(set(tokens)) < len(tokens):

@@ -69,6 +69,11 @@ class Guard:
         try:
             address = ipaddress.ip_address(_plain(host))
         except ValueError:
+            # 127.1 and 2130706433 are addresses to sockets, and to aiohttp, which would ask no resolver.
+            if not self.allows(host) and (":" in host or host.replace(".", "").isdigit()):
+                raise ForbiddenAddress(
+                    "an image's URL has an address in an old form", param="multimodal_params"
+                ) from None
             return
         self.check(host, [address])
 

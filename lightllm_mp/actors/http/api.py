@@ -113,6 +113,7 @@ _parameters = msgspec.json.Decoder(Parameters | None)
 _keys = msgspec.json.Decoder(dict[str, Raw] | None)
 _KNOWN = frozenset(Parameters.__struct_fields__)
 _SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_GIVEN = re.compile(r"^(Invalid (?:enum )?value) .*", re.DOTALL)
 _PATH = re.compile(r"^(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 
 T = TypeVar("T")
@@ -160,4 +161,5 @@ def _invalid(text: str, prefix: str) -> InvalidRequest:
     what, path = (found["what"], found["path"]) if found else (text, "")
     path = re.sub(r"\[[^]]*\]", "", path) if found else path
     where = ".".join(part for part in (prefix, path) if part) or "the body"
+    what = _GIVEN.sub(r"\1", what)
     return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)

@@ -53,9 +53,13 @@ class Connection(web.RequestHandler):
             self._start_header_timer()
         super().data_received(data)
 
-    async def finish_response(self, *arguments: Any) -> tuple[web.StreamResponse, bool]:
+    async def finish_response(
+        self, request: Any, response: web.StreamResponse, *rest: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(response, web.HTTPException):  # which no middleware has seen: an Expect that nobody knows
+            response = error_response(_judged(response.status, None))
         try:
-            return await super().finish_response(*arguments)
+            return await super().finish_response(request, response, *rest)
         finally:
             self._busy = False
             if self._pipelined:
@@ -78,6 +82,8 @@ class Connection(web.RequestHandler):
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What the parser or aiohttp refuses, without repeating the client's bytes."""
+        if isinstance(exc, UnicodeEncodeError) and isinstance(request, web.Request) and "Expect" in request.headers:
+            status = 417  # aiohttp wanted to repeat the header, which is no text
         if isinstance(exc, MemoryError):
             raise exc  # is not answered; comes back in log_exception
         if status >= 500:

@@ -49,7 +49,7 @@ class Fetcher:
             raise FetchFailed(f"an image was not fetched within {seconds:g} s", param=PARAM) from None
         except EngineError:
             raise
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, IndexError) as error:  # the last is yarl's, see checked
             if (judged := _judgement(error)) is not None:
                 raise judged from None
             raise FetchFailed("an image could not be fetched", param=PARAM) from None
@@ -101,14 +101,15 @@ class Fetcher:
 def checked(url: str) -> URL:
     """Raises FetchFailed for what is no plain http(s) URL."""
     try:
-        found = URL(url) if len(url) <= MAX_URL else None
-    except ValueError:
-        found = None
-    if found is None or not found.host or found.scheme not in ("http", "https"):
+        found = URL(url).with_fragment(None) if len(url) <= MAX_URL else None
+        host = found.host if found is not None else None  # parsed here, and may fail
+    except (ValueError, IndexError):  # the second is yarl's for http://[::]@
+        found = host = None
+    if found is None or not host or found.scheme not in ("http", "https"):
         raise FetchFailed("an image's URL is not an http or https URL", param=PARAM)
     if found.user is not None or found.password is not None:
         raise FetchFailed("an image's URL must not hold a user name or password", param=PARAM)
-    return found.with_fragment(None)
+    return found
 
 
 def _judgement(error: BaseException) -> ForbiddenAddress | None:
