@@ -1,4 +1,4 @@
-"""What a wall clock that is set back, or a fork beside threads and CUDA, would break is not used."""
+"""What a wall clock that is set back, or a fork beside threads and CUDA, would break is not used; nobody sleeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from package import modules
 
 WALL = re.compile(r"\btime\.time(_ns)?\b|\bdate(time)?\.(now|today|utcnow)\b|from time import [^\n]*\btime\b")
 FORK = re.compile(r"\bos\.(fork|forkpty|posix_spawn)\b|\bpty\.fork\b|from os import [^\n]*\bfork|\bpreexec_fn\b")
+SLEEP = re.compile(r"\btime\.sleep\b|from time import [^\n]*\bsleep\b")
 MAY_TELL_THE_TIME = {
     "lightllm_mp.doctor.machine": "whether the clock is set",
     "lightllm_mp.text.template_sandbox": "the date for a chat template",
@@ -24,6 +25,10 @@ def test_timeouts_and_deadlines_are_monotonic() -> None:
 
 def test_processes_are_started_by_exec() -> None:
     assert using(FORK) == set()
+
+
+def test_actors_wait_for_messages_and_not_for_time() -> None:
+    assert using(SLEEP) == {"lightllm_mp.server"}, "a program that launches a server may"
 
 
 def test_the_checks_see() -> None:

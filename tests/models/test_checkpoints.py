@@ -53,6 +53,15 @@ def test_bin_file(folder):
     works(path)
 
 
+def test_other_bin_files_are_no_weights(folder, capsys):
+    path, tensors = folder
+    torch.save(tensors, path / "pytorch_model.bin")
+    torch.save(Planted(), path / "training_args.bin")
+    torch.save(Planted(), path / "optimizer.bin")
+    works(path)
+    assert "planted" not in capsys.readouterr().out
+
+
 def test_old_format_bin_file(folder):
     path, tensors = folder
     torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
