@@ -14,8 +14,8 @@ from lightllm_mp.models.embedding import ImageRows
 
 log = logging.getLogger("lightllm_mp.worker")
 
-READ_ONLY = 0x08
-"""cudaHostRegisterReadOnly"""
+PORTABLE, READ_ONLY = 0x01, 0x08
+"""cudaHostRegisterPortable (for all devices) and cudaHostRegisterReadOnly"""
 
 
 class ImageMemory:
@@ -32,7 +32,7 @@ class ImageMemory:
         self._hidden, self._dtype = hidden, dtype
         self._row_bytes = hidden * dtype.itemsize
         if device.type == "cuda":
-            _register(self._bytes, device, READ_ONLY if view.readonly else 0)
+            pin(self._bytes, device, READ_ONLY if view.readonly else 0)
 
     def rows_of(self, images: Ints, step: Step) -> list[ImageRows]:
         """What a plan's `images` (see plan.py) are for a step. ValueError where they reach outside memory or step."""
@@ -54,8 +54,9 @@ class ImageMemory:
         return self._bytes[begin:end].view(self._dtype).view(count, self._hidden)
 
 
-def _register(memory: torch.Tensor, device: torch.device, flags: int) -> None:
-    """Pins `memory`. Where that is refused, copies are correct all the same but keep the host waiting."""
+def pin(memory: torch.Tensor, device: torch.device, flags: int) -> None:
+    """Pins `memory` for a CUDA `device`. Where that is refused, copies are correct all the same but keep the host
+    waiting."""
     with torch.cuda.device(device):
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), flags)
     if int(error) != 0:
