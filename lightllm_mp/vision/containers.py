@@ -8,7 +8,11 @@ from typing import NamedTuple
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
 """Tags of a TIFF directory; EXIF data are a TIFF file too."""
 MAX_BLOCKS = 10_000
-"""Chunks or segments that are looked at before a file counts as damaged."""
+"""Chunks, segments or fill bytes that are looked at before a file counts as damaged."""
+MAX_SUB_BLOCKS = 100_000
+"""The same for the blocks of a GIF, of 255 bytes at most."""
+MAX_TAGS = 4096
+"""Entries of a TIFF directory; real ones have a few dozen."""
 
 
 class Damaged(Exception):
@@ -48,12 +52,12 @@ def png(data: bytes) -> Size:
 
 def jpeg(data: bytes) -> Size:
     """JPEG (ITU T.81): the size is in the frame header, EXIF in an APP1 segment before it."""
-    orientation = 1
+    orientation: int | None = None
     for kind, at, length in _segments(data):
-        if kind == 0xE1 and orientation == 1 and data[at : at + 6] == b"Exif\0\0":
+        if kind == 0xE1 and orientation is None and data[at : at + 6] == b"Exif\0\0":
             orientation = _orientation(data[at + 6 : at + length])
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            return Size(_uint(data, at + 3, 2), _uint(data, at + 1, 2), orientation)
+            return Size(_uint(data, at + 3, 2), _uint(data, at + 1, 2), orientation or 1)
     raise Damaged
 
 
@@ -63,9 +67,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     for _ in range(MAX_BLOCKS):
         if _uint(data, at, 1) != 0xFF:
             raise Damaged
-        while _uint(data, at, 1) == 0xFF:  # markers may be preceded by fill bytes
-            at += 1
-        kind = data[at]
+        at += 1
+        kind = _uint(data, at, 1)
+        if kind == 0xFF:  # markers may be preceded by fill bytes
+            continue
         at += 1
         if kind == 0xDA:
             return
@@ -112,25 +117,23 @@ def gif(data: bytes) -> Size:
     """GIF: the screen, or more where the first frame reaches beyond it."""
     width, height = _uint(data, 6, 2, "little"), _uint(data, 8, 2, "little")
     at = 13 + _colour_table(data[10])
-    for _ in range(MAX_BLOCKS):
-        kind = _uint(data, at, 1)
-        if kind == 0x2C:
+    inside = False  # of an extension: sub-blocks until one is empty
+    for _ in range(MAX_SUB_BLOCKS):
+        first = _uint(data, at, 1)
+        if inside:
+            at, inside = at + 1 + first, first > 0
+        elif first == 0x21:
+            at, inside = at + 2, True
+        elif first == 0x2C:
             left, top, across, down = (_uint(data, at + 1 + 2 * i, 2, "little") for i in range(4))
             return Size(max(width, left + across), max(height, top + down))
-        if kind != 0x21:
+        else:
             raise Damaged
-        at = _after_sub_blocks(data, at + 2)
     raise Damaged
 
 
 def _colour_table(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _after_sub_blocks(data: bytes, at: int) -> int:
-    while length := _uint(data, at, 1):
-        at += 1 + length
-    return at + 1
 
 
 def bmp(data: bytes) -> Size:
@@ -166,7 +169,10 @@ def _directory(data: bytes) -> dict[int, int]:
         raise Damaged
     at = _uint(data, 4, 4, order)
     tags: dict[int, int] = {}
-    for entry in range(at + 2, at + 2 + 12 * _uint(data, at, 2, order), 12):
+    entries = _uint(data, at, 2, order)
+    if entries > MAX_TAGS:
+        raise Damaged
+    for entry in range(at + 2, at + 2 + 12 * entries, 12):
         tag, kind, count = (
             _uint(data, entry, 2, order),
             _uint(data, entry + 2, 2, order),

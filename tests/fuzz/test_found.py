@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from lightllm_mp.errors import InvalidRequest, ModelError
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
+from lightllm_mp.vision.header import read_header
 from scripts.fuzzing import files, peers, requests
 
 
@@ -106,3 +108,40 @@ def test_a_sentencepiece_model_without_an_unknown_piece() -> None:
         assert damaged != data
         with files.file_of(damaged) as path, pytest.raises(ModelError, match="no unknown piece"):
             from_sentencepiece(path, {})
+
+
+FRAME = b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 40, 30) + b"\x03" + bytes(9)
+SCREEN = b"GIF89a" + struct.pack("<HHBBB", 3, 4, 0, 0, 0)
+FIRST = b"\x2c" + struct.pack("<HHHHB", 0, 0, 3, 4, 0)
+ENTRY = struct.pack("<HHII", 1, 3, 1, 1)
+SIZES = struct.pack("<HHII", 0x0100, 4, 1, 3) + struct.pack("<HHII", 0x0101, 4, 1, 4)
+
+
+def tiff(entries: int) -> bytes:
+    return b"II*\0" + struct.pack("<IH", 8, entries + 2) + ENTRY * entries + SIZES
+
+
+@pytest.mark.parametrize(
+    ("make", "few", "many"),
+    [
+        (lambda count: b"\xff\xd8" + b"\xff" * count + FRAME, 1000, 20_000),
+        (lambda count: SCREEN + b"\x21\xfe" + b"\x01a" * count + b"\0" + FIRST, 3000, 200_000),
+        (lambda count: SCREEN + b"\x21\xfe\0" * count + FIRST, 3000, 200_000),
+        (tiff, 500, 5000),
+    ],
+    ids=["fill bytes of a JPEG", "sub-blocks of a GIF", "extensions of a GIF", "tags of a TIFF"],
+)
+def test_what_an_image_puts_before_its_size_is_bounded(make: Callable[[int], bytes], few: int, many: int) -> None:
+    """A file of 32 MiB of them kept a core busy for seconds."""
+    assert read_header(make(few)).width in (3, 30)
+    with pytest.raises(InvalidRequest):
+        read_header(make(many))
+
+
+def test_of_many_exif_segments_the_first_counts() -> None:
+    def segment(orientation: int) -> bytes:
+        exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, orientation, 0)
+        return b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+
+    assert read_header(b"\xff\xd8" + segment(6) + segment(3) + FRAME).orientation == 6
+    assert read_header(b"\xff\xd8" + segment(1) + segment(6) + FRAME).orientation == 1
