@@ -105,6 +105,7 @@ def write_model(folder: Path, tower: Tower, language_model: str = "default") -> 
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
     part = folder / "model.safetensors.part"
     save_file(weights, part, metadata={"format": "pt"})
+    part.chmod(0o644)
     os.replace(part, folder / "model.safetensors")
 
 
