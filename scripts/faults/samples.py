@@ -37,6 +37,9 @@ ALLOWED = {"resident MiB": (8.0, 0.03), "descriptors": (6.0, 0.0), "shared memor
 """(absolute, share of the mean) that a series may grow over the whole run; for the others see FREE."""
 FREE = (3.0, 0.25)
 """Load comes and goes; what must not happen is that it piles up. The end of the run is checked exactly."""
+BLOCK = 30.0
+"""Seconds of which the mean is one point of the line: what a server holds depends on what it held a second ago, so that
+single samples would make the error of a slope look too small."""
 CERTAIN = 3.0
 """A slope counts if it is more than so many standard errors."""
 
@@ -66,7 +69,7 @@ def judge(name: str, times: Sequence[float], column: Sequence[float]) -> dict[st
     points = [(t, v) for t, v in zip(times, column, strict=True) if t >= begin and not math.isnan(v)]
     values = [v for _, v in points]
     mean = sum(values) / len(values) if values else 0.0
-    slope, error = line(points)
+    slope, error = line(blocks(points))
     growth = slope * (points[-1][0] - points[0][0]) if points else 0.0
     absolute, share = ALLOWED.get(name.partition(":")[0], FREE)
     flat = growth <= max(absolute, share * mean) or slope <= CERTAIN * error
@@ -79,6 +82,14 @@ def judge(name: str, times: Sequence[float], column: Sequence[float]) -> dict[st
         "growth": round(growth, 3),
         "flat": flat,
     }
+
+
+def blocks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean time and value of every BLOCK seconds."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for moment, value in points:
+        found.setdefault(int(moment // BLOCK), []).append((moment, value))
+    return [(sum(t for t, _ in block) / len(block), sum(v for _, v in block) / len(block)) for block in found.values()]
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
