@@ -13,7 +13,7 @@ from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
 """The one that goes wrong."""
-SLOW = 1.5
+SLOW = 4.0
 """Seconds that a slow step takes."""
 
 
