@@ -8,7 +8,7 @@ from collections import deque
 
 from lightllm_mp.errors import StartupError
 from lightllm_mp.shm import Bell, Inbox, Lane, LaneClosed, Sender
-from lightllm_mp.shm.layout import KIND_LAST, PAGE
+from lightllm_mp.shm.layout import HEAD, KIND_LAST, PAGE
 from scripts.fuzzing.reader import Reader
 
 CAPACITY = 4096
@@ -42,6 +42,7 @@ class Attacked:
         self._sent += [(kind, record) for record in records[:done]]
 
     def drain(self, most: int) -> None:
+        published = self.lane.stats().backlog_bytes
         found = self.inbox.drain(most)
         assert len(found) <= most
         for lane, kind, payload in found:
@@ -50,7 +51,8 @@ class Attacked:
             assert len(payload) <= LARGEST
             if not self.damaged:
                 assert (kind, payload) == self._sent.popleft()
-        assert sum(8 + len(payload) for _, _, payload in found) <= CAPACITY, "more was taken than the lane holds"
+        room = CAPACITY if self.lane.implementation == "python" else published  # the twin's positions are for show
+        assert sum(8 + len(payload) for _, _, payload in found) <= room, "more was taken than was published"
         if not self.damaged:
             assert len(found) == most or not self._sent, "records are left behind"
             assert self.lane.state == "open"
@@ -59,6 +61,16 @@ class Attacked:
         self.damaged = True
         view = self.lane.segment.view
         view[at : at + len(data)] = data[: len(view) - at]
+
+    def add(self, at: int, more: int) -> None:
+        """To a word of the header."""
+        word = int.from_bytes(self.lane.segment.view[at : at + 8], "little")
+        self.write(at, (word + more & (1 << 64) - 1).to_bytes(8, "little"))
+
+    def set_header(self, behind: int, header: int) -> None:
+        """Of one of the records that are read next: `behind` bytes from where the consumer is."""
+        head = int.from_bytes(self.lane.segment.view[HEAD : HEAD + 8], "little")
+        self.write(PAGE + (head + behind) % CAPACITY // 8 * 8, header.to_bytes(8, "little"))
 
     def flip(self, bit: int) -> None:
         self.damaged = True
@@ -115,7 +127,7 @@ def ring(data: bytes) -> None:
 
 
 def operate(lane: Attacked, reader: Reader) -> None:
-    match reader.number(1) % 10:
+    match reader.number(1) % 12:
         case 0:
             lane.put(1 + reader.number(1) % KIND_LAST, [reader.number(2) % (LARGEST + 1)])
         case 1:
@@ -134,11 +146,16 @@ def operate(lane: Attacked, reader: Reader) -> None:
             lane.sleep()
         case 9:
             lane.attach()
+        case 10:
+            lane.add(HOT[reader.number(1) % len(HOT)], int.from_bytes(reader.take(2), "little", signed=True))
+        case 11:
+            lane.set_header(8 * reader.number(1), reader.number(2) | (reader.number(1) & 15) << 32)
 
 
 def ring_seeds() -> list[bytes]:
     """A full lane and its drain; records that reach around its end; each kind of damage."""
     full = b"\x00\x00\xff\x01" * 8
+    exactly, long = b"\x00\x00\xf8\x01", b"\x0b\x00\x00\x02\x01"  # a record of 512 bytes, one that has 520
     return [
         full + b"\x02\xff",
         (b"\x00\x01\xf0\x01\x02\x05") * 12,
@@ -148,4 +165,9 @@ def ring_seeds() -> list[bytes]:
         full + b"\x04\x08" + b"\x08" + bytes(7) + full,
         full + b"\x07\x00\x04" + bytes(7) + b"\x02\x10\x07\x01\x08" + bytes(7) + full,
         b"\x09\x06\x41\x00\x09",
+        full + b"\x0a\x08\x04\x00\x02\x08",
+        exactly * 8 + b"\x02\x06" + exactly * 7 + long + b"\x02\xff",
+        exactly * 8 + b"\x02\x06\x0a\x08\xfc\x01\x02\xff",
+        exactly * 8 + b"\x0a\x07\x00\x02\x02\xff",
+        full + b"\x02\x03" + full + b"\x0b\x00\x58\x02\x01\x02\x10",
     ]

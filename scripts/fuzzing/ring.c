@@ -12,7 +12,8 @@
 #include "ring.h"
 
 enum { CAPACITY = 4096, SIZE = DATA + CAPACITY, LARGEST = CAPACITY / 8, NO_EVENT = -1 };
-enum { PUT, PUT_MANY, DRAIN, SET_WORD, SET_DATA, FLIP, RESET, SLEEP, OPERATIONS };
+/* The numbers of lanes.py, which has two more: 7 counts in an eventfd, and its 9 attaches to the lane. */
+enum { PUT, PUT_MANY, DRAIN, DRAIN_TOO, SET_WORD, SET_DATA, FLIP, COUNT, SLEEP, RESET, ADD_WORD, SET_HEADER, OPERATIONS };
 
 typedef struct {
     const uint8_t *at, *end;
@@ -26,12 +27,13 @@ typedef struct {
     uint32_t put, taken, lengths[CAPACITY];
 } state;
 
-static const int HOT[] = {INCARNATION, TAIL, HEAD, SPACE_WANTED, STATE, PUTS, FULL_EVENTS, LEFT_BACKLOG, GETS, FOUND_BACKLOG};
+static const int HOT[] = {0,   8,   16,  24,  32,  48,  INCARNATION, TAIL, HEAD, SPACE_WANTED, STATE, PUTS, FULL_EVENTS,
+                          656, LEFT_BACKLOG, GETS, 776, FOUND_BACKLOG};
 
 static uint64_t number(input *in, int bytes) {
     uint64_t value = 0;
     for (int i = 0; i < bytes; i++)
-        if (in->at < in->end) value |= (uint64_t)*in->at++ << 8 * i;
+        if (in->at < in->end) value |= (uint64_t)*in->at++ << 8 * (i & 7);
     return value;
 }
 
@@ -53,14 +55,15 @@ static enum placed put_one(state *s, uint64_t *tail, uint64_t length, uint64_t k
     return result;
 }
 
-static void put(state *s, input *in, int most) {
-    if (out_state(&s->out) != OPEN) return;
-    uint64_t tail = LOAD(U64(s->lane, TAIL)), done = 0;
+static void put(state *s, input *in, int operation) {
+    uint64_t kind = operation == PUT ? 1 + number(in, 1) % KIND_LAST : 1;
+    uint64_t left = operation == PUT ? 1 : number(in, 1) % 16, done = 0, tail;
     uint32_t before = s->put;
     enum placed result = PLACED;
-    for (int left = most; left && result == PLACED; left--) {
-        uint64_t length = number(in, 2) % (LARGEST + 1);
-        result = put_one(s, &tail, length, 1 + number(in, 1) % KIND_LAST);
+    int usable = out_state(&s->out) == OPEN;
+    for (tail = LOAD(U64(s->lane, TAIL)); left && usable && result == PLACED; left--) {
+        uint64_t length = operation == PUT ? number(in, 2) % (LARGEST + 1) : number(in, 1);
+        result = put_one(s, &tail, length, kind);
         done += result == PLACED;
     }
     if (result == CORRUPT)
@@ -73,11 +76,12 @@ static void drain(state *s, uint64_t budget) {
     uint64_t head, tail, taken = 0, bytes = 0, sum = 0;
     record r;
     if (!open_batch(&s->in, &head, &tail)) return;
+    uint64_t published = tail - head;
     while (taken < budget && next_record(&s->in, &head, tail, &r)) {
         if (r.length > LARGEST || r.kind < 1 || r.kind > KIND_LAST) fail("a record that no producer may write");
         for (uint32_t i = 0; i < r.length; i++) sum += r.payload[i];
         bytes += record_bytes(r.length);
-        if (bytes > CAPACITY) fail("more was taken than the lane holds");
+        if (bytes > published || published > CAPACITY) fail("more was taken than was published");
         taken++;
         if (s->damaged) continue;
         if (s->taken == s->put) fail("a record that was never put");
@@ -101,28 +105,34 @@ static void reset(state *s) { /* as Lane.reset: what the supervisor does while n
     s->put = s->taken = 0;
 }
 
+static void write_word(state *s, uint64_t at, uint64_t word) { memcpy(s->lane + at, &word, sizeof word); }
+
 static void damage(state *s, input *in, int operation) {
     s->damaged = 1;
-    if (operation == SET_WORD) {
-        int at = HOT[number(in, 1) % (sizeof HOT / sizeof *HOT)];
-        uint64_t word = number(in, 8);
-        memcpy(s->lane + at, &word, at == SPACE_WANTED || at == STATE ? 4 : 8);
-    } else if (operation == SET_DATA) {
-        uint64_t at = number(in, 2) % (CAPACITY / 8), word = number(in, 8);
-        memcpy(s->lane + DATA + 8 * at, &word, sizeof word);
-    } else {
+    if (operation == FLIP) {
         uint64_t bit = number(in, 2) % (8 * SIZE);
         s->lane[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    } else if (operation == SET_DATA) {
+        uint64_t at = 8 * (number(in, 2) % (CAPACITY / 8));
+        write_word(s, DATA + at, number(in, 8));
+    } else if (operation == SET_HEADER) { /* of one of the records that are read next */
+        uint64_t at = (LOAD(U64(s->lane, HEAD)) + 8 * number(in, 1)) % CAPACITY & ~(uint64_t)7;
+        uint64_t length = number(in, 2);
+        write_word(s, DATA + at, length | (number(in, 1) & 15) << 32);
+    } else {
+        uint64_t at = (uint64_t)HOT[number(in, 1) % (sizeof HOT / sizeof *HOT)], word = 0;
+        if (operation == ADD_WORD) memcpy(&word, s->lane + at, sizeof word);
+        write_word(s, at, word + (operation == ADD_WORD ? (uint64_t)(int16_t)number(in, 2) : number(in, 8)));
     }
 }
 
 static void one_operation(state *s, input *in) {
     int operation = (int)(number(in, 1) % OPERATIONS);
-    if (operation == PUT) put(s, in, 1);
-    else if (operation == PUT_MANY) put(s, in, 1 + (int)(number(in, 1) % 16));
-    else if (operation == DRAIN) drain(s, 1 + number(in, 1));
-    else if (operation == RESET) reset(s);
+    if (operation <= PUT_MANY) put(s, in, operation);
+    else if (operation <= DRAIN_TOO) drain(s, 1 + number(in, 1));
+    else if (operation == COUNT) number(in, 9);
     else if (operation == SLEEP) STORE(U32(s->bell, PARKED), !has_records(&s->in));
+    else if (operation == RESET) reset(s);
     else damage(s, in, operation);
 }
 
@@ -142,8 +152,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     reset(&s);
     while (in.at < in.end) one_operation(&s, &in);
     reset(&s); /* whatever was done to it, an emptied lane works again */
-    input last = {(const uint8_t *)"\5\0\1", (const uint8_t *)"\5\0\1" + 3};
-    put(&s, &last, 1);
+    input last = {(const uint8_t *)"\0\5\0", (const uint8_t *)"\0\5\0" + 3};
+    put(&s, &last, PUT);
     drain(&s, 1);
     if (s.taken != 1) fail("an emptied lane does not work");
     free(s.lane);

@@ -81,9 +81,8 @@ class Watch:
         return row
 
     def _write_seeds(self, target: Target, folder: Path) -> None:
-        if not target.native or not list((folder / "corpus").iterdir()):
-            for number, seed in enumerate(target.seeds()):
-                (folder / "corpus" / f"seed-{number}").write_bytes(seed)
+        for number, seed in enumerate(target.seeds()):
+            (folder / "corpus" / f"seed-{number}").write_bytes(seed)
         if words := target.words():
             quoted = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in words)
             (folder / "words").write_text("".join(f'"{word}"\n' for word in quoted))
