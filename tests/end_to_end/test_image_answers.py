@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
-from served import post, stream
-from test_image_servers import (
+from image_served import (
     GOLDENS,
     IMAGE,
     base64_image,
     golden_body,
     http,
     ids,
+    names,
     number,
     prompts,
     serving,
@@ -26,6 +26,7 @@ from test_image_servers import (
     until_clean,
     url,
 )
+from served import post, stream
 from tokenizers import Tokenizer
 
 from lightllm_mp import Server
@@ -91,8 +92,8 @@ def test_golden_answers(family: Family) -> None:
         assert [ids(post(server, "/generate", body)) for body in bodies] == wanted
     with ThreadPoolExecutor(16) as pool:  # in one mixed batch
         assert [ids(a) for a in pool.map(lambda body: post(server, "/generate", body), bodies * 4)] == wanted * 4
-    names = {slot[2] for prompt in prompts(folder) for slot in prompt["image_slots"]}
-    assert number(server, "images_encoded_total") - before == len(names)
+    images = {image for prompt in prompts(folder) for image in names(prompt)}
+    assert number(server, "images_encoded_total") - before == len(images)
     until_clean(server)
 
 
