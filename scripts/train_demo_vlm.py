@@ -160,7 +160,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder that the model is written to")
     parser.add_argument("--language-model", type=Path, help="GGUF file; without it the default model")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--minutes", type=float, default=1e9, help="ends after so many, counted from the start")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of training, counted from the start")
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--batch", type=int, default=128, help="pictures of a step")
     parser.add_argument("--questions", type=int, default=3, help="of a picture")
@@ -220,7 +220,8 @@ def train(args: argparse.Namespace) -> dict[str, Figures]:
     show(parameters=sum(p.numel() for p in tower.parameters()), start_seconds=round(time.monotonic() - begin, 1))
     losses = torch.zeros(2, device=device)
     waited, step, since, reported = 0.0, 0, 0, time.monotonic()
-    while (progress := max(step / args.steps, (time.monotonic() - begin) / limit)) < 1:
+    learning = begin
+    while (progress := max(step / args.steps, (time.monotonic() - learning) / (begin + limit - learning))) < 1:
         for group in optimizer.param_groups:
             group["lr"] = args.rate * rate(progress)
         asked_at = time.monotonic()
@@ -236,7 +237,9 @@ def train(args: argparse.Namespace) -> dict[str, Figures]:
         optimizer.zero_grad(set_to_none=True)
         losses += torch.stack([loss.detach(), patch_loss.detach()])
         step, since = step + 1, since + 1
-        if (now := time.monotonic()) - reported > 20 or step in (1, 10, 50, args.steps):
+        if step == 1:
+            learning = time.monotonic()  # the time that compiling took is no part of the schedule
+        if (now := time.monotonic()) - reported > 30 or step in (1, 10, 50, args.steps):
             answer_loss, of_patches = (losses / since).tolist()
             now = time.monotonic()
             show(
