@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -64,5 +65,6 @@ async def test_a_start_that_hangs_says_where(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.ERROR, "lightllm_mp.supervisor"):
         async with embedded(tmp_path, config(start_timeout=2.0), plan) as engine:
             assert await engine.running == EXIT_START_FAILED
-            assert engine.supervisor.reason == "start failed: worker0 not ready after 2 s"
+            # On a busy machine others may be late, too.
+            assert re.fullmatch(r"start failed: .*\bworker0 not ready after 2 s", engine.supervisor.reason)
     assert "in start" in await logged(caplog, "worker0 hung here")
