@@ -292,6 +292,9 @@ class Supervisor:
             timeout = self._config.supervisor.start_timeout
             for process in filter(None, map(self._processes.get, late)):
                 process.condemn(timeout)
+            if self.state is State.RUNNING:  # without somebody dispensable, who is started once more
+                self._later(timeout, self._check_start, epoch)
+                return
             self.begin_stop(EXIT_START_FAILED, f"start failed: {', '.join(late)} not ready after {timeout:.0f} s")
 
     # --- control messages ---------------------------------------------------------------------------------------------

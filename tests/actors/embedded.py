@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -22,6 +23,7 @@ from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Facts, Output, Sampling
 
+T = TypeVar("T")
 DEADLINE = 60.0
 """Seconds after which a test of this folder has hung."""
 
@@ -33,6 +35,43 @@ def in_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     def run(*arguments: Any, **named: Any) -> None:
         asyncio.run(asyncio.wait_for(test(*arguments, **named), DEADLINE))
 
+    return run
+
+
+class Shared(Generic[T]):
+    """An engine that the tests of a module use one after the other: starting one takes longer than most of them. After
+    a test that fails the next one gets a new one."""
+
+    def __init__(self, start: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+        self._start = start
+        self._runner: asyncio.Runner | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    def run(self, test: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+        """Run an async test; past DEADLINE it has hung."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+            self._shared = self._runner.run(self._stack.enter_async_context(self._start()))
+        try:
+            self._runner.run(asyncio.wait_for(test(self._shared), DEADLINE))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            with runner:
+                runner.run(self._stack.aclose())
+
+
+def on_shared(test: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[[Shared[Any]], None]:
+    """An async test with the engine of the module's fixture `shared`."""
+
+    def run(shared: Shared[Any]) -> None:
+        shared.run(test)
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 

@@ -63,15 +63,13 @@ class HttpActor(FrontActor):
             if self.stopped:
                 return
         port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
-        try:
-            if sharing:
-                await _first_of(self._draining.wait(), self.until_stopped())
-                if not self.stopped:
-                    await port.leave()
-                    self.frontend.stay(False)
-            await self.until_stopped()
-        finally:
-            await port.close()
+        if sharing:
+            await _first_of(self._draining.wait(), self.until_stopped())
+            if not self.stopped:
+                await port.leave()
+                self.frontend.stay(False)
+        await self.until_stopped()
+        await port.close()  # not after a bug: its handlers wait for what does not come
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
