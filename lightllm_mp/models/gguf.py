@@ -109,7 +109,7 @@ def _tensors(cursor: GGUFCursor, infos: list[Info], start: int, end: int) -> dic
         except ValueError:
             raise cursor.corrupt(f"tensor {name} has the unknown type {number}") from None
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        if not shape or shape[-1] % block:
+        if not shape or 0 in shape or shape[-1] % block:
             raise cursor.corrupt(f"tensor {name} has the shape {shape} in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
         if start + offset + size > end:

@@ -94,8 +94,10 @@ def test_tails_of_a_plan_that_do_not_add_up(name: str, value: int) -> None:
         unpack(words.tobytes())
 
 
-def test_a_gguf_tensor_without_dimensions() -> None:
-    tensor = struct.pack("<Q", 1) + b"w" + struct.pack("<IIQ", 0, 0, 0)
+@pytest.mark.parametrize("shape", [(), (0,), (2**40, 0, 2**40)])
+def test_a_gguf_tensor_without_numbers(shape: tuple[int, ...]) -> None:
+    kind = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, 0)
+    tensor = struct.pack("<Q", 1) + b"w" + kind
     data = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor
     with files.file_of(data + bytes(64)) as path, pytest.raises(ModelError, match="the shape"):
         read_gguf(path)
