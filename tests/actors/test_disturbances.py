@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from embedded import Embedded, config, embedded, in_time, mocked
+from embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
 from lightllm_mp.actors.live import Live
 from lightllm_mp.actors.topology import EMBEDDED, topology
@@ -28,17 +28,23 @@ def restarts(engine: Embedded) -> int:
     return sum(engine.supervisor._restarts.values())
 
 
-@in_time
-async def test_requests_that_wait_for_a_tokenizer_that_dies(tmp_path: Path) -> None:
-    async with embedded(tmp_path) as engine:
-        undisturbed = await answers(engine, 50)
-        os.kill(engine.pid("tokenizer"), signal.SIGSTOP)
-        waiting = asyncio.create_task(answers(engine, 50))
-        while engine.front.frontend.live < 50:
-            await asyncio.sleep(0)
-        engine.kill("tokenizer")
-        assert await waiting == undisturbed
-        assert restarts(engine) == 1
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded]]:
+    engine = Shared(lambda: embedded(tmp_path_factory.mktemp("shared")))
+    yield engine
+    engine.close()
+
+
+@on_shared
+async def test_requests_that_wait_for_a_tokenizer_that_dies(engine: Embedded) -> None:
+    undisturbed, before = await answers(engine, 50), restarts(engine)
+    os.kill(engine.pid("tokenizer"), signal.SIGSTOP)
+    waiting = asyncio.create_task(answers(engine, 50))
+    while engine.front.frontend.live < 50:
+        await asyncio.sleep(0)
+    engine.kill("tokenizer")
+    assert await waiting == undisturbed
+    assert restarts(engine) == before + 1
 
 
 @in_time
@@ -110,37 +116,33 @@ def footprint(engine: Embedded) -> dict[str, int]:
     return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in {**pids, "front": os.getpid()}.items()}
 
 
-@in_time
-async def test_clients_that_leave_at_every_stage(tmp_path: Path) -> None:
+@on_shared
+async def test_clients_that_leave_at_every_stage(engine: Embedded) -> None:
     """450 requests, and every slot, lease and descriptor is where it was."""
 
-    async def leave(engine: Embedded, number: int, stage: Callable[[Live], Awaitable[None]]) -> None:
+    async def leave(number: int, stage: Callable[[Live], Awaitable[None]]) -> None:
         live = engine.submit(f"{number} " * (1 + number % 40), 12, seed=number)
         await stage(live)
         live.close()
         live.close()
 
-    async with embedded(tmp_path) as engine:
-        await asyncio.gather(*(leave(engine, number, STAGES[number % 4]) for number in range(50)))
-        before = (await engine.until_idle())["kv_used"], footprint(engine)
-        for first in range(0, 400, 50):
-            numbers = range(first, first + 50)
-            await asyncio.gather(*(leave(engine, number, STAGES[number % 4]) for number in numbers))
-        assert ((await engine.until_idle())["kv_used"], footprint(engine)) == before
-        assert (engine.front.mailbox.leased, engine.front.mailbox.backlog, engine.front.frontend.live) == (0, 0, 0)
-        assert restarts(engine) == 0
+    await asyncio.gather(*(leave(number, STAGES[number % 4]) for number in range(50)))
+    before = (await engine.until_idle())["kv_used"], footprint(engine), restarts(engine)
+    for first in range(0, 400, 50):
+        await asyncio.gather(*(leave(number, STAGES[number % 4]) for number in range(first, first + 50)))
+    assert ((await engine.until_idle())["kv_used"], footprint(engine), restarts(engine)) == before
+    assert (engine.front.mailbox.leased, engine.front.mailbox.backlog, engine.front.frontend.live) == (0, 0, 0)
 
 
-@in_time
-async def test_several_answers_of_which_one_has_ended(tmp_path: Path) -> None:
-    async with embedded(tmp_path) as engine:
-        for number in range(20):
-            # Ends of sequence are drawn: one of four comes long before the others are done.
-            rules = Sampling(seed=4 * number, max_new_tokens=3000, temperature=1.0)
-            live = engine.front.frontend.submit(f"Tell {number}", rules, Output(), n=4)
-            async for event in live:
-                if event.finish is not None:
-                    break
-            assert live.open == 3
-            live.close()
-        assert (await engine.until_idle())["kv_used"] == 0
+@on_shared
+async def test_several_answers_of_which_one_has_ended(engine: Embedded) -> None:
+    for number in range(20):
+        # Ends of sequence are drawn: one of four comes long before the others are done.
+        rules = Sampling(seed=4 * number, max_new_tokens=3000, temperature=1.0)
+        live = engine.front.frontend.submit(f"Tell {number}", rules, Output(), n=4)
+        async for event in live:
+            if event.finish is not None:
+                break
+        assert live.open == 3
+        live.close()
+    assert (await engine.until_idle())["kv_used"] == 0

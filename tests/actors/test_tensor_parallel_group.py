@@ -6,11 +6,12 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from embedded import Embedded, config, embedded, in_time, mocked
+from embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
 from lightllm_mp.actors.supervisor import State
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
@@ -41,44 +42,60 @@ async def undisturbed(engine: Embedded) -> list[tuple[list[int], str]]:
     return found
 
 
-@pytest.mark.parametrize("run_ahead", [0, 1])
-@in_time
-async def test_a_killed_rank_takes_the_others_along(tmp_path: Path, run_ahead: int) -> None:
-    async with embedded(tmp_path, settings(run_ahead=run_ahead), plan()) as engine:
-        expected = await undisturbed(engine)
-        for victim in ("worker0", "worker1"):
-            before = {name: engine.pid(name) for name in ("worker0", "worker1", "router")}
-            tasks = await streams(engine)
-            await asyncio.sleep(random.random() / 4)
-            engine.kill(victim)
-            assert await asyncio.gather(*tasks) == expected
-            assert engine.pid("worker0") != before["worker0"]
-            assert engine.pid("worker1") != before["worker1"]
-            assert engine.pid("router") == before["router"]
-        assert (await engine.until_idle())["kv_used"] == 0
-        assert sum(engine.supervisor._restarts.values()) == 2  # those that were killed with them do not count
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded]]:
+    """With a step planned ahead."""
+    engine = Shared(lambda: embedded(tmp_path_factory.mktemp("shared"), settings(run_ahead=1), plan()))
+    yield engine
+    engine.close()
 
 
-@pytest.mark.parametrize("victim", ["worker0", "worker1"])
+async def kill_each_rank(engine: Embedded) -> None:
+    expected, restarts = await undisturbed(engine), sum(engine.supervisor._restarts.values())
+    for victim in ("worker0", "worker1"):
+        before = {name: engine.pid(name) for name in ("worker0", "worker1", "router")}
+        tasks = await streams(engine)
+        await asyncio.sleep(random.random() / 4)
+        engine.kill(victim)
+        assert await asyncio.gather(*tasks) == expected
+        assert engine.pid("worker0") != before["worker0"]
+        assert engine.pid("worker1") != before["worker1"]
+        assert engine.pid("router") == before["router"]
+    assert (await engine.until_idle())["kv_used"] == 0
+    # Those that were killed with them do not count.
+    assert sum(engine.supervisor._restarts.values()) == restarts + 2
+
+
 @in_time
-async def test_a_stopped_rank_ends_all(tmp_path: Path, victim: str) -> None:
+async def test_a_killed_rank_takes_the_others_along(tmp_path: Path) -> None:
+    async with embedded(tmp_path, settings(run_ahead=0), plan()) as engine:
+        await kill_each_rank(engine)
+
+
+@on_shared
+async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None:
+    await kill_each_rank(engine)
+
+
+@in_time
+async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
     """The other one waits for it inside a step and answers nobody either."""
     async with embedded(tmp_path, settings(watchdog_timeout=0.5), plan()) as engine:
         expected = await undisturbed(engine)
-        tasks = await streams(engine)
-        await asyncio.sleep(0.1)
-        old = {engine.pid("worker0"), engine.pid("worker1")}
-        os.kill(engine.pid(victim), signal.SIGSTOP)
-        assert await asyncio.gather(*tasks) == expected
-        assert not old & {engine.pid("worker0"), engine.pid("worker1")}
+        for victim in ("worker0", "worker1"):
+            tasks = await streams(engine)
+            await asyncio.sleep(0.1)
+            old = {engine.pid("worker0"), engine.pid("worker1")}
+            os.kill(engine.pid(victim), signal.SIGSTOP)
+            assert await asyncio.gather(*tasks) == expected
+            assert not old & {engine.pid("worker0"), engine.pid("worker1")}
 
 
-@pytest.mark.parametrize("victim", ["router", "detokenizer"])
-@in_time
-async def test_ranks_outlive_the_others(tmp_path: Path, victim: str) -> None:
+@on_shared
+async def test_ranks_outlive_the_others(engine: Embedded) -> None:
     """They stop after the same step, though each is told on its own; the prefix tree and the KV memory stay."""
-    async with embedded(tmp_path, settings(run_ahead=1), plan()) as engine:
-        expected = await undisturbed(engine)
+    expected = await undisturbed(engine)
+    for victim in ("router", "detokenizer"):
         pids = [engine.pid("worker0"), engine.pid("worker1")]
         for _ in range(3):
             tasks = await streams(engine)
@@ -90,33 +107,31 @@ async def test_ranks_outlive_the_others(tmp_path: Path, victim: str) -> None:
         assert replaced == [False, False] or (victim == "router" and replaced == [True, True])
 
 
-@in_time
-async def test_a_plan_that_not_every_rank_got(tmp_path: Path) -> None:
+@on_shared
+async def test_a_plan_that_not_every_rank_got(engine: Embedded) -> None:
     """A router that dies between two sends: who got the plan would wait in it for ever."""
-    async with embedded(tmp_path, settings(), plan()) as engine:
-        expected = await undisturbed(engine)
-        tasks = await streams(engine)
-        await asyncio.sleep(0.1)
-        old = {engine.pid("worker0"), engine.pid("worker1")}
-        engine.supervisor._crew._before["worker0"] -= 1  # its lane seems to hold one plan more
-        engine.kill("router")
-        assert await asyncio.gather(*tasks) == expected
-        assert not old & {engine.pid("worker0"), engine.pid("worker1")}
+    expected = await undisturbed(engine)
+    tasks = await streams(engine)
+    await asyncio.sleep(0.1)
+    old = {engine.pid("worker0"), engine.pid("worker1")}
+    engine.supervisor._crew._before["worker0"] -= 1  # its lane seems to hold one plan more
+    engine.kill("router")
+    assert await asyncio.gather(*tasks) == expected
+    assert not old & {engine.pid("worker0"), engine.pid("worker1")}
 
 
-@in_time
-async def test_a_rank_dies_while_the_crew_is_being_replaced(tmp_path: Path) -> None:
-    async with embedded(tmp_path, settings(), plan()) as engine:
-        expected = await undisturbed(engine)
-        tasks = await streams(engine)
-        await asyncio.sleep(0.1)
-        old = engine.pid("worker0")
-        engine.kill("worker1")
-        while engine.pid("worker0") == old:
-            await asyncio.sleep(0.005)
-        engine.kill("worker0")
-        engine.kill("router")
-        assert await asyncio.gather(*tasks) == expected
+@on_shared
+async def test_a_rank_dies_while_the_crew_is_being_replaced(engine: Embedded) -> None:
+    expected = await undisturbed(engine)
+    tasks = await streams(engine)
+    await asyncio.sleep(0.1)
+    old = engine.pid("worker0")
+    engine.kill("worker1")
+    while engine.pid("worker0") == old:
+        await asyncio.sleep(0.005)
+    engine.kill("worker0")
+    engine.kill("router")
+    assert await asyncio.gather(*tasks) == expected
 
 
 @in_time
