@@ -35,6 +35,7 @@ class WorkerActor(RankActor):
         self._engine: Engine | None = None
         self._images: Segment | None = None
         self._steps = 0
+        self._step_seconds = 0.0
 
     def start(self) -> Facts:
         config = self._birth.config
@@ -89,7 +90,8 @@ class WorkerActor(RankActor):
         if self._birth.rank == 0:
             self.mailbox.post(ROUTER, done)
         self._steps += 1
-        self.stats.write({"steps": self._steps, "step_seconds": done.seconds})
+        self._step_seconds += done.seconds
+        self.stats.write({"steps": self._steps, "step_seconds": self._step_seconds, "last_step": done.seconds})
 
 
 def _leave(code: int) -> NoReturn:

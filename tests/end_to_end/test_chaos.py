@@ -23,7 +23,7 @@ from scripts.faults.samples import Samples
 from scripts.faults.server import Setting
 from scripts.faults.watch import alive, descendants
 
-FAULTS, SECONDS = 30, 60.0
+FAULTS, SECONDS = 16, 40.0
 SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))
 
 
@@ -36,9 +36,9 @@ def test_nothing_is_lost_and_nothing_is_left_behind(setting: Setting, capsys: py
     report.show()
     total = report.total()
     assert report.good, capsys.readouterr().out
-    assert 8 <= total["injected"] <= FAULTS
+    assert 5 <= total["injected"] <= FAULTS
     assert total["effective"] >= total["injected"] // 2
-    assert total["identical"] == total["finished"] > 100
+    assert total["identical"] == total["finished"] > 30
     assert total["accepted"] == total["finished"] + total["left"] + total["broken"]
     events = [json.loads(line)["event"] for line in lines.getvalue().splitlines()]
     assert events.count("fault") == total["injected"]

@@ -69,6 +69,11 @@ IMAGE_COUNTERS = {
     "wait_seconds": "image_wait_seconds",
 }
 """Visual's name -> ours; encoded / batches is the mean size of a batch."""
+WORKER_COUNTERS = (
+    ("steps", "worker_steps", "Steps computed"),
+    ("step_seconds", "step_seconds", "Time spent in steps"),
+)
+"""Worker's name, ours, and what it is."""
 LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes", "depth": "queue_depth"}
 LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 
@@ -95,6 +100,7 @@ class Exposition(Collector):
             self._histograms(),
             self._router(stats.get("router", {})),
             self._visual(stats.get("visual", {})),
+            self._workers({name: page for name, page in stats.items() if name.startswith("worker")}),
             self._actors(stats.get("supervisor", {})),
             self._lanes(stats.get("lanes", {})),
         )
@@ -153,6 +159,13 @@ class Exposition(Collector):
         if (images := self._context.frontend.images) is not None:
             yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.files.bytes)])
             yield self._histogram("image_fetch_time_seconds", "Fetching an image's URL", self._meter.fetch)
+
+    def _workers(self, pages: Mapping[str, Numbers]) -> Iterator[Metric]:
+        for key, name, text in WORKER_COUNTERS:
+            if rows := [((worker,), page[key]) for worker, page in pages.items() if key in page]:
+                yield self._counter(name, text, self._grow(name, rows), "worker")
+        if rows := [((worker,), page["last_step"]) for worker, page in pages.items() if "last_step" in page]:
+            yield self._gauge("step_last_seconds", "Time that the newest step took", rows, "worker")
 
     def _actors(self, numbers: Numbers) -> Iterator[Metric]:
         up = [((key[3:],), value) for key, value in numbers.items() if key.startswith("up.")]

@@ -144,6 +144,7 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
             "prefix_hit_tokens": 6.0,
             "preemptions": 7.0,
         },
+        "worker0": {"steps": 4.0, "step_seconds": 2.0, "last_step": 0.5},
         "supervisor": {"up.router": 1.0, "up.worker0": 0.0, "restarts.worker0": 2.0},
         "lanes": {"http->tokenizer.backlog_bytes": 64.0, "http->tokenizer.puts": 9.0, "odd": 1.0},
     }
@@ -158,6 +159,8 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
         assert found["num_preemptions_total",] == 7
         assert (found["actor_up", "router"], found["actor_up", "worker0"]) == (1, 0)
         assert found["actor_restarts_total", "worker0"] == 2
+        assert (found["worker_steps_total", "worker0"], found["step_seconds_total", "worker0"]) == (4, 2)
+        assert found["step_last_seconds", "worker0"] == 0.5
         assert found["queue_bytes", "http", "tokenizer"] == 64
         assert found["queue_messages_total", "http", "tokenizer"] == 9
         numbers["router"]["preemptions"] = 1.0  # the router was replaced
