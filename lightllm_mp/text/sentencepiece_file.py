@@ -169,6 +169,9 @@ def _add_control_tokens(backend: Tokenizer, tokens: list[str], types: list[int])
 def _normalizers(spec: dict[int, Any]) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if spec.get(2):
+        # The library allocates what the map says of its own length, and a process that cannot is aborted.
+        if int.from_bytes(spec[2][:4], "little") > len(spec[2]) - 4:
+            raise ValueError("its character map is cut short")
         steps.append(normalizers.Precompiled(spec[2]))
     if spec.get(4, 1):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]

@@ -112,6 +112,16 @@ def test_a_sentencepiece_model_without_an_unknown_piece() -> None:
             from_sentencepiece(path, {})
 
 
+def test_a_sentencepiece_model_whose_character_map_lies_about_its_length() -> None:
+    """The library aborted the process: `memory allocation of 6476005376 bytes failed`."""
+    for data in files.sentencepiece_seeds():
+        rules = b"\x12\x08\xff\xff\xff\x7f\0\0\0\0"
+        damaged = data.replace(b"\x1a\x0e\x0a\x08identity", b"\x1a\x18\x0a\x08identity" + rules)
+        assert damaged != data
+        with files.file_of(damaged) as path, pytest.raises(ModelError, match="character map is cut short"):
+            from_sentencepiece(path, {})
+
+
 FRAME = b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 40, 30) + b"\x03" + bytes(9)
 SCREEN = b"GIF89a" + struct.pack("<HHBBB", 3, 4, 0, 0, 0)
 FIRST = b"\x2c" + struct.pack("<HHHHB", 0, 0, 3, 4, 0)
