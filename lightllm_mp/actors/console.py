@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -60,4 +61,13 @@ class Console:
         print("\nlightllm-mp is serving", file=sys.stderr)
         for name, value in lines:
             print(f"  {name:<10} {value}", file=sys.stderr)
-        print(f'  try        curl {url}/generate -d \'{{"inputs": "What is AI?"}}\'\n', file=sys.stderr, flush=True)
+        print(f"  try        {example(url, facts)}\n", file=sys.stderr, flush=True)
+
+
+def example(url: str, facts: Facts) -> str:
+    """A command that gets an answer from this very model."""
+    prompt: object = "What is AI?" if facts.has_tokenizer else [1, 2, 3]
+    path, field = (
+        ("generate", "inputs") if not facts.reward else ("get_score", "chat" if facts.has_tokenizer else "ids")
+    )
+    return f"curl {url}/{path} -d '{json.dumps({field: prompt})}'"
