@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +17,8 @@ from lightllm_mp.actors.http.connection import Connection
 from lightllm_mp.config import HttpConfig
 
 log = logging.getLogger("lightllm_mp.http")
+
+Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
 BACKLOG = 1024
 ACCEPTS = 32
@@ -96,14 +99,21 @@ async def serve(
     server = await loop.create_server(connection, sock=sock, backlog=ACCEPTS, **secure)
     # To asyncio a backlog is also how often it tries to accept in one turn, and complains where descriptors lack.
     sock.listen(BACKLOG)
-    loop.set_exception_handler(_complain)
+    loop.set_exception_handler(_complaining(loop.get_exception_handler()))
     if config.reuse_port:
         takeover.share_evenly(sock)
     return Port(runner, server, connect)
 
 
-def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if "socket" in context and isinstance(error := context.get("exception"), OSError):
-        log.warning("connections wait, none can be accepted: %s", error.strerror)
-    else:
-        loop.default_exception_handler(context)
+def _complaining(earlier: Handler | None) -> Handler:
+    """Says in one line why nobody can be accepted, and leaves everything else to the handler that was there."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "socket" in context and isinstance(error := context.get("exception"), OSError):
+            log.warning("connections wait, none can be accepted: %s", error.strerror)
+        elif earlier is not None:
+            earlier(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    return handle

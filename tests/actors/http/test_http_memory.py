@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from http_harness import Site, run
+from http_harness import Site, site
 
 from lightllm_mp.actors.http import replies
 from lightllm_mp.actors.http.connection import Connection
@@ -47,9 +47,9 @@ def after(count: int, usual: Callable[..., Any]) -> Callable[..., Any]:
     ],
 )
 def test_no_memory(monkeypatch: pytest.MonkeyPatch, path: str, owner: Any, name: str, replacement: Any) -> None:
+    told: list[Any] = []
+
     async def body(s: Site) -> None:
-        told: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context.get("exception")))
         request = {"inputs": "a", "parameters": {"max_new_tokens": 9}}
         got: list[bytes] = []
 
@@ -68,4 +68,10 @@ def test_no_memory(monkeypatch: pytest.MonkeyPatch, path: str, owner: Any, name:
         await s.settled(lambda: s.frontend.live == 0)
         assert (await s.post("/generate", request))[0] == 200
 
-    run(body)
+    async def main() -> None:
+        """The actor's handler is there before the port is, which has one of its own."""
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context.get("exception")))
+        async with asyncio.timeout(15), site() as s:
+            await body(s)
+
+    asyncio.run(main())
