@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import sys
+from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from lightllm_mp.actors.http import takeover
+from lightllm_mp.actors.http.port import Port, serve
+from lightllm_mp.actors.http.tls import server_context
+from lightllm_mp.config import HttpConfig
+
+TLS = Path(__file__).parents[2] / "data" / "tls"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_REUSEPORT and its filters are Linux")
 
@@ -77,6 +86,54 @@ def test_no_connection_is_lost(first_leaves: bool, monkeypatch: pytest.MonkeyPat
         await asyncio.gather(*(names(port, leaving) for _ in range(8)))
         assert set(await names(port, None, 32)) == {b"third"}
         third.server.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_requests_of_new_and_of_kept_connections(secure: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two whole ports: who keeps a connection is told to go, and everybody is answered."""
+    monkeypatch.setattr(takeover, "PATIENCE", 0.3)
+    files = {"ssl_certfile": str(TLS / "server.crt"), "ssl_keyfile": str(TLS / "server.key")} if secure else {}
+    config = HttpConfig(reuse_port=True, **files)
+    trust = ssl.create_default_context(cafile=files.get("ssl_certfile"))
+    leaving = asyncio.Event()
+
+    async def opened(name: str, sock: socket.socket) -> Port:
+        async def answer(request: web.Request) -> web.Response:
+            response = web.Response(text=name)
+            if leaving.is_set() and name == "old":
+                response.force_close()
+            return response
+
+        app = web.Application()
+        app.router.add_get("/", answer)
+        return await serve(app, sock, config, tls=server_context(config))
+
+    async def ask(url: str, keep: bool, over: asyncio.Event) -> list[str]:
+        connector, found = aiohttp.TCPConnector(ssl=trust, force_close=not keep), []
+        async with aiohttp.ClientSession(url, connector=connector) as session:
+            while not over.is_set():
+                async with session.get("/") as reply:
+                    found.append(await reply.text())
+        return found
+
+    async def main() -> None:
+        sock, over = shared(), asyncio.Event()
+        number = sock.getsockname()[1]
+        old, new = await opened("old", sock), await opened("new", shared(number))
+        url = f"http{'s' if secure else ''}://127.0.0.1:{number}"
+        asking = [asyncio.create_task(ask(url, keep, over)) for keep in (True, False, True, False)]
+        await asyncio.sleep(0.2)
+        leaving.set()
+        await old.leave()
+        await asyncio.sleep(0.1)
+        over.set()
+        found = [await task for task in asking]
+        assert all(names[-1] == "new" for names in found)
+        assert any("old" in names for names in found)
+        await old.close()
+        await new.close()
 
     asyncio.run(main())
 
