@@ -9,6 +9,8 @@ from lightllm_mp.actors.drain_rate import DrainRate
 
 FULL, OVER_SHARE = "max_live_requests", "tenant_share"
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+RETRY_UNKNOWN = 5.0
+"""Said while nothing has finished yet. All in seconds."""
 
 
 class Door:
@@ -22,7 +24,9 @@ class Door:
         self._live: Counter[bytes] = Counter()
         self._beyond = 0
         """Requests beyond their tenants' own shares."""
-        self._rate = DrainRate(monotonic())
+        self._busy, self._since = 0.0, 0.0
+        """Seconds with something live before now, and since when it has been so (monotonic)."""
+        self._rate = DrainRate(0.0)
 
     def refusal(self, tenant: bytes) -> str:
         """Why another request of this tenant is refused; empty: it is not."""
@@ -31,6 +35,8 @@ class Door:
         return FULL if self._live.total() >= self.most else OVER_SHARE
 
     def enter(self, tenant: bytes) -> None:
+        if not self._live:
+            self._since = monotonic()
         self._beyond += self._live[tenant] >= self._own
         self._live[tenant] += 1
 
@@ -38,14 +44,20 @@ class Door:
         self._live[tenant] -= 1
         self._beyond -= self._live[tenant] >= self._own
         if not self._live[tenant]:
+            self._busy = self._clock()
+            self._since = monotonic()
             del self._live[tenant]
 
     def finished(self) -> None:
         """A request has got its final answer."""
-        self._rate.finished(monotonic())
+        self._rate.finished(self._clock())
 
     def retry_after(self) -> float:
-        """Seconds until what is live now is done, at the measured drain rate."""
-        rate = self._rate.value(monotonic())
-        seconds = self._live.total() / rate if rate > 0 else RETRY_MOST
+        """Seconds until what is live now is done, at the rate measured while there was something to do."""
+        rate = self._rate.value(self._clock())
+        seconds = self._live.total() / rate if rate > 0 else RETRY_UNKNOWN
         return min(max(seconds, RETRY_LEAST), RETRY_MOST)
+
+    def _clock(self) -> float:
+        """Stands still while nothing is live: idle time says nothing about how fast requests finish."""
+        return self._busy + (monotonic() - self._since if self._live else 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -21,25 +20,11 @@ from scripts.faults.hooks import FOLDER, hooked_program
 from scripts.faults.image_load import CACHED
 from scripts.faults.load import Load
 from tests.actors.embedded import write_byte_tokenizer
+from tests.actors.mock_server import write_mock_model
 
 MOCK = "LIGHTLLM_CHAOS_MOCK"
 """Environment variable: 1 where the workers have no model."""
 PROGRAM = "import sys; from scripts.faults.server import serve_hooked; sys.exit(serve_hooked())"
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 144,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 256,
-    "eos_token_id": 0,
-    "torch_dtype": "float32",
-}
-"""What the mock worker pretends to be."""
 LLAVA = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "llava_hf"
 """A tiny model that sees; its files but for a tokenizer."""
 LLAVA_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -97,11 +82,10 @@ class Setting:
 
     def write(self, folder: Path) -> None:
         """The model's files, where it has a folder of its own."""
-        if self.kind != "default":
-            write_byte_tokenizer(folder)
         if self.kind == "mock":
-            (folder / "config.json").write_text(json.dumps(MODEL))
+            write_mock_model(folder)
         if self.kind == "images":
+            write_byte_tokenizer(folder)
             for name in LLAVA_FILES:
                 shutil.copy(LLAVA / name, folder)
 

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from lightllm_mp.actors.door import FULL, OVER_SHARE, Door
+from lightllm_mp.actors import door as door_module
+from lightllm_mp.actors.door import FULL, OVER_SHARE, RETRY_UNKNOWN, Door
 
 
 def enter(door: Door, tenant: bytes) -> int:
@@ -52,3 +53,23 @@ def test_never_more_than_the_most_and_always_the_own_share(tenants: int) -> None
         else:
             assert live[tenant] >= own
         assert live.total() <= 40
+
+
+def test_idle_time_does_not_count_in_what_refused_clients_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(door_module, "monotonic", lambda: now[0])
+    door = Door(100)
+    assert door.retry_after() == RETRY_UNKNOWN
+    for _ in range(3):  # bursts of 40 requests, one finished every tenth of a second, with an hour between
+        for _ in range(40):
+            door.enter(b"")
+        for _ in range(40):
+            now[0] += 0.1
+            door.finished()
+            door.leave(b"")
+        now[0] += 3600.0
+    for _ in range(100):
+        door.enter(b"")
+    assert door.retry_after() == pytest.approx(100 / 10, rel=0.2)
+    now[0] += 30.0  # nothing finishes any more
+    assert door.retry_after() == 60.0
