@@ -61,7 +61,6 @@ BUGS = [
     RuntimeError(f"cannot open {SECRET}"),
     FileNotFoundError(2, "No such file or directory", SECRET),
     KeyError(SECRET),
-    MemoryError(),
     RecursionError("maximum recursion depth exceeded"),
     UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, "invalid"),
     AssertionError(f"<object at 0x7f0000001234> {SECRET}"),
