@@ -29,7 +29,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.faults.watch import family
+from scripts.faults.watch import family, resident
 from tests.actors.mock_server import write_mock_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,13 +82,13 @@ class Watch:
 
     def __init__(self, pid: int, url: str) -> None:
         self._pid, self._url = pid, url
-        self.memory: list[float] = [resident(pid)]
+        self.memory: list[float] = [memory(pid)]
         """MiB of all processes; the first before anything was asked."""
         self.health: list[float] = []
 
     async def run(self) -> None:
         while True:
-            self.memory.append(resident(self._pid))
+            self.memory.append(memory(self._pid))
             self.health.append(await asyncio.to_thread(self._look))
             await asyncio.sleep(0.1)
 
@@ -99,14 +99,9 @@ class Watch:
         return time.monotonic() - begin
 
 
-def resident(supervisor: int) -> float:
-    pages = 0
-    for pid in family(supervisor).values():
-        try:
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:
-            continue  # it is being replaced
-    return pages * 4096 / (1 << 20)
+def memory(supervisor: int) -> float:
+    """Resident memory of all processes in MiB; what they share counts in each."""
+    return sum(resident(pid) for pid in family(supervisor).values()) / (1 << 20)
 
 
 async def flood(url: str, requests: int, rate: float, tokens: int) -> list[Outcome]:

@@ -17,6 +17,7 @@ import msgspec
 from lightllm_mp.actors.console import Console
 from lightllm_mp.actors.http.auth import load_keys
 from lightllm_mp.actors.http.cors import Origins
+from lightllm_mp.actors.http.port import BACKLOG
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.notify import sd_notify
@@ -33,8 +34,6 @@ from lightllm_mp.text.default_model import find_default_model, find_demo_model
 log = logging.getLogger("lightllm_mp.supervisor")
 
 EXIT_CONFIG = 2
-BACKLOG = 1024
-"""Connections that wait to be accepted."""
 
 
 def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
@@ -81,7 +80,8 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
     url = url_of(listen, secure=config.http.ssl_certfile is not None)
 
     def serving(facts: Facts) -> None:
-        listen.listen(BACKLOG)  # http begins to accept in this moment
+        if config.http.reuse_port:
+            listen.listen(BACKLOG)  # http begins to accept in this moment
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:

@@ -29,9 +29,6 @@ class HangingActor(BlockingActor):
             dtype="none",
         )
 
-    def on_plan(self, plan: bytes) -> None:
-        raise NotImplementedError
-
 
 class LoopingActor(HangingActor):
     def on_plan(self, plan: bytes) -> None:

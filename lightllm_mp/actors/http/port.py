@@ -21,6 +21,7 @@ log = logging.getLogger("lightllm_mp.http")
 Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
 BACKLOG = 1024
+"""Connections that wait to be accepted."""
 ACCEPTS = 32
 """Connections that are accepted in one turn of the loop."""
 KEEP_ALIVE = 75.0
