@@ -75,7 +75,7 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_time() -> None:
         begin = time.monotonic()
         for i in range(1000):
             output.write(f"line {i:04d} " + "x" * 90 + "\n")
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10
         assert output.dropped > 900
         kept = os.read(reader, 1 << 16).decode().splitlines()
         assert [line[:9] for line in kept] == [f"line {i:04d}" for i in range(len(kept))]
