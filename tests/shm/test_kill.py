@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from lanes import Child, Pair, checked, child, number_of, payloads, until
+from lanes import Child, Pair, checked, child, number_of, payloads
 
 SIZES = (16, 60, 100, 1000, 4000, 8000)
 
