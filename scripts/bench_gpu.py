@@ -20,6 +20,7 @@ import bench_attention
 import torch
 from gpu_steps import SPECS, captured, random_decoder, random_pool, random_step, seconds
 
+from lightllm_mp.kernels.triton import launch
 from lightllm_mp.models.decoder import Decoder
 
 DECODE_STEPS = {
@@ -101,7 +102,9 @@ def main() -> None:
     parser.add_argument("--model", choices=SPECS, action="append")
     parser.add_argument("--parts", default="step,prefill,attention")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=launch.EARLY_START)
     args = parser.parse_args()
+    launch.EARLY_START = args.early
     parts = args.parts.split(",")
     figures: list[Figure] = []
     if "attention" in parts:

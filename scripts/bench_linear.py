@@ -26,7 +26,7 @@ from triton.runtime.errors import OutOfResources
 
 from lightllm_mp.kernels.quantised import GroupedWeight
 from lightllm_mp.kernels.reference.quantised import quantise
-from lightllm_mp.kernels.triton import quantised
+from lightllm_mp.kernels.triton import launch, quantised
 from lightllm_mp.kernels.triton.linear import of_one_token, prepare_linear
 from lightllm_mp.kernels.triton.matmul import matmul
 from lightllm_mp.kernels.triton.small_linear import Streamed, streamed, streams
@@ -131,9 +131,6 @@ def shapes(wanted: set[str], ranks: int = 1) -> dict[tuple[int, int], list[str]]
 class Case:
     """One weight's copies in one form, and in plain form as cuBLAS takes it."""
 
-    early = False
-    """Whether streaming kernels start before the one in front has ended."""
-
     def __init__(self, form: str, n: int, k: int) -> None:
         self.form, self.n, self.k = form, n, k
         self.plain = _copies(torch.randn((n, k), device="cuda", dtype=DTYPE) * k**-0.5)
@@ -164,7 +161,7 @@ class Case:
         return self.microseconds(lambda w: self.product(x, w, blocks), self.weights)
 
     def product(self, x: Tensor, weight: Streamed, blocks: LinearBlocks) -> Tensor:
-        return streamed(x, weight, DTYPE, blocks, early=self.early)
+        return streamed(x, weight, DTYPE, blocks)
 
     def others(self, rows: int) -> Iterator[tuple[str, float]]:
         """What else there is for this form."""
@@ -298,7 +295,7 @@ def compile_part(forms: list[str], part: int, parts: int) -> None:
         weight = MADE[form](torch.randn((2 * blocks.outputs, 4 * GROUP), device="cuda", dtype=DTYPE))
         try:
             x = torch.randn((rows, 4 * GROUP), device="cuda", dtype=DTYPE)
-            streamed(x, weight, DTYPE, blocks, early=Case.early)
+            streamed(x, weight, DTYPE, blocks)
         except OutOfResources:
             continue
 
@@ -306,7 +303,8 @@ def compile_part(forms: list[str], part: int, parts: int) -> None:
 def compile_all(forms: list[str]) -> None:
     """Fills Triton's cache from as many processes as there are cores; each needs about half a gigabyte of the GPU."""
     parts = min(14, os.cpu_count() or 1)
-    command = [sys.executable, __file__, "--forms", ",".join(forms), *(["--early"] if Case.early else []), "--compile"]
+    how = ["--early" if launch.EARLY_START else "--no-early"]
+    command = [sys.executable, __file__, "--forms", ",".join(forms), *how, "--compile"]
     running = [subprocess.Popen([*command, f"{i}/{parts}"]) for i in range(parts)]
     assert all(process.wait() == 0 for process in running)
 
@@ -317,11 +315,11 @@ def main() -> None:
     parser.add_argument("--shapes", default="qkv,o,gate_up,down,head")
     parser.add_argument("--tp", type=int, default=1, help="shapes of one of so many tensor-parallel ranks")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--early", action="store_true", help="let each product start before the one in front has ended")
+    parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=launch.EARLY_START)
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     args = parser.parse_args()
     forms, sizes = args.forms.split(","), shapes(set(args.shapes.split(",")), args.tp)
-    Case.early = args.early
+    launch.EARLY_START = args.early
     if args.compile:
         compile_part(forms, *(int(x) for x in args.compile.split("/")))
         return

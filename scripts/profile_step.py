@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.kernels.triton import launch
 from lightllm_mp.messages import Sampling
 
 
@@ -123,7 +124,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="prompt tokens beside the decode tokens of each step")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--no-table", action="store_true")
+    parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=launch.EARLY_START)
     options = parser.parse_args()
+    launch.EARLY_START = options.early
     model = random_decoder(SPECS[options.arch])
     most, longest = max(options.batch), options.context + 4 * options.steps + 8
     executor = Executor(

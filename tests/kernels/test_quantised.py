@@ -18,7 +18,7 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from lightllm_mp.kernels.triton import overlay, quantised, small_linear, tuned_linear  # noqa: E402
+from lightllm_mp.kernels.triton import launch, overlay, quantised, small_linear, tuned_linear  # noqa: E402
 from lightllm_mp.kernels.triton.linear import prepare_linear  # noqa: E402
 from lightllm_mp.kernels.triton.tuned_linear import LinearBlocks  # noqa: E402
 
@@ -213,8 +213,9 @@ def test_a_measured_shape_uses_its_blocks(monkeypatch):
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("form", ["plain", "int8", "fp8", "int4"])
 @pytest.mark.parametrize("rows", [1, 16, 64, 128, 256])
-def test_large_products_in_a_graph(form, rows, early):
+def test_large_products_in_a_graph(monkeypatch, form, rows, early):
     """Real sizes with the blocks that serve, captured once, replayed with other rows."""
+    monkeypatch.setattr(launch, "EARLY_START", early)
     n, k = 6144, 4096
     if form == "plain":
         plain = (torch.randn(n, k, device="cuda") * k**-0.5).bfloat16()
@@ -224,11 +225,11 @@ def test_large_products_in_a_graph(form, rows, early):
         prepared, plain = quantised.prepare_quantised(weight, None, torch.bfloat16), expanded(weight, torch.float32)
         blocks = tuned_linear.quantised_blocks(form, n, k, rows)
     x = torch.randn(rows, k, device="cuda").bfloat16()
-    small_linear.streamed(x, prepared, torch.bfloat16, blocks, early)
+    small_linear.streamed(x, prepared, torch.bfloat16, blocks)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = small_linear.streamed(x, prepared, torch.bfloat16, blocks, early)
-        again = small_linear.streamed(x, prepared, torch.bfloat16, blocks, early)
+        got = small_linear.streamed(x, prepared, torch.bfloat16, blocks)
+        again = small_linear.streamed(x, prepared, torch.bfloat16, blocks)
     for _ in range(5):
         x.normal_()
         graph.replay()

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.combine import finish
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.scores import bent, extras, scales_at
 from lightllm_mp.kernels.triton.tuned import DecodeBlocks, padded, precision, wide
@@ -104,7 +104,9 @@ def _part_kernel(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    wait_for_inputs(EARLY)
     kv_head, p = tl.program_id(0), tl.program_id(1)
     begins = plan + programs + 1
     total = tl.load(plan)
@@ -167,4 +169,4 @@ def _part_kernel(
         i += 1
 
 
-_PART = Kernel(_part_kernel)
+_PART = Kernel(_part_kernel, waits=True)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 ALIGNED = 16
 """Bytes; what Triton makes of a kernel depends on whether every pointer is a multiple of this."""
 
 
-class Kernel:
-    """A jitted function whose parameters are tensors, then numbers it is not specialised on, then constants."""
+EARLY_START = False
+"""Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of scripts/bench_gpu.py,
+bench_linear.py and profile_step.py compare."""
 
-    def __init__(self, function: Any) -> None:
-        self._function = function
+
+class Kernel:
+    """A jitted function whose parameters are tensors, then numbers it is not specialised on, then constants.
+
+    `waits`: it can be started before the kernel in front of it has ended ("programmatic dependent launch" in CUDA's
+    guide), which hides the start of small kernels. Its last constant says whether it is: `wait_for_inputs` takes it.
+    """
+
+    def __init__(self, function: Any, *, waits: bool = False) -> None:
+        self._function, self._waits = function, waits
         self._compiled: dict[tuple, Any] = {}
 
     def launch(
@@ -26,13 +39,11 @@ class Kernel:
         *,
         warps: int = 4,
         stages: int = 3,
-        early: bool = False,
     ) -> None:
-        """Runs the kernel on the current stream of the current device, compiling it first where it is new.
-
-        `early`: it may start before the kernel in front of it has ended, and waits for that itself (see
-        "programmatic dependent launch" in CUDA's guide). Constants must tell the two ways apart.
-        """
+        """Runs the kernel on the current stream of the current device, compiling it first where it is new."""
+        early = self._waits and EARLY_START and _can_wait(tensors[0].device)
+        if self._waits:
+            constants = (*constants, early)
         addresses = 0
         for tensor in tensors:
             addresses |= tensor.data_ptr()
@@ -45,3 +56,20 @@ class Kernel:
         compiled = self._function[grid](*tensors, *numbers, *constants, **options)
         if addresses % ALIGNED == 0 and compiled is not None:
             self._compiled[key] = compiled
+
+
+@triton.jit
+def wait_for_inputs(EARLY: tl.constexpr):
+    """In a kernel that was started early: waits until all kernels in front have ended and what they wrote can be seen.
+
+    Before it a kernel may read only what no kernel of the same step writes, such as weights, and write nothing. The
+    next kernel starts once all programs of this one are here, so that at most two run at a time.
+    """
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@cache
+def _can_wait(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

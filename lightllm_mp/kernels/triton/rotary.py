@@ -9,7 +9,7 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
 from lightllm_mp.kernels.triton.kv_write import in_steps, largest, scale_of
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.rotate import turned
 
 HEADS_EACH = 16
@@ -96,8 +96,10 @@ def _rotary_kernel(
     Q_EPS: tl.constexpr,
     K_EPS: tl.constexpr,
     EACH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A head is held as the components that turn, `first` and `second` of each pair, and the `rest`."""
+    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
     source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
@@ -229,4 +231,4 @@ def _to_place(
     tl.store(to_v + at, stored.to(to_v.dtype.element_ty), mask=inside & is_value)
 
 
-_ROTARY = Kernel(_rotary_kernel)
+_ROTARY = Kernel(_rotary_kernel, waits=True)

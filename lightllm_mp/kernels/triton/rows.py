@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 
 ACTIVATION_BLOCK = 1024
 
@@ -48,10 +48,13 @@ def _norm_kernel(
     CENTRED: tl.constexpr,
     BIASED: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
     line = tl.program_id(0).to(tl.int64) * WIDTH + at
+    factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    wait_for_inputs(EARLY)
     value = tl.load(x + line, mask=inside, other=0.0)
     if ADD:
         value = (value.to(tl.float32) + tl.load(residual + line, mask=inside, other=0.0).to(tl.float32)).to(value.dtype)
@@ -60,7 +63,7 @@ def _norm_kernel(
     if CENTRED:
         wide = tl.where(inside, wide - tl.sum(wide) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
-    result = wide * scale * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    result = wide * scale * factor
     if BIASED:
         result += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + line, result.to(value.dtype), mask=inside)
@@ -85,7 +88,16 @@ def _activation(x: Tensor, out: Tensor, activation: str) -> Tensor:
 
 
 @triton.jit
-def _activation_kernel(x, out, WIDTH: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_kernel(
+    x,
+    out,
+    WIDTH: tl.constexpr,
+    GATED: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
@@ -97,4 +109,4 @@ def _activation_kernel(x, out, WIDTH: tl.constexpr, GATED: tl.constexpr, KIND: t
     tl.store(out + token * WIDTH + at, result.to(value.dtype), mask=inside)
 
 
-_NORM, _ACTIVATION = Kernel(_norm_kernel), Kernel(_activation_kernel)
+_NORM, _ACTIVATION = Kernel(_norm_kernel, waits=True), Kernel(_activation_kernel, waits=True)

@@ -15,15 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.schedule import processors
 from lightllm_mp.kernels.triton.tuned import padded
 from lightllm_mp.kernels.triton.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
 
 LEAST_OUTPUTS = 16
 """The fewest outputs of a tile; there are counters for tiles of this size."""
-EARLY_START = False
-"""Whether the kernel starts before the one in front of it has ended. Of use where that one lets it."""
 LEAST_INPUTS = 16
 """The least inputs of a matrix instruction."""
 ROW_TILES = 2
@@ -75,9 +73,7 @@ def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
     return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and weight.inputs % step == 0
 
 
-def streamed(
-    x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks, early: bool = EARLY_START
-) -> Tensor:
+def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks) -> Tensor:
     """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32."""
     rows, n, k = x.shape[0], weight.outputs, weight.inputs
     inputs = 2 * weight.run if weight.group else blocks.inputs
@@ -109,11 +105,9 @@ def streamed(
             inputs,
             blocks.swapped,
             "ieee" if x.dtype == torch.float32 else "tf32",
-            early,
         ),
         warps=blocks.warps,
         stages=blocks.stages,
-        early=early,
     )
     return out
 
@@ -156,10 +150,9 @@ def _stream_kernel(
     tile, block = begin // blocks, begin % blocks
     whole = (block == 0).to(tl.int32)
     if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
         width = inputs // 2 if GROUP else inputs
         _prefetch(weight, tile * OUTPUTS + o, block * INPUTS * width // inputs, outputs, width)
-        tl.extra.cuda.gdc_wait()
+    wait_for_inputs(EARLY)
     if GROUP:
         scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
     sums = tl.zeros([ROWS, OUTPUTS], tl.float32)
@@ -264,4 +257,4 @@ def _finish(sums, scales, bias, out, m, n, rows, outputs, SCALED: tl.constexpr, 
     tl.store(out + m[:, None] * outputs + n[None, :], sums.to(out.dtype.element_ty), mask=inside)
 
 
-_STREAM = Kernel(_stream_kernel)
+_STREAM = Kernel(_stream_kernel, waits=True)
