@@ -21,11 +21,11 @@ from lightllm_mp.vision.spec import VisionSpec
 from scripts.demo_vlm.drawing import drawn
 from scripts.demo_vlm.prompts import Ids, styles
 from scripts.demo_vlm.questions import KINDS, asked
-from scripts.demo_vlm.scenes import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Kind, Scene, sample
+from scripts.demo_vlm.scenes import COLOURS, NUMBERS, PLACES, RELATIONS, SHAPES, SIZES, WORDS, Kind, Scene, sample
 from scripts.demo_vlm.scenes import KINDS as SCENE_KINDS
 
-LENGTH = 176
-"""Tokens of a row, a multiple of 8: nearly all rows have room for three questions."""
+TEXT = 96
+"""Tokens of a row beside those of its picture: nearly all rows have room for three questions."""
 IGNORE = -100
 PLANES = {
     "colour": (*COLOURS,),
@@ -34,8 +34,10 @@ PLANES = {
     "place": (*PLACES,),
     "relation": (*RELATIONS,),
     "group": (*range(1, 6),),
+    "text": (*WORDS, *NUMBERS),
 }
-"""What is asked of the patches that a thing covers, besides the general questions, to give the tower a start."""
+"""What is asked of the patches that a thing covers, besides the general questions, to give the tower a start. Of a text
+all patches are asked."""
 
 
 class Batch(NamedTuple):
@@ -72,14 +74,14 @@ class Scenes(IterableDataset[Batch]):
         questions: int,
         kinds: tuple[Kind, ...] = SCENE_KINDS,
         period: int | None = None,
-        length: int = LENGTH,
+        text: int = TEXT,
     ) -> None:
-        """`period`: scenes after which the first comes again. `length`: tokens of a row, others are left out."""
+        """`period`: scenes after which the first comes again. `text`: tokens of a row, others are left out."""
         assert tokenizer.chat_template is not None
         self._spec, self._ids = spec, Ids(tokenizer)
         self._styles = styles(tokenizer.chat_template)
         self._seed, self._rows, self._questions, self._kinds, self._period = seed, rows, questions, kinds, period
-        self._length = length
+        self._length = spec.grid**2 + text
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -122,8 +124,9 @@ class Scenes(IterableDataset[Batch]):
 def planes(scene: Scene, grid: int) -> np.ndarray:
     """int64 [PLANES, grid * grid]: what each patch is part of, by its middle; a thing has at least one patch."""
     found = np.empty((len(PLANES), grid * grid), np.int64)
-    for plane, names in zip(found, PLANES.values(), strict=True):
-        plane[:] = IGNORE if scene.text else len(names)
+    of_text = {"text": scene.text, "colour": scene.colour}
+    for plane, (question, names) in zip(found, PLANES.items(), strict=True):
+        plane[:] = (names.index(of_text[question]) if question in of_text else IGNORE) if scene.text else len(names)
     # The picture lies in the middle of a square whose edge is its longer one.
     scale = max(scene.width, scene.height) / min(scene.width, scene.height)
     middles = ((np.arange(grid) + 0.5) / grid - 0.5) * scale
@@ -131,7 +134,7 @@ def planes(scene: Scene, grid: int) -> np.ndarray:
     for thing in scene.things:
         distance = np.hypot(middles[None, :] - thing.x, middles[:, None] - thing.y).ravel()
         covered = (distance < 0.8 * thing.radius) | (distance == distance.min())
-        said = (thing.colour, thing.shape, thing.size, thing.place, thing.relation, counts[thing.name])
+        said = (thing.colour, thing.shape, thing.size, thing.place, thing.relation, counts[thing.name], "")
         for plane, names, name in zip(found, PLANES.values(), said, strict=True):
             plane[covered] = names.index(name) if name in names else IGNORE
     return found

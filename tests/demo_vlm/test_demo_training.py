@@ -49,7 +49,7 @@ def test_questions_of_a_row_do_not_see_each_other(language: Path, tmp_path: Path
     write_model(tmp_path, tower)
     vision = read_vision(tmp_path)
     assert vision is not None
-    scenes = Scenes(vision.spec, load_tokenizer(language), seed=3, rows=4, questions=3, length=512)
+    scenes = Scenes(vision.spec, load_tokenizer(language), seed=3, rows=4, questions=3, text=500)
     batch = placed(scenes.batch(2), torch.device("cpu"), whole=True)
     assert (batch.kinds >= 0).all()
     model = FrozenLlama(language, dtype=torch.float32)
