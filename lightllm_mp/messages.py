@@ -30,7 +30,7 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 
 
 class TextPart(Wire, tag="text"):
-    """Text inside a chat message. Image parts join this union when the visual actor exists."""
+    """Text inside a chat message. A part for an image joins it once a route takes one there."""
 
     text: str
 

@@ -278,7 +278,8 @@ def train(args: argparse.Namespace) -> dict[str, Figures]:
     rows = min(args.batch, 256)
     last = _eagerly(tower, language, _batches(held_out, -(-args.held_out // rows)), device)
     show(held_out=_accuracy(last), steps=step, seconds=round(time.monotonic() - begin, 1))
-    trained = {"steps": step, "pictures": step * args.batch, "seconds": round(time.monotonic() - begin)}
+    trained: dict[str, Any] = {"image": shape.image, "patches": shape.grid**2, "steps": step}
+    trained |= {"pictures": step * args.batch, "seconds": round(time.monotonic() - begin)}
     trained["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     write_card(args.out, trained, last, "teacher-forced, in the training program")
     return last

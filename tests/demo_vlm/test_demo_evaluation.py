@@ -73,10 +73,11 @@ def test_targets() -> None:
 
 
 def test_the_card_is_written_anew(tmp_path: Path) -> None:
-    trained = {"steps": 7, "pictures": 70, "seconds": 9, "device": "GPU"}
+    trained = {"image": 48, "patches": 36, "steps": 7, "pictures": 70, "seconds": 9, "device": "GPU"}
     write_card(tmp_path, trained, {"object": Figures(4, 3)}, "first")
     write_card(tmp_path, trained_in(tmp_path), {"object": Figures(8, 7)}, "second")
     card = (tmp_path / "README.md").read_text()
+    assert "48 x 48 pixels and 36 patches" in card
     assert "7 steps, 70 pictures" in card
     assert "| 7 | 8 |" in card
     assert "| 3 | 4 |" not in card

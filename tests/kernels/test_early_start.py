@@ -19,9 +19,9 @@ class Chain:
     """The ops of a decoder's layers, one behind the other, over random weights."""
 
     def __init__(self, sequences: int) -> None:
-        self.step = RandomStep([(1, 40 + 3 * i) for i in range(sequences)], LAYOUT, torch.bfloat16)
-        self.batch = on_device(self.step.batch)
-        self.kv = kv_on_device(self.step.kv)
+        step = RandomStep([(1, 40 + 3 * i) for i in range(sequences)], LAYOUT, torch.bfloat16)
+        self.batch = on_device(step.batch)
+        self.kv = kv_on_device(step.kv)
         self.keys = self.kv.keys.clone(), self.kv.values.clone()
         self.by = Norm(torch.rand(WIDTH, device=DEVICE).bfloat16() + 0.5, 1e-6)
         angles = torch.outer(torch.arange(512.0), 0.9 ** torch.arange(32.0)).to(DEVICE)

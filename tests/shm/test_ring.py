@@ -116,10 +116,12 @@ def test_full_lane_answers_at_once_and_rings_once_when_half_is_free(pair: Pair):
     own = pair.producer_inbox()
     while sender.try_put(bytes(1016)):
         pass
-    start = time.monotonic()
+    took = []
     for _ in range(1000):
+        start = time.perf_counter()
         assert not sender.try_put(bytes(1016))
-    assert time.monotonic() - start < 5  # no sleep is in it
+        took.append(time.perf_counter() - start)
+    assert sorted(took)[500] < 50e-6  # of so many that other jobs on the machine do not show
     start, cpu = time.monotonic(), time.process_time()
     assert not own.wait(0.2)  # nobody drains: the producer sleeps, it does not spin
     assert time.monotonic() - start >= 0.2

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightllm_mp.kernels.triton import quantised
 from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.matmul import matmul
-from lightllm_mp.kernels.triton.small_linear import Streamed, counters, streamed, streams
+from lightllm_mp.kernels.triton.small_linear import Streamed, counters, prefetch, streamed, streams
 from lightllm_mp.kernels.triton.tuned_linear import plain_blocks
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
@@ -71,18 +71,17 @@ def _one_token_kernel(
     AT: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The weight is read one block ahead, the first one before x is there."""
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
-    k = tl.arange(0, AT)
-    lines = weight + n.to(tl.int64)[:, None] * K + k[None, :]
-    real = (n < N)[:, None]
-    w = tl.load(lines, mask=real & (k < K)[None, :], other=0.0)
+    if EARLY:
+        prefetch(weight, n, 0, N, K)
     wait_for_inputs(EARLY)
+    lines = weight + n.to(tl.int64)[:, None] * K
     sums = tl.zeros([EACH, AT], tl.float32)
     for base in range(0, K, AT):
-        now = w
-        w = tl.load(lines + base + AT, mask=real & (base + AT + k < K)[None, :], other=0.0)
-        sums += now.to(tl.float32) * tl.load(x + base + k, mask=base + k < K, other=0.0).to(tl.float32)[None, :]
+        k = base + tl.arange(0, AT)
+        inside = (n < N)[:, None] & (k < K)[None, :]
+        w = tl.load(lines + k[None, :], mask=inside, other=0.0)
+        sums += w.to(tl.float32) * tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     result = tl.sum(sums, 1)
     if BIASED:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)

@@ -151,7 +151,7 @@ def _stream_kernel(
     whole = (block == 0).to(tl.int32)
     if EARLY:
         width = inputs // 2 if GROUP else inputs
-        _prefetch(weight, tile * OUTPUTS + o, block * INPUTS * width // inputs, outputs, width)
+        prefetch(weight, tile * OUTPUTS + o, block * INPUTS * width // inputs, outputs, width)
     wait_for_inputs(EARLY)
     if GROUP:
         scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
@@ -217,7 +217,7 @@ def _stream_kernel(
 
 
 @triton.jit
-def _prefetch(weight, n, begin, outputs, width):
+def prefetch(weight, n, begin, outputs, width):
     """Asks for the first lines of the weight, which no kernel writes, while the kernel in front of this one ends."""
     i = begin + tl.arange(0, 8) * (128 // (weight.dtype.element_ty.primitive_bitwidth // 8))
     line = tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * width
