@@ -61,12 +61,17 @@ def main() -> None:
     parser.add_argument("--num-requests", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second; 0: all at once")
     parser.add_argument("--running-max-req-size", type=int, default=512)
+    parser.add_argument("--batch-max-tokens", type=int)
     options = parser.parse_args()
     began = time.perf_counter()
     engine = build_engine(
         options.model_dir,
         ModelConfig(load_format=options.load_format),
-        EngineConfig(running_max_req_size=options.running_max_req_size, kv_cache_dtype=options.kv_cache_dtype),
+        EngineConfig(
+            running_max_req_size=options.running_max_req_size,
+            batch_max_tokens=options.batch_max_tokens,
+            kv_cache_dtype=options.kv_cache_dtype,
+        ),
     )
     figure("start", time.perf_counter() - began, "s")
     figure("KV tokens", engine.facts.kv_tokens, "tokens")

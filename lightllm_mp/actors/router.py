@@ -96,16 +96,16 @@ class RouterActor(BlockingActor):
             planned = True
             for name in self._workers:
                 self.mailbox.send_plan(name, plan)
+        idle = not scheduler.in_flight and not scheduler.has_work
+        if idle and not self._was_idle:
+            scheduler.check_integrity()
+        if planned or idle != self._was_idle:  # before the events: who has an answer finds it counted
+            self.stats.write(scheduler.gauges())
+        self._was_idle = idle
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
             self.mailbox.post(self._listener(event), event)
-        idle = not scheduler.in_flight and not scheduler.has_work
-        if idle and not self._was_idle:
-            scheduler.check_integrity()
-        if planned or idle != self._was_idle:
-            self.stats.write(scheduler.gauges())
-        self._was_idle = idle
 
     def _listener(self, event: Wire) -> str:
         if isinstance(event, Scheduled | Scored):

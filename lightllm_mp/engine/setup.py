@@ -24,8 +24,8 @@ from lightllm_mp.models.length_class import class_bounds
 from lightllm_mp.models.loader import load_model
 from lightllm_mp.models.ranks import Ranks
 
-STEP_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Most tokens of a step: on CPU a step of this size already takes long, on a GPU it is needed to keep it busy."""
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Most tokens of a step: more keep neither a CPU nor a GPU busier, and those who decode wait longer for a step's end."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
 
 
