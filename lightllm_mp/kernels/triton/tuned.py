@@ -1,7 +1,7 @@
 """Block sizes of the attention kernels for an H100, as data.
 
-Those of 16-bit keys come from `scripts/bench_attention.py --sweep` with an earlier form of the kernels, those of 8-bit
-and latent keys are chosen by hand; both are measured with that script, neither is swept with the kernels as they are.
+`scripts/bench_attention.py --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
+dimension of 128; the others are of an earlier form of the kernels or chosen by hand.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""What a person without a model folder sees with `--enable-multimodal`: true answers about pictures, and text as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from image_served import base64_image, number, until_clean
+from served import START, post
+from test_image_answers import README, as_sent
+
+from lightllm_mp import Config, Server, launch
+from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
+from lightllm_mp.errors import ModelError
+from lightllm_mp.text.default_model import find_default_model, find_demo_model
+from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
+from scripts.demo_vlm.questions import general
+
+PICTURES = Path(__file__).parents[2] / "examples"
+MOST_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Server]:
+    try:
+        find_default_model(fetch=False)
+    except ModelError as error:
+        pytest.skip(error.message)
+    config = Config(
+        engine=EngineConfig(max_total_token_num=6000, threads=1),
+        http=HttpConfig(port=0, disable_access_log=True),
+        multimodal=MultimodalConfig(enable_multimodal=True, cache_capacity=40),
+    )
+    with launch(config) as server:
+        yield server.wait_ready(START)
+
+
+def chat() -> str:
+    folder = find_demo_model()
+    assert folder is not None, "lightllm_mp/demo_vlm has no weights"
+    return prompt(folder)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples(demo: Server, name: str) -> None:
+    """As the README's commands send them: without a chat's marks, and with them."""
+    image = base64_image((PICTURES / f"{name}.png").read_bytes())
+    for text in ("<image>\nWhat is in the picture?", chat().replace("{question}", "What is in the picture?")):
+        answer = post(demo, "/generate", {"inputs": text, "multimodal_params": {"images": [image]}})
+        assert answer["generated_text"][0].strip() == general(EXAMPLES[name])
+        assert answer["finish_reason"] == "stop"
+
+
+def test_held_out_scenes(demo: Server) -> None:
+    """A few of those that scripts/eval_demo_vlm.py asks a thousand of; the whole answer must be the true one."""
+    figures = evaluate(demo.base_url, chat(), askings(20)).values()
+    asked, right = (sum(column) for column in zip(*figures, strict=True))
+    assert asked >= 50
+    assert right >= 0.95 * asked
+
+
+def test_text_is_answered_as_without_pictures(demo: Server) -> None:
+    body = {"inputs": "What is AI?", "parameters": {"max_new_tokens": 17, "frequency_penalty": 1}}
+    before = number(demo, "images_encoded_total")
+    assert "AI" in post(demo, "/generate", body)["generated_text"][0]
+    assert number(demo, "images_encoded_total") == before
+    until_clean(demo)
+
+
+def test_the_llava_query_of_lightllms_readme(demo: Server) -> None:
+    text, parameters, _ = README["llava_hf"][0]
+    image = base64_image((PICTURES / "star.png").read_bytes())
+    body = {"inputs": text, "parameters": parameters, "multimodal_params": {"images": [image]}}
+    assert "blue star" in as_sent(demo, body)["generated_text"][0]
+    until_clean(demo)
+
+
+def test_the_package_carries_it() -> None:
+    folder = find_demo_model()
+    assert folder is not None
+    assert sum(file.stat().st_size for file in folder.iterdir()) < MOST_BYTES
+    assert "What it cannot do" in (folder / "README.md").read_text()
