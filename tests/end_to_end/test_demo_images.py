@@ -1,4 +1,4 @@
-"""What a person without a model folder sees with `--enable-multimodal`: true answers about pictures, and text as ever."""
+"""What is served without a model folder, with images: true answers about pictures, and text as ever."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.default_model import find_default_model, find_demo_model
-from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
 from scripts.demo_vlm.questions import general
+from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
 
 PICTURES = Path(__file__).parents[2] / "examples"
 MOST_BYTES = 16 << 20
