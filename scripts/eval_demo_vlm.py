@@ -34,7 +34,7 @@ if __name__ == "__main__":  # its parts stand in a folder beside this file
 
 from lightllm_mp import Config, launch
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
-from lightllm_mp.text.default_model import find_default_model, find_demo_model
+from lightllm_mp.text.default_model import demo_model
 from lightllm_mp.text.tokenizer import load_tokenizer
 from scripts.demo_vlm.card import TARGETS, Figures, table, trained_in, write_card
 from scripts.demo_vlm.drawing import drawn
@@ -100,16 +100,13 @@ def main() -> int:
     if args.examples is not None:
         write_examples(args.examples)
         return 0
-    folder = args.model_dir or find_demo_model()
-    if args.url is None and folder is None:
-        parser.error("the demo model has not been trained: name a model with --model-dir or a server with --url")
+    folder = args.model_dir or demo_model()
     with contextlib.ExitStack() as stack:
         url = args.url or stack.enter_context(serving(folder))
         out = stack.enter_context(args.out.open("w")) if args.out else None
-        figures = evaluate(url, prompt(folder or find_default_model()), askings(args.scenes), out)
+        figures = evaluate(url, prompt(folder), askings(args.scenes), out)
     print(table(figures))
     if args.card:
-        assert folder is not None
         write_card(folder, trained_in(folder), figures, f"through the server, scripts/eval_demo_vlm.py, seed {SEED}")
     return int(any(kind in figures and missed(figures[kind], least) for kind, least in TARGETS.items()))
 

@@ -29,7 +29,7 @@ from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.headers import check_weights
 from lightllm_mp.models.sharding import check_ranks
-from lightllm_mp.text.default_model import find_default_model, find_demo_model
+from lightllm_mp.text.default_model import demo_model, find_default_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -129,7 +129,7 @@ def find_model(model_dir: str | None, *, images: bool = False) -> Path:
     ModelError or ConfigError says what is wrong.
     """
     if model_dir is None:
-        return (find_demo_model() if images else None) or find_default_model()
+        return demo_model() if images else find_default_model()
     path = Path(model_dir).expanduser()
     if not path.exists():
         raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")

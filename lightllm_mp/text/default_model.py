@@ -33,10 +33,9 @@ def find_default_model(fetch: bool = True) -> Path:
     return _fetch(cache_folder())
 
 
-def find_demo_model() -> Path | None:
-    """The folder of the demo's vision tower, whose language model is the default one; None where it was not trained."""
-    folder = Path(__file__).resolve().parents[1] / "demo_vlm"
-    return folder if (folder / "model.safetensors").is_file() else None
+def demo_model() -> Path:
+    """The folder of the demo's vision tower, part of this package; its language model is the default one."""
+    return Path(__file__).resolve().parents[1] / "demo_vlm"
 
 
 def cache_folder() -> Path:

@@ -145,13 +145,10 @@ def test_the_default_language_model(tmp_path: Path) -> None:
 
 
 def test_what_is_served_without_a_model_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The demo with images asked for and where it has been trained, else the language model alone."""
+    """The demo with images asked for, else the language model alone."""
     default = tmp_path / "default.gguf"
     monkeypatch.setattr(serve, "find_default_model", lambda: default)
-    monkeypatch.setattr(default_model, "__file__", str(tmp_path / "text" / "default_model.py"))
-    assert serve.find_model(None, images=True) == default
-    write_random(tmp_path / "demo_vlm", SMALL, "default")
-    assert serve.find_model(None, images=True) == tmp_path / "demo_vlm"
+    assert serve.find_model(None, images=True) == default_model.demo_model()
     assert serve.find_model(None, images=False) == default
     assert serve.find_model(str(tmp_path), images=True) == tmp_path
 

@@ -13,7 +13,7 @@ from test_image_answers import README, as_sent
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
 from lightllm_mp.errors import ModelError
-from lightllm_mp.text.default_model import find_default_model, find_demo_model
+from lightllm_mp.text.default_model import demo_model, find_default_model
 from scripts.demo_vlm.questions import general
 from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
 
@@ -37,9 +37,7 @@ def demo() -> Iterator[Server]:
 
 
 def chat() -> str:
-    folder = find_demo_model()
-    assert folder is not None, "lightllm_mp/demo_vlm has no weights"
-    return prompt(folder)
+    return prompt(demo_model())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -77,7 +75,5 @@ def test_the_llava_query_of_lightllms_readme(demo: Server) -> None:
 
 
 def test_the_package_carries_it() -> None:
-    folder = find_demo_model()
-    assert folder is not None
-    assert sum(file.stat().st_size for file in folder.iterdir()) < MOST_BYTES
-    assert "What it cannot do" in (folder / "README.md").read_text()
+    assert sum(file.stat().st_size for file in demo_model().iterdir()) < MOST_BYTES
+    assert "What it cannot do" in (demo_model() / "README.md").read_text()
