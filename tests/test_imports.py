@@ -34,6 +34,8 @@ print("end")
 """
 """Forks a child from a clean interpreter for each module: as good as a fresh interpreter, and much cheaper."""
 
+OTHERS = ["numpy", "msgspec", "aiohttp.web", "gguf", "jinja2", "PIL.Image"]
+
 
 def imported_alone(preload: list[str], names: list[str]) -> list[str]:
     """What went wrong, a line each. Third-party modules named in `preload` are loaded once for all."""
@@ -52,7 +54,7 @@ def imported_alone(preload: list[str], names: list[str]) -> list[str]:
 
 def test_modules_without_torch() -> None:
     names = [name for name in modules() if not may_use_torch(name)]
-    assert imported_alone(["numpy", "msgspec", "aiohttp.web"], names) == []
+    assert imported_alone(OTHERS, names) == []
 
 
 def test_modules_with_torch() -> None:
@@ -60,7 +62,7 @@ def test_modules_with_torch() -> None:
     names = [name for name in modules() if may_use_torch(name)]
     # Triton's kernels need a GPU machine's triton.
     names = [name for name in names if ".triton" not in name]
-    assert imported_alone(["numpy", "msgspec", "torch"], names) == []
+    assert imported_alone(["torch", *OTHERS], names) == []
 
 
 def test_the_check_sees_mistakes() -> None:

@@ -134,16 +134,6 @@ def test_the_picture_makes_a_difference(folder: Path) -> None:
     assert len({tuple(reference.answer(style, file)) for file in pictures()}) > 1
 
 
-@pytest.mark.slow
-def test_the_default_language_model(tmp_path: Path) -> None:
-    try:
-        language = default_model.find_default_model(fetch=False)
-    except ModelError as error:
-        pytest.skip(error.message)
-    write_random(tmp_path, Shape(), "default")
-    check(tmp_path, language, Shape(), pictures()[:1], count=1)
-
-
 def test_what_is_served_without_a_model_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The demo with images asked for, else the language model alone."""
     default = tmp_path / "default.gguf"

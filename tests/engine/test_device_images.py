@@ -19,8 +19,7 @@ from lightllm_mp.engine import device_steps, executor
 
 
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
-@pytest.mark.parametrize("step_tokens", [7, 64])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("step_tokens", "graphs"), [(7, False), (7, True), (64, True)])
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: int, graphs: bool) -> None:
     monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
     run = ImageRun(folder, 1, **limits(folder, step_tokens))
