@@ -24,7 +24,7 @@ from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Facts, Output, Sampling
 
 T = TypeVar("T")
-DEADLINE = 60.0
+DEADLINE = 240.0
 """Seconds after which a test of this folder has hung."""
 
 
