@@ -59,8 +59,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     running_max_req_size: Positive = 256
     """Most sequences that run at once."""
     batch_max_tokens: Positive | None = None
-    """Most tokens one step computes, prefill chunks and decode together; by default 512 on CPU, 2048 on CUDA. More make
-    running answers wait longer for the prompts of others; dense models are no faster then, mixtures of experts are."""
+    """Most tokens one step computes, prefill chunks and decode together; by default 512 on CPU, 2048 on CUDA. With
+    more, running answers wait longer for the prompts of others; dense models are no faster, mixtures of experts are."""
     kv_cache_dtype: Literal["auto", "int8", "fp8"] = "auto"
     """What keys and values are stored in. auto: the model's type. int8 and fp8: a byte each, and a scale for each token
     and head: about twice the tokens in the same memory. Not for models with latent attention (DeepSeek-V2)."""

@@ -25,8 +25,6 @@ from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.messages import Sampling
 
-STORED = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-
 
 class SteadyDecode:
     """`batch` rows of `context` tokens that are decoded for ever, greedily or with the given sampling, and beside them
@@ -125,7 +123,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--chunk", type=int, default=0, help="prompt tokens beside the decode tokens of each step")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--kv-cache-dtype", choices=STORED, default="bfloat16")
     parser.add_argument("--no-table", action="store_true")
     parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=launch.EARLY_START)
     options = parser.parse_args()
@@ -133,13 +130,7 @@ def main() -> None:
     model = random_decoder(SPECS[options.arch])
     most, longest = max(options.batch), options.context + 4 * options.steps + 8
     executor = Executor(
-        model,
-        kv_tokens=most * longest,
-        rows=most + 1,
-        max_context=longest,
-        step_tokens=8192,
-        device="cuda",
-        kv_dtype=STORED[options.kv_cache_dtype],
+        model, kv_tokens=most * longest, rows=most + 1, max_context=longest, step_tokens=8192, device="cuda"
     )
     began = time.perf_counter()
     executor.warm_up()

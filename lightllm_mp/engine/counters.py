@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -21,3 +21,10 @@ class Counters:
     prefix_hit_tokens: int = 0
     """Those of them that were found."""
     evicted_tokens: int = 0
+
+    def by_name(self) -> dict[str, int]:
+        """Each step asks: `asdict` takes several times as long."""
+        return {name: getattr(self, name) for name in NAMES}
+
+
+NAMES = tuple(field.name for field in fields(Counters))

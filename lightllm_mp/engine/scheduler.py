@@ -15,7 +15,6 @@ deadline, arrival. What is past its deadline is not begun; the front tells its c
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict
 
 import numpy as np
 
@@ -390,7 +389,7 @@ class Scheduler:
             "kv_used": self._kv.used,
             "kv_cached": self._kv.tree.evictable,
             "kv_total": self.limits.kv_tokens,
-            **asdict(self._counters),
+            **self._counters.by_name(),
         }
 
     def check_integrity(self) -> None:

@@ -25,7 +25,7 @@ from lightllm_mp.models.loader import load_model
 from lightllm_mp.models.ranks import Ranks
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
-"""Most tokens of a step: more keep no processor busier, and those who decode wait longer for the end of a step."""
+"""Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from served import START
@@ -14,11 +15,15 @@ from lightllm_mp.text.default_model import find_default_model
 
 
 @pytest.fixture(scope="package")
-def server() -> Iterator[Server]:
+def default_model() -> Path:
     try:
-        find_default_model(fetch=False)
+        return find_default_model(fetch=False)
     except ModelError as error:
         pytest.skip(error.message)
+
+
+@pytest.fixture(scope="package")
+def server(default_model: Path) -> Iterator[Server]:
     config = Config(
         engine=EngineConfig(max_total_token_num=20_000),
         http=HttpConfig(port=0, disable_access_log=True),

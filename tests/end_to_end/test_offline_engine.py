@@ -11,9 +11,8 @@ from safetensors.numpy import load_file
 
 from lightllm_mp import Config, Engine
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
-from lightllm_mp.errors import InvalidRequest, ModelError, PromptTooLong, StartupError
+from lightllm_mp.errors import InvalidRequest, PromptTooLong, StartupError
 from lightllm_mp.offline import EngineEnded
-from lightllm_mp.text.default_model import find_default_model
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 
@@ -95,11 +94,7 @@ def test_an_engine_that_gives_up_ends_the_calls_that_wait() -> None:
             list(events)
 
 
-def test_a_chat_goes_through_the_models_own_template() -> None:
-    try:
-        find_default_model(fetch=False)
-    except ModelError as error:
-        pytest.skip(error.message)
+def test_a_chat_goes_through_the_models_own_template(default_model: Path) -> None:
     config = Config(engine=EngineConfig(max_total_token_num=2000))
     with Engine(config) as engine:
         answer = engine.chat([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=40)
