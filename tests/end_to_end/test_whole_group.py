@@ -127,13 +127,16 @@ def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Pa
         wanted = [text(second.port, number) for number in range(8)]
         shutil.rmtree(own)
         assert text(first.port, 1) == wanted[1]
+        worker = first.actors()["worker0"]
         with ThreadPoolExecutor(8) as pool:
+            os.kill(worker, signal.SIGSTOP)  # nobody is ready before all are there
             answers = [pool.submit(text, first.port, number) for number in range(8)]
             until(lambda: live(first.port) == 8)
             first.process.send_signal(signal.SIGTERM)
             until(lambda: ask(first.port, "GET", "/readiness")[0] == 503)
             status, _, headers = ask(first.port, "POST", "/generate", BODY)
             assert (status, "retry-after" in headers) == (503, True)
+            os.kill(worker, signal.SIGCONT)
             assert [answer.result() for answer in answers] == wanted
         assert first.process.wait(10) == 0
         assert gone(first.children, 1.0)
