@@ -72,10 +72,9 @@ def prefill_steps(decoder: Decoder, limits: dict[tuple[int, int], float]) -> Ite
         each = min(sequences, STEP_TOKENS // length)
         batch = random_step([length] * each, [length] * each)
         ids = torch.randint(decoder.spec.vocab, (each * length,), device="cuda", dtype=torch.int32)
-        last = batch.seq_start[1:].long() - 1
 
-        def step(ids=ids, batch=batch, pool=pool, last=last) -> torch.Tensor:
-            return decoder.logits(decoder.forward(ids, batch, pool)[last]).argmax(-1)
+        def step(ids=ids, batch=batch, pool=pool) -> torch.Tensor:
+            return decoder.logits(decoder.forward(ids, batch, pool, ends_only=True)).argmax(-1)
 
         rate = each * length / seconds(step, repeats=10)
         yield figure(f"{decoder.spec.family} prefill {sequences} x {length}", rate, "tokens/s", limit)
@@ -88,10 +87,9 @@ def mixed_step(decoder: Decoder) -> Figure:
     pool = random_pool(decoder.spec, sequences * context + new)
     batch = random_step([1] * sequences + [new], [context] * sequences + [new])
     ids = torch.randint(decoder.spec.vocab, (batch.tokens,), device="cuda", dtype=torch.int32)
-    last = batch.seq_start[1:].long() - 1
 
     def step() -> torch.Tensor:
-        return decoder.logits(decoder.forward(ids, batch, pool)[last]).argmax(-1)
+        return decoder.logits(decoder.forward(ids, batch, pool, ends_only=True)).argmax(-1)
 
     title = f"{decoder.spec.family} mixed step {sequences} x {context} and {new} new"
     return figure(title, seconds(step) * 1e3, "ms", 0.0)

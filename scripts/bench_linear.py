@@ -38,8 +38,6 @@ SWEPT = (16, 32, 64, 128, 256)
 BYTES = 160 << 20
 """Of weights gone over in a graph: three times the cache."""
 LAUNCHES = 12
-GAIN = 0.98
-"""What a plain weight's time must come down to for the streaming kernel to be chosen."""
 GROUP = 128
 DTYPE = torch.bfloat16
 
@@ -268,23 +266,19 @@ def table(form: str, figures: list[Figure], sizes: dict[tuple[int, int], list[st
             print(f"{model} projections of a step of {rows} rows: cuBLAS {sums[0]} ms, best {sums[1]} ms")
 
 
-def choices(form: str, figures: list[Figure], sizes: dict[tuple[int, int], list[str]]) -> None:
-    """The best blocks as lines of `tuned_linear`."""
-    print(f"\n{form.upper()}: Table = {{")
-    for (n, k), names in sizes.items():
-        for rows in (1, *SWEPT):
-            line = least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel="stream")
-            others = [
-                least(figures, form=form, outputs=n, inputs=k, rows=rows, kernel=x) for x in ("cublas", "one token")
-            ]
-            bound = min(float(other["us"]) for other in others if other)  # type: ignore[arg-type]
-            if line is None or (form == "plain" and (rows > 128 or float(line["us"]) > GAIN * bound)):  # type: ignore[arg-type]
-                continue
-            if rows > 1 or form == "plain":
-                blocks = ", ".join(str(x) for x in line["blocks"])  # type: ignore[attr-defined]
-                note = f"{' = '.join(names)}: {line['us']} us, cuBLAS {bound}"
-                print(f"    ({n}, {k}, {rows}): LinearBlocks({blocks}),  # {note}")
-    print("}")
+def choices(form: str, figures: list[Figure]) -> None:
+    """The blocks that are best for all weights together, as lines of `tuned_linear`."""
+    print(f"\n{form}:")
+    for rows in SWEPT:
+        times: dict[LinearBlocks, list[float]] = {}
+        for line in figures:
+            if (line["form"], line["rows"], line["kernel"]) == (form, rows, "stream"):
+                times.setdefault(LinearBlocks(*line["blocks"]), []).append(float(line["us"]))  # type: ignore[misc, arg-type]
+        most = max((len(found) for found in times.values()), default=0)
+        fitting = {blocks: sum(found) for blocks, found in times.items() if len(found) == most}
+        if fitting:
+            best = min(fitting, key=lambda blocks: fitting[blocks])
+            print(f"    {rows}: LinearBlocks({', '.join(map(str, best))}),  # {fitting[best]:.1f} us together")
 
 
 def compile_part(forms: list[str], part: int, parts: int) -> None:
@@ -332,7 +326,7 @@ def main() -> None:
     print(f"\n{torch.cuda.get_device_name()}, {datetime.date.today()}, torch {torch.__version__}")
     for form in forms:
         table(form, figures, sizes)
-        choices(form, figures, sizes)
+        choices(form, figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

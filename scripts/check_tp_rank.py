@@ -44,9 +44,7 @@ class Case:
 
     def choose(self) -> torch.Tensor:
         """As a step of the engine: the last line of each sequence."""
-        hidden = self.decoder.forward(self.ids, self.batch, self.kv)
-        last = self.batch.seq_start[1:].long() - 1
-        chosen = self.decoder.logits(hidden.index_select(0, last)).argmax(-1)
+        chosen = self.decoder.logits(self.decoder.forward(self.ids, self.batch, self.kv, ends_only=True)).argmax(-1)
         return self.decoder.group.from_first(chosen)
 
 

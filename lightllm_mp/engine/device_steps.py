@@ -12,6 +12,7 @@ from lightllm_mp.engine.device_sampling import DeviceSampler
 from lightllm_mp.engine.graphs import DecodeGraphs
 from lightllm_mp.engine.model import Model
 from lightllm_mp.engine.plan import Plan
+from lightllm_mp.engine.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.rules import RuleTable
 from lightllm_mp.engine.sampling import Choice
 from lightllm_mp.engine.staging import Staging
@@ -59,10 +60,11 @@ class DeviceSteps:
         if step is None:
             self._edit(*self._staging.send(edits)[:2], edits)
             return
+        step.ends_only = not asks_for_lines(step, self._rules)
         self._graph = None if len(plan.images) or step.rotary is not None else self._graph_for(step)
         seqs = len(step.rows)
         extra = () if self._graph else (step.seq_start, step.positions, step.at, step.rotary_at.ravel())
-        whole = len(step.sampled) == seqs and step.max_count == 1
+        whole = len(step.sampled) == seqs and (step.ends_only or step.max_count == 1)
         sampled = () if whole else (step.sampled_lines, step.sampled_rows, step.sampled_ends)
         words, starts, views = self._staging.send((*edits, step.rows, step.ends, *extra, *sampled))
         self._edit(words, starts, edits)
@@ -103,7 +105,7 @@ class DeviceSteps:
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
         if self._batch is not None:
-            return self._model.forward(*self._batch, self._kv, images)
+            return self._model.forward(*self._batch, self._kv, images, ends_only=step.ends_only)
         assert self._graphs is not None
         assert self._graph is not None
         self._graphs.replay(self._graph)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightllm_mp.engine.model import Model
 from lightllm_mp.engine.plan import Plan
+from lightllm_mp.engine.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.rules import RuleTable
 from lightllm_mp.engine.sampling import Choice, Sampler
 from lightllm_mp.engine.step import Step
@@ -40,12 +41,16 @@ class HostSteps:
             self._tables.start_rows(plan.setups)
         self._tables.write(self._tables.tokens, plan.ids)
         self._tables.write(self._tables.slots, plan.slots)
+        if step is not None:
+            step.ends_only = not asks_for_lines(step, self._rules)
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
-        """Hidden states [lines, hidden] of the step; `images` stand in place of some lines' embeddings."""
+        """Hidden states of the step's lines or, if nobody asks for more, of each sequence's last one alone; `images`
+        stand in place of some lines' embeddings."""
         tables = self._tables
         at = self._put(step.at)
-        return self._model.forward(tables.tokens.view(-1)[at], step.batch(tables, at), self._kv, images)
+        ids, batch = tables.tokens.view(-1)[at], step.batch(tables, at)
+        return self._model.forward(ids, batch, self._kv, images, ends_only=step.ends_only)
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:
         """The lines of `hidden` that are sampled from."""

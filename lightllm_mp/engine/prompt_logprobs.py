@@ -28,6 +28,11 @@ class ChunkLogprobs:
     top: Alternatives | None
 
 
+def asks_for_lines(step: Step, rules: RuleTable) -> bool:
+    """Whether a sequence of the step wants more than what follows its last token."""
+    return bool((rules.needs[step.rows] & PROMPT).any())
+
+
 def prompt_logprobs(
     logits: Logits, hidden: Tensor, step: Step, tokens: Tensor, rules: RuleTable, block: int
 ) -> Iterator[ChunkLogprobs]:

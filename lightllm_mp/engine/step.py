@@ -42,6 +42,8 @@ class Step:
     max_count: int
     """Most new tokens of a sequence."""
     max_end: int
+    ends_only: bool = False
+    """Whether the forward pass gives the last line of each sequence alone."""
 
     @classmethod
     def of(cls, seqs: Ints, tables: RowTables, rotary: Runs | None = None) -> Step:
@@ -97,13 +99,16 @@ class Step:
 
     @property
     def scored_lines(self) -> Longs:
-        """The last line of each scored sequence."""
-        return self.seq_start[1:][self.scored].astype(np.int64) - 1
+        """Where the forward pass gives the last line of each scored sequence."""
+        return self._last_lines(self.scored)
 
     @property
     def sampled_lines(self) -> Longs:
-        """The last line of each sampled sequence."""
-        return self.seq_start[1:][self.sampled].astype(np.int64) - 1
+        """Where the forward pass gives the last line of each sampled sequence."""
+        return self._last_lines(self.sampled)
+
+    def _last_lines(self, sequences: Longs) -> Longs:
+        return sequences if self.ends_only else self.seq_start[1:][sequences].astype(np.int64) - 1
 
     @property
     def sampled_rows(self) -> Ints:

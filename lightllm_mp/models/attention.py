@@ -42,13 +42,14 @@ class Attention:
     qkv: Prepared
     o: Prepared
 
-    def forward(self, x: Tensor, batch: Batch, kv: KVPool) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]; writes the new tokens' keys and values."""
+    def forward(self, x: Tensor, batch: Batch, kv: KVPool, lines: Tensor | None = None) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], or of some `lines` alone; writes the new tokens' keys and values."""
         layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
         rotation = batch.rotation or self.rotary.rotation
         q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
-        return self.ops.linear(self.ops.attention(q, layer, batch, self.layout), self.o)
+        out = self.ops.attention(q, layer, batch, self.layout)
+        return self.ops.linear(out if lines is None else out[lines], self.o)
 
 
 def read_attention(

@@ -97,17 +97,21 @@ class Decoder:
         self._local_rotary.reserve(positions)
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = ()) -> Tensor:
+    def forward(
+        self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = (), *, ends_only: bool = False
+    ) -> Tensor:
         """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`; `images` stand
         in place of some tokens' embeddings.
 
-        Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype.
+        Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype, or with `ends_only`
+        those of each sequence's last token [sequences, hidden]: the last layer then leaves out what others would need.
         """
         ops = self.ops
         self.reserve(batch.max_context)
         if batch.rotary_at.dim() > 1:
             batch = self.rotary.by_sections(batch)
         residual = self.embedding.forward(ids, batch, images)
+        ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
         for layer in self.layers:
             x = (
@@ -115,7 +119,10 @@ class Decoder:
                 if branch is None
                 else self._add(branch, residual, layer.input_norm)
             )
-            branch = layer.attention.forward(x, batch, kv)
+            lines = ends if layer is self.layers[-1] else None
+            branch = layer.attention.forward(x, batch, kv, lines)
+            if lines is not None:
+                x, residual = x[lines], residual[lines]
             if layer.post_norm is None:
                 branch = branch.add_(layer.mlp.forward(x))
             else:

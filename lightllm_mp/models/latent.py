@@ -40,15 +40,16 @@ class LatentAttention:
     """[heads, kv_lora, value_dim]"""
     o: Prepared
 
-    def forward(self, x: Tensor, batch: Batch, kv: KVPool) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]; writes the new tokens' latents."""
+    def forward(self, x: Tensor, batch: Batch, kv: KVPool, lines: Tensor | None = None) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], or of some `lines` alone; writes the new tokens' latents."""
         layer = kv.layers[self.layer]
         keys = self._keys(x, batch)
         self.ops.kv_write(keys, keys[..., : self.mla.kv_lora], layer, batch)
         out = self.ops.attention(self._queries(x, batch), layer, batch, self.layout)
+        out = out if lines is None else out[lines]
         latent = out.view(-1, self.layout.heads, self.mla.kv_lora).transpose(0, 1)
         values = torch.bmm(latent, self.value_up).transpose(0, 1)
-        return self.ops.linear(values.reshape(x.shape[0], -1), self.o)
+        return self.ops.linear(values.reshape(out.shape[0], -1), self.o)
 
     def _keys(self, x: Tensor, batch: Batch) -> Tensor:
         """[tokens, 1, kv_lora + rope_dim]"""

@@ -108,10 +108,10 @@ def test_kernels_get_aligned_addresses(driver: Driver) -> None:
     """Those that are not make every launch of a step go Triton's slow way."""
     seen, forward = [], driver.executor.model.forward
 
-    def watched(ids, batch, kv, images=()):
+    def watched(ids, batch, kv, images=(), ends_only=False):
         tensors = (ids, batch.positions, batch.slots, batch.seq_start, batch.context, batch.rows, batch.rotary_at)
         seen.extend(tensor.data_ptr() % 16 for tensor in tensors)
-        return forward(ids, batch, kv)
+        return forward(ids, batch, kv, images, ends_only=ends_only)
 
     driver.executor.model.forward = watched
     steps = driver.executor._steps

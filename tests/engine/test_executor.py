@@ -137,6 +137,13 @@ def test_prompt_logprobs(chunks: tuple[int, ...], top_n: int) -> None:
     assert driver.step([(running, 1), (other, 1)]).prompt == ()
 
 
+def test_lines_that_nobody_asks_for_are_not_wanted() -> None:
+    model, driver = tiny()
+    driver.generate(Running(0, [5, 9, 1], GREEDY), 2)
+    driver.generate(Running(1, [5, 9, 1], Sampling(seed=0, prompt_logprobs=0)), 1)
+    assert model.ends_only == [True, True, False]
+
+
 def test_prompt_logprobs_of_a_resumed_sequence_end_with_the_prompt() -> None:
     _, driver = tiny()
     running = Running(0, [5, 9, 1], Sampling(seed=0, prompt_logprobs=0), produced=[4, 4, 4])

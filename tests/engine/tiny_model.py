@@ -50,14 +50,19 @@ class TinyModel:
         self.place = torch.randn(max_context + 1, HIDDEN, generator=noise)
         self.steps: list[int] = []
         """Tokens of each forward pass."""
+        self.ends_only: list[bool] = []
+        """Of each forward pass, whether only the sequences' last tokens were wanted."""
         self.widest = 0
         """Most lines of logits asked for at once."""
 
     def reserve(self, positions: int) -> None:
         assert positions <= len(self.place)
 
-    def forward(self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = ()) -> Tensor:
+    def forward(
+        self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = (), *, ends_only: bool = False
+    ) -> Tensor:
         self.steps.append(len(ids))
+        self.ends_only.append(ends_only)
         x = self.embed[ids.long().clamp(max=self.spec.vocab - 1) if images else ids.long()]
         for line, rows in images:
             x[line : line + len(rows)] = rows
@@ -71,7 +76,7 @@ class TinyModel:
             seen = torch.arange(len(slots)) <= batch.positions[lines, None]
             scores = (x[lines] @ kv.layers[0].keys[slots, 0].T).masked_fill(~seen, float("-inf"))
             out[lines] = x[lines] + scores.softmax(-1) @ kv.layers[0].values[slots, 0]
-        return out
+        return out[batch.seq_start[1:].long() - 1] if ends_only else out
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.widest = max(self.widest, len(hidden))

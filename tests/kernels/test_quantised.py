@@ -196,18 +196,6 @@ def test_shares_of_quantised_weights(form, blocks, dtype):
     close(got, functional.linear(x.float(), expanded(weight, torch.float32)), TOLERANCE[dtype])
 
 
-def test_a_measured_shape_uses_its_blocks(monkeypatch):
-    seen = []
-    monkeypatch.setitem(tuned_linear.PLAIN, (48, 128, 16), BLOCKS[0])
-    monkeypatch.setattr(tuned_linear, "_measured", lambda device: True)
-    monkeypatch.setattr("lightllm_mp.kernels.triton.linear.streamed", lambda *given: seen.append(given[3]))
-    x, prepared = torch.randn(3, 128).half().to(DEVICE), prepare_linear(torch.randn(48, 128).half().to(DEVICE), None)
-    overlay.TABLE.linear(x, prepared)
-    assert seen == [BLOCKS[0]]
-    assert tuned_linear.plain_blocks(48, 128, 17, x.device) is None
-    assert tuned_linear.plain_blocks(48, 128, 1, x.device) is None
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("early", [False, True])
@@ -219,11 +207,11 @@ def test_large_products_in_a_graph(monkeypatch, form, rows, early):
     n, k = 6144, 4096
     if form == "plain":
         plain = (torch.randn(n, k, device="cuda") * k**-0.5).bfloat16()
-        prepared, blocks = prepare_linear(plain, None), tuned_linear.FALLBACK[min(128, max(16, rows))]
+        prepared, blocks = prepare_linear(plain, None), tuned_linear.BLOCKS["int8"][min(128, max(16, rows))]
     else:
         weight = on_device(grouped(n, k, 128) if form == "int4" else scaled(n, k, form))
         prepared, plain = quantised.prepare_quantised(weight, None, torch.bfloat16), expanded(weight, torch.float32)
-        blocks = tuned_linear.quantised_blocks(form, n, k, rows)
+        blocks = tuned_linear.quantised_blocks(form, k, rows)
     x = torch.randn(rows, k, device="cuda").bfloat16()
     small_linear.streamed(x, prepared, torch.bfloat16, blocks)
     graph = torch.cuda.CUDAGraph()

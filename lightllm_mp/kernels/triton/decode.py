@@ -14,10 +14,13 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.combine import finish
 from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.pairs import WHOLE, as_words, even_of, odd_of, pairs
 from lightllm_mp.kernels.triton.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.scores import bent, extras, scales_at
 from lightllm_mp.kernels.triton.tuned import DecodeBlocks, padded, precision, wide
 
+LEAST = 16
+"""Columns of a matrix product."""
 PARTS_EACH = 64
 """Partial results, of one head each, that are combined at a time."""
 
@@ -28,7 +31,7 @@ def attend(
     """Fills the lines of `out` that belong to sequences with one new token."""
     group = layout.heads // layout.kv_heads
     few = triton.next_power_of_2(group)
-    more = extras(q, kv, layout)
+    more, how = extras(q, kv, layout), pairs(kv.keys, q.dtype)
     _PART.launch(
         (layout.kv_heads, shares.programs, 1),
         (
@@ -52,9 +55,10 @@ def attend(
             layout.kv_heads,
             padded(group),
             layout.head_dim,
-            padded(layout.head_dim),
+            padded(layout.head_dim) if how.kind == WHOLE else max(2 * LEAST, padded(layout.head_dim)),
             layout.window,
             *more.constants,
+            *how,
             blocks.keys,
             blocks.start,
             few,
@@ -98,6 +102,9 @@ def _part_kernel(
     CAP: tl.constexpr,
     SLOPED: tl.constexpr,
     LEFT: tl.constexpr,
+    KIND: tl.constexpr,
+    PTX: tl.constexpr,
+    SHIFT: tl.constexpr,
     KEYS: tl.constexpr,
     START: tl.constexpr,
     FEW: tl.constexpr,
@@ -114,8 +121,12 @@ def _part_kernel(
     at, end = share_of(p, total, programs)
 
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    g, d, n = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
-    of_group = (g[:, None] < GROUP) & (d[None, :] < DIM)
+    EACH: tl.constexpr = 2 if KIND else 1  # elements of a unit of a line
+    if KIND:
+        keys, values = as_words(keys), as_words(values)
+    g, d, n = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK // EACH), tl.arange(0, KEYS)
+    inside = d[None, :] < DIM // EACH
+    of_group = (g[:, None] < GROUP) & inside
     head = kv_head * GROUP + g
     slope = tl.zeros([GROUP_BLOCK], tl.float32)
     if SLOPED:
@@ -128,13 +139,18 @@ def _part_kernel(
             length = tl.load(context + i)
             line = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
             token = tl.load(seq_start + i).to(tl.int64)
-            query = tl.load(q + (token * HEADS + head[:, None]) * DIM + d[None, :], mask=of_group, other=0.0)
+            at_query = q + (token * HEADS + head[:, None]) * DIM + EACH * d[None, :]
+            query = tl.load(at_query, mask=of_group, other=0.0)
+            if KIND:
+                odd_query = tl.load(at_query + 1, mask=of_group, other=0.0)
             hidden = 0
             if WINDOW:
                 hidden = tl.maximum(length - WINDOW, 0) // KEYS
             best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
             total_weight = tl.zeros([GROUP_BLOCK], tl.float32)
-            sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
+            sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
+            if KIND:
+                odd_sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
             for block in range(first_block + hidden, last_block + hidden):
                 key = block * KEYS + n
                 seen = key < length
@@ -143,10 +159,15 @@ def _part_kernel(
                 slot = tl.load(line + key, mask=seen, other=0)
                 if WIDE:
                     slot = slot.to(tl.int64)
-                place = (slot[:, None] * KV_HEADS + kv_head) * DIM + d[None, :]
-                there = seen[:, None] & (d[None, :] < DIM)
-                k = tl.load(keys + place, mask=there, other=0.0).to(query.dtype)
-                scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
+                place = (slot[:, None] * KV_HEADS + kv_head) * (DIM // EACH) + d[None, :]
+                there = seen[:, None] & inside
+                k = tl.load(keys + place, mask=there, other=0)
+                if KIND:
+                    even, odd = even_of(k, query.dtype, KIND, PTX), odd_of(k, query.dtype, KIND, PTX, SHIFT)
+                    scores = tl.dot(query, tl.trans(even), input_precision=PRECISION)
+                    scores = tl.dot(odd_query, tl.trans(odd), scores, input_precision=PRECISION)
+                else:
+                    scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision=PRECISION)
                 if READ:
                     scores *= scales_at(key_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
                 scores = bent(scores, (key - length + 1)[None, :], slope[:, None], FACTOR, CAP, SLOPED)
@@ -157,9 +178,17 @@ def _part_kernel(
                 total_weight = total_weight * shrink + tl.sum(weights, 1)
                 if READ:
                     weights *= scales_at(value_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
-                v = tl.load(values + place, mask=there, other=0.0).to(query.dtype)
-                sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
+                v = tl.load(values + place, mask=there, other=0)
+                weights = weights.to(query.dtype)
+                if KIND:
+                    even, odd = even_of(v, query.dtype, KIND, PTX), odd_of(v, query.dtype, KIND, PTX, SHIFT)
+                    sums = tl.dot(weights, even, sums * shrink[:, None], input_precision=PRECISION)
+                    odd_sums = tl.dot(weights, odd, odd_sums * shrink[:, None], input_precision=PRECISION)
+                else:
+                    sums = tl.dot(weights, v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
                 best = higher
+            if KIND:
+                sums = tl.interleave(sums, odd_sums)
             finish(
                 partial, logsum, arrived, out, sums / total_weight[:, None], best + tl.log2(total_weight),
                 p, i, token, kv_head, KV_HEADS, total, programs, begin + START, after,

@@ -1,5 +1,5 @@
-"""Projections of plain and quantised weights. A single token has its own kernel, few have one where it was measured to
-be faster than cuBLAS, many go to cuBLAS."""
+"""Projections of plain and quantised weights. A single token by a plain weight has its own kernel, more go to cuBLAS,
+which no kernel for few rows was found to beat (`scripts/bench_linear.py`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from lightllm_mp.kernels.triton import quantised
 from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.matmul import matmul
-from lightllm_mp.kernels.triton.small_linear import Streamed, counters, prefetch, streamed, streams
-from lightllm_mp.kernels.triton.tuned_linear import plain_blocks
+from lightllm_mp.kernels.triton.small_linear import Streamed, counters, prefetch
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
 """Outputs of a program, inputs that it reads at a time, and its warps."""
@@ -34,13 +33,8 @@ def linear_float(x: Tensor, prepared: Streamed) -> Tensor:
 def _product(x: Tensor, prepared: Streamed, dtype: torch.dtype) -> Tensor:
     if prepared.scales is not None:
         return quantised.product(x, prepared, dtype)
-    rows = x.shape[0]
-    if x.dtype != torch.float32:
-        blocks = plain_blocks(prepared.outputs, prepared.inputs, rows, x.device)
-        if blocks is not None and streams(prepared, rows, blocks):
-            return streamed(x, prepared, dtype, blocks)
-        if rows == 1:
-            return of_one_token(x, prepared, dtype)
+    if x.shape[0] == 1 and x.dtype != torch.float32:
+        return of_one_token(x, prepared, dtype)
     return matmul(x, prepared.weight, prepared.bias, dtype)
 
 

@@ -51,7 +51,7 @@ def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
         x = x.index_select(1, weight.order)
     form, rows = form_of(weight), x.shape[0]
     if x.dtype != torch.float32 and rows <= MOST_ROWS[form]:
-        blocks = quantised_blocks(form, weight.outputs, weight.inputs, rows)
+        blocks = quantised_blocks(form, weight.inputs, rows)
         if streams(weight, rows, blocks):
             return streamed(x, weight, dtype, blocks)
     if form == "fp8" and x.dtype == dtype == torch.bfloat16 and _multiplies_fp8(x.device, weight):

@@ -65,7 +65,7 @@ DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (128, 2): DecodeBlocks(64, 2, 2, 4),
     (256, 2): DecodeBlocks(32, 2, 2, 4),
     (64, 1): DecodeBlocks(64, 2, 5, 4),
-    (128, 1): DecodeBlocks(64, 2, 5, 4),
+    (128, 1): DecodeBlocks(64, 2, 3, 4),
     (256, 1): DecodeBlocks(32, 4, 5, 2),
     (64, 4): DecodeBlocks(32, 4, 2, 4),
     (128, 4): DecodeBlocks(32, 4, 2, 4),

@@ -1,0 +1,94 @@
+"""Elements of 8 bits, read as words of two.
+
+What brings lines of keys and values from shared memory to where a matrix product wants them moves units of 16 bits;
+bytes would go one by one. So lines are read as words, whose even and odd elements are two operands: a product over a
+line is the sum of two, and a result has its columns in two halves.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WHOLE, INT8, FP8 = 0, 1, 2
+_KINDS = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
+
+_PTX = {
+    # 7 bits are the fraction of a number from 128 to 255; the eighth says whether 128 or 256 of it are too many
+    (INT8, torch.bfloat16): """{ .reg .b32 a, b, one;
+        lop3.b32 a, $1, 0x007f007f, 0x43004300, 0xea;
+        lop3.b32 b, $1, 0x00800080, 0xc300c300, 0xea;
+        mov.b32 one, 0x3f803f80;
+        fma.rn.bf16x2 $0, a, one, b; }""",
+    # 8 bits, the highest turned over, are the fraction of a number from 1024 to 1279, which is 1152 too large
+    (INT8, torch.float16): """{ .reg .b32 a, b;
+        lop3.b32 a, $1, 0x00ff00ff, 0x64806480, 0x6a;
+        mov.b32 b, 0x64806480;
+        sub.f16x2 $0, a, b; }""",
+    # sign, exponent and fraction go to their places; the biases of the exponents differ by 120, and by 8
+    (FP8, torch.bfloat16): """{ .reg .b32 a, b, scale, zero;
+        shl.b32 a, $1, 4;
+        shl.b32 b, $1, 8;
+        and.b32 a, a, 0x07f007f0;
+        lop3.b32 a, b, 0x80008000, a, 0xea;
+        mov.b32 scale, 0x7b807b80;
+        mov.b32 zero, 0x80008000;
+        fma.rn.bf16x2 $0, a, scale, zero; }""",
+    (FP8, torch.float16): """{ .reg .b32 a, b, scale;
+        shl.b32 a, $1, 7;
+        shl.b32 b, $1, 8;
+        and.b32 a, a, 0x3f803f80;
+        lop3.b32 a, b, 0x80008000, a, 0xea;
+        mov.b32 scale, 0x5c005c00;
+        mul.f16x2 $0, a, scale; }""",
+}
+"""Make the low bytes of two words two numbers, exactly, without the slow converting instructions. NaN is not kept."""
+_SHIFT = "shr.u32 $0, $1, 8;"
+
+
+class Pairs(NamedTuple):
+    """Constants of a kernel."""
+
+    kind: int
+    """WHOLE: elements are no pairs, but of 16 bits or more."""
+    ptx: str | None
+    """None for float32 queries and where kernels are interpreted."""
+    shift: str | None
+
+
+def pairs(stored: Tensor, like: torch.dtype) -> Pairs:
+    """How elements of `stored` become numbers of type `like`."""
+    kind = _KINDS.get(stored.dtype, WHOLE)
+    ptx = _PTX.get((kind, like)) if stored.is_cuda else None
+    return Pairs(kind, ptx, _SHIFT if ptx else None)
+
+
+@triton.jit
+def as_words(elements):
+    """The pointer, to words of two elements each."""
+    return elements.to(tl.pointer_type(tl.int16), bitcast=True)
+
+
+@triton.jit
+def even_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
+    """Numbers of type LIKE: what each word's low byte holds."""
+    if PTX is not None:
+        bits = tl.inline_asm_elementwise(PTX, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+        return bits.to(LIKE, bitcast=True)
+    if KIND == 1:
+        return ((words << 8) >> 8).to(LIKE)
+    return (words & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(LIKE)
+
+
+@triton.jit
+def odd_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr, SHIFT: tl.constexpr):
+    """Numbers of type LIKE: what each word's high byte holds."""
+    if SHIFT is not None:  # both words of a register at once; what comes down from one into the other is not looked at
+        low = tl.inline_asm_elementwise(SHIFT, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+    else:
+        low = words >> 8
+    return even_of(low, LIKE, KIND, PTX)
