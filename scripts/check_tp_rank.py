@@ -23,8 +23,10 @@ BUFFER = 96 << 20
 CALLS = 20
 """Sums in one graph."""
 SUMS = ((1, 4096), (16, 4096), (64, 4096), (256, 4096), (1024, 4096), (8192, 4096))
-DECODE, PREFILL, CONTEXT, LENGTH = 64, 8, 1088, 2048
-"""Sequences that decode, prompts in a step (16 of them are two steps), and how long they are."""
+DECODE, PREFILL, CONTEXT, LENGTH = 64, 16, 1088, 2048
+"""Sequences that decode, prompts, and how long they are."""
+TOGETHER = (8, 2)
+"""Prompts in a step."""
 
 
 class Case:
@@ -145,9 +147,12 @@ def speed(group: Ranks | Alone, out: Path) -> bool:
     """Llama-2-7B's shape: prompts, and decoding as a graph with both ways of a sum."""
     decoder = load_model(out.parent / "speed", device=_device(), dtype=torch.bfloat16, group=group, dummy=True)
     decoder.reserve(4096)
-    case = Case(decoder, [LENGTH] * PREFILL, [LENGTH] * PREFILL)
-    found = {f"prefill {2 * PREFILL} x {LENGTH}": 2 * seconds(case.choose, repeats=5, warm_up=2)}
-    del case
+    found: dict[str, float] = {}
+    for together in TOGETHER:
+        case = Case(decoder, [LENGTH] * together, [LENGTH] * together)
+        name = f"prefill {PREFILL} x {LENGTH} in steps of {together * LENGTH} tokens"
+        found[name] = PREFILL // together * seconds(case.choose, repeats=5, warm_up=2)
+        del case
     case = Case(decoder, [1] * DECODE, [CONTEXT] * DECODE, normal=True)
     for way, limit in (("direct", 1 << 20), ("nccl", 0)):
         if isinstance(group, Ranks):
