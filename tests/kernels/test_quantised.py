@@ -152,7 +152,8 @@ def test_products(form, rows, dtype):
     expected = functional.linear(x.float(), expanded(weight, torch.float32), bias.float())
     ops = overlay.TABLE
     prepared = ops.prepare_quantised(on_device(weight), bias.to(DEVICE), dtype)
-    tolerance = 0.05 if form == "fp8" and rows == 300 and dtype == torch.bfloat16 else TOLERANCE[dtype]
+    in_8_bits = CUDA and form == "fp8" and rows > 16 and dtype == torch.bfloat16
+    tolerance = 0.05 if in_8_bits else TOLERANCE[dtype]
     close(ops.linear(x.to(DEVICE), prepared), expected, tolerance)
     logits = ops.linear_float(x.to(DEVICE), prepared)
     assert logits.dtype == torch.float32

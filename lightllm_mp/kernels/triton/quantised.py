@@ -14,7 +14,7 @@ from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
 from lightllm_mp.kernels.triton.launch import ALIGNED, Kernel
 from lightllm_mp.kernels.triton.matmul import matmul
 from lightllm_mp.kernels.triton.small_linear import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
-from lightllm_mp.kernels.triton.tuned_linear import MOST_ROWS, quantised_blocks
+from lightllm_mp.kernels.triton.tuned_linear import MOST_ROWS, MOST_ROWS_BEFORE_8_BITS, quantised_blocks
 
 EXPANDED_OUTPUTS, EXPANDED_INPUTS = 32, 128
 """What a program expands."""
@@ -50,12 +50,13 @@ def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
     if weight.order is not None:
         x = x.index_select(1, weight.order)
     form, rows = form_of(weight), x.shape[0]
+    in_both = form == "fp8" and x.dtype == dtype == torch.bfloat16 and _multiplies_fp8(x.device, weight)
+    if in_both and rows > MOST_ROWS_BEFORE_8_BITS:
+        return in_8_bits(x, weight)
     if x.dtype != torch.float32 and rows <= MOST_ROWS[form]:
         blocks = quantised_blocks(form, weight.inputs, rows)
         if streams(weight, rows, blocks):
             return streamed(x, weight, dtype, blocks)
-    if form == "fp8" and x.dtype == dtype == torch.bfloat16 and _multiplies_fp8(x.device, weight):
-        return in_8_bits(x, weight)
     return matmul(x, expand(weight, x.dtype), weight.bias, dtype)
 
 

@@ -1,5 +1,5 @@
 """Blocks of the projections of few rows by quantised weights for an H100, as data; `scripts/bench_linear.py` measures
-them. The best were the same for all weights of Llama-2-7B's and Llama-3-8B's MLPs."""
+them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class LinearBlocks(NamedTuple):
 
 ROWS_AT_A_TIME = 128
 """The most rows of one program."""
-MOST_ROWS = {"int8": 256, "fp8": 64, "int4": 128}
-"""Rows up to which a quantised weight is read as it is; for more it is expanded (or, fp8, multiplied in 8 bits)."""
+MOST_ROWS = {"int8": 256, "fp8": 128, "int4": 128}
+"""Rows up to which a quantised weight is read as it is; for more it is expanded."""
+MOST_ROWS_BEFORE_8_BITS = 16
+"""The same where the GPU can multiply in 8 bits: for more, activations are rounded to fp8 too."""
 
 BLOCKS: dict[str, dict[int, LinearBlocks]] = {
     "int8": {
@@ -34,10 +36,10 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
         128: LinearBlocks(128, 64, 1, 8, 5, False),
     },
     "fp8": {
-        16: LinearBlocks(32, 256, 5, 4, 3, False),
+        16: LinearBlocks(64, 128, 2, 8, 4, False),
         32: LinearBlocks(64, 128, 3, 4, 5, False),
-        64: LinearBlocks(128, 64, 1, 8, 5, False),
-        128: LinearBlocks(128, 64, 1, 8, 5, False),
+        64: LinearBlocks(128, 128, 1, 8, 3, True),
+        128: LinearBlocks(128, 64, 1, 8, 4, False),
     },
     "int4": {
         16: LinearBlocks(128, 128, 2, 4, 5, True),
