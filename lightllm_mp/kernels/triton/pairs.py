@@ -61,8 +61,8 @@ class Pairs(NamedTuple):
 
 
 def pairs(stored: Tensor, like: torch.dtype) -> Pairs:
-    """How elements of `stored` become numbers of type `like`."""
-    kind = _KINDS.get(stored.dtype, WHOLE)
+    """How elements of `stored` become numbers of type `like`; lines of odd length have no pairs."""
+    kind = _KINDS.get(stored.dtype, WHOLE) if stored.shape[-1] % 2 == 0 else WHOLE
     ptx = _PTX.get((kind, like)) if stored.is_cuda else None
     return Pairs(kind, ptx, _SHIFT if ptx else None)
 
