@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
 32 MiB the allocator asks the system each time), on a GPU so many that the head's weights are read once."""
+PROMPT_LINES = 64
+"""Logits of prompts are made of no more lines at a time than there are rows, or than these: with the logprobs made from
+them they then take what a decode step takes with its sampler, which is run before KV is sized."""
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class Executor:
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
         self._block = max(1, LOGIT_ELEMENTS[self.device.type] // model.spec.vocab)
+        self._prompt_block = min(self._block, max(rows, PROMPT_LINES))
         self._results: deque[_Result] = deque()
         self._images: ImageMemory | None = None
 
@@ -175,7 +179,7 @@ class Executor:
         if not len(step.sampled) and self.model.spec.reward:
             return result
         logits, tokens = self.model.logits, self.tables.tokens
-        result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._block))
+        result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._prompt_block))
         last = self._steps.last(hidden, step)
         for start in range(0, len(step.sampled), self._block):
             part = slice(start, start + self._block)

@@ -196,6 +196,16 @@ def test_logits_are_made_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert floats(part[1] + part[3]) == pytest.approx(floats(row[1] + row[3]), abs=1e-4)
 
 
+def test_logits_of_a_prompt_take_no_more_than_those_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, sampling = list(range(30)), Sampling(seed=0, prompt_logprobs=0)
+    whole = tiny(rows=4)[1].step([(Running(0, prompt, sampling), 30)])
+    monkeypatch.setattr(executor_module, "PROMPT_LINES", 3)
+    model, driver = tiny(rows=4)
+    parts = driver.step([(Running(0, prompt, sampling), 30)])
+    assert model.widest == 4
+    assert floats(parts.prompt[0][1]) == pytest.approx(floats(whole.prompt[0][1]), abs=1e-5)
+
+
 def five_at_once(driver: Driver) -> StepDone:
     sampling = Sampling(seed=0, temperature=9.0, top_logprobs=2, prompt_logprobs=1)
     return driver.step([(Running(row, [row, 1, 2, 9], sampling), 4) for row in range(5)])
