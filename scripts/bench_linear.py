@@ -3,9 +3,10 @@ many block sizes, for the shapes of Llama-2-7B and Llama-3-8B.
 
     python scripts/bench_linear.py [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early] [--json FILE]
 
-Each figure is one JSON line. A table follows, the sum over a decode step's projections, and the best blocks as lines
-for kernels/triton/tuned_linear.py. Every time is of a CUDA graph that goes over several copies of the weight, so that
-none is in the cache. Quantised forms are measured against cuBLAS on the plain weight.
+Each figure is one JSON line. A table follows, the sum over a decode step's projections, and for quantised forms the
+blocks that are best for all weights together, as lines for kernels/triton/tuned_linear.py. Every time is of a CUDA
+graph that goes over several copies of the weight, so that none is in the cache. Quantised forms are measured against
+cuBLAS on the plain weight.
 """
 
 from __future__ import annotations
@@ -326,7 +327,8 @@ def main() -> None:
     print(f"\n{torch.cuda.get_device_name()}, {datetime.date.today()}, torch {torch.__version__}")
     for form in forms:
         table(form, figures, sizes)
-        choices(form, figures)
+        if form != "plain":
+            choices(form, figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

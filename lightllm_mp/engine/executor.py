@@ -39,8 +39,8 @@ LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
 32 MiB the allocator asks the system each time), on a GPU so many that the head's weights are read once."""
 PROMPT_LINES = 64
-"""Logits of prompts are made of no more lines at a time than there are rows, or than these: with the logprobs made from
-them they then take what a decode step takes with its sampler, which is run before KV is sized."""
+"""Logits of prompts are made of as many lines at a time as there are rows, for with the logprobs made from them they
+then take what a decode step takes with its sampler, which is run before KV is sized; where rows are few, of so many."""
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import Driver, Running, TinyModel
@@ -81,6 +82,26 @@ def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) 
     assert run(driver) == run(made())
     if graphs:
         assert steps._graphs.replayed == [4] * 12
+
+
+def test_prompt_logprobs_beside_others(driver: Driver, monkeypatch) -> None:
+    """Every line is wanted in some steps, the last ones alone in others; not every sequence is sampled."""
+    monkeypatch.setattr(executor_module, "_steps", lambda device: HostSteps)
+    found = []
+    for each in (driver, made()):
+        a, b = Running(4, PROMPTS[0], GREEDY), Running(0, PROMPTS[1], Sampling(seed=0, prompt_logprobs=2))
+        c, d = Running(5, PROMPTS[3], HOT), Running(1, [7, 7], GREEDY)
+        steps = [[(b, 9), (a, 4)], [(b, 5), (c, 3), (a, 1)], [(b, 6), (c, 4), (d, 2)], [(a, 1), (b, 1), (c, 1), (d, 1)]]
+        done = [each.step(step) for step in steps]
+        model = each.executor.model
+        assert model.ends_only[-4:] == [False] * 4
+        columns = [np.frombuffer(logprobs, "<f4") for step in done for _, logprobs, _, _ in step.prompt]
+        assert [len(column) for column in columns] == [9, 5, 5]
+        found.append(([x.produced for x in (a, b, c, d)], np.concatenate(columns)))
+        each.step([(a, 1), (d, 1)])
+        assert model.ends_only[-1]
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
 
 
 def test_ids_are_used_before_anybody_collects_them(driver: Driver) -> None:

@@ -19,8 +19,6 @@ from lightllm_mp.kernels.triton.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.scores import bent, extras, scales_at
 from lightllm_mp.kernels.triton.tuned import DecodeBlocks, padded, precision, wide
 
-LEAST = 16
-"""Columns of a matrix product."""
 PARTS_EACH = 64
 """Partial results, of one head each, that are combined at a time."""
 
@@ -55,7 +53,7 @@ def attend(
             layout.kv_heads,
             padded(group),
             layout.head_dim,
-            padded(layout.head_dim) if how.kind == WHOLE else max(2 * LEAST, padded(layout.head_dim)),
+            padded(layout.head_dim) if how.kind == WHOLE else 2 * padded(layout.head_dim // 2),
             layout.window,
             *more.constants,
             *how,

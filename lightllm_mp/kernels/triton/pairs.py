@@ -80,8 +80,8 @@ def even_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
         bits = tl.inline_asm_elementwise(PTX, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
         return bits.to(LIKE, bitcast=True)
     if KIND == 1:
-        return ((words << 8) >> 8).to(LIKE)
-    return (words & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(LIKE)
+        return ((words << 8) >> 8).to(tl.float32).to(LIKE)
+    return (words & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32).to(LIKE)
 
 
 @triton.jit
