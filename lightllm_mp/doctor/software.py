@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.doctor.finding import Findings, fail, ok, warn
+from lightllm_mp.errors import ConfigError
 from lightllm_mp.inspection.gpus import see_gpus
-from lightllm_mp.kernels.cpu.runtime import native
+from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.shm.implementation import extension
 
 DEADLINE = 60.0
@@ -101,10 +102,15 @@ def extensions() -> Findings:
         yield ok("queues", "the C extension is built")
     else:
         yield warn("queues", "the C extension is not built: the slower Python twin is used", advice)
-    if native() is not None:
-        yield ok("cpu kernels", "the C extension is built")
-    else:
+    if runtime.native() is None:
         yield warn("cpu kernels", "not built: on a CPU the model runs many times slower", advice)
+        return
+    try:
+        runtime.obey_environment()
+    except ConfigError as error:
+        yield fail("cpu kernels", error.message, f"unset {runtime.VARIABLE}, or name one of these")
+    else:
+        yield ok("cpu kernels", f"{runtime.level()}, of {', '.join(runtime.levels())}")
 
 
 def see_torch(deadline: float, program: str = LOOK) -> Torch:

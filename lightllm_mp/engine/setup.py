@@ -15,6 +15,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
@@ -144,4 +145,6 @@ def _device(name: str, rank: int, size: int) -> torch.device:
 
 
 def _named(device: torch.device, threads: int) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{threads} CPU threads, {runtime.level() if runtime.native() else 'torch'}"

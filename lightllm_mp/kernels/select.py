@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.cpu import overlay
+from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import OpTable
 
 DTYPES = {
@@ -29,9 +29,11 @@ class StoredAs(Protocol):
 
 
 def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
-    """The fastest ops for tensors of this device and dtype."""
-    if torch.device(device).type == "cpu" and dtype in overlay.TYPES:
-        return overlay.table() or reference.TABLE
+    """The fastest ops for tensors of this device and dtype. ConfigError where the environment asks for instructions
+    that the processor has not."""
+    if torch.device(device).type == "cpu" and dtype in overlay.TYPES and (table := overlay.table()):
+        runtime.obey_environment()
+        return table
     if torch.device(device).type == "cuda" and find_spec("triton"):
         from lightllm_mp.kernels.triton import overlay as triton_overlay  # not on machines without a GPU
 

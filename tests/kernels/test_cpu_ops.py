@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from random_batch import RandomStep
 
 from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.cpu import overlay
+from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation, Routing
 
 REFERENCE = reference.TABLE
@@ -22,10 +19,15 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 """Largest difference allowed between results of size about 1: bfloat16 results are rounded once on both sides."""
 
 
-@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
-def threads(request):
-    overlay.set_threads(request.param)
+@pytest.fixture(autouse=True, params=[("", 1), *((name, 2) for name in (runtime.levels() if CPU else []))], ids=str)
+def level_and_threads(request):
+    """The processor's best instructions on one thread, and every level that it has on two."""
+    level, threads = request.param
+    best = runtime.level()
+    runtime.use_level(level or best)
+    overlay.set_threads(threads)
     yield
+    runtime.use_level(best)
     overlay.set_threads(1)
 
 
@@ -56,25 +58,6 @@ def test_linear_rows_do_not_depend_on_each_other(dtype, n, k):
         part = x[5 : 5 + m].contiguous()
         assert torch.equal(CPU.linear(part, packed), whole[5 : 5 + m])
         assert torch.equal(CPU.linear_float(part, packed), wide[5 : 5 + m])
-
-
-@pytest.mark.parametrize("level", ["0", "1"])
-def test_linear_on_lesser_processors(level):
-    """The kernels for processors without AMX, or without bfloat16 at all, in a process that is told to use them."""
-    code = """
-import torch
-from lightllm_mp.kernels.cpu import overlay
-cpu = overlay.table()
-for n, k in ((96, 64), (100, 112), (33, 145)):
-    weight, x = (torch.randn(n, k) * k**-0.5).bfloat16(), torch.randn(70, k).bfloat16()
-    packed = cpu.prepare_linear(weight, None)
-    whole = cpu.linear_float(x, packed)
-    assert (whole - x.float() @ weight.float().T).abs().max() < 2e-5
-    for m in range(1, 40):
-        assert torch.equal(cpu.linear_float(x[3:3 + m].contiguous(), packed), whole[3:3 + m])
-"""
-    environment = {"LIGHTLLM_MP_CPU_LEVEL": level, "PYTHONPATH": ":".join(p for p in sys.path if p)}
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

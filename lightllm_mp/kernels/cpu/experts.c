@@ -4,7 +4,9 @@
  * order in which it chose them. */
 #include <stdlib.h>
 
-#include "vector.h"
+#include <string.h>
+
+#include "native.h"
 
 #define TAKEN -2.0f   /* marks in the place of probabilities */
 #define OUTSIDE -1.0f
@@ -27,25 +29,12 @@ static void keep_groups(const struct route *job, float *likely) {
         if (best[e / each] != TAKEN) likely[e] = OUTSIDE;
 }
 
-CLONES static void softmax(const float *logits, float *to, long count) {
-    float top = logits[largest(logits, count)];
-    vf total = {0};
-    EACH_PART(i, left, count, {
-        vf v = exp_vf(load_part(logits, i, left, FLOAT32) - top);
-        for (long j = left; j < LANES; j++) v[j] = 0;
-        store_part(to, i, left, v, FLOAT32);
-        total += v;
-    });
-    float sum = sum_lanes(total);
-    for (long i = 0; i < count; i++) to[i] = to[i] >= 0 ? to[i] / sum : 0; /* no NaN: choices stay valid */
-}
-
 static void route_rows(const void *arg, long from, long to) {
     const struct route *job = arg;
     float likely[MAX_EXPERTS];
     for (long row = from; row < to; row++) {
         float *weights = job->weights + row * job->top_k, sum = 0;
-        softmax(job->logits + row * job->experts, likely, job->experts);
+        kernels->softmax(job->logits + row * job->experts, likely, job->experts);
         if (job->groups > 1) keep_groups(job, likely);
         for (long i = 0; i < job->top_k; i++) {
             long pick = largest(likely, job->experts);
@@ -90,26 +79,6 @@ static void collect_rows(const void *arg, long from, long to) {
             memcpy((char *)s->x + s->place[row * top_k + i] * bytes, (const char *)s->job->x + row * bytes, bytes);
 }
 
-INLINE void sum_row(const struct sorted *s, long row, enum dtype type) {
-    const struct experts *job = s->job;
-    EACH_PART(i, left, job->k, {
-        vf sum = {0};
-        for (long a = row * job->top_k; a < (row + 1) * job->top_k; a++)
-            sum += job->weights[a] * load_part(s->each, s->place[a] * job->k + i, left, FLOAT32);
-        store_part(job->out, row * job->k + i, left, sum, type);
-    });
-}
-
-CLONES static void sum_rows(const void *arg, long from, long to) {
-    const struct sorted *s = arg;
-    for (long row = from; row < to; row++) {
-        if (s->job->type == BFLOAT16)
-            sum_row(s, row, BFLOAT16);
-        else
-            sum_row(s, row, FLOAT32);
-    }
-}
-
 /* Every expert's rows of x [assignments, k] times its weight [n, k]. */
 static int multiply_all(const struct sorted *s, const void *x, const void *packed, void *out, long n, long k,
                         enum dtype out_type) {
@@ -134,7 +103,8 @@ static int run_sorted(struct sorted *s) {
     struct activation gate = {s->wide, s->hidden, count, job->n, 1, job->curve, job->type};
     activation_run(&gate);
     if (multiply_all(s, s->hidden, job->down, s->each, job->k, job->n, FLOAT32) != 0) return -1;
-    over_rows(sum_rows, s, job->m, job->top_k * job->k);
+    struct mixing mixing = {s->each, s->place, job->weights, job->out, job->k, job->top_k, job->type};
+    over_rows(kernels->mix_rows, &mixing, job->m, job->top_k * job->k);
     return 0;
 }
 

@@ -40,7 +40,31 @@ static PyObject *py_set_threads(PyObject *self, PyObject *const *args, Py_ssize_
 }
 
 static PyObject *py_level(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    return PyLong_FromLong(x86_level());
+    return PyUnicode_FromString(kernels->name);
+}
+
+static PyObject *py_levels(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    PyObject *all = PyList_New(0);
+    const char *name;
+    for (int i = 0; all && level_at(i, &name); i++) {
+        PyObject *one = name ? PyUnicode_FromString(name) : NULL;
+        if (name && (one == NULL || PyList_Append(all, one) < 0)) Py_CLEAR(all);
+        Py_XDECREF(one);
+    }
+    return all;
+}
+
+static PyObject *py_use_level(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    if (given != 1) {
+        PyErr_SetString(PyExc_TypeError, "use_level takes a name");
+        return NULL;
+    }
+    PyObject *bytes = PyUnicode_AsUTF8String(args[0]);
+    if (bytes == NULL) return NULL;
+    int failed = use_level(PyBytes_AsString(bytes));
+    Py_DECREF(bytes);
+    if (failed) return PyErr_Format(PyExc_ValueError, "this processor has no level %R", args[0]);
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_packed_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -64,6 +88,66 @@ static PyObject *py_gemm(PyObject *self, PyObject *const *args, Py_ssize_t given
     failed = gemm_run(&job);
     Py_END_ALLOW_THREADS
     if (failed) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_ggml_format(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("ggml_format", 1);
+    return PyLong_FromLong(ggml_format((int)a[0]));
+}
+
+static PyObject *py_blocks_per_section(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("blocks_per_section", 1);
+    if (a[0] < 0 || a[0] >= FORMATS) return PyErr_Format(PyExc_ValueError, "no format %lld", a[0]);
+    return PyLong_FromLong(formats[a[0]].per);
+}
+
+static PyObject *py_quantised_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("quantised_bytes", 4);
+    return PyLong_FromLong(quantised_bytes((int)a[0], a[1], a[2], a[3]));
+}
+
+static PyObject *py_pack_ggml(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("pack_ggml", 6);
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pack_ggml((int)a[0], POINTER(1), a[2], POINTER(3), a[4], a[5]);
+    Py_END_ALLOW_THREADS
+    if (failed) return PyErr_Format(PyExc_ValueError, "rows of %lld bytes do not fit %lld inputs", a[2], a[5]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_pack_int8(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("pack_int8", 5);
+    Py_BEGIN_ALLOW_THREADS
+    pack_int8(POINTER(0), POINTER(1), POINTER(2), a[3], a[4]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_pack_grouped(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("pack_grouped", 7);
+    Py_BEGIN_ALLOW_THREADS
+    pack_grouped(POINTER(0), POINTER(1), POINTER(2), POINTER(3), a[4], a[5], a[6]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_quantised(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("quantised", 8);
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = quantised_run(POINTER(0), POINTER(1), a[2], POINTER(3), a[4], a[5], a[6], a[7]);
+    Py_END_ALLOW_THREADS
+    if (failed) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_expand_rows(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("expand_rows", 6);
+    Py_BEGIN_ALLOW_THREADS
+    expand_rows(POINTER(0), a[1], POINTER(2), a[3], POINTER(4), a[5]);
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
@@ -108,9 +192,10 @@ static PyObject *py_experts(PyObject *self, PyObject *const *args, Py_ssize_t gi
 }
 
 static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("rotary", 14);
-    struct rotary job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6),
-                         POINTER(7), a[8],       a[9],       {a[10], a[11], a[12]}, a[13]};
+    ARGS("rotary", 17);
+    struct rotary job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5),
+                         POINTER(6), POINTER(7), a[8],       a[9],       {a[10], a[11], a[12]},
+                         a[13],      a[14],      POINTER(15), POINTER(16)};
     Py_BEGIN_ALLOW_THREADS
     rotary_run(&job);
     Py_END_ALLOW_THREADS
@@ -118,10 +203,11 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 19);
+    ARGS("attention", 22);
     struct attention job = {
         POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
-        a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18]};
+        a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18], a[19],
+        POINTER(20), POINTER(21)};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS
@@ -130,11 +216,17 @@ static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    METHOD(set_threads), METHOD(level),      METHOD(packed_bytes), METHOD(pack),    METHOD(gemm),
-    METHOD(norm),        METHOD(activation), METHOD(rotary),       METHOD(attention),
-    METHOD(route),       METHOD(experts),    {NULL, NULL, 0, NULL},
+    METHOD(set_threads), METHOD(level),       METHOD(levels),   METHOD(use_level),
+    METHOD(packed_bytes), METHOD(pack),       METHOD(gemm),     METHOD(ggml_format),
+    METHOD(blocks_per_section), METHOD(quantised_bytes), METHOD(pack_ggml), METHOD(pack_int8),
+    METHOD(pack_grouped), METHOD(quantised),  METHOD(expand_rows), METHOD(norm),
+    METHOD(activation),  METHOD(rotary),      METHOD(attention), METHOD(route),
+    METHOD(experts),     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels on raw addresses.", -1, methods};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__native(void) {
+    use_best_level();
+    return PyModule_Create(&module);
+}

@@ -8,16 +8,7 @@
 
 #define PANEL 32 /* output features that lie side by side in a packed weight */
 
-/* One compiled copy per instruction set, chosen by the dynamic linker. */
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define HAVE_X86_KERNELS 1
-#else
-#define CLONES
-#define HAVE_X86_KERNELS 0
-#endif
-
-enum dtype { FLOAT32 = 0, BFLOAT16 = 1 };
+enum dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, FLOAT8 = 3 };
 
 /* Runs `run(arg, i)` for i in [0, tasks), in any order, on up to `set_threads` threads, the caller's included. */
 void parallel_for(void (*run)(void *arg, long task), void *arg, long tasks);
@@ -37,12 +28,107 @@ struct gemm {
 long packed_bytes(long n, long k, enum dtype type);
 void pack_weight(const void *weight, void *packed, long n, long k, enum dtype type);
 int gemm_run(const struct gemm *g); /* 0, or -1 when memory for its scratch is lacking */
-void store_panel(const struct gemm *g, const float *sums, long row, long rows, long panel);
 
-/* Kernels for particular instructions: 0 none, 1 AVX512-BF16, 2 AMX-BF16. */
-int x86_level(void);
-void gemm_avx512_bf16(const struct gemm *g, const uint16_t *x, long row, long rows, long panel);
-void gemm_amx_bf16(const struct gemm *g, const uint16_t *x, long row, long rows, long panel);
+/* Quantised weights, for products with activations of 8 bits.
+ *
+ * A weight stands for scale * (code - zero), or scale * code + minimum. Outputs lie in panels of OUTPUTS, inputs in
+ * blocks of INPUTS, each cut into GROUPS of four: the layout that an instruction wants which multiplies four bytes of
+ * each output by the same four of x. A panel is a row of sections; a section is a head (see `enum scaling`) and `per`
+ * blocks; a block is its planes of bits (see `enum codes`), then for STEPS its steps, and those of minima.
+ *   plane of 4 bits [4][OUTPUTS][4]   groups g (low half) and g + 4 (high half)
+ *   plane of 2 bits [2][OUTPUTS][4]   groups 4 * i + j at bits 2 * j
+ *   plane of 1 bit  [OUTPUTS][4]      group g at bit g */
+#define OUTPUTS 16
+#define INPUTS 32
+#define GROUPS 8
+#define GROUP_BYTES 64 /* OUTPUTS * 4 */
+
+enum codes {
+    CODES_2, /* plane of 2 */
+    CODES_3, /* of 2, then 1 */
+    CODES_4,
+    CODES_5, /* of 4, then 1 */
+    CODES_6, /* of 4, then 2 */
+    CODES_8, /* [GROUPS][OUTPUTS][4] */
+    CODES_TABLE /* plane of 4: places in the table of values of IQ4_NL */
+};
+enum scaling {
+    HALF,  /* head: float16 scale [OUTPUTS] */
+    STEPS, /* head: float16 step [OUTPUTS]; block: int8 [subs][OUTPUTS], to be multiplied by the step */
+    FLOAT  /* head: float32 scale [OUTPUTS] */
+};
+enum minimum {
+    NO_MINIMUM,
+    HALF_MINIMUM,  /* head: float16 [OUTPUTS] */
+    STEPS_MINIMUM, /* head: float16 step [OUTPUTS], negated; block: uint8 [subs][OUTPUTS] */
+    ZERO_POINT     /* head: uint8 [OUTPUTS]: the minimum is -scale * it */
+};
+
+/* name, codes, scaling, minimum, scales of a block (each for INPUTS / subs inputs), zero, blocks of a section (0: given
+ * with the weight), bytes of a section's head and of a block. */
+#define EACH_FORMAT(X)                                          \
+    X(Q4_0, CODES_4, HALF, NO_MINIMUM, 1, 8, 1, 32, 256)        \
+    X(Q4_1, CODES_4, HALF, HALF_MINIMUM, 1, 0, 1, 64, 256)      \
+    X(Q5_0, CODES_5, HALF, NO_MINIMUM, 1, 16, 1, 32, 320)       \
+    X(Q5_1, CODES_5, HALF, HALF_MINIMUM, 1, 0, 1, 64, 320)      \
+    X(Q8_0, CODES_8, HALF, NO_MINIMUM, 1, 128, 1, 32, 512)      \
+    X(Q2_K, CODES_2, STEPS, STEPS_MINIMUM, 2, 0, 8, 64, 192)    \
+    X(Q3_K, CODES_3, STEPS, NO_MINIMUM, 2, 4, 8, 32, 224)       \
+    X(Q4_K, CODES_4, STEPS, STEPS_MINIMUM, 1, 0, 8, 64, 288)    \
+    X(Q5_K, CODES_5, STEPS, STEPS_MINIMUM, 1, 0, 8, 64, 352)    \
+    X(Q6_K, CODES_6, STEPS, NO_MINIMUM, 2, 32, 8, 32, 416)      \
+    X(IQ4_NL, CODES_TABLE, HALF, NO_MINIMUM, 1, 128, 1, 32, 256) \
+    X(IQ4_XS, CODES_TABLE, STEPS, NO_MINIMUM, 1, 128, 8, 32, 272) \
+    X(ROWS_INT8, CODES_8, FLOAT, NO_MINIMUM, 1, 128, 0, 64, 512) \
+    X(GROUPS_INT4, CODES_4, FLOAT, ZERO_POINT, 1, 0, 0, 80, 256)
+
+#define FORMAT_NAME(name, ...) name,
+enum format_name { EACH_FORMAT(FORMAT_NAME) FORMATS };
+
+struct format {
+    enum codes codes;
+    enum scaling scaling;
+    enum minimum minimum;
+    int subs, zero, per, head, block;
+};
+extern const struct format formats[FORMATS];
+extern const int8_t iq4_values[16];
+
+struct quantised { /* also an array of int64 in Python */
+    int64_t packed, bias; /* addresses; bias: float32 [n] or NULL */
+    int64_t n, format, per;
+};
+long quantised_bytes(int format, long per, long n, long k);
+/* Rows of ggml blocks; -1 for a type that has no format. */
+int ggml_format(int ggml_type);
+int pack_ggml(int ggml_type, const void *rows, long row_bytes, void *packed, long n, long k);
+/* int8 [n, k] and float32 scales [n]. */
+void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k);
+/* Codes of 4 bits, one a byte [n, k], float32 scales and zero points (uint8) [n, k / (32 * per)]. */
+void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zeros, void *packed, long n, long k, long per);
+/* Lines of a weight as values: out [count, k] of `type`. */
+void expand_rows(const struct quantised *w, long k, const int64_t *rows, long count, void *out, enum dtype type);
+
+struct rounded { /* rows of x as int8 */
+    const void *x; /* [m, k] of `type` */
+    long m, k, blocks;
+    enum dtype type;
+    int8_t *values;   /* [m, blocks * INPUTS], zeros after k */
+    float *scales;    /* [m, blocks] */
+    int32_t *sums;    /* [m, 2 * blocks]: of the values of each half of a block */
+    float *weighted;  /* [m, 2 * blocks]: sums times the scale */
+};
+
+struct product {
+    const struct rounded *x;
+    const struct quantised *w;
+    void *out; /* [m, width], written from column `first` on */
+    long width, first;
+    enum dtype out_type;
+};
+/* x [m, k] times each of `count` weights, side by side in `out`. 0, or -1 when memory for its scratch is lacking. */
+int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
+                  enum dtype type, enum dtype out_type);
 
 /* Row-wise operations; all buffers are contiguous and of `type` unless said otherwise. */
 void over_rows(void (*rows)(const void *job, long from, long to), const void *job, long m, long width);
@@ -96,6 +182,15 @@ struct experts {
 };
 int experts_run(const struct experts *job); /* 0, or -1 when memory for its scratch is lacking */
 
+struct mixing { /* the weighted sum of each token's experts */
+    const float *each;    /* [m * top_k, k], in the order of `place` */
+    const long *place;    /* [m * top_k] */
+    const float *weights; /* [m, top_k] */
+    void *out;            /* [m, k] */
+    long k, top_k;
+    enum dtype type;
+};
+
 struct heads {
     long heads, kv_heads, head_dim;
 };
@@ -108,8 +203,9 @@ struct rotary {
     const int32_t *positions;  /* [m] */
     const int32_t *slots;      /* [m] */
     long m, half;
-    struct heads h;
-    enum dtype type;
+    struct heads h;            /* head_dim: at most MAX_HEAD_DIM */
+    enum dtype type, kv_type;  /* kv_type: INT8, FLOAT8, or as `type` */
+    uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
 };
 void rotary_run(const struct rotary *job);
 
@@ -125,11 +221,47 @@ struct attention {
     long sequences, table_width, max_query, window;
     float scale, softcap;       /* scores become softcap * tanh(score / softcap); 0: off */
     struct heads h; /* head_dim: a multiple of 16, at most MAX_HEAD_DIM */
-    enum dtype type;
+    enum dtype type, kv_type;   /* kv_type: INT8, FLOAT8, or as `type` */
+    const uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
 };
 #define MAX_HEAD_DIM 256
-#define MAX_GROUP 32 /* query heads per key-value head */
+#define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
-void attend_amx(const struct attention *job, long seq, long query, long count, long kv_head); /* head_dim: of 32 */
+
+/* The kernels of one level of instructions. Levels share the layout of packed weights. */
+struct kernels {
+    const char *name;
+    int bf16_as_it_is; /* bfloat16 products take x in bfloat16, padded to 32; else in float32 */
+    void (*widen)(const uint16_t *from, float *to, long m, long k, long padded_k);
+    /* Rows [row, row + rows) of x times a panel, stored. */
+    void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*round_rows)(const void *rounded, long from, long to);
+    void (*quantised_panel)(const struct product *job, long row, long rows, long panel);
+    void (*norm_rows)(const void *norm, long from, long to);
+    void (*activation_rows)(const void *activation, long from, long to);
+    void (*rotary_rows)(const void *rotary, long from, long to);
+    void (*softmax)(const float *logits, float *to, long count);
+    void (*mix_rows)(const void *mixing, long from, long to);
+    /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
+    void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);
+};
+extern const struct kernels *kernels; /* in use */
+#define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */
+
+/* A level fills the table, or replaces what it does better than the level below it. */
+void baseline_level(struct kernels *to);
+void avx2_level(struct kernels *to);
+void avxvnni_level(struct kernels *to);
+void avx512_level(struct kernels *to);
+void avx512vnni_level(struct kernels *to);
+void avx512bf16_level(struct kernels *to);
+void amx_level(struct kernels *to);
+void dotprod_level(struct kernels *to);
+
+/* Sets `*name` for level i where this processor has it, else NULL. 0 after the last level. */
+int level_at(int i, const char **name);
+int use_level(const char *name); /* 0, or -1 for one that this processor has not */
+void use_best_level(void);
 
 #endif

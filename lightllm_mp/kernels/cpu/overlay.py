@@ -12,7 +12,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.cpu.experts import experts, prepare_experts, route
 from lightllm_mp.kernels.cpu.runtime import native
-from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits, floats
+from lightllm_mp.kernels.cpu.values import CURVES, KV_TYPES, TYPES, float_bits, floats
 from lightllm_mp.kernels.quantised import QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, OpTable, Rotation
@@ -143,7 +143,7 @@ def activate(x: Tensor, activation: str) -> Tensor:
 def rotary_kv_write(
     qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
 ) -> Tensor:
-    if kv.key_scales is not None or layout.interleaved:
+    if layout.interleaved or layout.head_dim > MAX_HEAD_DIM:
         return reference.TABLE.rotary_kv_write(qkv, rotation, kv, batch, layout, norms)
     m = qkv.shape[0]
     if norms is not None:
@@ -164,6 +164,8 @@ def rotary_kv_write(
         layout.kv_heads,
         layout.head_dim,
         TYPES[qkv.dtype],
+        KV_TYPES[kv.keys.dtype],
+        *_scale_addresses(kv),
     )
     if rotation.query_scale is not None:
         q.mul_(rotation.query_scale.index_select(0, batch.rotary_at).unsqueeze(1))
@@ -180,7 +182,7 @@ def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
-    if kv.key_scales is not None or not _attends(layout):
+    if not _attends(layout):
         return reference.TABLE.attention(q, kv, batch, layout)
     out = torch.empty_like(q)
     table = batch.slot_table
@@ -204,8 +206,16 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         layout.kv_heads,
         layout.head_dim,
         TYPES[q.dtype],
+        KV_TYPES[kv.keys.dtype],
+        *_scale_addresses(kv),
     )
     return out
+
+
+def _scale_addresses(kv: LayerKV) -> tuple[int, int]:
+    if kv.key_scales is None or kv.value_scales is None:
+        return 0, 0
+    return kv.key_scales.data_ptr(), kv.value_scales.data_ptr()
 
 
 def _attends(layout: HeadLayout) -> bool:

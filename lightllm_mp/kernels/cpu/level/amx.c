@@ -1,11 +1,118 @@
-/* Attention with AMX, for bfloat16 keys and values: `attention.c` with tiles in the place of vectors.
+/* AMX: products of bfloat16 tiles. Sums are in tiles 0-3, the left operand in 4 and 5, the right one in 6 and 7. */
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16")
+#endif
+#include "x86_512.h"
+
+#include <math.h>
+
+#include "vector.h"
+
+#include "softmax_rows.h"
+#include "store.h"
+
+#define AHEAD 4096 /* bytes */
+#define TILE_ROWS 16
+
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+/* Tiles 0-3: sums (upper, lower rows) x (left, right columns); 4, 5: x; 6, 7: weight. */
+static inline void configure(int upper, int lower) {
+    struct tile_config config = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        config.bytes[t] = 64;
+        config.rows[t] = TILE_ROWS;
+    }
+    config.rows[0] = config.rows[1] = config.rows[4] = upper;
+    config.rows[2] = config.rows[3] = config.rows[5] = lower ? lower : 1;
+    _tile_loadconfig(&config);
+}
+
+/* `store_panel` for the usual case, a whole panel to bfloat16. */
+static void store_whole(const struct gemm *g, const float *sums, long row, long rows, long panel) {
+    const float *bias = g->bias ? g->bias + panel * PANEL : NULL;
+    uint16_t *out = (uint16_t *)g->out + row * g->n + panel * PANEL;
+    for (long r = 0; r < rows; r++, sums += PANEL, out += g->n) {
+        __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + LANES);
+        if (bias) {
+            left = _mm512_add_ps(left, _mm512_loadu_ps(bias));
+            right = _mm512_add_ps(right, _mm512_loadu_ps(bias + LANES));
+        }
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+    }
+}
+
+static void tiles_one(const uint16_t *x, long k, const uint16_t *packed, float *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (long i = 0; i < k; i += 32) {
+        for (int line = 0; line < 32; line++) /* weights are read once: the next page would not be prefetched */
+            _mm_prefetch((const char *)(packed + i * PANEL) + AHEAD + line * 64, _MM_HINT_T0);
+        _tile_loadd(4, x + i, k * 2);
+        _tile_loadd(6, packed + i * PANEL, PANEL * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, packed + i * PANEL + 2 * LANES, PANEL * 4);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums, PANEL * 4);
+    _tile_stored(1, sums + LANES, PANEL * 4);
+}
+
+static void tiles_two(const uint16_t *x, long k, const uint16_t *packed, float *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long i = 0; i < k; i += 32) {
+        _tile_loadd(4, x + i, k * 2);
+        _tile_loadd(6, packed + i * PANEL, PANEL * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, packed + i * PANEL + 2 * LANES, PANEL * 4);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x + TILE_ROWS * k + i, k * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, PANEL * 4);
+    _tile_stored(1, sums + LANES, PANEL * 4);
+    _tile_stored(2, sums + TILE_ROWS * PANEL, PANEL * 4);
+    _tile_stored(3, sums + TILE_ROWS * PANEL + LANES, PANEL * 4);
+}
+
+static void bf16_panel(const struct gemm *g, const void *rows_of_x, long row, long rows, long panel) {
+    const uint16_t *x = rows_of_x;
+    long k = (g->k + 31) / 32 * 32;
+    const uint16_t *packed = (const uint16_t *)g->packed + panel * PANEL * k;
+    float sums[2 * TILE_ROWS * PANEL] __attribute__((aligned(64)));
+    int upper_now = -1, lower_now = -1;
+    for (long r = 0; r < rows; r += 2 * TILE_ROWS) {
+        long some = rows - r < 2 * TILE_ROWS ? rows - r : 2 * TILE_ROWS;
+        int upper = some < TILE_ROWS ? some : TILE_ROWS, lower = some - upper;
+        if (upper != upper_now || lower != lower_now) configure(upper, lower);
+        upper_now = upper;
+        lower_now = lower;
+        if (lower)
+            tiles_two(x + (row + r) * k, k, packed, sums);
+        else
+            tiles_one(x + (row + r) * k, k, packed, sums);
+        if (g->out_type == BFLOAT16 && (panel + 1) * PANEL <= g->n)
+            store_whole(g, sums, row + r, some, panel);
+        else
+            store_panel(g, sums, row + r, some, panel);
+    }
+    _tile_release();
+}
+
+/* Attention for bfloat16 keys and values: attention.h with tiles in the place of vectors.
  *
  * Weights are rounded to bfloat16 before they meet the values, as GPU kernels do; their sum is not. */
-#include "attention.h"
-
-#if HAVE_X86_KERNELS
-#include "amx.h"
-
 struct tiles {
     /* Keys as [head_dim / 32][BLOCK / 16] tiles of [16 pairs of components][16 keys][2]. */
     uint16_t keys[MAX_HEAD_DIM * BLOCK];
@@ -19,7 +126,7 @@ struct tiles {
 #define TILE 512 /* values in a tile */
 
 /* 16 x 16 words, row i of `r` becomes column i. */
-AMX static inline void transpose16(__m512i r[16]) {
+static inline void transpose16(__m512i r[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -45,7 +152,7 @@ AMX static inline void transpose16(__m512i r[16]) {
     }
 }
 
-AMX static void stage_key_tiles(struct tiles *s, const struct attention *job, const long at[16], long group) {
+static void stage_key_tiles(struct tiles *s, const struct attention *job, const long at[16], long group) {
     for (long d = 0; d < job->h.head_dim; d += 32) {
         __m512i r[16];
         for (int i = 0; i < 16; i++)
@@ -57,7 +164,7 @@ AMX static void stage_key_tiles(struct tiles *s, const struct attention *job, co
 }
 
 /* Interleaves the values of two neighbouring keys. */
-AMX static void stage_value_pair(struct tiles *s, const struct attention *job, long even, long odd, long pair) {
+static void stage_value_pair(struct tiles *s, const struct attention *job, long even, long odd, long pair) {
     static const uint16_t order[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
                                        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     long hd = job->h.head_dim;
@@ -71,7 +178,7 @@ AMX static void stage_value_pair(struct tiles *s, const struct attention *job, l
     }
 }
 
-AMX static void prefetch_block(const struct rows *s, const struct attention *job, long block) {
+static void prefetch_block(const struct rows *s, const struct attention *job, long block) {
     for (long k = block; k < block + BLOCK && k < s->last; k++) {
         long at = key_at(s, job, k);
         for (long d = 0; d < job->h.head_dim; d += 32) {
@@ -81,7 +188,7 @@ AMX static void prefetch_block(const struct rows *s, const struct attention *job
     }
 }
 
-AMX static void stage_block(struct tiles *s, const struct attention *job, long block, long keys) {
+static void stage_block(struct tiles *s, const struct attention *job, long block, long keys) {
     for (long k = 0; k < (keys + 31) / 32 * 32; k += 16) {
         long at[16];
         for (int i = 0; i < 16; i++) at[i] = key_at(&s->rows, job, block + k + i);
@@ -90,7 +197,7 @@ AMX static void stage_block(struct tiles *s, const struct attention *job, long b
     }
 }
 
-AMX static void score_tiles(struct tiles *s, long hd, long keys, int lower) {
+static void score_tiles(struct tiles *s, long hd, long keys, int lower) {
     for (long group = 0; group < (keys + 15) / 16; group++) {
         _tile_zero(0);
         _tile_zero(2);
@@ -107,7 +214,7 @@ AMX static void score_tiles(struct tiles *s, long hd, long keys, int lower) {
     }
 }
 
-AMX static void mix_tiles(struct tiles *s, long hd, long keys, int lower) {
+static void mix_tiles(struct tiles *s, long hd, long keys, int lower) {
     for (long d = 0; d < hd / 16; d++) {
         _tile_loadd(0, s->rows.out + d * 16, hd * 4);
         if (lower) _tile_loadd(2, s->rows.out + TILE_ROWS * hd + d * 16, hd * 4);
@@ -124,7 +231,7 @@ AMX static void mix_tiles(struct tiles *s, long hd, long keys, int lower) {
     }
 }
 
-AMX static void weigh(struct tiles *s, const struct attention *job, long block, long keys) {
+static void weigh(struct tiles *s, const struct attention *job, long block, long keys) {
     for (long r = 0; r < s->rows.count; r++) {
         float *scores = s->rows.scores + r * BLOCK;
         for (int i = 0; i < BLOCK; i += LANES) {
@@ -140,7 +247,7 @@ AMX static void weigh(struct tiles *s, const struct attention *job, long block, 
     }
 }
 
-AMX void attend_amx(const struct attention *job, long seq, long query, long count, long kv_head) {
+static void attend_tiles(const struct attention *job, long seq, long query, long count, long kv_head) {
     struct tiles s;
     long hd = job->h.head_dim;
     begin_rows(&s.rows, job, seq, query, count, kv_head);
@@ -162,8 +269,20 @@ AMX void attend_amx(const struct attention *job, long seq, long query, long coun
     finish_rows(&s.rows, job, BFLOAT16);
 }
 
-#else
-void attend_amx(const struct attention *job, long seq, long query, long count, long kv_head) {
-    (void)job, (void)seq, (void)query, (void)count, (void)kv_head;
+static void (*attend_vectors)(const struct attention *, long, long, long, long);
+
+static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
+    int fits = job->type == BFLOAT16 && job->kv_type == BFLOAT16 && job->h.head_dim % 32 == 0;
+    (fits ? attend_tiles : attend_vectors)(job, seq, query, count, kv_head);
 }
+
+void amx_level(struct kernels *to) {
+    attend_vectors = to->attend;
+    to->bf16_panel = bf16_panel;
+    to->attend = attend;
+}
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif

@@ -1,5 +1,5 @@
 /* Activations, alone or times the other half of the row. */
-#include "vector.h"
+
 
 /* x * P(x^2) / Q(x^2) on [-4, 4], outside of which float32 knows only -1 and 1; the coefficients of Eigen's erf. */
 INLINE vf erf_vf(vf x) {
@@ -48,12 +48,10 @@ INLINE void rows_of_type(const struct activation *job, long from, long to, enum 
     }
 }
 
-CLONES static void activation_rows(const void *arg, long from, long to) {
+static void activation_rows(const void *arg, long from, long to) {
     const struct activation *job = arg;
     if (job->type == BFLOAT16)
         rows_of_type(job, from, to, BFLOAT16);
     else
         rows_of_type(job, from, to, FLOAT32);
 }
-
-void activation_run(const struct activation *job) { over_rows(activation_rows, job, job->m, job->n); }

@@ -1,19 +1,19 @@
-/* Sixteen floats at a time, in the compiler's portable vector types. */
+/* LANES floats at a time, in the compiler's portable vector types. LANES is the width of the level's registers: a wider
+ * type would be cut into pieces that live in memory. */
 #ifndef LIGHTLLM_MP_VECTOR_H
 #define LIGHTLLM_MP_VECTOR_H
 
 #include <stdint.h>
 #include <string.h>
 
-#include "native.h"
+#include "../native.h"
 
-#define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vf __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
 INLINE float bf16_float(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
@@ -28,6 +28,60 @@ INLINE uint16_t float_bf16(float f) {
     memcpy(&u, &f, 4);
     if (f != f) return 0x7fc0;
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE float half_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, u;
+    float f;
+    if (rest >= 0x7c00) { /* infinite, or no number */
+        u = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+        memcpy(&f, &u, 4);
+        return f;
+    }
+    u = rest << 13; /* as if its exponent were float32's: 2^112 too small, also where it is subnormal */
+    memcpy(&f, &u, 4);
+    f *= 0x1p112f;
+    memcpy(&u, &f, 4);
+    u |= sign;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Nearest, ties to even. */
+INLINE uint16_t float_half(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint16_t sign = u >> 16 & 0x8000;
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return sign | 0x7e00;
+    if (u >= 0x477ff000) return sign | 0x7c00; /* 65520 and more */
+    if (u < 0x38800000) {                      /* subnormal: adding 0.5 leaves the multiple of 2^-24 in the last bits */
+        float wide;
+        memcpy(&wide, &u, 4);
+        wide += 0.5f;
+        memcpy(&u, &wide, 4);
+        return sign | (uint16_t)(u - 0x3f000000);
+    }
+    u += 0xfff + (u >> 13 & 1);
+    return sign | (uint16_t)((u >> 13) - (112 << 10));
+}
+
+/* Float8 e4m3fn of a value of at most 448. Nearest, ties to even. */
+INLINE uint8_t float_e4m3(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint8_t sign = u >> 24 & 0x80;
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return sign | 0x7f;
+    if (u < 0x3c800000) { /* below 2^-6: adding 2^14 leaves the multiple of 2^-9 in the last bits */
+        float wide;
+        memcpy(&wide, &u, 4);
+        wide += 0x1p14f;
+        memcpy(&u, &wide, 4);
+        return sign | (uint8_t)(u - 0x46800000);
+    }
+    u += 0x7ffff + (u >> 20 & 1);
+    return sign | (uint8_t)((u >> 20) - (120 << 3));
 }
 
 INLINE vf splat(float f) { return f - (vf){0}; }
@@ -51,6 +105,38 @@ INLINE void store_bf16(void *p, vf v) {
     vh h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
     memcpy(p, &h, sizeof h);
 }
+
+typedef uint8_t v1 __attribute__((vector_size(LANES)));
+typedef int8_t vs1 __attribute__((vector_size(LANES)));
+
+INLINE vf load_int8(const void *p) {
+    vs1 b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+}
+
+INLINE vf load_uint8(const void *p) {
+    v1 b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+}
+
+INLINE vf load_e4m3(const void *p) {
+    v1 b;
+    memcpy(&b, p, sizeof b);
+    vu u = __builtin_convertvector(b, vu), rest = u & 0x7f;
+    vf v = (vf)(rest << 20) * 0x1p120f;
+    vu nan = (vu)(rest == 0x7f) & 0x7fc00000;
+    return (vf)((vu)v | (u & 0x80) << 24 | nan);
+}
+
+#ifndef load_half /* a level may have an instruction for it */
+INLINE vf load_half(const uint16_t *p) {
+    float part[LANES];
+    for (int i = 0; i < LANES; i++) part[i] = half_float(p[i]);
+    return load_float(part);
+}
+#endif
 
 /* Element i of a buffer of `type`; `type` is a constant where these are inlined. */
 INLINE vf load(const void *p, long i, enum dtype type) {
@@ -109,31 +195,46 @@ INLINE void store_part(void *p, long i, long left, vf v, enum dtype type) {
 
 INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 
-/* The lanes of a vector, rotated by `n`; the indices wrap around. */
+/* Lane i of SWAP(v, n) is lane i ^ n of v; n is a power of two. */
 #ifdef __clang__
-#define ROTATE(v, n)                                                                                             \
-    __builtin_shufflevector(v, v, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, (n + 8) % 16, (n + 9) % 16, \
-                            (n + 10) % 16, (n + 11) % 16, (n + 12) % 16, (n + 13) % 16, (n + 14) % 16, (n + 15) % 16)
+#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
 #else
-#define ROTATE(v, n) __builtin_shuffle(v, (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + n)
+#define SHUFFLE(v, ...) __builtin_shuffle(v, (vi){__VA_ARGS__})
 #endif
+#if LANES == 16
+#define ORDER(n) \
+    0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n, 4 ^ n, 5 ^ n, 6 ^ n, 7 ^ n, 8 ^ n, 9 ^ n, 10 ^ n, 11 ^ n, 12 ^ n, 13 ^ n, 14 ^ n, 15 ^ n
+#elif LANES == 8
+#define ORDER(n) 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n, 4 ^ n, 5 ^ n, 6 ^ n, 7 ^ n
+#else
+#define ORDER(n) 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n
+#endif
+#define SWAP(v, n) SHUFFLE(v, ORDER(n))
 
 /* Always the same tree of additions. */
 INLINE float sum_lanes(vf v) {
-    v += ROTATE(v, 8);
-    v += ROTATE(v, 4);
-    v += ROTATE(v, 2);
-    v += ROTATE(v, 1);
+#if LANES == 16
+    v += SWAP(v, 8);
+#endif
+#if LANES >= 8
+    v += SWAP(v, 4);
+#endif
+    v += SWAP(v, 2);
+    v += SWAP(v, 1);
     return v[0];
 }
 
 INLINE vf larger(vf a, vf b) { return select_vf(a > b, a, b); }
 
 INLINE float max_lanes(vf v) {
-    v = larger(v, ROTATE(v, 8));
-    v = larger(v, ROTATE(v, 4));
-    v = larger(v, ROTATE(v, 2));
-    v = larger(v, ROTATE(v, 1));
+#if LANES == 16
+    v = larger(v, SWAP(v, 8));
+#endif
+#if LANES >= 8
+    v = larger(v, SWAP(v, 4));
+#endif
+    v = larger(v, SWAP(v, 2));
+    v = larger(v, SWAP(v, 1));
     return v[0];
 }
 

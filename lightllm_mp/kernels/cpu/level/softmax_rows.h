@@ -1,13 +1,6 @@
 /* The parts of an attention task that all kernels share: its rows, and the online softmax over a block of keys. */
-#ifndef LIGHTLLM_MP_ATTENTION_H
-#define LIGHTLLM_MP_ATTENTION_H
-
-#include <math.h>
-
-#include "vector.h"
-
 #define BLOCK 64
-#define MAX_ROWS 32
+#define MAX_ROWS ATTENTION_ROWS
 
 /* A few query tokens of one sequence and the query heads of one key-value head. Row r is token r / group, head
  * r % group of the task. */
@@ -51,7 +44,7 @@ INLINE long key_at(const struct rows *s, const struct attention *job, long posit
 /* Softcap and alibi, on the scaled scores of a row. */
 INLINE void bend_scores(struct rows *s, const struct attention *job, long row, long block) {
     if (!job->softcap && !job->alibi) return;
-    static const float lanes[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     long group = job->h.heads / job->h.kv_heads;
     float slope = job->alibi ? job->alibi[s->kv_head * group + row % group] : 0;
     float *scores = s->scores + row * BLOCK;
@@ -99,4 +92,3 @@ INLINE void finish_rows(const struct rows *s, const struct attention *job, enum 
     }
 }
 
-#endif

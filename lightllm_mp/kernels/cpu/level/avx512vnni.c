@@ -1,0 +1,23 @@
+/* AVX512-VNNI: products of bytes in one instruction. */
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#endif
+#define DOT_ROWS 8
+#define DOT "dpbusd.h"
+#include "x86_512.h"
+
+#include <math.h>
+
+#include "vector.h"
+
+#include "quantised.h"
+
+void avx512vnni_level(struct kernels *to) { to->quantised_panel = quantised_panel; }
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

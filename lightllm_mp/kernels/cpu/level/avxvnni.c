@@ -1,0 +1,23 @@
+/* AVX-VNNI beside AVX2: products of bytes in one instruction. */
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi2,avxvnni")
+#endif
+#define DOT_ROWS 4
+#define DOT "dpbusd.h"
+#include "x86_256.h"
+
+#include <math.h>
+
+#include "vector.h"
+
+#include "quantised.h"
+
+void avxvnni_level(struct kernels *to) { to->quantised_panel = quantised_panel; }
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,26 @@
+/* All kernels from vectors of LANES floats. See gemm.h, attention.h and quantised.h for what else a level gives. */
+#include <math.h>
+
+#include "vector.h"
+
+#include "activation.h"
+#include "attention.h"
+#include "gemm.h"
+#include "mixing.h"
+#include "quantised.h"
+#include "round.h"
+#include "rows.h"
+
+static void fill_all(struct kernels *to) {
+    *to = (struct kernels){.widen = widen,
+                           .float_panel = float_panel,
+                           .bf16_panel = bf16_panel,
+                           .round_rows = round_rows,
+                           .quantised_panel = quantised_panel,
+                           .norm_rows = norm_rows,
+                           .activation_rows = activation_rows,
+                           .rotary_rows = rotary_rows,
+                           .softmax = softmax,
+                           .mix_rows = mix_rows,
+                           .attend = attend};
+}

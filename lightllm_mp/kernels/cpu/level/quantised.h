@@ -1,0 +1,212 @@
+/* Products of quantised weights with rows of x in 8 bits.
+ *
+ * A few blocks of a panel are unpacked to bytes and float32 scales, which fit the first cache; then every row is
+ * multiplied by them. Products are summed as integers within a scale's inputs, and those sums in float32, block after
+ * block: a row's result depends on its own values alone.
+ *
+ * A level gives
+ *   DOT_ROWS   the most rows at once: 4 or 8
+ *   DOT        a file with SIGNED_CODES (codes of 8 bits are unpacked as signed bytes, less 128, and not as they are)
+ *              and dot_groups: products of `rows` rows of x with the bytes of some groups, as int32 */
+#define CHUNK_BLOCKS 8 /* unpacked at once */
+#define PARTS (OUTPUTS / LANES)
+
+#include DOT
+
+struct unpacked {
+    uint8_t codes[CHUNK_BLOCKS * GROUPS * GROUP_BYTES]; /* [blocks][GROUPS][OUTPUTS][4] */
+    float scales[CHUNK_BLOCKS * 2 * OUTPUTS];           /* [blocks][subs][OUTPUTS] */
+    float minima[CHUNK_BLOCKS * 2 * OUTPUTS];
+    float sums[MAX_ROWS_AT_ONCE * OUTPUTS];             /* [rows][OUTPUTS] */
+} __attribute__((aligned(64)));
+
+typedef uint16_t pairs __attribute__((vector_size(LANES * 4))); /* pairs of bytes: there are no shifts of bytes */
+#define PAIRS_OF(byte) ((byte) * 0x0101)
+
+INLINE pairs load_pairs(const uint8_t *p) {
+    pairs v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE pairs high_bits(const uint8_t *plane, int group, long part, enum codes kind) {
+    if (kind == CODES_6) return (load_pairs(plane + group / 4 * GROUP_BYTES + part) >> (2 * (group % 4)) & PAIRS_OF(3)) << 4;
+    if (kind == CODES_5) return (load_pairs(plane + part) >> group & PAIRS_OF(1)) << 4;
+    return (load_pairs(plane + part) >> group & PAIRS_OF(1)) << 2;
+}
+
+#ifndef look_up /* a level may have an instruction for it: the bytes of `v` as places in a table of 16 */
+INLINE pairs look_up(pairs v, const int8_t *table) {
+    uint8_t bytes[sizeof v];
+    memcpy(bytes, &v, sizeof v);
+    for (unsigned i = 0; i < sizeof v; i++) bytes[i] = (uint8_t)table[bytes[i]];
+    memcpy(&v, bytes, sizeof v);
+    return v;
+}
+#endif
+
+INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind) {
+    const int nibbles = kind == CODES_4 || kind == CODES_5 || kind == CODES_6 || kind == CODES_TABLE;
+    const uint8_t *high = planes + (nibbles ? 4 : 2) * GROUP_BYTES;
+    for (long part = 0; part < GROUP_BYTES; part += LANES * 4) {
+        for (int g = 0; g < GROUPS; g++) {
+            pairs v;
+            if (kind == CODES_8) {
+                v = load_pairs(planes + g * GROUP_BYTES + part);
+                if (SIGNED_CODES) v ^= PAIRS_OF(0x80);
+            } else if (nibbles) {
+                v = load_pairs(planes + g % 4 * GROUP_BYTES + part) >> (g / 4 * 4) & PAIRS_OF(15);
+            } else {
+                v = load_pairs(planes + g / 4 * GROUP_BYTES + part) >> (2 * (g % 4)) & PAIRS_OF(3);
+            }
+            if (kind == CODES_3 || kind == CODES_5 || kind == CODES_6) v |= high_bits(high, g, part, kind);
+            if (kind == CODES_TABLE) {
+                v = look_up(v, iq4_values);
+                if (!SIGNED_CODES) v ^= PAIRS_OF(0x80);
+            }
+            memcpy(codes + g * GROUP_BYTES + part, &v, sizeof v);
+        }
+    }
+}
+
+INLINE long plane_bytes(enum codes kind) {
+    switch (kind) {
+        case CODES_2: return 2 * GROUP_BYTES;
+        case CODES_3: return 3 * GROUP_BYTES;
+        case CODES_5: return 5 * GROUP_BYTES;
+        case CODES_6: return 6 * GROUP_BYTES;
+        case CODES_8: return 8 * GROUP_BYTES;
+        default: return 4 * GROUP_BYTES;
+    }
+}
+
+/* What a section's head says of LANES outputs. */
+struct head {
+    vf scale, minimum;
+};
+
+INLINE struct head read_head(const struct format *f, const uint8_t *head, int i) {
+    const uint8_t *second = head + (f->scaling == FLOAT ? 4 : 2) * OUTPUTS;
+    struct head h = {{0}, {0}};
+    h.scale = f->scaling == FLOAT ? load_float((const float *)head + i) : load_half((const uint16_t *)head + i);
+    if (f->minimum == HALF_MINIMUM || f->minimum == STEPS_MINIMUM) h.minimum = load_half((const uint16_t *)second + i);
+    if (f->minimum == ZERO_POINT) h.minimum = h.scale * -load_uint8(second + i);
+    return h;
+}
+
+/* Scales and minima of `count` blocks of a section. */
+INLINE void unpack_scales(const struct format *f, const uint8_t *head, const uint8_t *block, long count, float *scales,
+                          float *minima) {
+    for (int i = 0; i < OUTPUTS; i += LANES) {
+        struct head h = read_head(f, head, i);
+        for (long b = 0; b < count; b++) {
+            const uint8_t *steps = block + b * f->block + plane_bytes(f->codes);
+            for (int s = 0; s < f->subs; s++) {
+                long at = (b * f->subs + s) * OUTPUTS + i;
+                vf scale = h.scale, minimum = h.minimum;
+                if (f->scaling == STEPS) scale *= load_int8(steps + s * OUTPUTS + i);
+                if (f->minimum == STEPS_MINIMUM) minimum *= -load_uint8(steps + (f->subs + s) * OUTPUTS + i);
+                store(scales, at, scale, FLOAT32);
+                if (f->minimum != NO_MINIMUM) store(minima, at, minimum, FLOAT32);
+            }
+        }
+    }
+}
+
+/* Blocks [first, first + count) of a panel. */
+INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long first, long count, struct unpacked *u) {
+    long section = f->per == 1 ? first : first / per, within = f->per == 1 ? 0 : first % per;
+    for (long done = 0; done < count;) {
+        long some = per - within < count - done ? per - within : count - done;
+        const uint8_t *head = panel + section * (f->head + per * f->block), *block = head + f->head + within * f->block;
+        unpack_scales(f, head, block, some, u->scales + done * f->subs * OUTPUTS, u->minima + done * f->subs * OUTPUTS);
+        for (long i = 0; i < some; i++, done++, block += f->block)
+            unpack_codes(block, u->codes + done * GROUPS * GROUP_BYTES, f->codes);
+        section++;
+        within = 0;
+    }
+}
+
+/* Adds the products of `rows` rows with `count` unpacked blocks, the first of which is block `first` of the row. */
+INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long row, long to, long first, long count, int zero,
+                            const int rows, enum codes kind, const int subs, const int with_minimum) {
+    long stride = x->blocks * INPUTS;
+    const int groups = GROUPS / subs;
+    for (long b = 0; b < count; b++) {
+        for (int s = 0; s < subs; s++) {
+            vi acc[DOT_ROWS][PARTS];
+            const int8_t *values = x->values + row * stride + (first + b) * INPUTS + s * groups * 4;
+            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * GROUP_BYTES, groups, values, stride, rows, kind);
+            const float *scales = u->scales + (b * subs + s) * OUTPUTS, *minima = u->minima + (b * subs + s) * OUTPUTS;
+            for (int r = 0; r < rows; r++) {
+                long at = (row + r) * x->blocks + first + b;
+                float scale = x->scales[at];
+                const int32_t *sums = x->sums + 2 * at;
+                const float *weighted = x->weighted + 2 * at;
+                int32_t sum = zero * (subs == 2 ? sums[s] : sums[0] + sums[1]);
+                float least = subs == 2 ? weighted[s] : weighted[0] + weighted[1];
+                for (int p = 0; p < PARTS; p++) {
+                    float *total = u->sums + (to + r) * OUTPUTS + p * LANES;
+                    vf dots = __builtin_convertvector(acc[r][p] - sum, vf);
+                    vf v = load_float(total) + dots * (load_float(scales + p * LANES) * scale);
+                    if (with_minimum) v += load_float(minima + p * LANES) * least;
+                    memcpy(total, &v, sizeof v);
+                }
+            }
+        }
+    }
+}
+
+INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, long rows, long first, long count, int zero,
+                         enum codes kind, const int subs, const int with_minimum) {
+    long r = 0;
+#define SOME(n)                                                                                        \
+    for (; r + n <= rows; r += n)                                                                      \
+    multiply_blocks(x, u, row + r, r, first, count, zero, n, kind, subs, with_minimum)
+#if DOT_ROWS == 8
+    SOME(8);
+#endif
+    SOME(4);
+    SOME(2);
+    SOME(1);
+#undef SOME
+}
+
+/* Blocks of a panel of one format times rows: everything about the format is a constant here. */
+#define CHUNK(name, ...)                                                                                               \
+    static void chunk_##name(const struct product *job, const uint8_t *panel, long row, long rows, long first, long count, \
+                             struct unpacked *u) {                                                                     \
+        static const struct format f = {__VA_ARGS__};                                                                  \
+        const int zero = SIGNED_CODES && (f.codes == CODES_8 || f.codes == CODES_TABLE) ? 0 : f.zero;                  \
+        const enum codes kind = f.codes == CODES_TABLE ? CODES_8 : f.codes;                                            \
+        unpack(&f, f.per ? f.per : job->w->per, panel, first, count, u);                                               \
+        multiply_all(job->x, u, row, rows, first, count, zero, kind, f.subs, f.minimum != NO_MINIMUM);                 \
+    }
+EACH_FORMAT(CHUNK)
+
+static void quantised_panel(const struct product *job, long row, long rows, long panel) {
+#define CHUNK_OF(name, ...) [name] = chunk_##name,
+    static void (*const chunk[])(const struct product *, const uint8_t *, long, long, long, long, struct unpacked *) = {
+        EACH_FORMAT(CHUNK_OF)};
+    const struct quantised *w = job->w;
+    const struct format *f = &formats[w->format];
+    struct unpacked u;
+    long blocks = job->x->blocks, sections = (blocks + w->per - 1) / w->per;
+    const uint8_t *packed = (const uint8_t *)(intptr_t)w->packed + panel * sections * (f->head + w->per * f->block);
+    memset(u.sums, 0, rows * OUTPUTS * sizeof *u.sums);
+    for (long b = 0; b < blocks; b += CHUNK_BLOCKS)
+        chunk[w->format](job, packed, row, rows, b, blocks - b < CHUNK_BLOCKS ? blocks - b : CHUNK_BLOCKS, &u);
+    const float *bias = (const float *)(intptr_t)w->bias;
+    long column = panel * OUTPUTS, width = w->n - column < OUTPUTS ? w->n - column : OUTPUTS;
+    for (long r = 0; r < rows; r++) {
+        long at = (row + r) * job->width + job->first + column;
+        EACH_PART(i, left, width, {
+            vf v = load_float(u.sums + r * OUTPUTS + i);
+            if (bias) v += load_part(bias, column + i, left, FLOAT32);
+            if (job->out_type == BFLOAT16)
+                store_part(job->out, at + i, left, v, BFLOAT16);
+            else
+                store_part(job->out, at + i, left, v, FLOAT32);
+        });
+    }
+}

@@ -1,0 +1,17 @@
+/* Registers of 256 bits as the kernels use them. */
+#include <immintrin.h>
+
+#define LANES 8
+typedef __m256i bytes;
+
+#define load_half(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
+#define look_up(v, table) \
+    ((pairs)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table))), (__m256i)(v)))
+#define set_words(w) _mm256_set1_epi32(w)
+#define add_shorts(a, b) _mm256_add_epi16(a, b)
+#define add_words(a, b) _mm256_add_epi32(a, b)
+#define widen_shorts(v) _mm256_madd_epi16(v, _mm256_set1_epi16(1))
+#define multiply_add_bytes(codes, values) _mm256_maddubs_epi16(codes, values)
+#define magnitudes(v) _mm256_abs_epi8(v)
+#define with_signs(v, of) _mm256_sign_epi8(v, of)
+#define dot_bytes(sum, codes, values) _mm256_dpbusd_avx_epi32(sum, codes, values)

@@ -1,0 +1,17 @@
+/* Registers of 512 bits as the kernels use them. */
+#include <immintrin.h>
+
+#define LANES 16
+typedef __m512i bytes;
+
+#define load_half(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
+#define look_up(v, table) \
+    ((pairs)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table))), (__m512i)(v)))
+#define set_words(w) _mm512_set1_epi32(w)
+#define add_shorts(a, b) _mm512_add_epi16(a, b)
+#define add_words(a, b) _mm512_add_epi32(a, b)
+#define widen_shorts(v) _mm512_madd_epi16(v, _mm512_set1_epi16(1))
+#define multiply_add_bytes(codes, values) _mm512_maddubs_epi16(codes, values)
+#define magnitudes(v) _mm512_abs_epi8(v)
+#define with_signs(v, of) _mm512_mask_sub_epi8(v, _mm512_movepi8_mask(of), _mm512_setzero_si512(), v)
+#define dot_bytes(sum, codes, values) _mm512_dpbusd_epi32(sum, codes, values)
