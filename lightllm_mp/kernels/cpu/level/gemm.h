@@ -3,38 +3,47 @@
  * Each output is one accumulator that takes its products in order of k, so a row does not depend on the others.
  * A level says how many rows and vectors of a panel it keeps in registers: TILE_M and TILE_N. */
 #define VECTORS (PANEL / LANES) /* of a panel */
+#define WIDENED 128             /* inputs of a bfloat16 panel that are made float32 at once */
+#define FEW_ROWS 4              /* so many take bfloat16 as it is */
 
 #include "store.h"
 
-/* x [rows, k] times `vecs` vectors of a panel; the number of rows and of vectors are constants in each copy. */
-INLINE void multiply(const float *x, long k, const void *packed, enum dtype type, const int rows, const int vecs,
-                     float *sums) {
+/* What `multiply` reads: x [rows, k] with lines `stride` apart, and a part of a panel. */
+struct operands {
+    const float *x;
+    long stride, k;
+    const void *packed;
+};
+
+/* Adds to (or, if `begin`, sets) the sums of `vecs` vectors of a panel; the number of rows and of vectors are constants
+ * in each copy. */
+INLINE void multiply(const struct operands *o, enum dtype type, const int rows, const int vecs, float *sums, int begin) {
     vf acc[TILE_M][VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vecs; v++) acc[r][v] = (vf){0};
+        for (int v = 0; v < vecs; v++) acc[r][v] = begin ? (vf){0} : load_float(sums + r * PANEL + v * LANES);
     if (type == FLOAT32) {
-        for (long i = 0; i < k; i++) {
+        for (long i = 0; i < o->k; i++) {
             vf b[VECTORS];
-            for (int v = 0; v < vecs; v++) b[v] = load_float((const float *)packed + i * PANEL + v * LANES);
+            for (int v = 0; v < vecs; v++) b[v] = load_float((const float *)o->packed + i * PANEL + v * LANES);
             for (int r = 0; r < rows; r++) {
-                float a = x[r * k + i];
+                float a = o->x[r * o->stride + i];
                 for (int v = 0; v < vecs; v++) acc[r][v] += a * b[v];
             }
         }
     } else {
-        for (long i = 0; i < k; i += 2) { /* a 32-bit word holds two values of k: the low half is the even one */
+        for (long i = 0; i < o->k; i += 2) { /* a 32-bit word holds two values of k: the low half is the even one */
             vf even[VECTORS], odd[VECTORS];
             for (int v = 0; v < vecs; v++) {
-                vu word = (vu)load_float((const uint16_t *)packed + i * PANEL + v * 2 * LANES);
+                vu word = (vu)load_float((const uint16_t *)o->packed + i * PANEL + v * 2 * LANES);
                 even[v] = (vf)(word << 16);
                 odd[v] = (vf)(word & 0xffff0000u);
             }
             for (int r = 0; r < rows; r++) {
-                float a = x[r * k + i];
+                float a = o->x[r * o->stride + i];
                 for (int v = 0; v < vecs; v++) acc[r][v] += a * even[v];
             }
             for (int r = 0; r < rows; r++) {
-                float a = x[r * k + i + 1];
+                float a = o->x[r * o->stride + i + 1];
                 for (int v = 0; v < vecs; v++) acc[r][v] += a * odd[v];
             }
         }
@@ -43,48 +52,66 @@ INLINE void multiply(const float *x, long k, const void *packed, enum dtype type
         for (int v = 0; v < vecs; v++) memcpy(sums + r * PANEL + v * LANES, &acc[r][v], sizeof(vf));
 }
 
-/* A whole panel: few rows at once, or parts of it that fit the registers. */
-INLINE void multiply_panel(const float *x, long k, const void *packed, enum dtype type, const int rows, float *sums) {
+/* A whole panel: all of it for a lone row, else in parts that fit the registers. */
+INLINE void multiply_panel(const struct operands *whole, enum dtype type, const int rows, float *sums, int begin) {
     const int vecs = rows == 1 || TILE_N > VECTORS ? VECTORS : TILE_N;
-    long size = type == BFLOAT16 ? 2 * 2 : 4;
-    for (int v = 0; v < VECTORS; v += vecs)
-        multiply(x, k, (const char *)packed + v * LANES * size, type, rows, vecs, sums + v * LANES);
+    for (int v = 0; v < VECTORS; v += vecs) {
+        struct operands part = *whole;
+        part.packed = (const char *)whole->packed + v * LANES * 4; /* also for pairs of bfloat16 */
+        multiply(&part, type, rows, vecs, sums + v * LANES, begin);
+    }
 }
 
-INLINE void multiply_rows(const float *x, long k, const void *packed, enum dtype type, long rows, float *sums) {
+INLINE void multiply_few(const struct operands *o, enum dtype type, long rows, float *sums, int begin) {
     switch (rows) {
-        case 1: multiply_panel(x, k, packed, type, 1, sums); break;
-        case 2: multiply_panel(x, k, packed, type, 2, sums); break;
-        case 3: multiply_panel(x, k, packed, type, 3, sums); break;
-#if TILE_M > 4
-        case 4: multiply_panel(x, k, packed, type, 4, sums); break;
-        case 5: multiply_panel(x, k, packed, type, 5, sums); break;
-#endif
-#if TILE_M > 6
-        case 6: multiply_panel(x, k, packed, type, 6, sums); break;
-        case 7: multiply_panel(x, k, packed, type, 7, sums); break;
-#endif
-        default: multiply_panel(x, k, packed, type, TILE_M, sums); break;
+        case 1: multiply_panel(o, type, 1, sums, begin); break;
+        case 2: multiply_panel(o, type, 2, sums, begin); break;
+        case 3: multiply_panel(o, type, 3, sums, begin); break;
+        default: multiply_panel(o, type, 4, sums, begin); break;
     }
 }
 
-INLINE void whole_panel(const struct gemm *g, const float *x, long row, long rows, long panel, enum dtype type) {
-    long k = type == BFLOAT16 ? (g->k + 31) / 32 * 32 : g->k;
-    const char *packed = (const char *)g->packed + panel * PANEL * k * (type == BFLOAT16 ? 2 : 4);
-    float sums[TILE_M * PANEL] __attribute__((aligned(64)));
-    for (long r = 0; r < rows; r += TILE_M) {
-        long some = rows - r < TILE_M ? rows - r : TILE_M;
-        multiply_rows(x + (row + r) * k, k, packed, type, some, sums);
-        store_panel(g, sums, row + r, some, panel);
-    }
+INLINE void multiply_rows(struct operands o, long rows, float *sums, int begin) {
+    for (; rows >= TILE_M; rows -= TILE_M, o.x += TILE_M * o.stride, sums += TILE_M * PANEL)
+        multiply_panel(&o, FLOAT32, TILE_M, sums, begin);
+    for (; rows > 0; rows -= 4, o.x += 4 * o.stride, sums += 4 * PANEL) multiply_few(&o, FLOAT32, rows, sums, begin);
 }
 
 static void float_panel(const struct gemm *g, const void *x, long row, long rows, long panel) {
-    whole_panel(g, x, row, rows, panel, FLOAT32);
+    float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
+    struct operands o = {(const float *)x + row * g->k, g->k, g->k, (const float *)g->packed + panel * PANEL * g->k};
+    multiply_rows(o, rows, sums, 1);
+    store_panel(g, sums, row, rows, panel);
+}
+
+/* Inputs [from, from + count) of a bfloat16 panel as float32 [count][PANEL]. */
+INLINE void widen_panel(const uint16_t *packed, long from, long count, float *wide) {
+    for (long i = 0; i < count; i += 2) {
+        for (int v = 0; v < PANEL; v += LANES) {
+            vu word = (vu)load_float(packed + (from + i) * PANEL + 2 * v);
+            store(wide, i * PANEL + v, (vf)(word << 16), FLOAT32);
+            store(wide, (i + 1) * PANEL + v, (vf)(word & 0xffff0000u), FLOAT32);
+        }
+    }
 }
 
 static void bf16_panel(const struct gemm *g, const void *x, long row, long rows, long panel) {
-    whole_panel(g, x, row, rows, panel, BFLOAT16);
+    float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
+    float wide[WIDENED * PANEL] __attribute__((aligned(64)));
+    long k = (g->k + 31) / 32 * 32;
+    const uint16_t *packed = (const uint16_t *)g->packed + panel * PANEL * k;
+    struct operands o = {(const float *)x + row * k, k, k, packed};
+    if (rows <= FEW_ROWS) {
+        multiply_few(&o, BFLOAT16, rows, sums, 1);
+    } else {
+        o.packed = wide;
+        for (long from = 0; from < k; from += WIDENED, o.x += WIDENED) {
+            o.k = k - from < WIDENED ? k - from : WIDENED;
+            widen_panel(packed, from, o.k, wide);
+            multiply_rows(o, rows, sums, from == 0);
+        }
+    }
+    store_panel(g, sums, row, rows, panel);
 }
 
 static void widen(const uint16_t *from, float *to, long m, long k, long kp) {
