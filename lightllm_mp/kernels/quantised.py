@@ -1,15 +1,18 @@
 """Quantised weights as values, whatever a backend makes of them.
 
-Two forms: one scale per output (made at load from a plain weight), and codes of 4 bits with a scale and a zero point
-per group of inputs (AWQ and GPTQ checkpoints). What each stands for is defined in `reference/quantised.py`.
+Three forms: one scale per output (made at load from a plain weight), codes of 4 bits with a scale and a zero point per
+group of inputs (AWQ and GPTQ checkpoints), and rows of ggml blocks (GGUF files). What each stands for is defined in
+`reference/quantised.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 
@@ -67,7 +70,44 @@ class GroupedWeight:
         return GroupedWeight(*(x.to(device) for x in (self.codes, self.scales, self.zeros, self.group_of)))
 
 
-QuantisedWeight = ScaledWeight | GroupedWeight
+class BlockRows(NamedTuple):
+    """Rows of a GGUF file as they stand there."""
+
+    rows: Tensor
+    """uint8 [n, bytes of a row]."""
+    type: GGMLQuantizationType
+
+    @property
+    def columns(self) -> int:
+        """Inputs, k."""
+        inputs, size = GGML_QUANT_SIZES[self.type]
+        return self.rows.shape[1] // size * inputs
+
+    def cut(self, begin: int, end: int) -> BlockRows | None:
+        """Some of the inputs; None where the cut does not fall between blocks."""
+        inputs, size = GGML_QUANT_SIZES[self.type]
+        if begin % inputs or end % inputs:
+            return None
+        return BlockRows(self.rows[:, begin // inputs * size : end // inputs * size], self.type)
+
+    def zeros(self, count: int) -> BlockRows:
+        """Rows of zeros: in every type a block of zero bytes stands for zeros."""
+        return BlockRows(self.rows.new_zeros(count, self.rows.shape[1]), self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight:
+    """Rows of ggml blocks, stacked: the parts may be of different types."""
+
+    parts: tuple[BlockRows, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a backend keeps."""
+        return sum(part.rows.nbytes for part in self.parts)
+
+
+QuantisedWeight = ScaledWeight | GroupedWeight | BlockWeight
 
 
 def stacked(parts: Sequence[GroupedWeight]) -> GroupedWeight | None:

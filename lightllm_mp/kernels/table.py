@@ -116,8 +116,8 @@ class OpTable:
     """(x [tokens, k]) -> x @ weight.T + bias, [tokens, n] in x's dtype."""
     linear_float: Callable[[Tensor, Prepared], Tensor]
     """As `linear`, but the result is float32 and not rounded to x's dtype: for logits."""
-    embedding: Callable[[Tensor, Tensor], Tensor]
-    """(ids [tokens], table [vocab, hidden]) -> [tokens, hidden]."""
+    embedding: Callable[[Tensor, Tensor | Prepared], Tensor]
+    """(ids [tokens], table [vocab, hidden], or what `prepare_quantised` made of it) -> [tokens, hidden]."""
     norm: Callable[[Tensor, Norm], Tensor]
     """(x, norm) -> x normalised, times the weight, plus the bias."""
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
@@ -147,3 +147,5 @@ class OpTable:
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation): the weighted sum of each token's experts, each
     down(activation(gate x) * up x), [tokens, k]."""
+    block_types: frozenset[int] = frozenset()
+    """ggml's numbers of the types whose blocks `prepare_quantised` keeps, for activations in bfloat16."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight, stacked
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, stacked
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import OpTable, Prepared
-from lightllm_mp.models.placing import Source, part_of_packed, place
+from lightllm_mp.models.placing import Source, part_of_packed, parts_of_blocks, place, without_gaps
 from lightllm_mp.models.sharding import WHOLE, Cut
 from lightllm_mp.models.weights import Param, Piece
 
@@ -49,6 +50,7 @@ class Weights:
         self._tensors: dict[str, torch.Tensor] = {}
         self._saved = 0
         self._packed: dict[str, dict[int, GroupedWeight]] = {}
+        self._blocks: dict[str, list[tuple[int, BlockRows]]] = {}
         self._linears: dict[str, Prepared] = {}
         for param in params:
             row = 0
@@ -56,6 +58,11 @@ class Weights:
                 self._place.setdefault(piece.name, []).append((param, piece, row))
                 row += piece.shape[0]
             self._missing[param.target] = len(param.pieces)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of all that is not quantised."""
+        return self._dtype
 
     @property
     def nbytes(self) -> int:
@@ -67,11 +74,17 @@ class Weights:
         places = self._place[name]
         return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
 
-    def add(self, name: str, tensor: Source | GroupedWeight) -> None:
+    def keeps_blocks(self, name: str) -> bool:
+        """Whether a tensor of the file may stay in ggml blocks: it is used as projections and as the embedding."""
+        return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
+
+    def add(self, name: str, tensor: Source | GroupedWeight | BlockRows) -> None:
         """Copies one tensor of the file to where it belongs. What the file has in 4 bits stays so in the projections of
-        layers and is expanded elsewhere."""
+        layers and is expanded elsewhere; ggml blocks stay so in the embedding and the head too."""
         for param, piece, row in self._place[name]:
-            if not isinstance(tensor, GroupedWeight):
+            if isinstance(tensor, BlockRows):
+                self._add_blocks(param, piece, row, tensor)
+            elif not isinstance(tensor, GroupedWeight):
                 self._copy(param, piece, row, tensor)
             elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
                 part = tensor.reordered(piece.transform) if piece.transform else tensor
@@ -81,6 +94,15 @@ class Weights:
                 self._copy(param, piece, row, expanded(tensor, self._dtype))
             self._missing[param.target] -= 1
             self._prepare_if_whole(param.target.removesuffix(".bias"))
+
+    def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
+        if piece.transform:
+            blocks = BlockRows(piece.transform(blocks.rows), blocks.type)
+        parts = parts_of_blocks(blocks, self._cuts[param.target], row) if _may_be_blocks(param.target) else None
+        if parts is not None:
+            self._blocks.setdefault(param.target, []).extend(parts)
+        else:
+            self._copy(param, replace(piece, transform=None), row, expanded(BlockWeight((blocks,)), self._dtype))
 
     def _copy(self, param: Param, piece: Piece, row: int, tensor: Source) -> None:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
@@ -92,15 +114,21 @@ class Weights:
 
     def _prepare_if_whole(self, target: str) -> None:
         bias = target + ".bias"
-        if len(self._shapes[target]) != 2 or target.endswith(NO_PROJECTIONS):
+        if len(self._shapes[target]) != 2 or (target.endswith(NO_PROJECTIONS) and target not in self._blocks):
             return
         if self._missing[target] or self._missing.get(bias, 0):
             return
         self._linears[target] = self._prepared(target, self._tensors.pop(bias, None))
 
     def _prepared(self, target: str, bias: torch.Tensor | None) -> Prepared:
+        blocks = self._blocks.pop(target, [])
         parts = self._packed.pop(target, {})
         whole = self._tensors.pop(target, None)
+        if blocks and whole is None:
+            return self._quantised(target, BlockWeight(without_gaps(blocks, self._shapes[target][0])), bias)
+        for row, some in blocks:  # some are blocks, and some are not
+            assert whole is not None
+            whole[row : row + some.rows.shape[0]].copy_(expanded(BlockWeight((some,)), self._dtype))
         if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
             return self._quantised(target, joined, bias)
         if parts:  # not all are packed, or their groups differ
@@ -115,10 +143,14 @@ class Weights:
 
     def _quantised(self, target: str, weight: QuantisedWeight, bias: torch.Tensor | None) -> Prepared:
         prepared = self._ops.prepare_quantised(weight, bias, self._dtype)
-        held = sum(x.nbytes for x in prepared if isinstance(x, torch.Tensor))
+        held = _bytes_of(prepared)
         plain = sum(math.prod(self._shapes[name]) for name in (target, target + ".bias") if name in self._shapes)
         self._saved += max(0, plain * self._dtype.itemsize - held)
         return prepared
+
+    def shape(self, target: str) -> tuple[int, ...]:
+        """Of this rank's part."""
+        return self._shapes[target]
 
     def tensor(self, target: str) -> torch.Tensor:
         """A parameter that is used as it is: a norm weight, a bias of one, or one of `NO_PROJECTIONS`."""
@@ -131,6 +163,10 @@ class Weights:
         self.tensor(target)
         return self._tensors.pop(target)
 
+    def table(self, target: str) -> torch.Tensor | Prepared:
+        """What the op `embedding` takes."""
+        return self._linears[target] if target in self._linears else self.tensor(target)
+
     def linear(self, target: str) -> Prepared:
         """A projection in the op table's form."""
         if target not in self._linears:
@@ -141,3 +177,14 @@ class Weights:
 def _may_be_quantised(target: str) -> bool:
     """A projection inside a layer: not the head, which decides between near scores."""
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
+
+
+def _may_be_blocks(target: str) -> bool:
+    """A projection, the head too, or the embedding."""
+    return target == "embed" or not target.endswith((*NO_PROJECTIONS, ".bias"))
+
+
+def _bytes_of(prepared: Prepared) -> int:
+    if isinstance(prepared, torch.Tensor):
+        return prepared.nbytes
+    return sum(map(_bytes_of, prepared)) if isinstance(prepared, tuple) else 0

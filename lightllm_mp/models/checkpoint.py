@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels.quantised import BlockRows
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.weight_files import weight_files
 
@@ -140,14 +141,20 @@ class Respelled:
 
 
 class GGUFTensors:
-    """A GGUF file, dequantised tensor by tensor."""
+    """A GGUF file. Matrices of `block_types` (ggml's numbers) come as rows of blocks, all else is dequantised."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile, block_types: Set[int] = frozenset()) -> None:
         self.file = file
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
+        self.in_blocks = {
+            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) == 2
+        }
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
-        for name in self.file.tensors:
-            if name in wanted:
+        for name in [name for name in self.file.tensors if name in wanted]:
+            if name in self.in_blocks:
+                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.file.tensors[name].type)
+            else:
                 yield name, torch.from_numpy(self.file.read(name))
+            self.file.forget(name)

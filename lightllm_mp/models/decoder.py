@@ -54,6 +54,7 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self.weight_bytes = weights.nbytes
+        self._dtype = weights.dtype
         self.ops = ops
         self.group: Group = group or Alone()
         self._shard = shard or Shard()
@@ -88,7 +89,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.table.dtype
+        return self._dtype
 
     def reserve(self, positions: int) -> None:
         """Makes room for sequences of this length, once and for all: later steps then change no tensor of the model,

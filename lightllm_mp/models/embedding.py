@@ -33,11 +33,11 @@ class Embedding:
     """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
 
     def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group, shard: Shard) -> None:
-        self.table = weights.tensor("embed")
+        self.table, self._lines = weights.table("embed"), weights.shape("embed")[0]
         self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
         self._positions = weights.tensor("positions") if spec.learned_positions else None
         self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
-        self._scale = torch.tensor(spec.embed_scale, dtype=self.table.dtype).item()  # rounded as upstream does
+        self._scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()  # rounded as upstream does
 
     def forward(self, ids: Tensor, batch: Batch, images: Sequence[ImageRows] = ()) -> Tensor:
         """ids [tokens] -> [tokens, hidden], freshly allocated. Ids that `images` stand for may lie outside the
@@ -55,10 +55,9 @@ class Embedding:
 
     def _summed(self, ids: Tensor) -> Tensor:
         """Every id is on one rank; the others give zeros."""
-        lines = self.table.shape[0]
         line = ids - self._start
-        elsewhere = (line < 0) | (line >= lines)
-        part = self._ops.embedding(line.clamp(0, lines - 1), self.table)
+        elsewhere = (line < 0) | (line >= self._lines)
+        part = self._ops.embedding(line.clamp(0, self._lines - 1), self.table)
         return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 

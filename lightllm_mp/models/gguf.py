@@ -55,6 +55,18 @@ class GGUFFile:
             raise ModelError(f"{self.path}: tensor {name} has type {kind}, which is not supported") from error
         return values if values.flags.writeable else values.copy()
 
+    def rows(self, name: str) -> np.ndarray:
+        """The tensor's bytes, uint8 [rows, bytes of a row]: a view of the file, private to this process."""
+        tensor = self.tensors[name]
+        return np.frombuffer(self._view, np.uint8, tensor.size, tensor.start).reshape(math.prod(tensor.shape[:-1]), -1)
+
+    def forget(self, name: str) -> None:
+        """Gives back the memory of a tensor that was read: its pages are read again when they are looked at again."""
+        tensor, page = self.tensors[name], mmap.PAGESIZE
+        begin, end = tensor.start // page * page, (tensor.start + tensor.size) // page * page
+        if end > begin:
+            self._view.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def most_common_type(self) -> str:
         """Name of the type that most weight matrices are stored in, in lower case."""
         kinds = Counter(t.type.name for t in self.tensors.values() if len(t.shape) > 1)
@@ -67,7 +79,7 @@ def read_gguf(path: Path) -> GGUFFile:
     """Opens a file and parses its header. Raises ModelError when it is not a whole, sane GGUF file."""
     try:
         with path.open("rb") as file:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
     cursor = GGUFCursor(view, path.name)

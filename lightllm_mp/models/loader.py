@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Literal
 
@@ -43,23 +44,26 @@ def load_model(
     """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
 
     `ops` replaces the op table that `kernels.select` would choose. `quantization` is what becomes of the projections
-    inside the layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits. A rank of a `group` reads
-    and keeps its own part. `dummy`: random weights, of the folder only config.json is read. Raises ModelError, naming
-    the tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
+    inside the layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits, and GGUF files in the
+    blocks that the op table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights, of the
+    folder only config.json is read. Raises ModelError, naming the tensor or file, for anything that is missing,
+    surplus, mis-shaped or corrupt.
     """
     path = language_half(Path(path))
-    spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device)
+    ops = ops or op_table(device, dtype)
+    block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
+    spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device, block_types)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
-    ops = ops or op_table(device, dtype)
     group = group or Alone()
     found = {param.target: cut_of(param, spec, group.rank, group.size) for param in params}
     cuts = {target: cut for target, cut in found.items() if cut is not None}
     params = [param for param in params if param.target in cuts]
     weights = Weights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
     if torch.device(device).type == "cpu" or (quantization == "none" and not isinstance(checkpoint, PackedCheckpoint)):
-        check_room(weights.nbytes, device, group.size)  # elsewhere it takes less, and how much less is known at the end
+        # Elsewhere it takes less, and how much less is known at the end.
+        check_room(weights.nbytes - _saved_by_blocks(checkpoint, weights) // group.size, device, group.size)
     wanted = _names(params)
     total, done = sum(checkpoint.sizes[name] for name in wanted), 0
     for name, tensor in checkpoint.stream(wanted, {name for name in wanted if weights.partly(name)}):
@@ -71,11 +75,21 @@ def load_model(
     return Decoder(local, ops, weights, device=device, group=group, shard=shard)
 
 
-def _opened(path: Path, device: torch.device | str) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+def _saved_by_blocks(checkpoint: Checkpoint, weights: Weights) -> int:
+    """Bytes by which a GGUF file's own blocks are fewer than the model's dtype would take."""
+    if not isinstance(checkpoint, GGUFTensors):
+        return 0
+    kept = [name for name in checkpoint.in_blocks if weights.keeps_blocks(name)]
+    return sum(math.prod(checkpoint.shapes[name]) * weights.dtype.itemsize - checkpoint.sizes[name] for name in kept)
+
+
+def _opened(
+    path: Path, device: torch.device | str, block_types: Set[int]
+) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
         family, spec, file = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(file), family.gguf_weights(spec), family.ignore
+        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec), family.ignore
     if not path.is_dir():
         read_model_config(path)  # says what is wrong with the path
     family, spec = hf_model(path)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import GroupedWeight
+from lightllm_mp.kernels.quantised import BlockRows, GroupedWeight
 from lightllm_mp.models.sharding import Cut, Lines, Run
 
 
@@ -40,6 +40,33 @@ def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, Gr
         begin, count, _ = cut.columns.runs[0]
         weight = weight.columns(begin, begin + count)
     return rows[0].to, weight
+
+
+def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, BlockRows]] | None:
+    """The rank's parts of a piece that begins at line `first` of its parameter, each with its first line in the rank's
+    own. None where columns cannot be cut between blocks."""
+    if cut.columns is not None:
+        (run,) = cut.columns.runs
+        own = blocks.cut(run.start, run.start + run.length)
+        if own is None or cut.columns.padded:
+            return None
+        blocks = own
+    runs = _rows(cut, first, blocks.rows.shape[0])
+    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs]
+
+
+def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockRows, ...]:
+    """Parts by their first line, filled up with zeros to `count` lines."""
+    whole: list[BlockRows] = []
+    at = 0
+    for to, part in sorted(parts, key=lambda entry: entry[0]):
+        if to > at:
+            whole.append(part.zeros(to - at))
+        whole.append(part)
+        at = to + part.rows.shape[0]
+    if at < count:
+        whole.append(whole[-1].zeros(count - at))
+    return tuple(whole)
 
 
 def _rows(cut: Cut, first: int, count: int) -> list[Run]:

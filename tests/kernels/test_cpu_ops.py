@@ -194,3 +194,36 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 q, batch = step.part(sequence, start, end)
                 got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])
+
+
+EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[1:8:3], ids=str)
+def test_attention_over_eight_bits(dtype, stored, layout):
+    step = RandomStep([(1, 1), (70, 130), (1, 200), (5, 64)], layout, dtype)
+    arguments = (step.q, step.stored_as(stored), step.batch, layout)
+    whole = CPU.attention(*arguments)
+    close(whole, REFERENCE.attention(*arguments), dtype)
+    q, batch = step.part(1, 33, 40)
+    assert torch.equal(CPU.attention(q, arguments[1], batch, layout), whole[34:41])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_keys_and_values_are_rounded_to_eight_bits(dtype, stored, head_dim):
+    """Bit for bit as the reference rounds them, but where a rotated key itself differs in its last bit."""
+    layout = HeadLayout(heads=4, kv_heads=2, head_dim=head_dim, scale=1.0)
+    step = RandomStep([(300, 350), (1, 7)], layout, dtype)
+    step.qkv[5] *= 1e-6
+    step.qkv[6] = 0
+    angles = torch.zeros(400, head_dim // 2)
+    rotation = Rotation(angles.cos(), angles.sin())
+    mine, theirs = step.stored_as(stored), step.stored_as(stored)
+    CPU.rotary_kv_write(step.qkv.clone(), rotation, mine, step.batch, layout, None)
+    REFERENCE.rotary_kv_write(step.qkv.clone(), rotation, theirs, step.batch, layout, None)
+    for got, expected in zip(mine, theirs, strict=True):
+        assert torch.equal(got.view(torch.uint8), expected.view(torch.uint8))

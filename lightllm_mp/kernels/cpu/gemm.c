@@ -50,21 +50,32 @@ int gemm_run(const struct gemm *g) {
     return 0;
 }
 
+/* All weights share one row of tasks: for each chunk of rows, those of the first weight, then those of the next. */
 struct quantised_job {
-    struct product product;
-    long panels, tasks_per_chunk;
+    struct product product; /* of the first weight */
+    long tasks_per_chunk;
 };
+
+static long tasks_of(const struct quantised *w) {
+    long panels = (w->n + OUTPUTS - 1) / OUTPUTS;
+    return (panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
+}
 
 static void quantised_task(void *arg, long task) {
     const struct quantised_job *job = arg;
-    long row = task / job->tasks_per_chunk * MAX_ROWS_AT_ONCE, panel = task % job->tasks_per_chunk * PANELS_PER_TASK;
-    for (long p = panel; p < panel + PANELS_PER_TASK && p < job->panels; p++)
-        kernels->quantised_panel(&job->product, row, some_rows(job->product.x->m, row), p);
+    struct product product = job->product;
+    long row = task / job->tasks_per_chunk * MAX_ROWS_AT_ONCE, left = task % job->tasks_per_chunk;
+    for (; left >= tasks_of(product.w); product.w++) {
+        left -= tasks_of(product.w);
+        product.first += product.w->n;
+    }
+    for (long p = left * PANELS_PER_TASK; p < (left + 1) * PANELS_PER_TASK && p * OUTPUTS < product.w->n; p++)
+        kernels->quantised_panel(&product, row, some_rows(product.x->m, row), p);
 }
 
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type) {
-    long blocks = (k + INPUTS - 1) / INPUTS, width = 0, first = 0, each = m * blocks;
+    long blocks = (k + INPUTS - 1) / INPUTS, each = m * blocks;
     char *scratch = malloc(each * (INPUTS + sizeof(float) + 2 * sizeof(int32_t) + 2 * sizeof(float)));
     if (scratch == NULL) return -1;
     struct rounded rounded = {x, m, k, blocks, type, (int8_t *)scratch, NULL, NULL, NULL};
@@ -72,12 +83,12 @@ int quantised_run(const void *x, const struct quantised *weights, long count, vo
     rounded.sums = (int32_t *)(rounded.scales + each);
     rounded.weighted = (float *)(rounded.sums + 2 * each);
     over_rows(kernels->round_rows, &rounded, m, k);
-    for (long i = 0; i < count; i++) width += weights[i].n;
-    for (long i = 0; i < count; first += weights[i++].n) {
-        long panels = (weights[i].n + OUTPUTS - 1) / OUTPUTS, tasks = (panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
-        struct quantised_job job = {{&rounded, &weights[i], out, width, first, out_type}, panels, tasks};
-        parallel_for(quantised_task, &job, tasks * row_chunks(m));
+    struct quantised_job job = {{&rounded, weights, out, 0, 0, out_type}, 0};
+    for (long i = 0; i < count; i++) {
+        job.product.width += weights[i].n;
+        job.tasks_per_chunk += tasks_of(&weights[i]);
     }
+    parallel_for(quantised_task, &job, job.tasks_per_chunk * row_chunks(m));
     free(scratch);
     return 0;
 }

@@ -34,7 +34,7 @@ int gemm_run(const struct gemm *g); /* 0, or -1 when memory for its scratch is l
  * A weight stands for scale * (code - zero), or scale * code + minimum. Outputs lie in panels of OUTPUTS, inputs in
  * blocks of INPUTS, each cut into GROUPS of four: the layout that an instruction wants which multiplies four bytes of
  * each output by the same four of x. A panel is a row of sections; a section is a head (see `enum scaling`) and `per`
- * blocks; a block is its planes of bits (see `enum codes`), then for STEPS its steps, and those of minima.
+ * blocks; a block is its planes of bits (see `enum codes`), then its steps, and those of minima.
  *   plane of 4 bits [4][OUTPUTS][4]   groups g (low half) and g + 4 (high half)
  *   plane of 2 bits [2][OUTPUTS][4]   groups 4 * i + j at bits 2 * j
  *   plane of 1 bit  [OUTPUTS][4]      group g at bit g */
@@ -55,6 +55,7 @@ enum codes {
 enum scaling {
     HALF,  /* head: float16 scale [OUTPUTS] */
     STEPS, /* head: float16 step [OUTPUTS]; block: int8 [subs][OUTPUTS], to be multiplied by the step */
+    NIBBLES, /* as STEPS with STEPS_MINIMUM, but both in one byte, the minimum's in its high half */
     FLOAT  /* head: float32 scale [OUTPUTS] */
 };
 enum minimum {
@@ -72,7 +73,7 @@ enum minimum {
     X(Q5_0, CODES_5, HALF, NO_MINIMUM, 1, 16, 1, 32, 320)       \
     X(Q5_1, CODES_5, HALF, HALF_MINIMUM, 1, 0, 1, 64, 320)      \
     X(Q8_0, CODES_8, HALF, NO_MINIMUM, 1, 128, 1, 32, 512)      \
-    X(Q2_K, CODES_2, STEPS, STEPS_MINIMUM, 2, 0, 8, 64, 192)    \
+    X(Q2_K, CODES_2, NIBBLES, STEPS_MINIMUM, 2, 0, 8, 64, 160)  \
     X(Q3_K, CODES_3, STEPS, NO_MINIMUM, 2, 4, 8, 32, 224)       \
     X(Q4_K, CODES_4, STEPS, STEPS_MINIMUM, 1, 0, 8, 64, 288)    \
     X(Q5_K, CODES_5, STEPS, STEPS_MINIMUM, 1, 0, 8, 64, 352)    \
@@ -106,8 +107,8 @@ int pack_ggml(int ggml_type, const void *rows, long row_bytes, void *packed, lon
 void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k);
 /* Codes of 4 bits, one a byte [n, k], float32 scales and zero points (uint8) [n, k / (32 * per)]. */
 void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zeros, void *packed, long n, long k, long per);
-/* Lines of a weight as values: out [count, k] of `type`. */
-void expand_rows(const struct quantised *w, long k, const int64_t *rows, long count, void *out, enum dtype type);
+/* Lines of weights that are stacked, as values: out [count, k] of `type`. */
+void expand_rows(const struct quantised *parts, long k, const int64_t *rows, long count, void *out, enum dtype type);
 
 struct rounded { /* rows of x as int8 */
     const void *x; /* [m, k] of `type` */

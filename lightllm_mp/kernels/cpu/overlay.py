@@ -11,6 +11,7 @@ from torch import Tensor
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.cpu.experts import experts, prepare_experts, route
+from lightllm_mp.kernels.cpu.quantised import BLOCK_TYPES, QuantisedLinear, expanded_rows, multiplied, prepare_quantised
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, KV_TYPES, TYPES, float_bits, floats
 from lightllm_mp.kernels.quantised import QuantisedWeight
@@ -43,9 +44,10 @@ def table() -> OpTable | None:
         name="cpu",
         exact_rows=True,
         prepare_linear=prepare_linear,
-        prepare_quantised=prepare_quantised,
+        prepare_quantised=prepare_projection,
         linear=linear,
         linear_float=linear_float,
+        embedding=embedding,
         norm=norm,
         add_norm=add_norm,
         rotary_kv_write=rotary_kv_write,
@@ -55,6 +57,7 @@ def table() -> OpTable | None:
         route=route,
         prepare_experts=prepare_experts,
         experts=experts,
+        block_types=BLOCK_TYPES,
     )
 
 
@@ -73,12 +76,18 @@ def prepare_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
     return PackedLinear(packed, bias, n, k, packed.data_ptr(), 0 if bias is None else bias.data_ptr())
 
 
-def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
-    """Expanded once, at load: on a CPU the products are as fast as those of a plain weight, and as large."""
-    return prepare_linear(expanded(weight, dtype), bias)
+def prepare_projection(
+    weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype
+) -> PackedLinear | QuantisedLinear:
+    """In as many bits as it comes, for products with activations of 8 bits, where the model runs in bfloat16; in
+    float32, which is asked for to be exact, it is expanded."""
+    packed = prepare_quantised(weight, bias) if dtype == torch.bfloat16 else None
+    return packed or prepare_linear(expanded(weight, dtype), bias)
 
 
-def linear(x: Tensor, w: PackedLinear) -> Tensor:
+def linear(x: Tensor, w: PackedLinear | QuantisedLinear) -> Tensor:
+    if isinstance(w, QuantisedLinear):
+        return multiplied(x, w, x.dtype)
     m = x.shape[0]
     out = torch.empty((m, w.n), dtype=x.dtype)
     kind = TYPES[x.dtype]
@@ -86,12 +95,20 @@ def linear(x: Tensor, w: PackedLinear) -> Tensor:
     return out
 
 
-def linear_float(x: Tensor, w: PackedLinear) -> Tensor:
-    m = x.shape[0]
+def linear_float(x: Tensor, w: PackedLinear | QuantisedLinear) -> Tensor:
     x = x.contiguous()
+    if isinstance(w, QuantisedLinear):
+        return multiplied(x, w, torch.float32)
+    m = x.shape[0]
     out = torch.empty((m, w.n), dtype=torch.float32)
     _c.gemm(x.data_ptr(), w.address, w.bias_address, out.data_ptr(), m, w.n, w.k, TYPES[x.dtype], 0)
     return out
+
+
+def embedding(ids: Tensor, table: Tensor | QuantisedLinear) -> Tensor:
+    if isinstance(table, QuantisedLinear):
+        return expanded_rows(ids, table, torch.bfloat16)
+    return torch.index_select(table, 0, ids)
 
 
 def norm(x: Tensor, by: Norm) -> Tensor:

@@ -243,9 +243,10 @@ static void pack_decoded(const struct packing *job, uint8_t *head, uint8_t *bloc
     for (int i = 0; i < INPUTS; i++) put_code(block, f->codes, output, i, d.codes[i]);
     memcpy(head + 2 * output, &d.scale, 2);
     if (f->minimum != NO_MINIMUM) memcpy(head + 2 * OUTPUTS + 2 * output, &d.minimum, 2);
-    if (f->scaling != STEPS) return;
     uint8_t *steps = block + steps_at(f->codes);
     for (int s = 0; s < f->subs; s++) {
+        if (f->scaling == NIBBLES) steps[s * OUTPUTS + output] = (uint8_t)(d.steps[s] | d.minimum_steps[s] << 4);
+        if (f->scaling != STEPS) continue;
         steps[s * OUTPUTS + output] = (uint8_t)d.steps[s];
         if (f->minimum == STEPS_MINIMUM) steps[(f->subs + s) * OUTPUTS + output] = d.minimum_steps[s];
     }
@@ -295,39 +296,69 @@ void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zero
     pack_panels(&job);
 }
 
+static float half_at(const uint8_t *p, long i) {
+    uint16_t half;
+    memcpy(&half, p + 2 * i, 2);
+    return half_float(half);
+}
+
 /* Scale and minimum of one output in a part of a block. */
 static void scale_of(const struct format *f, const uint8_t *head, const uint8_t *block, long output, int sub, float *scale,
                      float *minimum) {
     const uint8_t *second = head + (f->scaling == FLOAT ? 4 : 2) * OUTPUTS, *steps = block + steps_at(f->codes);
-    uint16_t half, second_half;
-    memcpy(&half, head + 2 * output, 2);
-    memcpy(&second_half, second + 2 * output, 2);
-    *minimum = 0;
-    if (f->scaling == FLOAT)
-        memcpy(scale, head + 4 * output, 4);
-    else
-        *scale = half_float(half) * (f->scaling == STEPS ? (float)(int8_t)steps[sub * OUTPUTS + output] : 1.0f);
-    if (f->minimum == HALF_MINIMUM) *minimum = half_float(second_half);
-    if (f->minimum == STEPS_MINIMUM) *minimum = -half_float(second_half) * steps[(f->subs + sub) * OUTPUTS + output];
-    if (f->minimum == ZERO_POINT) *minimum = -*scale * second[output];
+    uint8_t step = steps[sub * OUTPUTS + output], least = steps[(f->subs + sub) * OUTPUTS + output];
+    switch (f->scaling) {
+        case FLOAT: memcpy(scale, head + 4 * output, 4); break;
+        case STEPS: *scale = half_at(head, output) * (int8_t)step; break;
+        case NIBBLES:
+            *scale = half_at(head, output) * (step & 15);
+            least = step >> 4;
+            break;
+        default: *scale = half_at(head, output); break;
+    }
+    switch (f->minimum) {
+        case HALF_MINIMUM: *minimum = half_at(second, output); break;
+        case STEPS_MINIMUM: *minimum = -half_at(second, output) * least; break;
+        case ZERO_POINT: *minimum = -*scale * second[output]; break;
+        default: *minimum = 0; break;
+    }
 }
 
-void expand_rows(const struct quantised *w, long k, const int64_t *rows, long count, void *out, enum dtype type) {
+struct expansion {
+    const struct quantised *parts;
+    const int64_t *rows;
+    void *out;
+    long k;
+    enum dtype type;
+};
+
+static void expand_row(const struct expansion *job, const struct quantised *w, long line, long row) {
     const struct format *f = &formats[w->format];
-    long bytes = panel_bytes(f, w->per, k);
-    for (long r = 0; r < count; r++) {
-        const uint8_t *panel = (const uint8_t *)(intptr_t)w->packed + rows[r] / OUTPUTS * bytes;
-        long output = rows[r] % OUTPUTS;
-        for (long b = 0; b * INPUTS < k; b++) {
-            const uint8_t *head = panel + b / w->per * section_bytes(f, w->per);
-            const uint8_t *block = head + f->head + b % w->per * f->block;
-            float scale = 0, minimum = 0;
-            for (int i = 0; i < INPUTS && b * INPUTS + i < k; i++) {
-                if (i % (INPUTS / f->subs) == 0) scale_of(f, head, block, output, i / (INPUTS / f->subs), &scale, &minimum);
-                int code = (int)get_code(block, f->codes, output, i);
-                int value = f->codes == CODES_TABLE ? iq4_values[code] : code - f->zero;
-                store_one(out, r * k + b * INPUTS + i, scale * (float)value + minimum, type);
-            }
+    const uint8_t *panel = (const uint8_t *)(intptr_t)w->packed + line / OUTPUTS * panel_bytes(f, w->per, job->k);
+    for (long b = 0; b * INPUTS < job->k; b++) {
+        const uint8_t *head = panel + b / w->per * section_bytes(f, w->per), *block = head + f->head + b % w->per * f->block;
+        float scale = 0, minimum = 0;
+        for (int i = 0; i < INPUTS && b * INPUTS + i < job->k; i++) {
+            int each = INPUTS / f->subs;
+            if (i % each == 0) scale_of(f, head, block, line % OUTPUTS, i / each, &scale, &minimum);
+            int code = (int)get_code(block, f->codes, line % OUTPUTS, i);
+            int value = f->codes == CODES_TABLE ? iq4_values[code] : code - f->zero;
+            store_one(job->out, row * job->k + b * INPUTS + i, scale * (float)value + minimum, job->type);
         }
     }
+}
+
+static void expand_some(const void *arg, long from, long to) {
+    const struct expansion *job = arg;
+    for (long row = from; row < to; row++) {
+        const struct quantised *w = job->parts;
+        long line = job->rows[row];
+        for (; line >= w->n; w++) line -= w->n;
+        expand_row(job, w, line, row);
+    }
+}
+
+void expand_rows(const struct quantised *parts, long k, const int64_t *rows, long count, void *out, enum dtype type) {
+    struct expansion job = {parts, rows, out, k, type};
+    over_rows(expand_some, &job, count, 16 * k); /* a value takes as long as sixteen of a norm */
 }

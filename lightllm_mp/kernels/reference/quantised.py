@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from gguf.quants import dequantize
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight, ScaledWeight
+from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight, ScaledWeight
 from lightllm_mp.kernels.reference.linear import PlainLinear, prepare_linear
 
 Kind = Literal["int8", "fp8"]
@@ -30,6 +31,9 @@ def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
 
 def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
     """The weight [n, k] that a quantised one stands for: worked out in float32, rounded to `dtype` once."""
+    if isinstance(weight, BlockWeight):
+        parts = (torch.from_numpy(dequantize(part.rows.numpy(), part.type)) for part in weight.parts)
+        return torch.cat([part.to(dtype) for part in parts])
     if isinstance(weight, GroupedWeight):
         groups = weight.group_of.long()
         codes = weight.codes.float() - weight.zeros.float()[:, groups]

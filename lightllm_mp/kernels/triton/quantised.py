@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import GroupedWeight, QuantisedWeight
+from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
 from lightllm_mp.kernels.triton.launch import ALIGNED, Kernel
 from lightllm_mp.kernels.triton.matmul import matmul
@@ -23,6 +23,7 @@ ROW_WARPS = 8
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
     """4-bit weights whose groups are of unequal size or no multiple of 32 inputs become plain ones of `dtype`."""
+    assert not isinstance(weight, BlockWeight), "block_types names none"
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
     if not isinstance(weight, GroupedWeight):

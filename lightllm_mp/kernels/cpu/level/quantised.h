@@ -105,7 +105,12 @@ INLINE void unpack_scales(const struct format *f, const uint8_t *head, const uin
                 long at = (b * f->subs + s) * OUTPUTS + i;
                 vf scale = h.scale, minimum = h.minimum;
                 if (f->scaling == STEPS) scale *= load_int8(steps + s * OUTPUTS + i);
-                if (f->minimum == STEPS_MINIMUM) minimum *= -load_uint8(steps + (f->subs + s) * OUTPUTS + i);
+                if (f->scaling == STEPS && f->minimum == STEPS_MINIMUM)
+                    minimum *= -load_uint8(steps + (f->subs + s) * OUTPUTS + i);
+                if (f->scaling == NIBBLES) {
+                    scale *= load_nibbles(steps + s * OUTPUTS + i, 0);
+                    minimum *= -load_nibbles(steps + s * OUTPUTS + i, 4);
+                }
                 store(scales, at, scale, FLOAT32);
                 if (f->minimum != NO_MINIMUM) store(minima, at, minimum, FLOAT32);
             }

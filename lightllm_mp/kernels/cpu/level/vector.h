@@ -121,6 +121,12 @@ INLINE vf load_uint8(const void *p) {
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 }
 
+INLINE vf load_nibbles(const void *p, int shift) {
+    v1 b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi) >> shift & 15, vf);
+}
+
 INLINE vf load_e4m3(const void *p) {
     v1 b;
     memcpy(&b, p, sizeof b);

@@ -1,0 +1,116 @@
+"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 8 bits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from lightllm_mp.kernels.cpu.runtime import native
+from lightllm_mp.kernels.cpu.values import TYPES
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, ScaledWeight
+
+INPUTS = 32
+"""Of a block of the packed form (native.h)."""
+ROWS_INT8, GROUPS_INT4 = 12, 13
+"""Numbers of the formats that are not ggml's (native.h)."""
+
+_c = native()
+
+BLOCK_TYPES = frozenset(
+    kind.value for kind in GGMLQuantizationType if _c is not None and _c.ggml_format(kind.value) >= 0
+)
+"""ggml's types that have a packed form."""
+
+
+class QuantisedLinear(NamedTuple):
+    """A weight in parts, each in a packed form of its own."""
+
+    packed: tuple[Tensor, ...]
+    bias: Tensor | None
+    parts: Tensor
+    """int64 [parts, 5]: `struct quantised` of native.h."""
+    n: int
+    k: int
+    order: Tensor | None
+    """int64 [k]: in which order the weight takes its inputs, where it is not theirs."""
+
+
+def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> QuantisedLinear | None:
+    """None for a form that is not kept: 8-bit floats, and groups of 4 bits that are no multiple of 32 inputs."""
+    bias = None if bias is None else bias.float().contiguous()
+    if isinstance(weight, BlockWeight):
+        return _joined([_packed_blocks(part) for part in weight.parts], bias, weight.parts[0].columns)
+    if isinstance(weight, GroupedWeight):
+        return _prepared_groups(weight, bias)
+    if weight.values.dtype == torch.int8:
+        return _prepared_rows(weight, bias)
+    return None
+
+
+class _Part(NamedTuple):
+    packed: Tensor
+    n: int
+    format: int
+    per: int
+
+
+def _packed_blocks(part: BlockRows) -> _Part:
+    rows, k, n = part.rows.contiguous(), part.columns, part.rows.shape[0]
+    form = _c.ggml_format(part.type.value)
+    per = _c.blocks_per_section(form)
+    packed = torch.empty(_c.quantised_bytes(form, per, n, k), dtype=torch.uint8)
+    _c.pack_ggml(part.type.value, rows.data_ptr(), rows.shape[1], packed.data_ptr(), n, k)
+    return _Part(packed, n, form, per)
+
+
+def _prepared_rows(weight: ScaledWeight, bias: Tensor | None) -> QuantisedLinear:
+    n, k = weight.values.shape
+    values, scales, per = weight.values.contiguous(), weight.scales.float().contiguous(), -(-k // INPUTS)
+    packed = torch.empty(_c.quantised_bytes(ROWS_INT8, per, n, k), dtype=torch.uint8)
+    _c.pack_int8(values.data_ptr(), scales.data_ptr(), packed.data_ptr(), n, k)
+    return _joined([_Part(packed, n, ROWS_INT8, per)], bias, k)
+
+
+def _prepared_groups(weight: GroupedWeight, bias: Tensor | None) -> QuantisedLinear | None:
+    n, k = weight.codes.shape
+    groups = weight.scales.shape[1]
+    group_of, order = torch.sort(weight.group_of, stable=True)
+    if k % groups or k // groups % INPUTS or not torch.equal(group_of, torch.arange(k).int() // (k // groups)):
+        return None
+    in_order = torch.equal(order, torch.arange(k))
+    codes = (weight.codes if in_order else weight.codes[:, order]).contiguous()
+    scales, zeros, per = weight.scales.float().contiguous(), weight.zeros.contiguous(), k // groups // INPUTS
+    packed = torch.empty(_c.quantised_bytes(GROUPS_INT4, per, n, k), dtype=torch.uint8)
+    _c.pack_grouped(codes.data_ptr(), scales.data_ptr(), zeros.data_ptr(), packed.data_ptr(), n, k, per)
+    return _joined([_Part(packed, n, GROUPS_INT4, per)], bias, k, None if in_order else order)
+
+
+def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | None = None) -> QuantisedLinear:
+    lines, row = [], 0
+    for packed, n, form, per in parts:
+        lines.append((packed.data_ptr(), 0 if bias is None else bias[row:].data_ptr(), n, form, per))
+        row += n
+    return QuantisedLinear(tuple(part.packed for part in parts), bias, torch.tensor(lines), row, k, order)
+
+
+def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
+    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers, sums of a row are its own."""
+    if w.order is not None:
+        x = x.index_select(1, w.order)
+    m = x.shape[0]
+    out = torch.empty((m, w.n), dtype=dtype)
+    parts = w.parts
+    _c.quantised(x.data_ptr(), parts.data_ptr(), parts.shape[0], out.data_ptr(), m, w.k, TYPES[x.dtype], TYPES[dtype])
+    return out
+
+
+def expanded_rows(ids: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
+    """Lines `ids` [count] of a weight of ggml blocks as values: [count, k] of `dtype`."""
+    assert w.order is None
+    ids = ids.long().contiguous()
+    out = torch.empty((ids.shape[0], w.k), dtype=dtype)
+    _c.expand_rows(w.parts.data_ptr(), w.k, ids.data_ptr(), ids.shape[0], out.data_ptr(), TYPES[dtype])
+    return out
