@@ -178,7 +178,7 @@ static void stage_value_pair(struct tiles *s, const struct attention *job, long 
     }
 }
 
-static void prefetch_block(const struct rows *s, const struct attention *job, long block) {
+static void prefetch_tiles(const struct rows *s, const struct attention *job, long block) {
     for (long k = block; k < block + BLOCK && k < s->last; k++) {
         long at = key_at(s, job, k);
         for (long d = 0; d < job->h.head_dim; d += 32) {
@@ -236,7 +236,7 @@ static void weigh(struct tiles *s, const struct attention *job, long block, long
         float *scores = s->rows.scores + r * BLOCK;
         for (int i = 0; i < BLOCK; i += LANES) {
             vf scaled = load_float(scores + i) * job->scale;
-            memcpy(scores + i, &scaled, sizeof scaled);
+            store_float(scores + i, scaled);
         }
         bend_scores(&s->rows, job, r, block);
         softmax_row(&s->rows, job->h.head_dim, r, block, keys);
@@ -256,11 +256,11 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
         memcpy(s.q + r * hd, (const uint16_t *)job->q + s.rows.at[r], hd * sizeof(uint16_t));
     configure(upper, lower);
     long block = s.rows.earliest / BLOCK * BLOCK;
-    prefetch_block(&s.rows, job, block);
+    prefetch_tiles(&s.rows, job, block);
     for (; block < s.rows.last; block += BLOCK) {
         long left = s.rows.last - block, keys = left < BLOCK ? left : BLOCK;
         stage_block(&s, job, block, keys);
-        prefetch_block(&s.rows, job, block + BLOCK);
+        prefetch_tiles(&s.rows, job, block + BLOCK);
         score_tiles(&s, hd, keys, lower);
         weigh(&s, job, block, keys);
         mix_tiles(&s, hd, keys, lower);

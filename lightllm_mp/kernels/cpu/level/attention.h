@@ -11,6 +11,7 @@
 #define SQUARE 4
 #endif
 typedef uint32_t line __attribute__((vector_size(SQUARE * 4)));
+typedef line line_anywhere ANYWHERE;
 
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -53,23 +54,22 @@ INLINE void transpose(line r[SQUARE]) {
 #endif
 }
 
-/* Keys of SQUARE slots (from[i] NULL: zeros) into columns [column, column + SQUARE) of the transposed block. */
+/* Keys of SQUARE slots into columns [column, column + SQUARE) of the transposed block. */
 INLINE void stage_keys(float *to, const char *const *from, long head_dim, long column, enum dtype type) {
     long words = type == BFLOAT16 ? head_dim / 2 : head_dim;
     for (long w = 0; w < words; w += SQUARE) {
         line r[SQUARE];
         for (int i = 0; i < SQUARE; i++) {
-            r[i] = (line){0};
-            if (from[i]) memcpy(&r[i], from[i] + w * 4, sizeof r[i]);
+            r[i] = *(const line_anywhere *)(from[i] + w * 4);
         }
         transpose(r);
         for (int i = 0; i < SQUARE; i++) {
             if (type == BFLOAT16) {
                 line even = r[i] << 16, odd = r[i] & 0xffff0000u;
-                memcpy(to + 2 * (w + i) * BLOCK + column, &even, sizeof even);
-                memcpy(to + (2 * (w + i) + 1) * BLOCK + column, &odd, sizeof odd);
+                *(line_anywhere *)(to + 2 * (w + i) * BLOCK + column) = even;
+                *(line_anywhere *)(to + (2 * (w + i) + 1) * BLOCK + column) = odd;
             } else {
-                memcpy(to + (w + i) * BLOCK + column, &r[i], sizeof r[i]);
+                *(line_anywhere *)(to + (w + i) * BLOCK + column) = r[i];
             }
         }
     }
@@ -81,9 +81,11 @@ INLINE void widen_head(float *to, const void *pool, const uint16_t *scales, long
     for (long d = 0; d < head_dim; d += LANES) {
         const char *p = (const char *)pool + at + d;
         vf v = (type == INT8 ? load_int8(p) : load_e4m3(p)) * scale;
-        memcpy(to + d, &v, sizeof v);
+        store_float(to + d, v);
     }
 }
+
+static const char zeros[MAX_HEAD_DIM * 4];
 
 INLINE void stage_square(struct scratch *s, const struct attention *job, long block, long column, enum dtype type) {
     const char *from[SQUARE];
@@ -91,8 +93,8 @@ INLINE void stage_square(struct scratch *s, const struct attention *job, long bl
     for (int i = 0; i < SQUARE; i++) {
         long at = key_at(&s->rows, job, block + column + i);
         float *value = s->values + (column + i) * hd;
-        from[i] = NULL;
         if (at < 0) {
+            from[i] = zeros;
             memset(value, 0, hd * sizeof *value);
         } else if (type == INT8 || type == FLOAT8) {
             widen_head(s->wide + i * hd, job->keys, job->key_scales, at, hd, type);
@@ -104,6 +106,18 @@ INLINE void stage_square(struct scratch *s, const struct attention *job, long bl
         }
     }
     stage_keys(s->keys, from, hd, column, type == BFLOAT16 ? BFLOAT16 : FLOAT32);
+}
+
+/* Keys and values lie here and there in the pool: no prefetcher of the processor follows them. */
+INLINE void prefetch_block(const struct rows *s, const struct attention *job, long block) {
+    long size = job->kv_type == FLOAT32 ? 4 : job->kv_type == BFLOAT16 ? 2 : 1, bytes = job->h.head_dim * size;
+    for (long k = block; k < block + BLOCK && k < s->last; k++) {
+        long at = key_at(s, job, k) * size;
+        for (long line = 0; line < bytes; line += 64) {
+            __builtin_prefetch((const char *)job->keys + at + line);
+            __builtin_prefetch((const char *)job->values + at + line);
+        }
+    }
 }
 
 static void stage_block(struct scratch *s, const struct attention *job, long block, long keys) {
@@ -129,8 +143,8 @@ INLINE void score_rows(const struct scratch *s, long head_dim, long row, const i
         }
     }
     for (int r = 0; r < rows; r++) {
-        memcpy(to + (row + r) * BLOCK + column, &acc[r][0], sizeof(vf));
-        memcpy(to + (row + r) * BLOCK + column + LANES, &acc[r][1], sizeof(vf));
+        store_float(to + (row + r) * BLOCK + column, acc[r][0]);
+        store_float(to + (row + r) * BLOCK + column + LANES, acc[r][1]);
     }
 }
 
@@ -146,7 +160,7 @@ INLINE void mix_rows_of(struct scratch *s, long head_dim, long row, const int ro
             for (int w = 0; w < wide; w++) acc[r][w] += s->rows.scores[(row + r) * BLOCK + k] * v[w];
     }
     for (int r = 0; r < rows; r++)
-        for (int w = 0; w < wide; w++) memcpy(s->rows.out + (row + r) * head_dim + d + w * LANES, &acc[r][w], sizeof(vf));
+        for (int w = 0; w < wide; w++) store_float(s->rows.out + (row + r) * head_dim + d + w * LANES, acc[r][w]);
 }
 
 #if SCORE_ROWS == 8
@@ -201,9 +215,12 @@ static void attend(const struct attention *job, long seq, long query, long count
         scale_queries(&s, job, BFLOAT16);
     else
         scale_queries(&s, job, FLOAT32);
-    for (long block = s.rows.earliest / BLOCK * BLOCK; block < s.rows.last; block += BLOCK) {
+    long block = s.rows.earliest / BLOCK * BLOCK;
+    prefetch_block(&s.rows, job, block);
+    for (; block < s.rows.last; block += BLOCK) {
         long left = s.rows.last - block, keys = left < BLOCK ? left : BLOCK, padded = (keys + 31) / 32 * 32;
         stage_block(&s, job, block, padded);
+        prefetch_block(&s.rows, job, block + BLOCK);
         score_block(&s, hd, s.rows.count, padded);
         for (long r = 0; r < s.rows.count; r++) {
             bend_scores(&s.rows, job, r, block);

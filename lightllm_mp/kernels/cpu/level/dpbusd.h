@@ -11,7 +11,7 @@ INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, 
         for (int p = 0; p < PARTS; p++) sum[r][p] = set_words(0);
     for (int g = 0; g < groups; g++) {
         bytes w[PARTS];
-        for (int p = 0; p < PARTS; p++) memcpy(&w[p], codes + g * GROUP_BYTES + p * sizeof(bytes), sizeof(bytes));
+        for (int p = 0; p < PARTS; p++) w[p] = *(const bytes_anywhere *)(codes + g * GROUP_BYTES + p * sizeof(bytes));
         for (int r = 0; r < rows; r++) {
             int word;
             memcpy(&word, x + r * stride + g * 4, sizeof word);

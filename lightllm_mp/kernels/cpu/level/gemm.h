@@ -49,7 +49,7 @@ INLINE void multiply(const struct operands *o, enum dtype type, const int rows, 
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vecs; v++) memcpy(sums + r * PANEL + v * LANES, &acc[r][v], sizeof(vf));
+        for (int v = 0; v < vecs; v++) store_float(sums + r * PANEL + v * LANES, acc[r][v]);
 }
 
 /* A whole panel: all of it for a lone row, else in parts that fit the registers. */

@@ -6,11 +6,7 @@
  * A level gives `bytes` (its integer register) and the operations on it. */
 #define SIGNED_CODES 1
 
-INLINE bytes load_bytes(const uint8_t *p) {
-    bytes v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
+INLINE bytes load_bytes(const uint8_t *p) { return *(const bytes_anywhere *)p; }
 
 INLINE bytes same_four(const int8_t *p) {
     int word;

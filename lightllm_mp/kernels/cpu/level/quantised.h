@@ -23,11 +23,9 @@ struct unpacked {
 typedef uint16_t pairs __attribute__((vector_size(LANES * 4))); /* pairs of bytes: there are no shifts of bytes */
 #define PAIRS_OF(byte) ((byte) * 0x0101)
 
-INLINE pairs load_pairs(const uint8_t *p) {
-    pairs v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
+typedef pairs pairs_anywhere ANYWHERE;
+
+INLINE pairs load_pairs(const uint8_t *p) { return *(const pairs_anywhere *)p; }
 
 INLINE pairs high_bits(const uint8_t *plane, int group, long part, enum codes kind) {
     if (kind == CODES_6) return (load_pairs(plane + group / 4 * GROUP_BYTES + part) >> (2 * (group % 4)) & PAIRS_OF(3)) << 4;
@@ -64,7 +62,7 @@ INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind)
                 v = look_up(v, iq4_values);
                 if (!SIGNED_CODES) v ^= PAIRS_OF(0x80);
             }
-            memcpy(codes + g * GROUP_BYTES + part, &v, sizeof v);
+            *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
         }
     }
 }
@@ -155,7 +153,7 @@ INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long ro
                     vf dots = __builtin_convertvector(acc[r][p] - sum, vf);
                     vf v = load_float(total) + dots * (load_float(scales + p * LANES) * scale);
                     if (with_minimum) v += load_float(minima + p * LANES) * least;
-                    memcpy(total, &v, sizeof v);
+                    store_float(total, v);
                 }
             }
         }

@@ -17,7 +17,7 @@ INLINE void round_block(const struct rounded *job, long row, long block, enum dt
     for (int i = 0; i < INPUTS / LANES; i++) {
         vi whole = (vi)(v[i] * inverse + 12582912.0f) - 0x4b400000; /* 1.5 * 2^23: the low bits are the nearest integer */
         vs1 bytes = __builtin_convertvector(whole, vs1);
-        memcpy(to + i * LANES, &bytes, sizeof bytes);
+        *(vs1_anywhere *)(to + i * LANES) = bytes;
         for (int j = 0; j < LANES; j++) sums[(i * LANES + j) / 16] += to[i * LANES + j];
     }
     scale += sum_lanes(poison);

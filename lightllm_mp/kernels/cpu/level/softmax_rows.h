@@ -52,7 +52,7 @@ INLINE void bend_scores(struct rows *s, const struct attention *job, long row, l
         vf v = load_float(scores + i);
         if (job->softcap) v = job->softcap * tanh_vf(v / job->softcap);
         v += slope * (load_float(lanes) + (float)(block + i + 1 - s->end[row]));
-        memcpy(scores + i, &v, sizeof v);
+        store_float(scores + i, v);
     }
 }
 
@@ -72,7 +72,7 @@ INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, lon
     vf total = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
         vf weight = exp_vf(load_float(scores + i) - max);
-        memcpy(scores + i, &weight, sizeof weight);
+        store_float(scores + i, weight);
         total += weight;
     }
     float shrink = exp_vf(splat(s->max[row] - max))[0];
@@ -80,7 +80,7 @@ INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, lon
     s->max[row] = max;
     for (long d = 0; d < head_dim; d += LANES) {
         vf v = load_float(s->out + row * head_dim + d) * shrink;
-        memcpy(s->out + row * head_dim + d, &v, sizeof v);
+        store_float(s->out + row * head_dim + d, v);
     }
 }
 

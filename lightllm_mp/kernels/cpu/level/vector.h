@@ -15,6 +15,15 @@ typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
+/* Vectors at any address. (With memcpy the compiler may move them in halves, which the next load then waits for.) */
+#define ANYWHERE __attribute__((aligned(1), may_alias))
+typedef vf vf_anywhere ANYWHERE;
+typedef vu vu_anywhere ANYWHERE;
+typedef vh vh_anywhere ANYWHERE;
+
+INLINE vf load_float(const void *p) { return *(const vf_anywhere *)p; }
+INLINE void store_float(void *p, vf v) { *(vf_anywhere *)p = v; }
+
 INLINE float bf16_float(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
     float f;
@@ -86,51 +95,45 @@ INLINE uint8_t float_e4m3(float f) {
 
 INLINE vf splat(float f) { return f - (vf){0}; }
 
-INLINE vf load_float(const void *p) {
-    vf v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
+#ifndef load_bf16 /* a level may have instructions for it */
 INLINE vf load_bf16(const void *p) {
-    vh h;
-    memcpy(&h, p, sizeof h);
+    vh h = *(const vh_anywhere *)p;
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
+#endif
 
 INLINE void store_bf16(void *p, vf v) {
     vu u = (vu)v;
     vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     vu nan = (vu)(v != v);
-    vh h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
-    memcpy(p, &h, sizeof h);
+    vu words = (rounded & ~nan) | (nan & 0x7fc0);
+#ifdef narrow_words
+    *(vh_anywhere *)p = narrow_words(words);
+#else
+    *(vh_anywhere *)p = __builtin_convertvector(words, vh);
+#endif
 }
 
 typedef uint8_t v1 __attribute__((vector_size(LANES)));
 typedef int8_t vs1 __attribute__((vector_size(LANES)));
+typedef v1 v1_anywhere ANYWHERE;
+typedef vs1 vs1_anywhere ANYWHERE;
 
-INLINE vf load_int8(const void *p) {
-    vs1 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-}
+#ifndef load_bytes_wide /* a level may have instructions for these */
+#define load_bytes_wide(p) __builtin_convertvector(*(const v1_anywhere *)(p), vi)
+#define load_signed_bytes_wide(p) __builtin_convertvector(*(const vs1_anywhere *)(p), vi)
+#endif
 
-INLINE vf load_uint8(const void *p) {
-    v1 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-}
+INLINE vf load_int8(const void *p) { return __builtin_convertvector(load_signed_bytes_wide(p), vf); }
+INLINE vf load_uint8(const void *p) { return __builtin_convertvector(load_bytes_wide(p), vf); }
 
+/* Halves of bytes, from bit `shift` on. */
 INLINE vf load_nibbles(const void *p, int shift) {
-    v1 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, vi) >> shift & 15, vf);
+    return __builtin_convertvector(load_bytes_wide(p) >> shift & 15, vf);
 }
 
 INLINE vf load_e4m3(const void *p) {
-    v1 b;
-    memcpy(&b, p, sizeof b);
-    vu u = __builtin_convertvector(b, vu), rest = u & 0x7f;
+    vu u = (vu)load_bytes_wide(p), rest = u & 0x7f;
     vf v = (vf)(rest << 20) * 0x1p120f;
     vu nan = (vu)(rest == 0x7f) & 0x7fc00000;
     return (vf)((vu)v | (u & 0x80) << 24 | nan);
@@ -153,7 +156,7 @@ INLINE void store(void *p, long i, vf v, enum dtype type) {
     if (type == BFLOAT16)
         store_bf16((uint16_t *)p + i, v);
     else
-        memcpy((float *)p + i, &v, sizeof v);
+        store_float((float *)p + i, v);
 }
 
 INLINE float load_one(const void *p, long i, enum dtype type) {
@@ -181,7 +184,7 @@ INLINE void store_part(void *p, long i, long left, vf v, enum dtype type) {
         return;
     }
     float part[LANES];
-    memcpy(part, &v, sizeof v);
+    store_float(part, v);
     for (long j = 0; j < left; j++) store_one(p, i + j, part[j], type);
 }
 

@@ -3,7 +3,15 @@
 
 #define LANES 8
 typedef __m256i bytes;
+typedef bytes bytes_anywhere __attribute__((aligned(1), may_alias));
 
+#define load_bf16(p) \
+    ((vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
+#define narrow_words(v)                                                                                         \
+    ((vh)_mm256_castsi256_si128(                                                                                \
+        _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)(v), (__m256i)(v)), 0xd8)))
+#define load_bytes_wide(p) ((vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define load_signed_bytes_wide(p) ((vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define load_half(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
 #define look_up(v, table) \
     ((pairs)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table))), (__m256i)(v)))
