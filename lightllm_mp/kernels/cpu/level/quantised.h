@@ -175,6 +175,11 @@ INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, 
 #undef SOME
 }
 
+/* What is read next: weights are read once, and the processor's prefetchers stop where a page ends. */
+INLINE void prefetch(const uint8_t *from, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 /* Blocks of a panel of one format times rows: everything about the format is a constant here. */
 #define CHUNK(name, ...)                                                                                               \
     static void chunk_##name(const struct product *job, const uint8_t *panel, long row, long rows, long first, long count, \
@@ -182,6 +187,8 @@ INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, 
         static const struct format f = {__VA_ARGS__};                                                                  \
         const int zero = SIGNED_CODES && (f.codes == CODES_8 || f.codes == CODES_TABLE) ? 0 : f.zero;                  \
         const enum codes kind = f.codes == CODES_TABLE ? CODES_8 : f.codes;                                            \
+        const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                      \
+        prefetch(panel + (first + count) * stride, CHUNK_BLOCKS * stride);                                             \
         unpack(&f, f.per ? f.per : job->w->per, panel, first, count, u);                                               \
         multiply_all(job->x, u, row, rows, first, count, zero, kind, f.subs, f.minimum != NO_MINIMUM);                 \
     }
