@@ -1,4 +1,4 @@
-"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 8 bits."""
+"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 16 bits."""
 
 from __future__ import annotations
 
