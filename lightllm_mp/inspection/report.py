@@ -95,7 +95,7 @@ def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     family, spec, file = gguf_model(half)
     assert family.gguf_weights is not None
     check_weights(path)
-    return spec, family.gguf_weights(spec), str(file.metadata["general.architecture"]), [half]
+    return spec, family.gguf_weights(spec, file), str(file.metadata["general.architecture"]), [half]
 
 
 def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:

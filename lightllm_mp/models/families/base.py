@@ -16,6 +16,10 @@ INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
 
 
+GGUF_FREQS = r"^rope_freqs\.weight$"
+"""A tensor of GGUF files that the rotary options are read from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One family: which checkpoints it claims, how it reads their configuration, and where its weights are."""
@@ -26,9 +30,11 @@ class Family:
     hf_weights: Callable[[ModelSpec], list[Param]]
     gguf_architectures: tuple[str, ...] = ()
     read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
-    gguf_weights: Callable[[ModelSpec], list[Param]] | None = None
+    gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
     ignore: tuple[str, ...] = (INV_FREQ,)
-    """Patterns of tensor names that may be in the file and are not used."""
+    """Patterns of tensor names that may be in a Hugging Face folder and are not used."""
+    gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
+    """As `ignore`, of a GGUF file."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
 
