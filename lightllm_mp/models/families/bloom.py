@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.gguf_rules import FUSED, gguf_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder, heads_apart, norm
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
@@ -78,7 +78,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     """The converter has put all queries, keys and values together."""
-    return decoder(spec, FUSED) + norm("embed_norm", "token_embd_norm", spec)
+    return decoder(spec, names_in(file, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
 
 
 BLOOM = Family(

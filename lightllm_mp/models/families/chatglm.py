@@ -8,7 +8,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.gguf_rules import FUSED, Keys, gguf_rope, gguf_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
@@ -77,7 +77,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, FUSED)
+    return decoder(spec, names_in(file, ONE_UP))
 
 
 CHATGLM = Family(

@@ -30,11 +30,8 @@ NAMES = Names(
     up=("ffn_gate", "ffn_up"),
     down="ffn_down",
 )
-QKV_IN_ONE = replace(NAMES, qkv=("attn_qkv",))
 ONE_UP = replace(NAMES, up=("ffn_up",))
 """Of an MLP without gate, or with gate and up in one tensor."""
-FUSED = replace(ONE_UP, qkv=("attn_qkv",))
-"""And queries, keys and values in one tensor."""
 
 SOFTMAX = 1
 """The number of `expert_gating_func` for it."""
@@ -159,6 +156,11 @@ def rope_divisors(file: GGUFFile, name: str, dim: int) -> tuple[float, ...]:
     return divisors
 
 
+def names_in(file: GGUFFile, names: Names = NAMES) -> Names:
+    """`names`, with one for queries, keys and values together where the file has them so."""
+    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in file.tensors else names
+
+
 def pairs_apart(heads: int) -> Transform:
     """Undoes the row order that llama.cpp's converter gives queries and keys of some architectures: it puts the two
     members of a rotary pair side by side, and the decoder has them half a head apart."""
@@ -243,8 +245,9 @@ def _one_by_one(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
 def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     """The MLP beside the experts, with its gate where it has one, which is written as a vector or as one line."""
     assert spec.moe is not None
-    params, width = [], spec.moe.shared_intermediate
-    for i in range(spec.layers):
+    params: list[Param] = []
+    width = spec.moe.shared_intermediate
+    for i in range(spec.layers if width else 0):
         if i in spec.moe.dense_layers:
             continue
         at, to = f"blk.{i}.", f"layers.{i}."

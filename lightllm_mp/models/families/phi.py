@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.families.base import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.gguf_rules import FUSED, gguf_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
@@ -43,7 +43,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, FUSED)
+    return decoder(spec, names_in(file, ONE_UP))
 
 
 PHI = Family(

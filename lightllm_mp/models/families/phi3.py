@@ -15,7 +15,7 @@ from lightllm_mp.models.families.base import (
     rotary_dim,
     standard_spec,
 )
-from lightllm_mp.models.families.gguf_rules import FUSED, Keys, gguf_rope, gguf_spec, rope_divisors
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
@@ -92,7 +92,7 @@ def _gguf_rope(file: GGUFFile) -> RopeSpec:
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, FUSED)
+    return decoder(spec, names_in(file, ONE_UP))
 
 
 PHI3 = Family(

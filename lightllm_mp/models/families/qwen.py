@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.gguf_rules import QKV_IN_ONE, Keys, gguf_spec
+from lightllm_mp.models.families.gguf_rules import Keys, gguf_spec, names_in
 from lightllm_mp.models.families.rules import decoder, ends, linear, norm
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
@@ -79,7 +79,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, QKV_IN_ONE)
+    return decoder(spec, names_in(file))
 
 
 QWEN = Family(

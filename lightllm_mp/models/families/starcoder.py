@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.families.base import Family, activation, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.gguf_rules import FUSED, Keys, gguf_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder, heads_apart, linear
 from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
@@ -79,7 +79,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     table = (("position_embd", spec.learned_positions),)
-    return decoder(spec, FUSED) + linear("positions", "", table, spec.hidden, False)
+    return decoder(spec, names_in(file, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
 
 
 STARCODER = Family(
