@@ -219,12 +219,12 @@ def _stablelm_keys(config: dict[str, Any]) -> dict[str, Any]:
         **_common(config),
         "rope.freq_base": None,
         "rope.dimension_count": int(config["partial_rotary_factor"] * _head_dim(config)),
-        "use_parallel_residual": config.get("use_parallel_residual", False),
+        "use_parallel_residual": config.get("use_parallel_residual", True),
     }
 
 
 def _bigcode_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """The width of the MLP is always 4 times the hidden size in released models."""
+    """The converter writes 4 times the hidden size for the width of the MLP, which the golden has not."""
     return {**_common(config), "attention.head_count_kv": 1}
 
 

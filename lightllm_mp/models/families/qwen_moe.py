@@ -76,9 +76,17 @@ def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
-    """As of Qwen3, but in all released Qwen2 they are not."""
-    shared = Keys(file).integer("expert_shared_feed_forward_length")
-    moe = gguf_moe(file, renormalise=False, shared_intermediate=shared, shared_gate=True)
+    """As of Qwen3, but in all released Qwen2 they are not. The first files say the width of an expert by that of the
+    MLP that stands beside the experts."""
+    keys = Keys(file)
+    whole = keys.integer("feed_forward_length")
+    moe = gguf_moe(
+        file,
+        renormalise=False,
+        intermediate=keys.integer("expert_feed_forward_length", whole // keys.integer("expert_used_count")),
+        shared_intermediate=keys.integer("expert_shared_feed_forward_length", whole),
+        shared_gate=True,
+    )
     return gguf_spec(file, family="qwen2_moe", moe=moe)
 
 

@@ -54,7 +54,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
         file,
         family="stablelm",
         norm="layer",
-        parallel=bool(keys.integer("use_parallel_residual")),
+        parallel=not keys.has("blk.0.ffn_norm.weight"),  # some files say so by key where it is not true
         head_norm="layer" if normed else "",
         each_head_norm=normed,
     )
