@@ -97,7 +97,7 @@ def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, config: dict[str, Any]) -> None:
-    writer.add_token_list(["a", "bc", "d"])
+    writer.add_token_list([f"token {i}" for i in range(_first(config, "vocab_size", "padded_vocab_size"))])
     if config.get("eos_token_id") is not None:
         writer.add_eos_token_id(config["eos_token_id"])
     if config.get("bos_token_id") is not None:
