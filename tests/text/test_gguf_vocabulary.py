@@ -87,8 +87,8 @@ def test_words_are_those_of_transformers(tmp_path, pre):
     ],
 )
 def test_words(pre, text, words):
-    """By hand, from the expressions: each cuts again what the ones before left, which cuts Latin words by accents in the
-    first of DeepSeek's."""
+    """By hand, from the expressions. Each cuts again what the ones before left, so the first of DeepSeek's cuts Latin
+    words at their accents."""
     cut = pre_tokenizer(pre).pre_tokenize_str(text)
     assert [text[begin:end] for _, (begin, end) in cut] == words.split("|")
 
