@@ -141,7 +141,7 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """Files of before 2025 say the width of a head under the plain keys; later ones that of the latent there."""
     keys = Keys(file)
-    keys.refuse(nextn_predict_layers=0)
+    keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
     rope = gguf_rope(file, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(

@@ -64,12 +64,10 @@ class Keys:
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
 
-    def refuse(self, **served: Any) -> None:
-        """ModelError where a key has another value than the one that is served; `__` stands for the dot."""
-        for key, value in served.items():
-            name = key.replace("__", ".")
-            if self.get(name) not in (value, None):
-                raise ModelError(f"{self._whole(name)} {self.get(name)!r} is not supported")
+    def refuse_unless(self, name: str, served: Any) -> None:
+        """ModelError where a key is there with another value than the one that is served."""
+        if self.get(name) not in (served, None):
+            raise ModelError(f"{self._whole(name)} {self.get(name)!r} is not supported")
 
     def _value(self, name: str, default: float | None) -> Any:
         value = self.get(name)
@@ -84,11 +82,11 @@ class Keys:
 def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
     """A spec from the keys and tensors that most files have; `fields` stand before what the file says."""
     keys = Keys(file)
-    keys.refuse(attention__causal=True)
+    keys.refuse_unless("attention.causal", True)
     heads, head_dim = keys.integer("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
     rope = fields["rope"] if "rope" in fields else gguf_rope(file, dim=head_dim)
     if "mla" not in fields:
-        keys.refuse(attention__value_length=head_dim)
+        keys.refuse_unless("attention.value_length", head_dim)
     context, bos = keys.integer("context_length"), file.metadata.get("tokenizer.ggml.bos_token_id")
     read: dict[str, Any] = {
         "vocab": file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
@@ -131,7 +129,7 @@ def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
     dim, theta = keys.integer("rope.dimension_count", dim), keys.number("rope.freq_base", 10000.0)
     if keys.has("rope_freqs.weight"):
         return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(file, "rope_freqs.weight", dim))
-    keys.refuse(rope__scaling__yarn_ext_factor=1.0)
+    keys.refuse_unless("rope.scaling.yarn_ext_factor", 1.0)
     kind, sections = keys.get("rope.scaling.type"), keys.get("rope.dimension_sections")
     scaling = {
         "type": "default" if kind in (None, "none") else kind,
@@ -197,7 +195,7 @@ def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
 def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
     """Experts; `renormalise` is what the architecture does where the file does not say it."""
     keys = Keys(file)
-    keys.refuse(expert_gating_func=SOFTMAX)
+    keys.refuse_unless("expert_gating_func", SOFTMAX)
     layers, scale = range(keys.integer("block_count")), keys.number("expert_weights_scale", 1.0)
     read: dict[str, Any] = {
         "experts": keys.integer("expert_count"),

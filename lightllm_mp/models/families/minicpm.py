@@ -38,7 +38,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
     keys = Keys(file)
-    keys.refuse(expert_count=0)
+    keys.refuse_unless("expert_count", 0)
     hidden, layers = keys.integer("embedding_length"), keys.integer("block_count")
     return gguf_spec(
         file,
