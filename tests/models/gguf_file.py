@@ -31,14 +31,15 @@ def write_gguf(
     extra: Tensors | None = None,
     keys: dict[str, Any] | None = None,
     general: dict[str, Any] | None = None,
+    tokens: dict[int, str] | None = None,
     through: Callable[[np.ndarray], np.ndarray] = np.asarray,
     old: bool = False,
 ) -> Tensors:
     """The tensors written, before quantisation, by GGUF name. `folder`: a path, or a golden's name.
 
     `extra` tensors are added in float32; `keys` are added under the architecture's name, or left out where they are
-    None, and `general` ones as they are. `through` changes what may be quantised. `old`: the layout of the converter's
-    versions of before 2025, where it was another.
+    None, and `general` ones as they are. `tokens` have names. `through` changes what may be quantised. `old`: the
+    layout of the converter's versions of before 2025, where it was another.
     """
     folder = GOLDENS / folder
     config = json.loads((folder / "config.json").read_text())
@@ -48,10 +49,10 @@ def write_gguf(
     found = {"block_count": layers, **family_keys(config), **(keys or {})}
     writer = GGUFWriter(path, name)
     for key, value in found.items():
-        _add_key(writer, f"{name}.{key}", value)
+        add_key(writer, f"{name}.{key}", value)
     for key, value in (general or {}).items():
-        _add_key(writer, key, value)
-    _add_vocabulary(writer, config)
+        add_key(writer, key, value)
+    _add_vocabulary(writer, config, tokens or {})
     tensors = rearrange(_read(folder), config, old)
     table, written = get_tensor_name_map(arch, layers), {}
     for hf_name, values in tensors.items():
@@ -81,7 +82,7 @@ def _known(table: TensorNameMap, name: str) -> str:
     return known
 
 
-def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_key(writer: GGUFWriter, key: str, value: Any) -> None:
     if value is None:
         return
     if isinstance(value, bool):
@@ -96,8 +97,9 @@ def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _add_vocabulary(writer: GGUFWriter, config: dict[str, Any]) -> None:
-    writer.add_token_list([f"token {i}" for i in range(_first(config, "vocab_size", "padded_vocab_size"))])
+def _add_vocabulary(writer: GGUFWriter, config: dict[str, Any], names: dict[int, str]) -> None:
+    size = _first(config, "vocab_size", "padded_vocab_size")
+    writer.add_token_list([names.get(i, f"token {i}") for i in range(size)])
     if config.get("eos_token_id") is not None:
         writer.add_eos_token_id(config["eos_token_id"])
     if config.get("bos_token_id") is not None:
@@ -419,7 +421,9 @@ def _llama3_divisors(config: dict[str, Any], scaling: dict[str, Any]) -> np.ndar
 Rule = tuple[MODEL_ARCH, Callable[[dict[str, Any]], dict[str, Any]], Callable[[Tensors, dict[str, Any], bool], Tensors]]
 A = MODEL_ARCH
 FAMILIES: dict[str, Rule] = {
-    **dict.fromkeys(("llama", "mistral", "mixtral", "internlm", "llava"), (A.LLAMA, _llama_keys, _llama)),
+    **dict.fromkeys(
+        ("llama", "mistral", "mixtral", "internlm", "llava", "llava_llama"), (A.LLAMA, _llama_keys, _llama)
+    ),
     "minicpm": (A.MINICPM, _minicpm_keys, _llama),
     "internlm2": (A.INTERNLM2, _common, _internlm2),
     "baichuan": (A.BAICHUAN, _llama_keys, _baichuan),
