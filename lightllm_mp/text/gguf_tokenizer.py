@@ -38,7 +38,7 @@ def load_gguf(path: Path) -> TokenizerSource:
     header = read_header(path, wanted=lambda key: key.startswith(("tokenizer.", _ARCHITECTURE)))
     keys = {key.removeprefix(_KEY): value for key, value in header.items() if key.startswith(_KEY)}
     tokens, architecture = keys.get("tokens"), header.get(_ARCHITECTURE)
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, list) or keys.get("model", "none") == "none":
         raise NoTokenizer(f"{path.name} holds no tokenizer")
     if keys.get("pre") == "chatglm-spm":
         tokens = [_GLM.get(token, token) for token in tokens]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +16,10 @@ from mmproj_file import QWEN_TOKENS, write_mmproj
 from runner import Runner
 from safetensors.torch import load_file
 
+from lightllm_mp import Config, Engine
+from lightllm_mp.config import EngineConfig, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import ModelError
+from lightllm_mp.inspection.report import inspect
 from lightllm_mp.models.loader import load_model
 from lightllm_mp.vision.config import read_vision
 from lightllm_mp.vision.decode import decode
@@ -25,6 +29,8 @@ from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionModel
 
 TOLERANCE = 5e-4
+IMAGE = -200
+"""Stands for an image in the ids of a request."""
 QWEN_SIZES = {"vision.image_min_pixels": 1024, "vision.image_max_pixels": 6400}
 """Not written by the converter; the golden's pictures are tiny."""
 
@@ -69,6 +75,37 @@ def test_prompts_with_pictures(tmp_path, folder, pad, swapped):
         ids, seen = runner.decode([(seq, logits)], len(prompt.greedy))
         check_greedy(prompt, ids[0], seen[0])
     assert seen_pictures
+
+
+def with_slots_folded(prompt: dict[str, Any]) -> list[int]:
+    """The ids of a request: one in place of each image's slots."""
+    ids, at = [], 0
+    for start, end, *_ in prompt["image_slots"]:
+        ids += [*prompt["input_ids"][at:start], IMAGE]
+        at = end
+    return ids + prompt["input_ids"][at:]
+
+
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
+def test_served(tmp_path, folder):
+    """By the whole engine, with the model's file for --model-dir."""
+    written(tmp_path, folder)
+    asked = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
+    asked = [prompt for prompt in asked if all(slots[3:] in ([], ["pad"]) for slots in prompt["image_slots"])]
+    images = [
+        [(GOLDENS / folder / "images" / f"{slots[2]}.png").read_bytes() for slots in prompt["image_slots"]]
+        for prompt in asked
+    ]
+    config = Config(
+        model=ModelConfig(model_dir=str(tmp_path / "model.gguf"), data_type="float32", device="cpu"),
+        engine=EngineConfig(max_total_token_num=4000, threads=1),
+        multimodal=MultimodalConfig(enable_multimodal=True),
+    )
+    with Engine(config) as engine:
+        found = engine.generate(
+            [with_slots_folded(prompt) for prompt in asked], images=images, max_new_tokens=24, ignore_eos=True
+        )
+    assert [one.token_ids for one in found] == [prompt["greedy_ids"] for prompt in asked]
 
 
 @pytest.mark.parametrize("folder", ["llava_hf", "qwen2_5_vl"])
@@ -154,3 +191,12 @@ def test_a_missing_tensor_is_named(tmp_path):
     (tmp_path / "mmproj-model-f32.gguf").write_bytes(data.replace(b"v.blk.1.ln2.weight", b"v.blk.1.ln3.weight"))
     with pytest.raises(ModelError, match=r"missing tensor blk\.1\.ln2\.weight"):
         load_encoder(vision, dtype=torch.float32)
+
+
+def test_inspect_says_that_there_are_pictures(tmp_path):
+    written(tmp_path, "llava_hf")
+    assert "images with --enable-multimodal (clip)" in inspect(tmp_path / "model.gguf").notes
+    write_mmproj(tmp_path / "mmproj-2.gguf", "llava_hf")
+    report = inspect(tmp_path / "model.gguf")
+    assert any("2 mmproj files" in note for note in report.notes)
+    assert not any("mmproj" in problem for problem in report.problems)
