@@ -69,7 +69,7 @@ def _clip(keys: Keys, text: _Language) -> VisionSpec:
     if keys.get("vision.image_grid_pinpoints") is not None:
         raise ModelError("pictures cut into tiles (LLaVA 1.6) are not supported")
     features = keys.get("vision.feature_layer")
-    layers = [keys.integer("vision.block_count")] if features is None else [int(i) for i in features]
+    layers = [keys.count("vision.block_count")] if features is None else [int(i) for i in features]
     if len(layers) != 1:
         raise ModelError(f"features of {len(layers)} layers are not supported")
     size, patch = keys.integer("vision.image_size"), keys.integer("vision.patch_size")
@@ -95,7 +95,7 @@ def _qwen2_5_vl(keys: Keys, text: _Language) -> VisionSpec:
     start, end, pad = (text.find(token) for token in VISION_TOKENS)
     if start is None or end is None or pad is None:
         raise ModelError(f"the language model lacks one of the tokens {', '.join(VISION_TOKENS)}")
-    layers, patch = keys.integer("vision.block_count"), keys.integer("vision.patch_size")
+    layers, patch = keys.count("vision.block_count"), keys.integer("vision.patch_size")
     merge = keys.integer("vision.spatial_merge_size", MERGE)
     listed, period = keys.get("vision.fullatt_block_indexes"), keys.get("vision.n_wa_pattern")
     if listed is None and period is None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf_file
+import numpy as np
 import pytest
 import torch
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType
@@ -20,11 +24,14 @@ from safetensors.torch import save_file
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels import reference
+from lightllm_mp.models import config
 from lightllm_mp.models.config import gguf_model, hf_model, read_model_config
 from lightllm_mp.models.families import FAMILIES
+from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.models.group import Alone
 from lightllm_mp.models.headers import check_weights
 from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.weights import check_names
 
 SAID_BY_KEYS: dict[str, dict[str, Any]] = {
     "gemma2": {"attention.scale": 24**-0.5},
@@ -48,6 +55,15 @@ FOLDERS = (
     *("qwen2", "qwen3", "qwen3_moe", "bloom", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
     *("baichuan_7b", "baichuan_13b", "llava_hf", "qwen2_5_vl"),
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are computed sooner so, above all where others use the machine too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def check_golden(path: Path, folder: str) -> float:
@@ -241,6 +257,27 @@ def test_quantised_values(tmp_path, folder):
     same(q8, plain)
 
 
+@pytest.mark.parametrize("folder", ["llama", "mixtral", "deepseek_v2", "internlm2", "bloom", "qwen2_moe"])
+def test_rows_may_stay_packed(tmp_path, folder):
+    """What brings rows into order does the same to the bytes of quantised rows; only `kv_b` is turned, and is no plain
+    projection."""
+    path, kind = tmp_path / "model.gguf", GGMLQuantizationType.Q8_0
+    source = random_folder(tmp_path / "hf", {**SIZES, **RANDOM[folder]}) if folder in RANDOM else folder
+    write_gguf(path, source, kind=kind)
+    family, spec, file = gguf_model(path)
+    data, moved = path.read_bytes(), 0
+    assert family.gguf_weights is not None
+    for param in family.gguf_weights(spec, file):
+        for piece in param.pieces:
+            tensor = file.tensors[piece.name]
+            if piece.transform is None or tensor.type != kind or param.target.endswith("kv_b"):
+                continue
+            rows = np.frombuffer(data, np.uint8, tensor.size, tensor.start).reshape(*tensor.shape[:-1], -1)
+            assert (dequantize(piece.transform(rows), kind) == piece.transform(file.read(piece.name))).all()
+            moved += 1
+    assert moved or folder in ("bloom",)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v2", "gemma3", "stablelm"])
 def test_transforms_take_numpy_and_torch(tmp_path, name):
     path = tmp_path / "model.gguf"
@@ -320,6 +357,31 @@ def test_refused_in_one_line(tmp_path, folder, keys, message):
     assert message in caught.value.message
     assert path.name in caught.value.message
     assert "\n" not in caught.value.message
+
+
+ODD = (0, -1, 3, 2**32 - 1, 2**63, "x", np.array([1, 2, 3]), np.array([], np.float32), math.nan, math.inf, 1e-300)
+
+
+@pytest.mark.parametrize("folder", ["deepseek_v2", "gemma3", "qwen3_moe", "chatglm2"])
+def test_no_value_of_a_key_is_more_than_an_error(tmp_path, folder, monkeypatch):
+    """Every key with every odd value: the file is refused, or the value does not matter to the tensors."""
+    path, start = tmp_path / "model.gguf", time.monotonic()
+    write_gguf(path, folder, keys=SAID_BY_KEYS.get(folder))
+    file = read_gguf(path)
+    shapes, told = {name: tensor.shape for name, tensor in file.tensors.items()}, dict(file.metadata)
+    monkeypatch.setattr(config, "read_gguf", lambda path: file)
+    messages = []
+    for key, value in itertools.product(told, ODD):
+        file.metadata = told | {key: value}
+        try:
+            family, spec, _ = gguf_model(path)
+            assert family.gguf_weights is not None
+            check_names(family.gguf_weights(spec, file), shapes, family.gguf_ignore, str(path))
+        except ModelError as error:
+            messages.append(error.message)
+    assert len(messages) > len(told)
+    assert not any("\n" in message for message in messages)
+    assert time.monotonic() - start < 60
 
 
 def test_a_part_of_a_file_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     """The first generation: files of the second do not say whether the rows of their head have length 1."""
     keys = Keys(file)
     keys.refuse_unless("attention.max_alibi_bias", ALIBI_BIAS)
-    alibi = keys.integer("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
+    alibi = keys.count("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
     rope = None if alibi else gguf_rope(file, dim=keys.head_dim)
     spec = gguf_spec(file, family="baichuan", rope=rope, alibi=alibi)
     if spec.vocab == SECOND_VOCAB:

@@ -168,14 +168,14 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 def _gguf_moe(file: GGUFFile) -> MoeSpec:
     keys = Keys(file)
     shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
-    groups = keys.integer("expert_group_count", 1)
+    groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(
         file,
         renormalise=False,
         shared_intermediate=shared,
         groups=groups,
-        top_groups=keys.integer("expert_group_used_count", groups),
-        dense_layers=tuple(range(keys.integer("leading_dense_block_count", 0))),
+        top_groups=keys.count("expert_group_used_count", groups),
+        dense_layers=tuple(range(keys.count("leading_dense_block_count", 0))),
     )
     return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
 

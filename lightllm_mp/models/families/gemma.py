@@ -116,7 +116,7 @@ def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
         "gemma2",
         branch_norms=True,
         window=keys.integer("attention.sliding_window", WINDOW),
-        global_layers=tuple(range(keys.integer("block_count")))[1::2],
+        global_layers=tuple(range(keys.count("block_count")))[1::2],
         attention_scale=_gguf_scale(keys, GEMMA2_27B_LAYERS),
         score_softcap=keys.number("attn_logit_softcapping", 50.0),
         logit_softcap=keys.number("final_logit_softcapping", 30.0),
@@ -149,8 +149,8 @@ def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
 def _gguf_scale(keys: Keys, layers_of_27b: int) -> float:
     """The converter does not write the factor on scores. It follows from the width of a head, but in the models of 27B,
     told by their layers, from the hidden size."""
-    if keys.integer("block_count") == layers_of_27b:
-        width = keys.integer("embedding_length") // keys.integer("attention.head_count")
+    if keys.count("block_count") == layers_of_27b:
+        width = keys.integer("embedding_length") // keys.count("attention.head_count")
     else:
         width = keys.head_dim
     return keys.number("attention.scale", width**-0.5)
@@ -158,7 +158,7 @@ def _gguf_scale(keys: Keys, layers_of_27b: int) -> float:
 
 def _gguf_global_layers(keys: Keys) -> tuple[int, ...]:
     """By the family's rule, or as the file says: the period, or for each layer whether it has a window."""
-    layers, pattern = range(keys.integer("block_count")), keys.get("attention.sliding_window_pattern")
+    layers, pattern = range(keys.count("block_count")), keys.get("attention.sliding_window_pattern")
     if pattern is None or isinstance(pattern, int):
         period = pattern or PERIOD
         return tuple(layers[period - 1 :: period])

@@ -36,6 +36,9 @@ ONE_UP = replace(NAMES, up=("ffn_up",))
 SOFTMAX = 1
 """The number of `expert_gating_func` for it."""
 
+MAX_PARTS = 4096
+"""Of layers, heads or experts: a file is not trusted, and what it says is counted before its tensors are looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -51,6 +54,12 @@ class Keys:
         """A number of things. Raises KeyError where it is absent and there is no `default`."""
         return int(self._value(name, default))
 
+    def count(self, name: str, default: int | None = None) -> int:
+        """As `integer`, of parts that rules are made for one by one. ModelError for more than any model has."""
+        if (found := self.integer(name, default)) > MAX_PARTS:
+            raise ModelError(f"{self._whole(name)} {found} is not supported")
+        return found
+
     def number(self, name: str, default: float | None = None) -> float:
         """As `integer`, of a float."""
         return float(self._value(name, default))
@@ -58,7 +67,7 @@ class Keys:
     @property
     def head_dim(self) -> int:
         return self.integer(
-            "attention.key_length", self.integer("embedding_length") // self.integer("attention.head_count")
+            "attention.key_length", self.integer("embedding_length") // self.count("attention.head_count")
         )
 
     def has(self, tensor: str) -> bool:
@@ -83,7 +92,9 @@ def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
     """A spec from the keys and tensors that most files have; `fields` stand before what the file says."""
     keys = Keys(file)
     keys.refuse_unless("attention.causal", True)
-    heads, head_dim = keys.integer("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
+    if (layers := keys.count("block_count")) > len(file.tensors):
+        raise ModelError(f"{layers} layers are more than the {len(file.tensors)} tensors can make up")
+    heads, head_dim = keys.count("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
     rope = fields["rope"] if "rope" in fields else gguf_rope(file, dim=head_dim)
     if "mla" not in fields:
         keys.refuse_unless("attention.value_length", head_dim)
@@ -91,9 +102,9 @@ def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
     read: dict[str, Any] = {
         "vocab": file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
         "hidden": keys.integer("embedding_length"),
-        "layers": keys.integer("block_count"),
+        "layers": layers,
         "heads": heads,
-        "kv_heads": keys.integer("attention.head_count_kv", heads),
+        "kv_heads": keys.count("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "intermediate": keys.integer("feed_forward_length"),
         "norm_eps": _norm_eps(keys),
@@ -196,10 +207,10 @@ def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
     """Experts; `renormalise` is what the architecture does where the file does not say it."""
     keys = Keys(file)
     keys.refuse_unless("expert_gating_func", SOFTMAX)
-    layers, scale = range(keys.integer("block_count")), keys.number("expert_weights_scale", 1.0)
+    layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
     read: dict[str, Any] = {
-        "experts": keys.integer("expert_count"),
-        "top_k": keys.integer("expert_used_count"),
+        "experts": keys.count("expert_count"),
+        "top_k": keys.count("expert_used_count"),
         "intermediate": keys.integer("expert_feed_forward_length", keys.get("feed_forward_length")),
         "renormalise": bool(keys.integer("expert_weights_norm", renormalise)),
         "scale": scale or 1.0,  # writers leave 0 for none

@@ -39,7 +39,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
     keys = Keys(file)
     keys.refuse_unless("expert_count", 0)
-    hidden, layers = keys.integer("embedding_length"), keys.integer("block_count")
+    hidden, layers = keys.integer("embedding_length"), keys.count("block_count")
     return gguf_spec(
         file,
         family="minicpm",

@@ -83,7 +83,7 @@ def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
     moe = gguf_moe(
         file,
         renormalise=False,
-        intermediate=keys.integer("expert_feed_forward_length", whole // keys.integer("expert_used_count")),
+        intermediate=keys.integer("expert_feed_forward_length", whole // keys.count("expert_used_count")),
         shared_intermediate=keys.integer("expert_shared_feed_forward_length", whole),
         shared_gate=True,
     )
