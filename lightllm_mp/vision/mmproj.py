@@ -11,7 +11,6 @@ from typing import Any, Literal
 from lightllm_mp.errors import ModelError
 from lightllm_mp.gguf_header import read_header
 from lightllm_mp.models.families.gguf_rules import Keys
-from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.vision.spec import RGB, ImageTags, Preprocess, VisionModel, VisionSpec
 
 ARCHITECTURE = "clip"
@@ -32,6 +31,8 @@ def beside(model: Path) -> Path | None:
 
 def read_mmproj(file: Path, model: Path) -> VisionModel:
     """What `file` says about pictures for the language model in `model`."""
+    from lightllm_mp.models.gguf import read_gguf  # brings the gguf library along
+
     keys = Keys(read_gguf(file))
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:
         raise ModelError(f"GGUF architecture {found!r} is no vision tower")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,9 +22,11 @@ from lightllm_mp.models.families.gguf_rules import (
     with_stacked_experts,
 )
 from lightllm_mp.models.families.rules import Names, Transform, decoder, linear
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import rope_spec, stretched_context
 from lightllm_mp.models.families.experts import instead_of_mlps, mixture
 from lightllm_mp.models.families.rules import Names, Transform, linear
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(
     embed="token_embd",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,9 +10,11 @@ from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.base import Family
 from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec, rotary_order
 from lightllm_mp.models.families.rules import decoder, linear, norm
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import Family, standard_spec
@@ -15,9 +15,11 @@ from lightllm_mp.models.families.gguf_rules import (
     with_stacked_experts,
 )
 from lightllm_mp.models.families.rules import Names, decoder
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import (
@@ -17,9 +17,11 @@ from lightllm_mp.models.families.base import (
 )
 from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
 from lightllm_mp.models.families.rules import Names, decoder
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,9 +11,11 @@ from lightllm_mp.models.families.base import INV_FREQ, Family
 from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec, head_norms
 from lightllm_mp.models.families.qwen2 import windowed
 from lightllm_mp.models.families.rules import decoder
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,9 +19,11 @@ from lightllm_mp.models.families.gguf_rules import (
     with_stacked_experts,
 )
 from lightllm_mp.models.families.rules import decoder, linear
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,8 +10,10 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama, qwen, qwen2
 from lightllm_mp.models.families.base import INV_FREQ, Family
 from lightllm_mp.models.families.gguf_rules import gguf_spec
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
