@@ -89,10 +89,12 @@ def _byte_level(writer: gguf.GGUFWriter, folder: Path, pre: str) -> None:
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     added = backend.get_added_tokens_decoder()
     size = max(backend.get_vocab().values()) + 1
-    kinds = {i: TokenType.CONTROL if token.special else TokenType.USER_DEFINED for i, token in added.items()}
+    tokens = [backend.id_to_token(i) for i in range(size)]
+    kinds = {i: TokenType.UNUSED for i, token in enumerate(tokens) if token is None}
+    kinds |= {i: TokenType.CONTROL if token.special else TokenType.USER_DEFINED for i, token in added.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list([backend.id_to_token(i) for i in range(size)])
+    writer.add_token_list([f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)])
     writer.add_token_types([kinds.get(i, TokenType.NORMAL) for i in range(size)])
     merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
