@@ -15,9 +15,9 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the file, or a part of it. `transform` brings it into the decoder's row order and `shape`. That of a
-    projection inside a layer only reorders, splits or joins lines, so it does the same to packed lines; it takes numpy
-    arrays as well as torch tensors."""
+    """One tensor of the file, or a part of it. `transform` brings it into the decoder's row order and `shape`. That of
+    a projection inside a layer only reorders, splits or joins lines, so it does the same to packed lines; it takes
+    numpy arrays as well as torch tensors."""
 
     name: str
     shape: tuple[int, ...]
