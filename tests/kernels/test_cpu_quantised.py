@@ -7,9 +7,11 @@ import torch
 from ggml_blocks import SCALES_AT, Kind, random_blocks, values
 from torch import Tensor
 
+from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
+from lightllm_mp.kernels.table import Routing
 
 CPU = overlay.table()
 pytestmark = pytest.mark.skipif(CPU is None, reason="the C extension is not built")
@@ -144,3 +146,28 @@ def test_a_number_that_is_none_stays_in_its_row(bad):
 def test_zeros_give_the_bias():
     prepared = prepare(BlockWeight((random_blocks(Kind.Q4_1, 40, 64),)), torch.arange(40.0))
     assert torch.equal(CPU.linear_float(torch.zeros(3, 64).bfloat16(), prepared), torch.arange(40.0).expand(3, 40))
+
+
+@pytest.mark.parametrize("kinds", [(Kind.Q4_K, Kind.Q4_K, Kind.Q6_K), (Kind.Q4_0, Kind.Q8_0, Kind.Q5_1)], ids=str)
+def test_experts_in_blocks(kinds):
+    """As experts of the expanded weights in float32, and bitwise the same for a token alone or among others."""
+    experts, n, k = 6, 256, 512
+    gate, up, down = (
+        [random_blocks(kind, *shape, seed=10 * expert) for expert in range(experts)]
+        for kind, shape in zip(kinds, ((n, k), (n, k), (k, n)), strict=True)
+    )
+    gate_up = tuple(BlockWeight(pair) for pair in zip(gate, up, strict=True))
+    prepared = CPU.prepare_experts(gate_up, tuple(BlockWeight((one,)) for one in down))
+    wide = reference.TABLE.prepare_experts(
+        torch.stack([torch.cat([values(a), values(b)]) for a, b in zip(gate, up, strict=True)]),
+        torch.stack([values(one) for one in down]),
+    )
+    x = torch.randn(40, k)
+    weights, numbers = CPU.route(torch.randn(40, experts), Routing(2, True))
+    whole = CPU.experts(x, prepared, weights, numbers, "silu")
+    expected = reference.TABLE.experts(x, wide, weights, numbers, "silu")
+    assert (whole - expected).norm() < 1e-3 * expected.norm()
+    for m in (1, 3, 20):
+        part = slice(5, 5 + m)
+        got = CPU.experts(x[part], prepared, weights[part].clone(), numbers[part].clone(), "silu")
+        assert torch.equal(got, whole[part])

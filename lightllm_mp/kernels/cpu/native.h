@@ -174,6 +174,7 @@ void route_run(const struct route *job);
 struct experts {
     const void *x;             /* [m, k] */
     const void *gate_up, *down; /* [experts] packed weights of [2 * n, k] and [k, n] */
+    long gate_up_parts, down_parts; /* 0; or they are `struct quantised` [experts][parts], stacked */
     const float *weights;      /* [m, top_k] */
     const int32_t *numbers;    /* [m, top_k] */
     void *out;                 /* [m, k] */
