@@ -46,8 +46,8 @@ def test_blocks_are_as_near_to_float32_as_expanded_weights(file):
     path, folder = file
     exact = logits(load(path, torch.float32), folder)
     packed, expanded = load(path), load(path, blocks=False)
-    # Of most tokens: where rounding changes the choice of an expert, that token is another on either side.
-    mine, theirs = ((logits(model, folder) - exact).norm(dim=1).median() for model in (packed, expanded))
+    # Of the better tokens: where rounding changes the choice of an expert, that token and those after it are others.
+    mine, theirs = ((logits(model, folder) - exact).norm(dim=1).quantile(0.25) for model in (packed, expanded))
     assert mine < 1.1 * theirs
     assert packed.weight_bytes < 0.85 * expanded.weight_bytes
 
