@@ -27,7 +27,18 @@ def load_encoder(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> VisionEncoder:
-    """The encoder with weights of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+    """The encoder of `load_weights`."""
+    return VisionEncoder(model.spec, load_weights(model, device=device, dtype=dtype, load_format=load_format))
+
+
+def load_weights(
+    model: VisionModel,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+) -> dict[str, Tensor]:
+    """Weights by target (see weights.py), of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
 
     Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
     """
@@ -36,11 +47,11 @@ def load_encoder(
     if load_format == "dummy":
         for section in sections(model):
             weights |= _random(section.params, device, dtype)
-        return VisionEncoder(model.spec, weights)
+        return weights
     checkpoints = {folder: open_folder(folder) for folder in {model.folder, model.tower}}
     for section in sections(model):
         weights |= _read(section, checkpoints[section.folder], device, dtype)
-    return VisionEncoder(model.spec, weights)
+    return weights
 
 
 def _read(section: Section, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

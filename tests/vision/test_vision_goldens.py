@@ -12,7 +12,7 @@ import torch
 from vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
 
 from lightllm_mp.vision.encoder import VisionEncoder
-from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.loader import load_encoder, load_weights
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
 
@@ -88,12 +88,10 @@ def test_low_precision(folder: str, dtype: torch.dtype) -> None:
 def test_the_tower_before_the_projector() -> None:
     """An identity in place of LLaVA's projector shows the tower's own features."""
     folder = "llava_orig"
-    whole = load_encoder(model(folder), dtype=torch.float32)
+    weights = load_weights(model(folder), dtype=torch.float32)
     spec = msgspec.structs.replace(model(folder).spec, projector_layers=1)
     width = spec.width
-    bare = VisionEncoder(
-        spec, {**whole.weights, "projector.0": torch.eye(width), "projector.0.bias": torch.zeros(width)}
-    )
+    bare = VisionEncoder(spec, {**weights, "projector.0": torch.eye(width), "projector.0.bias": torch.zeros(width)})
     for case, got in zip(cases(folder), bare.encode([recorded(case) for case in cases(folder)]), strict=True):
         wanted = torch.from_numpy(tensors(folder)[case.key + ".clip_features"])
         assert (got - wanted).abs().max().item() < 1e-4
