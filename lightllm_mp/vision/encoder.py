@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.select import op_table
+from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.vision.heads import Merger, Projector, Resampler, interpolated
 from lightllm_mp.vision.layout import same_length, window_layout
 from lightllm_mp.vision.parameters import Parameters
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.tower_ops import tower_ops
 from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
 
 
@@ -24,13 +25,13 @@ class VisionEncoder:
     sum of `image.grid.patches`."""
 
     @torch.inference_mode()
-    def __init__(self, spec: VisionSpec, weights: dict[str, Tensor]) -> None:
+    def __init__(self, spec: VisionSpec, weights: dict[str, Tensor], ops: OpTable | None = None) -> None:
         self.spec = spec
         patch = weights["patch"]
         self.device, self.dtype = patch.device, patch.dtype
         self.nbytes = sum(tensor.nbytes for tensor in weights.values())
         """Bytes of all weights."""
-        self.ops = op_table(self.device, self.dtype)
+        self.ops = ops or tower_ops(self.device, self.dtype)
         parameters = Parameters(weights, self.ops)
         self._patch = parameters.linear("patch")
         self._layers = VisionTransformer(spec, parameters)
