@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 from lightllm_mp.actors.visual import PATCHES
 from lightllm_mp.engine.image_memory import PORTABLE, pin
-from lightllm_mp.kernels.select import physical_cores, set_threads
+from lightllm_mp.kernels.select import set_threads
 from lightllm_mp.shm import Arena
 from lightllm_mp.vision.config import VisionModel, read_vision
 from lightllm_mp.vision.loader import load_encoder
@@ -78,7 +78,7 @@ def pixels(spec: VisionSpec, edge: int) -> tuple[Preprocessed, Grid]:
 def measure(vision: VisionModel, flags: argparse.Namespace) -> None:
     device, dtype = torch.device(flags.device), getattr(torch, flags.data_type)
     if device.type == "cpu":
-        set_threads(flags.threads or max(1, physical_cores() // 2))
+        set_threads(flags.threads)
     spec = vision.spec
     encoder = load_encoder(vision, device=device, dtype=dtype, load_format=flags.load_format)
     image, grid = pixels(spec, flags.edge)

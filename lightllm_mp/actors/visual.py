@@ -88,7 +88,7 @@ class VisualActor(AsyncActor):
         kind = devices[0].type
         if kind == "cpu":
             os.nice(NICE)
-            set_threads(config.engine.threads or max(1, physical_cores() // 2))
+            set_threads(config.engine.threads)
         self._arena = Arena.adopt(self._birth.images_fd)
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)

@@ -133,6 +133,9 @@ class OpTable:
     attention: Callable[[Tensor, LayerKV, Batch, HeadLayout], Tensor]
     """(q [tokens, heads * head_dim], kv, batch, layout): causal attention of each new token over its sequence's
     slots, [tokens, heads * value_dim]."""
+    full_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(q [sequences, queries, heads, dim], k and v [sequences, keys, heads, dim], maybe views of one projection): every
+    query sees every key of its sequence, scores are scaled by dim^-0.5; [sequences, queries, heads * dim]."""
     rotate: Callable[[Tensor, Rotation, Batch, HeadLayout], Tensor]
     """(x [tokens, heads, dim], rotation, batch, layout) -> the same rotated; `layout` says which components pair."""
     kv_write: Callable[[Tensor, Tensor, LayerKV, Batch], None]
@@ -140,7 +143,7 @@ class OpTable:
     writes them as they are to the new tokens' slots. Where `kv.values` shares `kv.keys`' memory, only keys count."""
     gated: Callable[[Tensor, str], Tensor]
     """(gate and up side by side [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
-    `silu`, `gelu` (by erf), `gelu_tanh` and `relu`."""
+    `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`."""
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]

@@ -7,70 +7,76 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightllm_mp.vision.heads import Resampler, interpolated, merged, projected
+from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.vision.heads import Merger, Projector, Resampler, interpolated
 from lightllm_mp.vision.layout import same_length, window_layout
+from lightllm_mp.vision.parameters import Parameters
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.vit import Sequences, VisionTransformer, Weights, normalise, rotation
+from lightllm_mp.vision.tower_ops import tower_ops
+from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
 
 
 class VisionEncoder:
-    """A vision tower and its way to the language model. Batches are as large as the caller makes them: memory grows
-    with the sum of `image.grid.patches`."""
+    """A vision tower and its way to the language model, of weights by target (see weights.py) in one dtype on one
+    device; it takes them out of the dictionary. Batches are as large as the caller makes them: memory grows with the
+    sum of `image.grid.patches`."""
 
-    def __init__(self, spec: VisionSpec, weights: Weights) -> None:
+    @torch.inference_mode()
+    def __init__(self, spec: VisionSpec, weights: dict[str, Tensor], ops: OpTable | None = None) -> None:
         self.spec = spec
-        self.weights = weights
         patch = weights["patch"]
         self.device, self.dtype = patch.device, patch.dtype
-        self._patch = patch.reshape(spec.width, spec.patch_values)
-        self._layers = VisionTransformer(spec, weights)
-        self._fixed = None if spec.preprocess.mode == "dynamic" else _FixedEnds(spec, weights)
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = sum(tensor.nbytes for tensor in weights.values())
         """Bytes of all weights."""
-        return sum(tensor.nbytes for tensor in self.weights.values())
+        self.ops = ops or tower_ops(self.device, self.dtype)
+        parameters = Parameters(weights, self.ops)
+        self._patch = parameters.linear("patch")
+        self._layers = VisionTransformer(spec, parameters)
+        dynamic = spec.preprocess.mode == "dynamic"
+        self._merge = Merger(spec, parameters) if dynamic else None
+        self._fixed = None if dynamic else _FixedEnds(spec, parameters)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Preprocessed]) -> list[Tensor]:
         """Embeddings [tokens, out] of each picture, in the tower's dtype on its device.
 
-        What comes out for a picture does not depend on its companions, but for the rounding of sums.
+        What comes out for a picture does not depend on its companions, but for the rounding of sums where the op table
+        is not exact by rows.
         """
         if not images:
             return []
-        if self._fixed is not None:
-            return self._encode_fixed(images, self._fixed)
-        return self._encode_dynamic(images)
+        if self._merge is None:
+            return self._encode_fixed(images)
+        return self._encode_dynamic(images, self._merge)
 
     def _pixels(self, images: Sequence[Preprocessed]) -> Tensor:
         """All pixels, stacked along the first dimension, or for pictures of a fixed size along a new one."""
         join = np.stack if self._fixed is not None else np.concatenate
         return torch.from_numpy(join([image.pixels for image in images])).to(self.device).to(self.dtype)
 
-    def _encode_fixed(self, images: Sequence[Preprocessed], ends: _FixedEnds) -> list[Tensor]:
+    def _encode_fixed(self, images: Sequence[Preprocessed]) -> list[Tensor]:
+        assert self._fixed is not None
         pixels, edge = self._pixels(images), self.spec.patch
         grid = self.spec.grid
-        patches = pixels.unflatten(3, (grid, edge)).unflatten(2, (grid, edge)).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        x = ends.begin(F.linear(patches.flatten(1, 2), self._patch))
+        patches = pixels.unflatten(3, (grid, edge)).unflatten(2, (grid, edge)).permute(0, 2, 4, 1, 3, 5)
+        rows = self.ops.linear(patches.reshape(-1, self.spec.patch_values), self._patch)
+        x = self._fixed.begin(rows.unflatten(0, (len(images), -1)))
         whole = Sequences(same_length(x.shape[0], x.shape[1]))
         rows = self._layers(x.flatten(0, 1), whole, whole)
-        return list(ends.finish(rows.view_as(x)).unbind(0))
+        return list(self._fixed.finish(rows.view_as(x)).unbind(0))
 
-    def _encode_dynamic(self, images: Sequence[Preprocessed]) -> list[Tensor]:
+    def _encode_dynamic(self, images: Sequence[Preprocessed], merge: Merger) -> list[Tensor]:
         spec, grids = self.spec, [image.grid for image in images]
         layout = window_layout(grids, spec.merge, spec.window)
         order, back, rows = (self._index(x) for x in (layout.order, layout.units_back, layout.full_rows))
-        x = F.linear(self._pixels(images).index_select(0, order), self._patch)
+        x = self.ops.linear(self._pixels(images).index_select(0, order), self._patch)
         whole = Sequences(layout.full, rows, torch.argsort(rows))
         turn = rotation(spec, self._index(layout.coordinates))
         x = self._layers(x, whole, Sequences(layout.windows), turn)
-        merged_patches = merged(x, spec, self.weights).index_select(0, back)
-        return list(merged_patches.split([grid_tokens(spec, grid) for grid in grids]))
+        return list(merge(x).index_select(0, back).split([grid_tokens(spec, grid) for grid in grids]))
 
     def _index(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
@@ -79,21 +85,26 @@ class VisionEncoder:
 class _FixedEnds:
     """What stands before and after the layers where all pictures have one size: [pictures, tokens, width]."""
 
-    def __init__(self, spec: VisionSpec, weights: Weights) -> None:
+    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
         self.spec = spec
-        self.weights = weights
-        with torch.inference_mode():
-            table = weights["positions"]
-            self._positions = table if spec.class_token else interpolated(table, spec.grid)
-            self._resample = Resampler(spec, weights) if spec.queries else None
+        self.ops = parameters.ops
+        table = parameters.tensor("positions")
+        self._positions = table if spec.class_token else interpolated(table, spec.grid)
+        self._class = parameters.tensor("class") if spec.class_token else None
+        self._norm = parameters.norm("pre_norm", spec.norm_eps)
+        self._resample = Resampler(spec, parameters) if spec.queries else None
+        self._project = None if spec.queries else Projector(spec, parameters)
 
     def begin(self, x: Tensor) -> Tensor:
-        if self.spec.class_token:
-            x = torch.cat([self.weights["class"].expand(x.shape[0], 1, -1), x], dim=1)
-        return normalise(x + self._positions, self.weights, "pre_norm", self.spec.norm_eps)
+        if self._class is not None:
+            x = torch.cat([self._class.expand(x.shape[0], 1, -1), x], dim=1)
+        x = x + self._positions
+        return self.ops.norm(x.flatten(0, 1), self._norm).view_as(x)
 
     def finish(self, x: Tensor) -> Tensor:
         """[pictures, slots, out]"""
-        if self._resample is not None:
+        if self._project is None:
+            assert self._resample is not None
             return self._resample(x)
-        return projected(x[:, int(self.spec.class_token and not self.spec.keep_class) :], self.spec, self.weights)
+        x = x[:, int(self.spec.class_token and not self.spec.keep_class) :]
+        return self._project(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -7,22 +7,38 @@ from math import isqrt
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightllm_mp.vision.parameters import Parameters
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.vit import Weights, normalise, project
 
 
-def projected(x: Tensor, spec: VisionSpec, weights: Weights) -> Tensor:
-    """LLaVA's projector, [..., width] -> [..., out]: linear layers with exact gelu between them."""
-    x = project(x, weights, "projector.0")
-    for layer in range(1, spec.projector_layers):
-        x = project(F.gelu(x), weights, f"projector.{layer}")
-    return x
+class Projector:
+    """LLaVA's: linear layers with exact gelu between them."""
+
+    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+        self.ops = parameters.ops
+        self._linears = [parameters.linear(f"projector.{i}") for i in range(spec.projector_layers)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, width] -> [rows, out]."""
+        x = self.ops.linear(x, self._linears[0])
+        for linear in self._linears[1:]:
+            x = self.ops.linear(self.ops.activate(x, "gelu"), linear)
+        return x
 
 
-def merged(x: Tensor, spec: VisionSpec, weights: Weights) -> Tensor:
-    """Qwen2.5-VL's merger, [patches, width] -> [patches / merge^2, out]."""
-    x = normalise(x, weights, "merge_norm", spec.norm_eps).reshape(-1, spec.merge * spec.merge * spec.width)
-    return project(F.gelu(project(x, weights, "merge_up")), weights, "merge_down")
+class Merger:
+    """Qwen2.5-VL's: merge^2 neighbouring patches become one."""
+
+    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+        self.ops = parameters.ops
+        self._joined = spec.merge * spec.merge * spec.width
+        self._norm = parameters.norm("merge_norm", spec.norm_eps)
+        self._up, self._down = parameters.linear("merge_up"), parameters.linear("merge_down")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[patches, width] -> [patches / merge^2, out]."""
+        x = self.ops.norm(x, self._norm).reshape(-1, self._joined)
+        return self.ops.linear(self.ops.activate(self.ops.linear(x, self._up), "gelu"), self._down)
 
 
 class Resampler:
@@ -31,27 +47,33 @@ class Resampler:
     Positions are added to queries and keys, not to values; the keys' are interpolated to the grid of patches.
     """
 
-    def __init__(self, spec: VisionSpec, weights: Weights) -> None:
+    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
         self.spec = spec
-        self.weights = weights
-        positions = weights["query_positions"]
-        query = normalise(weights["query"], weights, "query_norm", spec.norm_eps) + positions
-        self._query = F.linear(query, weights["in"][: spec.out], weights["in.bias"][: spec.out])
+        self.ops = parameters.ops
+        eps, positions = spec.norm_eps, parameters.tensor("query_positions")
+        query_in, self._key_in, self._value_in = parameters.linears("in", 3)
+        query = self.ops.norm(parameters.tensor("query"), parameters.norm("query_norm", eps)) + positions
+        self._query = self._heads(self.ops.linear(query, query_in), 1)
         self._key_positions = interpolated(positions, spec.grid)
+        self._kv = parameters.linear("kv") if "kv" in parameters else None
+        self._kv_norm, self._final_norm = parameters.norm("kv_norm", eps), parameters.norm("final_norm", eps)
+        self._out, self._final = parameters.linear("out"), parameters.linear("final")
+
+    def _heads(self, x: Tensor, pictures: int) -> Tensor:
+        return x.view(pictures, -1, self.spec.query_heads, self.spec.out // self.spec.query_heads)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[pictures, patches, width] -> [pictures, queries, out]."""
-        spec, weights, out = self.spec, self.weights, self.spec.out
-        x = normalise(project(x, weights, "kv") if "kv" in weights else x, weights, "kv_norm", spec.norm_eps)
-        keys = F.linear(x + self._key_positions, weights["in"][out : 2 * out], weights["in.bias"][out : 2 * out])
-        values = F.linear(x, weights["in"][2 * out :], weights["in.bias"][2 * out :])
-        q, k, v = (
-            part.unflatten(-1, (spec.query_heads, -1)).transpose(1, 2)
-            for part in (self._query.expand(x.shape[0], -1, -1), keys, values)
+        ops, pictures = self.ops, x.shape[0]
+        x = x.flatten(0, 1)
+        x = ops.norm(x if self._kv is None else ops.linear(x, self._kv), self._kv_norm)
+        at = self._key_positions.repeat(pictures, 1)
+        keys, values = ops.linear(x + at, self._key_in), ops.linear(x, self._value_in)
+        looked = ops.full_attention(
+            self._query.expand(pictures, -1, -1, -1), self._heads(keys, pictures), self._heads(values, pictures)
         )
-        looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        normed = normalise(project(looked, weights, "out"), weights, "final_norm", spec.norm_eps)
-        return project(normed, weights, "final")
+        normed = ops.norm(ops.linear(looked.flatten(0, 1), self._out), self._final_norm)
+        return ops.linear(normed, self._final).unflatten(0, (pictures, -1))
 
 
 def interpolated(table: Tensor, edge: int) -> Tensor:

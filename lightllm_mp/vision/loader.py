@@ -29,7 +29,18 @@ def load_encoder(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> VisionEncoder:
-    """The encoder with weights of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+    """The encoder of `load_weights`."""
+    return VisionEncoder(model.spec, load_weights(model, device=device, dtype=dtype, load_format=load_format))
+
+
+def load_weights(
+    model: VisionModel,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+) -> dict[str, Tensor]:
+    """Weights by target (see weights.py), of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
 
     Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
     """
@@ -44,7 +55,7 @@ def load_encoder(
             weights |= _read(section, checkpoints[section.folder], device, dtype)
     if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
         weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
-    return VisionEncoder(model.spec, weights)
+    return weights
 
 
 def _opened(path: Path) -> Checkpoint:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightllm_mp.kernels.table import Norm, OpTable, Prepared
 from lightllm_mp.vision.layout import Group
+from lightllm_mp.vision.parameters import Parameters
 from lightllm_mp.vision.spec import VisionSpec
-
-Weights = Mapping[str, Tensor]
-"""Parameters by target (see weights.py), in the tower's dtype on its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,92 +26,86 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """2-D rotary embedding: float32 [rows, 1, head_dim / 2]; the first half of the angles is of the patch's row."""
+    """2-D rotary embedding: float32 [rows, 1, 1, head_dim / 2]; the first half of the angles is of the patch's row."""
 
     cos: Tensor
     sin: Tensor
 
 
-def project(x: Tensor, weights: Weights, target: str) -> Tensor:
-    """x @ weight.T + bias, with the bias where the file has one."""
-    return F.linear(x, weights[target], weights.get(target + ".bias"))
-
-
-def normalise(x: Tensor, weights: Weights, target: str, eps: float) -> Tensor:
-    """Layer norm where there is a bias, else RMS norm, computed in float32 and rounded before the weight."""
-    weight, bias = weights[target], weights.get(target + ".bias")
-    if bias is not None:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
-    """Attention within each sequence: all [rows, heads, head_dim]."""
+def attend(ops: OpTable, qkv: Tensor, sequences: Sequences) -> Tensor:
+    """Attention within each sequence: [rows, 3, heads, head_dim] -> [rows, heads * head_dim]."""
     if sequences.rows is not None:
-        q, k, v = (x.index_select(0, sequences.rows) for x in (q, k, v))
-    parts = [_attend_group(q, k, v, group) for group in sequences.groups]
+        qkv = qkv.index_select(0, sequences.rows)
+    parts = [_attend_group(ops, qkv, group) for group in sequences.groups]
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result if sequences.back is None else result.index_select(0, sequences.back)
 
 
-def _attend_group(q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
-    rows = group.count * group.length
-    cut = [x[group.start : group.start + rows].unflatten(0, (group.count, group.length)) for x in (q, k, v)]
-    result = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in cut))
-    return result.transpose(1, 2).reshape(rows, *q.shape[1:])
+def _attend_group(ops: OpTable, qkv: Tensor, group: Group) -> Tensor:
+    rows = qkv[group.start : group.start + group.count * group.length]
+    return ops.full_attention(*rows.unflatten(0, (group.count, group.length)).unbind(2)).flatten(0, 1)
+
+
+@dataclass(slots=True)
+class Layer:
+    """One block, normalised before each half. `up` is gate and up where the MLP is gated."""
+
+    input_norm: Norm
+    qkv: Prepared
+    o: Prepared
+    post_norm: Norm
+    up: Prepared
+    down: Prepared
 
 
 class VisionTransformer:
     """All layers. Rows are patches (and class tokens) of any number of pictures."""
 
-    def __init__(self, spec: VisionSpec, weights: Weights) -> None:
+    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
         self.spec = spec
-        self.weights = weights
-        self._activation = ACTIVATIONS[spec.activation]
+        self.ops = parameters.ops
+        self._layers = [self._read(parameters, f"layers.{layer}.") for layer in range(spec.layers)]
+
+    def _read(self, parameters: Parameters, at: str) -> Layer:
+        eps = self.spec.norm_eps
+        return Layer(
+            input_norm=parameters.norm(at + "input_norm", eps),
+            qkv=parameters.linear(at + "qkv"),
+            o=parameters.linear(at + "o"),
+            post_norm=parameters.norm(at + "post_norm", eps),
+            up=parameters.linear(at + ("gate_up" if self.spec.gated else "up")),
+            down=parameters.linear(at + "down"),
+        )
 
     def __call__(self, x: Tensor, whole: Sequences, windows: Sequences, rotation: Rotation | None = None) -> Tensor:
-        """x [rows, width] -> the same after the last layer. `whole` has a sequence per picture."""
-        for layer in range(self.spec.layers):
-            full = not self.spec.window or layer in self.spec.full_layers
-            x = self._layer(x, f"layers.{layer}.", whole if full else windows, rotation)
-        return x
+        """x [rows, width] -> the same after the last layer, in x's memory. `whole` has a sequence per picture."""
+        spec, ops, residual = self.spec, self.ops, x
+        branch: Tensor | None = None
+        for i, layer in enumerate(self._layers):
+            by = layer.input_norm
+            x = ops.norm(residual, by) if branch is None else ops.add_norm(branch, residual, by)
+            full = not spec.window or i in spec.full_layers
+            branch = self._attention(x, layer, whole if full else windows, rotation)
+            branch = self._mlp(ops.add_norm(branch, residual, layer.post_norm), layer)
+        assert branch is not None
+        return residual.add_(branch)
 
-    def _layer(self, x: Tensor, at: str, sequences: Sequences, rotation: Rotation | None) -> Tensor:
-        eps = self.spec.norm_eps
-        x = x + self._attention(normalise(x, self.weights, at + "input_norm", eps), at, sequences, rotation)
-        return x + self._mlp(normalise(x, self.weights, at + "post_norm", eps), at)
-
-    def _attention(self, x: Tensor, at: str, sequences: Sequences, rotation: Rotation | None) -> Tensor:
-        q, k, v = project(x, self.weights, at + "qkv").unflatten(1, (3, self.spec.heads, -1)).unbind(1)
+    def _attention(self, x: Tensor, layer: Layer, sequences: Sequences, rotation: Rotation | None) -> Tensor:
+        qkv = self.ops.linear(x, layer.qkv).unflatten(1, (3, self.spec.heads, -1))
         if rotation is not None:
-            q, k = _rotated(q, rotation), _rotated(k, rotation)
-        return project(attend(q, k, v, sequences).flatten(1), self.weights, at + "o")
+            _rotate(qkv[:, :2], rotation)
+        return self.ops.linear(attend(self.ops, qkv, sequences), layer.o)
 
-    def _mlp(self, x: Tensor, at: str) -> Tensor:
-        if not self.spec.gated:
-            return project(self._activation(project(x, self.weights, at + "up")), self.weights, at + "down")
-        gate, up = project(x, self.weights, at + "gate_up").chunk(2, dim=1)
-        return project(self._activation(gate) * up, self.weights, at + "down")
+    def _mlp(self, x: Tensor, layer: Layer) -> Tensor:
+        between = self.ops.gated if self.spec.gated else self.ops.activate
+        return self.ops.linear(between(self.ops.linear(x, layer.up), self.spec.activation), layer.down)
 
 
-def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
+def _rotate(x: Tensor, rotation: Rotation) -> None:
+    """Rotates x [rows, any, heads, head_dim] in place."""
+    cos, sin = rotation.cos, rotation.sin
     first, second = x.float().chunk(2, dim=-1)
-    turned = (first * rotation.cos - second * rotation.sin, second * rotation.cos + first * rotation.sin)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
 def rotation(spec: VisionSpec, coordinates: Tensor) -> Rotation:
@@ -121,5 +113,5 @@ def rotation(spec: VisionSpec, coordinates: Tensor) -> Rotation:
     half = spec.head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device).float() / half
     angles = coordinates.float()[:, :, None] * spec.rope_theta**-exponents
-    both = torch.cat([angles[0], angles[1]], dim=-1).unsqueeze(1)
+    both = torch.cat([angles[0], angles[1]], dim=-1)[:, None, None]
     return Rotation(both.cos(), both.sin())

@@ -85,7 +85,7 @@ def test_norm_with_a_weight_for_each_head(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [64, 100])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
 def test_activations(dtype, n, activation):
     x = (torch.randn(300, 2 * n) * 6).to(dtype)
     x[0, 0], x[1, 1], x[2, 2] = -200.0, 200.0, 0.0
@@ -194,6 +194,35 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 q, batch = step.part(sequence, start, end)
                 got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])
+
+
+def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return list(torch.randn(pictures, length, 3, heads, dim).to(dtype).unbind(2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("pictures", "length", "heads", "dim"),
+    [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 264)],
+)
+def test_full_attention(dtype, pictures, length, heads, dim):
+    """Near the float32 reference, and bitwise the same for a picture alone or among others."""
+    q, k, v = of_one_projection(pictures, length, heads, dim, dtype)
+    whole = CPU.full_attention(q, k, v)
+    close(whole, REFERENCE.full_attention(q.float(), k.float(), v.float()).to(dtype), dtype)
+    if dim <= overlay.MAX_HEAD_DIM:
+        alone = [CPU.full_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(pictures)]
+        assert torch.equal(torch.cat(alone), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_full_attention_of_shared_queries(dtype):
+    """A resampler's: fewer queries than keys, one set for all pictures, keys and values not from one projection."""
+    q = torch.randn(1, 37, 2, 128).to(dtype).expand(3, -1, -1, -1)
+    k, v = torch.randn(3, 100, 2, 128).to(dtype), torch.randn(3, 100, 4, 128).to(dtype)[:, :, 1:3]
+    got = CPU.full_attention(q, k, v)
+    assert got.shape == (3, 37, 256)
+    close(got, REFERENCE.full_attention(q.float(), k.float(), v.float()).to(dtype), dtype)
 
 
 EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]

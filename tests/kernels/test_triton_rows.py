@@ -14,7 +14,7 @@ REFERENCE = reference.TABLE
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
 @pytest.mark.parametrize("n", [33, 2050])
 def test_activations(dtype, activation, n):
     x = random(3, 2 * n, dtype=dtype, scale=4.0)

@@ -24,7 +24,7 @@ from lightllm_mp.models.loader import load_model
 from lightllm_mp.vision.config import read_vision
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.loader import load_encoder, load_weights
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionModel
 
@@ -121,7 +121,7 @@ def test_the_same_tower_as_the_folder(tmp_path, folder):
     tags = theirs.spec.tags if folder == "llava_hf" else ours.tags
     same = msgspec.structs.replace(ours, norm_eps=theirs.spec.norm_eps, preprocess=plain, tags=tags)
     assert same == theirs.spec
-    towers = [load_encoder(vision, dtype=torch.float32).weights for vision in (mine, theirs)]
+    towers = [load_weights(vision, dtype=torch.float32) for vision in (mine, theirs)]
     assert towers[0].keys() == towers[1].keys()
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
 
@@ -129,8 +129,8 @@ def test_the_same_tower_as_the_folder(tmp_path, folder):
 def test_random_weights(tmp_path):
     vision = written(tmp_path, "qwen2_5_vl")
     assert vision is not None
-    made = load_encoder(vision, dtype=torch.float32, load_format="dummy")
-    assert made.weights["patch"].shape == (32, 3, 2, 8, 8)
+    made = load_weights(vision, dtype=torch.float32, load_format="dummy")
+    assert made["patch"].shape == (32, 3, 2, 8, 8)
 
 
 def test_the_layer_may_be_named(tmp_path):

@@ -17,7 +17,7 @@ from vision_golden import FOLDERS, GOLDENS, cases, model, prepared
 from lightllm_mp.errors import ModelError
 from lightllm_mp.vision.config import read_vision
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
-from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.loader import load_encoder, load_weights
 
 TOWER = "clip-vit-large-patch14-56"
 
@@ -153,9 +153,10 @@ def test_a_linear_projector(tmp_path: Path) -> None:
     found, image = read_vision(folder), prepared(cases("llava_orig")[0])
     assert found is not None
     assert found.spec.projector_layers == 1
+    weights = load_weights(found, dtype=torch.float32)
+    whole = load_weights(model("llava_orig"), dtype=torch.float32)
+    assert weights.keys() == whole.keys() - {"projector.1", "projector.1.bias"}
     tower = load_encoder(found, dtype=torch.float32)
-    whole = load_encoder(model("llava_orig"), dtype=torch.float32)
-    assert tower.weights.keys() == whole.weights.keys() - {"projector.1", "projector.1.bias"}
     assert tower.encode([image])[0].shape == (16, 64)
 
 
@@ -196,9 +197,11 @@ def test_weights_that_nobody_trained(tmp_path: Path) -> None:
         (folder / "model.safetensors").unlink()
         found = read_vision(folder)
         assert found is not None
+        made = load_weights(found, dtype=torch.bfloat16, load_format="dummy")
+        read = load_weights(model(name), dtype=torch.bfloat16)
+        assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in read.items()}
         tower = load_encoder(found, dtype=torch.bfloat16, load_format="dummy")
         trained = load_encoder(model(name), dtype=torch.bfloat16)
-        assert {k: v.shape for k, v in tower.weights.items()} == {k: v.shape for k, v in trained.weights.items()}
         image = prepared(cases(name)[0])
         assert torch.isfinite(tower.encode([image])[0]).all()
         assert tower.nbytes == trained.nbytes

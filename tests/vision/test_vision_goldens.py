@@ -12,9 +12,10 @@ import torch
 from vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
 
 from lightllm_mp.vision.encoder import VisionEncoder
-from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.loader import load_encoder, load_weights
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
+from lightllm_mp.vision.tower_ops import TORCH
 
 PIXELS, EMBEDS = 1e-5, 5e-4
 LOW_PRECISION = {torch.bfloat16: 0.04, torch.float16: 0.005}
@@ -64,12 +65,24 @@ def test_embeddings_in_one_batch(encoder: tuple[str, VisionEncoder]) -> None:
         assert (got - wanted).abs().max().item() < EMBEDS
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_embeddings_with_the_ops_of_a_gpu(folder: str, dtype: torch.dtype) -> None:
+    tower = VisionEncoder(model(folder).spec, load_weights(model(folder), dtype=dtype), TORCH)
+    for got, wanted in zip(tower.encode([recorded(case) for case in cases(folder)]), expected(folder), strict=True):
+        most = EMBEDS if dtype == torch.float32 else LOW_PRECISION[dtype] * wanted.abs().max().item()
+        assert (got.float() - wanted).abs().max().item() < most
+
+
 def test_an_image_does_not_feel_its_companions(encoder: tuple[str, VisionEncoder]) -> None:
     folder, tower = encoder
     images = [prepared(case) for case in cases(folder)]
     shuffled = [images[3], images[0], images[3], images[2]]
     for image, together in zip(shuffled, tower.encode(shuffled), strict=True):
-        assert (tower.encode([image])[0] - together).abs().max().item() < 1e-4
+        alone = tower.encode([image])[0]
+        assert (alone - together).abs().max().item() < 1e-4
+        if tower.ops.exact_rows:
+            assert torch.equal(alone, together)
 
 
 def test_no_images(encoder: tuple[str, VisionEncoder]) -> None:
@@ -88,12 +101,10 @@ def test_low_precision(folder: str, dtype: torch.dtype) -> None:
 def test_the_tower_before_the_projector() -> None:
     """An identity in place of LLaVA's projector shows the tower's own features."""
     folder = "llava_orig"
-    whole = load_encoder(model(folder), dtype=torch.float32)
+    weights = load_weights(model(folder), dtype=torch.float32)
     spec = msgspec.structs.replace(model(folder).spec, projector_layers=1)
     width = spec.width
-    bare = VisionEncoder(
-        spec, {**whole.weights, "projector.0": torch.eye(width), "projector.0.bias": torch.zeros(width)}
-    )
+    bare = VisionEncoder(spec, {**weights, "projector.0": torch.eye(width), "projector.0.bias": torch.zeros(width)})
     for case, got in zip(cases(folder), bare.encode([recorded(case) for case in cases(folder)]), strict=True):
         wanted = torch.from_numpy(tensors(folder)[case.key + ".clip_features"])
         assert (got - wanted).abs().max().item() < 1e-4

@@ -147,7 +147,7 @@ struct norm {
 };
 void norm_run(const struct norm *job);
 
-enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4 };
 
 struct activation {
     const void *x; /* [m, 2 * n], the second half multiplies the activation of the first; or [m, n] */
@@ -225,6 +225,8 @@ struct attention {
     struct heads h; /* head_dim: a multiple of 16, at most MAX_HEAD_DIM */
     enum dtype type, kv_type;   /* kv_type: INT8, FLOAT8, or as `type` */
     const uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
+    long q_line, kv_line;       /* elements from one token of q to the next, and from one slot to the next */
+    int full;                   /* every query sees every key of its sequence */
 };
 #define MAX_HEAD_DIM 256
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
@@ -52,6 +54,7 @@ def table() -> OpTable | None:
         add_norm=add_norm,
         rotary_kv_write=rotary_kv_write,
         attention=attention,
+        full_attention=full_attention,
         gated=gated,
         activate=activate,
         route=route,
@@ -225,8 +228,65 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         TYPES[q.dtype],
         KV_TYPES[kv.keys.dtype],
         *_scale_addresses(kv),
+        layout.heads * layout.head_dim,
+        layout.kv_heads * layout.head_dim,
+        False,
     )
     return out
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    sequences, queries, heads, dim = q.shape
+    if dim > MAX_HEAD_DIM:
+        return reference.TABLE.full_attention(q, k, v)
+    if dim % 16:  # zeros add nothing to a score
+        q, k, v = (functional.pad(x, (0, -dim % 16)) for x in (q, k, v))
+    q, k, v = _in_lines(q), _in_lines(k), _in_lines(v)
+    if k.stride(1) != v.stride(1):
+        k, v = k.contiguous(), v.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype)
+    starts, context, rows, slots = _sequences(sequences, queries, k.shape[1])
+    _c.attention(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        starts.data_ptr(),
+        context.data_ptr(),
+        rows.data_ptr(),
+        slots.data_ptr(),
+        0,
+        sequences,
+        k.shape[1],
+        queries,
+        0,
+        float_bits(dim**-0.5),
+        float_bits(0.0),
+        heads,
+        heads,
+        q.shape[3],
+        TYPES[q.dtype],
+        TYPES[q.dtype],
+        0,
+        0,
+        q.stride(1),
+        k.stride(1),
+        True,
+    )
+    return out[..., :dim].flatten(2)
+
+
+def _in_lines(x: Tensor) -> Tensor:
+    """x [sequences, rows, heads, dim] with heads side by side and all rows at one distance."""
+    lines = x.stride(3) == 1 and x.stride(2) == x.shape[3] and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if lines else x.contiguous()
+
+
+@lru_cache(maxsize=64)
+def _sequences(count: int, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `attention` reads of `count` sequences that lie one after another: starts, contexts, rows and slots."""
+    rows = torch.arange(count + 1, dtype=torch.int32)
+    return rows * queries, torch.full((count,), keys, dtype=torch.int32), rows, torch.arange(count * keys).int()
 
 
 def _scale_addresses(kv: LayerKV) -> tuple[int, int]:

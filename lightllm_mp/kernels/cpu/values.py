@@ -12,7 +12,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Of activations and plain weights."""
 KV_TYPES = {**TYPES, torch.int8: 2, torch.float8_e4m3fn: 3}
 """Of stored keys and values."""
-CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
 """Activations by their names in the op table."""
 
 

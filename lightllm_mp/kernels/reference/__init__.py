@@ -17,6 +17,7 @@ TABLE = OpTable(
     add_norm=norm.add_norm,
     rotary_kv_write=rotary.rotary_kv_write,
     attention=attention.attention,
+    full_attention=attention.full_attention,
     rotate=rotary.rotate,
     kv_write=rotary.kv_write,
     gated=norm.gated,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
@@ -18,6 +19,11 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         new = slice(starts[i], starts[i + 1])
         out[new] = _one_sequence(q[new], keys, values, layout)
     return out
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seen = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    return seen.transpose(1, 2).flatten(2)
 
 
 def _read(pool: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:

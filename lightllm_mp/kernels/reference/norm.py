@@ -32,6 +32,10 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return _ACTIVATIONS[activation](x.float()).to(x.dtype)
 
 
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
@@ -40,5 +44,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
     "relu": functional.relu,
 }

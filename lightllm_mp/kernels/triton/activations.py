@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
 """The names of the op table as `activated` takes them."""
 
 
@@ -18,6 +18,8 @@ def activated(x, KIND: tl.constexpr):
         result = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == 2:
         result = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    elif KIND == 4:
+        result = x / (1.0 + tl.exp(-1.702 * x))
     else:
         result = tl.where(x < 0.0, 0.0, x)
     return result

@@ -23,6 +23,7 @@ INLINE vf curve_vf(vf x, enum curve curve) {
         case GELU: return 0.5f * x * (1.0f + erf_vf(x * 0.70710678118654752f));
         case GELU_TANH: /* 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) */
             return x / (1.0f + exp_vf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+        case QUICK_GELU: return x / (1.0f + exp_vf(-1.702f * x));
         case RELU: return select_vf(x < 0.0f, (vf){0}, x);
         default: return x / (1.0f + exp_vf(-x));
     }
@@ -42,6 +43,7 @@ INLINE void rows_of_type(const struct activation *job, long from, long to, enum 
         switch (job->curve) {
             case GELU: activation_row(job, row, GELU, type); break;
             case GELU_TANH: activation_row(job, row, GELU_TANH, type); break;
+            case QUICK_GELU: activation_row(job, row, QUICK_GELU, type); break;
             case RELU: activation_row(job, row, RELU, type); break;
             default: activation_row(job, row, SILU, type); break;
         }

@@ -12,24 +12,26 @@ struct rows {
     const int32_t *slots;                /* of the sequence */
     long count, kv_head;                 /* rows in use */
     long earliest, last;                 /* positions of the keys that any row sees */
-    long at[MAX_ROWS];                   /* where a row begins in q and in the result */
+    long at[MAX_ROWS], to[MAX_ROWS];     /* where a row begins in q and in the result */
 } __attribute__((aligned(64)));
 
 INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, long query, long count, long kv_head) {
     const struct heads *h = &job->h;
     long group = h->heads / h->kv_heads, context = job->context[seq];
     long new_tokens = job->seq_start[seq + 1] - job->seq_start[seq];
-    long token = job->seq_start[seq] + query, base = context - new_tokens + query;
+    long token = job->seq_start[seq] + query, base = job->full ? context - count : context - new_tokens + query;
     s->slots = job->slot_table + job->rows[seq] * job->table_width;
     s->count = count * group;
     s->kv_head = kv_head;
     s->last = base + count;
     s->earliest = job->window && base + 1 > job->window ? base + 1 - job->window : 0;
     for (long r = 0; r < s->count; r++) {
-        s->at[r] = (token + r / group) * h->heads * h->head_dim + (kv_head * group + r % group) * h->head_dim;
+        long head = kv_head * group + r % group;
+        s->at[r] = (token + r / group) * job->q_line + head * h->head_dim;
+        s->to[r] = ((token + r / group) * h->heads + head) * h->head_dim;
         s->max[r] = -INFINITY;
         s->sum[r] = 0;
-        s->end[r] = base + r / group + 1;
+        s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
     }
     memset(s->out, 0, s->count * h->head_dim * sizeof(float));
@@ -38,7 +40,7 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
 /* Where the key of a position lies in the pool, in elements; -1 from `end` on. */
 INLINE long key_at(const struct rows *s, const struct attention *job, long position) {
     if (position >= s->last) return -1;
-    return (s->slots[position] * job->h.kv_heads + s->kv_head) * job->h.head_dim;
+    return s->slots[position] * job->kv_line + s->kv_head * job->h.head_dim;
 }
 
 /* Softcap and alibi, on the scaled scores of a row. */
@@ -88,7 +90,7 @@ INLINE void finish_rows(const struct rows *s, const struct attention *job, enum 
     for (long r = 0; r < s->count; r++) {
         float inverse = 1.0f / s->sum[r];
         for (long d = 0; d < job->h.head_dim; d += LANES)
-            store(job->out, s->at[r] + d, load_float(s->out + r * job->h.head_dim + d) * inverse, type);
+            store(job->out, s->to[r] + d, load_float(s->out + r * job->h.head_dim + d) * inverse, type);
     }
 }
 
