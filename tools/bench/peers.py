@@ -195,7 +195,8 @@ class TransformersPeer(Peer):
         self._arguments = [str(folder), dtype, str(threads)]
 
     def generate(self, prompts: Prompts, tokens: int) -> list[Times]:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}).encode() + b"\n")
         self._process.stdin.flush()
         answer = json.loads(self._line(time.perf_counter() + LIMIT))
@@ -217,7 +218,8 @@ class TransformersPeer(Peer):
         self._line(deadline)
 
     def _line(self, deadline: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         if not select([self._process.stdout], [], [], max(0.0, deadline - time.perf_counter()))[0]:
             raise PeerError(f"{self.name} does not answer")
         line = self._process.stdout.readline()

@@ -1,4 +1,4 @@
-"""What a process and all its descendants use, read from /proc."""
+"""What a process and all its descendants use, and what is left for others, read from /proc."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ def pids(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """User and system time so far of all living processes of the tree."""
+    """User and system time so far of the tree: its living processes and those that were waited for."""
     stats = (_read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split() for pid in pids(root))
-    return sum((int(fields[11]) + int(fields[12])) / TICK for fields in stats if fields)
+    return sum(sum(map(int, fields[11:15])) / TICK for fields in stats if fields)
+
+
+def machine_seconds() -> float:
+    """Time so far that this machine's CPUs did not idle, summed over them; a virtual one's stolen time is in it."""
+    user, nice, system, _idle, _wait, *rest = map(int, Path("/proc/stat").read_text("utf-8").split("\n")[0].split()[1:])
+    return (user + nice + system + sum(rest[:3])) / TICK  # guests are in user
 
 
 def resident_mib(root: int) -> float:
@@ -43,7 +49,7 @@ def resident_mib(root: int) -> float:
 
 def _file_pages(smaps: str) -> list[tuple[tuple[str, ...], int]]:
     """((offset, device, inode, length), resident KiB that are the file's own) of each mapping of a file on a disk."""
-    found = []
+    found = list[tuple[tuple[str, ...], int]]()
     for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps):
         head = MAPPING.match(part)
         if not head or head[4] == "0" or "/memfd:" in part or "/dev/shm/" in part:

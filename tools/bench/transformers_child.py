@@ -27,6 +27,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
     family, spec, file = gguf_model(gguf)
     assert family.gguf_weights is not None
+    assert spec.rope is not None
     tensors = {}
     for ours, theirs in zip(family.gguf_weights(spec), family.hf_weights(spec), strict=True):
         for piece, named in zip(ours.pieces, theirs.pieces, strict=True):
