@@ -2,7 +2,7 @@
 
     python tools/bench/cpu_peers.py --llama-server FOLDER/native/llama-server [--rounds 5] [--json FILE]
     python tools/bench/cpu_peers.py --llama-server FOLDER/avx2/llama-server --cpu avx2
-    python tools/bench/cpu_peers.py --only requests decode --rounds 9
+    python tools/bench/cpu_peers.py --only requests decode --requests 1 16 --tokens 128 --rounds 9
     python tools/bench/cpu_peers.py --smoke
 
 `bash tools/bench/build_llama.sh FOLDER [native|avx2]` builds llama-server from the source inside PyPI's package
@@ -114,6 +114,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cpu", help="LIGHTLLM_MP_CPU of the engine; avx2 keeps torch to AVX2, too")
     parser.add_argument("--data-type", default="auto", help="of the engine")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer of decode and requests")
+    parser.add_argument("--prefill", type=int, nargs="*", metavar="N", default=[512, 4096], help="lengths of prompts")
+    parser.add_argument("--requests", type=int, nargs="*", metavar="N", default=[16, 64], help="how many at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=30.0, help="waits, and begins rounds, no longer")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for other programs, each time")
@@ -125,17 +127,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="one tiny round of the engine alone")
     flags = parser.parse_args(argv)
     if flags.smoke:
-        flags.rounds, flags.tokens, flags.patience = 1, 8, 0.0
+        flags.prefill, flags.requests, flags.tokens = [64, 128], [2, 4], 8
+        flags.rounds, flags.patience = 1, 0.0
         flags.transformers, flags.llama_server = False, None
-    if flags.tokens < 2 or flags.rounds < 1:
-        parser.error("--tokens must be 2 or more, --rounds 1 or more")
+    if min(flags.tokens - 1, flags.rounds, flags.threads, flags.slots, *flags.prefill, *flags.requests) < 1:
+        parser.error("--tokens must be 2 or more, all other counts 1 or more")
     return flags
 
 
 def choose(flags: argparse.Namespace) -> list[Figure]:
     """The figures that --only names. Raises PeerError where it names none."""
-    sizes = ((64, 128), (2, 4)) if flags.smoke else ((512, 4096), (16, 64))
-    figures = [*STARTS, *works(*sizes, flags.tokens)]
+    figures = [*STARTS, *works(flags.prefill, flags.requests, flags.tokens)]
     if not flags.only:
         return figures
     unknown = [word for word in flags.only if not any(figure.key.startswith(word) for figure in figures)]
@@ -153,7 +155,7 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
     peers: list[Peer] = [engine(model, flags.threads, flags.data_type, environment, folder / "engine.log")]
     if flags.llama_server:
         # Room for the longest prompt, and for the short ones of all slots with their answers.
-        context = max(8192, flags.slots * (64 + flags.tokens))
+        context = max(8192, *(length + 64 for length in flags.prefill), flags.slots * (64 + flags.tokens))
         peers.append(llama(flags.llama_server, model, flags.threads, flags.slots, context, folder / "llama.log"))
     if flags.transformers:
         convert(model, folder, folder / "convert.log")
