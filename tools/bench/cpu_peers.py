@@ -46,7 +46,13 @@ ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """What keeps torch's own kernels and libraries to AVX2."""
 LEVELS = ("portable C", "AVX-512 BF16", "AMX BF16")
-"""What kernels.cpu's `level` means."""
+"""What the level is called where it is a number."""
+LEVEL = """
+from lightllm_mp.kernels.cpu import runtime
+getattr(runtime, "obey_environment", lambda: None)()
+print(runtime.native() and runtime.native().level())
+"""
+"""A program that prints the level of instructions that a worker uses."""
 
 
 def describe(flags: argparse.Namespace, model: Path, environment: dict[str, str]) -> dict[str, str]:
@@ -83,12 +89,10 @@ def commit() -> str:
 
 def engine_level(environment: dict[str, str]) -> str:
     """Which kernels the engine's workers choose in this environment."""
-    level = python(
-        "from lightllm_mp.kernels.cpu.runtime import native; n = native(); print(n and n.level())", environment
-    )
+    level = python(LEVEL, environment)
     if level == "None":
         return "no C extension"
-    return LEVELS[int(level)] if level.isdigit() and int(level) < len(LEVELS) else level
+    return LEVELS[int(level)] if level.isdigit() else level
 
 
 def torch_facts(environment: dict[str, str]) -> str:
