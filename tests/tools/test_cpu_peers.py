@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
 import cpu_peers
 import peers
 import process_tree
-from peer_table import median, ratios, table
+from peer_table import Summary, ratios, summary, table
 from rounds import Figure, Machine, Sample, Work, turned, works
 
 from lightllm_mp.errors import ModelError
@@ -74,7 +74,7 @@ def test_a_smoke_run_fills_the_engine_column(tmp_path: Path, model: Path, marked
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-2000:]
     found = json.loads((tmp_path / "figures.json").read_text("utf-8"))
-    rows = {row["key"]: row["medians"] for row in found["figures"]}
+    rows = {row["key"]: row["values"] for row in found["figures"]}
     assert rows.keys() == {
         "start", "memory", "first", "decode", "prefill-64", "prefill-128", "requests-2", "requests-4"
     }  # fmt: skip
@@ -120,7 +120,7 @@ def test_wrong_words_are_one_line(
 
 def test_llama_server_is_asked_and_timed(tmp_path: Path, marked: str) -> None:
     assert peers.llama_facts(FAKE) == ("1.2.3 (fake)", "AVX2, AVX512")
-    peer = peers.llama(FAKE, Path("model"), 2, 16, 8192, tmp_path / "log")
+    peer = peers.llama(FAKE, Path("model"), 2, 16, 8192, [], tmp_path / "log")
     try:
         assert peer.start() >= 0.3
         answers = peer.generate([[1, 2], [3], [4]], 5)
@@ -132,7 +132,7 @@ def test_llama_server_is_asked_and_timed(tmp_path: Path, marked: str) -> None:
 
 def test_an_answer_that_is_too_short_is_an_error(tmp_path: Path, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_MISSING", "1")
-    peer = peers.llama(FAKE, Path("model"), 2, 16, 8192, tmp_path / "log")
+    peer = peers.llama(FAKE, Path("model"), 2, 16, 8192, [], tmp_path / "log")
     try:
         peer.start()
         with pytest.raises(peers.PeerError, match=r"llama\.cpp made 4 tokens instead of 5"):
@@ -142,7 +142,7 @@ def test_an_answer_that_is_too_short_is_an_error(tmp_path: Path, marked: str, mo
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path, marked: str) -> None:
-    peer = peers.llama(FAKE, Path("--broken"), 2, 16, 8192, tmp_path / "log")
+    peer = peers.llama(FAKE, Path("--broken"), 2, 16, 8192, [], tmp_path / "log")
     with pytest.raises(peers.PeerError, match=r"llama\.cpp ended with code 1: no such model"):
         peer.start()
     peer.stop()
@@ -180,7 +180,7 @@ def test_no_two_rounds_have_a_prompt_in_common() -> None:
 
 def test_ratios_say_how_many_times_as_good_the_engine_is() -> None:
     values = {"engine": 6.0, "llama.cpp": 4.0, "transformers float32": 2.0, "transformers bfloat16": 3.0}
-    found = {name: median([Sample(value, False)]) for name, value in values.items()}
+    found = {name: Summary(value, False) for name, value in values.items()}
     assert ratios(RATE, found) == (1.5, 2.0)
     assert ratios(TIME, found) == (4 / 6, 2 / 6)
     assert ratios(RATE, {"engine": found["engine"]}) == (None, None)
@@ -188,12 +188,13 @@ def test_ratios_say_how_many_times_as_good_the_engine_is() -> None:
 
 
 def test_disturbed_rounds_count_only_where_there_is_no_other() -> None:
-    samples = {
-        "engine": [Sample(1.0, True), Sample(5.0, False), Sample(7.0, False)],
-        "llama.cpp": [Sample(2.0, True), Sample(4.0, True)],
-    }
-    assert table([RATE], {"rate": samples}).splitlines()[2] == (
-        "| requests, tokens/s | 6.00 | ~3.00 | **2.00x** | - | - | - |"
+    disturbed = [Sample(2.0, True), Sample(4.0, True), Sample(1.0, True)]
+    mixed = [Sample(9.0, True), Sample(5.0, False), Sample(7.0, False)]
+    assert summary(RATE, mixed) == summary(TIME, mixed) == Summary(6.0, False)
+    assert summary(RATE, disturbed) == Summary(4.0, True)
+    assert summary(TIME, disturbed) == Summary(1.0, True)
+    assert table([RATE], {"rate": {"engine": mixed, "llama.cpp": disturbed}}).splitlines()[2] == (
+        "| requests, tokens/s | 6.00 | ~4.00 | **1.50x** | - | - | - |"
     )
 
 

@@ -14,7 +14,7 @@ all are up, and each figure is measured on one after the other while the rest id
 take meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
 llama.cpp are asked over HTTP and stream; transformers gets all requests of a figure as one padded batch, in its own
 process. Every answer has exactly the tokens that were asked for. On a shared machine each measurement waits until other
-programs are quiet, and is repeated where they were not; medians of the undisturbed rounds are shown.
+programs are quiet, and is repeated where they were not. Medians of the undisturbed rounds are shown.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peer_table import median, ratios, table
+from peer_table import ratios, summary, table
 from peers import Peer, PeerError, TransformersPeer, convert, engine, llama, llama_facts
 from rounds import STARTS, Figure, Machine, Results, Run, works
 
@@ -69,7 +70,7 @@ def describe(flags: argparse.Namespace, model: Path, environment: dict[str, str]
         version, instructions = llama_facts(flags.llama_server)
         if flags.cpu == "avx2" and "AVX512" in instructions:
             raise PeerError(f"--cpu avx2, but {flags.llama_server} uses AVX-512: build_llama.sh makes one for avx2")
-        facts["llama.cpp"] = f"{version}, {flags.slots} slots; {instructions}"
+        facts["llama.cpp"] = f"{version}, {flags.slots} slots {flags.llama_flags}; {instructions}"
     if flags.transformers:
         facts["transformers"] = importlib.metadata.version("transformers")
     return facts
@@ -112,6 +113,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--llama-server", type=Path, metavar="PATH", help="llama.cpp's server (tools/bench/build_llama.sh)"
     )
+    parser.add_argument("--llama-flags", default="", metavar="TEXT", help="more flags of llama-server")
     parser.add_argument("--model", type=Path, metavar="GGUF", help="Llama family; by default the small default model")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="compute threads of each")
     parser.add_argument("--slots", type=int, default=16, help="requests that llama-server runs at once; more wait")
@@ -160,7 +162,8 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
     if flags.llama_server:
         # Room for the longest prompt, and for the short ones of all slots with their answers.
         context = max(8192, *(length + 64 for length in flags.prefill), flags.slots * (64 + flags.tokens))
-        peers.append(llama(flags.llama_server, model, flags.threads, flags.slots, context, folder / "llama.log"))
+        log, more = folder / "llama.log", shlex.split(flags.llama_flags)
+        peers.append(llama(flags.llama_server, model, flags.threads, flags.slots, context, more, log))
     if flags.transformers:
         convert(model, folder, folder / "convert.log")
         for dtype in ("float32", "bfloat16"):
@@ -177,8 +180,10 @@ def show(facts: dict[str, str], figures: list[Figure], results: Results) -> None
     for name, fact in facts.items():
         print(f"{name}: {fact}")
     print(f"\n{table(figures, results.samples)}\n")
-    print("Medians of the rounds; ~: other programs took CPU in all of them. A ratio above 1: the engine is better,")
-    print("whichever way the figure counts.")
+    print(
+        "Medians of the undisturbed rounds. ~: other programs took CPU in all rounds; the best is shown.\n"
+        "A ratio above 1: the engine is better, whichever way the figure counts."
+    )
     idle = ", ".join(f"{name} {share:.1f} %" for name, share in results.idle_percent().items())
     if idle:
         print(f"What each took of a core while the others were measured: {idle}.")
@@ -188,10 +193,10 @@ def as_json(facts: dict[str, str], figures: list[Figure], results: Results) -> d
     rows = []
     for figure in figures:
         samples = results.samples[figure.key]
-        found = {name: median(values) for name, values in samples.items()}
+        found = {name: summary(figure, values) for name, values in samples.items()}
         row: dict[str, Any] = {"key": figure.key, "title": figure.title, "unit": figure.unit}
         row["more_is_better"] = figure.more_is_better
-        row["medians"] = {name: one.value for name, one in found.items() if one}
+        row["values"] = {name: one.value for name, one in found.items() if one}
         row["ratio_llama"], row["ratio_transformers"] = ratios(figure, found)
         row["rounds"] = {name: [sample._asdict() for sample in values] for name, values in samples.items()}
         rows.append(row)

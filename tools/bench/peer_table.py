@@ -1,4 +1,4 @@
-"""The table that cpu_peers.py prints: medians, and how the engine compares."""
+"""The table that cpu_peers.py prints: what stands for all rounds, and how the engine compares."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ COLUMNS = ("engine", "llama.cpp", "transformers float32", "transformers bfloat16
 HEAD = ("figure", "engine", "llama.cpp", "ratio", "transformers fp32", "bf16", "ratio to the better")
 
 
-class Median(NamedTuple):
-    """Of the undisturbed samples; of all where none is."""
+class Summary(NamedTuple):
+    """What stands for all rounds."""
 
     value: float
     disturbed: bool
@@ -23,14 +23,18 @@ class Median(NamedTuple):
         return f"{'~' if self.disturbed else ''}{self.value:,.{digits}f}"
 
 
-def median(samples: list[Sample]) -> Median | None:
+def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
+    """The median of the undisturbed samples. Where none is, the best: nothing else is near what was to be measured."""
     if not samples:
         return None
     quiet = [sample.value for sample in samples if not sample.disturbed]
-    return Median(statistics.median(quiet or [sample.value for sample in samples]), not quiet)
+    if quiet:
+        return Summary(statistics.median(quiet), False)
+    values = [sample.value for sample in samples]
+    return Summary(max(values) if figure.more_is_better else min(values), True)
 
 
-def advantage(figure: Figure, mine: Median | None, others: Sequence[Median | None]) -> float | None:
+def advantage(figure: Figure, mine: Summary | None, others: Sequence[Summary | None]) -> float | None:
     """How many times as good the engine is as the best of `others`: above 1 it is better, whichever way it counts."""
     values = [other.value for other in others if other]
     if mine is None or not values:
@@ -38,7 +42,7 @@ def advantage(figure: Figure, mine: Median | None, others: Sequence[Median | Non
     return mine.value / max(values) if figure.more_is_better else min(values) / mine.value
 
 
-def ratios(figure: Figure, found: dict[str, Median | None]) -> tuple[float | None, float | None]:
+def ratios(figure: Figure, found: dict[str, Summary | None]) -> tuple[float | None, float | None]:
     """(against llama.cpp, against the better transformers)"""
     mine, *others = (found.get(name) for name in COLUMNS)
     return advantage(figure, mine, others[:1]), advantage(figure, mine, others[1:])
@@ -48,7 +52,7 @@ def table(figures: Sequence[Figure], samples: dict[str, dict[str, list[Sample]]]
     """Markdown. `samples`: by the figure's key, then by program."""
     lines: list[Sequence[str]] = [HEAD, ["---"] * len(HEAD)]
     for figure in figures:
-        found = {name: median(values) for name, values in samples.get(figure.key, {}).items()}
+        found = {name: summary(figure, values) for name, values in samples.get(figure.key, {}).items()}
         shown = [str(found.get(name) or "-") for name in COLUMNS]
         llama, transformers = (f"**{ratio:.2f}x**" if ratio else "-" for ratio in ratios(figure, found))
         lines.append((f"{figure.title}, {figure.unit}", *shown[:2], llama, *shown[2:], transformers))

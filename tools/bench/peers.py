@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -235,10 +235,14 @@ def engine(model: Path, threads: int, data_type: str, environment: dict[str, str
     return HttpPeer("engine", ENGINE, lambda port: [*command, "--port", str(port)], environment, log)
 
 
-def llama(server: Path, model: Path, threads: int, slots: int, context: int, log: Path) -> HttpPeer:
-    """llama.cpp's own server. All slots share one KV memory of `context` tokens; its prompt caches are off."""
+def llama(
+    server: Path, model: Path, threads: int, slots: int, context: int, more: Sequence[str], log: Path
+) -> HttpPeer:
+    """llama.cpp's own server. All slots share one KV memory of `context` tokens; its prompt caches are off. `more`:
+    flags that overrule these."""
     command = [str(server), "--model", str(model), "--threads", str(threads), "--parallel", str(slots)]
     command += ["--ctx-size", str(context), "--kv-unified", "--no-cache-prompt", "--cache-ram", "0", "--offline"]
+    command += more
     return HttpPeer("llama.cpp", LLAMA, lambda port: [*command, "--port", str(port)], {}, log)
 
 
