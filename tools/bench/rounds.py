@@ -177,8 +177,9 @@ class Run:
         with contextlib.ExitStack() as stack:
             for peer in self.peers if running else ():
                 stack.callback(peer.stop)
+                self.machine.wait_until_quiet()
                 peer.start()
-                for work in running:
+                for work in running[:3]:
                     peer.generate(work.prompts(self.vocab, "warm"), min(work.tokens, 4))
             for number in self._numbers("work", self.minutes) if running else ():
                 for work in running:
