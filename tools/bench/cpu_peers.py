@@ -170,10 +170,13 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
             log = folder / f"{dtype}.log"
             peers.append(TransformersPeer(folder, dtype, flags.threads, environment, log))
     machine = Machine(flags.patience, 60 * flags.minutes)
-    results = Run(peers, figures, vocab, flags.rounds, flags.minutes, machine).measure()
-    show(facts, figures, results)
-    if flags.json:
-        flags.json.write_text(json.dumps(as_json(facts, figures, results), indent=1) + "\n", "utf-8")
+    whole = Run(peers, figures, vocab, flags.rounds, flags.minutes, machine)
+    try:
+        whole.measure()
+    finally:  # what was measured is shown, however this ends
+        show(facts, figures, whole.results)
+        if flags.json:
+            flags.json.write_text(json.dumps(as_json(facts, figures, whole.results), indent=1) + "\n", "utf-8")
 
 
 def show(facts: dict[str, str], figures: list[Figure], results: Results) -> None:
