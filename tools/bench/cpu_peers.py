@@ -155,7 +155,8 @@ def choose(flags: argparse.Namespace) -> list[Figure]:
 def run(flags: argparse.Namespace, folder: Path) -> None:
     figures, model = choose(flags), flags.model or find_default_model()
     vocab = len(read_header(model, wanted=lambda key: key == "tokenizer.ggml.tokens")["tokenizer.ggml.tokens"])
-    environment = {"LIGHTLLM_MP_CPU": flags.cpu} if flags.cpu else {}
+    environment = {"PYTHONSAFEPATH": "1"}  # children import what this program does, wherever it runs
+    environment |= {"LIGHTLLM_MP_CPU": flags.cpu} if flags.cpu else {}
     environment |= AVX2 if flags.cpu == "avx2" else {}
     facts = describe(flags, model, environment)
     peers: list[Peer] = [engine(model, flags.threads, flags.data_type, environment, folder / "engine.log")]
