@@ -70,7 +70,9 @@ def describe(flags: argparse.Namespace, model: Path, environment: dict[str, str]
         version, instructions = llama_facts(flags.llama_server)
         if flags.cpu == "avx2" and "AVX512" in instructions:
             raise PeerError(f"--cpu avx2, but {flags.llama_server} uses AVX-512: build_llama.sh makes one for avx2")
-        facts["llama.cpp"] = f"{version}, {flags.slots} slots {flags.llama_flags}; {instructions}"
+        facts["llama.cpp"] = (
+            f"{version}, {' '.join([f'{flags.slots} slots', *flags.llama_flags.split()])}; {instructions}"
+        )
     if flags.transformers:
         facts["transformers"] = importlib.metadata.version("transformers")
     return facts
@@ -185,8 +187,8 @@ def show(facts: dict[str, str], figures: list[Figure], results: Results) -> None
         print(f"{name}: {fact}")
     print(f"\n{table(figures, results.samples)}\n")
     print(
-        "Medians of the undisturbed rounds. ~: other programs took CPU in all rounds; the best is shown.\n"
-        "A ratio above 1: the engine is better, whichever way the figure counts."
+        "Medians of the undisturbed rounds. ~: other programs took CPU in all rounds; the best is shown, and a ratio of\n"
+        "it says little. A ratio above 1: the engine is better, whichever way the figure counts."
     )
     idle = ", ".join(f"{name} {share:.1f} %" for name, share in results.idle_percent().items())
     if idle:
@@ -200,8 +202,9 @@ def as_json(facts: dict[str, str], figures: list[Figure], results: Results) -> d
         found = {name: summary(figure, values) for name, values in samples.items()}
         row: dict[str, Any] = {"key": figure.key, "title": figure.title, "unit": figure.unit}
         row["more_is_better"] = figure.more_is_better
+        row["disturbed"] = [name for name, one in found.items() if one and one.disturbed]
         row["values"] = {name: one.value for name, one in found.items() if one}
-        row["ratio_llama"], row["ratio_transformers"] = ratios(figure, found)
+        row["ratio_llama"], row["ratio_transformers"] = (one and one.value for one in ratios(figure, found))
         row["rounds"] = {name: [sample._asdict() for sample in values] for name, values in samples.items()}
         rows.append(row)
     return {"facts": facts, "idle_percent": results.idle_percent(), "figures": rows}

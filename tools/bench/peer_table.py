@@ -34,18 +34,26 @@ def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
     return Summary(max(values) if figure.more_is_better else min(values), True)
 
 
-def advantage(figure: Figure, mine: Summary | None, others: Sequence[Summary | None]) -> float | None:
+def advantage(figure: Figure, mine: Summary | None, others: Sequence[Summary | None]) -> Summary | None:
     """How many times as good the engine is as the best of `others`: above 1 it is better, whichever way it counts."""
-    values = [other.value for other in others if other]
-    if mine is None or not values:
+    present = [other for other in others if other]
+    if mine is None or not present:
         return None
-    return mine.value / max(values) if figure.more_is_better else min(values) / mine.value
+    best = (max if figure.more_is_better else min)(present)
+    ratio = mine.value / best.value if figure.more_is_better else best.value / mine.value
+    return Summary(ratio, mine.disturbed or best.disturbed)
 
 
-def ratios(figure: Figure, found: dict[str, Summary | None]) -> tuple[float | None, float | None]:
+def ratios(figure: Figure, found: dict[str, Summary | None]) -> tuple[Summary | None, Summary | None]:
     """(against llama.cpp, against the better transformers)"""
     mine, *others = (found.get(name) for name in COLUMNS)
     return advantage(figure, mine, others[:1]), advantage(figure, mine, others[1:])
+
+
+def times(ratio: Summary | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio}x" if ratio.disturbed else f"**{ratio}x**"
 
 
 def table(figures: Sequence[Figure], samples: dict[str, dict[str, list[Sample]]]) -> str:
@@ -54,6 +62,6 @@ def table(figures: Sequence[Figure], samples: dict[str, dict[str, list[Sample]]]
     for figure in figures:
         found = {name: summary(figure, values) for name, values in samples.get(figure.key, {}).items()}
         shown = [str(found.get(name) or "-") for name in COLUMNS]
-        llama, transformers = (f"**{ratio:.2f}x**" if ratio else "-" for ratio in ratios(figure, found))
+        llama, transformers = map(times, ratios(figure, found))
         lines.append((f"{figure.title}, {figure.unit}", *shown[:2], llama, *shown[2:], transformers))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
