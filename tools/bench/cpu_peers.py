@@ -187,8 +187,8 @@ def show(facts: dict[str, str], figures: list[Figure], results: Results) -> None
         print(f"{name}: {fact}")
     print(f"\n{table(figures, results.samples)}\n")
     print(
-        "Medians of the undisturbed rounds. ~: other programs took CPU in all rounds; the best is shown, and a ratio of\n"
-        "it says little. A ratio above 1: the engine is better, whichever way the figure counts."
+        "Medians of the undisturbed rounds. ~: other programs took CPU in all rounds; the best is shown, and a ratio\n"
+        "of it says little. A ratio above 1: the engine is better, whichever way the figure counts."
     )
     idle = ", ".join(f"{name} {share:.1f} %" for name, share in results.idle_percent().items())
     if idle:
