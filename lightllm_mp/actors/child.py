@@ -13,10 +13,9 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.birth import STACKS_SIGNAL, Birth
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.process import STACKS_SIGNAL
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError

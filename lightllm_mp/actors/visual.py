@@ -16,7 +16,7 @@ from time import perf_counter
 
 import torch
 
-from lightllm_mp.actors.base import AsyncActor
+from lightllm_mp.actors.async_actor import AsyncActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.decoders import DecoderPool
 from lightllm_mp.actors.mailbox import Mailbox

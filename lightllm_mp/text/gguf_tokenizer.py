@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ModelError, NoTokenizer
 from lightllm_mp.gguf_header import read_header
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
@@ -17,7 +17,7 @@ from lightllm_mp.text.bpe_builder import (
     sentencepiece_bpe,
     set_bos_eos,
 )
-from lightllm_mp.text.source import NoTokenizer, TokenizerSource
+from lightllm_mp.text.source import TokenizerSource
 
 _KEY = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightllm_mp.actors.base import AsyncActor
+from lightllm_mp.actors.async_actor import AsyncActor
 
 
 class Deaf:

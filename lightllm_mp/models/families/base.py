@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile  # brings the gguf library along
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""

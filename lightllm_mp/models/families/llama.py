@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import INV_FREQ, Family, rope_spec, standard_spec
 from lightllm_mp.models.families.rules import Names, decoder
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
