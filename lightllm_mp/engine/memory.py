@@ -41,16 +41,18 @@ def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> to
     return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[config.kv_cache_dtype]
 
 
-def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None) -> int:
+def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None, *, step_bytes: int = 0) -> int:
     """Bytes that the KV pool may take; ask when the weights are loaded and, on CUDA, the worst step has run.
 
-    CPU: a third of `mem_fraction` of the memory that is free now. CUDA: what is free now, less the share of
+    CPU: a third of `mem_fraction` of the memory that is free now, less `step_bytes` for the worst step (at most half of
+    it: on a small machine requests are refused rather than the start). CUDA: what is free now, less the share of
     `free_before` (free bytes before anything was loaded; by default the device's whole memory) that stays free.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(free - (1.0 - mem_fraction) * (free_before or total)))
-    return int(free_memory() * mem_fraction * CPU_KV_SHARE)
+    free = free_memory()
+    return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
 
 
 def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:

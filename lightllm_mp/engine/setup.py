@@ -11,9 +11,10 @@ import msgspec
 import torch
 
 from lightllm_mp.config import EngineConfig, ModelConfig
-from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
 from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
+from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Facts
@@ -27,6 +28,7 @@ from lightllm_mp.models.ranks import Ranks
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,13 @@ def build_engine(
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.
-    budget = group.least(kv_budget(device, engine.mem_fraction) // (1 if device.type == "cuda" else group.size))
-    if device.type == "cuda" and kv_tokens is None:
-        budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
+    if device.type == "cuda":
+        budget = group.least(kv_budget(device, engine.mem_fraction))
+        if kv_tokens is None:
+            budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
+    else:
+        beside = group.size * step_bytes(spec, worst_step(decoder, engine, step_tokens))
+        budget = group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
     if kv_tokens is not None:
         # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
@@ -97,6 +103,19 @@ def build_engine(
         reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
     return Engine(executor, facts)
+
+
+def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
+    """The largest step on a CPU."""
+    spec = decoder.spec
+    plain = spec.mla is not None or engine.kv_cache_dtype != "auto" or spec.head_dim % 16 or not decoder.ops.exact_rows
+    return WorstStep(
+        tokens=step_tokens,
+        lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
+        context=min(spec.max_context, engine.max_req_total_len or spec.max_context),
+        value_bytes=decoder.dtype.itemsize,
+        fused=not plain,
+    )
 
 
 def _executor(
@@ -134,7 +153,7 @@ def _device(name: str, rank: int, size: int) -> torch.device:
     if name == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
     if name == "cpu" or not there:
-        return torch.device("cpu")
+        return CPU
     if size > (count := torch.cuda.device_count()):
         raise ConfigError(f"--tp {size}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
     if size == 1:
