@@ -47,8 +47,12 @@ class Actor:
     # --- the protocol -------------------------------------------------------------------------------------------------
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of a long start, shown by the supervisor."""
+        """Progress of a long start in bytes, shown by the supervisor."""
         self.mailbox.send(SUPERVISOR, Loading(what, done, total))
+
+    def stage(self, what: str) -> None:
+        """A stage of a start begins; shown by the supervisor if it lasts."""
+        self.mailbox.send(SUPERVISOR, Loading(what))
 
     def ready(self, facts: Facts) -> None:
         self.mailbox.post(SUPERVISOR, Ready(facts))

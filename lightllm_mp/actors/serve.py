@@ -47,10 +47,9 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
         model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        check_ranks(read_model_config(model_path), config.engine.tp)
+        dummy = config.model.load_format == "dummy"
+        check_ranks(read_model_config(model_path) if dummy else check_weights(model_path), config.engine.tp)
         sees = find_vision(config, model_path) is not None
-        if config.model.load_format != "dummy":
-            check_weights(model_path)
         listen = bind(config.http)
     except EngineError as error:
         return _refused(config, error)

@@ -56,6 +56,8 @@ log = logging.getLogger("lightllm_mp.supervisor")
 EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 69, 70
 STOP_GRACE = 3.0
 """Seconds one child has to leave after Stop before it is killed."""
+STAGE_SHOWN = 1.0
+"""Seconds after which a stage of a start that goes on is shown."""
 
 
 class State(enum.Enum):
@@ -102,6 +104,8 @@ class Supervisor:
         self._pinged: dict[str, float] = {}
         """When each ready child was sent the ping that it has not answered yet."""
         self._suspects: set[str] = set()
+        self._stages: dict[str, Loading] = {}
+        """What each child that is not ready yet is doing, where it has no measure."""
         self._dispensable = {child.name for child in self.topology.children if child.dispensable}
         self._draining = False
         self._changed_at = time.monotonic()
@@ -199,6 +203,7 @@ class Supervisor:
     def _on_exit(self, name: str, reason: str) -> None:
         self._desk.drain()  # its last words
         self._pinged.pop(name, None)
+        self._stages.pop(name, None)
         self._suspects.discard(name)
         if self.state is State.STOPPING:
             return
@@ -309,6 +314,7 @@ class Supervisor:
             case Ready(facts):
                 self.facts = merge_facts(self.facts, facts)
                 self._awaiting_ready.discard(name)
+                self._stages.pop(name, None)
                 if self.state is State.RUNNING:
                     self._end_epoch(frozenset())  # for one with everybody
                 self._begin_if_everybody_is_there()
@@ -320,11 +326,19 @@ class Supervisor:
             case Failed(reason):
                 code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
                 self.begin_stop(code, f"{name} cannot start: {reason}")
+            case Loading(total=0):
+                self._stages[name] = message
+                self._later(STAGE_SHOWN, self._show_stage, name, message)
             case Loading():
+                self._stages.pop(name, None)
                 self._on_progress(name, message)
             case Drained() if self._draining:
                 log.info("drained")
                 self.begin_stop()
+
+    def _show_stage(self, name: str, stage: Loading) -> None:
+        if self._stages.get(name) is stage and self.state is not State.STOPPING:
+            self._on_progress(name, stage)
 
     def _tell_health(self, reason: str = "") -> None:
         suspects = ", ".join(sorted(self._suspects))

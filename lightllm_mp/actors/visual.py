@@ -93,6 +93,7 @@ class VisualActor(AsyncActor):
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
+        self.stage("loading the vision tower")
         load_format = config.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
         self._towers = Towers(encoders, PATCHES[kind])

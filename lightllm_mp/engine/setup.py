@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,6 @@ from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
 from lightllm_mp.messages import Facts
-from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.group import Alone, Group
 from lightllm_mp.models.length_class import class_bounds
@@ -43,30 +43,32 @@ def build_engine(
     engine: EngineConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
+    stage: Callable[[str], None] = lambda what: None,
     kv_tokens: int | None = None,
     rank: int = 0,
     meeting: str = "",
 ) -> Engine:
-    """Load and warm up. `kv_tokens` repeats the size that an earlier process had found. With tensor parallelism this is
-    one `rank` of engine.tp, all ranks do the same, and find each other in the file `meeting`.
+    """Load and warm up; `progress` is told (bytes read, bytes in all), `stage` what begins. `kv_tokens` repeats the
+    size that an earlier process had found. With tensor parallelism this is one `rank` of engine.tp, all ranks do the
+    same, and find each other in the file `meeting`.
 
     Raises ModelError or ConfigError with one line that says what is wrong.
     """
-    spec = read_model_config(path)
     device = _device(model.device, rank, engine.tp)
-    dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
     group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
     decoder = load_model(
         path,
         device=device,
-        dtype=dtype,
+        dtype=partial(default_dtype, device=device) if model.data_type == "auto" else DTYPES[model.data_type],
         progress=progress,
         quantization=model.quantization,
         group=group,
         dummy=model.load_format == "dummy",
     )
     spec = decoder.spec  # of this rank's part
+    stage("running first steps")
+    dtype = decoder.dtype
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.

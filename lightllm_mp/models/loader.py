@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -27,13 +27,15 @@ from lightllm_mp.text.language_half import language_half
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) after each tensor."""
+DType: TypeAlias = torch.dtype | Callable[[ModelSpec], torch.dtype]
+"""A type, or what chooses it for a model."""
 
 
 def load_model(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype,
+    dtype: DType,
     progress: Progress | None = None,
     ops: OpTable | None = None,
     quantization: Literal["none", "int8", "fp8"] = "none",
@@ -49,6 +51,7 @@ def load_model(
     """
     path = language_half(Path(path))
     spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device)
+    dtype = _chosen(dtype, spec)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -88,13 +91,17 @@ def _opened(path: Path, device: torch.device | str) -> tuple[ModelSpec, Checkpoi
 
 
 def _made_up(
-    path: Path, device: torch.device | str, dtype: torch.dtype
+    path: Path, device: torch.device | str, dtype: DType
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
         raise ModelError(f"{path}: random weights need a folder with a config.json")
     family, spec = hf_model(path)
     params = family.hf_weights(spec)
-    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
+    return spec, RandomWeights(spec, params, device=device, dtype=_chosen(dtype, spec)), params, family.ignore
+
+
+def _chosen(dtype: DType, spec: ModelSpec) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else dtype(spec)
 
 
 def _names(params: list[Param]) -> set[str]:
