@@ -27,7 +27,8 @@ if __name__ == "__main__":
 
 from lightllm_mp.actors.visual import PATCHES
 from lightllm_mp.engine.image_memory import PORTABLE, pin
-from lightllm_mp.kernels.select import physical_cores, set_threads
+from lightllm_mp.kernels.select import set_threads
+from lightllm_mp.machine import physical_cores
 from lightllm_mp.shm import Arena
 from lightllm_mp.vision.config import VisionModel, read_vision
 from lightllm_mp.vision.loader import load_encoder

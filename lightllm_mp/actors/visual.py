@@ -26,7 +26,8 @@ from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.engine.image_memory import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
-from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef

@@ -8,9 +8,9 @@ import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.machine import free_memory
 from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.shm.free_memory import free_memory
 
 LEAST_TOKENS = 2
 """A sequence has a prompt token and an answer token."""

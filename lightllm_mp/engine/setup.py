@@ -17,7 +17,8 @@ from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
-from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.group import Alone, Group

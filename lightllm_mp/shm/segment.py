@@ -9,7 +9,7 @@ import mmap
 import os
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.shm.free_memory import free_memory
+from lightllm_mp.machine import free_memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _WORTH_A_LOOK = 1 << 20  # bytes; a lane is not worth reading /proc for
