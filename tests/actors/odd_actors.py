@@ -14,7 +14,7 @@ from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
 """The one that goes wrong."""
-SLOW = 4.0
+SLOW = 6.0
 """Seconds that a slow step takes."""
 
 

@@ -98,7 +98,7 @@ async def test_two_at_once_and_again_during_the_repair(engine: Embedded) -> None
 
 @in_time
 async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
-    async with embedded(tmp_path, config(watchdog_timeout=1.0)) as engine:
+    async with embedded(tmp_path, config(watchdog_timeout=1.5)) as engine:
         undisturbed = await asyncio.gather(*await streams(engine))
         tasks = await streams(engine)
         old = engine.pid("router")
