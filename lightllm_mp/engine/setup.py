@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,6 +19,7 @@ from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import Facts
+from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.group import Alone, Group
 from lightllm_mp.models.length_class import class_bounds
@@ -55,13 +55,15 @@ def build_engine(
 
     Raises ModelError or ConfigError with one line that says what is wrong.
     """
+    spec = read_model_config(path)
     device = _device(model.device, rank, engine.tp)
+    dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
     group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
     decoder = load_model(
         path,
         device=device,
-        dtype=partial(default_dtype, device=device) if model.data_type == "auto" else DTYPES[model.data_type],
+        dtype=dtype,
         progress=progress,
         quantization=model.quantization,
         group=group,
@@ -69,7 +71,6 @@ def build_engine(
     )
     spec = decoder.spec  # of this rank's part
     stage("running first steps")
-    dtype = decoder.dtype
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.

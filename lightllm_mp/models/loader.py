@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
@@ -27,15 +27,13 @@ from lightllm_mp.text.language_half import language_half
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) after each tensor."""
-DType: TypeAlias = torch.dtype | Callable[[ModelSpec], torch.dtype]
-"""A type, or what chooses it for a model."""
 
 
 def load_model(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
-    dtype: DType,
+    dtype: torch.dtype,
     progress: Progress | None = None,
     ops: OpTable | None = None,
     quantization: Literal["none", "int8", "fp8"] = "none",
@@ -51,7 +49,6 @@ def load_model(
     """
     path = language_half(Path(path))
     spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device)
-    dtype = _chosen(dtype, spec)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -91,17 +88,13 @@ def _opened(path: Path, device: torch.device | str) -> tuple[ModelSpec, Checkpoi
 
 
 def _made_up(
-    path: Path, device: torch.device | str, dtype: DType
+    path: Path, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
         raise ModelError(f"{path}: random weights need a folder with a config.json")
     family, spec = hf_model(path)
     params = family.hf_weights(spec)
-    return spec, RandomWeights(spec, params, device=device, dtype=_chosen(dtype, spec)), params, family.ignore
-
-
-def _chosen(dtype: DType, spec: ModelSpec) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else dtype(spec)
+    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
 
 
 def _names(params: list[Param]) -> set[str]:
