@@ -25,11 +25,10 @@ class Segment:
     or it is `sparse`, and whoever writes to it calls `back` first.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, flags: int = mmap.MAP_SHARED) -> None:
         self.fd = fd
         self.size = size
-        whole = os.fstat(fd).st_blocks * _BLOCK >= size
-        self.map = mmap.mmap(fd, size, flags=_POPULATED if whole else mmap.MAP_SHARED)
+        self.map = mmap.mmap(fd, size, flags=flags)
         self.view = memoryview(self.map)
         self._open = True
 
@@ -58,7 +57,10 @@ class Segment:
 
     @classmethod
     def attach(cls, fd: int) -> Segment:
-        """Maps an inherited descriptor and owns it from then on. StartupError (`fd` stays open) if it is unfit."""
+        """Maps an inherited descriptor and owns it from then on. StartupError (`fd` stays open) if it is unfit.
+
+        Pages that exist are mapped at once, for whoever attaches will use them; whoever creates may only watch.
+        """
         try:
             seals, size = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
         except OSError as error:
@@ -66,7 +68,8 @@ class Segment:
         if seals & SEALS != SEALS or size == 0:
             raise StartupError(f"descriptor {fd} is not a sealed segment (seals {seals:#x}, {size} bytes)")
         try:
-            return cls(fd, size)
+            whole = os.fstat(fd).st_blocks * _BLOCK >= size
+            return cls(fd, size, _POPULATED if whole else mmap.MAP_SHARED)
         except (OSError, ValueError) as error:
             raise StartupError(f"cannot map {size} bytes of shared memory: {error}") from error
 
