@@ -19,15 +19,13 @@ from lightllm_mp.actors.http.listening import BACKLOG, bind, is_loopback, url_of
 from lightllm_mp.actors.http.origins import Origins
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.logs import set_up_logging
+from lightllm_mp.actors.model_check import check_model_apart
 from lightllm_mp.actors.notify import sd_notify
 from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.supervisor import EXIT_START_FAILED, Supervisor
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
-from lightllm_mp.models.config import read_model_config
-from lightllm_mp.models.headers import check_weights
-from lightllm_mp.models.sharding import check_ranks
 from lightllm_mp.text.default_model import demo_model, find_default_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -47,8 +45,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
         model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        dummy = config.model.load_format == "dummy"
-        check_ranks(read_model_config(model_path) if dummy else check_weights(model_path), config.engine.tp)
+        check_model_apart(model_path, ranks=config.engine.tp, dummy=config.model.load_format == "dummy")
         sees = find_vision(config, model_path) is not None
         listen = bind(config.http)
     except EngineError as error:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,17 @@ def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
             while get(server, "/token_load")["current_load"] == 0:
                 time.sleep(0.02)
         until_idle(server)  # long before 4000 tokens
+
+
+def test_no_process_holds_a_library_that_it_does_not_use(server: Server) -> None:
+    maps = {
+        name: Path(f"/proc/{pid}/maps").read_text()
+        for name, pid in {**children(server), "supervisor": server.pid}.items()
+    }
+    assert len(maps) == 6
+    assert [name for name, mapped in maps.items() if "libtorch" in mapped] == ["worker0"]
+    assert [name for name, mapped in maps.items() if "aiohttp" in mapped] == ["http"]
+    assert {name for name, mapped in maps.items() if "numpy" not in mapped} == {"supervisor", "http"}
 
 
 def children(server: Server) -> dict[str, int]:
