@@ -17,7 +17,6 @@ from test_device_classes import CapturedInName
 
 from lightllm_mp.engine import device_steps, executor
 
-
 FEW = (1, 2, 3, 6)
 """Prompts without an image, with one in the middle, with one at the beginning, and with two."""
 
