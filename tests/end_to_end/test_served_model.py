@@ -9,13 +9,15 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from served import get, post, stream
+from served import START, get, post, stream
 
-from lightllm_mp import Server
+from lightllm_mp import Config, Server, launch
+from lightllm_mp.config import HttpConfig, ModelConfig
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -142,6 +144,18 @@ def test_no_process_holds_a_library_that_it_does_not_use(server: Server) -> None
     assert [name for name, mapped in maps.items() if "libtorch" in mapped] == ["worker0"]
     assert [name for name, mapped in maps.items() if "aiohttp" in mapped] == ["http"]
     assert {name for name, mapped in maps.items() if "numpy" not in mapped} == {"supervisor", "http"}
+
+
+@pytest.mark.skipif("+cpu" not in version("torch"), reason="another build of torch takes more")
+def test_all_processes_take_little_memory_beside_the_weights(default_model: Path) -> None:
+    """After a start; shared pages count once."""
+    taken = 0
+    with launch(Config(http=HttpConfig(port=0), model=ModelConfig(device="cpu"))) as server:
+        weights = server.wait_ready(START).facts["weight_bytes"]
+        for pid in (server.pid, *children(server).values()):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            taken += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) << 10
+    assert weights < taken < weights + (450 << 20)
 
 
 def children(server: Server) -> dict[str, int]:
