@@ -31,6 +31,7 @@ from lightllm_mp.actors.crew import Crew
 from lightllm_mp.actors.facts import merge_facts
 from lightllm_mp.actors.process import ChildProcess
 from lightllm_mp.actors.sight import find_vision, image_arenas
+from lightllm_mp.actors.stages import Stages
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, ROUTER, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.actors.wiring import Wiring
 from lightllm_mp.config import Config
@@ -56,8 +57,6 @@ log = logging.getLogger("lightllm_mp.supervisor")
 EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 69, 70
 STOP_GRACE = 3.0
 """Seconds one child has to leave after Stop before it is killed."""
-STAGE_SHOWN = 1.0
-"""Seconds after which a stage of a start that goes on is shown."""
 
 
 class State(enum.Enum):
@@ -84,9 +83,8 @@ class Supervisor:
         self._config = config
         self._model_path = model_path
         self._listen = listen
-        self._on_progress, self._on_serving = on_progress, on_serving
-        front = HTTP if listen is not None else EMBEDDED
-        self.topology = plan or self._usual_topology(front)
+        self._stages, self._on_serving = Stages(on_progress), on_serving
+        self.topology = plan or self._usual_topology(HTTP if listen is not None else EMBEDDED)
         self._children = {child.name: child for child in self.topology.children}
         self._processes: dict[str, ChildProcess] = {}
         self._budget = RestartBudget(config.supervisor.max_restarts, config.supervisor.restart_window)
@@ -101,11 +99,10 @@ class Supervisor:
         self._restarted: set[str] = set()
         self._falling: set[str] = set()
         """Members of a crew that is being replaced whose processes are not gone yet."""
+        self._ping_interval = min(2.0, config.supervisor.watchdog_timeout / 5)
         self._pinged: dict[str, float] = {}
         """When each ready child was sent the ping that it has not answered yet."""
         self._suspects: set[str] = set()
-        self._stages: dict[str, Loading] = {}
-        """What each child that is not ready yet is doing, where it has no measure."""
         self._dispensable = {child.name for child in self.topology.children if child.dispensable}
         self._draining = False
         self._changed_at = time.monotonic()
@@ -114,8 +111,8 @@ class Supervisor:
     def _usual_topology(self, front: str) -> Topology:
         vision = find_vision(self._config, self._model_path)
         images = image_arenas(self._config, vision.spec) if vision else None
-        config = self._config
-        return topology(ranks=config.engine.tp, front=front, max_body=config.http.max_body_bytes, images=images)
+        most = self._config.http.max_body_bytes
+        return topology(ranks=self._config.engine.tp, front=front, max_body=most, images=images)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -152,6 +149,7 @@ class Supervisor:
             if reason:
                 log.error("%s", reason)
             self.state, self.reason = State.STOPPING, reason
+            self._stages.end()
             self._exit.set_result(code)
 
     def drain(self) -> None:
@@ -203,7 +201,7 @@ class Supervisor:
     def _on_exit(self, name: str, reason: str) -> None:
         self._desk.drain()  # its last words
         self._pinged.pop(name, None)
-        self._stages.pop(name, None)
+        self._stages.over(name)
         self._suspects.discard(name)
         if self.state is State.STOPPING:
             return
@@ -314,7 +312,7 @@ class Supervisor:
             case Ready(facts):
                 self.facts = merge_facts(self.facts, facts)
                 self._awaiting_ready.discard(name)
-                self._stages.pop(name, None)
+                self._stages.over(name)
                 if self.state is State.RUNNING:
                     self._end_epoch(frozenset())  # for one with everybody
                 self._begin_if_everybody_is_there()
@@ -326,19 +324,11 @@ class Supervisor:
             case Failed(reason):
                 code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
                 self.begin_stop(code, f"{name} cannot start: {reason}")
-            case Loading(total=0):
-                self._stages[name] = message
-                self._later(STAGE_SHOWN, self._show_stage, name, message)
             case Loading():
-                self._stages.pop(name, None)
-                self._on_progress(name, message)
+                self._stages.told(name, message)
             case Drained() if self._draining:
                 log.info("drained")
                 self.begin_stop()
-
-    def _show_stage(self, name: str, stage: Loading) -> None:
-        if self._stages.get(name) is stage and self.state is not State.STOPPING:
-            self._on_progress(name, stage)
 
     def _tell_health(self, reason: str = "") -> None:
         suspects = ", ".join(sorted(self._suspects))
@@ -347,10 +337,6 @@ class Supervisor:
         self._desk.send(self.topology.front, Health(ok, reason, self._draining))
 
     # --- watching -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _ping_interval(self) -> float:
-        return min(2.0, self._config.supervisor.watchdog_timeout / 5)
 
     def _tick(self) -> None:
         """Ping every ready child; a silence of half its patience makes it suspect, a whole one ends it."""

@@ -7,8 +7,8 @@ import time
 
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stages import STAGE_SHOWN
 from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.supervisor import STAGE_SHOWN
 from lightllm_mp.messages import Facts
 from tests.actors.mock_actor import MockWorkerActor
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
-from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, STAGE_SHOWN, State, Supervisor
+from lightllm_mp.actors.stages import STAGE_SHOWN, Stages
+from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
 from lightllm_mp.messages import Loading
@@ -169,16 +170,19 @@ async def test_a_stage_of_a_start_is_told(tmp_path: Path) -> None:
 
 
 @in_time
-async def test_a_stage_that_does_not_last_is_not_told(tmp_path: Path) -> None:
+async def test_a_stage_that_does_not_last_is_not_told() -> None:
     shown: list[tuple[str, Loading]] = []
-    plan = topology(front=EMBEDDED)
-    told = Supervisor(config(), "model", listen=None, plan=plan, on_progress=lambda *told: shown.append(told))
+    stages = Stages(lambda *told: shown.append(told))
     for message in (Loading("one"), Loading("two"), Loading("weights", 1, 2), Loading("three")):
-        told._on_control("worker0", message)
-    told._on_control("router", Loading("four"))
-    told._stages.pop("router")  # as when it is ready, or gone
+        stages.told("worker0", message)
+    stages.told("router", Loading("four"))
+    stages.over("router")
     await asyncio.sleep(1.2 * STAGE_SHOWN)
     assert shown == [("worker0", Loading("weights", 1, 2)), ("worker0", Loading("three"))]
+    stages.told("worker0", Loading("five"))
+    stages.end()
+    await asyncio.sleep(1.2 * STAGE_SHOWN)
+    assert len(shown) == 2
 
 
 @in_time
