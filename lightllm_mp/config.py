@@ -67,7 +67,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     disable_prompt_cache: bool = False
     """Do not reuse the KV of earlier prompts."""
     threads: Annotated[int, Meta(ge=0)] = 0
-    """Compute threads of a CPU worker; 0: the usable cores, divided between the ranks."""
+    """Compute threads of a CPU worker; 0: the physical cores that affinity and control groups leave to this server,
+    divided between the ranks."""
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Steps planned before the previous one has answered: 0 or 1; -1: 0 on CPU, 1 on CUDA."""
 

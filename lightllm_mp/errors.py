@@ -113,6 +113,12 @@ class ModelError(EngineError):
     code = "model_error"
 
 
+class NoTokenizer(ModelError):
+    """The checkpoint has no tokenizer files that can be read; it can serve token ids only."""
+
+    code = "no_tokenizer"
+
+
 class StartupError(EngineError):
     """A process did not come up. Exit code 69."""
 

@@ -385,11 +385,11 @@ class Failed(Wire, tag="Failed"):
 
 
 class Loading(Wire, tag="Loading"):
-    """Progress of a long start."""
+    """Progress of a long start: bytes `done` of `total`, or the stage that begins, where `total` is 0."""
 
     what: str
-    done: int
-    total: int
+    done: int = 0
+    total: int = 0
 
 
 class Reset(Wire, tag="Reset"):

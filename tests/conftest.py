@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Tests run beside one another, on few cores: OpenMP's threads, which spin while they wait, would take them from each
+# other (a training run on two cores took five times as long). Servers choose their threads themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

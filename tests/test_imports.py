@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from package import modules
@@ -73,8 +72,6 @@ def test_the_check_sees_mistakes() -> None:
 
 
 def test_the_package_itself_is_light() -> None:
-    begin = time.perf_counter()
     program = "import sys, lightllm_mp; print(*({'torch', 'aiohttp', 'transformers', 'tokenizers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
-    assert time.perf_counter() - begin < 3

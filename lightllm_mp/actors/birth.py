@@ -7,6 +7,7 @@ descriptors named here are inherited. Nothing is looked up by name, so two serve
 from __future__ import annotations
 
 import os
+import signal
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +15,9 @@ from msgspec import Struct
 from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
 from lightllm_mp.messages import Facts
+
+STACKS_SIGNAL = signal.SIGUSR1
+"""A child that gets it writes the stacks of its threads into the file it was started with."""
 
 
 class PeerFds(Struct, frozen=True, array_like=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import logging
 import os
@@ -13,19 +15,19 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.birth import STACKS_SIGNAL, Birth
 from lightllm_mp.actors.logs import set_up_logging
 from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.process import STACKS_SIGNAL
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Facts, Failed
+from lightllm_mp.messages import Facts, Failed, Loading
 
 PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
+    gc.disable()  # what imports make is not garbage
     faulthandler.enable()
     # Written in the signal handler itself, so that it works in a loop, in a lock and in C code.
     faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
@@ -48,7 +50,11 @@ def main() -> int:
 def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
     log = logging.getLogger(f"lightllm_mp.{birth.name}")
     try:
-        actor = _load(birth.program)(birth, mailbox, stats)
+        mailbox.send(SUPERVISOR, Loading("importing libraries"))
+        program = _load(birth.program)
+        gc.freeze()
+        gc.enable()
+        actor = program(birth, mailbox, stats)
         facts = actor.start()
     except Exception as error:
         # Said to the operator in one line; the traceback only where it is a bug.
@@ -57,9 +63,19 @@ def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
         reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
         mailbox.send(SUPERVISOR, Failed(reason))
         return 1
+    _settle()
     actor.ready(facts)
     actor.run()
     return 0
+
+
+def _settle() -> None:
+    """What a start made lives as long as the process: the collector need not look at it again. What it made beside goes
+    back to the system, which glibc leaves to its caller."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Program(Protocol):

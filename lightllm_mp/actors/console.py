@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a start: a progress bar for the weights and one block when it serves."""
+"""What a person at the terminal sees of a start: stages that last, a bar for the weights, one block when it serves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from lightllm_mp.messages import Facts, Loading
 log = logging.getLogger("lightllm_mp.supervisor")
 
 BAR = 30
+CLEAR = "\r\x1b[K"
+"""To the beginning of the line, and empty."""
 MIB, GIB = 1 << 20, 1 << 30
 
 
 class Console:
-    """Writes to standard error. On a terminal the bar is redrawn in place, elsewhere it is one line at its end; with
-    `json` both are log records."""
+    """Writes to standard error. On a terminal bar and stages are redrawn in place, elsewhere each is one line; with
+    `json` they are log records."""
 
     def __init__(self, *, json: bool = False) -> None:
         self._json = json
@@ -27,6 +29,9 @@ class Console:
         self._drawn = 0.0
 
     def progress(self, name: str, loading: Loading) -> None:
+        if not loading.total:
+            self._stage(f"{name}: {loading.what}")
+            return
         finished = loading.done >= loading.total
         now = time.monotonic()
         if not self._terminal and not finished:
@@ -42,7 +47,15 @@ class Console:
         bar = "#" * filled + "." * (BAR - filled)
         text = f"{name}: loading {loading.what} [{bar}] {share:4.0%} of {loading.total / MIB:,.0f} MiB"
         end = "\n" if finished or not self._terminal else ""
-        print(("\r" if self._terminal else "") + text, end=end, file=sys.stderr, flush=True)
+        print((CLEAR if self._terminal else "") + text, end=end, file=sys.stderr, flush=True)
+
+    def _stage(self, text: str) -> None:
+        if self._json:
+            log.info("%s", text)
+        elif self._terminal:
+            print(f"{CLEAR}{text} ...", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def serving(self, url: str, facts: Facts, config: Config, processes: int, *, keys: bool) -> None:
         seconds = time.monotonic() - self._started
@@ -58,7 +71,7 @@ class Console:
         if self._json:
             log.info("serving", extra={"fields": {name.replace(" ", "_").lower(): value for name, value in lines}})
             return
-        print("\nlightllm-mp is serving", file=sys.stderr)
+        print((CLEAR if self._terminal else "") + "\nlightllm-mp is serving", file=sys.stderr)
         for name, value in lines:
             print(f"  {name:<10} {value}", file=sys.stderr)
         print(f"  try        {example(url, facts)}\n", file=sys.stderr, flush=True)

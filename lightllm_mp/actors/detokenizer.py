@@ -12,6 +12,7 @@ from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.errors import NoTokenizer
 from lightllm_mp.messages import (
     RUNNING,
     STOP,
@@ -26,7 +27,7 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.detokenizer import IncrementalText
-from lightllm_mp.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(slots=True)

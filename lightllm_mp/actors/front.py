@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightllm_mp.actors.base import AsyncActor
+from lightllm_mp.actors.async_actor import AsyncActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend

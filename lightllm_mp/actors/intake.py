@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from lightllm_mp.actors.uploads import ImageLane, Upload
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import ChatMessage, Facts, Sampling
-from lightllm_mp.vision.placeholders import IMAGE_ID
+from lightllm_mp.vision.spec import IMAGE_ID
 
 Prompt = str | bytes | tuple[ChatMessage, ...]
 """Text, an int32 column of ids, or a chat."""
@@ -50,7 +48,6 @@ def check_images(images: Sequence[Upload], lane: ImageLane | None, facts: Facts)
 def check_prompt(prompt: Prompt, facts: Facts, *, sees: bool = False) -> None:
     """Raises InvalidRequest or PromptTooLong."""
     if isinstance(prompt, bytes):
-        _check_column(prompt, facts, "inputs", IMAGE_ID if sees else None)
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
         size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
@@ -61,7 +58,9 @@ def check_prompt(prompt: Prompt, facts: Facts, *, sees: bool = False) -> None:
         raise PromptTooLong(
             f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
         )
-    if not isinstance(prompt, bytes) and not all(map(_is_unicode, texts)):
+    if isinstance(prompt, bytes):
+        _check_column(prompt, facts, "inputs", IMAGE_ID if sees else None)
+    elif not all(map(_is_unicode, texts)):
         raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
 
 
@@ -83,8 +82,6 @@ def _is_unicode(text: str) -> bool:
 def _check_column(column: bytes, facts: Facts, param: str, marker: int | None = None) -> None:
     """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker. `marker`: may stand there
     too, for the tokenizer to replace."""
-    ids = np.frombuffer(column, "<i4")
-    if marker is not None:
-        ids = ids[ids != marker]
-    if ids.size and facts.vocab_size and not (ids.min() >= 0 and ids.max() < facts.vocab_size):
+    ids = {*memoryview(column).cast("i")} - {marker}
+    if ids and facts.vocab_size and not (min(ids) >= 0 and max(ids) < facts.vocab_size):
         raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

@@ -6,10 +6,10 @@ Control lanes (with the supervisor) live as long as the process. Data lanes live
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,6 +30,9 @@ from lightllm_mp.shm import (
     Record,
     Sender,
 )
+
+if TYPE_CHECKING:
+    import asyncio
 
 BUDGET = 256
 """Records taken at a time, so that no flood keeps an actor from its other work."""

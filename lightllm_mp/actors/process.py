@@ -11,13 +11,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lightllm_mp.actors.birth import Birth
+from lightllm_mp.actors.birth import STACKS_SIGNAL, Birth
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
-STACKS_SIGNAL = signal.SIGUSR1
-"""A child that gets it writes the stacks of its threads into the file it was started with."""
 STACKS_SECONDS = 0.3
 """How long a hung child has for that before it is killed."""
 MOST_STACKS = 1 << 16

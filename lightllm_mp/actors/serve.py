@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
@@ -15,20 +14,18 @@ from pathlib import Path
 import msgspec
 
 from lightllm_mp.actors.console import Console
-from lightllm_mp.actors.http.auth import load_keys
-from lightllm_mp.actors.http.cors import Origins
-from lightllm_mp.actors.http.port import BACKLOG
+from lightllm_mp.actors.http.keys import load_keys
+from lightllm_mp.actors.http.listening import BACKLOG, bind, is_loopback, url_of
+from lightllm_mp.actors.http.origins import Origins
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.logs import set_up_logging
+from lightllm_mp.actors.model_check import check_model_apart
 from lightllm_mp.actors.notify import sd_notify
 from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.supervisor import EXIT_START_FAILED, Supervisor
-from lightllm_mp.config import Config, HttpConfig
-from lightllm_mp.errors import ConfigError, EngineError, StartupError
+from lightllm_mp.config import Config
+from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
-from lightllm_mp.models.config import read_model_config
-from lightllm_mp.models.headers import check_weights
-from lightllm_mp.models.sharding import check_ranks
 from lightllm_mp.text.default_model import demo_model, find_default_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -48,10 +45,8 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
         model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        check_ranks(read_model_config(model_path), config.engine.tp)
+        check_model_apart(model_path, ranks=config.engine.tp, dummy=config.model.load_format == "dummy")
         sees = find_vision(config, model_path) is not None
-        if config.model.load_format != "dummy":
-            check_weights(model_path)
         listen = bind(config.http)
     except EngineError as error:
         return _refused(config, error)
@@ -105,24 +100,6 @@ def facts_dict(facts: Facts) -> dict[str, object]:
     return {name: getattr(facts, name) for name in Facts.__struct_fields__}
 
 
-def bind(config: HttpConfig) -> socket.socket:
-    """The listening socket, made here so that a taken port is an error before any model is loaded."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listen = socket.socket(family, socket.SOCK_STREAM)
-        listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if config.reuse_port:
-            listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listen.bind(address)
-        if not config.reuse_port:  # a shared port gets connections as soon as it listens, so when all is ready
-            listen.listen(BACKLOG)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
-    return listen
-
-
 def find_model(model_dir: str | None, *, images: bool = False) -> Path:
     """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
 
@@ -134,18 +111,3 @@ def find_model(model_dir: str | None, *, images: bool = False) -> Path:
     if not path.exists():
         raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
     return path.resolve()
-
-
-def url_of(listen: socket.socket, *, secure: bool) -> str:
-    host, port = listen.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    scheme = "https" if secure else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

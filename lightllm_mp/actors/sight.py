@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightllm_mp.actors.topology import ImageArenas
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.shm.arena import BLOCK_HEADER
-from lightllm_mp.vision.config import VisionModel, read_vision
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
+
+if TYPE_CHECKING:
+    from lightllm_mp.vision.config import VisionModel
 
 GRANULE = 65536
 DEFAULT_CACHE = 1 << 30
@@ -28,6 +31,8 @@ def find_vision(config: Config, model_path: Path | str) -> VisionModel | None:
     gpus = config.multimodal.visual_gpu_ids
     if len(set(gpus)) < len(gpus):
         raise ConfigError("--visual-gpu-ids names a GPU twice", param="visual_gpu_ids")
+    from lightllm_mp.vision.config import read_vision  # not in a server of text
+
     return read_vision(Path(model_path))
 
 

@@ -10,8 +10,6 @@ import json
 import struct
 from collections.abc import Mapping
 
-import numpy as np
-
 from lightllm_mp.shm import Segment
 
 NAMES_BYTES, MAX_VALUES = 6144, 256
@@ -21,7 +19,7 @@ PAGE_BYTES = NAMES_BYTES + 8 * MAX_VALUES
 class StatsPage:
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
-        self._values = np.frombuffer(segment.view, np.float64, MAX_VALUES, NAMES_BYTES)
+        self._values = segment.view[NAMES_BYTES:PAGE_BYTES].cast("d")
         self._names: tuple[str, ...] = ()
 
     @classmethod
@@ -40,7 +38,8 @@ class StatsPage:
         """Publish `values`. The first call fixes the names and their order; later ones must have the same."""
         if not self._names:
             self._publish_names(tuple(values))
-        self._values[: len(self._names)] = np.fromiter(values.values(), np.float64, len(self._names))
+        for index, value in enumerate(values.values()):
+            self._values[index] = value
 
     def read(self) -> dict[str, float]:
         """The owner's last numbers; empty before the first."""
@@ -48,10 +47,10 @@ class StatsPage:
         if not length:
             return {}
         names = json.loads(bytes(self._segment.view[4 : 4 + length]))
-        return dict(zip(names, self._values.tolist(), strict=False))
+        return dict(zip(names, self._values, strict=False))
 
     def close(self) -> None:
-        del self._values
+        self._values.release()
         self._segment.close()
 
     def _publish_names(self, names: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ from lightllm_mp.actors.crew import Crew
 from lightllm_mp.actors.facts import merge_facts
 from lightllm_mp.actors.process import ChildProcess
 from lightllm_mp.actors.sight import find_vision, image_arenas
+from lightllm_mp.actors.stages import Stages
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, ROUTER, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.actors.wiring import Wiring
 from lightllm_mp.config import Config
@@ -82,9 +83,8 @@ class Supervisor:
         self._config = config
         self._model_path = model_path
         self._listen = listen
-        self._on_progress, self._on_serving = on_progress, on_serving
-        front = HTTP if listen is not None else EMBEDDED
-        self.topology = plan or self._usual_topology(front)
+        self._stages, self._on_serving = Stages(on_progress), on_serving
+        self.topology = plan or self._usual_topology(HTTP if listen is not None else EMBEDDED)
         self._children = {child.name: child for child in self.topology.children}
         self._processes: dict[str, ChildProcess] = {}
         self._budget = RestartBudget(config.supervisor.max_restarts, config.supervisor.restart_window)
@@ -99,6 +99,7 @@ class Supervisor:
         self._restarted: set[str] = set()
         self._falling: set[str] = set()
         """Members of a crew that is being replaced whose processes are not gone yet."""
+        self._ping_interval = min(2.0, config.supervisor.watchdog_timeout / 5)
         self._pinged: dict[str, float] = {}
         """When each ready child was sent the ping that it has not answered yet."""
         self._suspects: set[str] = set()
@@ -110,8 +111,8 @@ class Supervisor:
     def _usual_topology(self, front: str) -> Topology:
         vision = find_vision(self._config, self._model_path)
         images = image_arenas(self._config, vision.spec) if vision else None
-        config = self._config
-        return topology(ranks=config.engine.tp, front=front, max_body=config.http.max_body_bytes, images=images)
+        most = self._config.http.max_body_bytes
+        return topology(ranks=self._config.engine.tp, front=front, max_body=most, images=images)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class Supervisor:
             if reason:
                 log.error("%s", reason)
             self.state, self.reason = State.STOPPING, reason
+            self._stages.end()
             self._exit.set_result(code)
 
     def drain(self) -> None:
@@ -199,6 +201,7 @@ class Supervisor:
     def _on_exit(self, name: str, reason: str) -> None:
         self._desk.drain()  # its last words
         self._pinged.pop(name, None)
+        self._stages.over(name)
         self._suspects.discard(name)
         if self.state is State.STOPPING:
             return
@@ -309,6 +312,7 @@ class Supervisor:
             case Ready(facts):
                 self.facts = merge_facts(self.facts, facts)
                 self._awaiting_ready.discard(name)
+                self._stages.over(name)
                 if self.state is State.RUNNING:
                     self._end_epoch(frozenset())  # for one with everybody
                 self._begin_if_everybody_is_there()
@@ -321,7 +325,7 @@ class Supervisor:
                 code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
                 self.begin_stop(code, f"{name} cannot start: {reason}")
             case Loading():
-                self._on_progress(name, message)
+                self._stages.told(name, message)
             case Drained() if self._draining:
                 log.info("drained")
                 self.begin_stop()
@@ -333,10 +337,6 @@ class Supervisor:
         self._desk.send(self.topology.front, Health(ok, reason, self._draining))
 
     # --- watching -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _ping_interval(self) -> float:
-        return min(2.0, self._config.supervisor.watchdog_timeout / 5)
 
     def _tick(self) -> None:
         """Ping every ready child; a silence of half its patience makes it suspect, a whole one ends it."""

@@ -16,7 +16,7 @@ from lightllm_mp.actors.sight import find_vision
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.actors.wire_errors import error_info
-from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.errors import EngineError, InvalidRequest, NoTokenizer
 from lightllm_mp.messages import (
     Abort,
     Begin,
@@ -31,7 +31,7 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.chat import compile_template, render_chat
-from lightllm_mp.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("lightllm_mp.tokenizer")
 

@@ -94,9 +94,10 @@ def topology(
     edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
         Edge(front, ROUTER, 256 * KIB, 256 * KIB),
-        Edge(TOKENIZER, ROUTER, 4 * MIB, 64 * KIB, forward_arena=16 * MIB),
-        Edge(ROUTER, DETOKENIZER, 4 * MIB, 256 * KIB, forward_arena=8 * MIB),
-        Edge(DETOKENIZER, front, 4 * MIB, 64 * KIB, forward_arena=8 * MIB),
+        # Behind the front nobody is refused where a lane is full: messages wait in outboxes.
+        Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),
+        Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
+        Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
         *(
             Edge(ROUTER, child.name, MIB, MIB, forward_arena=8 * MIB, backward_arena=8 * MIB if child.rank == 0 else 0)
             for child in workers

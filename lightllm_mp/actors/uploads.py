@@ -6,16 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lightllm_mp.actors.outgoing import Send
 from lightllm_mp.config import Config
 from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
 from lightllm_mp.messages import Abort, Encode, Picture, RawImage
 from lightllm_mp.shm import BlockRef
-from lightllm_mp.vision.config import VisionModel
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
 from lightllm_mp.vision.header import Limits, read_header
 from lightllm_mp.vision.sizing import image_tokens
+
+if TYPE_CHECKING:
+    from lightllm_mp.vision.config import VisionModel
 
 PARAM = "multimodal_params"
 RETRY = 2.0

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import torch
 
-from lightllm_mp.actors.base import AsyncActor
+from lightllm_mp.actors.async_actor import AsyncActor
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.decoders import DecoderPool
 from lightllm_mp.actors.mailbox import Mailbox
@@ -26,7 +26,8 @@ from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.engine.image_memory import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
-from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
@@ -93,6 +94,7 @@ class VisualActor(AsyncActor):
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
+        self.stage("loading the vision tower")
         load_format = config.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
         self._towers = Towers(encoders, PATCHES[kind])

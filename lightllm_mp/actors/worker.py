@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -44,6 +43,7 @@ class WorkerActor(RankActor):
             config.model,
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
+            stage=self.stage,
             kv_tokens=self._birth.facts.kv_tokens if self._birth.facts else None,
             rank=self._birth.rank,
             meeting=f"/proc/self/fd/{self._birth.meeting_fd}",
@@ -51,9 +51,6 @@ class WorkerActor(RankActor):
         if self._birth.images_fd >= 0:
             self._images = Segment.attach(self._birth.images_fd)
             self._engine.executor.images(self._images.view)
-        # What start-up made lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         return self._engine.facts if self._birth.rank == 0 else Facts()
 
     def run(self) -> None:

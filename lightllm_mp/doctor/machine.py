@@ -14,8 +14,8 @@ from pathlib import Path
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.doctor.finding import Findings, fail, ok, size, warn
 from lightllm_mp.errors import StartupError
+from lightllm_mp.machine import free_memory
 from lightllm_mp.shm import Segment
-from lightllm_mp.shm.free_memory import free_memory
 
 GIB = 1 << 30
 LEAST_MEMORY, GOOD_MEMORY = GIB // 2, 2 * GIB

@@ -26,7 +26,7 @@ from lightllm_mp.engine.rules import RuleTable
 from lightllm_mp.engine.sampling import Choice
 from lightllm_mp.engine.step import Step
 from lightllm_mp.engine.tables import RowTables
-from lightllm_mp.engine.warm_up import warm_up_plans
+from lightllm_mp.engine.warm_up import HARDEST, SHORT, warm_up_plans
 from lightllm_mp.messages import StepDone
 from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.embedding import ImageRows
@@ -40,7 +40,8 @@ LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 32 MiB the allocator asks the system each time), on a GPU so many that the head's weights are read once."""
 PROMPT_LINES = 64
 """Logits of prompts are made of as many lines at a time as there are rows, for with the logprobs made from them they
-then take what a decode step takes with its sampler, which is run before KV is sized; where rows are few, of so many."""
+then take what a decode step takes with its sampler, which is known before KV is sized; where rows are few, of so
+many."""
 
 
 @dataclass(slots=True)
@@ -96,7 +97,7 @@ class Executor:
         self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections)
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
-        self._block = max(1, LOGIT_ELEMENTS[self.device.type] // model.spec.vocab)
+        self._block = logit_lines(model.spec.vocab, self.device)
         self._prompt_block = min(self._block, max(rows, PROMPT_LINES))
         self._results: deque[_Result] = deque()
         self._images: ImageMemory | None = None
@@ -138,27 +139,48 @@ class Executor:
 
     @torch.inference_mode()
     def warm_up(self, *, probe_tokens: int | None = None) -> None:
-        """Runs the worst steps there can be, so that later ones find memory touched and code compiled, and on a GPU
+        """On a GPU runs the worst steps there can be, so that later ones find memory touched and code compiled, and
         captures decode steps as graphs. `probe_tokens`: it is done to see what memory steps need beside a pool of so
-        many tokens; only the largest graph is captured.
+        many tokens; only the largest graph is captured. On a CPU, where nothing is compiled and memory is computed
+        (step_memory.py), runs small steps that go through the same code.
 
-        Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan. On CPU no memory
-        grows with the context, nor with rows beyond a block of logits, so the steps are kept short there.
+        Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan.
         """
-        short = self.device.type == "cpu"
-        for plan in warm_up_plans(
-            rows=min(self.rows, self._block) if short else self.rows,
-            max_context=min(self.max_context, self.step_tokens) if short else self.max_context,
-            step_tokens=self.step_tokens,
-            kv_tokens=probe_tokens or self.kv.slots,
-            spare_slot=self.kv.dummy_slot,
-            score=self.model.spec.reward,
-            sections=self._sections,
-        ):
-            self.submit(plan)
-            self.collect()
+        if self.device.type == "cpu":
+            self._warm_up_small()
+        else:
+            self._run_worst_steps(probe_tokens or self.kv.slots)
         self.reset()
         self._steps.capture(largest_only=probe_tokens is not None)
+
+    def _run_worst_steps(self, kv_tokens: int) -> None:
+        self._run_unseen(
+            rows=self.rows,
+            max_context=self.max_context,
+            step_tokens=self.step_tokens,
+            kv_tokens=kv_tokens,
+            spare_slot=self.kv.dummy_slot,
+        )
+
+    def _warm_up_small(self) -> None:
+        """Beside a pool of its own: to write to the spare slots of the real one would take a huge page for each layer
+        where the system provides memory in these."""
+        steps, pool = self._steps, KVPool(self.model.spec, 1, dtype=self.kv.data.dtype, device=self.device)
+        self._steps = _steps(self.device)(self.model, self.tables, self.rules, pool)
+        self._run_unseen(
+            rows=min(self.rows, len(HARDEST)),
+            max_context=min(self.max_context, SHORT),
+            step_tokens=min(self.step_tokens, SHORT + 1),
+            kv_tokens=self.kv.slots,
+            spare_slot=pool.dummy_slot,
+        )
+        self._steps = steps
+
+    def _run_unseen(self, **sizes: int) -> None:
+        """The steps of `warm_up_plans`, whose answers nobody wants."""
+        for plan in warm_up_plans(score=self.model.spec.reward, sections=self._sections, **sizes):
+            self.submit(plan)
+            self.collect()
 
     @torch.inference_mode()
     def reset(self) -> None:
@@ -192,6 +214,11 @@ class Executor:
         if step is None or self._images is None:
             raise ValueError("a plan names images, but there is no image memory or no sequence that takes them")
         return self._images.rows_of(plan.images, step)
+
+
+def logit_lines(vocab: int, device: torch.device) -> int:
+    """How many lines of logits are made at a time, at most."""
+    return max(1, LOGIT_ELEMENTS[device.type] // vocab)
 
 
 def _steps(device: torch.device) -> type[DeviceSteps] | type[HostSteps]:

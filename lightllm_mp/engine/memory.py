@@ -8,9 +8,9 @@ import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.machine import free_memory
 from lightllm_mp.models.batch import KVPool
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.shm.free_memory import free_memory
 
 LEAST_TOKENS = 2
 """A sequence has a prompt token and an answer token."""
@@ -41,16 +41,18 @@ def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> to
     return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[config.kv_cache_dtype]
 
 
-def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None) -> int:
+def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None, *, step_bytes: int = 0) -> int:
     """Bytes that the KV pool may take; ask when the weights are loaded and, on CUDA, the worst step has run.
 
-    CPU: a third of `mem_fraction` of the memory that is free now. CUDA: what is free now, less the share of
+    CPU: a third of `mem_fraction` of the memory that is free now, less `step_bytes` for the worst step (at most half of
+    it: on a small machine requests are refused rather than the start). CUDA: what is free now, less the share of
     `free_before` (free bytes before anything was loaded; by default the device's whole memory) that stays free.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(free - (1.0 - mem_fraction) * (free_before or total)))
-    return int(free_memory() * mem_fraction * CPU_KV_SHARE)
+    free = free_memory()
+    return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
 
 
 def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:

@@ -11,12 +11,14 @@ import msgspec
 import torch
 
 from lightllm_mp.config import EngineConfig, ModelConfig
-from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
 from lightllm_mp.engine.graphs import graph_bytes
 from lightllm_mp.engine.memory import kv_budget, kv_bytes_per_token, plan_memory, stored_type
+from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
-from lightllm_mp.kernels.select import DTYPES, default_dtype, physical_cores, set_threads
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import Facts
 from lightllm_mp.models.config import read_model_config
 from lightllm_mp.models.decoder import Decoder
@@ -28,6 +30,7 @@ from lightllm_mp.models.ranks import Ranks
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ def build_engine(
     engine: EngineConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
+    stage: Callable[[str], None] = lambda what: None,
     kv_tokens: int | None = None,
     rank: int = 0,
     meeting: str = "",
 ) -> Engine:
-    """Load and warm up. `kv_tokens` repeats the size that an earlier process had found. With tensor parallelism this is
-    one `rank` of engine.tp, all ranks do the same, and find each other in the file `meeting`.
+    """Load and warm up; `progress` is told (bytes read, bytes in all), `stage` what begins. `kv_tokens` repeats the
+    size that an earlier process had found. With tensor parallelism this is one `rank` of engine.tp, all ranks do the
+    same, and find each other in the file `meeting`.
 
     Raises ModelError or ConfigError with one line that says what is wrong.
     """
@@ -66,12 +71,17 @@ def build_engine(
         dummy=model.load_format == "dummy",
     )
     spec = decoder.spec  # of this rank's part
+    stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
     # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.
-    budget = group.least(kv_budget(device, engine.mem_fraction) // (1 if device.type == "cuda" else group.size))
-    if device.type == "cuda" and kv_tokens is None:
-        budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
+    if device.type == "cuda":
+        budget = group.least(kv_budget(device, engine.mem_fraction))
+        if kv_tokens is None:
+            budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
+    else:
+        beside = group.size * step_bytes(spec, worst_step(decoder, engine, step_tokens))
+        budget = group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
     if kv_tokens is not None:
         # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
@@ -98,6 +108,19 @@ def build_engine(
         reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
     return Engine(executor, facts)
+
+
+def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
+    """The largest step on a CPU."""
+    spec = decoder.spec
+    plain = spec.mla is not None or engine.kv_cache_dtype != "auto" or spec.head_dim % 16 or not decoder.ops.exact_rows
+    return WorstStep(
+        tokens=step_tokens,
+        lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
+        context=min(spec.max_context, engine.max_req_total_len or spec.max_context),
+        value_bytes=decoder.dtype.itemsize,
+        fused=not plain,
+    )
 
 
 def _executor(
@@ -135,7 +158,7 @@ def _device(name: str, rank: int, size: int) -> torch.device:
     if name == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
     if name == "cpu" or not there:
-        return torch.device("cpu")
+        return CPU
     if size > (count := torch.cuda.device_count()):
         raise ConfigError(f"--tp {size}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
     if size == 1:

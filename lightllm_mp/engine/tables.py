@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm_mp.engine.plan import Ints, RowSetup, Runs
+from lightllm_mp.models.batch import lazy_zeros
 
 
 def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
@@ -32,8 +33,10 @@ class RowTables:
         another line by their `rotary_shift`."""
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
-        self.tokens = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
-        self.slots = torch.zeros((rows + 1, width), dtype=torch.int32, device=device)
+        self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
+        self.slots = lazy_zeros((rows + 1, width), torch.int32, device)
+        self._used = np.zeros(rows + 1, np.bool_)
+        """Rows that plans have written to since `clear`."""
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         """What is added to a position of each row to get its line in the rotary tables; may be negative."""
         self.classed = shifted or len(class_firsts) > 1
@@ -42,8 +45,14 @@ class RowTables:
         self._class_firsts = np.array(class_firsts, np.int32)
 
     def clear(self) -> None:
-        self.tokens.zero_()
-        self.slots.zero_()
+        if self.device.type == "cpu":  # to zero what is zero would make the system provide it
+            used = torch.from_numpy(np.flatnonzero(self._used))
+            self.tokens[used] = 0
+            self.slots[used] = 0
+            self._used[:] = False
+        else:
+            self.tokens.zero_()
+            self.slots.zero_()
         self.rotary_first.zero_()
         self.host_rotary_first[:] = 0
 
@@ -82,7 +91,9 @@ class RowTables:
             return np.empty(0, np.int64), edit.values
         rows, starts, counts = edit.runs.T
         at = self.flat(rows, starts)
-        if self.check(edit.runs) > 1 or len(at) != len(edit.values):
+        longest = self.check(edit.runs)
+        self._used[rows] = True
+        if longest > 1 or len(at) != len(edit.values):
             at = ramp(at, counts)
         return at, edit.values
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lightllm_mp.config import CPU_KV_SHARE
 from lightllm_mp.inspection.gpus import see_gpus
 from lightllm_mp.kernels.cpu.runtime import native
+from lightllm_mp.machine import free_memory
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.shm.free_memory import free_memory
 
 
 @dataclass(frozen=True)

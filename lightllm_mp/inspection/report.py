@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from lightllm_mp.config import EngineConfig
-from lightllm_mp.errors import EngineError
+from lightllm_mp.errors import EngineError, NoTokenizer
 from lightllm_mp.inspection.machine import Machine, this_machine
 from lightllm_mp.models.config import gguf_model, hf_model, read_json
 from lightllm_mp.models.headers import check_weights
@@ -131,7 +131,7 @@ def _media(path: Path, config: dict[str, Any], problems: list[str]) -> list[str]
 
 def _tokenizer(path: Path, notes: list[str], problems: list[str]) -> tuple[str, bool, tuple[int, ...]]:
     """What it is, whether there is a chat template, and the ids that end a text."""
-    from lightllm_mp.text.tokenizer import NoTokenizer, load_tokenizer
+    from lightllm_mp.text.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,6 +10,7 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.machine import physical_cores
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -43,7 +42,7 @@ def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Gives CPU ops `count` threads (default: one per physical core this process may use) and returns the number.
+    """Gives CPU ops `count` threads (default: `physical_cores`) and returns the number.
 
     Where the C extension does the work, torch's own pool is set to one thread: its OpenMP workers spin for
     milliseconds after each use and would take the cores from the extension's threads.
@@ -67,16 +66,3 @@ def default_dtype(spec: StoredAs, device: torch.device | str = "cpu") -> torch.d
     if torch.device(device).type != "cpu" or own == torch.float32:
         return own
     return torch.float32 if overlay.table() is None else torch.bfloat16
-
-
-def physical_cores() -> int:
-    """Cores, not hyperthreads, that this process may run on; at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))

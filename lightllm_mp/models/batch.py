@@ -11,7 +11,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
 
-__all__ = ["Batch", "KVPool"]
+__all__ = ["Batch", "KVPool", "lazy_zeros"]
 
 SCALE_TYPE = torch.float16
 """Of the scales that 8-bit keys and values have, one per token and head."""
@@ -29,11 +29,11 @@ class KVPool:
         self.dummy_slot = slots
         heads, width, latent = _entry(spec)
         kinds = 1 if latent else 2
-        self.data = _zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
+        self.data = lazy_zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
         scaled = dtype.itemsize == 1
         # Rounded up, so that every layer's scales begin at a multiple of 16 bytes.
         lines = -(slots + 1) % ALIGNED_LINES + slots + 1
-        self.scales = _zeros((spec.layers, kinds, lines, heads), SCALE_TYPE, device) if scaled else None
+        self.scales = lazy_zeros((spec.layers, kinds, lines, heads), SCALE_TYPE, device) if scaled else None
         self.layers = [self._layer(i, latent) for i in range(spec.layers)]
 
     def _layer(self, i: int, latent: int) -> LayerKV:
@@ -60,8 +60,8 @@ def _entry(spec: ModelSpec) -> tuple[int, int, int]:
     return 1, spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """On a CPU the system provides pages when they are first written: an unused pool costs nothing."""
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """Zeros. On a CPU the system provides pages when they are first written: what is not used costs nothing."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

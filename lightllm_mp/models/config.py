@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
-from lightllm_mp.models.gguf import GGUFFile, read_gguf
 from lightllm_mp.models.packing import packing_of
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.text.language_half import language_half
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -42,6 +44,8 @@ def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFFile]:
     """Family, spec and opened header of a GGUF file."""
+    from lightllm_mp.models.gguf import read_gguf  # brings the gguf library along, which folders do not need
+
     file = read_gguf(path)
     if (parts := file.metadata.get("split.count", 1)) != 1:
         raise ModelError(f"{path}: one of {parts} parts of a model; join them with llama-gguf-split --merge")

@@ -7,8 +7,9 @@ import zipfile
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.config import gguf_model, hf_model, read_json
+from lightllm_mp.models.config import gguf_model, hf_model, read_json, read_model_config
 from lightllm_mp.models.packing import packing_of
+from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weight_files import weight_files
 from lightllm_mp.models.weights import check_names
 from lightllm_mp.text.language_half import language_half
@@ -18,8 +19,8 @@ MAX_HEADER = 100_000_000
 """Bytes of a header, at most, as the format itself says."""
 
 
-def check_weights(path: Path) -> None:
-    """ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
+def check_weights(path: Path) -> ModelSpec:
+    """The model's spec; ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
 
     `.bin` files have no header, so only that they are whole is looked at here, and packed weights have other names:
     both are compared with the configuration when they are loaded.
@@ -32,17 +33,20 @@ def check_weights(path: Path) -> None:
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in file.tensors.items()}
         check_names(family.gguf_weights(spec, file), found, family.gguf_ignore, str(path))
-        return
+        return spec
+    if not path.is_dir():
+        return read_model_config(path)  # says what is wrong with the path
+    family, spec = hf_model(path)
     files = weight_files(path)
     if files[0].suffix != ".safetensors":
         for archive in files:
             _check_archive(archive)
-        return
+        return spec
     found = shapes(files)
     if packing_of(read_json(path / "config.json"), str(path)) is None:
-        family, spec = hf_model(path)
         found = {family.known(name): shape for name, shape in found.items()}
         check_names(family.hf_weights(spec), found, family.ignore, str(path))
+    return spec
 
 
 def _check_width(folder: Path, hidden: int) -> None:

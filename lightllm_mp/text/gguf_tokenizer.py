@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ModelError, NoTokenizer
 from lightllm_mp.gguf_header import read_header
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
@@ -18,7 +18,7 @@ from lightllm_mp.text.bpe_builder import (
     set_bos_eos,
 )
 from lightllm_mp.text.families import ModelFolder, family_of
-from lightllm_mp.text.source import NoTokenizer, TokenizerSource
+from lightllm_mp.text.source import TokenizerSource
 
 _KEY = "tokenizer.ggml."
 _ARCHITECTURE = "general.architecture"

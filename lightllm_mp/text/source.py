@@ -6,14 +6,6 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer as Backend
 
-from lightllm_mp.errors import ModelError
-
-
-class NoTokenizer(ModelError):
-    """The checkpoint has no tokenizer files that can be read; it can serve token ids only."""
-
-    code = "no_tokenizer"
-
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:

@@ -13,9 +13,9 @@ from lightllm_mp.gguf_header import is_gguf
 from lightllm_mp.text.language_half import language_half
 from lightllm_mp.text.limits import LengthBound, length_bound
 from lightllm_mp.text.pieces import piece_rule
-from lightllm_mp.text.source import NoTokenizer, TokenizerSource
+from lightllm_mp.text.source import TokenizerSource
 
-__all__ = ["NoTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer", "load_tokenizer"]
 
 MODES = ("auto", "fast", "slow")
 

@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.vision.spec import ImageTags
+from lightllm_mp.vision.spec import IMAGE_ID, ImageTags
 
 Ids = NDArray[np.int32]
-IMAGE_ID = -200
-"""What stands for an image in a prompt that comes as token ids (LLaVA's IMAGE_TOKEN_INDEX)."""
 ID_END = 1 << 31
 PARAM = "multimodal_params"
 SURE_SLOTS = 4

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision.spec import VisionSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_RATIO = 200
 """How many times longer than wide a picture may be where its shape is kept (upstream's limit too)."""
@@ -85,6 +86,8 @@ def mrope_positions(length: int, images: Sequence[Placed], merge: int) -> tuple[
     Returns int32 [3, length] (frame, row, column; all three are the same for text) and rope_delta: what is added to the
     index of a later token to get its position. `images` stand in the order of the prompt.
     """
+    import numpy as np  # the front, which counts slots, does without
+
     positions = np.empty((3, length), dtype=np.int32)
     at, next_position = 0, 0
     for start, grid in images:

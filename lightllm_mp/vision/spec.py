@@ -16,6 +16,8 @@ RGB = tuple[float, float, float]
 
 CLIP_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_ID = -200
+"""What stands for an image in a prompt that comes as token ids (LLaVA's IMAGE_TOKEN_INDEX)."""
 BICUBIC = 3
 """Pillow's number of the filter that all families resize with."""
 

@@ -17,11 +17,12 @@ from aiohttp.helpers import is_ip_address
 from lightllm_mp import messages as say
 from lightllm_mp.actors.http import api, media, sampling
 from lightllm_mp.actors.http.addresses import Guard, is_public
-from lightllm_mp.actors.http.auth import Keys, guard, load_keys
+from lightllm_mp.actors.http.auth import guard
 from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.connection import Connection
 from lightllm_mp.actors.http.failures import failures
 from lightllm_mp.actors.http.fetch import MAX_URL, checked
+from lightllm_mp.actors.http.keys import Keys, load_keys
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import EngineError
 from scripts.fuzzing.features import seen, size_class

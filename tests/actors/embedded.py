@@ -144,13 +144,12 @@ class Embedded:
 
 @contextlib.asynccontextmanager
 async def embedded(
-    folder: Path, settings: Config | None = None, plan: Topology | None = None
+    folder: Path, settings: Config | None = None, plan: Topology | None = None, **shown: Any
 ) -> AsyncIterator[Embedded]:
-    """A running engine; at exit everything is stopped, also when the test failed."""
+    """A running engine; at exit everything is stopped, also when the test failed. `shown`: what Supervisor tells."""
     write_byte_tokenizer(folder)
-    supervisor = Supervisor(
-        settings or config(), str(folder), listen=None, plan=plan or mocked(topology(front=EMBEDDED, max_body=1 << 20))
-    )
+    plan = plan or mocked(topology(front=EMBEDDED, max_body=1 << 20))
+    supervisor = Supervisor(settings or config(), str(folder), listen=None, plan=plan, **shown)
     running = asyncio.create_task(supervisor.run())
     await asyncio.sleep(0)
     birth = supervisor.embedded_birth()

@@ -7,13 +7,14 @@ import time
 
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.mailbox import Mailbox
+from lightllm_mp.actors.stages import STAGE_SHOWN
 from lightllm_mp.actors.stats import StatsPage
 from lightllm_mp.messages import Facts
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
 """The one that goes wrong."""
-SLOW = 4.0
+SLOW = 6.0
 """Seconds that a slow step takes."""
 
 
@@ -41,6 +42,15 @@ class OutOfMemoryActor(OddActor):
 class SlowStepActor(OddActor):
     def trouble(self) -> None:
         time.sleep(SLOW)
+
+
+class SlowStartActor(MockWorkerActor):
+    """Says what it is doing, and takes long."""
+
+    def start(self) -> Facts:
+        self.stage("thinking")
+        time.sleep(1.5 * STAGE_SHOWN)
+        return super().start()
 
 
 class DiesAtEveryRestartActor(OddActor):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightllm_mp.actors.base import AsyncActor
+from lightllm_mp.actors.async_actor import AsyncActor
 
 
 class Deaf:
@@ -44,7 +44,7 @@ def test_an_actor_without_memory_ends(in_a_task: bool, caplog: pytest.LogCapture
         assert not ending.done()
         stray(MemoryError(), in_a_task=in_a_task)
         with pytest.raises(MemoryError):
-            await asyncio.wait_for(ending, 5.0)
+            await asyncio.wait_for(ending, 20.0)
 
     asyncio.run(main())
     assert "one connection's trouble" in caplog.text

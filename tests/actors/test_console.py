@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 
-from lightllm_mp.actors.console import example
+from lightllm_mp.actors.console import CLEAR, Console, example
 from lightllm_mp.actors.http import api
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import Facts, Loading
 
 URL = "http://127.0.0.1:8000"
 
@@ -26,3 +26,41 @@ def test_example(has_tokenizer: bool, reward: bool) -> None:
         prompt = api.generate_body(body.encode()).inputs
         assert url == f"{URL}/generate"
         assert isinstance(prompt, str) == has_tokenizer
+
+
+def test_elsewhere_than_on_a_terminal_a_stage_is_a_line_and_so_is_a_whole_bar(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console()
+    for loading in (
+        Loading("importing libraries"),
+        *(Loading("weights", done << 20, 92 << 20) for done in (1, 50, 92)),
+    ):
+        console.progress("worker0", loading)
+    assert capsys.readouterr().err.splitlines() == [
+        "worker0: importing libraries",
+        f"worker0: loading weights [{'#' * 30}] 100% of 92 MiB",
+    ]
+
+
+def test_on_a_terminal_they_are_redrawn_in_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    console = Console()
+    for loading in (Loading("importing libraries"), Loading("weights", 46 << 20, 92 << 20), Loading("first steps")):
+        console.progress("worker0", loading)
+    drawn = capsys.readouterr().err
+    assert drawn.count("\n") == 0
+    assert drawn.split(CLEAR)[1:] == [
+        "worker0: importing libraries ...",
+        f"worker0: loading weights [{'#' * 15}{'.' * 15}]  50% of 92 MiB",
+        "worker0: first steps ...",
+    ]
+
+
+def test_as_json_a_stage_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lightllm_mp.actors.console.log.info", lambda text, *values: told.append(text % values))
+    Console(json=True).progress("worker0", Loading("importing libraries"))
+    assert told == ["worker0: importing libraries"]

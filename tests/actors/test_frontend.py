@@ -81,7 +81,7 @@ def test_a_consumer_that_waits_is_woken_by_close():
         waiting = asyncio.create_task(collect(live))
         await asyncio.sleep(0)
         live.close()
-        assert await asyncio.wait_for(waiting, 1) == []
+        assert await asyncio.wait_for(waiting, 20) == []
 
     asyncio.run(body())
 

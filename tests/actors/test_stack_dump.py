@@ -33,7 +33,7 @@ async def test_the_log_says_where_it_hung(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, program: str, where: str
 ) -> None:
     plan = mocked(topology(front=EMBEDDED), program=ACTORS + program)
-    settings = config(watchdog_timeout=0.3, max_restarts=0)
+    settings = config(watchdog_timeout=1.0, max_restarts=0)
     with caplog.at_level(logging.ERROR, "lightllm_mp.supervisor"):
         async with embedded(tmp_path, settings, plan) as engine:
             engine.submit("hang", 5)
@@ -51,7 +51,7 @@ async def test_a_stopped_actor_says_nothing_and_is_killed_all_the_same(
 ) -> None:
     with caplog.at_level(logging.ERROR, "lightllm_mp.supervisor"):
         plan = mocked(topology(front=EMBEDDED), program=ACTORS + "HangingActor")
-        async with embedded(tmp_path, config(watchdog_timeout=0.5), plan) as engine:
+        async with embedded(tmp_path, config(watchdog_timeout=1.0), plan) as engine:
             old = engine.pid("router")
             os.kill(old, signal.SIGSTOP)
             assert "it cannot say" in await logged(caplog, "router hung here")

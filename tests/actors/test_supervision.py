@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
+from lightllm_mp.actors.stages import STAGE_SHOWN, Stages
 from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
+from lightllm_mp.messages import Loading
 
 STREAMS, TOKENS = 16, 400
 ACTORS = ("tokenizer", "router", "detokenizer", "worker0")
@@ -97,7 +99,7 @@ async def test_two_at_once_and_again_during_the_repair(engine: Embedded) -> None
 
 @in_time
 async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
-    async with embedded(tmp_path, config(watchdog_timeout=1.0)) as engine:
+    async with embedded(tmp_path, config(watchdog_timeout=1.5)) as engine:
         undisturbed = await asyncio.gather(*await streams(engine))
         tasks = await streams(engine)
         old = engine.pid("router")
@@ -119,8 +121,10 @@ async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
         await asyncio.sleep(0.02)
         engine.supervisor.wiring.lane(*way).poison()
         engine.supervisor.wiring.bells[way[1]].ring()
+        while sum(engine.supervisor._restarts.values()) == restarts:  # the streams may have ended before
+            await asyncio.sleep(0.01)
         assert await asyncio.gather(*tasks) == undisturbed
-        assert sum(engine.supervisor._restarts.values()) > restarts
+        await engine.until(State.RUNNING)
 
 
 @on_shared
@@ -155,6 +159,30 @@ async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     async with embedded(tmp_path, plan=plan) as engine:
         assert await engine.running == EXIT_START_FAILED
         assert engine.supervisor.reason == "worker0 cannot start: the weights are made of cheese"
+
+
+@in_time
+async def test_a_stage_of_a_start_is_told(tmp_path: Path) -> None:
+    shown: list[tuple[str, Loading]] = []
+    plan = mocked(topology(front=EMBEDDED), program="tests.actors.odd_actors:SlowStartActor")
+    async with embedded(tmp_path, plan=plan, on_progress=lambda *told: shown.append(told)):
+        assert ("worker0", Loading("thinking")) in shown
+
+
+@in_time
+async def test_a_stage_that_does_not_last_is_not_told() -> None:
+    shown: list[tuple[str, Loading]] = []
+    stages = Stages(lambda *told: shown.append(told))
+    for message in (Loading("one"), Loading("two"), Loading("weights", 1, 2), Loading("three")):
+        stages.told("worker0", message)
+    stages.told("router", Loading("four"))
+    stages.over("router")
+    await asyncio.sleep(1.2 * STAGE_SHOWN)
+    assert shown == [("worker0", Loading("weights", 1, 2)), ("worker0", Loading("three"))]
+    stages.told("worker0", Loading("five"))
+    stages.end()
+    await asyncio.sleep(1.2 * STAGE_SHOWN)
+    assert len(shown) == 2
 
 
 @in_time

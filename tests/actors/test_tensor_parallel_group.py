@@ -80,7 +80,7 @@ async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None
 @in_time
 async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
     """The other one waits for it inside a step and answers nobody either."""
-    async with embedded(tmp_path, settings(watchdog_timeout=0.5), plan()) as engine:
+    async with embedded(tmp_path, settings(watchdog_timeout=1.0), plan()) as engine:
         expected = await undisturbed(engine)
         for victim in ("worker0", "worker1"):
             tasks = await streams(engine)

@@ -1,7 +1,8 @@
-"""One real server on the default model for all tests of this folder."""
+"""Two real servers for all tests of this folder: one on the default model, and one on a tiny one."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from served import START
 
 from lightllm_mp import Config, Server, launch
-from lightllm_mp.config import EngineConfig, HttpConfig, SupervisorConfig
+from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.default_model import find_default_model
+from tests.actors.embedded import write_byte_tokenizer
+
+GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "llama"
 
 
 @pytest.fixture(scope="package")
@@ -24,10 +28,23 @@ def default_model() -> Path:
 
 @pytest.fixture(scope="package")
 def server(default_model: Path) -> Iterator[Server]:
-    config = Config(
+    with launch(settings()) as server:
+        yield server.wait_ready(START)
+
+
+@pytest.fixture(scope="package")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A checkpoint of random weights whose tokens are bytes: the same program, and hundreds of tokens at once even on
+    a slow machine."""
+    folder = shutil.copytree(GOLDEN, tmp_path_factory.mktemp("tiny") / "llama")
+    with launch(settings(str(write_byte_tokenizer(folder)))) as server:
+        yield server.wait_ready(START)
+
+
+def settings(model: str | None = None) -> Config:
+    return Config(
+        model=ModelConfig(model_dir=model, device="cpu" if model else "auto"),
         engine=EngineConfig(max_total_token_num=20_000),
         http=HttpConfig(port=0, disable_access_log=True),
         supervisor=SupervisorConfig(max_restarts=100),
     )
-    with launch(config) as server:
-        yield server.wait_ready(START)

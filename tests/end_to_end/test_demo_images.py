@@ -47,14 +47,14 @@ def test_the_examples(demo: Server, name: str) -> None:
 
 def test_held_out_scenes(demo: Server) -> None:
     """A few of those that scripts/eval_demo_vlm.py asks a thousand of; the whole answer must be the true one."""
-    figures = evaluate(demo.base_url, chat(), askings(20)).values()
+    figures = evaluate(demo.base_url, chat(), askings(10)).values()
     asked, right = (sum(column) for column in zip(*figures, strict=True))
-    assert asked >= 50
+    assert asked >= 25
     assert right >= 0.95 * asked
 
 
 def test_text_is_answered_as_without_pictures(demo: Server, server: Server) -> None:
-    body = {"inputs": "What is AI?", "parameters": {"max_new_tokens": 40, "frequency_penalty": 1}}
+    body = {"inputs": "What is AI?", "parameters": {"max_new_tokens": 16, "frequency_penalty": 1}}
     before = number(demo, "images_encoded_total")
     assert post(demo, "/generate", body)["generated_text"] == post(server, "/generate", body)["generated_text"]
     assert number(demo, "images_encoded_total") == before
@@ -64,7 +64,8 @@ def test_text_is_answered_as_without_pictures(demo: Server, server: Server) -> N
 def test_the_llava_query_of_lightllms_readme(demo: Server) -> None:
     text, parameters, _ = README["llava_hf"][0]
     image = base64_image((PICTURES / "star.png").read_bytes())
-    body = {"inputs": text, "parameters": parameters, "multimodal_params": {"images": [image]}}
+    assert parameters == {"max_new_tokens": 200}  # test_image_answers.py asks tiny models for all of them
+    body = {"inputs": text, "parameters": {"max_new_tokens": 24}, "multimodal_params": {"images": [image]}}
     assert "blue star" in as_sent(demo, body)["generated_text"][0]
     until_clean(demo)
 

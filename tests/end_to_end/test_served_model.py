@@ -9,22 +9,31 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
-from served import get, post, stream
+from served import START, get, post, stream
 
-from lightllm_mp import Server
+from lightllm_mp import Config, Server, launch
+from lightllm_mp.config import HttpConfig, ModelConfig
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def prompt(number: int) -> dict[str, Any]:
+def prompt(number: int, tokens: int = 40, **more: Any) -> dict[str, Any]:
     """A body whose answer depends on the number; every second one samples."""
+    rules = {"max_new_tokens": tokens, "do_sample": number % 2 == 1, "temperature": 0.8, "seed": number}
     return {
         "inputs": CHAT.format(f"Write one sentence about the number {number}."),
-        "parameters": {"max_new_tokens": 40, "do_sample": number % 2 == 1, "temperature": 0.8, "seed": number},
+        "parameters": rules | more,
     }
+
+
+def long(number: int) -> dict[str, Any]:
+    """For a tiny model: 300 tokens."""
+    return prompt(number, 300, ignore_eos=True)
 
 
 def text(events: list[dict[str, Any]]) -> str:
@@ -65,11 +74,20 @@ def test_whole_and_streamed_answers_agree(server: Server) -> None:
     assert len(events) == whole["count_output_tokens"]
 
 
-def test_64_streams_complete_and_leave_nothing(server: Server) -> None:
-    alone = [text(stream(server, prompt(number))) for number in range(4)]
+def test_64_streams_complete_and_leave_nothing(tiny: Server) -> None:
+    alone = [text(stream(tiny, long(number))) for number in range(4)]
     with ThreadPoolExecutor(64) as pool:
-        together = list(pool.map(lambda number: text(stream(server, prompt(number))), range(64)))
+        together = list(pool.map(lambda number: text(stream(tiny, long(number))), range(64)))
     assert together[:4] == alone
+    assert len(set(together)) == 64
+    until_idle(tiny)
+
+
+def test_streams_of_the_default_model_are_alone_what_they_are_together(server: Server) -> None:
+    alone = [text(stream(server, prompt(number, 12))) for number in range(3)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda number: text(stream(server, prompt(number, 12))), range(8)))
+    assert together[:3] == alone
     until_idle(server)
 
 
@@ -114,7 +132,30 @@ def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
             client.sendall(head.encode() + body)
             while get(server, "/token_load")["current_load"] == 0:
                 time.sleep(0.02)
-        until_idle(server, seconds=5.0)
+        until_idle(server)  # long before 4000 tokens
+
+
+def test_no_process_holds_a_library_that_it_does_not_use(server: Server) -> None:
+    maps = {
+        name: Path(f"/proc/{pid}/maps").read_text()
+        for name, pid in {**children(server), "supervisor": server.pid}.items()
+    }
+    assert len(maps) == 6
+    assert [name for name, mapped in maps.items() if "libtorch" in mapped] == ["worker0"]
+    assert [name for name, mapped in maps.items() if "aiohttp" in mapped] == ["http"]
+    assert {name for name, mapped in maps.items() if "numpy" not in mapped} == {"supervisor", "http"}
+
+
+@pytest.mark.skipif("+cpu" not in version("torch"), reason="another build of torch takes more")
+def test_all_processes_take_little_memory_beside_the_weights(default_model: Path) -> None:
+    """After a start; shared pages count once."""
+    taken = 0
+    with launch(Config(http=HttpConfig(port=0), model=ModelConfig(device="cpu"))) as server:
+        weights = server.wait_ready(START).facts["weight_bytes"]
+        for pid in (server.pid, *children(server).values()):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            taken += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) << 10
+    assert weights < taken < weights + (450 << 20)
 
 
 def children(server: Server) -> dict[str, int]:
@@ -124,12 +165,24 @@ def children(server: Server) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("victim", ["tokenizer", "router", "detokenizer", "worker0"])
-def test_a_killed_process_changes_no_answer(server: Server, victim: str) -> None:
-    undisturbed = [text(stream(server, prompt(number))) for number in range(8)]
+def test_a_killed_process_changes_no_answer(tiny: Server, victim: str) -> None:
+    undisturbed = [text(stream(tiny, long(number))) for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(lambda number=number: text(stream(server, prompt(number)))) for number in range(8)]
-        time.sleep(random.random())
-        subprocess.run(["kill", "-9", str(children(server)[victim])], check=True)
+        answers = [pool.submit(lambda number=number: text(stream(tiny, long(number)))) for number in range(8)]
+        while get(tiny, "/token_load")["current_load"] == 0 and not any(answer.done() for answer in answers):
+            time.sleep(0.01)
+        time.sleep(random.random() / 4)
+        subprocess.run(["kill", "-9", str(children(tiny)[victim])], check=True)
+        assert [answer.result() for answer in answers] == undisturbed
+    until_idle(tiny)
+
+
+def test_a_killed_worker_of_the_default_model_changes_no_answer(server: Server) -> None:
+    undisturbed = [text(stream(server, prompt(number, 24))) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(lambda number=number: text(stream(server, prompt(number, 24)))) for number in range(2)]
+        time.sleep(random.random() / 2)
+        subprocess.run(["kill", "-9", str(children(server)["worker0"])], check=True)
         assert [answer.result() for answer in answers] == undisturbed
     until_idle(server)
 

@@ -17,6 +17,9 @@ from test_device_classes import CapturedInName
 
 from lightllm_mp.engine import device_steps, executor
 
+FEW = (1, 2, 3, 6)
+"""Prompts without an image, with one in the middle, with one at the beginning, and with two."""
+
 
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 @pytest.mark.parametrize(("step_tokens", "graphs"), [(7, False), (7, True), (64, True)])
@@ -25,6 +28,8 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: i
     run = ImageRun(folder, 1, **limits(folder, step_tokens))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
+    if step_tokens < 64:  # each step of interpreted kernels takes long
+        run.golden = [run.golden[number] for number in FEW]
     run.ask_all()
     run.work().check()
 

@@ -14,6 +14,7 @@ from lightllm_mp.engine import executor as executor_module
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.logprobs import FLOOR
 from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import Sampling, StepDone
 from lightllm_mp.models.loader import load_model
 
@@ -258,22 +259,40 @@ def test_a_full_context_still_gets_its_token() -> None:
     assert running.produced == [int(model.whole(running.prompt)[-1].argmax())]
 
 
-def test_warm_up_runs_the_worst_steps_and_leaves_no_trace() -> None:
+def test_warm_up_on_a_cpu_runs_small_steps_of_each_kind_and_leaves_no_trace() -> None:
     model, driver = tiny(rows=6, kv_tokens=100)
     expected = tiny()[1].generate(Running(1, [4, 4, 19, 2], HOT), 6)
     driver.executor.kv.data[:, :, -1] = 0.0  # the spare slot is real memory
     driver.executor.warm_up()
-    assert model.steps == [48, 6, 1, 16, 17]
+    assert model.steps == [17, 4, 1, 16, 17]
     assert driver.executor.kv.data[:, :, :100].isnan().all(), "warm-up wrote to a slot that is not its own"
     with pytest.raises(RuntimeError):
         driver.executor.collect()
     assert driver.generate(Running(1, [4, 4, 19, 2], HOT), 6) == expected
 
 
-def test_warm_up_with_more_step_tokens_than_a_row_holds() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "steps"),
+    [
+        ({"kv_tokens": 200, "rows": 3, "max_context": 32, "step_tokens": 80}, [17, 3, 1, 16, 17]),
+        ({"kv_tokens": 200, "rows": 3, "max_context": 10, "step_tokens": 80}, [17, 3, 1, 10, 11]),
+        ({"kv_tokens": 2, "rows": 1, "max_context": 2, "step_tokens": 1}, [1, 1, 1, 1]),
+    ],
+)
+def test_warm_up_keeps_to_small_limits(sizes: dict[str, int], steps: list[int]) -> None:
     model = TinyModel()
-    Executor(model, kv_tokens=200, rows=3, max_context=32, step_tokens=80).warm_up()
-    assert model.steps[0] == 80
+    Executor(model, **sizes).warm_up()
+    assert model.steps == steps
+
+
+def test_the_worst_steps_have_more_tokens_than_a_row_holds() -> None:
+    """As they are run on a GPU."""
+    model = TinyModel()
+    made = Executor(model, kv_tokens=200, rows=3, max_context=32, step_tokens=80)
+    for plan in warm_up_plans(rows=3, max_context=32, step_tokens=80, kv_tokens=200, spare_slot=200):
+        made.submit(plan)
+        made.collect()
+    assert model.steps == [80, 3, 1, 16, 17]
 
 
 def test_reset_forgets_rows_and_keeps_kv() -> None:

@@ -24,7 +24,7 @@ def test_facts_of_a_small_checkpoint() -> None:
 
 def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when less memory is free at that moment than when the first one measured it."""
-    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction: 100_000)
+    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction, **beside: 100_000)
     with pytest.raises(ConfigError, match="max-total-token-num"):
         setup.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
     built = setup.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
@@ -32,7 +32,7 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
 
 
 def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction: 100_000)
+    monkeypatch.setattr(setup, "kv_budget", lambda device, fraction, **beside: 100_000)
     model, tokens = ModelConfig(device="cpu", data_type="float32"), {}
     for name, stored in (("auto", torch.float32), ("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
         built = setup.build_engine(GOLDEN, model, EngineConfig(kv_cache_dtype=name))

@@ -75,14 +75,14 @@ def test_default_model_in_its_default_dtype():
     set_threads()
     runner = Runner(load_model(path, dtype=default_dtype(read_model_config(path))), slots=8192)
     assert runner.decoder.dtype == torch.bfloat16
-    prompts = [prompt(length, length) for length in (1, 9, 17, 32, 33, 64, 65, 99, 128, 129, 150, 200, 210, 250, 3, 40)]
+    prompts = [prompt(length, length) for length in (1, 3, 9, 17, 32, 33, 40, 64, 65, 129)]
     work = [(runner.sequence(), ids) for ids in prompts]
     together = runner.step(work)
-    ids, seen = runner.decode([(seq, got) for (seq, _), got in zip(work, together, strict=True)], 6)
-    for i in (0, 4, 11, 13):
+    ids, seen = runner.decode([(seq, got) for (seq, _), got in zip(work, together, strict=True)], 4)
+    for i in (0, 5, 8, 9):
         seq = runner.sequence()
         alone = runner.prefill(seq, prompts[i], chunk=37)
         assert torch.equal(alone, together[i])
-        assert torch.equal(runner.decode([(seq, alone)], 6)[1][0], seen[i])
+        assert torch.equal(runner.decode([(seq, alone)], 4)[1][0], seen[i])
         resumed = runner.prefill(runner.sequence(), prompts[i] + ids[i][:-1])
         assert torch.equal(resumed[len(prompts[i]) - 1 :], seen[i])

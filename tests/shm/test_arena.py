@@ -8,6 +8,7 @@ import pytest
 from lightllm_mp.errors import StartupError
 from lightllm_mp.shm import Arena, BlockRef, LeaseError, Segment
 from lightllm_mp.shm.freelist import FreeList
+from lightllm_mp.shm.layout import PAGE
 
 GRANULE = 4096
 
@@ -166,6 +167,38 @@ def test_a_new_owner_starts_empty_and_old_leases_are_stale(arena: Arena, reader:
         with pytest.raises(LeaseError):
             reader.read(stale)
     owner.close()
+
+
+def taken(arena: Arena) -> int:
+    """Bytes of memory that an arena takes."""
+    return os.fstat(arena.fd).st_blocks * 512
+
+
+def test_memory_is_taken_as_blocks_need_it(arena: Arena):
+    assert taken(arena) == PAGE
+    block = arena.alloc(5000)
+    assert block is not None
+    assert taken(arena) == PAGE + 2 * GRANULE
+    arena.free(block)
+    again = arena.alloc(6000)
+    assert again is not None
+    assert taken(arena) == PAGE + 2 * GRANULE
+
+
+def test_a_new_owner_and_a_reader_take_none(arena: Arena):
+    Arena.attach(os.dup(arena.fd)).close()
+    Arena.adopt(os.dup(arena.fd)).close()
+    assert taken(arena) == PAGE
+
+
+def test_no_memory_for_a_block_is_no_room_now(arena: Arena, monkeypatch: pytest.MonkeyPatch):
+    small = arena.alloc(100)
+    assert small is not None
+    with monkeypatch.context() as refused:
+        refused.setattr(Segment, "back", lambda self, start, size: False)
+        assert arena.alloc(100) is None
+    assert arena.used == GRANULE
+    assert arena.alloc(15 * GRANULE - 64) is not None
 
 
 def test_only_the_owner_allocates(reader: Arena):

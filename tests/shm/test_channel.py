@@ -124,7 +124,7 @@ def test_full_arena_holds_nothing_and_goes_on_when_leases_come_back(talk: Talk):
     assert not a.port.send(Ask(99, BIG))
     assert (a.arena.blocks, a.port.leases) == (blocks, blocks)
     assert [ask.rid for ask in b.take(3)] == [0, 1, 2]
-    assert a.inbox.wait(1)
+    assert a.inbox.wait(10)
     assert a.take() == [None] * 3
     assert a.port.send(Ask(99, BIG))
 

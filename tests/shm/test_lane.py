@@ -127,7 +127,7 @@ def test_finish_lets_the_rest_be_drained(pair: Pair):
     sender.finish()
     with pytest.raises(LaneClosed, match="closed"):
         sender.try_put(b"more")
-    assert inbox.wait(1)
+    assert inbox.wait(10)
     assert payloads(inbox.drain()) == [b"last"]
     assert pair.lane.stats().state == "closed"
 

@@ -256,4 +256,4 @@ def test_idle_waiting_costs_nothing(pair: Pair):
     assert not inbox.wait(0.5)
     after = resource.getrusage(resource.RUSAGE_THREAD)
     assert after.ru_nvcsw - before.ru_nvcsw <= 3
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.02
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.1

@@ -9,6 +9,7 @@ import pytest
 
 from lightllm_mp.errors import StartupError
 from lightllm_mp.shm import Bell, Segment
+from lightllm_mp.shm import segment as module
 
 
 def test_segment_is_zeroed_sealed_and_shared():
@@ -117,3 +118,33 @@ def test_bell_attach_refuses_another_page():
         Bell.attach(*bell.fds)
     page.close()
     bell.close()
+
+
+def test_a_sparse_one_takes_memory_when_it_is_backed():
+    segment = Segment.create("sparse", 1 << 20, sparse=True)
+    other = Segment.attach(os.dup(segment.fd))
+    assert os.fstat(segment.fd).st_blocks == 0
+    assert segment.data() is None
+    assert segment.back(65536, 8192)
+    assert os.fstat(segment.fd).st_blocks * 512 == 8192
+    segment.view[65536 + 4096] = 7
+    assert segment.data() == 65536 + 4096
+    assert segment.data(65536 + 8192) is None
+    assert other.view[65536 + 4096] == 7
+    assert segment.back(65536, 8192)  # again: it stays as it is
+    assert segment.view[65536 + 4096] == 7
+    for one in (segment, other):
+        one.close()
+
+
+def test_a_sparse_one_is_refused_for_lack_of_memory_too():
+    with pytest.raises(StartupError, match=r"bytes are left.*smaller"):
+        Segment.create("cache", 1 << 62, sparse=True)
+
+
+def test_backing_that_the_kernel_refuses_is_told(monkeypatch: pytest.MonkeyPatch):
+    segment = Segment.create("sparse", 1 << 20, sparse=True)
+    monkeypatch.setattr(module, "free_memory", lambda: 1 << 19)
+    assert not segment.back(0, 1 << 20)
+    assert os.fstat(segment.fd).st_blocks == 0
+    segment.close()

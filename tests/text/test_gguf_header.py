@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_samples import byte_level_backend, sentencepiece_backend
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ModelError, NoTokenizer
 from lightllm_mp.gguf_header import is_gguf, read_header
-from lightllm_mp.text.source import NoTokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
 
 

@@ -11,9 +11,8 @@ import pytest
 from tokenizer_samples import byte_level_backend, sentencepiece_backend
 from tokenizers import processors
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ModelError, NoTokenizer
 from lightllm_mp.text.pieces import byte_level_piece
-from lightllm_mp.text.source import NoTokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
 
 

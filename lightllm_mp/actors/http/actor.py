@@ -11,7 +11,7 @@ from typing import Any
 from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.front import FrontActor
 from lightllm_mp.actors.http.app import create_app
-from lightllm_mp.actors.http.auth import load_keys
+from lightllm_mp.actors.http.keys import load_keys
 from lightllm_mp.actors.http.port import serve
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.actors.mailbox import Mailbox

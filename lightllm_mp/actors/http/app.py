@@ -9,14 +9,16 @@ from aiohttp.typedefs import Handler
 
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.access import observe, sign
-from lightllm_mp.actors.http.auth import Access, Keys, guard
+from lightllm_mp.actors.http.auth import Access, guard
 from lightllm_mp.actors.http.context import Context, Stats
-from lightllm_mp.actors.http.cors import Origins, preflights
+from lightllm_mp.actors.http.cors import preflights
 from lightllm_mp.actors.http.exposition import Exposition
 from lightllm_mp.actors.http.failures import failures
 from lightllm_mp.actors.http.generate import Generate
+from lightllm_mp.actors.http.keys import Keys
 from lightllm_mp.actors.http.media import Media
 from lightllm_mp.actors.http.metrics import Meter
+from lightllm_mp.actors.http.origins import Origins
 from lightllm_mp.actors.http.status import Status
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 

@@ -14,14 +14,13 @@ from aiohttp import web
 
 from lightllm_mp.actors.http import takeover
 from lightllm_mp.actors.http.connection import Connection
+from lightllm_mp.actors.http.listening import BACKLOG
 from lightllm_mp.config import HttpConfig
 
 log = logging.getLogger("lightllm_mp.http")
 
 Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
-BACKLOG = 1024
-"""Connections that wait to be accepted."""
 ACCEPTS = 32
 """Connections that are accepted in one turn of the loop."""
 KEEP_ALIVE = 75.0

@@ -9,13 +9,13 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from lightllm_mp.actors.live import Alternative, Answer, Event
-from lightllm_mp.errors import ConfigError, EngineError, ModelError, StartupError
+from lightllm_mp.errors import ConfigError, EngineError, ModelError, NoTokenizer, StartupError
 from lightllm_mp.messages import PromptLogprobs
 
 encode = msgspec.json.Encoder().encode
 
 INTERNAL = "internal error"
-OPERATORS = frozenset(error.code for error in (ConfigError, ModelError, StartupError))
+OPERATORS = frozenset(error.code for error in (ConfigError, ModelError, NoTokenizer, StartupError))
 
 Ranked = dict[str, dict[str, Any]]
 """id -> {logprob, rank, decoded_token}; rank is null where it is not known."""

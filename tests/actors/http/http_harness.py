@@ -22,6 +22,8 @@ from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.config import HttpConfig, ModelConfig
 from lightllm_mp.messages import Facts
 
+PATIENCE = 20.0
+"""Seconds that a busy machine has for what happens at once; the server's own time-outs are 30 and more."""
 FACTS = Facts(model_name="fake", vocab_size=1000, max_context=2048, max_input=2000, rows=64, kv_tokens=4096)
 
 
@@ -166,7 +168,7 @@ class Site:
             assert response.status == 200, await response.text()
             return parse(await response.read())
 
-    async def raw(self, data: bytes, *, until_close: bool = True, seconds: float = 5.0) -> bytes:
+    async def raw(self, data: bytes, *, until_close: bool = True, seconds: float = PATIENCE) -> bytes:
         """Send bytes as they are; what comes back until the server closes."""
         reader, writer = await asyncio.open_connection(*self.address)
         writer.write(data)
@@ -175,7 +177,7 @@ class Site:
         finally:
             writer.close()
 
-    async def settled(self, condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    async def settled(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.005)

@@ -16,8 +16,9 @@ from http_harness import Site, run
 from lightllm_mp.actors.door import Door
 from lightllm_mp.actors.frontend import Frontend
 from lightllm_mp.actors.http.app import ACCESS, Route, create_app
-from lightllm_mp.actors.http.auth import Keys, guard, load_keys
+from lightllm_mp.actors.http.auth import guard
 from lightllm_mp.actors.http.failures import failures
+from lightllm_mp.actors.http.keys import Keys, load_keys
 from lightllm_mp.config import HttpConfig, ModelConfig
 from lightllm_mp.errors import ConfigError
 

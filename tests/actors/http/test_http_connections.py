@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from http_harness import Engine, Site, parse, run, word
+from http_harness import PATIENCE, Engine, Site, parse, run, word
 
 from lightllm_mp import messages as say
 
@@ -21,10 +21,10 @@ def post(path: str, body: dict, *headers: str, version: str = "1.1") -> bytes:
     return "\r\n".join(lines).encode() + data
 
 
-async def closed_after(reader: asyncio.StreamReader, most: float) -> float:
-    """Seconds until the server closes the connection."""
+async def closed_after(reader: asyncio.StreamReader) -> float:
+    """Seconds until the server closes the connection, long before it would by itself."""
     begin = time.monotonic()
-    await asyncio.wait_for(reader.read(), most)
+    await asyncio.wait_for(reader.read(), PATIENCE)
     return time.monotonic() - begin
 
 
@@ -116,7 +116,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_others_are_served(pace, writ
         await s.settled(lambda: bool(s.engine.running))
         other = await s.post("/generate", {"inputs": "b", "parameters": {"max_new_tokens": 3}})
         assert other[0] == 200
-        await s.settled(lambda: s.frontend.live == 0, seconds=5)
+        await s.settled(lambda: s.frontend.live == 0)
         assert not s.engine.running
         assert f'reason="{reason}"' in (await s.get("/metrics"))[1]
         sock.close()
@@ -151,22 +151,22 @@ def test_half_sent_requests_are_closed_and_others_served():
             readers.append((reader, writer))
         assert (await s.post("/generate", {"inputs": "a"}))[0] == 200
         for reader, writer in readers:
-            assert await closed_after(reader, 5) < 4
+            await closed_after(reader)
             writer.close()
 
-    run(body, header_timeout=0.3)
+    run(body, header_timeout=1.0)  # also for the whole request, beside 150 others
 
 
 def test_headers_that_trickle_are_closed():
     async def body(s: Site):
         reader, writer = await asyncio.open_connection(*s.address)
-        closing = asyncio.create_task(closed_after(reader, 5))
-        for byte in b"GET /health HTTP/1.1\r\nX: " + b"a" * 200:
+        closing = asyncio.create_task(closed_after(reader))
+        for byte in b"GET /health HTTP/1.1\r\nX: " + b"a" * 1000:  # for 20 s, if it may
             if closing.done():
                 break
             writer.write(bytes([byte]))
             await asyncio.sleep(0.02)
-        assert 0.2 < await closing < 4
+        assert 0.2 < await closing < 15
         writer.close()
 
     run(body, header_timeout=0.3)
@@ -174,7 +174,7 @@ def test_headers_that_trickle_are_closed():
 
 def test_a_body_that_does_not_come_is_408():
     async def body(s: Site):
-        answer = await s.raw(post("/generate", BODY)[:-5], seconds=3)
+        answer = await s.raw(post("/generate", BODY)[:-5])
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_timeout"' in answer
         assert s.frontend.live == 0
@@ -190,7 +190,7 @@ def test_keep_alive_outlives_the_header_timeout_but_a_half_request_does_not():
             assert b"200 OK" in await reader.readuntil(b'{"status":"ok"}')
             await asyncio.sleep(0.3)
         writer.write(b"GET /liveness HT")
-        assert await closed_after(reader, 5) < 4
+        await closed_after(reader)
         writer.close()
 
     run(body, header_timeout=0.2)
@@ -261,7 +261,7 @@ def test_drain_finishes_what_runs_and_refuses_what_comes():
         assert (status, "Retry-After" in headers) == (503, True)
         assert not drained.is_set()
         assert (await running)[-1]["finished"]
-        await asyncio.wait_for(drained.wait(), 1)
+        await asyncio.wait_for(drained.wait(), PATIENCE)
 
     run(body, engine=Engine(pace=0.005))
 

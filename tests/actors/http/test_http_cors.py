@@ -7,8 +7,8 @@ from hashlib import sha256
 import pytest
 from http_harness import Engine, Site, run
 
-from lightllm_mp.actors.http.auth import Keys
-from lightllm_mp.actors.http.cors import Origins
+from lightllm_mp.actors.http.keys import Keys
+from lightllm_mp.actors.http.origins import Origins
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.flags import resolve
 

@@ -9,7 +9,7 @@ import pytest
 from http_harness import Engine, Site, parse, run
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.http.auth import Keys
+from lightllm_mp.actors.http.keys import Keys
 
 BODY = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
 KEYS = Keys(frozenset(sha256(key).digest() for key in (b"greedy", b"other")))

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from http_harness import Site, run
+from http_harness import PATIENCE, Site, run
 
 GOOD = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
-QUICK = 2.0
+QUICK = 5.0
 """CPU seconds in which anything is refused, by client and server together."""
 DEEP = 100_000
 
@@ -166,7 +166,7 @@ def test_heads(name: str):
             answer = await s.raw(data)
         except ConnectionError:  # refused while it was still being sent
             answer = b""
-        assert time.monotonic() - begin < QUICK + 2  # a body that never ends is 408, and its rest is read for a moment
+        assert time.monotonic() - begin < PATIENCE  # a body that never ends is 408, and its rest is read for a moment
         assert not answer or int(answer.split(b" ", 2)[1]) in expected, answer[:200]
         assert answer.count(b"HTTP/1.1 ") <= 1  # nothing is read as a second request
         assert s.frontend.live == 0
@@ -217,7 +217,7 @@ def test_a_thousand_pipelined_requests():
     async def body(s: Site):
         one = HEAD + LENGTH + b"\r\n" + BODY
         last = b"GET /liveness HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        answer = await s.raw(one * 1000 + last, seconds=12)
+        answer = await s.raw(one * 1000 + last)
         assert answer.count(b"HTTP/1.1 200") == 1001
         assert s.frontend.live == 0
 

@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from http_harness import Site, run
+from http_harness import PATIENCE, Site, run
 
 from lightllm_mp.actors.http.tls import server_context
 from lightllm_mp.config import HttpConfig
@@ -53,7 +53,7 @@ def test_a_client_that_does_not_shake_hands_is_closed_and_others_are_served():
         silent = [await asyncio.open_connection(*s.address) for _ in range(20)]
         assert (await s.get("/health"))[0] == 200
         for reader, writer in silent:
-            assert await asyncio.wait_for(reader.read(), 3) == b""
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
             writer.close()
 
     run(body, header_timeout=0.3, **TLS)
@@ -66,7 +66,7 @@ def test_a_reader_that_does_not_read_is_cut_off():
         data = b'{"inputs":"a","parameters":{"max_new_tokens":100000,"ignore_eos":true}}'
         writer.write(b"POST /generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
         await s.settled(lambda: s.frontend.live == 1)
-        await s.settled(lambda: s.frontend.live == 0, 8)
+        await s.settled(lambda: s.frontend.live == 0)
         writer.close()
 
     run(body, write_timeout=0.3, **TLS)

@@ -1,0 +1,65 @@
+"""API keys, as the operator gives them. Imports no HTTP library: whether they can be read is known before any start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from lightllm_mp.config import HttpConfig
+from lightllm_mp.errors import ConfigError
+
+ENVIRONMENT, ADMIN_ENVIRONMENT = "LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"
+"""Keys separated by commas or white space."""
+ADMIN_PREFIX = "admin:"
+"""A line of the key file that begins so holds an admin key."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """SHA-256 digests of the keys. An admin key opens what a user's key opens, too. False without any key."""
+
+    users: frozenset[bytes] = frozenset()
+    admins: frozenset[bytes] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.users | self.admins)
+
+
+def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> Keys:
+    """All keys of the file and the environment. Raises ConfigError if keys were asked for and none is there."""
+    users, admins = _split(environment, ENVIRONMENT), _split(environment, ADMIN_ENVIRONMENT)
+    for line in _lines(config.api_key_file):
+        if line.startswith(ADMIN_PREFIX):
+            admins.append(line.removeprefix(ADMIN_PREFIX).strip())
+        else:
+            users.append(line)
+    keys = Keys(_digests(users), _digests(admins))
+    if not keys and (config.api_key_file is not None or {ENVIRONMENT, ADMIN_ENVIRONMENT} & environment.keys()):
+        raise ConfigError(f"no API key in --api-key-file, {ENVIRONMENT} or {ADMIN_ENVIRONMENT}")
+    return keys
+
+
+def _lines(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file cannot be read: {type(error).__name__}") from None
+    return [line.strip() for line in lines if not line.lstrip().startswith("#")]
+
+
+def _split(environment: Mapping[str, str], name: str) -> list[str]:
+    return re.split(r"[,\s]+", environment.get(name, ""))
+
+
+def _digests(keys: Collection[str]) -> frozenset[bytes]:
+    return frozenset(digest(key) for key in keys if key)
+
+
+def digest(key: str) -> bytes:
+    """What a key is known by."""
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()

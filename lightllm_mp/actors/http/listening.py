@@ -1,0 +1,45 @@
+"""The listening socket and its address. Imports no HTTP library: a taken port is known before any start."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from lightllm_mp.config import HttpConfig
+from lightllm_mp.errors import StartupError
+
+BACKLOG = 1024
+"""Connections that wait to be accepted."""
+
+
+def bind(config: HttpConfig) -> socket.socket:
+    """The listening socket, made here so that a taken port is an error before any model is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listen = socket.socket(family, socket.SOCK_STREAM)
+        listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if config.reuse_port:
+            listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listen.bind(address)
+        if not config.reuse_port:  # a shared port gets connections as soon as it listens, so when all is ready
+            listen.listen(BACKLOG)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
+    return listen
+
+
+def url_of(listen: socket.socket, *, secure: bool) -> str:
+    host, port = listen.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

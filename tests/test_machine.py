@@ -1,0 +1,112 @@
+"""What this process may still take, on machines and in containers of every kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lightllm_mp.machine import NO_LIMIT, free_memory, physical_cores
+
+
+def system(root: Path, available_kib: int, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """A /proc and a /sys/fs/cgroup."""
+    proc, cgroup = root / "proc", root / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: 9999999 kB\nMemAvailable:   {available_kib} kB\n")
+    (proc / "self" / "cgroup").write_text(groups)
+    cgroup.mkdir()
+    for name, text in files.items():
+        (cgroup / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroup / name).write_text(text)
+    return proc, cgroup
+
+
+V2, V1 = "0::/a/b\n", "5:devices:/\n4:memory:/a/b\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("", {}, 1024_000),
+        (V2, {"a/b/memory.max": "max\n", "a/b/memory.current": "500\n"}, 1024_000),
+        (V2, {"a/b/memory.max": "9000\n", "a/b/memory.current": "500\n"}, 8_500),
+        (V2, {"a/memory.max": "9000\n", "a/memory.current": "500\n"}, 8_500),
+        (V2, {"memory.max": "9000\n", "memory.current": "500\n"}, 8_500),
+        (
+            V2,
+            {"a/b/memory.max": "9000", "a/b/memory.current": "8500", "a/b/memory.stat": "anon 1\ninactive_file 300\n"},
+            800,
+        ),
+        (V2, {"a/b/memory.max": "9000\n", "a/b/memory.current": "9500\n"}, 0),
+        (V1, {"memory/a/b/memory.limit_in_bytes": "7000\n", "memory/a/b/memory.usage_in_bytes": "500\n"}, 6_500),
+        (
+            V1,
+            {
+                "memory/memory.limit_in_bytes": "7000\n",
+                "memory/memory.usage_in_bytes": "500\n",
+                "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 100\n",
+            },
+            6_600,
+        ),
+        (V1, {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "500"}, 1024_000),
+    ],
+)
+def test_free_memory_within_control_groups(tmp_path: Path, groups: str, files: dict[str, str], free: int) -> None:
+    assert free_memory(*system(tmp_path, 1000, groups, files)) == free
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert 2**20 < free_memory() < NO_LIMIT
+
+
+V1_CPU = "3:cpu,cpuacct:/a/b\n0::/\n"
+PAIRS = {f"cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
+"""Four cores of two hyperthreads."""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "groups", "files", "cores"),
+    [
+        (range(8), "", {}, 4),
+        ({1, 5}, "", {}, 1),
+        ({0, 1, 5}, "", {}, 2),
+        (range(8), V2, {"a/b/cpu.max": "max 100000\n"}, 4),
+        (range(8), V2, {"a/b/cpu.max": "200000 100000\n"}, 2),
+        (range(8), V2, {"a/b/cpu.max": "290000 100000\n"}, 2),
+        (range(8), V2, {"a/b/cpu.max": "50000 100000\n"}, 1),
+        (range(8), V2, {"a/b/cpu.max": "900000 100000\n"}, 4),
+        (range(8), V2, {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
+        (range(8), V2, {"cpu.max": "300000 100000\n"}, 3),
+        ({1, 5}, V2, {"a/b/cpu.max": "300000 100000\n"}, 1),
+        (range(8), V1_CPU, {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"}, 4),
+        (range(8), V1_CPU, {"cpu/a/b/cpu.cfs_quota_us": "150000\n", "cpu/a/b/cpu.cfs_period_us": "50000\n"}, 3),
+        (range(8), V1_CPU, {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        (range(8), V2, {"a/b/cpu.max": "nonsense"}, 4),
+        (range(8), V1_CPU, {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "0\n"}, 4),
+    ],
+)
+def test_cores_within_affinity_and_control_groups(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: set[int],
+    groups: str,
+    files: dict[str, str],
+    cores: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(allowed))
+    proc, cgroup = system(tmp_path, 1000, groups, files)
+    for name, text in PAIRS.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    assert physical_cores(proc, cgroup, tmp_path) == cores
+
+
+def test_without_a_topology_each_cpu_is_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3, 9})
+    assert physical_cores(*system(tmp_path, 1000, "", {}), tmp_path) == 3
+
+
+def test_cores_of_this_machine() -> None:
+    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
