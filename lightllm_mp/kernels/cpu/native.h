@@ -250,6 +250,11 @@ struct kernels {
 extern const struct kernels *kernels; /* in use */
 #define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */
 
+/* Clang before 16 declares the intrinsics of an extension only where its command line names it. */
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define WITH_ARM_LEVELS 1
+#endif
+
 /* A level fills the table, or replaces what it does better than the level below it. */
 void baseline_level(struct kernels *to);
 void avx2_level(struct kernels *to);
@@ -258,7 +263,10 @@ void avx512_level(struct kernels *to);
 void avx512vnni_level(struct kernels *to);
 void avx512bf16_level(struct kernels *to);
 void amx_level(struct kernels *to);
+void neon_level(struct kernels *to);
 void dotprod_level(struct kernels *to);
+void i8mm_level(struct kernels *to);
+void bf16_level(struct kernels *to);
 
 /* Sets `*name` for level i where this processor has it, else NULL. 0 after the last level. */
 int level_at(int i, const char **name);

@@ -7,7 +7,8 @@
  * A level gives
  *   DOT_ROWS   the most rows at once: 4 or 8
  *   DOT        a file with SIGNED_CODES (codes of 8 bits are unpacked as signed bytes, less 128, and not as they are)
- *              and dot_groups: products of `rows` rows of x with the bytes of some groups, as int32 */
+ *              and dot_groups: products of `rows` rows of x with the bytes of some groups, as int32; it may define
+ *              `interleave`, which stores the words of two vectors in turn, to have the groups in pairs */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
 #define PARTS (OUTPUTS / LANES)
 
@@ -43,10 +44,22 @@ INLINE pairs look_up(pairs v, const int8_t *table) {
 }
 #endif
 
+/* Stores a part of group g; `before` is that part of the group before it. */
+INLINE void put_group(uint8_t *codes, int g, long part, pairs v, pairs *before) {
+#ifdef interleave /* a level may want [GROUPS / 2][OUTPUTS][8] */
+    if (g % 2) interleave(codes + (g - 1) * GROUP_BYTES + 2 * part, *before, v);
+    *before = v;
+#else
+    (void)before;
+    *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
+#endif
+}
+
 INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind) {
     const int nibbles = kind == CODES_4 || kind == CODES_5 || kind == CODES_6 || kind == CODES_TABLE;
     const uint8_t *high = planes + (nibbles ? 4 : 2) * GROUP_BYTES;
     for (long part = 0; part < GROUP_BYTES; part += LANES * 4) {
+        pairs before = {0};
         for (int g = 0; g < GROUPS; g++) {
             pairs v;
             if (kind == CODES_8) {
@@ -62,7 +75,7 @@ INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind)
                 v = look_up(v, iq4_values);
                 if (!SIGNED_CODES) v ^= PAIRS_OF(0x80);
             }
-            *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
+            put_group(codes, g, part, v, &before);
         }
     }
 }
