@@ -13,11 +13,19 @@ struct variant {
     int with_alibi;
 };
 
-static double stored(const void *pool, const uint16_t *scales, long line, long d, long i, enum dtype type) {
-    long at = line * d + i;
-    if (type == INT8) return ((const int8_t *)pool)[at] * half_value(scales[line]);
-    if (type == FLOAT8) return e4m3_value(((const uint8_t *)pool)[at]) * half_value(scales[line]);
-    return get(pool, at, type);
+/* A pool as plain numbers. */
+static double *plain(const void *pool, const uint16_t *scales, const struct heads *h, enum dtype type) {
+    long count = SLOTS * h->kv_heads * h->head_dim;
+    double *to = make(count, 8);
+    for (long i = 0; i < count; i++) {
+        if (type == INT8)
+            to[i] = ((const int8_t *)pool)[i] * half_value(scales[i / h->head_dim]);
+        else if (type == FLOAT8)
+            to[i] = e4m3_value(((const uint8_t *)pool)[i]) * half_value(scales[i / h->head_dim]);
+        else
+            to[i] = get(pool, i, type);
+    }
+    return to;
 }
 
 static void *random_pool(const struct heads *h, enum dtype type) {
@@ -37,16 +45,16 @@ static uint16_t *random_scales(const struct heads *h, enum dtype type) {
 }
 
 /* One head of one query token at `position`, which keys [0, position] precede. */
-static void expect(const struct attention *a, long seq, long token, long head, long position, double *out) {
+static void expect(const struct attention *a, const double *keys, const double *values, long seq, long token, long head,
+                   long position, double *out) {
     long d = a->h.head_dim, kv_head = head / (a->h.heads / a->h.kv_heads);
     const int32_t *slots = a->slot_table + a->rows[seq] * a->table_width;
     long first = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
     double scores[TABLE_WIDTH], top = -INFINITY, total = 0;
     for (long k = first; k <= position; k++) {
-        long line = slots[k] * a->h.kv_heads + kv_head;
+        const double *key = keys + (slots[k] * a->h.kv_heads + kv_head) * d;
         double score = 0;
-        for (long i = 0; i < d; i++)
-            score += get(a->q, (token * a->h.heads + head) * d + i, a->type) * stored(a->keys, a->key_scales, line, d, i, a->kv_type);
+        for (long i = 0; i < d; i++) score += get(a->q, (token * a->h.heads + head) * d + i, a->type) * key[i];
         score *= a->scale;
         if (a->softcap) score = a->softcap * tanh(score / a->softcap);
         if (a->alibi) score += a->alibi[head] * (double)(k - position);
@@ -57,20 +65,22 @@ static void expect(const struct attention *a, long seq, long token, long head, l
     for (long k = first; k <= position; k++) {
         double weight = exp(scores[k] - top);
         total += weight;
-        long line = slots[k] * a->h.kv_heads + kv_head;
-        for (long i = 0; i < d; i++) out[i] += weight * stored(a->values, a->value_scales, line, d, i, a->kv_type);
+        const double *value = values + (slots[k] * a->h.kv_heads + kv_head) * d;
+        for (long i = 0; i < d; i++) out[i] += weight * value[i];
     }
     for (long i = 0; i < d; i++) out[i] /= total;
 }
 
 static void check_values(const struct attention *a) {
     long d = a->h.head_dim;
+    const double *keys = plain(a->keys, a->key_scales, &a->h, a->kv_type);
+    const double *values = plain(a->values, a->value_scales, &a->h, a->kv_type);
     for (long seq = 0; seq < SEQUENCES; seq++)
         for (long t = 0; t < new_tokens[seq]; t += t % 3 + 1)
             for (long head = 0; head < a->h.heads; head++) {
                 double expected[MAX_HEAD_DIM];
                 long token = a->seq_start[seq] + t;
-                expect(a, seq, token, head, contexts[seq] - new_tokens[seq] + t, expected);
+                expect(a, keys, values, seq, token, head, contexts[seq] - new_tokens[seq] + t, expected);
                 for (long i = 0; i < d; i++) {
                     double got = get(a->out, (token * a->h.heads + head) * d + i, a->type);
                     double most = rounding(expected[i], a->type) + (a->type == BFLOAT16 && a->kv_type == BFLOAT16 ? 2e-3 : 2e-5);

@@ -1,4 +1,4 @@
-/* Runs every check at every level of instructions that the processor has: `check [level]`. */
+/* Names the levels of instructions that the processor has, then runs every check: `check [level ...]`, all if none. */
 #include "check.h"
 
 #include <stdarg.h>
@@ -123,10 +123,20 @@ static void check_level(const char *name) {
     fflush(stdout);
 }
 
+static int is_wanted(const char *name, int count, char **words) {
+    for (int i = 1; i < count; i++)
+        if (strcmp(words[i], name) == 0) return 1;
+    return count == 1;
+}
+
 int main(int count, char **words) {
     const char *name;
+    printf("levels:");
     for (int i = 0; level_at(i, &name); i++)
-        if (name && (count < 2 || strcmp(words[1], name) == 0)) check_level(name);
+        if (name) printf(" %s", name);
+    printf("\n");
+    for (int i = 0; level_at(i, &name); i++)
+        if (name && is_wanted(name, count, words)) check_level(name);
     if (failures) printf("%ld checks failed\n", failures);
     return failures ? 1 : 0;
 }

@@ -10,15 +10,15 @@ INLINE int8x16_t same_four(const int8_t *p) {
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
-/* `parts` parts of the outputs, from `codes` on. A sum is of one input: those of an output lie side by side. */
+/* Parts [from, from + parts) of the outputs. A sum is of one input: those of an output lie side by side. */
 INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                      const int run, const int parts) {
+                      const int run, const int from, const int parts) {
     int32x4_t total[DOT_ROWS][PARTS][2];
     for (int first = 0; first < groups; first += run) {
         int16x8_t sum[DOT_ROWS][PARTS][2];
         for (int g = first; g < first + run; g++) {
             int8x16_t w[PARTS];
-            for (int p = 0; p < parts; p++) w[p] = vld1q_s8((const int8_t *)codes + g * GROUP_BYTES + p * 16);
+            for (int p = 0; p < parts; p++) w[p] = vld1q_s8((const int8_t *)codes + g * GROUP_BYTES + (from + p) * 16);
             for (int r = 0; r < rows; r++) {
                 int8x16_t v = same_four(x + r * stride + g * 4);
                 for (int p = 0; p < parts; p++) {
@@ -34,13 +34,15 @@ INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, c
                     total[r][p][h] = first ? vpadalq_s16(total[r][p][h], sum[r][p][h]) : vpaddlq_s16(sum[r][p][h]);
     }
     for (int r = 0; r < rows; r++)
-        for (int p = 0; p < parts; p++) acc[r][p] = (vi)vpaddq_s32(total[r][p][0], total[r][p][1]);
+        for (int p = 0; p < parts; p++) acc[r][from + p] = (vi)vpaddq_s32(total[r][p][0], total[r][p][1]);
 }
 
 INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
                        enum codes kind) {
     const int run = kind == CODES_8 ? 2 : kind == CODES_6 ? 4 : groups;
     const int parts = rows == 1 ? PARTS : run < groups ? 1 : 2; /* that fit the registers */
-    for (int p = 0; p < PARTS; p += parts)
-        dot_parts((vi(*)[PARTS])&acc[0][p], codes + p * 16, groups, x, stride, rows, run, parts);
+    for (int p = 0; p < PARTS; p += parts) {
+        dot_parts(acc, codes, groups, x, stride, rows, run, p, parts);
+        __asm__("" : "+r"(x)); /* x is loaded again: kept for the next parts, it would go to the stack */
+    }
 }
