@@ -2,7 +2,12 @@
  *
  * Codes are unpacked for it: of two groups, the eight inputs of an output lie side by side. A lone row takes SDOT. */
 #define SIGNED_CODES 1
-#define interleave(to, a, b) vst2q_s32((int32_t *)(to), (int32x4x2_t){{(int32x4_t)(a), (int32x4_t)(b)}})
+#define interleave(to, a, b) store_in_turn((int32_t *)(to), (int32x4_t)(a), (int32x4_t)(b))
+
+INLINE void store_in_turn(int32_t *to, int32x4_t a, int32x4_t b) {
+    int32x4x2_t both = {{a, b}};
+    vst2q_s32(to, both);
+}
 
 INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows) {
     int32x4_t sum[DOT_ROWS / 2][2 * PARTS]; /* [2 rows][2 outputs] each */
