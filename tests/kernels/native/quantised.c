@@ -29,10 +29,11 @@ static struct quantised new_weight(int format, long per, long n, long k) {
     return (struct quantised){(intptr_t)make(quantised_bytes(format, per, n, k) / 16, 16), 0, n, format, per};
 }
 
-static struct quantised random_blocks(const struct block *b, long n, long k) {
+/* Rows of random bits, or of one byte but for the float16 numbers. */
+static struct quantised blocks_of(const struct block *b, long n, long k, int byte) {
     long row_bytes = k / b->inputs * b->bytes;
     uint8_t *rows = make(n * row_bytes, 1);
-    for (long i = 0; i < n * row_bytes; i++) rows[i] = (uint8_t)below(256);
+    for (long i = 0; i < n * row_bytes; i++) rows[i] = (uint8_t)(byte < 0 ? below(256) : byte);
     for (long i = 0; i < n * row_bytes; i += b->bytes) {
         uint16_t one = random_half(), two = random_half();
         memcpy(rows + i + b->at, &one, 2);
@@ -43,6 +44,8 @@ static struct quantised random_blocks(const struct block *b, long n, long k) {
     CHECK(pack_ggml(b->type, rows, row_bytes, (void *)(intptr_t)w.packed, n, k) == 0, "pack_ggml: type %d", b->type);
     return w;
 }
+
+static struct quantised random_blocks(const struct block *b, long n, long k) { return blocks_of(b, n, k, -1); }
 
 static struct quantised random_int8(long n, long k) {
     int8_t *values = make(n * k, 1);
@@ -122,6 +125,17 @@ static void check_weight(struct quantised first, struct quantised second, long m
     free_all();
 }
 
+/* The largest codes times the largest values, all of one sign: no sum of 16 bits may overflow. */
+static void check_extremes(const struct block *b, int byte, float value) {
+    const long m = 7, k = 256;
+    struct quantised *parts = make(TWO, sizeof *parts);
+    float *x = make(m * k, 4);
+    for (long i = 0; i < m * k; i++) x[i] = value;
+    for (int i = 0; i < TWO; i++) parts[i] = blocks_of(b, 16, k, byte);
+    check_values(parts, x, run(parts, x, m, k, FLOAT32, FLOAT32), m, k);
+    free_all();
+}
+
 static void check_rounding(enum dtype type, long k) {
     const long m = 5, n = (k + INPUTS - 1) / INPUTS;
     struct rounded job = {random_values(m * k, type, 3), m, k, n, type, make(m * n * INPUTS, 1), make(m * n, 4),
@@ -174,6 +188,10 @@ void check_quantised(void) {
         const struct block *b = &blocks[i];
         check_weight(random_blocks(b, 37, 512), random_blocks(b, 5, 512), 15, 512);
         check_weight(random_blocks(b, 16, b->inputs), random_int8(1, b->inputs), 2, b->inputs);
+        for (int byte = 0; byte < 4; byte++) {
+            check_extremes(b, (const int[]){0, 0x7f, 0x80, 0xff}[byte], 127);
+            check_extremes(b, (const int[]){0, 0x7f, 0x80, 0xff}[byte], -127);
+        }
     }
     check_weight(random_blocks(&blocks[7], 20, 768), random_blocks(&blocks[9], 9, 768), 140, 768);
     static const long depths[] = {1, 31, 32, 33, 100, 520};
