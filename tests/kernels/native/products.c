@@ -32,13 +32,15 @@ static void check_values(const struct plain *p, const void *weight, const void *
             }
             double error = fabs(get(out, r * p->n + c, p->out_type) - sum);
             double most = size * (p->k + 4) * 0x1p-23 + (p->out_type == BFLOAT16 ? fabs(sum) * 0x1.01p-8 : 0);
-            CHECK(error <= most, "type %d m %ld n %ld k %ld [%ld, %ld]: %g from %g", p->type, m, p->n, p->k, r, c, error, sum);
+            CHECK(error <= most, "type %d m %ld n %ld k %ld [%ld, %ld]: %g from %g", p->type, m, p->n, p->k, r, c,
+                  error, sum);
         }
 }
 
 static void check_gemm(long n, long k, long m, enum dtype type, enum dtype out_type, int with_bias) {
     void *weight = random_values(n * k, type, 1);
-    struct plain p = {n, k, random_values(m * k, type, 1), make(packed_bytes(n, k, type) / 16, 16), NULL, NULL, type, out_type};
+    struct plain p = {
+        n, k, random_values(m * k, type, 1), make(packed_bytes(n, k, type) / 16, 16), NULL, NULL, type, out_type};
     if (with_bias) p.bias = random_values(n, FLOAT32, 1);
     pack_weight(weight, p.packed, n, k, type);
     void *whole = run(&p, 0, m);
@@ -107,7 +109,8 @@ static void check_experts(enum dtype type) {
         pack_weight((char *)up + e * 2 * n * k * size_of(type), up_packed + e * up_bytes, 2 * n, k, type);
         pack_weight((char *)down + e * k * n * size_of(type), down_packed + e * down_bytes, k, n, type);
     }
-    for (long i = 0; i < m * CHOSEN; i++) numbers[i] = i % CHOSEN ? (numbers[i - 1] + 1) % EXPERTS : (int32_t)below(EXPERTS);
+    for (long i = 0; i < m * CHOSEN; i++)
+        numbers[i] = i % CHOSEN ? (numbers[i - 1] + 1) % EXPERTS : (int32_t)below(EXPERTS);
     struct experts job = {x, up_packed, down_packed, weights, numbers, out, m, k, n, EXPERTS, CHOSEN, SILU, type};
     CHECK(experts_run(&job) == 0, "experts_run");
     double error = 0, size = 0;

@@ -3,12 +3,14 @@
 
 static void check_norm(long n, enum dtype type, enum dtype weight_type, int centred, int with_x, int with_bias) {
     const long m = 5, lines = 2;
-    void *x = random_values(m * n, type, 1), *residual = random_values(m * n, type, 1), *out = make(m * n, size_of(type));
+    void *x = random_values(m * n, type, 1), *residual = random_values(m * n, type, 1);
+    void *out = make(m * n, size_of(type));
     void *weight = random_values(lines * n, weight_type, 1), *bias = random_values(lines * n, weight_type, 1);
     double *sum = make(m * n, 8);
     for (long i = 0; i < m * n; i++) sum[i] = get(residual, i, type) + (with_x ? get(x, i, type) : 0);
-    struct norm job = {with_x ? x : NULL, residual, weight, with_bias ? bias : NULL, out, m, n, lines, 1e-5f, centred, type,
-                       weight_type};
+    struct norm job = {
+        with_x ? x : NULL, residual, weight, with_bias ? bias : NULL, out,
+        m, n, lines, 1e-5f, centred, type, weight_type};
     norm_run(&job);
     for (long r = 0; r < m; r++) {
         double mean = 0, spread = 0;
@@ -20,7 +22,8 @@ static void check_norm(long n, enum dtype type, enum dtype weight_type, int cent
         for (long i = 0; i < n; i++) spread += pow(get(residual, r * n + i, type) - mean, 2) / n;
         for (long i = 0; i < n; i++) {
             double unit = (get(residual, r * n + i, type) - mean) / sqrt(spread + 1e-5);
-            double w = get(weight, r % lines * n + i, weight_type), b = with_bias ? get(bias, r % lines * n + i, weight_type) : 0;
+            long at = r % lines * n + i;
+            double w = get(weight, at, weight_type), b = with_bias ? get(bias, at, weight_type) : 0;
             double expected = unit * w + b, got = get(out, r * n + i, type);
             /* Where a value is near the mean, or cancels the bias, the error is that of what was subtracted. */
             double most = rounding(expected, type) + 1e-5 * (fabs(w) + fabs(b)) * (centred ? 10 : 1);
@@ -119,7 +122,8 @@ static void check_rotary(struct heads h, long half, enum dtype type, enum dtype 
             rotate(qkv, r * line + head * d, expected, c, s, half, d, type);
             for (long i = 0; i < d; i++) {
                 double got = get(q, (r * h.heads + head) * d + i, type);
-                CHECK(fabs(got - expected[i]) <= rounding(expected[i], type) + 1e-6, "rotary: %g from %g", got, expected[i]);
+                double error = fabs(got - expected[i]);
+                CHECK(error <= rounding(expected[i], type) + 1e-6, "rotary: %g from %g", got, expected[i]);
             }
         }
         for (long head = 0; head < h.kv_heads; head++) {
@@ -132,9 +136,10 @@ static void check_rotary(struct heads h, long half, enum dtype type, enum dtype 
     }
     long bytes = h.kv_heads * d * size_of(kv_type);
     for (long slot = 0; slot < SLOTS; slot++)
-        for (long i = 0; i < bytes && !written[slot]; i++)
-            CHECK(((uint8_t *)keys.values)[slot * bytes + i] == 0xff && ((uint8_t *)values.values)[slot * bytes + i] == 0xff,
-                  "slot %ld was not to be written", slot);
+        for (long i = slot * bytes; i < (slot + 1) * bytes && !written[slot]; i++) {
+            uint8_t key = ((uint8_t *)keys.values)[i], value = ((uint8_t *)values.values)[i];
+            CHECK(key == 0xff && value == 0xff, "slot %ld was not to be written", slot);
+        }
     free_all();
 }
 

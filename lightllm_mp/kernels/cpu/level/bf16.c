@@ -92,14 +92,16 @@ static void bf16_panel(const struct gemm *g, const void *rows_of_x, long row, lo
     float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
     uint16_t paired[PAIRED * PANEL] __attribute__((aligned(64)));
     long k = (g->k + 31) / 32 * 32, fours = rows / FEW_ROWS * FEW_ROWS;
-    const uint16_t *x = (const uint16_t *)rows_of_x + row * k, *packed = (const uint16_t *)g->packed + panel * PANEL * k;
+    const uint16_t *x = (const uint16_t *)rows_of_x + row * k;
+    const uint16_t *packed = (const uint16_t *)g->packed + panel * PANEL * k;
     for (long from = 0; fours && from < k; from += PAIRED) {
         long count = k - from < PAIRED ? k - from : PAIRED;
         pair_inputs(packed, from, count, paired);
         for (long r = 0; r < fours; r += FEW_ROWS)
-            for (int half = 0; half < 2; half++)
-                multiply_half(x + r * k + from, k, count, paired + half * PANEL * 2, sums + r * PANEL + half * PANEL / 2,
-                              from == 0);
+            for (int half = 0; half < 2; half++) {
+                float *to = sums + r * PANEL + half * PANEL / 2;
+                multiply_half(x + r * k + from, k, count, paired + half * PANEL * 2, to, from == 0);
+            }
     }
     dot_few(x + fours * k, k, packed, rows - fours, sums + fours * PANEL);
     store_panel(g, sums, row, rows, panel);

@@ -1,7 +1,7 @@
 /* Products of bytes by 16-bit products of vectors.
  *
- * A word of four bytes is split into its even and its odd bytes, each two lanes of 16 bits. A group adds two products to
- * a lane: codes of 4 bits allow all eight groups to be added before the sums are widened (8 * 2 * 15 * 127 < 2^15),
+ * A word of four bytes is split into its even and its odd bytes, each two lanes of 16 bits. A group adds two products
+ * to a lane: codes of 4 bits allow all eight groups to be added before the sums are widened (8 * 2 * 15 * 127 < 2^15),
  * those of 5 bits four, those of 6 bits two, signed ones of 8 bits one. */
 #define SIGNED_CODES 1
 
@@ -25,8 +25,8 @@ INLINE struct split same_four(const int8_t *p) {
 }
 
 /* At most two rows: their sums fit the registers. */
-INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                    const int run, const int with_sign) {
+INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                    const int rows, const int run, const int with_sign) {
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < PARTS; p++) acc[r][p] = (vi){0};
     for (int first = 0; first < groups; first += run) {
@@ -51,9 +51,10 @@ INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, con
     }
 }
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                       enum codes kind) {
-    const int most = kind == CODES_8 ? 1 : kind == CODES_6 ? 2 : kind == CODES_5 ? 4 : 8, run = most < groups ? most : groups;
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                       const int rows, enum codes kind) {
+    const int most = kind == CODES_8 ? 1 : kind == CODES_6 ? 2 : kind == CODES_5 ? 4 : 8;
+    const int run = most < groups ? most : groups;
     for (int r = 0; r < rows; r += 2)
         dot_two(acc + r, codes, groups, x + r * stride, stride, rows - r < 2 ? rows - r : 2, run, kind == CODES_8);
 }

@@ -1,8 +1,8 @@
 /* Products of bytes by SDOT: four products of signed bytes, added to 32 bits; codes of up to 6 bits are signed, too. */
 #define SIGNED_CODES 1
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                       enum codes kind) {
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                       const int rows, enum codes kind) {
     (void)kind;
     int32x4_t sum[DOT_ROWS][PARTS];
     for (int r = 0; r < rows; r++)

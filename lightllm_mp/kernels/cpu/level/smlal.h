@@ -11,8 +11,8 @@ INLINE int8x16_t same_four(const int8_t *p) {
 }
 
 /* Parts [from, from + parts) of the outputs. A sum is of one input: those of an output lie side by side. */
-INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                      const int run, const int from, const int parts) {
+INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                      const int rows, const int run, const int from, const int parts) {
     int32x4_t total[DOT_ROWS][PARTS][2];
     for (int first = 0; first < groups; first += run) {
         int16x8_t sum[DOT_ROWS][PARTS][2];
@@ -37,8 +37,8 @@ INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, c
         for (int p = 0; p < parts; p++) acc[r][from + p] = (vi)vpaddq_s32(total[r][p][0], total[r][p][1]);
 }
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                       enum codes kind) {
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                       const int rows, enum codes kind) {
     const int run = kind == CODES_8 ? 2 : kind == CODES_6 ? 4 : groups;
     const int parts = rows == 1 ? PARTS : run < groups ? 1 : 2; /* that fit the registers */
     for (int p = 0; p < PARTS; p += parts) {

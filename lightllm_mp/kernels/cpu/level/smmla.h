@@ -9,7 +9,8 @@ INLINE void store_in_turn(int32_t *to, int32x4_t a, int32x4_t b) {
     vst2q_s32(to, both);
 }
 
-INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows) {
+INLINE void dot_two(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                    const int rows) {
     int32x4_t sum[DOT_ROWS / 2][2 * PARTS]; /* [2 rows][2 outputs] each */
     for (int r = 0; r < rows / 2; r++)
         for (int p = 0; p < 2 * PARTS; p++) sum[r][p] = vdupq_n_s32(0);
@@ -42,8 +43,8 @@ INLINE void dot_one(vi acc[][PARTS], const uint8_t *codes, const int groups, con
     for (int p = 0; p < PARTS; p++) acc[0][p] = (vi)vpaddq_s32(sum[2 * p], sum[2 * p + 1]);
 }
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride, const int rows,
-                       enum codes kind) {
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int8_t *x, long stride,
+                       const int rows, enum codes kind) {
     (void)kind;
     if (rows == 1)
         dot_one(acc, codes, groups, x);
