@@ -250,8 +250,14 @@ struct kernels {
 extern const struct kernels *kernels; /* in use */
 #define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */
 
-/* Clang before 16 declares the intrinsics of an extension only where its command line names it. */
-#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+/* Older compilers do not know the extensions; Clang before 16 declares their intrinsics only where its command line names
+ * them. */
+#if defined(__clang__)
+#define KNOWS_ARM_EXTENSIONS (__clang_major__ >= 16)
+#else
+#define KNOWS_ARM_EXTENSIONS (__GNUC__ >= 10)
+#endif
+#if defined(__aarch64__) && KNOWS_ARM_EXTENSIONS
 #define WITH_ARM_LEVELS 1
 #endif
 
