@@ -51,7 +51,7 @@ def as_folder(gguf: Path, folder: Path) -> None:
     family, spec, file = gguf_model(gguf)
     assert family.gguf_weights is not None
     tensors = {}
-    for ours, theirs in zip(family.gguf_weights(spec), family.hf_weights(spec), strict=True):
+    for ours, theirs in zip(family.gguf_weights(spec, file), family.hf_weights(spec), strict=True):
         for piece, named in zip(ours.pieces, theirs.pieces, strict=True):
             value = torch.from_numpy(file.read(piece.name).copy())
             value = piece.transform(value) if piece.transform else value

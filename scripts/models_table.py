@@ -21,7 +21,7 @@ PAGE, GOLDENS = ROOT / "docs" / "models.md", ROOT / "tests" / "goldens"
 BEGIN, END = "<!-- table: scripts/models_table.py -->", "<!-- end of table -->"
 
 MODELS = {
-    "llama": "Llama 1, 2, 3.x, Yi, SmolLM; also as GGUF",
+    "llama": "Llama 1, 2, 3.x, Yi, SmolLM",
     "yi": "first releases of Yi",
     "mistral": "Mistral 7B (sliding window)",
     "mixtral": "Mixtral 8x7B, 8x22B",
@@ -52,6 +52,9 @@ MODELS = {
 }
 """By family: what people call the models."""
 
+AS_LLAMA = ("yi", "mistral", "mixtral", "internlm", "llava_orig", "llava_hf")
+"""Families whose GGUF files say that they are Llama, of LLaVA the language half."""
+
 
 def goldens() -> dict[str, list[str]]:
     """Golden folders by the family that reads them."""
@@ -75,13 +78,20 @@ def lines(family: Family) -> int:
     return len(inspect.getsource(sys.modules[family.read_hf.__module__]).splitlines())
 
 
+def gguf(family: Family) -> str:
+    """What `general.architecture` is in its GGUF files."""
+    names = ("llama",) if family.name in AS_LLAMA else family.gguf_architectures
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def table() -> str:
     by_family = goldens()
-    rows = ["| family | models | `model_type` | golden outputs | transformers | lines |", "|---|---|---|---|---|---|"]
+    rows = ["| family | models | `model_type` | GGUF | golden outputs | transformers | lines |", "|---" * 7 + "|"]
     for family in FAMILIES:
         types = ", ".join(f"`{name}`" for name in family.model_types)
         folders = ", ".join(by_family[family.name])
-        row = (family.name, MODELS[family.name], types, folders, "yes" if compared(family) else "", lines(family))
+        told = "yes" if compared(family) else ""
+        row = (family.name, MODELS[family.name], types, gguf(family), folders, told, lines(family))
         rows.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(rows)
 

@@ -58,6 +58,8 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     if (apart := language_half(path)) != path:
         notes.append(f"the language model is {apart}")
         notes += _media(path, {}, problems)
+    elif path.is_file():
+        notes += _media(path, {}, notes)  # what is wrong with a file beside the model is no problem for text
     spec, params, architecture, files = _gguf(path) if apart.is_file() else _folder(path, notes, problems)
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)
@@ -95,7 +97,7 @@ def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     family, spec, file = gguf_model(half)
     assert family.gguf_weights is not None
     check_weights(path)
-    return spec, family.gguf_weights(spec), str(file.metadata["general.architecture"]), [half]
+    return spec, family.gguf_weights(spec, file), str(file.metadata["general.architecture"]), [half]
 
 
 def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:

@@ -20,6 +20,10 @@ Prepared = Any
 """A weight in the form that the table's own `linear` or `experts` wants."""
 
 
+ExpertWeights = Any
+"""Tensor [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
     """How a fused projection row is cut: `heads` queries, then `kv_heads` keys, then `kv_heads` values."""
@@ -142,7 +146,7 @@ class OpTable:
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
     """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and experts' numbers
     int32 [tokens, top_k], the likeliest first."""
-    prepare_experts: Callable[[Tensor, Tensor], Prepared]
+    prepare_experts: Callable[[ExpertWeights, ExpertWeights], Prepared]
     """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> what `experts` takes."""
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation): the weighted sum of each token's experts, each

@@ -13,11 +13,14 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, stacked
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import OpTable, Prepared
-from lightllm_mp.models.placing import Source, part_of_packed, parts_of_blocks, place, without_gaps
+from lightllm_mp.models.placing import Source, in_equal_parts, part_of_packed, parts_of_blocks, place, without_gaps
 from lightllm_mp.models.sharding import WHOLE, Cut
 from lightllm_mp.models.weights import Param, Piece
 
-NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", "experts.gate_up", "experts.down")
+EXPERTS = ("experts.gate_up", "experts.down")
+"""Ends of the names of the weights of all experts of a layer."""
+
+NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
 """Ends of the names of matrices that are no plain projections: they stay as they are, and `tensor` gives them."""
 
 NOT_QUANTISED = ("router", "shared_gate")
@@ -114,7 +117,9 @@ class Weights:
 
     def _prepare_if_whole(self, target: str) -> None:
         bias = target + ".bias"
-        if len(self._shapes[target]) != 2 or (target.endswith(NO_PROJECTIONS) and target not in self._blocks):
+        if len(self._shapes[target]) != 2 or target.endswith(EXPERTS):
+            return
+        if target.endswith(NO_PROJECTIONS) and target not in self._blocks:
             return
         if self._missing[target] or self._missing.get(bias, 0):
             return
@@ -163,6 +168,18 @@ class Weights:
         self.tensor(target)
         return self._tensors.pop(target)
 
+    def experts(self, target: str, count: int) -> torch.Tensor | tuple[BlockWeight, ...]:
+        """Weights of `count` experts, wanted once: [count, n, k], or each one's ggml blocks."""
+        if target not in self._blocks or target in self._tensors:
+            whole = self.take(target)
+            for row, part in self._blocks.pop(target, []):  # some are blocks, and some are not
+                whole[row : row + part.rows.shape[0]].copy_(expanded(BlockWeight((part,)), self._dtype))
+            return whole.view(count, -1, whole.shape[1])
+        whole_blocks = without_gaps(self._blocks.pop(target), self._shapes[target][0])
+        held = BlockWeight(whole_blocks).nbytes
+        self._saved += max(0, math.prod(self._shapes[target]) * self._dtype.itemsize - held)
+        return in_equal_parts(whole_blocks, count)
+
     def table(self, target: str) -> torch.Tensor | Prepared:
         """What the op `embedding` takes."""
         return self._linears[target] if target in self._linears else self.tensor(target)
@@ -180,8 +197,8 @@ def _may_be_quantised(target: str) -> bool:
 
 
 def _may_be_blocks(target: str) -> bool:
-    """A projection, the head too, or the embedding."""
-    return target == "embed" or not target.endswith((*NO_PROJECTIONS, ".bias"))
+    """A projection, the head and those of experts too, or the embedding."""
+    return target.endswith(("embed", *EXPERTS)) or not target.endswith((*NO_PROJECTIONS, ".bias"))
 
 
 def _bytes_of(prepared: Prepared) -> int:

@@ -148,7 +148,7 @@ class GGUFTensors:
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
         self.in_blocks = {
-            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) == 2
+            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) > 1
         }
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:

@@ -43,6 +43,8 @@ def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFFile]:
     """Family, spec and opened header of a GGUF file."""
     file = read_gguf(path)
+    if (parts := file.metadata.get("split.count", 1)) != 1:
+        raise ModelError(f"{path}: one of {parts} parts of a model; join them with llama-gguf-split --merge")
     architecture = file.metadata.get("general.architecture")
     family = by_gguf_architecture(architecture, where=str(path))
     assert family.read_gguf is not None

@@ -56,9 +56,9 @@ class GGUFFile:
         return values if values.flags.writeable else values.copy()
 
     def rows(self, name: str) -> np.ndarray:
-        """The tensor's bytes, uint8 [rows, bytes of a row]: a view of the file, private to this process."""
+        """The tensor's bytes, uint8 [..., rows, bytes of a row]: a view of the file, private to this process."""
         tensor = self.tensors[name]
-        return np.frombuffer(self._view, np.uint8, tensor.size, tensor.start).reshape(math.prod(tensor.shape[:-1]), -1)
+        return np.frombuffer(self._view, np.uint8, tensor.size, tensor.start).reshape(*tensor.shape[:-1], -1)
 
     def forget(self, name: str) -> None:
         """Gives back the memory of a tensor that was read: its pages are read again when they are looked at again."""

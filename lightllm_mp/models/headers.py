@@ -31,7 +31,7 @@ def check_weights(path: Path) -> None:
             _check_width(folder, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in file.tensors.items()}
-        check_names(family.gguf_weights(spec), found, family.ignore, str(path))
+        check_names(family.gguf_weights(spec, file), found, family.gguf_ignore, str(path))
         return
     files = weight_files(path)
     if files[0].suffix != ".safetensors":

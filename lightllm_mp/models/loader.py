@@ -89,7 +89,7 @@ def _opened(
     if path.is_file():
         family, spec, file = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec), family.ignore
+        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec, file), family.gguf_ignore
     if not path.is_dir():
         read_model_config(path)  # says what is wrong with the path
     family, spec = hf_model(path)

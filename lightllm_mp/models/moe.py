@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable, Prepared, Routing
-from lightllm_mp.models.assembly import Weights
+from lightllm_mp.models.assembly import EXPERTS, Weights
 from lightllm_mp.models.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.spec import Activation, ModelSpec
 
@@ -40,8 +40,7 @@ def read_mixture(weights: Weights, at: str, spec: ModelSpec, ops: OpTable) -> Mi
     """The mixture of the layer whose parameters begin with `at`."""
     moe = spec.moe
     assert moe is not None
-    gate_up = weights.take(at + "experts.gate_up").view(moe.experts, -1, spec.hidden)
-    down = weights.take(at + "experts.down").view(moe.experts, spec.hidden, -1)
+    gate_up, down = (weights.experts(at + name, moe.experts) for name in EXPERTS)
     return Mixture(
         ops,
         spec.activation,

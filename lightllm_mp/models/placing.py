@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import BlockRows, GroupedWeight
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight
 from lightllm_mp.models.sharding import Cut, Lines, Run
 
 
@@ -44,7 +44,7 @@ def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, Gr
 
 def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, BlockRows]] | None:
     """The rank's parts of a piece that begins at line `first` of its parameter, each with its first line in the rank's
-    own. None where columns cannot be cut between blocks."""
+    own; a part without lines where it has none. None where columns cannot be cut between blocks."""
     if cut.columns is not None:
         (run,) = cut.columns.runs
         own = blocks.cut(run.start, run.start + run.length)
@@ -52,7 +52,7 @@ def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, 
             return None
         blocks = own
     runs = _rows(cut, first, blocks.rows.shape[0])
-    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs]
+    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs or [Run(0, 0)]]
 
 
 def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockRows, ...]:
@@ -66,7 +66,23 @@ def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockR
         at = to + part.rows.shape[0]
     if at < count:
         whole.append(whole[-1].zeros(count - at))
-    return tuple(whole)
+    return tuple(part for part in whole if part.rows.shape[0])
+
+
+def in_equal_parts(blocks: tuple[BlockRows, ...], count: int) -> tuple[BlockWeight, ...]:
+    """Stacked rows as `count` weights of equally many."""
+    each = sum(part.rows.shape[0] for part in blocks) // count
+    weights: list[list[BlockRows]] = [[]]
+    left = each
+    for rows, kind in blocks:
+        while rows.shape[0]:
+            if not left:
+                weights.append([])
+                left = each
+            weights[-1].append(BlockRows(rows[:left], kind))
+            taken = weights[-1][-1].rows.shape[0]
+            rows, left = rows[taken:], left - taken
+    return tuple(BlockWeight(tuple(parts)) for parts in weights)
 
 
 def _rows(cut: Cut, first: int, count: int) -> list[Run]:

@@ -15,11 +15,15 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the file. `transform` brings it into the decoder's row order and keeps its shape."""
+    """One tensor of the file, or a part of it. `transform` brings it into the decoder's row order and `shape`. That of
+    a projection inside a layer only reorders, splits or joins lines, so it does the same to packed lines; it takes
+    numpy arrays as well as torch tensors."""
 
     name: str
     shape: tuple[int, ...]
     transform: Callable[[Any], Any] | None = None
+    stored: tuple[int, ...] = ()
+    """Shape in the file, where it is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def check_names(
     Raises ModelError naming the tensors that are missing, surplus (unless matched by a pattern in `ignore`) or of
     another shape.
     """
-    wanted = {piece.name: piece.shape for param in params for piece in param.pieces}
+    wanted = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
     if missing := sorted(wanted.keys() - found.keys()):
         raise ModelError(f"{where}: missing tensor {_listed(missing)}")
     for name, shape in wanted.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Literal
 
@@ -97,14 +97,20 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float], types: Se
     return [(tokens[left], tokens[right]) for _, _, left, right in found]
 
 
-def add_typed_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Registers control tokens (special) and user-defined tokens, which the text may contain verbatim."""
+def add_typed_tokens(
+    backend: Tokenizer, tokens: Sequence[str], types: Sequence[int], *, but_space: Collection[str] | None = None
+) -> None:
+    """Registers control tokens (special) and user-defined tokens, which the text may contain verbatim.
+
+    `but_space`: all take the white space behind them along, but for these.
+    """
     special, plain = [], []
     for token, kind in zip(tokens, types, strict=True):
+        strip = but_space is not None and token not in but_space
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and token:
-            special.append(AddedToken(token, special=True, normalized=False))
+            special.append(AddedToken(token, special=True, normalized=False, rstrip=strip))
         elif kind == TokenType.USER_DEFINED and token:
-            plain.append(AddedToken(token, special=False, normalized=False))
+            plain.append(AddedToken(token, special=False, normalized=False, rstrip=strip))
     backend.add_special_tokens(special)
     backend.add_tokens(plain)
 

@@ -63,6 +63,18 @@ class TextFamily:
     rewrite: Mapping[str, str] = field(default_factory=dict)
     """What is replaced in the folder's own chat templates: tokens that text cannot name, and our names for them."""
 
+    def templates(
+        self, given: Mapping[str, str], backend: Backend, folder: ModelFolder, *, renamed: bool
+    ) -> dict[str, str]:
+        """The chat templates: those that the files give, and the family's where they give none. `renamed`: `complete`
+        has found tokens that text cannot name."""
+        found = dict(given)
+        for old, new in self.rewrite.items() if renamed else ():
+            found = {name: template.replace(old, new) for name, template in found.items()}
+        if "default" not in found and (own := self.template(backend, folder)) is not None:
+            found["default"] = own
+        return found
+
 
 def family_of(folder: ModelFolder) -> TextFamily | None:
     """The family of a folder: by tokenizer_class, else by model_type. None for one that needs nothing of its own."""

@@ -17,27 +17,48 @@ from lightllm_mp.text.bpe_builder import (
     sentencepiece_bpe,
     set_bos_eos,
 )
+from lightllm_mp.text.families import ModelFolder, family_of
 from lightllm_mp.text.source import NoTokenizer, TokenizerSource
 
 _KEY = "tokenizer.ggml."
+_ARCHITECTURE = "general.architecture"
 _TEMPLATE = "tokenizer.chat_template"
-_BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3")
+_BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_END_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
+"""Control tokens that end a turn in the families that have them. Most files name only what ends a text by key."""
+_NO_RSTRIP = ("<s>", "<|endoftext|>")
+"""Special tokens of Phi-3 that do not take the white space behind them along."""
+_GLM = {"sop": "<|sop|>", "eop": "<|eop|>"}
+"""Names for control tokens of ChatGLM that are syllables of ordinary words."""
 
 
 def load_gguf(path: Path) -> TokenizerSource:
     """Reads the tokenizer.* keys of `path`. Raises ModelError where they are missing or of an unsupported kind."""
-    header = read_header(path, wanted=lambda key: key.startswith("tokenizer."))
+    header = read_header(path, wanted=lambda key: key.startswith(("tokenizer.", _ARCHITECTURE)))
     keys = {key.removeprefix(_KEY): value for key, value in header.items() if key.startswith(_KEY)}
-    tokens = keys.get("tokens")
-    if not isinstance(tokens, list):
+    tokens, architecture = keys.get("tokens"), header.get(_ARCHITECTURE)
+    if not isinstance(tokens, list) or keys.get("model", "none") == "none":
         raise NoTokenizer(f"{path.name} holds no tokenizer")
-    backend = _backend(keys, tokens)
-    ends = tuple(dict.fromkeys(id_ for key in _END_KEYS if (id_ := _id(keys, key)) is not None))
-    return TokenizerSource(backend, _id(keys, "bos_token_id"), ends, chat_templates=_templates(header))
+    if keys.get("pre") == "chatglm-spm":
+        tokens = [_GLM.get(token, token) for token in tokens]
+    backend = _backend(keys, tokens, architecture)
+    ends, templates, spellings = _ends(keys, backend), _templates(header), {}
+    facts = ModelFolder(path, {"model_type": architecture}, {}, {})
+    if keys.get("model") == "llama" and (family := family_of(facts)) is not None:
+        spellings = family.complete(backend, facts)
+        ends += tuple(id_ for name in family.ends if (id_ := backend.token_to_id(name)) is not None and id_ not in ends)
+        templates = family.templates(templates, backend, facts, renamed=bool(spellings))
+    return TokenizerSource(backend, _id(keys, "bos_token_id"), ends, templates, spellings)
 
 
-def _backend(keys: dict[str, Any], tokens: list[str]) -> Backend:
+def _ends(keys: dict[str, Any], backend: Backend) -> tuple[int, ...]:
+    added = {token.content: id_ for id_, token in backend.get_added_tokens_decoder().items()}
+    ids = [*(_id(keys, key) for key in _END_KEYS), *(added.get(text) for text in _END_TEXTS)]
+    return tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+
+
+def _backend(keys: dict[str, Any], tokens: list[str], architecture: Any) -> Backend:
     kind, pre = keys.get("model"), keys.get("pre", "default")
     types = [int(t) for t in keys.get("token_type", [TokenType.NORMAL] * len(tokens))]
     if len(types) != len(tokens):
@@ -54,7 +75,8 @@ def _backend(keys: dict[str, Any], tokens: list[str]) -> Backend:
         add_bos = keys.get("add_bos_token", True)
     else:
         raise ModelError(f"GGUF tokenizer model {str(kind)[:64]!r} is not supported; supported are gpt2 and llama")
-    add_typed_tokens(backend, tokens, types)
+    strips = architecture == "phi3" and kind == "llama"
+    add_typed_tokens(backend, tokens, types, but_space=_NO_RSTRIP if strips else None)
     bos = _id(keys, "bos_token_id") if add_bos else None
     set_bos_eos(backend, bos, _id(keys, "eos_token_id") if keys.get("add_eos_token") else None)
     return backend

@@ -43,10 +43,7 @@ def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
     ends = _end_ids(backend, facts, specials, family.ends if family is not None else ())
     templates = _chat_templates(folder, config)
     if family is not None:
-        if spellings:
-            templates = {name: _rewritten(template, family.rewrite) for name, template in templates.items()}
-        own = family.template(backend, facts) if "default" not in templates else None
-        templates |= {"default": own} if own is not None else {}
+        templates = family.templates(templates, backend, facts, renamed=bool(spellings))
     return TokenizerSource(backend, bos, ends, templates, spellings)
 
 
@@ -80,12 +77,6 @@ def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[B
 
 def _reads_json(folder: Path, mode: str) -> bool:
     return mode != "slow" and (folder / "tokenizer.json").is_file()
-
-
-def _rewritten(template: str, changes: Mapping[str, str]) -> str:
-    for old, new in changes.items():
-        template = template.replace(old, new)
-    return template
 
 
 def _from_tokenizer_json(path: Path) -> Backend:

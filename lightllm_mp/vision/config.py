@@ -3,53 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.gguf_header import is_gguf
 from lightllm_mp.models.config import read_json
+from lightllm_mp.vision.mmproj import beside, read_mmproj
 from lightllm_mp.vision.preprocessor_config import clip_preprocess, dynamic_preprocess
 from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionSpec
+from lightllm_mp.vision.spec import VisionModel as VisionModel
 
 RESAMPLER_QUERIES = 256
 RESAMPLER_HEAD = 128
 """Components of a head in Qwen-VL's resampler; its number of heads follows from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class VisionModel:
-    """The vision half of a model folder."""
-
-    spec: VisionSpec
-    layout: str
-    """How files name the weights: `llava_orig`, `llava_hf`, `qwen_vl` or `qwen2_5_vl` (see weights.py)."""
-    folder: Path
-    tower: Path
-    """Folder of the tower's weights: another one than `folder` where the configuration names a tower."""
-
-
-def read_vision(folder: Path | str) -> VisionModel | None:
-    """What a Hugging Face folder says about pictures; None for a model of text only, and for any file.
+def read_vision(path: Path | str) -> VisionModel | None:
+    """What a Hugging Face folder says about pictures, or the mmproj file beside a GGUF file; None for a model of text
+    only.
 
     Raises ModelError for a configuration that cannot be served.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return None
-    config = read_json(folder / "config.json")
-    reader = _reader(config)
-    if reader is None:
-        return None
+    path = Path(path)
+    if path.is_dir():
+        config = read_json(path / "config.json")
+        reader = _reader(config)
+        return None if reader is None else _checked(lambda: reader(config, path), path)
+    file = beside(path) if is_gguf(path) else None
+    return None if file is None else _checked(lambda: read_mmproj(file, path), file)
+
+
+def _checked(read: Callable[[], VisionModel], where: Path) -> VisionModel:
+    """Whatever is absent or of a wrong type becomes one clear line."""
     try:
-        model = reader(config, folder)
+        model = read()
     except ModelError as error:
-        raise ModelError(f"{folder}: {error.message}") from error
+        raise ModelError(f"{where}: {error.message}") from error
     except KeyError as error:
-        raise ModelError(f"{folder}: key {error} of the vision tower is missing") from error
+        raise ModelError(f"{where}: key {error} of the vision tower is missing") from error
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        raise ModelError(f"{folder}: a value of the vision tower cannot be used ({error})") from error
-    _check(model.spec, str(folder))
+        raise ModelError(f"{where}: a value of the vision tower cannot be used ({error})") from error
+    _check(model.spec, str(where))
     return model
 
 

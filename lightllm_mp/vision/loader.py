@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.checkpoint import Checkpoint, open_folder
+from lightllm_mp.models.checkpoint import Checkpoint, GGUFTensors, open_folder
+from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.models.weights import Param, check_names
-from lightllm_mp.vision.config import VisionModel
 from lightllm_mp.vision.encoder import VisionEncoder
+from lightllm_mp.vision.spec import VisionModel
 from lightllm_mp.vision.weights import Section, sections
 
 DEVIATION = 0.02
@@ -36,11 +38,17 @@ def load_encoder(
     if load_format == "dummy":
         for section in sections(model):
             weights |= _random(section.params, device, dtype)
-        return VisionEncoder(model.spec, weights)
-    checkpoints = {folder: open_folder(folder) for folder in {model.folder, model.tower}}
-    for section in sections(model):
-        weights |= _read(section, checkpoints[section.folder], device, dtype)
+    else:
+        checkpoints = {folder: _opened(folder) for folder in {model.folder, model.tower}}
+        for section in sections(model):
+            weights |= _read(section, checkpoints[section.folder], device, dtype)
+    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
+        weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
     return VisionEncoder(model.spec, weights)
+
+
+def _opened(path: Path) -> Checkpoint:
+    return GGUFTensors(read_gguf(path)) if path.is_file() else open_folder(path)
 
 
 def _read(section: Section, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

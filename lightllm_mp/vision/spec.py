@@ -5,6 +5,8 @@ This module imports no torch: the tokenizer and the front read specs too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -106,3 +108,17 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     def patch_values(self) -> int:
         """Numbers that one patch consists of."""
         return 3 * self.temporal * self.patch * self.patch
+
+
+@dataclass(frozen=True, slots=True)
+class VisionModel:
+    """The vision half of a model."""
+
+    spec: VisionSpec
+    layout: str
+    """How files name the weights: `llava_orig`, `llava_hf`, `qwen_vl`, `qwen2_5_vl`, or in a GGUF file `mmproj` and
+    `mmproj_swapped` (see weights.py)."""
+    folder: Path
+    """Or the GGUF file."""
+    tower: Path
+    """Folder of the tower's weights: another one than `folder` where the configuration names a tower."""

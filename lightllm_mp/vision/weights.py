@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lightllm_mp.models.families.rules import heads_apart, linear
 from lightllm_mp.models.weights import Param, Piece
-from lightllm_mp.vision.config import VisionModel
-from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.spec import VisionModel, VisionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class Section:
 def sections(model: VisionModel) -> tuple[Section, ...]:
     """All that the vision half of a model folder consists of."""
     spec, folder = model.spec, model.folder
+    if model.layout in ("mmproj", "mmproj_swapped"):
+        return _mmproj(model)
     if model.layout == "qwen_vl":
         return (Section(folder, ("transformer.visual.",), (*_qwen_vl_tower(spec), *_resampler(spec))),)
     if model.layout == "qwen2_5_vl":
@@ -48,6 +49,54 @@ def sections(model: VisionModel) -> tuple[Section, ...]:
         Section(folder, (*inner, *("model." + name for name in inner)), tower, unused),
         Section(folder, outer, tuple(_projector(spec, names))),
     )
+
+
+def _mmproj(model: VisionModel) -> tuple[Section, ...]:
+    """Both parts of one GGUF file."""
+    spec, file = model.spec, model.folder
+    if spec.kind == "clip":
+        projector = _projector(spec, ("0", "2")[: spec.projector_layers])
+        unused = (*_unused_layers(spec, r"blk\."), r"^post_ln\.", r"position_ids$", r"^image_newline$")
+    else:
+        joined = spec.width * spec.merge * spec.merge
+        projector = linear("merge_up", "", (("0", joined),), joined, True)
+        projector += linear("merge_down", "", (("2", spec.out),), joined, True)
+        unused = ()
+    tower = _mmproj_tower(spec, swapped=model.layout == "mmproj_swapped")
+    return (Section(file, ("v.",), tuple(tower), unused), Section(file, ("mm.",), tuple(projector)))
+
+
+def _mmproj_tower(s: VisionSpec, *, swapped: bool) -> list[Param]:
+    """`swapped`: the two projections of the MLP have each other's names. A kernel for each frame of a patch stands in a
+    tensor of its own: they are stacked along the first dimension here."""
+    kernel, layers = (s.width, 3, s.patch, s.patch), s.norm == "layer"
+    names = ("patch_embd.weight", *(f"patch_embd.weight.{i}" for i in range(1, s.temporal)))
+    params = [Param("patch", tuple(Piece(name, kernel) for name in names))]
+    if s.class_token:
+        params.append(Param("class", (Piece("class_embd", (s.width,)),)))
+        params.append(Param("positions", (Piece("position_embd.weight", (s.positions + 1, s.width)),)))
+        params += _norm("pre_norm", "pre_ln", s.width)
+    else:
+        params += _norm("merge_norm", "post_ln", s.width, False)
+    up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
+    for i in range(s.layers):
+        at, to = f"blk.{i}.", f"layers.{i}."
+        wide = tuple((name, s.intermediate) for name in (("ffn_gate", up) if s.gated else (up,)))
+        params += [
+            *_norm(to + "input_norm", at + "ln1", s.width, layers),
+            *linear(to + "qkv", at, tuple((f"attn_{name}", s.width) for name in "qkv"), s.width, True),
+            *linear(to + "o", at, (("attn_out", s.width),), s.width, True),
+            *_norm(to + "post_norm", at + "ln2", s.width, layers),
+            *linear(to + ("gate_up" if s.gated else "up"), at, wide, s.width, True),
+            *linear(to + "down", at, ((down, s.width),), s.intermediate, True),
+        ]
+    return params
+
+
+def _unused_layers(s: VisionSpec, at: str) -> tuple[str, ...]:
+    """The layers above the chosen one."""
+    used = "|".join(str(i) for i in range(s.layers))
+    return (rf"^{at}(?!(?:{used})\.)\d+\.",)
 
 
 BESIDE_CLIP = (r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$")
@@ -83,8 +132,7 @@ def _clip_tower(s: VisionSpec) -> list[Param]:
 
 def _clip_unused(s: VisionSpec) -> tuple[str, ...]:
     """The layers above the chosen one, what follows them, and a buffer of old files."""
-    used = "|".join(str(i) for i in range(s.layers))
-    return (rf"^encoder\.layers\.(?!(?:{used})\.)\d+\.", r"^post_layernorm\.", r"position_ids$")
+    return (*_unused_layers(s, r"encoder\.layers\."), r"^post_layernorm\.", r"position_ids$")
 
 
 def _projector(s: VisionSpec, names: tuple[str, ...]) -> list[Param]:

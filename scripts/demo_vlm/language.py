@@ -84,7 +84,7 @@ def _read(path: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[M
     family, spec, file = gguf_model(path)
     assert family.gguf_weights is not None
     weights = {}
-    for param in family.gguf_weights(spec):
+    for param in family.gguf_weights(spec, file):
         parts = [(piece.transform or np.asarray)(file.read(piece.name)) for piece in param.pieces]
         weights[param.target] = torch.from_numpy(np.concatenate(parts)).to(device, dtype)
     return spec, weights

@@ -47,7 +47,7 @@ class Runner:
 
     def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
-        self.device = decoder.embedding.table.device
+        self.device = decoder.rotary.device
         self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype, device=self.device)
         self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
         self.table = torch.full((rows, width), slots, dtype=torch.int32, device=self.device)

@@ -111,6 +111,11 @@ def test_no_tokenizer_in_the_file(tmp_path: Path) -> None:
     assert caught.value.code == "no_tokenizer"
 
 
+def test_names_of_tokens_alone_are_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(NoTokenizer):
+        load_tokenizer(write(tmp_path / "m.gguf", lambda writer: writer.add_token_list(["a", "b"])))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -9,22 +9,65 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.cpu.quantised import prepare_blocks
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits
-from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.reference.quantised import expanded
+from lightllm_mp.kernels.table import ExpertWeights, Routing
 
 MAX_EXPERTS = 1024
 
 _c = native()
 
 
-class PackedExperts(NamedTuple):
-    """All experts' weights in the extension's panel order, expert after expert: uint8 [experts, bytes]."""
+class PlainExperts(NamedTuple):
+    """In the extension's panel order, expert after expert."""
 
-    gate_up: Tensor
-    down: Tensor
-    n: int
-    """Width between the two products."""
+    packed: Tensor
+    """uint8 [experts, bytes]"""
+    k: int
+    """Inputs."""
+
+    @property
+    def number(self) -> int:
+        return self.packed.shape[0]
+
+    @property
+    def address(self) -> int:
+        return self.packed.data_ptr()
+
+    @property
+    def parts(self) -> int:
+        return 0
+
+
+class QuantisedExperts(NamedTuple):
+    """In the bits that they come in: each expert's weight in as many parts as the others'."""
+
+    packed: tuple[tuple[Tensor, ...], ...]
+    """Of each expert, its parts'."""
+    lines: Tensor
+    """int64 [experts, parts, 5]: `struct quantised` of native.h."""
+    k: int
+
+    @property
+    def number(self) -> int:
+        return self.lines.shape[0]
+
+    @property
+    def address(self) -> int:
+        return self.lines.data_ptr()
+
+    @property
+    def parts(self) -> int:
+        return self.lines.shape[1]
+
+
+class PackedExperts(NamedTuple):
+    """All experts' weights, as the extension takes them."""
+
+    gate_up: PlainExperts | QuantisedExperts
+    down: PlainExperts | QuantisedExperts
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -49,8 +92,19 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     return weights, numbers
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> PackedExperts:
-    return PackedExperts(_packed(gate_up), _packed(down), down.shape[2])
+def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights) -> PackedExperts:
+    """Each a tensor [experts, n, k], or a weight of ggml blocks for every expert."""
+    return PackedExperts(_prepared(gate_up), _prepared(down))
+
+
+def _prepared(weights: ExpertWeights) -> PlainExperts | QuantisedExperts:
+    if isinstance(weights, Tensor):
+        return PlainExperts(_packed(weights), weights.shape[2])
+    each = [prepare_blocks(weight, None) for weight in weights]
+    if len({one.parts.shape for one in each}) > 1:  # a rank's part that is filled up with zeros may be cut unevenly
+        whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
+        return PlainExperts(_packed(whole), whole.shape[2])
+    return QuantisedExperts(tuple(one.packed for one in each), torch.stack([one.parts for one in each]), each[0].k)
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -69,15 +123,17 @@ def experts(x: Tensor, prepared: PackedExperts, weights: Tensor, numbers: Tensor
     if m:
         _c.experts(
             x.data_ptr(),
-            prepared.gate_up.data_ptr(),
-            prepared.down.data_ptr(),
+            prepared.gate_up.address,
+            prepared.down.address,
+            prepared.gate_up.parts,
+            prepared.down.parts,
             weights.data_ptr(),
             numbers.data_ptr(),
             out.data_ptr(),
             m,
             k,
-            prepared.n,
-            prepared.gate_up.shape[0],
+            prepared.down.k,
+            prepared.gate_up.number,
             numbers.shape[1],
             CURVES[activation],
             TYPES[x.dtype],

@@ -76,10 +76,11 @@ static void quantised_task(void *arg, long task) {
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type) {
     long blocks = (k + INPUTS - 1) / INPUTS, each = m * blocks;
-    char *scratch = malloc(each * (INPUTS + sizeof(float) + 2 * sizeof(int32_t) + 2 * sizeof(float)));
+    char *scratch = malloc(each * (2 * INPUTS + sizeof(float) + 2 * sizeof(int32_t) + 2 * sizeof(float)));
     if (scratch == NULL) return -1;
-    struct rounded rounded = {x, m, k, blocks, type, (int8_t *)scratch, NULL, NULL, NULL};
-    rounded.scales = (float *)(scratch + each * INPUTS);
+    struct rounded rounded = {.x = x, .m = m, .k = k, .blocks = blocks, .type = type};
+    rounded.values = (int16_t *)scratch;
+    rounded.scales = (float *)(rounded.values + each * INPUTS);
     rounded.sums = (int32_t *)(rounded.scales + each);
     rounded.weighted = (float *)(rounded.sums + 2 * each);
     over_rows(kernels->round_rows, &rounded, m, k);

@@ -59,23 +59,20 @@ static const struct level levels[] = {
 #include <sys/auxv.h>
 
 #define HAS_DOTPROD (1 << 20) /* of AT_HWCAP */
-#define HAS_I8MM (1 << 13)    /* of AT_HWCAP2 */
-#define HAS_BF16 (1 << 14)
+#define HAS_BF16 (1 << 14)    /* of AT_HWCAP2 */
 
 static int always(void) { return 1; }
 
 #ifdef WITH_ARM_LEVELS
 static int dotprod(void) { return (getauxval(AT_HWCAP) & HAS_DOTPROD) != 0; }
-static int i8mm(void) { return dotprod() && (getauxval(AT_HWCAP2) & HAS_I8MM) != 0; }
-static int bf16(void) { return i8mm() && (getauxval(AT_HWCAP2) & HAS_BF16) != 0; }
+static int bf16(void) { return dotprod() && (getauxval(AT_HWCAP2) & HAS_BF16) != 0; }
 #endif
 
 static const struct level levels[] = {
     {"neon", always, neon_level, -1},
 #ifdef WITH_ARM_LEVELS
     {"dotprod", dotprod, dotprod_level, 0},
-    {"i8mm", i8mm, i8mm_level, 1},
-    {"bf16", bf16, bf16_level, 2},
+    {"bf16", bf16, bf16_level, 1},
 #endif
 };
 #else

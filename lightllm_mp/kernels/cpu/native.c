@@ -180,9 +180,9 @@ static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t give
 }
 
 static PyObject *py_experts(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("experts", 13);
-    struct experts job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5),
-                          a[6], a[7], a[8], a[9], a[10], a[11], a[12]};
+    ARGS("experts", 15);
+    struct experts job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4],  POINTER(5), POINTER(6), POINTER(7),
+                          a[8],       a[9],       a[10],      a[11], a[12], a[13],      a[14]};
     int failed;
     Py_BEGIN_ALLOW_THREADS
     failed = experts_run(&job);

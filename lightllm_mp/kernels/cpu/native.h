@@ -29,11 +29,11 @@ long packed_bytes(long n, long k, enum dtype type);
 void pack_weight(const void *weight, void *packed, long n, long k, enum dtype type);
 int gemm_run(const struct gemm *g); /* 0, or -1 when memory for its scratch is lacking */
 
-/* Quantised weights, for products with activations of 8 bits.
+/* Quantised weights, for products with activations of 16 bits.
  *
  * A weight stands for scale * (code - zero), or scale * code + minimum. Outputs lie in panels of OUTPUTS, inputs in
- * blocks of INPUTS, each cut into GROUPS of four: the layout that an instruction wants which multiplies four bytes of
- * each output by the same four of x. A panel is a row of sections; a section is a head (see `enum scaling`) and `per`
+ * blocks of INPUTS, each cut into GROUPS of four: the layout that instructions want which multiply the codes of many
+ * outputs by the same inputs. A panel is a row of sections; a section is a head (see `enum scaling`) and `per`
  * blocks; a block is its planes of bits (see `enum codes`), then its steps, and those of minima.
  *   plane of 4 bits [4][OUTPUTS][4]   groups g (low half) and g + 4 (high half)
  *   plane of 2 bits [2][OUTPUTS][4]   groups 4 * i + j at bits 2 * j
@@ -110,14 +110,14 @@ void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zero
 /* Lines of weights that are stacked, as values: out [count, k] of `type`. */
 void expand_rows(const struct quantised *parts, long k, const int64_t *rows, long count, void *out, enum dtype type);
 
-struct rounded { /* rows of x as int8 */
+struct rounded { /* rows of x as integers of 16 bits, each block of INPUTS with a scale */
     const void *x; /* [m, k] of `type` */
     long m, k, blocks;
     enum dtype type;
-    int8_t *values;   /* [m, blocks * INPUTS], zeros after k */
-    float *scales;    /* [m, blocks] */
-    int32_t *sums;    /* [m, 2 * blocks]: of the values of each half of a block */
-    float *weighted;  /* [m, 2 * blocks]: sums times the scale */
+    int16_t *values; /* [m, blocks * INPUTS], zeros after k, each group in the order of the level's instructions */
+    float *scales;   /* [m, blocks] */
+    int32_t *sums;   /* [m, 2 * blocks]: of the values of each half of a block */
+    float *weighted; /* [m, 2 * blocks]: sums times the scale */
 };
 
 struct product {
@@ -174,6 +174,7 @@ void route_run(const struct route *job);
 struct experts {
     const void *x;             /* [m, k] */
     const void *gate_up, *down; /* [experts] packed weights of [2 * n, k] and [k, n] */
+    long gate_up_parts, down_parts; /* 0; or they are `struct quantised` [experts][parts], stacked */
     const float *weights;      /* [m, top_k] */
     const int32_t *numbers;    /* [m, top_k] */
     void *out;                 /* [m, k] */
@@ -271,7 +272,6 @@ void avx512bf16_level(struct kernels *to);
 void amx_level(struct kernels *to);
 void neon_level(struct kernels *to);
 void dotprod_level(struct kernels *to);
-void i8mm_level(struct kernels *to);
 void bf16_level(struct kernels *to);
 
 /* Sets `*name` for level i where this processor has it, else NULL. 0 after the last level. */

@@ -79,7 +79,7 @@ def prepare_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
 def prepare_projection(
     weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> PackedLinear | QuantisedLinear:
-    """In as many bits as it comes, for products with activations of 8 bits, where the model runs in bfloat16; in
+    """In as many bits as it comes, for products with activations of 16 bits, where the model runs in bfloat16; in
     float32, which is asked for to be exact, it is expanded."""
     packed = prepare_quantised(weight, bias) if dtype == torch.bfloat16 else None
     return packed or prepare_linear(expanded(weight, dtype), bias)

@@ -1,4 +1,4 @@
-"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 8 bits."""
+"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 16 bits."""
 
 from __future__ import annotations
 
@@ -42,12 +42,16 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> Quantised
     """None for a form that is not kept: 8-bit floats, and groups of 4 bits that are no multiple of 32 inputs."""
     bias = None if bias is None else bias.float().contiguous()
     if isinstance(weight, BlockWeight):
-        return _joined([_packed_blocks(part) for part in weight.parts], bias, weight.parts[0].columns)
+        return prepare_blocks(weight, bias)
     if isinstance(weight, GroupedWeight):
         return _prepared_groups(weight, bias)
     if weight.values.dtype == torch.int8:
         return _prepared_rows(weight, bias)
     return None
+
+
+def prepare_blocks(weight: BlockWeight, bias: Tensor | None) -> QuantisedLinear:
+    return _joined([_packed_blocks(part) for part in weight.parts], bias, weight.parts[0].columns)
 
 
 class _Part(NamedTuple):

@@ -7,15 +7,23 @@ head's rows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import Family, activation, rope_spec, standard_spec
+from lightllm_mp.models.families.gguf_rules import NAMES as GGUF_NAMES
+from lightllm_mp.models.families.gguf_rules import Keys, gguf_rope, gguf_spec, rotary_order
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
 
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
+
 NAMES = Names(qkv=("self_attn.W_pack",))
 WIDTH_13B = 5120
+LAYERS_13B = 40
+ALIBI_BIAS = 8.0
 FIRST_VOCAB, SECOND_VOCAB = 64000, 125696
 
 
@@ -49,4 +57,28 @@ def _unit_rows(tensor: Any) -> Any:
     return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-BAICHUAN = Family(name="baichuan", model_types=("baichuan",), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    """The first generation: files of the second do not say whether the rows of their head have length 1."""
+    keys = Keys(file)
+    keys.refuse_unless("attention.max_alibi_bias", ALIBI_BIAS)
+    alibi = keys.count("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
+    rope = None if alibi else gguf_rope(file, dim=keys.head_dim)
+    spec = gguf_spec(file, family="baichuan", rope=rope, alibi=alibi)
+    if spec.vocab == SECOND_VOCAB:
+        raise ModelError("Baichuan2 is not supported as GGUF, which does not say whether its head is normalised")
+    return spec
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, GGUF_NAMES, rotary_order(spec))
+
+
+BAICHUAN = Family(
+    name="baichuan",
+    model_types=("baichuan",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("baichuan",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.gguf import GGUFFile
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
 
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile  # brings the gguf library along
+
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
+
+
+GGUF_FREQS = r"^rope_freqs\.weight$"
+"""A tensor of GGUF files that the rotary options are read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +32,11 @@ class Family:
     hf_weights: Callable[[ModelSpec], list[Param]]
     gguf_architectures: tuple[str, ...] = ()
     read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
-    gguf_weights: Callable[[ModelSpec], list[Param]] | None = None
+    gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
     ignore: tuple[str, ...] = (INV_FREQ,)
-    """Patterns of tensor names that may be in the file and are not used."""
+    """Patterns of tensor names that may be in a Hugging Face folder and are not used."""
+    gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
+    """As `ignore`, of a GGUF file."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
 

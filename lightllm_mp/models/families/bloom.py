@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder, heads_apart, norm
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 QKV = "self_attention.query_key_value"
 NAMES = Names(
@@ -61,11 +65,32 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return rules + norm("embed_norm", "word_embeddings_layernorm", spec)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(
+        file,
+        family="bloom",
+        rope=None,
+        alibi=True,
+        embed_norm=True,
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+    )
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    """The converter has put all queries, keys and values together."""
+    return decoder(spec, names_in(file, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
+
+
 BLOOM = Family(
     name="bloom",
     model_types=("bloom",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("bloom",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     spellings=(("transformer.", ""),),
     ignore=(r"^lm_head\.weight$",),
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(
     embed="transformer.embedding.word_embeddings",
@@ -67,10 +73,22 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    rope = gguf_rope(file, dim=Keys(file).head_dim // 2)
+    return gguf_spec(file, family="chatglm", rope=msgspec.structs.replace(rope, interleaved=True))
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, names_in(file, ONE_UP))
+
+
 CHATGLM = Family(
     name="chatglm",
     model_types=("chatglm",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("chatglm",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(r"rotary_pos_emb\.inv_freq$",),
 )

@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.experts import with_experts
-from lightllm_mp.models.families.rules import Names, decoder, linear
+from lightllm_mp.models.families.gguf_rules import (
+    NAMES,
+    Keys,
+    gguf_moe,
+    gguf_rope,
+    gguf_spec,
+    shared_expert,
+    with_stacked_experts,
+)
+from lightllm_mp.models.families.rules import Names, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
+
+
+@dataclass(frozen=True, slots=True)
+class LatentNames:
+    """What the parts of latent attention are called, without `.weight`."""
+
+    q: str = "q_proj"
+    q_a: str = "q_a_proj"
+    q_a_norm: str = "q_a_layernorm"
+    q_b: str = "q_b_proj"
+    kv_a: str = "kv_a_proj_with_mqa"
+    kv_a_norm: str = "kv_a_layernorm"
+    kv_b: str = "kv_b_proj"
+    o: str = "o_proj"
+
+
+GGUF_LATENT = LatentNames(
+    *("attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"),
+    *("attn_kv_a_mqa", "attn_kv_a_norm", "attn_kv_b", "attn_output"),
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -72,9 +106,9 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     mla, moe = spec.mla, spec.moe
     assert mla is not None
     assert moe is not None
-    params = [p for p in decoder(spec, Names()) if not p.target.endswith((".qkv", ".o"))]
+    params = _without_attention(decoder(spec, Names()))
     for i in range(spec.layers):
-        params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.")
+        params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.", LatentNames())
         if moe.shared_intermediate and i not in moe.dense_layers:
             at, to, width = f"model.layers.{i}.mlp.shared_experts.", f"layers.{i}.shared.", moe.shared_intermediate
             params += linear(to + "gate_up", at, (("gate_proj", width), ("up_proj", width)), spec.hidden, False)
@@ -82,24 +116,105 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return with_experts(spec, params)
 
 
-def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str) -> list[Param]:
+def _without_attention(params: list[Param]) -> list[Param]:
+    return [param for param in params if not param.target.endswith((".qkv", ".o"))]
+
+
+def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames) -> list[Param]:
     query = spec.heads * (mla.nope_dim + mla.rope_dim)
     if mla.q_lora:
         params = [
-            *linear(to + "q_a", at, (("q_a_proj", mla.q_lora),), spec.hidden, False),
-            Param(to + "q_a_norm", (Piece(at + "q_a_layernorm.weight", (mla.q_lora,)),)),
-            *linear(to + "q_b", at, (("q_b_proj", query),), mla.q_lora, False),
+            *linear(to + "q_a", at, ((names.q_a, mla.q_lora),), spec.hidden, False),
+            Param(to + "q_a_norm", (Piece(f"{at}{names.q_a_norm}.weight", (mla.q_lora,)),)),
+            *linear(to + "q_b", at, ((names.q_b, query),), mla.q_lora, False),
         ]
     else:
-        params = linear(to + "q", at, (("q_proj", query),), spec.hidden, False)
+        params = linear(to + "q", at, ((names.q, query),), spec.hidden, False)
     keys_and_values = spec.heads * (mla.nope_dim + mla.value_dim)
     return [
         *params,
-        *linear(to + "kv_a", at, (("kv_a_proj_with_mqa", mla.kv_lora + mla.rope_dim),), spec.hidden, False),
-        Param(to + "kv_a_norm", (Piece(at + "kv_a_layernorm.weight", (mla.kv_lora,)),)),
-        *linear(to + "kv_b", at, (("kv_b_proj", keys_and_values),), mla.kv_lora, False),
-        *linear(to + "o", at, (("o_proj", spec.hidden),), spec.heads * mla.value_dim, False),
+        *linear(to + "kv_a", at, ((names.kv_a, mla.kv_lora + mla.rope_dim),), spec.hidden, False),
+        Param(to + "kv_a_norm", (Piece(f"{at}{names.kv_a_norm}.weight", (mla.kv_lora,)),)),
+        *linear(to + "kv_b", at, ((names.kv_b, keys_and_values),), mla.kv_lora, False),
+        *linear(to + "o", at, ((names.o, spec.hidden),), spec.heads * mla.value_dim, False),
     ]
 
 
-DEEPSEEK_V2 = Family(name="deepseek_v2", model_types=("deepseek_v2",), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    """Files of before 2025 say the width of a head under the plain keys; later ones that of the latent there."""
+    keys = Keys(file)
+    keys.refuse_unless("nextn_predict_layers", 0)
+    width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
+    rope = gguf_rope(file, dim=keys.integer("rope.dimension_count"))
+    mla = MlaSpec(
+        q_lora=keys.integer("attention.q_lora_rank", 0),
+        kv_lora=keys.integer("attention.kv_lora_rank"),
+        nope_dim=width - rope.dim,
+        rope_dim=rope.dim,
+        value_dim=keys.integer("attention.value_length_mla", keys.get("attention.value_length")),
+    )
+    stretch = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    return gguf_spec(
+        file,
+        family="deepseek_v2",
+        kv_heads=1,
+        head_dim=width,
+        # the file has one multiplier for queries and keys and for cos and sin: the latter cancels out
+        rope=msgspec.structs.replace(rope, interleaved=True, amplitude=1.0 if stretch else rope.amplitude),
+        attention_scale=width**-0.5 * (1 + stretch * math.log(rope.factor)) ** 2,
+        mla=mla,
+        moe=_gguf_moe(file),
+    )
+
+
+def _gguf_moe(file: GGUFFile) -> MoeSpec:
+    keys = Keys(file)
+    shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
+    groups = keys.count("expert_group_count", 1)
+    moe = gguf_moe(
+        file,
+        renormalise=False,
+        shared_intermediate=shared,
+        groups=groups,
+        top_groups=keys.count("expert_group_used_count", groups),
+        dense_layers=tuple(range(keys.count("leading_dense_block_count", 0))),
+    )
+    return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    assert spec.mla is not None
+    params = with_stacked_experts(spec, _without_attention(decoder(spec, NAMES)), file) + shared_expert(spec, file)
+    for i in range(spec.layers):
+        at, to = f"blk.{i}.", f"layers.{i}."
+        latent = _latent(spec, spec.mla, to, at, GGUF_LATENT)
+        if at + "attn_k_b.weight" in file.tensors:
+            latent = [p if p.target != to + "kv_b" else _split_kv_b(spec, spec.mla, to, at) for p in latent]
+        params += latent
+    return params
+
+
+def _split_kv_b(spec: ModelSpec, mla: MlaSpec, to: str, at: str) -> Param:
+    """`kv_b` from one tensor of keys [heads, kv_lora, nope_dim], turned, and one of values [heads, value_dim, kv_lora].
+    It is no plain projection, so it is never held in the file's quantised form, and turning it is safe."""
+    key, value = (mla.nope_dim, mla.kv_lora), (mla.value_dim, mla.kv_lora)
+    pieces = []
+    for head in range(spec.heads):
+        pieces.append(Piece(at + "attn_k_b.weight", key, _turned(head), stored=(spec.heads, *key[::-1])))
+        pieces.append(Piece(at + "attn_v_b.weight", value, itemgetter(head), stored=(spec.heads, *value)))
+    return Param(to + "kv_b", tuple(pieces))
+
+
+def _turned(head: int) -> Transform:
+    return lambda tensor: tensor[head].T
+
+
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    model_types=("deepseek_v2",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("deepseek2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from lightllm_mp.models.families.rules import linear
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
@@ -16,22 +18,33 @@ def with_experts(
 
     `block` holds `gate` and `experts.<number>`, whose gate, up and down projections are called `names`.
     """
+
+    def rule(layer: int) -> list[Param]:
+        assert spec.moe is not None
+        at = f"model.layers.{layer}.{block}."
+        experts = [tuple(f"{at}experts.{number}.{name}" for name in names) for number in range(spec.moe.experts)]
+        return mixture(spec, layer, at + "gate", experts)
+
+    return instead_of_mlps(spec, params, rule)
+
+
+def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], list[Param]]) -> list[Param]:
+    """`params` with what `rule` gives for the MLP of every layer that has experts."""
     assert spec.moe is not None
     sparse = [i for i in range(spec.layers) if i not in spec.moe.dense_layers]
     replaced = {f"layers.{i}.{name}" for i in sparse for name in ("gate_up", "down")}
     kept = [param for param in params if param.target not in replaced]
-    return kept + [param for i in sparse for param in _layer(spec, i, block, names)]
+    return kept + [param for i in sparse for param in rule(i)]
 
 
-def _layer(spec: ModelSpec, layer: int, block: str, names: tuple[str, str, str]) -> list[Param]:
+def mixture(spec: ModelSpec, layer: int, router: str, experts: Sequence[Sequence[str]]) -> list[Param]:
+    """Router and experts of a layer; `experts` are the names of each one's gate, up and down projection."""
     moe, to = spec.moe, f"layers.{layer}."
     assert moe is not None
-    at = f"model.layers.{layer}.{block}."
-    gate, up, down = names
     first, last = (moe.intermediate, spec.hidden), (spec.hidden, moe.intermediate)
-    experts = [f"{at}experts.{number}." for number in range(moe.experts)]
+    gate_up = tuple(Piece(name + ".weight", first) for gate, up, _ in experts for name in (gate, up))
     return [
-        *linear(to + "router", at, (("gate", moe.experts),), spec.hidden, False),
-        Param(to + "experts.gate_up", tuple(Piece(f"{e}{name}.weight", first) for e in experts for name in (gate, up))),
-        Param(to + "experts.down", tuple(Piece(f"{e}{down}.weight", last) for e in experts)),
+        *linear(to + "router", "", ((router, moe.experts),), spec.hidden, False),
+        Param(to + "experts.gate_up", gate_up),
+        Param(to + "experts.down", tuple(Piece(down + ".weight", last) for _, _, down in experts)),
     ]

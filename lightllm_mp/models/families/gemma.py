@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
+from lightllm_mp.models.families.gguf_rules import NAMES, Keys, gguf_rope, gguf_spec, head_norms
 from lightllm_mp.models.families.rules import Names, decoder, norm
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
 LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
 PERIOD = 6
 """Every so manieth layer of Gemma 3 sees everything."""
+GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 BRANCH_NAMES = Names(post_norm="pre_feedforward_layernorm")
 
 
@@ -102,7 +107,104 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
+def read_gemma_gguf(file: GGUFFile) -> ModelSpec:
+    return _gguf_spec(file, "gemma")
+
+
+def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
+    keys = Keys(file)
+    return _gguf_spec(
+        file,
+        "gemma2",
+        branch_norms=True,
+        window=keys.integer("attention.sliding_window", WINDOW),
+        global_layers=tuple(range(keys.count("block_count")))[1::2],
+        attention_scale=_gguf_scale(keys, GEMMA2_27B_LAYERS),
+        score_softcap=keys.number("attn_logit_softcapping", 50.0),
+        logit_softcap=keys.number("final_logit_softcapping", 30.0),
+    )
+
+
+def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
+    keys = Keys(file)
+    rope = gguf_rope(file, dim=keys.head_dim)
+    return _gguf_spec(
+        file,
+        "gemma3",
+        branch_norms=True,
+        head_norm="rms",
+        rope=rope,
+        local_rope=RopeSpec(theta=keys.number("rope.freq_base_swa", LOCAL_THETA), dim=rope.dim),
+        max_context=keys.integer("context_length"),
+        global_layers=_gguf_global_layers(keys),
+        attention_scale=_gguf_scale(keys, GEMMA3_27B_LAYERS),
+        logit_softcap=keys.number("final_logit_softcapping", 0.0),
+    )
+
+
+def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
+    """The converter has added 1 to the norms' weights."""
+    scale = math.sqrt(Keys(file).integer("embedding_length"))
+    return gguf_spec(file, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
+
+
+def _gguf_scale(keys: Keys, layers_of_27b: int) -> float:
+    """The converter does not write the factor on scores. It follows from the width of a head, but in the models of 27B,
+    told by their layers, from the hidden size."""
+    if keys.count("block_count") == layers_of_27b:
+        width = keys.integer("embedding_length") // keys.count("attention.head_count")
+    else:
+        width = keys.head_dim
+    return keys.number("attention.scale", width**-0.5)
+
+
+def _gguf_global_layers(keys: Keys) -> tuple[int, ...]:
+    """By the family's rule, or as the file says: the period, or for each layer whether it has a window."""
+    layers, pattern = range(keys.count("block_count")), keys.get("attention.sliding_window_pattern")
+    if pattern is None or isinstance(pattern, int):
+        period = pattern or PERIOD
+        return tuple(layers[period - 1 :: period])
+    if len(pattern) != len(layers):
+        raise ModelError(f"attention.sliding_window_pattern has {len(pattern)} values for {len(layers)} layers")
+    return tuple(i for i in layers if not pattern[i])
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    params = decoder(spec, NAMES) + head_norms(spec)
+    for i in range(spec.layers if spec.branch_norms else 0):
+        params += norm(f"layers.{i}.attention_out_norm", f"blk.{i}.post_attention_norm", spec)
+        params += norm(f"layers.{i}.mlp_out_norm", f"blk.{i}.post_ffw_norm", spec)
+    return params
+
+
 IGNORE = (INV_FREQ, r"^lm_head\.weight$")
-GEMMA = Family(name="gemma", model_types=("gemma",), read_hf=read_gemma, hf_weights=hf_weights, ignore=IGNORE)
-GEMMA2 = Family(name="gemma2", model_types=("gemma2",), read_hf=read_gemma2, hf_weights=hf_weights, ignore=IGNORE)
-GEMMA3 = Family(name="gemma3", model_types=("gemma3_text",), read_hf=read_gemma3, hf_weights=hf_weights, ignore=IGNORE)
+GEMMA = Family(
+    name="gemma",
+    model_types=("gemma",),
+    read_hf=read_gemma,
+    hf_weights=hf_weights,
+    gguf_architectures=("gemma",),
+    read_gguf=read_gemma_gguf,
+    gguf_weights=gguf_weights,
+    ignore=IGNORE,
+)
+GEMMA2 = Family(
+    name="gemma2",
+    model_types=("gemma2",),
+    read_hf=read_gemma2,
+    hf_weights=hf_weights,
+    gguf_architectures=("gemma2",),
+    read_gguf=read_gemma2_gguf,
+    gguf_weights=gguf_weights,
+    ignore=IGNORE,
+)
+GEMMA3 = Family(
+    name="gemma3",
+    model_types=("gemma3_text",),
+    read_hf=read_gemma3,
+    hf_weights=hf_weights,
+    gguf_architectures=("gemma3",),
+    read_gguf=read_gemma3_gguf,
+    gguf_weights=gguf_weights,
+    ignore=IGNORE,
+)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.base import Family
-from lightllm_mp.models.families.rules import linear, norm
+from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec, rotary_order
+from lightllm_mp.models.families.rules import decoder, linear, norm
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -62,4 +66,20 @@ def _by_kind(spec: ModelSpec):
     return reorder
 
 
-INTERNLM2 = Family(name="internlm2", model_types=("internlm2",), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="internlm2")
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, NAMES, rotary_order(spec))
+
+
+INTERNLM2 = Family(
+    name="internlm2",
+    model_types=("internlm2",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("internlm2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

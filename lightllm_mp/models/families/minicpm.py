@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.gguf_rules import NAMES, Keys, gguf_spec, rotary_order
+from lightllm_mp.models.families.rules import decoder
 from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
+
+SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
+"""`scale_emb`, `scale_depth` and `dim_model_base` of MiniCPM 2B."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -28,4 +37,30 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     )
 
 
-MINICPM = Family(name="minicpm", model_types=("minicpm",), read_hf=read_hf, hf_weights=llama.hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
+    keys = Keys(file)
+    keys.refuse_unless("expert_count", 0)
+    hidden, layers = keys.integer("embedding_length"), keys.count("block_count")
+    return gguf_spec(
+        file,
+        family="minicpm",
+        embed_scale=keys.number("embedding_scale", SCALE_2B),
+        residual_scale=keys.number("residual_scale", DEPTH_2B / math.sqrt(layers)),
+        logit_scale=1 / keys.number("logit_scale", hidden / BASE_2B),
+    )
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, NAMES, rotary_order(spec))
+
+
+MINICPM = Family(
+    name="minicpm",
+    model_types=("minicpm",),
+    read_hf=read_hf,
+    hf_weights=llama.hf_weights,
+    gguf_architectures=("minicpm",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(norm="model.final_layernorm", o="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
 
@@ -36,4 +40,20 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-PHI = Family(name="phi", model_types=("phi",), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="phi", norm="layer", parallel=True, gated=False, activation="gelu_tanh")
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, names_in(file, ONE_UP))
+
+
+PHI = Family(
+    name="phi",
+    model_types=("phi",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("phi2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import INV_FREQ, Family, activation, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.base import (
+    GGUF_FREQS,
+    INV_FREQ,
+    Family,
+    activation,
+    rope_spec,
+    rotary_dim,
+    standard_spec,
+)
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
@@ -59,11 +71,41 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="phi3", rope=_gguf_rope(file))
+
+
+def _gguf_rope(file: GGUFFile) -> RopeSpec:
+    """Two tensors hold the factors of `longrope`, where the model has it."""
+    keys = Keys(file)
+    if not keys.has("rope_factors_long.weight"):
+        return gguf_rope(file, dim=keys.head_dim)
+    dim, context = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("context_length")
+    trained = keys.integer("rope.scaling.original_context_length")
+    return RopeSpec(
+        theta=keys.number("rope.freq_base", 10000.0),
+        dim=dim,
+        scaling="longrope",
+        original_context=trained,
+        amplitude=keys.number("rope.scaling.attn_factor", _amplitude(context / trained, trained)),
+        divisors=rope_divisors(file, "rope_factors_long.weight", dim),
+        short_divisors=rope_divisors(file, "rope_factors_short.weight", dim),
+    )
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, names_in(file, ONE_UP))
+
+
 PHI3 = Family(
     name="phi3",
     model_types=("phi3",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("phi3",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
+    gguf_ignore=(GGUF_FREQS, r"^rope_factors_(long|short)\.weight$"),
 )
 """Files of tied models may carry a head that is not used."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.rules import ends, linear, norm
+from lightllm_mp.models.families.gguf_rules import Keys, gguf_spec, names_in
+from lightllm_mp.models.families.rules import decoder, ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
 """Ids of the vocabulary of all released checkpoints; base models end with the first, chats with the others too."""
@@ -70,4 +74,22 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-QWEN = Family(name="qwen", model_types=("qwen",), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    """Neither the dynamic NTK nor the log n attention is in the file, nor the length that training used: it is served
+    without them, as the format's own program does."""
+    return gguf_spec(file, family="qwen", intermediate=Keys(file).integer("feed_forward_length") // 2)
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, names_in(file))
+
+
+QWEN = Family(
+    name="qwen",
+    model_types=("qwen",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("qwen",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.base import INV_FREQ, Family
-from lightllm_mp.models.families.rules import linear
+from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec
+from lightllm_mp.models.families.rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
 
@@ -56,11 +60,22 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params + inner + linear("score", "", (("score.2", 1),), spec.hidden, True)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="qwen2")
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, NAMES)
+
+
 QWEN2 = Family(
     name="qwen2",
     model_types=("qwen2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("qwen2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )
 """Reward checkpoints and tied models may carry a head that is not used."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.base import INV_FREQ, Family
+from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec, head_norms
 from lightllm_mp.models.families.qwen2 import windowed
+from lightllm_mp.models.families.rules import decoder
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -25,10 +30,21 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     ]
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="qwen3", head_norm="rms")
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, NAMES) + head_norms(spec)
+
+
 QWEN3 = Family(
     name="qwen3",
     model_types=("qwen3",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("qwen3",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

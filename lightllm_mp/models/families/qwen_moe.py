@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.models.families import llama, qwen2, qwen3
 from lightllm_mp.models.families.base import Family
 from lightllm_mp.models.families.experts import with_experts
-from lightllm_mp.models.families.rules import linear
+from lightllm_mp.models.families.gguf_rules import (
+    NAMES,
+    Keys,
+    gguf_moe,
+    gguf_spec,
+    head_norms,
+    shared_expert,
+    with_stacked_experts,
+)
+from lightllm_mp.models.families.rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:
@@ -60,12 +72,48 @@ def qwen2_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
+def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
+    """The converter does not say whether weights are renormalised; in all released Qwen3 they are."""
+    return gguf_spec(file, family="qwen3_moe", head_norm="rms", moe=gguf_moe(file, renormalise=True))
+
+
+def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
+    """As of Qwen3, but in all released Qwen2 they are not. The first files say the width of an expert by that of the
+    MLP that stands beside the experts."""
+    keys = Keys(file)
+    whole = keys.integer("feed_forward_length")
+    moe = gguf_moe(
+        file,
+        renormalise=False,
+        intermediate=keys.integer("expert_feed_forward_length", whole // keys.count("expert_used_count")),
+        shared_intermediate=keys.integer("expert_shared_feed_forward_length", whole),
+        shared_gate=True,
+    )
+    return gguf_spec(file, family="qwen2_moe", moe=moe)
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    params = with_stacked_experts(spec, decoder(spec, NAMES), file)
+    return params + head_norms(spec) + shared_expert(spec, file)
+
+
 QWEN3_MOE = Family(
     name="qwen3_moe",
     model_types=("qwen3_moe",),
     read_hf=read_qwen3,
     hf_weights=qwen3_weights,
+    gguf_architectures=("qwen3moe",),
+    read_gguf=read_qwen3_gguf,
+    gguf_weights=gguf_weights,
     ignore=qwen3.QWEN3.ignore,
 )
 
-QWEN2_MOE = Family(name="qwen2_moe", model_types=("qwen2_moe",), read_hf=read_qwen2, hf_weights=qwen2_weights)
+QWEN2_MOE = Family(
+    name="qwen2_moe",
+    model_types=("qwen2_moe",),
+    read_hf=read_qwen2,
+    hf_weights=qwen2_weights,
+    gguf_architectures=("qwen2moe",),
+    read_gguf=read_qwen2_gguf,
+    gguf_weights=gguf_weights,
+)

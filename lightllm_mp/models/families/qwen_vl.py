@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama, qwen, qwen2
 from lightllm_mp.models.families.base import INV_FREQ, Family
+from lightllm_mp.models.families.gguf_rules import gguf_spec
 from lightllm_mp.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
@@ -19,10 +23,18 @@ def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
 def read_qwen2_5_vl(config: dict[str, Any]) -> ModelSpec:
     """The language model's keys stand outside in older files, in `text_config` in newer ones."""
     inner = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
-    spec = qwen2.read_hf({**config, **inner})
+    return _with_sections(msgspec.structs.replace(qwen2.read_hf({**config, **inner}), family="qwen2_5_vl"))
+
+
+def read_qwen2_5_vl_gguf(file: GGUFFile) -> ModelSpec:
+    """The language half, which is also that of Qwen2-VL."""
+    return _with_sections(gguf_spec(file, family="qwen2_5_vl"))
+
+
+def _with_sections(spec: ModelSpec) -> ModelSpec:
     if spec.rope is None or not spec.rope.sections:
         raise ModelError("mrope_section is missing in the rope scaling")
-    return msgspec.structs.replace(spec, family="qwen2_5_vl")
+    return spec
 
 
 QWEN_VL = Family(
@@ -39,6 +51,9 @@ QWEN2_5_VL = Family(
     model_types=("qwen2_5_vl",),
     read_hf=read_qwen2_5_vl,
     hf_weights=llama.hf_weights,
+    gguf_architectures=("qwen2vl",),
+    read_gguf=read_qwen2_5_vl_gguf,
+    gguf_weights=qwen2.gguf_weights,
     ignore=(*qwen2.QWEN2.ignore, r"^(model\.)?visual\."),
     spellings=(("model.language_model.", "model."),),
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import Family, activation, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.gguf_rules import NAMES, Keys, gguf_spec, head_norms
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param, Piece
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -45,4 +49,29 @@ def _head(name: str, spec: ModelSpec) -> Piece:
     return Piece(name + ".weight", (spec.head_dim,))
 
 
-STABLELM = Family(name="stablelm", model_types=("stablelm", "stablelm_epoch"), read_hf=read_hf, hf_weights=hf_weights)
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    keys = Keys(file)
+    normed = keys.has("blk.0.attn_q_norm.weight")
+    return gguf_spec(
+        file,
+        family="stablelm",
+        norm="layer",
+        parallel=not keys.has("blk.0.ffn_norm.weight"),  # some files say so by key where it is not true
+        head_norm="layer" if normed else "",
+        each_head_norm=normed,
+    )
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, NAMES) + head_norms(spec)
+
+
+STABLELM = Family(
+    name="stablelm",
+    model_types=("stablelm", "stablelm_epoch"),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_architectures=("stablelm",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
+)

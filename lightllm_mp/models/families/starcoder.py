@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import Family, activation, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_spec, names_in
 from lightllm_mp.models.families.rules import Names, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 QKV = "attn.c_attn"
 NAMES = Names(
@@ -61,11 +65,33 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES, transforms) + linear("positions", "", table, spec.hidden, False)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    """The file does not say which gelu it is; the tanh form is what the format's own program computes."""
+    positions = Keys(file).integer("context_length")
+    return gguf_spec(
+        file,
+        family="starcoder",
+        rope=None,
+        learned_positions=positions,
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+    )
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    table = (("position_embd", spec.learned_positions),)
+    return decoder(spec, names_in(file, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
+
+
 STARCODER = Family(
     name="starcoder",
     model_types=("gpt_bigcode",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("starcoder",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(r"^lm_head\.weight$", r"\.attn\.(masked_)?bias$"),
 )
 """A tied head may be in the file or not."""

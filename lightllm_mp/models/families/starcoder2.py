@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, standard_spec
+from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec
 from lightllm_mp.models.families.rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.models.weights import Param
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.gguf import GGUFFile
 
 NAMES = Names(up=("mlp.c_fc",), down="mlp.c_proj")
 
@@ -35,10 +39,21 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
+def read_gguf(file: GGUFFile) -> ModelSpec:
+    return gguf_spec(file, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
+
+
+def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    return decoder(spec, ONE_UP)
+
+
 STARCODER2 = Family(
     name="starcoder2",
     model_types=("starcoder2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    gguf_architectures=("starcoder2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

@@ -111,7 +111,7 @@ static void check_experts(enum dtype type) {
     }
     for (long i = 0; i < m * CHOSEN; i++)
         numbers[i] = i % CHOSEN ? (numbers[i - 1] + 1) % EXPERTS : (int32_t)below(EXPERTS);
-    struct experts job = {x, up_packed, down_packed, weights, numbers, out, m, k, n, EXPERTS, CHOSEN, SILU, type};
+    struct experts job = {x, up_packed, down_packed, 0, 0, weights, numbers, out, m, k, n, EXPERTS, CHOSEN, SILU, type};
     CHECK(experts_run(&job) == 0, "experts_run");
     double error = 0, size = 0;
     for (long r = 0; r < m; r++) {

@@ -9,7 +9,7 @@
 #define TILE_N 2
 #define SCORE_ROWS 4
 #define DOT_ROWS 4
-#define DOT "maddubs.h"
+#define DOT "dot_words.h"
 #include "x86_256.h"
 
 #include "kernels.h"

@@ -1,4 +1,4 @@
-/* AVX512-VNNI: products of bytes in one instruction. */
+/* AVX512-VNNI: products of words are added in one instruction. */
 #ifdef __x86_64__
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
@@ -6,7 +6,8 @@
 #pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 #define DOT_ROWS 8
-#define DOT "dpbusd.h"
+#define DOT "dot_words.h"
+#define HAVE_DPWSSD
 #include "x86_512.h"
 
 #include <math.h>

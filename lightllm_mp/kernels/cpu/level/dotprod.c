@@ -1,4 +1,4 @@
-/* Products of bytes in one instruction beside NEON. */
+/* Products of bytes are added in one instruction. */
 #include "../native.h"
 #ifdef WITH_ARM_LEVELS
 #ifdef __clang__
@@ -7,7 +7,7 @@
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 #define DOT_ROWS 4
-#define DOT "sdot.h"
+#define DOT "udot.h"
 #include "neon.h"
 
 #include <math.h>
@@ -15,8 +15,12 @@
 #include "vector.h"
 
 #include "quantised.h"
+#include "round.h"
 
-void dotprod_level(struct kernels *to) { to->quantised_panel = quantised_panel; }
+void dotprod_level(struct kernels *to) {
+    to->round_rows = round_rows;
+    to->quantised_panel = quantised_panel;
+}
 
 #ifdef __clang__
 #pragma clang attribute pop

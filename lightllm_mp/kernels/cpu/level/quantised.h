@@ -1,4 +1,4 @@
-/* Products of quantised weights with rows of x in 8 bits.
+/* Products of quantised weights with rows of x in 16 bits.
  *
  * A few blocks of a panel are unpacked to bytes and float32 scales, which fit the first cache; then every row is
  * multiplied by them. Products are summed as integers within a scale's inputs, and those sums in float32, block after
@@ -6,9 +6,7 @@
  *
  * A level gives
  *   DOT_ROWS   the most rows at once: 4 or 8
- *   DOT        a file with SIGNED_CODES (codes of 8 bits are unpacked as signed bytes, less 128, and not as they are)
- *              and dot_groups: products of `rows` rows of x with the bytes of some groups, as int32; it may define
- *              `interleave`, which stores the words of two vectors in turn, to have the groups in pairs */
+ *   DOT        a file with dot_groups (integer products of rows with codes) and store_integers (the order of x for it) */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
 #define PARTS (OUTPUTS / LANES)
 
@@ -44,38 +42,22 @@ INLINE pairs look_up(pairs v, const int8_t *table) {
 }
 #endif
 
-/* Stores a part of group g; `before` is that part of the group before it. */
-INLINE void put_group(uint8_t *codes, int g, long part, pairs v, pairs *before) {
-#ifdef interleave /* a level may want [GROUPS / 2][OUTPUTS][8] */
-    if (g % 2) interleave(codes + (g - 1) * GROUP_BYTES + 2 * part, *before, v);
-    *before = v;
-#else
-    (void)before;
-    *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
-#endif
-}
-
 INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind) {
     const int nibbles = kind == CODES_4 || kind == CODES_5 || kind == CODES_6 || kind == CODES_TABLE;
     const uint8_t *high = planes + (nibbles ? 4 : 2) * GROUP_BYTES;
     for (long part = 0; part < GROUP_BYTES; part += LANES * 4) {
-        pairs before = {0};
         for (int g = 0; g < GROUPS; g++) {
             pairs v;
             if (kind == CODES_8) {
                 v = load_pairs(planes + g * GROUP_BYTES + part);
-                if (SIGNED_CODES) v ^= PAIRS_OF(0x80);
             } else if (nibbles) {
                 v = load_pairs(planes + g % 4 * GROUP_BYTES + part) >> (g / 4 * 4) & PAIRS_OF(15);
             } else {
                 v = load_pairs(planes + g / 4 * GROUP_BYTES + part) >> (2 * (g % 4)) & PAIRS_OF(3);
             }
             if (kind == CODES_3 || kind == CODES_5 || kind == CODES_6) v |= high_bits(high, g, part, kind);
-            if (kind == CODES_TABLE) {
-                v = look_up(v, iq4_values);
-                if (!SIGNED_CODES) v ^= PAIRS_OF(0x80);
-            }
-            put_group(codes, g, part, v, &before);
+            if (kind == CODES_TABLE) v = look_up(v, iq4_values) ^ PAIRS_OF(0x80);
+            *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
         }
     }
 }
@@ -145,14 +127,14 @@ INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long 
 
 /* Adds the products of `rows` rows with `count` unpacked blocks, the first of which is block `first` of the row. */
 INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long row, long to, long first, long count, int zero,
-                            const int rows, enum codes kind, const int subs, const int with_minimum) {
+                            const int rows, const int subs, const int with_minimum) {
     long stride = x->blocks * INPUTS;
     const int groups = GROUPS / subs;
     for (long b = 0; b < count; b++) {
         for (int s = 0; s < subs; s++) {
             vi acc[DOT_ROWS][PARTS];
-            const int8_t *values = x->values + row * stride + (first + b) * INPUTS + s * groups * 4;
-            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * GROUP_BYTES, groups, values, stride, rows, kind);
+            const int16_t *values = x->values + row * stride + (first + b) * INPUTS + s * groups * 4;
+            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * GROUP_BYTES, groups, values, stride, rows);
             const float *scales = u->scales + (b * subs + s) * OUTPUTS, *minima = u->minima + (b * subs + s) * OUTPUTS;
             for (int r = 0; r < rows; r++) {
                 long at = (row + r) * x->blocks + first + b;
@@ -174,11 +156,11 @@ INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long ro
 }
 
 INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, long rows, long first, long count, int zero,
-                         enum codes kind, const int subs, const int with_minimum) {
+                         const int subs, const int with_minimum) {
     long r = 0;
 #define SOME(n)                                                                                        \
     for (; r + n <= rows; r += n)                                                                      \
-    multiply_blocks(x, u, row + r, r, first, count, zero, n, kind, subs, with_minimum)
+    multiply_blocks(x, u, row + r, r, first, count, zero, n, subs, with_minimum)
 #if DOT_ROWS == 8
     SOME(8);
 #endif
@@ -188,15 +170,20 @@ INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, 
 #undef SOME
 }
 
+/* What is read next: weights are read once, and the processor's prefetchers stop where a page ends. */
+INLINE void prefetch(const uint8_t *from, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 /* Blocks of a panel of one format times rows: everything about the format is a constant here. */
 #define CHUNK(name, ...)                                                                                               \
     static void chunk_##name(const struct product *job, const uint8_t *panel, long row, long rows, long first, long count, \
                              struct unpacked *u) {                                                                     \
         static const struct format f = {__VA_ARGS__};                                                                  \
-        const int zero = SIGNED_CODES && (f.codes == CODES_8 || f.codes == CODES_TABLE) ? 0 : f.zero;                  \
-        const enum codes kind = f.codes == CODES_TABLE ? CODES_8 : f.codes;                                            \
+        const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                      \
+        prefetch(panel + (first + count) * stride, CHUNK_BLOCKS * stride);                                             \
         unpack(&f, f.per ? f.per : job->w->per, panel, first, count, u);                                               \
-        multiply_all(job->x, u, row, rows, first, count, zero, kind, f.subs, f.minimum != NO_MINIMUM);                 \
+        multiply_all(job->x, u, row, rows, first, count, f.zero, f.subs, f.minimum != NO_MINIMUM);                 \
     }
 EACH_FORMAT(CHUNK)
 

@@ -1,5 +1,7 @@
-/* Rows of x in 8 bits, for products with quantised weights. */
-/* One block of a row to 8 bits: x = scale * value with |value| <= 127. An input that is no number makes the scale one. */
+/* Rows of x as integers of 16 bits, for products with quantised weights. */
+
+/* One block of a row: x = scale * value with |value| <= 32767. A block with an input that is no number has a scale that
+ * is none. */
 INLINE void round_block(const struct rounded *job, long row, long block, enum dtype type) {
     long at = row * job->k + block * INPUTS, left = job->k - block * INPUTS;
     long index = row * job->blocks + block;
@@ -10,20 +12,21 @@ INLINE void round_block(const struct rounded *job, long row, long block, enum dt
         most = larger(larger(v[i], -v[i]), most);
         poison += v[i] * 0.0f;
     }
-    float scale = max_lanes(most) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0;
-    int32_t *sums = job->sums + 2 * index;
-    int8_t *to = job->values + index * INPUTS;
-    sums[0] = sums[1] = 0;
+    float scale = max_lanes(most) / 32767.0f, inverse = scale > 0 ? 1.0f / scale : 0;
+    vi sums[2] = {{0}, {0}};
     for (int i = 0; i < INPUTS / LANES; i++) {
         vi whole = (vi)(v[i] * inverse + 12582912.0f) - 0x4b400000; /* 1.5 * 2^23: the low bits are the nearest integer */
-        vs1 bytes = __builtin_convertvector(whole, vs1);
-        *(vs1_anywhere *)(to + i * LANES) = bytes;
-        for (int j = 0; j < LANES; j++) sums[(i * LANES + j) / 16] += to[i * LANES + j];
+        store_integers(job->values + index * INPUTS + i * LANES, whole);
+        sums[i * LANES / 16] += whole;
     }
     scale += sum_lanes(poison);
     job->scales[index] = scale;
-    job->weighted[2 * index] = scale * (float)sums[0];
-    job->weighted[2 * index + 1] = scale * (float)sums[1];
+    for (int half = 0; half < 2; half++) {
+        int32_t sum = 0;
+        for (int lane = 0; lane < LANES; lane++) sum += sums[half][lane];
+        job->sums[2 * index + half] = sum;
+        job->weighted[2 * index + half] = scale * (float)sum;
+    }
 }
 
 static void round_rows(const void *arg, long from, long to) {

@@ -219,6 +219,16 @@ INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((v
 #define ORDER(n) 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n
 #endif
 #define SWAP(v, n) SHUFFLE(v, ORDER(n))
+#if LANES == 16
+#define MIDDLE_SWAPPED 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15
+#elif LANES == 8
+#define MIDDLE_SWAPPED 0, 2, 1, 3, 4, 6, 5, 7
+#else
+#define MIDDLE_SWAPPED 0, 2, 1, 3
+#endif
+
+/* Before a loop that has to stay one: unrolled whole, the compiler would compute all products first and keep them in memory. */
+#define KEEP_LOOP _Pragma("GCC unroll 2")
 
 /* Always the same tree of additions. */
 INLINE float sum_lanes(vf v) {

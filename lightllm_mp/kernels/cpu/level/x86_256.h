@@ -16,10 +16,10 @@ typedef bytes bytes_anywhere __attribute__((aligned(1), may_alias));
 #define look_up(v, table) \
     ((pairs)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table))), (__m256i)(v)))
 #define set_words(w) _mm256_set1_epi32(w)
-#define add_shorts(a, b) _mm256_add_epi16(a, b)
-#define add_words(a, b) _mm256_add_epi32(a, b)
-#define widen_shorts(v) _mm256_madd_epi16(v, _mm256_set1_epi16(1))
-#define multiply_add_bytes(codes, values) _mm256_maddubs_epi16(codes, values)
-#define magnitudes(v) _mm256_abs_epi8(v)
-#define with_signs(v, of) _mm256_sign_epi8(v, of)
-#define dot_bytes(sum, codes, values) _mm256_dpbusd_avx_epi32(sum, codes, values)
+#define low_bytes(v) _mm256_and_si256(v, _mm256_set1_epi16(0xff))
+#define high_bytes_down(v) _mm256_srli_epi16(v, 8)
+#ifdef HAVE_DPWSSD
+#define add_pairs(sum, codes, values) _mm256_dpwssd_avx_epi32(sum, codes, values)
+#else
+#define add_pairs(sum, codes, values) _mm256_add_epi32(sum, _mm256_madd_epi16(codes, values))
+#endif

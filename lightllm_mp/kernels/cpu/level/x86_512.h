@@ -14,10 +14,10 @@ typedef bytes bytes_anywhere __attribute__((aligned(1), may_alias));
 #define look_up(v, table) \
     ((pairs)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table))), (__m512i)(v)))
 #define set_words(w) _mm512_set1_epi32(w)
-#define add_shorts(a, b) _mm512_add_epi16(a, b)
-#define add_words(a, b) _mm512_add_epi32(a, b)
-#define widen_shorts(v) _mm512_madd_epi16(v, _mm512_set1_epi16(1))
-#define multiply_add_bytes(codes, values) _mm512_maddubs_epi16(codes, values)
-#define magnitudes(v) _mm512_abs_epi8(v)
-#define with_signs(v, of) _mm512_mask_sub_epi8(v, _mm512_movepi8_mask(of), _mm512_setzero_si512(), v)
-#define dot_bytes(sum, codes, values) _mm512_dpbusd_epi32(sum, codes, values)
+#define low_bytes(v) _mm512_and_si512(v, _mm512_set1_epi16(0xff))
+#define high_bytes_down(v) _mm512_srli_epi16(v, 8)
+#ifdef HAVE_DPWSSD
+#define add_pairs(sum, codes, values) _mm512_dpwssd_epi32(sum, codes, values)
+#else
+#define add_pairs(sum, codes, values) _mm512_add_epi32(sum, _mm512_madd_epi16(codes, values))
+#endif
