@@ -4,6 +4,7 @@
 #   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
 #   bash scripts/dev.sh setup                                only prepare .venv for both
 # Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
+# `test`, run by root on Debian or Ubuntu, installs a cross compiler and an emulator for aarch64 where they are missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -67,6 +68,24 @@ install() {
     say "installed in $((SECONDS - begin)) s"
 }
 
+# The kernels for aarch64 are tested on x86-64 by a cross compiler and an emulator. As root on Debian or Ubuntu they are
+# installed; elsewhere the tests that need them are skipped.
+prepare_emulator() {
+    local packages='gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user'
+    [ "$(uname -m)" = x86_64 ] || return 0
+    ! command -v aarch64-linux-gnu-gcc >/dev/null || ! command -v qemu-aarch64 >/dev/null || return 0
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        say "for the tests of the aarch64 kernels, which are skipped now, install $packages (Debian, Ubuntu)"
+        return
+    fi
+    say "installing $packages: the tests of the aarch64 kernels need them"
+    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages; } \
+        >"$venv/apt.log" 2>&1; then
+        tail -n 5 "$venv/apt.log" >&2
+        say "they could not be installed (see $venv/apt.log): the tests of the aarch64 kernels are skipped"
+    fi
+}
+
 check() {
     local failed=()
     say "ruff check";  "$venv/bin/ruff" check . || failed+=("ruff check")
@@ -81,7 +100,7 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
     serve) install serve .; exec "$venv/bin/lightllm-mp" serve "$@" ;;
-    test)  install test '.[dev]'; check "$@" ;;
+    test)  install test '.[dev]'; prepare_emulator; check "$@" ;;
     setup) install test '.[dev]' ;;
-    *)     sed -n '2,6s/^# \{0,1\}//p' scripts/dev.sh >&2; exit 2 ;;
+    *)     sed -n '2,7s/^# \{0,1\}//p' scripts/dev.sh >&2; exit 2 ;;
 esac

@@ -58,12 +58,23 @@ static const struct level levels[] = {
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 
-#define ASIMDDP (1 << 20)
+#define HAS_DOTPROD (1 << 20) /* of AT_HWCAP */
+#define HAS_BF16 (1 << 14)    /* of AT_HWCAP2 */
 
 static int always(void) { return 1; }
-static int dotprod(void) { return (getauxval(AT_HWCAP) & ASIMDDP) != 0; }
 
-static const struct level levels[] = {{"neon", always, baseline_level, -1}, {"dotprod", dotprod, dotprod_level, 0}};
+#ifdef WITH_ARM_LEVELS
+static int dotprod(void) { return (getauxval(AT_HWCAP) & HAS_DOTPROD) != 0; }
+static int bf16(void) { return dotprod() && (getauxval(AT_HWCAP2) & HAS_BF16) != 0; }
+#endif
+
+static const struct level levels[] = {
+    {"neon", always, neon_level, -1},
+#ifdef WITH_ARM_LEVELS
+    {"dotprod", dotprod, dotprod_level, 0},
+    {"bf16", bf16, bf16_level, 1},
+#endif
+};
 #else
 static int always(void) { return 1; }
 

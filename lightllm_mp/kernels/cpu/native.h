@@ -253,6 +253,17 @@ struct kernels {
 extern const struct kernels *kernels; /* in use */
 #define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */
 
+/* Older compilers do not know the extensions; Clang before 16 declares their intrinsics only where its command line names
+ * them. */
+#if defined(__clang__)
+#define KNOWS_ARM_EXTENSIONS (__clang_major__ >= 16)
+#else
+#define KNOWS_ARM_EXTENSIONS (__GNUC__ >= 10)
+#endif
+#if defined(__aarch64__) && KNOWS_ARM_EXTENSIONS
+#define WITH_ARM_LEVELS 1
+#endif
+
 /* A level fills the table, or replaces what it does better than the level below it. */
 void baseline_level(struct kernels *to);
 void avx2_level(struct kernels *to);
@@ -261,7 +272,9 @@ void avx512_level(struct kernels *to);
 void avx512vnni_level(struct kernels *to);
 void avx512bf16_level(struct kernels *to);
 void amx_level(struct kernels *to);
+void neon_level(struct kernels *to);
 void dotprod_level(struct kernels *to);
+void bf16_level(struct kernels *to);
 
 /* Sets `*name` for level i where this processor has it, else NULL. 0 after the last level. */
 int level_at(int i, const char **name);

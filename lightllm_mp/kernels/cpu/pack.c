@@ -302,23 +302,23 @@ static float half_at(const uint8_t *p, long i) {
     return half_float(half);
 }
 
+static int least_step(const struct format *f, const uint8_t *steps, long output, int sub) {
+    return f->scaling == NIBBLES ? steps[sub * OUTPUTS + output] >> 4 : steps[(f->subs + sub) * OUTPUTS + output];
+}
+
 /* Scale and minimum of one output in a part of a block. */
 static void scale_of(const struct format *f, const uint8_t *head, const uint8_t *block, long output, int sub, float *scale,
                      float *minimum) {
     const uint8_t *second = head + (f->scaling == FLOAT ? 4 : 2) * OUTPUTS, *steps = block + steps_at(f->codes);
-    uint8_t step = steps[sub * OUTPUTS + output], least = steps[(f->subs + sub) * OUTPUTS + output];
     switch (f->scaling) {
         case FLOAT: memcpy(scale, head + 4 * output, 4); break;
-        case STEPS: *scale = half_at(head, output) * (int8_t)step; break;
-        case NIBBLES:
-            *scale = half_at(head, output) * (step & 15);
-            least = step >> 4;
-            break;
+        case STEPS: *scale = half_at(head, output) * (int8_t)steps[sub * OUTPUTS + output]; break;
+        case NIBBLES: *scale = half_at(head, output) * (steps[sub * OUTPUTS + output] & 15); break;
         default: *scale = half_at(head, output); break;
     }
     switch (f->minimum) {
         case HALF_MINIMUM: *minimum = half_at(second, output); break;
-        case STEPS_MINIMUM: *minimum = -half_at(second, output) * least; break;
+        case STEPS_MINIMUM: *minimum = -half_at(second, output) * least_step(f, steps, output, sub); break;
         case ZERO_POINT: *minimum = -*scale * second[output]; break;
         default: *minimum = 0; break;
     }
