@@ -1,17 +1,12 @@
 /* Products of unsigned codes with integers of 16 bits, without any instruction for them. */
-#define LARGEST 32767
-#define SIGNED_CODES 0
-
-INLINE void store_integers(int16_t *block, int at, vi whole) {
-    for (int i = 0; i < LANES; i++) block[at + i] = (int16_t)whole[i];
+INLINE void store_integers(int16_t *to, vi whole) {
+    for (int i = 0; i < LANES; i++) to[i] = (int16_t)whole[i];
 }
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int first, const int groups, const int16_t *x,
-                       long stride, const int rows, enum codes kind) {
-    (void)kind;
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int16_t *x, long stride, const int rows) {
     for (int r = 0; r < rows; r++) {
         int32_t sum[OUTPUTS] = {0};
-        for (int g = first; g < first + groups; g++) {
+        for (int g = 0; g < groups; g++) {
             const int16_t *v = x + r * stride + g * 4;
             for (int o = 0; o < OUTPUTS; o++) {
                 const uint8_t *w = codes + g * GROUP_BYTES + o * 4;

@@ -5,12 +5,10 @@
  *
  * A level gives `bytes` (its integer register), `set_words`, `low_bytes`, `high_bytes_down` and `add_pairs`. */
 
-#define LARGEST 32767
-#define SIGNED_CODES 0
-
-INLINE void store_integers(int16_t *block, int at, vi whole) {
+/* Integers of LANES inputs, in the order of `dot_groups`. */
+INLINE void store_integers(int16_t *to, vi whole) {
     typedef int16_t shorts __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-    *(shorts *)(block + at) = __builtin_convertvector(SHUFFLE(whole, MIDDLE_SWAPPED), shorts);
+    *(shorts *)to = __builtin_convertvector(SHUFFLE(whole, MIDDLE_SWAPPED), shorts);
 }
 
 INLINE bytes same_pair(const int16_t *p) {
@@ -19,14 +17,13 @@ INLINE bytes same_pair(const int16_t *p) {
     return set_words(word);
 }
 
-INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int first, const int groups, const int16_t *x,
-                       long stride, const int rows, enum codes kind) {
-    (void)kind;
+/* acc = products of `rows` rows of x, `stride` apart, with the codes of some groups. */
+INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int16_t *x, long stride, const int rows) {
     bytes sum[DOT_ROWS][PARTS];
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < PARTS; p++) sum[r][p] = set_words(0);
     KEEP_LOOP
-    for (int g = first; g < first + groups; g++) {
+    for (int g = 0; g < groups; g++) {
         for (int odd = 0; odd < 2; odd++) { /* one after the other: they need not be in registers at once */
             bytes w[PARTS];
             for (int p = 0; p < PARTS; p++) {

@@ -6,11 +6,7 @@
  *
  * A level gives
  *   DOT_ROWS   the most rows at once: 4 or 8
- *   DOT        a file with
- *                dot_groups       products of `rows` rows of x with the codes of groups [first, first + groups)
- *                store_integers   LANES integers of a block of x, from number `at` on, in the order of dot_groups
- *                LARGEST          the largest of these integers
- *                SIGNED_CODES     codes of 8 bits are unpacked as signed bytes, less 128, and not as they are */
+ *   DOT        a file with dot_groups (integer products of rows with codes) and store_integers (the order of x for it) */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
 #define PARTS (OUTPUTS / LANES)
 
@@ -54,14 +50,13 @@ INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind)
             pairs v;
             if (kind == CODES_8) {
                 v = load_pairs(planes + g * GROUP_BYTES + part);
-                if (SIGNED_CODES) v ^= PAIRS_OF(0x80);
             } else if (nibbles) {
                 v = load_pairs(planes + g % 4 * GROUP_BYTES + part) >> (g / 4 * 4) & PAIRS_OF(15);
             } else {
                 v = load_pairs(planes + g / 4 * GROUP_BYTES + part) >> (2 * (g % 4)) & PAIRS_OF(3);
             }
             if (kind == CODES_3 || kind == CODES_5 || kind == CODES_6) v |= high_bits(high, g, part, kind);
-            if (kind == CODES_TABLE) v = look_up(v, iq4_values) ^ (SIGNED_CODES ? PAIRS_OF(0) : PAIRS_OF(0x80));
+            if (kind == CODES_TABLE) v = look_up(v, iq4_values) ^ PAIRS_OF(0x80);
             *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
         }
     }
@@ -132,14 +127,14 @@ INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long 
 
 /* Adds the products of `rows` rows with `count` unpacked blocks, the first of which is block `first` of the row. */
 INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long row, long to, long first, long count, int zero,
-                            const int rows, enum codes kind, const int subs, const int with_minimum) {
+                            const int rows, const int subs, const int with_minimum) {
     long stride = x->blocks * INPUTS;
     const int groups = GROUPS / subs;
     for (long b = 0; b < count; b++) {
         for (int s = 0; s < subs; s++) {
             vi acc[DOT_ROWS][PARTS];
-            const int16_t *values = x->values + row * stride + (first + b) * INPUTS;
-            dot_groups(acc, u->codes + b * GROUPS * GROUP_BYTES, s * groups, groups, values, stride, rows, kind);
+            const int16_t *values = x->values + row * stride + (first + b) * INPUTS + s * groups * 4;
+            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * GROUP_BYTES, groups, values, stride, rows);
             const float *scales = u->scales + (b * subs + s) * OUTPUTS, *minima = u->minima + (b * subs + s) * OUTPUTS;
             for (int r = 0; r < rows; r++) {
                 long at = (row + r) * x->blocks + first + b;
@@ -161,11 +156,11 @@ INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long ro
 }
 
 INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, long rows, long first, long count, int zero,
-                         enum codes kind, const int subs, const int with_minimum) {
+                         const int subs, const int with_minimum) {
     long r = 0;
 #define SOME(n)                                                                                        \
     for (; r + n <= rows; r += n)                                                                      \
-    multiply_blocks(x, u, row + r, r, first, count, zero, n, kind, subs, with_minimum)
+    multiply_blocks(x, u, row + r, r, first, count, zero, n, subs, with_minimum)
 #if DOT_ROWS == 8
     SOME(8);
 #endif
@@ -185,12 +180,10 @@ INLINE void prefetch(const uint8_t *from, long bytes) {
     static void chunk_##name(const struct product *job, const uint8_t *panel, long row, long rows, long first, long count, \
                              struct unpacked *u) {                                                                     \
         static const struct format f = {__VA_ARGS__};                                                                  \
-        const enum codes kind = f.codes == CODES_TABLE ? CODES_8 : f.codes;                                            \
-        const int zero = SIGNED_CODES && kind == CODES_8 ? 0 : f.zero;                                                 \
         const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                      \
         prefetch(panel + (first + count) * stride, CHUNK_BLOCKS * stride);                                             \
         unpack(&f, f.per ? f.per : job->w->per, panel, first, count, u);                                               \
-        multiply_all(job->x, u, row, rows, first, count, zero, kind, f.subs, f.minimum != NO_MINIMUM);                 \
+        multiply_all(job->x, u, row, rows, first, count, f.zero, f.subs, f.minimum != NO_MINIMUM);                 \
     }
 EACH_FORMAT(CHUNK)
 

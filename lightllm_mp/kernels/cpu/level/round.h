@@ -1,6 +1,6 @@
 /* Rows of x as integers of 16 bits, for products with quantised weights. */
 
-/* One block of a row: x = scale * value with |value| <= LARGEST. A block with an input that is no number has a scale that
+/* One block of a row: x = scale * value with |value| <= 32767. A block with an input that is no number has a scale that
  * is none. */
 INLINE void round_block(const struct rounded *job, long row, long block, enum dtype type) {
     long at = row * job->k + block * INPUTS, left = job->k - block * INPUTS;
@@ -12,11 +12,11 @@ INLINE void round_block(const struct rounded *job, long row, long block, enum dt
         most = larger(larger(v[i], -v[i]), most);
         poison += v[i] * 0.0f;
     }
-    float scale = max_lanes(most) / (float)LARGEST, inverse = scale > 0 ? 1.0f / scale : 0;
+    float scale = max_lanes(most) / 32767.0f, inverse = scale > 0 ? 1.0f / scale : 0;
     vi sums[2] = {{0}, {0}};
     for (int i = 0; i < INPUTS / LANES; i++) {
         vi whole = (vi)(v[i] * inverse + 12582912.0f) - 0x4b400000; /* 1.5 * 2^23: the low bits are the nearest integer */
-        store_integers(job->values + index * INPUTS, i * LANES, whole);
+        store_integers(job->values + index * INPUTS + i * LANES, whole);
         sums[i * LANES / 16] += whole;
     }
     scale += sum_lanes(poison);
