@@ -141,7 +141,9 @@ INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long ro
                 float scale = x->scales[at];
                 const int32_t *sums = x->sums + 2 * at;
                 const float *weighted = x->weighted + 2 * at;
-                int32_t sum = zero * (subs == 2 ? sums[s] : sums[0] + sums[1]);
+                /* Unsigned: sums of a block with an input that is no number are any; its scale is none. */
+                uint32_t whole = subs == 2 ? (uint32_t)sums[s] : (uint32_t)sums[0] + (uint32_t)sums[1];
+                int32_t sum = (int32_t)((uint32_t)zero * whole);
                 float least = subs == 2 ? weighted[s] : weighted[0] + weighted[1];
                 for (int p = 0; p < PARTS; p++) {
                     float *total = u->sums + (to + r) * OUTPUTS + p * LANES;

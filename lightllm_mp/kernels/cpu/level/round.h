@@ -22,8 +22,9 @@ INLINE void round_block(const struct rounded *job, long row, long block, enum dt
     scale += sum_lanes(poison);
     job->scales[index] = scale;
     for (int half = 0; half < 2; half++) {
-        int32_t sum = 0;
-        for (int lane = 0; lane < LANES; lane++) sum += sums[half][lane];
+        uint32_t total = 0;
+        for (int lane = 0; lane < LANES; lane++) total += (uint32_t)sums[half][lane];
+        int32_t sum = (int32_t)total;
         job->sums[2 * index + half] = sum;
         job->weighted[2 * index + half] = scale * (float)sum;
     }
