@@ -3,9 +3,8 @@ takes are gone with it, while the supervisor lives as long as the server."""
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import msgspec
@@ -24,32 +23,25 @@ def check_model(path: Path, *, ranks: int, dummy: bool) -> None:
 
 
 def check_model_apart(path: Path, *, ranks: int, dummy: bool) -> None:
-    """As `check_model`. Call it while this process has one thread. StartupError when the other process fails."""
-    there, here = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os._exit(_tell(here, path, ranks, dummy))
-    os.close(here)
-    with os.fdopen(there, "rb") as answer:
-        said = answer.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status:
-        raise StartupError(f"the process that looks at the model's files ended with {status}")
-    if said:
-        is_config, message, param = msgspec.msgpack.decode(said, type=tuple[bool, str, str | None])
+    """As `check_model`. StartupError when the other process fails."""
+    asked = msgspec.json.encode((str(path), ranks, dummy)).decode()
+    done = subprocess.run([sys.executable, "-m", __name__, asked], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise StartupError(f"the process that looks at the model's files ended with {done.returncode}")
+    if done.stdout:
+        is_config, message, param = msgspec.msgpack.decode(done.stdout, type=tuple[bool, str, str | None])
         raise ConfigError(message, param=param) if is_config else ModelError(message)
 
 
-def _tell(pipe: int, path: Path, ranks: int, dummy: bool) -> int:
-    """The other process: writes what is wrong, or nothing. Returns its exit code."""
+def main() -> None:
+    """The other process: writes what is wrong, or nothing."""
+    path, ranks, dummy = msgspec.json.decode(sys.argv[1], type=tuple[str, int, bool])
     try:
-        check_model(path, ranks=ranks, dummy=dummy)
+        check_model(Path(path), ranks=ranks, dummy=dummy)
     except EngineError as error:
-        os.write(pipe, msgspec.msgpack.encode((isinstance(error, ConfigError), error.message, error.param)))
-    except KeyboardInterrupt:
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        return 1
-    return 0
+        said = msgspec.msgpack.encode((isinstance(error, ConfigError), error.message, error.param))
+        sys.stdout.buffer.write(said)
+
+
+if __name__ == "__main__":
+    main()

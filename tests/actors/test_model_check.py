@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lightllm_mp.actors import model_check
 from lightllm_mp.actors.model_check import check_model, check_model_apart
 from lightllm_mp.errors import ConfigError, ModelError, StartupError
 
@@ -48,11 +48,11 @@ def test_ranks_that_do_not_fit_are_a_mistake_of_the_flags() -> None:
     assert (told.value.message, told.value.param) == (here.value.message, here.value.param)
 
 
-def test_a_bug_there_is_no_silence_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(model_check, "check_model", lambda path, **named: 1 / 0)
+def test_a_bug_there_is_no_silence_here(capfd: pytest.CaptureFixture[str]) -> None:
+    many: Any = "many"
     with pytest.raises(StartupError, match="ended with 1"):
-        check_model_apart(GOLDENS / "llama", ranks=1, dummy=False)
-    assert "ZeroDivisionError" in capfd.readouterr().err
+        check_model_apart(GOLDENS / "llama", ranks=many, dummy=False)
+    assert "ValidationError" in capfd.readouterr().err
 
 
 def test_what_it_imports_does_not_stay() -> None:

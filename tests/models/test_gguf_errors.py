@@ -13,7 +13,7 @@ from gguf_file import write_gguf
 from test_gguf_families import SAID_BY_KEYS
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models import config
+from lightllm_mp.models import gguf
 from lightllm_mp.models.config import gguf_model
 from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.models.loader import load_model
@@ -63,7 +63,7 @@ def test_no_value_of_a_key_is_more_than_an_error(tmp_path, folder, monkeypatch):
     write_gguf(path, folder, keys=SAID_BY_KEYS.get(folder))
     file = read_gguf(path)
     shapes, told = {name: tensor.shape for name, tensor in file.tensors.items()}, dict(file.metadata)
-    monkeypatch.setattr(config, "read_gguf", lambda path: file)
+    monkeypatch.setattr(gguf, "read_gguf", lambda path: file)
     messages = []
     for key, value in itertools.product(told, ODD):
         file.metadata = told | {key: value}

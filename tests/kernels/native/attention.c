@@ -130,7 +130,7 @@ static void check_one(struct heads h, enum dtype type, enum dtype kv_type, struc
         make(tokens * h.heads * h.head_dim, size_of(type)), start, context, rows, table,
         v.with_alibi ? random_values(h.heads, FLOAT32, 0.2f) : NULL, SEQUENCES, TABLE_WIDTH, new_tokens[0], v.window,
         1 / sqrtf((float)h.head_dim), v.softcap, h, type, kv_type,
-        random_scales(&h, kv_type), random_scales(&h, kv_type)};
+        random_scales(&h, kv_type), random_scales(&h, kv_type), h.heads * h.head_dim, h.kv_heads * h.head_dim, 0};
     attention_run(&job);
     check_values(&job);
     check_parts(&job);

@@ -5,16 +5,16 @@
 INLINE vf erf_vf(vf x) {
     vf clipped = select_vf(x > 4.0f, splat(4.0f), select_vf(x < -4.0f, splat(-4.0f), x));
     vf s = clipped * clipped;
-    vf p = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
-    p = p * s - 2.10102402082508e-06f;
-    p = p * s - 5.69250639462346e-05f;
-    p = p * s - 7.34990630326855e-04f;
-    p = p * s - 2.95459980854025e-03f;
-    p = p * s - 1.60960333262415e-02f;
-    vf q = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
-    q = q * s - 1.68282697438203e-03f;
-    q = q * s - 7.37332916720468e-03f;
-    q = q * s - 1.42647390514189e-02f;
+    vf p = multiply_add(s, splat(-2.72614225801306e-10f), splat(2.77068142495902e-08f));
+    p = multiply_add(p, s, splat(-2.10102402082508e-06f));
+    p = multiply_add(p, s, splat(-5.69250639462346e-05f));
+    p = multiply_add(p, s, splat(-7.34990630326855e-04f));
+    p = multiply_add(p, s, splat(-2.95459980854025e-03f));
+    p = multiply_add(p, s, splat(-1.60960333262415e-02f));
+    vf q = multiply_add(s, splat(-1.45660718464996e-05f), splat(-2.13374055278905e-04f));
+    q = multiply_add(q, s, splat(-1.68282697438203e-03f));
+    q = multiply_add(q, s, splat(-7.37332916720468e-03f));
+    q = multiply_add(q, s, splat(-1.42647390514189e-02f));
     return clipped * p / q;
 }
 

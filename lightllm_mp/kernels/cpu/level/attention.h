@@ -138,8 +138,9 @@ INLINE void score_rows(const struct scratch *s, long head_dim, long row, const i
     for (long d = 0; d < head_dim; d++) {
         vf k0 = load_float(s->keys + d * BLOCK + column), k1 = load_float(s->keys + d * BLOCK + column + LANES);
         for (int r = 0; r < rows; r++) {
-            acc[r][0] += s->q[(row + r) * head_dim + d] * k0;
-            acc[r][1] += s->q[(row + r) * head_dim + d] * k1;
+            vf q = splat(s->q[(row + r) * head_dim + d]);
+            acc[r][0] = multiply_add(q, k0, acc[r][0]);
+            acc[r][1] = multiply_add(q, k1, acc[r][1]);
         }
     }
     for (int r = 0; r < rows; r++) {
@@ -157,7 +158,8 @@ INLINE void mix_rows_of(struct scratch *s, long head_dim, long row, const int ro
         vf v[2];
         for (int w = 0; w < wide; w++) v[w] = load_float(s->values + k * head_dim + d + w * LANES);
         for (int r = 0; r < rows; r++)
-            for (int w = 0; w < wide; w++) acc[r][w] += s->rows.scores[(row + r) * BLOCK + k] * v[w];
+            for (int w = 0; w < wide; w++)
+                acc[r][w] = multiply_add(splat(s->rows.scores[(row + r) * BLOCK + k]), v[w], acc[r][w]);
     }
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < wide; w++) store_float(s->rows.out + (row + r) * head_dim + d + w * LANES, acc[r][w]);

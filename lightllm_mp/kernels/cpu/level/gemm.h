@@ -26,8 +26,8 @@ INLINE void multiply(const struct operands *o, enum dtype type, const int rows, 
             vf b[VECTORS];
             for (int v = 0; v < vecs; v++) b[v] = load_float((const float *)o->packed + i * PANEL + v * LANES);
             for (int r = 0; r < rows; r++) {
-                float a = o->x[r * o->stride + i];
-                for (int v = 0; v < vecs; v++) acc[r][v] += a * b[v];
+                vf a = splat(o->x[r * o->stride + i]);
+                for (int v = 0; v < vecs; v++) acc[r][v] = multiply_add(a, b[v], acc[r][v]);
             }
         }
     } else {
@@ -39,12 +39,12 @@ INLINE void multiply(const struct operands *o, enum dtype type, const int rows, 
                 odd[v] = (vf)(word & 0xffff0000u);
             }
             for (int r = 0; r < rows; r++) {
-                float a = o->x[r * o->stride + i];
-                for (int v = 0; v < vecs; v++) acc[r][v] += a * even[v];
+                vf a = splat(o->x[r * o->stride + i]);
+                for (int v = 0; v < vecs; v++) acc[r][v] = multiply_add(a, even[v], acc[r][v]);
             }
             for (int r = 0; r < rows; r++) {
-                float a = o->x[r * o->stride + i + 1];
-                for (int v = 0; v < vecs; v++) acc[r][v] += a * odd[v];
+                vf a = splat(o->x[r * o->stride + i + 1]);
+                for (int v = 0; v < vecs; v++) acc[r][v] = multiply_add(a, odd[v], acc[r][v]);
             }
         }
     }
@@ -54,7 +54,7 @@ INLINE void multiply(const struct operands *o, enum dtype type, const int rows, 
 
 /* A whole panel: all of it for a lone row, else in parts that fit the registers. */
 INLINE void multiply_panel(const struct operands *whole, enum dtype type, const int rows, float *sums, int begin) {
-    const int vecs = rows == 1 || TILE_N > VECTORS ? VECTORS : TILE_N;
+    const int vecs = (rows == 1 && VECTORS <= 4) || TILE_N > VECTORS ? VECTORS : TILE_N;
     for (int v = 0; v < VECTORS; v += vecs) {
         struct operands part = *whole;
         part.packed = (const char *)whole->packed + v * LANES * 4; /* also for pairs of bfloat16 */

@@ -148,8 +148,8 @@ INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long ro
                 for (int p = 0; p < PARTS; p++) {
                     float *total = u->sums + (to + r) * OUTPUTS + p * LANES;
                     vf dots = __builtin_convertvector(acc[r][p] - sum, vf);
-                    vf v = load_float(total) + dots * (load_float(scales + p * LANES) * scale);
-                    if (with_minimum) v += load_float(minima + p * LANES) * least;
+                    vf v = multiply_add(dots, load_float(scales + p * LANES) * scale, load_float(total));
+                    if (with_minimum) v = multiply_add(load_float(minima + p * LANES), splat(least), v);
                     store_float(total, v);
                 }
             }

@@ -93,6 +93,12 @@ INLINE uint8_t float_e4m3(float f) {
     return sign | (uint8_t)((u >> 20) - (120 << 3));
 }
 
+/* a * b + c, rounded once where a level has an instruction for that. The compiler is told to fuse nothing by itself: it
+ * would do so in one copy of a loop and not in another, and a row would depend on how many are with it. */
+#ifndef multiply_add
+#define multiply_add(a, b, c) ((a) * (b) + (c))
+#endif
+
 INLINE vf splat(float f) { return f - (vf){0}; }
 
 #ifndef load_bf16 /* a level may have instructions for it */
@@ -261,17 +267,18 @@ INLINE float max_lanes(vf v) {
 INLINE vf exp_vf(vf x) {
     vi low = x < -87.0f;
     vf clipped = select_vf(low, splat(-87.0f), select_vf(x > 88.0f, splat(88.0f), x));
-    vf shifted = clipped * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
+    /* 1.5 * 2^23: the sum's low bits are round(x / ln 2). */
+    vf shifted = multiply_add(clipped, splat(1.44269504088896341f), splat(12582912.0f));
     vi n = (vi)shifted - 0x4b400000;
     vf whole = shifted - 12582912.0f;
-    vf r = clipped - whole * 0.693359375f;
-    r = r - whole * -2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    vf r = multiply_add(whole, splat(-0.693359375f), clipped);
+    r = multiply_add(whole, splat(2.12194440e-4f), r);
+    vf p = multiply_add(r, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
+    p = multiply_add(p, r, splat(8.3334519073e-3f));
+    p = multiply_add(p, r, splat(4.1665795894e-2f));
+    p = multiply_add(p, r, splat(1.6666665459e-1f));
+    p = multiply_add(p, r, splat(5.0000001201e-1f));
+    p = multiply_add(p, r * r, r) + 1.0f;
     vf scaled = p * (vf)((n + 127) << 23);
     return select_vf(low, (vf){0}, scaled);
 }

@@ -5,6 +5,7 @@
 typedef __m256i bytes;
 typedef bytes bytes_anywhere __attribute__((aligned(1), may_alias));
 
+#define multiply_add(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define load_bf16(p) \
     ((vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
 #define narrow_words(v)                                                                                         \

@@ -5,6 +5,7 @@
 typedef __m512i bytes;
 typedef bytes bytes_anywhere __attribute__((aligned(1), may_alias));
 
+#define multiply_add(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define load_bf16(p) \
     ((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
 #define narrow_words(v) ((vh)_mm512_cvtepi32_epi16((__m512i)(v)))
