@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -39,7 +40,9 @@ def build(to: Path, compiler: str, *flags: str) -> Path:
 
 def run(command: list[str]) -> tuple[list[str], list[str]]:
     """The levels that the processor has, and those that were checked. AssertionError with what failed."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    # A stack made by the sanitizer is not aligned as GCC's code for 64-byte vectors expects (GCC bug 110027).
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert result.returncode == 0, f"{result.returncode}: {result.stdout[-3000:]}{result.stderr[-3000:]}"
     first, *rest = result.stdout.splitlines()
     checked = {found[1]: int(found[2]) for line in rest if (found := re.fullmatch(r"(\w+): (\d+) checks", line))}
