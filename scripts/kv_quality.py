@@ -1,7 +1,12 @@
-"""What 8-bit keys and values cost in quality: perplexity, and how often the likeliest token stays the same, with every
-token given (teacher forcing). The text is the Python language reference, which every Python brings along.
+"""What 8-bit keys and values, or quantised weights, cost in quality: perplexity, and how often the likeliest token
+stays the same, with every token given (teacher forcing). The text is the Python language reference, which every Python
+brings along.
 
     python scripts/kv_quality.py [--model PATH] [--tokens 20480] [--kv bfloat16,int8,fp8] [--device cpu|cuda]
+    python scripts/kv_quality.py --weights [--model FILE.gguf]
+
+--weights, on a CPU: the model in float32, in bfloat16 with its weights expanded, and in bfloat16 with the file's own
+blocks, each with keys and values of its type.
 
 The first type of --kv is what the others are compared with. On a CPU everything but the stored keys and values is
 float32, and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in
@@ -14,6 +19,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data import topics
@@ -65,6 +71,14 @@ def load(path: Path, device: str) -> Decoder:
     return load_model(path, device=device, dtype=dtype, ops=ops)
 
 
+def weight_forms(path: Path) -> Iterator[tuple[str, Decoder]]:
+    """A GGUF file's model exactly, with expanded weights, and as it is served."""
+    ops = op_table("cpu", torch.bfloat16)
+    yield "float32", load_model(path, dtype=torch.float32)
+    yield "expanded", load_model(path, dtype=torch.bfloat16, ops=replace(ops, block_types=frozenset()))
+    yield "blocks", load_model(path, dtype=torch.bfloat16)
+
+
 def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk: int) -> Scores:
     """`sequences` [count, length], fed one after the other in chunks: later chunks read what earlier ones stored."""
     device, length = sequences.device, sequences.shape[1]
@@ -85,6 +99,16 @@ def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk:
     return Scores(torch.cat(losses), torch.cat(likeliest))
 
 
+def cases(path: Path, args: argparse.Namespace) -> Iterator[tuple[str, str, Decoder]]:
+    """Form of the weights, type of keys and values, model; the first is what the others are compared with."""
+    if args.weights:
+        for name, decoder in weight_forms(path):
+            yield name, str(decoder.dtype).removeprefix("torch."), decoder
+        return
+    decoder = load(path, args.device)
+    yield from (("as loaded", name, decoder) for name in args.kv.split(","))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
@@ -92,6 +116,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--chunk", type=int, default=256, help="tokens fed at a time")
     parser.add_argument("--kv", default="bfloat16,int8,fp8")
+    parser.add_argument("--weights", action="store_true", help="compare forms of the weights and not of the KV")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     set_threads()
@@ -99,8 +124,8 @@ def main() -> None:
     ids = torch.as_tensor(load_tokenizer(path).encode(text()).tolist()[: args.tokens])
     count = len(ids) // args.length
     sequences = ids[: count * args.length].view(count, args.length).to(args.device)
-    decoder, base = load(path, args.device), None
-    for name in args.kv.split(","):
+    base = None
+    for weights, name, decoder in cases(path, args):
         began = time.perf_counter()
         scores = score(decoder, sequences, STORED[name], args.chunk)
         base = base or scores
@@ -108,6 +133,7 @@ def main() -> None:
             "model": path.name,
             "device": args.device,
             "computed_in": str(decoder.dtype).removeprefix("torch."),
+            "weights": weights,
             "kv": name,
             "tokens": len(scores.losses),
             "perplexity": round(scores.perplexity, 5),
