@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,3 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(getattr(item, "module", None), "DEVICE", None) == "cuda":
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def package_logger() -> Iterator[None]:
+    """An engine inside this process configures the package's logger; the next file's tests find it as it was."""
+    logger = logging.getLogger("lightllm_mp")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

@@ -34,6 +34,10 @@ class QuantisedLinear(NamedTuple):
     """int64 [parts, 5]: `struct quantised` of native.h."""
     n: int
     k: int
+    count: int
+    """Parts."""
+    address: int
+    """Of `parts`."""
     order: Tensor | None
     """int64 [k]: in which order the weight takes its inputs, where it is not theirs."""
 
@@ -97,7 +101,9 @@ def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | Non
     for packed, n, form, per in parts:
         lines.append((packed.data_ptr(), 0 if bias is None else bias[row:].data_ptr(), n, form, per))
         row += n
-    return QuantisedLinear(tuple(part.packed for part in parts), bias, torch.tensor(lines), row, k, order)
+    table = torch.tensor(lines)
+    packed = tuple(part.packed for part in parts)
+    return QuantisedLinear(packed, bias, table, row, k, len(parts), table.data_ptr(), order)
 
 
 def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
@@ -106,8 +112,7 @@ def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
         x = x.index_select(1, w.order)
     m = x.shape[0]
     out = torch.empty((m, w.n), dtype=dtype)
-    parts = w.parts
-    _c.quantised(x.data_ptr(), parts.data_ptr(), parts.shape[0], out.data_ptr(), m, w.k, TYPES[x.dtype], TYPES[dtype])
+    _c.quantised(x.data_ptr(), w.address, w.count, out.data_ptr(), m, w.k, TYPES[x.dtype], TYPES[dtype])
     return out
 
 
@@ -116,5 +121,5 @@ def expanded_rows(ids: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor
     assert w.order is None
     ids = ids.long().contiguous()
     out = torch.empty((ids.shape[0], w.k), dtype=dtype)
-    _c.expand_rows(w.parts.data_ptr(), w.k, ids.data_ptr(), ids.shape[0], out.data_ptr(), TYPES[dtype])
+    _c.expand_rows(w.address, w.k, ids.data_ptr(), ids.shape[0], out.data_ptr(), TYPES[dtype])
     return out
