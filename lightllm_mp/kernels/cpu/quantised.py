@@ -34,8 +34,8 @@ class QuantisedLinear(NamedTuple):
     """int64 [parts, 5]: `struct quantised` of native.h."""
     n: int
     k: int
-    count: int
-    """Parts."""
+    pieces: int
+    """How many `parts` there are."""
     address: int
     """Of `parts`."""
     order: Tensor | None
@@ -112,7 +112,7 @@ def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
         x = x.index_select(1, w.order)
     m = x.shape[0]
     out = torch.empty((m, w.n), dtype=dtype)
-    _c.quantised(x.data_ptr(), w.address, w.count, out.data_ptr(), m, w.k, TYPES[x.dtype], TYPES[dtype])
+    _c.quantised(x.data_ptr(), w.address, w.pieces, out.data_ptr(), m, w.k, TYPES[x.dtype], TYPES[dtype])
     return out
 
 
