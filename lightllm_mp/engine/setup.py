@@ -113,7 +113,7 @@ def build_engine(
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or engine.kv_cache_dtype != "auto" or spec.head_dim % 16 or not decoder.ops.exact_rows
+    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -99,13 +98,12 @@ class Weights:
             self._prepare_if_whole(param.target.removesuffix(".bias"))
 
     def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
-        if piece.transform:
-            blocks = BlockRows(piece.transform(blocks.rows), blocks.type)
-        parts = parts_of_blocks(blocks, self._cuts[param.target], row) if _may_be_blocks(param.target) else None
-        if parts is not None:
-            self._blocks.setdefault(param.target, []).extend(parts)
-        else:
-            self._copy(param, replace(piece, transform=None), row, expanded(BlockWeight((blocks,)), self._dtype))
+        if _may_be_blocks(param.target):  # what brings lines into order does the same to lines of blocks
+            own = BlockRows(piece.transform(blocks.rows), blocks.type) if piece.transform else blocks
+            if (parts := parts_of_blocks(own, self._cuts[param.target], row)) is not None:
+                self._blocks.setdefault(param.target, []).extend(parts)
+                return
+        self._copy(param, piece, row, expanded(BlockWeight((blocks,)), self._dtype))
 
     def _copy(self, param: Param, piece: Piece, row: int, tensor: Source) -> None:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)

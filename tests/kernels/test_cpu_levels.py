@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from assembly import functions_of, innermost_loops
+from native_checks import extension
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
@@ -61,11 +63,8 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     compiler = shutil.which("gcc")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("gcc for x86-64 is needed")
-    to = tmp_path_factory.mktemp("assembly") / "avx2.s"
-    flags = ["-std=gnu11", "-O3", "-Wno-psabi", "-fPIC", "-fno-inline-functions-called-once"]
-    subprocess.run([compiler, *flags, "-S", str(SOURCES / "avx2.c"), "-o", str(to)], check=True, timeout=120)
-    parts = re.split(r"^(\w+)(?:\.\w+)*:$", to.read_text(), flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    flags = [*extension()["extra-compile-args"], "-fPIC"]
+    return functions_of(SOURCES / "avx2.c", compiler, flags, tmp_path_factory.mktemp("assembly") / "avx2.s")
 
 
 def test_avx2_functions_use_whole_registers(assembly):
@@ -76,20 +75,6 @@ def test_avx2_functions_use_whole_registers(assembly):
         narrow = [line for line in products if "%xmm" in line]
         assert len(products) > 4, name
         assert not narrow, (name, narrow[:3])
-
-
-def innermost_loops(function: str) -> list[list[str]]:
-    """Instructions between a label and the jump back to it that hold no other label."""
-    loops: list[list[str]] = []
-    label, body = "", list[str]()
-    for line in function.splitlines():
-        if found := re.match(r"^(\.L\w+):", line):
-            label, body = found[1], []
-        elif line.startswith("\t") and not line.startswith("\t."):
-            body.append(line.strip())
-            if label and re.match(rf"j\w+\s+{re.escape(label)}$", line.strip()):
-                loops.append(body)
-    return loops
 
 
 def products_and_spills(function: str) -> list[tuple[int, int]]:

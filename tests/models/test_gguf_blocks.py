@@ -11,8 +11,10 @@ from gguf import GGMLQuantizationType
 from gguf_file import write_gguf
 from golden import prompts
 from runner import Runner
+from test_gguf_families import DEEPSEEK, SIZES, random_folder
 
 from lightllm_mp.kernels.cpu import overlay
+from lightllm_mp.models.config import gguf_model
 from lightllm_mp.models.decoder import Decoder
 from lightllm_mp.models.group import Alone
 from lightllm_mp.models.loader import load_model
@@ -90,3 +92,15 @@ def test_ranks_keep_blocks_where_cuts_fall_between_them(tmp_path, size):
     heads = torch.cat([CPU.linear_float(x, rank.head._linear) for rank in ranks], 1)[:, : whole.spec.vocab]
     assert torch.equal(heads, CPU.linear_float(x, whole.head._linear))
     assert all(isinstance(rank.embedding.table, overlay.QuantisedLinear) for rank in ranks)
+
+
+def test_a_matrix_that_is_turned_is_expanded_first(tmp_path):
+    """DeepSeek's `attn_k_b` stands in the file with its inputs as lines: bytes of blocks cannot be turned."""
+    sizes = {"qk_nope_head_dim": 32, "kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 32}
+    folder = random_folder(tmp_path / "hf", {**SIZES, **DEEPSEEK, **sizes})
+    path = tmp_path / "model.gguf"
+    write_gguf(path, folder, kind=GGMLQuantizationType.Q8_0)
+    assert gguf_model(path)[2].tensors["blk.0.attn_k_b.weight"].type == GGMLQuantizationType.Q8_0
+    blocks, plain = load(path), load(path, blocks=False)
+    for mine, theirs in zip(blocks.layers, plain.layers, strict=True):
+        assert torch.equal(mine.attention.key_up, theirs.attention.key_up)

@@ -98,12 +98,14 @@ def _prepared_groups(weight: GroupedWeight, bias: Tensor | None) -> QuantisedLin
 
 def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | None = None) -> QuantisedLinear:
     lines, row = [], 0
-    for packed, n, form, per in parts:
-        lines.append((packed.data_ptr(), 0 if bias is None else bias[row:].data_ptr(), n, form, per))
-        row += n
+    for part in parts:
+        own_bias = 0 if bias is None else bias[row:].data_ptr()
+        lines.append((part.packed.data_ptr(), own_bias, part.n, part.format, part.per))
+        row += part.n
     table = torch.tensor(lines)
-    packed = tuple(part.packed for part in parts)
-    return QuantisedLinear(packed, bias, table, row, k, len(parts), table.data_ptr(), order)
+    return QuantisedLinear(
+        tuple(part.packed for part in parts), bias, table, row, k, len(parts), table.data_ptr(), order
+    )
 
 
 def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
