@@ -58,8 +58,8 @@ async def kill_each_rank(engine: Embedded) -> None:
         await asyncio.sleep(random.random() / 4)
         engine.kill(victim)
         assert await asyncio.gather(*tasks) == expected
-        assert engine.pid("worker0") != before["worker0"]
-        assert engine.pid("worker1") != before["worker1"]
+        while any(engine.pid(name) == before[name] for name in ("worker0", "worker1")):
+            await asyncio.sleep(0.01)  # the answers may all have been there before the kill
         assert engine.pid("router") == before["router"]
     assert (await engine.until_idle())["kv_used"] == 0
     # Those that were killed with them do not count.
