@@ -2,7 +2,7 @@
 
 import sys
 
-from lightllm_mp.cli import main
+from lightllm_mp.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -323,7 +323,7 @@ class Texts(Wire, tag="Texts"):
     """The decoded alternatives, beside `top`."""
 
 
-# --- router <-> worker (the plan itself is raw bytes, see engine/plan.py) ---------------------------------------------
+# --- router <-> worker (the plan itself is raw bytes, see plan.py) ---------------------------------------------
 
 
 class StepDone(Wire, tag="StepDone"):
@@ -367,7 +367,7 @@ class Facts(Struct, frozen=True, array_like=True):
     has_tokenizer: bool = True
     has_chat_template: bool = False
     class_bounds: tuple[int, ...] = ()
-    """Longest prompts of the rotary length classes but the last (models/length_class.py); empty: there is one class."""
+    """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     reward: bool = False
     """Requests are scored, not continued."""
     reward_token: int = -1

@@ -19,23 +19,23 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from lightllm_mp.actors.front import FrontActor
-from lightllm_mp.actors.frontend import Prompt
-from lightllm_mp.actors.http.api import Parameters
-from lightllm_mp.actors.http.sampling import SCORE, choices, output, sampling
-from lightllm_mp.actors.intake import TEXT_ONLY
-from lightllm_mp.actors.live import Answer, Event, Live
-from lightllm_mp.actors.logs import set_up_logging
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.serve import find_model
-from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.supervisor import EXIT_GAVE_UP, Supervisor
-from lightllm_mp.actors.uploads import Upload
+from lightllm_mp.actors.front.actor import FrontActor
+from lightllm_mp.actors.front.image_files import Upload
+from lightllm_mp.actors.front.live_request import Answer, Event, Live
+from lightllm_mp.actors.front.request_table import Prompt
+from lightllm_mp.actors.front.validation import TEXT_ONLY
+from lightllm_mp.actors.http.sampling_parameters import SCORE, choices, output, sampling
+from lightllm_mp.actors.http.schema import Parameters
+from lightllm_mp.actors.runtime.logs import set_up_logging
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
+from lightllm_mp.cli.serve import find_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Output
-from lightllm_mp.models.config import read_model_config
-from lightllm_mp.models.sharding import check_ranks
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.models.parallel.sharding import check_ranks
 
 T = TypeVar("T")
 P = TypeVar("P")

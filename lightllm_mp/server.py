@@ -141,7 +141,7 @@ def launch(config: Config | None = None) -> Server:
 
 
 def _child() -> int:
-    from lightllm_mp.actors.serve import main
+    from lightllm_mp.cli.serve import main
 
     config_fd, parent_fd, status_fd = map(int, sys.argv[1:4])
     with os.fdopen(config_fd, "rb") as file:

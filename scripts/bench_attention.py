@@ -4,8 +4,9 @@ latent attention, prefill. Each figure is one JSON line.
     python scripts/bench_attention.py [--only WORD]           # figures whose name has this word
     python scripts/bench_attention.py --sweep decode|prefill|latent [--head-dim 128] [--kv bfloat16|int8|fp8]
 
-A sweep tries block sizes and prints the best, for kernels/triton/tuned.py. Limits: 3.0 TB/s (a device copy) and 700
-TFLOP/s (a large product of bfloat16 matrices), both measured on an H100 80GB HBM3.
+A sweep tries block sizes and prints the best, for kernels/triton/attention/tuned_attention.py.
+Limits: 3.0 TB/s (a device copy) and 700 TFLOP/s (a large product of bfloat16 matrices),
+both measured on an H100 80GB HBM3.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gpu_steps import captured, random_step, seconds
 
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
-from lightllm_mp.kernels.triton import tuned
+from lightllm_mp.kernels.triton.attention import tuned_attention
 
 COPY, PRODUCT = 3.0e12, 700e12
 STORED = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -145,10 +146,10 @@ def sweep_decode(dim: int, stored: str) -> None:
     wide, narrow = heads(32, 32, dim), heads(32, 8, dim)
     sizes = [(wide, DECODE["16 x 1088"]), (narrow, DECODE["64 x 1088"]), (wide, UNEVEN), (narrow, UNEVEN)]
     cases = [Case(layout, STORED[stored], lengths) for layout, lengths in sizes]
-    key = (tuned.padded(dim), STORED[stored].itemsize)
+    key = (tuned_attention.padded(dim), STORED[stored].itemsize)
     shapes = itertools.product((32, 64, 128), (2, 4), STAGES, (2, 3, 4, 6))
-    best = swept(tuned.DECODE, key, (tuned.DecodeBlocks(*trial) for trial in shapes), cases)
-    swept(tuned.DECODE, key, (best._replace(start=start) for start in (0, 1, 2, 3, 4)), cases)
+    best = swept(tuned_attention.DECODE, key, (tuned_attention.DecodeBlocks(*trial) for trial in shapes), cases)
+    swept(tuned_attention.DECODE, key, (best._replace(start=start) for start in (0, 1, 2, 3, 4)), cases)
 
 
 def sweep_prefill(dim: int, stored: str) -> None:
@@ -156,23 +157,25 @@ def sweep_prefill(dim: int, stored: str) -> None:
     cases = [Case(layout, STORED[stored], lengths) for layout, lengths in sizes]
     shapes = itertools.product((128,), (32, 64, 128), (4, 8), STAGES)
     trials = [*shapes, (256, 64, 8, 3), (256, 64, 8, 5), (256, 32, 8, 5), (64, 64, 4, 3), (64, 64, 4, 5)]
-    key = (tuned.padded(dim), STORED[stored].itemsize)
-    swept(tuned.PREFILL, key, (tuned.PrefillBlocks(*trial) for trial in trials), cases)
-    if key not in tuned.PREFILL_FEW:
+    key = (tuned_attention.padded(dim), STORED[stored].itemsize)
+    swept(tuned_attention.PREFILL, key, (tuned_attention.PrefillBlocks(*trial) for trial in trials), cases)
+    if key not in tuned_attention.PREFILL_FEW:
         return
     few = [Case(heads(32, kv, dim), STORED[stored], PREFILL["1 x 512"]) for kv in (32, 8)]
     trials = [*itertools.product((32, 64), (32, 64, 128), (4,), STAGES), (128, 64, 8, 3), (128, 64, 8, 5)]
-    swept(tuned.PREFILL_FEW, key, (tuned.PrefillBlocks(*trial) for trial in trials), few)
+    swept(tuned_attention.PREFILL_FEW, key, (tuned_attention.PrefillBlocks(*trial) for trial in trials), few)
 
 
 def sweep_latent() -> None:
     for rows, query in ((16, 16), (64, 128)):
         cases = [Case(latent(query), torch.bfloat16, DECODE[name]) for name in ("16 x 1088", "64 x 1088", "64 uneven")]
         trials = itertools.product((16, 32, 64), (4, 8), STAGES, (1, 2))
-        swept(tuned.LATENT_DECODE, (rows, 2), (tuned.DecodeBlocks(*trial) for trial in trials), cases)
+        swept(
+            tuned_attention.LATENT_DECODE, (rows, 2), (tuned_attention.DecodeBlocks(*trial) for trial in trials), cases
+        )
     cases = [Case(latent(query), torch.bfloat16, PREFILL["2 x 1024 of 4096"]) for query in (16, 128)]
     trials = itertools.product((64, 128), (16, 32, 64), (4, 8), (3, 5))
-    swept(tuned.LATENT_PREFILL, 2, (tuned.PrefillBlocks(*trial) for trial in trials), cases)
+    swept(tuned_attention.LATENT_PREFILL, 2, (tuned_attention.PrefillBlocks(*trial) for trial in trials), cases)
 
 
 def swept(table: dict, key: object, trials: Iterable[tuple], cases: list[Case]) -> tuple:

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lightllm_mp.bench.workload import make
+from lightllm_mp.cli.bench.workload import make
 from lightllm_mp.config import EngineConfig, ModelConfig
-from lightllm_mp.engine.limits import Limits
-from lightllm_mp.engine.plan import unpack
-from lightllm_mp.engine.scheduler import Scheduler
-from lightllm_mp.engine.setup import build_engine
+from lightllm_mp.engine.build import build_engine
 from lightllm_mp.messages import Output, Sampling, Tokenized
+from lightllm_mp.plan import unpack
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.scheduler import Scheduler
 
 
 def requests(count: int, vocab: int) -> list[Tokenized]:

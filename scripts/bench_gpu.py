@@ -21,7 +21,7 @@ import torch
 from gpu_steps import SPECS, captured, random_decoder, random_pool, random_step, seconds
 
 from lightllm_mp.kernels.triton import launch
-from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.decoder.decoder import Decoder
 
 DECODE_STEPS = {
     "llama2-7b": {(1, 1088): 4.45, (16, 1088): 7.2, (64, 1088): 16.1, (256, 371): 20.4},

@@ -39,11 +39,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lightllm_mp import Config, launch
-from lightllm_mp.bench.client import Outcome, Target, drive
-from lightllm_mp.bench.pictures import Size, entries
-from lightllm_mp.bench.report import percentile
-from lightllm_mp.bench.stages import Numbers, between, scrape
-from lightllm_mp.bench.workload import IMAGE_ID, Request
+from lightllm_mp.cli.bench.client import Outcome, Target, drive
+from lightllm_mp.cli.bench.pictures import Size, entries
+from lightllm_mp.cli.bench.report import percentile
+from lightllm_mp.cli.bench.stages import Numbers, between, scrape
+from lightllm_mp.cli.bench.workload import IMAGE_ID, Request
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
 from scripts.faults.watch import descendants, links, resident, shared_memory
 from scripts.llava_shapes import SHAPES, write_shape

@@ -4,9 +4,9 @@ many block sizes, for the shapes of Llama-2-7B and Llama-3-8B.
     python scripts/bench_linear.py [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early] [--json FILE]
 
 Each figure is one JSON line. A table follows, the sum over a decode step's projections, and for quantised forms the
-blocks that are best for all weights together, as lines for kernels/triton/tuned_linear.py. Every time is of a CUDA
-graph that goes over several copies of the weight, so that none is in the cache. Quantised forms are measured against
-cuBLAS on the plain weight.
+blocks that are best for all weights together, as lines for tuned_linear.py. Every time is of a CUDA graph that goes
+over several copies of the weight, so that none is in the cache. Quantised forms are measured against cuBLAS on the
+plain weight.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from triton.runtime.errors import OutOfResources
 
 from lightllm_mp.kernels.quantised import GroupedWeight
 from lightllm_mp.kernels.reference.quantised import quantise
-from lightllm_mp.kernels.triton import launch, quantised
-from lightllm_mp.kernels.triton.linear import of_one_token, prepare_linear
-from lightllm_mp.kernels.triton.matmul import matmul
-from lightllm_mp.kernels.triton.small_linear import Streamed, streamed, streams
-from lightllm_mp.kernels.triton.tuned_linear import LinearBlocks
+from lightllm_mp.kernels.triton import launch
+from lightllm_mp.kernels.triton.linear import quantised
+from lightllm_mp.kernels.triton.linear.cublas import matmul
+from lightllm_mp.kernels.triton.linear.few_rows import Streamed, streamed, streams
+from lightllm_mp.kernels.triton.linear.linear import of_one_token, prepare_linear
+from lightllm_mp.kernels.triton.linear.tuned_linear import LinearBlocks
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWEPT = (16, 32, 64, 128, 256)

@@ -1,7 +1,7 @@
 """Measures one layer's experts on one GPU with random weights: routing, sorting, both products and the sum.
 
     python scripts/bench_moe.py [--model NAME] [--tokens N] [--alone N] [--json FILE]
-    python scripts/bench_moe.py --sweep [--model NAME] [--tokens N]     # the best go to kernels/triton/tuned_moe.py
+    python scripts/bench_moe.py --sweep [--model NAME] [--tokens N]     # the best go to kernels/triton/moe/tuned_moe.py
 
 Every figure is one JSON line: microseconds inside a CUDA graph, and the share of the limit, which is the larger of the
 bytes of the experts that are touched over 3.09 TB/s and the operations over 700 TFLOP/s, both measured on an H100.
@@ -22,12 +22,12 @@ from triton.runtime.errors import OutOfResources
 
 from lightllm_mp.kernels.reference.moe import Experts
 from lightllm_mp.kernels.table import Routing
-from lightllm_mp.kernels.triton import few_tokens, moe, tuned_moe
-from lightllm_mp.kernels.triton.expert_tiles import expert_tiles
-from lightllm_mp.kernels.triton.grouped import down as grouped_down
-from lightllm_mp.kernels.triton.grouped import gate_up as grouped_gate_up
-from lightllm_mp.kernels.triton.routing import route
-from lightllm_mp.kernels.triton.tuned_moe import AloneBlocks, ProductBlocks
+from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
+from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
+from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
+from lightllm_mp.kernels.triton.moe.routing import route
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
 
 BANDWIDTH, PRODUCT = 3.09e12, 700e12
 TOKENS = (1, 16, 64, 256, 2048, 8192)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.device_sampling import DeviceSampler
-from lightllm_mp.engine.plan import PlanBuilder, unpack
-from lightllm_mp.engine.rules import RuleTable
-from lightllm_mp.engine.sampling import Sampler
+from lightllm_mp.engine.sampling.cuda_sampler import DeviceSampler
+from lightllm_mp.engine.sampling.rules import RuleTable
+from lightllm_mp.engine.sampling.torch_sampler import Sampler
 from lightllm_mp.messages import Sampling
+from lightllm_mp.plan import PlanBuilder, unpack
 
 SHAPES = ((1, 32000), (64, 32000), (256, 32000), (256, 128256))
 HISTORY = 1000

@@ -25,15 +25,15 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lightllm_mp.actors.visual import PATCHES
-from lightllm_mp.engine.image_memory import PORTABLE, pin
+from lightllm_mp.actors.visual.actor import PATCHES
+from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.kernels.select import set_threads
 from lightllm_mp.shm import Arena
-from lightllm_mp.vision.config import VisionModel, read_vision
-from lightllm_mp.vision.loader import load_encoder
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import Grid, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from scripts.llava_shapes import SHAPES, write_shape
 
 EDGES = {"cpu": 2048, "cuda": 8192}

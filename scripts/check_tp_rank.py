@@ -12,11 +12,11 @@ from check_tp import GOLDEN, TOLERANCE, figure
 from gpu_steps import captured, random_step, seconds
 from safetensors.torch import load_file, save_file
 
-from lightllm_mp.models.batch import KVPool
-from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.group import Alone
-from lightllm_mp.models.loader import load_model
-from lightllm_mp.models.ranks import Ranks
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.parallel.group import Alone
+from lightllm_mp.models.parallel.torch_group import Ranks
 
 BUFFER = 96 << 20
 """Bytes for sums without NCCL, so that large ones can be timed too."""

@@ -34,7 +34,7 @@ if __name__ == "__main__":  # its parts stand in a folder beside this file
 
 from lightllm_mp import Config, launch
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
-from lightllm_mp.text.default_model import demo_model
+from lightllm_mp.model_files.default_model import demo_model
 from lightllm_mp.text.tokenizer import load_tokenizer
 from scripts.demo_vlm.card import TARGETS, Figures, table, trained_in, write_card
 from scripts.demo_vlm.drawing import drawn

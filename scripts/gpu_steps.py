@@ -10,9 +10,9 @@ import torch
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table
-from lightllm_mp.models.assembly import Weights
-from lightllm_mp.models.batch import KVPool
-from lightllm_mp.models.decoder import Decoder
+from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.families.llama import LLAMA
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 

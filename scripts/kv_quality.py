@@ -29,10 +29,10 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table, set_threads
-from lightllm_mp.models.batch import KVPool
-from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.loader import load_model
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.text.tokenizer import load_tokenizer
 
 STORED = {

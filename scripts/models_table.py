@@ -68,7 +68,7 @@ def goldens() -> dict[str, list[str]]:
 
 def compared(family: Family) -> bool:
     """Whether a test compares random checkpoints of the family with transformers: it names the configuration class."""
-    tests = "".join(path.read_text() for path in (ROOT / "tests" / "models").glob("test_transformers*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "models").rglob("test_transformers*.py"))
     classes = {name.lower() for name in re.findall(r"transformers\.(\w+)Config\b", tests)}
     return any(name.replace("_", "") in classes for name in family.model_types)
 

@@ -21,9 +21,9 @@ from gpu_steps import SPECS, random_decoder
 from torch.profiler import ProfilerActivity, profile
 
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.messages import Sampling
+from lightllm_mp.plan import PlanBuilder
 
 
 class SteadyDecode:

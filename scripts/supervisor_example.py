@@ -16,8 +16,8 @@ import urllib.request
 from types import FrameType
 
 import lightllm_mp
+from lightllm_mp.cli.flags import resolve
 from lightllm_mp.errors import EngineError
-from lightllm_mp.flags import resolve
 
 START_TIMEOUT = 1800.0
 REQUEST_TIMEOUT = 120.0

@@ -12,7 +12,7 @@ names, and gguf and msgspec as wheels. For a machine that takes 64 MiB a call, o
 20, and gives a call 600 seconds, prepare here, in folders that git ignores (MODEL is what the second line prints):
 
     mkdir -p .whl .bench/lm.0 .bench/lm.1 .bench/lm.2
-    python -c 'from lightllm_mp.text.default_model import find_default_model as find; print(find())'
+    python -c 'from lightllm_mp.model_files.default_model import find_default_model as find; print(find())'
     xz -6 -c MODEL | split -b 31M -d -a 1 - .bench/part. && for i in 0 1 2; do mv .bench/part.$i .bench/lm.$i/; done
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp -d .whl \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 gguf==0.19.0 msgspec==0.22.0
@@ -62,9 +62,9 @@ from torch.utils.data import DataLoader
 if __name__ == "__main__":  # its parts stand in a folder beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model
 from lightllm_mp.text.tokenizer import load_tokenizer
-from lightllm_mp.vision.config import read_vision
+from lightllm_mp.vision.vision_config import read_vision
 from scripts.demo_vlm.answers import answers, right
 from scripts.demo_vlm.batches import IGNORE, PLANES, Batch, Scenes
 from scripts.demo_vlm.card import Figures, write_card

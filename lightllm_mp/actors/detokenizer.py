@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lightllm_mp.actors.base import BlockingActor
-from lightllm_mp.actors.birth import Birth
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import NoTokenizer
 from lightllm_mp.messages import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightllm_mp.actors.base import BlockingActor
-from lightllm_mp.actors.mailbox import Received
+from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.mailbox import Received
 from lightllm_mp.messages import Reset, Stop, Wire
 
 

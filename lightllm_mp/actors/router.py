@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from time import monotonic
 
-from lightllm_mp.actors.base import BlockingActor
-from lightllm_mp.actors.birth import Birth
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.runtime.wire_errors import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
-from lightllm_mp.actors.wire_errors import error_info
-from lightllm_mp.engine.limits import Limits
-from lightllm_mp.engine.pairing import Pairing
-from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import (
     Abort,
@@ -29,6 +26,9 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.pairing import Pairing
+from lightllm_mp.scheduler.scheduler import Scheduler
 
 
 class RouterActor(BlockingActor):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lightllm_mp.actors.base import BlockingActor
-from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.image_prompts import Prompted, ids_with_images, text_with_images
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.sight import find_vision
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.image_setup import find_vision
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.runtime.wire_errors import error_info
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.actors.wire_errors import error_info
 from lightllm_mp.errors import EngineError, InvalidRequest, NoTokenizer
 from lightllm_mp.messages import (
     Abort,

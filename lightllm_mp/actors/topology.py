@@ -89,7 +89,11 @@ def topology(
         Child(DETOKENIZER, "lightllm_mp.actors.detokenizer:DetokenizerActor"),
         Child(TOKENIZER, "lightllm_mp.actors.tokenizer:TokenizerActor", patience=2.0),
     )
-    visual = (Child(VISUAL, "lightllm_mp.actors.visual:VisualActor", patience=2.0, dispensable=True),) if images else ()
+    visual = (
+        (Child(VISUAL, "lightllm_mp.actors.visual.actor:VisualActor", patience=2.0, dispensable=True),)
+        if images
+        else ()
+    )
     fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
     edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from lightllm_mp.actors.birth import Birth
-from lightllm_mp.actors.mailbox import Mailbox
 from lightllm_mp.actors.rank import RankActor
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.engine.setup import Engine, build_engine
+from lightllm_mp.engine.build import Engine, build_engine
 from lightllm_mp.messages import Facts, StepDone
 from lightllm_mp.shm import Segment
 

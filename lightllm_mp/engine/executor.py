@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.host_steps import HostSteps
-from lightllm_mp.engine.image_memory import ImageMemory
-from lightllm_mp.engine.logprobs import Alternatives
-from lightllm_mp.engine.model import Model
-from lightllm_mp.engine.plan import Plan, unpack
-from lightllm_mp.engine.prompt_logprobs import ChunkLogprobs, prompt_logprobs
-from lightllm_mp.engine.rules import RuleTable
-from lightllm_mp.engine.sampling import Choice
-from lightllm_mp.engine.step import Step
-from lightllm_mp.engine.tables import RowTables
+from lightllm_mp.engine.image_embeddings import ImageMemory
+from lightllm_mp.engine.interfaces import Model
+from lightllm_mp.engine.row_tables import RowTables
+from lightllm_mp.engine.sampling.logprobs import Alternatives
+from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_logprobs
+from lightllm_mp.engine.sampling.rules import RuleTable
+from lightllm_mp.engine.sampling.torch_sampler import Choice
+from lightllm_mp.engine.step_inputs import Step
+from lightllm_mp.engine.torch_steps import HostSteps
 from lightllm_mp.engine.warm_up import HARDEST, SHORT, warm_up_plans
 from lightllm_mp.messages import StepDone
-from lightllm_mp.models.batch import KVPool
-from lightllm_mp.models.embedding import ImageRows
-from lightllm_mp.models.length_class import class_firsts
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.length_class import class_firsts
+from lightllm_mp.plan import Plan, unpack
 
 if TYPE_CHECKING:
-    from lightllm_mp.engine.device_steps import DeviceSteps
+    from lightllm_mp.engine.cuda_steps import DeviceSteps
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
@@ -224,7 +224,7 @@ def logit_lines(vocab: int, device: torch.device) -> int:
 def _steps(device: torch.device) -> type[DeviceSteps] | type[HostSteps]:
     if device.type == "cpu" or not find_spec("triton"):
         return HostSteps
-    from lightllm_mp.engine.device_steps import DeviceSteps  # needs triton
+    from lightllm_mp.engine.cuda_steps import DeviceSteps  # needs triton
 
     return DeviceSteps
 

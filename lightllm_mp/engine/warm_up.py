@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.messages import Sampling
+from lightllm_mp.plan import PlanBuilder
 
 EVERYTHING = Sampling(
     seed=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightllm_mp.shm import counted_consumer
+from lightllm_mp.shm import eventfd_consumer
 from lightllm_mp.shm.doorbell import Bell
 from lightllm_mp.shm.implementation import implementation
 from lightllm_mp.shm.lane import Lane
@@ -53,7 +53,7 @@ class Inbox:
         self._next: asyncio.Handle | None = None
         self._end: Any
         if self._implementation == "python":
-            self._end = counted_consumer.Consumer(own)
+            self._end = eventfd_consumer.Consumer(own)
         else:
             self._end = require_extension().Consumer(own.page.map, own.event_fd)
         # The ends' own methods: a Python frame around each would cost as much as the drain of a record.

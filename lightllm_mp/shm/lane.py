@@ -6,7 +6,7 @@ import os
 from typing import Literal, NamedTuple
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.shm.counted import U64, count_of
+from lightllm_mp.shm.eventfd_lane import U64, count_of
 from lightllm_mp.shm.implementation import implementation
 from lightllm_mp.shm.layout import (
     CLOSED,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.shm import counted_producer
+from lightllm_mp.shm import eventfd_producer
 from lightllm_mp.shm.doorbell import Bell
 from lightllm_mp.shm.implementation import extension
 from lightllm_mp.shm.lane import Lane
@@ -42,7 +42,7 @@ class Sender:
         self._peer = peer
         self._end: Any
         if lane.implementation == "python":
-            self._end = counted_producer.Producer(lane, own, peer)
+            self._end = eventfd_producer.Producer(lane, own, peer)
         else:
             self._end = require_extension().Producer(lane.segment.map, peer.page.map, peer.event_fd)
         # The ends' own methods: a Python frame around each would cost as much as the put.

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ModelError, NoTokenizer
-from lightllm_mp.gguf_header import read_header
+from lightllm_mp.model_files.gguf_header import read_header
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
@@ -17,8 +17,8 @@ from lightllm_mp.text.bpe_builder import (
     sentencepiece_bpe,
     set_bos_eos,
 )
-from lightllm_mp.text.families import ModelFolder, family_of
-from lightllm_mp.text.source import TokenizerSource
+from lightllm_mp.text.tokenizer_families import ModelFolder, family_of
+from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 _KEY = "tokenizer.ggml."
 _ARCHITECTURE = "general.architecture"

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
-from lightllm_mp.text.families import ModelFolder, family_of
-from lightllm_mp.text.source import TokenizerSource
+from lightllm_mp.text.tokenizer_families import ModelFolder, family_of
+from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 256 << 20

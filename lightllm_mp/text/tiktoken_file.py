@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.bpe_builder import byte_level_bpe
-from lightllm_mp.text.pieces import byte_level_alphabet
+from lightllm_mp.text.token_bytes import byte_level_alphabet
 
 _MAX_BYTES = 64 << 20
 _MAX_TOKEN_BYTES = 1024

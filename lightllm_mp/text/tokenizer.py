@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_mp.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
-from lightllm_mp.gguf_header import is_gguf
-from lightllm_mp.text.language_half import language_half
-from lightllm_mp.text.limits import LengthBound, length_bound
-from lightllm_mp.text.pieces import piece_rule
-from lightllm_mp.text.source import TokenizerSource
+from lightllm_mp.model_files.gguf_header import is_gguf
+from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.text.length_bounds import LengthBound, length_bound
+from lightllm_mp.text.token_bytes import piece_rule
+from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.vision.heads import Merger, Projector, Resampler, interpolated
-from lightllm_mp.vision.layout import same_length, window_layout
 from lightllm_mp.vision.parameters import Parameters
+from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
+from lightllm_mp.vision.projectors import Merger, Projector, Resampler, interpolated
 from lightllm_mp.vision.sizing import grid_tokens
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_ops import tower_ops

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.gguf_header import read_header
-from lightllm_mp.models.families.gguf_rules import Keys
+from lightllm_mp.model_files.gguf_header import read_header
+from lightllm_mp.models.families.common.gguf_rules import Keys
 from lightllm_mp.vision.spec import RGB, ImageTags, Preprocess, VisionModel, VisionSpec
 
 ARCHITECTURE = "clip"
@@ -31,7 +31,7 @@ def beside(model: Path) -> Path | None:
 
 def read_mmproj(file: Path, model: Path) -> VisionModel:
     """What `file` says about pictures for the language model in `model`."""
-    from lightllm_mp.models.gguf import read_gguf  # brings the gguf library along
+    from lightllm_mp.models.checkpoint.gguf import read_gguf  # brings the gguf library along
 
     keys = Keys(read_gguf(file))
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
-from lightllm_mp.vision.layout import Group
 from lightllm_mp.vision.parameters import Parameters
+from lightllm_mp.vision.patch_layout import Group
 from lightllm_mp.vision.spec import VisionSpec
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightllm_mp.models.config import gguf_model
-from lightllm_mp.models.rotary import inverse_frequencies
+from lightllm_mp.models.decoder.rotary import inverse_frequencies
+from lightllm_mp.models.model_config import gguf_model
 from lightllm_mp.models.spec import ModelSpec
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from unittest import mock
 
 from lightllm_mp import Config, Server, launch, server
-from lightllm_mp.actors import supervisor
+from lightllm_mp.actors.supervision import supervisor
 from lightllm_mp.actors.topology import Topology
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
 from scripts.faults.hooks import FOLDER, hooked_program
@@ -119,7 +119,9 @@ def serve_hooked() -> int:
 def hooked(plan: Topology, *, mocked: bool) -> Topology:
     """The same topology with hooks in every child, and with workers without a model."""
     ranks = sum(child.name.startswith("worker") for child in plan.children)
-    worker = "tests.actors.rank_actor:MockRankActor" if ranks > 1 else "tests.actors.mock_actor:MockWorkerActor"
+    worker = (
+        "tests.actors.supervision.rank_actor:MockRankActor" if ranks > 1 else "tests.actors.mock_actor:MockWorkerActor"
+    )
     children = tuple(
         dataclasses.replace(
             child, program=hooked_program(worker if mocked and child.name.startswith("worker") else child.program)

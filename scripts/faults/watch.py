@@ -31,8 +31,8 @@ def family(supervisor: int) -> dict[str, int]:
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"lightllm_mp.actors.child" in arguments:
-            found[arguments[arguments.index(b"lightllm_mp.actors.child") + 1].decode()] = int(pid)
+        if b"lightllm_mp.actors.runtime.child_main" in arguments:
+            found[arguments[arguments.index(b"lightllm_mp.actors.runtime.child_main") + 1].decode()] = int(pid)
     return found
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightllm_mp.errors import EngineError, ModelError
-from lightllm_mp.gguf_header import read_header as read_gguf_header
-from lightllm_mp.models.gguf import read_gguf
-from lightllm_mp.models.headers import shapes
+from lightllm_mp.model_files.gguf_header import read_header as read_gguf_header
+from lightllm_mp.models.checkpoint.gguf import read_gguf
+from lightllm_mp.models.checkpoint.preflight import shapes
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 from lightllm_mp.text.tiktoken_file import from_tiktoken
 from lightllm_mp.vision.header import ALLOWED, Limits, read_header

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from lightllm_mp import messages as say
-from lightllm_mp.engine.plan import PlanBuilder, unpack
 from lightllm_mp.errors import StartupError
+from lightllm_mp.plan import PlanBuilder, unpack
 from lightllm_mp.shm import Arena, Bell, BlockRef, ChannelReceiver, ChannelSender, Lane, LeaseError, Port, ProtocolError
 from lightllm_mp.shm.layout import KIND_LAST, PAGE
 from lightllm_mp.shm.sender import Sender

@@ -15,14 +15,14 @@ from aiohttp import web
 from aiohttp.helpers import is_ip_address
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.http import api, media, sampling
-from lightllm_mp.actors.http.addresses import Guard, is_public
-from lightllm_mp.actors.http.auth import guard
+from lightllm_mp.actors.http import image_inputs, sampling_parameters, schema
 from lightllm_mp.actors.http.body import BodyReader
-from lightllm_mp.actors.http.connection import Connection
-from lightllm_mp.actors.http.failures import failures
-from lightllm_mp.actors.http.fetch import MAX_URL, checked
-from lightllm_mp.actors.http.keys import Keys, load_keys
+from lightllm_mp.actors.http.error_responses import failures
+from lightllm_mp.actors.http.image_fetch import MAX_URL, checked
+from lightllm_mp.actors.http.security.auth import guard
+from lightllm_mp.actors.http.security.keys import Keys, load_keys
+from lightllm_mp.actors.http.security.url_guard import Guard, is_public
+from lightllm_mp.actors.http.sockets.connection import Connection
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import EngineError
 from scripts.fuzzing.features import seen, size_class
@@ -43,42 +43,50 @@ def body(data: bytes) -> None:
 
 
 def _generate(data: bytes) -> None:
-    found = api.generate_body(data)
+    found = schema.generate_body(data)
     parameters = _parameters(found.parameters)
-    rules, output, n = sampling.sampling(parameters), sampling.output(parameters), sampling.choices(parameters)
+    rules, output, n = (
+        sampling_parameters.sampling(parameters),
+        sampling_parameters.output(parameters),
+        sampling_parameters.choices(parameters),
+    )
     _check_rules(rules)
     assert 1 <= n <= 64
     assert len(output.stop) <= 16
-    assert all(1 <= len(stop.encode()) <= api.MAX_STOP_BYTES for stop in output.stop)
+    assert all(1 <= len(stop.encode()) <= schema.MAX_STOP_BYTES for stop in output.stop)
     _images(found.multimodal_params)
     if isinstance(found.inputs, str):
         _sent(say.Generate(1, n, rules, output, text=found.inputs))
     else:
         ids = array("i", found.inputs)
-        assert 1 <= len(ids) <= api.MAX_INPUT_IDS
+        assert 1 <= len(ids) <= schema.MAX_INPUT_IDS
         assert min(ids) >= -200
         _sent(say.Generate(1, n, rules, output, ids=ids.tobytes()))
 
 
 def _tokens(data: bytes) -> None:
-    found = api.tokens_body(data)
+    found = schema.tokens_body(data)
     _parameters(found.parameters)
     _images(found.multimodal_params)
     _sent(say.Count(1, found.text))
 
 
 def _score(data: bytes) -> None:
-    found = api.score_body(data)
+    found = schema.score_body(data)
     _parameters(found.parameters)
     assert (found.chat is None) != (found.ids is None)
-    _sent(say.Generate(1, 1, sampling.SCORE, say.Output(), text=found.chat, ids=array("i", found.ids or ()).tobytes()))
+    _sent(
+        say.Generate(
+            1, 1, sampling_parameters.SCORE, say.Output(), text=found.chat, ids=array("i", found.ids or ()).tobytes()
+        )
+    )
 
 
-def _parameters(raw: msgspec.Raw) -> api.Parameters:
-    known, unknown = api.parameters(raw)
+def _parameters(raw: msgspec.Raw) -> schema.Parameters:
+    known, unknown = schema.parameters(raw)
     assert len(unknown) <= 16
     assert all(name.isascii() and name.isprintable() and len(name) <= 64 for name in unknown)
-    assert known.priority is None or abs(known.priority) <= api.MAX_ID
+    assert known.priority is None or abs(known.priority) <= schema.MAX_ID
     for name in known.__struct_fields__:
         seen(name, size_class(getattr(known, name)))
     return known
@@ -88,13 +96,13 @@ def _check_rules(rules: say.Sampling) -> None:
     """What the documents promise, and the samplers rely upon."""
     assert 0 <= rules.seed < 2**63
     assert 0.0 <= rules.temperature <= 1000.0
-    assert 0 <= rules.top_k <= api.MAX_ID
+    assert 0 <= rules.top_k <= schema.MAX_ID
     assert 0.0 < rules.top_p <= 1.0
     assert 0.0 <= rules.min_p <= 1.0
     assert -100.0 <= rules.presence_penalty <= 100.0
     assert -100.0 <= rules.frequency_penalty <= 100.0
     assert 0.0 < rules.repetition_penalty <= 100.0
-    assert 1 <= rules.min_new_tokens <= rules.max_new_tokens <= api.MAX_ID
+    assert 1 <= rules.min_new_tokens <= rules.max_new_tokens <= schema.MAX_ID
     assert 0 <= rules.top_logprobs <= 20
     assert -1 <= rules.prompt_logprobs <= 20
     assert len(rules.stop_ids) <= 16 * 4
@@ -103,16 +111,16 @@ def _check_rules(rules: say.Sampling) -> None:
     assert all(math.isfinite(value) for value in array("f", rules.bias_values))
 
 
-def _images(found: api.Multimodal | None) -> None:
+def _images(found: schema.Multimodal | None) -> None:
     images = (found.images if found is not None else None) or []
     assert len(images) <= 64
     for raw in images:
-        item = media.item(raw)
+        item = image_inputs.item(raw)
         if isinstance(item.data, str):
             if item.type == "url":
                 url(item.data.encode())
             elif item.type == "base64":
-                assert len(media.decoded(item.data)) <= len(item.data)
+                assert len(image_inputs.decoded(item.data)) <= len(item.data)
 
 
 def _sent(message: say.Wire) -> None:
@@ -164,7 +172,14 @@ def body_seeds() -> list[bytes]:
 
 def body_words() -> list[str]:
     """Names, and numbers at the edges."""
-    structs = (api.GenerateBody, api.TokensBody, api.ScoreBody, api.Parameters, api.Multimodal, media.Item)
+    structs = (
+        schema.GenerateBody,
+        schema.TokensBody,
+        schema.ScoreBody,
+        schema.Parameters,
+        schema.Multimodal,
+        image_inputs.Item,
+    )
     names = sorted({f'"{name}":' for struct in structs for name in struct.__struct_fields__})
     numbers = [-201, -1, 0, 64, 65, 1024, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64, "1e400", "-1e-400", "1e-5", "NaN"]
     return [*names, *map(str, numbers), "null", "true", "{}", "[]", '"', "\\ud800", "\\u0000", "data:", "https://"]
@@ -263,8 +278,8 @@ class Server:
         return runner.server
 
     async def _decode(self, request: web.Request) -> web.Response:
-        found = api.generate_body(await self._bodies.read(request))
-        _check_rules(sampling.sampling(_parameters(found.parameters)))
+        found = schema.generate_body(await self._bodies.read(request))
+        _check_rules(sampling_parameters.sampling(_parameters(found.parameters)))
         return web.Response(text="decoded")
 
     async def _admin(self, request: web.Request) -> web.Response:

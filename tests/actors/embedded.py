@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lightllm_mp.actors.front import FrontActor
-from lightllm_mp.actors.live import Live
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.stats import StatsPage
-from lightllm_mp.actors.supervisor import State, Supervisor
+from lightllm_mp.actors.front.actor import FrontActor
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.supervision.supervisor import State, Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Facts, Output, Sampling

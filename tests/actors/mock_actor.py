@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lightllm_mp.actors.base import BlockingActor
-from lightllm_mp.actors.birth import Birth
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
 from lightllm_mp.messages import Facts
-from tests.engine.mock_worker import MockWorker
+from tests.scheduler.mock_worker import MockWorker
 
 VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from lightllm_mp.actors import supervisor
+from lightllm_mp.actors.supervision import supervisor
 from lightllm_mp.actors.topology import Topology
-from lightllm_mp.cli import main
+from lightllm_mp.cli.main import main
 from tests.actors.embedded import mocked, write_byte_tokenizer
 
 WORKER = "LIGHTLLM_TEST_WORKER"

@@ -18,8 +18,9 @@ from PIL import Image
 from scripts import eval_demo_vlm
 from scripts.demo_vlm.card import Figures, table, trained_in, write_card
 from scripts.eval_demo_vlm import Asking, askings, evaluate, missed, write_examples
+from tests.paths import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 CHAT = "<user><image>\n{question}<assistant>"
 
 

@@ -10,26 +10,26 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_language import write_tiny_language
 
 from lightllm_mp import Config, Engine
-from lightllm_mp.actors import serve
+from lightllm_mp.cli import serve
+from lightllm_mp.cli.inspect.report import inspect
 from lightllm_mp.config import EngineConfig, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import ModelError
-from lightllm_mp.inspection.report import inspect
-from lightllm_mp.models.config import read_model_config
-from lightllm_mp.models.headers import check_weights
+from lightllm_mp.model_files import default_model
+from lightllm_mp.models.checkpoint.preflight import check_weights
+from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.offline import Completion
-from lightllm_mp.text import default_model
 from lightllm_mp.text.tokenizer import load_tokenizer
-from lightllm_mp.vision.config import read_vision
 from lightllm_mp.vision.preprocess import preprocess
+from lightllm_mp.vision.vision_config import read_vision
 from scripts.demo_vlm.answers import greedy
 from scripts.demo_vlm.drawing import drawn
 from scripts.demo_vlm.language import FrozenLlama
 from scripts.demo_vlm.prompts import Ids, Style, styles
 from scripts.demo_vlm.scenes import sample
 from scripts.demo_vlm.tower import Shape, Tower, write_model
+from tests.demo_vlm.tiny_language import write_tiny_language
 
 QUESTION = "What is in the picture?"
 TOKENS = 5

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import START
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import ModelError
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model
 from tests.actors.embedded import write_byte_tokenizer
+from tests.end_to_end.served import START
+from tests.paths import GOLDENS
 
-GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "llama"
+GOLDEN = GOLDENS / "llama"
 
 
 @pytest.fixture(scope="package")

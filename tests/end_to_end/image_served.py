@@ -16,14 +16,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from served import START, get
-from test_served_model import until_idle
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
+from tests.end_to_end.served import START, get
+from tests.end_to_end.test_served_model import until_idle
+from tests.paths import GOLDENS
 from tests.vision.image_files import encoded, noise
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 IMAGE = -200
 
 

@@ -8,12 +8,8 @@ import math
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.chaos import chaos
 from scripts.faults.clients import Outcome

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_served import base64_image, number, until_clean
-from served import START, post
-from test_image_answers import README, as_sent
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
-from lightllm_mp.text.default_model import demo_model
+from lightllm_mp.model_files.default_model import demo_model
 from scripts.demo_vlm.questions import general
 from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
+from tests.end_to_end.image_served import base64_image, number, until_clean
+from tests.end_to_end.served import START, post
+from tests.end_to_end.test_image_answers import README, as_sent
+from tests.paths import ROOT
 
-PICTURES = Path(__file__).parents[2] / "examples"
+PICTURES = ROOT / "examples"
 MOST_BYTES = 16 << 20
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
-from served import START, get, post, stream
-from test_served_model import children
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
+from tests.end_to_end.served import START, get, post, stream
+from tests.end_to_end.test_served_model import children
+from tests.paths import GOLDENS
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 TOLERANCE = 5e-4
 
 

@@ -11,7 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
-from image_served import (
+from tokenizers import Tokenizer
+
+from lightllm_mp import Server
+from lightllm_mp.config import MultimodalConfig
+from tests.actors.embedded import write_byte_tokenizer
+from tests.end_to_end.image_served import (
     GOLDENS,
     IMAGE,
     base64_image,
@@ -26,12 +31,7 @@ from image_served import (
     until_clean,
     url,
 )
-from served import post, stream
-from tokenizers import Tokenizer
-
-from lightllm_mp import Server
-from lightllm_mp.config import MultimodalConfig
-from tests.actors.embedded import write_byte_tokenizer
+from tests.end_to_end.served import post, stream
 
 
 class Family(NamedTuple):

@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_served import GOLDENS, GOOD, IMAGE, asking, base64_image, media, refused, serving, until_clean, url
-from served import post
-from test_served_model import children
 
 from lightllm_mp import Server
 from tests.actors.embedded import write_byte_tokenizer
+from tests.end_to_end.image_served import (
+    GOLDENS,
+    GOOD,
+    IMAGE,
+    asking,
+    base64_image,
+    media,
+    refused,
+    serving,
+    until_clean,
+    url,
+)
+from tests.end_to_end.served import post
+from tests.end_to_end.test_served_model import children
 from tests.vision.image_files import bomb, encoded, noise, png_of
 
 

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from image_served import (
+
+from lightllm_mp import Config, Engine
+from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig
+from tests.end_to_end.image_served import (
     GOLDENS,
     GOOD,
     folded,
@@ -30,11 +33,8 @@ from image_served import (
     until_clean,
     url,
 )
-from served import post
-from test_served_model import children
-
-from lightllm_mp import Config, Engine
-from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig
+from tests.end_to_end.served import post
+from tests.end_to_end.test_served_model import children
 
 
 def test_two_ranks_read_the_same_images() -> None:

@@ -13,8 +13,7 @@ from lightllm_mp import Config, Engine
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import InvalidRequest, PromptTooLong, StartupError
 from lightllm_mp.offline import EngineEnded
-
-GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+from tests.paths import GOLDENS
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])

@@ -10,10 +10,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_serve_command import GOLDEN, ROOT, Serving, run, serving
 
 import lightllm_mp
 from lightllm_mp.config import Config, EngineConfig, HttpConfig, ModelConfig
+from tests.end_to_end.test_serve_command import GOLDEN, ROOT, Serving, run, serving
 
 TLS = ROOT / "tests" / "data" / "tls"
 CERTIFICATE, KEY = str(TLS / "server.crt"), str(TLS / "server.key")

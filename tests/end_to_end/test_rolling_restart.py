@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.actors.mock_server import write_mock_model
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_REUSEPORT and its filters are Linux")
 
@@ -25,7 +26,7 @@ def start(model: Path, port: int) -> subprocess.Popen[str]:
     """A server that has said that it serves."""
     flags = ["--model-dir", str(model), "--load-format", "dummy", "--port", str(port), "--reuse-port"]
     command = [sys.executable, "-m", "tests.actors.mock_server", "serve", *flags, "--log-level", "error"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("  try"):  # the last one of the block

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 GOLDEN = ROOT / "tests" / "goldens" / "llama"
 DEADLINE = 90.0
 

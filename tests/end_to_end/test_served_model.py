@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import START, get, post, stream
 
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import HttpConfig, ModelConfig
+from tests.end_to_end.served import START, get, post, stream
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -160,7 +160,7 @@ def test_all_processes_take_little_memory_beside_the_weights(default_model: Path
 
 def children(server: Server) -> dict[str, int]:
     listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(server.pid)], capture_output=True, text=True)
-    found = (re.match(r"\s*(\d+) .*lightllm_mp\.actors\.child (\w+)", line) for line in listing.stdout.splitlines())
+    found = (re.match(r"\s*(\d+) .*lightllm_mp\.actors\.runtime\.child_main (\w+)", line) for line in listing.stdout.splitlines())
     return {match[2]: int(match[1]) for match in found if match}
 
 

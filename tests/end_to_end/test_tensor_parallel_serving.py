@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from served import START, post, stream
 
 from lightllm_mp import Config, Engine, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import ConfigError
-
-GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+from tests.end_to_end.served import START, post, stream
+from tests.paths import GOLDENS
 
 
 def settings(name: str, ranks: int = 2) -> Config:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serve_command import DEADLINE, Serving, environment, gone
 
 from tests.actors.mock_server import WORKER, write_mock_model
+from tests.end_to_end.test_serve_command import DEADLINE, Serving, environment, gone
 
 URL = r"url +http://127.0.0.1:(\d+)"
 RESTARTS = int(os.environ.get("LIGHTLLM_TEST_RESTARTS", "4"))
@@ -202,7 +202,9 @@ def test_stopped_actors_make_it_unhealthy_and_are_replaced(folder: Path) -> None
 
 
 def test_a_worker_that_dies_at_every_start_ends_the_server(folder: Path) -> None:
-    with mock_serving(folder, "--port", "0", worker="tests.actors.odd_actors:DiesAtEveryRestartActor") as server:
+    with mock_serving(
+        folder, "--port", "0", worker="tests.actors.supervision.odd_actors:DiesAtEveryRestartActor"
+    ) as server:
         assert text(server.port, 1)
         os.kill(server.actors()["worker0"], signal.SIGKILL)
         pids = list(server.actors().values())

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from lightllm_mp.config import EngineConfig
+from lightllm_mp.engine.build import worst_step
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.plan import PlanBuilder
-from lightllm_mp.engine.setup import worst_step
 from lightllm_mp.engine.step_memory import step_bytes
 from lightllm_mp.engine.warm_up import EVERYTHING, warm_up_plans
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.select import set_threads
 from lightllm_mp.messages import Sampling
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.plan import PlanBuilder
+from tests.paths import GOLDENS
 
-GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

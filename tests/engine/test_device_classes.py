@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from test_golden_steps import Run
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+from tests.engine.test_golden_steps import Run
+
 pytest.importorskip("triton", reason="triton is not installed")
 
-from lightllm_mp.engine import device_steps, executor
+from lightllm_mp.engine import cuda_steps, executor
 
 
 class CapturedInName:
@@ -36,7 +33,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the model is 
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
     run = Run("qwen", 1)
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
@@ -48,7 +45,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
 
 
 def test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
     run = Run("internlm2_reward", 1, step_tokens=20)
     run.executor.warm_up()
     run.ask_all()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from test_golden_images import ImageRun, limits
+
+from tests.engine.test_golden_images import ImageRun, limits
 
 if torch.cuda.is_available():
     pytest.skip("the model is on the CPU", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed")
 
-from test_device_classes import CapturedInName
-
-from lightllm_mp.engine import device_steps, executor
+from lightllm_mp.engine import cuda_steps, executor
+from tests.engine.test_device_classes import CapturedInName
 
 FEW = (1, 2, 3, 6)
 """Prompts without an image, with one in the middle, with one at the beginning, and with two."""
@@ -24,7 +21,7 @@ FEW = (1, 2, 3, 6)
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 @pytest.mark.parametrize(("step_tokens", "graphs"), [(7, False), (7, True), (64, True)])
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: int, graphs: bool) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
     run = ImageRun(folder, 1, **limits(folder, step_tokens))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
@@ -37,7 +34,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: i
 @pytest.mark.parametrize("graphs", [False, True])
 def test_token_by_token(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
     """A lone slot that is sampled from looks like a decode step, but its graph would not know the image."""
-    monkeypatch.setattr(executor, "_steps", lambda device: device_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
     run = ImageRun("llava_orig", **limits("llava_orig", 1))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_model import Driver, Running, TinyModel
 
 from lightllm_mp.engine import executor as executor_module
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.logprobs import FLOOR
-from lightllm_mp.engine.plan import PlanBuilder
+from lightllm_mp.engine.sampling.logprobs import FLOOR
 from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.plan import PlanBuilder
+from tests.engine.tiny_model import Driver, Running, TinyModel
+from tests.paths import GOLDENS
 
 GREEDY = Sampling(seed=0)
 HOT = Sampling(seed=77, temperature=9.0, top_p=0.95, frequency_penalty=0.2)
-LLAMA = Path(__file__).parent.parent / "goldens" / "llama"
+LLAMA = GOLDENS / "llama"
 
 
 def tiny(rows: int = 6, kv_tokens: int = 300, vocab: int = 40) -> tuple[TinyModel, Driver]:

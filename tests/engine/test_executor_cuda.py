@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import Driver, Running
+
+from tests.engine.tiny_model import Driver, Running
+from tests.paths import GOLDENS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from lightllm_mp.engine.device_steps import DeviceSteps
+from lightllm_mp.engine.cuda_steps import DeviceSteps
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.messages import Sampling
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 FOLDERS = ("llama", "qwen", "gemma2", "deepseek_v2", "mixtral", "bloom", "qwen3_moe", "chatglm2")
 GREEDY = Sampling(seed=0)
 DRAWN = Sampling(seed=3, temperature=0.9, top_p=0.9, top_k=50, repetition_penalty=1.1)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_golden_steps import GOLDENS, NEW, Run
 
-from lightllm_mp.engine.gate import Gate
-from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Output, Release, Sampling, Tokenized, Wire
+from lightllm_mp.plan import PlanBuilder
+from lightllm_mp.scheduler.admission import Gate
 from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+from tests.engine.test_golden_steps import GOLDENS, NEW, Run
 
 FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
 folders = pytest.mark.parametrize("folder", FOLDERS)

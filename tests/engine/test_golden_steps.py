@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,15 @@ import torch
 from safetensors.numpy import load_file
 
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.gate import Gate
-from lightllm_mp.engine.limits import Limits
-from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.messages import Open, Output, Sampling, Scored, Tokenized, Tokens
-from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.length_class import class_bounds
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.length_class import class_bounds
+from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.scheduler import Scheduler
+from tests.paths import GOLDENS
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 TOLERANCE = 5e-4
 NEW = 24
 

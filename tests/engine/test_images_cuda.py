@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_golden_images import FOLDERS, ImageRun, limits
+
+from tests.engine.test_golden_images import FOLDERS, ImageRun, limits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightllm_mp.engine import setup
-from lightllm_mp.engine.memory import kv_budget
+from lightllm_mp.engine import build
+from lightllm_mp.engine.kv_sizing import kv_budget
+from tests.paths import ROOT
 
-MAIN = Path(__file__).with_name("step_memory_main.py")
+MAIN = "tests.engine.step_memory_main"
 WIDE = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 FEW_WORDS, MANY_WORDS = {"vocab_size": 300}, {"vocab_size": 32000}
 CASES: dict[str, dict[str, Any]] = {
@@ -65,7 +65,12 @@ CASES: dict[str, dict[str, Any]] = {
 def measured() -> dict[str, tuple[int, int]]:
     """(bytes of the peak, bytes of the bound) of each case."""
     done = subprocess.run(
-        [sys.executable, MAIN], input=json.dumps([*CASES.values()]), capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", MAIN],
+        input=json.dumps([*CASES.values()]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
@@ -79,6 +84,6 @@ def test_no_step_takes_more_than_the_bound(measured: dict[str, tuple[int, int]],
 
 
 def test_the_worst_step_is_left_out_of_the_kv_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightllm_mp.engine.memory.free_memory", lambda: 30_000)
-    assert kv_budget(setup.CPU, 0.9, step_bytes=10_000) == 6_000
-    assert kv_budget(setup.CPU, 0.9, step_bytes=10**9) == 4_500
+    monkeypatch.setattr("lightllm_mp.engine.kv_sizing.free_memory", lambda: 30_000)
+    assert kv_budget(build.CPU, 0.9, step_bytes=10_000) == 6_000
+    assert kv_budget(build.CPU, 0.9, step_bytes=10**9) == 4_500

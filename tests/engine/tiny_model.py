@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.plan import PlanBuilder
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.models.batch import Batch, KVPool
-from lightllm_mp.models.embedding import ImageRows
-from lightllm_mp.models.group import Alone
+from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.parallel.group import Alone
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from lightllm_mp.plan import PlanBuilder
 
 HIDDEN = 16
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from lightllm_mp.actors.http import api, media
-from lightllm_mp.actors.http.addresses import ForbiddenAddress, Guard
-from lightllm_mp.actors.http.fetch import Fetcher, FetchFailed, checked
+from lightllm_mp.actors.http import image_inputs, schema
+from lightllm_mp.actors.http.image_fetch import Fetcher, FetchFailed, checked
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard
 from lightllm_mp.config import MultimodalConfig
-from lightllm_mp.engine.plan import HEADER_WORDS, SETUP_DTYPE, PlanBuilder, unpack
 from lightllm_mp.errors import InvalidRequest, ModelError
 from lightllm_mp.messages import Sampling
-from lightllm_mp.models.gguf import read_gguf
+from lightllm_mp.models.checkpoint.gguf import read_gguf
+from lightllm_mp.plan import HEADER_WORDS, SETUP_DTYPE, PlanBuilder, unpack
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 from lightllm_mp.vision.header import read_header
 from scripts.fuzzing import files, peers, requests
@@ -55,7 +51,7 @@ def test_a_url_that_breaks_the_parser_is_the_clients_error(url: str) -> None:
 def test_an_error_does_not_repeat_what_was_sent() -> None:
     """A name out of a list, wrong and a thousand characters long."""
     with pytest.raises(InvalidRequest) as caught:
-        media.item(api.msgspec.Raw(json.dumps({"type": "secret" * 200, "data": ""}).encode()))
+        image_inputs.item(schema.msgspec.Raw(json.dumps({"type": "secret" * 200, "data": ""}).encode()))
     assert caught.value.message == "multimodal_params.images.type: Invalid enum value"
 
 

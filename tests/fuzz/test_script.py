@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from scripts.fuzzing import build
 from scripts.fuzzing.targets import TARGETS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BUGS = {
     "a record that reaches past the end": " || size > in->capacity - offset",
     "a record of more than was published": "size > tail - head || ",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch.nn import functional
@@ -14,13 +12,12 @@ from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.select import op_table
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from lightllm_mp.kernels.triton import launch, overlay, quantised, small_linear, tuned_linear  # noqa: E402
-from lightllm_mp.kernels.triton.linear import prepare_linear  # noqa: E402
-from lightllm_mp.kernels.triton.tuned_linear import LinearBlocks  # noqa: E402
+from lightllm_mp.kernels.triton import launch, overlay  # noqa: E402
+from lightllm_mp.kernels.triton.linear import few_rows, quantised, tuned_linear  # noqa: E402
+from lightllm_mp.kernels.triton.linear.linear import prepare_linear  # noqa: E402
+from lightllm_mp.kernels.triton.linear.tuned_linear import LinearBlocks  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -176,12 +173,12 @@ def test_shares(rows, n, k, blocks, dtype):
     x, weight, bias = torch.randn(rows, k).to(dtype), (torch.randn(n, k) * k**-0.5).to(dtype), torch.randn(n).to(dtype)
     expected = functional.linear(x.float(), weight.float(), bias.float())
     prepared = prepare_linear(weight.to(DEVICE), bias.to(DEVICE))
-    assert small_linear.streams(prepared, rows, blocks)
-    first = small_linear.streamed(x.to(DEVICE), prepared, dtype, blocks)
+    assert few_rows.streams(prepared, rows, blocks)
+    first = few_rows.streamed(x.to(DEVICE), prepared, dtype, blocks)
     close(first, expected, TOLERANCE[dtype])
-    again = small_linear.streamed(x.to(DEVICE), prepared, torch.float32, blocks)
+    again = few_rows.streamed(x.to(DEVICE), prepared, torch.float32, blocks)
     close(again, expected, TOLERANCE[dtype])
-    assert torch.equal(first, small_linear.streamed(x.to(DEVICE), prepared, dtype, blocks))
+    assert torch.equal(first, few_rows.streamed(x.to(DEVICE), prepared, dtype, blocks))
     assert not prepared.arrived.any()
 
 
@@ -193,7 +190,7 @@ def test_shares_of_quantised_weights(form, blocks, dtype):
     k = expanded(weight, dtype).shape[1]
     x = torch.randn(20, k).to(dtype)
     prepared = quantised.prepare_quantised(on_device(weight), None, dtype)
-    got = small_linear.streamed(x.to(DEVICE), prepared, torch.float32, blocks)
+    got = few_rows.streamed(x.to(DEVICE), prepared, torch.float32, blocks)
     close(got, functional.linear(x.float(), expanded(weight, torch.float32)), TOLERANCE[dtype])
 
 
@@ -214,11 +211,11 @@ def test_large_products_in_a_graph(monkeypatch, form, rows, early):
         prepared, plain = quantised.prepare_quantised(weight, None, torch.bfloat16), expanded(weight, torch.float32)
         blocks = tuned_linear.quantised_blocks(form, k, rows)
     x = torch.randn(rows, k, device="cuda").bfloat16()
-    small_linear.streamed(x, prepared, torch.bfloat16, blocks)
+    few_rows.streamed(x, prepared, torch.bfloat16, blocks)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = small_linear.streamed(x, prepared, torch.bfloat16, blocks)
-        again = small_linear.streamed(x, prepared, torch.bfloat16, blocks)
+        got = few_rows.streamed(x, prepared, torch.bfloat16, blocks)
+        again = few_rows.streamed(x, prepared, torch.bfloat16, blocks)
     for _ in range(5):
         x.normal_()
         graph.replay()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from lightllm_mp.models.config import read_model_config
+from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+from tests.paths import GOLDENS
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 TOLERANCE = 5e-4
 
 

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from golden import Prompt, Slots
 
-from lightllm_mp.models.batch import Batch, KVPool
-from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.embedding import ImageRows
-from lightllm_mp.models.length_class import length_class
+from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.length_class import length_class
 from lightllm_mp.vision.sizing import Grid, Placed, mrope_positions
+from tests.models.golden import Prompt, Slots
 
 
 @dataclass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import GOLDENS, TOLERANCE, check_greedy, check_prompt, prompts
-from runner import Runner
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.select import op_table
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from tests.models.golden import GOLDENS, TOLERANCE, check_greedy, check_prompt, prompts
+from tests.models.runner import Runner
 
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),

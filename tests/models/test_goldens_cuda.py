@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import GOLDENS, check_greedy, check_prompt, movement, observed_movement, prompts
-from runner import Runner
-from test_goldens import FOLDERS, WITH_IMAGES
 
 from lightllm_mp.kernels.select import op_table
-from lightllm_mp.models.loader import load_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from tests.models.golden import GOLDENS, check_greedy, check_prompt, movement, observed_movement, prompts
+from tests.models.runner import Runner
+from tests.models.test_goldens import FOLDERS, WITH_IMAGES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from golden import GOLDENS, Prompt, check_greedy, check_prompt, prompts
-from runner import Runner
 
-from lightllm_mp.models.decoder import Decoder
-from lightllm_mp.models.embedding import ImageRows
-from lightllm_mp.models.loader import load_model
-from lightllm_mp.vision.config import read_vision
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.loader import load_encoder
 from lightllm_mp.vision.preprocess import preprocess
+from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.vision_config import read_vision
+from tests.models.golden import GOLDENS, Prompt, check_greedy, check_prompt, prompts
+from tests.models.runner import Runner
 
 FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
 

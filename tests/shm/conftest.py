@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lanes import Pair
 
 from lightllm_mp.shm.implementation import VARIABLE, extension
+from tests.shm.lanes import Pair
 
 
 @pytest.fixture(params=["c", "python"])

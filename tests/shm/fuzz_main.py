@@ -1,6 +1,7 @@
 """Writes nonsense into lanes and drains them: whatever is there, the ends poison the lane or go on, and never crash.
 
-`fuzz_main.py EXTENSION ROUNDS SEED` does it with a given build of _ring.c (the sanitizer test does) or with "python".
+`python -m tests.shm.fuzz_main EXTENSION ROUNDS SEED`: EXTENSION is a build of _ring.c (as in the sanitizer test), or
+"python".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import random
 import sys
 
-from race_main import load
+from tests.shm.race_main import load
 
 HOT = (128, 132, 256, 260, 384, 512, 64, 640, 768, 784)
 WORDS = (0, 1, 7, 8, 15, 16, 4096, 65528, 65536, 65544, 1 << 31, (1 << 32) - 1, 15 << 32, (15 << 32) + 8, 1 << 63)

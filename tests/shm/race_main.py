@@ -1,6 +1,7 @@
 """Hands records over to a consumer that is about to sleep, many times, and counts the wake-ups that got lost.
 
-Run as `race_main.py EXTENSION HAND_OVERS MAX_LOST SECONDS`: EXTENSION is a build of _ring.c, or "python" for the twin.
+`python -m tests.shm.race_main EXTENSION HAND_OVERS MAX_LOST SECONDS`: EXTENSION is a build of _ring.c, or "python" for
+the twin.
 Prints "hand-overs lost". Both sides start each hand-over together, wait a random 0 to 1 us, and then one puts while the
 other parks. Whoever parks and is not rung although a record is there has lost a wake-up.
 """

@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from lanes import Pair, child
 
 from lightllm_mp.shm import (
     KIND_BLOCK,
@@ -23,6 +22,7 @@ from lightllm_mp.shm import (
     ProtocolError,
     Sender,
 )
+from tests.shm.lanes import Pair, child
 
 
 class Ask(msgspec.Struct, tag=True, array_like=True):

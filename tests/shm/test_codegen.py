@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from build_ring import SOURCE, compiler
+
+from tests.shm.build_ring import SOURCE, compiler
 
 PROBE = f"""
 #include "{SOURCE.parent / "ring.h"}"

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from lanes import Pair, child, payloads
+
+from tests.shm.lanes import Pair, child, payloads
 
 Records = list[tuple[int, int, bytes]]
 

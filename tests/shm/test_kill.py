@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from lanes import Child, Pair, checked, child, number_of, payloads
+
+from tests.shm.lanes import Child, Pair, checked, child, number_of, payloads
 
 NOTICE = 2.0
 """Seconds within which the end of a process is known: at once, but on a busy machine at once may take long."""

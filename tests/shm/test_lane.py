@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from lanes import Pair, payloads
 
 from lightllm_mp.errors import ConfigError, StartupError
 from lightllm_mp.shm import KIND_RAW, Bell, Inbox, Lane, LaneClosed, Segment, Sender, implementation
 from lightllm_mp.shm.implementation import VARIABLE
+from tests.shm.lanes import Pair, payloads
 
 
 def attach(lane: Lane) -> Lane:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from fuzz_main import one_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lanes import Pair, payloads
 
 from lightllm_mp.shm import Bell, LaneClosed
 from lightllm_mp.shm.layout import HEAD, PAGE, TAIL
+from tests.shm.fuzz_main import one_round
+from tests.shm.lanes import Pair, payloads
 
 PAD = 15 << 32
 

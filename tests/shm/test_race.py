@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_ring import build
+
+from tests.paths import ROOT
+from tests.shm.build_ring import build
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a race needs two CPUs")
-PROGRAM = Path(__file__).parent / "race_main.py"
+PROGRAM = "tests.shm.race_main"
 
 
 def race(extension: str, hand_overs: int, max_lost: int, seconds: float) -> tuple[int, int]:
     """(hand-overs made, wake-ups lost)"""
-    command = [sys.executable, str(PROGRAM), extension, str(hand_overs), str(max_lost), str(seconds)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
+    command = [sys.executable, "-m", PROGRAM, extension, str(hand_overs), str(max_lost), str(seconds)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     made, lost = result.stdout.split()
     return int(made), int(lost)

@@ -5,10 +5,10 @@ import random
 import time
 
 import pytest
-from lanes import Pair, child, payloads
 
 from lightllm_mp.shm import KIND_MESSAGE, KIND_RAW, KIND_RELEASE, Bell, Inbox, Lane, Sender
 from lightllm_mp.shm.layout import HEAD, TAIL
+from tests.shm.lanes import Pair, child, payloads
 
 CAPACITY = 1 << 16
 TOP = 1 << 64

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_ring import build, compiler
 
-PROGRAM = Path(__file__).parent / "fuzz_main.py"
+from tests.paths import ROOT
+from tests.shm.build_ring import build, compiler
+
+PROGRAM = "tests.shm.fuzz_main"
 
 
 @pytest.mark.slow
@@ -23,7 +25,7 @@ def test_fuzz_under_the_sanitizers(tmp_path: Path):
         pytest.skip("no libasan.so to preload")
     # The interpreter itself is not built for leak detection; its allocator would hide overruns.
     environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    command = [sys.executable, str(PROGRAM), str(extension), "3000", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    command = [sys.executable, "-m", PROGRAM, str(extension), "3000", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "poisoned=" in result.stdout

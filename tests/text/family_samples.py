@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_samples import CORPUS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lightllm_mp.text.detokenizer import IncrementalText
-from lightllm_mp.text.pieces import byte_level_piece
+from lightllm_mp.text.token_bytes import byte_level_piece
 from lightllm_mp.text.tokenizer import Tokenizer as TextTokenizer
+from tests.text.tokenizer_samples import CORPUS
 
 ROUND_TRIPS = [
     "",

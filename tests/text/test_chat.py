@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizer_samples import sample
 
 from lightllm_mp.errors import InvalidRequest, ModelError
 from lightllm_mp.text.chat import compile_template, render_chat
+from tests.text.tokenizer_samples import sample
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

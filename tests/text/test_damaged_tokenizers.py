@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_samples import qwen_folder, qwen_ranks, qwen_table, sentencepiece_folder, sentencepiece_model, write
-from tokenizer_samples import byte_level_backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
+from tests.text.family_samples import (
+    qwen_folder,
+    qwen_ranks,
+    qwen_table,
+    sentencepiece_folder,
+    sentencepiece_model,
+    write,
+)
+from tests.text.tokenizer_samples import byte_level_backend
 
 
 def refusal(folder: Path, kind: type[Exception] = ModelError, **options: Any) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_samples import BAICHUAN, TURNS, folder_of, qwen_encode, qwen_folder, sentencepiece_folder, write
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.text.chat import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
+from tests.text.family_samples import BAICHUAN, TURNS, folder_of, qwen_encode, qwen_folder, sentencepiece_folder, write
 
 ASKED = ["the other 你好\nbrother?", "def f(x):\n\treturn  x", "  they said 👩\u200d👧"]
 SAID = ["then these", "你好，世界 "]

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from family_samples import ROUND_TRIPS, folder_of, sentencepiece_folder, streamed, write
-from gguf_vocabulary import GLM_NAMES, write_vocabulary
-from tokenizer_samples import CORPUS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lightllm_mp.text.pretokenizers import pre_tokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
+from tests.text.family_samples import ROUND_TRIPS, folder_of, sentencepiece_folder, streamed, write
+from tests.text.gguf_vocabulary import GLM_NAMES, write_vocabulary
+from tests.text.tokenizer_samples import CORPUS
 
 TEXTS = [
     *CORPUS,

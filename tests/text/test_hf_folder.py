@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_samples import byte_level_backend, sentencepiece_backend
 from tokenizers import processors
 
 from lightllm_mp.errors import ModelError, NoTokenizer
-from lightllm_mp.text.pieces import byte_level_piece
+from lightllm_mp.text.token_bytes import byte_level_piece
 from lightllm_mp.text.tokenizer import load_tokenizer
+from tests.text.tokenizer_samples import byte_level_backend, sentencepiece_backend
 
 
 def write_json(folder: Path, **files: Any) -> Path:

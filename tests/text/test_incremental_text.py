@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_samples import BACKENDS, sample
 
 from lightllm_mp.text.detokenizer import IncrementalText
 from lightllm_mp.text.tokenizer import Tokenizer
+from tests.text.tokenizer_samples import BACKENDS, sample
 
 ALL = [*BACKENDS, "default"]
 TEXTS = [

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_no_tokenizer import FRONT, Outbox, started
 
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.messages import ChatMessage, Generate, Output, Rejected, Sampling, Tokenized
 from tests.actors.embedded import write_byte_tokenizer
+from tests.text.test_no_tokenizer import FRONT, Outbox, started
 
 
 @pytest.mark.parametrize("template", [None, "{% for", "{{ messages.__class__.__mro__ }}"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightllm_mp.actors.birth import Birth
 from lightllm_mp.actors.detokenizer import DetokenizerActor
+from lightllm_mp.actors.runtime.launch_spec import Birth
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.config import Config

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_samples import CORPUS
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.text.tokenizer import load_tokenizer
+from tests.text.tokenizer_samples import CORPUS
 
 TEXTS = [
     "the quick brown fox",

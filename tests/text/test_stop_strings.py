@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_samples import sample
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.text.detokenizer import IncrementalText
 from lightllm_mp.text.stop_strings import StopStrings, check_stops
+from tests.text.tokenizer_samples import sample
 
 
 def first_match(text: str, stops: list[str]) -> tuple[int, int] | None:

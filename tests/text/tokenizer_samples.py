@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lightllm_mp.text.source import TokenizerSource
 from lightllm_mp.text.tokenizer import Tokenizer as TextTokenizer
 from lightllm_mp.text.tokenizer import load_tokenizer
+from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, don't you think?\n\n    def f(x): return x + 1\n",

@@ -23,7 +23,7 @@ from peer_table import Summary, ratios, summary, table
 from rounds import Figure, Machine, Sample, Work, turned, works
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model
 
 TOOL = Path(cpu_peers.__file__)
 FAKE = Path(__file__).with_name("fake_llama.py")
@@ -93,7 +93,10 @@ def test_a_smoke_run_fills_the_engine_column(tmp_path: Path, model: Path, marked
 def test_a_run_that_is_ended_ends_its_programs(model: Path, marked: str) -> None:
     process = tool("--smoke")
     deadline = time.monotonic() + 120
-    while not any("lightllm_mp.actors.child" in line for line in with_mark(marked)) and time.monotonic() < deadline:
+    while (
+        not any("lightllm_mp.actors.runtime.child_main" in line for line in with_mark(marked))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)

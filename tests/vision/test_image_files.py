@@ -8,12 +8,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from image_files import bomb, encoded, gif_beyond_its_screen, noise, png_of, with_orientation
 from PIL import Image, ImageOps
 
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import ALLOWED, Header, Limits, read_header
+from tests.vision.image_files import bomb, encoded, gif_beyond_its_screen, noise, png_of, with_orientation
 
 LOSSY = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}
 

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from vision_golden import FOLDERS, facts, model
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision.placeholders import (
@@ -20,6 +19,7 @@ from lightllm_mp.vision.placeholders import (
     sure_match,
 )
 from lightllm_mp.vision.spec import ImageTags
+from tests.vision.vision_golden import FOLDERS, facts, model
 
 LLAVA, QWEN, QWEN2_5 = (model(name).spec.tags for name in ("llava_orig", "qwen_vl", "qwen2_5_vl"))
 VOCAB = 1000

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from image_files import noise
 from PIL import Image
-from vision_golden import FOLDERS, model, with_preprocess
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision import preprocess as module
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionSpec
+from tests.vision.image_files import noise
+from tests.vision.vision_golden import FOLDERS, model, with_preprocess
 
 TWO_STEPS = 2.01 / 255 / 0.26
 """How far two pixels are apart whose 8-bit values differ by two."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vision_golden import FOLDERS, facts, image_bytes, model, tensors, with_preprocess
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.sizing import Grid, Placed, image_tokens, mrope_positions, patch_grid, smart_resize
+from tests.vision.vision_golden import FOLDERS, facts, image_bytes, model, tensors, with_preprocess
 
 REAL = with_preprocess(model("qwen2_5_vl").spec, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 

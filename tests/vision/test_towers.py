@@ -7,13 +7,13 @@ import threading
 
 import pytest
 import torch
-from test_encoder_batches import Tower, image
-from vision_golden import cases, model, prepared, tensors
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.loader import load_encoder
+from lightllm_mp.vision.encoder_pool import Towers
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.towers import Towers
+from lightllm_mp.vision.tower_loader import load_encoder
+from tests.vision.test_encoder_batcher import Tower, image
+from tests.vision.vision_golden import cases, model, prepared, tensors
 
 Result = float | BaseException
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from vision_golden import FOLDERS, GOLDENS, cases, model, prepared
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.vision.config import read_vision
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
-from lightllm_mp.vision.loader import load_encoder, load_weights
+from lightllm_mp.vision.tower_loader import load_encoder, load_weights
+from lightllm_mp.vision.vision_config import read_vision
+from tests.vision.vision_golden import FOLDERS, GOLDENS, cases, model, prepared
 
 TOWER = "clip-vit-large-patch14-56"
 
@@ -224,7 +224,7 @@ def test_digests() -> None:
 
 
 def test_the_prompt_side_brings_no_torch() -> None:
-    names = ("spec", "config", "sizing", "header", "digest", "placeholders", "weights", "layout")
+    names = ("spec", "vision_config", "sizing", "header", "digest", "placeholders", "tower_rules", "patch_layout")
     program = f"""
 import sys
 for name in {names}: __import__("lightllm_mp.vision." + name)

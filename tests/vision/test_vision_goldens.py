@@ -9,13 +9,13 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
 
 from lightllm_mp.vision.encoder import VisionEncoder
-from lightllm_mp.vision.loader import load_encoder, load_weights
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
+from lightllm_mp.vision.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.tower_ops import TORCH
+from tests.vision.vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
 
 PIXELS, EMBEDS = 1e-5, 5e-4
 LOW_PRECISION = {torch.bfloat16: 0.04, torch.float16: 0.005}

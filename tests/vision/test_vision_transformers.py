@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vision_golden import image_bytes, model, with_preprocess
 
-from lightllm_mp.vision.config import VisionModel, read_vision
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.loader import load_encoder
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
 from lightllm_mp.vision.sizing import Grid, smart_resize
+from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.vision_config import VisionModel, read_vision
+from tests.vision.vision_golden import image_bytes, model, with_preprocess
 
 transformers = pytest.importorskip("transformers")
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}

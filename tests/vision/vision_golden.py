@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from safetensors.numpy import load_file
 
-from lightllm_mp.vision.config import VisionModel, read_vision
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.vision_config import VisionModel, read_vision
+from tests.paths import GOLDENS
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
 
 

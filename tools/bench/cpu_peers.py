@@ -40,8 +40,8 @@ from peers import Peer, PeerError, TransformersPeer, convert, engine, llama, lla
 from rounds import STARTS, Figure, Machine, Results, Run, works
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.gguf_header import read_header
-from lightllm_mp.text.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model
+from lightllm_mp.model_files.gguf_header import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

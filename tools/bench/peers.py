@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import aiohttp
 
-from lightllm_mp.bench.events import EventCounter, decode
+from lightllm_mp.cli.bench.events import EventCounter, decode
 
 Prompts = list[list[int]]
 LIMIT = 600.0

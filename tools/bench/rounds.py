@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import process_tree
 from peers import Peer, Prompts, Times
 
-from lightllm_mp.bench import workload
+from lightllm_mp.cli.bench import workload
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write the weights of a GGUF file of the Llama family under their Hugging Face names."""
     from safetensors.torch import save_file
 
-    from lightllm_mp.models.config import gguf_model
+    from lightllm_mp.models.model_config import gguf_model
 
     family, spec, file = gguf_model(gguf)
     assert family.gguf_weights is not None

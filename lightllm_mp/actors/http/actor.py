@@ -8,14 +8,14 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from lightllm_mp.actors.birth import Birth
-from lightllm_mp.actors.front import FrontActor
+from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.http.app import create_app
-from lightllm_mp.actors.http.keys import load_keys
-from lightllm_mp.actors.http.port import serve
-from lightllm_mp.actors.http.tls import server_context
-from lightllm_mp.actors.mailbox import Mailbox
-from lightllm_mp.actors.stats import StatsPage
+from lightllm_mp.actors.http.security.keys import load_keys
+from lightllm_mp.actors.http.security.tls import server_context
+from lightllm_mp.actors.http.sockets.listener import serve
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.messages import Begin, Facts, Health, Wire
 
 

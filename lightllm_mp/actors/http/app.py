@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from lightllm_mp.actors.frontend import Frontend
-from lightllm_mp.actors.http.access import observe, sign
-from lightllm_mp.actors.http.auth import Access, guard
+from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.http.access_log import observe, sign
 from lightllm_mp.actors.http.context import Context, Stats
-from lightllm_mp.actors.http.cors import preflights
-from lightllm_mp.actors.http.exposition import Exposition
-from lightllm_mp.actors.http.failures import failures
-from lightllm_mp.actors.http.generate import Generate
-from lightllm_mp.actors.http.keys import Keys
-from lightllm_mp.actors.http.media import Media
+from lightllm_mp.actors.http.error_responses import failures
+from lightllm_mp.actors.http.image_inputs import Media
 from lightllm_mp.actors.http.metrics import Meter
-from lightllm_mp.actors.http.origins import Origins
-from lightllm_mp.actors.http.status import Status
+from lightllm_mp.actors.http.routes.generate import Generate
+from lightllm_mp.actors.http.routes.prometheus import Exposition
+from lightllm_mp.actors.http.routes.status import Status
+from lightllm_mp.actors.http.security.auth import Access, guard
+from lightllm_mp.actors.http.security.cors import preflights
+from lightllm_mp.actors.http.security.keys import Keys
+from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
 

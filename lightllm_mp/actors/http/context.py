@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from lightllm_mp.actors.frontend import Frontend
-from lightllm_mp.actors.http.media import Media
-from lightllm_mp.actors.live import Live
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.http.image_inputs import Media
 from lightllm_mp.config import HttpConfig, ModelConfig
 
 Stats = Callable[[], Mapping[str, Mapping[str, float]]]

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from time import monotonic
 
-from lightllm_mp.actors.live import Live
+from lightllm_mp.actors.front.live_request import Live
 
 TIMES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Bucket bounds of durations, in seconds."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from lightllm_mp.actors.http import replies
-from lightllm_mp.actors.live import Live
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.http import responses
 from lightllm_mp.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,16 @@ async def stream(request: web.Request, live: Live, headers: Mapping[str, str]) -
     try:
         while events:
             for event in events:
-                await response.write(replies.event(event))
+                await response.write(responses.event(event))
             events = await live.batch()
     except ConnectionError:
         return response  # the client has left; nobody is told
     except EngineError as error:
-        await response.write(replies.failure_event(error))
+        await response.write(responses.failure_event(error))
     except MemoryError:
         raise  # this process must go
     except Exception:
         log.exception("a stream failed")
-        await response.write(replies.failure_event(EngineError("internal error")))
+        await response.write(responses.failure_event(EngineError("internal error")))
     await response.write_eof()
     return response

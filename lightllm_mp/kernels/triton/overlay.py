@@ -8,15 +8,15 @@ import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.kernels.triton.attention import attention
-from lightllm_mp.kernels.triton.kv_write import kv_write
-from lightllm_mp.kernels.triton.linear import linear, linear_float, prepare_linear
-from lightllm_mp.kernels.triton.moe import experts, prepare_experts
-from lightllm_mp.kernels.triton.quantised import prepare_quantised
-from lightllm_mp.kernels.triton.rotary import rotary_kv_write
-from lightllm_mp.kernels.triton.rotate import rotate
-from lightllm_mp.kernels.triton.routing import route
-from lightllm_mp.kernels.triton.rows import activate, add_norm, gated, norm
+from lightllm_mp.kernels.triton.attention.attention import attention
+from lightllm_mp.kernels.triton.attention.kv_write import kv_write
+from lightllm_mp.kernels.triton.attention.rotary import rotate
+from lightllm_mp.kernels.triton.attention.rotary_kv_write import rotary_kv_write
+from lightllm_mp.kernels.triton.linear.linear import linear, linear_float, prepare_linear
+from lightllm_mp.kernels.triton.linear.quantised import prepare_quantised
+from lightllm_mp.kernels.triton.moe.moe import experts, prepare_experts
+from lightllm_mp.kernels.triton.moe.routing import route
+from lightllm_mp.kernels.triton.norm_activation import activate, add_norm, gated, norm
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.baichuan import BAICHUAN
-from lightllm_mp.models.families.base import Family
 from lightllm_mp.models.families.bloom import BLOOM
 from lightllm_mp.models.families.chatglm import CHATGLM
+from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
 from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from lightllm_mp.models.families.internlm import INTERNLM

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import Family, activation, rope_spec, standard_spec
-from lightllm_mp.models.families.gguf_rules import NAMES as GGUF_NAMES
-from lightllm_mp.models.families.gguf_rules import Keys, gguf_rope, gguf_spec, rotary_order
-from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import NAMES as GGUF_NAMES
+from lightllm_mp.models.families.common.gguf_rules import Keys, gguf_rope, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.weight_rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = Names(qkv=("self_attn.W_pack",))
 WIDTH_13B = 5120

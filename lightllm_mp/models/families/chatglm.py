@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in
-from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in
+from lightllm_mp.models.families.common.weight_rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = Names(
     embed="transformer.embedding.word_embeddings",

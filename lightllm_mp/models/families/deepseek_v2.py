@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import Family, activation, refuse, rope_spec, standard_spec
-from lightllm_mp.models.families.experts import with_experts
-from lightllm_mp.models.families.gguf_rules import (
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
     Keys,
     gguf_moe,
@@ -21,12 +22,11 @@ from lightllm_mp.models.families.gguf_rules import (
     shared_expert,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.rules import Names, Transform, decoder, linear
+from lightllm_mp.models.families.common.weight_rules import Names, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
-from lightllm_mp.models.weights import Param, Piece
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
-from lightllm_mp.models.families.gguf_rules import NAMES, Keys, gguf_rope, gguf_spec, head_norms
-from lightllm_mp.models.families.rules import Names, decoder, norm
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import NAMES, Keys, gguf_rope, gguf_spec, head_norms
+from lightllm_mp.models.families.common.weight_rules import Names, decoder, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.models.weights import Param, Piece
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
 LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0

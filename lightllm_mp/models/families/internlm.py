@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import Family, rope_spec, stretched_context
+from lightllm_mp.models.families.common.family import Family, rope_spec, stretched_context
 from lightllm_mp.models.spec import ModelSpec
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import Family, standard_spec
-from lightllm_mp.models.families.gguf_rules import (
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import Family, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
     Keys,
     gguf_moe,
@@ -14,12 +15,11 @@ from lightllm_mp.models.families.gguf_rules import (
     rotary_order,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.families.common.weight_rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

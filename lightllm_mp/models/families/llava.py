@@ -8,7 +8,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import INV_FREQ, Family, eos_ids
+from lightllm_mp.models.families.common.family import INV_FREQ, Family, eos_ids
 from lightllm_mp.models.spec import ModelSpec
 
 LLAMA_DEFAULTS: dict[str, Any] = {

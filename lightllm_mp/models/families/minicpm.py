@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import Family
-from lightllm_mp.models.families.gguf_rules import NAMES, Keys, gguf_spec, rotary_order
-from lightllm_mp.models.families.rules import decoder
+from lightllm_mp.models.families.common.family import Family
+from lightllm_mp.models.families.common.gguf_rules import NAMES, Keys, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.weight_rules import decoder
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
 """`scale_emb`, `scale_depth` and `dim_model_base` of MiniCPM 2B."""

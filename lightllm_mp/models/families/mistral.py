@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import Family
+from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.spec import ModelSpec
 
 WINDOW = 4096

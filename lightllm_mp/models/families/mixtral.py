@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import Family
-from lightllm_mp.models.families.experts import with_experts
+from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
-from lightllm_mp.models.weights import Param
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

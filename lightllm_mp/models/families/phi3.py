@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families.base import (
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import (
     GGUF_FREQS,
     INV_FREQ,
     Family,
@@ -15,13 +16,12 @@ from lightllm_mp.models.families.base import (
     rotary_dim,
     standard_spec,
 )
-from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
-from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
+from lightllm_mp.models.families.common.weight_rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 

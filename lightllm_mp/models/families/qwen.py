@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightllm_mp.models.families.base import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.gguf_rules import Keys, gguf_spec, names_in
-from lightllm_mp.models.families.rules import decoder, ends, linear, norm
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
+from lightllm_mp.models.families.common.gguf_rules import Keys, gguf_spec, names_in
+from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
 """Ids of the vocabulary of all released checkpoints; base models end with the first, chats with the others too."""

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import INV_FREQ, Family
-from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec
-from lightllm_mp.models.families.rules import decoder, linear
+from lightllm_mp.models.families.common.family import INV_FREQ, Family
+from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec
+from lightllm_mp.models.families.common.weight_rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
 

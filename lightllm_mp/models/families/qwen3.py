@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.base import INV_FREQ, Family
-from lightllm_mp.models.families.gguf_rules import NAMES, gguf_spec, head_norms
+from lightllm_mp.models.families.common.family import INV_FREQ, Family
+from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, head_norms
+from lightllm_mp.models.families.common.weight_rules import decoder
 from lightllm_mp.models.families.qwen2 import windowed
-from lightllm_mp.models.families.rules import decoder
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param, Piece
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

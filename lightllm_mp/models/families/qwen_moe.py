@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama, qwen2, qwen3
-from lightllm_mp.models.families.base import Family
-from lightllm_mp.models.families.experts import with_experts
-from lightllm_mp.models.families.gguf_rules import (
+from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.family import Family
+from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
     Keys,
     gguf_moe,
@@ -18,12 +19,11 @@ from lightllm_mp.models.families.gguf_rules import (
     shared_expert,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.rules import decoder, linear
+from lightllm_mp.models.families.common.weight_rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:

@@ -8,12 +8,12 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama, qwen, qwen2
-from lightllm_mp.models.families.base import INV_FREQ, Family
-from lightllm_mp.models.families.gguf_rules import gguf_spec
+from lightllm_mp.models.families.common.family import INV_FREQ, Family
+from lightllm_mp.models.families.common.gguf_rules import gguf_spec
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightllm_mp.models.families.base import Family, activation, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.gguf_rules import ONE_UP, Keys, gguf_spec, names_in
-from lightllm_mp.models.families.rules import Names, decoder, heads_apart, linear
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import Family, activation, bos_id, eos_ids, file_dtype, refuse
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_spec, names_in
+from lightllm_mp.models.families.common.weight_rules import Names, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "attn.c_attn"
 NAMES = Names(

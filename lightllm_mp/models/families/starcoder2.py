@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightllm_mp.models.families.base import INV_FREQ, Family, activation, refuse, standard_spec
-from lightllm_mp.models.families.gguf_rules import ONE_UP, gguf_spec
-from lightllm_mp.models.families.rules import Names, decoder
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec
+from lightllm_mp.models.families.common.weight_rules import Names, decoder
 from lightllm_mp.models.spec import ModelSpec
-from lightllm_mp.models.weights import Param
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.gguf import GGUFFile
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = Names(up=("mlp.c_fc",), down="mlp.c_proj")
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from lightllm_mp.actors.http.addresses import ForbiddenAddress, Guard, is_public
-from lightllm_mp.actors.http.fetch import Fetcher, FetchFailed, checked
+from lightllm_mp.actors.http.image_fetch import Fetcher, FetchFailed, checked
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard, is_public
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge
 

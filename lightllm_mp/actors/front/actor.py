@@ -1,0 +1,75 @@
+"""What the HTTP process and the embedded engine share as actors: a Frontend on a mailbox, driven by an asyncio loop."""
+
+from __future__ import annotations
+
+from lightllm_mp.actors.front.image_files import Files, ImageLane, Judge
+from lightllm_mp.actors.front.request_limits import Door
+from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.runtime.async_actor import AsyncActor
+from lightllm_mp.actors.runtime.image_setup import find_vision
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER, VISUAL
+from lightllm_mp.messages import Begin, Drained, Health, Wire
+
+
+class FrontActor(AsyncActor):
+    """`tenants`: how many API keys there are. `queue_seconds`: see Frontend."""
+
+    def __init__(
+        self, birth: Birth, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
+    ) -> None:
+        super().__init__(mailbox, stats)
+        self.frontend = Frontend(
+            lambda message: mailbox.send(TOKENIZER, message),
+            lambda message: mailbox.send(ROUTER, message),
+            door=Door(birth.config.http.max_live_requests, tenants),
+            queue_seconds=queue_seconds,
+            images=_image_lane(birth, mailbox),
+        )
+        self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
+        self._pages = {name: stats if name == birth.name else StatsPage.attach(fd) for name, fd in birth.all_stats}
+
+    def close(self) -> None:
+        """Give every descriptor back."""
+        self.mailbox.close()
+        for page in {self.stats, *self._pages.values()}:
+            page.close()
+
+    def all_stats(self) -> dict[str, dict[str, float]]:
+        """{actor: {name: value}}, read from everybody's page; nobody is asked."""
+        found = {name: page.read() for name, page in self._pages.items()}
+        supervisor = found.get(SUPERVISOR, {})
+        lanes = {name: value for name, value in supervisor.items() if "->" in name}
+        return {**found, SUPERVISOR: {n: v for n, v in supervisor.items() if n not in lanes}, "lanes": lanes}
+
+    def on_begin(self, begin: Begin) -> None:
+        self.frontend.begin(begin)
+
+    def on_reset(self) -> None:
+        self.frontend.reset()
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        self.frontend.deliver(message)
+
+    def on_control(self, message: Wire) -> None:
+        if isinstance(message, Health):
+            self.frontend.health(message)
+
+    def after_records(self) -> None:
+        self.frontend.flush()
+
+
+def _image_lane(birth: Birth, mailbox: Mailbox) -> ImageLane | None:
+    """The way to the visual actor, where there is one."""
+    vision = find_vision(birth.config, birth.model_path)
+    if vision is None or VISUAL not in {peer.name for peer in birth.peers}:
+        return None
+    return ImageLane(
+        Judge(birth.config, vision),
+        Files(birth.config.multimodal.max_image_bytes_live),
+        lambda data, known: mailbox.lend(VISUAL, data, known),
+        lambda ref: mailbox.take_back(VISUAL, ref),
+        lambda message: mailbox.send(VISUAL, message),
+    )

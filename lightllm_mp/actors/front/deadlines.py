@@ -1,0 +1,46 @@
+"""When a request has to be begun, and when it has to be complete: whoever is late is told so by the front."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from time import monotonic
+
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.errors import DeadlineExceeded, EngineError, QueueTimeout
+
+GiveUp = Callable[[Live, EngineError], None]
+
+
+class Deadlines:
+    """One timer a request. `queue_seconds`: how long any request may wait for its turn; 0: for ever."""
+
+    def __init__(self, queue_seconds: float, give_up: GiveUp, retry_after: Callable[[], float]) -> None:
+        self._queue_seconds = queue_seconds
+        self._give_up, self._retry_after = give_up, retry_after
+
+    def start_by(self, deadline: float) -> float:
+        """When a request has to begin that comes now and is to be complete at `deadline`; 0: whenever."""
+        latest = monotonic() + self._queue_seconds if self._queue_seconds else math.inf
+        latest = min(latest, deadline)
+        return latest if latest < math.inf else 0.0
+
+    def watch(self, live: Live) -> None:
+        """Look at the request again when its next deadline is there."""
+        start_by = 0.0 if live.scheduled else live.request.start_by
+        moment = min(start_by or math.inf, live.deadline)
+        if moment < math.inf:
+            live.timer = asyncio.get_running_loop().call_at(moment, self._late, live)
+
+    def _late(self, live: Live) -> None:
+        if live.error is not None or not live.open:
+            return
+        now = monotonic()
+        if now >= live.deadline:
+            self._give_up(live, DeadlineExceeded("the answer was not complete in the time of X-Request-Timeout"))
+        elif not live.scheduled and now >= live.request.start_by:
+            error = QueueTimeout("the request has waited too long for its turn", retry_after=self._retry_after())
+            self._give_up(live, error)
+        else:
+            self.watch(live)

@@ -1,0 +1,194 @@
+"""Image files at the front: judged by their headers, held while their requests live, lent to the visual actor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightllm_mp.actors.front.send_queue import Send
+from lightllm_mp.config import Config
+from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from lightllm_mp.messages import Abort, Encode, Picture, RawImage
+from lightllm_mp.shm import BlockRef
+from lightllm_mp.vision.digest import content_digest, image_key, model_digest
+from lightllm_mp.vision.header import Limits, read_header
+from lightllm_mp.vision.sizing import image_tokens
+
+if TYPE_CHECKING:
+    from lightllm_mp.vision.vision_config import VisionModel
+
+PARAM = "multimodal_params"
+RETRY = 2.0
+"""Seconds after which there may be room for more image files."""
+
+Lend = Callable[[bytes, BlockRef | None], BlockRef | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upload:
+    """An image file that may be served. `width` and `height`: pixels, as shown."""
+
+    key: bytes
+    data: bytes
+    width: int
+    height: int
+
+    @property
+    def picture(self) -> Picture:
+        return Picture(self.key, self.width, self.height)
+
+
+class Judge:
+    """What image files this server takes, and what they are known by. Thread-safe."""
+
+    def __init__(self, config: Config, vision: VisionModel) -> None:
+        self.spec, self.limits = vision.spec, config.multimodal
+        self._header = Limits(self.limits.max_bytes_per_image, self.limits.max_pixels_per_image)
+        self._model = model_digest(vision.spec, str(vision.folder), config.model.data_type)
+
+    def upload(self, data: bytes, tenant: bytes = b"") -> Upload:
+        """Raises InvalidRequest, PayloadTooLarge or UnsupportedMedia for a file that is none of ours."""
+        header = read_header(data, self._header)
+        self.tokens(header.width, header.height)
+        return Upload(image_key(content_digest(data), self._model, tenant), data, header.width, header.height)
+
+    def tokens(self, width: int, height: int) -> int:
+        """Slots of an image; InvalidRequest for a shape that has none."""
+        return image_tokens(self.spec, width, height)
+
+    def check(self, uploads: Sequence[Upload]) -> None:
+        """What one request may bring."""
+        files = {upload.key: upload for upload in uploads}
+        limits = self.limits
+        if len(uploads) > limits.max_images_per_request:
+            raise InvalidRequest(
+                f"the request has {len(uploads)} images, at most {limits.max_images_per_request} are served",
+                param=PARAM,
+            )
+        if len(files) > limits.cache_capacity:
+            raise InvalidRequest(
+                f"the request has {len(files)} different images, the cache holds {limits.cache_capacity}", param=PARAM
+            )
+        if (size := sum(len(file.data) for file in files.values())) > limits.max_image_bytes_per_request:
+            raise PayloadTooLarge(
+                f"the request's images have {size} bytes, at most {limits.max_image_bytes_per_request} are served",
+                param=PARAM,
+            )
+
+
+class Files:
+    """The image files of all live requests, each once, and the bytes of those that are still arriving."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[bytes, tuple[Upload, int]] = {}
+        """key -> (file, requests)"""
+        self.bytes = 0
+
+    @contextmanager
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Call what this gives for every piece that has come. Raises Overloaded when all together are too much."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            self._reserve(size)
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self.bytes -= taken
+
+    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
+        """The same files, those that are here already in place of new copies. Raises Overloaded."""
+        files = {upload.key: upload for upload in uploads}
+        self._reserve(sum(len(file.data) for key, file in files.items() if key not in self._held))
+        for key, file in files.items():
+            known, requests = self._held.get(key, (file, 0))
+            self._held[key] = (known, requests + 1)
+        return tuple(self._held[upload.key][0] for upload in uploads)
+
+    def let_go(self, uploads: Sequence[Upload]) -> list[bytes]:
+        """The request is over. Returns the keys that nobody holds any more."""
+        gone = []
+        for key in {upload.key for upload in uploads}:
+            file, requests = self._held.pop(key)
+            if requests > 1:
+                self._held[key] = (file, requests - 1)
+            else:
+                self.bytes -= len(file.data)
+                gone.append(key)
+        return gone
+
+    def _reserve(self, size: int) -> None:
+        if self.bytes + size > self._most:
+            raise Overloaded("the images of live requests take all memory for them", retry_after=RETRY)
+        self.bytes += size
+
+
+class ImageLane:
+    """The way to the visual actor: files go into shared memory, then an Encode tells of them. What finds no room waits.
+
+    `lend(data, known)` lends bytes, in the `known` block if that still holds them; `send` puts a message on the lane.
+    """
+
+    def __init__(
+        self, judge: Judge, files: Files, lend: Lend, take_back: Callable[[BlockRef], None], send: Send
+    ) -> None:
+        self.judge, self.files = judge, files
+        self._lend, self._take_back, self._send = lend, take_back, send
+        self._held: deque[tuple[int, tuple[Upload, ...]]] = deque()
+        """Requests, and, without files, their ends."""
+        self._lent: dict[bytes, BlockRef] = {}
+        """Where a file lay last; perhaps given back since."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._held)
+
+    def push(self, rid: int, uploads: tuple[Upload, ...]) -> None:
+        self._held.append((rid, uploads))
+        self.flush()
+
+    def abort(self, rid: int) -> None:
+        """The request is over; the visual actor need not hear of one that it was not told of."""
+        for entry in self._held:
+            if entry[0] == rid and entry[1]:
+                self._held.remove(entry)
+                return
+        self.push(rid, ())
+
+    def let_go(self, uploads: Sequence[Upload]) -> None:
+        for key in self.files.let_go(uploads):
+            self._lent.pop(key, None)
+
+    def flush(self) -> None:
+        while self._held and self._sent(*self._held[0]):
+            self._held.popleft()
+
+    def clear(self) -> None:
+        """The lane is gone, and what was lent with it."""
+        self._held.clear()
+        self._lent.clear()
+
+    def _sent(self, rid: int, uploads: tuple[Upload, ...]) -> bool:
+        if not uploads:
+            return self._send(Abort(rid))
+        images: list[RawImage] = []
+        for upload in {upload.key: upload for upload in uploads}.values():
+            ref = self._lend(upload.data, self._lent.get(upload.key))
+            if ref is None:
+                break
+            self._lent[upload.key] = ref
+            images.append(RawImage(upload.key, ref.offset, ref.length, ref.generation, upload.width, upload.height))
+        else:
+            if self._send(Encode(rid, tuple(images))):
+                return True
+        # All or nothing: files that lie here and wait could keep each other from their room for ever.
+        for image in images:
+            self._take_back(BlockRef(image.offset, image.length, image.generation))
+        return False

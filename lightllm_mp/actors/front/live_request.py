@@ -1,0 +1,240 @@
+"""A live request as its consumer sees it: events while it is streamed, or all answers at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable
+from itertools import chain, repeat
+from time import monotonic
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lightllm_mp.actors.front.image_files import Upload
+from lightllm_mp.errors import EngineError
+from lightllm_mp.messages import Generate, PromptLogprobs, Texts
+
+QUEUE_BYTES = 1 << 20
+"""Most bytes that wait for the consumer of one streamed request."""
+EVENT_BYTES = 256
+"""What an event without its text is counted as."""
+
+
+class Alternative(Struct, frozen=True, gc=False):
+    """One of the best tokens at a position."""
+
+    id: int
+    logprob: float
+    text: str
+
+
+class Event(Struct, frozen=True, gc=False):
+    """One token of one sequence. `id` is -1 where a sequence ends without a further token."""
+
+    index: int
+    """Which of the n answers."""
+    id: int
+    text: str
+    logprob: float
+    count: int
+    prompt_tokens: int
+    cached_tokens: int
+    special: bool
+    finish: str | None
+    top: tuple[Alternative, ...] = ()
+
+
+class Answer:
+    """One of the n answers of a request, in columns: int32 ids, float32 logprobs, texts and special flags per token.
+
+    Only `ids` is filled for a streamed request; they are what a resumed sequence starts from.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "finish",
+        "ids",
+        "index",
+        "last",
+        "live",
+        "logprobs",
+        "prompt_tokens",
+        "rid",
+        "score",
+        "special",
+        "texts",
+        "tops",
+    )
+
+    def __init__(self, live: Live, index: int) -> None:
+        self.live, self.index, self.rid = live, index, live.rid + index
+        self.ids = array("i")
+        self.logprobs = array("f")
+        self.texts: list[str] = []
+        self.special = bytearray()
+        self.tops: list[tuple[Alternative, ...]] = []
+        self.finish: str | None = None
+        self.score: float | None = None
+        """A reward model's answer."""
+        self.prompt_tokens = self.cached_tokens = 0
+        self.last = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def keep(self, event: Event) -> None:
+        self.texts.append(event.text)
+        if event.id >= 0:
+            self.logprobs.append(event.logprob)
+            self.special.append(event.special)
+            self.tops.append(event.top)
+
+
+class Live:
+    """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`."""
+
+    def __init__(
+        self,
+        request: Generate,
+        forget: Callable[[Live], None],
+        *,
+        stream: bool,
+        images: tuple[Upload, ...] = (),
+        deadline: float = math.inf,
+    ) -> None:
+        self._forget = forget
+        self.request = request
+        self.images = images
+        """Kept to the end: whatever dies, the request can be begun again."""
+        self.rid = request.rid
+        self.stream = stream
+        self.answers = [Answer(self, index) for index in range(request.n)]
+        self.open = request.n
+        """Answers that have not finished."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        self.started = monotonic()
+        self.scheduled = 0.0
+        """When its prefill began (monotonic), 0: not yet."""
+        self.first = 0.0
+        """When the first token came (monotonic), 0: not yet."""
+        self.deadline = deadline
+        """When the answer has to be complete (monotonic)."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.sent = False
+        """The engine has it, or had it until the present repair."""
+        self.fruitless = 0
+        """Times that the same process has died since the last token, while the engine had the request."""
+        self.blamed: frozenset[str] = frozenset()
+        """These processes died each of those times."""
+        self.error: EngineError | None = None
+        self.closed = False
+        self.on_overflow: Callable[[], None] | None = None
+        """Called when the consumer was too slow and the request was given up."""
+        self._events: deque[Event] = deque()
+        self._queued = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> Live:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event of any of the answers; ends when all have finished; raises what the engine answered."""
+        while not self._events:
+            if self.error is not None:
+                raise self.error
+            if self.closed or not self.open:
+                raise StopAsyncIteration
+            await self._wait()
+        event = self._events.popleft()
+        self._queued -= EVENT_BYTES + len(event.text)
+        return event
+
+    async def batch(self) -> list[Event]:
+        """All events that are there, at least one; empty at the end. Raises what the engine answered."""
+        while not self._events:
+            if self.error is not None:
+                raise self.error
+            if self.closed or not self.open:
+                return []
+            await self._wait()
+        events = list(self._events)
+        self._events.clear()
+        self._queued = 0
+        return events
+
+    async def answer(self) -> list[Answer]:
+        """All n answers when the last one has finished (`stream=False`). Raises what the engine answered."""
+        while self.open and self.error is None and not self.closed:
+            await self._wait()
+        if self.error is not None:
+            raise self.error
+        return self.answers
+
+    def close(self) -> None:
+        """Give up what is unfinished or unread and forget the request. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            if self.timer is not None:
+                self.timer.cancel()
+            self._events.clear()
+            self._forget(self)
+            self.wake()
+
+    abort = close
+
+    def again(self, answer: Answer) -> Generate:
+        """The request of one unfinished answer, to go on from what has been passed on; seed `index` further, as n."""
+        sampling = replace(self.request.sampling, seed=self.request.sampling.seed + answer.index)
+        if self.prompt_logprobs is not None:
+            sampling = replace(sampling, prompt_logprobs=-1)
+        return replace(
+            self.request,
+            rid=answer.rid,
+            n=1,
+            sampling=sampling,
+            emitted=answer.ids.tobytes(),
+            begun=self.scheduled > 0,
+        )
+
+    def put(self, answer: Answer, event: Event) -> bool:
+        """Hand an event to the consumer; False: it is too far behind."""
+        if not self.stream:
+            answer.keep(event)
+            if not self.open:
+                self.wake()
+            return True
+        self._events.append(event)
+        self._queued += EVENT_BYTES + len(event.text)
+        self.wake()
+        return self._queued <= QUEUE_BYTES
+
+    def fail(self, error: EngineError, *, drop: bool = False) -> None:
+        """Raise `error` in the consumer, after what it has not read yet or (`drop`) instead of it."""
+        self.error = error
+        if drop:
+            self._events.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+def alternatives(m: Texts) -> dict[int, tuple[Alternative, ...]]:
+    """Index into the columns -> its alternatives; their texts are empty where there is no tokenizer."""
+    return {
+        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
+        for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
+    }

@@ -1,0 +1,397 @@
+"""The record of every live request: what was asked, what has been passed on, who waits for it.
+
+A front is the HTTP actor or the embedded engine; both keep one `Frontend`. It is single-threaded asyncio code and never
+blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
+repaired (`reset`, then `begin`) every unfinished sequence is submitted again with the ids it has already passed on, and
+its consumer sees nothing but a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Protocol
+
+from lightllm_mp import messages as say
+from lightllm_mp.actors.front import validation
+from lightllm_mp.actors.front.deadlines import Deadlines
+from lightllm_mp.actors.front.image_files import ImageLane, Upload
+from lightllm_mp.actors.front.live_request import Answer, Event, Live, alternatives
+from lightllm_mp.actors.front.quarantine import Quarantine
+from lightllm_mp.actors.front.request_limits import FULL, Door
+from lightllm_mp.actors.front.send_queue import Lane, Send
+from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.actors.runtime.wire_errors import rebuild
+from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
+from lightllm_mp.messages import Facts, Output, Sampling, Wire
+
+
+class Observer(Protocol):
+    """Who counts. Called from the hot path: cheap, never raises."""
+
+    def accepted(self, live: Live) -> None: ...
+    def refused(self, reason: str) -> None: ...
+    def first_token(self, live: Live, seconds: float) -> None: ...
+    def tokens(self, count: int, gaps: list[float]) -> None: ...
+    def ended(self, live: Live) -> None: ...
+
+
+class Frontend:
+    """All live requests of one front.
+
+    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
+    visual actor, where there is one. A request that is not begun after `queue_seconds` is refused; 0: it waits.
+    """
+
+    def __init__(
+        self,
+        to_tokenizer: Send,
+        to_router: Send,
+        *,
+        door: Door,
+        queue_seconds: float = 0.0,
+        images: ImageLane | None = None,
+    ) -> None:
+        self._lanes = (Lane(to_tokenizer), Lane(to_router))
+        self.images = images
+        self.door = door
+        self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
+        self._next_rid = (secrets.randbits(31) << 31) + 1
+        self._lives: dict[int, Live] = {}
+        self._answers: dict[int, Answer] = {}
+        self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
+        self._quarantine = Quarantine(self._submit_again)
+        self._connected = False
+        self._drained = False
+        self._staying = False
+        self.facts: Facts | None = None
+        self.state = say.Health(ok=True)
+        self.observer: Observer | None = None
+        self.on_drained: Callable[[], None] | None = None
+        """Called once, when draining and no live request is left."""
+
+    # --- the supervisor's side ---
+
+    def begin(self, message: say.Begin) -> None:
+        """Fresh lanes are there: submit everything that is unfinished again."""
+        self.facts = message.facts
+        self.reset()
+        self._connected = True
+        for live in list(self._lives.values()):
+            if not self._quarantine.take_back(live, frozenset(message.restarted)):
+                self._give_up(live, EngineError("the engine failed on this request repeatedly"))
+        self._quarantine.go_on()
+        for request, _ in self._counts.values():
+            self._lanes[0].push(request)
+
+    def reset(self) -> None:
+        """The lanes are gone. Keep every record and send nothing until `begin`."""
+        self._connected = False
+        self._quarantine.clear()
+        for lane in self._all_lanes():
+            lane.clear()
+
+    def health(self, message: say.Health) -> None:
+        self.state = message
+        self._check_drained()
+
+    def flush(self) -> None:
+        """There may be room in the lanes again: send what was held back."""
+        for lane in self._all_lanes():
+            lane.flush()
+
+    @property
+    def live(self) -> int:
+        """Requests accepted and not yet given back by their consumer, token counts included."""
+        return len(self._lives) + len(self._counts)
+
+    @property
+    def ready(self) -> bool:
+        """New work is served at once."""
+        return self._connected and self.state.ok and not self.state.draining
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no progress; empty when all is well."""
+        if self.facts is None:
+            return "starting"
+        if not self.state.ok:
+            return self.state.reason or "unhealthy"
+        return "" if self._connected else "repairing"
+
+    def drained(self) -> bool:
+        return self.state.draining and not self.live and not self._staying
+
+    def stay(self, staying: bool) -> None:
+        """While staying, new work is taken in though the server drains."""
+        self._staying = staying
+        self._check_drained()
+
+    # --- the consumer's side ---
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        output: Output,
+        *,
+        n: int = 1,
+        priority: int = 0,
+        reuse_prompt: bool = True,
+        add_special_tokens: bool = True,
+        images: Sequence[Upload] = (),
+        stream: bool = True,
+        tenant: bytes = b"",
+        deadline: float = math.inf,
+    ) -> Live:
+        """Start a request of `tenant`, to be complete at `deadline` (monotonic). Raises InvalidRequest, PromptTooLong,
+        Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or DeadlineExceeded."""
+        self.admit(tenant)
+        assert self.facts is not None
+        validation.check(prompt, sampling, n, self.facts, sees=self.images is not None)
+        validation.check_images(images, self.images, self.facts)
+        request = say.Generate(
+            rid=self._rids(n),
+            n=n,
+            sampling=sampling,
+            output=output,
+            text=prompt if isinstance(prompt, str) else None,
+            ids=prompt if isinstance(prompt, bytes) else None,
+            chat=prompt if isinstance(prompt, tuple) else None,
+            add_special_tokens=add_special_tokens,
+            priority=priority,
+            reuse_prompt=reuse_prompt,
+            images=tuple(upload.picture for upload in images),
+            tenant=tenant,
+            start_by=self._deadlines.start_by(deadline),
+        )
+        held = self.images.files.hold(images) if self.images is not None and images else ()
+        try:
+            self._send_new(request)
+        except Overloaded:
+            self._let_go(held)
+            raise
+        live = Live(request, self.forget, stream=stream, images=held, deadline=deadline)
+        live.sent = self._connected
+        self._deadlines.watch(live)
+        self.door.enter(tenant)
+        self._send_images(live, live.rid)
+        self._lives[live.rid] = live
+        self._answers.update((answer.rid, answer) for answer in live.answers)
+        if self.observer is not None:
+            self.observer.accepted(live)
+        return live
+
+    async def count(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        images: Sequence[say.Picture] = (),
+        tenant: bytes = b"",
+    ) -> int:
+        """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
+        self.admit(tenant)
+        assert self.facts is not None
+        validation.check_prompt(text, self.facts)
+        request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
+        self._send_new(request)
+        future = asyncio.get_running_loop().create_future()
+        self._counts[request.rid] = (request, future)
+        self.door.enter(tenant)
+        try:
+            return await future
+        finally:
+            del self._counts[request.rid]
+            self.door.leave(tenant)
+            self._check_drained()
+
+    def forget(self, live: Live) -> None:
+        """The consumer is done with `live`; called by Live.close()."""
+        self._abort(live)
+        if self._lives.pop(live.rid, None) is not None:
+            self._quarantine.cleared(live)
+            self.door.leave(live.request.tenant)
+            self._let_go(live.images)
+            if self.observer is not None:
+                self.observer.ended(live)
+        self._check_drained()
+
+    def admit(self, tenant: bytes) -> None:
+        """Would a request of this tenant be taken in now? Raises Overloaded or Unavailable."""
+        if self.facts is None:
+            self._refuse("starting")
+            raise Unavailable("the server is starting")
+        if self.state.draining and not self._staying:
+            self._refuse("draining")
+            raise Unavailable("the server is shutting down")
+        if reason := self.door.refusal(tenant):
+            self._refuse(reason)
+            whose = f"{self.door.most} requests are" if reason == FULL else "this key's share of requests is"
+            raise Overloaded(f"{whose} live already", retry_after=self.door.retry_after())
+
+    # --- the engine's side ---
+
+    def deliver(self, message: Wire) -> None:
+        """A message from the tokenizer, the router or the detokenizer. Unknown rids are dropped."""
+        if isinstance(message, say.Texts):
+            self._texts(message)
+        elif isinstance(message, say.Rejected):
+            self._rejected(message)
+        elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
+            self._give_up(self._answers[message.rid].live, rebuild(message.error))
+            self.door.finished()
+        elif isinstance(message, say.Counted):
+            _, future = self._counts.get(message.rid, (None, None))
+            if future is not None and not future.done():
+                future.set_result(message.tokens)
+        elif isinstance(message, say.Scheduled):
+            answer = self._answers.get(message.rid)
+            if answer is not None and not answer.live.scheduled:
+                answer.live.scheduled = monotonic()
+        elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
+            self._answers[message.rid].live.prompt_logprobs = message
+        elif isinstance(message, say.Scored) and message.rid in self._answers:
+            self._scored(self._answers.pop(message.rid), message)
+
+    def _texts(self, m: say.Texts) -> None:
+        now = monotonic()
+        tokens, gaps = 0, list[float]()
+        tops = alternatives(m) if m.top else {}
+        columns = zip(
+            memoryview(m.rids).cast("q").tolist(),
+            memoryview(m.ids).cast("i").tolist(),
+            m.texts,
+            memoryview(m.logprobs).cast("f").tolist(),
+            memoryview(m.counts).cast("i").tolist(),
+            memoryview(m.prompt_tokens).cast("i").tolist(),
+            memoryview(m.cached_tokens).cast("i").tolist(),
+            m.special,
+            m.finish,
+            strict=True,
+        )
+        for i, (rid, token, text, logprob, count, prompt, cached, special, finish) in enumerate(columns):
+            answer = self._answers.get(rid)
+            if answer is None:
+                continue
+            if count <= len(answer.ids):
+                if not finish:
+                    continue  # passed on before the repair
+                token = -1
+            reason = say.FINISH_REASONS[finish]
+            event = Event(
+                answer.index, token, text, logprob, count, prompt, cached, bool(special), reason, tops.get(i, ())
+            )
+            tokens += token >= 0
+            self._pass_on(answer, event, now, gaps)
+        if self.observer is not None:
+            self.observer.tokens(tokens, gaps)
+
+    def _pass_on(self, answer: Answer, event: Event, now: float, gaps: list[float]) -> None:
+        live = answer.live
+        if event.id >= 0:
+            answer.ids.append(event.id)
+            if live.fruitless:
+                self._quarantine.cleared(live)
+        answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
+        if answer.last:
+            gaps.append(now - answer.last)
+        elif not live.first:
+            live.first = now
+            if self.observer is not None:
+                self.observer.first_token(live, now - live.started)
+        answer.last = now
+        if event.finish is not None:
+            answer.finish = event.finish
+            del self._answers[answer.rid]
+            live.open -= 1
+            if not live.open:
+                self.door.finished()
+        if not live.put(answer, event):
+            self._overflow(live)
+
+    def _overflow(self, live: Live) -> None:
+        live.fail(SlowReader("the client reads too slowly"), drop=True)
+        self._abort(live)
+        if live.on_overflow is not None:
+            live.on_overflow()
+
+    def _scored(self, answer: Answer, message: say.Scored) -> None:
+        live, now = answer.live, monotonic()
+        answer.score, answer.finish = message.score, "stop"
+        answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
+        live.first = answer.last = now
+        if self.observer is not None:
+            self.observer.first_token(live, now - live.started)
+        live.open -= 1
+        self.door.finished()
+        live.wake()
+
+    def _rejected(self, message: say.Rejected) -> None:
+        if message.rid in self._counts:
+            future = self._counts[message.rid][1]
+            if not future.done():
+                future.set_exception(rebuild(message.error))
+        elif (answer := self._answers.pop(message.rid, None)) is not None:
+            live = answer.live
+            if live.images and self.images is not None:
+                self.images.abort(answer.rid)
+            # Its followers are rejected with it, or running if they were resumed one by one.
+            self._give_up(live, rebuild(message.error))
+            self.door.finished()
+
+    # --- inside ---
+
+    def _send_new(self, request: Wire) -> None:
+        if self._connected and not self._lanes[0].offer(request):
+            self._refuse("lane_full")
+            raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
+
+    def _give_up(self, live: Live, error: EngineError) -> None:
+        self._abort(live)
+        live.fail(error)
+
+    def _submit_again(self, live: Live) -> None:
+        live.sent = True
+        for answer in live.answers:
+            if answer.rid in self._answers:
+                self._lanes[0].push(live.again(answer))
+                self._send_images(live, answer.rid)
+
+    def _refuse(self, reason: str) -> None:
+        if self.observer is not None:
+            self.observer.refused(reason)
+
+    def _rids(self, n: int) -> int:
+        first = self._next_rid
+        self._next_rid += n
+        return first
+
+    def _abort(self, live: Live) -> None:
+        """Tell the engine that nobody waits for the unfinished answers of `live`."""
+        for answer in live.answers:
+            if self._answers.pop(answer.rid, None) is not None and self._connected:
+                for lane in self._lanes:
+                    lane.push(say.Abort(answer.rid))
+                if live.images and self.images is not None:
+                    self.images.abort(answer.rid)
+
+    def _send_images(self, live: Live, rid: int) -> None:
+        if live.images and self.images is not None and self._connected:
+            self.images.push(rid, live.images)
+
+    def _let_go(self, uploads: Sequence[Upload]) -> None:
+        if uploads and self.images is not None:
+            self.images.let_go(uploads)
+
+    def _all_lanes(self) -> tuple[Lane | ImageLane, ...]:
+        return self._lanes if self.images is None else (*self._lanes, self.images)
+
+    def _check_drained(self) -> None:
+        if self.drained() and not self._drained:
+            self._drained = True
+            if self.on_drained is not None:
+                self.on_drained()

@@ -1,0 +1,87 @@
+"""What is refused at the door: what this engine can never serve, seen without a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightllm_mp.actors.front.image_files import ImageLane, Upload
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
+from lightllm_mp.messages import ChatMessage, Facts, Sampling
+from lightllm_mp.vision.spec import IMAGE_ID
+
+Prompt = str | bytes | tuple[ChatMessage, ...]
+"""Text, an int32 column of ids, or a chat."""
+
+TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
+MAX_N = 64
+CHARS_PER_TOKEN = 16
+"""A text longer than this times the longest prompt is refused before anybody tokenizes it."""
+
+
+def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts, *, sees: bool = False) -> None:
+    """Raises InvalidRequest or PromptTooLong. `sees`: ids may have places for images."""
+    if not 1 <= n <= MAX_N:
+        raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
+    check_prompt(prompt, facts, sees=sees)
+    if facts.reward and sampling.max_new_tokens:
+        raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
+    if not facts.reward and not sampling.max_new_tokens:
+        raise InvalidRequest("/get_score needs a reward model, this one produces text")
+    _check_column(sampling.stop_ids, facts, "stop_sequences")
+    _check_column(sampling.bias_ids, facts, "logit_bias")
+
+
+def check_images(images: Sequence[Upload], lane: ImageLane | None, facts: Facts) -> None:
+    """Raises InvalidRequest or PayloadTooLarge."""
+    if not images:
+        return
+    if lane is None:
+        raise InvalidRequest(TEXT_ONLY, param="multimodal_params")
+    lane.judge.check(images)
+    slots = sum(lane.judge.tokens(image.width, image.height) for image in images)
+    if facts.max_input and slots > facts.max_input:
+        raise PromptTooLong(
+            f"the images take {slots} tokens, the longest possible prompt {facts.max_input}", param="multimodal_params"
+        )
+
+
+def check_prompt(prompt: Prompt, facts: Facts, *, sees: bool = False) -> None:
+    """Raises InvalidRequest or PromptTooLong."""
+    if isinstance(prompt, bytes):
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="inputs")
+        size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
+    else:
+        texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in _texts(message)]
+        size, most, unit = sum(map(len, texts)), CHARS_PER_TOKEN * facts.max_input, "characters"
+    if facts.max_input and size > most:
+        raise PromptTooLong(
+            f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
+        )
+    if isinstance(prompt, bytes):
+        _check_column(prompt, facts, "inputs", IMAGE_ID if sees else None)
+    elif not all(map(_is_unicode, texts)):
+        raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
+
+
+def _texts(message: ChatMessage) -> list[str]:
+    return [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
+
+
+def _is_unicode(text: str) -> bool:
+    """A text that UTF-8, and so a message, can carry."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_column(column: bytes, facts: Facts, param: str, marker: int | None = None) -> None:
+    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker. `marker`: may stand there
+    too, for the tokenizer to replace."""
+    ids = {*memoryview(column).cast("i")} - {marker}
+    if ids and facts.vocab_size and not (min(ids) >= 0 and max(ids) < facts.vocab_size):
+        raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)

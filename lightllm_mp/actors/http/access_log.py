@@ -1,0 +1,124 @@
+"""One log line per request, without prompts and keys, and the label it is known by."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from hashlib import sha256
+from time import monotonic
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT
+from lightllm_mp.actors.http.metrics import Meter
+from lightllm_mp.actors.http.sockets.connection import Connection
+
+log = logging.getLogger("lightllm_mp.access")
+
+HEADER = "X-Request-Id"
+GONE = 499
+"""The status logged and counted for a client that left."""
+BARE = ("request", "method", "path", "status")
+_LABEL = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def observe(meter: Meter, quiet: Collection[Handler], *, write_log: bool) -> Middleware:
+    """The outermost middleware. Requests matched to a `quiet` handler are neither logged nor counted."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if isinstance(request.protocol, Connection):
+            request.protocol.headers_complete()
+        if request.match_info.handler in quiet:
+            return await handler(request)
+        request[LABEL] = label(request)
+        begin, status = monotonic(), 500
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            status = GONE
+            raise
+        finally:
+            seconds = monotonic() - begin
+            meter.answered(status, seconds)
+            if write_log:
+                found = fields(request, status, begin, seconds)
+                log.info("%s", line(found), extra={"fields": found})
+
+    return middleware
+
+
+def label(request: web.Request) -> str:
+    """The client's X-Request-Id if it is harmless, else a new one. Only a label: nothing is looked up by it."""
+    given = request.headers.get(HEADER, "")
+    return given if _LABEL.fullmatch(given) else secrets.token_hex(8)
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal on_response_prepare: the headers that every response has."""
+    response.headers["Server"] = "lightllm-mp"
+    if LABEL in request:
+        response.headers[HEADER] = request[LABEL]
+
+
+def fields(request: web.Request, status: int, begin: float, seconds: float) -> dict[str, Any]:
+    """What is told about a request, in the order of its line: who, what, the outcome, and for a generation its tokens
+    and when each of its stages was over. Times are milliseconds since the headers were there, but for those of old:
+    `queue_ms` and `ttft_ms` begin when the body had been read. The path is percent-encoded as it came."""
+    found: dict[str, Any] = {
+        "request": request[LABEL],
+        "method": request.method[:16],
+        "path": request.rel_url.raw_path[:128],
+        "status": status,
+    }
+    live: Live | None = request.get(LIVE)
+    if live is not None:
+        found |= _generation(live, begin)
+    failure = live.error.code if live is not None and live.error is not None else request.get(FAILURE)
+    if failure is not None:
+        found["error"] = failure
+    if TENANT in request:
+        found["client"] = client(request[TENANT])
+    return found | {"total_ms": _ms(seconds)}
+
+
+def _generation(live: Live, begin: float) -> dict[str, Any]:
+    first, last = live.answers[0], max(answer.last for answer in live.answers)
+    found: dict[str, Any] = {
+        "prompt": first.prompt_tokens,
+        "cached": first.cached_tokens,
+        "output": sum(len(answer.ids) for answer in live.answers),
+    }
+    if live.scheduled:
+        found["queue_ms"] = _ms(live.scheduled - live.started)
+    if live.first:
+        found["ttft_ms"] = _ms(live.first - live.started)
+    found["received_ms"] = _ms(live.started - begin)
+    stages = (("scheduled_ms", live.scheduled), ("first_ms", live.first), ("last_ms", last))
+    found |= {name: _ms(moment - begin) for name, moment in stages if moment}
+    found["finish"] = ",".join(answer.finish or "none" for answer in live.answers[:8])
+    return found
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """`label method path status` and the rest as `name=value`."""
+    who, method, path, status, *_ = found.values()
+    rest = [f"{name}={value}" for name, value in found.items() if name not in BARE]
+    return " ".join([f"{who} {method} {path} {status}", *rest])
+
+
+def client(digest: bytes) -> str:
+    """A name for the holder of a key that tells nothing about the key."""
+    return sha256(b"client of lightllm-mp" + digest).hexdigest()[:8]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 1)

@@ -1,0 +1,67 @@
+"""Every error leaves as `{"error": {message, type, param, code}}` with the right status, and none shows our insides."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from lightllm_mp.actors.http import responses
+from lightllm_mp.actors.http.body import RequestTimeout
+from lightllm_mp.actors.http.context import FAILURE
+from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge, Unauthorized, Unavailable
+
+log = logging.getLogger(__name__)
+
+RETRY_WHEN_UNAVAILABLE = 5
+"""Seconds: about what a repair takes, or a balancer needs to notice that this server goes away."""
+
+
+class BadRoute(EngineError):
+    """No such path, or not with this method."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+def error_response(error: EngineError) -> web.Response:
+    response = web.Response(body=responses.failure(error), status=error.status, content_type="application/json")
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    elif isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(RETRY_WHEN_UNAVAILABLE)
+    elif isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestTimeout | PayloadTooLarge):
+        response.force_close()  # the rest of the body is not worth reading
+    return response
+
+
+@web.middleware
+async def failures(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except EngineError as error:
+        request[FAILURE] = error.code
+        return error_response(error)
+    except web.HTTPException as error:
+        return _of_http(error)
+    except (ConnectionError, MemoryError):
+        raise  # the client is gone; this process must go
+    except Exception:
+        log.exception("a request failed")
+        request[FAILURE] = EngineError.code
+        return error_response(EngineError(responses.INTERNAL))
+
+
+def _of_http(error: web.HTTPException) -> web.Response:
+    failure = BadRoute((error.reason or "request failed").lower())
+    failure.status = error.status
+    failure.code = failure.message.replace(" ", "_")
+    response = error_response(failure)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = ",".join(sorted(error.allowed_methods))
+    return response

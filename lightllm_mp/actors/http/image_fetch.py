@@ -1,0 +1,126 @@
+"""Fetches images from URLs that strangers name: bounded in time, bytes and hops, and never from inside our network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+from yarl import URL
+
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard, PinnedResolver
+from lightllm_mp.config import MultimodalConfig
+from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
+
+PARAM = "multimodal_params"
+MAX_URL = 8192
+MAX_HOPS = 3
+MAX_AT_ONCE = 256
+"""Connections, of all requests."""
+PIECE = 65536
+REDIRECTS = (301, 302, 303, 307, 308)
+HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "lightllm-mp"}
+
+
+class FetchFailed(InvalidRequest):
+    """An image could not be fetched."""
+
+    code = "image_fetch_failed"
+
+
+class Fetcher:
+    """One session for all fetches of a front; made at the first one. Close it."""
+
+    def __init__(self, config: MultimodalConfig) -> None:
+        self._config = config
+        self._guard = Guard(config.allow_media_host)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch(self, url: str, take: Callable[[int], None]) -> bytes:
+        """The bytes behind `url`. `take` is told of every piece that comes, and may raise.
+
+        Raises FetchFailed, ForbiddenAddress or PayloadTooLarge; cancel it to give up.
+        """
+        seconds = self._config.media_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._follow(checked(url), take)
+        except TimeoutError:
+            raise FetchFailed(f"an image was not fetched within {seconds:g} s", param=PARAM) from None
+        except EngineError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError, IndexError) as error:  # the last is yarl's, see checked
+            if (judged := _judgement(error)) is not None:
+                raise judged from None
+            raise FetchFailed("an image could not be fetched", param=PARAM) from None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _follow(self, url: URL, take: Callable[[int], None]) -> bytes:
+        for _ in range(MAX_HOPS + 1):
+            self._guard.check_literal(url.host or "")
+            async with self._get().get(url, allow_redirects=False, headers=HEADERS) as response:
+                if response.status not in REDIRECTS:
+                    return await self._body(response, take)
+                url = checked(str(url.join(URL(response.headers.get("Location", "")))))
+        raise FetchFailed(f"an image's URL redirects more than {MAX_HOPS} times", param=PARAM)
+
+    async def _body(self, response: aiohttp.ClientResponse, take: Callable[[int], None]) -> bytes:
+        if response.status != 200:
+            raise FetchFailed(f"an image's URL answers with status {response.status}", param=PARAM)
+        if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+            raise FetchFailed("an image's URL answers with compressed data", param=PARAM)
+        most = self._config.max_bytes_per_image
+        if (response.content_length or 0) > most:
+            raise _too_large(most)
+        body = bytearray()
+        async for piece in response.content.iter_chunked(PIECE):
+            take(len(piece))
+            body += piece
+            if len(body) > most:
+                raise _too_large(most)
+        return bytes(body)
+
+    def _get(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                resolver=PinnedResolver(self._guard), use_dns_cache=False, force_close=True, limit=MAX_AT_ONCE
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        return self._session
+
+
+def checked(url: str) -> URL:
+    """Raises FetchFailed for what is no plain http(s) URL."""
+    try:
+        found = URL(url).with_fragment(None) if len(url) <= MAX_URL else None
+        host = found.host if found is not None else None  # parsed here, and may fail
+    except (ValueError, IndexError):  # the second is yarl's for http://[::]@
+        found = host = None
+    if found is None or not host or found.scheme not in ("http", "https"):
+        raise FetchFailed("an image's URL is not an http or https URL", param=PARAM)
+    if found.user is not None or found.password is not None:
+        raise FetchFailed("an image's URL must not hold a user name or password", param=PARAM)
+    return found
+
+
+def _judgement(error: BaseException) -> ForbiddenAddress | None:
+    """aiohttp wraps what its resolver raises."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ForbiddenAddress):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _too_large(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"an image is larger than {most} bytes", param=PARAM)

@@ -1,0 +1,142 @@
+"""The images of a request: `multimodal_params.images`, as LightLLM's clients send them, become uploads.
+
+An entry is `{"type": "base64", "data": ...}` (plain base64, no `data:` prefix; white space is ignored), or `{"type":
+"url", "data": "https://..."}`, or, where tokens are counted, `{"type": "image_size", "data": [width, height]}`. One of
+the first two kinds may also say its `image_size`, so that tokens are counted without its data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from lightllm_mp.actors.front.image_files import PARAM, ImageLane, Upload
+from lightllm_mp.actors.front.validation import TEXT_ONLY
+from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.http.image_fetch import Fetcher
+from lightllm_mp.config import MultimodalConfig
+from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
+from lightllm_mp.messages import Picture
+
+WHITE = str.maketrans("", "", " \t\r\n")
+SHORT = 1 << 16
+"""Bytes that are judged in the loop; more in a thread."""
+
+Edge = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class Item(Struct, frozen=True):
+    """One image as the client sends it."""
+
+    type: Literal["base64", "url", "image_size"]
+    data: str | tuple[Edge, Edge] | None = None
+    image_size: tuple[Edge, Edge] | None = None
+
+
+_items = msgspec.json.Decoder(Item)
+
+
+class Media:
+    """Turns what clients send into uploads. Without a `lane` this server takes text only. `fetched` is told of every
+    image that was fetched how many seconds it took."""
+
+    def __init__(
+        self, config: MultimodalConfig, lane: ImageLane | None, fetched: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        self._config, self._lane, self._fetched = config, lane, fetched
+        self._fetcher = Fetcher(config)
+
+    async def close(self) -> None:
+        await self._fetcher.close()
+
+    @contextmanager
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Counts bytes that are being received; see uploads.Files."""
+        if self._lane is None:
+            yield lambda size: None
+        else:
+            with self._lane.files.arriving() as take:
+                yield take
+
+    async def uploads(
+        self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None]
+    ) -> tuple[Upload, ...]:
+        """The images in order. Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or Overloaded. One that cannot
+        be used ends the fetching of the others; each distinct URL is fetched once."""
+        items = self._read(media)
+        if not items:
+            return ()
+        tasks = {item: asyncio.create_task(self._upload(item, tenant, take)) for item in dict.fromkeys(items)}
+        try:
+            await asyncio.gather(*tasks.values())
+        except BaseException:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            raise
+        return tuple(tasks[item].result() for item in items)
+
+    async def pictures(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[Picture, ...]:
+        """The same for counting tokens: only images that do not say their size are looked at."""
+        found = []
+        for item in self._read(media):
+            size = item.data if item.type == "image_size" else item.image_size
+            if isinstance(size, tuple):
+                found.append(Picture(b"", *size))
+            else:
+                with self.arriving() as take:
+                    found.append((await self._upload(item, tenant, take)).picture)
+        return tuple(found)
+
+    def _read(self, media: schema.Multimodal | None) -> Sequence[Item]:
+        if media is not None and media.audios:
+            raise InvalidRequest("sound is not supported", param=PARAM)
+        raw: list[Raw] = (media.images if media is not None else None) or []
+        if raw and self._lane is None:
+            raise InvalidRequest(TEXT_ONLY, param=PARAM)
+        if len(raw) > (most := self._config.max_images_per_request):
+            raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
+        return [item(one) for one in raw]
+
+    async def _upload(self, item: Item, tenant: bytes, take: Callable[[int], None]) -> Upload:
+        assert self._lane is not None
+        if not isinstance(item.data, str):
+            raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
+        judge, most = self._lane.judge, self._config.max_bytes_per_image
+        if item.type == "url":
+            begin = perf_counter()
+            data = await self._fetcher.fetch(item.data, take)
+            self._fetched(perf_counter() - begin)
+            return await _apart(len(data), lambda: judge.upload(data, tenant))
+        text = item.data
+        if len(text) * 3 // 4 > most + 3:
+            raise PayloadTooLarge(f"an image is larger than {most} bytes", param=PARAM)
+        take(len(text) * 3 // 4)
+        return await _apart(len(text), lambda: judge.upload(decoded(text), tenant))
+
+
+def item(raw: Raw) -> Item:
+    """Raises InvalidRequest."""
+    return schema.decode(_items, raw, PARAM + ".images")
+
+
+async def _apart(size: int, work: Callable[[], Upload]) -> Upload:
+    """In a thread if it takes long enough to be felt."""
+    return work() if size <= SHORT else await asyncio.to_thread(work)
+
+
+def decoded(text: str) -> bytes:
+    """Raises InvalidRequest for what is no base64."""
+    if text.lstrip()[:5].lower() == "data:":
+        raise InvalidRequest("an image's base64 must be sent without the prefix `data:...;base64,`", param=PARAM)
+    try:
+        return binascii.a2b_base64(text.translate(WHITE), strict_mode=True)
+    except ValueError:  # binascii.Error is one
+        raise InvalidRequest("an image's data is not base64", param=PARAM) from None

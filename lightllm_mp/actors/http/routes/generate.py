@@ -1,0 +1,153 @@
+"""POST /generate, /generate_stream and /, /get_score, and /tokens: LightLLM's native API."""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+from aiohttp import web
+
+from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.http import responses, sampling_parameters, schema
+from lightllm_mp.actors.http.body import BodyReader
+from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
+from lightllm_mp.actors.http.deadline_header import deadline
+from lightllm_mp.actors.http.streaming import stream
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import Output
+
+WARNING = "X-LightLLM-Warning"
+
+
+class Generate:
+    """The handlers that make the engine work."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        config = context.config
+        self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
+
+    async def whole(self, request: web.Request) -> web.StreamResponse:
+        """POST /generate"""
+        return await self._whole(request, schema.generate_body(await self._body(request)))
+
+    async def streamed(self, request: web.Request) -> web.StreamResponse:
+        """POST /generate_stream"""
+        return await self._streamed(request, schema.generate_body(await self._body(request)))
+
+    async def either(self, request: web.Request) -> web.StreamResponse:
+        """POST /"""
+        bodies = [schema.generate_body(await self._body(request))]
+        answer = self._streamed if bodies[0].stream else self._whole
+        return await answer(request, bodies.pop())
+
+    async def tokens(self, request: web.Request) -> web.StreamResponse:
+        """GET or POST /tokens"""
+        body = schema.tokens_body(await self._body(request))
+        pictures = await self._context.media.pictures(body.multimodal_params, _tenant(request))
+        parameters, unknown = schema.parameters(body.parameters)
+        special = parameters.add_special_tokens is not False
+        count = await self._context.frontend.count(
+            body.text, add_special_tokens=special, images=pictures, tenant=_tenant(request)
+        )
+        return _json(responses.encode({"ntokens": count}), unknown)
+
+    async def score(self, request: web.Request) -> web.StreamResponse:
+        """POST /get_score"""
+        body = schema.score_body(await self._body(request))
+        if body.multimodal_params is not None and (body.multimodal_params.images or body.multimodal_params.audios):
+            raise InvalidRequest("a reward model takes text only", param="multimodal_params")
+        parameters, unknown = schema.parameters(body.parameters)
+        live = self._context.frontend.submit(
+            _column(body.ids) if body.ids is not None else body.chat or "",
+            sampling_parameters.SCORE,
+            Output(),
+            priority=parameters.priority or 0,
+            reuse_prompt=not parameters.disable_prompt_cache,
+            add_special_tokens=parameters.add_special_tokens is not False,
+            stream=False,
+            tenant=_tenant(request),
+            deadline=request[DEADLINE],
+        )
+        request[LIVE] = live
+        try:
+            data = responses.score((await live.answer())[0])
+        finally:
+            live.close()
+        return _json(data, unknown)
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body of a request that may come in: nothing is read for one that is refused anyway."""
+        self._context.frontend.admit(_tenant(request))
+        request[DEADLINE] = deadline(request)
+        return await self._bodies.read(request)
+
+    async def _whole(self, request: web.Request, body: schema.GenerateBody) -> web.StreamResponse:
+        parameters, unknown = schema.parameters(body.parameters)
+        live = await self._submit(request, body, parameters, streamed=False)
+        del body  # with the images in it
+        try:
+            answers = await live.answer()
+            data = responses.whole(
+                answers,
+                details=bool(parameters.return_details),
+                logprobs=bool(parameters.logprobs),
+                prompt=live.prompt_logprobs,
+            )
+        finally:
+            live.close()
+        return _json(data, unknown)
+
+    async def _streamed(self, request: web.Request, body: schema.GenerateBody) -> web.StreamResponse:
+        parameters, unknown = schema.parameters(body.parameters)
+        if sampling_parameters.choices(parameters) > 1:
+            raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
+        if parameters.prompt_logprobs is not None and parameters.prompt_logprobs >= 0:
+            unknown += ("prompt_logprobs",)  # an event has no place for them
+        live = await self._submit(request, body, parameters, streamed=True)
+        del body
+        try:
+            return await stream(request, live, _warning(unknown))
+        finally:
+            live.close()
+
+    async def _submit(
+        self, request: web.Request, body: schema.GenerateBody, parameters: schema.Parameters, *, streamed: bool
+    ) -> Live:
+        rules = sampling_parameters.sampling(parameters)
+        if streamed:
+            rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
+        with self._context.media.arriving() as take:
+            uploads = await self._context.media.uploads(body.multimodal_params, _tenant(request), take)
+        live = self._context.frontend.submit(
+            body.inputs if isinstance(body.inputs, str) else _column(body.inputs),
+            rules,
+            sampling_parameters.output(parameters),
+            n=sampling_parameters.choices(parameters),
+            priority=parameters.priority or 0,
+            reuse_prompt=not parameters.disable_prompt_cache,
+            add_special_tokens=parameters.add_special_tokens is not False,
+            images=uploads,
+            stream=streamed,
+            tenant=_tenant(request),
+            deadline=request[DEADLINE],
+        )
+        request[LIVE] = live
+        return live
+
+
+def _tenant(request: web.Request) -> bytes:
+    found: bytes = request.get(TENANT, b"")
+    return found
+
+
+def _column(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _json(data: bytes, unknown: tuple[str, ...]) -> web.Response:
+    return web.Response(body=data, content_type="application/json", headers=_warning(unknown))
+
+
+def _warning(unknown: tuple[str, ...]) -> dict[str, str]:
+    return {WARNING: "ignored parameters: " + ", ".join(unknown)} if unknown else {}

@@ -1,0 +1,73 @@
+"""Health, load and facts about the server."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from aiohttp import web
+from msgspec.structs import asdict
+
+from lightllm_mp.actors.http.context import Context
+from lightllm_mp.actors.http.responses import encode
+
+
+class Status:
+    """The handlers that only look."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Forward progress: 503 with the reason while an actor is down or hung."""
+        trouble = self._context.frontend.trouble
+        if trouble:
+            return _json({"message": "Error", "reason": trouble}, 503)
+        return _json({"message": "Ok"})
+
+    async def liveness(self, request: web.Request) -> web.Response:
+        """This process answers."""
+        return _json({"status": "ok"})
+
+    async def readiness(self, request: web.Request) -> web.Response:
+        """New work is served at once."""
+        frontend = self._context.frontend
+        if frontend.ready:
+            return _json({"status": "ok"})
+        return _json({"status": "error", "reason": frontend.trouble or "draining"}, 503)
+
+    async def token_load(self, request: web.Request) -> web.Response:
+        """Shares of the KV memory: held now, and the most that the running requests are expected to hold."""
+        router = self._context.stats().get("router", {})
+        total = router.get("kv_total") or 1.0
+        current = router.get("kv_used", 0.0) / total
+        most = router.get("kv_expected_peak", router.get("kv_used", 0.0)) / total
+        return _json({"current_load": current, "logical_max_load": most, "dynamic_max_load": most})
+
+    async def server_info(self, request: web.Request) -> web.Response:
+        """What is served and how, without secrets and paths."""
+        context = self._context
+        facts = context.frontend.facts
+        config = context.config
+        info: dict[str, Any] = {
+            "version": _version(),
+            "model_name": context.model_name,
+            "authentication": context.authenticated,
+            "trust_remote_code": context.model.trust_remote_code,
+            "max_live_requests": config.max_live_requests,
+            "max_body_bytes": config.max_body_bytes,
+            "live_requests": context.frontend.live,
+            "takes_images": context.frontend.images is not None,
+        }
+        return _json(info | {"facts": asdict(facts) if facts else None})
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=encode(value), status=status, content_type="application/json")
+
+
+def _version() -> str:
+    try:
+        return version("lightllm-mp")
+    except PackageNotFoundError:
+        return "source tree"

@@ -1,0 +1,110 @@
+"""From LightLLM's request parameters to the engine's: defaults, neutral values, what is not supported."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from typing import TypeVar
+
+from lightllm_mp.actors.http.schema import MAX_STOP_BYTES, Parameters
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import Output, Sampling
+
+T = TypeVar("T")
+
+SCORE = Sampling(seed=0, max_new_tokens=0)
+"""What is asked of a reward model."""
+DEFAULT_MAX_NEW_TOKENS = 16
+GREEDY_BELOW = 1e-5
+ALLOWED_BIAS = 1000.0
+"""Added to the logits of allowed_token_ids. Far above any spread of logits, so the others get probability 0 in float32,
+and small enough that float32 still tells the allowed ones apart."""
+
+
+def choices(p: Parameters) -> int:
+    """The number of answers. Raises InvalidRequest if n and best_of differ."""
+    if p.n is not None and p.best_of is not None and p.n != p.best_of:
+        raise InvalidRequest("n must equal best_of", param="n")
+    return p.n or p.best_of or 1
+
+
+def sampling(p: Parameters) -> Sampling:
+    """Raises InvalidRequest for what is contradictory or not supported."""
+    _refuse_guides(p)
+    most = p.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    if (p.min_new_tokens or 1) > most:
+        raise InvalidRequest(f"min_new_tokens must be at most max_new_tokens ({most})", param="min_new_tokens")
+    temperature = _or(p.temperature, 1.0)
+    greedy = not p.do_sample or temperature < GREEDY_BELOW
+    bias_ids, bias_values = _bias(p)
+    return Sampling(
+        seed=secrets.randbits(62) if p.seed is None or p.seed < 0 else p.seed,
+        temperature=0.0 if greedy else temperature,
+        top_k=0 if greedy else max(_or(p.top_k, 0), 0),
+        top_p=1.0 if greedy else _or(p.top_p, 1.0),
+        min_p=0.0 if greedy else _or(p.min_p, 0.0),
+        presence_penalty=_or(p.presence_penalty, 0.0),
+        frequency_penalty=_or(p.frequency_penalty, 0.0),
+        repetition_penalty=_or(p.repetition_penalty, 1.0),
+        penalize_prompt=bool(p.input_penalty),
+        max_new_tokens=most,
+        min_new_tokens=p.min_new_tokens or 1,
+        ignore_eos=bool(p.ignore_eos),
+        stop_ids=_stop_ids(p),
+        bias_ids=bias_ids,
+        bias_values=bias_values,
+        top_logprobs=int(p.logprobs or 0),
+        prompt_logprobs=_or(p.prompt_logprobs, -1),
+    )
+
+
+def output(p: Parameters) -> Output:
+    """skip_special_tokens is True unless told otherwise: what users expect, and LightLLM's default until 2025."""
+    return Output(
+        stop=_stop_strings(p),
+        keep_stop=bool(p.include_stop_str_in_output),
+        skip_special_tokens=_or(p.skip_special_tokens, True),
+        spaces_between_special_tokens=_or(p.add_spaces_between_special_tokens, True),
+        print_eos_token=bool(p.print_eos_token),
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _stops(p: Parameters) -> list[str | list[int]]:
+    stops = p.stop_sequences
+    return [stops] if isinstance(stops, str) else list(stops or ())
+
+
+def _stop_strings(p: Parameters) -> tuple[str, ...]:
+    """An empty stop string stops nothing."""
+    strings = tuple(stop for stop in _stops(p) if isinstance(stop, str) and stop)
+    if any(len(stop.encode()) > MAX_STOP_BYTES for stop in strings):
+        raise InvalidRequest(f"a stop string has at most {MAX_STOP_BYTES} bytes", param="stop_sequences")
+    return strings
+
+
+def _stop_ids(p: Parameters) -> bytes:
+    """A list of one id is a stop id. Longer ones would need the text they stand for: the client has it, we do not."""
+    lists = [stop for stop in _stops(p) if isinstance(stop, list)]
+    if any(len(ids) > 1 for ids in lists):
+        raise InvalidRequest(
+            "a stop sequence of several token ids is not supported, send it as a string", param="stop_sequences"
+        )
+    return array("i", [ids[0] for ids in lists]).tobytes()
+
+
+def _bias(p: Parameters) -> tuple[bytes, bytes]:
+    bias = dict(p.logit_bias or {})
+    if p.allowed_token_ids:
+        allowed = dict.fromkeys(p.allowed_token_ids, ALLOWED_BIAS)
+        bias |= {id: value + bias.get(id, 0.0) for id, value in allowed.items()}
+    return array("i", bias).tobytes(), array("f", bias.values()).tobytes()
+
+
+def _refuse_guides(p: Parameters) -> None:
+    for name in ("regular_constraint", "guided_grammar", "guided_json"):
+        if getattr(p, name):
+            raise InvalidRequest(f"{name} is not supported yet", param=name)

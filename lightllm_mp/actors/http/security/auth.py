@@ -1,0 +1,55 @@
+"""API keys. With a key set every route needs one that does not call itself public, existing or not.
+
+Every route declares who may call it: everybody (public), whoever has a key (user), whoever has an admin key (admin).
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from lightllm_mp.actors.http.context import TENANT
+from lightllm_mp.actors.http.security.keys import Keys, digest
+from lightllm_mp.errors import Forbidden, Unauthorized
+
+Access = Literal["public", "user", "admin"]
+_BEARER = re.compile(r"bearer +(\S+)\s*", re.IGNORECASE | re.ASCII)
+
+
+def guard(keys: Keys, access: Mapping[Handler, Access]) -> Middleware:
+    """Lets a request through that has the key its handler asks for: any key where there is no handler (404, 405), an
+    admin key where the handler is not in `access`."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        match = request.match_info
+        needed = "user" if match.http_exception else access.get(match.handler, "admin")
+        if keys and needed != "public":
+            request[TENANT] = _admitted(_given(request), keys, needed)
+        return await handler(request)
+
+    return middleware
+
+
+def _admitted(given: bytes, keys: Keys, needed: Access) -> bytes:
+    """The digest again. Raises Unauthorized or Forbidden. Every key is compared with, whatever the outcome."""
+    user, admin = _known(given, keys.users), _known(given, keys.admins)
+    if not (user or admin):
+        raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+    if needed == "admin" and not admin:
+        raise Forbidden("this needs an admin key")
+    return given
+
+
+def _given(request: web.Request) -> bytes:
+    found = _BEARER.fullmatch(request.headers.get("Authorization", ""))
+    return digest(found[1] if found else "")
+
+
+def _known(given: bytes, keys: Collection[bytes]) -> bool:
+    return sum(hmac.compare_digest(given, key) for key in keys) > 0  # no early exit

@@ -1,0 +1,138 @@
+"""aiohttp's connection with the two timers that it lacks: for half-sent headers, and for clients that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from lightllm_mp.actors.http.error_responses import error_response
+from lightllm_mp.errors import EngineError, InvalidRequest
+
+
+class HeadersTooLarge(InvalidRequest):
+    """A line of the head is longer, or it has more lines, than anybody needs."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class Connection(web.RequestHandler):
+    """One client connection.
+
+    A request's headers have `header_timeout` seconds from the first byte, the first request's from the connection's
+    begin. A connection whose write buffer is full and does not shrink for `write_timeout` seconds is cut off.
+    """
+
+    def __init__(self, server: web.Server, *, header_timeout: float, write_timeout: float, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._header_seconds, self._write_seconds = header_timeout, write_timeout
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        """Bytes in the write buffer when the write timer was started."""
+        self._busy = False
+        self._pipelined = False
+        """Bytes of a next request came while this one was served."""
+
+    def headers_complete(self) -> None:
+        """A request is being served."""
+        self._busy, self._pipelined = True, False
+        self._stop_header_timer()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        if self._busy:
+            self._pipelined = True
+        else:
+            self._start_header_timer()
+        super().data_received(data)
+
+    async def finish_response(
+        self, request: Any, response: web.StreamResponse, *rest: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(response, web.HTTPException):  # which no middleware has seen: an Expect that nobody knows
+            response = error_response(_judged(response.status, None))
+        try:
+            return await super().finish_response(request, response, *rest)
+        finally:
+            self._busy = False
+            if self._pipelined:
+                self._start_header_timer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_header_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def handle_error(
+        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What the parser or aiohttp refuses, without repeating the client's bytes."""
+        if isinstance(exc, UnicodeEncodeError) and isinstance(request, web.Request) and "Expect" in request.headers:
+            status = 417  # aiohttp wanted to repeat the header, which is no text
+        if isinstance(exc, MemoryError):
+            raise exc  # is not answered; comes back in log_exception
+        if status >= 500:
+            self.logger.error("unhandled error", exc_info=exc)
+        response = error_response(_judged(status, exc))
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What nobody has answered for; the connection is closed after it. The loop's handler decides whether this
+        process can go on."""
+        error = options.get("exc_info")
+        if isinstance(error, MemoryError):
+            self._loop.call_exception_handler({"message": "no memory for a request", "exception": error})
+        else:
+            super().log_exception(*args, **options)
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            loop = asyncio.get_running_loop()
+            self._header_timer = loop.call_later(self._header_seconds, self.force_close)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _start_write_timer(self) -> None:
+        if self.transport is not None:
+            self._unread = self.transport.get_write_buffer_size()
+            self._write_timer = asyncio.get_running_loop().call_later(self._write_seconds, self._check_reader)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _check_reader(self) -> None:
+        if self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._start_write_timer()
+        else:
+            self.transport.abort()
+
+
+def _judged(status: int, error: BaseException | None) -> EngineError:
+    if isinstance(error, LineTooLong):
+        return HeadersTooLarge("a line of the request's head is too long")
+    judged: EngineError = InvalidRequest("malformed HTTP request") if status < 500 else EngineError("internal error")
+    judged.status = status
+    return judged

@@ -1,0 +1,119 @@
+"""The listening port: accepts connections for an application, and closes them when told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from lightllm_mp.actors.http.sockets import reuseport_handover
+from lightllm_mp.actors.http.sockets.bind import BACKLOG
+from lightllm_mp.actors.http.sockets.connection import Connection
+from lightllm_mp.config import HttpConfig
+
+log = logging.getLogger("lightllm_mp.http")
+
+Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
+
+ACCEPTS = 32
+"""Connections that are accepted in one turn of the loop."""
+KEEP_ALIVE = 75.0
+"""An idle connection is kept for this long, in seconds; longer than the usual proxy keeps it."""
+LINGER = 2.0
+"""How long the rest of an unread body is still taken before a connection is closed, in seconds."""
+
+
+class Port:
+    """A running HTTP server; made by `serve`."""
+
+    def __init__(self, runner: web.AppRunner, server: asyncio.Server, connect: reuseport_handover.Take) -> None:
+        self._runner, self._server, self._connect = runner, server, connect
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port it really listens on."""
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port
+
+    async def leave(self) -> None:
+        """Let another server on the same port have new connections, and stop listening; connections that are idle then
+        are closed, others after their answer."""
+        listening = self._server.sockets[0]
+        mine = socket.socket(fileno=os.dup(listening.fileno()))
+        self._server.close()
+        await reuseport_handover.leave(mine, self._connect)
+        manager = self._runner.server
+        assert manager is not None
+        for connection in list(manager.connections):
+            connection.close()
+
+    async def close(self) -> None:
+        """Stop listening, let running handlers finish for `shutdown` seconds, then cut them off."""
+        self._server.close()
+        await self._runner.cleanup()
+
+
+async def serve(
+    app: web.Application,
+    sock: socket.socket,
+    config: HttpConfig,
+    *,
+    tls: ssl.SSLContext | None = None,
+    shutdown: float = 1.0,
+) -> Port:
+    """Serve `app` on `sock`, bound already, with `tls` as HTTPS. The Port is to be closed; it closes the socket."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown)
+    await runner.setup()
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    assert manager is not None
+
+    def connection() -> Connection:
+        return Connection(
+            manager,
+            header_timeout=config.header_timeout,
+            write_timeout=config.write_timeout,
+            loop=loop,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE,
+            lingering_time=LINGER,
+            auto_decompress=False,
+        )
+
+    secure: dict[str, Any] = {}
+    if tls is not None:  # not to shake hands is not to send headers
+        secure = {"ssl": tls, "ssl_handshake_timeout": config.header_timeout, "ssl_shutdown_timeout": LINGER}
+    connecting = set[asyncio.Task[Any]]()
+
+    def connect(accepted: socket.socket) -> None:
+        task = loop.create_task(loop.connect_accepted_socket(connection, accepted, **secure))
+        connecting.add(task)
+        task.add_done_callback(connecting.discard)
+
+    server = await loop.create_server(connection, sock=sock, backlog=ACCEPTS, **secure)
+    # To asyncio a backlog is also how often it tries to accept in one turn, and complains where descriptors lack.
+    sock.listen(BACKLOG)
+    loop.set_exception_handler(_complaining(loop.get_exception_handler()))
+    if config.reuse_port:
+        reuseport_handover.share_evenly(sock)
+    return Port(runner, server, connect)
+
+
+def _complaining(earlier: Handler | None) -> Handler:
+    """Says in one line why nobody can be accepted, and leaves everything else to the handler that was there."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "socket" in context and isinstance(error := context.get("exception"), OSError):
+            log.warning("connections wait, none can be accepted: %s", error.strerror)
+        elif earlier is not None:
+            earlier(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    return handle

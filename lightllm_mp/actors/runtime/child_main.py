@@ -1,0 +1,110 @@
+"""Entry point of every child process: `python -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, Birth
+from lightllm_mp.actors.runtime.logs import set_up_logging
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.topology import SUPERVISOR
+from lightllm_mp.errors import EngineError
+from lightllm_mp.messages import Facts, Failed, Loading
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    gc.disable()  # what imports make is not garbage
+    faulthandler.enable()
+    # Written in the signal handler itself, so that it works in a loop, in a lock and in C code.
+    faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
+    birth = Birth.read(int(sys.argv[2]))
+    # The supervisor decides when to stop: a Ctrl-C or SIGTERM to the whole process group must not race with its drain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(birth.parent_fd)
+    os.environ["LIGHTLLM_MP_RING"] = birth.ring
+    settings = birth.config.supervisor
+    set_up_logging(settings.log_level, json=settings.log_json, actor=birth.name)
+    mailbox = Mailbox(birth)
+    stats = StatsPage.attach(birth.stats)
+    try:
+        return _live(birth, mailbox, stats)
+    finally:
+        mailbox.close()
+
+
+def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
+    log = logging.getLogger(f"lightllm_mp.{birth.name}")
+    try:
+        mailbox.send(SUPERVISOR, Loading("importing libraries"))
+        program = _load(birth.program)
+        gc.freeze()
+        gc.enable()
+        actor = program(birth, mailbox, stats)
+        facts = actor.start()
+    except Exception as error:
+        # Said to the operator in one line; the traceback only where it is a bug.
+        if not isinstance(error, EngineError):
+            log.exception("cannot start")
+        reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        mailbox.send(SUPERVISOR, Failed(reason))
+        return 1
+    _settle()
+    actor.ready(facts)
+    actor.run()
+    return 0
+
+
+def _settle() -> None:
+    """What a start made lives as long as the process: the collector need not look at it again. What it made beside goes
+    back to the system, which glibc leaves to its caller."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Program(Protocol):
+    """What a program of the topology is: an actor that runs."""
+
+    def start(self) -> Facts: ...
+    def ready(self, facts: Facts) -> None: ...
+    def run(self) -> None: ...
+
+
+def _load(program: str) -> Callable[[Birth, Mailbox, StatsPage], Program]:
+    module, name = program.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def die_with_parent(parent_fd: int) -> None:
+    """End this process when its parent ends, however that ends.
+
+    The kernel's signal also ends a process that is stopped or computing; the pipe also covers a parent that was gone
+    before the signal was asked for.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        os.read(parent_fd, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""One child process: started by exec, watched by pidfd, never outliving its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+
+from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, Birth, child_environment
+
+log = logging.getLogger("lightllm_mp.supervisor")
+
+STACKS_SECONDS = 0.3
+"""How long a hung child has for that before it is killed."""
+MOST_STACKS = 1 << 16
+"""Bytes of them that are kept."""
+
+
+class ChildProcess:
+    """`python -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`.
+
+    The loop calls `on_exit(reason)` once, after reaping.
+    """
+
+    def __init__(self, birth: Birth, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
+        birth_fd = birth.to_memfd()
+        self._stacks = os.memfd_create(f"stacks-{birth.name}")
+        own = (birth_fd, self._stacks)
+        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", birth.name, *map(str, own)]
+        try:
+            self._popen = subprocess.Popen(
+                command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL
+            )
+        except BaseException:
+            os.close(self._stacks)
+            raise
+        finally:
+            os.close(birth_fd)
+        self.pid = self._popen.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._on_exit = on_exit
+        self._name = birth.name
+        self.condemned = False
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    @property
+    def alive(self) -> bool:
+        return self._pidfd >= 0
+
+    def kill(self) -> None:
+        if self.alive:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def condemn(self, silent: float) -> None:
+        """It has hung for so many seconds: log where, then kill it. Idempotent.
+
+        A process that is stopped, or that has not come as far as listening to the signal, says nothing.
+        """
+        if self.condemned or not self.alive:
+            return
+        self.condemned = True
+        log.error("%s has not answered for %.1f s: killed", self._name, silent)
+        signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
+        asyncio.get_running_loop().call_later(STACKS_SECONDS, self._execute)
+
+    def _execute(self) -> None:
+        if self.alive:
+            stacks = os.pread(self._stacks, MOST_STACKS, 0).decode(errors="replace").strip()
+            log.error("%s hung here:\n%s", self._name, stacks or "(it cannot say: it is stopped, or in the kernel)")
+            self.kill()
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        os.close(self._stacks)
+        self._pidfd = -1
+        self._on_exit(describe_exit(self._popen.wait()))
+
+
+def describe_exit(code: int) -> str:
+    """The end of a process in words, from a subprocess return code (negative: signal)."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,80 @@
+"""The supervisor's ends of the control lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from lightllm_mp.actors.supervision.shared_memory import Wiring
+from lightllm_mp.actors.topology import SUPERVISOR
+from lightllm_mp.messages import Message, Wire
+from lightllm_mp.shm import ChannelReceiver, ChannelSender, Inbox, LaneClosed, Port, ProtocolError, Record, Sender
+
+log = logging.getLogger("lightllm_mp.supervisor")
+
+
+class ControlDesk:
+    """Sends to and hears from every actor. `on_message(name, message)` is called on the running loop."""
+
+    def __init__(self, wiring: Wiring, names: tuple[str, ...], on_message: Callable[[str, Wire], None]) -> None:
+        self._wiring, self._names, self._on_message = wiring, names, on_message
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Message)
+        self._ports: dict[str, Port] = {}
+        self._senders: dict[str, Sender] = {}
+        self._inbox = Inbox(wiring.bells[SUPERVISOR])
+        self._open()
+
+    def send(self, name: str, message: Wire) -> None:
+        """A control lane that is full belongs to a process that does not listen: the watchdog deals with that."""
+        try:
+            if not self._ports[name].send(message):
+                log.warning("%s does not read its control lane", name)
+        except LaneClosed:
+            log.warning("the control lane to %s is closed", name)
+
+    def reset(self, name: str) -> None:
+        """The process is dead: make its lanes ready for its successor."""
+        self.drain()
+        self._shut()
+        self._wiring.reset_control(name)
+        self._inbox = Inbox(self._wiring.bells[SUPERVISOR])
+        self._open()
+
+    def drain(self) -> None:
+        """Handle what has arrived, now."""
+        while records := self._inbox.drain():
+            self._deliver(records)
+
+    def close(self) -> None:
+        self._shut()
+
+    def _open(self) -> None:
+        own = self._wiring.bells[SUPERVISOR]
+        for name in self._names:
+            peer = self._wiring.bells[name]
+            incoming = self._wiring.lane(name, SUPERVISOR)
+            sender = Sender(self._wiring.lane(SUPERVISOR, name), own, peer)
+            self._senders[name] = sender
+            self._ports[name] = Port(ChannelSender(sender, self._encoder), ChannelReceiver(incoming, self._decoder))
+            self._inbox.add(incoming, peer)
+        self._inbox.attach(asyncio.get_running_loop(), self._deliver)
+
+    def _shut(self) -> None:
+        self._inbox.close()
+        for sender in self._senders.values():
+            sender.close()
+
+    def _deliver(self, records: list[Record]) -> None:
+        for lane, kind, payload in records:
+            name = self._names[lane]
+            try:
+                message = self._ports[name].decode(kind, payload)
+            except ProtocolError as error:
+                log.error("%s said something impossible: %s", name, error)
+                continue
+            if message is not None:
+                self._on_message(name, message)

@@ -1,0 +1,126 @@
+"""All shared memory of one server: bells, lanes, arenas and stats pages, made by the supervisor before any child.
+
+The supervisor keeps its own descriptors, so a restarted child inherits the very same memory: nothing has a name,
+nothing has to be found again, and everything is gone with the last process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightllm_mp.actors.runtime.launch_spec import PeerFds
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.topology import SUPERVISOR, VISUAL, Edge, Topology
+from lightllm_mp.shm import Arena, Bell, Lane
+
+
+@dataclass
+class _Way:
+    """One direction of an edge."""
+
+    lane: Lane
+    arena: Arena | None = None
+
+    @property
+    def arena_fd(self) -> int:
+        return self.arena.fd if self.arena else -1
+
+
+class Wiring:
+    """Raises StartupError, and holds nothing, when there is not enough memory for all of it."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self.bells: dict[str, Bell] = {}
+        self.stats: dict[str, StatsPage] = {}
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._images: Arena | None = None
+        self._see_images = {VISUAL, *(child.name for child in topology.children if child.shares_fate)}
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self) -> None:
+        index = {name: number for number, name in enumerate((SUPERVISOR, *self._topology.actors))}
+        for name, number in index.items():
+            self.bells[name] = Bell.create(number)
+            self.stats[name] = StatsPage.create(name)
+        for edge in self._topology.edges:
+            for source, target, capacity, arena in _directions(edge):
+                way = self._ways[source, target] = _Way(Lane.create(capacity, index[source], index[target]))
+                if arena:
+                    way.arena = Arena.create(arena)
+        if self._topology.image_cache:
+            self._images = Arena.create(self._topology.image_cache)
+
+    def lane(self, source: str, target: str) -> Lane:
+        return self._ways[source, target].lane
+
+    def peers(self, name: str) -> tuple[PeerFds, ...]:
+        """The neighbours of an actor, the supervisor first."""
+        found = [self._peer(name, target) for source, target in self._ways if source == name]
+        return tuple(sorted(found, key=lambda peer: peer.name != SUPERVISOR))
+
+    def images_fd(self, name: str) -> int:
+        """The image cache, for those that write or read it; -1 for the others."""
+        return self._images.fd if self._images and name in self._see_images else -1
+
+    def fds(self, name: str) -> list[int]:
+        """Every descriptor that `name` must inherit to attach to its bell, lanes, arenas and stats."""
+        found = [*self.bells[name].fds, self.stats[name].fd, self.images_fd(name)]
+        for peer in self.peers(name):
+            found += [*peer.bell, *peer.to_peer, *peer.from_peer, peer.own_arena, peer.peer_arena]
+        if name == self._topology.front:
+            found += [page.fd for page in self.stats.values()]
+        return sorted({fd for fd in found if fd >= 0})
+
+    def reset_data(self, epoch: int) -> None:
+        """Empty every lane between actors. Only while all of them have left their lanes (see Reset)."""
+        for (source, target), way in self._ways.items():
+            if SUPERVISOR not in (source, target):
+                way.lane.reset(epoch)
+
+    def reset_control(self, name: str) -> None:
+        """Empty both lanes between the supervisor and a process that is dead."""
+        for lane in (self.lane(SUPERVISOR, name), self.lane(name, SUPERVISOR)):
+            lane.reset(lane.epoch + 1)
+
+    def lane_gauges(self) -> dict[str, float]:
+        """Counters of every data lane, named `from->to.counter`."""
+        found: dict[str, float] = {}
+        for (source, target), way in self._ways.items():
+            if SUPERVISOR in (source, target):
+                continue
+            stats = way.lane.stats()
+            for counter in ("puts", "full_events", "max_backlog", "backlog_bytes"):
+                found[f"{source}->{target}.{counter}"] = getattr(stats, counter)
+        return found
+
+    def idle(self) -> bool:
+        """No lane holds a record."""
+        return all(way.lane.stats().backlog_bytes == 0 for way in self._ways.values())
+
+    def close(self) -> None:
+        for way in self._ways.values():
+            way.lane.close()
+            if way.arena:
+                way.arena.close()
+        if self._images:
+            self._images.close()
+        for bell in self.bells.values():
+            bell.close()
+        for page in self.stats.values():
+            page.close()
+
+    def _peer(self, name: str, peer: str) -> PeerFds:
+        out, back = self._ways[name, peer], self._ways[peer, name]
+        return PeerFds(peer, self.bells[peer].fds, out.lane.fds, back.lane.fds, out.arena_fd, back.arena_fd)
+
+
+def _directions(edge: Edge) -> tuple[tuple[str, str, int, int], tuple[str, str, int, int]]:
+    return (
+        (edge.first, edge.second, edge.forward, edge.forward_arena),
+        (edge.second, edge.first, edge.backward, edge.backward_arena),
+    )

@@ -1,0 +1,335 @@
+"""The visual actor: image files become embeddings in shared memory. It owns the image cache (vision/cache.py).
+
+Messages are worked on in one loop that never computes: files are decoded in processes of their own, each tower runs in
+a thread. So a request whose images are all there is answered at once, whatever is being decoded or encoded meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from lightllm_mp.actors.runtime.async_actor import AsyncActor
+from lightllm_mp.actors.runtime.image_setup import find_vision
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.runtime.wire_errors import error_info
+from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.actors.visual.decoder_pool import DecoderPool
+from lightllm_mp.engine.image_embeddings import PORTABLE, pin
+from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
+from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.shm import Arena, Block, BlockRef
+from lightllm_mp.shm.arena import BLOCK_HEADER
+from lightllm_mp.vision.cache import Entry, Grant, ImageCache, Wanted
+from lightllm_mp.vision.decoder_process import Settings
+from lightllm_mp.vision.encoder_pool import Towers
+from lightllm_mp.vision.sizing import image_tokens
+from lightllm_mp.vision.tower_loader import load_encoder
+
+log = logging.getLogger("lightllm_mp.visual")
+
+PATCHES = {"cpu": 2400, "cuda": 40_000}
+"""Of one batch: four pictures of a usual tower on CPU, seventy on CUDA."""
+DECODERS = 4
+"""Most decoder processes for one tower."""
+PIXELS = 100_000_000
+"""Of all pictures that are being decoded together, if there are several."""
+NICE = 5
+"""On CPU the text goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An image to decode and encode. `ref`: its file, lent by the front."""
+
+    key: bytes
+    ref: BlockRef
+    width: int
+    height: int
+
+
+class VisualActor(AsyncActor):
+    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(mailbox, stats)
+        self._birth, self._front = birth, birth.front
+        self._jobs: deque[Job] = deque()
+        """Not begun: their files lie in the front's memory."""
+        self._working: dict[asyncio.Task[None], int] = {}
+        """What is being decoded or encoded, and the pixels of what is being decoded."""
+        self._files: dict[int, dict[bytes, RawImage]] = {}
+        """Files of the requests that wait for space in the cache."""
+        self._passed_on: set[int] = set()
+        """Requests that the router holds the leases of."""
+        self._since: dict[int, float] = {}
+        """When the requests came that are not answered yet."""
+        self._decoded = self._failures = self._answered = 0
+        self._decode_seconds = self._wait_seconds = 0.0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Facts:
+        config = self._birth.config
+        vision = find_vision(config, self._birth.model_path)
+        if vision is None:
+            raise ConfigError("this model has no vision tower")
+        self._spec = vision.spec
+        devices, self._dtype, inner = self._placed()
+        kind = devices[0].type
+        if kind == "cpu":
+            os.nice(NICE)
+            set_threads(config.engine.threads)
+        self._arena = Arena.adopt(self._birth.images_fd)
+        if kind == "cuda":
+            pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
+        self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
+        self.stage("loading the vision tower")
+        load_format = config.model.load_format
+        encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
+        self._towers = Towers(encoders, PATCHES[kind])
+        log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
+        self._publish()
+        return Facts()
+
+    def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
+        """Where the towers run (devices of one kind), the language model's dtype, and the towers'."""
+        config = self._birth.config
+        there = torch.cuda.is_available()
+        model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
+        named = DTYPES.get(config.model.data_type)
+        dtype = named or default_dtype(read_model_config(Path(self._birth.model_path)), model_device)
+        asked = config.multimodal.visual_device
+        if asked == "cuda" and not there:
+            raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")
+        if (asked if asked != "auto" else model_device.type) == "cpu":
+            return [torch.device("cpu")], dtype, dtype if model_device.type == "cpu" else torch.float32
+        numbers = config.multimodal.visual_gpu_ids or (0,)
+        for number in numbers:
+            if not 0 <= number < torch.cuda.device_count():
+                raise ConfigError(f"--visual-gpu-ids {number}: there is no such GPU", param="visual_gpu_ids")
+        return [torch.device("cuda", number) for number in numbers], dtype, dtype
+
+    def run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        settings = self._birth.config.multimodal
+        limits = Settings(self._spec, settings.max_bytes_per_image, settings.max_pixels_per_image)
+        self._pool = DecoderPool(limits, min(DECODERS * len(self._towers), physical_cores()))
+        await self._pool.start()
+        self.listen()
+        try:
+            await self.until_stopped()
+        finally:
+            for task in self._working:
+                task.cancel()
+            await asyncio.gather(*self._working, return_exceptions=True)
+            await self._pool.close()
+            self._towers.close()
+
+    def on_reset(self) -> None:
+        """Keep the images; forget who wanted them, and files in memory that is about to be emptied."""
+        self._cache.release_all()
+        for job in self._jobs:
+            self._cache.fail(job.key)
+        self._jobs.clear()
+        self._files.clear()
+        self._passed_on.clear()
+        self._since.clear()
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        match message:
+            case Encode(rid, images):
+                self._encode(rid, {image.key: image for image in images})
+            case Release(rid):
+                self._passed_on.discard(rid)
+                self._drop(rid)
+            case Abort(rid):
+                self._abort(rid)
+
+    def after_records(self) -> None:
+        self._go_on()
+
+    def _encode(self, rid: int, files: dict[bytes, RawImage]) -> None:
+        try:
+            if not self._cache.ask(rid, [self._wanted(image) for image in files.values()]):
+                raise self._too_much(len(files))
+            self._files[rid] = files
+            self._since[rid] = perf_counter()
+        except EngineError as error:
+            self._give_back(files)
+            self._failed(rid, error)
+
+    def _wanted(self, image: RawImage) -> Wanted:
+        rows = image_tokens(self._spec, image.width, image.height)
+        return Wanted(image.key, rows, rows * self._spec.out * self._dtype.itemsize)
+
+    def _too_much(self, images: int) -> EngineError:
+        size = self._arena.capacity / (1 << 20)
+        return InvalidRequest(
+            f"the request's {images} different images do not fit the image cache together "
+            f"({self._cache.capacity} images, {size:.0f} MiB)",
+            param="multimodal_params",
+        )
+
+    def _abort(self, rid: int) -> None:
+        if rid in self._passed_on:  # behind its Embedded; the router gives the leases back
+            self.mailbox.post(ROUTER, Abort(rid))
+            return
+        self._drop(rid)
+
+    def _drop(self, rid: int) -> None:
+        self._since.pop(rid, None)
+        self._give_back(self._files.pop(rid, {}))
+        orphans = set(self._cache.release(rid))
+        for job in [job for job in self._jobs if job.key in orphans]:
+            self._jobs.remove(job)
+            self._cache.fail(job.key)
+            self.mailbox.give_back(self._front, job.ref)
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Grant what can be granted, decode what can be decoded, and publish the numbers."""
+        for grant in self._cache.grant():
+            self._granted(grant)
+        while self._jobs and self._may_begin(self._jobs[0]):
+            job = self._jobs.popleft()
+            # Now and not in the task: the front's memory is emptied at the next repair.
+            data = self.mailbox.read(self._front, job.ref)
+            self.mailbox.give_back(self._front, job.ref)
+            task = asyncio.create_task(self._fill(job, data))
+            self._working[task] = job.width * job.height
+            task.add_done_callback(self._finished)
+        self._publish()
+
+    def _may_begin(self, job: Job) -> bool:
+        """Decoders are free, a tower keeps up, and not too much memory is filled with pixels."""
+        pixels = sum(self._working.values())
+        return (
+            len(self._working) < self._pool.size + self._towers.queued
+            and not self._towers.full
+            and (not pixels or pixels + job.width * job.height <= PIXELS)
+        )
+
+    def _granted(self, grant: Grant) -> None:
+        files = self._files.pop(grant.rid)
+        for wanted in grant.missing:
+            image = files.pop(wanted.key)
+            self._jobs.append(Job(wanted.key, _ref(image), image.width, image.height))
+        self._give_back(files)
+        if self._cache.complete(grant.rid):
+            self._embedded(grant.rid)
+
+    async def _fill(self, job: Job, data: bytes) -> None:
+        """From file to embeddings."""
+        entry = self._cache.entry(job.key)
+        assert entry is not None
+        try:
+            begin = perf_counter()
+            pixels = await self._pool.decode(data, job.width, job.height)
+            self._decoded, self._decode_seconds = self._decoded + 1, self._decode_seconds + perf_counter() - begin
+            encoded = self._towers.encode(pixels, lambda rows: self._write(entry, rows))
+            self._decoded_one()
+            await encoded
+        except EngineError as error:
+            self._failures += 1
+            for rid in self._cache.fail(job.key):
+                self._failed(rid, error)
+            return
+        self._arena.commit(entry.block, entry.wanted.nbytes)
+        for rid in self._cache.ready(job.key):
+            self._embedded(rid)
+
+    def _decoded_one(self) -> None:
+        """A decoder is free again, and the picture as large as the tower wants it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._working[task] = 0
+        if self.live:
+            self._go_on()
+
+    def _write(self, entry: Entry, rows: torch.Tensor) -> None:
+        """In an encoder's thread. A block that is FILLING belongs to nobody else."""
+        with self._arena.payload(entry.block) as room:
+            place = torch.frombuffer(room, dtype=self._dtype, count=rows.numel())
+            place.view(rows.shape).copy_(rows)
+            del place
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        del self._working[task]
+        if task.cancelled():
+            return
+        if (bug := task.exception()) is not None:
+            self.fail(bug)
+        elif self.live:
+            self._go_on()
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _embedded(self, rid: int) -> None:
+        images = tuple(_block(entry) for entry in self._cache.images(rid))
+        self._passed_on.add(rid)
+        self._answered += 1
+        self._wait_seconds += perf_counter() - self._since.pop(rid)
+        self.mailbox.post(ROUTER, Embedded(rid, images))
+
+    def _failed(self, rid: int, error: EngineError) -> None:
+        self._since.pop(rid, None)
+        message = ImageFailed(rid, error_info(error))
+        self.mailbox.post(ROUTER, message)
+        self.mailbox.post(self._front, message)
+
+    def _give_back(self, files: dict[bytes, RawImage]) -> None:
+        for image in files.values():
+            self.mailbox.give_back(self._front, _ref(image))
+
+    def _publish(self) -> None:
+        cache, counts, towers = self._cache, self._cache.counts, self._towers
+        self.stats.write(
+            {
+                "items": cache.items,
+                "items_total": cache.capacity,
+                "bytes": self._arena.used,
+                "bytes_total": self._arena.capacity,
+                "leased": cache.leased,
+                "waiting": cache.waiting,
+                "working": len(self._jobs) + len(self._working),
+                "hits": counts.hits,
+                "joins": counts.joins,
+                "misses": counts.misses,
+                "evictions": counts.evictions,
+                "refusals": counts.refusals,
+                "failures": self._failures,
+                "encoded": towers.images,
+                "batches": towers.batches,
+                "decode_seconds": self._decode_seconds,
+                "encode_seconds": towers.seconds,
+                "decoded": self._decoded,
+                "answered": self._answered,
+                "wait_seconds": self._wait_seconds,
+                "towers": len(towers),
+            }
+        )
+
+
+def _ref(image: RawImage) -> BlockRef:
+    return BlockRef(image.offset, image.length, image.generation)
+
+
+def _block(entry: Entry) -> ImageBlock:
+    block: Block = entry.block
+    return ImageBlock(entry.wanted.key, block.offset + BLOCK_HEADER, entry.wanted.rows, block.generation)

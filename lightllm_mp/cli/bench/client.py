@@ -1,0 +1,173 @@
+"""Sends requests and notes when what came back.
+
+Little is done while requests run: bodies are encoded before the start, events are counted and only the last one of an
+answer is decoded. With a rate, time counts from the moment a request was due, so a client that falls behind does not
+make the server look faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import resource
+import time
+from array import array
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from lightllm_mp.cli.bench.events import EventCounter, decode, failure
+from lightllm_mp.cli.bench.workload import Request
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one request. Times are seconds of one clock; `arrivals` has an entry per event of a stream."""
+
+    start: float
+    end: float = 0.0
+    arrivals: array[float] = field(default_factory=lambda: array("d"))
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Target:
+    """Where requests go and how."""
+
+    url: str
+    stream: bool = True
+    ignore_eos: bool = False
+    timeout: float = 600.0
+    api_key: str | None = None
+    entry: Callable[[str], dict[str, str]] | None = None
+    """How requests with images name them (pictures.py)."""
+
+    @property
+    def endpoint(self) -> str:
+        return self.url.rstrip("/") + ("/generate_stream" if self.stream else "/generate")
+
+    def body(self, request: Request) -> bytes:
+        parameters: dict[str, Any] = {"max_new_tokens": request.output_len, "do_sample": False}
+        if self.ignore_eos:
+            parameters["ignore_eos"] = True
+        if not isinstance(request.prompt, str):
+            parameters["add_special_tokens"] = False
+        body = {"inputs": request.prompt, "parameters": parameters}
+        if request.images and self.entry is not None:
+            body["multimodal_params"] = {"images": [self.entry(name) for name in request.images]}
+        return json.dumps(body).encode()
+
+    def session(self) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
+            headers=headers,
+        )
+
+
+Tick = Callable[[Outcome], None]
+Send = Callable[[Request, bytes, float], Coroutine[Any, Any, None]]
+
+
+async def drive(
+    target: Target,
+    requests: list[Request],
+    *,
+    rate: float | None = None,
+    concurrency: int = 1,
+    seed: int = 0,
+    on_done: Tick = lambda outcome: None,
+) -> list[Outcome]:
+    """Send all requests: `rate` a second with Poisson arrivals (inf: all at once), or `concurrency` at a time."""
+    _allow_sockets()
+    jobs = [(request, target.body(request)) for request in requests]
+    outcomes: list[Outcome] = []
+    async with target.session() as session:
+
+        async def send(request: Request, body: bytes, start: float) -> None:
+            outcome = await _one(session, target, request, body, start)
+            outcomes.append(outcome)
+            on_done(outcome)
+
+        if rate is None:
+            queue = iter(jobs)
+            await asyncio.gather(*(_closed_loop(queue, send) for _ in range(concurrency)))
+        else:
+            await _open_loop(jobs, send, rate, seed)
+    return outcomes
+
+
+async def _closed_loop(queue: Iterator[tuple[Request, bytes]], send: Send) -> None:
+    for request, body in queue:
+        await send(request, body, time.perf_counter())
+
+
+async def _open_loop(jobs: list[tuple[Request, bytes]], send: Send, rate: float, seed: int) -> None:
+    rng = random.Random(f"arrivals-{seed}")
+    due = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for request, body in jobs:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(send(request, body, due))
+            due += rng.expovariate(rate) if rate < float("inf") else 0.0
+
+
+async def _one(session: aiohttp.ClientSession, target: Target, request: Request, body: bytes, start: float) -> Outcome:
+    outcome = Outcome(start=start, input_tokens=request.input_len)
+    try:
+        async with session.post(target.endpoint, data=body) as response:
+            if response.status != 200:
+                outcome.error = f"HTTP {response.status}: {_reason(await response.read())}"
+            elif target.stream:
+                await _read_stream(response, outcome)
+            else:
+                _note(outcome, decode(await response.read()))
+    except TimeoutError:
+        outcome.error = "timeout"
+    except aiohttp.ClientError as error:
+        outcome.error = type(error).__name__
+    outcome.end = time.perf_counter()
+    return outcome
+
+
+async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> None:
+    events = EventCounter()
+    async for chunk in response.content.iter_any():
+        count = events.feed(chunk)
+        if count:
+            outcome.arrivals.extend([time.perf_counter()] * count)
+    if not outcome.arrivals:
+        outcome.error = "the stream has no event"
+        return
+    last = decode(events.last)
+    _note(outcome, {**last, **(last.get("token") or {})})
+    outcome.output_tokens = outcome.output_tokens or len(outcome.arrivals)
+
+
+def _note(outcome: Outcome, answer: dict[str, Any]) -> None:
+    """Take over the server's own counts where it names them."""
+    outcome.error = failure(answer)
+    count = answer.get("count_output_tokens") or 0
+    outcome.output_tokens = sum(count) if isinstance(count, list) else count
+    outcome.input_tokens = answer.get("prompt_tokens") or outcome.input_tokens
+
+
+def _reason(body: bytes) -> str:
+    error = decode(body).get("error")
+    if isinstance(error, dict):
+        return str(error.get("code") or error.get("message"))[:200]
+    return body[:200].decode("utf-8", "replace")
+
+
+def _allow_sockets() -> None:
+    """A socket a request: lift the soft limit of open files to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,170 @@
+"""The command `lightllm-mp bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightllm_mp.cli.flags.parser import Parser, parse
+from lightllm_mp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightllm_mp.cli.bench.client import Outcome
+
+DESCRIPTION = """\
+Send a workload to a running server that speaks /generate_stream (or, with --no-stream, /generate) and report
+throughput, time to first token, time between tokens and time of the whole answer. With --images, also what the
+server's /metrics say of its image cache and of the stages of images and prompts meanwhile. Exit code 1 if a request
+failed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark that `argv` describes. Raises ConfigError for wrong flags."""
+    args = _parse(argv)
+    figures = _run(args)
+    print(json.dumps(figures) if args.json else _described(figures))
+    return 1 if figures["failed"] else 0
+
+
+def _described(figures: dict[str, Any]) -> str:
+    from lightllm_mp.cli.bench.report import table
+
+    return table(figures)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    # aiohttp is imported here: `bench --help` answers without it.
+    import asyncio
+
+    from lightllm_mp.cli.bench import pictures, stages, workload
+    from lightllm_mp.cli.bench.client import Target, drive
+    from lightllm_mp.cli.bench.report import summarize
+
+    images = workload.Images(args.images, args.image_repeats, args.image_tag)
+    shape = {"seed": args.seed, "prompt": args.prompt, "vocab": args.vocab, "images": images}
+    requests = workload.make(args.num_requests, args.input_len, args.output_len, **shape)
+    warmup = workload.make(args.warmup, args.input_len, args.output_len, name="warmup-", **shape)
+    target = Target(args.url, not args.no_stream, args.ignore_eos, args.timeout, _key(args.api_key_file))
+    size = pictures.Size.read(args.image_size)
+
+    async def run() -> dict[str, Any]:
+        progress = _progress(len(requests)) if sys.stderr.isatty() else lambda outcome: None
+        async with pictures.entries(size, args.image_from) as entry, target.session() as session:
+            aim = replace(target, entry=entry)
+            await drive(aim, warmup, concurrency=args.concurrency)
+            before = await stages.scrape(session, args.url) if args.images else {}
+            outcomes = await drive(
+                aim, requests, rate=args.rate, concurrency=args.concurrency, seed=args.seed, on_done=progress
+            )
+            figures = summarize(outcomes)
+            if args.images:
+                names = [name for request in requests for name in request.images]
+                told = stages.between(before, await stages.scrape(session, args.url))
+                figures["images"] = {"sent": len(names), "distinct": len(set(names)), **told}
+            return figures
+
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "api_key_file")}
+    if args.rate is not None:
+        settings["rate"] = args.rate if math.isfinite(args.rate) else "inf"
+        del settings["concurrency"]
+    return {"settings": settings, **asyncio.run(run())}
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="lightllm-mp bench", description=DESCRIPTION, allow_abbrev=False, formatter_class=_Formatter)
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="base address of the server")
+    add("--num-requests", type=_at_least(1), default=100, metavar="N", help="how many requests")
+    lengths = "N, uniform:a-b or sharegpt"
+    add("--input-len", default="sharegpt", metavar="LEN", help=f"prompt lengths in tokens: {lengths}")
+    add("--output-len", default="sharegpt", metavar="LEN", help=f"answer lengths in tokens: {lengths}")
+    add("--prompt", choices=("ids", "text"), default="ids", help="prompts of token ids, or of that many words")
+    add("--vocab", type=_at_least(2), default=32000, metavar="N", help="ids are drawn below this")
+    add("--images", type=_at_least(0), default=0, metavar="N", help="images of each request")
+    add("--image-size", default="336", metavar="PIXELS", help="edge of the images, or WIDTHxHEIGHT")
+    repeats = "share of images that an earlier request, or the same, has sent: 0 to 1"
+    add("--image-repeats", type=_share, default=0.0, metavar="SHARE", help=repeats)
+    add("--image-tag", default="<image>", metavar="TAG", help="an image's place in a text prompt")
+    source = "images come in the request, or are fetched from this client (server: --allow-media-host 127.0.0.1)"
+    add("--image-from", choices=("base64", "url"), default="base64", help=source)
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--rate", type=_positive, metavar="R", help="requests per second, Poisson; inf: all at once")
+    load.add_argument("--concurrency", type=_at_least(1), default=16, metavar="C", help="requests at a time")
+    add("--seed", type=int, default=0, metavar="N", help="lengths, prompts and arrivals follow from it")
+    add("--ignore-eos", action="store_true", help="answers go on to their full length")
+    add("--no-stream", action="store_true", help="use /generate; only whole answers are timed")
+    add("--warmup", type=_at_least(0), default=1, metavar="N", help="requests sent before, not counted")
+    add("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="longest time for one answer")
+    add("--api-key-file", metavar="PATH", help="file whose first line is the API key to send")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    args = parse(parser, argv, flags)
+    if not args.url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url: expected http://HOST:PORT, got {args.url!r}")
+    return args
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults are shown where there are some, the description is left as it stands."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {low}, got {text!r}")
+        return value
+
+    whole.__name__ = "whole number"
+    return whole
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+_positive.__name__ = "number"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+_share.__name__ = "number"
+
+
+def _key(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8").split()[0]
+    except (OSError, UnicodeDecodeError, IndexError):
+        raise ConfigError(f"--api-key-file {file}: no key can be read there") from None
+
+
+def _progress(total: int) -> Callable[[Outcome], None]:
+    done = failed = 0
+
+    def tick(outcome: Outcome) -> None:
+        nonlocal done, failed
+        done, failed = done + 1, failed + (outcome.error is not None)
+        print(f"\r{done}/{total} answered, {failed} failed", end="\n" if done == total else "", file=sys.stderr)
+
+    return tick

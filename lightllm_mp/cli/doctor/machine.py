@@ -1,0 +1,122 @@
+"""Memory, limits, clock, disk and port."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.config import HttpConfig
+from lightllm_mp.errors import StartupError
+from lightllm_mp.machine import free_memory
+from lightllm_mp.shm import Segment
+
+GIB = 1 << 30
+LEAST_MEMORY, GOOD_MEMORY = GIB // 2, 2 * GIB
+TRIAL = 64 << 20
+"""Bytes of shared memory that are tried; lanes and arenas of a text server take about this much."""
+LEAST_FILES, GOOD_FILES = 256, HttpConfig().max_live_requests + 200
+"""Descriptors: a process's own, and one for each connection."""
+LEAST_DISK = GIB
+PACKAGE_IS_NEWER_THAN = 1_735_689_600
+"""2025-01-01: a clock before it is wrong."""
+CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")
+"""Clock sources that are read without a system call."""
+
+
+def memory() -> Findings:
+    free = free_memory()
+    text = f"{size(free)} free within the limits of this control group"
+    if free < LEAST_MEMORY:
+        yield fail("memory", text, "end other programs, or raise the container's memory limit")
+    elif free < GOOD_MEMORY:
+        yield warn("memory", text, "enough for the smallest models only; raise the container's memory limit for others")
+    else:
+        yield ok("memory", text)
+
+
+def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Findings:
+    """Take what a server takes, and give it back. It needs no /dev/shm, so its size does not matter."""
+    try:
+        create("doctor", TRIAL).close()
+    except (OSError, StartupError) as error:
+        yield fail("shared memory", str(error), f"{size(TRIAL)} of memfd memory are needed: raise the memory limit")
+    else:
+        yield ok("shared memory", f"{size(TRIAL)} as sealed memfd")
+
+
+def limits() -> Findings:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    advice = f"ulimit -n {GOOD_FILES} before the start, or LimitNOFILE= in the systemd unit"
+    if 0 <= soft < LEAST_FILES:
+        yield fail("files", f"{soft} descriptors (RLIMIT_NOFILE)", advice)
+    elif 0 <= soft < GOOD_FILES:
+        text = f"{soft} descriptors (RLIMIT_NOFILE), fewer than --max-live-requests connections need"
+        yield warn("files", text, advice)
+    else:
+        yield ok("files", f"{_limit(soft)} descriptors, at most {_limit(hard)}")
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    yield ok("locked memory", f"{_limit(locked)} bytes (RLIMIT_MEMLOCK)")
+
+
+def clock(now: float | None = None, sources: Path = Path("/sys/devices/system/clocksource/clocksource0")) -> Findings:
+    now = time.time() if now is None else now
+    said = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    try:
+        source = (sources / "current_clocksource").read_text().strip()
+    except OSError:
+        source = ""
+    if now < PACKAGE_IS_NEWER_THAN:
+        yield warn("clock", said, "set the clock: logs and certificates depend on it; deadlines do not")
+    elif source and source not in CLOCKS:
+        advice = "see the kernel's log for why it left tsc: every reading of it is a slow one now"
+        yield warn("clock", f"{said}, source {source}", advice)
+    else:
+        yield ok("clock", f"{said}{', source ' + source if source else ''}")
+
+
+def disk() -> Findings:
+    """Compiled kernels are kept in the home folder or the temporary one."""
+    try:
+        folder = tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        yield fail("disk", f"no temporary file: {error.strerror}", "make TMPDIR a folder that can be written to")
+        return
+    free = shutil.disk_usage(folder).free
+    text = f"{size(free)} free in {folder}"
+    if free < LEAST_DISK:
+        yield warn("disk", text, "make room, or set TMPDIR: GPU kernels are compiled there")
+    else:
+        yield ok("disk", text)
+
+
+def port(number: int, host: str = "127.0.0.1") -> Findings:
+    if number == 0:
+        yield ok("port", "any free one")
+        return
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, number))
+            trial.listen(1)
+        except PermissionError:
+            yield fail("port", f"{host}:{number} is for the superuser", "choose a --port above 1023")
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            yield fail(
+                "port", f"{host}:{number}: {reason}", "end what listens there (ss -ltnp), or choose another --port"
+            )
+        else:
+            yield ok("port", f"{host}:{number} is free")
+
+
+def _limit(number: int) -> str:
+    return "unlimited" if number == resource.RLIM_INFINITY else f"{number:,}"

@@ -1,0 +1,69 @@
+"""The model: can it be read, by whom can it be changed, and does it fit."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.cli.inspect.report import inspect
+from lightllm_mp.errors import EngineError
+from lightllm_mp.model_files.default_model import find_default_model
+
+
+def model(model_dir: str | None) -> Findings:
+    try:
+        path = find_default_model() if model_dir is None else Path(model_dir).expanduser()
+    except EngineError as error:
+        yield fail("model", error.message, "name one with --model-dir")
+        return
+    if not path.exists():
+        yield fail(
+            "model", f"{path}: there is no such folder or file", "name a folder or a .gguf file with --model-dir"
+        )
+        return
+    findings = list(permissions(path))
+    yield from findings
+    if all(finding.status != "FAIL" for finding in findings):
+        yield from contents(path)
+
+
+def permissions(path: Path) -> Findings:
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError as error:
+        yield fail("permissions", f"{path}: {error.strerror}", "chmod u+rx the folder, or serve as its owner")
+        return
+    closed = [file.name for file in files if not os.access(file, os.R_OK)]
+    loose = [entry for entry in (path, *files) if _anybody_writes(entry)]
+    if closed:
+        shown = ", ".join(closed[:3]) + (f" and {len(closed) - 3} more" if len(closed) > 3 else "")
+        yield fail("permissions", f"cannot read {shown}", "chmod u+r the files, or serve as their owner")
+    elif loose:
+        text = f"{len(loose)} of {len(files) + 1} entries can be changed by every user of this machine"
+        yield warn("permissions", text, f"chmod -R o-w {path}")
+    else:
+        yield ok("permissions", f"{path} can be read, and not be changed by everybody")
+
+
+def _anybody_writes(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
+
+
+def contents(path: Path) -> Findings:
+    try:
+        report = inspect(path)
+    except (EngineError, OSError) as error:
+        yield fail("model", str(error), "lightllm-mp inspect tells more; docs/models.md lists what is supported")
+        return
+    for problem in report.problems:
+        yield fail("model", problem, f"lightllm-mp inspect {path} tells more")
+    if not report.problems:
+        weights = f"{size(report.weight_bytes)} of weights as {report.data_type}"
+        yield ok("model", f"{report.family}, {weights}, about {report.kv_tokens:,} KV tokens fit on {report.device}")
+    for note in report.notes:
+        yield ok("model", note)

@@ -1,0 +1,129 @@
+"""Python, its packages, the compiled parts, and NVIDIA's driver."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import msgspec
+from msgspec import Struct
+
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
+from lightllm_mp.cli.inspect.gpus import see_gpus
+from lightllm_mp.errors import ConfigError
+from lightllm_mp.kernels.cpu import runtime
+from lightllm_mp.shm.implementation import extension
+
+DEADLINE = 60.0
+"""Seconds that importing torch may take, which reads gigabytes from a cold disk."""
+OLDEST_PYTHON = (3, 11)
+LOOK = """
+import importlib.metadata, json
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+seen = {name: version(name) for name in ("torch", "triton", "transformers")}
+try:
+    import torch
+    seen["cuda"] = torch.version.cuda or ""
+    seen["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+except Exception as error:
+    seen["error"] = f"{type(error).__name__}: {error}"[:300]
+print("\\n" + json.dumps(seen))
+"""
+
+
+class Torch(Struct, frozen=True):
+    """What a child process saw."""
+
+    torch: str = ""
+    triton: str = ""
+    transformers: str = ""
+    cuda: str = ""
+    gpus: int = 0
+    error: str = ""
+
+
+def python() -> Findings:
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        yield fail("python", version, "install Python 3.11 or newer")
+    else:
+        yield ok("python", f"{version}, {platform.system()} {platform.release()} {platform.machine()}")
+    if platform.system() != "Linux":
+        yield fail("system", platform.system(), "serve on Linux: shared memory without names and pidfd are needed")
+
+
+def torch_and_gpus(deadline: float = DEADLINE) -> Findings:
+    """Both together: each explains what is missing in the other."""
+    seen, gpus = see_torch(deadline), see_gpus()
+    yield from _torch(seen)
+    if isinstance(gpus, str):
+        yield warn(
+            "driver", f"nvidia-smi fails: {gpus}", "repair or remove the NVIDIA driver; the CPU is used until then"
+        )
+        return
+    if not gpus:
+        yield ok("gpu", "none, the CPU is used")
+        return
+    for index, gpu in enumerate(gpus):
+        text = f"{index}: {gpu.name}, driver {gpu.driver}, {gpu.free:,} of {gpu.total:,} MiB free"
+        if gpu.free < gpu.total // 2:
+            yield warn("gpu", text, "end what else uses it (nvidia-smi lists it), or set --mem-fraction lower")
+        else:
+            yield ok("gpu", text)
+    if not seen.error and seen.gpus < len(gpus):
+        what = f"torch is built for CUDA {seen.cuda}" if seen.cuda else "torch is a build without CUDA"
+        advice = (
+            "install the torch build for this driver; CUDA_VISIBLE_DEVICES and the container's runtime hide GPUs too"
+        )
+        yield warn("gpu", f"torch sees {seen.gpus} of {len(gpus)} GPUs: {what}", advice)
+    if seen.gpus and not seen.triton:
+        yield fail("triton", "missing", "pip install triton: the GPU kernels are written in it")
+
+
+def _torch(seen: Torch) -> Findings:
+    if not seen.torch:
+        yield fail("torch", "missing", "pip install torch")
+    elif seen.error:
+        yield fail("torch", f"{seen.torch} cannot be imported: {seen.error}", "install it again in this environment")
+    else:
+        yield ok("torch", f"{seen.torch}, {'CUDA ' + seen.cuda if seen.cuda else 'CPU only'}")
+    if seen.triton:
+        yield ok("triton", seen.triton)
+
+
+def extensions() -> Findings:
+    advice = "pip install . again with a C compiler (gcc or clang) on the path"
+    if extension() is not None:
+        yield ok("queues", "the C extension is built")
+    else:
+        yield warn("queues", "the C extension is not built: the slower Python twin is used", advice)
+    if runtime.native() is None:
+        yield warn("cpu kernels", "not built: on a CPU the model runs many times slower", advice)
+        return
+    try:
+        runtime.obey_environment()
+    except ConfigError as error:
+        yield fail("cpu kernels", error.message, f"unset {runtime.VARIABLE}, or name one of these")
+    else:
+        yield ok("cpu kernels", f"{runtime.level()}, of {', '.join(runtime.levels())}")
+
+
+def see_torch(deadline: float, program: str = LOOK) -> Torch:
+    """Ask a child, so that a torch that hangs or crashes is a finding and not our end."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Torch(torch="?", error=f"not imported after {deadline:.0f} s")
+    if done.returncode:
+        return Torch(torch="?", error=f"the process that imported it ended with code {done.returncode}")
+    try:
+        return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Torch)
+    except msgspec.MsgspecError:
+        return Torch(torch="?", error="the process that imported it said something else")

@@ -1,0 +1,106 @@
+"""From command line, environment and file to one `Config`.
+
+Flag before environment before file before default. Every value is converted to its field's type here; what is wrong is
+a `ConfigError` of one line that names the place it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from lightllm_mp.cli.flags.fields import ENV_PREFIX, Field, fields, parts
+from lightllm_mp.cli.flags.help import expected
+from lightllm_mp.cli.flags.lightllm import ALIASES, DEFAULT_WORDS, MEANINGS, OTHERS
+from lightllm_mp.cli.flags.sources import Given, from_environment, from_file, from_flags
+from lightllm_mp.config import Config
+from lightllm_mp.errors import ConfigError
+
+
+def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The configuration that `argv` (without the command) and `environ` ask for, and notes about what has no effect.
+
+    Raises ConfigError. `--help` and `--help-lightllm` print and raise SystemExit(0).
+    """
+    notes: list[str] = []
+    flags, file = from_flags(argv)
+    file = file or environ.get(ENV_PREFIX + "CONFIG")
+    found = from_file(file) if file else []
+    return _build(found + from_environment(environ, notes) + flags, notes), notes
+
+
+def _build(found: Iterable[Given], notes: list[str]) -> Config:
+    """Later values win. A setting that only LightLLM has leaves a note or is refused."""
+    known = fields()
+    values: dict[str, dict[str, Any]] = {part: {} for part in parts()}
+    for given in (part for whole in found for part in _in_our_words(whole)):
+        field = known.get(ALIASES.get(given.name, given.name))
+        if field is None:
+            notes.append(_without_counterpart(given))
+        else:
+            values[field.part][field.name] = convert(field, given)
+    structs: dict[str, Any] = {part: struct(**values[part]) for part, struct in parts().items()}
+    config = Config(**structs)
+    _check(config)
+    return config
+
+
+def _in_our_words(given: Given) -> list[Given]:
+    """A LightLLM setting's values that are settings of ours as such, and the setting with what is left of it."""
+    means, words = MEANINGS.get(given.name, {}), _words(given.value)
+    ours = [Given(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
+    rest = [word for word in words if word.lower() not in means]
+    return [*ours, given._replace(value=rest)] if ours and rest else ours or [given]
+
+
+def _without_counterpart(given: Given) -> str:
+    """The note about a LightLLM setting that can be ignored; ConfigError about one that cannot."""
+    other = OTHERS[given.name]
+    if other.refuses(_words(given.value)):
+        raise ConfigError(f"{given.source} is not supported: {other.why}", param=given.name)
+    return f"{given.source} has no effect: {other.why}"
+
+
+def convert(field: Field, given: Given) -> Any:
+    """The value in the field's type.
+
+    In text several values have spaces or commas between them, and LightLLM's words for "not given" are the default.
+    """
+    words = _words(given.value)
+    if given.text and len(words) == 1 and words[0].lower() in DEFAULT_WORDS.get(field.name, ("none", "null")):
+        return field.default
+    value = given.value
+    if field.many:
+        value = " ".join(words).replace(",", " ").split() if given.text else _list(value)
+    try:
+        return msgspec.convert(value, field.type, strict=not given.text)
+    except msgspec.ValidationError:
+        message = f"{given.source}: expected {expected(field.type)}, got {' '.join(words)!r}"
+        raise ConfigError(message, param=field.name) from None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _words(value: Any) -> list[str]:
+    return [str(word).strip() for word in _list(value)]
+
+
+def _check(config: Config) -> None:
+    """Settings that contradict each other."""
+    longest_input = ("max-req-input-len", config.engine.max_req_input_len)
+    longest = ("max-req-total-len", config.engine.max_req_total_len)
+    memory = ("max-total-token-num", config.engine.max_total_token_num)
+    _ordered(longest_input, longest, gap=1)
+    _ordered(longest, memory, gap=0)
+    _ordered(longest_input, memory, gap=1)
+
+
+def _ordered(small: tuple[str, int | None], large: tuple[str, int | None], *, gap: int) -> None:
+    (low_name, low), (high_name, high) = small, large
+    if low is not None and high is not None and low + gap > high:
+        relation = "below" if gap else "at most"
+        raise ConfigError(f"--{low_name} ({low}) must be {relation} --{high_name} ({high})")

@@ -1,0 +1,145 @@
+"""What a model folder or GGUF file would be as a server."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from lightllm_mp.cli.inspect.machine import Machine, this_machine
+from lightllm_mp.config import EngineConfig
+from lightllm_mp.errors import EngineError, NoTokenizer
+from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.models.checkpoint.preflight import check_weights
+from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.weight_files import weight_files
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.model_config import gguf_model, hf_model, read_json
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.vision.vision_config import read_vision
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+MEDIA = ("vision_config", "visual", "mm_vision_tower", "audio_config")
+
+
+class Report(Struct, kw_only=True):
+    """Sizes are bytes. `problems` keep the model from being served, `notes` do not."""
+
+    path: str
+    family: str
+    architecture: str
+    kind: str
+    """text or reward"""
+    parameters: int
+    file_bytes: int
+    file_dtype: str
+    data_type: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    max_context: int
+    device: str
+    free_bytes: int
+    kv_tokens: int
+    """That fit beside the weights, about."""
+    tokenizer: str
+    chat_template: bool
+    eos_ids: tuple[int, ...]
+    notes: list[str]
+    problems: list[str]
+
+
+def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = None) -> Report:
+    """Raises ModelError where not even the configuration can be read or is supported."""
+    machine = machine or this_machine()
+    notes: list[str] = []
+    problems: list[str] = []
+    if (apart := language_half(path)) != path:
+        notes.append(f"the language model is {apart}")
+        notes += _media(path, {}, problems)
+    elif path.is_file():
+        notes += _media(path, {}, notes)  # what is wrong with a file beside the model is no problem for text
+    spec, params, architecture, files = _gguf(path) if apart.is_file() else _folder(path, notes, problems)
+    data_type = machine.data_type(spec) if data_type == "auto" else data_type
+    parameters = sum(math.prod(param.shape) for param in params)
+    weights, kv = parameters * WIDTHS[data_type], spec.kv_elements * WIDTHS[data_type]
+    tokenizer, template, eos = _tokenizer(path, notes, problems)
+    room = machine.kv_room(weights, EngineConfig().mem_fraction)
+    if room < 2 * kv:
+        problems.append("the weights leave no memory for a single request")
+    return Report(
+        path=str(path),
+        family=spec.family,
+        architecture=architecture,
+        kind="reward" if spec.reward else "text",
+        parameters=parameters,
+        file_bytes=sum(file.stat().st_size for file in files),
+        file_dtype=spec.file_dtype,
+        data_type=data_type,
+        weight_bytes=weights,
+        kv_bytes_per_token=kv,
+        max_context=spec.max_context,
+        device=machine.device,
+        free_bytes=machine.free,
+        kv_tokens=max(0, room // kv - 1),
+        tokenizer=tokenizer,
+        chat_template=template,
+        eos_ids=spec.eos_ids or eos,
+        notes=notes,
+        problems=problems,
+    )
+
+
+def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
+    """Of a GGUF file, or of a folder whose language model is one."""
+    half = language_half(path)
+    family, spec, file = gguf_model(half)
+    assert family.gguf_weights is not None
+    check_weights(path)
+    return spec, family.gguf_weights(spec, file), str(file.metadata["general.architecture"]), [half]
+
+
+def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:
+    config = read_json(path / "config.json")
+    family, spec = hf_model(path)
+    params, packing = family.hf_weights(spec), packing_of(config, str(path))
+    files: list[Path] = []
+    try:
+        files = weight_files(path)
+        check_weights(path)
+    except EngineError as error:
+        problems.append(error.message)
+    if packing is not None:
+        notes.append(f"weights are packed in 4 bits ({packing.method}): those below are counted unpacked")
+    if config.get("auto_map"):
+        notes.append("Python code of the folder is not used")
+    notes += _media(path, config, problems)
+    architecture = ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type"))
+    return spec, params, architecture, files
+
+
+def _media(path: Path, config: dict[str, Any], problems: list[str]) -> list[str]:
+    try:
+        if (pictures := read_vision(path)) is not None:
+            return [f"images with --enable-multimodal ({pictures.spec.kind})"]
+    except EngineError as error:
+        problems.append(error.message)
+        return []
+    return ["images and sound are not served, only the language model"] * any(config.get(name) for name in MEDIA)
+
+
+def _tokenizer(path: Path, notes: list[str], problems: list[str]) -> tuple[str, bool, tuple[int, ...]]:
+    """What it is, whether there is a chat template, and the ids that end a text."""
+    from lightllm_mp.text.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(path)
+    except NoTokenizer:
+        notes.append("without tokenizer files requests are token ids")
+        return "none", False, ()
+    except EngineError as error:
+        problems.append(error.message)
+        return "unreadable", False, ()
+    kind = f"{type(tokenizer.backend.model).__name__}, {tokenizer.vocab_size:,} tokens"
+    return kind, tokenizer.chat_template is not None, tuple(tokenizer.eos_ids)

@@ -1,0 +1,113 @@
+"""The command `lightllm-mp`. Commands are imported when they are called, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lightllm_mp import __version__
+from lightllm_mp.config import SupervisorConfig
+from lightllm_mp.errors import ConfigError, EngineError
+
+USAGE = """\
+usage: lightllm-mp COMMAND [flags]
+
+Commands:
+  serve     serve a model over HTTP (without flags: a small default model on 127.0.0.1:8000)
+  inspect   tell what would be served from a model folder, without loading it
+  doctor    check whether this machine can serve, and say what to do where it cannot
+  bench     send a workload to a running server and report throughput and latencies
+
+`lightllm-mp COMMAND --help` lists the flags of a command, `lightllm-mp --version` the version.
+"""
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Run a server until it is told to stop. Returns its exit code."""
+    from lightllm_mp.cli.flags import resolve
+
+    config, notes = resolve(argv, os.environ)
+    _tell(notes, config.supervisor)
+    from lightllm_mp.cli.serve import main as run
+
+    return run(config)
+
+
+def _tell(notes: list[str], settings: SupervisorConfig) -> None:
+    if settings.log_json and notes:
+        from lightllm_mp.actors.runtime.logs import PACKAGE, set_up_logging
+
+        set_up_logging(settings.log_level, json=True, actor="supervisor")
+    for note in notes:
+        if settings.log_json:
+            logging.getLogger(PACKAGE).info("%s", note)
+        else:
+            print(f"note: {note}", file=sys.stderr)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure a server. Returns 1 if a request failed."""
+    from lightllm_mp.cli.bench.command import main as run
+
+    return run(argv)
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Describe a model. Returns 1 if it cannot be served."""
+    from lightllm_mp.cli.inspect.command import main as run
+
+    return run(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check the machine. Returns 1 if something must be repaired before it can serve."""
+    from lightllm_mp.cli.doctor.command import main as run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "inspect": inspect,
+    "doctor": doctor,
+    "bench": bench,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong flags or settings, 130 interrupted; `serve` has more."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except EngineError as error:
+        print(f"lightllm-mp: error: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `lightllm-mp serve --help | head`: nobody reads on, and flushing at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        print(USAGE, end="", file=sys.stderr)
+        return EXIT_CONFIG
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command in ("--version", "version"):
+        print(f"lightllm-mp {__version__}")
+        return 0
+    if command not in COMMANDS:
+        from lightllm_mp.cli.flags.parser import nearest
+
+        kind = "flag" if command.startswith("-") else "command"
+        raise ConfigError(f"unknown {kind} {command}{nearest(command, COMMANDS)}; see lightllm-mp --help")
+    return COMMANDS[command](rest)

@@ -1,0 +1,113 @@
+"""`lightllm-mp serve`: everything that can fail early fails first, then the supervisor runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from lightllm_mp.actors.http.security.keys import load_keys
+from lightllm_mp.actors.http.security.origins import Origins
+from lightllm_mp.actors.http.security.tls import server_context
+from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
+from lightllm_mp.actors.runtime.image_setup import find_vision
+from lightllm_mp.actors.runtime.logs import set_up_logging
+from lightllm_mp.actors.supervision.console import Console
+from lightllm_mp.actors.supervision.supervisor import EXIT_START_FAILED, Supervisor
+from lightllm_mp.actors.supervision.systemd import sd_notify
+from lightllm_mp.cli.model_check import check_model_apart
+from lightllm_mp.config import Config
+from lightllm_mp.errors import ConfigError, EngineError
+from lightllm_mp.messages import Facts
+from lightllm_mp.model_files.default_model import demo_model, find_default_model
+
+log = logging.getLogger("lightllm_mp.supervisor")
+
+EXIT_CONFIG = 2
+
+
+def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
+    """Serve until told to stop; returns the exit code.
+
+    With `parent_fd` the server ends when that descriptor reads end-of-file; facts are written to `status_fd` as one
+    line of JSON when it serves (see server.py).
+    """
+    set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
+    try:
+        keys = load_keys(config.http, os.environ)
+        server_context(config.http)
+        Origins(config.http.cors_allow_origin)
+        model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
+        check_model_apart(model_path, ranks=config.engine.tp, dummy=config.model.load_format == "dummy")
+        sees = find_vision(config, model_path) is not None
+        listen = bind(config.http)
+    except EngineError as error:
+        return _refused(config, error)
+    if config.multimodal.enable_multimodal and not sees:
+        log.warning("--enable-multimodal: this model has no vision tower, requests with images are refused")
+    if not keys and not is_loopback(config.http.host):
+        log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
+    with listen:
+        try:
+            return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
+        except EngineError as error:  # no shared memory for the lanes: nothing has been started yet
+            return _refused(config, error)
+
+
+def _refused(config: Config, error: EngineError) -> int:
+    """One line about why there is no start; its exit code."""
+    if config.supervisor.log_json:
+        log.critical("%s", error.message)
+    else:
+        print(f"lightllm-mp: {error.message}", file=sys.stderr)
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_START_FAILED
+
+
+async def _run(config: Config, model: str, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int) -> int:
+    console = Console(json=config.supervisor.log_json)
+    url = url_of(listen, secure=config.http.ssl_certfile is not None)
+
+    def serving(facts: Facts) -> None:
+        if config.http.reuse_port:
+            listen.listen(BACKLOG)  # http begins to accept in this moment
+        console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
+        sd_notify("READY=1")
+        if status_fd >= 0:
+            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(facts_dict(facts))}).encode() + b"\n")
+
+    supervisor = Supervisor(config, model, listen=listen, on_progress=console.progress, on_serving=serving)
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        sd_notify("STOPPING=1")
+        supervisor.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, drain)
+    if parent_fd >= 0:
+        loop.add_reader(parent_fd, supervisor.begin_stop)
+    return await supervisor.run()
+
+
+def facts_dict(facts: Facts) -> dict[str, object]:
+    return {name: getattr(facts, name) for name in Facts.__struct_fields__}
+
+
+def find_model(model_dir: str | None, *, images: bool = False) -> Path:
+    """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
+
+    ModelError or ConfigError says what is wrong.
+    """
+    if model_dir is None:
+        return demo_model() if images else find_default_model()
+    path = Path(model_dir).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
+    return path.resolve()

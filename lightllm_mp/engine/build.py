@@ -1,0 +1,173 @@
+"""From configuration to an engine that has run its worst step: device, dtype, weights, KV size, executor."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from lightllm_mp.config import EngineConfig, ModelConfig
+from lightllm_mp.engine.cuda_graphs import graph_bytes
+from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
+from lightllm_mp.engine.kv_sizing import kv_budget, kv_bytes_per_token, plan_memory, stored_type
+from lightllm_mp.engine.step_memory import WorstStep, step_bytes
+from lightllm_mp.errors import ConfigError
+from lightllm_mp.kernels.cpu import runtime
+from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
+from lightllm_mp.machine import physical_cores
+from lightllm_mp.messages import Facts
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.length_class import class_bounds
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.models.parallel.group import Alone, Group
+from lightllm_mp.models.parallel.torch_group import Ranks
+
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
+RUN_AHEAD = {"cpu": 0, "cuda": 1}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Engine:
+    executor: Executor
+    facts: Facts
+
+
+def build_engine(
+    path: Path,
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    stage: Callable[[str], None] = lambda what: None,
+    kv_tokens: int | None = None,
+    rank: int = 0,
+    meeting: str = "",
+) -> Engine:
+    """Load and warm up; `progress` is told (bytes read, bytes in all), `stage` what begins. `kv_tokens` repeats the
+    size that an earlier process had found. With tensor parallelism this is one `rank` of engine.tp, all ranks do the
+    same, and find each other in the file `meeting`.
+
+    Raises ModelError or ConfigError with one line that says what is wrong.
+    """
+    spec = read_model_config(path)
+    device = _device(model.device, rank, engine.tp)
+    dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
+    threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
+    group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
+    decoder = load_model(
+        path,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+        quantization=model.quantization,
+        group=group,
+        dummy=model.load_format == "dummy",
+    )
+    spec = decoder.spec  # of this rank's part
+    stage("running first steps")
+    kv_dtype = stored_type(spec, dtype, engine)
+    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.
+    if device.type == "cuda":
+        budget = group.least(kv_budget(device, engine.mem_fraction))
+        if kv_tokens is None:
+            budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
+    else:
+        beside = group.size * step_bytes(spec, worst_step(decoder, engine, step_tokens))
+        budget = group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
+    if kv_tokens is not None:
+        # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
+        engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
+        budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
+    memory = plan_memory(spec, kv_dtype, engine, budget)
+    executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
+    executor.warm_up()
+    facts = Facts(
+        model_name=model.model_name or path.stem,
+        vocab_size=spec.vocab,
+        max_context=memory.max_context,
+        max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+        kv_tokens=memory.kv_tokens,
+        rows=engine.running_max_req_size,
+        step_tokens=step_tokens,
+        run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+        eos_ids=model.eos_id or spec.eos_ids,
+        device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=decoder.weight_bytes,
+        kv_bytes=memory.kv_bytes,
+        class_bounds=class_bounds(spec),
+        reward=spec.reward,
+        reward_token=-1 if spec.reward_token is None else spec.reward_token,
+    )
+    return Engine(executor, facts)
+
+
+def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
+    """The largest step on a CPU."""
+    spec = decoder.spec
+    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
+    return WorstStep(
+        tokens=step_tokens,
+        lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
+        context=min(spec.max_context, engine.max_req_total_len or spec.max_context),
+        value_bytes=decoder.dtype.itemsize,
+        fused=not plain,
+    )
+
+
+def _executor(
+    decoder: Decoder, kv_tokens: int, max_context: int, engine: EngineConfig, step_tokens: int, device: torch.device
+) -> Executor:
+    return Executor(
+        decoder,
+        kv_tokens=kv_tokens,
+        rows=engine.running_max_req_size,
+        max_context=max_context,
+        step_tokens=step_tokens,
+        device=device,
+        kv_dtype=stored_type(decoder.spec, decoder.dtype, engine),
+    )
+
+
+def _budget_beside_steps(
+    decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int
+) -> int:
+    """What is left of `budget` when the worst steps have run and hold on to their memory, so that no step later has
+    to ask for more than there is."""
+    kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
+    most = plan_memory(decoder.spec, kv_dtype, engine, budget)
+    probe = _executor(decoder, 1, most.max_context, engine, step_tokens, device)
+    probe.warm_up(probe_tokens=most.kv_tokens)
+    left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(engine.running_max_req_size)
+    del probe
+    gc.collect()
+    torch.cuda.empty_cache()
+    return left
+
+
+def _device(name: str, rank: int, size: int) -> torch.device:
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
+    if name == "cpu" or not there:
+        return CPU
+    if size > (count := torch.cuda.device_count()):
+        raise ConfigError(f"--tp {size}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
+    if size == 1:
+        return torch.device("cuda")
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def _named(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{threads} CPU threads, {runtime.level() if runtime.native() else 'torch'}"

@@ -1,0 +1,102 @@
+"""How many tokens of KV a device holds, and so how long a sequence may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
+from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.machine import free_memory
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.spec import ModelSpec
+
+LEAST_TOKENS = 2
+"""A sequence has a prompt token and an answer token."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    kv_tokens: int
+    kv_bytes: int
+    max_context: int
+    """Longest prompt plus answer, in tokens."""
+
+
+def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Bytes that a token's keys and values take over all layers."""
+    return KVPool.token_bytes(spec, dtype)
+
+
+def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> torch.dtype:
+    """What keys and values of a model that runs in `dtype` are stored in. ConfigError where the model cannot."""
+    if config.kv_cache_dtype == "auto":
+        return dtype
+    if spec.mla is not None:
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype}: this model's latent keys and values are stored in its own type",
+            param="kv_cache_dtype",
+        )
+    return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[config.kv_cache_dtype]
+
+
+def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None, *, step_bytes: int = 0) -> int:
+    """Bytes that the KV pool may take; ask when the weights are loaded and, on CUDA, the worst step has run.
+
+    CPU: a third of `mem_fraction` of the memory that is free now, less `step_bytes` for the worst step (at most half of
+    it: on a small machine requests are refused rather than the start). CUDA: what is free now, less the share of
+    `free_before` (free bytes before anything was loaded; by default the device's whole memory) that stays free.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(free - (1.0 - mem_fraction) * (free_before or total)))
+    free = free_memory()
+    return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
+
+
+def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:
+    """Sizes the KV pool within `budget` bytes (see `kv_budget`).
+
+    `max_total_token_num` is taken as it is; otherwise the pool gets what fits, at most what all rows can ever use. The
+    context is the shortest of the model's, `max_req_total_len` and the pool. ConfigError when flags ask for more than
+    there is, ModelError when the model leaves no room for a single sequence.
+    """
+    token_bytes = kv_bytes_per_token(spec, dtype)
+    room = budget // token_bytes - 1  # the pool has one spare slot
+    longest = min(spec.max_context, config.max_req_total_len or spec.max_context)
+    tokens = config.max_total_token_num or min(room, config.running_max_req_size * longest)
+    if config.max_total_token_num is not None and tokens > room:
+        raise ConfigError(
+            f"--max-total-token-num {tokens} needs {_size((tokens + 1) * token_bytes)} of KV memory, but there is room "
+            f"for {max(room, 0)} tokens ({_size(budget)}); lower it, or raise --mem-fraction",
+            param="max_total_token_num",
+        )
+    if tokens < LEAST_TOKENS:
+        _refuse_tiny(config, tokens, token_bytes, budget)
+    if config.max_req_total_len is not None and tokens < longest:
+        raise ConfigError(
+            f"--max-req-total-len {config.max_req_total_len}: the KV memory holds {tokens} tokens, not one such "
+            f"request; lower it, or raise {_bound(config)}",
+            param="max_req_total_len",
+        )
+    return MemoryPlan(kv_tokens=tokens, kv_bytes=(tokens + 1) * token_bytes, max_context=min(longest, tokens))
+
+
+def _refuse_tiny(config: EngineConfig, tokens: int, token_bytes: int, budget: int) -> None:
+    if config.max_total_token_num is not None:
+        raise ConfigError(
+            f"--max-total-token-num {tokens}: a request needs at least {LEAST_TOKENS}", param="max_total_token_num"
+        )
+    raise ModelError(
+        f"no memory for a single request: a token's KV takes {_size(token_bytes)}, and {_size(budget)} is left for it; "
+        "free memory, raise --mem-fraction, or choose a smaller --data-type or model"
+    )
+
+
+def _bound(config: EngineConfig) -> str:
+    return "--mem-fraction" if config.max_total_token_num is None else "--max-total-token-num"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,104 @@
+"""The device's two tables: per row and position a token id and a KV slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightllm_mp.models.decoder.batch import lazy_zeros
+from lightllm_mp.plan import Ints, RowSetup, Runs
+
+
+def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
+    """int64 [sum of counts]: starts[0], starts[0] + 1, .. (counts[0] numbers), then starts[1], .."""
+    ends = counts.cumsum(dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) + (starts - ends + counts).repeat(counts)
+
+
+class RowTables:
+    """`tokens` and `slots`, int32 [rows + 1, width]; entry (row, position) has the flat index row * width + position.
+
+    The last row is spare: sequences that pad a step stand there.
+    """
+
+    def __init__(
+        self, rows: int, width: int, device: torch.device, class_firsts: Sequence[int] = (0,), *, shifted: bool = False
+    ) -> None:
+        """`class_firsts`: the rotary tables' line for position 0 of every length class. `shifted`: rows may stand at
+        another line by their `rotary_shift`."""
+        self.rows, self.width, self.device = rows, width, device
+        self.spare_row = rows
+        self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
+        self.slots = lazy_zeros((rows + 1, width), torch.int32, device)
+        self._used = np.zeros(rows + 1, np.bool_)
+        """Rows that plans have written to since `clear`."""
+        self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+        """What is added to a position of each row to get its line in the rotary tables; may be negative."""
+        self.classed = shifted or len(class_firsts) > 1
+        """Rows differ in it."""
+        self.host_rotary_first = np.zeros(rows + 1, np.int32)
+        self._class_firsts = np.array(class_firsts, np.int32)
+
+    def clear(self) -> None:
+        if self.device.type == "cpu":  # to zero what is zero would make the system provide it
+            used = torch.from_numpy(np.flatnonzero(self._used))
+            self.tokens[used] = 0
+            self.slots[used] = 0
+            self._used[:] = False
+        else:
+            self.tokens.zero_()
+            self.slots.zero_()
+        self.rotary_first.zero_()
+        self.host_rotary_first[:] = 0
+
+    def start_rows(self, setups: Sequence[RowSetup]) -> tuple[Ints, Ints]:
+        """Notes on the host the length class and shift of rows that start; (rows, first rotary lines) for the device.
+
+        ValueError for a class that the model does not have.
+        """
+        rows, classes, shifts = (
+            np.array([setup.rules[name] for setup in setups], np.int32)
+            for name in ("row", "rope_class", "rotary_shift")
+        )
+        if classes.min(initial=0) < 0 or classes.max(initial=0) >= len(self._class_firsts):
+            raise ValueError(f"a plan names length class {classes.max()} of {len(self._class_firsts)}")
+        self.host_rotary_first[rows] = firsts = self._class_firsts[classes] + shifts
+        return rows, firsts
+
+    def check(self, lines: Ints) -> int:
+        """The largest count among `lines`, int32 [n > 0, 3] of (row, position, count).
+
+        Raises ValueError unless all lie inside the tables: a run past a row's end would write into the next row.
+        """
+        row, start, count = lines.astype("<u4").max(0).tolist()  # unsigned: what is negative becomes too large
+        last = int((lines[:, 1] + lines[:, 2]).max())
+        if row >= self.rows or max(start, count, last) > self.width:
+            raise ValueError(f"a plan reaches outside the tables of {self.rows} rows and {self.width} positions")
+        return count
+
+    def flat(self, rows: Ints, positions: Ints | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat indices of single entries."""
+        return rows.astype(np.int64) * self.width + positions
+
+    def edits(self, edit: Runs) -> tuple[NDArray[np.int64], Ints]:
+        """The flat indices that the runs of a plan write to, and the values. ValueError as `check`."""
+        if not len(edit.runs):
+            return np.empty(0, np.int64), edit.values
+        rows, starts, counts = edit.runs.T
+        at = self.flat(rows, starts)
+        longest = self.check(edit.runs)
+        self._used[rows] = True
+        if longest > 1 or len(at) != len(edit.values):
+            at = ramp(at, counts)
+        return at, edit.values
+
+    def write(self, table: Tensor, edit: Runs) -> None:
+        """Writes the runs of a plan into one of the tables."""
+        at, values = self.edits(edit)
+        if len(at):
+            table.view(-1)[torch.from_numpy(at).to(self.device)] = torch.from_numpy(values).to(self.device)

@@ -1,0 +1,88 @@
+"""Draws ids from scores with noise: the largest sum of a score and its Gumbel noise (the Gumbel-max trick).
+
+A draw is the same to the last bit whichever route finds it, among candidates or over the whole row, because the cut is
+a function of the row's values and the noise one of the id. Equal sums go to the smallest id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.engine.sampling.noise import id_words, log_exponential
+from lightllm_mp.engine.sampling.topk import falling, first_argmax, largest
+from lightllm_mp.engine.sampling.truncation import Limits, contains, least_kept, whole_mass
+
+WIDTHS = (512, 8192)
+"""Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row: on to the next
+where an id that was not looked at may be in."""
+
+NOISE_ELEMENTS = 1 << 17
+"""Noise of whole rows is made in blocks of about this many ids, small enough for the cache of a core."""
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(slots=True)
+class Field:
+    """n rows to draw from."""
+
+    scores: Tensor
+    """float32 [n, vocab]: logits over temperature, the largest of each row 0."""
+    keys: Tensor
+    """int32 [n, 2]: see noise.py."""
+    limits: Limits
+
+    def of(self, rows: Tensor) -> Field:
+        return Field(self.scores[rows], self.keys[rows], self.limits.of(rows))
+
+
+def draw_whole(field: Field, *, min_p: bool) -> Tensor:
+    """int64 [n]: draws by min-p alone. `min_p`: some row has it."""
+    return _draw_above(field, field.limits.log_min_p if min_p else None)
+
+
+def draw_truncated(field: Field, *, top_p_alone: bool) -> Tensor:
+    """int64 [n]: draws by all limits. `top_p_alone`: some row has top-p and no top-k."""
+    mass = whole_mass(field.scores) if top_p_alone else torch.ones_like(field.limits.top_p)
+    return _draw_cut(field, mass, WIDTHS)
+
+
+def _draw_cut(field: Field, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """int64 [n]: draws by all limits, first among `widths[0]` candidates."""
+    if not widths:
+        return _draw_above(field, least_kept(falling(field.scores), mass, field.limits))
+    top, ids = largest(field.scores, widths[0])
+    cut = least_kept(top, mass, field.limits)
+    drawn = _draw_among(top, ids, cut, field)
+    if top.shape[-1] < field.scores.shape[-1]:
+        missed = (~contains(top, cut, field.limits)).nonzero()[:, 0]
+        if missed.shape[0]:
+            drawn[missed] = _draw_cut(field.of(missed), mass[missed], widths[1:])
+    return drawn
+
+
+def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: Field) -> Tensor:
+    """int64 [n]: draws among the candidates `ids` [n, c] with scores `top` not below `cut` [n, 1]."""
+    vocab = field.scores.shape[-1]
+    noise = log_exponential(id_words(vocab, top.device)[ids], field.keys)
+    noisy = torch.sub(top, noise, out=noise).masked_fill_(top < cut, NEGATIVE_INFINITY)
+    best = noisy == noisy.amax(-1, keepdim=True)
+    return ids.where(best, vocab - 1).amin(-1)
+
+
+def _draw_above(field: Field, cut: Tensor | None) -> Tensor:
+    """int64 [n]: draws over whole rows, among scores not below `cut` [n, 1] (None: among all)."""
+    vocab = field.scores.shape[-1]
+    words, block = id_words(vocab, field.scores.device), max(1, NOISE_ELEMENTS // vocab)
+    drawn = []
+    for start in range(0, field.scores.shape[0], block):
+        part = slice(start, start + block)
+        noise = log_exponential(words, field.keys[part])
+        noisy = torch.sub(field.scores[part], noise, out=noise)
+        if cut is not None:
+            noisy.masked_fill_(field.scores[part] < cut[part], NEGATIVE_INFINITY)
+        drawn.append(first_argmax(noisy))
+    return torch.cat(drawn)

@@ -1,0 +1,148 @@
+"""Chooses the next token of every sequence of a step, each by its own rules.
+
+Order: bias, penalties, banned ids, temperature, top-k, top-p, min-p, and then the id with the largest sum of score and
+Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what they use: a
+greedy row without rules costs an argmax and the log-softmax that its logprob needs. Which id a row gets depends on its
+own logits, rules, seed and position only, to the last bit, never on the other rows.
+
+Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit that is
+no number or plus infinity, or every id banned) gets id 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightllm_mp.engine.sampling.gumbel import Field, draw_truncated, draw_whole
+from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, logprobs_at, reportable
+from lightllm_mp.engine.sampling.noise import row_keys
+from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, ban
+from lightllm_mp.engine.sampling.rules import (
+    BAN,
+    BIAS,
+    CHANGES_CHOICE,
+    MASS,
+    MIN_P,
+    NOISE,
+    PENALTY,
+    TOP,
+    TRUNCATE,
+    Lines,
+    RuleTable,
+)
+from lightllm_mp.engine.sampling.topk import first_argmax
+from lightllm_mp.plan import Ints
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a block of sequences got."""
+
+    ids: Tensor
+    """int64 [n]"""
+    logprobs: Tensor
+    """float32 [n]: log-softmax of the untouched logits (see logprobs.py)."""
+    top: list[tuple[Lines, Alternatives]] = field(default_factory=list)
+    """Alternatives of the sequences that want them: their lines in the block, and a table for them."""
+
+
+class Sampler:
+    """Holds the rules of all rows. `tokens` is the device's token table, int32 [rows, context]."""
+
+    def __init__(self, rules: RuleTable, tokens: Tensor) -> None:
+        self.rules, self.tokens = rules, tokens
+        self.device = rules.device
+        self._penalizer = Penalizer(rules.vocab, rules.device)
+        self._table = torch.empty((0, rules.vocab), dtype=torch.float32, device=rules.device)
+
+    def choose(self, logits: Tensor, rows: Ints, positions: Lines) -> Choice:
+        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, to stand at `positions` (both [n]).
+
+        `logits` is used up.
+        """
+        needs = self._needs(rows, positions)
+        wanted = int(np.bitwise_or.reduce(needs))
+        table = self._log_softmax(logits)
+        ids = first_argmax(logits)
+        if wanted & CHANGES_CHOICE:
+            ids = self._by_rules(logits, ids, needs, rows, positions)
+        logprobs = logprobs_at(table, ids)
+        choice = Choice(ids.masked_fill_(logprobs.isnan(), 0), reportable(logprobs))
+        if wanted & TOP:
+            choice.top = self._alternatives(table, np.flatnonzero(needs & TOP), rows)
+        return choice
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        count = logits.shape[0]
+        if count > self._table.shape[0]:
+            self._table = torch.empty_like(logits)
+        return torch.log_softmax(logits, -1, out=self._table[:count])
+
+    def _needs(self, rows: Ints, positions: Lines) -> np.ndarray:
+        needs = self.rules.needs[rows]
+        if np.bitwise_or.reduce(needs) & BAN:
+            records = self.rules.records[rows]
+            done = positions - records["prompt_tokens"] >= records["min_new_tokens"]
+            needs = np.where(done, needs & ~np.uint16(BAN), needs)
+        return needs
+
+    def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
+        """int64 [n]: `ids`, and for sequences with rules what their adjusted logits or a draw say."""
+        changed = np.flatnonzero(needs & (PENALTY | BIAS | BAN))
+        if len(changed):
+            self._adjust(logits, needs, rows, positions)
+            ids = first_argmax(logits)
+        noisy = np.flatnonzero(needs & NOISE)
+        if len(noisy) == len(rows):
+            return self._draw(logits, needs, rows, positions)
+        if len(noisy):
+            at = self._put(noisy)
+            ids[at] = self._draw(logits[at], needs[noisy], rows[noisy], positions[noisy])
+        return ids
+
+    def _adjust(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> None:
+        wanted = int(np.bitwise_or.reduce(needs))
+        if wanted & BIAS:
+            lines = np.flatnonzero(needs & BIAS)
+            add_bias(logits, *self.rules.bias(lines, rows[lines]))
+        if wanted & PENALTY:
+            lines = np.flatnonzero(needs & PENALTY)
+            history = self.rules.history(rows[lines], positions[lines], self.tokens)
+            self._penalizer.apply(logits, self._put(lines), history)
+        if wanted & BAN:
+            lines = np.flatnonzero(needs & BAN)
+            ban(logits, *self.rules.banned(lines, rows[lines]))
+
+    def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
+        """int64 [n]: draws with noise; `logits` is overwritten with scores."""
+        best = logits.amax(-1, keepdim=True)
+        field = Field(
+            scores=logits.sub_(best).div_(self.rules.column("temperature", rows)),
+            keys=self._put(row_keys(self.rules.records["seed"][rows], positions)),
+            limits=self.rules.limits(rows),
+        )
+        wanted = int(np.bitwise_or.reduce(needs))
+        top_p_alone, min_p = bool(wanted & MASS), bool(wanted & MIN_P)
+        truncated = needs & TRUNCATE != 0
+        if truncated.all():
+            ids = draw_truncated(field, top_p_alone=top_p_alone)
+        elif truncated.any():
+            ids = torch.empty(len(rows), dtype=torch.int64, device=self.device)
+            cut, others = self._put(np.flatnonzero(truncated)), self._put(np.flatnonzero(~truncated))
+            ids[cut] = draw_truncated(field.of(cut), top_p_alone=top_p_alone)
+            ids[others] = draw_whole(field.of(others), min_p=min_p)
+        else:
+            ids = draw_whole(field, min_p=min_p)
+        return ids.masked_fill_(~best[:, 0].isfinite(), 0)
+
+    def _alternatives(self, table: Tensor, lines: Lines, rows: Ints) -> list[tuple[Lines, Alternatives]]:
+        counts = self.rules.records["top_logprobs"][rows[lines]]
+        groups = [(lines[counts == count], int(count)) for count in np.unique(counts)]
+        return [(group, alternatives(table[self._put(group)], count)) for group, count in groups]
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

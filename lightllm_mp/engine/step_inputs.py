@@ -1,0 +1,140 @@
+"""The sequences of one step as arrays: what a plan names, in the form that forward pass and sampler take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightllm_mp.engine.row_tables import RowTables, ramp
+from lightllm_mp.models.decoder.batch import Batch
+from lightllm_mp.plan import SAMPLE, SCORE, Ints, Runs
+
+Longs = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Step:
+    """Host arrays; a line is a new token's place among all new tokens of the step."""
+
+    rows: Ints
+    """[sequences]"""
+    starts: Ints
+    ends: Ints
+    """[sequences]: the sequence's length after the step, which is the position of its next token."""
+    seq_start: Ints
+    """[sequences + 1]: the first line of each sequence; the last entry is the number of lines."""
+    positions: Ints
+    """[lines]"""
+    at: Longs
+    """[lines]: flat table indices of the new tokens."""
+    sampled: Longs
+    """The sequences that are sampled, in plan order."""
+    scored: Longs
+    """The sequences that are scored, in plan order."""
+    rotary_first: Ints | None
+    """[rows] of the tables: what is added to a position to get its rotary line, known when the plan's rows are set up;
+    None: 0 for all."""
+    rotary: Runs | None
+    """Rotary lines by component of some of the positions; None: components do not differ."""
+    max_count: int
+    """Most new tokens of a sequence."""
+    max_end: int
+    ends_only: bool = False
+    """Whether the forward pass gives the last line of each sequence alone."""
+
+    @classmethod
+    def of(cls, seqs: Ints, tables: RowTables, rotary: Runs | None = None) -> Step:
+        """From the sequences of a plan, int32 [n > 0, 4], and its `rotary` section. ValueError if a sequence is empty
+        or reaches outside the tables."""
+        longest = tables.check(seqs[:, :3])
+        rows, starts, counts, flags = np.ascontiguousarray(seqs.T)
+        ends = starts + counts
+        max_end = int(ends.max())
+        if counts.min() < 1 or max_end >= tables.width:
+            raise ValueError("a plan names a sequence without new tokens, or without room for the next one")
+        seq_start = np.zeros(len(rows) + 1, np.int32)
+        counts.cumsum(out=seq_start[1:])
+        first = tables.flat(rows, starts)
+        return cls(
+            rows=rows,
+            starts=starts,
+            ends=ends,
+            seq_start=seq_start,
+            positions=starts if longest == 1 else ramp(starts.astype(np.int64), counts).astype(np.int32),
+            at=first if longest == 1 else ramp(first, counts),
+            sampled=np.flatnonzero(flags & SAMPLE),
+            scored=np.flatnonzero(flags & SCORE),
+            rotary_first=tables.host_rotary_first if tables.classed else None,
+            rotary=rotary if rotary is not None and len(rotary.runs) else None,
+            max_count=longest,
+            max_end=max_end,
+        )
+
+    @property
+    def rotary_at(self) -> Ints:
+        """[lines]: each new token's line in the rotary tables; [lines, 3] where components differ."""
+        at = self.positions
+        if self.rotary_first is not None:
+            at = at + self.rotary_first[self.rows].repeat(self.ends - self.starts)
+        if self.rotary is None:
+            return at
+        at = at[:, None].repeat(3, 1)
+        at[ramp(self.lines_of(self.rotary.runs), self.rotary.runs[:, 2])] = self.rotary.values
+        return at
+
+    def lines_of(self, runs: Ints) -> Longs:
+        """The first line of each of the runs int32 [n, 3] of (row, position, count). ValueError for one that the step
+        does not compute."""
+        order = self.rows.argsort()
+        row, position, count = runs.T
+        place = self.rows[order].searchsorted(row)
+        at = order[place.clip(max=len(order) - 1)]
+        inside = (self.rows[at] == row) & (position >= self.starts[at]) & (count > 0)
+        if not (inside & (position + count <= self.ends[at])).all():
+            raise ValueError("a plan names image or rotary positions that its step does not compute")
+        return (self.seq_start[at] + position - self.starts[at]).astype(np.int64)
+
+    @property
+    def scored_lines(self) -> Longs:
+        """Where the forward pass gives the last line of each scored sequence."""
+        return self._last_lines(self.scored)
+
+    @property
+    def sampled_lines(self) -> Longs:
+        """Where the forward pass gives the last line of each sampled sequence."""
+        return self._last_lines(self.sampled)
+
+    def _last_lines(self, sequences: Longs) -> Longs:
+        return sequences if self.ends_only else self.seq_start[1:][sequences].astype(np.int64) - 1
+
+    @property
+    def sampled_rows(self) -> Ints:
+        """The row of each sampled sequence."""
+        return self.rows[self.sampled]
+
+    @property
+    def sampled_ends(self) -> Longs:
+        """Where the next token of each sampled sequence stands."""
+        return self.ends[self.sampled].astype(np.int64)
+
+    def batch(self, tables: RowTables, at: torch.Tensor) -> Batch:
+        """The forward pass's view of the step; `at` is this step's `at` on the device."""
+
+        def put(array: Ints) -> torch.Tensor:
+            return torch.from_numpy(array).to(tables.device)
+
+        positions = put(self.positions)
+        return Batch(
+            positions=positions,
+            slots=tables.slots.view(-1)[at],
+            seq_start=put(self.seq_start),
+            context=put(self.ends),
+            rows=put(self.rows),
+            slot_table=tables.slots,
+            max_query=self.max_count,
+            max_context=self.max_end,
+            rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
+        )

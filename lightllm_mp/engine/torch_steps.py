@@ -1,0 +1,70 @@
+"""How a step is carried out with plain torch calls: on CPU, where a copy to the device is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightllm_mp.engine.interfaces import Model
+from lightllm_mp.engine.row_tables import RowTables
+from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
+from lightllm_mp.engine.sampling.rules import RuleTable
+from lightllm_mp.engine.sampling.torch_sampler import Choice, Sampler
+from lightllm_mp.engine.step_inputs import Step
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.plan import Plan
+
+
+class HostSteps:
+    """The calls come in this order for each step: `begin`, `forward`, `last`, and `sample` for parts of the lines."""
+
+    def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
+        self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
+        self._sampler = Sampler(rules, tables.tokens)
+
+    def capture(self, largest_only: bool = False) -> None:
+        """There is nothing to prepare."""
+
+    def clear(self) -> None:
+        self._rules.clear()
+        self._tables.clear()
+
+    def begin(self, plan: Plan, step: Step | None) -> None:
+        """Takes over a plan's rules and edits; `step`: its sequences, if there are any."""
+        for setup in plan.setups:
+            self._rules.set(setup)
+        if self._tables.classed:
+            self._tables.start_rows(plan.setups)
+        self._tables.write(self._tables.tokens, plan.ids)
+        self._tables.write(self._tables.slots, plan.slots)
+        if step is not None:
+            step.ends_only = not asks_for_lines(step, self._rules)
+
+    def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
+        """Hidden states of the step's lines or, if nobody asks for more, of each sequence's last one alone; `images`
+        stand in place of some lines' embeddings."""
+        tables = self._tables
+        at = self._put(step.at)
+        ids, batch = tables.tokens.view(-1)[at], step.batch(tables, at)
+        return self._model.forward(ids, batch, self._kv, images, ends_only=step.ends_only)
+
+    def last(self, hidden: Tensor, step: Step) -> Tensor:
+        """The lines of `hidden` that are sampled from."""
+        lines = step.sampled_lines
+        return hidden if len(lines) == hidden.shape[0] else hidden[self._put(lines)]
+
+    def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
+        """Samples for `part` of the step's sampled sequences and writes the ids to the token table."""
+        rows, positions = step.sampled_rows[part], step.sampled_ends[part]
+        choice = self._sampler.choose(logits, rows, positions)
+        self._model.group.from_first(choice.ids)
+        at = self._put(self._tables.flat(rows, positions))
+        self._tables.tokens.view(-1)[at] = choice.ids.int()
+        return choice
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._tables.device)

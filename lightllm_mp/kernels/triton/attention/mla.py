@@ -1,0 +1,273 @@
+"""Attention over latent keys (DeepSeek-V2): one vector a token serves all heads, its first part as the value too.
+
+Each block of keys is read once and used in both products. A vector is held as its value part and the rest, which with
+their own sizes (512 and 64, say) waste less than the next power of two of both together.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.attention.combine import finish
+from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
+from lightllm_mp.kernels.triton.attention.score_transforms import LOG2E
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, padded, precision, wide
+from lightllm_mp.kernels.triton.launch import Kernel
+
+FEW_HEADS, PARTS_EACH = 8, 4
+"""Heads and partial results that are combined at a time."""
+
+
+def attend_single(
+    q: Tensor,
+    keys: Tensor,
+    out: Tensor,
+    batch: Batch,
+    layout: HeadLayout,
+    heads: int,
+    blocks: DecodeBlocks,
+    shares: DecodeShares,
+) -> None:
+    """Fills the lines of `out` that belong to sequences with one new token. A program takes `heads` heads."""
+    _SINGLE.launch(
+        (triton.cdiv(layout.heads, heads), shares.programs, 1),
+        (
+            q,
+            keys,
+            shares.plan,
+            shares.partial,
+            shares.logsum,
+            shares.arrived,
+            out,
+            batch.seq_start,
+            batch.context,
+            batch.rows,
+            batch.slot_table,
+        ),
+        (batch.slot_table.stride(0), batch.sequences, shares.programs),
+        (*_sizes(q, keys, layout), heads, blocks.keys, blocks.start, FEW_HEADS, PARTS_EACH),
+        warps=blocks.warps,
+        stages=blocks.stages,
+    )
+
+
+def tokens_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
+    """New tokens that a program of `attend_chunks` takes."""
+    return blocks.queries // _heads_each(layout, blocks)
+
+
+def attend_chunks(
+    q: Tensor, keys: Tensor, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
+) -> None:
+    """Fills the lines of `out` that belong to sequences with more than one new token."""
+    heads = _heads_each(layout, blocks)
+    _CHUNKS.launch(
+        (triton.cdiv(layout.heads, heads), tiles.shape[0], 1),
+        (q, keys, out, tiles, batch.seq_start, batch.context, batch.rows, batch.slot_table),
+        (batch.slot_table.stride(0),),
+        (*_sizes(q, keys, layout), heads, blocks.queries, blocks.keys),
+        warps=blocks.warps,
+        stages=blocks.stages,
+    )
+
+
+def _heads_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
+    return min(blocks.queries, triton.next_power_of_2(layout.heads))
+
+
+def _sizes(q: Tensor, keys: Tensor, layout: HeadLayout) -> tuple[int | float | str, ...]:
+    rest = layout.head_dim - layout.values
+    scale = layout.scale * LOG2E
+    return layout.heads, layout.values, padded(layout.values), rest, padded(rest), scale, precision(q.dtype), wide(keys)
+
+
+@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
+def _single_kernel(
+    q,
+    keys,
+    plan,
+    partial,
+    logsum,
+    arrived,
+    out,
+    seq_start,
+    context,
+    rows,
+    slot_table,
+    table_stride,
+    sequences,
+    programs,
+    HEADS: tl.constexpr,
+    VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    KEYS: tl.constexpr,
+    START: tl.constexpr,
+    FEW: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    column, p = tl.program_id(0), tl.program_id(1)
+    begins = plan + programs + 1
+    total = tl.load(plan)
+    i = tl.load(plan + 1 + p)
+    at, end = share_of(p, total, programs)
+    head = column * GROUP + tl.arange(0, GROUP)
+    while at < end:
+        begin, after = tl.load(begins + i), tl.load(begins + i + 1)
+        stop = tl.minimum(after, end)
+        first_block, last_block = tl.maximum(at - begin - START, 0), stop - begin - START
+        if first_block < last_block:
+            length = tl.load(context + i)
+            slots = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
+            token = tl.load(seq_start + i).to(tl.int64)
+            place = token * HEADS + head
+            query, query_rest = _query(q, place, head < HEADS, VALUE, VALUE_BLOCK, REST, REST_BLOCK)
+            position = tl.zeros([GROUP], tl.int32) + length - 1
+            best = tl.full([GROUP], float("-inf"), tl.float32)
+            weight = tl.zeros([GROUP], tl.float32)
+            sums = tl.zeros([GROUP, VALUE_BLOCK], tl.float32)
+            best, weight, sums = _walk(
+                first_block * KEYS, tl.minimum(last_block * KEYS, length), query, query_rest, keys, slots,
+                position, length, best, weight, sums,
+                VALUE, VALUE_BLOCK, REST, REST_BLOCK, SCALE, KEYS, PRECISION, WIDE, True,
+            )  # fmt: skip
+            finish(
+                partial, logsum, arrived, out, sums / weight[:, None], best + tl.log2(weight),
+                p, i, token, column, tl.num_programs(0), total, programs, begin + START, after,
+                HEADS, GROUP, GROUP, VALUE, VALUE_BLOCK, FEW, PARTS,
+            )  # fmt: skip
+        at = stop
+        i += 1
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _chunks_kernel(
+    q,
+    keys,
+    out,
+    tiles,
+    seq_start,
+    context,
+    rows,
+    slot_table,
+    table_stride,
+    HEADS: tl.constexpr,
+    VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    LINES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """Line r of a program is head r % GROUP of its token r // GROUP."""
+    column, t = tl.program_id(0), tl.program_id(1)
+    i = tl.load(tiles + 2 * t)
+    if i >= 0:
+        start, length = tl.load(seq_start + i), tl.load(context + i)
+        new = tl.load(seq_start + i + 1) - start
+        r = tl.arange(0, LINES)
+        before = tl.load(tiles + 2 * t + 1) * (LINES // GROUP)
+        line, head = before + r // GROUP, column * GROUP + r % GROUP
+        there = (line < new) & (head < HEADS)
+        place = (start + line).to(tl.int64) * HEADS + head
+        query, query_rest = _query(q, place, there, VALUE, VALUE_BLOCK, REST, REST_BLOCK)
+        slots = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
+        first = length - new + before
+        high = tl.minimum(first + LINES // GROUP, length)
+        shut = (first + 1) // KEYS * KEYS
+        best = tl.full([LINES], float("-inf"), tl.float32)
+        weight = tl.zeros([LINES], tl.float32)
+        sums = tl.zeros([LINES, VALUE_BLOCK], tl.float32)
+        position = length - new + line
+        best, weight, sums = _walk(
+            0, shut, query, query_rest, keys, slots, position, length, best, weight, sums,
+            VALUE, VALUE_BLOCK, REST, REST_BLOCK, SCALE, KEYS, PRECISION, WIDE, False,
+        )  # fmt: skip
+        best, weight, sums = _walk(
+            shut, high, query, query_rest, keys, slots, position, length, best, weight, sums,
+            VALUE, VALUE_BLOCK, REST, REST_BLOCK, SCALE, KEYS, PRECISION, WIDE, True,
+        )  # fmt: skip
+        d = tl.arange(0, VALUE_BLOCK)
+        result = (sums / weight[:, None]).to(out.dtype.element_ty)
+        tl.store(out + place[:, None] * VALUE + d[None, :], result, mask=there[:, None] & (d < VALUE)[None, :])
+
+
+@triton.jit
+def _query(
+    q,
+    place,
+    there,
+    VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+):
+    """Both parts of the queries in these lines."""
+    d, e = tl.arange(0, VALUE_BLOCK), tl.arange(0, REST_BLOCK)
+    lines = q + place[:, None] * (VALUE + REST)
+    front = tl.load(lines + d[None, :], mask=there[:, None] & (d < VALUE)[None, :], other=0.0)
+    return front, tl.load(lines + VALUE + e[None, :], mask=there[:, None] & (e < REST)[None, :], other=0.0)
+
+
+@triton.jit
+def _walk(
+    start,
+    end,
+    query,
+    query_rest,
+    keys,
+    slots,
+    position,
+    length,
+    best,
+    weight,
+    sums,
+    VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    SCALE: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Folds the keys [start, end) into the running maximum, sum of exponentials and weighted values of each line."""
+    n, d, e = tl.arange(0, KEYS), tl.arange(0, VALUE_BLOCK)[None, :], tl.arange(0, REST_BLOCK)[None, :]
+    for base in range(start, end, KEYS):
+        key = base + n
+        within = key < length
+        slot = tl.load(slots + key, mask=within, other=0)
+        if WIDE:
+            slot = slot.to(tl.int64)
+        at = keys + slot[:, None] * (VALUE + REST)
+        k = tl.load(at + d, mask=within[:, None] & (d < VALUE), other=0.0)
+        k_rest = tl.load(at + VALUE + e, mask=within[:, None] & (e < REST), other=0.0)
+        scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(query_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
+        if MASKED:
+            seen = (key[None, :] <= position[:, None]) & within[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, 1) * SCALE)
+        weights = tl.exp2(scores * SCALE - higher[:, None])
+        shrink = tl.exp2(best - higher)
+        weight = weight * shrink + tl.sum(weights, 1)
+        sums = tl.dot(weights.to(k.dtype), k, sums * shrink[:, None], input_precision=PRECISION)
+        best = higher
+    return best, weight, sums
+
+
+_SINGLE, _CHUNKS = Kernel(_single_kernel), Kernel(_chunks_kernel)

@@ -1,0 +1,210 @@
+"""Attention of chunks of new tokens over their sequences' slots, cached prefixes included."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import HeadLayout, LayerKV
+from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
+from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, padded, precision, wide
+from lightllm_mp.kernels.triton.launch import Kernel
+
+
+def attend(
+    q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
+) -> None:
+    """Fills the lines of `out` that belong to sequences with more than one new token."""
+    more = extras(q, kv, layout)
+    _TILE.launch(
+        (layout.heads, tiles.shape[0], 1),
+        (
+            q,
+            kv.keys,
+            kv.values,
+            *more.tensors,
+            out,
+            tiles,
+            batch.seq_start,
+            batch.context,
+            batch.rows,
+            batch.slot_table,
+        ),
+        (batch.slot_table.stride(0),),
+        (
+            layout.heads,
+            layout.kv_heads,
+            layout.head_dim,
+            padded(layout.head_dim),
+            layout.window,
+            *more.constants,
+            blocks.queries,
+            blocks.keys,
+            precision(q.dtype),
+            wide(kv.keys),
+        ),
+        warps=blocks.warps,
+        stages=blocks.stages,
+    )
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _tile_attention_kernel(
+    q,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slopes,
+    out,
+    tiles,
+    seq_start,
+    context,
+    rows,
+    slot_table,
+    table_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    READ: tl.constexpr,
+    FACTOR: tl.constexpr,
+    CAP: tl.constexpr,
+    SLOPED: tl.constexpr,
+    LEFT: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    head, t = tl.program_id(0), tl.program_id(1)
+    i = tl.load(tiles + 2 * t)
+    if i >= 0:
+        start, length = tl.load(seq_start + i), tl.load(context + i)
+        new = tl.load(seq_start + i + 1) - start
+        line = tl.load(tiles + 2 * t + 1) * QUERIES + tl.arange(0, QUERIES)
+        first = length - new + tl.load(tiles + 2 * t + 1) * QUERIES
+        d = tl.arange(0, DIM_BLOCK)
+        there = (line < new)[:, None] & (d < DIM)[None, :]
+        place = ((start + line).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
+        query = tl.load(q + place, mask=there, other=0.0)
+        slots = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
+        kv_head = head // (HEADS // KV_HEADS)
+        position = length - new + line
+        slope = 0.0
+        if SLOPED:
+            slope = tl.load(slopes + head)
+
+        # Keys [low, open) are hidden from some queries by the window, [open, shut) from none, [shut, high) as future.
+        high = tl.minimum(first + QUERIES, length)
+        shut = (first + 1) // KEYS * KEYS
+        low, open_ = 0, 0
+        if WINDOW:
+            low = tl.maximum(first - WINDOW + 1, 0) // KEYS * KEYS
+            open_ = tl.minimum(tl.cdiv(tl.maximum(high - WINDOW, 0), KEYS) * KEYS, shut)
+        best = tl.full([QUERIES], float("-inf"), tl.float32)
+        total = tl.zeros([QUERIES], tl.float32)
+        sums = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+        if WINDOW:
+            best, total, sums = _walk(
+                low, open_, query, keys, values, key_scales, value_scales, slope, kv_head,
+                slots, position, length, best, total, sums, True,
+                KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+            )  # fmt: skip
+        best, total, sums = _walk(
+            open_, shut, query, keys, values, key_scales, value_scales, slope, kv_head,
+            slots, position, length, best, total, sums, False,
+            KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+        )  # fmt: skip
+        best, total, sums = _walk(
+            tl.maximum(shut, low), high, query, keys, values, key_scales, value_scales, slope, kv_head,
+            slots, position, length, best, total, sums, True,
+            KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+        )  # fmt: skip
+        tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _walk(
+    start,
+    end,
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slope,
+    kv_head,
+    slots,
+    position,
+    length,
+    best,
+    total,
+    sums,
+    MASKED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    READ: tl.constexpr,
+    FACTOR: tl.constexpr,
+    CAP: tl.constexpr,
+    SLOPED: tl.constexpr,
+    LEFT: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Folds the keys [start, end) of one head into the running maximum, sum of exponentials and weighted values."""
+    d = tl.arange(0, DIM_BLOCK)[None, :]
+    n = tl.arange(0, KEYS)
+    k_head, v_head = keys + kv_head * DIM, values + kv_head * DIM
+    for base in range(start, end, KEYS):
+        key = base + n
+        within = key < length
+        if MASKED:
+            slot = tl.load(slots + key, mask=within, other=0)
+        else:
+            slot = tl.load(slots + key)
+        if WIDE:
+            slot = slot.to(tl.int64)
+        at = slot[:, None] * (KV_HEADS * DIM) + d
+        if MASKED:
+            k = tl.load(k_head + at, mask=within[:, None] & (d < DIM), other=0.0)
+        elif DIM != DIM_BLOCK:
+            k = tl.load(k_head + at, mask=d < DIM, other=0.0)
+        else:
+            k = tl.load(k_head + at)
+        scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision=PRECISION)
+        if READ:
+            scores *= scales_at(key_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
+        scores = bent(scores, key[None, :] - position[:, None], slope, FACTOR, CAP, SLOPED)
+        if MASKED:
+            seen = (key[None, :] <= position[:, None]) & within[None, :]
+            if WINDOW:
+                seen &= key[None, :] > position[:, None] - WINDOW
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, 1) * LEFT)
+        top = higher
+        if MASKED and WINDOW:
+            top = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores * LEFT - top[:, None])
+        shrink = tl.exp2(best - top)
+        total = total * shrink + tl.sum(weights, 1)
+        if READ:
+            weights *= scales_at(value_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
+        if MASKED:
+            v = tl.load(v_head + at, mask=within[:, None] & (d < DIM), other=0.0)
+        elif DIM != DIM_BLOCK:
+            v = tl.load(v_head + at, mask=d < DIM, other=0.0)
+        else:
+            v = tl.load(v_head + at)
+        sums = tl.dot(weights.to(query.dtype), v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
+        best = higher
+    return best, total, sums
+
+
+_TILE = Kernel(_tile_attention_kernel)

@@ -1,0 +1,234 @@
+"""Head norms, rotary embedding of queries and keys, and the KV write, one kernel."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
+from lightllm_mp.kernels.triton.attention.kv_write import in_steps, largest, scale_of
+from lightllm_mp.kernels.triton.attention.rotary import turned
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+
+HEADS_EACH = 16
+"""Heads of one token that a program handles."""
+NORMS = {"rms": 1, "layer": 2}
+
+
+def rotary_kv_write(
+    qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
+) -> Tensor:
+    tokens, half = qkv.shape[0], rotation.cos.shape[1]
+    q = qkv.new_empty((tokens, layout.heads * layout.head_dim))
+    if not tokens:
+        return q
+    rest = layout.head_dim - 2 * half
+    weights, norm_constants = _norm_arguments(norms, qkv)
+    scales = (kv.keys, kv.values) if kv.key_scales is None else (kv.key_scales, kv.value_scales)
+    query_scale = rotation.query_scale
+    tensors = (rotation.cos, rotation.sin, batch.rotary_at, batch.slots, qkv if query_scale is None else query_scale)
+    _ROTARY.launch(
+        (tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH), 1),
+        (qkv, q, kv.keys, kv.values, *scales, *tensors, *weights),
+        (),
+        (
+            layout.heads,
+            layout.kv_heads,
+            layout.head_dim,
+            half,
+            triton.next_power_of_2(half) if half else 0,
+            triton.next_power_of_2(rest) if rest else 0,
+            layout.interleaved,
+            query_scale is not None,
+            largest(kv.keys, kv.key_scales),
+            *norm_constants,
+            HEADS_EACH,
+        ),
+    )
+    return q
+
+
+def _norm_arguments(norms: HeadNorms | None, unused: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+    """Weights and biases of queries and keys, and constants: kind, which have a line per head, biased, epsilons."""
+    if norms is None:
+        return (unused,) * 4, (0, False, False, False, 0.0, 0.0)
+    query, key = norms
+    assert query.kind == key.kind
+    assert (query.bias is None) == (key.bias is None)
+    biased = query.bias is not None
+    biases = (query.bias, key.bias) if biased else (unused, unused)
+    by_head = (query.weight.dim() == 2, key.weight.dim() == 2)
+    return (query.weight, key.weight, *biases), (NORMS[query.kind], *by_head, biased, query.eps, key.eps)
+
+
+@triton.jit
+def _rotary_kernel(
+    qkv,
+    out,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    cos,
+    sin,
+    rotary_at,
+    slots,
+    query_scale,
+    q_weight,
+    k_weight,
+    q_bias,
+    k_bias,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    QUERY_SCALED: tl.constexpr,
+    LARGEST: tl.constexpr,
+    NORM: tl.constexpr,
+    Q_BY_HEAD: tl.constexpr,
+    K_BY_HEAD: tl.constexpr,
+    BIASED: tl.constexpr,
+    Q_EPS: tl.constexpr,
+    K_EPS: tl.constexpr,
+    EACH: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """A head is held as the components that turn, `first` and `second` of each pair, and the `rest`."""
+    wait_for_inputs(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
+    is_value = head >= HEADS + KV_HEADS
+    line = tl.load(rotary_at + token)
+    there = head < HEADS + 2 * KV_HEADS
+    kind = out.dtype.element_ty
+    if HALF:
+        pair = tl.arange(0, HALF_BLOCK)[None, :]
+        turning = there & (pair < HALF)
+        if INTERLEAVED:
+            at, partner = 2 * pair, 2 * pair + 1
+        else:
+            at, partner = pair, HALF + pair
+        first = tl.load(source + at, mask=turning, other=0.0).to(tl.float32)
+        second = tl.load(source + partner, mask=turning, other=0.0).to(tl.float32)
+    if REST_BLOCK:
+        d = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
+        resting = there & (d < DIM)
+        rest = tl.load(source + d, mask=resting, other=0.0).to(tl.float32)
+
+    if NORM:
+        if NORM == 2:
+            total = tl.zeros([EACH], tl.float32)
+            if HALF:
+                total += tl.sum(first, 1) + tl.sum(second, 1)
+            if REST_BLOCK:
+                total += tl.sum(rest, 1)
+            mean = tl.where(is_value, 0.0, total[:, None] / DIM)
+            if HALF:
+                first = tl.where(turning, first - mean, 0.0)
+                second = tl.where(turning, second - mean, 0.0)
+            if REST_BLOCK:
+                rest = tl.where(resting, rest - mean, 0.0)
+        square = tl.zeros([EACH], tl.float32)
+        if HALF:
+            square += tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        if REST_BLOCK:
+            square += tl.sum(rest * rest, 1)
+        factor = tl.rsqrt(square[:, None] / DIM + tl.where(head < HEADS, Q_EPS, K_EPS))
+        if HALF:
+            first = _weighted(
+                first, factor, at, turning, head, q_weight, k_weight, q_bias, k_bias,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+            ).to(kind).to(tl.float32)  # fmt: skip
+            second = _weighted(
+                second, factor, partner, turning, head, q_weight, k_weight, q_bias, k_bias,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+            ).to(kind).to(tl.float32)  # fmt: skip
+        if REST_BLOCK:
+            rest = _weighted(
+                rest, factor, d, resting, head, q_weight, k_weight, q_bias, k_bias,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+            ).to(kind).to(tl.float32)  # fmt: skip
+
+    if HALF:
+        a, b = turned(first, second, cos, sin, line, pair, HALF)
+        first = tl.where(is_value, first, a).to(kind).to(tl.float32)
+        second = tl.where(is_value, second, b).to(kind).to(tl.float32)
+    if QUERY_SCALED:
+        more = tl.where(head < HEADS, tl.load(query_scale + line), 1.0)
+        if HALF:
+            first, second = first * more, second * more
+        if REST_BLOCK:
+            rest = rest * more
+
+    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    slot = tl.load(slots + token).to(tl.int64) * KV_HEADS
+    to_q = out + (token * HEADS + head) * DIM
+    key_place, value_place = slot + head - HEADS, slot + head - HEADS - KV_HEADS
+    step = tl.full([EACH, 1], 1.0, tl.float32)
+    if LARGEST > 0.0:
+        magnitude = tl.zeros([EACH], tl.float32)
+        if HALF:
+            magnitude = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+        if REST_BLOCK:
+            magnitude = tl.maximum(magnitude, tl.max(tl.abs(rest), 1))
+        scale, step = scale_of(magnitude[:, None], LARGEST)
+        tl.store(key_scales + key_place, scale, mask=is_key)
+        tl.store(value_scales + value_place, scale, mask=is_value & there)
+    to_k, to_v = keys + key_place * DIM, values + value_place * DIM
+    if HALF:
+        _to_place(to_q, to_k, to_v, at, first, step, turning, head, is_key, is_value, HEADS, LARGEST)
+        _to_place(to_q, to_k, to_v, partner, second, step, turning, head, is_key, is_value, HEADS, LARGEST)
+    if REST_BLOCK:
+        _to_place(to_q, to_k, to_v, d, rest, step, resting, head, is_key, is_value, HEADS, LARGEST)
+
+
+@triton.jit
+def _weighted(
+    x,
+    factor,
+    at,
+    inside,
+    head,
+    q_weight,
+    k_weight,
+    q_bias,
+    k_bias,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    Q_BY_HEAD: tl.constexpr,
+    K_BY_HEAD: tl.constexpr,
+    BIASED: tl.constexpr,
+):
+    """Components `at` of queries and keys times factor and weight, plus bias; values as they are."""
+    of_q, of_k = inside & (head < HEADS), inside & (head >= HEADS) & (head < HEADS + KV_HEADS)
+    q_at, k_at = head * (DIM * Q_BY_HEAD) + at, (head - HEADS) * (DIM * K_BY_HEAD) + at
+    weight = tl.load(q_weight + q_at, mask=of_q, other=0.0).to(tl.float32)
+    weight += tl.load(k_weight + k_at, mask=of_k, other=0.0).to(tl.float32)
+    result = x * factor * weight
+    if BIASED:
+        result += tl.load(q_bias + q_at, mask=of_q, other=0.0).to(tl.float32)
+        result += tl.load(k_bias + k_at, mask=of_k, other=0.0).to(tl.float32)
+    return tl.where(of_q | of_k, result, x)
+
+
+@triton.jit
+def _to_place(
+    to_q, to_k, to_v, at, x, step, inside, head, is_key, is_value, HEADS: tl.constexpr, LARGEST: tl.constexpr
+):
+    """Queries to the result, keys and values to their slot."""
+    tl.store(to_q + at, x.to(to_q.dtype.element_ty), mask=inside & (head < HEADS))
+    stored = x
+    if LARGEST > 0.0:
+        stored = in_steps(x, step, LARGEST)
+    tl.store(to_k + at, stored.to(to_k.dtype.element_ty), mask=inside & is_key)
+    tl.store(to_v + at, stored.to(to_v.dtype.element_ty), mask=inside & is_value)
+
+
+_ROTARY = Kernel(_rotary_kernel, waits=True)

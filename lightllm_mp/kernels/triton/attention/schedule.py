@@ -1,0 +1,206 @@
+"""Shares attention work out among programs, on the device: no length is known to the host, so a grid never changes.
+
+Decode: the key blocks of all sequences with one new token stand in one line, which `programs` programs cut into equal
+shares. A unit of the line is the time that a block takes; each sequence has some empty units before its blocks, for
+beginning it takes time too, and programs that meet many short contexts must not be the last to finish. Where program p
+meets sequence i it leaves a partial result at p + i: going along the line each partial raises p or i, so no two share a
+place and `programs + sequences` places suffice.
+Prefill: the query blocks ("tiles") of all sequences with more new tokens, at most tokens // block + sequences of them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.table import HeadLayout
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks
+from lightllm_mp.kernels.triton.launch import Kernel
+
+CHUNK = 256
+"""Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
+INTERPRETED_PROCESSORS = 6
+
+
+class DecodeShares(NamedTuple):
+    """`plan` int32: the line's length; the first sequence of each program; where each sequence begins in the line, and
+    the line's length. The partial results (float32) serve every layer in turn."""
+
+    programs: int
+    plan: Tensor
+    partial: Tensor
+    """[programs + sequences, heads, value_dim]: normalised results of parts of contexts."""
+    logsum: Tensor
+    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials; their weight."""
+    arrived: Tensor
+    """int32 [sequences, columns]: pieces of a context that are done; zero between layers."""
+
+
+def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
+    """`columns`: how many programs, side by side, share the heads."""
+    device, sequences = batch.context.device, batch.sequences
+    programs = max(1, processors(device) * blocks.programs // columns)
+    plan = torch.empty(programs + sequences + 2, dtype=torch.int32, device=device)
+    places = (programs + sequences, layout.heads)
+    shares = DecodeShares(
+        programs,
+        plan,
+        torch.empty((*places, layout.values), dtype=torch.float32, device=device),
+        torch.empty(places, dtype=torch.float32, device=device),
+        torch.zeros((sequences, columns), dtype=torch.int32, device=device),
+    )
+    _SHARE.launch(
+        (programs, 1, 1),
+        (batch.seq_start, batch.context, plan),
+        (sequences, programs),
+        (layout.window, blocks.keys, blocks.start, CHUNK),
+    )
+    return shares
+
+
+def prefill_tiles(batch: Batch, queries: int) -> Tensor:
+    """int32 [tiles, 2]: sequence (-1: no tile) and block of so many queries, the last block of a sequence first."""
+    sequences = batch.sequences
+    tiles = torch.empty((batch.tokens // queries + sequences, 2), dtype=torch.int32, device=batch.context.device)
+    _TILES.launch((tiles.shape[0], 1, 1), (batch.seq_start, tiles), (sequences,), (queries, CHUNK))
+    return tiles
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; few where the kernels are interpreted."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def share_of(p, total, programs):
+    """Where the share of program p begins and ends in a line of `total` units. No program that has a share has an
+    empty one: of fewer units than programs each goes to one program."""
+    active = tl.maximum(tl.minimum(programs, total), 1)
+    return tl.minimum(p, active) * total // active, tl.minimum(p + 1, active) * total // active
+
+
+@triton.jit
+def owner_of(unit, total, programs):
+    """The program whose share has this unit: the last p with p * total // active <= unit."""
+    active = tl.maximum(tl.minimum(programs, total), 1)
+    return ((unit + 1) * active - 1) // total
+
+
+@triton.jit(do_not_specialize=["sequences", "programs"])
+def _share_kernel(
+    seq_start,
+    context,
+    plan,
+    sequences,
+    programs,
+    WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    START: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    p = tl.program_id(0)
+    total = 0
+    for base in range(0, sequences, CHUNK):
+        total += tl.sum(_units(seq_start, context, base, sequences, WINDOW, BLOCK, START, CHUNK))
+    begin, _ = share_of(p, total, programs)
+    first, before = 0, 0
+    for base in range(0, sequences, CHUNK):
+        units = _units(seq_start, context, base, sequences, WINDOW, BLOCK, START, CHUNK)
+        ends = before + tl.cumsum(units, 0)
+        lane = base + tl.arange(0, CHUNK)
+        if p == 0:
+            tl.store(plan + programs + 2 + lane, ends, mask=lane < sequences)
+        first += tl.sum(((ends <= begin) & (lane < sequences)).to(tl.int32))
+        before += tl.sum(units)
+    tl.store(plan + 1 + p, first)
+    if p == 0:
+        tl.store(plan, total)
+        tl.store(plan + programs + 1, 0)
+
+
+@triton.jit
+def _units(
+    seq_start,
+    context,
+    base,
+    sequences,
+    WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    START: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Units in the line of each of CHUNK sequences: the blocks of keys it reads and START, if it has one new token."""
+    lane = base + tl.arange(0, CHUNK)
+    inside = lane < sequences
+    length = tl.load(context + lane, mask=inside, other=0)
+    start = tl.load(seq_start + lane, mask=inside, other=0)
+    new = tl.load(seq_start + lane + 1, mask=inside, other=0) - start
+    blocks = tl.cdiv(length, BLOCK)
+    if WINDOW:
+        blocks -= tl.maximum(length - WINDOW, 0) // BLOCK
+    return tl.where(new == 1, blocks + START, 0)
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    t = tl.program_id(0)
+    sequence, before, end = 0, 0, 0
+    for base in range(0, sequences, CHUNK):
+        lane = base + tl.arange(0, CHUNK)
+        inside = lane < sequences
+        start = tl.load(seq_start + lane, mask=inside, other=0)
+        new = tl.load(seq_start + lane + 1, mask=inside, other=0) - start
+        blocks = tl.where(new > 1, tl.cdiv(new, BLOCK), 0)
+        ends = before + tl.cumsum(blocks, 0)
+        sequence += tl.sum(((ends <= t) & inside).to(tl.int32))
+        end += tl.sum(tl.where((ends - blocks <= t) & (t < ends), ends, 0))
+        before += tl.sum(blocks)
+    tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
+    tl.store(tiles + 2 * t + 1, end - 1 - t)
+
+
+_SHARE, _TILES = Kernel(_share_kernel), Kernel(_tile_kernel)
+
+
+class StepSchedule:
+    """The schedules of one step, made when its first layer asks. A layer that asks again means that a new step began,
+    with other numbers in the same tensors perhaps: inside a CUDA graph the scheduling kernels are part of the graph."""
+
+    def __init__(self, batch: Batch, keys: Tensor) -> None:
+        self._batch = weakref.ref(batch.context)
+        self._first_layer = keys.data_ptr()
+        self._shares: dict[tuple, DecodeShares] = {}
+        self._tiles: dict[int, Tensor] = {}
+
+    def serves(self, batch: Batch, keys: Tensor) -> bool:
+        """Whether this is the schedule of the step that a layer with these keys takes part in."""
+        return self._batch() is batch.context and self._first_layer != keys.data_ptr()
+
+    def decode(self, batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
+        key = (layout.heads, layout.values, layout.window, blocks, columns)
+        if key not in self._shares:
+            self._shares[key] = decode_shares(batch, layout, blocks, columns)
+        return self._shares[key]
+
+    def prefill(self, batch: Batch, queries: int) -> Tensor:
+        if queries not in self._tiles:
+            self._tiles[queries] = prefill_tiles(batch, queries)
+        return self._tiles[queries]
+
+
+_current: list[StepSchedule] = []
+
+
+def step_schedule(batch: Batch, keys: Tensor) -> StepSchedule:
+    """The schedule of the step under way."""
+    if not _current or not _current[0].serves(batch, keys):
+        _current[:] = [StepSchedule(batch, keys)]
+    return _current[0]

@@ -1,0 +1,260 @@
+"""Projections of few rows, where reading the weight is what takes time: plain, 8-bit and 4-bit weights.
+
+The weight is cut into tiles of some outputs and steps of some inputs. All steps of all tiles stand in one line, which
+the programs cut into equal shares, so that every multiprocessor reads as much as any other and loads run ahead over the
+ends of tiles. Where a tile is cut, each piece's sums go to memory, and the program that finds itself the last to arrive
+adds them in their order: the result does not depend on who that is. The counters of arrivals are zero again afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.attention.schedule import processors
+from lightllm_mp.kernels.triton.attention.tuned_attention import padded
+from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.linear.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
+
+LEAST_OUTPUTS = 16
+"""The fewest outputs of a tile; there are counters for tiles of this size."""
+LEAST_INPUTS = 16
+"""The least inputs of a matrix instruction."""
+ROW_TILES = 2
+"""The most times ROWS_AT_A_TIME rows of one product."""
+
+
+class Streamed(NamedTuple):
+    """A weight as the kernel reads it: [n, k] of 16 or 8 bits, or [n, k / 2] with two codes of 4 bits a byte."""
+
+    weight: Tensor
+    bias: Tensor | None
+    arrived: Tensor
+    """int32, zero between products: pieces of each cut tile that are done. Its own, so that two streams may multiply by
+    different weights at a time."""
+    scales: Tensor | None = None
+    """Float32 [n] of an 8-bit weight, any floating type [k / group, n] of a 4-bit one."""
+    zeros: Tensor | None = None
+    """uint8 [k / group, n] of a 4-bit weight."""
+    group: int = 0
+    """Inputs that share a scale in a 4-bit weight. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
+    order: Tensor | None = None
+    """The order of inputs in which a 4-bit weight is stored; None: as they come."""
+
+    @property
+    def run(self) -> int:
+        return run_of(self.group)
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1] * (2 if self.group else 1)
+
+
+def run_of(group: int) -> int:
+    """How far apart the two inputs of a byte are: the largest power of two up to 64 that divides half a group."""
+    return min(64, (group // 2) & -(group // 2))
+
+
+def counters(outputs: int, device: torch.device) -> Tensor:
+    return torch.zeros(ROW_TILES * triton.cdiv(outputs, LEAST_OUTPUTS), dtype=torch.int32, device=device)
+
+
+def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
+    """Whether the kernel can do it."""
+    step = 2 * weight.run if weight.group else blocks.inputs
+    return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and weight.inputs % step == 0
+
+
+def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks) -> Tensor:
+    """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32."""
+    rows, n, k = x.shape[0], weight.outputs, weight.inputs
+    inputs = 2 * weight.run if weight.group else blocks.inputs
+    many = min(padded(rows), ROWS_AT_A_TIME)
+    row_tiles = triton.cdiv(rows, many)
+    steps = triton.cdiv(n, blocks.outputs) * (k // inputs)
+    programs = min(max(1, processors(x.device) * blocks.programs // row_tiles), steps)
+    out = torch.empty((rows, n), dtype=dtype, device=x.device)
+    partial = torch.empty((row_tiles, programs, 2, many, blocks.outputs), dtype=torch.float32, device=x.device)
+    _STREAM.launch(
+        (row_tiles, programs, 1),
+        (
+            x,
+            weight.weight,
+            out if weight.scales is None else weight.scales,
+            out if weight.zeros is None else weight.zeros,
+            out if weight.bias is None else weight.bias,
+            out,
+            partial,
+            weight.arrived,
+        ),
+        (rows, n, k),
+        (
+            weight.scales is not None and not weight.group,
+            weight.group,
+            weight.bias is not None,
+            many,
+            blocks.outputs,
+            inputs,
+            blocks.swapped,
+            "ieee" if x.dtype == torch.float32 else "tf32",
+        ),
+        warps=blocks.warps,
+        stages=blocks.stages,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "outputs"])
+def _stream_kernel(
+    x,
+    weight,
+    scales,
+    zeros,
+    bias,
+    out,
+    partial,
+    arrived,
+    rows,
+    outputs,
+    inputs,
+    SCALED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row_tile, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    blocks = inputs // INPUTS
+    tiles = tl.cdiv(outputs, OUTPUTS)
+    steps = tiles * blocks
+    begin, end = steps * part // parts, steps * (part + 1) // parts
+    partial += row_tile * parts * (2 * ROWS * OUTPUTS)
+    arrived += row_tile * tiles
+
+    m = row_tile * ROWS + tl.arange(0, ROWS)
+    o = tl.arange(0, OUTPUTS)
+    place = tl.arange(0, ROWS)[:, None] * OUTPUTS + o[None, :]
+    there = m[:, None] < rows
+    tile, block = begin // blocks, begin % blocks
+    whole = (block == 0).to(tl.int32)
+    if EARLY:
+        width = inputs // 2 if GROUP else inputs
+        prefetch(weight, tile * OUTPUTS + o, block * INPUTS * width // inputs, outputs, width)
+    wait_for_inputs(EARLY)
+    if GROUP:
+        scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
+    sums = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    if SWAPPED:
+        sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    for step in range(begin, end):
+        line = tl.minimum(o, outputs - 1 - tile * OUTPUTS)[:, None]
+        if GROUP:
+            i = tl.arange(0, INPUTS // 2)[None, :]
+            base = weight + tile.to(tl.int64) * OUTPUTS * (inputs // 2) + block * (INPUTS // 2)
+            codes = tl.load(base + line * (inputs // 2) + i)
+            left = tl.load(x + m[:, None] * inputs + block * INPUTS + i, mask=there, other=0.0)
+            right = tl.load(x + m[:, None] * inputs + block * INPUTS + INPUTS // 2 + i, mask=there, other=0.0)
+            middle = _number(zero, x.dtype.element_ty)[:, None]
+            low = _number(codes & 15, x.dtype.element_ty) - middle
+            high = _number(codes >> 4, x.dtype.element_ty) - middle
+            if SWAPPED:
+                product = tl.dot(low, tl.trans(left), input_precision=PRECISION)
+                sums += tl.dot(high, tl.trans(right), product, input_precision=PRECISION) * scale[:, None]
+            else:
+                product = tl.dot(left, tl.trans(low), input_precision=PRECISION)
+                sums += tl.dot(right, tl.trans(high), product, input_precision=PRECISION) * scale[None, :]
+        else:
+            i = tl.arange(0, INPUTS)[None, :]
+            base = weight + tile.to(tl.int64) * OUTPUTS * inputs + block * INPUTS
+            w = tl.load(base + line * inputs + i).to(x.dtype.element_ty)
+            left = tl.load(x + m[:, None] * inputs + block * INPUTS + i, mask=there, other=0.0)
+            if SWAPPED:
+                sums = tl.dot(w, tl.trans(left), sums, input_precision=PRECISION)
+            else:
+                sums = tl.dot(left, tl.trans(w), sums, input_precision=PRECISION)
+        done = block == blocks - 1
+        if done | (step == end - 1):
+            result = sums
+            if SWAPPED:
+                result = tl.trans(sums)
+            if done & (whole == 1):
+                _finish(result, scales, bias, out, m, tile * OUTPUTS + o, rows, outputs, SCALED, BIASED)
+            else:
+                tl.store(partial + (part * 2 + whole) * (ROWS * OUTPUTS) + place, result)
+            sums = tl.zeros_like(sums)
+        tile += done.to(tl.int32)
+        block = tl.where(done, 0, block + 1)
+        whole = tl.where(done, 1, whole)
+        if GROUP:
+            scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
+
+    first, last = begin // blocks, (end - 1) // blocks
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    for cut in range(first, last + 1, tl.maximum(last - first, 1)):
+        owner = ((cut * blocks + 1) * parts - 1) // steps
+        others = ((cut * blocks + blocks) * parts - 1) // steps - owner
+        if others > 0:  # noqa: SIM102 - `and` would not keep the other from being evaluated
+            if tl.atomic_add(arrived + cut, 1, sem="acq_rel") == others:
+                total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+                for p in range(owner, owner + others + 1):
+                    slot = p * 2 + (cut * blocks >= steps * p // parts).to(tl.int32)
+                    # past the L1 cache: they come from other multiprocessors
+                    total += tl.load(partial + slot * (ROWS * OUTPUTS) + place, cache_modifier=".cg")
+                _finish(total, scales, bias, out, m, cut * OUTPUTS + o, rows, outputs, SCALED, BIASED)
+                tl.store(arrived + cut, 0)
+
+
+@triton.jit
+def prefetch(weight, n, begin, outputs, width):
+    """Asks for the first lines of the weight, which no kernel writes, while the kernel in front of this one ends."""
+    i = begin + tl.arange(0, 8) * (128 // (weight.dtype.element_ty.primitive_bitwidth // 8))
+    line = tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * width
+    at = (weight + line + tl.minimum(i, width - 1)[None, :]).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _group(scales, zeros, n, group, outputs):
+    """Scales (float32) and zero points of the outputs `n` in one group of inputs."""
+    place = group * outputs + n
+    scale = tl.load(scales + place, mask=n < outputs, other=0.0).to(tl.float32)
+    return scale, tl.load(zeros + place, mask=n < outputs, other=0)
+
+
+@triton.jit
+def _number(code, element: tl.constexpr):
+    """A code of 4 bits plus a constant, exactly. In 16 bits by putting it behind the exponent of 1024 or 128, whose
+    last bit is worth 1: cheaper than a conversion, and the constant goes when the zero point is taken off."""
+    if element == tl.float16:
+        return (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    elif element == tl.bfloat16:
+        return (code.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True)
+    else:
+        return code.to(element)
+
+
+@triton.jit
+def _finish(sums, scales, bias, out, m, n, rows, outputs, SCALED: tl.constexpr, BIASED: tl.constexpr):
+    if SCALED:
+        sums *= tl.load(scales + n, mask=n < outputs, other=0.0)[None, :]
+    if BIASED:
+        sums += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    inside = (m[:, None] < rows) & (n[None, :] < outputs)
+    tl.store(out + m[:, None] * outputs + n[None, :], sums.to(out.dtype.element_ty), mask=inside)
+
+
+_STREAM = Kernel(_stream_kernel, waits=True)

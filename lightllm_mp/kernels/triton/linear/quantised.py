@@ -1,0 +1,161 @@
+"""Quantised weights on a GPU: read as they are for few rows, expanded for many (or, fp8, multiplied in 8 bits)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
+from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
+from lightllm_mp.kernels.triton.launch import ALIGNED, Kernel
+from lightllm_mp.kernels.triton.linear.cublas import matmul
+from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
+from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS, MOST_ROWS_BEFORE_8_BITS, quantised_blocks
+
+EXPANDED_OUTPUTS, EXPANDED_INPUTS = 32, 128
+"""What a program expands."""
+ROW_WARPS = 8
+
+
+def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
+    """4-bit weights whose groups are of unequal size or no multiple of 32 inputs become plain ones of `dtype`."""
+    assert not isinstance(weight, BlockWeight), "block_types names none"
+    n = weight.scales.shape[0]
+    arrived = counters(n, weight.scales.device)
+    if not isinstance(weight, GroupedWeight):
+        return Streamed(weight.values.contiguous(), bias, arrived, weight.scales)
+    group = _group_size(weight)
+    if group % (2 * LEAST_INPUTS):
+        return Streamed(expanded(weight, dtype), bias, arrived)
+    order = torch.argsort(weight.group_of, stable=True)
+    in_order = bool((order[1:] > order[:-1]).all())
+    codes = weight.codes if in_order else weight.codes[:, order]
+    pairs = codes.view(n, -1, 2, run_of(group))
+    packed = (pairs[:, :, 0] | pairs[:, :, 1] << 4).view(n, -1)
+    scales, zeros = weight.scales.t().contiguous(), weight.zeros.t().contiguous()
+    return Streamed(packed, bias, arrived, scales, zeros, group, None if in_order else order)
+
+
+def _group_size(weight: GroupedWeight) -> int:
+    """Inputs of each group; 1 where groups differ in size."""
+    sizes = torch.bincount(weight.group_of.long(), minlength=weight.scales.shape[1]).tolist()
+    return sizes[0] if len(set(sizes)) == 1 else 1
+
+
+def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
+    """x [rows, k] @ what the weight stands for + bias, [rows, n] of `dtype`."""
+    if weight.order is not None:
+        x = x.index_select(1, weight.order)
+    form, rows = form_of(weight), x.shape[0]
+    in_both = form == "fp8" and x.dtype == dtype == torch.bfloat16 and _multiplies_fp8(x.device, weight)
+    if in_both and rows > MOST_ROWS_BEFORE_8_BITS:
+        return in_8_bits(x, weight)
+    if x.dtype != torch.float32 and rows <= MOST_ROWS[form]:
+        blocks = quantised_blocks(form, weight.inputs, rows)
+        if streams(weight, rows, blocks):
+            return streamed(x, weight, dtype, blocks)
+    return matmul(x, expand(weight, x.dtype), weight.bias, dtype)
+
+
+def form_of(weight: Streamed) -> str:
+    if weight.group:
+        return "int4"
+    return "int8" if weight.weight.dtype == torch.int8 else "fp8"
+
+
+def expand(weight: Streamed, dtype: torch.dtype) -> Tensor:
+    """The weight [n, k], its inputs in the order they are stored in."""
+    n, k = weight.outputs, weight.inputs
+    out = torch.empty((n, k), dtype=dtype, device=weight.weight.device)
+    inputs = 2 * weight.run if weight.group else EXPANDED_INPUTS
+    zeros = out if weight.zeros is None else weight.zeros
+    _EXPAND.launch(
+        (triton.cdiv(k, inputs), triton.cdiv(n, EXPANDED_OUTPUTS), 1),
+        (weight.weight, weight.scales, zeros, out),
+        (n, k),
+        (weight.group, EXPANDED_OUTPUTS, inputs, k % ALIGNED == 0),
+    )
+    return out
+
+
+def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
+    """Both operands in fp8, each row of x scaled by its largest magnitude; bfloat16. Needs compute capability 9.0."""
+    rows, k = x.shape
+    values = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    _ROWS.launch((rows, 1, 1), (x, values, scales), (k,), (triton.next_power_of_2(k), LARGEST["fp8"]), warps=ROW_WARPS)
+    assert weight.scales is not None
+    result = torch._scaled_mm(
+        values,
+        weight.weight.t(),
+        scale_a=scales,
+        scale_b=weight.scales[None, :],
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    return result if weight.bias is None else result.add_(weight.bias)
+
+
+def _multiplies_fp8(device: torch.device, weight: Streamed) -> bool:
+    return _has_fp8(device) and weight.outputs % 16 == 0 and weight.inputs % 16 == 0
+
+
+@cache
+def _has_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@triton.jit(do_not_specialize=["outputs"])
+def _expand_kernel(
+    weight,
+    scales,
+    zeros,
+    out,
+    outputs,
+    inputs,
+    GROUP: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """`EVEN` says nothing to the kernel but keeps the one compiled for inputs of a multiple of 16 from other inputs."""
+    block = tl.program_id(0)
+    n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    line, there = n.to(tl.int64)[:, None], n < outputs
+    if GROUP:
+        i = block * (INPUTS // 2) + tl.arange(0, INPUTS // 2)[None, :]
+        at = block * INPUTS + tl.arange(0, INPUTS // 2)[None, :]
+        codes = tl.load(weight + line * (inputs // 2) + i, mask=there[:, None], other=0)
+        place = block * INPUTS // GROUP * outputs + n
+        scale = tl.load(scales + place, mask=there, other=0.0).to(tl.float32)[:, None]
+        zero = tl.load(zeros + place, mask=there, other=0).to(tl.float32)[:, None]
+        low, high = ((codes & 15).to(tl.float32) - zero) * scale, ((codes >> 4).to(tl.float32) - zero) * scale
+        tl.store(out + line * inputs + at, low.to(out.dtype.element_ty), mask=there[:, None])
+        tl.store(out + line * inputs + at + INPUTS // 2, high.to(out.dtype.element_ty), mask=there[:, None])
+    else:
+        at = block * INPUTS + tl.arange(0, INPUTS)[None, :]
+        inside = there[:, None] & (at < inputs)
+        values = tl.load(weight + line * inputs + at, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scales + n, mask=there, other=0.0)[:, None]
+        tl.store(out + line * inputs + at, (values * scale).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rows_kernel(x, values, scales, inputs, INPUTS: tl.constexpr, LARGEST: tl.constexpr):
+    row = tl.program_id(0)
+    i = tl.arange(0, INPUTS)
+    line = tl.load(x + row.to(tl.int64) * inputs + i, mask=i < inputs, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(line), 0)
+    scale = tl.where(largest > 0, largest / LARGEST, 1.0)
+    tl.store(scales + row, scale)
+    # Division by a scale so found may exceed the largest value by its rounding.
+    line = tl.minimum(tl.maximum(line / scale, -LARGEST), LARGEST)
+    tl.store(values + row.to(tl.int64) * inputs + i, line.to(values.dtype.element_ty), mask=i < inputs)
+
+
+_EXPAND = Kernel(_expand_kernel)
+_ROWS = Kernel(_rows_kernel)

@@ -1,0 +1,57 @@
+"""Blocks of the projections of few rows by quantised weights for an H100, as data; `scripts/bench_linear.py` measures
+them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lightllm_mp.kernels.triton.attention.tuned_attention import padded
+
+
+class LinearBlocks(NamedTuple):
+    """Outputs and inputs a program holds at a time, programs per multiprocessor, warps, how many loads run ahead, and
+    whether the weight is the left operand of the product (so that its outputs, not the few rows, fill the wide side of
+    Hopper's matrix instruction)."""
+
+    outputs: int
+    inputs: int
+    programs: int
+    warps: int
+    stages: int
+    swapped: bool
+
+
+ROWS_AT_A_TIME = 128
+"""The most rows of one program."""
+MOST_ROWS = {"int8": 256, "fp8": 128, "int4": 128}
+"""Rows up to which a quantised weight is read as it is; for more it is expanded."""
+MOST_ROWS_BEFORE_8_BITS = 16
+"""The same where the GPU can multiply in 8 bits: for more, activations are rounded to fp8 too."""
+
+BLOCKS: dict[str, dict[int, LinearBlocks]] = {
+    "int8": {
+        16: LinearBlocks(32, 256, 5, 4, 3, False),
+        32: LinearBlocks(64, 128, 3, 4, 5, False),
+        64: LinearBlocks(128, 64, 1, 8, 5, False),
+        128: LinearBlocks(128, 64, 1, 8, 5, False),
+    },
+    "fp8": {
+        16: LinearBlocks(64, 128, 2, 8, 4, False),
+        32: LinearBlocks(64, 128, 3, 4, 5, False),
+        64: LinearBlocks(128, 128, 1, 8, 3, True),
+        128: LinearBlocks(128, 64, 1, 8, 4, False),
+    },
+    "int4": {
+        16: LinearBlocks(128, 128, 2, 4, 5, True),
+        32: LinearBlocks(128, 128, 2, 4, 5, True),
+        64: LinearBlocks(64, 128, 2, 4, 3, True),
+        128: LinearBlocks(128, 128, 1, 8, 4, True),
+    },
+}
+"""By padded rows of one program."""
+
+
+def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:
+    """With as many inputs at a time as divide those that there are."""
+    best = BLOCKS[form][min(padded(rows), ROWS_AT_A_TIME)]
+    return best._replace(inputs=min(best.inputs, inputs & -inputs))

@@ -1,0 +1,92 @@
+"""Experts of very few tokens: each token's rows on their own, since reading the weights is all there is to do."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, AloneBlocks
+
+
+def experts_alone(
+    x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, numbers: Tensor, activation: str
+) -> Tensor:
+    tokens, k = x.shape
+    n, top_k = down.shape[2], numbers.shape[1]
+    hidden, out = x.new_empty((tokens * top_k, n)), torch.empty_like(x)
+    each, at, warps = _fitting(ALONE_GATE_UP, k)
+    constants = (top_k, ACTIVATIONS[activation], n, k, each, at)
+    grid = (triton.cdiv(n, each), tokens * top_k, 1)
+    _GATE_UP.launch(grid, (x, gate_up, numbers, hidden), (), constants, warps=warps)
+    each, at, warps = _fitting(ALONE_DOWN, n)
+    grid = (triton.cdiv(k, each), tokens, 1)
+    _DOWN.launch(grid, (hidden, down, weights, numbers, out), (), (top_k, k, n, each, at), warps=warps)
+    return out
+
+
+def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
+    """The same work per thread where there are fewer inputs than the block holds."""
+    at = min(blocks.inputs, triton.next_power_of_2(inputs))
+    return AloneBlocks(blocks.outputs, at, max(1, blocks.warps * at // blocks.inputs))
+
+
+@triton.jit
+def _gate_up_kernel(
+    x,
+    weight,
+    numbers,
+    hidden,
+    TOP_K: tl.constexpr,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    EACH: tl.constexpr,
+    AT: tl.constexpr,
+):
+    assignment = tl.program_id(1)
+    n = tl.program_id(0) * EACH + tl.arange(0, EACH)
+    line = weight + tl.load(numbers + assignment).to(tl.int64) * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
+    gate, up = tl.zeros((EACH, AT), tl.float32), tl.zeros((EACH, AT), tl.float32)
+    for start in tl.static_range(0, K, AT):
+        k = start + tl.arange(0, AT)[None, :]
+        value = tl.load(x + assignment // TOP_K * K + k, mask=k < K, other=0.0).to(tl.float32)
+        gate += value * tl.load(line + k, mask=k < K, other=0.0).to(tl.float32)
+        up += value * tl.load(line + N * K + k, mask=k < K, other=0.0).to(tl.float32)
+    result = activated(tl.sum(gate, 1), KIND) * tl.sum(up, 1)
+    tl.store(hidden + assignment * N + n, result.to(hidden.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
+def _down_kernel(
+    hidden,
+    weight,
+    weights,
+    numbers,
+    out,
+    TOP_K: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    EACH: tl.constexpr,
+    AT: tl.constexpr,
+):
+    token = tl.program_id(1)
+    n = tl.program_id(0) * EACH + tl.arange(0, EACH)
+    line = weight + tl.minimum(n, N - 1)[:, None] * K
+    total = tl.zeros((EACH, AT), tl.float32)
+    for i in tl.static_range(TOP_K):
+        assignment = token * TOP_K + i
+        of_expert = line + tl.load(numbers + assignment).to(tl.int64) * (N * K)
+        sums = tl.zeros((EACH, AT), tl.float32)
+        for start in tl.static_range(0, K, AT):
+            k = start + tl.arange(0, AT)[None, :]
+            value = tl.load(hidden + assignment * K + k, mask=k < K, other=0.0).to(tl.float32)
+            sums += value * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
+        total += sums * tl.load(weights + assignment)
+    tl.store(out + token * N + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=n < N)
+
+
+_GATE_UP, _DOWN = Kernel(_gate_up_kernel), Kernel(_down_kernel)

@@ -1,0 +1,105 @@
+"""Products of rows with the weights of their own expert, tile by tile."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.moe.expert_tiles import ExpertTiles
+from lightllm_mp.kernels.triton.moe.tuned_moe import ProductBlocks
+
+
+def gate_up(
+    x: Tensor,
+    weight: Tensor,
+    at: ExpertTiles,
+    out: Tensor,
+    rows: int,
+    by: ProductBlocks,
+    together: int,
+    activation: str,
+) -> None:
+    """out[i] = activation(gate) * up of the i-th assignment in order; x [tokens, k], weight [experts, 2 * n, k]."""
+    top_k = at.order.shape[0] // x.shape[0]
+    _launch(x, weight, at, out, rows, by, together, (True, top_k, ACTIVATIONS[activation]))
+
+
+def down(x: Tensor, weight: Tensor, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int) -> None:
+    """out[a] = x[i] @ weight.T where assignment a is the i-th in order; weight [experts, n, k]."""
+    _launch(x, weight, at, out, rows, by, together, (False, 1, -1))
+
+
+def _launch(
+    x: Tensor, weight: Tensor, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int, kind: tuple
+) -> None:
+    n, k = out.shape[1], x.shape[1]
+    programs = triton.cdiv(at.places, together) * together * triton.cdiv(n, by.columns)
+    constants = (*kind, n, k, rows, by.columns, by.inputs, together)
+    tensors = (x, weight, at.order, at.tiles, out)
+    _GROUPED.launch((programs, 1, 1), tensors, (at.places,), constants, warps=by.warps, stages=by.stages)
+
+
+@triton.jit(do_not_specialize=["places"])
+def _grouped_kernel(
+    x,
+    weight,
+    order,
+    tiles,
+    out,
+    places,
+    GATED: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Neighbouring programs take neighbouring tiles, which often share the expert, with the same columns."""
+    BLOCKS: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
+    program = tl.program_id(0)
+    tile = program // (TOGETHER * BLOCKS) * TOGETHER + program % TOGETHER
+    if tile >= places:
+        return
+    expert = tl.load(tiles + 3 * tile).to(tl.int64)
+    if expert < 0:
+        return
+    first, count = tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
+    lane = tl.arange(0, ROWS)
+    place = first + tl.minimum(lane, count - 1)
+    assignment = tl.load(order + place)
+    column = program % (TOGETHER * BLOCKS) // TOGETHER * COLUMNS + tl.arange(0, COLUMNS)
+    inner = tl.arange(0, INPUTS)
+    source = assignment // TOP_K if GATED else place
+    x_at = x + source.to(tl.int64)[:, None] * K + inner[None, :]
+    outputs = 2 * N if GATED else N
+    w_at = weight + expert * (outputs * K) + tl.minimum(column, N - 1)[None, :] * K + inner[:, None]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    ups = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, K, INPUTS):
+        if K % INPUTS == 0:
+            a, w = tl.load(x_at + start), tl.load(w_at + start)
+        else:
+            left = inner < K - start
+            a = tl.load(x_at + start, mask=left[None, :], other=0.0)
+            w = tl.load(w_at + start, mask=left[:, None], other=0.0)
+        sums = tl.dot(a, w, sums, input_precision="ieee")
+        if GATED:
+            if K % INPUTS == 0:
+                w = tl.load(w_at + N * K + start)
+            else:
+                w = tl.load(w_at + N * K + start, mask=(inner < K - start)[:, None], other=0.0)
+            ups = tl.dot(a, w, ups, input_precision="ieee")
+    if GATED:
+        sums = activated(sums, KIND) * ups
+    target = place if GATED else assignment
+    inside = (lane < count)[:, None] & (column < N)[None, :]
+    tl.store(out + target.to(tl.int64)[:, None] * N + column[None, :], sums.to(out.dtype.element_ty), mask=inside)
+
+
+_GROUPED = Kernel(_grouped_kernel)

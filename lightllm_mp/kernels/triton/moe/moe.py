@@ -1,0 +1,71 @@
+"""Mixture of experts on CUDA: no copy of the weights, no waiting for the device, no atomics: results are repeatable."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
+from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
+
+SUM_BLOCK = 1024
+
+
+def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
+    return Experts(gate_up.contiguous(), down.contiguous())
+
+
+def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
+    tokens, top_k = numbers.shape
+    if tokens == 0:
+        return torch.empty_like(x)
+    gate_up, down = prepared
+    if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
+        return experts_alone(x, gate_up, down, weights, numbers, activation)
+    blocks = tuned_moe.expert_blocks(tokens * top_k, down.shape[0], x.dtype, _shared_memory(x.device))
+    tiles = expert_tiles(numbers, down.shape[0], blocks.rows)
+    hidden = x.new_empty((tokens * top_k, down.shape[2]))
+    grouped_gemm.gate_up(x, gate_up, tiles, hidden, blocks.rows, blocks.gate_up, blocks.together, activation)
+    each = x.new_empty((tokens * top_k, x.shape[1]))
+    grouped_gemm.down(hidden, down, tiles, each, blocks.rows, blocks.down, blocks.together)
+    return weighted_sum(each, weights)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have; the interpreter knows no limit."""
+    if device.type != "cuda":
+        return tuned_moe.LARGE_SHARED
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
+    """each [tokens * top_k, width], weights [tokens, top_k] -> [tokens, width], summed in the order of `each`."""
+    tokens, top_k = weights.shape
+    width = each.shape[1]
+    out = each.new_empty((tokens, width))
+    block = min(SUM_BLOCK, triton.next_power_of_2(width))
+    _SUM.launch((tokens, triton.cdiv(width, block), 1), (each, weights, out), (), (top_k, width, block))
+    return out
+
+
+@triton.jit
+def _sum_kernel(each, weights, out, TOP_K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < WIDTH
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(TOP_K):
+        line = each + (token * TOP_K + i) * WIDTH
+        sums += tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + at, sums.to(out.dtype.element_ty), mask=inside)
+
+
+_SUM = Kernel(_sum_kernel)

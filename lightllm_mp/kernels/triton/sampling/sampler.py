@@ -1,0 +1,218 @@
+"""Chooses the next token of every sequence, without a sort and without the host.
+
+The meaning is that of engine/sampling/torch_sampler.py.
+
+Rows are read in chunks, whose number depends on the vocabulary alone, so that nothing a row gets depends on the other
+rows: `scan` leaves a few words for each chunk, `finish` puts them together. An id drawn with noise is the best of its
+chunk by scores relative to the chunk's largest logit; the winners of the chunks meet by scores relative to the row's.
+
+`sequences` stands for (rows, positions, rows_at, positions_at): int32 tensors, and where in them the first sequence is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.sampling.noise import (
+    INFINITE,
+    LOWEST,
+    first_largest,
+    log_exponential,
+    noise_keys,
+    ordered,
+    score_scale,
+    value,
+)
+from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, IS_DRAWN, WORDS
+
+CHUNK = 4096
+GROUP = 32
+"""Ids whose largest logit is kept for truncated rows: a cache line."""
+FLOOR = tl.constexpr(-9999.0)
+"""As in engine/sampling/logprobs.py."""
+
+Sequences = tuple[Tensor, Tensor, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How rows of `vocab` logits are cut up."""
+
+    vocab: int
+    padded: int
+    chunk: int
+    chunks: int
+    chunks_padded: int
+    groups: int
+    groups_padded: int
+
+    @classmethod
+    def of(cls, vocab: int) -> Layout:
+        padded = triton.next_power_of_2(max(vocab, GROUP))
+        chunk = min(CHUNK, padded)
+        chunks, groups = triton.cdiv(vocab, chunk), triton.cdiv(vocab, GROUP)
+        return cls(vocab, padded, chunk, chunks, triton.next_power_of_2(chunks), groups, triton.next_power_of_2(groups))
+
+
+@dataclass(slots=True)
+class Scan:
+    """What a pass over `n` rows leaves."""
+
+    layout: Layout
+    partial: Tensor
+    """int32 [5, n, chunks]: key of the largest raw logit, bits of the sum of exp, each relative to the largest; then of
+    the logits that are chosen from: the key of the largest, the id that wins, and the sum of exp of scores (rows that
+    are cut)."""
+    groups: Tensor
+    """float32 [n, groups]: the largest logit of each group of ids, of rows that are cut; else whatever."""
+
+    @classmethod
+    def of(cls, logits: Tensor, layout: Layout, *, cut: bool) -> Scan:
+        n = logits.shape[0]
+        partial = torch.empty((5, n, layout.chunks), dtype=torch.int32, device=logits.device)
+        return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
+
+    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, *, adjusted: bool) -> None:
+        """Over `logits` float32 [n, vocab], copying to `work` the rows that will be adjusted; `adjusted`: over the rows
+        in `work` that have been. `table` holds the rules."""
+        rows, positions, rows_at, positions_at = sequences
+        layout, n = self.layout, logits.shape[0]
+        tensors = (logits, work, table, rows, positions, self.partial, self.groups)
+        constants = (layout.vocab, layout.chunk, GROUP, int(adjusted))
+        warps = max(1, layout.chunk // 512)
+        _SCAN.launch((layout.chunks, n, 1), tensors, (rows_at, positions_at, n), constants, warps=warps)
+
+    def finish(
+        self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor, scores: Tensor
+    ) -> None:
+        """Completes `ids` int64 [n], which holds the ids of rows that were cut, and writes to `scores` float32 [2, n]
+        the ids' logprobs and the log of each row's sum of exp (no number where there is no choice)."""
+        rows, positions, rows_at, positions_at = sequences
+        layout, n = self.layout, logits.shape[0]
+        tensors = (logits, work, table, rows, positions, self.partial, ids, scores)
+        constants = (layout.vocab, layout.chunks, layout.chunks_padded)
+        _FINISH.launch((n, 1, 1), tensors, (rows_at, positions_at, n), constants, warps=1)
+
+
+@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+def _scan_kernel(
+    logits,
+    work,
+    rules,
+    rows,
+    positions,
+    partial,
+    groups,
+    rows_at,
+    positions_at,
+    count,
+    VOCAB: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
+    ADJUSTED: tl.constexpr,
+):
+    chunk, line = tl.program_id(0), tl.program_id(1)
+    row = tl.load(rows + rows_at + line)
+    position = tl.load(positions + positions_at + line)
+    rule = rules + row * WORDS
+    flags = tl.load(rule + FLAGS)
+    adjusted = (((flags & IS_ADJUSTED) != 0) | (position < tl.load(rule + BAN_UNTIL))).to(tl.int32)
+    CHUNKS: tl.constexpr = (VOCAB + CHUNK - 1) // CHUNK
+    GROUPS: tl.constexpr = (VOCAB + GROUP - 1) // GROUP
+    if adjusted >= ADJUSTED:
+        source = work if ADJUSTED else logits
+        at = chunk * CHUNK + tl.arange(0, CHUNK)
+        inside = at < VOCAB
+        begin = line.to(tl.int64) * VOCAB
+        x = tl.load(source + begin + at, mask=inside, other=float("-inf"))
+        key = ordered(x)
+        top = tl.max(key, 0)
+        shift = tl.where((top > LOWEST) & (top < INFINITE), value(top), 0.0)
+        place, stride = partial + line * CHUNKS + chunk, count * CHUNKS
+        if ADJUSTED == 0:
+            tl.store(place, top)
+            tl.store(place + stride, tl.sum(tl.exp(x - shift), 0).to(tl.int32, bitcast=True))
+            if adjusted != 0:
+                tl.store(work + begin + at, x, mask=inside)
+        if adjusted == ADJUSTED:
+            winner = tl.min(tl.where(key == top, at, VOCAB - 1), 0)
+            if (flags & IS_DRAWN) != 0:
+                scores = (x - shift) * score_scale(rule)
+                if (flags & IS_CUT) != 0:
+                    group = chunk * (CHUNK // GROUP) + tl.arange(0, CHUNK // GROUP)
+                    best = tl.max(tl.reshape(x, [CHUNK // GROUP, GROUP]), 1)
+                    tl.store(groups + line.to(tl.int64) * GROUPS + group, best, mask=group < GROUPS)
+                    tl.store(place + 4 * stride, tl.sum(tl.exp(scores), 0).to(tl.int32, bitcast=True))
+                else:
+                    key0, key1 = noise_keys(rule, position)
+                    winner = first_largest(scores - log_exponential(at, key0, key1), at, inside)
+            tl.store(place + 2 * stride, top)
+            tl.store(place + 3 * stride, winner)
+
+
+@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+def _finish_kernel(
+    logits,
+    work,
+    rules,
+    rows,
+    positions,
+    partial,
+    ids,
+    scores,
+    rows_at,
+    positions_at,
+    count,
+    VOCAB: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNKS_BLOCK: tl.constexpr,
+):
+    line = tl.program_id(0)
+    row = tl.load(rows + rows_at + line)
+    position = tl.load(positions + positions_at + line)
+    rule = rules + row * WORDS
+    flags = tl.load(rule + FLAGS)
+    c = tl.arange(0, CHUNKS_BLOCK)
+    inside = c < CHUNKS
+    place, stride = partial + line * CHUNKS + c, count * CHUNKS
+    begin = line.to(tl.int64) * VOCAB
+
+    tops = tl.load(place, mask=inside, other=LOWEST)
+    top = tl.max(tops, 0)
+    sums = tl.load(place + stride, mask=inside, other=0).to(tl.float32, bitcast=True)
+    best = value(top)
+    weights = tl.where(tops > LOWEST, sums * tl.exp(value(tops) - best), 0.0)
+    norm = best + tl.log(tl.sum(weights, 0))
+
+    own_tops = tl.load(place + 2 * stride, mask=inside, other=LOWEST)
+    winners = tl.load(place + 3 * stride, mask=inside, other=VOCAB - 1)
+    own_top = tl.max(own_tops, 0)
+    chosen = tl.min(tl.where(own_tops == own_top, winners, VOCAB - 1), 0)
+    if (flags & IS_DRAWN) != 0:
+        chosen = tl.zeros([], tl.int32)
+        if (own_top > LOWEST) & (own_top < INFINITE):
+            if (flags & IS_CUT) != 0:
+                chosen = tl.load(ids + line).to(tl.int32)
+            else:
+                source = logits + begin
+                if ((flags & IS_ADJUSTED) != 0) | (position < tl.load(rule + BAN_UNTIL)):
+                    source = work + begin
+                x = tl.load(source + winners, mask=inside, other=float("-inf"))
+                key0, key1 = noise_keys(rule, position)
+                noise = log_exponential(winners, key0, key1)
+                chosen = first_largest((x - value(own_top)) * score_scale(rule) - noise, winners, inside)
+
+    logprob = tl.load(logits + begin + chosen) - norm
+    good = (top > LOWEST) & (top < INFINITE)
+    tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
+    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), FLOOR))
+    tl.store(scores + count + line, tl.where(good, norm, float("nan")))
+
+
+_SCAN, _FINISH = Kernel(_scan_kernel), Kernel(_finish_kernel)

@@ -1,0 +1,212 @@
+"""Puts streamed tensors together into the parameters that a decoder asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, stacked
+from lightllm_mp.kernels.reference.quantised import expanded, quantise
+from lightllm_mp.kernels.table import OpTable, Prepared
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.parallel.shard_copy import (
+    Source,
+    in_equal_parts,
+    part_of_packed,
+    parts_of_blocks,
+    place,
+    without_gaps,
+)
+from lightllm_mp.models.parallel.sharding import WHOLE, Cut
+
+EXPERTS = ("experts.gate_up", "experts.down")
+"""Ends of the names of the weights of all experts of a layer."""
+
+NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
+"""Ends of the names of matrices that are no plain projections: they stay as they are, and `tensor` gives them."""
+
+NOT_QUANTISED = ("router", "shared_gate")
+"""Ends of the names of projections that are too small and too delicate to gain from it."""
+
+
+class Weights:
+    """Parameters by target name. Projections are prepared for the op table as soon as they are whole, and their
+    plain form is dropped, so that loading needs little more memory than the loaded model. `cuts` says by target what
+    this rank keeps, where that is not everything."""
+
+    def __init__(
+        self,
+        params: list[Param],
+        ops: OpTable,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        quantization: Literal["none", "int8", "fp8"] = "none",
+        cuts: Mapping[str, Cut] | None = None,
+    ) -> None:
+        self._ops = ops
+        self._quantization = quantization
+        self._device = device
+        self._dtype = dtype
+        self._cuts = {param.target: (cuts or {}).get(param.target, WHOLE) for param in params}
+        self._shapes = {param.target: self._cuts[param.target].shape(param.shape) for param in params}
+        self._place: dict[str, list[tuple[Param, Piece, int]]] = {}
+        self._missing: dict[str, int] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._saved = 0
+        self._packed: dict[str, dict[int, GroupedWeight]] = {}
+        self._blocks: dict[str, list[tuple[int, BlockRows]]] = {}
+        self._linears: dict[str, Prepared] = {}
+        for param in params:
+            row = 0
+            for piece in param.pieces:
+                self._place.setdefault(piece.name, []).append((param, piece, row))
+                row += piece.shape[0]
+            self._missing[param.target] = len(param.pieces)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of all that is not quantised."""
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters in the dtype or the quantised form they are held in."""
+        return sum(map(math.prod, self._shapes.values())) * self._dtype.itemsize - self._saved
+
+    def partly(self, name: str) -> bool:
+        """Whether this rank needs only a part of a tensor of the file, as it stands there."""
+        places = self._place[name]
+        return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
+
+    def keeps_blocks(self, name: str) -> bool:
+        """Whether a tensor of the file may stay in ggml blocks: it is used as projections and as the embedding."""
+        return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
+
+    def add(self, name: str, tensor: Source | GroupedWeight | BlockRows) -> None:
+        """Copies one tensor of the file to where it belongs. What the file has in 4 bits stays so in the projections of
+        layers and is expanded elsewhere; ggml blocks stay so in the embedding and the head too."""
+        for param, piece, row in self._place[name]:
+            if isinstance(tensor, BlockRows):
+                self._add_blocks(param, piece, row, tensor)
+            elif not isinstance(tensor, GroupedWeight):
+                self._copy(param, piece, row, tensor)
+            elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
+                part = tensor.reordered(piece.transform) if piece.transform else tensor
+                if (own := part_of_packed(part, self._cuts[param.target], row)) is not None:
+                    self._packed.setdefault(param.target, {})[own[0]] = own[1].to(self._device)
+            else:
+                self._copy(param, piece, row, expanded(tensor, self._dtype))
+            self._missing[param.target] -= 1
+            self._prepare_if_whole(param.target.removesuffix(".bias"))
+
+    def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
+        if _may_be_blocks(param.target):  # what brings lines into order does the same to lines of blocks
+            own = BlockRows(piece.transform(blocks.rows), blocks.type) if piece.transform else blocks
+            if (parts := parts_of_blocks(own, self._cuts[param.target], row)) is not None:
+                self._blocks.setdefault(param.target, []).extend(parts)
+                return
+        self._copy(param, piece, row, expanded(BlockWeight((blocks,)), self._dtype))
+
+    def _copy(self, param: Param, piece: Piece, row: int, tensor: Source) -> None:
+        cut, whole = self._cuts[param.target], self._tensors.get(param.target)
+        if whole is None:
+            make = torch.zeros if cut.padded else torch.empty
+            whole = make(self._shapes[param.target], dtype=self._dtype, device=self._device)
+            self._tensors[param.target] = whole
+        place(piece.transform(tensor) if piece.transform else tensor, whole, cut, row, piece.shape[0])
+
+    def _prepare_if_whole(self, target: str) -> None:
+        bias = target + ".bias"
+        if len(self._shapes[target]) != 2 or target.endswith(EXPERTS):
+            return
+        if target.endswith(NO_PROJECTIONS) and target not in self._blocks:
+            return
+        if self._missing[target] or self._missing.get(bias, 0):
+            return
+        self._linears[target] = self._prepared(target, self._tensors.pop(bias, None))
+
+    def _prepared(self, target: str, bias: torch.Tensor | None) -> Prepared:
+        blocks = self._blocks.pop(target, [])
+        parts = self._packed.pop(target, {})
+        whole = self._tensors.pop(target, None)
+        if blocks and whole is None:
+            return self._quantised(target, BlockWeight(without_gaps(blocks, self._shapes[target][0])), bias)
+        for row, some in blocks:  # some are blocks, and some are not
+            assert whole is not None
+            whole[row : row + some.rows.shape[0]].copy_(expanded(BlockWeight((some,)), self._dtype))
+        if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
+            return self._quantised(target, joined, bias)
+        if parts:  # not all are packed, or their groups differ
+            if whole is None:
+                whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
+            for row, part in parts.items():
+                whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        assert whole is not None
+        if self._quantization != "none" and _may_be_quantised(target):
+            return self._quantised(target, quantise(whole, self._quantization), bias)
+        return self._ops.prepare_linear(whole, bias)
+
+    def _quantised(self, target: str, weight: QuantisedWeight, bias: torch.Tensor | None) -> Prepared:
+        prepared = self._ops.prepare_quantised(weight, bias, self._dtype)
+        held = _bytes_of(prepared)
+        plain = sum(math.prod(self._shapes[name]) for name in (target, target + ".bias") if name in self._shapes)
+        self._saved += max(0, plain * self._dtype.itemsize - held)
+        return prepared
+
+    def shape(self, target: str) -> tuple[int, ...]:
+        """Of this rank's part."""
+        return self._shapes[target]
+
+    def tensor(self, target: str) -> torch.Tensor:
+        """A parameter that is used as it is: a norm weight, a bias of one, or one of `NO_PROJECTIONS`."""
+        if self._missing.get(target, 1):
+            raise ModelError(f"parameter {target} is incomplete")
+        return self._tensors[target]
+
+    def take(self, target: str) -> torch.Tensor:
+        """As `tensor`, for what is wanted once, in another form: it is not kept."""
+        self.tensor(target)
+        return self._tensors.pop(target)
+
+    def experts(self, target: str, count: int) -> torch.Tensor | tuple[BlockWeight, ...]:
+        """Weights of `count` experts, wanted once: [count, n, k], or each one's ggml blocks."""
+        if target not in self._blocks or target in self._tensors:
+            whole = self.take(target)
+            for row, part in self._blocks.pop(target, []):  # some are blocks, and some are not
+                whole[row : row + part.rows.shape[0]].copy_(expanded(BlockWeight((part,)), self._dtype))
+            return whole.view(count, -1, whole.shape[1])
+        whole_blocks = without_gaps(self._blocks.pop(target), self._shapes[target][0])
+        held = BlockWeight(whole_blocks).nbytes
+        self._saved += max(0, math.prod(self._shapes[target]) * self._dtype.itemsize - held)
+        return in_equal_parts(whole_blocks, count)
+
+    def table(self, target: str) -> torch.Tensor | Prepared:
+        """What the op `embedding` takes."""
+        return self._linears[target] if target in self._linears else self.tensor(target)
+
+    def linear(self, target: str) -> Prepared:
+        """A projection in the op table's form."""
+        if target not in self._linears:
+            self._linears[target] = self._ops.prepare_linear(self.tensor(target), None)
+        return self._linears[target]
+
+
+def _may_be_quantised(target: str) -> bool:
+    """A projection inside a layer: not the head, which decides between near scores."""
+    return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
+
+
+def _may_be_blocks(target: str) -> bool:
+    """A projection, the head and those of experts too, or the embedding."""
+    return target.endswith(("embed", *EXPERTS)) or not target.endswith((*NO_PROJECTIONS, ".bias"))
+
+
+def _bytes_of(prepared: Prepared) -> int:
+    if isinstance(prepared, torch.Tensor):
+        return prepared.nbytes
+    return sum(map(_bytes_of, prepared)) if isinstance(prepared, tuple) else 0

@@ -1,0 +1,160 @@
+"""Where weights come from: safetensors files, torch `.bin` files, or one GGUF file, behind one interface.
+
+Opening reads headers only, so names and shapes can be checked before any data is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels.quantised import BlockRows
+from lightllm_mp.models.checkpoint.gguf import GGUFFile
+from lightllm_mp.models.checkpoint.weight_files import weight_files
+
+Tensors = Iterator[tuple[str, Any]]
+"""Names and tensors, or what stands for a tensor in the file."""
+
+PACKED = (".qweight", ".qzeros", ".g_idx")
+"""Ends of the names of tensors that hold int32 (see packed_checkpoint.py); all others hold floating point numbers."""
+
+
+class Checkpoint(Protocol):
+    """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may come as something that reads from
+    the file what it is indexed with. `sizes` are bytes as stored, for progress."""
+
+    shapes: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors: ...
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint of a Hugging Face folder: safetensors where present, else `.bin` (read with weights_only)."""
+    files = weight_files(folder)
+    return SafetensorsFiles(files) if files[0].suffix == ".safetensors" else TorchFiles(files)
+
+
+BUFFERS = (".position_ids",)
+"""Counters that old CLIP checkpoints carry beside their weights."""
+
+
+class SafetensorsFiles:
+    """One or more safetensors files."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sizes: dict[str, int] = {}
+        for file in files:
+            try:
+                with safe_open(str(file), framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 - the handle is no mapping
+                        if not name.endswith(BUFFERS):
+                            self._add(file, name, opened.get_slice(name))
+            except (SafetensorError, OSError, ValueError) as error:
+                raise ModelError(f"{file}: not a whole safetensors file ({error})") from error
+
+    def _add(self, file: Path, name: str, entry: Any) -> None:
+        if name in self.shapes:
+            raise ModelError(f"{file}: tensor {name} is in another file too")
+        if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
+            raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
+        self.shapes[name] = tuple(entry.get_shape())
+        count = 1
+        for extent in self.shapes[name]:
+            count *= extent
+        self.sizes[name] = count * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
+        for file in self.files:
+            try:
+                with safe_open(str(file), framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118
+                        if name in wanted:
+                            yield name, opened.get_slice(name) if name in partly else opened.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{file}: cannot be read ({error})") from error
+
+
+class TorchFiles:
+    """One or more `.bin` files of tensors. Anything else in the pickle is refused by torch's restricted reader."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.parts = [_load_bin(file) for file in files]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sizes: dict[str, int] = {}
+        for file, part in zip(files, self.parts, strict=True):
+            for name, tensor in part.items():
+                if name.endswith(BUFFERS):
+                    continue
+                if not isinstance(tensor, torch.Tensor) or not _is_weight(name, tensor):
+                    raise ModelError(f"{file}: {name} is no tensor of floating point numbers")
+                if name in self.shapes:
+                    raise ModelError(f"{file}: tensor {name} is in another file too")
+                self.shapes[name] = tuple(tensor.shape)
+                self.sizes[name] = tensor.nbytes
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
+        for part in self.parts:
+            yield from ((name, tensor) for name, tensor in part.items() if name in wanted)
+
+
+def _is_weight(name: str, tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.int32 if name.endswith(PACKED) else tensor.is_floating_point()
+
+
+def _load_bin(file: Path) -> dict[str, Any]:
+    try:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files older than the zip format cannot be mapped
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a malformed file makes the reader raise is no documented set
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{file}: not a readable weight file ({reason})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: a dictionary of tensors is expected")
+    return content
+
+
+class Respelled:
+    """A checkpoint whose tensors have the names that `known` gives; ModelError where two would have the same."""
+
+    def __init__(self, whole: Checkpoint, known: Callable[[str], str]) -> None:
+        self._whole = whole
+        self._names = {name: known(name) for name in whole.shapes}
+        self.shapes = {self._names[name]: shape for name, shape in whole.shapes.items()}
+        self.sizes = {self._names[name]: size for name, size in whole.sizes.items()}
+        if len(self.shapes) < len(whole.shapes):
+            raise ModelError("a checkpoint that holds a tensor under two spellings of its name")
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
+        names = {name for name, known in self._names.items() if known in wanted}
+        within = {name for name in names if self._names[name] in partly}
+        yield from ((self._names[name], tensor) for name, tensor in self._whole.stream(names, within))
+
+
+class GGUFTensors:
+    """A GGUF file. Matrices of `block_types` (ggml's numbers) come as rows of blocks, all else is dequantised."""
+
+    def __init__(self, file: GGUFFile, block_types: Set[int] = frozenset()) -> None:
+        self.file = file
+        self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+        self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
+        self.in_blocks = {
+            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) > 1
+        }
+
+    def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
+        for name in [name for name in self.file.tensors if name in wanted]:
+            if name in self.in_blocks:
+                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.file.tensors[name].type)
+            else:
+                yield name, torch.from_numpy(self.file.read(name))
+            self.file.forget(name)

@@ -1,0 +1,115 @@
+"""Loads a checkpoint into a `Decoder`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels.select import op_table
+from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
+from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
+from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, Respelled, open_folder
+from lightllm_mp.models.checkpoint.memory_check import check_room
+from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.model_config import gguf_model, hf_model, read_json, read_model_config
+from lightllm_mp.models.parallel.group import Alone, Group
+from lightllm_mp.models.parallel.sharding import cut_of, local_model
+from lightllm_mp.models.spec import ModelSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all) after each tensor."""
+
+
+def load_model(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    ops: OpTable | None = None,
+    quantization: Literal["none", "int8", "fp8"] = "none",
+    group: Group | None = None,
+    dummy: bool = False,
+) -> Decoder:
+    """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
+
+    `ops` replaces the op table that `kernels.select` would choose. `quantization` is what becomes of the projections
+    inside the layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits, and GGUF files in the
+    blocks that the op table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights, of the
+    folder only config.json is read. Raises ModelError, naming the tensor or file, for anything that is missing,
+    surplus, mis-shaped or corrupt.
+    """
+    path = language_half(Path(path))
+    ops = ops or op_table(device, dtype)
+    block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
+    spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device, block_types)
+    if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
+        raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
+    check_names(params, checkpoint.shapes, ignore, str(path))
+    group = group or Alone()
+    found = {param.target: cut_of(param, spec, group.rank, group.size) for param in params}
+    cuts = {target: cut for target, cut in found.items() if cut is not None}
+    params = [param for param in params if param.target in cuts]
+    weights = Weights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
+    if torch.device(device).type == "cpu" or (quantization == "none" and not isinstance(checkpoint, PackedCheckpoint)):
+        # Elsewhere it takes less, and how much less is known at the end.
+        check_room(weights.nbytes - _saved_by_blocks(checkpoint, weights) // group.size, device, group.size)
+    wanted = _names(params)
+    total, done = sum(checkpoint.sizes[name] for name in wanted), 0
+    for name, tensor in checkpoint.stream(wanted, {name for name in wanted if weights.partly(name)}):
+        weights.add(name, tensor)
+        done += checkpoint.sizes[name]
+        if progress is not None:
+            progress(done, total)
+    local, shard = local_model(spec, group.rank, group.size)
+    return Decoder(local, ops, weights, device=device, group=group, shard=shard)
+
+
+def _saved_by_blocks(checkpoint: Checkpoint, weights: Weights) -> int:
+    """Bytes by which a GGUF file's own blocks are fewer than the model's dtype would take."""
+    if not isinstance(checkpoint, GGUFTensors):
+        return 0
+    kept = [name for name in checkpoint.in_blocks if weights.keeps_blocks(name)]
+    return sum(math.prod(checkpoint.shapes[name]) * weights.dtype.itemsize - checkpoint.sizes[name] for name in kept)
+
+
+def _opened(
+    path: Path, device: torch.device | str, block_types: Set[int]
+) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+    if path.is_file():
+        family, spec, file = gguf_model(path)
+        assert family.gguf_weights is not None
+        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec, file), family.gguf_ignore
+    if not path.is_dir():
+        read_model_config(path)  # says what is wrong with the path
+    family, spec = hf_model(path)
+    checkpoint, params = open_folder(path), family.hf_weights(spec)
+    if family.spellings:
+        checkpoint = Respelled(checkpoint, family.known)
+    if packing := packing_of(read_json(path / "config.json"), str(path)):
+        checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
+    return spec, checkpoint, params, family.ignore
+
+
+def _made_up(
+    path: Path, device: torch.device | str, dtype: torch.dtype
+) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+    if path.is_file():
+        raise ModelError(f"{path}: random weights need a folder with a config.json")
+    family, spec = hf_model(path)
+    params = family.hf_weights(spec)
+    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
+
+
+def _names(params: list[Param]) -> set[str]:
+    return {piece.name for param in params for piece in param.pieces}

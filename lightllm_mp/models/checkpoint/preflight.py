@@ -1,0 +1,94 @@
+"""What a checkpoint holds, from the headers of its files: enough to see that it fits its configuration. No torch."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.weight_files import weight_files
+from lightllm_mp.models.checkpoint.weight_rules import check_names
+from lightllm_mp.models.model_config import gguf_model, hf_model, read_json, read_model_config
+from lightllm_mp.models.spec import ModelSpec
+
+OLD_BIN = b"\x80\x02"
+MAX_HEADER = 100_000_000
+"""Bytes of a header, at most, as the format itself says."""
+
+
+def check_weights(path: Path) -> ModelSpec:
+    """The model's spec; ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
+
+    `.bin` files have no header, so only that they are whole is looked at here, and packed weights have other names:
+    both are compared with the configuration when they are loaded.
+    """
+    folder, path = path, language_half(path)
+    if path.is_file():
+        family, spec, file = gguf_model(path)
+        if path != folder:
+            _check_width(folder, spec.hidden)
+        assert family.gguf_weights is not None
+        found = {name: tensor.shape for name, tensor in file.tensors.items()}
+        check_names(family.gguf_weights(spec, file), found, family.gguf_ignore, str(path))
+        return spec
+    if not path.is_dir():
+        return read_model_config(path)  # says what is wrong with the path
+    family, spec = hf_model(path)
+    files = weight_files(path)
+    if files[0].suffix != ".safetensors":
+        for archive in files:
+            _check_archive(archive)
+        return spec
+    found = shapes(files)
+    if packing_of(read_json(path / "config.json"), str(path)) is None:
+        found = {family.known(name): shape for name, shape in found.items()}
+        check_names(family.hf_weights(spec), found, family.ignore, str(path))
+    return spec
+
+
+def _check_width(folder: Path, hidden: int) -> None:
+    """Of a vision tower that stands apart from its language model."""
+    given = (read_json(folder / "config.json").get("text_config") or {}).get("hidden_size")
+    if given != hidden:
+        raise ModelError(f"{folder}: hidden_size of text_config is {given}, that of the language model {hidden}")
+
+
+def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Of all tensors. ModelError for a file that is not whole."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        found.update(_shapes(file))
+    return found
+
+
+def _check_archive(file: Path) -> None:
+    """A `.bin` file is a zip archive, whose directory stands at its end, or an old one that begins as a pickle does."""
+    try:
+        with file.open("rb") as opened:
+            old = opened.read(2) == OLD_BIN
+        whole = old or zipfile.is_zipfile(file)
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror or error}") from error
+    if not whole:
+        raise ModelError(f"{file}: not a whole .bin file")
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 0 < length <= min(MAX_HEADER, size - 8):
+                raise ValueError("its header does not fit into it")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        found = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error})") from error
+    if 8 + length + end != size:
+        raise ModelError(f"{file}: not a whole safetensors file ({size} of {8 + length + end} bytes)")
+    return found

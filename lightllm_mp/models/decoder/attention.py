@@ -1,0 +1,67 @@
+"""The attention half of a layer: fused projection, rotary embedding, KV write, attention, output projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
+from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.decoder.alibi import alibi_slopes
+from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.norms import read_head_norms
+from lightllm_mp.models.decoder.rotary import RotaryTable
+from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.spec import ModelSpec
+
+
+def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
+    slopes = alibi_slopes(shard.all_heads or spec.heads, shard.first_head, spec.heads) if spec.alibi else ()
+    return HeadLayout(
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        window=spec.window_of(layer),
+        softcap=spec.score_softcap,
+        alibi=slopes,
+        interleaved=spec.rope is not None and spec.rope.interleaved,
+    )
+
+
+@dataclass(slots=True)
+class Attention:
+    """Self-attention of one layer over the KV pool."""
+
+    ops: OpTable
+    layer: int
+    layout: HeadLayout
+    rotary: RotaryTable
+    norms: HeadNorms | None
+    qkv: Prepared
+    o: Prepared
+
+    def forward(self, x: Tensor, batch: Batch, kv: KVPool, lines: Tensor | None = None) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], or of some `lines` alone; writes the new tokens' keys and values."""
+        layer = kv.layers[self.layer]
+        qkv = self.ops.linear(x, self.qkv)
+        rotation = batch.rotation or self.rotary.rotation
+        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
+        out = self.ops.attention(q, layer, batch, self.layout)
+        return self.ops.linear(out if lines is None else out[lines], self.o)
+
+
+def read_attention(
+    weights: Weights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
+) -> Attention:
+    at = f"layers.{layer}."
+    return Attention(
+        ops,
+        layer,
+        head_layout(spec, layer, shard),
+        rotary,
+        read_head_norms(weights, at, spec),
+        weights.linear(at + "qkv"),
+        weights.linear(at + "o"),
+    )

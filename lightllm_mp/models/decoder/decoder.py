@@ -1,0 +1,154 @@
+"""One decoder for every family: what it computes follows from its `ModelSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.table import Norm, OpTable
+from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.decoder.attention import Attention, read_attention
+from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.embedding import Embedding, Head, ImageRows
+from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
+from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
+from lightllm_mp.models.decoder.moe import Mixture, read_mixture
+from lightllm_mp.models.decoder.norms import read_norm
+from lightllm_mp.models.decoder.rotary import rotary_tables
+from lightllm_mp.models.parallel.group import Alone, Group
+from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class Layer:
+    """One transformer block, normalised before each half, and after it too where `*_out_norm` is given."""
+
+    input_norm: Norm
+    attention: Attention | LatentAttention
+    attention_out_norm: Norm | None
+    post_norm: Norm | None
+    """None: both halves take the same input."""
+    mlp: GatedMLP | PlainMLP | Mixture
+    mlp_out_norm: Norm | None
+
+
+class Decoder:
+    """A loaded model, or one rank's part of it. It holds weights and no request state; the caller owns the KV pool.
+
+    `spec` and `shard` say what this rank holds (see `Shard`), `group` reaches the others.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        ops: OpTable,
+        weights: Weights,
+        *,
+        device: torch.device | str,
+        group: Group | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        self.spec = spec
+        self.weight_bytes = weights.nbytes
+        self._dtype = weights.dtype
+        self.ops = ops
+        self.group: Group = group or Alone()
+        self._shard = shard or Shard()
+        self.rotary, self._local_rotary = rotary_tables(spec, device)
+        self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
+        self.norm = read_norm(weights, "norm", spec)
+        self.head = Head(weights, spec, ops, self.group)
+        self.layers = [self._layer(i, weights) for i in range(spec.layers)]
+
+    def _layer(self, i: int, weights: Weights) -> Layer:
+        at, spec = f"layers.{i}.", self.spec
+        return Layer(
+            input_norm=read_norm(weights, at + "input_norm", spec),
+            attention=self._attention(i, weights),
+            attention_out_norm=read_norm(weights, at + "attention_out_norm", spec) if spec.branch_norms else None,
+            post_norm=None if spec.parallel else read_norm(weights, at + "post_norm", spec),
+            mlp=self._mlp(i, weights),
+            mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
+        )
+
+    def _attention(self, i: int, weights: Weights) -> Attention | LatentAttention:
+        rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
+        if self.spec.mla is not None:
+            return read_latent_attention(weights, i, self.spec, self.ops, rotary)
+        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
+
+    def _mlp(self, i: int, weights: Weights) -> GatedMLP | PlainMLP | Mixture:
+        moe, at = self.spec.moe, f"layers.{i}."
+        if moe is not None and i not in moe.dense_layers:
+            return read_mixture(weights, at, self.spec, self.ops)
+        return read_mlp(weights, at, self.spec, self.ops)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def reserve(self, positions: int) -> None:
+        """Makes room for sequences of this length, once and for all: later steps then change no tensor of the model,
+        so that captured graphs stay valid."""
+        self.rotary.reserve(positions)
+        self._local_rotary.reserve(positions)
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = (), *, ends_only: bool = False
+    ) -> Tensor:
+        """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`; `images` stand
+        in place of some tokens' embeddings.
+
+        Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype, or with `ends_only`
+        those of each sequence's last token [sequences, hidden]: the last layer then leaves out what others would need.
+        """
+        ops = self.ops
+        self.reserve(batch.max_context)
+        if batch.rotary_at.dim() > 1:
+            batch = self.rotary.by_sections(batch)
+        residual = self.embedding.forward(ids, batch, images)
+        ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
+        branch: Tensor | None = None
+        for layer in self.layers:
+            x = (
+                ops.norm(residual, layer.input_norm)
+                if branch is None
+                else self._add(branch, residual, layer.input_norm)
+            )
+            lines = ends if layer is self.layers[-1] else None
+            branch = layer.attention.forward(x, batch, kv, lines)
+            if lines is not None:
+                x, residual = x[lines], residual[lines]
+            if layer.post_norm is None:
+                branch = branch.add_(layer.mlp.forward(x))
+            else:
+                x = self._add(self._whole(branch, layer.attention_out_norm), residual, layer.post_norm)
+                branch = layer.mlp.forward(x)
+            branch = self._whole(branch, layer.mlp_out_norm)
+        assert branch is not None
+        return self._add(branch, residual, self.norm)
+
+    def _whole(self, branch: Tensor, norm: Norm | None) -> Tensor:
+        """What a half of a layer gives, from the parts that the ranks computed."""
+        branch = self.group.sum(branch)
+        return branch if norm is None else self.ops.norm(branch, norm)
+
+    def _add(self, branch: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        if self.spec.residual_scale != 1.0:
+            branch = branch.mul_(self.spec.residual_scale)
+        return self.ops.add_norm(branch, residual, norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 [n, vocab] of the hidden states [n, hidden] asked for."""
+        return self.head.logits(hidden)
+
+    @torch.inference_mode()
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Float32 [n]: a reward model's score of the sequence that ends at each of the hidden states [n, hidden]."""
+        return self.head.scores(hidden)

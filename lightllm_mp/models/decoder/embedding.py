@@ -1,0 +1,87 @@
+"""The two ends of a decoder: from ids to hidden states, and from hidden states to logits or scores.
+
+Both matrices may be cut by lines of the vocabulary over a group of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.decoder.batch import Batch
+from lightllm_mp.models.decoder.norms import read_norm
+from lightllm_mp.models.parallel.group import Group
+from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.spec import ModelSpec
+
+
+class ImageRows(NamedTuple):
+    """Part of an image: what the tokens of a step from `line` on have in place of their embeddings."""
+
+    line: int
+    rows: Tensor
+    """[tokens, hidden] in the model's dtype, on any device. Host memory has to be pinned for the copy to run behind
+    the caller's back, and must stay as it is until the step is done."""
+
+
+class Embedding:
+    """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group, shard: Shard) -> None:
+        self.table, self._lines = weights.table("embed"), weights.shape("embed")[0]
+        self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
+        self._positions = weights.tensor("positions") if spec.learned_positions else None
+        self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
+        self._scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()  # rounded as upstream does
+
+    def forward(self, ids: Tensor, batch: Batch, images: Sequence[ImageRows] = ()) -> Tensor:
+        """ids [tokens] -> [tokens, hidden], freshly allocated. Ids that `images` stand for may lie outside the
+        vocabulary. Image rows are not scaled; every rank has all of them, so they are put in after the sum."""
+        if images:
+            ids = ids.clamp(max=self._vocab - 1)
+        x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
+        if self._scale != 1.0:
+            x = x.mul_(self._scale)
+        for line, rows in images:
+            x[line : line + rows.shape[0]].copy_(rows, non_blocking=True)
+        if self._positions is not None:
+            x = x.add_(self._ops.embedding(batch.positions, self._positions))
+        return x if self._norm is None else self._ops.norm(x, self._norm)
+
+    def _summed(self, ids: Tensor) -> Tensor:
+        """Every id is on one rank; the others give zeros."""
+        line = ids - self._start
+        elsewhere = (line < 0) | (line >= self._lines)
+        part = self._ops.embedding(line.clamp(0, self._lines - 1), self.table)
+        return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
+
+
+class Head:
+    """The output projection: to the vocabulary, or to one score."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group) -> None:
+        self._spec, self._ops, self._group = spec, ops, group
+        self._linear = weights.linear("score" if spec.reward else "embed" if spec.tied else "head")
+        self._inner = weights.linear("score_in") if spec.reward_mlp else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n, vocab]."""
+        assert not self._spec.reward, "a reward model has scores and no logits"
+        part = self._ops.linear_float(hidden, self._linear)
+        logits = self._group.side_by_side(part)[:, : self._spec.vocab].contiguous()
+        if self._spec.logit_scale != 1.0:
+            logits = logits.mul_(self._spec.logit_scale)
+        cap = self._spec.logit_softcap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n]."""
+        assert self._spec.reward, "only a reward model has scores"
+        if self._inner is not None:
+            hidden = self._ops.activate(self._ops.linear(hidden, self._inner), "relu")
+        return self._ops.linear_float(hidden, self._linear).squeeze(-1)

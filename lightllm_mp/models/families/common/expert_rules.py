@@ -1,0 +1,50 @@
+"""Weight rules of mixtures of experts: what stands in place of a layer's MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.weight_rules import linear
+from lightllm_mp.models.spec import ModelSpec
+
+NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+def with_experts(
+    spec: ModelSpec, params: list[Param], *, block: str = "mlp", names: tuple[str, str, str] = NAMES
+) -> list[Param]:
+    """`params` of a model under Llama's names, with router and experts for the MLP of every layer that has them.
+
+    `block` holds `gate` and `experts.<number>`, whose gate, up and down projections are called `names`.
+    """
+
+    def rule(layer: int) -> list[Param]:
+        assert spec.moe is not None
+        at = f"model.layers.{layer}.{block}."
+        experts = [tuple(f"{at}experts.{number}.{name}" for name in names) for number in range(spec.moe.experts)]
+        return mixture(spec, layer, at + "gate", experts)
+
+    return instead_of_mlps(spec, params, rule)
+
+
+def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], list[Param]]) -> list[Param]:
+    """`params` with what `rule` gives for the MLP of every layer that has experts."""
+    assert spec.moe is not None
+    sparse = [i for i in range(spec.layers) if i not in spec.moe.dense_layers]
+    replaced = {f"layers.{i}.{name}" for i in sparse for name in ("gate_up", "down")}
+    kept = [param for param in params if param.target not in replaced]
+    return kept + [param for i in sparse for param in rule(i)]
+
+
+def mixture(spec: ModelSpec, layer: int, router: str, experts: Sequence[Sequence[str]]) -> list[Param]:
+    """Router and experts of a layer; `experts` are the names of each one's gate, up and down projection."""
+    moe, to = spec.moe, f"layers.{layer}."
+    assert moe is not None
+    first, last = (moe.intermediate, spec.hidden), (spec.hidden, moe.intermediate)
+    gate_up = tuple(Piece(name + ".weight", first) for gate, up, _ in experts for name in (gate, up))
+    return [
+        *linear(to + "router", "", ((router, moe.experts),), spec.hidden, False),
+        Param(to + "experts.gate_up", gate_up),
+        Param(to + "experts.down", tuple(Piece(down + ".weight", last) for _, _, down in experts)),
+    ]

@@ -1,0 +1,173 @@
+"""What a family declares, and the config readings that most families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile  # brings the gguf library along
+
+INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
+"""Rotary buffers that old checkpoints carry; they follow from the configuration."""
+
+
+GGUF_FREQS = r"^rope_freqs\.weight$"
+"""A tensor of GGUF files that the rotary options are read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family: which checkpoints it claims, how it reads their configuration, and where its weights are."""
+
+    name: str
+    model_types: tuple[str, ...]
+    read_hf: Callable[[dict[str, Any]], ModelSpec]
+    hf_weights: Callable[[ModelSpec], list[Param]]
+    gguf_architectures: tuple[str, ...] = ()
+    read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
+    gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
+    ignore: tuple[str, ...] = (INV_FREQ,)
+    """Patterns of tensor names that may be in a Hugging Face folder and are not used."""
+    gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
+    """As `ignore`, of a GGUF file."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
+
+    def known(self, name: str) -> str:
+        """What the rules call a tensor of a file."""
+        for old, new in self.spellings:
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+
+def eos_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """End-of-sequence ids of `config.json` and, where the folder has one, `generation_config.json`."""
+    ids: list[int] = []
+    for source in (config, config.get("generation_config", {})):
+        value = source.get("eos_token_id")
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(int(i) for i in ids))
+
+
+def bos_id(config: dict[str, Any]) -> int | None:
+    value = config.get("bos_token_id")
+    return None if value is None else int(value)
+
+
+def file_dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def activation(name: Any) -> Activation:
+    """An activation by the name that configurations give it. `gelu` alone is the exact one."""
+    kinds: dict[str, Activation] = {
+        **dict.fromkeys(("silu", "swish"), "silu"),
+        **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_tanh"), "gelu_tanh"),
+        "gelu": "gelu",
+        "relu": "relu",
+    }
+    if name not in kinds:
+        raise ModelError(f"activation {name!r} is not supported")
+    return kinds[name]
+
+
+def refuse(config: dict[str, Any], **served: Any) -> None:
+    """ModelError where a key of the configuration has another value than the one that is served."""
+    for key, value in served.items():
+        if config.get(key, value) not in (value, None):
+            raise ModelError(f"{key} {config[key]!r} is not supported for this family")
+
+
+def rotary_dim(config: dict[str, Any], head_dim: int, default: float = 1.0) -> int:
+    """Components of a head that are rotated, where that is said as a share of all."""
+    scaling = config.get("rope_parameters") or {}
+    part = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or default
+    return int(head_dim * float(part))
+
+
+def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> ModelSpec:
+    """A spec from the keys that most configurations share; `fields` stand before what the configuration says."""
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    rope = fields["rope"] if "rope" in fields else rope_spec(config, dim=head_dim)
+    read: dict[str, Any] = {
+        "vocab": int(config["vocab_size"]),
+        "hidden": hidden,
+        "layers": int(config["num_hidden_layers"]),
+        "heads": heads,
+        "kv_heads": int(config.get("num_key_value_heads") or heads),
+        "head_dim": head_dim,
+        "intermediate": int(config["intermediate_size"]),
+        "rope": rope,
+        "eos_ids": eos_ids(config),
+        "bos_id": bos_id(config),
+        "file_dtype": file_dtype(config),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+    }
+    if "norm_eps" not in fields:
+        read["norm_eps"] = float(config.get("rms_norm_eps", 1e-6))
+    if "max_context" not in fields:
+        read["max_context"] = stretched_context(config, rope)
+    return ModelSpec(family=family, **(read | fields))
+
+
+def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.0) -> RopeSpec:
+    """Rotary options from `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or default_theta)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    sections = tuple(int(pairs) for pairs in scaling.get("mrope_section") or ())
+    if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != dim):
+        raise ModelError(f"mrope_section {list(sections)} does not make up {dim // 2} rotary pairs")
+    if kind == "default" or (kind == "mrope" and sections):
+        return RopeSpec(theta=theta, dim=dim, sections=sections)
+    if kind not in ("linear", "dynamic", "llama3", "yarn"):
+        raise ModelError(f"rope scaling {kind!r} is not supported")
+    context = int(config["max_position_embeddings"])
+    original = context if kind == "dynamic" else int(scaling.get("original_max_position_embeddings") or context)
+    factor = float(scaling.get("factor") or context / original)
+    return RopeSpec(
+        theta=theta,
+        dim=dim,
+        scaling=kind,
+        sections=sections,
+        factor=factor,
+        original_context=original,
+        low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(scaling.get("high_freq_factor") or 4.0),
+        beta_fast=float(scaling.get("beta_fast") or 32.0),
+        beta_slow=float(scaling.get("beta_slow") or 1.0),
+        truncate=bool(scaling.get("truncate", True)),
+        amplitude=_yarn_amplitude(scaling, factor) if kind == "yarn" else 1.0,
+    )
+
+
+def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
+    """Section 3.4 of the YaRN paper (arXiv 2309.00071), with the `mscale` pair that some checkpoints give."""
+
+    def mscale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return mscale(float(scaling["mscale"])) / mscale(float(scaling["mscale_all_dim"]))
+    return mscale(1.0)
+
+
+def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
+    """Positions a model serves: `max_position_embeddings`, times the factor for the kinds that leave it unscaled."""
+    context = int(config["max_position_embeddings"])
+    if rope.scaling in ("linear", "dynamic"):
+        return int(context * rope.factor)
+    if rope.scaling == "yarn":
+        return max(context, int(rope.original_context * rope.factor))
+    return context

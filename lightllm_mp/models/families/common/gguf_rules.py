@@ -1,0 +1,274 @@
+"""What GGUF files of all families share: the architecture's keys, rotary options, tensor names, experts.
+
+The keys are those of ggml's docs/gguf.md and of the `gguf` library. Facts that no key tells (biases, a tied head,
+layers without experts) follow from the tensors that are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
+from lightllm_mp.models.families.common.family import rope_spec, stretched_context
+from lightllm_mp.models.families.common.weight_rules import Names, Transform, linear
+from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
+
+if TYPE_CHECKING:
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile
+
+NAMES = Names(
+    embed="token_embd",
+    norm="output_norm",
+    head="output",
+    layer="blk.{}.",
+    input_norm="attn_norm",
+    post_norm="ffn_norm",
+    qkv=("attn_q", "attn_k", "attn_v"),
+    o="attn_output",
+    up=("ffn_gate", "ffn_up"),
+    down="ffn_down",
+)
+ONE_UP = replace(NAMES, up=("ffn_up",))
+"""Of an MLP without gate, or with gate and up in one tensor."""
+
+SOFTMAX = 1
+"""The number of `expert_gating_func` for it."""
+
+MAX_PARTS = 4096
+"""Of layers, heads or experts: a file is not trusted, and what it says is counted before its tensors are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys `<architecture>.<name>` of a file, and which tensors it has."""
+
+    file: GGUFFile
+
+    def get(self, name: str) -> Any:
+        """A value, None where it is absent."""
+        return self.file.metadata.get(self._whole(name))
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A number of things. Raises KeyError where it is absent and there is no `default`."""
+        return int(self._value(name, default))
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """As `integer`, of parts that rules are made for one by one. ModelError for more than any model has."""
+        if (found := self.integer(name, default)) > MAX_PARTS:
+            raise ModelError(f"{self._whole(name)} {found} is not supported")
+        return found
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """As `integer`, of a float."""
+        return float(self._value(name, default))
+
+    @property
+    def head_dim(self) -> int:
+        return self.integer(
+            "attention.key_length", self.integer("embedding_length") // self.count("attention.head_count")
+        )
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.tensors
+
+    def refuse_unless(self, name: str, served: Any) -> None:
+        """ModelError where a key is there with another value than the one that is served."""
+        if self.get(name) not in (served, None):
+            raise ModelError(f"{self._whole(name)} {self.get(name)!r} is not supported")
+
+    def _value(self, name: str, default: float | None) -> Any:
+        value = self.get(name)
+        if value is None and default is None:
+            raise KeyError(self._whole(name))
+        return default if value is None else value
+
+    def _whole(self, name: str) -> str:
+        return f"{self.file.metadata['general.architecture']}.{name}"
+
+
+def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
+    """A spec from the keys and tensors that most files have; `fields` stand before what the file says."""
+    keys = Keys(file)
+    keys.refuse_unless("attention.causal", True)
+    if (layers := keys.count("block_count")) > len(file.tensors):
+        raise ModelError(f"{layers} layers are more than the {len(file.tensors)} tensors can make up")
+    heads, head_dim = keys.count("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
+    rope = fields["rope"] if "rope" in fields else gguf_rope(file, dim=head_dim)
+    if "mla" not in fields:
+        keys.refuse_unless("attention.value_length", head_dim)
+    context, bos = keys.integer("context_length"), file.metadata.get("tokenizer.ggml.bos_token_id")
+    read: dict[str, Any] = {
+        "vocab": file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
+        "hidden": keys.integer("embedding_length"),
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": keys.count("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "intermediate": keys.integer("feed_forward_length"),
+        "norm_eps": _norm_eps(keys),
+        "rope": rope,
+        "max_context": context if rope is None else stretched_context({"max_position_embeddings": context}, rope),
+        "eos_ids": _eos_ids(file),
+        "bos_id": None if bos is None else int(bos),
+        "file_dtype": file.most_common_type(),
+        "tied": not keys.has("output.weight"),
+        "head_bias": keys.has("output.bias"),
+        "norm_bias": keys.has("output_norm.bias"),
+        "window": keys.integer("attention.sliding_window", 0) or None,
+        "qkv_bias": keys.has("blk.0.attn_q.bias") or keys.has("blk.0.attn_qkv.bias"),
+        "o_bias": keys.has("blk.0.attn_output.bias"),
+        "mlp_bias": keys.has("blk.0.ffn_down.bias"),
+    }
+    return ModelSpec(family=family, **(read | fields))
+
+
+def _norm_eps(keys: Keys) -> float:
+    rms = "attention.layer_norm_rms_epsilon"
+    return keys.number("attention.layer_norm_epsilon" if keys.get(rms) is None else rms)
+
+
+def _eos_ids(file: GGUFFile) -> tuple[int, ...]:
+    ids = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
+    """Rotary options; `dim` components of a head are rotated unless the file says otherwise."""
+    keys = Keys(file)
+    dim, theta = keys.integer("rope.dimension_count", dim), keys.number("rope.freq_base", 10000.0)
+    if keys.has("rope_freqs.weight"):
+        return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(file, "rope_freqs.weight", dim))
+    keys.refuse_unless("rope.scaling.yarn_ext_factor", 1.0)
+    kind, sections = keys.get("rope.scaling.type"), keys.get("rope.dimension_sections")
+    scaling = {
+        "type": "default" if kind in (None, "none") else kind,
+        "factor": keys.get("rope.scaling.factor"),
+        "original_max_position_embeddings": keys.get("rope.scaling.original_context_length"),
+        "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
+        "attention_factor": keys.get("rope.scaling.yarn_attn_factor"),
+        "mrope_section": [n for i, n in enumerate(() if sections is None else sections) if i < 3 or n],
+    }
+    context = keys.integer("context_length")
+    return rope_spec({"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, dim=dim)
+
+
+def rope_divisors(file: GGUFFile, name: str, dim: int) -> tuple[float, ...]:
+    """What inverse frequencies are divided by, from the tensor `name`: one number for each of dim / 2 pairs."""
+    if name not in file.tensors:
+        raise ModelError(f"missing tensor {name}")
+    divisors = tuple(float(x) for x in file.read(name).reshape(-1))
+    if len(divisors) != dim // 2:
+        raise ModelError(f"tensor {name} has {len(divisors)} values, {dim // 2} are expected")
+    return divisors
+
+
+def names_in(file: GGUFFile, names: Names = NAMES) -> Names:
+    """`names`, with one for queries, keys and values together where the file has them so."""
+    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in file.tensors else names
+
+
+def pairs_apart(heads: int) -> Transform:
+    """Undoes the row order that llama.cpp's converter gives queries and keys of some architectures: it puts the two
+    members of a rotary pair side by side, and the decoder has them half a head apart."""
+
+    def reorder(tensor: Any) -> Any:
+        pairs = tensor.shape[0] // heads // 2
+        return tensor.reshape(heads, pairs, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+
+    return reorder
+
+
+def rotary_order(spec: ModelSpec) -> dict[str, Transform]:
+    """`pairs_apart` for the queries and keys of `NAMES`."""
+    return {"attn_q": pairs_apart(spec.heads), "attn_k": pairs_apart(spec.kv_heads)}
+
+
+def head_norms(spec: ModelSpec) -> list[Param]:
+    """Norms of the query and key heads, where the model has them."""
+    shapes = {"q": (spec.heads, spec.head_dim), "k": (spec.kv_heads, spec.head_dim)}
+    return [
+        Param(f"layers.{i}.{kind}_norm", (_head_norm(f"blk.{i}.attn_{kind}_norm.weight", shape, spec.each_head_norm),))
+        for i in range(spec.layers if spec.head_norm else 0)
+        for kind, shape in shapes.items()
+    ]
+
+
+def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
+    """One for all heads [head_dim], or one line for each head [heads, head_dim]."""
+    if not each:
+        return Piece(name, shape[1:])
+    return Piece(name, (shape[0] * shape[1],), lambda tensor: tensor.reshape(-1), stored=shape)
+
+
+def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
+    """Experts; `renormalise` is what the architecture does where the file does not say it."""
+    keys = Keys(file)
+    keys.refuse_unless("expert_gating_func", SOFTMAX)
+    layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
+    read: dict[str, Any] = {
+        "experts": keys.count("expert_count"),
+        "top_k": keys.count("expert_used_count"),
+        "intermediate": keys.integer("expert_feed_forward_length", keys.get("feed_forward_length")),
+        "renormalise": bool(keys.integer("expert_weights_norm", renormalise)),
+        "scale": scale or 1.0,  # writers leave 0 for none
+        "dense_layers": tuple(i for i in layers if not keys.has(f"blk.{i}.ffn_gate_inp.weight")),
+    }
+    return MoeSpec(**(read | fields))
+
+
+def with_stacked_experts(spec: ModelSpec, params: list[Param], file: GGUFFile) -> list[Param]:
+    """`params` with router and experts for the MLP of every layer that has them: one tensor [experts, rows, columns]
+    for each kind of projection, or as in files of 2023 one for each expert."""
+    moe = spec.moe
+    assert moe is not None
+    rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in file.tensors) else _stacked
+    return instead_of_mlps(spec, params, lambda layer: rule(spec, moe, layer))
+
+
+def _stacked(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
+    at, to = f"blk.{layer}.", f"layers.{layer}."
+    rows, columns, count = moe.intermediate, spec.hidden, moe.experts
+    gate_up = tuple(
+        Piece(f"{at}{name}_exps.weight", (rows, columns), itemgetter(i), stored=(count, rows, columns))
+        for i in range(count)
+        for name in ("ffn_gate", "ffn_up")
+    )
+    down = Piece(f"{at}ffn_down_exps.weight", (count * columns, rows), _lines, stored=(count, columns, rows))
+    router = linear(to + "router", at, (("ffn_gate_inp", count),), columns, False)
+    return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", (down,))]
+
+
+def _lines(tensor: Any) -> Any:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _one_by_one(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
+    at = f"blk.{layer}."
+    names = [tuple(f"{at}{kind}.{i}" for kind in ("ffn_gate", "ffn_up", "ffn_down")) for i in range(moe.experts)]
+    return mixture(spec, layer, at + "ffn_gate_inp", names)
+
+
+def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+    """The MLP beside the experts, with its gate where it has one, which is written as a vector or as one line."""
+    assert spec.moe is not None
+    params: list[Param] = []
+    width = spec.moe.shared_intermediate
+    for i in range(spec.layers if width else 0):
+        if i in spec.moe.dense_layers:
+            continue
+        at, to = f"blk.{i}.", f"layers.{i}."
+        params += linear(
+            to + "shared.gate_up", at, (("ffn_gate_shexp", width), ("ffn_up_shexp", width)), spec.hidden, False
+        )
+        params += linear(to + "shared.down", at, (("ffn_down_shexp", spec.hidden),), width, False)
+        if spec.moe.shared_gate:
+            name, line = at + "ffn_gate_inp_shexp.weight", (1, spec.hidden)
+            vector = name in file.tensors and len(file.tensors[name].shape) == 1
+            stored = line[1:] if vector else line
+            params.append(Param(to + "shared_gate", (Piece(name, line, lambda x: x.reshape(1, -1), stored=stored),)))
+    return params

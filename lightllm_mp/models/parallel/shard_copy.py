@@ -1,0 +1,94 @@
+"""Copies what a rank keeps of a checkpoint's tensors to where it belongs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight
+from lightllm_mp.models.parallel.sharding import Cut, Lines, Run
+
+
+class Source(Protocol):
+    """A tensor, or one in a file that is read as far as it is indexed."""
+
+    def __getitem__(self, at: slice | tuple[slice, ...], /) -> Tensor: ...
+
+
+def place(source: Source, target: Tensor, cut: Cut, first: int, count: int) -> None:
+    """`source` is lines first .. first + count - 1 of a parameter, `target` the rank's own part of that parameter."""
+    for row in _rows(cut, first, count):
+        if cut.columns is None:
+            target[row.to : row.to + row.length].copy_(source[_slice(row)])
+            continue
+        for column in cut.columns.runs:
+            part = target[row.to : row.to + row.length, column.to : column.to + column.length]
+            part.copy_(source[_slice(row), _slice(column)])
+
+
+def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, GroupedWeight] | None:
+    """The rank's part of a packed piece that begins at line `first` of its parameter, and its first line in the rank's
+    own. None: the part is empty. The cut must not be padded: no packed form stands for zeros."""
+    rows = _rows(cut, first, weight.codes.shape[0])
+    if not rows:
+        return None
+    if cut.rows is not None:
+        weight = weight.reordered(lambda lines: torch.cat([lines[_slice(row)] for row in rows]))
+    if cut.columns is not None:
+        begin, count, _ = cut.columns.runs[0]
+        weight = weight.columns(begin, begin + count)
+    return rows[0].to, weight
+
+
+def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, BlockRows]] | None:
+    """The rank's parts of a piece that begins at line `first` of its parameter, each with its first line in the rank's
+    own; a part without lines where it has none. None where columns cannot be cut between blocks."""
+    if cut.columns is not None:
+        (run,) = cut.columns.runs
+        own = blocks.cut(run.start, run.start + run.length)
+        if own is None or cut.columns.padded:
+            return None
+        blocks = own
+    runs = _rows(cut, first, blocks.rows.shape[0])
+    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs or [Run(0, 0)]]
+
+
+def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockRows, ...]:
+    """Parts by their first line, filled up with zeros to `count` lines."""
+    whole: list[BlockRows] = []
+    at = 0
+    for to, part in sorted(parts, key=lambda entry: entry[0]):
+        if to > at:
+            whole.append(part.zeros(to - at))
+        whole.append(part)
+        at = to + part.rows.shape[0]
+    if at < count:
+        whole.append(whole[-1].zeros(count - at))
+    return tuple(part for part in whole if part.rows.shape[0])
+
+
+def in_equal_parts(blocks: tuple[BlockRows, ...], count: int) -> tuple[BlockWeight, ...]:
+    """Stacked rows as `count` weights of equally many."""
+    each = sum(part.rows.shape[0] for part in blocks) // count
+    weights: list[list[BlockRows]] = [[]]
+    left = each
+    for rows, kind in blocks:
+        while rows.shape[0]:
+            if not left:
+                weights.append([])
+                left = each
+            weights[-1].append(BlockRows(rows[:left], kind))
+            taken = weights[-1][-1].rows.shape[0]
+            rows, left = rows[taken:], left - taken
+    return tuple(BlockWeight(tuple(parts)) for parts in weights)
+
+
+def _rows(cut: Cut, first: int, count: int) -> list[Run]:
+    rows = cut.rows or Lines((Run(0, first + count),), first + count)
+    return rows.within(first, first + count)
+
+
+def _slice(run: Run) -> slice:
+    return slice(run.start, run.start + run.length)

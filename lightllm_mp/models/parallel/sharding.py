@@ -1,0 +1,197 @@
+"""What one tensor-parallel rank keeps of each parameter. Imports no torch.
+
+Attention is cut by heads. With at least as many key-value heads as ranks, each rank gets the same number of them,
+rounded up, and the queries that they serve; otherwise each key-value head is copied to `size // kv_heads` ranks, which
+share its queries. The last ranks are filled up with heads of zeros: such a head has zero queries, keys and values, and
+its columns of the output projection are zero, so that the sum over the ranks is exact.
+
+MLPs and experts are cut by width, every rank a slice of every expert; embedding and head by lines of the vocabulary.
+Both are rounded up to a multiple of MULTIPLE and filled up with zeros. What is added after a sum over ranks (the bias
+of an output projection) is on rank 0 alone. All else is on every rank.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from lightllm_mp.errors import ConfigError
+from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.spec import ModelSpec
+
+MULTIPLE = 16
+"""Local widths are a multiple of this: matrix units want aligned lines."""
+
+BY_WIDTH = {"gate_up": 2, "up": 1}
+"""Projections into an MLP, and how many blocks of its width they stack."""
+
+
+class Run(NamedTuple):
+    """`length` lines from `start` of the whole parameter, which stand at `to` in the rank's own."""
+
+    start: int
+    length: int
+    to: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines that a rank keeps along one dimension; those that no run fills are zero."""
+
+    runs: tuple[Run, ...]
+    count: int
+
+    @property
+    def padded(self) -> bool:
+        return sum(run.length for run in self.runs) < self.count
+
+    def within(self, begin: int, end: int) -> list[Run]:
+        """The runs' parts in lines begin .. end - 1 of the whole, counted from `begin`."""
+        parts = [(max(run.start, begin), min(run.start + run.length, end), run) for run in self.runs]
+        return [
+            Run(first - begin, last - first, run.to + first - run.start) for first, last, run in parts if last > first
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A rank's part of a parameter; None: all lines of that dimension."""
+
+    rows: Lines | None = None
+    columns: Lines | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Zeros fill it up."""
+        return any(lines is not None and lines.padded for lines in (self.rows, self.columns))
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The part's shape, for a parameter of shape `whole`."""
+        rows = self.rows.count if self.rows else whole[0]
+        return (rows, *whole[1:]) if self.columns is None else (rows, self.columns.count)
+
+
+WHOLE = Cut()
+
+
+class HeadShare(NamedTuple):
+    """A rank's attention heads: which of the model's it has, and how many with those that pad."""
+
+    queries: Run
+    heads: int
+    keys: Run
+    kv_heads: int
+
+
+def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
+    """The rule above. Latent attention has a key-value head per query head in this sense."""
+    total = spec.heads if spec.mla else spec.kv_heads
+    group = spec.heads // total  # queries per key-value head
+    copies, kv_heads = max(1, size // total), -(-total // size)
+    queries = -(-group // copies)
+    first, part = (rank // copies * kv_heads, rank % copies * queries) if copies > 1 else (rank * kv_heads, 0)
+    keys = _run(first, kv_heads, total)
+    begin = first * group + part
+    end = min(first + 1, total) * group if copies > 1 else total * group
+    return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
+
+
+def share(width: int, rank: int, size: int) -> Lines:
+    """A rank's part of `width` equal lines."""
+    count = _local(width, size)
+    return Lines((_run(rank * count, count, width),), count)
+
+
+def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard]:
+    """The model that one rank computes. Its `vocab` stays the whole model's."""
+    if size == 1:
+        return spec, Shard()
+    heads = head_share(spec, rank, size)
+    moe = spec.moe and msgspec.structs.replace(
+        spec.moe,
+        intermediate=_local(spec.moe.intermediate, size),
+        shared_intermediate=_local(spec.moe.shared_intermediate, size),
+    )
+    local = msgspec.structs.replace(
+        spec, heads=heads.heads, kv_heads=heads.kv_heads, intermediate=_local(spec.intermediate, size), moe=moe
+    )
+    vocab_start = rank * _local(spec.vocab, size)
+    return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads)
+
+
+def check_ranks(spec: ModelSpec, size: int) -> None:
+    """ConfigError when a model is too small for `size` ranks."""
+    if size > spec.heads:
+        raise ConfigError(f"--tp {size}: the model has {spec.heads} attention heads, at most as many ranks", param="tp")
+
+
+def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> Cut | None:
+    """What a rank keeps of a parameter of the whole model's `spec`; None: nothing, the rank does without it."""
+    if size == 1:
+        return WHOLE
+    target = re.sub(r"^layers\.\d+\.", "", param.target)
+    name = target.removesuffix(".bias")
+    kind = name.removeprefix("shared.").removeprefix("experts.")
+    if name in ("o", "down", "shared.down") and target != name:
+        return WHOLE if rank == 0 else None
+    if name in ("embed", "head"):
+        return Cut(share(spec.vocab, rank, size))
+    if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
+        return _by_heads(param, name, spec, head_share(spec, rank, size))
+    if kind in BY_WIDTH:
+        blocks = BY_WIDTH[kind] * (_experts(spec) if name.startswith("experts.") else 1)
+        return Cut(_repeated(share(param.shape[0] // blocks, rank, size), blocks, param.shape[0] // blocks))
+    if kind == "down":
+        return Cut(columns=share(param.shape[1], rank, size))
+    return WHOLE
+
+
+def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Cut:
+    queries, keys = Lines((heads.queries,), heads.heads), Lines((heads.keys,), heads.kv_heads)
+    if name == "qkv":
+        wholes = (spec.heads, spec.kv_heads, spec.kv_heads)
+        return Cut(_scaled(_stacked((queries, keys, keys), wholes), spec.head_dim))
+    if name == "o":
+        return Cut(columns=_scaled(queries, param.shape[1] // spec.heads))
+    if name in ("q_norm", "k_norm"):
+        lines, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
+        return Cut(_scaled(lines, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
+    return Cut(_scaled(queries, param.shape[0] // spec.heads))
+
+
+def _experts(spec: ModelSpec) -> int:
+    assert spec.moe is not None
+    return spec.moe.experts
+
+
+def _local(width: int, size: int) -> int:
+    """Lines of each rank's part."""
+    return -(-width // (size * MULTIPLE)) * MULTIPLE
+
+
+def _run(start: int, count: int, end: int) -> Run:
+    """The part of `count` lines from `start` that lies before `end`."""
+    return Run(start, max(0, min(count, end - start)))
+
+
+def _stacked(parts: tuple[Lines, ...], wholes: tuple[int, ...]) -> Lines:
+    """Parts of blocks that are stacked, of `wholes` lines each, as a part of the stack."""
+    runs: list[Run] = []
+    start = to = 0
+    for part, whole in zip(parts, wholes, strict=True):
+        runs += [Run(start + run.start, run.length, to + run.to) for run in part.runs]
+        start, to = start + whole, to + part.count
+    return Lines(tuple(runs), to)
+
+
+def _repeated(part: Lines, blocks: int, whole: int) -> Lines:
+    return _stacked((part,) * blocks, (whole,) * blocks)
+
+
+def _scaled(part: Lines, width: int) -> Lines:
+    """Lines of `width` elements each, as elements."""
+    return Lines(tuple(Run(*(width * number for number in run)) for run in part.runs), width * part.count)

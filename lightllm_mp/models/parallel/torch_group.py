@@ -1,0 +1,93 @@
+"""Tensor-parallel ranks that meet through torch.distributed: gloo between CPU processes, NCCL between GPUs.
+
+The ranks find each other through a file that only they have, and talk over the loopback device alone. Whoever waits for
+a rank that is gone is ended by the supervisor, which sees a death at once and a hang by its watchdog.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightllm_mp.models.parallel.one_shot_allreduce import OneShot
+
+ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    # NVLink multicast needs rights that containers often lack, and a program that dies in it can block the switch.
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    # A communicator in trouble ends its process; nothing waits for a report about it.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+
+ONE_SHOT_BYTES = {2: 2 << 20, 4: 512 << 10, 8: 256 << 10}
+"""Sums up to this size, by ranks, are computed by every rank from its peers' memory."""
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Ranks:
+    """The group as one process sees it (see models/parallel/group.py); a process has one. Raises RuntimeError when a
+    peer is lost.
+
+    `meeting` is a file that all ranks can open and that is empty at first, `timeout` (seconds) how long they wait for
+    each other. On CUDA, sums of up to `one_shot_bytes` (None: a default by `size`; 0: none) of float32 or bfloat16 do
+    without NCCL; they must not run on two streams at once. All methods but `least` may be captured in a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        meeting: str,
+        rank: int,
+        size: int,
+        device: torch.device,
+        *,
+        timeout: float = 1800.0,
+        one_shot_bytes: int | None = None,
+    ) -> None:
+        os.environ.update(ENVIRONMENT)
+        self.rank, self.size = rank, size
+        on_cuda = device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            store=dist.FileStore(meeting, size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if on_cuda else None,
+        )
+        limit = ONE_SHOT_BYTES.get(size, 0) if one_shot_bytes is None else one_shot_bytes
+        self.one_shot = OneShot(limit, device, self) if on_cuda and limit else None
+
+    def sum(self, x: Tensor) -> Tensor:
+        if self.one_shot is not None and self.one_shot.takes(x):
+            return self.one_shot.sum(x)
+        dist.all_reduce(x)
+        return x
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        parts = x.new_empty((self.size * x.shape[0], x.shape[1]))
+        _all_gather(parts, x.contiguous())
+        return parts.view(self.size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
+
+    def from_first(self, x: Tensor) -> Tensor:
+        dist.broadcast(x, src=0)
+        return x
+
+    def least(self, value: int) -> int:
+        least = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
+
+    def close(self) -> None:
+        """Leave the group; all ranks do so at about the same time."""
+        self.one_shot = None
+        dist.destroy_process_group()

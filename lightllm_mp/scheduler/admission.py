@@ -1,0 +1,35 @@
+"""The admission test applied to the running sequences and one candidate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+
+
+class Gate:
+    def __init__(self, limits: Limits, rows: Rows, kv: KvMemory) -> None:
+        self._rows, self._kv = rows, kv
+        self._capacity = capacity(limits.kv_tokens)
+        self.lengths = OutputLengths()
+
+    def admits(self, candidate: Sequence, cached: int) -> bool:
+        """Does the memory hold the candidate beside those that run? `cached` of its ids are locked in the tree.
+
+        A sequence is charged what it computes itself; the slots that nobody running has computed are a constant."""
+        rows, running = self._rows, self._rows.running()
+        planned, borrowed = rows.planned[running], rows.borrowed[running]
+        length = np.append(np.maximum(planned, rows.target[running]), len(candidate.ids))
+        prompt = np.append(rows.prompt[running], candidate.prompt_tokens)
+        limit = np.append(rows.limit[running], candidate.limit) - prompt
+        held = length - np.append(borrowed, cached)
+        room = self._capacity - (self._kv.used - int((planned - borrowed).sum()))
+        if most(held, limit + prompt - 1 - length) <= room:
+            return True
+        draws = np.concatenate((rows.draws[:, running], candidate.draws[:, None]), axis=1)
+        final = self.lengths.predict(length - prompt, limit, draws)
+        return peak(held, np.maximum(final + prompt - 1 - length, 0)) <= room

@@ -1,0 +1,110 @@
+"""The books of KV memory and queues, added up. Meant for every time the scheduler goes idle, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.ordered import Ordered
+from lightllm_mp.scheduler.prefix_tree import EMPTY, Node, RadixTree, path
+from lightllm_mp.scheduler.prompt_images import Leases
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+from lightllm_mp.scheduler.wait_queue import FairQueue
+
+
+class IntegrityError(AssertionError):
+    """The books are wrong; the message says where."""
+
+
+def check(rows: Rows, kv: KvMemory) -> None:
+    """Every slot is exactly once free, in the tree or owned by a running sequence; locks and counts add up.
+
+    O(slots + nodes)."""
+    running = [sequence for sequence in rows.sequences if sequence is not None]
+    _check_slots(rows, kv, running)
+    _check_tree(kv.tree, running)
+    for sequence in running:
+        _check_prefix(rows, sequence)
+    charged = int((rows.planned - rows.borrowed)[rows.running()].sum())
+    if charged > kv.used:
+        raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
+
+
+def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: FairQueue, prefilling: Ordered) -> None:
+    """Every live sequence either waits or has a row; those whose prompt is not planned to its end are prefilling."""
+    running = [sequence for sequence in rows.sequences if sequence is not None]
+    everybody = sorted(sequence.rid for sequence in [*waiting, *running])
+    _equal("live sequences", sorted(live), everybody)
+    _equal("rows in use", len(running), rows.total - rows.free)
+    unfinished = [s.rid for s in running if rows.planned[s.row] < rows.target[s.row]]
+    _equal("prefilling sequences", sorted(s.rid for s in prefilling), sorted(unfinished))
+
+
+def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) -> None:
+    """Images are held for the live sequences that have them, and else only while a step is in flight."""
+    holders: dict[int, int] = {}
+    for sequence in live.values():
+        if sequence.images is not None:
+            holders[sequence.images.rid] = holders.get(sequence.images.rid, 0) + 1
+    _equal("sequences that hold images, by request", leases.held, holders)
+    if leases.leaving and not in_flight:
+        raise IntegrityError(f"images of {leases.leaving} requests are kept for steps that are all answered")
+
+
+def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
+    owned = [rows.slots[s.row, rows.treed[s.row] : rows.planned[s.row]] for s in running]
+    holders = np.concatenate((kv.pool.free_slots(), *(node.slots for node in kv.tree.nodes()), *owned))
+    total = kv.pool.total
+    if holders.min(initial=0) < 0 or holders.max(initial=0) >= total:
+        raise IntegrityError(f"slots lie in 0..{total - 1}: {holders.min()}..{holders.max()}")
+    held = np.zeros(total, np.bool_)
+    held[holders] = True
+    if len(holders) == total and held.all():
+        return  # as many as there are, and each of them: so each once
+    twice = np.flatnonzero(np.bincount(holders, minlength=total) > 1)
+    lost = np.flatnonzero(~held)
+    raise IntegrityError(
+        f"{len(lost)} slots are lost, {len(twice)} held more than once: {lost[:8].tolist()}, {twice[:8].tolist()}"
+    )
+
+
+def _check_tree(tree: RadixTree, running: list[Sequence]) -> None:
+    locks: dict[Node, int] = {}
+    for sequence in running:
+        for node in path(sequence.node) if sequence.node is not None else ():
+            locks[node] = locks.get(node, 0) + 1
+    tokens = evictable = 0
+    for node in tree.nodes():
+        tokens += len(node.slots)
+        evictable += 0 if node.locks else len(node.slots)
+        _equal(f"locks of the node of ids {node.ids[:8].tolist()}", node.locks, locks.pop(node, 0))
+        _equal("ids and slots of a node", len(node.ids), len(node.slots))
+        if node.evictable and not node.queued:
+            raise IntegrityError(f"the leaf of ids {node.ids[:8].tolist()} can never be evicted")
+        if node.parent is None or node.parent.children.get(int(node.ids[0])) is not node:
+            raise IntegrityError(f"the node of ids {node.ids[:8].tolist()} is not its parent's child")
+    _equal("tokens in the tree", tree.tokens, tokens)
+    _equal("evictable tokens", tree.evictable, evictable)
+    if locks:
+        raise IntegrityError(f"{len(locks)} locked nodes are not in the tree")
+
+
+def _check_prefix(rows: Rows, sequence: Sequence) -> None:
+    """The positions a sequence shares are those of the path that it has locked."""
+    row = sequence.row
+    nodes = path(sequence.node) if sequence.node is not None else []
+    slots = np.concatenate([EMPTY, *(node.slots for node in nodes)])
+    ids = np.concatenate([EMPTY, *(node.ids for node in nodes)])
+    treed = int(rows.treed[row])
+    if not (np.array_equal(slots, rows.slots[row, :treed]) and np.array_equal(ids, rows.ids[row, :treed])):
+        raise IntegrityError(f"sequence {sequence.rid} shares {treed} positions that are not the tree's")
+    if not treed <= rows.confirmed[row] <= rows.planned[row] < rows.limit[row]:
+        raise IntegrityError(f"sequence {sequence.rid}: treed <= confirmed <= planned < limit does not hold")
+
+
+def _equal(what: str, noted: object, counted: object) -> None:
+    if noted != counted:
+        raise IntegrityError(f"{what}: {noted} noted, {counted} counted")

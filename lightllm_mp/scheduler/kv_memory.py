@@ -1,0 +1,128 @@
+"""Who holds which KV slot. Each is exactly once free, in the prefix tree, or owned by one running sequence.
+
+A sequence holds its first `Rows.treed` positions through a lock on the tree and owns the rest. What it has computed
+goes to the tree when its prefill is done, so that others share it, and when it leaves; only answered steps count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.plan import Ints
+from lightllm_mp.scheduler.counters import Counters
+from lightllm_mp.scheduler.prefix_tree import EMPTY, Node, RadixTree
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+from lightllm_mp.scheduler.slot_pool import SlotPool
+from lightllm_mp.vision.placeholders import sure_match
+
+
+class KvMemory:
+    def __init__(self, kv_tokens: int, rows: Rows, counters: Counters) -> None:
+        self.pool, self.tree = SlotPool(kv_tokens), RadixTree()
+        self._rows = rows
+        self._counters = counters
+
+    @property
+    def available(self) -> int:
+        """Slots that `take` can give."""
+        return self.pool.free + self.tree.evictable
+
+    @property
+    def used(self) -> int:
+        """Slots held by running sequences, shared ones counted once."""
+        return self.pool.total - self.available
+
+    def clear(self) -> None:
+        self.pool.clear()
+        self.tree.clear()
+
+    def take(self, n: int) -> Ints | None:
+        """int32 [n] slots, at the cost of cached prefixes if need be; None when even that is not enough."""
+        missing = n - self.pool.free
+        if missing > self.tree.evictable:
+            return None
+        if missing > 0:
+            self.pool.give_back(self.tree.evict(missing))
+            self._counters.evicted_tokens += missing
+        return self.pool.alloc(n)
+
+    def borrow(self, sequence: Sequence) -> Ints:
+        """Lock the longest known prefix of a sequence in place of the one it held; returns its slots. The last id is
+        always computed, for its logits."""
+        if not sequence.reads_cache:
+            return EMPTY
+        slots, node = self._match(sequence)
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node, sequence.tree_version = node, self.tree.version
+        return slots
+
+    def _match(self, sequence: Sequence) -> tuple[Ints, Node]:
+        """The longest known prefix that is surely the same: see `sure_match`."""
+        slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
+        sure = sure_match(len(slots), sequence.spans)
+        return (slots, node) if sure == len(slots) else self.tree.match(sequence.ids[:sure], sequence.namespace)
+
+    def _sharable(self, sequence: Sequence, ids: Ints) -> int:
+        """How many of the ids that a sequence has computed may go to the tree: not the beginning of an image alone,
+        and nothing behind what the tree has under the same ids and may be another image."""
+        if not sequence.spans:
+            return len(ids)
+        known = len(self.tree.match(ids, sequence.namespace)[0])
+        sure = sure_match(known, sequence.spans)
+        return sure_match(len(ids), sequence.spans) if sure == known else sure
+
+    def let_go(self, sequence: Sequence) -> None:
+        """Give up the lock on the shared prefix."""
+        if sequence.node is not None:
+            self.tree.unlock(sequence.node)
+        sequence.node = None
+
+    def publish(self, sequence: Sequence) -> tuple[int, int]:
+        """Hand what a running sequence has computed to the tree. Where the tree had the same prefix by now, the
+        sequence moves over to the tree's slots: returns those positions, start and end."""
+        row, rows = sequence.row, self._rows
+        start, end = int(rows.treed[row]), int(rows.confirmed[row])
+        end = self._sharable(sequence, rows.ids[row, :end])
+        node, known = self.tree.insert(rows.ids[row, :end], rows.slots[row, :end], sequence.namespace)
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node = node
+        rows.treed[row] = end
+        if known > start:
+            self.pool.give_back(rows.slots[row, start:known].copy())
+            rows.slots[row, :known] = self.tree.match(rows.ids[row, :known], sequence.namespace)[0]
+            rows.borrowed[row] = known
+        return start, max(start, known)
+
+    def catch_up(self, sequence: Sequence) -> tuple[int, int]:
+        """Somebody else may have computed more of a running sequence's prompt than itself: then that is used. Returns
+        the positions whose slots have changed, start and end."""
+        row, rows = sequence.row, self._rows
+        start, planned = int(rows.treed[row]), int(rows.planned[row])
+        if not sequence.reads_cache or sequence.tree_version == self.tree.version:
+            return start, start
+        slots, node = self._match(sequence)
+        sequence.tree_version = self.tree.version
+        if len(slots) <= planned:
+            return start, start
+        self.tree.lock(node)
+        self.let_go(sequence)
+        sequence.node = node
+        self.pool.give_back(rows.slots[row, start:planned].copy())
+        rows.start_from(row, slots)
+        return start, len(slots)
+
+    def release(self, sequence: Sequence) -> None:
+        """A running sequence gives up all its slots; the tree gets what is computed."""
+        row, rows = sequence.row, self._rows
+        treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
+        slots = rows.slots[row, :planned]
+        end = self._sharable(sequence, rows.ids[row, :confirmed]) if sequence.cached and confirmed > treed else treed
+        if end > treed:
+            _, known = self.tree.insert(rows.ids[row, :end], slots[:end], sequence.namespace)
+            self.pool.give_back(np.concatenate((slots[treed:known], slots[end:])))
+        else:
+            self.pool.give_back(slots[treed:].copy())
+        self.let_go(sequence)

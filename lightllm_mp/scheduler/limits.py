@@ -1,0 +1,127 @@
+"""What a scheduler may hand out, and what of a request fits into it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
+from lightllm_mp.messages import Facts, Tokenized
+from lightllm_mp.plan import Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    kv_tokens: int
+    """KV slots in total."""
+    rows: int
+    """Most sequences at once."""
+    max_context: int
+    """Longest prompt plus answer, in tokens."""
+    max_input: int
+    """Longest prompt, in tokens."""
+    step_tokens: int
+    """Most tokens one step computes."""
+    eos_ids: tuple[int, ...]
+    vocab_size: int
+    prompt_cache: bool = True
+    class_bounds: tuple[int, ...] = ()
+    """Longest prompts of the rotary length classes but the last."""
+    reward: bool = False
+    """Sequences are scored, not continued."""
+    reward_token: int = -1
+    """Id that a scored sequence ends with; -1: none."""
+
+    @classmethod
+    def of(cls, facts: Facts, prompt_cache: bool) -> Limits:
+        """The limits of an engine that reported `facts`."""
+        return cls(
+            kv_tokens=facts.kv_tokens,
+            rows=facts.rows,
+            max_context=facts.max_context,
+            max_input=facts.max_input,
+            step_tokens=facts.step_tokens,
+            eos_ids=facts.eos_ids,
+            vocab_size=facts.vocab_size,
+            prompt_cache=prompt_cache,
+            class_bounds=facts.class_bounds,
+            reward=facts.reward,
+            reward_token=facts.reward_token,
+        )
+
+    @property
+    def running(self) -> int:
+        """Most running sequences: each can have at least one token in every step, so none is left behind."""
+        return min(self.rows, self.step_tokens)
+
+    @property
+    def width(self) -> int:
+        """Most ids one sequence can have. The last one is never computed, so it needs no slot."""
+        return min(self.max_context, self.kv_tokens + 1)
+
+    def rope_class(self, prompt_tokens: int) -> int:
+        """The rotary length class of a prompt: it holds for the whole answer, however long that becomes."""
+        return bisect_left(self.class_bounds, prompt_tokens)
+
+
+def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
+    """The request's ids and its max_new_tokens, cut to what the context and the KV memory hold beside the prompt.
+
+    InvalidRequest or PromptTooLong when it can never be served; ValueError when the sender broke the protocol."""
+    ids = np.frombuffer(request.ids, "<i4")
+    emitted = len(ids) - request.prompt_tokens
+    if emitted < 0 or request.n < 1 or (emitted and request.n > 1):
+        raise ValueError(
+            f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.n=} do not go together"
+        )
+    _check_prompt(ids, request, limits)
+    asked = request.sampling.max_new_tokens
+    if limits.reward and asked == 0:
+        return ids, 0
+    if limits.reward:
+        raise InvalidRequest("this is a reward model: it scores prompts and answers none")
+    if asked < 1:
+        raise InvalidRequest("max_new_tokens is at least 1", param="max_new_tokens")
+    if emitted >= asked:
+        raise ValueError(f"request {request.rid}: {emitted} of {asked} tokens are emitted, nothing is left to produce")
+    max_new = min(asked, limits.width - request.prompt_tokens)
+    if emitted >= max_new:
+        raise PromptTooLong(f"prompt and answer so far have {len(ids)} tokens; they no longer fit {limits.width}")
+    return ids, max_new
+
+
+def to_score(request: Tokenized, limits: Limits) -> Tokenized:
+    """The request, ending with the id whose score is wanted if the model has such an id."""
+    token = np.array([limits.reward_token], "<i4").tobytes()
+    if limits.reward_token < 0 or not request.ids or request.ids.endswith(token):
+        return request
+    return msgspec.structs.replace(request, ids=request.ids + token, prompt_tokens=request.prompt_tokens + 1)
+
+
+def _check_prompt(ids: Ints, request: Tokenized, limits: Limits) -> None:
+    prompt_tokens = request.prompt_tokens
+    longest = min(limits.max_input, limits.width - 1)
+    if prompt_tokens == 0:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    if prompt_tokens > longest:
+        raise PromptTooLong(f"the prompt has {prompt_tokens} tokens, at most {longest} are possible", param="prompt")
+    text = _without_images(ids, request, limits) if request.spans else ids
+    if text.min(initial=0) < 0 or text.max(initial=0) >= limits.vocab_size:
+        raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="prompt")
+
+
+def _without_images(ids: Ints, request: Tokenized, limits: Limits) -> Ints:
+    """The ids outside image spans. ValueError for spans that overlap, lie outside the prompt or hold ids of text."""
+    parts, at = [], 0
+    for span in request.spans:
+        end = span.start + span.count
+        if span.start < at or span.count < 1 or end > request.prompt_tokens:
+            raise ValueError(f"request {request.rid}: an image at [{span.start}, {end}) does not fit its prompt")
+        if ids[span.start : end].min() < limits.vocab_size:
+            raise ValueError(f"request {request.rid}: ids of the vocabulary where an image stands")
+        parts.append(ids[at : span.start])
+        at = end
+    return np.concatenate([*parts, ids[at:]])

@@ -1,0 +1,171 @@
+"""The prefix tree: which token prefixes have their KV in which slots.
+
+Token grain: an edge is a run of ids of any length, split where two prompts part. A node is locked while a running
+sequence reads its slots (a lock holds the whole path to the root); what is not locked is evictable, leaves first, the
+longest unused one first. The tree owns the slots of its nodes and nothing else: it never allocates, and evicted slots
+are returned to the caller. Stamps count tree operations, so runs are repeatable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lightllm_mp.plan import Ints
+from lightllm_mp.scheduler.lru import LeafQueue
+
+EMPTY = np.empty(0, np.int32)
+
+
+class Node:
+    """`ids` and `slots` are int32 of one length; the root has none."""
+
+    __slots__ = ("children", "ids", "last_use", "locks", "parent", "queued", "slots")
+
+    def __init__(self, ids: Ints, slots: Ints, parent: Node | None) -> None:
+        self.ids, self.slots, self.parent = ids, slots, parent
+        self.children: dict[int, Node] = {}
+        """By their first id."""
+        self.locks = 0
+        self.last_use = 0
+        self.queued = False
+        """Stands in the queue of eviction candidates."""
+
+    @property
+    def evictable(self) -> bool:
+        return not self.locks and not self.children and self.parent is not None
+
+
+class RadixTree:
+    """Prefixes are kept apart by `namespace` (0 unless two prompts of equal ids may not share KV)."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; the slots are the caller's business."""
+        self._roots: dict[int, Node] = {}
+        self._leaves = LeafQueue()
+        self._clock = 0
+        self.tokens = 0
+        """Slots owned by the tree."""
+        self.evictable = 0
+        """Those of them that no lock holds."""
+        self.version = 0
+        """Grows whenever a prefix is added, so a failed match need not be tried again before."""
+
+    def match(self, ids: Ints, namespace: int = 0) -> tuple[Ints, Node]:
+        """The longest known prefix of `ids`: its slots (int32) and its last node, to be locked before they are used."""
+        node, found = self._descend(ids, namespace)
+        return (np.concatenate(found) if found else EMPTY), node
+
+    def insert(self, ids: Ints, slots: Ints, namespace: int = 0) -> tuple[Node, int]:
+        """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: the tree keeps
+        its own slots for those and takes over `slots` from there on."""
+        node, found = self._descend(ids, namespace)
+        known = sum(map(len, found))
+        if known < len(ids):
+            node = self._grow(node, ids[known:].copy(), slots[known:].copy())
+        return node, known
+
+    def lock(self, node: Node) -> None:
+        for part in _path(node):
+            if not part.locks:
+                self.evictable -= len(part.slots)
+            part.locks += 1
+
+    def unlock(self, node: Node) -> None:
+        for part in _path(node):
+            part.locks -= 1
+            if not part.locks:
+                self.evictable += len(part.slots)
+                self._leaves.offer(part)
+
+    def evict(self, n: int) -> Ints:
+        """Forget the `n` longest unused tokens (fewer if fewer are evictable); returns their slots."""
+        freed: list[Ints] = []
+        while n > 0 and (leaf := self._leaves.oldest()) is not None:
+            freed.append(self._trim(leaf, min(n, len(leaf.slots))))
+            n -= len(freed[-1])
+        return np.concatenate(freed) if freed else EMPTY
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes but the roots, parents first."""
+        left = [child for root in self._roots.values() for child in root.children.values()]
+        while left:
+            yield (node := left.pop())
+            left.extend(node.children.values())
+
+    def _descend(self, ids: Ints, namespace: int) -> tuple[Node, list[Ints]]:
+        """The node where the known prefix of `ids` ends (split there if need be) and the slots on the way."""
+        node = self._roots.get(namespace)
+        if node is None:
+            node = self._roots[namespace] = Node(EMPTY, EMPTY, None)
+        self._clock += 1
+        at, found = 0, []
+        while at < len(ids) and (child := node.children.get(int(ids[at]))) is not None:
+            common = _common(child.ids, ids[at:])
+            parted = common < len(child.ids)
+            node = self._split(child, common) if parted else child
+            node.last_use = self._clock
+            found.append(node.slots)
+            at += common
+            if parted:
+                break
+        return node, found
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut `node` in two and return the upper part. `node` itself becomes the lower one: locks hold their end."""
+        upper = Node(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
+        upper.locks, upper.last_use = node.locks, node.last_use
+        assert node.parent is not None
+        node.parent.children[int(upper.ids[0])] = upper
+        node.ids, node.slots, node.parent = node.ids[at:].copy(), node.slots[at:].copy(), upper
+        upper.children[int(node.ids[0])] = node
+        return upper
+
+    def _grow(self, parent: Node, ids: Ints, slots: Ints) -> Node:
+        node = Node(ids, slots, parent)
+        parent.children[int(ids[0])] = node
+        node.last_use = self._clock
+        self.tokens += len(slots)
+        self.evictable += len(slots)
+        self.version += 1
+        self._leaves.offer(node)
+        return node
+
+    def _trim(self, leaf: Node, n: int) -> Ints:
+        """Take the last `n` tokens off a leaf; without tokens it is gone."""
+        keep = len(leaf.slots) - n
+        slots = leaf.slots[keep:]
+        self.tokens -= n
+        self.evictable -= n
+        if keep:
+            leaf.ids, leaf.slots = leaf.ids[:keep], leaf.slots[:keep]
+            return slots
+        parent = leaf.parent
+        assert parent is not None
+        del parent.children[int(leaf.ids[0])]
+        leaf.parent = None
+        self._leaves.offer(parent)
+        return slots
+
+
+def path(node: Node) -> list[Node]:
+    """The nodes from the root's child down to `node`."""
+    return list(_path(node))[::-1]
+
+
+def _path(node: Node) -> Iterator[Node]:
+    while node.parent is not None:
+        yield node
+        node = node.parent
+
+
+def _common(a: Ints, b: Ints) -> int:
+    """Length of the common prefix."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    first = int(differs.argmax())
+    return first if differs[first] else n

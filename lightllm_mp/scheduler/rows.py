@@ -1,0 +1,97 @@
+"""The running sequences as columns: what a decode step reads and writes is one numpy operation for all of them.
+
+For a sequence with ids 0 .. k - 1 known, positions below `planned` are computed by plans given out, those below
+`confirmed` by plans that have been answered. Computing position p samples id p + 1.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from lightllm_mp.plan import Ints
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.output_lengths import SAMPLES
+from lightllm_mp.scheduler.sequence import Sequence
+
+
+class Rows:
+    """Row numbers are the worker's; the lowest free one is taken. An empty row has life 0 and limit 0."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.total = limits.running
+        self._width = limits.width
+        self._lives = 0
+        self.clear()
+
+    def clear(self) -> None:
+        n = self.total
+        self.sequences: list[Sequence | None] = [None] * n
+        self.life = np.zeros(n, np.int64)
+        """Number of the row's present stay; a step's answer for an earlier one is dropped."""
+        self.rid = np.zeros(n, np.int64)
+        self.prompt = np.zeros(n, np.int64)
+        self.target = np.zeros(n, np.int64)
+        """Ids known at the start: below this is prefill, from here on decode."""
+        self.limit = np.zeros(n, np.int64)
+        self.planned = np.zeros(n, np.int64)
+        self.confirmed = np.zeros(n, np.int64)
+        self.treed = np.zeros(n, np.int64)
+        """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
+        self.borrowed = np.zeros(n, np.int64)
+        """Leading positions that somebody else has computed."""
+        self.tenant = np.zeros(n, np.int64)
+        self.scored = np.zeros(n, np.bool_)
+        """Prompts that get a score in place of an answer."""
+        self.heeds_eos = np.zeros(n, np.bool_)
+        self.has_stop_ids = np.zeros(n, np.bool_)
+        self.stop_ids: list[frozenset[int]] = [frozenset()] * n
+        self.draws = np.zeros((SAMPLES, n))
+        # Host copies of the worker's tables. Untouched pages cost no memory.
+        self.ids: Ints = np.zeros((n, self._width), np.int32)
+        self.slots: Ints = np.zeros((n, self._width), np.int32)
+        self._free = list(range(n))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def seat(self, sequence: Sequence, slots: Ints) -> None:
+        """Give a row to a sequence whose first len(slots) positions are in the tree."""
+        row = sequence.row = heapq.heappop(self._free)
+        self._lives += 1
+        self.sequences[row] = sequence
+        self.life[row], self.rid[row] = self._lives, sequence.rid
+        self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
+        self.limit[row] = sequence.limit
+        self.tenant[row], self.scored[row] = sequence.tenant, sequence.scored
+        self.heeds_eos[row] = not sequence.sampling.ignore_eos
+        self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
+        self.draws[:, row] = sequence.draws
+        self.ids[row, : len(sequence.ids)] = sequence.ids
+        self.start_from(row, slots)
+
+    def start_from(self, row: int, slots: Ints) -> None:
+        """The row's first len(slots) positions need no computing."""
+        known = len(slots)
+        self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
+        self.slots[row, :known] = slots
+
+    def vacate(self, sequence: Sequence) -> None:
+        row, sequence.row = sequence.row, -1
+        self.sequences[row] = None
+        self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
+        heapq.heappush(self._free, row)
+
+    def running(self) -> np.ndarray:
+        """int64 [n] rows in use."""
+        return np.flatnonzero(self.life)
+
+    def decoding(self) -> np.ndarray:
+        """int64 [n] rows past their prefill with a token left to compute."""
+        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1))
+
+    def known(self, row: int) -> int:
+        """How many of the row's ids have been confirmed."""
+        return int(max(self.target[row], self.confirmed[row] + 1))

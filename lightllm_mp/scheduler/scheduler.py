@@ -1,0 +1,399 @@
+"""What is computed next, for whom, with which slots.
+
+The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
+before `done`. One thread, no clock of its own: the same calls give the same plans.
+
+A plan gives every decoding sequence one token and shares the rest of its tokens between prompts (chunks.py). Who may
+start is asked of the gate (admission.py). When slots run out, cached prefixes are forgotten, and when that is not
+enough, the youngest sequence of the lowest priority goes back to the queue; its tokens stay in the tree as long as
+nobody needs their slots. After that nobody starts before somebody has ended.
+
+Who waits is served in this order: the tenant that has been served least (fairness.py), then priority, the earliest
+deadline, arrival. What is past its deadline is not begun; the front tells its client and aborts it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from lightllm_mp.messages import (
+    ABORT,
+    LENGTH,
+    STOP,
+    Close,
+    Embedded,
+    Release,
+    Scheduled,
+    Scored,
+    StepDone,
+    Tokenized,
+    Tokens,
+    Wire,
+)
+from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.chunks import service_order
+from lightllm_mp.scheduler.counters import Counters
+from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
+from lightllm_mp.scheduler.flight import Flight
+from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
+from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.ordered import Ordered
+from lightllm_mp.scheduler.prompt_images import Leases
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence, sequences_of
+from lightllm_mp.scheduler.step_writer import write_step
+from lightllm_mp.scheduler.wait_queue import FairQueue, Shares
+
+__all__ = ["Limits", "Scheduler"]
+
+BURST = 32
+"""Sequences that are admitted in one step even if fewer fill it."""
+
+
+class Scheduler:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._rows = Rows(limits)
+        self._counters = Counters()
+        self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
+        self._gate = Gate(limits, self._rows, self._kv)
+        self._live: dict[int, Sequence] = {}
+        self._shares = Shares()
+        self._waiting, self._prefilling = FairQueue(self._shares), Ordered()
+        self._flights: deque[Flight] = deque()
+        self._events: list[Wire] = []
+        self._moved: list[tuple[int, int, int, int]] = []
+        """(row, life, start, end): positions whose slots the worker does not know yet."""
+        self._held = False
+        """Somebody was preempted and nobody has ended since."""
+        self._arrivals = 0
+        self._leases = Leases()
+        self._random = np.random.Generator(np.random.PCG64(0))
+
+    # --- requests come and go -----------------------------------------------------------------------------------------
+
+    def add(self, request: Tokenized, embedded: Embedded | None = None) -> None:
+        """Queue the n sequences of a request; with images, `embedded` says where these are, and once the request is
+        taken in, a Release among the events gives them back. PromptTooLong or InvalidRequest when it can never be
+        served."""
+        sequences = sequences_of(request, self.limits, self._arrivals, self._random, embedded)
+        if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
+            raise ValueError(f"sequences {known} are already here")
+        self._arrivals += len(sequences)
+        tenant = self._shares.enter(request.tenant, len(sequences))
+        self._leases.hold(sequences[0].images, len(sequences))
+        for sequence in sequences:
+            self._live[sequence.rid], sequence.tenant = sequence, tenant
+            self._waiting.add(sequence)
+
+    def abort(self, rid: int) -> None:
+        """Nobody waits for this sequence any more."""
+        if (sequence := self._live.get(rid)) is not None:
+            self._end(sequence, ABORT)
+            if sequence.opened and not sequence.scored:
+                self._events.append(Close(rid))
+
+    def stop_matched(self, rid: int) -> None:
+        """The text of this sequence ended at a stop string."""
+        if (sequence := self._live.get(rid)) is not None:
+            self._end(sequence, STOP)
+
+    def reset(self, keep_cache: bool) -> None:
+        """Drop all requests and steps. The prefix tree holds only what answered steps have computed, so it may be
+        kept if the worker kept its memory."""
+        for sequence in self._live.values():
+            if sequence.row >= 0:
+                self._leave(sequence)
+        if not keep_cache:
+            self._kv.clear()
+        held = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
+        for queue in held:
+            queue.clear()
+        self._leases.clear()
+        self._held = False
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def plan(self, now: float = 0.0) -> bytes | None:
+        """The next step, packed (see plan.py), or None when nothing can be computed before the next `done` or `add`.
+        `now`: monotonic time in seconds; what should have begun before it does not begin.
+
+        Answers are not waited for: a plan names rows and positions only. Out of slots with a step in flight it is
+        None, because that step's answer may free some."""
+        decoding = self._decode()
+        if decoding is None:
+            return None
+        self._admit(now)
+        chunks = self._chunks(self.limits.step_tokens - len(decoding))
+        while not (chunks or len(decoding) or self._flights) and len(self._prefilling):
+            self._preempt(self._youngest())
+            chunks = self._chunks(self.limits.step_tokens)
+        if not (chunks or len(decoding)):
+            return None
+        return self._write(decoding, chunks)
+
+    def done(self, answer: StepDone) -> None:
+        """The oldest step in flight has been computed. RuntimeError when this is not its answer."""
+        flight = self._flights.popleft() if self._flights else None
+        if flight is None or flight.step != answer.step:
+            raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
+        self._give_back(self._leases.answered(answer.step))
+        rows = self._rows
+        alive = rows.life[flight.rows] == flight.lives
+        taken, ends = flight.rows[alive], flight.ends[alive]
+        rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
+        for index, logprobs, top_ids, top_logprobs in answer.prompt:
+            sequence = rows.sequences[flight.rows[index]] if alive[index] else None
+            if sequence is not None and sequence.scores is not None:
+                sequence.scores.add(logprobs, top_ids, top_logprobs)
+        self._finish_prefills(flight, alive)
+        self._take_tokens(flight, alive, answer)
+        self._take_scores(flight, alive, answer)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)
+
+    @property
+    def has_work(self) -> bool:
+        """A sequence waits or runs."""
+        return bool(self._live)
+
+    def take_events(self) -> list[Wire]:
+        """Messages since the last call, in order: Scheduled and Scored for the front, Release for the visual actor,
+        others for the detokenizer."""
+        events, self._events = self._events, []
+        return events
+
+    # --- composing a step ---------------------------------------------------------------------------------------------
+
+    def _decode(self) -> np.ndarray | None:
+        """Give every decoding row a slot for its next token; the rows, or None to wait for a step in flight."""
+        rows = self._rows
+        decoding = rows.decoding()
+        while (slots := self._kv.take(len(decoding))) is None:
+            if self._flights:
+                return None
+            self._preempt(self._youngest())
+            decoding = rows.decoding()
+        rows.slots[decoding, rows.planned[decoding]] = slots
+        rows.planned[decoding] += 1
+        self._shares.produces(rows.tenant[decoding])
+        return decoding
+
+    def _admit(self, now: float) -> None:
+        """Seat sequences from the queue, in order, as long as the gate lets them pass. A burst is taken in over several
+        steps, each as many as fill it, so that those who decode need not wait for all the tests."""
+        if not len(self._waiting) or (self._held and self._rows.free < self._rows.total):
+            return
+        admitted: list[Sequence] = []
+        tokens = 0
+        for sequence in self._waiting:
+            if sequence.waits_for_leader or sequence.expired(now):
+                continue
+            if len(admitted) >= BURST and tokens >= self.limits.step_tokens:
+                break
+            if not self._rows.free or not self._seat(sequence):
+                break
+            admitted.append(sequence)
+            left = int(self._rows.target[sequence.row] - self._rows.planned[sequence.row])
+            self._shares.computes(sequence.tenant, left)
+            tokens += left
+        for sequence in admitted:
+            self._waiting.remove(sequence)
+            self._prefilling.add(sequence)
+        self._counters.admitted += len(admitted)
+
+    def _seat(self, sequence: Sequence) -> bool:
+        slots = self._kv.borrow(sequence)
+        alone = self._rows.free == self._rows.total
+        if not alone and not self._gate.admits(sequence, len(slots)):
+            self._kv.let_go(sequence)
+            return False
+        self._rows.seat(sequence, slots)
+        sequence.due.begun = True
+        if sequence.group is not None and not sequence.group.ready:
+            sequence.group.leader = sequence
+        return True
+
+    def _chunks(self, budget: int) -> dict[Sequence, int]:
+        """Give prompts slots for their next chunks; the sequences with their chunk's start."""
+        prompts = list(self._prefilling)
+        rows, starts = self._rows, dict[Sequence, int]()
+        left = [(s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
+        for index, most in service_order(left, budget):
+            if not (budget and self._kv.available):
+                break
+            sequence = prompts[index]
+            row = sequence.row
+            if sequence not in starts:
+                self._catch_up(sequence)
+            start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
+            slots = self._kv.take(min(count, self._kv.available))
+            if slots is None or not len(slots):
+                continue
+            rows.slots[row, start : start + len(slots)] = slots
+            rows.planned[row] += len(slots)
+            starts.setdefault(sequence, start)
+            budget -= len(slots)
+        return starts
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """Since it was admitted, somebody else may have computed more of its prompt."""
+        start, end = self._kv.catch_up(sequence)
+        if sequence.uploaded and start < end:
+            self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
+
+    def _announce(self, sequence: Sequence, cached: int) -> None:
+        """Its first chunk is planned: the detokenizer learns of a sequence, once; it has no part in scores."""
+        sequence.opened = True
+        self._events.append(Scheduled(sequence.rid) if sequence.scored else sequence.open(cached))
+        self._counters.prompt_tokens += sequence.prompt_tokens
+        if sequence.reads_cache:
+            self._counters.prefix_queries_tokens += len(sequence.ids)
+            self._counters.prefix_hit_tokens += cached
+
+    def _write(self, decoding: np.ndarray, chunks: dict[Sequence, int]) -> bytes:
+        rows = self._rows
+        moved = [(row, start, end) for row, life, start, end in self._moved if rows.life[row] == life]
+        self._moved.clear()
+        plan, flight = write_step(self._counters.steps, rows, moved, decoding, chunks)
+        self._counters.steps += 1
+        self._flights.append(flight)
+        for sequence, start in chunks.items():
+            if not sequence.opened:
+                self._announce(sequence, start)
+            if rows.planned[sequence.row] == rows.target[sequence.row]:
+                self._prefilling.remove(sequence)
+        return plan
+
+    # --- retiring a step ----------------------------------------------------------------------------------------------
+
+    def _finish_prefills(self, flight: Flight, alive: np.ndarray) -> None:
+        """Prompts computed to their end go to the tree; who waited for them may start."""
+        for index in range(flight.decodes, len(flight.rows)):
+            whole = alive[index] and (flight.sampled[index] or flight.scored[index])
+            sequence = self._rows.sequences[flight.rows[index]] if whole else None
+            if sequence is None:
+                continue
+            if sequence.scores is not None:
+                self._events.append(sequence.scores.message(sequence.rid, sequence.ids, sequence.spans))
+                sequence.scores_sent()
+            if sequence.cached:
+                start, end = self._kv.publish(sequence)
+                if start < end:
+                    self._moved.append((sequence.row, int(flight.lives[index]), start, end))
+            if sequence.group is not None:
+                sequence.group.ready = True
+
+    def _take_tokens(self, flight: Flight, alive: np.ndarray, answer: StepDone) -> None:
+        ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
+        if not len(ids) == len(logprobs) == np.count_nonzero(flight.sampled):
+            raise RuntimeError(
+                f"step {answer.step} has {len(ids)} ids for {np.count_nonzero(flight.sampled)} sequences"
+            )
+        keep = alive[flight.sampled]
+        wanted = alive & flight.sampled
+        rows, ends = flight.rows[wanted], flight.ends[wanted]
+        if not len(rows):
+            return
+        ids = ids[keep]
+        self._rows.ids[rows, ends] = ids
+        finish = finish_reasons(self._rows, self.limits.eos_ids, rows, ends, ids)
+        self._events.append(
+            Tokens(
+                rids=self._rows.rid[rows].tobytes(),
+                ids=ids.tobytes(),
+                logprobs=logprobs[keep].tobytes(),
+                finish=finish.tobytes(),
+                top=renumber(answer.top, keep),
+            )
+        )
+        self._counters.generation_tokens += len(rows)
+        for index in np.flatnonzero(finish):
+            sequence = self._rows.sequences[rows[index]]
+            assert sequence is not None
+            self._end(sequence, int(finish[index]))
+
+    def _take_scores(self, flight: Flight, alive: np.ndarray, answer: StepDone) -> None:
+        scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
+        if len(scores) != len(scored):
+            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
+        for index, score in zip(scored.tolist(), scores.tolist(), strict=True):
+            sequence = self._rows.sequences[flight.rows[index]] if alive[index] else None
+            if sequence is not None:
+                self._events.append(Scored(sequence.rid, score, sequence.prompt_tokens))
+                self._end(sequence, STOP)
+
+    # --- leaving ------------------------------------------------------------------------------------------------------
+
+    def _end(self, sequence: Sequence, reason: int) -> None:
+        """A sequence is over: its slots are free at once, because plans are executed in order."""
+        produced = len(sequence.ids)
+        if sequence.row >= 0:
+            produced = self._rows.known(sequence.row)
+            self._leave(sequence)
+            self._held = False
+        else:
+            self._waiting.remove(sequence)
+        del self._live[sequence.rid]
+        self._shares.leave(sequence.tenant)
+        self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
+        if reason != ABORT:
+            self._gate.lengths.record(produced - sequence.prompt_tokens)
+        self._count_end(reason)
+
+    def _give_back(self, rids: list[int]) -> None:
+        self._events += [Release(rid) for rid in rids]
+
+    def _count_end(self, reason: int) -> None:
+        self._counters.finished_stop += reason == STOP
+        self._counters.finished_length += reason == LENGTH
+        self._counters.finished_abort += reason == ABORT
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue, to its place by arrival; nothing is in flight. What it has produced is now its prompt."""
+        row = sequence.row
+        sequence.ids = self._rows.ids[row, : self._rows.known(row)].copy()
+        self._leave(sequence)
+        if sequence.scores is not None:
+            sequence.scores.clear()
+        self._waiting.add(sequence)
+        self._counters.preemptions += 1
+        self._held = True
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A running sequence gives up its slots and its row."""
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        if sequence.group is not None and sequence.group.leader is sequence:
+            sequence.group.leader = None
+        self._kv.release(sequence)
+        self._rows.vacate(sequence)
+        sequence.uploaded = 0
+
+    def _youngest(self) -> Sequence:
+        """Of the running sequences the one that is served last."""
+        return max((s for s in self._rows.sequences if s is not None), key=lambda s: s.order)
+
+    # --- looking at it ------------------------------------------------------------------------------------------------
+
+    def gauges(self) -> dict[str, float]:
+        """What is the case now, and the counters (which never decrease)."""
+        return {
+            "running": self._rows.total - self._rows.free,
+            "waiting": len(self._waiting),
+            "kv_used": self._kv.used,
+            "kv_cached": self._kv.tree.evictable,
+            "kv_total": self.limits.kv_tokens,
+            **self._counters.by_name(),
+        }
+
+    def check_integrity(self) -> None:
+        """IntegrityError when a slot, a lock or a sequence is not accounted for exactly once."""
+        check(self._rows, self._kv)
+        check_queues(self._rows, self._live, self._waiting, self._prefilling)
+        check_leases(self._live, self._leases, bool(self._flights))

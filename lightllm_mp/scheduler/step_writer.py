@@ -1,0 +1,65 @@
+"""Turns what the scheduler has decided for a step into a plan's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from lightllm_mp.plan import PlanBuilder
+from lightllm_mp.scheduler.flight import Flight
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+
+
+def write_step(
+    step: int,
+    rows: Rows,
+    moved: Iterable[tuple[int, int, int]],
+    decoding: np.ndarray,
+    chunks: Mapping[Sequence, int],
+) -> tuple[bytes, Flight]:
+    """Rows `decoding` compute their last planned position, the sequences of `chunks` what they have planned from the
+    given start on. `moved`: (row, start, end) of positions whose slots have changed. Notes what is uploaded."""
+    builder = PlanBuilder(step)
+    for row, start, end in moved:
+        builder.write_slots(row, start, rows.slots[row, start:end])
+    if len(decoding):
+        positions = rows.planned[decoding] - 1
+        builder.write_slot_each(decoding, positions, rows.slots[decoding, positions])
+        builder.add_each(decoding, positions)
+    ordered = sorted(chunks, key=lambda sequence: _place(rows, sequence, chunks[sequence]))
+    for sequence in ordered:
+        _write_chunk(builder, rows, sequence, chunks[sequence])
+    taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
+    ends, scored = rows.planned[taken], rows.scored[taken]
+    whole = ends >= rows.target[taken]
+    return builder.pack(), Flight(step, taken, rows.life[taken], ends, whole & ~scored, len(decoding), whole & scored)
+
+
+def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
+    """One-token chunks stand beside the decode tokens, those that are sampled first."""
+    end = rows.planned[sequence.row]
+    return bool(end - start > 1), bool(end < rows.target[sequence.row])
+
+
+def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: int) -> None:
+    row = sequence.row
+    end, target = int(rows.planned[row]), int(rows.target[row])
+    if not sequence.uploaded:
+        shift = sequence.images.shift if sequence.images is not None else 0
+        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class, shift)
+    first = start if sequence.uploaded else 0
+    builder.write_slots(row, first, rows.slots[row, first:end])
+    # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
+    upto = min(end + 1, target)
+    if sequence.uploaded < upto:
+        builder.write_ids(row, sequence.uploaded, rows.ids[row, sequence.uploaded : upto])
+    sequence.uploaded = upto
+    whole = end == target
+    builder.add(row, start, end - start, sample=whole and not sequence.scored, score=whole and sequence.scored)
+    if sequence.images is not None:
+        for part in sequence.images.parts(start, end):
+            builder.add_image(row, *part)
+        if len(lines := sequence.images.rotary_lines(start, end)):
+            builder.write_rotary(row, start, lines)

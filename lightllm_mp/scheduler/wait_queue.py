@@ -1,0 +1,96 @@
+"""Who is served next when several tenants wait: the one that has been served least.
+
+Virtual token counters after "Fairness in Serving Large Language Models" (OSDI'24): each tenant is charged for the
+prompt tokens that are computed for it and for the tokens it gets; whoever comes back after a pause is lifted to the
+least of those who stayed, so that nobody saves up a claim. A tenant that has the engine for itself uses all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.scheduler.ordered import Ordered
+from lightllm_mp.scheduler.sequence import Sequence
+
+OUTPUT_WEIGHT = 2.0
+"""What a produced token costs in computed prompt tokens, as in the paper."""
+
+
+class Shares:
+    """What each tenant has been served, in prompt tokens. Tenants are numbers counted from 0 as they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self._served = np.zeros(0)
+        self._live = np.zeros(0, np.int64)
+
+    def clear(self) -> None:
+        self._numbers.clear()
+        self._served, self._live = np.zeros(0), np.zeros(0, np.int64)
+
+    def enter(self, tenant: bytes, sequences: int) -> int:
+        """So many sequences of the tenant have come; its number."""
+        if not self._live.any():
+            self.clear()  # what was before all was quiet does not count
+        number = self._numbers.setdefault(tenant, len(self._numbers))
+        if number == len(self._served):
+            self._served, self._live = np.append(self._served, 0.0), np.append(self._live, 0)
+        if not self._live[number] and self._live.any():
+            self._served[number] = max(self._served[number], self._served[self._live > 0].min())
+        self._live[number] += sequences
+        return number
+
+    def leave(self, number: int) -> None:
+        """One of the tenant's sequences has ended."""
+        self._live[number] -= 1
+
+    def computes(self, number: int, tokens: int) -> None:
+        """So many prompt tokens are going to be computed for the tenant."""
+        self._served[number] += tokens
+
+    def produces(self, numbers: NDArray[np.int64]) -> None:
+        """One token for each entry [n] of `numbers`."""
+        if len(self._served) > 1:
+            self._served += OUTPUT_WEIGHT * np.bincount(numbers, minlength=len(self._served))
+
+    def least(self, numbers: Iterable[int]) -> int:
+        """Of these tenants the one that has been served least."""
+        return min(numbers, key=lambda number: (self._served[number], number))
+
+
+class FairQueue:
+    """Waiting sequences: of the tenant that has been served least, the first in order."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._queues: dict[int, Ordered] = {}
+
+    def add(self, sequence: Sequence) -> None:
+        self._queues.setdefault(sequence.tenant, Ordered()).add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        queue = self._queues[sequence.tenant]
+        queue.remove(sequence)
+        if not len(queue):
+            del self._queues[sequence.tenant]
+
+    def clear(self) -> None:
+        self._queues.clear()
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Whom to serve, asked anew after each: what is charged to its tenant meanwhile counts. Nobody may come or go
+        while this is running."""
+        left = {tenant: iter(queue) for tenant, queue in self._queues.items()}
+        while left:
+            tenant = self._shares.least(left) if len(left) > 1 else next(iter(left))
+            sequence = next(left[tenant], None)
+            if sequence is None:
+                del left[tenant]
+            else:
+                yield sequence
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))

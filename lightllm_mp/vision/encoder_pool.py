@@ -1,0 +1,51 @@
+"""Several copies of a tower, each on a device of its own and with a thread of its own, behind the face of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from lightllm_mp.vision.encoder import VisionEncoder
+from lightllm_mp.vision.encoder_batcher import EncoderBatches, Write
+from lightllm_mp.vision.preprocess import Preprocessed
+
+
+class Towers:
+    """A picture goes to the encoder with the fewest patches before it. `budget` is the most patches of one batch; what
+    this says of itself is the sum over all encoders."""
+
+    def __init__(self, encoders: Sequence[VisionEncoder], budget: int) -> None:
+        self._all = [EncoderBatches(encoder, budget) for encoder in encoders]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def full(self) -> bool:
+        """Every encoder has its next two batches already."""
+        return all(one.waiting >= 2 * one.budget for one in self._all)
+
+    @property
+    def queued(self) -> int:
+        """Pictures that are decoded and not yet encoded."""
+        return sum(one.queued for one in self._all)
+
+    @property
+    def batches(self) -> int:
+        return sum(one.batches for one in self._all)
+
+    @property
+    def images(self) -> int:
+        return sum(one.images for one in self._all)
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self._all)
+
+    def encode(self, image: Preprocessed, write: Write) -> asyncio.Future[None]:
+        """As EncoderBatches.encode; `write` is called in the thread of whichever encoder it is."""
+        return min(self._all, key=lambda one: one.load).encode(image, write)
+
+    def close(self) -> None:
+        for one in self._all:
+            one.close()

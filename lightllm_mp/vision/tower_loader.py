@@ -1,0 +1,115 @@
+"""Loads the vision half of a model folder into a `VisionEncoder`, reading no tensor of the language model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, open_folder
+from lightllm_mp.models.checkpoint.gguf import read_gguf
+from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
+from lightllm_mp.vision.encoder import VisionEncoder
+from lightllm_mp.vision.spec import VisionModel
+from lightllm_mp.vision.tower_rules import Section, sections
+
+DEVIATION = 0.02
+"""Of weights that nobody trained."""
+
+
+def load_encoder(
+    model: VisionModel,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+) -> VisionEncoder:
+    """The encoder of `load_weights`."""
+    return VisionEncoder(model.spec, load_weights(model, device=device, dtype=dtype, load_format=load_format))
+
+
+def load_weights(
+    model: VisionModel,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+) -> dict[str, Tensor]:
+    """Weights by target (see weights.py), of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+
+    Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
+    """
+    device = torch.device(device)
+    weights: dict[str, Tensor] = {}
+    if load_format == "dummy":
+        for section in sections(model):
+            weights |= _random(section.params, device, dtype)
+    else:
+        checkpoints = {folder: _opened(folder) for folder in {model.folder, model.tower}}
+        for section in sections(model):
+            weights |= _read(section, checkpoints[section.folder], device, dtype)
+    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
+        weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
+    return weights
+
+
+def _opened(path: Path) -> Checkpoint:
+    return GGUFTensors(read_gguf(path)) if path.is_file() else open_folder(path)
+
+
+def _read(section: Section, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    prefix = _prefix(section, checkpoint)
+    found = {name.removeprefix(prefix): shape for name, shape in checkpoint.shapes.items() if name.startswith(prefix)}
+    check_names(section.params, found, section.ignore, f"{section.folder} ({prefix}*)")
+    return _assembled(section.params, _streamed(checkpoint, prefix, section.params), device, dtype)
+
+
+def _prefix(section: Section, checkpoint: Checkpoint) -> str:
+    first = section.params[0].pieces[0].name
+    for prefix in section.prefixes:
+        if prefix + first in checkpoint.shapes:
+            return prefix
+    raise ModelError(f"{section.folder}: missing tensor {section.prefixes[0]}{first}")
+
+
+def _streamed(checkpoint: Checkpoint, prefix: str, params: Iterable[Param]) -> Iterator[tuple[str, Tensor]]:
+    wanted = {prefix + piece.name for param in params for piece in param.pieces}
+    for name, tensor in checkpoint.stream(wanted):
+        yield name.removeprefix(prefix), tensor
+
+
+def _assembled(
+    params: Iterable[Param], tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Parameters by target: pieces are stacked along the first dimension as they come."""
+    weights = {param.target: torch.empty(param.shape, dtype=dtype, device=device) for param in params}
+    places = {}
+    for param in params:
+        row = 0
+        for piece in param.pieces:
+            places[piece.name] = (param.target, row, piece)
+            row += piece.shape[0]
+    for name, tensor in tensors:
+        target, row, piece = places[name]
+        weights[target][row : row + piece.shape[0]].copy_(piece.transform(tensor) if piece.transform else tensor)
+    return weights
+
+
+def _random(params: Iterable[Param], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Matrices normal around 0, norms that leave their input's scale, biases of zero."""
+    weights = {}
+    for param in params:
+        made = torch.empty(param.shape, dtype=dtype, device=device)
+        if param.target.endswith("norm"):
+            weights[param.target] = made.fill_(1.0)
+        elif param.target.endswith(".bias"):
+            weights[param.target] = made.zero_()
+        else:
+            generator = torch.Generator(device).manual_seed(zlib.crc32(param.target.encode()))
+            weights[param.target] = made.normal_(0.0, DEVIATION, generator=generator)
+    return weights

@@ -1,0 +1,183 @@
+"""A repair of the engine as its front sees it: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+
+import pytest
+
+from lightllm_mp import messages as say
+from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
+from tests.actors.front.front_lanes import FACTS, collect, make, submit, texts
+
+
+def test_resumed_with_what_was_passed_on():
+    async def body():
+        frontend, lanes = make()
+        live = submit(frontend, n=3, sampling=Sampling(seed=7, prompt_logprobs=1))
+        frontend.deliver(say.PromptLogprobs(live.rid, b"", b"", 0))
+        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING), (live.rid + 1, 2, "b", 1, STOP)))
+        frontend.reset()
+        lanes.tokenizer.clear()
+        frontend.begin(say.Begin(epoch=1, facts=FACTS))
+        again = lanes.tokenizer
+        assert [(m.rid, m.n, m.sampling.seed, m.emitted) for m in again] == [
+            (live.rid, 1, 7, array("i", [1]).tobytes()),
+            (live.rid + 2, 1, 9, b""),
+        ]
+        assert again[0].sampling.prompt_logprobs == -1  # they are here already
+        assert again[0].text == "hello"
+        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))  # said before: not passed on twice
+        frontend.deliver(texts((live.rid, 4, "d", 2, STOP), (live.rid + 2, 5, "e", 1, STOP)))
+        assert [(e.index, e.text) for e in await collect(live)] == [(0, "a"), (1, "b"), (0, "d"), (2, "e")]
+
+    asyncio.run(body())
+
+
+def test_an_end_without_a_further_token():
+    async def body():
+        frontend, _ = make()
+        live = submit(frontend)
+        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))
+        frontend.deliver(texts((live.rid, 1, "", 1, LENGTH)))
+        assert [(e.id, e.finish) for e in await collect(live)] == [(1, None), (-1, "length")]
+        assert list(live.answers[0].ids) == [1]
+
+    asyncio.run(body())
+
+
+def test_accepted_and_held_during_a_repair():
+    async def body():
+        frontend, lanes = make()
+        frontend.reset()
+        assert frontend.trouble == "repairing"
+        live = submit(frontend)
+        gone = submit(frontend)
+        gone.close()
+        counting = asyncio.create_task(frontend.count("a b"))
+        await asyncio.sleep(0)
+        assert lanes.tokenizer == lanes.router == []
+        frontend.begin(say.Begin(epoch=1, facts=FACTS))
+        assert [type(m) for m in lanes.tokenizer] == [say.Generate, say.Count]
+        assert lanes.tokenizer[0].rid == live.rid
+        frontend.deliver(say.Counted(lanes.tokenizer[1].rid, 2))
+        assert await counting == 2
+
+    asyncio.run(body())
+
+
+def test_count_is_asked_again_and_may_be_rejected():
+    async def body():
+        frontend, lanes = make()
+        counting = asyncio.create_task(frontend.count("a b", add_special_tokens=False))
+        await asyncio.sleep(0)
+        frontend.reset()
+        frontend.begin(say.Begin(epoch=1, facts=FACTS))
+        first, second = lanes.tokenizer
+        assert first == second
+        assert not first.add_special_tokens
+        frontend.deliver(say.Rejected(first.rid, say.ErrorInfo(400, "no", "invalid_request_error", "invalid_request")))
+        with pytest.raises(InvalidRequest, match="no"):
+            await counting
+        assert frontend.live == 0
+
+    asyncio.run(body())
+
+
+def test_a_request_that_breaks_the_engine_again_and_again_is_given_up():
+    async def body():
+        frontend, lanes = make()
+        poison, healthy = submit(frontend), submit(frontend)
+        for epoch in range(1, 4):
+            frontend.deliver(texts((healthy.rid, epoch, "a", epoch, RUNNING)))
+            again(frontend, lanes, "worker0")
+        assert [(type(m), m.rid) for m in lanes.tokenizer] == [(say.Abort, poison.rid), (say.Generate, healthy.rid)]
+        with pytest.raises(EngineError, match="repeatedly"):
+            await anext(poison)
+
+    asyncio.run(body())
+
+
+def test_suspects_go_on_one_at_a_time_and_only_the_cause_is_given_up():
+    async def body():
+        frontend, lanes = make()
+        first, poison, last = (submit(frontend) for _ in range(3))
+        for _ in range(2):
+            again(frontend, lanes, "worker0")
+        assert [m.rid for m in lanes.tokenizer] == [first.rid]
+        lanes.tokenizer.clear()
+        frontend.deliver(texts((first.rid, 1, "a", 1, RUNNING)))
+        assert [m.rid for m in lanes.tokenizer] == [poison.rid]
+        again(frontend, lanes, "worker0")
+        assert [(type(m), m.rid) for m in lanes.tokenizer] == [
+            (say.Generate, first.rid),
+            (say.Abort, poison.rid),
+            (say.Generate, last.rid),
+        ]
+        with pytest.raises(EngineError, match="repeatedly"):
+            await anext(poison)
+        assert first.error is last.error is None
+
+    asyncio.run(body())
+
+
+def test_a_suspect_that_ends_makes_room_for_the_next():
+    async def body():
+        frontend, lanes = make()
+        first, second, third = (submit(frontend) for _ in range(3))
+        for _ in range(2):
+            again(frontend, lanes, "router")
+        lanes.tokenizer.clear()
+        second.close()  # while it is held back
+        first.close()
+        assert [m.rid for m in lanes.tokenizer if isinstance(m, say.Generate)] == [third.rid]
+
+    asyncio.run(body())
+
+
+def test_deaths_of_different_processes_are_nobodys_fault():
+    async def body():
+        frontend, lanes = make()
+        lives = [submit(frontend) for _ in range(2)]
+        for name in ("worker0", "router", "worker0", "detokenizer", "tokenizer", "worker0"):
+            again(frontend, lanes, name)
+            assert [m.rid for m in lanes.tokenizer] == [live.rid for live in lives]
+
+    asyncio.run(body())
+
+
+def test_who_came_during_a_repair_is_not_suspected():
+    async def body():
+        frontend, lanes = make()
+        for _ in range(4):
+            frontend.reset()
+            live = submit(frontend)
+            lanes.tokenizer.clear()
+            frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=("worker0",)))
+            assert live.fruitless == 0
+            live.close()
+
+    asyncio.run(body())
+
+
+def again(frontend, lanes, name):
+    """A repair after the death of one process."""
+    frontend.reset()
+    lanes.tokenizer.clear()
+    frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=(name,)))
+
+
+def test_the_time_in_the_queue_ends_when_the_router_says_so():
+    async def body():
+        frontend, _ = make()
+        live = submit(frontend)
+        assert live.scheduled == 0.0
+        frontend.deliver(say.Scheduled(live.rid))
+        first = live.scheduled
+        assert first >= live.started
+        frontend.deliver(say.Scheduled(live.rid))
+        assert live.scheduled == first
+
+    asyncio.run(body())

@@ -1,0 +1,226 @@
+"""A front with its port, and an engine that answers from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from lightllm_mp import messages as say
+from lightllm_mp.actors.front.request_limits import Door
+from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.http.app import create_app
+from lightllm_mp.actors.http.security.tls import server_context
+from lightllm_mp.actors.http.sockets.listener import serve
+from lightllm_mp.config import HttpConfig, ModelConfig
+from lightllm_mp.messages import Facts
+
+PATIENCE = 20.0
+"""Seconds that a busy machine has for what happens at once; the server's own time-outs are 30 and more."""
+FACTS = Facts(model_name="fake", vocab_size=1000, max_context=2048, max_input=2000, rows=64, kv_tokens=4096)
+
+
+def column(code: str, values) -> bytes:
+    return array(code, values).tobytes()
+
+
+def texts(*rows, top=(), top_texts=()) -> say.Texts:
+    """rows of (rid, id, text, count, finish)"""
+    rids, ids, words, counts, finish = zip(*rows, strict=True)
+    return say.Texts(
+        rids=column("q", rids),
+        ids=column("i", ids),
+        logprobs=column("f", [-0.5] * len(rows)),
+        counts=column("i", counts),
+        prompt_tokens=column("i", [7] * len(rows)),
+        cached_tokens=column("i", [3] * len(rows)),
+        special=bytes(len(rows)),
+        finish=bytes(finish),
+        texts=words,
+        top=top,
+        top_texts=top_texts,
+    )
+
+
+def word(position: int) -> tuple[int, str]:
+    """The token that the engine produces at a position: deterministic, so a resumed answer can be compared."""
+    return 100 + position, f" {position}é"
+
+
+@dataclass
+class Engine:
+    """Produces `word(position)` for every running sequence in every tick, until max_new_tokens."""
+
+    frontend: Frontend = None  # type: ignore[assignment]
+    facts: Facts = FACTS
+    pace: float = 0.0
+    """Seconds between ticks."""
+    paused: bool = False
+    room: bool = True
+    """The lanes take messages."""
+    reject: say.ErrorInfo | None = None
+    tokenizer: list[say.Wire] = field(default_factory=list)
+    """Everything ever received on the lane."""
+    router: list[say.Wire] = field(default_factory=list)
+    running: dict[int, list] = field(default_factory=dict)
+    """rid -> [produced, most, alternatives]"""
+    text: str = ""
+    """Said instead of the words."""
+    stop_after: int = 1 << 30
+    """Sequences end with `stop` after this many tokens."""
+
+    def to_tokenizer(self, message: say.Wire) -> bool:
+        if not self.room:
+            return False
+        self.tokenizer.append(message)
+        if isinstance(message, say.Generate):
+            self._start(message)
+        elif isinstance(message, say.Count):
+            self.later(say.Counted(message.rid, len(message.text.split())))
+        return True
+
+    def to_router(self, message: say.Wire) -> bool:
+        if not self.room:
+            return False
+        self.router.append(message)
+        self.running.pop(message.rid, None)
+        return True
+
+    def later(self, message: say.Wire) -> None:
+        asyncio.get_running_loop().call_soon(self.frontend.deliver, message)
+
+    def _start(self, m: say.Generate) -> None:
+        if self.reject is not None:
+            self.later(say.Rejected(m.rid, self.reject))
+            return
+        if m.sampling.prompt_logprobs >= 0:
+            ids, tops = column("i", [4, 5, 6]), column("i", [5, 9])
+            self.later(say.PromptLogprobs(m.rid, ids, column("f", [-1, -2]), 1, tops, column("f", [-1, -0.25])))
+            asyncio.get_running_loop().call_soon(self._go, m)  # tokens come after them
+        else:
+            self._go(m)
+
+    def _go(self, m: say.Generate) -> None:
+        for index in range(m.n):
+            self.running[m.rid + index] = [len(m.emitted) // 4, m.sampling.max_new_tokens, m.sampling.top_logprobs]
+
+    def step(self) -> None:
+        """One token for everybody."""
+        rows, top, top_texts = [], [], []
+        for rid in [rid for rid, state in self.running.items() if not state[1]]:
+            del self.running[rid]
+            self.frontend.deliver(say.Scored(rid, -1.5, 7, 3))
+        for rid, state in list(self.running.items()):
+            token, text = word(state[0])
+            text = self.text or text
+            state[0] += 1
+            finish = say.STOP if state[0] >= self.stop_after else say.LENGTH if state[0] >= state[1] else say.RUNNING
+            if state[2]:
+                top.append((len(rows), column("i", [1, token]), column("f", [-0.25, -0.5])))
+                top_texts.append(("one", text))
+            rows.append((rid, token, text, state[0], finish))
+            if finish:
+                del self.running[rid]
+        if rows:
+            self.frontend.deliver(texts(*rows, top=tuple(top), top_texts=tuple(top_texts)))
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self.pace if self.running else 0.001)
+            if not self.paused:
+                self.step()
+
+    def crash(self) -> None:
+        """What a repair does: every actor but the front loses its requests."""
+        self.running.clear()
+        self.frontend.reset()
+
+    def begin(self) -> None:
+        self.frontend.begin(say.Begin(epoch=1, facts=self.facts))
+
+
+@dataclass
+class Site:
+    session: aiohttp.ClientSession
+    engine: Engine
+    frontend: Frontend
+    address: tuple[str, int]
+
+    async def post(self, path: str, body, **options) -> tuple[int, dict, aiohttp.typedefs.CIMultiDictProxy]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.session.post(path, data=data, **options) as response:
+            text = await response.read()
+            return response.status, json.loads(text), response.headers
+
+    async def get(self, path: str, **options):
+        async with self.session.get(path, **options) as response:
+            return response.status, await response.text(), response.headers
+
+    async def events(self, body, path: str = "/generate_stream") -> list[dict]:
+        async with self.session.post(path, json=body) as response:
+            assert response.status == 200, await response.text()
+            return parse(await response.read())
+
+    async def raw(self, data: bytes, *, until_close: bool = True, seconds: float = PATIENCE) -> bytes:
+        """Send bytes as they are; what comes back until the server closes."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(data)
+        try:
+            return await asyncio.wait_for(reader.read(-1 if until_close else 65536), seconds)
+        finally:
+            writer.close()
+
+    async def settled(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def parse(data: bytes) -> list[dict]:
+    """The events of a stream; each begins with `data:` without a space and ends with a blank line."""
+    chunks = data.decode().split("\n\n")
+    assert chunks.pop() == ""
+    assert all(chunk.startswith("data:{") for chunk in chunks)
+    return [json.loads(chunk[5:]) for chunk in chunks]
+
+
+@contextlib.asynccontextmanager
+async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, **options) -> AsyncIterator[Site]:
+    app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
+    config = HttpConfig(port=0, **options)
+    engine = engine or Engine()
+    door = Door(config.max_live_requests, len(app_options.get("keys") or ()))
+    frontend = Frontend(engine.to_tokenizer, engine.to_router, door=door, queue_seconds=config.max_queue_seconds)
+    engine.frontend = frontend
+    app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = await serve(app, sock, config, tls=server_context(config), shutdown=0.1)
+    if begun:
+        engine.begin()
+    ticking = asyncio.create_task(engine.run())
+    base = "http{}://{}:{}".format("s" if config.ssl_certfile else "", *port.address)
+    trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.ssl_certfile))
+    try:
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with aiohttp.ClientSession(base, connector=trust, timeout=timeout, auto_decompress=False) as session:
+            yield Site(session, engine, frontend, port.address)
+    finally:
+        ticking.cancel()
+        await port.close()
+
+
+def run(test: Callable[[Site], Awaitable[None]], **options) -> None:
+    """Run a test body against a site."""
+
+    async def main() -> None:
+        async with asyncio.timeout(15), site(**options) as s:
+            await test(s)
+
+    asyncio.run(main())

@@ -1,0 +1,53 @@
+"""A rank without a model: it waits for the others in every step, and dies where they were told another."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+import zlib
+
+from lightllm_mp.actors.rank import RankActor
+from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.messages import Facts
+from tests.actors.mock_actor import MockWorkerActor
+
+CELL = struct.Struct("<QQ")
+"""A checksum of all plans so far, and, written after it, their number. A rank has two, for even and for odd steps."""
+
+
+class MockRankActor(RankActor, MockWorkerActor):
+    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(birth, mailbox, stats)
+        self.ranks, self._rank = birth.config.engine.tp, birth.rank
+        os.ftruncate(birth.meeting_fd, mmap.PAGESIZE)
+        self._cells = mmap.mmap(birth.meeting_fd, mmap.PAGESIZE)
+        self._count = self._checksum = 0
+
+    def start(self) -> Facts:
+        facts = super().start()
+        return facts if self._rank == 0 else Facts()
+
+    def on_plan(self, plan: bytes) -> None:
+        self._count += 1
+        self._checksum = zlib.crc32(plan, self._checksum)
+        self._meet()
+        done = self._worker.step(plan)
+        if self._rank == 0:
+            self.mailbox.post("router", done)
+
+    def _meet(self) -> None:
+        """As a collective operation: nobody goes on before all have come."""
+        for value, at in ((self._checksum, 0), (self._count, 8)):
+            struct.pack_into("<Q", self._cells, self._at(self._rank) + at, value)
+        for rank in range(self.ranks):
+            while CELL.unpack_from(self._cells, self._at(rank))[1] != self._count:
+                time.sleep(20e-6)
+            if CELL.unpack_from(self._cells, self._at(rank))[0] != self._checksum:
+                raise RuntimeError(f"rank {rank} was told another plan than rank {self._rank}")
+
+    def _at(self, rank: int) -> int:
+        return (2 * rank + self._count % 2) * CELL.size

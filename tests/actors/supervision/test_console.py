@@ -1,0 +1,68 @@
+"""The command in the start-up block is one that this very model answers."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.supervision.console import CLEAR, Console, example
+from lightllm_mp.messages import Facts, Loading
+
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize("reward", [True, False])
+def test_example(has_tokenizer: bool, reward: bool) -> None:
+    program, url, option, body = shlex.split(example(URL, Facts(has_tokenizer=has_tokenizer, reward=reward)))
+    assert (program, option) == ("curl", "-d")
+    if reward:
+        score = schema.score_body(body.encode())
+        assert url == f"{URL}/get_score"
+        assert (score.ids if not has_tokenizer else score.chat) in ([1, 2, 3], "What is AI?")
+    else:
+        prompt = schema.generate_body(body.encode()).inputs
+        assert url == f"{URL}/generate"
+        assert isinstance(prompt, str) == has_tokenizer
+
+
+def test_elsewhere_than_on_a_terminal_a_stage_is_a_line_and_so_is_a_whole_bar(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console()
+    for loading in (
+        Loading("importing libraries"),
+        *(Loading("weights", done << 20, 92 << 20) for done in (1, 50, 92)),
+    ):
+        console.progress("worker0", loading)
+    assert capsys.readouterr().err.splitlines() == [
+        "worker0: importing libraries",
+        f"worker0: loading weights [{'#' * 30}] 100% of 92 MiB",
+    ]
+
+
+def test_on_a_terminal_they_are_redrawn_in_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    console = Console()
+    for loading in (Loading("importing libraries"), Loading("weights", 46 << 20, 92 << 20), Loading("first steps")):
+        console.progress("worker0", loading)
+    drawn = capsys.readouterr().err
+    assert drawn.count("\n") == 0
+    assert drawn.split(CLEAR)[1:] == [
+        "worker0: importing libraries ...",
+        f"worker0: loading weights [{'#' * 15}{'.' * 15}]  50% of 92 MiB",
+        "worker0: first steps ...",
+    ]
+
+
+def test_as_json_a_stage_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        "lightllm_mp.actors.supervision.console.log.info", lambda text, *values: told.append(text % values)
+    )
+    Console(json=True).progress("worker0", Loading("importing libraries"))
+    assert told == ["worker0: importing libraries"]

@@ -1,0 +1,149 @@
+"""Ranks live and die together: whatever happens to one, every stream goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lightllm_mp.actors.supervision.supervisor import State
+from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
+from lightllm_mp.config import Config
+from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
+
+STREAMS, TOKENS = 16, 400
+RANKS = 2
+
+
+def settings(**values: float) -> Config:
+    base = config(**values)  # type: ignore[arg-type]
+    return msgspec.structs.replace(base, engine=msgspec.structs.replace(base.engine, tp=RANKS))
+
+
+def plan() -> Topology:
+    whole = topology(ranks=RANKS, front=EMBEDDED, max_body=1 << 20)
+    return mocked(whole, program="tests.actors.supervision.rank_actor:MockRankActor")
+
+
+async def streams(engine: Embedded) -> list[asyncio.Task[tuple[list[int], str]]]:
+    lives = [engine.submit(f"Tell me number {i} " * (1 + i % 5), TOKENS, seed=i) for i in range(STREAMS)]
+    return [asyncio.create_task(engine.collect(live)) for live in lives]
+
+
+async def undisturbed(engine: Embedded) -> list[tuple[list[int], str]]:
+    found = await asyncio.gather(*await streams(engine))
+    assert all(len(ids) == TOKENS for ids, _ in found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded]]:
+    """With a step planned ahead."""
+    engine = Shared(lambda: embedded(tmp_path_factory.mktemp("shared"), settings(run_ahead=1), plan()))
+    yield engine
+    engine.close()
+
+
+async def kill_each_rank(engine: Embedded) -> None:
+    expected, restarts = await undisturbed(engine), sum(engine.supervisor._restarts.values())
+    for victim in ("worker0", "worker1"):
+        before = {name: engine.pid(name) for name in ("worker0", "worker1", "router")}
+        tasks = await streams(engine)
+        await asyncio.sleep(random.random() / 4)
+        engine.kill(victim)
+        assert await asyncio.gather(*tasks) == expected
+        while any(engine.pid(name) == before[name] for name in ("worker0", "worker1")):
+            await asyncio.sleep(0.01)  # the answers may all have been there before the kill
+        assert engine.pid("router") == before["router"]
+    assert (await engine.until_idle())["kv_used"] == 0
+    # Those that were killed with them do not count.
+    assert sum(engine.supervisor._restarts.values()) == restarts + 2
+
+
+@in_time
+async def test_a_killed_rank_takes_the_others_along(tmp_path: Path) -> None:
+    async with embedded(tmp_path, settings(run_ahead=0), plan()) as engine:
+        await kill_each_rank(engine)
+
+
+@on_shared
+async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None:
+    await kill_each_rank(engine)
+
+
+@in_time
+async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
+    """The other one waits for it inside a step and answers nobody either."""
+    async with embedded(tmp_path, settings(watchdog_timeout=1.0), plan()) as engine:
+        expected = await undisturbed(engine)
+        for victim in ("worker0", "worker1"):
+            tasks = await streams(engine)
+            await asyncio.sleep(0.1)
+            old = {engine.pid("worker0"), engine.pid("worker1")}
+            os.kill(engine.pid(victim), signal.SIGSTOP)
+            assert await asyncio.gather(*tasks) == expected
+            assert not old & {engine.pid("worker0"), engine.pid("worker1")}
+
+
+@on_shared
+async def test_ranks_outlive_the_others(engine: Embedded) -> None:
+    """They stop after the same step, though each is told on its own; the prefix tree and the KV memory stay."""
+    expected = await undisturbed(engine)
+    for victim in ("router", "detokenizer"):
+        pids = [engine.pid("worker0"), engine.pid("worker1")]
+        for _ in range(3):
+            tasks = await streams(engine)
+            await asyncio.sleep(random.random() / 4)
+            engine.kill(victim)
+            assert await asyncio.gather(*tasks) == expected
+        replaced = [engine.pid(name) != pid for name, pid in zip(("worker0", "worker1"), pids, strict=True)]
+        # A router that dies between two sends leaves one rank in a step that the other one never gets.
+        assert replaced == [False, False] or (victim == "router" and replaced == [True, True])
+
+
+@on_shared
+async def test_a_plan_that_not_every_rank_got(engine: Embedded) -> None:
+    """A router that dies between two sends: who got the plan would wait in it for ever."""
+    expected = await undisturbed(engine)
+    tasks = await streams(engine)
+    await asyncio.sleep(0.1)
+    old = {engine.pid("worker0"), engine.pid("worker1")}
+    engine.supervisor._crew._before["worker0"] -= 1  # its lane seems to hold one plan more
+    engine.kill("router")
+    assert await asyncio.gather(*tasks) == expected
+    assert not old & {engine.pid("worker0"), engine.pid("worker1")}
+
+
+@on_shared
+async def test_a_rank_dies_while_the_crew_is_being_replaced(engine: Embedded) -> None:
+    expected = await undisturbed(engine)
+    tasks = await streams(engine)
+    await asyncio.sleep(0.1)
+    old = engine.pid("worker0")
+    engine.kill("worker1")
+    while engine.pid("worker0") == old:
+        await asyncio.sleep(0.005)
+    engine.kill("worker0")
+    engine.kill("router")
+    assert await asyncio.gather(*tasks) == expected
+
+
+@in_time
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    descriptors = sorted(os.listdir("/proc/self/fd"))
+    async with embedded(tmp_path, settings(), plan()) as engine:
+        pids = [engine.pid("worker0"), engine.pid("worker1")]
+        engine.kill("worker0")
+        await engine.until(State.REPAIRING)
+        await engine.until(State.RUNNING)
+        pids += [engine.pid("worker0"), engine.pid("worker1")]
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert set(os.listdir("/dev/shm")) == before
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors

@@ -1,0 +1,139 @@
+"""Steps as a GPU carries them out, here with interpreted kernels: the same answers as the plain way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightllm_mp.messages import Sampling
+from tests.engine.tiny_model import Driver, Running, TinyModel
+
+if torch.cuda.is_available():
+    pytest.skip("kernels are compiled here; test_executor_cuda.py is about them", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is not installed")
+
+from lightllm_mp.engine import executor as executor_module
+from lightllm_mp.engine.cuda_steps import DeviceSteps
+from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.torch_steps import HostSteps
+from lightllm_mp.plan import PlanBuilder
+
+GREEDY = Sampling(seed=0)
+HOT = Sampling(seed=77, temperature=9.0, top_p=0.95, frequency_penalty=0.2)
+PROMPTS = [[5, 9, 1, 30], list(range(20)), [3], [8, 8, 8, 2, 2, 11, 39]]
+
+
+class CapturedInName:
+    """Stands for CUDA graphs: what would be captured is run."""
+
+    def __init__(self, work, most: int) -> None:
+        self.work, self.replayed = work, []
+
+    def capture(self, count: int | None = None) -> None:
+        self.work(4)
+
+    def size_for(self, sequences: int) -> int | None:
+        return 4 if sequences <= 4 else None
+
+    def replay(self, size: int) -> None:
+        self.replayed.append(size)
+        self.work(size)
+
+
+@pytest.fixture
+def driver(monkeypatch) -> Driver:
+    monkeypatch.setattr(executor_module, "_steps", lambda device: DeviceSteps)
+    return made()
+
+
+def made() -> Driver:
+    executor = Executor(TinyModel(), kv_tokens=300, rows=6, max_context=64, step_tokens=48)
+    executor.kv.data[:, :, :300].fill_(float("nan"))  # whatever was not written must not be read
+    return Driver(executor, 300)
+
+
+def run(driver: Driver) -> list[list[int]]:
+    """Chunks and decode tokens in the same steps, in any order of rows."""
+    a, b, c, d = (
+        Running(row, p, s) for row, p, s in zip((4, 0, 5, 2), PROMPTS, (GREEDY, HOT, HOT, GREEDY), strict=True)
+    )
+    driver.step([(a, 4)])
+    driver.step([(a, 1), (b, 7)])
+    driver.step([(b, 7), (a, 1), (c, 1), (d, 3)])
+    driver.step([(d, 4), (b, 6), (c, 1), (a, 1)])
+    for _ in range(6):
+        driver.step([(c, 1), (a, 1), (d, 1), (b, 1)])
+        driver.step([(d, 1), (b, 1)])
+    return [x.produced for x in (a, b, c, d)]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) -> None:
+    steps = driver.executor._steps
+    assert isinstance(steps, DeviceSteps)
+    if graphs:
+        steps._graphs = CapturedInName(steps._decode, 6)
+        steps.capture()
+    monkeypatch.setattr(executor_module, "_steps", lambda device: HostSteps)
+    assert run(driver) == run(made())
+    if graphs:
+        assert steps._graphs.replayed == [4] * 12
+
+
+def test_prompt_logprobs_beside_others(driver: Driver, monkeypatch) -> None:
+    """Every line is wanted in some steps, the last ones alone in others; not every sequence is sampled."""
+    monkeypatch.setattr(executor_module, "_steps", lambda device: HostSteps)
+    found = []
+    for each in (driver, made()):
+        a, b = Running(4, PROMPTS[0], GREEDY), Running(0, PROMPTS[1], Sampling(seed=0, prompt_logprobs=2))
+        c, d = Running(5, PROMPTS[3], HOT), Running(1, [7, 7], GREEDY)
+        steps = [[(b, 9), (a, 4)], [(b, 5), (c, 3), (a, 1)], [(b, 6), (c, 4), (d, 2)], [(a, 1), (b, 1), (c, 1), (d, 1)]]
+        done = [each.step(step) for step in steps]
+        model = each.executor.model
+        assert model.ends_only[-4:] == [False] * 4
+        columns = [np.frombuffer(logprobs, "<f4") for step in done for _, logprobs, _, _ in step.prompt]
+        assert [len(column) for column in columns] == [9, 5, 5]
+        found.append(([x.produced for x in (a, b, c, d)], np.concatenate(columns)))
+        each.step([(a, 1), (d, 1)])
+        assert model.ends_only[-1]
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
+
+
+def test_ids_are_used_before_anybody_collects_them(driver: Driver) -> None:
+    expected = made().generate(Running(0, [5, 9, 1], GREEDY), 10)
+    for step in range(10):
+        builder, start = PlanBuilder(step), 2 + step if step else 0
+        if not step:
+            builder.setup(3, 3, GREEDY)
+            builder.write_ids(3, 0, torch.tensor([5, 9, 1]).numpy())
+        count = 1 if step else 3
+        builder.write_slots(3, start, torch.arange(100 + start, 100 + start + count).numpy())
+        builder.add(3, start, count, sample=True)
+        driver.executor.submit(builder.pack())
+    ids = b"".join(driver.executor.collect().ids for _ in range(10))
+    assert torch.frombuffer(bytearray(ids), dtype=torch.int32).tolist() == expected
+
+
+def test_after_a_reset_nothing_is_left(driver: Driver) -> None:
+    first = run(driver)
+    driver.executor.reset()
+    assert run(driver) == first
+
+
+def test_kernels_get_aligned_addresses(driver: Driver) -> None:
+    """Those that are not make every launch of a step go Triton's slow way."""
+    seen, forward = [], driver.executor.model.forward
+
+    def watched(ids, batch, kv, images=(), ends_only=False):
+        tensors = (ids, batch.positions, batch.slots, batch.seq_start, batch.context, batch.rows, batch.rotary_at)
+        seen.extend(tensor.data_ptr() % 16 for tensor in tensors)
+        return forward(ids, batch, kv, images, ends_only=ends_only)
+
+    driver.executor.model.forward = watched
+    steps = driver.executor._steps
+    run(driver)
+    steps._decode(3)
+    assert len(seen) > 50
+    assert not any(seen)

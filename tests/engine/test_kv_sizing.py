@@ -1,0 +1,98 @@
+"""How much KV memory there is, and what that means for the context."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from lightllm_mp.config import EngineConfig
+from lightllm_mp.engine.kv_sizing import MemoryPlan, kv_budget, kv_bytes_per_token, plan_memory
+from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.models.decoder.batch import KVPool
+from tests.engine.tiny_model import spec
+
+MODEL = spec(max_context=64)
+TOKEN = 2 * 16 * 4
+"""Bytes of one token's KV: keys and values of 16 float32 each."""
+
+
+def plan(budget_tokens: float, **flags: int | None) -> MemoryPlan:
+    """With room for `budget_tokens` slots, the spare one included."""
+    return plan_memory(MODEL, torch.float32, EngineConfig(**flags), int(budget_tokens * TOKEN))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_takes_what_the_pool_takes(dtype: torch.dtype) -> None:
+    wide = replace(MODEL, layers=3, kv_heads=2, head_dim=8)
+    pool = KVPool(wide, 9, dtype=dtype)
+    assert kv_bytes_per_token(wide, dtype) * 10 == pool.data.numel() * pool.data.element_size()
+
+
+def test_the_pool_takes_what_fits() -> None:
+    assert plan(1001) == MemoryPlan(kv_tokens=1000, kv_bytes=1001 * TOKEN, max_context=64)
+
+
+def test_the_pool_takes_no_more_than_all_rows_can_use() -> None:
+    assert plan(10**6, running_max_req_size=5).kv_tokens == 5 * 64
+    assert plan(10**6, running_max_req_size=5, max_req_total_len=10).kv_tokens == 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "context"),
+    [
+        ({}, 64),
+        ({"max_req_total_len": 20}, 20),
+        ({"max_req_total_len": 500}, 64),
+        ({"max_total_token_num": 30}, 30),
+        ({"max_total_token_num": 30, "max_req_total_len": 30}, 30),
+    ],
+)
+def test_the_context_is_the_shortest_of_model_flag_and_pool(flags: dict[str, int], context: int) -> None:
+    assert plan(1000, **flags).max_context == context
+
+
+def test_little_memory_shortens_the_context() -> None:
+    assert plan(41).max_context == plan(41).kv_tokens == 40
+
+
+def test_the_flag_is_taken_as_it_is() -> None:
+    assert plan(10**6, max_total_token_num=777, running_max_req_size=1).kv_tokens == 777
+
+
+@pytest.mark.parametrize(
+    ("room", "flags", "error", "words"),
+    [
+        (1, {}, ModelError, ["--mem-fraction", "--data-type"]),
+        (0, {}, ModelError, ["--mem-fraction"]),
+        (50, {"max_total_token_num": 50}, ConfigError, ["--max-total-token-num 50", "room for 49", "--mem-fraction"]),
+        (50, {"max_total_token_num": 1}, ConfigError, ["--max-total-token-num 1", "at least 2"]),
+        (50, {"max_req_total_len": 60}, ConfigError, ["--max-req-total-len 60", "49 tokens", "--mem-fraction"]),
+        (
+            500,
+            {"max_req_total_len": 60, "max_total_token_num": 59},
+            ConfigError,
+            ["--max-req-total-len 60", "59 tokens", "--max-total-token-num"],
+        ),
+    ],
+)
+def test_what_does_not_fit_names_the_flag(
+    room: int, flags: dict[str, int], error: type[Exception], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        plan(room, **flags)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_cpu_gives_a_third_of_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightllm_mp.engine.kv_sizing.free_memory", lambda: 30_000)
+    assert kv_budget(torch.device("cpu"), 0.9) == 9_000
+
+
+def test_cuda_keeps_back_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 of 10 bytes may be used, 4 are: 5 are left for KV."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6_000, 12_000))
+    assert kv_budget(torch.device("cuda"), 0.9, free_before=10_000) == 5_000
+    assert kv_budget(torch.device("cuda"), 0.9) == 4_800
+    assert kv_budget(torch.device("cuda"), 0.1, free_before=10_000) == 0

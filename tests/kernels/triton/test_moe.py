@@ -1,0 +1,197 @@
+"""Routing and experts in Triton against float32 reference ops: on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
+from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
+
+REFERENCE = reference.TABLE
+
+ROUTINGS = [
+    (8, Routing(2, True)),
+    (128, Routing(8, True)),
+    (64, Routing(6, False)),
+    (160, Routing(6, False, scale=16.0, groups=8, top_groups=3)),
+    (60, Routing(4, True, groups=3, top_groups=1)),
+    (7, Routing(7, False)),
+    (1, Routing(1, True)),
+]
+
+
+@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 3000 if CUDA else 3])
+def test_route(experts, how, tokens):
+    logits = torch.randn(tokens, experts).argsort(-1) * 0.05  # nothing is nearly equal
+    weights, numbers = routing.route(logits.to(DEVICE), how)
+    expected, who = REFERENCE.route(logits, how)
+    assert torch.equal(numbers.cpu(), who)
+    assert numbers.dtype == torch.int32
+    assert torch.allclose(weights.cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_weights_go_to_the_smaller_number():
+    logits = torch.zeros(3, 16)
+    logits[1, 5] = 1.0
+    logits[2] = float("nan")
+    _, numbers = routing.route(logits.to(DEVICE), Routing(4, True))
+    assert numbers.tolist() == [[0, 1, 2, 3], [5, 0, 1, 2], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(("tokens", "top_k", "experts"), [(1, 2, 8), (5, 3, 24), (40, 2, 4), (600, 4, 5), (130, 1, 1)])
+@pytest.mark.parametrize("rows", [16, 32])
+def test_tiles_hold_every_assignment_once(tokens, top_k, experts, rows):
+    numbers = torch.randint(0, max(1, experts - 1), (tokens, top_k), dtype=torch.int32)  # the last one gets none
+    order, tiles = expert_tiles(numbers.to(DEVICE), experts, rows)
+    flat, order = numbers.flatten(), order.cpu()
+    assert torch.equal(order, flat.argsort(stable=True).int())
+    used = sorted((first, expert, count) for expert, first, count in tiles.tolist() if expert >= 0)
+    at = 0
+    for first, expert, count in used:
+        assert first == at
+        assert 1 <= count <= rows
+        assert (flat[order[first : first + count].long()] == expert).all()
+        at += count
+    assert at == tokens * top_k
+    assert len(used) == sum(-(-count // rows) for count in flat.bincount().tolist())
+
+
+def layer(experts: int, k: int, n: int, dtype: torch.dtype, device: str = DEVICE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Made where they are used: those of real models are too large to make on a CPU."""
+    gate_up = torch.randn(experts, 2 * n, k, device=device, dtype=dtype).mul_(k**-0.5)
+    return gate_up, torch.randn(experts, k, n, device=device, dtype=dtype).mul_(n**-0.5)
+
+
+def step(tokens: int, k: int, experts: int, top_k: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(tokens, k, device=DEVICE).to(dtype)
+    weights, numbers = routing.route(torch.randn(tokens, experts, device=DEVICE), Routing(top_k, True))
+    return x, weights, numbers
+
+
+def check(shape: tuple[int, int, int, int], tokens: int, dtype: torch.dtype, activation: str = "silu") -> None:
+    experts, top_k, k, n = shape
+    gate_up, down = layer(experts, k, n, dtype)
+    x, weights, numbers = step(tokens, k, experts, top_k, dtype)
+    got = moe.experts(x, moe.prepare_experts(gate_up, down), weights, numbers, activation)
+    assert got.dtype == dtype
+    wide = REFERENCE.prepare_experts(gate_up.float(), down.float())
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, activation).cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 2, 24, 16), (5, 3, 20, 17)], ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 3, 40])
+def test_experts(dtype, shape, tokens):
+    if not CUDA and tokens > 1 and (dtype == torch.bfloat16 or (dtype == torch.float16 and tokens > 3)):
+        pytest.skip("the interpreter multiplies bfloat16 wrongly and is slow")
+    if tokens == 0:
+        x = torch.empty(0, shape[2], dtype=dtype, device=DEVICE)
+        none = torch.empty(0, shape[1], device=DEVICE)
+        prepared = moe.prepare_experts(*layer(shape[0], shape[2], shape[3], dtype))
+        assert moe.experts(x, prepared, none, none.int(), "silu").shape == x.shape
+    else:
+        check(shape, tokens, dtype)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_activations_of_experts(activation, tokens):
+    check((3, 2, 16, 8), tokens, torch.float16, activation)
+
+
+def test_all_tokens_choose_the_same_experts():
+    gate_up, down = layer(16, 32, 20, torch.float32)
+    x = torch.randn(70, 32, device=DEVICE)
+    weights = torch.rand(70, 2, device=DEVICE)
+    numbers = torch.tensor([[15, 3]], dtype=torch.int32, device=DEVICE).repeat(70, 1)
+    got = moe.experts(x, moe.prepare_experts(gate_up, down), weights, numbers, "silu")
+    wide = REFERENCE.prepare_experts(gate_up, down)
+    close(got, REFERENCE.experts(x, wide, weights, numbers, "silu").cpu())
+
+
+TABLES = (tuned_moe.H100, tuned_moe.OTHERS)
+BLOCKS = sorted({(n, blocks) for table in TABLES for n, lines in table.items() for _, blocks in lines})
+
+
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+def test_every_tuned_block(blocks, monkeypatch):
+    """Whatever the shapes of the other tests choose, each set of blocks computes the same."""
+    size, chosen = blocks
+    if not CUDA and chosen.rows > 64:
+        pytest.skip("slow in the interpreter")
+    monkeypatch.setattr(tuned_moe, "expert_blocks", lambda *_: chosen)
+    for dtype in [d for d in DTYPES if d.itemsize == size and (CUDA or d != torch.bfloat16)]:
+        check((2, 2, 128, 80), 12, dtype)
+
+
+MODELS = {
+    "mixtral-8x7b": (8, 2, 4096, 14336),
+    "qwen3-30b-a3b": (128, 8, 2048, 768),
+    "deepseek-v2-lite": (64, 6, 2048, 1408),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64, 300, 2048])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_layers_of_real_models(model, tokens, dtype):
+    if dtype == torch.float32 and tokens > 64:
+        pytest.skip("float32 is for small steps")
+    check(MODELS[model], tokens, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("tokens", [1, 16, 2000])
+def test_repeatable_and_without_waiting(tokens):
+    experts, top_k, k, n = MODELS["qwen3-30b-a3b"]
+    prepared = moe.prepare_experts(*layer(experts, k, n, torch.bfloat16))
+    logits, x = torch.randn(tokens, experts, device=DEVICE), torch.randn(tokens, k, device=DEVICE).bfloat16()
+
+    def run() -> torch.Tensor:
+        return moe.experts(x, prepared, *routing.route(logits, Routing(top_k, True)), "silu")
+
+    first = run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [run() for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for got in again:
+        assert torch.equal(got, first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64])
+def test_one_graph_serves_all_choices(tokens):
+    """Captured once, replayed with logits that spread tokens over experts otherwise, all to the same ones included."""
+    experts, top_k, k, n = 32, 4, 512, 256
+    gate_up, down = layer(experts, k, n, torch.bfloat16)
+    prepared, wide = moe.prepare_experts(gate_up, down), REFERENCE.prepare_experts(gate_up.float(), down.float())
+    logits, x = torch.randn(tokens, experts, device=DEVICE), torch.randn(tokens, k, device=DEVICE).bfloat16()
+    how = Routing(top_k, True)
+
+    def run() -> torch.Tensor:
+        return moe.experts(x, prepared, *routing.route(logits, how), "silu")
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        logits.normal_()
+        if seed == 0:
+            logits.copy_(torch.arange(experts, device=DEVICE).expand(tokens, experts))
+        x.normal_()
+        result.fill_(float("nan"))
+        graph.replay()
+        close(result, REFERENCE.experts(x.float(), wide, *REFERENCE.route(logits, how), "silu").cpu())

@@ -1,0 +1,295 @@
+"""AWQ and GPTQ checkpoints, packed here from the formats' descriptions, and quantisation while loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.reference.quantised import expanded, quantise
+from lightllm_mp.kernels.select import op_table
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.model_config import read_model_config
+from tests.models.golden import GOLDENS, prompts
+from tests.models.runner import Runner
+
+GROUP = 16
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def word(codes: list[int]) -> int:
+    """Eight codes in an int32, the first in the lowest bits."""
+    value = sum(code << (4 * i) for i, code in enumerate(codes))
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def packed_along_columns(codes: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """[a, 8 b] -> int32 [a, b]; place i of a word holds column order[i]."""
+    lines = [[[line[c + j] for j in order] for c in range(0, len(line), 8)] for line in codes.tolist()]
+    return torch.tensor([[word(eight) for eight in line] for line in lines], dtype=torch.int32)
+
+
+def rounded(weight: torch.Tensor, group_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes [k, n], zero points [groups, n] from 1 to 15 and half-precision scales [groups, n] of a weight [n, k]."""
+    wide, groups = weight.float().t(), int(group_of.max()) + 1
+    codes, n = torch.zeros(wide.shape, dtype=torch.long), wide.shape[1]
+    zeros, scales = torch.zeros((groups, n), dtype=torch.long), torch.zeros((groups, n), dtype=torch.float16)
+    for g in range(groups):
+        lines = group_of == g
+        low, high = wide[lines].amin(0).clamp(max=-1e-4), wide[lines].amax(0).clamp(min=0)
+        scales[g] = ((high - low) / 15).half()
+        zeros[g] = (-low / scales[g].float()).round().clamp(1, 15).long()
+        codes[lines] = (wide[lines] / scales[g].float() + zeros[g]).round().clamp(0, 15).long()
+    return codes, zeros, scales
+
+
+def awq(stem: str, weight: torch.Tensor, group: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The tensors of one projection, and what they stand for."""
+    group_of = torch.arange(weight.shape[1]) // group
+    codes, zeros, scales = rounded(weight, group_of)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    tensors = {
+        stem + ".qweight": packed_along_columns(codes, order),
+        stem + ".qzeros": packed_along_columns(zeros, order),
+        stem + ".scales": scales,
+    }
+    return tensors, ((codes - zeros[group_of]) * scales.float()[group_of]).t().contiguous()
+
+
+def gptq(
+    stem: str, weight: torch.Tensor, group: int, *, act_order: torch.Tensor | None = None, version: int = 1
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    k = weight.shape[1]
+    group_of = torch.arange(k) // group
+    if act_order is not None:
+        group_of = group_of[act_order]
+    codes, zeros, scales = rounded(weight, group_of)
+    tensors = {
+        stem + ".qweight": packed_along_columns(codes.t(), list(range(8))).t().contiguous(),
+        stem + ".qzeros": packed_along_columns(zeros - (1 if version == 1 else 0), list(range(8))),
+        stem + ".scales": scales,
+        stem + ".g_idx": group_of.int(),
+    }
+    return tensors, ((codes - zeros[group_of]) * scales.float()[group_of]).t().contiguous()
+
+
+def make(folder, pack, config: dict, *, stems=lambda stem: True) -> None:
+    """Two copies of the llama folder: `packed`, and `plain` with what the packed one stands for."""
+    tensors = load_file(GOLDENS / "llama" / "model.safetensors")
+    plain, packed = {name: tensor.float() for name, tensor in tensors.items()}, dict(tensors)
+    for name in tensors:
+        stem = name.removesuffix(".weight")
+        if stem.endswith(PROJECTIONS) and stems(stem):
+            parts, plain[name] = pack(stem, packed.pop(name))
+            packed.update(parts)
+    given = json.loads((GOLDENS / "llama" / "config.json").read_text())
+    for kind, content, extra in (("plain", plain, {}), ("packed", packed, {"quantization_config": config})):
+        (folder / kind).mkdir()
+        (folder / kind / "config.json").write_text(json.dumps({**given, **extra}))
+        save_file(content, folder / kind / "model.safetensors")
+
+
+def logits(path, *, dtype: torch.dtype = torch.float32, chunk: int | None = None, **options) -> torch.Tensor:
+    runner = Runner(load_model(path, dtype=dtype, **options))
+    return torch.cat([runner.prefill(runner.sequence(), prompt.ids, chunk) for prompt in prompts("llama")])
+
+
+def shuffle_of(stem: str, k: int) -> torch.Tensor:
+    """An act-order as GPTQ finds it: projections of the same input agree."""
+    kind = "attention" if stem.endswith(("q_proj", "k_proj", "v_proj")) else stem[-7:]
+    return torch.randperm(k, generator=torch.Generator().manual_seed(len(kind)))
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}
+CASES = {
+    "awq": (lambda stem, w: awq(stem, w, GROUP), AWQ),
+    "awq in its first spelling": (
+        lambda stem, w: awq(stem, w, GROUP),
+        {"quant_method": "awq", "w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM"},
+    ),
+    "gptq": (lambda stem, w: gptq(stem, w, GROUP), GPTQ),
+    "gptq, version 2": (lambda stem, w: gptq(stem, w, GROUP, version=2), {**GPTQ, "checkpoint_format": "gptq_v2"}),
+    "gptq, one group": (lambda stem, w: gptq(stem, w, w.shape[1]), {**GPTQ, "group_size": -1}),
+    "gptq, act-order": (
+        lambda stem, w: gptq(stem, w, GROUP, act_order=shuffle_of(stem, w.shape[1])),
+        {**GPTQ, "desc_act": True},
+    ),
+    "gptq, act-orders that differ": (
+        lambda stem, w: gptq(stem, w, GROUP, act_order=torch.randperm(w.shape[1])),
+        {**GPTQ, "desc_act": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_expanded(tmp_path, case):
+    pack, config = CASES[case]
+    make(tmp_path, pack, config)
+    expected = logits(tmp_path / "plain")
+    assert (logits(tmp_path / "packed") - expected).abs().max().item() < 1e-4
+    assert (logits(tmp_path / "packed", ops=reference.TABLE) - expected).abs().max().item() < 1e-4
+
+
+def test_what_is_not_packed_is_plain(tmp_path):
+    """`modules_to_not_convert`, even within one fused projection."""
+    make(tmp_path, *CASES["awq"], stems=lambda stem: "layers.1" not in stem and not stem.endswith("k_proj"))
+    assert (logits(tmp_path / "packed") - logits(tmp_path / "plain")).abs().max().item() < 1e-4
+
+
+def test_bin_file(tmp_path):
+    make(tmp_path, *CASES["gptq"])
+    file = tmp_path / "packed" / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "packed" / "pytorch_model.bin")
+    file.unlink()
+    assert (logits(tmp_path / "packed") - logits(tmp_path / "plain")).abs().max().item() < 1e-4
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A GPTQ folder and its tensors."""
+    make(tmp_path, *CASES["gptq"])
+    return tmp_path / "packed", load_file(tmp_path / "packed" / "model.safetensors")
+
+
+def refusal(folder, tensors=None, **options) -> str:
+    if tensors is not None:
+        save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, dtype=torch.float32, **options)
+    assert "\n" not in caught.value.message
+    assert str(folder) in caught.value.message
+    return caught.value.message
+
+
+def test_biases_of_old_files(packed):
+    folder, tensors = packed
+    bias = "model.layers.1.mlp.up_proj.bias"
+    save_file({**tensors, bias: torch.zeros(144)}, folder / "model.safetensors")
+    assert (logits(folder) - logits(folder.parent / "plain")).abs().max().item() < 1e-4
+    assert f"{bias} is not zero" in refusal(folder, {**tensors, bias: torch.ones(144)})
+
+
+def test_groups_out_of_range(packed):
+    folder, tensors = packed
+    tensors["model.layers.0.mlp.up_proj.g_idx"][5] = 4
+    assert "up_proj.g_idx names groups beyond 3" in refusal(folder, tensors)
+
+
+def test_missing_part(packed):
+    folder, tensors = packed
+    del tensors["model.layers.0.mlp.up_proj.scales"]
+    assert "up_proj.scales is missing, [4, 144] is expected" in refusal(folder, tensors)
+
+
+def test_misshaped_part(packed):
+    folder, tensors = packed
+    name = "model.layers.0.self_attn.q_proj.qweight"
+    tensors[name] = tensors[name][:, :32].contiguous()
+    assert "q_proj.qzeros is [4, 8], [4, 4] is expected" in refusal(folder, tensors)
+
+
+def test_packed_and_plain(packed):
+    folder, tensors = packed
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(144, 64)
+    assert "up_proj.weight is there packed and plain" in refusal(folder, tensors)
+
+
+def test_codes_of_another_type(packed):
+    folder, tensors = packed
+    tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(8, 144)
+    assert "up_proj.qweight is stored as F32" in refusal(folder, tensors)
+
+
+def test_quantised_twice(packed):
+    assert "quantised already" in refusal(packed[0], quantization="int8")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({**GPTQ, "bits": 3}, "3 bits"),
+        ({**AWQ, "bits": "4"}, "'4' bits"),
+        ({**AWQ, "version": "gemv"}, "AWQ layout 'gemv'"),
+        ({**AWQ, "version": "exllama"}, "AWQ layout 'exllama'"),
+        ({**AWQ, "zero_point": False}, "without zero points"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "GPTQ layout 'marlin'"),
+        ({**GPTQ, "is_marlin_format": True}, "repacked"),
+        ({**GPTQ, "group_size": 0}, "group_size 0"),
+        ({**GPTQ, "group_size": "128"}, "group_size '128'"),
+        ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "differ between modules"),
+        ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
+        ({}, "quant_method None"),
+        ("awq", "no object"),
+    ],
+)
+def test_refused(tmp_path, config, reason):
+    given = json.loads((GOLDENS / "llama" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**given, "quantization_config": config}))
+    with pytest.raises(ModelError) as caught:
+        read_model_config(tmp_path)
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.06), ("fp8", 0.3)])
+@pytest.mark.parametrize("ops", [reference.TABLE, op_table("cpu", torch.float32)], ids=lambda ops: ops.name)
+def test_quantising_while_loading(tmp_path, kind, error, ops):
+    """As a folder whose projections were quantised and expanded before; not far from the original."""
+    make(tmp_path, lambda stem, w: ({}, expanded(quantise(w, kind), torch.float32)), {})
+    got = logits(GOLDENS / "llama", quantization=kind, ops=ops)
+    assert (got - logits(tmp_path / "plain")).abs().max().item() < 1e-4
+    expected = logits(GOLDENS / "llama")
+    assert 1e-3 < ((got - expected).norm() / expected.norm()).item() < error
+
+
+def test_head_and_embedding_stay_as_they_are():
+    plain = load_model(GOLDENS / "llama", dtype=torch.float32, ops=reference.TABLE)
+    seen = []
+
+    def prepare(weight, bias, dtype):
+        seen.append(tuple(weight.values.shape))
+        return reference.TABLE.prepare_quantised(weight, bias, dtype)
+
+    ops = replace(reference.TABLE, prepare_quantised=prepare)
+    load_model(GOLDENS / "llama", dtype=torch.float32, ops=ops, quantization="int8")
+    assert len(seen) == 4 * plain.spec.layers
+    assert (256, 64) not in seen
+
+
+GPU_CASES = {
+    "awq": (lambda stem, w: awq(stem, w, 32), {**AWQ, "group_size": 32}),
+    "gptq": (lambda stem, w: gptq(stem, w, 32), {**GPTQ, "group_size": 32}),
+    "gptq, act-order": (
+        lambda stem, w: gptq(stem, w, 32, act_order=shuffle_of(stem, w.shape[1])),
+        {**GPTQ, "group_size": 32, "desc_act": True},
+    ),
+}
+"""Groups that the kernels read as they are, but for the last one of `down_proj`'s 144 inputs."""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_on_a_gpu(tmp_path, case):
+    make(tmp_path, *GPU_CASES[case])
+    expected = logits(tmp_path / "plain", device="cuda")
+    assert (logits(tmp_path / "packed", device="cuda") - expected).abs().max().item() < 1e-4
+    for dtype, chunk, error in ((torch.float16, None, 0.01), (torch.float16, 1, 0.01), (torch.bfloat16, 20, 0.06)):
+        got = logits(tmp_path / "packed", device="cuda", dtype=dtype, chunk=chunk)
+        assert ((got - expected).norm() / expected.norm()).item() < error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.06), ("fp8", 0.3)])
+def test_quantising_on_a_gpu(kind, error):
+    expected = logits(GOLDENS / "llama")
+    for dtype, chunk in ((torch.float32, None), (torch.bfloat16, 1), (torch.bfloat16, None)):
+        got = logits(GOLDENS / "llama", device="cuda", dtype=dtype, chunk=chunk, quantization=kind)
+        assert ((got - expected).norm() / expected.norm()).item() < error

@@ -1,0 +1,28 @@
+"""Every golden checkpoint in 16 bits: no further from float32 than the reference's own 16 bits were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightllm_mp.models.checkpoint.loader import load_model
+from tests.models.golden import GOLDENS, movement, observed_movement, prompts
+from tests.models.runner import Runner
+from tests.models.test_goldens import FOLDERS
+
+CHANCE = 0.03
+"""The share of greedy choices by which two runs in 16 bits may differ: near ties fall either way."""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if not name.endswith(("_bin", "_sharded"))])
+def test_teacher_forced(folder, dtype):
+    runner, golden = Runner(load_model(GOLDENS / folder, dtype=dtype)), prompts(folder)
+    forced = []
+    for prompt in golden:
+        seq = runner.sequence()
+        seq.prompt = len(prompt.ids)
+        forced.append(runner.prefill(seq, prompt.ids + prompt.greedy[:-1]))
+    mine, theirs = movement(golden, forced), observed_movement(folder, dtype)
+    assert mine.mean <= theirs.mean
+    assert mine.agreement >= theirs.agreement - CHANCE

@@ -1,0 +1,49 @@
+"""Keys and values in 8 bits: how far a golden checkpoint's answers move, and how much room is gained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.model_config import read_model_config
+from tests.models.golden import GOLDENS, movement, observed_movement, prompts
+from tests.models.runner import Runner
+from tests.models.test_goldens import FOLDERS
+
+CUDA = torch.cuda.is_available()
+WITH_KV = [name for name in FOLDERS if read_model_config(GOLDENS / name).mla is None]
+SOME = WITH_KV if CUDA else [name for name in WITH_KV if name in ("llama", "bloom", "gemma2")]
+MOST = {torch.int8: (1.5, 0.04), torch.float8_e4m3fn: (7.0, 0.25)}
+"""How far answers may move, as a multiple of what bfloat16 arithmetic does to them in the reference (mean distance of
+logits), and how much rarer than there the golden choice may be: random weights leave many near ties."""
+
+
+@pytest.mark.parametrize("stored", MOST, ids=str)
+@pytest.mark.parametrize("folder", SOME)
+def test_answers_hardly_move(folder: str, stored: torch.dtype) -> None:
+    """With every token given; chunks read what earlier chunks have stored."""
+    device = "cuda" if CUDA else "cpu"
+    decoder = load_model(GOLDENS / folder, device=device, dtype=torch.float32)
+    runner, golden, forced = Runner(decoder), prompts(folder), []
+    runner.kv = KVPool(decoder.spec, runner.kv.slots, dtype=stored, device=device)
+    for prompt in golden:
+        seq = runner.sequence()
+        seq.prompt = len(prompt.ids)
+        ids = prompt.ids + prompt.greedy[:-1]
+        logits = [runner.prefill(seq, ids[:-3], 50), *(runner.step([(seq, [i])])[0] for i in ids[-3:])]
+        forced.append(torch.cat(logits))
+    moved, bfloat16, (times, rarer) = movement(golden, forced), observed_movement(folder, torch.bfloat16), MOST[stored]
+    assert 0.001 < moved.mean <= times * bfloat16.mean
+    assert moved.agreement >= bfloat16.agreement - rarer
+
+
+@pytest.mark.parametrize("stored", MOST, ids=str)
+def test_room_at_head_dim_128(stored: torch.dtype) -> None:
+    spec = replace(read_model_config(GOLDENS / "llama"), heads=8, kv_heads=4, head_dim=128)
+    assert KVPool.token_bytes(spec, torch.bfloat16) >= 1.9 * KVPool.token_bytes(spec, stored)
+    pool = KVPool(spec, 11, dtype=stored)
+    assert all(x.data_ptr() % 16 == 0 for layer in pool.layers for x in layer)
+    assert pool.layers[1].value_scales.shape == (12, 4)

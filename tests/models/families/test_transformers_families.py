@@ -1,0 +1,105 @@
+"""What no golden covers, against transformers on tiny random models: variants of families and whole families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models.families.test_transformers import SIZES, compare
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
+
+LONG = {**SIZES, "max_position_embeddings": 256}
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(3, 256, (100,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+def eager(model_class, config):
+    config._attn_implementation = "eager"
+    return model_class(config).eval()
+
+
+def test_bloom_with_six_heads_and_prefixed_names(tmp_path, tokens):
+    config = transformers.BloomConfig(vocab_size=256, hidden_size=96, n_layer=2, n_head=6)
+    compare(eager(transformers.BloomForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("multi_query", [True, False])
+def test_starcoder(tmp_path, tokens, multi_query):
+    sizes = {"vocab_size": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    config = transformers.GPTBigCodeConfig(**sizes, multi_query=multi_query)
+    compare(eager(transformers.GPTBigCodeForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_starcoder2(tmp_path, tokens, window):
+    config = transformers.Starcoder2Config(**{**LONG, "tie_word_embeddings": True}, sliding_window=window)
+    compare(eager(transformers.Starcoder2ForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+def test_stablelm_12b(tmp_path, tokens):
+    config = transformers.StableLmConfig(**LONG, use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=False)
+    compare(eager(transformers.StableLmForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+def test_gemma(tmp_path, tokens):
+    sizes = {**LONG, "head_dim": 32, "tie_word_embeddings": True}
+    compare(eager(transformers.GemmaForCausalLM, transformers.GemmaConfig(**sizes)), tmp_path, tokens, feed=50)
+
+
+def test_gemma3_scaled_globally_and_not_locally(tmp_path, tokens):
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    sizes = {**LONG, "head_dim": 32, "num_hidden_layers": 4, "tie_word_embeddings": True}
+    config = transformers.Gemma3TextConfig(**sizes, sliding_window=16, sliding_window_pattern=3, rope_parameters=rope)
+    compare(eager(transformers.Gemma3ForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_deepseek_v2_with_low_rank_queries(tmp_path, tokens, grouped):
+    config = transformers.DeepseekV2Config(
+        **{**LONG, "num_key_value_heads": 4, "num_hidden_layers": 3},
+        first_k_dense_replace=1,
+        kv_lora_rank=32,
+        q_lora_rank=48,
+        moe_intermediate_size=24,
+        n_routed_experts=8,
+        n_shared_experts=2,
+        num_experts_per_tok=3,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        routed_scaling_factor=16.0,
+        topk_method="group_limited_greedy" if grouped else "greedy",
+        n_group=4 if grouped else 1,
+        topk_group=2 if grouped else 1,
+        v_head_dim=24,
+    )
+    compare(eager(transformers.DeepseekV2ForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("feed", [30, 50], ids=["short", "long"])
+def test_phi3_with_two_sets_of_rope_factors(tmp_path, tokens, feed):
+    """Upstream changes the frequencies when the answer grows beyond the trained length, and leaves the old keys as they
+    were; so the short prompt's answer stays short here."""
+    factors = torch.linspace(1.0, 4.0, 8).tolist()
+    scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": [2 * x for x in factors]}
+    config = transformers.Phi3Config(
+        **LONG,
+        original_max_position_embeddings=40,
+        rope_parameters={**scaling, "rope_theta": 10000.0, "original_max_position_embeddings": 40},
+        pad_token_id=0,
+        sliding_window=None,
+    )
+    tokens = tokens if feed > 40 else tokens[:40]
+    compare(eager(transformers.Phi3ForCausalLM, config), tmp_path, tokens, feed=feed)
+
+
+def test_phi(tmp_path, tokens):
+    config = transformers.PhiConfig(**LONG, partial_rotary_factor=0.5)
+    compare(eager(transformers.PhiForCausalLM, config), tmp_path, tokens, feed=50)

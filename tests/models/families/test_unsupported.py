@@ -1,0 +1,45 @@
+"""Configuration values that would be computed wrongly are refused, each with one clear line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.models.model_config import read_model_config
+from tests.models.golden import GOLDENS
+
+CASES = [
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm True"),
+    ("starcoder", {"activation_function": "quick_gelu"}, "activation 'quick_gelu'"),
+    ("starcoder", {"scale_attn_weights": False}, "scale_attn_weights False"),
+    ("stablelm", {"hidden_act": "mish"}, "activation 'mish'"),
+    ("stablelm", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope scaling 'longrope'"),
+    ("baichuan_7b", {"hidden_act": "relu6"}, "activation 'relu6'"),
+    ("chatglm2", {"post_layer_norm": False}, "post_layer_norm False"),
+    ("chatglm2", {"kv_channels": None}, "a value cannot be used"),
+    ("gemma2", {"layer_types": ["chunked_attention"] * 4}, "layers of type chunked_attention"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
+    ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func 'sigmoid'"),
+    ("deepseek_v2", {"attention_bias": True}, "attention_bias True"),
+    ("deepseek_v2", {"kv_lora_rank": "many"}, "a value cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("folder", "changes", "says"), CASES, ids=lambda x: x if isinstance(x, str) else None)
+def test_refused(tmp_path, folder, changes, says):
+    config = json.loads((GOLDENS / folder / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as raised:
+        read_model_config(tmp_path)
+    assert says in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+def test_the_first_chatglm_is_refused(tmp_path):
+    config = {"model_type": "chatglm", "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="first generation"):
+        read_model_config(tmp_path)

@@ -1,0 +1,267 @@
+"""A worker without a model: it executes plans as a real one does, and notices every wrong slot.
+
+Its "KV" of a token is the token itself plus a digest of the whole prefix up to it, stored in the token's slot. The next
+id is a function of the digest of all that went before, read back through the slots, so a slot that was freed too
+early, shared with the wrong prefix, written twice or looked up at the wrong position changes the answer; with `checks`
+every slot that a step reads is compared with what it must hold. `expected` says what an undisturbed run answers.
+The KV of one length class is not that of another, as in a model whose frequencies follow from the prompt's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightllm_mp.messages import Sampling, StepDone
+from lightllm_mp.plan import SAMPLE, SCORE, Plan, RowSetup, unpack
+
+if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
+    from tests.scheduler.mock_images import MockImages
+
+U64 = np.uint64
+
+
+class WrongSlot(AssertionError):
+    """A step reads a slot that does not hold what it should."""
+
+
+class MockWorker:
+    """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs next to nothing."""
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        width: int,
+        kv_tokens: int,
+        vocab_size: int,
+        checks: bool = True,
+        images: MockImages | None = None,
+    ) -> None:
+        self._vocab, self._checks = vocab_size, checks
+        self._images = images
+        self._tokens = np.full((rows, width), -1, np.int32)
+        self._slots = np.full((rows, width), -1, np.int32)
+        self._setups: list[RowSetup | None] = [None] * rows
+        self._seeds = np.zeros(rows, U64)
+        self._classes = np.zeros(rows, U64)
+        self._plain = np.ones(rows, np.bool_)
+        """Rows without masks and alternatives."""
+        self._digest = np.zeros(kv_tokens, U64)
+        """Of the prefix up to and with the slot's token."""
+        self._position = np.full(kv_tokens, -1, np.int64)
+        self._step = -1
+
+    def step(self, plan: bytes) -> StepDone:
+        """Execute a packed plan."""
+        work = unpack(plan)
+        if self._checks:
+            self._check_plan(work)
+        self._step = work.step
+        for setup in work.setups:
+            self._set_up(setup)
+        _write(self._tokens, work.ids.runs, work.ids.values)
+        _write(self._slots, work.slots.runs, work.slots.values)
+        if self._checks:
+            self._check_images(work)
+        digests = self._compute(work.seqs)
+        return self._answer(work, digests)
+
+    def _set_up(self, setup: RowSetup) -> None:
+        row, rules = int(setup.rules["row"]), setup.rules
+        self._setups[row] = setup
+        self._classes[row] = class_part(int(rules["rope_class"]))
+        self._seeds[row] = seed_part(int(rules["seed"]), float(rules["temperature"]))
+        self._plain[row] = not (len(setup.masked_ids) or rules["top_logprobs"] > 0 or rules["prompt_logprobs"] >= 0)
+        if self._checks:
+            self._tokens[row] = self._slots[row] = -1
+
+    def _compute(self, seqs: np.ndarray) -> np.ndarray:
+        """Write every computed token's slot; uint64 [n] digests at the sequences' last positions."""
+        digests = np.zeros(len(seqs), U64)
+        single = seqs[:, 2] == 1
+        rows, starts = seqs[single, 0], seqs[single, 1]
+        slots = self._slots[rows, starts]
+        before = np.where(starts > 0, self._digest[self._slots[rows, np.maximum(starts - 1, 0)]], self._classes[rows])
+        digests[single] = self._digest[slots] = before + part(self._tokens[rows, starts], starts)
+        self._position[slots] = starts
+        for index in np.flatnonzero(~single):
+            row, start, count, _ = seqs[index].tolist()
+            slots, positions = self._slots[row, start : start + count], np.arange(start, start + count)
+            before = self._digest[self._slots[row, start - 1]] if start else self._classes[row]
+            self._digest[slots] = before + np.cumsum(part(self._tokens[row, positions], positions), dtype=U64)
+            self._position[slots] = positions
+            digests[index] = self._digest[slots[-1]]
+        if self._checks:
+            for row, start, count, _ in seqs.tolist():
+                self._check_history(row, start + count)
+        return digests
+
+    def _answer(self, work: Plan, digests: np.ndarray) -> StepDone:
+        sampled = (work.seqs[:, 3] & SAMPLE) != 0
+        rows, ends = work.seqs[sampled, 0], work.seqs[sampled, 1] + work.seqs[sampled, 2]
+        ids = next_ids(digests[sampled] ^ self._seeds[rows], self._vocab)
+        for index in np.flatnonzero(~self._plain[rows]):
+            setup = self._setups[rows[index]]
+            if setup is not None and ends[index] - setup.rules["prompt_tokens"] < setup.rules["min_new_tokens"]:
+                ids[index] = unmask(int(ids[index]), setup.masked_ids.tolist(), self._vocab)
+        self._tokens[rows, ends] = ids
+        return StepDone(
+            step=work.step,
+            ids=ids.tobytes(),
+            logprobs=logprob(ids).tobytes(),
+            top=tuple(self._alternatives(rows, ids)),
+            prompt=tuple(self._prompt_scores(work.seqs)),
+            scores=score(digests[(work.seqs[:, 3] & SCORE) != 0]).tobytes(),
+        )
+
+    def _alternatives(self, rows: np.ndarray, ids: np.ndarray) -> Iterable[tuple[int, bytes, bytes]]:
+        for index in np.flatnonzero(~self._plain[rows]):
+            count = self._rule(rows[index], "top_logprobs")
+            if count > 0:
+                yield (int(index), *best(int(ids[index]), count, self._vocab))
+
+    def _prompt_scores(self, seqs: np.ndarray) -> Iterable[tuple[int, bytes, bytes, bytes]]:
+        for index in np.flatnonzero(~self._plain[seqs[:, 0]]):
+            row, start, count, _ = seqs[index].tolist()
+            wanted = self._rule(row, "prompt_logprobs")
+            end = min(start + count, self._rule(row, "prompt_tokens") - 1)
+            if wanted >= 0 and start < end:
+                following = self._tokens[row, start + 1 : end + 1]
+                pairs = [best(token, wanted, self._vocab) for token in following.tolist()]
+                columns = (b"".join(pair[i] for pair in pairs) for i in (0, 1))
+                yield (int(index), logprob(following).tobytes(), *columns)
+
+    def _rule(self, row: int, name: str) -> int:
+        setup = self._setups[row]
+        assert setup is not None
+        return int(setup.rules[name])
+
+    def _check_images(self, work: Plan) -> None:
+        """Every image slot that is computed, and nothing else, is named with the embeddings that belong to its id."""
+        ids = [self._tokens[row, start : start + count] for row, start, count, _ in work.seqs.tolist()]
+        wanted = sum(int(np.count_nonzero(some >= self._vocab)) for some in ids)
+        assert work.images[:, 2].sum() == wanted, "each image slot is named once"
+        computed = {row: range(start, start + count) for row, start, count, _ in work.seqs.tolist()}
+        for row, position, count, low, high, first in work.images.tolist():
+            assert self._images is not None
+            assert position in computed[row]
+            assert position + count - 1 in computed[row]
+            rows = self._images.rows(low + (high << 32), first, count)
+            if not np.array_equal(self._tokens[row, position : position + count], rows):
+                raise WrongSlot(f"step {self._step} row {row}: not the image that belongs at {position}")
+
+    def _check_plan(self, work: Plan) -> None:
+        counts = work.seqs[:, 2]
+        assert work.step > self._step, "steps go up"
+        assert (counts > 0).all()
+        assert (np.diff((counts > 1).astype(int)) >= 0).all(), "sequences of one token stand first"
+        assert len(set(work.seqs[:, 0].tolist())) == len(work.seqs), "a row comes once"
+        assert len({int(setup.rules["row"]) for setup in work.setups}) == len(work.setups)
+        slots = work.slots.values
+        assert ((slots >= 0) & (slots < len(self._digest))).all()
+
+    def _check_history(self, row: int, length: int) -> None:
+        """All slots below `length` hold this row's ids at their positions after this row's prefix."""
+        tokens, slots, positions = self._tokens[row, :length], self._slots[row, :length], np.arange(length)
+        if tokens.min() < 0 or slots.min() < 0:
+            raise WrongSlot(f"step {self._step} row {row}: an id or slot below {length} was never written")
+        must = self._classes[row] + np.cumsum(part(tokens, positions), dtype=U64)
+        wrong = (self._digest[slots] != must) | (self._position[slots] != positions)
+        if wrong.any():
+            raise WrongSlot(f"step {self._step} row {row}: wrong content at {np.flatnonzero(wrong)[:8].tolist()}")
+
+
+def expected(
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    eos_ids: Sequence[int],
+    vocab_size: int,
+    longest: int,
+    rope_class: int = 0,
+) -> list[int]:
+    """The ids that a sequence produces if nothing ever goes wrong; `longest`: most ids it can have."""
+    stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
+    ends = {*stop_ids, *(() if sampling.ignore_eos else eos_ids)}
+    seeded = seed_part(sampling.seed, sampling.temperature)
+    produced: list[int] = []
+    digest = _digest(prompt, rope_class)
+    while len(produced) < min(sampling.max_new_tokens, longest - len(prompt)):
+        token = int(next_ids(digest ^ seeded, vocab_size)[0])
+        if len(produced) < sampling.min_new_tokens:
+            token = unmask(token, [*eos_ids, *stop_ids], vocab_size)
+        produced.append(token)
+        if token in ends:
+            break
+        digest += part(np.array([token]), np.array([len(prompt) + len(produced) - 1]))
+    return produced
+
+
+def expected_score(prompt: Sequence[int], rope_class: int = 0) -> float:
+    """The score of a prompt that is computed as it should be."""
+    return float(score(_digest(prompt, rope_class))[0])
+
+
+def _digest(prompt: Sequence[int], rope_class: int) -> np.ndarray:
+    return class_part(rope_class) + part(np.array(prompt), np.arange(len(prompt))).sum(keepdims=True, dtype=U64)
+
+
+def class_part(rope_class: int) -> np.uint64:
+    """The digest of the empty prefix."""
+    return U64(rope_class * 0x2545F4914F6CDD1D & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def score(digests: np.ndarray) -> np.ndarray:
+    """float32 [n]"""
+    return (_scramble(digests) % U64(4001)).astype("<f4") / np.float32(100) - np.float32(20)
+
+
+def part(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """uint64: what one token adds to the digest of a prefix."""
+    return _scramble((ids.astype(U64) + U64(1)) * U64(0x9E3779B97F4A7C15) + positions.astype(U64))
+
+
+def next_ids(digests: np.ndarray, vocab_size: int) -> np.ndarray:
+    return (_scramble(digests) % U64(vocab_size)).astype("<i4")
+
+
+def seed_part(seed: int, temperature: float) -> np.uint64:
+    """Greedy sequences do not depend on the seed."""
+    return U64(0) if temperature == 0 else _scramble(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], U64))[0]
+
+
+def unmask(token: int, masked: Sequence[int], vocab_size: int) -> int:
+    while token in masked:
+        token = (token + 1) % vocab_size
+    return token
+
+
+def logprob(ids: np.ndarray) -> np.ndarray:
+    return -(ids % 97).astype("<f4") / np.float32(8)
+
+
+def best(token: int, count: int, vocab_size: int) -> tuple[bytes, bytes]:
+    """(ids, logprobs) columns of `count` alternatives."""
+    ids = ((token + np.arange(count)) % vocab_size).astype("<i4")
+    return ids.tobytes(), logprob(ids).tobytes()
+
+
+def _scramble(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> U64(30))) * U64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> U64(27))) * U64(0x94D049BB133111EB)
+    return values ^ (values >> U64(31))
+
+
+def _write(table: np.ndarray, runs: np.ndarray, values: np.ndarray) -> None:
+    """Write (row, position, count) runs into a table, in order."""
+    single = len(runs) == len(values)
+    if single:
+        table[runs[:, 0], runs[:, 1]] = values
+        return
+    at = 0
+    for row, position, count in runs.tolist():
+        table[row, position : position + count] = values[at : at + count]
+        at += count

@@ -1,0 +1,126 @@
+"""Hundreds of random workloads on tiny memories: every answer is exact and every slot is found again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightllm_mp.messages import ImageSpan, Tokenized
+from lightllm_mp.scheduler.admission import Gate
+from tests.scheduler.harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
+from tests.scheduler.mock_images import Part, image_prompt
+
+
+def random_request(random: np.random.Generator, rid: int, room: int) -> Tokenized:
+    """Prompts share beginnings; answers end in every way there is."""
+    shared = prompt(int(random.integers(1, max(2, room // 2))), int(random.integers(3)))
+    own = prompt(int(random.integers(0, room // 3 + 1)), rid) if random.random() < 0.7 else []
+    ids, spans = (shared + own)[: room - 1], ()
+    if random.random() < 0.3:
+        ids, spans = with_pictures(random, ids, room)
+    rules: dict[str, object] = {
+        "max_new_tokens": int(random.integers(1, 50)),
+        "min_new_tokens": int(random.integers(0, 6)),
+        "ignore_eos": bool(random.random() < 0.4),
+        "temperature": float(random.random() < 0.5),
+    }
+    if random.random() < 0.2:
+        rules["stop_ids"] = column(random.integers(3, VOCAB, 3).tolist())
+    if random.random() < 0.15:
+        rules["prompt_logprobs"] = int(random.integers(0, 3))
+    if random.random() < 0.15:
+        rules["top_logprobs"] = 2
+    return request(
+        rid,
+        ids,
+        n=int(random.integers(2, 5)) if random.random() < 0.2 else 1,
+        priority=int(random.integers(0, 3)) if random.random() < 0.3 else 0,
+        reuse_prompt=bool(random.random() < 0.85),
+        spans=spans,
+        **rules,
+    )
+
+
+def with_pictures(random: np.random.Generator, ids: list[int], room: int) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    """Up to three of a few pictures, large and small, somewhere between the ids."""
+    cuts = sorted(random.integers(0, len(ids) + 1, int(random.integers(1, 4))).tolist())
+    parts: list[Part] = [ids[: cuts[0]]]
+    for start, end in zip(cuts, [*cuts[1:], len(ids)], strict=True):
+        slots = int(random.choice([1, 2, 3, 5, 11]))
+        parts += [(f"picture of {slots}", slots), ids[start:end]]
+    found, spans = image_prompt(VOCAB, *parts)
+    return (found, spans) if len(found) < room else (ids, ())
+
+
+def random_harness(random: np.random.Generator) -> Harness:
+    kv_tokens = int(random.integers(24, 300))
+    return harness(
+        int(random.integers(0, 3)),
+        kv_tokens=kv_tokens,
+        rows=int(random.integers(1, 12)),
+        step_tokens=int(random.integers(2, 48)),
+        max_context=int(random.integers(24, 160)),
+        prompt_cache=bool(random.random() < 0.9),
+        class_bounds=(9, 18, 40) if random.random() < 0.5 else (),
+    )
+
+
+def disturb(h: Harness, random: np.random.Generator, ended: set[int]) -> None:
+    """Now and then somebody gives up, a stop string matches, or a process dies."""
+    living = [rid for rid in h.requests if rid not in h.finish and rid not in ended]
+    what = random.random()
+    if living and what < 0.03:
+        rid = int(random.choice(living))
+        ended.add(rid)
+        h.scheduler.abort(rid)
+    elif living and what < 0.06:
+        rid = int(random.choice(living))
+        ended.add(rid)
+        h.scheduler.stop_matched(rid)
+        h.closed.add(rid)
+    elif what < 0.065:
+        keep_cache = bool(random.random() < 0.5)
+        h.scheduler.reset(keep_cache)
+        h.scheduler.check_integrity()
+        if not keep_cache:
+            h.worker = mock_worker(h.scheduler.limits, h.images)
+        h.closed |= ended
+        h.resume()
+    h.listen()
+
+
+SEEDS = [range(20), pytest.param(range(20, 90), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("reckless", [False, True])
+@pytest.mark.parametrize("seeds", SEEDS, ids=["few", "many"])
+def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`reckless`: admission lets everybody in, so that memory runs out all the time."""
+    if reckless:
+        monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    preemptions = 0.0
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        h, ended, rid = random_harness(random), set[int](), 1
+        room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
+        for _ in range(int(random.integers(1, 25))):
+            h.add(new := random_request(random, rid, room))
+            rid += new.n
+            for _ in range(int(random.integers(0, 4))):
+                h.step()
+                disturb(h, random, ended)
+        while h.step():
+            disturb(h, random, ended)
+        h.run()
+        for sure in h.requests.keys() - ended:
+            h.check_answers(sure)
+        check_partial_answers(h, ended, seed)
+        preemptions += h.scheduler.gauges()["preemptions"]
+    assert preemptions > (100 if reckless else 0), "memory did not run out"
+
+
+def check_partial_answers(h: Harness, ended: set[int], seed: int) -> None:
+    for rid in ended & set(h.ids):
+        emitted = np.frombuffer(h.requests[rid].ids, "<i4")[h.requests[rid].prompt_tokens :].tolist()
+        got = [*emitted, *h.ids[rid]]
+        assert got == h.answer_of(rid)[: len(got)], f"seed {seed}, sequence {rid}"
