@@ -159,8 +159,10 @@ def test_all_processes_take_little_memory_beside_the_weights(default_model: Path
 
 
 def children(server: Server) -> dict[str, int]:
-    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(server.pid)], capture_output=True, text=True)
-    found = (re.match(r"\s*(\d+) .*lightllm_mp\.actors\.runtime\.child_main (\w+)", line) for line in listing.stdout.splitlines())
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(server.pid)]
+    listing = subprocess.run(command, capture_output=True, text=True)
+    lines = listing.stdout.splitlines()
+    found = (re.match(r"\s*(\d+) .*lightllm_mp\.actors\.runtime\.child_main (\w+)", line) for line in lines)
     return {match[2]: int(match[1]) for match in found if match}
 
 
