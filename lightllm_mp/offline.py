@@ -21,11 +21,11 @@ from msgspec import Struct
 
 from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.image_files import Upload
-from lightllm_mp.actors.front.live_request import Answer, Event, Live
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
 from lightllm_mp.actors.front.validation import TEXT_ONLY
 from lightllm_mp.actors.http.sampling_parameters import SCORE, choices, output, sampling
-from lightllm_mp.actors.http.schema import Parameters
+from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -162,7 +162,7 @@ class Engine:
         return EngineEnded(self._supervisor.reason or "the engine is closed")
 
     def _completions(
-        self, prompts: list[Prompt], parameters: Parameters, images: Sequence[Sequence[bytes]] = ()
+        self, prompts: list[Prompt], parameters: RequestParameters, images: Sequence[Sequence[bytes]] = ()
     ) -> list[Completion]:
         if images and len(images) != len(prompts):
             raise InvalidRequest(f"there are images for {len(images)} prompts, and {len(prompts)} prompts")
@@ -177,7 +177,7 @@ class Engine:
             raise InvalidRequest(TEXT_ONLY)
         return tuple(lane.judge.upload(bytes(data)) for data in files) if lane is not None else ()
 
-    async def _all(self, prompts: Sequence[P], submit: Callable[[P], Live]) -> list[Answer]:
+    async def _all(self, prompts: Sequence[P], submit: Callable[[P], LiveRequest]) -> list[Answer]:
         """At most max_live_requests at a time, so that a long list is never refused."""
         room = asyncio.Semaphore(self._config.http.max_live_requests)
 
@@ -198,7 +198,7 @@ class Engine:
             raise
         return [answer for answers in found for answer in answers]
 
-    async def _events(self, prompt: Prompt, parameters: Parameters) -> AsyncGenerator[Event, None]:
+    async def _events(self, prompt: Prompt, parameters: RequestParameters) -> AsyncGenerator[Event, None]:
         live = self._submit(prompt, (), parameters, stream=True)
         try:
             async for event in live:
@@ -206,7 +206,9 @@ class Engine:
         finally:
             live.close()
 
-    def _submit(self, prompt: Prompt, images: Sequence[Upload], parameters: Parameters, *, stream: bool) -> Live:
+    def _submit(
+        self, prompt: Prompt, images: Sequence[Upload], parameters: RequestParameters, *, stream: bool
+    ) -> LiveRequest:
         return self._front.frontend.submit(
             prompt, sampling(parameters), output(parameters), n=choices(parameters), images=images, stream=stream
         )
@@ -268,12 +270,12 @@ def _chat(messages: Chat) -> Prompt:
     return tuple(ChatMessage(message["role"], message["content"]) for message in messages)
 
 
-def _parse(parameters: Mapping[str, Any]) -> Parameters:
-    unknown = parameters.keys() - set(Parameters.__struct_fields__)
+def _parse(parameters: Mapping[str, Any]) -> RequestParameters:
+    unknown = parameters.keys() - set(RequestParameters.__struct_fields__)
     if unknown:
         raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
     try:
-        return msgspec.convert(dict(parameters), Parameters)
+        return msgspec.convert(dict(parameters), RequestParameters)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
 

@@ -79,7 +79,7 @@ class RowSetup:
 
 
 @dataclass(slots=True)
-class Runs:
+class PositionRuns:
     """Values of positions: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts]."""
 
     runs: Ints
@@ -90,13 +90,13 @@ class Runs:
 class Plan:
     step: int
     setups: list[RowSetup]
-    ids: Runs
-    slots: Runs
+    ids: PositionRuns
+    slots: PositionRuns
     seqs: Ints
     """int32 [n, 4] of (row, start, count, flags)"""
     images: Ints
     """int32 [n, IMAGE_WORDS]"""
-    rotary: Runs
+    rotary: PositionRuns
     """`values` int32 [sum of counts, 3]"""
 
 
@@ -198,11 +198,11 @@ def unpack(data: bytes | bytearray) -> Plan:
     return Plan(
         step=int(words[2]),
         setups=_row_setups(setups.view(SETUP_DTYPE), tails),
-        ids=Runs(id_runs.reshape(-1, 3), ids),
-        slots=Runs(slot_runs.reshape(-1, 3), slots),
+        ids=PositionRuns(id_runs.reshape(-1, 3), ids),
+        slots=PositionRuns(slot_runs.reshape(-1, 3), slots),
         seqs=seqs.reshape(-1, 4),
         images=images.reshape(-1, IMAGE_WORDS),
-        rotary=Runs(rotary_runs.reshape(-1, 3), rotary.reshape(-1, 3)),
+        rotary=PositionRuns(rotary_runs.reshape(-1, 3), rotary.reshape(-1, 3)),
     )
 
 

@@ -23,7 +23,7 @@ from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.build import build_engine
 from lightllm_mp.messages import Output, Sampling, Tokenized
 from lightllm_mp.plan import unpack
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     figure("start", time.perf_counter() - began, "s")
     figure("KV tokens", engine.facts.kv_tokens, "tokens")
     executor, ahead = engine.executor, engine.facts.run_ahead + 1
-    scheduler = Scheduler(Limits.of(engine.facts, prompt_cache=False))
+    scheduler = Scheduler(EngineLimits.of(engine.facts, prompt_cache=False))
     todo, sent, plans = requests(options.num_requests, engine.facts.vocab_size), 0, list[bytes]()
     spent: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
     start = last = time.perf_counter()

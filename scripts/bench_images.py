@@ -39,8 +39,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lightllm_mp import Config, launch
-from lightllm_mp.cli.bench.client import Outcome, Target, drive
-from lightllm_mp.cli.bench.pictures import Size, entries
+from lightllm_mp.cli.bench.client import BenchTarget, RequestOutcome, drive
+from lightllm_mp.cli.bench.pictures import PictureSize, entries
 from lightllm_mp.cli.bench.report import percentile
 from lightllm_mp.cli.bench.stages import Numbers, between, scrape
 from lightllm_mp.cli.bench.workload import IMAGE_ID, Request
@@ -60,7 +60,7 @@ ALL = float("inf")
 class Bench:
     """Requests to one server, and what it says of itself. `pid`: its supervisor, where that is on this machine."""
 
-    def __init__(self, target: Target, session: aiohttp.ClientSession, pid: int | None, flags: argparse.Namespace):
+    def __init__(self, target: BenchTarget, session: aiohttp.ClientSession, pid: int | None, flags: argparse.Namespace):
         self.target, self.session, self.pid, self.flags = target, session, pid, flags
         self.failed = 0
         self.rows: list[tuple[str, float, str]] = []
@@ -90,7 +90,9 @@ class Bench:
             for name in request.images:
                 self.target.entry(name)
 
-    async def send(self, requests: Sequence[Request], rate: float | None = ALL, concurrency: int = 1) -> list[Outcome]:
+    async def send(
+        self, requests: Sequence[Request], rate: float | None = ALL, concurrency: int = 1
+    ) -> list[RequestOutcome]:
         outcomes = await drive(self.target, list(requests), rate=rate, concurrency=concurrency)
         for error in {outcome.error for outcome in outcomes if outcome.error is not None}:
             print(f"failed: {error}", file=sys.stderr)
@@ -221,7 +223,7 @@ def stream_texts(pipe: Connection, url: str, streams: int, vocab: int) -> None:
     async def one_after_the_other() -> None:
         while not pipe.poll():
             ids = [rng.randrange(3, vocab) for _ in range(QUESTION)]
-            outcomes = await drive(Target(url, ignore_eos=True), [Request(ids, QUESTION, ANSWER)], rate=ALL)
+            outcomes = await drive(BenchTarget(url, ignore_eos=True), [Request(ids, QUESTION, ANSWER)], rate=ALL)
             gaps.extend(pair for outcome in outcomes for pair in pairwise(outcome.arrivals))
 
     async def all_of_them() -> None:
@@ -303,9 +305,9 @@ def serving(flags: argparse.Namespace, capacity: int) -> Iterator[tuple[str, int
 
 @contextlib.asynccontextmanager
 async def benching(flags: argparse.Namespace, url: str, pid: int | None) -> AsyncIterator[Bench]:
-    size = Size.read(flags.image_size)
+    size = PictureSize.read(flags.image_size)
     async with entries(size, "base64") as entry:
-        target = Target(url, ignore_eos=True, entry=entry)
+        target = BenchTarget(url, ignore_eos=True, entry=entry)
         async with target.session() as session:
             yield Bench(target, session, pid, flags)
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.sampling.cuda_sampler import DeviceSampler
+from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
 from lightllm_mp.engine.sampling.rules import RuleTable
-from lightllm_mp.engine.sampling.torch_sampler import Sampler
+from lightllm_mp.engine.sampling.torch_sampler import TorchSampler
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, unpack
 
@@ -52,9 +52,9 @@ def choosers(sampling: Sampling, n: int, vocab: int) -> dict[str, Callable[[Tens
     for row in range(n):
         builder.setup(row, 1, sampling)
     setups = unpack(builder.pack()).setups
-    new = DeviceSampler(RuleTable(n, vocab, device), tokens)
+    new = CudaSampler(RuleTable(n, vocab, device), tokens)
     new.set(setups)
-    old = Sampler(RuleTable(n, vocab, device), tokens)
+    old = TorchSampler(RuleTable(n, vocab, device), tokens)
     for setup in setups:
         old.rules.set(setup)
     rows, positions = np.arange(n, dtype=np.int32), np.full(n, HISTORY, np.int64)

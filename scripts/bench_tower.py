@@ -30,7 +30,7 @@ from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.kernels.select import set_threads
 from lightllm_mp.shm import Arena
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import Grid, patch_grid
+from lightllm_mp.vision.sizing import PatchGrid, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
@@ -68,7 +68,7 @@ def operations(spec: VisionSpec, tokens: int) -> float:
     return spec.layers * layer + ends
 
 
-def pixels(spec: VisionSpec, edge: int) -> tuple[Preprocessed, Grid]:
+def pixels(spec: VisionSpec, edge: int) -> tuple[Preprocessed, PatchGrid]:
     grid = patch_grid(spec, edge, edge)
     fixed = spec.preprocess.mode != "dynamic"
     shape = (3, spec.preprocess.size, spec.preprocess.size) if fixed else (grid.patches, spec.patch_values)

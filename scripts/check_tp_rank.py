@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
-from lightllm_mp.models.parallel.group import Alone
-from lightllm_mp.models.parallel.torch_group import Ranks
+from lightllm_mp.models.parallel.group import SingleRank
+from lightllm_mp.models.parallel.torch_group import TorchGroup
 
 BUFFER = 96 << 20
 """Bytes for sums without NCCL, so that large ones can be timed too."""
@@ -50,7 +50,7 @@ class Case:
         return self.decoder.group.from_first(chosen)
 
 
-def golden(group: Ranks | Alone, out: Path) -> bool:
+def golden(group: TorchGroup | SingleRank, out: Path) -> bool:
     """The prompts of a reference, against what it recorded and between the numbers of ranks."""
     decoder = load_model(GOLDEN, device=_device(), dtype=torch.float32, group=group)
     recorded, found, worst = load_file(GOLDEN / "golden.safetensors"), {}, 0.0
@@ -63,7 +63,7 @@ def golden(group: Ranks | Alone, out: Path) -> bool:
     return _keep(group, out, found, worst < TOLERANCE, worst)
 
 
-def random(group: Ranks | Alone, out: Path) -> bool:
+def random(group: TorchGroup | SingleRank, out: Path) -> bool:
     """Prompts together and decoding, eager and as a graph, on made-up weights."""
     decoder = load_model(out.parent / "random", device=_device(), dtype=torch.float32, group=group, dummy=True)
     decoder.reserve(4096)
@@ -80,16 +80,16 @@ def random(group: Ranks | Alone, out: Path) -> bool:
     return _keep(group, out, found, worst < TOLERANCE, worst)
 
 
-def _keep(group: Ranks | Alone, out: Path, found: dict[str, torch.Tensor], good: bool, worst: float) -> bool:
+def _keep(group: TorchGroup | SingleRank, out: Path, found: dict[str, torch.Tensor], good: bool, worst: float) -> bool:
     if group.rank == 0:
         save_file(found, out.with_suffix(f".{group.size}.safetensors"))
         figure(f"{out.stem} on {group.size} rank(s) as it must be", good, worst=worst)
     return good
 
 
-def sums(group: Ranks | Alone, out: Path) -> bool:
+def sums(group: TorchGroup | SingleRank, out: Path) -> bool:
     """Both ways of a sum: exact under capture, the same on all ranks, and how long they take."""
-    if isinstance(group, Alone):
+    if isinstance(group, SingleRank):
         return True
     good = True
     for dtype in (torch.float32, torch.bfloat16):
@@ -116,7 +116,7 @@ def sums(group: Ranks | Alone, out: Path) -> bool:
     return good
 
 
-def _exact(group: Ranks, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+def _exact(group: TorchGroup, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whole numbers, so that every order of adding gives the same."""
     own = torch.arange(shape[0] * shape[1], device="cuda").view(shape).remainder(50) + group.rank
     source = own.to(dtype)
@@ -133,17 +133,17 @@ def _exact(group: Ranks, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     return good
 
 
-def _direct(group: Ranks) -> bool:
+def _direct(group: TorchGroup) -> bool:
     _limit(group, BUFFER)
     return group.one_shot is not None and group.one_shot.takes(torch.zeros(64, 4096, device="cuda"))
 
 
-def _limit(group: Ranks, limit: int) -> None:
+def _limit(group: TorchGroup, limit: int) -> None:
     if group.one_shot is not None:
         group.one_shot.limit = limit
 
 
-def speed(group: Ranks | Alone, out: Path) -> bool:
+def speed(group: TorchGroup | SingleRank, out: Path) -> bool:
     """Llama-2-7B's shape: prompts, and decoding as a graph with both ways of a sum."""
     decoder = load_model(out.parent / "speed", device=_device(), dtype=torch.bfloat16, group=group, dummy=True)
     decoder.reserve(4096)
@@ -155,7 +155,7 @@ def speed(group: Ranks | Alone, out: Path) -> bool:
         del case
     case = Case(decoder, [1] * DECODE, [CONTEXT] * DECODE, normal=True)
     for way, limit in (("direct", 1 << 20), ("nccl", 0)):
-        if isinstance(group, Ranks):
+        if isinstance(group, TorchGroup):
             _limit(group, limit)
         found[f"decode {DECODE} x {CONTEXT}, sums by {way}"] = seconds(captured(case.choose).replay)
     if group.rank == 0:
@@ -172,14 +172,14 @@ def _device() -> torch.device:
 def main() -> int:
     meeting, rank, size, parts, folder = sys.argv[1:]
     torch.cuda.set_device(int(rank))
-    group: Ranks | Alone = Alone()
+    group: TorchGroup | SingleRank = SingleRank()
     if int(size) > 1:
         path = f"/proc/self/fd/{meeting}"
-        group = Ranks(path, int(rank), int(size), _device(), timeout=120.0, one_shot_bytes=BUFFER)
+        group = TorchGroup(path, int(rank), int(size), _device(), timeout=120.0, one_shot_bytes=BUFFER)
     checks = {"golden": golden, "random": random, "sum": sums, "speed": speed}
     with torch.inference_mode():
         held = [checks[part](group, Path(folder, f"{part}.out")) for part in parts.split(",")]
-    if isinstance(group, Ranks):
+    if isinstance(group, TorchGroup):
         dist.barrier()
         group.close()
     return 0 if all(held) else 1

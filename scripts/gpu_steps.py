@@ -10,7 +10,7 @@ import torch
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.families.llama import LLAMA
@@ -44,7 +44,7 @@ SPECS = {
 def random_decoder(model: ModelSpec) -> Decoder:
     """Projections from N(0, 0.02), norms of 1, bfloat16, made on the GPU."""
     params, ops = LLAMA.hf_weights(model), op_table("cuda", torch.bfloat16)
-    weights = Weights(params, ops, device="cuda", dtype=torch.bfloat16)
+    weights = ModelWeights(params, ops, device="cuda", dtype=torch.bfloat16)
     random = torch.Generator("cuda").manual_seed(0)
     for param in params:
         for piece in param.pieces:

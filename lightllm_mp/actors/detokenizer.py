@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
@@ -71,7 +71,7 @@ class _Columns:
 
 
 class DetokenizerActor(BlockingActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
         self._path = Path(birth.model_path)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightllm_mp.messages import ImageSpan, Picture
-from lightllm_mp.vision.placeholders import Expanded, ImageSlots, expand_ids, join_chunks, split_text
+from lightllm_mp.vision.placeholders import ExpandedPrompt, ImageSlots, expand_ids, join_chunks, split_text
 from lightllm_mp.vision.sizing import image_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
 
@@ -35,7 +35,7 @@ def _slots(spec: VisionSpec, images: Sequence[Picture]) -> list[ImageSlots]:
     return [ImageSlots(image.key, image_tokens(spec, image.width, image.height)) for image in images]
 
 
-def _spanned(spec: VisionSpec, found: Expanded, images: Sequence[Picture]) -> Prompted:
+def _spanned(spec: VisionSpec, found: ExpandedPrompt, images: Sequence[Picture]) -> Prompted:
     dynamic = spec.preprocess.mode == "dynamic"
     spans = tuple(
         ImageSpan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.runtime.wire_errors import error_info
@@ -26,13 +26,13 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.pairing import Pairing
 from lightllm_mp.scheduler.scheduler import Scheduler
 
 
 class RouterActor(BlockingActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
         self._prompt_cache = not birth.config.engine.disable_prompt_cache
@@ -46,7 +46,7 @@ class RouterActor(BlockingActor):
         self._pairing.clear()
         self._run_ahead = begin.facts.run_ahead
         if self._scheduler is None:
-            self._scheduler = Scheduler(Limits.of(begin.facts, self._prompt_cache))
+            self._scheduler = Scheduler(EngineLimits.of(begin.facts, self._prompt_cache))
         else:
             # A new worker has empty KV memory, so what the tree promises is gone.
             self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))

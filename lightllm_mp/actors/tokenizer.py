@@ -11,7 +11,7 @@ import numpy as np
 from lightllm_mp.actors.image_prompts import Prompted, ids_with_images, text_with_images
 from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.image_setup import find_vision
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.runtime.wire_errors import error_info
@@ -37,7 +37,7 @@ log = logging.getLogger("lightllm_mp.tokenizer")
 
 
 class TokenizerActor(BlockingActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
         self._path = Path(birth.model_path)

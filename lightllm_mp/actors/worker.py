@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightllm_mp.actors.rank import RankActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.engine.build import Engine, build_engine
+from lightllm_mp.engine.build import BuiltEngine, build_engine
 from lightllm_mp.messages import Facts, StepDone
 from lightllm_mp.shm import Segment
 
@@ -27,11 +27,11 @@ STUCK = 4.0
 
 
 class WorkerActor(RankActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self.ranks = birth.config.engine.tp
         self._birth = birth
-        self._engine: Engine | None = None
+        self._engine: BuiltEngine | None = None
         self._images: Segment | None = None
         self._steps = 0
         self._step_seconds = 0.0

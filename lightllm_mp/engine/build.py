@@ -24,8 +24,8 @@ from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
 from lightllm_mp.models.model_config import read_model_config
-from lightllm_mp.models.parallel.group import Alone, Group
-from lightllm_mp.models.parallel.torch_group import Ranks
+from lightllm_mp.models.parallel.group import RankGroup, SingleRank
+from lightllm_mp.models.parallel.torch_group import TorchGroup
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Engine:
+class BuiltEngine:
     executor: Executor
     facts: Facts
 
@@ -49,7 +49,7 @@ def build_engine(
     kv_tokens: int | None = None,
     rank: int = 0,
     meeting: str = "",
-) -> Engine:
+) -> BuiltEngine:
     """Load and warm up; `progress` is told (bytes read, bytes in all), `stage` what begins. `kv_tokens` repeats the
     size that an earlier process had found. With tensor parallelism this is one `rank` of engine.tp, all ranks do the
     same, and find each other in the file `meeting`.
@@ -60,7 +60,7 @@ def build_engine(
     device = _device(model.device, rank, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(engine.threads or max(1, physical_cores() // engine.tp)) if device.type == "cpu" else 0
-    group: Group = Ranks(meeting, rank, engine.tp, device) if engine.tp > 1 else Alone()
+    group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
         path,
         device=device,
@@ -107,7 +107,7 @@ def build_engine(
         reward=spec.reward,
         reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
-    return Engine(executor, facts)
+    return BuiltEngine(executor, facts)
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightllm_mp.engine.cuda_graphs import DecodeGraphs
 from lightllm_mp.engine.interfaces import Model
-from lightllm_mp.engine.pinned_upload import Staging
+from lightllm_mp.engine.pinned_upload import PinnedUpload
 from lightllm_mp.engine.row_tables import RowTables
-from lightllm_mp.engine.sampling.cuda_sampler import DeviceSampler
+from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
 from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
@@ -25,13 +25,13 @@ from lightllm_mp.plan import Plan
 NOTHING = np.empty(0, np.int32)
 
 
-class DeviceSteps:
-    """Has HostSteps' methods. A step's tensors are views of its one upload."""
+class CudaSteps:
+    """Has TorchSteps' methods. A step's tensors are views of its one upload."""
 
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
-        self._sampler = DeviceSampler(rules, tables.tokens)
-        self._staging = Staging(tables.device)
+        self._sampler = CudaSampler(rules, tables.tokens)
+        self._staging = PinnedUpload(tables.device)
         self._inputs = DecodeInputs(tables.rows, tables.spare_row, tables.device)
         self._hidden = torch.empty((tables.rows, model.spec.hidden), dtype=model.dtype, device=tables.device)
         self._graphs = DecodeGraphs(self._decode, tables.rows) if tables.device.type == "cuda" else None

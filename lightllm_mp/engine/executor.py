@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.image_embeddings import ImageMemory
+from lightllm_mp.engine.image_embeddings import ImageEmbeddings
 from lightllm_mp.engine.interfaces import Model
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.logprobs import Alternatives
@@ -24,7 +24,7 @@ from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_lo
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.engine.step_inputs import Step
-from lightllm_mp.engine.torch_steps import HostSteps
+from lightllm_mp.engine.torch_steps import TorchSteps
 from lightllm_mp.engine.warm_up import HARDEST, SHORT, warm_up_plans
 from lightllm_mp.messages import StepDone
 from lightllm_mp.models.decoder.batch import KVPool
@@ -33,7 +33,7 @@ from lightllm_mp.models.decoder.length_class import class_firsts
 from lightllm_mp.plan import Plan, unpack
 
 if TYPE_CHECKING:
-    from lightllm_mp.engine.cuda_steps import DeviceSteps
+    from lightllm_mp.engine.cuda_steps import CudaSteps
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
@@ -100,12 +100,12 @@ class Executor:
         self._block = logit_lines(model.spec.vocab, self.device)
         self._prompt_block = min(self._block, max(rows, PROMPT_LINES))
         self._results: deque[_Result] = deque()
-        self._images: ImageMemory | None = None
+        self._images: ImageEmbeddings | None = None
 
     def images(self, view: memoryview) -> None:
         """Where plans find embeddings of images; once, before the first plan that names one. `view` is kept."""
         spec = self.model.spec
-        self._images = ImageMemory(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
+        self._images = ImageEmbeddings(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
@@ -221,12 +221,12 @@ def logit_lines(vocab: int, device: torch.device) -> int:
     return max(1, LOGIT_ELEMENTS[device.type] // vocab)
 
 
-def _steps(device: torch.device) -> type[DeviceSteps] | type[HostSteps]:
+def _steps(device: torch.device) -> type[CudaSteps] | type[TorchSteps]:
     if device.type == "cpu" or not find_spec("triton"):
-        return HostSteps
-    from lightllm_mp.engine.cuda_steps import DeviceSteps  # needs triton
+        return TorchSteps
+    from lightllm_mp.engine.cuda_steps import CudaSteps  # needs triton
 
-    return DeviceSteps
+    return CudaSteps
 
 
 def _pinned(tensor: Tensor) -> Tensor:

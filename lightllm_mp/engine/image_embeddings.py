@@ -18,7 +18,7 @@ PORTABLE, READ_ONLY = 0x01, 0x08
 """cudaHostRegisterPortable (for all devices) and cudaHostRegisterReadOnly"""
 
 
-class ImageMemory:
+class ImageEmbeddings:
     """Blocks of [rows, hidden] in `dtype` somewhere in `view`, which stays mapped as long as the process lives.
 
     For a CUDA `device` the memory is registered, once and whole, so that copies from it are made by the device beside

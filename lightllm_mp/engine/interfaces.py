@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
-from lightllm_mp.models.parallel.group import Group
+from lightllm_mp.models.parallel.group import RankGroup
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -18,7 +18,7 @@ class Model(Protocol):
     """The executor overwrites what `logits` returns."""
 
     spec: ModelSpec
-    group: Group
+    group: RankGroup
 
     @property
     def dtype(self) -> torch.dtype: ...

@@ -15,7 +15,7 @@ FIRST_WORDS = 1 << 16
 """Buffers are this long at first and grow to what a step needs."""
 
 
-class Staging:
+class PinnedUpload:
     """A ring of pinned buffers: one is filled again only when its copy has been made."""
 
     def __init__(self, device: torch.device, depth: int = 3) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm_mp.models.decoder.batch import lazy_zeros
-from lightllm_mp.plan import Ints, RowSetup, Runs
+from lightllm_mp.plan import Ints, PositionRuns, RowSetup
 
 
 def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
@@ -85,7 +85,7 @@ class RowTables:
         """Flat indices of single entries."""
         return rows.astype(np.int64) * self.width + positions
 
-    def edits(self, edit: Runs) -> tuple[NDArray[np.int64], Ints]:
+    def edits(self, edit: PositionRuns) -> tuple[NDArray[np.int64], Ints]:
         """The flat indices that the runs of a plan write to, and the values. ValueError as `check`."""
         if not len(edit.runs):
             return np.empty(0, np.int64), edit.values
@@ -97,7 +97,7 @@ class RowTables:
             at = ramp(at, counts)
         return at, edit.values
 
-    def write(self, table: Tensor, edit: Runs) -> None:
+    def write(self, table: Tensor, edit: PositionRuns) -> None:
         """Writes the runs of a plan into one of the tables."""
         at, values = self.edits(edit)
         if len(at):

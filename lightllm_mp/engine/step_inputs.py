@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.engine.row_tables import RowTables, ramp
 from lightllm_mp.models.decoder.batch import Batch
-from lightllm_mp.plan import SAMPLE, SCORE, Ints, Runs
+from lightllm_mp.plan import SAMPLE, SCORE, Ints, PositionRuns
 
 Longs = NDArray[np.int64]
 
@@ -37,7 +37,7 @@ class Step:
     rotary_first: Ints | None
     """[rows] of the tables: what is added to a position to get its rotary line, known when the plan's rows are set up;
     None: 0 for all."""
-    rotary: Runs | None
+    rotary: PositionRuns | None
     """Rotary lines by component of some of the positions; None: components do not differ."""
     max_count: int
     """Most new tokens of a sequence."""
@@ -46,7 +46,7 @@ class Step:
     """Whether the forward pass gives the last line of each sequence alone."""
 
     @classmethod
-    def of(cls, seqs: Ints, tables: RowTables, rotary: Runs | None = None) -> Step:
+    def of(cls, seqs: Ints, tables: RowTables, rotary: PositionRuns | None = None) -> Step:
         """From the sequences of a plan, int32 [n > 0, 4], and its `rotary` section. ValueError if a sequence is empty
         or reaches outside the tables."""
         longest = tables.check(seqs[:, :3])

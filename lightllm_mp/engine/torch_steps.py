@@ -12,19 +12,19 @@ from lightllm_mp.engine.interfaces import Model
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
-from lightllm_mp.engine.sampling.torch_sampler import Choice, Sampler
+from lightllm_mp.engine.sampling.torch_sampler import Choice, TorchSampler
 from lightllm_mp.engine.step_inputs import Step
 from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.plan import Plan
 
 
-class HostSteps:
+class TorchSteps:
     """The calls come in this order for each step: `begin`, `forward`, `last`, and `sample` for parts of the lines."""
 
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
-        self._sampler = Sampler(rules, tables.tokens)
+        self._sampler = TorchSampler(rules, tables.tokens)
 
     def capture(self, largest_only: bool = False) -> None:
         """There is nothing to prepare."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
 
-class Gate:
-    def __init__(self, limits: Limits, rows: Rows, kv: KvMemory) -> None:
+class Admission:
+    def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory) -> None:
         self._rows, self._kv = rows, kv
         self._capacity = capacity(limits.kv_tokens)
         self.lengths = OutputLengths()

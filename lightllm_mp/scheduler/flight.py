@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class InFlightStep:
     """One entry per sequence of the plan, in plan order; the first `decodes` are decode tokens."""
 
     step: int

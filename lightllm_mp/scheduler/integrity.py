@@ -8,11 +8,11 @@ import numpy as np
 
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.ordered import Ordered
-from lightllm_mp.scheduler.prefix_tree import EMPTY, Node, RadixTree, path
+from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree, path
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
-from lightllm_mp.scheduler.wait_queue import FairQueue
+from lightllm_mp.scheduler.wait_queue import WaitQueue
 
 
 class IntegrityError(AssertionError):
@@ -33,7 +33,7 @@ def check(rows: Rows, kv: KvMemory) -> None:
         raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
 
-def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: FairQueue, prefilling: Ordered) -> None:
+def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: Ordered) -> None:
     """Every live sequence either waits or has a row; those whose prompt is not planned to its end are prefilling."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
     everybody = sorted(sequence.rid for sequence in [*waiting, *running])
@@ -71,8 +71,8 @@ def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
     )
 
 
-def _check_tree(tree: RadixTree, running: list[Sequence]) -> None:
-    locks: dict[Node, int] = {}
+def _check_tree(tree: PrefixTree, running: list[Sequence]) -> None:
+    locks: dict[PrefixNode, int] = {}
     for sequence in running:
         for node in path(sequence.node) if sequence.node is not None else ():
             locks[node] = locks.get(node, 0) + 1

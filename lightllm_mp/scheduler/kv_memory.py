@@ -10,7 +10,7 @@ import numpy as np
 
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.prefix_tree import EMPTY, Node, RadixTree
+from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.slot_pool import SlotPool
@@ -19,7 +19,7 @@ from lightllm_mp.vision.placeholders import sure_match
 
 class KvMemory:
     def __init__(self, kv_tokens: int, rows: Rows, counters: Counters) -> None:
-        self.pool, self.tree = SlotPool(kv_tokens), RadixTree()
+        self.pool, self.tree = SlotPool(kv_tokens), PrefixTree()
         self._rows = rows
         self._counters = counters
 
@@ -58,7 +58,7 @@ class KvMemory:
         sequence.node, sequence.tree_version = node, self.tree.version
         return slots
 
-    def _match(self, sequence: Sequence) -> tuple[Ints, Node]:
+    def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
         """The longest known prefix that is surely the same: see `sure_match`."""
         slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
         sure = sure_match(len(slots), sequence.spans)

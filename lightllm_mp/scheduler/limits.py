@@ -14,7 +14,7 @@ from lightllm_mp.plan import Ints
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     kv_tokens: int
     """KV slots in total."""
     rows: int
@@ -36,7 +36,7 @@ class Limits:
     """Id that a scored sequence ends with; -1: none."""
 
     @classmethod
-    def of(cls, facts: Facts, prompt_cache: bool) -> Limits:
+    def of(cls, facts: Facts, prompt_cache: bool) -> EngineLimits:
         """The limits of an engine that reported `facts`."""
         return cls(
             kv_tokens=facts.kv_tokens,
@@ -67,7 +67,7 @@ class Limits:
         return bisect_left(self.class_bounds, prompt_tokens)
 
 
-def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
+def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
     """The request's ids and its max_new_tokens, cut to what the context and the KV memory hold beside the prompt.
 
     InvalidRequest or PromptTooLong when it can never be served; ValueError when the sender broke the protocol."""
@@ -93,7 +93,7 @@ def fit(request: Tokenized, limits: Limits) -> tuple[Ints, int]:
     return ids, max_new
 
 
-def to_score(request: Tokenized, limits: Limits) -> Tokenized:
+def to_score(request: Tokenized, limits: EngineLimits) -> Tokenized:
     """The request, ending with the id whose score is wanted if the model has such an id."""
     token = np.array([limits.reward_token], "<i4").tobytes()
     if limits.reward_token < 0 or not request.ids or request.ids.endswith(token):
@@ -101,7 +101,7 @@ def to_score(request: Tokenized, limits: Limits) -> Tokenized:
     return msgspec.structs.replace(request, ids=request.ids + token, prompt_tokens=request.prompt_tokens + 1)
 
 
-def _check_prompt(ids: Ints, request: Tokenized, limits: Limits) -> None:
+def _check_prompt(ids: Ints, request: Tokenized, limits: EngineLimits) -> None:
     prompt_tokens = request.prompt_tokens
     longest = min(limits.max_input, limits.width - 1)
     if prompt_tokens == 0:
@@ -113,7 +113,7 @@ def _check_prompt(ids: Ints, request: Tokenized, limits: Limits) -> None:
         raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="prompt")
 
 
-def _without_images(ids: Ints, request: Tokenized, limits: Limits) -> Ints:
+def _without_images(ids: Ints, request: Tokenized, limits: EngineLimits) -> Ints:
     """The ids outside image spans. ValueError for spans that overlap, lie outside the prompt or hold ids of text."""
     parts, at = [], 0
     for span in request.spans:

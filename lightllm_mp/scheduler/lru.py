@@ -11,23 +11,23 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightllm_mp.scheduler.prefix_tree import Node
+    from lightllm_mp.scheduler.prefix_tree import PrefixNode
 
 
-class LeafQueue:
-    """Every evictable leaf stands in the queue exactly once (`Node.queued`), under a stamp not above its last use."""
+class LruLeaves:
+    """Every evictable leaf stands in the queue once (`PrefixNode.queued`), under a stamp not above its last use."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Node]] = []
+        self._heap: list[tuple[int, int, PrefixNode]] = []
         self._order = count()
 
-    def offer(self, node: Node) -> None:
+    def offer(self, node: PrefixNode) -> None:
         """`node` has changed; it joins if it is now evictable."""
         if node.evictable and not node.queued:
             node.queued = True
             heapq.heappush(self._heap, (node.last_use, next(self._order), node))
 
-    def oldest(self) -> Node | None:
+    def oldest(self) -> PrefixNode | None:
         """The evictable leaf whose last use is longest ago. It stays in the queue."""
         while self._heap:
             stamp, _, node = self._heap[0]

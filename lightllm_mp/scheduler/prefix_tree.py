@@ -13,19 +13,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.lru import LeafQueue
+from lightllm_mp.scheduler.lru import LruLeaves
 
 EMPTY = np.empty(0, np.int32)
 
 
-class Node:
+class PrefixNode:
     """`ids` and `slots` are int32 of one length; the root has none."""
 
     __slots__ = ("children", "ids", "last_use", "locks", "parent", "queued", "slots")
 
-    def __init__(self, ids: Ints, slots: Ints, parent: Node | None) -> None:
+    def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
-        self.children: dict[int, Node] = {}
+        self.children: dict[int, PrefixNode] = {}
         """By their first id."""
         self.locks = 0
         self.last_use = 0
@@ -37,7 +37,7 @@ class Node:
         return not self.locks and not self.children and self.parent is not None
 
 
-class RadixTree:
+class PrefixTree:
     """Prefixes are kept apart by `namespace` (0 unless two prompts of equal ids may not share KV)."""
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class RadixTree:
 
     def clear(self) -> None:
         """Forget everything; the slots are the caller's business."""
-        self._roots: dict[int, Node] = {}
-        self._leaves = LeafQueue()
+        self._roots: dict[int, PrefixNode] = {}
+        self._leaves = LruLeaves()
         self._clock = 0
         self.tokens = 0
         """Slots owned by the tree."""
@@ -55,12 +55,12 @@ class RadixTree:
         self.version = 0
         """Grows whenever a prefix is added, so a failed match need not be tried again before."""
 
-    def match(self, ids: Ints, namespace: int = 0) -> tuple[Ints, Node]:
+    def match(self, ids: Ints, namespace: int = 0) -> tuple[Ints, PrefixNode]:
         """The longest known prefix of `ids`: its slots (int32) and its last node, to be locked before they are used."""
         node, found = self._descend(ids, namespace)
         return (np.concatenate(found) if found else EMPTY), node
 
-    def insert(self, ids: Ints, slots: Ints, namespace: int = 0) -> tuple[Node, int]:
+    def insert(self, ids: Ints, slots: Ints, namespace: int = 0) -> tuple[PrefixNode, int]:
         """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: the tree keeps
         its own slots for those and takes over `slots` from there on."""
         node, found = self._descend(ids, namespace)
@@ -69,13 +69,13 @@ class RadixTree:
             node = self._grow(node, ids[known:].copy(), slots[known:].copy())
         return node, known
 
-    def lock(self, node: Node) -> None:
+    def lock(self, node: PrefixNode) -> None:
         for part in _path(node):
             if not part.locks:
                 self.evictable -= len(part.slots)
             part.locks += 1
 
-    def unlock(self, node: Node) -> None:
+    def unlock(self, node: PrefixNode) -> None:
         for part in _path(node):
             part.locks -= 1
             if not part.locks:
@@ -90,18 +90,18 @@ class RadixTree:
             n -= len(freed[-1])
         return np.concatenate(freed) if freed else EMPTY
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[PrefixNode]:
         """All nodes but the roots, parents first."""
         left = [child for root in self._roots.values() for child in root.children.values()]
         while left:
             yield (node := left.pop())
             left.extend(node.children.values())
 
-    def _descend(self, ids: Ints, namespace: int) -> tuple[Node, list[Ints]]:
+    def _descend(self, ids: Ints, namespace: int) -> tuple[PrefixNode, list[Ints]]:
         """The node where the known prefix of `ids` ends (split there if need be) and the slots on the way."""
         node = self._roots.get(namespace)
         if node is None:
-            node = self._roots[namespace] = Node(EMPTY, EMPTY, None)
+            node = self._roots[namespace] = PrefixNode(EMPTY, EMPTY, None)
         self._clock += 1
         at, found = 0, []
         while at < len(ids) and (child := node.children.get(int(ids[at]))) is not None:
@@ -115,9 +115,9 @@ class RadixTree:
                 break
         return node, found
 
-    def _split(self, node: Node, at: int) -> Node:
+    def _split(self, node: PrefixNode, at: int) -> PrefixNode:
         """Cut `node` in two and return the upper part. `node` itself becomes the lower one: locks hold their end."""
-        upper = Node(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
+        upper = PrefixNode(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
         upper.locks, upper.last_use = node.locks, node.last_use
         assert node.parent is not None
         node.parent.children[int(upper.ids[0])] = upper
@@ -125,8 +125,8 @@ class RadixTree:
         upper.children[int(node.ids[0])] = node
         return upper
 
-    def _grow(self, parent: Node, ids: Ints, slots: Ints) -> Node:
-        node = Node(ids, slots, parent)
+    def _grow(self, parent: PrefixNode, ids: Ints, slots: Ints) -> PrefixNode:
+        node = PrefixNode(ids, slots, parent)
         parent.children[int(ids[0])] = node
         node.last_use = self._clock
         self.tokens += len(slots)
@@ -135,7 +135,7 @@ class RadixTree:
         self._leaves.offer(node)
         return node
 
-    def _trim(self, leaf: Node, n: int) -> Ints:
+    def _trim(self, leaf: PrefixNode, n: int) -> Ints:
         """Take the last `n` tokens off a leaf; without tokens it is gone."""
         keep = len(leaf.slots) - n
         slots = leaf.slots[keep:]
@@ -152,12 +152,12 @@ class RadixTree:
         return slots
 
 
-def path(node: Node) -> list[Node]:
+def path(node: PrefixNode) -> list[PrefixNode]:
     """The nodes from the root's child down to `node`."""
     return list(_path(node))[::-1]
 
 
-def _path(node: Node) -> Iterator[Node]:
+def _path(node: PrefixNode) -> Iterator[PrefixNode]:
     while node.parent is not None:
         yield node
         node = node.parent

@@ -11,8 +11,8 @@ import numpy as np
 
 from lightllm_mp.messages import Embedded, ImageSpan, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.vision.placeholders import Span
-from lightllm_mp.vision.sizing import Grid, Placed, mrope_positions
+from lightllm_mp.vision.placeholders import ImagePositions
+from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 
 
 class ImagePart(NamedTuple):
@@ -29,7 +29,7 @@ class PromptImages:
     """Shared by the n sequences of a request. `offsets`: of each span's block, in bytes of image memory."""
 
     rid: int
-    spans: tuple[Span, ...]
+    spans: tuple[ImagePositions, ...]
     offsets: tuple[int, ...]
     rotary: Ints | None = None
     """int32 [positions up to the last image's end, 3]: rotary lines by component, for models with such positions."""
@@ -64,7 +64,7 @@ def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages
     rotary, shift = _rotary(request.spans)
     return PromptImages(
         rid=request.rid,
-        spans=tuple(Span(span.start, span.start + span.count) for span in request.spans),
+        spans=tuple(ImagePositions(span.start, span.start + span.count) for span in request.spans),
         offsets=tuple(blocks[span.key].offset for span in request.spans),
         rotary=rotary,
         shift=shift,
@@ -76,7 +76,7 @@ def _rotary(spans: Sequence[ImageSpan]) -> tuple[Ints | None, int]:
     if not any(span.grid for span in spans):
         return None, 0
     merge = math.isqrt(math.prod(spans[0].grid) // spans[0].count)
-    placed = [Placed(span.start, Grid(*span.grid)) for span in spans]
+    placed = [PlacedImage(span.start, PatchGrid(*span.grid)) for span in spans]
     last = spans[-1]
     positions, shift = mrope_positions(last.start + last.count, placed, merge)
     return np.ascontiguousarray(positions.T), shift

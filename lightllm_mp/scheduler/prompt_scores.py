@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import PromptLogprobs
 from lightllm_mp.plan import Ints
-from lightllm_mp.vision.placeholders import Span
+from lightllm_mp.vision.placeholders import ImagePositions
 
 
 class PromptScores:
@@ -31,7 +31,7 @@ class PromptScores:
         self._parts.append((logprobs[: 4 * count], top_ids[:best], top_logprobs[:best]))
         self._left -= count
 
-    def message(self, rid: int, prompt: Ints, spans: Sequence[Span] = ()) -> PromptLogprobs:
+    def message(self, rid: int, prompt: Ints, spans: Sequence[ImagePositions] = ()) -> PromptLogprobs:
         """The text of the prompt: what stands in the `spans` of images is left out, and so is the first token's
         logprob. RuntimeError when the worker left tokens out."""
         if self._left:

@@ -11,7 +11,7 @@ import heapq
 import numpy as np
 
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.sequence import Sequence
 
@@ -19,7 +19,7 @@ from lightllm_mp.scheduler.sequence import Sequence
 class Rows:
     """Row numbers are the worker's; the lowest free one is taken. An empty row has life 0 and limit 0."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         self.total = limits.running
         self._width = limits.width
         self._lives = 0

@@ -32,38 +32,38 @@ from lightllm_mp.messages import (
     Tokens,
     Wire,
 )
-from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.scheduler.chunks import service_order
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
-from lightllm_mp.scheduler.flight import Flight
+from lightllm_mp.scheduler.flight import InFlightStep
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.ordered import Ordered
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
 from lightllm_mp.scheduler.step_writer import write_step
-from lightllm_mp.scheduler.wait_queue import FairQueue, Shares
+from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
 
-__all__ = ["Limits", "Scheduler"]
+__all__ = ["EngineLimits", "Scheduler"]
 
 BURST = 32
 """Sequences that are admitted in one step even if fewer fill it."""
 
 
 class Scheduler:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self._rows = Rows(limits)
         self._counters = Counters()
         self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
-        self._gate = Gate(limits, self._rows, self._kv)
+        self._gate = Admission(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()
-        self._waiting, self._prefilling = FairQueue(self._shares), Ordered()
-        self._flights: deque[Flight] = deque()
+        self._waiting, self._prefilling = WaitQueue(self._shares), Ordered()
+        self._flights: deque[InFlightStep] = deque()
         self._events: list[Wire] = []
         self._moved: list[tuple[int, int, int, int]] = []
         """(row, life, start, end): positions whose slots the worker does not know yet."""
@@ -272,7 +272,7 @@ class Scheduler:
 
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
-    def _finish_prefills(self, flight: Flight, alive: np.ndarray) -> None:
+    def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Prompts computed to their end go to the tree; who waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
             whole = alive[index] and (flight.sampled[index] or flight.scored[index])
@@ -289,7 +289,7 @@ class Scheduler:
             if sequence.group is not None:
                 sequence.group.ready = True
 
-    def _take_tokens(self, flight: Flight, alive: np.ndarray, answer: StepDone) -> None:
+    def _take_tokens(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
         if not len(ids) == len(logprobs) == np.count_nonzero(flight.sampled):
             raise RuntimeError(
@@ -318,7 +318,7 @@ class Scheduler:
             assert sequence is not None
             self._end(sequence, int(finish[index]))
 
-    def _take_scores(self, flight: Flight, alive: np.ndarray, answer: StepDone) -> None:
+    def _take_scores(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
         if len(scores) != len(scored):
             raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")

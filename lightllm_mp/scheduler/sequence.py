@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import Embedded, Open, Output, Sampling, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import Limits, fit, to_score
+from lightllm_mp.scheduler.limits import EngineLimits, fit, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
-from lightllm_mp.scheduler.prefix_tree import Node
+from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
 from lightllm_mp.scheduler.prompt_scores import PromptScores
-from lightllm_mp.vision.placeholders import Span
+from lightllm_mp.vision.placeholders import ImagePositions
 
 TAIL = 16
 """Prompt ids that the detokenizer gets as context."""
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class SequenceGroup:
     """The n answers to one prompt: one of them computes the prompt, the others wait until the prefix tree has it."""
 
     leader: Sequence | None = None
@@ -31,7 +31,7 @@ class Group:
 
 
 @dataclass(slots=True, eq=False)
-class Due:
+class StartDeadline:
     """When a request has to begin, shared by its sequences."""
 
     by: float = math.inf
@@ -57,13 +57,13 @@ class Sequence:
     """Reads and feeds the prefix tree."""
     draws: NDArray[np.float64]
     """In 0..1: where among the output lengths to come this sequence is taken to lie, once per sample."""
-    group: Group | None = None
+    group: SequenceGroup | None = None
     stop_ids: frozenset[int] = frozenset()
     masked_ids: tuple[int, ...] = ()
     opened: bool = False
     """The detokenizer knows it."""
     row: int = -1
-    node: Node | None = None
+    node: PrefixNode | None = None
     """Locked end of the prefix it shares with the tree."""
     tree_version: int = -1
     """What the tree was when `node` was last looked up."""
@@ -74,7 +74,7 @@ class Sequence:
     rope_class: int = 0
     """Rotary length class: that of the prompt, also when it is resumed with more ids."""
     images: PromptImages | None = None
-    due: Due = field(default_factory=Due)
+    due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
 
     @property
@@ -96,7 +96,7 @@ class Sequence:
         return self.rope_class
 
     @property
-    def spans(self) -> tuple[Span, ...]:
+    def spans(self) -> tuple[ImagePositions, ...]:
         """Positions of images, whose ids are none of the vocabulary's."""
         return self.images.spans if self.images is not None else ()
 
@@ -129,7 +129,7 @@ class Sequence:
 
 def sequences_of(
     request: Tokenized,
-    limits: Limits,
+    limits: EngineLimits,
     arrival: int,
     random: np.random.Generator,
     embedded: Embedded | None = None,
@@ -147,8 +147,8 @@ def sequences_of(
     cached = request.reuse_prompt and limits.prompt_cache
     owed = sampling.prompt_logprobs >= 0
     images = prompt_images(request, embedded)
-    group = Group() if request.n > 1 and cached and not owed else None
-    due = Due(request.start_by or math.inf, request.begun)
+    group = SequenceGroup() if request.n > 1 and cached and not owed else None
+    due = StartDeadline(request.start_by or math.inf, request.begun)
     return [
         Sequence(
             rid=request.rid + index,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from lightllm_mp.plan import PlanBuilder
-from lightllm_mp.scheduler.flight import Flight
+from lightllm_mp.scheduler.flight import InFlightStep
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
@@ -18,7 +18,7 @@ def write_step(
     moved: Iterable[tuple[int, int, int]],
     decoding: np.ndarray,
     chunks: Mapping[Sequence, int],
-) -> tuple[bytes, Flight]:
+) -> tuple[bytes, InFlightStep]:
     """Rows `decoding` compute their last planned position, the sequences of `chunks` what they have planned from the
     given start on. `moved`: (row, start, end) of positions whose slots have changed. Notes what is uploaded."""
     builder = PlanBuilder(step)
@@ -34,7 +34,9 @@ def write_step(
     taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
     ends, scored = rows.planned[taken], rows.scored[taken]
     whole = ends >= rows.target[taken]
-    return builder.pack(), Flight(step, taken, rows.life[taken], ends, whole & ~scored, len(decoding), whole & scored)
+    return builder.pack(), InFlightStep(
+        step, taken, rows.life[taken], ends, whole & ~scored, len(decoding), whole & scored
+    )
 
 
 def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:

@@ -61,7 +61,7 @@ class Shares:
         return min(numbers, key=lambda number: (self._served[number], number))
 
 
-class FairQueue:
+class WaitQueue:
     """Waiting sequences: of the tenant that has been served least, the first in order."""
 
     def __init__(self, shares: Shares) -> None:

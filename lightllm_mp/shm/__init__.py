@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightllm_mp.shm.arena import Arena, Block, BlockRef
-from lightllm_mp.shm.channel import INLINE_LIMIT, ChannelReceiver, ChannelSender, Port
+from lightllm_mp.shm.channel import INLINE_LIMIT, ChannelPort, ChannelReceiver, ChannelSender
 from lightllm_mp.shm.doorbell import Bell
 from lightllm_mp.shm.errors import LaneClosed, LeaseError, ProtocolError
 from lightllm_mp.shm.implementation import implementation
@@ -24,6 +24,7 @@ __all__ = [
     "Bell",
     "Block",
     "BlockRef",
+    "ChannelPort",
     "ChannelReceiver",
     "ChannelSender",
     "Inbox",
@@ -31,7 +32,6 @@ __all__ = [
     "LaneClosed",
     "LaneStats",
     "LeaseError",
-    "Port",
     "ProtocolError",
     "Record",
     "Segment",

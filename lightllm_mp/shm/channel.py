@@ -18,7 +18,7 @@ The life of a lease, seen from the sender of the block (A) and its receiver (B):
     outstanding -> A: freed by drop_leases(), when B has died and its lane is reset
 
 A block may also be lent by itself (`lend`): its BlockRef then travels in the fields of a message, several leases of one
-block may be out, and B gives each back with `Port.give_back` when it has read.
+block may be out, and B gives each back with `ChannelPort.give_back` when it has read.
 
 A pending lease stays with B until the lane to A has room; every decode and flush tries again. A release for a lease
 that is not outstanding is a ProtocolError. The actors see none of this.
@@ -168,7 +168,7 @@ class ChannelReceiver:
         return ProtocolError(f"lane {self._lane.producer} -> {self._lane.consumer}: {why}")
 
 
-class Port:
+class ChannelPort:
     """One peer: what goes to it, what comes from it, and the leases in both directions.
 
     outgoing: None for a peer that is only listened to; incoming: None for one that is only told.

@@ -8,7 +8,7 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from lightllm_mp.shm.eventfd_lane import U64, CountedEnd, add_to, count_of
+from lightllm_mp.shm.eventfd_lane import U64, EventfdEnd, add_to, count_of
 from lightllm_mp.shm.layout import (
     BELL_COUNTS,
     CONSUMER_COUNTS,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _GETS, _SPACE_DOORBELLS, _SEEN_BACKLOG = (CONSUMER_COUNTS // 8 + i for i in range(3))
 
 
-class Source(CountedEnd):
+class EventfdSource(EventfdEnd):
     """One lane of a Consumer."""
 
     def __init__(self, lane: Lane, peer: Bell) -> None:
@@ -123,8 +123,8 @@ class Consumer:
     def __init__(self, own: Bell) -> None:
         self._bell = own
         self._poller = own.poller()
-        self._sources: list[Source] = []
-        self._by_fd: dict[int, Source] = {}
+        self._sources: list[EventfdSource] = []
+        self._by_fd: dict[int, EventfdSource] = {}
         self._next = 0
         self._fresh = False  # wait or unpark have read the counts a moment ago
         self._parks = self._wakes = 0
@@ -132,7 +132,7 @@ class Consumer:
         self._u64 = own.page.view.cast("Q")
 
     def add(self, lane: Lane, peer: Bell) -> int:
-        source = Source(lane, peer)
+        source = EventfdSource(lane, peer)
         with contextlib.suppress(FileExistsError):  # by an inbox that was dropped and not closed
             self._poller.register(source.data_fd, select.EPOLLIN)
         self._by_fd[source.data_fd] = source

@@ -40,7 +40,7 @@ def add_to(event_fd: int, more: int) -> bool:
     return True
 
 
-class CountedEnd:
+class EventfdEnd:
     """What both ends know of a lane."""
 
     def __init__(self, lane: Lane) -> None:

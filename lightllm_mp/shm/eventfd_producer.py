@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lightllm_mp.shm.errors import LaneClosed
-from lightllm_mp.shm.eventfd_lane import U64, CountedEnd, count_of
+from lightllm_mp.shm.eventfd_lane import U64, EventfdEnd, count_of
 from lightllm_mp.shm.layout import (
     HEAD,
     INCARNATION,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PUTS, _FULL, _DOORBELLS, _BACKLOG = (PRODUCER_COUNTS // 8 + i for i in range(4))
 
 
-class Producer(CountedEnd):
+class Producer(EventfdEnd):
     """As `_ring.Producer`."""
 
     def __init__(self, lane: Lane, own: Bell, peer: Bell) -> None:

@@ -23,7 +23,7 @@ OVERTAKES = 32
 """So many requests may overtake the same one."""
 
 
-class Store(Protocol):
+class BlockStore(Protocol):
     """Where blocks come from (shm/arena.py)."""
 
     capacity: int
@@ -35,7 +35,7 @@ class Store(Protocol):
     def free(self, block: Any, /) -> None: ...
 
 
-class Wanted(NamedTuple):
+class WantedImage(NamedTuple):
     """An image of a request: `rows` embeddings in `nbytes`."""
 
     key: bytes
@@ -43,18 +43,18 @@ class Wanted(NamedTuple):
     nbytes: int
 
 
-class Grant(NamedTuple):
+class LeaseGrant(NamedTuple):
     """A request that has its leases now. `missing`: its images that nobody has asked for before, now FILLING."""
 
     rid: int
-    missing: tuple[Wanted, ...]
+    missing: tuple[WantedImage, ...]
 
 
 @dataclass(slots=True)
-class Entry:
+class CachedImage:
     """An image that is FILLING or READY."""
 
-    wanted: Wanted
+    wanted: WantedImage
     block: Any
     ready: bool = False
     leases: int = 0
@@ -63,7 +63,7 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Counts:
+class CacheCounts:
     """What has happened, in images; `refusals` in requests."""
 
     hits: int = 0
@@ -74,14 +74,14 @@ class Counts:
 
 
 class ImageCache:
-    def __init__(self, capacity: int, store: Store) -> None:
+    def __init__(self, capacity: int, store: BlockStore) -> None:
         self.capacity = capacity
-        self.counts = Counts()
+        self.counts = CacheCounts()
         self._store = store
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, CachedImage] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         """READY and unleased, the least recently used first."""
-        self._queue: OrderedDict[int, tuple[Wanted, ...]] = OrderedDict()
+        self._queue: OrderedDict[int, tuple[WantedImage, ...]] = OrderedDict()
         self._held: dict[int, tuple[bytes, ...]] = {}
         self._lacking: dict[int, int] = {}
         """Images of a granted request that are FILLING."""
@@ -106,16 +106,16 @@ class ImageCache:
         """Requests that hold leases."""
         return len(self._held)
 
-    def entry(self, key: bytes) -> Entry | None:
+    def entry(self, key: bytes) -> CachedImage | None:
         return self._entries.get(key)
 
-    def fits(self, wanted: Iterable[Wanted]) -> bool:
+    def fits(self, wanted: Iterable[WantedImage]) -> bool:
         """Whether a request for these images could have all of them, were the cache empty."""
         images = {image.key: image for image in wanted}.values()
         size = sum(self._store.footprint(image.nbytes) for image in images)
         return len(images) <= self.capacity and size <= self._store.capacity
 
-    def ask(self, rid: int, wanted: Sequence[Wanted]) -> bool:
+    def ask(self, rid: int, wanted: Sequence[WantedImage]) -> bool:
         """Join the queue. False: the request can never be granted, or is known already, and nothing has changed."""
         images = tuple({image.key: image for image in wanted}.values())
         if rid in self._queue or rid in self._held or not self.fits(images):
@@ -124,9 +124,9 @@ class ImageCache:
         self._queue[rid] = images
         return True
 
-    def grant(self) -> list[Grant]:
+    def grant(self) -> list[LeaseGrant]:
         """Everybody who can have all images now."""
-        granted: list[Grant] = []
+        granted: list[LeaseGrant] = []
         while self._queue:
             rid, images = next(iter(self._queue.items()))
             missing = self._take(rid, images)
@@ -138,14 +138,14 @@ class ImageCache:
             if missing is None:
                 break
             self._overtaken = 0
-            granted.append(Grant(rid, missing))
+            granted.append(LeaseGrant(rid, missing))
         return granted + self._overtaking()
 
     def complete(self, rid: int) -> bool:
         """All images of a granted request are READY."""
         return rid in self._held and not self._lacking.get(rid)
 
-    def images(self, rid: int) -> list[Entry]:
+    def images(self, rid: int) -> list[CachedImage]:
         """What a granted request holds."""
         return [self._entries[key] for key in self._held[rid]]
 
@@ -193,7 +193,7 @@ class ImageCache:
             self.release(rid)
         self._overtaken = 0
 
-    def _overtaking(self) -> list[Grant]:
+    def _overtaking(self) -> list[LeaseGrant]:
         """Requests behind the first one that need no space."""
         granted = []
         for rid, images in list(self._queue.items())[1:]:
@@ -201,10 +201,10 @@ class ImageCache:
                 break
             if all(image.key in self._entries for image in images) and self._take(rid, images) is not None:
                 self._overtaken += 1
-                granted.append(Grant(rid, ()))
+                granted.append(LeaseGrant(rid, ()))
         return granted
 
-    def _take(self, rid: int, images: tuple[Wanted, ...]) -> tuple[Wanted, ...] | None:
+    def _take(self, rid: int, images: tuple[WantedImage, ...]) -> tuple[WantedImage, ...] | None:
         """Lease all `images`, with space for the missing ones; None: not now, and nobody holds more than before."""
         present = [image.key for image in images if image.key in self._entries]
         missing = tuple(image for image in images if image.key not in self._entries)
@@ -218,12 +218,12 @@ class ImageCache:
                     self._idle[key] = None
             return None
         for image, block in zip(missing, blocks, strict=True):
-            self._entries[image.key] = Entry(image, block)
+            self._entries[image.key] = CachedImage(image, block)
         del self._queue[rid]
         self._hold(rid, images, len(missing))
         return missing
 
-    def _hold(self, rid: int, images: tuple[Wanted, ...], missing: int) -> None:
+    def _hold(self, rid: int, images: tuple[WantedImage, ...], missing: int) -> None:
         self._held[rid] = tuple(image.key for image in images)
         entries = [self._entries[image.key] for image in images]
         for entry in entries:
@@ -235,7 +235,7 @@ class ImageCache:
         self.counts.joins += lacking - missing
         self.counts.misses += missing
 
-    def _space(self, missing: tuple[Wanted, ...]) -> list[Any] | None:
+    def _space(self, missing: tuple[WantedImage, ...]) -> list[Any] | None:
         """Blocks for `missing`, and room among the items; None, and nothing taken, when leases stand against it."""
         store = self._store
         surplus = len(self._entries) + len(missing) - self.capacity

@@ -19,7 +19,7 @@ class Damaged(Exception):
     """The file ends early or contradicts itself."""
 
 
-class Size(NamedTuple):
+class StoredSize(NamedTuple):
     """Stored width and height, and the EXIF orientation (1 where there is none)."""
 
     width: int
@@ -34,7 +34,7 @@ def _uint(data: bytes, at: int, length: int, order: str = "big") -> int:
     return int.from_bytes(part, "little" if order == "little" else "big")
 
 
-def png(data: bytes) -> Size:
+def png(data: bytes) -> StoredSize:
     """PNG (ISO 15948): the header chunk is the first one; an eXIf chunk counts where it precedes the pixels."""
     if data[12:16] != b"IHDR":
         raise Damaged
@@ -43,21 +43,21 @@ def png(data: bytes) -> Size:
     for _ in range(MAX_BLOCKS):
         kind, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
         if kind == b"eXIf":
-            return Size(width, height, _orientation(data[at + 8 : at + 8 + length]))
+            return StoredSize(width, height, _orientation(data[at + 8 : at + 8 + length]))
         if kind in (b"", b"IDAT", b"IEND"):
             break
         at += 12 + length
-    return Size(width, height)
+    return StoredSize(width, height)
 
 
-def jpeg(data: bytes) -> Size:
+def jpeg(data: bytes) -> StoredSize:
     """JPEG (ITU T.81): the size is in the frame header, EXIF in an APP1 segment before it."""
     orientation: int | None = None
     for kind, at, length in _segments(data):
         if kind == 0xE1 and orientation is None and data[at : at + 6] == b"Exif\0\0":
             orientation = _orientation(data[at + 6 : at + length])
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            return Size(_uint(data, at + 3, 2), _uint(data, at + 1, 2), orientation or 1)
+            return StoredSize(_uint(data, at + 3, 2), _uint(data, at + 1, 2), orientation or 1)
     raise Damaged
 
 
@@ -83,22 +83,22 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += length
 
 
-def webp(data: bytes) -> Size:
+def webp(data: bytes) -> StoredSize:
     """WebP (RFC 9649): lossy, lossless or extended; EXIF may follow the pixels."""
     kind = data[12:16]
     if kind == b"VP8 ":
         if data[23:26] != b"\x9d\x01\x2a":
             raise Damaged
-        return Size(_uint(data, 26, 2, "little") & 0x3FFF, _uint(data, 28, 2, "little") & 0x3FFF)
+        return StoredSize(_uint(data, 26, 2, "little") & 0x3FFF, _uint(data, 28, 2, "little") & 0x3FFF)
     if kind == b"VP8L":
         if data[20:21] != b"\x2f":
             raise Damaged
         bits = _uint(data, 21, 4, "little")
-        return Size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        return StoredSize((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind != b"VP8X":
         raise Damaged
     width, height = _uint(data, 24, 3, "little") + 1, _uint(data, 27, 3, "little") + 1
-    return Size(width, height, _webp_orientation(data))
+    return StoredSize(width, height, _webp_orientation(data))
 
 
 def _webp_orientation(data: bytes) -> int:
@@ -113,7 +113,7 @@ def _webp_orientation(data: bytes) -> int:
     return 1
 
 
-def gif(data: bytes) -> Size:
+def gif(data: bytes) -> StoredSize:
     """GIF: the screen, or more where the first frame reaches beyond it."""
     width, height = _uint(data, 6, 2, "little"), _uint(data, 8, 2, "little")
     at = 13 + _colour_table(data[10])
@@ -126,7 +126,7 @@ def gif(data: bytes) -> Size:
             at, inside = at + 2, True
         elif first == 0x2C:
             left, top, across, down = (_uint(data, at + 1 + 2 * i, 2, "little") for i in range(4))
-            return Size(max(width, left + across), max(height, top + down))
+            return StoredSize(max(width, left + across), max(height, top + down))
         else:
             raise Damaged
     raise Damaged
@@ -136,22 +136,22 @@ def _colour_table(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def bmp(data: bytes) -> Size:
+def bmp(data: bytes) -> StoredSize:
     """BMP: the old header of OS/2 or one of Windows'; a negative height says that the top row comes first."""
     if _uint(data, 14, 4, "little") == 12:
-        return Size(_uint(data, 18, 2, "little"), _uint(data, 20, 2, "little"))
+        return StoredSize(_uint(data, 18, 2, "little"), _uint(data, 20, 2, "little"))
     height = _uint(data, 22, 4, "little")
-    return Size(_uint(data, 18, 4, "little"), (1 << 32) - height if height >> 31 else height)
+    return StoredSize(_uint(data, 18, 4, "little"), (1 << 32) - height if height >> 31 else height)
 
 
-def tiff(data: bytes) -> Size:
+def tiff(data: bytes) -> StoredSize:
     """TIFF: tags of the first directory. Pillow turns the rows of this format itself, so the size is that as shown."""
     tags = _directory(data)
     if WIDTH not in tags or HEIGHT not in tags:
         raise Damaged
     if 5 <= tags.get(ORIENTATION, 1) <= 8:
-        return Size(tags[HEIGHT], tags[WIDTH])
-    return Size(tags[WIDTH], tags[HEIGHT])
+        return StoredSize(tags[HEIGHT], tags[WIDTH])
+    return StoredSize(tags[WIDTH], tags[HEIGHT])
 
 
 def _orientation(exif: bytes) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lightllm_mp.errors import InvalidRequest, UnsupportedMedia
-from lightllm_mp.vision.header import Header
+from lightllm_mp.vision.header import ImageHeader
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,7 +28,7 @@ TURNS = {
 """What undoes each EXIF orientation."""
 
 
-def decode(data: bytes, header: Header) -> Image.Image:
+def decode(data: bytes, header: ImageHeader) -> Image.Image:
     """The picture of a file whose header was read and found within the limits, mode RGB, as it is shown.
 
     Raises InvalidRequest where the pixels are damaged, cut off or not as the header says, UnsupportedMedia where they

@@ -19,7 +19,7 @@ import numpy as np
 
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
 from lightllm_mp.vision.decode import decode
-from lightllm_mp.vision.header import Limits, read_header
+from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionSpec
 
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_pixels: int
 
 
-class Task(msgspec.Struct, frozen=True):
+class DecodeTask(msgspec.Struct, frozen=True):
     """An image file of `length` bytes at the start of the memory, as large as its header had said."""
 
     length: int
@@ -65,7 +65,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(NICE)
     memory = mmap.mmap(int(sys.argv[1]), 0)
-    tasks = msgspec.json.Decoder(Task)
+    tasks = msgspec.json.Decoder(DecodeTask)
     for line in sys.stdin.buffer:
         done = answer(tasks.decode(line), memory, settings)
         sys.stdout.buffer.write(msgspec.json.encode(done) + b"\n")
@@ -73,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def answer(task: Task, memory: mmap.mmap, settings: Settings) -> Done:
+def answer(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
     try:
         return _decoded(task, memory, settings)
     except MemoryError:
@@ -84,9 +84,9 @@ def answer(task: Task, memory: mmap.mmap, settings: Settings) -> Done:
         return _failed(InvalidRequest("an image cannot be decoded"))
 
 
-def _decoded(task: Task, memory: mmap.mmap, settings: Settings) -> Done:
+def _decoded(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
     data = memory[: task.length]
-    header = read_header(data, Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels))
+    header = read_header(data, ImageLimits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels))
     if (header.width, header.height) != (task.width, task.height):
         raise InvalidRequest("an image changed its size on the way")
     made = preprocess(decode(data, header), settings.spec)

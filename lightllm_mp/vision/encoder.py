@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.vision.parameters import Parameters
+from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.projectors import Merger, Projector, Resampler, interpolated
@@ -32,7 +32,7 @@ class VisionEncoder:
         self.nbytes = sum(tensor.nbytes for tensor in weights.values())
         """Bytes of all weights."""
         self.ops = ops or tower_ops(self.device, self.dtype)
-        parameters = Parameters(weights, self.ops)
+        parameters = TowerParameters(weights, self.ops)
         self._patch = parameters.linear("patch")
         self._layers = VisionTransformer(spec, parameters)
         dynamic = spec.preprocess.mode == "dynamic"
@@ -85,7 +85,7 @@ class VisionEncoder:
 class _FixedEnds:
     """What stands before and after the layers where all pictures have one size: [pictures, tokens, width]."""
 
-    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.spec = spec
         self.ops = parameters.ops
         table = parameters.tensor("positions")

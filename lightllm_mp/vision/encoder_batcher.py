@@ -32,7 +32,7 @@ class _Waiting:
     done: asyncio.Future[None]
 
 
-class EncoderBatches:
+class EncoderBatcher:
     """`budget` is the most patches of one batch; a picture that has more is a batch of its own."""
 
     def __init__(self, encoder: VisionEncoder, budget: int) -> None:

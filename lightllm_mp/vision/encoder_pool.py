@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Sequence
 
 from lightllm_mp.vision.encoder import VisionEncoder
-from lightllm_mp.vision.encoder_batcher import EncoderBatches, Write
+from lightllm_mp.vision.encoder_batcher import EncoderBatcher, Write
 from lightllm_mp.vision.preprocess import Preprocessed
 
 
-class Towers:
+class EncoderPool:
     """A picture goes to the encoder with the fewest patches before it. `budget` is the most patches of one batch; what
     this says of itself is the sum over all encoders."""
 
     def __init__(self, encoders: Sequence[VisionEncoder], budget: int) -> None:
-        self._all = [EncoderBatches(encoder, budget) for encoder in encoders]
+        self._all = [EncoderBatcher(encoder, budget) for encoder in encoders]
 
     def __len__(self) -> int:
         return len(self._all)

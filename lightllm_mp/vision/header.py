@@ -15,7 +15,7 @@ from lightllm_mp.vision import containers
 Format = str
 """One of `ALLOWED`, as Pillow spells it."""
 
-READERS: dict[Format, tuple[Callable[[bytes], bool], Callable[[bytes], containers.Size]]] = {
+READERS: dict[Format, tuple[Callable[[bytes], bool], Callable[[bytes], containers.StoredSize]]] = {
     "PNG": (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), containers.png),
     "JPEG": (lambda data: data.startswith(b"\xff\xd8\xff"), containers.jpeg),
     "WEBP": (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", containers.webp),
@@ -28,7 +28,7 @@ ALLOWED = tuple(READERS)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ImageLimits:
     """What a picture may be at most."""
 
     max_bytes: int = 32 << 20
@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ImageHeader:
     """What a file says about its picture (of an animation: the first frame)."""
 
     format: Format
@@ -60,12 +60,12 @@ class Header:
         return self.stored_width if self.orientation >= 5 else self.stored_height
 
 
-def read_header(data: bytes, limits: Limits | None = None) -> Header:
+def read_header(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:
     """Format and size of an image file.
 
     Raises PayloadTooLarge beyond a limit, UnsupportedMedia for another kind of file, InvalidRequest for a damaged one.
     """
-    limits = limits or Limits()
+    limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"an image of {len(data)} bytes is over the limit of {limits.max_bytes}")
     if not data:
@@ -76,7 +76,9 @@ def read_header(data: bytes, limits: Limits | None = None) -> Header:
     raise UnsupportedMedia(f"an image is in none of the formats {', '.join(ALLOWED)}")
 
 
-def _checked(name: Format, size_of: Callable[[bytes], containers.Size], data: bytes, limits: Limits) -> Header:
+def _checked(
+    name: Format, size_of: Callable[[bytes], containers.StoredSize], data: bytes, limits: ImageLimits
+) -> ImageHeader:
     try:
         width, height, orientation = size_of(data)
     except (containers.Damaged, IndexError) as error:
@@ -88,4 +90,4 @@ def _checked(name: Format, size_of: Callable[[bytes], containers.Size], data: by
             f"an image of {width} x {height} pixels is over the limit of {limits.max_pixels} pixels, "
             f"{limits.max_edge} along an edge"
         )
-    return Header(name, width, height, orientation if 1 <= orientation <= 8 else 1)
+    return ImageHeader(name, width, height, orientation if 1 <= orientation <= 8 else 1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import read_header
-from lightllm_mp.models.families.common.gguf_rules import Keys
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.vision.spec import RGB, ImageTags, Preprocess, VisionModel, VisionSpec
 
 ARCHITECTURE = "clip"
@@ -33,7 +33,7 @@ def read_mmproj(file: Path, model: Path) -> VisionModel:
     """What `file` says about pictures for the language model in `model`."""
     from lightllm_mp.models.checkpoint.gguf import read_gguf  # brings the gguf library along
 
-    keys = Keys(read_gguf(file))
+    keys = GGUFKeys(read_gguf(file))
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:
         raise ModelError(f"GGUF architecture {found!r} is no vision tower")
     kind = keys.get("projector_type") or keys.get("vision.projector_type") or CLIP
@@ -59,13 +59,13 @@ class _Language:
         return self._tokens.index(token) if token in self._tokens else None
 
 
-def _swapped(keys: Keys, spec: VisionSpec) -> bool:
+def _swapped(keys: GGUFKeys, spec: VisionSpec) -> bool:
     """The converter of LLaVA calls the two projections of the MLP by each other's names."""
     down = keys.file.tensors.get("v.blk.0.ffn_down.weight")
     return down is not None and down.shape[0] == spec.intermediate and spec.intermediate != spec.width
 
 
-def _clip(keys: Keys, text: _Language) -> VisionSpec:
+def _clip(keys: GGUFKeys, text: _Language) -> VisionSpec:
     """The file ends with the layer whose output counts, or says which it is."""
     if keys.get("vision.image_grid_pinpoints") is not None:
         raise ModelError("pictures cut into tiles (LLaVA 1.6) are not supported")
@@ -92,7 +92,7 @@ def _clip(keys: Keys, text: _Language) -> VisionSpec:
     )
 
 
-def _qwen2_5_vl(keys: Keys, text: _Language) -> VisionSpec:
+def _qwen2_5_vl(keys: GGUFKeys, text: _Language) -> VisionSpec:
     start, end, pad = (text.find(token) for token in VISION_TOKENS)
     if start is None or end is None or pad is None:
         raise ModelError(f"the language model lacks one of the tokens {', '.join(VISION_TOKENS)}")
@@ -126,7 +126,7 @@ def _qwen2_5_vl(keys: Keys, text: _Language) -> VisionSpec:
     )
 
 
-def _spec(keys: Keys, **fields: Any) -> VisionSpec:
+def _spec(keys: GGUFKeys, **fields: Any) -> VisionSpec:
     return VisionSpec(
         width=keys.integer("vision.embedding_length"),
         heads=keys.integer("vision.attention.head_count"),
@@ -137,7 +137,7 @@ def _spec(keys: Keys, **fields: Any) -> VisionSpec:
     )
 
 
-def _rows(keys: Keys, name: str) -> int:
+def _rows(keys: GGUFKeys, name: str) -> int:
     if not keys.has(name):
         raise ModelError(f"missing tensor {name}")
     return keys.file.tensors[name].shape[0]
@@ -146,13 +146,13 @@ def _rows(keys: Keys, name: str) -> int:
 Activation = Literal["quick_gelu", "gelu", "silu"]
 
 
-def _activation(keys: Keys, default: Activation) -> Activation:
+def _activation(keys: GGUFKeys, default: Activation) -> Activation:
     if keys.get("use_silu"):
         return "silu"
     return "gelu" if keys.get("use_gelu") else default
 
 
-def _normalisation(keys: Keys) -> tuple[RGB, RGB]:
+def _normalisation(keys: GGUFKeys) -> tuple[RGB, RGB]:
     found = []
     for name in ("vision.image_mean", "vision.image_std"):
         if (values := keys.get(name)) is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
 
 
-class Parameters:
+class TowerParameters:
     """Weights by target (see weights.py). What is taken leaves the dictionary that was given, so that a projection is
     not held in its plain form too."""
 

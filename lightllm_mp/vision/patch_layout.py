@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightllm_mp.vision.sizing import Grid
+from lightllm_mp.vision.sizing import PatchGrid
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SequenceRun:
     """`count` sequences of `length` rows each, one after the other from row `start`."""
 
     start: int
@@ -34,21 +34,21 @@ class WindowLayout:
     """[patches]: which patch stands at each row; a merged group of patches stays together."""
     units_back: Ints
     """[merged patches]: the row of merged patches that holds each of them."""
-    windows: tuple[Group, ...]
+    windows: tuple[SequenceRun, ...]
     full_rows: Ints
     """[patches]: the rows, picture after picture, pictures of one size together."""
-    full: tuple[Group, ...]
+    full: tuple[SequenceRun, ...]
     """Sequences of the rows in that order."""
     coordinates: Ints
     """[2, patches]: row and column in its picture of the patch that stands at each row."""
 
 
-def same_length(count: int, length: int) -> tuple[Group, ...]:
+def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
     """Sequences of one length."""
-    return (Group(0, count, length),)
+    return (SequenceRun(0, count, length),)
 
 
-def window_layout(grids: Sequence[Grid], merge: int, window: int) -> WindowLayout:
+def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> WindowLayout:
     """The layout for pictures whose patches come as preprocessing gives them: block after block of merge x merge.
 
     `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL).
@@ -70,7 +70,7 @@ def window_layout(grids: Sequence[Grid], merge: int, window: int) -> WindowLayou
     )
 
 
-def _window_of_blocks(grids: Sequence[Grid], merge: int, window: int) -> Ints:
+def _window_of_blocks(grids: Sequence[PatchGrid], merge: int, window: int) -> Ints:
     """The window's number of every block of the batch; frames have their own windows."""
     numbers, base = [], 0
     for grid in grids:
@@ -81,15 +81,15 @@ def _window_of_blocks(grids: Sequence[Grid], merge: int, window: int) -> Ints:
     return np.concatenate([number.reshape(-1) for number in numbers])
 
 
-def _groups(lengths: Ints, counts: Ints, unit: int) -> tuple[Group, ...]:
+def _groups(lengths: Ints, counts: Ints, unit: int) -> tuple[SequenceRun, ...]:
     groups, start = [], 0
     for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-        groups.append(Group(start, count, length * unit))
+        groups.append(SequenceRun(start, count, length * unit))
         start += count * length * unit
     return tuple(groups)
 
 
-def _by_size(sizes: Ints) -> tuple[tuple[Group, ...], Ints]:
+def _by_size(sizes: Ints) -> tuple[tuple[SequenceRun, ...], Ints]:
     """Pictures by number of patches, and their patches in that order."""
     starts = np.cumsum(sizes) - sizes
     ranked = np.argsort(sizes, kind="stable")
@@ -97,7 +97,7 @@ def _by_size(sizes: Ints) -> tuple[tuple[Group, ...], Ints]:
     return _groups(*np.unique(sizes, return_counts=True), 1), patches
 
 
-def _coordinates(grid: Grid, merge: int) -> Ints:
+def _coordinates(grid: PatchGrid, merge: int) -> Ints:
     """[2, patches]: row and column of each patch of one picture, block after block."""
     shape = (grid.frames, grid.rows // merge, grid.columns // merge, merge, merge)
     _, row, column, inner_row, inner_column = np.indices(shape)

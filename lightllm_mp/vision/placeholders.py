@@ -34,7 +34,7 @@ class ImageSlots(NamedTuple):
     """See sizing.py."""
 
 
-class Span(NamedTuple):
+class ImagePositions(NamedTuple):
     """Positions [start, end) of one image."""
 
     start: int
@@ -42,11 +42,11 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Expanded:
+class ExpandedPrompt:
     """A prompt with its images' slots. `spans` are in the order of the images."""
 
     ids: Ids
-    spans: tuple[Span, ...]
+    spans: tuple[ImagePositions, ...]
 
 
 def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
@@ -55,7 +55,9 @@ def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
     return (vocab + np.frombuffer(drawn, dtype="<u4").astype(np.int64) % (ID_END - vocab)).astype(np.int32)
 
 
-def expand_ids(ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID) -> Expanded:
+def expand_ids(
+    ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID
+) -> ExpandedPrompt:
     """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
 
     Raises InvalidRequest where the counts differ.
@@ -67,7 +69,7 @@ def expand_ids(ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: in
     return _joined([chunks[0], *(chunk[1:] for chunk in chunks[1:])], images, vocab)
 
 
-def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> Expanded:
+def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
     """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
     around them. Only the first chunk may have been encoded with special tokens."""
     before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
@@ -79,13 +81,13 @@ def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSl
     return _joined(whole, images, vocab)
 
 
-def _joined(chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> Expanded:
+def _joined(chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
     parts, spans, at = [chunks[0]], [], len(chunks[0])
     for image, chunk in zip(images, chunks[1:], strict=True):
-        spans.append(Span(at, at + image.tokens))
+        spans.append(ImagePositions(at, at + image.tokens))
         parts += [pseudo_ids(image, vocab), chunk]
         at += image.tokens + len(chunk)
-    return Expanded(np.concatenate(parts).astype(np.int32), tuple(spans))
+    return ExpandedPrompt(np.concatenate(parts).astype(np.int32), tuple(spans))
 
 
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
@@ -137,7 +139,7 @@ def _check_counts(found: int, what: str, images: int) -> None:
         )
 
 
-def sure_match(matched: int, spans: Sequence[Span]) -> int:
+def sure_match(matched: int, spans: Sequence[ImagePositions]) -> int:
     """How many of `matched` leading ids of a prompt may be taken as the same prompt.
 
     A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in

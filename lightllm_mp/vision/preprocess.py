@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightllm_mp.vision.sizing import Grid, patch_grid, resized
+from lightllm_mp.vision.sizing import PatchGrid, patch_grid, resized
 from lightllm_mp.vision.spec import Preprocess, VisionSpec
 
 LARGEST = 32_000_000
@@ -26,7 +26,7 @@ class Preprocessed:
 
     pixels: NDArray[np.float32]
     """[3, size, size], or with a dynamic size [patches, 3 * temporal * patch * patch], merged patches together."""
-    grid: Grid
+    grid: PatchGrid
 
 
 def preprocess(picture: Image.Image, spec: VisionSpec) -> Preprocessed:
@@ -85,7 +85,7 @@ def _tables(steps: Preprocess) -> NDArray[np.float32]:
     return (scaled - mean[:, None]) / std[:, None]
 
 
-def _patches(pixels: NDArray[np.float32], grid: Grid, spec: VisionSpec) -> NDArray[np.float32]:
+def _patches(pixels: NDArray[np.float32], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
     """float32 [patches, 3 * temporal * patch * patch]: block after block of merge x merge patches, row by row."""
     merge, patch = spec.merge, spec.patch
     blocks = pixels.reshape(3, grid.rows // merge, merge, patch, grid.columns // merge, merge, patch)

@@ -7,14 +7,14 @@ from math import isqrt
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightllm_mp.vision.parameters import Parameters
+from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
 
 
 class Projector:
     """LLaVA's: linear layers with exact gelu between them."""
 
-    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.ops = parameters.ops
         self._linears = [parameters.linear(f"projector.{i}") for i in range(spec.projector_layers)]
 
@@ -29,7 +29,7 @@ class Projector:
 class Merger:
     """Qwen2.5-VL's: merge^2 neighbouring patches become one."""
 
-    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.ops = parameters.ops
         self._joined = spec.merge * spec.merge * spec.width
         self._norm = parameters.norm("merge_norm", spec.norm_eps)
@@ -47,7 +47,7 @@ class Resampler:
     Positions are added to queries and keys, not to values; the keys' are interpolated to the grid of patches.
     """
 
-    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.spec = spec
         self.ops = parameters.ops
         eps, positions = spec.norm_eps, parameters.tensor("query_positions")

@@ -17,7 +17,7 @@ MAX_RATIO = 200
 """How many times longer than wide a picture may be where its shape is kept (upstream's limit too)."""
 
 
-class Grid(NamedTuple):
+class PatchGrid(NamedTuple):
     """Patches of a picture: frames, rows, columns."""
 
     frames: int
@@ -29,11 +29,11 @@ class Grid(NamedTuple):
         return self.frames * self.rows * self.columns
 
 
-class Placed(NamedTuple):
+class PlacedImage(NamedTuple):
     """A picture in a prompt: its slots are the positions [start, start + tokens)."""
 
     start: int
-    grid: Grid
+    grid: PatchGrid
 
 
 def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
@@ -62,13 +62,13 @@ def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixe
     return across, down
 
 
-def patch_grid(spec: VisionSpec, width: int, height: int) -> Grid:
+def patch_grid(spec: VisionSpec, width: int, height: int) -> PatchGrid:
     """The patches of a picture of so many pixels (as it is shown, see header.py)."""
     across, down = resized(spec, width, height)
-    return Grid(1, down // spec.patch, across // spec.patch)
+    return PatchGrid(1, down // spec.patch, across // spec.patch)
 
 
-def grid_tokens(spec: VisionSpec, grid: Grid) -> int:
+def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
     """Slots in the prompt for a picture of this grid."""
     if spec.queries:
         return spec.queries
@@ -80,7 +80,7 @@ def image_tokens(spec: VisionSpec, width: int, height: int) -> int:
     return grid_tokens(spec, patch_grid(spec, width, height))
 
 
-def mrope_positions(length: int, images: Sequence[Placed], merge: int) -> tuple[NDArray[np.int32], int]:
+def mrope_positions(length: int, images: Sequence[PlacedImage], merge: int) -> tuple[NDArray[np.int32], int]:
     """Positions of a prompt for multimodal rotary embedding (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
     Returns int32 [3, length] (frame, row, column; all three are the same for text) and rope_delta: what is added to the

@@ -16,7 +16,7 @@ from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.spec import VisionModel
-from lightllm_mp.vision.tower_rules import Section, sections
+from lightllm_mp.vision.tower_rules import TowerSection, sections
 
 DEVIATION = 0.02
 """Of weights that nobody trained."""
@@ -62,14 +62,14 @@ def _opened(path: Path) -> Checkpoint:
     return GGUFTensors(read_gguf(path)) if path.is_file() else open_folder(path)
 
 
-def _read(section: Section, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read(section: TowerSection, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     prefix = _prefix(section, checkpoint)
     found = {name.removeprefix(prefix): shape for name, shape in checkpoint.shapes.items() if name.startswith(prefix)}
     check_names(section.params, found, section.ignore, f"{section.folder} ({prefix}*)")
     return _assembled(section.params, _streamed(checkpoint, prefix, section.params), device, dtype)
 
 
-def _prefix(section: Section, checkpoint: Checkpoint) -> str:
+def _prefix(section: TowerSection, checkpoint: Checkpoint) -> str:
     first = section.params[0].pieces[0].name
     for prefix in section.prefixes:
         if prefix + first in checkpoint.shapes:

@@ -11,7 +11,7 @@ from lightllm_mp.vision.spec import VisionModel, VisionSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class TowerSection:
     """Tensors of one folder whose names share a prefix, which `params` and `ignore` leave out. Of `prefixes` that one
     counts under which the first of `params` is found: releases of one layout differ there.
 
@@ -27,31 +27,31 @@ class Section:
     ignore: tuple[str, ...] = ()
 
 
-def sections(model: VisionModel) -> tuple[Section, ...]:
+def sections(model: VisionModel) -> tuple[TowerSection, ...]:
     """All that the vision half of a model folder consists of."""
     spec, folder = model.spec, model.folder
     if model.layout in ("mmproj", "mmproj_swapped"):
         return _mmproj(model)
     if model.layout == "qwen_vl":
-        return (Section(folder, ("transformer.visual.",), (*_qwen_vl_tower(spec), *_resampler(spec))),)
+        return (TowerSection(folder, ("transformer.visual.",), (*_qwen_vl_tower(spec), *_resampler(spec))),)
     if model.layout == "qwen2_5_vl":
-        return (Section(folder, ("visual.", "model.visual."), (*_qwen2_5_vl_tower(spec), *_merger(spec))),)
+        return (TowerSection(folder, ("visual.", "model.visual."), (*_qwen2_5_vl_tower(spec), *_merger(spec))),)
     tower, unused = tuple(_clip_tower(spec)), _clip_unused(spec)
     if model.layout == "llava_orig":
         names = ("",) if spec.projector_layers == 1 else tuple(f".{2 * i}" for i in range(spec.projector_layers))
         return (
-            Section(model.tower, ("vision_model.", ""), tower, (*unused, *BESIDE_CLIP)),
-            Section(folder, ("model.mm_projector", "mm_projector"), tuple(_projector(spec, names))),
+            TowerSection(model.tower, ("vision_model.", ""), tower, (*unused, *BESIDE_CLIP)),
+            TowerSection(folder, ("model.mm_projector", "mm_projector"), tuple(_projector(spec, names))),
         )
     inner = ("vision_tower.vision_model.", "vision_tower.")
     outer, names = ("multi_modal_projector.", "model.multi_modal_projector."), ("linear_1", "linear_2")
     return (
-        Section(folder, (*inner, *("model." + name for name in inner)), tower, unused),
-        Section(folder, outer, tuple(_projector(spec, names))),
+        TowerSection(folder, (*inner, *("model." + name for name in inner)), tower, unused),
+        TowerSection(folder, outer, tuple(_projector(spec, names))),
     )
 
 
-def _mmproj(model: VisionModel) -> tuple[Section, ...]:
+def _mmproj(model: VisionModel) -> tuple[TowerSection, ...]:
     """Both parts of one GGUF file."""
     spec, file = model.spec, model.folder
     if spec.kind == "clip":
@@ -63,7 +63,7 @@ def _mmproj(model: VisionModel) -> tuple[Section, ...]:
         projector += linear("merge_down", "", (("2", spec.out),), joined, True)
         unused = ()
     tower = _mmproj_tower(spec, swapped=model.layout == "mmproj_swapped")
-    return (Section(file, ("v.",), tuple(tower), unused), Section(file, ("mm.",), tuple(projector)))
+    return (TowerSection(file, ("v.",), tuple(tower), unused), TowerSection(file, ("mm.",), tuple(projector)))
 
 
 def _mmproj_tower(s: VisionSpec, *, swapped: bool) -> list[Param]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
-from lightllm_mp.vision.parameters import Parameters
-from lightllm_mp.vision.patch_layout import Group
+from lightllm_mp.vision.parameters import TowerParameters
+from lightllm_mp.vision.patch_layout import SequenceRun
 from lightllm_mp.vision.spec import VisionSpec
 
 
@@ -19,13 +19,13 @@ class Sequences:
     """Which rows see each other. `rows` [rows] is the order in which the groups stand, None for the rows' own order;
     `back` undoes it."""
 
-    groups: Sequence[Group]
+    groups: Sequence[SequenceRun]
     rows: Tensor | None = None
     back: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
+class PatchRotation:
     """2-D rotary embedding: float32 [rows, 1, 1, head_dim / 2]; the first half of the angles is of the patch's row."""
 
     cos: Tensor
@@ -41,13 +41,13 @@ def attend(ops: OpTable, qkv: Tensor, sequences: Sequences) -> Tensor:
     return result if sequences.back is None else result.index_select(0, sequences.back)
 
 
-def _attend_group(ops: OpTable, qkv: Tensor, group: Group) -> Tensor:
+def _attend_group(ops: OpTable, qkv: Tensor, group: SequenceRun) -> Tensor:
     rows = qkv[group.start : group.start + group.count * group.length]
     return ops.full_attention(*rows.unflatten(0, (group.count, group.length)).unbind(2)).flatten(0, 1)
 
 
 @dataclass(slots=True)
-class Layer:
+class VitLayer:
     """One block, normalised before each half. `up` is gate and up where the MLP is gated."""
 
     input_norm: Norm
@@ -61,14 +61,14 @@ class Layer:
 class VisionTransformer:
     """All layers. Rows are patches (and class tokens) of any number of pictures."""
 
-    def __init__(self, spec: VisionSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.spec = spec
         self.ops = parameters.ops
         self._layers = [self._read(parameters, f"layers.{layer}.") for layer in range(spec.layers)]
 
-    def _read(self, parameters: Parameters, at: str) -> Layer:
+    def _read(self, parameters: TowerParameters, at: str) -> VitLayer:
         eps = self.spec.norm_eps
-        return Layer(
+        return VitLayer(
             input_norm=parameters.norm(at + "input_norm", eps),
             qkv=parameters.linear(at + "qkv"),
             o=parameters.linear(at + "o"),
@@ -77,7 +77,9 @@ class VisionTransformer:
             down=parameters.linear(at + "down"),
         )
 
-    def __call__(self, x: Tensor, whole: Sequences, windows: Sequences, rotation: Rotation | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, whole: Sequences, windows: Sequences, rotation: PatchRotation | None = None
+    ) -> Tensor:
         """x [rows, width] -> the same after the last layer, in x's memory. `whole` has a sequence per picture."""
         spec, ops, residual = self.spec, self.ops, x
         branch: Tensor | None = None
@@ -90,28 +92,28 @@ class VisionTransformer:
         assert branch is not None
         return residual.add_(branch)
 
-    def _attention(self, x: Tensor, layer: Layer, sequences: Sequences, rotation: Rotation | None) -> Tensor:
+    def _attention(self, x: Tensor, layer: VitLayer, sequences: Sequences, rotation: PatchRotation | None) -> Tensor:
         qkv = self.ops.linear(x, layer.qkv).unflatten(1, (3, self.spec.heads, -1))
         if rotation is not None:
             _rotate(qkv[:, :2], rotation)
         return self.ops.linear(attend(self.ops, qkv, sequences), layer.o)
 
-    def _mlp(self, x: Tensor, layer: Layer) -> Tensor:
+    def _mlp(self, x: Tensor, layer: VitLayer) -> Tensor:
         between = self.ops.gated if self.spec.gated else self.ops.activate
         return self.ops.linear(between(self.ops.linear(x, layer.up), self.spec.activation), layer.down)
 
 
-def _rotate(x: Tensor, rotation: Rotation) -> None:
+def _rotate(x: Tensor, rotation: PatchRotation) -> None:
     """Rotates x [rows, any, heads, head_dim] in place."""
     cos, sin = rotation.cos, rotation.sin
     first, second = x.float().chunk(2, dim=-1)
     x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
-def rotation(spec: VisionSpec, coordinates: Tensor) -> Rotation:
+def rotation(spec: VisionSpec, coordinates: Tensor) -> PatchRotation:
     """Angles of patches at `coordinates` [2, rows] (row, column): each turns half of the pairs of a head."""
     half = spec.head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device).float() / half
     angles = coordinates.float()[:, :, None] * spec.rope_theta**-exponents
     both = torch.cat([angles[0], angles[1]], dim=-1)[:, None, None]
-    return Rotation(both.cos(), both.sin())
+    return PatchRotation(both.cos(), both.sin())

@@ -16,11 +16,11 @@ from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.preflight import shapes
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 from lightllm_mp.text.tiktoken_file import from_tiktoken
-from lightllm_mp.vision.header import ALLOWED, Limits, read_header
+from lightllm_mp.vision.header import ALLOWED, ImageLimits, read_header
 from scripts.fuzzing.features import seen, size_class
 from scripts.fuzzing.refusal import check_refusal
 
-LIMITS = Limits(max_bytes=1 << 16, max_pixels=1 << 20, max_edge=5000)
+LIMITS = ImageLimits(max_bytes=1 << 16, max_pixels=1 << 20, max_edge=5000)
 MOST_READ = 1 << 16
 """Bytes of a tensor that is read as well as found."""
 

@@ -13,7 +13,17 @@ import numpy as np
 from lightllm_mp import messages as say
 from lightllm_mp.errors import StartupError
 from lightllm_mp.plan import PlanBuilder, unpack
-from lightllm_mp.shm import Arena, Bell, BlockRef, ChannelReceiver, ChannelSender, Lane, LeaseError, Port, ProtocolError
+from lightllm_mp.shm import (
+    Arena,
+    Bell,
+    BlockRef,
+    ChannelPort,
+    ChannelReceiver,
+    ChannelSender,
+    Lane,
+    LeaseError,
+    ProtocolError,
+)
 from lightllm_mp.shm.layout import KIND_LAST, PAGE
 from lightllm_mp.shm.sender import Sender
 from scripts.fuzzing.features import seen, size_class
@@ -34,7 +44,7 @@ class Peer:
         self.seen = Arena.attach(os.dup(self.theirs.fd))
         self.sender = Sender(self.to_peer, *self.bells)
         self.outgoing = ChannelSender(self.sender, _encoder, self.own)
-        self.port = Port(self.outgoing, ChannelReceiver(self.from_peer, _decoder, self.seen))
+        self.port = ChannelPort(self.outgoing, ChannelReceiver(self.from_peer, _decoder, self.seen))
         self.lent: list[BlockRef] = []
 
     def record(self, kind: int, payload: bytes) -> None:

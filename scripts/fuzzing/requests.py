@@ -20,8 +20,8 @@ from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_fetch import MAX_URL, checked
 from lightllm_mp.actors.http.security.auth import guard
-from lightllm_mp.actors.http.security.keys import Keys, load_keys
-from lightllm_mp.actors.http.security.url_guard import Guard, is_public
+from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
+from lightllm_mp.actors.http.security.url_guard import UrlGuard, is_public
 from lightllm_mp.actors.http.sockets.connection import Connection
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import EngineError
@@ -82,7 +82,7 @@ def _score(data: bytes) -> None:
     )
 
 
-def _parameters(raw: msgspec.Raw) -> schema.Parameters:
+def _parameters(raw: msgspec.Raw) -> schema.RequestParameters:
     known, unknown = schema.parameters(raw)
     assert len(unknown) <= 16
     assert all(name.isascii() and name.isprintable() and len(name) <= 64 for name in unknown)
@@ -176,9 +176,9 @@ def body_words() -> list[str]:
         schema.GenerateBody,
         schema.TokensBody,
         schema.ScoreBody,
-        schema.Parameters,
+        schema.RequestParameters,
         schema.Multimodal,
-        image_inputs.Item,
+        image_inputs.ImageItem,
     )
     names = sorted({f'"{name}":' for struct in structs for name in struct.__struct_fields__})
     numbers = [-201, -1, 0, 64, 65, 1024, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64, "1e400", "-1e-400", "1e-5", "NaN"]
@@ -190,7 +190,7 @@ def url(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     try:
         found = checked(text)
-        Guard(()).check_literal(found.host or "")
+        UrlGuard(()).check_literal(found.host or "")
     except EngineError as error:
         check_refusal(error)
         return
@@ -267,7 +267,7 @@ class Server:
         keys = load_keys(HttpConfig(), {"LIGHTLLM_MP_API_KEYS": KEY, "LIGHTLLM_MP_ADMIN_KEYS": ADMIN_KEY})
         self._manager = self.loop.run_until_complete(self._start(keys))
 
-    async def _start(self, keys: Keys) -> web.Server:
+    async def _start(self, keys: ApiKeys) -> web.Server:
         app = web.Application(middlewares=[failures, guard(keys, {self._decode: "user", self._hello: "public"})])
         app.router.add_post("/generate", self._decode)
         app.router.add_post("/admin", self._admin)

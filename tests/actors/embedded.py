@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lightllm_mp.actors.front.actor import FrontActor
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.supervisor import State, Supervisor
@@ -107,11 +107,11 @@ class Embedded:
     front: FrontActor
     running: asyncio.Task[int]
 
-    def submit(self, prompt: str | bytes, tokens: int, *, seed: int = 0, **output: object) -> Live:
+    def submit(self, prompt: str | bytes, tokens: int, *, seed: int = 0, **output: object) -> LiveRequest:
         sampling = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
         return self.front.frontend.submit(prompt, sampling, Output(**output))  # type: ignore[arg-type]
 
-    async def collect(self, live: Live) -> tuple[list[int], str]:
+    async def collect(self, live: LiveRequest) -> tuple[list[int], str]:
         """Ids and text of a stream, to its end."""
         ids, text = [], ""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
@@ -15,7 +15,7 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 
 
 class MockWorkerActor(BlockingActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._run_ahead = max(0, birth.config.engine.run_ahead)
         self._kv_tokens = birth.config.engine.max_total_token_num or 20_000

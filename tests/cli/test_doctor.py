@@ -19,8 +19,8 @@ from lightllm_mp.cli import main
 from lightllm_mp.cli.doctor import machine, model, software
 from lightllm_mp.cli.doctor.command import line
 from lightllm_mp.cli.doctor.finding import Finding, fail, ok
-from lightllm_mp.cli.doctor.software import Torch, see_torch
-from lightllm_mp.cli.inspect.gpus import Gpu, parse_gpus
+from lightllm_mp.cli.doctor.software import TorchReport, see_torch
+from lightllm_mp.cli.inspect.gpus import GpuLine, parse_gpus
 from lightllm_mp.errors import ConfigError, StartupError
 from tests.paths import ROOT
 
@@ -101,26 +101,26 @@ def test_a_torch_that_hangs_or_crashes_is_a_finding(program: str, said: str) -> 
     assert time.monotonic() - begin < 20
 
 
-FULL = Torch(torch="2.11", triton="3.6", cuda="12.9", gpus=1)
-H100 = Gpu("NVIDIA H100", "570.1", 81559, 81000)
+FULL = TorchReport(torch="2.11", triton="3.6", cuda="12.9", gpus=1)
+H100 = GpuLine("NVIDIA H100", "570.1", 81559, 81000)
 
 
 @pytest.mark.parametrize(
     ("seen", "gpus", "status", "said"),
     [
         (FULL, [H100], "OK", "H100"),
-        (Torch(torch="2.11"), [], "OK", "none, the CPU is used"),
-        (Torch(), [], "FAIL", "missing"),
-        (Torch(torch="2.11", error="ImportError: libc10.so"), [], "FAIL", "libc10"),
-        (Torch(torch="2.11+cpu"), [H100], "WARN", "a build without CUDA"),
-        (Torch(torch="2.11", triton="3", cuda="12.9"), [H100], "WARN", "torch sees 0 of 1 GPUs"),
-        (Torch(torch="2.11", cuda="12.9", gpus=1), [H100], "FAIL", "missing"),
-        (FULL, [Gpu("A", "1", 1000, 100)], "WARN", "100 of 1,000 MiB free"),
+        (TorchReport(torch="2.11"), [], "OK", "none, the CPU is used"),
+        (TorchReport(), [], "FAIL", "missing"),
+        (TorchReport(torch="2.11", error="ImportError: libc10.so"), [], "FAIL", "libc10"),
+        (TorchReport(torch="2.11+cpu"), [H100], "WARN", "a build without CUDA"),
+        (TorchReport(torch="2.11", triton="3", cuda="12.9"), [H100], "WARN", "torch sees 0 of 1 GPUs"),
+        (TorchReport(torch="2.11", cuda="12.9", gpus=1), [H100], "FAIL", "missing"),
+        (FULL, [GpuLine("A", "1", 1000, 100)], "WARN", "100 of 1,000 MiB free"),
         (FULL, "Driver/library version mismatch", "WARN", "mismatch"),
     ],
 )
 def test_torch_and_gpus_explain_each_other(
-    monkeypatch: pytest.MonkeyPatch, seen: Torch, gpus: list[Gpu] | str, status: str, said: str
+    monkeypatch: pytest.MonkeyPatch, seen: TorchReport, gpus: list[GpuLine] | str, status: str, said: str
 ) -> None:
     monkeypatch.setattr(software, "see_torch", lambda deadline: seen)
     monkeypatch.setattr(software, "see_gpus", lambda: gpus)
@@ -131,9 +131,12 @@ def test_torch_and_gpus_explain_each_other(
 
 def test_what_nvidia_smi_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert parse_gpus("NVIDIA H100 80GB HBM3, 570.1, 81559, 81000\n") == [
-        Gpu("NVIDIA H100 80GB HBM3", "570.1", 81559, 81000)
+        GpuLine("NVIDIA H100 80GB HBM3", "570.1", 81559, 81000)
     ]
-    assert parse_gpus("Odd, name, 570.1, 1, 2\nB, 1, 3, 4\n") == [Gpu("Odd, name", "570.1", 1, 2), Gpu("B", "1", 3, 4)]
+    assert parse_gpus("Odd, name, 570.1, 1, 2\nB, 1, 3, 4\n") == [
+        GpuLine("Odd, name", "570.1", 1, 2),
+        GpuLine("B", "1", 3, 4),
+    ]
     assert isinstance(parse_gpus("No devices were found"), str)
     smi = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -141,7 +144,7 @@ def test_what_nvidia_smi_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     smi.chmod(0o755)
     assert software.see_gpus() == "NVIDIA-SMI has failed"
     smi.write_text("#!/bin/sh\necho 'A, 1, 2, 1'\n")
-    assert software.see_gpus() == [Gpu("A", "1", 2, 1)]
+    assert software.see_gpus() == [GpuLine("A", "1", 2, 1)]
 
 
 @pytest.mark.parametrize(("free", "status"), [(100 << 20, "FAIL"), (1 << 30, "WARN"), (8 << 30, "OK")])

@@ -13,7 +13,7 @@ import torch
 
 from lightllm_mp.cli import main
 from lightllm_mp.cli.inspect.machine import Machine
-from lightllm_mp.cli.inspect.report import Report, inspect
+from lightllm_mp.cli.inspect.report import ModelReport, inspect
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.batch import KVPool
@@ -37,7 +37,7 @@ def folder(tmp_path: Path):
     return copied
 
 
-def look(path: Path, **options) -> Report:
+def look(path: Path, **options) -> ModelReport:
     return inspect(path, machine=GPU, **options)
 
 

@@ -14,9 +14,9 @@ if torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from lightllm_mp.engine import executor as executor_module
-from lightllm_mp.engine.cuda_steps import DeviceSteps
+from lightllm_mp.engine.cuda_steps import CudaSteps
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.engine.torch_steps import HostSteps
+from lightllm_mp.engine.torch_steps import TorchSteps
 from lightllm_mp.plan import PlanBuilder
 
 GREEDY = Sampling(seed=0)
@@ -43,7 +43,7 @@ class CapturedInName:
 
 @pytest.fixture
 def driver(monkeypatch) -> Driver:
-    monkeypatch.setattr(executor_module, "_steps", lambda device: DeviceSteps)
+    monkeypatch.setattr(executor_module, "_steps", lambda device: CudaSteps)
     return made()
 
 
@@ -71,11 +71,11 @@ def run(driver: Driver) -> list[list[int]]:
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) -> None:
     steps = driver.executor._steps
-    assert isinstance(steps, DeviceSteps)
+    assert isinstance(steps, CudaSteps)
     if graphs:
         steps._graphs = CapturedInName(steps._decode, 6)
         steps.capture()
-    monkeypatch.setattr(executor_module, "_steps", lambda device: HostSteps)
+    monkeypatch.setattr(executor_module, "_steps", lambda device: TorchSteps)
     assert run(driver) == run(made())
     if graphs:
         assert steps._graphs.replayed == [4] * 12
@@ -83,7 +83,7 @@ def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) 
 
 def test_prompt_logprobs_beside_others(driver: Driver, monkeypatch) -> None:
     """Every line is wanted in some steps, the last ones alone in others; not every sequence is sampled."""
-    monkeypatch.setattr(executor_module, "_steps", lambda device: HostSteps)
+    monkeypatch.setattr(executor_module, "_steps", lambda device: TorchSteps)
     found = []
     for each in (driver, made()):
         a, b = Running(4, PROMPTS[0], GREEDY), Running(0, PROMPTS[1], Sampling(seed=0, prompt_logprobs=2))

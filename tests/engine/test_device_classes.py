@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the model is 
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = Run("qwen", 1)
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
@@ -45,7 +45,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
 
 
 def test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = Run("internlm2_reward", 1, step_tokens=20)
     run.executor.warm_up()
     run.ask_all()

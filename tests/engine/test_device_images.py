@@ -21,7 +21,7 @@ FEW = (1, 2, 3, 6)
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 @pytest.mark.parametrize(("step_tokens", "graphs"), [(7, False), (7, True), (64, True)])
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: int, graphs: bool) -> None:
-    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = ImageRun(folder, 1, **limits(folder, step_tokens))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
@@ -34,7 +34,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: i
 @pytest.mark.parametrize("graphs", [False, True])
 def test_token_by_token(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
     """A lone slot that is sampled from looks like a decode step, but its graph would not know the image."""
-    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.DeviceSteps)
+    monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = ImageRun("llava_orig", **limits("llava_orig", 1))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)

@@ -12,7 +12,7 @@ from tests.paths import GOLDENS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from lightllm_mp.engine.cuda_steps import DeviceSteps
+from lightllm_mp.engine.cuda_steps import CudaSteps
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.checkpoint.loader import load_model
@@ -27,7 +27,7 @@ DRAWN = Sampling(seed=3, temperature=0.9, top_p=0.9, top_k=50, repetition_penalt
 def made(name: str, *, graphs: bool = True, dtype: torch.dtype = torch.float32, **options) -> Driver:
     model = load_model(GOLDENS / name, device="cuda", dtype=dtype)
     executor = Executor(model, kv_tokens=4000, rows=12, max_context=250, step_tokens=256, device="cuda", **options)
-    assert isinstance(executor._steps, DeviceSteps)
+    assert isinstance(executor._steps, CudaSteps)
     executor.warm_up()
     if not graphs:
         executor._steps._graphs = None

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Output, Release, Sampling, Tokenized, Wire
 from lightllm_mp.plan import PlanBuilder
-from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
 from tests.engine.test_golden_steps import GOLDENS, NEW, Run
 
@@ -133,7 +133,7 @@ def test_after_a_prefix_hit(folder: str) -> None:
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    monkeypatch.setattr(Admission, "admits", lambda *_: True)
     run = ImageRun(folder, depth, kv_tokens=200)
     run.ask_all()
     run.work().check()

@@ -17,8 +17,8 @@ from lightllm_mp.messages import Open, Output, Sampling, Scored, Tokenized, Toke
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
-from lightllm_mp.scheduler.admission import Gate
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.admission import Admission
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.paths import GOLDENS
 
@@ -56,7 +56,7 @@ class Run:
         )
         self.executor.kv.data[:, :, :kv_tokens].fill_(float("nan"))  # what was not written must not be read
         self.scheduler = Scheduler(
-            Limits(
+            EngineLimits(
                 kv_tokens=kv_tokens,
                 rows=16,
                 max_context=context,
@@ -157,7 +157,7 @@ def test_after_a_prefix_hit(folder: str) -> None:
 @pytest.mark.parametrize("folder", ["qwen", "qwen3_moe"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    monkeypatch.setattr(Admission, "admits", lambda *_: True)
     run = Run(folder, depth, kv_tokens=300)
     run.ask_all()
     run.work().check()

@@ -13,7 +13,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.messages import Sampling, StepDone
 from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
-from lightllm_mp.models.parallel.group import Alone
+from lightllm_mp.models.parallel.group import SingleRank
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.plan import PlanBuilder
 
@@ -41,7 +41,7 @@ class TinyModel:
     """Embedding plus position, one attention head over the KV pool, and the embedding as head."""
 
     dtype = torch.float32
-    group = Alone()
+    group = SingleRank()
 
     def __init__(self, vocab: int = 40, max_context: int = 64) -> None:
         self.spec = spec(vocab, max_context)

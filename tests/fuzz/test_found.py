@@ -12,7 +12,7 @@ import pytest
 
 from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.image_fetch import Fetcher, FetchFailed, checked
-from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, UrlGuard
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import InvalidRequest, ModelError
 from lightllm_mp.messages import Sampling
@@ -27,9 +27,9 @@ from scripts.fuzzing import files, peers, requests
 def test_an_address_in_an_old_form_is_refused_before_anybody_connects(host: str) -> None:
     """Such a host is no address to `ipaddress`, but aiohttp asks no resolver for it, and a socket knows what it is."""
     with pytest.raises(ForbiddenAddress):
-        Guard(()).check_literal(host)
-    Guard((host,)).check_literal(host)
-    Guard(()).check_literal("1.example")
+        UrlGuard(()).check_literal(host)
+    UrlGuard((host,)).check_literal(host)
+    UrlGuard(()).check_literal("1.example")
 
 
 @pytest.mark.parametrize("url", ["http://[::]@", "http://[64:f\0\0:6f00:1]:80#0/a.png"])

@@ -11,7 +11,7 @@ from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.length_class import length_class
-from lightllm_mp.vision.sizing import Grid, Placed, mrope_positions
+from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 from tests.models.golden import Prompt, Slots
 
 
@@ -61,7 +61,7 @@ class Runner:
         rope = self.decoder.spec.rope
         if prompt is not None and prompt.slots and rope is not None and rope.sections:
             merge = math.isqrt(math.prod(prompt.slots[0].grid) // len(prompt.slots[0].embeds))
-            placed = [Placed(s.start, Grid(*s.grid)) for s in prompt.slots]
+            placed = [PlacedImage(s.start, PatchGrid(*s.grid)) for s in prompt.slots]
             positions, seq.shift = mrope_positions(len(prompt.ids), placed, merge)
             seq.rotary = torch.from_numpy(positions.T.copy())
             assert seq.shift == prompt.rope_delta

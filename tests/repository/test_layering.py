@@ -91,7 +91,7 @@ def test_order(name: str) -> None:
         ("lightllm_mp.text.tokenizer", "from transformers import AutoTokenizer", True),
         ("lightllm_mp.actors.worker", "import torch", False),
         ("lightllm_mp.actors.workers", "import torch", True),
-        ("lightllm_mp.actors.http.app", "from lightllm_mp.actors.front.request_table import Frontend", False),
+        ("lightllm_mp.actors.http.app", "from lightllm_mp.actors.front.request_table import RequestTable", False),
         ("lightllm_mp.actors.front.actor", "from lightllm_mp.actors.http.app import create_app", True),
         ("lightllm_mp.actors.front.actor", "from lightllm_mp.actors.visual.actor import VisualActor", True),
         ("lightllm_mp.cli.main", "from lightllm_mp.actors.supervision import supervisor", False),

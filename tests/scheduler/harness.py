@@ -21,7 +21,7 @@ from lightllm_mp.messages import (
     Tokenized,
     Tokens,
 )
-from lightllm_mp.scheduler.limits import Limits
+from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.scheduler.mock_images import MockImages
 from tests.scheduler.mock_worker import MockWorker, expected
@@ -30,7 +30,7 @@ VOCAB = 60
 EOS = 2
 
 
-def limits(**changes: object) -> Limits:
+def limits(**changes: object) -> EngineLimits:
     values: dict[str, object] = {
         "kv_tokens": 400,
         "rows": 8,
@@ -40,7 +40,7 @@ def limits(**changes: object) -> Limits:
         "eos_ids": (EOS,),
         "vocab_size": VOCAB,
     }
-    return Limits(**{**values, **changes})  # type: ignore[arg-type]
+    return EngineLimits(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def column(ids: Sequence[int]) -> bytes:
@@ -229,7 +229,7 @@ def harness(depth: int = 0, **changes: object) -> Harness:
     return Harness(Scheduler(given), mock_worker(given, images), depth, images)
 
 
-def mock_worker(given: Limits, images: MockImages) -> MockWorker:
+def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
     return MockWorker(
         rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size, images=images
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lightllm_mp.messages import Tokenized
-from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.admission import Admission
 from tests.scheduler.harness import Harness, harness, prompt, request
 
 
@@ -79,7 +79,7 @@ def test_the_first_in_the_queue_is_not_overtaken() -> None:
 
 
 def test_after_a_preemption_nobody_starts_before_somebody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    monkeypatch.setattr(Admission, "admits", lambda *_: True)
     h = harness(kv_tokens=120)
     h.add(*[fixed(rid, 8, 60) for rid in range(1, 9)])
     while not h.scheduler.gauges()["preemptions"]:

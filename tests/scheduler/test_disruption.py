@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.errors import PromptTooLong
-from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.admission import Admission
 from tests.scheduler.harness import Harness, harness, prompt, request
 from tests.scheduler.mock_worker import MockWorker
 
@@ -47,7 +47,7 @@ def test_the_youngest_of_the_lowest_priority_is_preempted(depth: int) -> None:
 
 
 def let_everybody_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "admits", lambda *_: True)
+    monkeypatch.setattr(Admission, "admits", lambda *_: True)
 
 
 @both_depths

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightllm_mp.scheduler.prefix_tree import RadixTree
+from lightllm_mp.scheduler.prefix_tree import PrefixTree
 
 OPERATIONS = st.sampled_from(["insert", "match", "lock", "unlock", "evict"])
 
@@ -20,12 +20,12 @@ def run(first: int, count: int) -> np.ndarray:
     return np.arange(first, first + count, dtype=np.int32)
 
 
-def matched(tree: RadixTree, *values: int, namespace: int = 0) -> list[int]:
+def matched(tree: PrefixTree, *values: int, namespace: int = 0) -> list[int]:
     return tree.match(ids(*values), namespace)[0].tolist()
 
 
 def test_a_prefix_is_found_at_token_grain() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3, 4, 5), run(10, 5))
     assert matched(tree, 1, 2, 3, 4, 5, 6) == [10, 11, 12, 13, 14]
     assert matched(tree, 1, 2, 3, 9) == [10, 11, 12]
@@ -36,7 +36,7 @@ def test_a_prefix_is_found_at_token_grain() -> None:
 
 
 def test_inserting_a_known_prefix_keeps_the_slots_of_the_tree() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3), run(10, 3))
     _, known = tree.insert(ids(1, 2, 7, 8), run(20, 4))
     assert known == 2
@@ -48,7 +48,7 @@ def test_inserting_a_known_prefix_keeps_the_slots_of_the_tree() -> None:
 
 
 def test_a_failed_look_up_changes_nothing_known() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3), run(0, 3))
     version = tree.version
     matched(tree, 1, 2, 9)
@@ -58,7 +58,7 @@ def test_a_failed_look_up_changes_nothing_known() -> None:
 
 
 def test_namespaces_share_nothing() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2), run(0, 2), namespace=7)
     assert matched(tree, 1, 2) == []
     assert matched(tree, 1, 2, namespace=7) == [0, 1]
@@ -66,7 +66,7 @@ def test_namespaces_share_nothing() -> None:
 
 
 def test_the_longest_unused_leaf_goes_first() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 1), run(0, 2))
     tree.insert(ids(2, 2), run(2, 2))
     tree.insert(ids(3, 3), run(4, 2))
@@ -78,7 +78,7 @@ def test_the_longest_unused_leaf_goes_first() -> None:
 
 
 def test_a_leaf_is_trimmed_from_its_end() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3, 4), run(0, 4))
     assert tree.evict(1).tolist() == [3]
     assert matched(tree, 1, 2, 3, 4) == [0, 1, 2]
@@ -87,7 +87,7 @@ def test_a_leaf_is_trimmed_from_its_end() -> None:
 
 
 def test_a_parent_goes_after_its_children() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3), run(0, 3))
     tree.insert(ids(1, 2, 9), run(3, 3))
     assert sorted(tree.evict(1).tolist()) == [2]
@@ -97,7 +97,7 @@ def test_a_parent_goes_after_its_children() -> None:
 
 
 def test_what_is_locked_stays() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     tree.insert(ids(1, 2, 3, 4), run(0, 4))
     tree.insert(ids(5, 6), run(4, 2))
     _, node = tree.match(ids(1, 2))
@@ -111,7 +111,7 @@ def test_what_is_locked_stays() -> None:
 
 
 def test_a_lock_survives_a_split() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     node, _ = tree.insert(ids(1, 2, 3, 4), run(0, 4))
     tree.lock(node)
     _, upper = tree.match(ids(1, 2, 9))
@@ -124,7 +124,7 @@ def test_a_lock_survives_a_split() -> None:
 
 
 def test_two_locks_count_twice() -> None:
-    tree = RadixTree()
+    tree = PrefixTree()
     node, _ = tree.insert(ids(1, 2), run(0, 2))
     tree.lock(node)
     tree.lock(node)
@@ -138,7 +138,7 @@ def test_two_locks_count_twice() -> None:
 @given(st.lists(st.tuples(OPERATIONS, st.lists(st.integers(0, 2), max_size=7)), max_size=40))
 def test_like_a_dictionary_of_prefixes(operations: list[tuple[str, list[int]]]) -> None:
     """Whatever happens, a known prefix has the slots it was given, and every slot is known or given back, once."""
-    tree, known = RadixTree(), dict[tuple[int, ...], int]()
+    tree, known = PrefixTree(), dict[tuple[int, ...], int]()
     locked: list[tuple[object, tuple[int, ...]]] = []
     slot = 0
     for what, values in operations:
@@ -170,7 +170,7 @@ def test_like_a_dictionary_of_prefixes(operations: list[tuple[str, list[int]]]) 
 @pytest.mark.parametrize("seed", range(3))
 def test_eviction_order_is_that_of_a_full_scan(seed: int) -> None:
     """The lazy queue finds the same leaf as looking at all of them."""
-    tree, random = RadixTree(), np.random.default_rng(seed)
+    tree, random = PrefixTree(), np.random.default_rng(seed)
     slot = 0
     for _ in range(200):
         values = random.integers(0, 3, random.integers(1, 8)).astype(np.int32)

@@ -11,7 +11,7 @@ from lightllm_mp.plan import unpack
 from lightllm_mp.scheduler import kv_memory
 from lightllm_mp.scheduler.integrity import IntegrityError
 from lightllm_mp.scheduler.prompt_images import prompt_images
-from lightllm_mp.vision.sizing import Grid, Placed, mrope_positions
+from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 from tests.scheduler.harness import VOCAB, Harness, harness, mock_worker, prompt, request
 from tests.scheduler.mock_images import Part, image_prompt
 from tests.scheduler.test_disruption import expect_short_answers
@@ -238,7 +238,9 @@ def test_positions_of_three_components() -> None:
     blocks = Embedded(1, (ImageBlock(b"a", 0, 6, 1), ImageBlock(b"b", 64, 8, 1)))
     images = prompt_images(request(1, ids, spans=spans), blocks)
     assert images is not None
-    expected, delta = mrope_positions(20, [Placed(3, Grid(*grids[0])), Placed(11, Grid(*grids[1]))], 2)
+    expected, delta = mrope_positions(
+        20, [PlacedImage(3, PatchGrid(*grids[0])), PlacedImage(11, PatchGrid(*grids[1]))], 2
+    )
     assert images.shift == delta
     assert np.array_equal(images.rotary_lines(0, 20), expected[:, :19].T)
     assert np.array_equal(images.rotary_lines(5, 12), expected[:, 5:12].T)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.messages import ImageSpan, Tokenized
-from lightllm_mp.scheduler.admission import Gate
+from lightllm_mp.scheduler.admission import Admission
 from tests.scheduler.harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
 from tests.scheduler.mock_images import Part, image_prompt
 
@@ -97,7 +97,7 @@ SEEDS = [range(20), pytest.param(range(20, 90), marks=pytest.mark.slow)]
 def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`reckless`: admission lets everybody in, so that memory runs out all the time."""
     if reckless:
-        monkeypatch.setattr(Gate, "admits", lambda *_: True)
+        monkeypatch.setattr(Admission, "admits", lambda *_: True)
     preemptions = 0.0
     for seed in seeds:
         random = np.random.default_rng(seed)

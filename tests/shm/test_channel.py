@@ -13,12 +13,12 @@ from lightllm_mp.shm import (
     KIND_RELEASE,
     Arena,
     BlockRef,
+    ChannelPort,
     ChannelReceiver,
     ChannelSender,
     Inbox,
     LaneClosed,
     LeaseError,
-    Port,
     ProtocolError,
     Sender,
 )
@@ -49,7 +49,7 @@ class Side:
         self.inbox.add(back.lane, back.producer_bell)
         reader = Arena.attach(os.dup(peer.fd)) if peer else None
         self.channel = ChannelSender(self.sender, ENCODER, own)
-        self.port = Port(self.channel, ChannelReceiver(back.lane, DECODER, reader))
+        self.port = ChannelPort(self.channel, ChannelReceiver(back.lane, DECODER, reader))
         self._parts = [self.sender, self.inbox, *([reader] if reader else [])]
 
     def take(self, most: int = 256) -> list[Any]:
@@ -274,12 +274,12 @@ def test_a_closed_way_back_loses_no_message(talk: Talk):
 
 
 def test_one_way_ports_refuse_the_other_way(talk: Talk):
-    deaf = Port(ChannelSender(talk.first().sender, ENCODER))
+    deaf = ChannelPort(ChannelSender(talk.first().sender, ENCODER))
     assert deaf.send(Note("x"))
     assert deaf.flush()
     with pytest.raises(RuntimeError, match="only told"):
         deaf.decode(KIND_MESSAGE, b"")
-    mute = Port(incoming=ChannelReceiver(talk.there.lane, DECODER))
+    mute = ChannelPort(incoming=ChannelReceiver(talk.there.lane, DECODER))
     assert mute.decode(KIND_MESSAGE, ENCODER.encode(Note("y"))) == Note("y")
     for send in (mute.send, mute.send_raw):
         with pytest.raises(RuntimeError, match="only listened to"):

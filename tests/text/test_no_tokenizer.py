@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.actors.detokenizer import DetokenizerActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.config import Config
@@ -49,7 +49,7 @@ def outbox() -> Outbox:
 def started(kind: type, folder, outbox: Outbox):
     (folder / "config.json").write_text('{"model_type": "llama"}')
     config = Config()
-    birth = Birth(
+    birth = LaunchSpec(
         name="it",
         program="it",
         rank=0,

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.encoder_batcher import HOPELESS, EncoderBatches
+from lightllm_mp.vision.encoder_batcher import HOPELESS, EncoderBatcher
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import Grid
+from lightllm_mp.vision.sizing import PatchGrid
 
 
 def image(patches: int, value: float = 0.0) -> Preprocessed:
-    return Preprocessed(np.full(3, value, np.float32), Grid(1, 1, patches))
+    return Preprocessed(np.full(3, value, np.float32), PatchGrid(1, 1, patches))
 
 
 class Tower:
@@ -45,7 +45,7 @@ def run(tower: Tower, budget: int, images: list[Preprocessed]) -> list[float | B
     """What each picture became. All are asked for while the first batch is held up."""
 
     async def main() -> list[float | BaseException]:
-        batches = EncoderBatches(tower, budget)  # type: ignore[arg-type]
+        batches = EncoderBatcher(tower, budget)  # type: ignore[arg-type]
         found: dict[int, float] = {}
 
         async def one(index: int) -> float:
@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_fit_memory_is_cut() -> None:
 
 def test_a_tower_that_only_fails_is_given_up() -> None:
     async def main() -> None:
-        batches = EncoderBatches(Tower(), 10)  # type: ignore[arg-type]
+        batches = EncoderBatcher(Tower(), 10)  # type: ignore[arg-type]
         for _ in range(HOPELESS - 1):
             with pytest.raises(EngineError):
                 await batches.encode(image(1, -1), lambda rows: None)

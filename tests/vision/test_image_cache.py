@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lightllm_mp.shm import Arena
-from lightllm_mp.vision.cache import OVERTAKES, Grant, ImageCache, Wanted
+from lightllm_mp.vision.cache import OVERTAKES, ImageCache, LeaseGrant, WantedImage
 
 GRANULE = 4096
 
 
-def image(name: int, granules: int = 1) -> Wanted:
+def image(name: int, granules: int = 1) -> WantedImage:
     """An image that takes so many granules; equal names are equal images."""
-    return Wanted(name.to_bytes(32, "big"), granules, GRANULE * granules - 64)
+    return WantedImage(name.to_bytes(32, "big"), granules, GRANULE * granules - 64)
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def arena() -> Iterator[Arena]:
     arena.close()
 
 
-def rids(grants: list[Grant]) -> list[int]:
+def rids(grants: list[LeaseGrant]) -> list[int]:
     return [grant.rid for grant in grants]
 
 
-def fill(cache: ImageCache, grants: list[Grant]) -> list[int]:
+def fill(cache: ImageCache, grants: list[LeaseGrant]) -> list[int]:
     return [rid for grant in grants for wanted in grant.missing for rid in cache.ready(wanted.key)]
 
 
@@ -45,7 +45,7 @@ def test_one_encoding_for_many_requests(arena: Arena) -> None:
     assert cache.ready(image(1).key) == list(range(100))
     assert (cache.counts.misses, cache.counts.joins, cache.counts.hits) == (1, 99, 0)
     assert cache.ask(100, [image(1), image(1)])
-    assert cache.grant() == [Grant(100, ())]
+    assert cache.grant() == [LeaseGrant(100, ())]
     assert cache.complete(100)
     assert cache.counts.hits == 1
 
@@ -129,7 +129,7 @@ def test_a_requests_own_images_may_lie_in_the_way(arena: Arena) -> None:
         fill(cache, cache.grant())
         cache.release(rid)
     cache.ask(2, [image(2, 4), image(3, 12)])
-    assert cache.grant() == [Grant(2, (image(2, 4), image(3, 12)))]
+    assert cache.grant() == [LeaseGrant(2, (image(2, 4), image(3, 12)))]
 
 
 class Histories(RuleBasedStateMachine):

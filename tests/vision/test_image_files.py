@@ -12,13 +12,13 @@ from PIL import Image, ImageOps
 
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.vision.decode import decode
-from lightllm_mp.vision.header import ALLOWED, Header, Limits, read_header
+from lightllm_mp.vision.header import ALLOWED, ImageHeader, ImageLimits, read_header
 from tests.vision.image_files import bomb, encoded, gif_beyond_its_screen, noise, png_of, with_orientation
 
 LOSSY = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
-def opened(data: bytes, limits: Limits | None = None) -> Image.Image:
+def opened(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
     picture = decode(data, read_header(data, limits))
     assert picture.mode == "RGB"
     return picture
@@ -33,7 +33,7 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 @pytest.mark.parametrize("name", ALLOWED)
 def test_allowed_formats(name: str) -> None:
     data = encoded(noise(), name, **LOSSY.get(name, {}))
-    assert read_header(data) == Header(name, 30, 40)
+    assert read_header(data) == ImageHeader(name, 30, 40)
     assert difference(opened(data), noise()) < {"JPEG": 3, "GIF": 20}.get(name, 0.01)
 
 
@@ -126,8 +126,8 @@ def test_a_frame_larger_than_its_screen_counts() -> None:
 
 def test_limits() -> None:
     data = encoded(noise(), "PNG")
-    assert opened(data, Limits(max_bytes=len(data), max_pixels=1200, max_edge=40)).size == (30, 40)
-    for limits in (Limits(max_bytes=len(data) - 1), Limits(max_pixels=1199), Limits(max_edge=39)):
+    assert opened(data, ImageLimits(max_bytes=len(data), max_pixels=1200, max_edge=40)).size == (30, 40)
+    for limits in (ImageLimits(max_bytes=len(data) - 1), ImageLimits(max_pixels=1199), ImageLimits(max_edge=39)):
         with pytest.raises(PayloadTooLarge) as caught:
             read_header(data, limits)
         assert caught.value.status == 413
@@ -172,7 +172,7 @@ def test_pixels_that_are_not_there() -> None:
 def test_a_header_that_says_another_size_than_the_decoder_finds() -> None:
     data = encoded(noise(), "PNG")
     with pytest.raises(InvalidRequest, match="two different sizes"):
-        decode(data, Header("PNG", 31, 40))
+        decode(data, ImageHeader("PNG", 31, 40))
 
 
 @pytest.mark.parametrize("mode", ["F", "LAB"])
@@ -185,7 +185,7 @@ def test_pixels_that_are_no_colours(mode: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ALLOWED)
 def test_random_damage_gives_pictures_or_typed_errors(name: str) -> None:
-    dice, limits = random.Random(name), Limits(max_pixels=1_000_000)
+    dice, limits = random.Random(name), ImageLimits(max_pixels=1_000_000)
     whole, refused = encoded(noise(), name), 0
     for _ in range(150):
         data = bytearray(whole)

@@ -7,7 +7,7 @@ import pytest
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.sizing import Grid, Placed, image_tokens, mrope_positions, patch_grid, smart_resize
+from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, image_tokens, mrope_positions, patch_grid, smart_resize
 from tests.vision.vision_golden import FOLDERS, facts, image_bytes, model, tensors, with_preprocess
 
 REAL = with_preprocess(model("qwen2_5_vl").spec, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
@@ -44,9 +44,9 @@ def test_a_line_is_refused_where_the_shape_is_kept(size: tuple[int, int]) -> Non
     assert image_tokens(model("qwen_vl").spec, *size) == 256
 
 
-def placed(prompt: dict) -> list[Placed]:
+def placed(prompt: dict) -> list[PlacedImage]:
     images = facts("qwen2_5_vl")["images"]
-    return [Placed(start, Grid(*images[name]["grid_thw"])) for start, _, name in prompt["image_slots"]]
+    return [PlacedImage(start, PatchGrid(*images[name]["grid_thw"])) for start, _, name in prompt["image_slots"]]
 
 
 def test_mrope_positions_are_upstreams() -> None:
@@ -77,6 +77,6 @@ def test_text_alone_has_plain_positions() -> None:
 
 def test_slots_beyond_the_prompt_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        mrope_positions(10, [Placed(8, Grid(1, 4, 4))], merge=2)
+        mrope_positions(10, [PlacedImage(8, PatchGrid(1, 4, 4))], merge=2)
     with pytest.raises(ValueError, match="do not fit"):
-        mrope_positions(20, [Placed(2, Grid(1, 4, 4)), Placed(5, Grid(1, 4, 4))], merge=2)
+        mrope_positions(20, [PlacedImage(2, PatchGrid(1, 4, 4)), PlacedImage(5, PatchGrid(1, 4, 4))], merge=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.encoder_pool import Towers
+from lightllm_mp.vision.encoder_pool import EncoderPool
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.tower_loader import load_encoder
 from tests.vision.test_encoder_batcher import Tower, image
@@ -22,7 +22,7 @@ def run(towers: list[Tower], budget: int, images: list[Preprocessed]) -> list[Re
     """What each picture became. All are asked for in order while the first batch of every tower is held up."""
 
     async def main() -> list[Result]:
-        several = Towers(towers, budget)  # type: ignore[arg-type]
+        several = EncoderPool(towers, budget)  # type: ignore[arg-type]
         found: dict[int, float] = {}
 
         async def one(index: int) -> float:
@@ -82,7 +82,7 @@ def test_a_broken_tower_fails_only_what_it_held() -> None:
 def test_full_when_all_are() -> None:
     async def main() -> None:
         pair = [Tower(), Tower()]
-        towers = Towers(pair, 10)  # type: ignore[arg-type]
+        towers = EncoderPool(pair, 10)  # type: ignore[arg-type]
         for tower in pair:
             tower.gate.clear()
         pending = []
@@ -116,7 +116,7 @@ def test_copies_on_two_devices_agree_with_the_golden(folder: str) -> None:
     found: dict[str, torch.Tensor] = {}
 
     async def main() -> None:
-        towers = Towers(encoders, 2400)
+        towers = EncoderPool(encoders, 2400)
         done = [towers.encode(prepared(case), lambda rows, key=case.key: found.update({key: rows})) for case in golden]  # type: ignore[misc]
         async with asyncio.timeout(60):
             await asyncio.gather(*done)

@@ -12,7 +12,7 @@ import torch
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
-from lightllm_mp.vision.sizing import Grid, smart_resize
+from lightllm_mp.vision.sizing import PatchGrid, smart_resize
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.vision.vision_golden import image_bytes, model, with_preprocess
@@ -52,7 +52,7 @@ def test_qwen2_5_vl_windows_of_every_shape(tmp_path: Path) -> None:
         vision_config=vision, text_config={**TEXT, "num_key_value_heads": 2, "rope_parameters": rope}
     )
     upstream, found = saved("Qwen2_5_VLForConditionalGeneration", config, tmp_path)
-    grids = [Grid(1, 14, 10), Grid(1, 2, 2), Grid(1, 6, 12), Grid(1, 14, 10), Grid(1, 4, 18)]
+    grids = [PatchGrid(1, 14, 10), PatchGrid(1, 2, 2), PatchGrid(1, 6, 12), PatchGrid(1, 14, 10), PatchGrid(1, 4, 18)]
     values = np.random.default_rng(1)
     images = [Preprocessed(values.standard_normal((g.patches, 96), dtype=np.float32), g) for g in grids]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_llava_feature_layers(tmp_path: Path, layer: int, strategy: str) -> None
     pixels = np.random.default_rng(2).standard_normal((2, 3, 42, 42), dtype=np.float32)
     with torch.no_grad():
         features = upstream.model.get_image_features(torch.from_numpy(pixels)).pooler_output
-    got = load_encoder(found, dtype=torch.float32).encode([Preprocessed(image, Grid(1, 3, 3)) for image in pixels])
+    got = load_encoder(found, dtype=torch.float32).encode([Preprocessed(image, PatchGrid(1, 3, 3)) for image in pixels])
     for one, expected in zip(got, features, strict=True):
         assert one.shape == expected.shape == (10 if strategy == "full" else 9, 32)
         assert (one - expected).abs().max().item() < 1e-4 * expected.abs().max().item()

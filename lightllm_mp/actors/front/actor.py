@@ -1,13 +1,13 @@
-"""What the HTTP process and the embedded engine share as actors: a Frontend on a mailbox, driven by an asyncio loop."""
+"""What the HTTP process and the embedded engine share as actors: a request table on a mailbox, on an asyncio loop."""
 
 from __future__ import annotations
 
-from lightllm_mp.actors.front.image_files import Files, ImageLane, Judge
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.image_setup import find_vision
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER, VISUAL
@@ -15,16 +15,16 @@ from lightllm_mp.messages import Begin, Drained, Health, Wire
 
 
 class FrontActor(AsyncActor):
-    """`tenants`: how many API keys there are. `queue_seconds`: see Frontend."""
+    """`tenants`: how many API keys there are. `queue_seconds`: see RequestTable."""
 
     def __init__(
-        self, birth: Birth, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
+        self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
     ) -> None:
         super().__init__(mailbox, stats)
-        self.frontend = Frontend(
+        self.frontend = RequestTable(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
-            door=Door(birth.config.http.max_live_requests, tenants),
+            door=RequestLimits(birth.config.http.max_live_requests, tenants),
             queue_seconds=queue_seconds,
             images=_image_lane(birth, mailbox),
         )
@@ -61,13 +61,13 @@ class FrontActor(AsyncActor):
         self.frontend.flush()
 
 
-def _image_lane(birth: Birth, mailbox: Mailbox) -> ImageLane | None:
+def _image_lane(birth: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
     """The way to the visual actor, where there is one."""
     vision = find_vision(birth.config, birth.model_path)
     if vision is None or VISUAL not in {peer.name for peer in birth.peers}:
         return None
     return ImageLane(
-        Judge(birth.config, vision),
+        ImageJudge(birth.config, vision),
         Files(birth.config.multimodal.max_image_bytes_live),
         lambda data, known: mailbox.lend(VISUAL, data, known),
         lambda ref: mailbox.take_back(VISUAL, ref),

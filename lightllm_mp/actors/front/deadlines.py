@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from time import monotonic
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.errors import DeadlineExceeded, EngineError, QueueTimeout
 
-GiveUp = Callable[[Live, EngineError], None]
+GiveUp = Callable[[LiveRequest, EngineError], None]
 
 
 class Deadlines:
@@ -26,14 +26,14 @@ class Deadlines:
         latest = min(latest, deadline)
         return latest if latest < math.inf else 0.0
 
-    def watch(self, live: Live) -> None:
+    def watch(self, live: LiveRequest) -> None:
         """Look at the request again when its next deadline is there."""
         start_by = 0.0 if live.scheduled else live.request.start_by
         moment = min(start_by or math.inf, live.deadline)
         if moment < math.inf:
             live.timer = asyncio.get_running_loop().call_at(moment, self._late, live)
 
-    def _late(self, live: Live) -> None:
+    def _late(self, live: LiveRequest) -> None:
         if live.error is not None or not live.open:
             return
         now = monotonic()

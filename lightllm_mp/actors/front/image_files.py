@@ -14,7 +14,7 @@ from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
 from lightllm_mp.messages import Abort, Encode, Picture, RawImage
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
-from lightllm_mp.vision.header import Limits, read_header
+from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.sizing import image_tokens
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class Upload:
         return Picture(self.key, self.width, self.height)
 
 
-class Judge:
+class ImageJudge:
     """What image files this server takes, and what they are known by. Thread-safe."""
 
     def __init__(self, config: Config, vision: VisionModel) -> None:
         self.spec, self.limits = vision.spec, config.multimodal
-        self._header = Limits(self.limits.max_bytes_per_image, self.limits.max_pixels_per_image)
+        self._header = ImageLimits(self.limits.max_bytes_per_image, self.limits.max_pixels_per_image)
         self._model = model_digest(vision.spec, str(vision.folder), config.model.data_type)
 
     def upload(self, data: bytes, tenant: bytes = b"") -> Upload:
@@ -137,7 +137,7 @@ class ImageLane:
     """
 
     def __init__(
-        self, judge: Judge, files: Files, lend: Lend, take_back: Callable[[BlockRef], None], send: Send
+        self, judge: ImageJudge, files: Files, lend: Lend, take_back: Callable[[BlockRef], None], send: Send
     ) -> None:
         self.judge, self.files = judge, files
         self._lend, self._take_back, self._send = lend, take_back, send

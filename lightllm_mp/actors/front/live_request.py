@@ -69,7 +69,7 @@ class Answer:
         "tops",
     )
 
-    def __init__(self, live: Live, index: int) -> None:
+    def __init__(self, live: LiveRequest, index: int) -> None:
         self.live, self.index, self.rid = live, index, live.rid + index
         self.ids = array("i")
         self.logprobs = array("f")
@@ -94,13 +94,13 @@ class Answer:
             self.tops.append(event.top)
 
 
-class Live:
+class LiveRequest:
     """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`."""
 
     def __init__(
         self,
         request: Generate,
-        forget: Callable[[Live], None],
+        forget: Callable[[LiveRequest], None],
         *,
         stream: bool,
         images: tuple[Upload, ...] = (),
@@ -138,7 +138,7 @@ class Live:
         self._queued = 0
         self._waiter: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> Live:
+    def __aiter__(self) -> LiveRequest:
         return self
 
     async def __anext__(self) -> Event:

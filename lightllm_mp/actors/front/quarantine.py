@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 
 ALONE, GIVEN_UP = 2, 3
 """Deaths of one process since the last token after which a request is submitted alone, or not at all. The restart
@@ -21,10 +21,10 @@ budget (3 by default) allows both."""
 class Quarantine:
     """`submit` sends a request to the engine again."""
 
-    def __init__(self, submit: Callable[[Live], None]) -> None:
+    def __init__(self, submit: Callable[[LiveRequest], None]) -> None:
         self._submit = submit
-        self._held: deque[Live] = deque()
-        self._alone: Live | None = None
+        self._held: deque[LiveRequest] = deque()
+        self._alone: LiveRequest | None = None
         """The suspect that the engine has."""
 
     def clear(self) -> None:
@@ -32,7 +32,7 @@ class Quarantine:
         self._held.clear()
         self._alone = None
 
-    def take_back(self, live: Live, restarted: frozenset[str]) -> bool:
+    def take_back(self, live: LiveRequest, restarted: frozenset[str]) -> bool:
         """Submit an unfinished request after a repair in which these processes were replaced, now or in its turn.
         False: it is to be given up."""
         if live.sent and restarted:
@@ -48,7 +48,7 @@ class Quarantine:
             self._submit(live)
         return True
 
-    def cleared(self, live: Live) -> None:
+    def cleared(self, live: LiveRequest) -> None:
         """The request got a token or is over."""
         live.fruitless, live.blamed = 0, frozenset()
         if live is self._alone:

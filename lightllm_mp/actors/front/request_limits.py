@@ -13,7 +13,7 @@ RETRY_UNKNOWN = 5.0
 """Said while nothing has finished yet. All in seconds."""
 
 
-class Door:
+class RequestLimits:
     """Counts live requests. Half of the `most` is kept for the `tenants` (API keys), the same number for each; the
     other half is for whoever comes. A single tenant has all of it."""
 

@@ -1,7 +1,7 @@
 """The record of every live request: what was asked, what has been passed on, who waits for it.
 
-A front is the HTTP actor or the embedded engine; both keep one `Frontend`. It is single-threaded asyncio code and never
-blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
+A front is the HTTP actor or the embedded engine; both keep one `RequestTable`. It is single-threaded asyncio code and
+never blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
 repaired (`reset`, then `begin`) every unfinished sequence is submitted again with the ids it has already passed on, and
 its consumer sees nothing but a pause.
 """
@@ -19,10 +19,10 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
 from lightllm_mp.actors.front.image_files import ImageLane, Upload
-from lightllm_mp.actors.front.live_request import Answer, Event, Live, alternatives
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest, alternatives
 from lightllm_mp.actors.front.quarantine import Quarantine
-from lightllm_mp.actors.front.request_limits import FULL, Door
-from lightllm_mp.actors.front.send_queue import Lane, Send
+from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
+from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.actors.runtime.wire_errors import rebuild
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
@@ -32,14 +32,14 @@ from lightllm_mp.messages import Facts, Output, Sampling, Wire
 class Observer(Protocol):
     """Who counts. Called from the hot path: cheap, never raises."""
 
-    def accepted(self, live: Live) -> None: ...
+    def accepted(self, live: LiveRequest) -> None: ...
     def refused(self, reason: str) -> None: ...
-    def first_token(self, live: Live, seconds: float) -> None: ...
+    def first_token(self, live: LiveRequest, seconds: float) -> None: ...
     def tokens(self, count: int, gaps: list[float]) -> None: ...
-    def ended(self, live: Live) -> None: ...
+    def ended(self, live: LiveRequest) -> None: ...
 
 
-class Frontend:
+class RequestTable:
     """All live requests of one front.
 
     `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
@@ -51,16 +51,16 @@ class Frontend:
         to_tokenizer: Send,
         to_router: Send,
         *,
-        door: Door,
+        door: RequestLimits,
         queue_seconds: float = 0.0,
         images: ImageLane | None = None,
     ) -> None:
-        self._lanes = (Lane(to_tokenizer), Lane(to_router))
+        self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
         self.images = images
         self.door = door
         self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
         self._next_rid = (secrets.randbits(31) << 31) + 1
-        self._lives: dict[int, Live] = {}
+        self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
         self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
         self._quarantine = Quarantine(self._submit_again)
@@ -146,7 +146,7 @@ class Frontend:
         stream: bool = True,
         tenant: bytes = b"",
         deadline: float = math.inf,
-    ) -> Live:
+    ) -> LiveRequest:
         """Start a request of `tenant`, to be complete at `deadline` (monotonic). Raises InvalidRequest, PromptTooLong,
         Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or DeadlineExceeded."""
         self.admit(tenant)
@@ -174,7 +174,7 @@ class Frontend:
         except Overloaded:
             self._let_go(held)
             raise
-        live = Live(request, self.forget, stream=stream, images=held, deadline=deadline)
+        live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
         live.sent = self._connected
         self._deadlines.watch(live)
         self.door.enter(tenant)
@@ -209,7 +209,7 @@ class Frontend:
             self.door.leave(tenant)
             self._check_drained()
 
-    def forget(self, live: Live) -> None:
+    def forget(self, live: LiveRequest) -> None:
         """The consumer is done with `live`; called by Live.close()."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
@@ -313,7 +313,7 @@ class Frontend:
         if not live.put(answer, event):
             self._overflow(live)
 
-    def _overflow(self, live: Live) -> None:
+    def _overflow(self, live: LiveRequest) -> None:
         live.fail(SlowReader("the client reads too slowly"), drop=True)
         self._abort(live)
         if live.on_overflow is not None:
@@ -350,11 +350,11 @@ class Frontend:
             self._refuse("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
 
-    def _give_up(self, live: Live, error: EngineError) -> None:
+    def _give_up(self, live: LiveRequest, error: EngineError) -> None:
         self._abort(live)
         live.fail(error)
 
-    def _submit_again(self, live: Live) -> None:
+    def _submit_again(self, live: LiveRequest) -> None:
         live.sent = True
         for answer in live.answers:
             if answer.rid in self._answers:
@@ -370,7 +370,7 @@ class Frontend:
         self._next_rid += n
         return first
 
-    def _abort(self, live: Live) -> None:
+    def _abort(self, live: LiveRequest) -> None:
         """Tell the engine that nobody waits for the unfinished answers of `live`."""
         for answer in live.answers:
             if self._answers.pop(answer.rid, None) is not None and self._connected:
@@ -379,7 +379,7 @@ class Frontend:
                 if live.images and self.images is not None:
                     self.images.abort(answer.rid)
 
-    def _send_images(self, live: Live, rid: int) -> None:
+    def _send_images(self, live: LiveRequest, rid: int) -> None:
         if live.images and self.images is not None and self._connected:
             self.images.push(rid, live.images)
 
@@ -387,7 +387,7 @@ class Frontend:
         if uploads and self.images is not None:
             self.images.let_go(uploads)
 
-    def _all_lanes(self) -> tuple[Lane | ImageLane, ...]:
+    def _all_lanes(self) -> tuple[SendQueue | ImageLane, ...]:
         return self._lanes if self.images is None else (*self._lanes, self.images)
 
     def _check_drained(self) -> None:

@@ -10,7 +10,7 @@ from lightllm_mp.messages import Wire
 Send = Callable[[Wire], bool]
 
 
-class Lane:
+class SendQueue:
     """A lane and what waits until it has room, in order."""
 
     def __init__(self, send: Send) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT
-from lightllm_mp.actors.http.metrics import Meter
+from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.sockets.connection import Connection
 
 log = logging.getLogger("lightllm_mp.access")
@@ -28,7 +28,7 @@ BARE = ("request", "method", "path", "status")
 _LABEL = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
-def observe(meter: Meter, quiet: Collection[Handler], *, write_log: bool) -> Middleware:
+def observe(meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool) -> Middleware:
     """The outermost middleware. Requests matched to a `quiet` handler are neither logged nor counted."""
 
     @web.middleware
@@ -79,7 +79,7 @@ def fields(request: web.Request, status: int, begin: float, seconds: float) -> d
         "path": request.rel_url.raw_path[:128],
         "status": status,
     }
-    live: Live | None = request.get(LIVE)
+    live: LiveRequest | None = request.get(LIVE)
     if live is not None:
         found |= _generation(live, begin)
     failure = live.error.code if live is not None and live.error is not None else request.get(FAILURE)
@@ -90,7 +90,7 @@ def fields(request: web.Request, status: int, begin: float, seconds: float) -> d
     return found | {"total_ms": _ms(seconds)}
 
 
-def _generation(live: Live, begin: float) -> dict[str, Any]:
+def _generation(live: LiveRequest, begin: float) -> dict[str, Any]:
     first, last = live.answers[0], max(answer.last for answer in live.answers)
     found: dict[str, Any] = {
         "prompt": first.prompt_tokens,

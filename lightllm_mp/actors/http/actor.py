@@ -13,14 +13,14 @@ from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.messages import Begin, Facts, Health, Wire
 
 
 class HttpActor(FrontActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         self._config, self._listen_fd = birth.config, birth.listen_fd
         self._first = birth.facts is None
         self._keys = load_keys(self._config.http, os.environ)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.access_log import observe, sign
 from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
-from lightllm_mp.actors.http.image_inputs import Media
-from lightllm_mp.actors.http.metrics import Meter
-from lightllm_mp.actors.http.routes.generate import Generate
-from lightllm_mp.actors.http.routes.prometheus import Exposition
-from lightllm_mp.actors.http.routes.status import Status
+from lightllm_mp.actors.http.image_inputs import ImageInputs
+from lightllm_mp.actors.http.metrics import HttpMetrics
+from lightllm_mp.actors.http.routes.generate import GenerateRoutes
+from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.status import StatusRoutes
 from lightllm_mp.actors.http.security.auth import Access, guard
 from lightllm_mp.actors.http.security.cors import preflights
-from lightllm_mp.actors.http.security.keys import Keys
+from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
@@ -39,7 +39,7 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 """Where the application says who may call which handler."""
 
 
-def routes(generate: Generate, status: Status, exposition: Exposition) -> tuple[Route, ...]:
+def routes(generate: GenerateRoutes, status: StatusRoutes, exposition: PrometheusPage) -> tuple[Route, ...]:
     return (
         Route(("POST",), ("/generate",), generate.whole, "user"),
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
@@ -56,13 +56,13 @@ def routes(generate: Generate, status: Status, exposition: Exposition) -> tuple[
 
 
 def create_app(
-    frontend: Frontend,
+    frontend: RequestTable,
     config: HttpConfig,
     *,
     model: ModelConfig,
     multimodal: MultimodalConfig | None = None,
     stats: Stats,
-    keys: Keys | None = None,
+    keys: ApiKeys | None = None,
     public_metrics: bool = False,
 ) -> web.Application:
     """The HTTP API over `frontend`.
@@ -70,12 +70,12 @@ def create_app(
     `stats` returns every actor's numbers. With no `keys` everybody may do everything. `public_metrics` serves /metrics
     without a key. Raises ConfigError for origins that are none.
     """
-    meter = Meter()
-    media = Media(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
+    meter = HttpMetrics()
+    media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
     context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     frontend.observer = meter
-    exposition = Exposition(context, meter)
-    table = routes(Generate(context), Status(context), exposition)
+    exposition = PrometheusPage(context, meter)
+    table = routes(GenerateRoutes(context), StatusRoutes(context), exposition)
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"
@@ -83,7 +83,7 @@ def create_app(
     origins = Origins(config.cors_allow_origin)
     middlewares = [observe(meter, quiet, write_log=not config.disable_access_log), failures]
     middlewares += [preflights(origins)] if origins else []
-    app = web.Application(middlewares=[*middlewares, guard(keys or Keys(), access)])
+    app = web.Application(middlewares=[*middlewares, guard(keys or ApiKeys(), access)])
     app[ACCESS] = access
     app.on_response_prepare.append(sign)
 

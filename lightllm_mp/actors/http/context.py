@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from lightllm_mp.actors.front.live_request import Live
-from lightllm_mp.actors.front.request_table import Frontend
-from lightllm_mp.actors.http.image_inputs import Media
+from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import HttpConfig, ModelConfig
 
 Stats = Callable[[], Mapping[str, Mapping[str, float]]]
@@ -23,7 +23,7 @@ FAILURE: Any
 DEADLINE: Any
 if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     LABEL = web.RequestKey("label", str)
-    LIVE = web.RequestKey("live", Live)
+    LIVE = web.RequestKey("live", LiveRequest)
     TENANT = web.RequestKey("tenant", bytes)
     FAILURE = web.RequestKey("failure", str)
     DEADLINE = web.RequestKey("deadline", float)
@@ -35,11 +35,11 @@ answer has to be complete."""
 
 @dataclass(frozen=True)
 class Context:
-    frontend: Frontend
+    frontend: RequestTable
     config: HttpConfig
     model: ModelConfig
     stats: Stats
-    media: Media
+    media: ImageInputs
     authenticated: bool
     """A key is needed."""
 

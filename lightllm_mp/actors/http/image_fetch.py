@@ -8,7 +8,7 @@ from collections.abc import Callable
 import aiohttp
 from yarl import URL
 
-from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard, PinnedResolver
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, PinnedResolver, UrlGuard
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
 
@@ -33,7 +33,7 @@ class Fetcher:
 
     def __init__(self, config: MultimodalConfig) -> None:
         self._config = config
-        self._guard = Guard(config.allow_media_host)
+        self._guard = UrlGuard(config.allow_media_host)
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, take: Callable[[int], None]) -> bytes:

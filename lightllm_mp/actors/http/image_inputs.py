@@ -32,7 +32,7 @@ SHORT = 1 << 16
 Edge = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
-class Item(Struct, frozen=True):
+class ImageItem(Struct, frozen=True):
     """One image as the client sends it."""
 
     type: Literal["base64", "url", "image_size"]
@@ -40,10 +40,10 @@ class Item(Struct, frozen=True):
     image_size: tuple[Edge, Edge] | None = None
 
 
-_items = msgspec.json.Decoder(Item)
+_items = msgspec.json.Decoder(ImageItem)
 
 
-class Media:
+class ImageInputs:
     """Turns what clients send into uploads. Without a `lane` this server takes text only. `fetched` is told of every
     image that was fetched how many seconds it took."""
 
@@ -95,7 +95,7 @@ class Media:
                     found.append((await self._upload(item, tenant, take)).picture)
         return tuple(found)
 
-    def _read(self, media: schema.Multimodal | None) -> Sequence[Item]:
+    def _read(self, media: schema.Multimodal | None) -> Sequence[ImageItem]:
         if media is not None and media.audios:
             raise InvalidRequest("sound is not supported", param=PARAM)
         raw: list[Raw] = (media.images if media is not None else None) or []
@@ -105,7 +105,7 @@ class Media:
             raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
         return [item(one) for one in raw]
 
-    async def _upload(self, item: Item, tenant: bytes, take: Callable[[int], None]) -> Upload:
+    async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None]) -> Upload:
         assert self._lane is not None
         if not isinstance(item.data, str):
             raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
@@ -122,7 +122,7 @@ class Media:
         return await _apart(len(text), lambda: judge.upload(decoded(text), tenant))
 
 
-def item(raw: Raw) -> Item:
+def item(raw: Raw) -> ImageItem:
     """Raises InvalidRequest."""
     return schema.decode(_items, raw, PARAM + ".images")
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from time import monotonic
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 
 TIMES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Bucket bounds of durations, in seconds."""
@@ -40,8 +40,8 @@ class Histogram:
         return rows
 
 
-class Meter:
-    """The Frontend's observer, and the count of answered HTTP requests. Times in seconds."""
+class HttpMetrics:
+    """The request table's observer, and the count of answered HTTP requests. Times in seconds."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -63,14 +63,14 @@ class Meter:
         self.output_length = Histogram(LENGTHS)
         self.max_new_tokens = Histogram(LENGTHS)
 
-    def accepted(self, live: Live) -> None:
+    def accepted(self, live: LiveRequest) -> None:
         self.requests += 1
         self.max_new_tokens.add(live.request.sampling.max_new_tokens)
 
     def refused(self, reason: str) -> None:
         self.rejections[reason] += 1
 
-    def first_token(self, live: Live, seconds: float) -> None:
+    def first_token(self, live: LiveRequest, seconds: float) -> None:
         first = max(live.answers, key=lambda answer: answer.prompt_tokens)
         self.first.add(seconds)
         if live.scheduled:
@@ -85,7 +85,7 @@ class Meter:
         for gap in gaps:
             self.gap.add(gap)
 
-    def ended(self, live: Live) -> None:
+    def ended(self, live: LiveRequest) -> None:
         """The consumer has given `live` back."""
         now = monotonic()
         if live.error is not None:
@@ -99,7 +99,7 @@ class Meter:
         self.responses[status] += 1
         self.response.add(seconds)
 
-    def _succeeded(self, live: Live, now: float) -> None:
+    def _succeeded(self, live: LiveRequest, now: float) -> None:
         self.success[live.answers[0].finish or "stop"] += 1
         produced = sum(len(answer.ids) for answer in live.answers)
         self.duration.add(now - live.started)

@@ -41,7 +41,7 @@ class StreamEvent(Struct, frozen=True, gc=False):
     details: None = None
 
 
-class Detail(Struct, frozen=True, gc=False):
+class TokenDetail(Struct, frozen=True, gc=False):
     """A token of a whole answer."""
 
     id: int
@@ -52,7 +52,7 @@ class Detail(Struct, frozen=True, gc=False):
     text: str
 
 
-class Whole(Struct, frozen=True):
+class WholeAnswer(Struct, frozen=True):
     """The answer of /generate. Lists of n where n > 1; `generated_text` is always a list."""
 
     generated_text: list[str]
@@ -66,7 +66,7 @@ class Whole(Struct, frozen=True):
     prompt_logprobs: list[Ranked | None] | UnsetType = UNSET
 
 
-class Score(Struct, frozen=True):
+class ScoreAnswer(Struct, frozen=True):
     """The answer of /get_score."""
 
     score: float
@@ -110,7 +110,7 @@ def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: P
         return values[0] if len(values) == 1 else values
 
     return encode(
-        Whole(
+        WholeAnswer(
             generated_text=[answer.text for answer in answers],
             count_output_tokens=shape([len(answer.ids) for answer in answers]),
             finish_reason=shape([answer.finish for answer in answers]),
@@ -126,13 +126,13 @@ def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: P
 
 def score(answer: Answer) -> bytes:
     assert answer.score is not None
-    return encode(Score(answer.score, answer.prompt_tokens, answer.finish or "stop"))
+    return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 
-def _details(answer: Answer) -> list[Detail]:
+def _details(answer: Answer) -> list[TokenDetail]:
     columns = zip(answer.ids, answer.logprobs, answer.special, answer.texts, strict=False)
     return [
-        Detail(id, logprob, bool(special), count, answer.prompt_tokens, text)
+        TokenDetail(id, logprob, bool(special), count, answer.prompt_tokens, text)
         for count, (id, logprob, special, text) in enumerate(columns, 1)
     ]
 

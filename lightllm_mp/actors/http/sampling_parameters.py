@@ -6,7 +6,7 @@ import secrets
 from array import array
 from typing import TypeVar
 
-from lightllm_mp.actors.http.schema import MAX_STOP_BYTES, Parameters
+from lightllm_mp.actors.http.schema import MAX_STOP_BYTES, RequestParameters
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Output, Sampling
 
@@ -21,14 +21,14 @@ ALLOWED_BIAS = 1000.0
 and small enough that float32 still tells the allowed ones apart."""
 
 
-def choices(p: Parameters) -> int:
+def choices(p: RequestParameters) -> int:
     """The number of answers. Raises InvalidRequest if n and best_of differ."""
     if p.n is not None and p.best_of is not None and p.n != p.best_of:
         raise InvalidRequest("n must equal best_of", param="n")
     return p.n or p.best_of or 1
 
 
-def sampling(p: Parameters) -> Sampling:
+def sampling(p: RequestParameters) -> Sampling:
     """Raises InvalidRequest for what is contradictory or not supported."""
     _refuse_guides(p)
     most = p.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
@@ -58,7 +58,7 @@ def sampling(p: Parameters) -> Sampling:
     )
 
 
-def output(p: Parameters) -> Output:
+def output(p: RequestParameters) -> Output:
     """skip_special_tokens is True unless told otherwise: what users expect, and LightLLM's default until 2025."""
     return Output(
         stop=_stop_strings(p),
@@ -73,12 +73,12 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _stops(p: Parameters) -> list[str | list[int]]:
+def _stops(p: RequestParameters) -> list[str | list[int]]:
     stops = p.stop_sequences
     return [stops] if isinstance(stops, str) else list(stops or ())
 
 
-def _stop_strings(p: Parameters) -> tuple[str, ...]:
+def _stop_strings(p: RequestParameters) -> tuple[str, ...]:
     """An empty stop string stops nothing."""
     strings = tuple(stop for stop in _stops(p) if isinstance(stop, str) and stop)
     if any(len(stop.encode()) > MAX_STOP_BYTES for stop in strings):
@@ -86,7 +86,7 @@ def _stop_strings(p: Parameters) -> tuple[str, ...]:
     return strings
 
 
-def _stop_ids(p: Parameters) -> bytes:
+def _stop_ids(p: RequestParameters) -> bytes:
     """A list of one id is a stop id. Longer ones would need the text they stand for: the client has it, we do not."""
     lists = [stop for stop in _stops(p) if isinstance(stop, list)]
     if any(len(ids) > 1 for ids in lists):
@@ -96,7 +96,7 @@ def _stop_ids(p: Parameters) -> bytes:
     return array("i", [ids[0] for ids in lists]).tobytes()
 
 
-def _bias(p: Parameters) -> tuple[bytes, bytes]:
+def _bias(p: RequestParameters) -> tuple[bytes, bytes]:
     bias = dict(p.logit_bias or {})
     if p.allowed_token_ids:
         allowed = dict.fromkeys(p.allowed_token_ids, ALLOWED_BIAS)
@@ -104,7 +104,7 @@ def _bias(p: Parameters) -> tuple[bytes, bytes]:
     return array("i", bias).tobytes(), array("f", bias.values()).tobytes()
 
 
-def _refuse_guides(p: Parameters) -> None:
+def _refuse_guides(p: RequestParameters) -> None:
     for name in ("regular_constraint", "guided_grammar", "guided_json"):
         if getattr(p, name):
             raise InvalidRequest(f"{name} is not supported yet", param=name)

@@ -29,7 +29,7 @@ StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
 Guide = Annotated[str, Meta(max_length=1 << 16)]
 
 
-class Parameters(Struct, frozen=True, kw_only=True):
+class RequestParameters(Struct, frozen=True, kw_only=True):
     """`parameters` of /generate. See sampling.py for what the fields mean."""
 
     do_sample: bool | None = None
@@ -109,9 +109,9 @@ class ScoreBody(Struct, frozen=True):
 _generate = msgspec.json.Decoder(GenerateBody)
 _score = msgspec.json.Decoder(ScoreBody)
 _tokens = msgspec.json.Decoder(TokensBody)
-_parameters = msgspec.json.Decoder(Parameters | None)
+_parameters = msgspec.json.Decoder(RequestParameters | None)
 _keys = msgspec.json.Decoder(dict[str, Raw] | None)
-_KNOWN = frozenset(Parameters.__struct_fields__)
+_KNOWN = frozenset(RequestParameters.__struct_fields__)
 _SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _GIVEN = re.compile(r"^(Invalid (?:enum )?value) .*", re.DOTALL)
 _PATH = re.compile(r"^(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
@@ -134,9 +134,9 @@ def score_body(data: bytes) -> ScoreBody:
     return body
 
 
-def parameters(raw: Raw) -> tuple[Parameters, tuple[str, ...]]:
+def parameters(raw: Raw) -> tuple[RequestParameters, tuple[str, ...]]:
     """The typed parameters, and the names (safe for a header, at most 16) of those that nobody knows."""
-    known = decode(_parameters, raw, "parameters") or Parameters()
+    known = decode(_parameters, raw, "parameters") or RequestParameters()
     names = decode(_keys, raw, "parameters") or {}
     unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]
     return known, tuple(unknown[:16])

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http import responses
 from lightllm_mp.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 
-async def stream(request: web.Request, live: Live, headers: Mapping[str, str]) -> web.StreamResponse:
+async def stream(request: web.Request, live: LiveRequest, headers: Mapping[str, str]) -> web.StreamResponse:
     """Write `live` to the client until it has finished. The status waits for the first token, so that a refused
     request gets the right one; a later error is an event. Raises what is raised before the first token."""
     events = await live.batch()

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, Birth
+from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -31,7 +31,7 @@ def main() -> int:
     faulthandler.enable()
     # Written in the signal handler itself, so that it works in a loop, in a lock and in C code.
     faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
-    birth = Birth.read(int(sys.argv[2]))
+    birth = LaunchSpec.read(int(sys.argv[2]))
     # The supervisor decides when to stop: a Ctrl-C or SIGTERM to the whole process group must not race with its drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -47,7 +47,7 @@ def main() -> int:
         mailbox.close()
 
 
-def _live(birth: Birth, mailbox: Mailbox, stats: StatsPage) -> int:
+def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
     log = logging.getLogger(f"lightllm_mp.{birth.name}")
     try:
         mailbox.send(SUPERVISOR, Loading("importing libraries"))
@@ -78,7 +78,7 @@ def _settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class Program(Protocol):
+class ActorProgram(Protocol):
     """What a program of the topology is: an actor that runs."""
 
     def start(self) -> Facts: ...
@@ -86,7 +86,7 @@ class Program(Protocol):
     def run(self) -> None: ...
 
 
-def _load(program: str) -> Callable[[Birth, Mailbox, StatsPage], Program]:
+def _load(program: str) -> Callable[[LaunchSpec, Mailbox, StatsPage], ActorProgram]:
     module, name = program.split(":")
     return getattr(importlib.import_module(module), name)
 

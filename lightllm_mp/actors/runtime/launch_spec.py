@@ -1,7 +1,7 @@
 """What a process is told when it is started: who it is, which descriptors are its lanes, and its configuration.
 
-The supervisor writes one `Birth` as msgpack into a memfd and passes that descriptor's number on the command line; all
-descriptors named here are inherited. Nothing is looked up by name, so two servers on one host cannot meet.
+The supervisor writes one `LaunchSpec` as msgpack into a memfd and passes that descriptor's number on the command line;
+all descriptors named here are inherited. Nothing is looked up by name, so two servers on one host cannot meet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PeerFds(Struct, frozen=True, array_like=True):
     peer_arena: int = -1
 
 
-class Birth(Struct, frozen=True, array_like=True):
+class LaunchSpec(Struct, frozen=True, array_like=True):
     name: str
     program: str
     rank: int
@@ -68,17 +68,17 @@ class Birth(Struct, frozen=True, array_like=True):
         return fd
 
     @staticmethod
-    def read(fd: int) -> Birth:
+    def read(fd: int) -> LaunchSpec:
         """Read and close the descriptor written by `to_memfd`."""
         with os.fdopen(fd, "rb") as file:
             data = file.read()
         try:
-            return msgspec.msgpack.decode(data, type=Birth)
+            return msgspec.msgpack.decode(data, type=LaunchSpec)
         except msgspec.DecodeError as error:
             raise StartupError(f"the start message of this process is damaged: {error}") from None
 
 
-def renumbered(birth: Birth, fds: dict[int, int]) -> Birth:
+def renumbered(birth: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
     """`birth` with every descriptor replaced by its duplicate."""
     peers = tuple(
         msgspec.structs.replace(

@@ -23,7 +23,7 @@ def set_up_logging(level: str, *, json: bool = False, actor: str = "") -> None:
     With `json` what other libraries warn of and what ends the process become objects too: nothing else but a crash in
     native code then writes to standard error.
     """
-    lines = JsonLines(actor) if json else Lines()
+    lines = JsonLines(actor) if json else TextLines()
     handler = logging.StreamHandler(log_output(sys.stderr, functools.partial(_dropped, lines)))
     handler.setFormatter(lines)
     root = logging.getLogger(PACKAGE)
@@ -39,7 +39,7 @@ def set_up_logging(level: str, *, json: bool = False, actor: str = "") -> None:
         sys.excepthook = _log_the_end
 
 
-class Lines(logging.Formatter):
+class TextLines(logging.Formatter):
     """`2026-01-31 12:00:00 INFO lightllm_mp.access: message`"""
 
     def __init__(self) -> None:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lightllm_mp.actors.runtime.launch_spec import Birth, PeerFds
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, PeerFds
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.messages import Message, Wire
 from lightllm_mp.shm import (
     Arena,
     Bell,
     BlockRef,
+    ChannelPort,
     ChannelReceiver,
     ChannelSender,
     Inbox,
     Lane,
     LaneClosed,
-    Port,
     ProtocolError,
     Record,
     Sender,
@@ -80,7 +80,7 @@ class _Link:
             peer.own_arena.reset()
         self.sender = Sender(peer.outgoing, own, peer.bell)
         self.outgoing = ChannelSender(self.sender, _encoder, peer.own_arena)
-        self.port = Port(self.outgoing, ChannelReceiver(peer.incoming, _decoder, peer.peer_arena))
+        self.port = ChannelPort(self.outgoing, ChannelReceiver(peer.incoming, _decoder, peer.peer_arena))
         self.waiting: deque[Wire] = deque()
         self._peer = peer
 
@@ -97,7 +97,7 @@ class _Link:
 
 
 class Mailbox:
-    def __init__(self, birth: Birth) -> None:
+    def __init__(self, birth: LaunchSpec) -> None:
         self.bell = Bell.attach(*birth.bell)
         self.bell.claim()
         self._peers = [_Peer.attach(fds) for fds in birth.peers]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
-from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, Birth, child_environment
+from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec, child_environment
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -26,7 +26,7 @@ class ChildProcess:
     The loop calls `on_exit(reason)` once, after reaping.
     """
 
-    def __init__(self, birth: Birth, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
+    def __init__(self, birth: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
         birth_fd = birth.to_memfd()
         self._stacks = os.memfd_create(f"stacks-{birth.name}")
         own = (birth_fd, self._stacks)

@@ -8,22 +8,31 @@ from collections.abc import Callable
 
 import msgspec
 
-from lightllm_mp.actors.supervision.shared_memory import Wiring
+from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.messages import Message, Wire
-from lightllm_mp.shm import ChannelReceiver, ChannelSender, Inbox, LaneClosed, Port, ProtocolError, Record, Sender
+from lightllm_mp.shm import (
+    ChannelPort,
+    ChannelReceiver,
+    ChannelSender,
+    Inbox,
+    LaneClosed,
+    ProtocolError,
+    Record,
+    Sender,
+)
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
 
-class ControlDesk:
+class ControlLanes:
     """Sends to and hears from every actor. `on_message(name, message)` is called on the running loop."""
 
-    def __init__(self, wiring: Wiring, names: tuple[str, ...], on_message: Callable[[str, Wire], None]) -> None:
+    def __init__(self, wiring: SharedMemory, names: tuple[str, ...], on_message: Callable[[str, Wire], None]) -> None:
         self._wiring, self._names, self._on_message = wiring, names, on_message
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Message)
-        self._ports: dict[str, Port] = {}
+        self._ports: dict[str, ChannelPort] = {}
         self._senders: dict[str, Sender] = {}
         self._inbox = Inbox(wiring.bells[SUPERVISOR])
         self._open()
@@ -59,7 +68,9 @@ class ControlDesk:
             incoming = self._wiring.lane(name, SUPERVISOR)
             sender = Sender(self._wiring.lane(SUPERVISOR, name), own, peer)
             self._senders[name] = sender
-            self._ports[name] = Port(ChannelSender(sender, self._encoder), ChannelReceiver(incoming, self._decoder))
+            self._ports[name] = ChannelPort(
+                ChannelSender(sender, self._encoder), ChannelReceiver(incoming, self._decoder)
+            )
             self._inbox.add(incoming, peer)
         self._inbox.attach(asyncio.get_running_loop(), self._deliver)
 

@@ -26,7 +26,7 @@ class _Way:
         return self.arena.fd if self.arena else -1
 
 
-class Wiring:
+class SharedMemory:
     """Raises StartupError, and holds nothing, when there is not enough memory for all of it."""
 
     def __init__(self, topology: Topology) -> None:

@@ -11,7 +11,7 @@ STAGE_SHOWN = 1.0
 """Seconds after which a stage that goes on is shown."""
 
 
-class Stages:
+class StartStages:
     """`show(child, Loading)` is called in the running loop."""
 
     def __init__(self, show: Callable[[str, Loading], None]) -> None:

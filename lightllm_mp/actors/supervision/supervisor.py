@@ -25,14 +25,14 @@ import time
 from collections.abc import Callable
 
 from lightllm_mp.actors.runtime.image_setup import find_vision, image_arenas
-from lightllm_mp.actors.runtime.launch_spec import Birth, renumbered
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, renumbered
 from lightllm_mp.actors.supervision.child_process import ChildProcess
-from lightllm_mp.actors.supervision.control_lanes import ControlDesk
+from lightllm_mp.actors.supervision.control_lanes import ControlLanes
 from lightllm_mp.actors.supervision.facts import merge_facts
 from lightllm_mp.actors.supervision.restart_budget import RestartBudget
-from lightllm_mp.actors.supervision.shared_memory import Wiring
-from lightllm_mp.actors.supervision.start_stages import Stages
-from lightllm_mp.actors.supervision.worker_group import Crew
+from lightllm_mp.actors.supervision.shared_memory import SharedMemory
+from lightllm_mp.actors.supervision.start_stages import StartStages
+from lightllm_mp.actors.supervision.worker_group import WorkerGroup
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, ROUTER, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.config import Config
 from lightllm_mp.messages import (
@@ -83,7 +83,7 @@ class Supervisor:
         self._config = config
         self._model_path = model_path
         self._listen = listen
-        self._stages, self._on_serving = Stages(on_progress), on_serving
+        self._stages, self._on_serving = StartStages(on_progress), on_serving
         self.topology = plan or self._usual_topology(HTTP if listen is not None else EMBEDDED)
         self._children = {child.name: child for child in self.topology.children}
         self._processes: dict[str, ChildProcess] = {}
@@ -119,10 +119,10 @@ class Supervisor:
     async def run(self) -> int:
         """Start, serve until told to stop, and return the exit code."""
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.wiring = Wiring(self.topology)
+        self.wiring = SharedMemory(self.topology)
         self._parent_read, self._parent_write = os.pipe()
-        self._crew = Crew(self.topology, self.wiring)
-        self._desk = ControlDesk(self.wiring, self.topology.actors, self._on_control)
+        self._crew = WorkerGroup(self.topology, self.wiring)
+        self._desk = ControlLanes(self.wiring, self.topology.actors, self._on_control)
         try:
             for child in self.topology.children:
                 self._spawn(child)
@@ -162,7 +162,7 @@ class Supervisor:
         self._tell_health()
         self._later(self._config.supervisor.drain_timeout, self._drain_expired)
 
-    def embedded_birth(self) -> Birth:
+    def embedded_birth(self) -> LaunchSpec:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
         duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
         return renumbered(self._birth(Child(EMBEDDED, "")), duplicates)
@@ -177,9 +177,9 @@ class Supervisor:
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
 
-    def _birth(self, child: Child) -> Birth:
+    def _birth(self, child: Child) -> LaunchSpec:
         name, front = child.name, self.topology.front
-        return Birth(
+        return LaunchSpec(
             name=name,
             program=child.program,
             rank=child.rank,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from lightllm_mp.actors.supervision.shared_memory import Wiring
+from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.topology import ROUTER, Topology
 
 
-class Crew:
+class WorkerGroup:
     """Which processes share a fate, where they meet, and whether they have been told the same."""
 
-    def __init__(self, topology: Topology, wiring: Wiring) -> None:
+    def __init__(self, topology: Topology, wiring: SharedMemory) -> None:
         members = frozenset(child.name for child in topology.children if child.shares_fate)
         self.members = members if len(members) > 1 else frozenset[str]()
         self._wiring = wiring

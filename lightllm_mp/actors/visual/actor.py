@@ -18,7 +18,7 @@ import torch
 
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.image_setup import find_vision
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.runtime.wire_errors import error_info
@@ -32,9 +32,9 @@ from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, Ima
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
-from lightllm_mp.vision.cache import Entry, Grant, ImageCache, Wanted
+from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
 from lightllm_mp.vision.decoder_process import Settings
-from lightllm_mp.vision.encoder_pool import Towers
+from lightllm_mp.vision.encoder_pool import EncoderPool
 from lightllm_mp.vision.sizing import image_tokens
 from lightllm_mp.vision.tower_loader import load_encoder
 
@@ -51,7 +51,7 @@ NICE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EncodeJob:
     """An image to decode and encode. `ref`: its file, lent by the front."""
 
     key: bytes
@@ -61,10 +61,10 @@ class Job:
 
 
 class VisualActor(AsyncActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._birth, self._front = birth, birth.front
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[EncodeJob] = deque()
         """Not begun: their files lie in the front's memory."""
         self._working: dict[asyncio.Task[None], int] = {}
         """What is being decoded or encoded, and the pixels of what is being decoded."""
@@ -97,7 +97,7 @@ class VisualActor(AsyncActor):
         self.stage("loading the vision tower")
         load_format = config.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
-        self._towers = Towers(encoders, PATCHES[kind])
+        self._towers = EncoderPool(encoders, PATCHES[kind])
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
         self._publish()
         return Facts()
@@ -173,9 +173,9 @@ class VisualActor(AsyncActor):
             self._give_back(files)
             self._failed(rid, error)
 
-    def _wanted(self, image: RawImage) -> Wanted:
+    def _wanted(self, image: RawImage) -> WantedImage:
         rows = image_tokens(self._spec, image.width, image.height)
-        return Wanted(image.key, rows, rows * self._spec.out * self._dtype.itemsize)
+        return WantedImage(image.key, rows, rows * self._spec.out * self._dtype.itemsize)
 
     def _too_much(self, images: int) -> EngineError:
         size = self._arena.capacity / (1 << 20)
@@ -216,7 +216,7 @@ class VisualActor(AsyncActor):
             task.add_done_callback(self._finished)
         self._publish()
 
-    def _may_begin(self, job: Job) -> bool:
+    def _may_begin(self, job: EncodeJob) -> bool:
         """Decoders are free, a tower keeps up, and not too much memory is filled with pixels."""
         pixels = sum(self._working.values())
         return (
@@ -225,16 +225,16 @@ class VisualActor(AsyncActor):
             and (not pixels or pixels + job.width * job.height <= PIXELS)
         )
 
-    def _granted(self, grant: Grant) -> None:
+    def _granted(self, grant: LeaseGrant) -> None:
         files = self._files.pop(grant.rid)
         for wanted in grant.missing:
             image = files.pop(wanted.key)
-            self._jobs.append(Job(wanted.key, _ref(image), image.width, image.height))
+            self._jobs.append(EncodeJob(wanted.key, _ref(image), image.width, image.height))
         self._give_back(files)
         if self._cache.complete(grant.rid):
             self._embedded(grant.rid)
 
-    async def _fill(self, job: Job, data: bytes) -> None:
+    async def _fill(self, job: EncodeJob, data: bytes) -> None:
         """From file to embeddings."""
         entry = self._cache.entry(job.key)
         assert entry is not None
@@ -262,7 +262,7 @@ class VisualActor(AsyncActor):
         if self.live:
             self._go_on()
 
-    def _write(self, entry: Entry, rows: torch.Tensor) -> None:
+    def _write(self, entry: CachedImage, rows: torch.Tensor) -> None:
         """In an encoder's thread. A block that is FILLING belongs to nobody else."""
         with self._arena.payload(entry.block) as room:
             place = torch.frombuffer(room, dtype=self._dtype, count=rows.numel())
@@ -330,6 +330,6 @@ def _ref(image: RawImage) -> BlockRef:
     return BlockRef(image.offset, image.length, image.generation)
 
 
-def _block(entry: Entry) -> ImageBlock:
+def _block(entry: CachedImage) -> ImageBlock:
     block: Block = entry.block
     return ImageBlock(entry.wanted.key, block.offset + BLOCK_HEADER, entry.wanted.rows, block.generation)

@@ -17,9 +17,9 @@ import numpy as np
 
 from lightllm_mp.actors.runtime.launch_spec import child_environment
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from lightllm_mp.vision.decoder_process import Done, Settings, Task
+from lightllm_mp.vision.decoder_process import DecodeTask, Done, Settings
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import Grid
+from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VisionSpec
 
 log = logging.getLogger("lightllm_mp.visual")
@@ -30,7 +30,7 @@ SLACK = 4 << 20
 """Bytes of pixels beyond what the area of a dynamic size says: edges are rounded."""
 
 
-class Decoder:
+class DecoderProcess:
     """One process, started when it is first needed, and again after it had to be ended."""
 
     def __init__(self, settings: Settings) -> None:
@@ -45,7 +45,7 @@ class Decoder:
         """Raises EngineError for an image that cannot be used."""
         try:
             async with asyncio.timeout(SECONDS):
-                done = await self._ask(data, Task(len(data), width, height))
+                done = await self._ask(data, DecodeTask(len(data), width, height))
         except TimeoutError:
             await self.end()
             raise InvalidRequest(f"an image took longer than {SECONDS:g} s to decode") from None
@@ -58,9 +58,11 @@ class Decoder:
         if done.status:
             raise _error(done)
         count = int(np.prod(done.shape))
-        return Preprocessed(np.frombuffer(self._memory, np.float32, count).reshape(done.shape).copy(), Grid(*done.grid))
+        return Preprocessed(
+            np.frombuffer(self._memory, np.float32, count).reshape(done.shape).copy(), PatchGrid(*done.grid)
+        )
 
-    async def _ask(self, data: bytes, task: Task) -> Done | None:
+    async def _ask(self, data: bytes, task: DecodeTask) -> Done | None:
         """None: the process is gone."""
         process = self._process or await self.start()
         assert process.stdin is not None
@@ -107,7 +109,7 @@ class DecoderPool:
 
     def __init__(self, settings: Settings, size: int) -> None:
         self.size = size
-        self._all = [Decoder(settings) for _ in range(size)]
+        self._all = [DecoderProcess(settings) for _ in range(size)]
         self._free = list(self._all)
         self._turn = asyncio.Semaphore(size)
 

@@ -24,7 +24,7 @@ from lightllm_mp.cli.bench.workload import Request
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """What became of one request. Times are seconds of one clock; `arrivals` has an entry per event of a stream."""
 
     start: float
@@ -36,7 +36,7 @@ class Outcome:
 
 
 @dataclass(slots=True, frozen=True)
-class Target:
+class BenchTarget:
     """Where requests go and how."""
 
     url: str
@@ -73,23 +73,23 @@ class Target:
         )
 
 
-Tick = Callable[[Outcome], None]
+Tick = Callable[[RequestOutcome], None]
 Send = Callable[[Request, bytes, float], Coroutine[Any, Any, None]]
 
 
 async def drive(
-    target: Target,
+    target: BenchTarget,
     requests: list[Request],
     *,
     rate: float | None = None,
     concurrency: int = 1,
     seed: int = 0,
     on_done: Tick = lambda outcome: None,
-) -> list[Outcome]:
+) -> list[RequestOutcome]:
     """Send all requests: `rate` a second with Poisson arrivals (inf: all at once), or `concurrency` at a time."""
     _allow_sockets()
     jobs = [(request, target.body(request)) for request in requests]
-    outcomes: list[Outcome] = []
+    outcomes: list[RequestOutcome] = []
     async with target.session() as session:
 
         async def send(request: Request, body: bytes, start: float) -> None:
@@ -120,8 +120,10 @@ async def _open_loop(jobs: list[tuple[Request, bytes]], send: Send, rate: float,
             due += rng.expovariate(rate) if rate < float("inf") else 0.0
 
 
-async def _one(session: aiohttp.ClientSession, target: Target, request: Request, body: bytes, start: float) -> Outcome:
-    outcome = Outcome(start=start, input_tokens=request.input_len)
+async def _one(
+    session: aiohttp.ClientSession, target: BenchTarget, request: Request, body: bytes, start: float
+) -> RequestOutcome:
+    outcome = RequestOutcome(start=start, input_tokens=request.input_len)
     try:
         async with session.post(target.endpoint, data=body) as response:
             if response.status != 200:
@@ -138,7 +140,7 @@ async def _one(session: aiohttp.ClientSession, target: Target, request: Request,
     return outcome
 
 
-async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> None:
+async def _read_stream(response: aiohttp.ClientResponse, outcome: RequestOutcome) -> None:
     events = EventCounter()
     async for chunk in response.content.iter_any():
         count = events.feed(chunk)
@@ -152,7 +154,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
     outcome.output_tokens = outcome.output_tokens or len(outcome.arrivals)
 
 
-def _note(outcome: Outcome, answer: dict[str, Any]) -> None:
+def _note(outcome: RequestOutcome, answer: dict[str, Any]) -> None:
     """Take over the server's own counts where it names them."""
     outcome.error = failure(answer)
     count = answer.get("count_output_tokens") or 0

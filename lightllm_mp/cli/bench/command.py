@@ -15,7 +15,7 @@ from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lightllm_mp.cli.bench.client import Outcome
+    from lightllm_mp.cli.bench.client import RequestOutcome
 
 DESCRIPTION = """\
 Send a workload to a running server that speaks /generate_stream (or, with --no-stream, /generate) and report
@@ -43,15 +43,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     import asyncio
 
     from lightllm_mp.cli.bench import pictures, stages, workload
-    from lightllm_mp.cli.bench.client import Target, drive
+    from lightllm_mp.cli.bench.client import BenchTarget, drive
     from lightllm_mp.cli.bench.report import summarize
 
     images = workload.Images(args.images, args.image_repeats, args.image_tag)
     shape = {"seed": args.seed, "prompt": args.prompt, "vocab": args.vocab, "images": images}
     requests = workload.make(args.num_requests, args.input_len, args.output_len, **shape)
     warmup = workload.make(args.warmup, args.input_len, args.output_len, name="warmup-", **shape)
-    target = Target(args.url, not args.no_stream, args.ignore_eos, args.timeout, _key(args.api_key_file))
-    size = pictures.Size.read(args.image_size)
+    target = BenchTarget(args.url, not args.no_stream, args.ignore_eos, args.timeout, _key(args.api_key_file))
+    size = pictures.PictureSize.read(args.image_size)
 
     async def run() -> dict[str, Any]:
         progress = _progress(len(requests)) if sys.stderr.isatty() else lambda outcome: None
@@ -159,10 +159,10 @@ def _key(file: str | None) -> str | None:
         raise ConfigError(f"--api-key-file {file}: no key can be read there") from None
 
 
-def _progress(total: int) -> Callable[[Outcome], None]:
+def _progress(total: int) -> Callable[[RequestOutcome], None]:
     done = failed = 0
 
-    def tick(outcome: Outcome) -> None:
+    def tick(outcome: RequestOutcome) -> None:
         nonlocal done, failed
         done, failed = done + 1, failed + (outcome.error is not None)
         print(f"\r{done}/{total} answered, {failed} failed", end="\n" if done == total else "", file=sys.stderr)

@@ -26,14 +26,14 @@ Entry = Callable[[str], dict[str, str]]
 """From a picture's name to its entry in `multimodal_params.images`."""
 
 
-class Size(NamedTuple):
+class PictureSize(NamedTuple):
     """Pixels."""
 
     width: int
     height: int
 
     @classmethod
-    def read(cls, text: str) -> Size:
+    def read(cls, text: str) -> PictureSize:
         """From `N` or `WxH`. Raises ConfigError."""
         width, cross, height = text.partition("x")
         edges = (width, height if cross else width)
@@ -42,7 +42,7 @@ class Size(NamedTuple):
         return cls(*map(int, edges))
 
 
-def jpeg(name: str, size: Size) -> bytes:
+def jpeg(name: str, size: PictureSize) -> bytes:
     """A file with random colours that follow from `name`."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
     points = (size.height // COARSE + 2, size.width // COARSE + 2, 3)
@@ -53,7 +53,7 @@ def jpeg(name: str, size: Size) -> bytes:
 
 
 @asynccontextmanager
-async def entries(size: Size, kind: Literal["base64", "url"]) -> AsyncIterator[Entry]:
+async def entries(size: PictureSize, kind: Literal["base64", "url"]) -> AsyncIterator[Entry]:
     """How requests name pictures of `size`. With `url` they are served on a free port of the loopback address until the
     block ends, which the server must have been told to fetch from (`--allow-media-host 127.0.0.1`)."""
     if kind == "base64":

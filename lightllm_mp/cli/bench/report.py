@@ -9,13 +9,13 @@ from itertools import chain, pairwise
 from typing import Any
 
 from lightllm_mp.cli.bench import stages
-from lightllm_mp.cli.bench.client import Outcome
+from lightllm_mp.cli.bench.client import RequestOutcome
 
 QUANTILES = (50, 90, 99)
 LATENCIES = {"ttft_s": "first token", "inter_token_s": "between tokens", "e2e_s": "whole answer"}
 
 
-def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(outcomes: Sequence[RequestOutcome]) -> dict[str, Any]:
     """Times in seconds, rates per second. Only successes count towards throughput and latencies.
 
     The span runs from the first start to the last end. Latencies that were not observed (no stream) are left out.
@@ -40,7 +40,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return figures
 
 
-def _latencies(good: list[Outcome]) -> dict[str, list[float]]:
+def _latencies(good: list[RequestOutcome]) -> dict[str, list[float]]:
     return {
         "ttft_s": [o.arrivals[0] - o.start for o in good if o.arrivals],
         "inter_token_s": list(chain.from_iterable((b - a for a, b in pairwise(o.arrivals)) for o in good)),

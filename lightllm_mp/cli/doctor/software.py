@@ -36,7 +36,7 @@ print("\\n" + json.dumps(seen))
 """
 
 
-class Torch(Struct, frozen=True):
+class TorchReport(Struct, frozen=True):
     """What a child process saw."""
 
     torch: str = ""
@@ -85,7 +85,7 @@ def torch_and_gpus(deadline: float = DEADLINE) -> Findings:
         yield fail("triton", "missing", "pip install triton: the GPU kernels are written in it")
 
 
-def _torch(seen: Torch) -> Findings:
+def _torch(seen: TorchReport) -> Findings:
     if not seen.torch:
         yield fail("torch", "missing", "pip install torch")
     elif seen.error:
@@ -113,17 +113,17 @@ def extensions() -> Findings:
         yield ok("cpu kernels", f"{runtime.level()}, of {', '.join(runtime.levels())}")
 
 
-def see_torch(deadline: float, program: str = LOOK) -> Torch:
+def see_torch(deadline: float, program: str = LOOK) -> TorchReport:
     """Ask a child, so that a torch that hangs or crashes is a finding and not our end."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline, check=False
         )
     except subprocess.TimeoutExpired:
-        return Torch(torch="?", error=f"not imported after {deadline:.0f} s")
+        return TorchReport(torch="?", error=f"not imported after {deadline:.0f} s")
     if done.returncode:
-        return Torch(torch="?", error=f"the process that imported it ended with code {done.returncode}")
+        return TorchReport(torch="?", error=f"the process that imported it ended with code {done.returncode}")
     try:
-        return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Torch)
+        return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=TorchReport)
     except msgspec.MsgspecError:
-        return Torch(torch="?", error="the process that imported it said something else")
+        return TorchReport(torch="?", error="the process that imported it said something else")

@@ -12,7 +12,7 @@ from lightllm_mp.config import Config
 ENV_PREFIX = "LIGHTLLM_MP_"
 
 
-class Field(NamedTuple):
+class FlagField(NamedTuple):
     """One setting: the part of `Config` it stands in, its name, type and default."""
 
     part: str
@@ -35,10 +35,10 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     return {part.name: part.type for part in msgspec.structs.fields(Config)}
 
 
-def fields() -> dict[str, Field]:
+def fields() -> dict[str, FlagField]:
     """All settings by name, in the order of config.py."""
     return {
-        field.name: Field(part, field.name, field.type, field.default)
+        field.name: FlagField(part, field.name, field.type, field.default)
         for part, struct in parts().items()
         for field in msgspec.structs.fields(struct)
     }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec.inspect as inspect
 
 from lightllm_mp import config
-from lightllm_mp.cli.flags.fields import ENV_PREFIX, Field, fields, parts
+from lightllm_mp.cli.flags.fields import ENV_PREFIX, FlagField, fields, parts
 from lightllm_mp.cli.flags.lightllm import ACCEPTED, ALIASES, BY_VALUE, LATER, MEANINGS
 
 COLUMN = 30
@@ -98,7 +98,7 @@ def _docs_below(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(below.value.value.split())
 
 
-def _described(field: Field, doc: str) -> str:
+def _described(field: FlagField, doc: str) -> str:
     if field.type is bool or field.default in (None, ()):
         return doc
     return f"{doc} [{field.default}]"
@@ -115,7 +115,7 @@ def _width() -> int:
     return min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
 
 
-def metavar(field: Field) -> str:
+def metavar(field: FlagField) -> str:
     """What stands behind the flag in the help."""
     plain = _plain(field.type)
     if typing.get_origin(plain) is Literal:

@@ -36,7 +36,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
 """LightLLM's name: its values that are settings of ours, each with our field and value."""
 
 
-class Other(NamedTuple):
+class ForeignFlag(NamedTuple):
     """A flag without a counterpart. `why` is told to the user.
 
     `harmless`: None: accepted with any value, without effect. Values: accepted with these, refused with others.
@@ -162,9 +162,9 @@ LATER = {
 }
 """Reason: names. Refused, since ignoring them would change answers or who may ask."""
 
-OTHERS: dict[str, Other] = {
-    **{name: Other(why) for why, names in ACCEPTED.items() for name in names.split()},
-    **{name: Other(why, tuple(values.split())) for name, (values, why) in BY_VALUE.items()},
-    **{name: Other(why, ()) for why, names in LATER.items() for name in names.split()},
+OTHERS: dict[str, ForeignFlag] = {
+    **{name: ForeignFlag(why) for why, names in ACCEPTED.items() for name in names.split()},
+    **{name: ForeignFlag(why, tuple(values.split())) for name, (values, why) in BY_VALUE.items()},
+    **{name: ForeignFlag(why, ()) for why, names in LATER.items() for name in names.split()},
 }
 """LightLLM's name: what becomes of it."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from lightllm_mp.cli.flags.fields import ENV_PREFIX, Field, fields, parts
+from lightllm_mp.cli.flags.fields import ENV_PREFIX, FlagField, fields, parts
 from lightllm_mp.cli.flags.help import expected
 from lightllm_mp.cli.flags.lightllm import ALIASES, DEFAULT_WORDS, MEANINGS, OTHERS
-from lightllm_mp.cli.flags.sources import Given, from_environment, from_file, from_flags
+from lightllm_mp.cli.flags.sources import GivenValue, from_environment, from_file, from_flags
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError
 
@@ -31,7 +31,7 @@ def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, li
     return _build(found + from_environment(environ, notes) + flags, notes), notes
 
 
-def _build(found: Iterable[Given], notes: list[str]) -> Config:
+def _build(found: Iterable[GivenValue], notes: list[str]) -> Config:
     """Later values win. A setting that only LightLLM has leaves a note or is refused."""
     known = fields()
     values: dict[str, dict[str, Any]] = {part: {} for part in parts()}
@@ -47,15 +47,15 @@ def _build(found: Iterable[Given], notes: list[str]) -> Config:
     return config
 
 
-def _in_our_words(given: Given) -> list[Given]:
+def _in_our_words(given: GivenValue) -> list[GivenValue]:
     """A LightLLM setting's values that are settings of ours as such, and the setting with what is left of it."""
     means, words = MEANINGS.get(given.name, {}), _words(given.value)
-    ours = [Given(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
+    ours = [GivenValue(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
     rest = [word for word in words if word.lower() not in means]
     return [*ours, given._replace(value=rest)] if ours and rest else ours or [given]
 
 
-def _without_counterpart(given: Given) -> str:
+def _without_counterpart(given: GivenValue) -> str:
     """The note about a LightLLM setting that can be ignored; ConfigError about one that cannot."""
     other = OTHERS[given.name]
     if other.refuses(_words(given.value)):
@@ -63,7 +63,7 @@ def _without_counterpart(given: Given) -> str:
     return f"{given.source} has no effect: {other.why}"
 
 
-def convert(field: Field, given: Given) -> Any:
+def convert(field: FlagField, given: GivenValue) -> Any:
     """The value in the field's type.
 
     In text several values have spaces or commas between them, and LightLLM's words for "not given" are the default.

@@ -16,7 +16,7 @@ from lightllm_mp.cli.flags.parser import Parser, nearest, parse
 from lightllm_mp.errors import ConfigError
 
 
-class Given(NamedTuple):
+class GivenValue(NamedTuple):
     """A value as it was found. `source` is what a message calls it; `text`: it has no type yet."""
 
     name: str
@@ -25,7 +25,7 @@ class Given(NamedTuple):
     text: bool
 
 
-def from_flags(argv: Sequence[str]) -> tuple[list[Given], str | None]:
+def from_flags(argv: Sequence[str]) -> tuple[list[GivenValue], str | None]:
     """The settings on the command line, and the file that `--config` names."""
     known = fields()
     parser = Parser(prog="lightllm-mp serve", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -46,13 +46,13 @@ def from_flags(argv: Sequence[str]) -> tuple[list[Given], str | None]:
     return [_from_flag(name, value) for name, value in given.items()], file
 
 
-def _from_flag(name: str, value: Any) -> Given:
+def _from_flag(name: str, value: Any) -> GivenValue:
     if name in ALIASES:
         value = " ".join(value) or "true"
-    return Given(name, value, "--" + name.replace("_", "-"), True)
+    return GivenValue(name, value, "--" + name.replace("_", "-"), True)
 
 
-def from_environment(environ: Mapping[str, str], notes: list[str]) -> list[Given]:
+def from_environment(environ: Mapping[str, str], notes: list[str]) -> list[GivenValue]:
     """LIGHTLLM_MP_<FIELD>; an empty variable is not set."""
     given = []
     for name in fields():
@@ -62,16 +62,16 @@ def from_environment(environ: Mapping[str, str], notes: list[str]) -> list[Given
             # Kubernetes sets NAME_PORT=tcp://... in every pod when a service is called lightllm-mp.
             notes.append(f"{variable}={value} has no effect: it is Kubernetes' service link")
         elif value:
-            given.append(Given(name, value, variable, True))
+            given.append(GivenValue(name, value, variable, True))
     return given
 
 
-def from_file(file: str) -> list[Given]:
+def from_file(file: str) -> list[GivenValue]:
     """Keys are field names, at the top or in a table named like their part (`[engine]`)."""
     given = []
     for key, value in _read(file).items():
         entries = value.items() if key in parts() and isinstance(value, dict) else [(key, value)]
-        given += [Given(name.replace("-", "_"), entry, f"{file}: {name}", False) for name, entry in entries]
+        given += [GivenValue(name.replace("-", "_"), entry, f"{file}: {name}", False) for name, entry in entries]
     names = {*fields(), *ALIASES, *OTHERS}
     for entry in given:
         if entry.name not in names:

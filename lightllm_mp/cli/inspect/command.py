@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from lightllm_mp.cli.flags.parser import Parser, parse
-from lightllm_mp.cli.inspect.report import WIDTHS, Report, inspect
+from lightllm_mp.cli.inspect.report import WIDTHS, ModelReport, inspect
 from lightllm_mp.errors import ConfigError
 
 DESCRIPTION = """Tell what would be served: family, sizes, tokenizer, what is missing. Nothing is loaded. Exit code 1 if
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     return 1 if report.problems else 0
 
 
-def described(r: Report) -> str:
+def described(r: ModelReport) -> str:
     lines = [
         ("model", r.path),
         ("family", f"{r.family} ({r.architecture}){', reward model' if r.kind == 'reward' else ''}"),

@@ -8,7 +8,7 @@ import subprocess
 from msgspec import Struct
 
 
-class Gpu(Struct, frozen=True):
+class GpuLine(Struct, frozen=True):
     """A line of nvidia-smi; sizes in MiB."""
 
     name: str
@@ -17,7 +17,7 @@ class Gpu(Struct, frozen=True):
     free: int
 
 
-def see_gpus() -> list[Gpu] | str:
+def see_gpus() -> list[GpuLine] | str:
     """GPUs, or why nvidia-smi could not say."""
     if (program := shutil.which("nvidia-smi")) is None:
         return []
@@ -31,9 +31,9 @@ def see_gpus() -> list[Gpu] | str:
     return parse_gpus(done.stdout)
 
 
-def parse_gpus(text: str) -> list[Gpu] | str:
+def parse_gpus(text: str) -> list[GpuLine] | str:
     try:
         rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in text.splitlines() if line.strip()]
-        return [Gpu(name, driver, int(total), int(free)) for name, driver, total, free in rows]
+        return [GpuLine(name, driver, int(total), int(free)) for name, driver, total, free in rows]
     except ValueError:
         return "an answer that is not understood"

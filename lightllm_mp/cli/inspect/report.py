@@ -24,7 +24,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MEDIA = ("vision_config", "visual", "mm_vision_tower", "audio_config")
 
 
-class Report(Struct, kw_only=True):
+class ModelReport(Struct, kw_only=True):
     """Sizes are bytes. `problems` keep the model from being served, `notes` do not."""
 
     path: str
@@ -50,7 +50,7 @@ class Report(Struct, kw_only=True):
     problems: list[str]
 
 
-def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = None) -> Report:
+def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = None) -> ModelReport:
     """Raises ModelError where not even the configuration can be read or is supported."""
     machine = machine or this_machine()
     notes: list[str] = []
@@ -68,7 +68,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     room = machine.kv_room(weights, EngineConfig().mem_fraction)
     if room < 2 * kv:
         problems.append("the weights leave no memory for a single request")
-    return Report(
+    return ModelReport(
         path=str(path),
         family=spec.family,
         architecture=architecture,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightllm_mp.engine.pinned_upload import Staging
+from lightllm_mp.engine.pinned_upload import PinnedUpload
 from lightllm_mp.engine.sampling.logprobs import Alternatives, reportable
 from lightllm_mp.engine.sampling.rules import BAN, BIAS, MIN_P, NOISE, PENALTY, TOP, TRUNCATE, Lines, RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
@@ -24,7 +24,7 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     adjust,
     store_rules,
 )
-from lightllm_mp.kernels.triton.sampling.sampler import Layout, Scan, Sequences
+from lightllm_mp.kernels.triton.sampling.sampler import RowLayout, RowScan, Sequences
 from lightllm_mp.kernels.triton.sampling.truncation import draw_cut
 from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
@@ -36,7 +36,7 @@ NO_TAIL = np.empty(0, np.int32)
 class DeviceRules:
     """The rules of all rows as the kernels read them: `table` int32 [rows, RULE_WORDS], and `tails` int32."""
 
-    def __init__(self, rules: RuleTable, staging: Staging) -> None:
+    def __init__(self, rules: RuleTable, staging: PinnedUpload) -> None:
         self._rules = rules
         rows, device = len(rules.records), rules.device
         self.table = torch.zeros((rows, RULE_WORDS), dtype=torch.int32, device=device)
@@ -122,13 +122,13 @@ class DeviceRules:
         return records.view(np.int32)
 
 
-class DeviceSampler:
+class CudaSampler:
     """Holds the rules of all rows. `tokens` is the device's token table, int32 [rows or more, context]."""
 
     def __init__(self, rules: RuleTable, tokens: Tensor) -> None:
         self.rules, self.tokens = rules, tokens
-        self._layout = Layout.of(rules.vocab)
-        self._staging = Staging(rules.device)
+        self._layout = RowLayout.of(rules.vocab)
+        self._staging = PinnedUpload(rules.device)
         self._device_rules = DeviceRules(rules, self._staging)
         self._counts = torch.zeros((0, rules.vocab), dtype=torch.int32, device=rules.device)
         self._lines: tuple[bytes, Tensor] | None = None
@@ -154,7 +154,7 @@ class DeviceSampler:
         table, sequences = self._device_rules.table, _sequences(*at)
         logits = logits.contiguous()
         cut = bool(wanted & (TRUNCATE | MIN_P))
-        scan, work = Scan.of(logits, self._layout, cut=cut), logits
+        scan, work = RowScan.of(logits, self._layout, cut=cut), logits
         if wanted & (PENALTY | BIAS | BAN):
             work = torch.empty_like(logits)
         scan.run(logits, work, table, sequences, adjusted=False)

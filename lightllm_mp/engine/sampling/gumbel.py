@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightllm_mp.engine.sampling.noise import id_words, log_exponential
 from lightllm_mp.engine.sampling.topk import falling, first_argmax, largest
-from lightllm_mp.engine.sampling.truncation import Limits, contains, least_kept, whole_mass
+from lightllm_mp.engine.sampling.truncation import TruncationRules, contains, least_kept, whole_mass
 
 WIDTHS = (512, 8192)
 """Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row: on to the next
@@ -26,31 +26,31 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(slots=True)
-class Field:
+class GumbelRows:
     """n rows to draw from."""
 
     scores: Tensor
     """float32 [n, vocab]: logits over temperature, the largest of each row 0."""
     keys: Tensor
     """int32 [n, 2]: see noise.py."""
-    limits: Limits
+    limits: TruncationRules
 
-    def of(self, rows: Tensor) -> Field:
-        return Field(self.scores[rows], self.keys[rows], self.limits.of(rows))
+    def of(self, rows: Tensor) -> GumbelRows:
+        return GumbelRows(self.scores[rows], self.keys[rows], self.limits.of(rows))
 
 
-def draw_whole(field: Field, *, min_p: bool) -> Tensor:
+def draw_whole(field: GumbelRows, *, min_p: bool) -> Tensor:
     """int64 [n]: draws by min-p alone. `min_p`: some row has it."""
     return _draw_above(field, field.limits.log_min_p if min_p else None)
 
 
-def draw_truncated(field: Field, *, top_p_alone: bool) -> Tensor:
+def draw_truncated(field: GumbelRows, *, top_p_alone: bool) -> Tensor:
     """int64 [n]: draws by all limits. `top_p_alone`: some row has top-p and no top-k."""
     mass = whole_mass(field.scores) if top_p_alone else torch.ones_like(field.limits.top_p)
     return _draw_cut(field, mass, WIDTHS)
 
 
-def _draw_cut(field: Field, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
+def _draw_cut(field: GumbelRows, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
     """int64 [n]: draws by all limits, first among `widths[0]` candidates."""
     if not widths:
         return _draw_above(field, least_kept(falling(field.scores), mass, field.limits))
@@ -64,7 +64,7 @@ def _draw_cut(field: Field, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
     return drawn
 
 
-def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: Field) -> Tensor:
+def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: GumbelRows) -> Tensor:
     """int64 [n]: draws among the candidates `ids` [n, c] with scores `top` not below `cut` [n, 1]."""
     vocab = field.scores.shape[-1]
     noise = log_exponential(id_words(vocab, top.device)[ids], field.keys)
@@ -73,7 +73,7 @@ def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: Field) -> Tensor:
     return ids.where(best, vocab - 1).amin(-1)
 
 
-def _draw_above(field: Field, cut: Tensor | None) -> Tensor:
+def _draw_above(field: GumbelRows, cut: Tensor | None) -> Tensor:
     """int64 [n]: draws over whole rows, among scores not below `cut` [n, 1] (None: among all)."""
     vocab = field.scores.shape[-1]
     words, block = id_words(vocab, field.scores.device), max(1, NOISE_ELEMENTS // vocab)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm_mp.engine.sampling.penalties import History
-from lightllm_mp.engine.sampling.truncation import Limits
+from lightllm_mp.engine.sampling.truncation import TruncationRules
 from lightllm_mp.plan import PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 
 NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT = (1 << bit for bit in range(9))
@@ -79,10 +79,10 @@ class RuleTable:
         """A float rule of some rows, float32 [n, 1] on the device."""
         return torch.from_numpy(self.records[name][rows]).to(self.device)[:, None]
 
-    def limits(self, rows: Ints) -> Limits:
+    def limits(self, rows: Ints) -> TruncationRules:
         top_k = self.records["top_k"][rows].astype(np.int64)
         log_min_p = [math.log(p) if p > 0 else -math.inf for p in self.records["min_p"][rows].tolist()]
-        return Limits(
+        return TruncationRules(
             top_k=torch.from_numpy(np.maximum(top_k, 0) * (top_k < self.vocab)).to(self.device)[:, None],
             top_p=self.column("top_p", rows),
             log_min_p=torch.tensor(log_min_p, dtype=torch.float32, device=self.device)[:, None],

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.sampling.gumbel import Field, draw_truncated, draw_whole
+from lightllm_mp.engine.sampling.gumbel import GumbelRows, draw_truncated, draw_whole
 from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, logprobs_at, reportable
 from lightllm_mp.engine.sampling.noise import row_keys
 from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, ban
@@ -50,7 +50,7 @@ class Choice:
     """Alternatives of the sequences that want them: their lines in the block, and a table for them."""
 
 
-class Sampler:
+class TorchSampler:
     """Holds the rules of all rows. `tokens` is the device's token table, int32 [rows, context]."""
 
     def __init__(self, rules: RuleTable, tokens: Tensor) -> None:
@@ -120,7 +120,7 @@ class Sampler:
     def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: draws with noise; `logits` is overwritten with scores."""
         best = logits.amax(-1, keepdim=True)
-        field = Field(
+        field = GumbelRows(
             scores=logits.sub_(best).div_(self.rules.column("temperature", rows)),
             keys=self._put(row_keys(self.rules.records["seed"][rows], positions)),
             limits=self.rules.limits(rows),

@@ -16,7 +16,7 @@ INFINITY = float("inf")
 
 
 @dataclass(slots=True)
-class Limits:
+class TruncationRules:
     """The rules of n rows, each [n, 1]."""
 
     top_k: Tensor
@@ -26,8 +26,8 @@ class Limits:
     log_min_p: Tensor
     """float32: log of min_p, minus infinity: off."""
 
-    def of(self, rows: Tensor) -> Limits:
-        return Limits(self.top_k[rows], self.top_p[rows], self.log_min_p[rows])
+    def of(self, rows: Tensor) -> TruncationRules:
+        return TruncationRules(self.top_k[rows], self.top_p[rows], self.log_min_p[rows])
 
 
 def whole_mass(scores: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def whole_mass(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1).amax(-1, keepdim=True).reciprocal_()
 
 
-def least_kept(top: Tensor, mass: Tensor, limits: Limits) -> Tensor:
+def least_kept(top: Tensor, mass: Tensor, limits: TruncationRules) -> Tensor:
     """float32 [n, 1]: the cut, from the largest scores `top` [n, c] in falling order and the `mass` of whole rows.
 
     First top-k; then top-p keeps, of what is left, the ids before which less than `top_p` of its mass lies (at least
@@ -58,6 +58,6 @@ def least_kept(top: Tensor, mass: Tensor, limits: Limits) -> Tensor:
     return torch.maximum(by_p, limits.log_min_p)
 
 
-def contains(top: Tensor, cut: Tensor, limits: Limits) -> Tensor:
+def contains(top: Tensor, cut: Tensor, limits: TruncationRules) -> Tensor:
     """bool [n]: no id outside `top` reaches the cut that `least_kept` found from it."""
     return ((top[:, -1:] < cut) & (limits.top_k <= top.shape[-1]))[:, 0]

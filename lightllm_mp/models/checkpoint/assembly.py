@@ -14,14 +14,14 @@ from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import OpTable, Prepared
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.parallel.shard_copy import (
-    Source,
+    Sliceable,
     in_equal_parts,
     part_of_packed,
     parts_of_blocks,
     place,
     without_gaps,
 )
-from lightllm_mp.models.parallel.sharding import WHOLE, Cut
+from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 
 EXPERTS = ("experts.gate_up", "experts.down")
 """Ends of the names of the weights of all experts of a layer."""
@@ -33,7 +33,7 @@ NOT_QUANTISED = ("router", "shared_gate")
 """Ends of the names of projections that are too small and too delicate to gain from it."""
 
 
-class Weights:
+class ModelWeights:
     """Parameters by target name. Projections are prepared for the op table as soon as they are whole, and their
     plain form is dropped, so that loading needs little more memory than the loaded model. `cuts` says by target what
     this rank keeps, where that is not everything."""
@@ -46,7 +46,7 @@ class Weights:
         device: torch.device | str,
         dtype: torch.dtype,
         quantization: Literal["none", "int8", "fp8"] = "none",
-        cuts: Mapping[str, Cut] | None = None,
+        cuts: Mapping[str, ShardCut] | None = None,
     ) -> None:
         self._ops = ops
         self._quantization = quantization
@@ -87,7 +87,7 @@ class Weights:
         """Whether a tensor of the file may stay in ggml blocks: it is used as projections and as the embedding."""
         return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
 
-    def add(self, name: str, tensor: Source | GroupedWeight | BlockRows) -> None:
+    def add(self, name: str, tensor: Sliceable | GroupedWeight | BlockRows) -> None:
         """Copies one tensor of the file to where it belongs. What the file has in 4 bits stays so in the projections of
         layers and is expanded elsewhere; ggml blocks stay so in the embedding and the head too."""
         for param, piece, row in self._place[name]:
@@ -112,7 +112,7 @@ class Weights:
                 return
         self._copy(param, piece, row, expanded(BlockWeight((blocks,)), self._dtype))
 
-    def _copy(self, param: Param, piece: Piece, row: int, tensor: Source) -> None:
+    def _copy(self, param: Param, piece: Piece, row: int, tensor: Sliceable) -> None:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
         if whole is None:
             make = torch.zeros if cut.padded else torch.empty

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.quantised import GroupedWeight
 from lightllm_mp.models.checkpoint.files import Checkpoint
-from lightllm_mp.models.checkpoint.quant_config import Packing
+from lightllm_mp.models.checkpoint.quant_config import QuantConfig
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 EACH = 8
@@ -28,7 +28,7 @@ class PackedCheckpoint:
     not among them is let pass if it is zero, as old GPTQ files have one for every projection."""
 
     def __init__(
-        self, inner: Checkpoint, packing: Packing, wanted: set[str], *, device: torch.device | str, where: str
+        self, inner: Checkpoint, packing: QuantConfig, wanted: set[str], *, device: torch.device | str, where: str
     ) -> None:
         self._inner = inner
         self._packing = packing

@@ -123,7 +123,7 @@ def _load_bin(file: Path) -> dict[str, Any]:
     return content
 
 
-class Respelled:
+class RenamedCheckpoint:
     """A checkpoint whose tensors have the names that `known` gives; ModelError where two would have the same."""
 
     def __init__(self, whole: Checkpoint, known: Callable[[str], str]) -> None:

@@ -13,16 +13,16 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.model_files.language_model_path import language_half
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
-from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, Respelled, open_folder
+from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, RenamedCheckpoint, open_folder
 from lightllm_mp.models.checkpoint.memory_check import check_room
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.model_config import gguf_model, hf_model, read_json, read_model_config
-from lightllm_mp.models.parallel.group import Alone, Group
+from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
 
@@ -38,7 +38,7 @@ def load_model(
     progress: Progress | None = None,
     ops: OpTable | None = None,
     quantization: Literal["none", "int8", "fp8"] = "none",
-    group: Group | None = None,
+    group: RankGroup | None = None,
     dummy: bool = False,
 ) -> Decoder:
     """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
@@ -56,11 +56,11 @@ def load_model(
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
-    group = group or Alone()
+    group = group or SingleRank()
     found = {param.target: cut_of(param, spec, group.rank, group.size) for param in params}
     cuts = {target: cut for target, cut in found.items() if cut is not None}
     params = [param for param in params if param.target in cuts]
-    weights = Weights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
+    weights = ModelWeights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
     if torch.device(device).type == "cpu" or (quantization == "none" and not isinstance(checkpoint, PackedCheckpoint)):
         # Elsewhere it takes less, and how much less is known at the end.
         check_room(weights.nbytes - _saved_by_blocks(checkpoint, weights) // group.size, device, group.size)
@@ -75,7 +75,7 @@ def load_model(
     return Decoder(local, ops, weights, device=device, group=group, shard=shard)
 
 
-def _saved_by_blocks(checkpoint: Checkpoint, weights: Weights) -> int:
+def _saved_by_blocks(checkpoint: Checkpoint, weights: ModelWeights) -> int:
     """Bytes by which a GGUF file's own blocks are fewer than the model's dtype would take."""
     if not isinstance(checkpoint, GGUFTensors):
         return 0
@@ -95,7 +95,7 @@ def _opened(
     family, spec = hf_model(path)
     checkpoint, params = open_folder(path), family.hf_weights(spec)
     if family.spellings:
-        checkpoint = Respelled(checkpoint, family.known)
+        checkpoint = RenamedCheckpoint(checkpoint, family.known)
     if packing := packing_of(read_json(path / "config.json"), str(path)):
         checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
     return spec, checkpoint, params, family.ignore

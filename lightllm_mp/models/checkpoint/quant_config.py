@@ -9,7 +9,7 @@ from lightllm_mp.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class QuantConfig:
     """4-bit codes, eight in each int32 of a projection's `qweight` and `qzeros`, with `scales` per group of inputs."""
 
     method: Literal["awq", "gptq"]
@@ -22,7 +22,7 @@ class Packing:
         return 1 if self.group < 0 else -(-inputs // self.group)
 
 
-def packing_of(config: dict[str, Any], where: str) -> Packing | None:
+def packing_of(config: dict[str, Any], where: str) -> QuantConfig | None:
     """What `quantization_config` in a `config.json` says; None: the weights are plain.
 
     Raises ModelError for whatever is neither AWQ (its gemm layout) nor GPTQ of 4 bits.
@@ -58,4 +58,4 @@ def packing_of(config: dict[str, Any], where: str) -> Packing | None:
         raise ModelError(
             f"{where}: quantised checkpoints of this kind are not supported ({reason}; 4-bit AWQ and GPTQ are)"
         )
-    return Packing(method, group, int(method == "gptq" and str(layout or "gptq").lower() == "gptq"))
+    return QuantConfig(method, group, int(method == "gptq" and str(layout or "gptq").lower() == "gptq"))

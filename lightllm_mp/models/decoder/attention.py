@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.alibi import alibi_slopes
 from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.norms import read_head_norms
@@ -53,7 +53,7 @@ class Attention:
 
 
 def read_attention(
-    weights: Weights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
+    weights: ModelWeights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
 ) -> Attention:
     at = f"layers.{layer}."
     return Attention(

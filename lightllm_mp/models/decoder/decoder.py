@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
 from lightllm_mp.models.decoder.batch import Batch, KVPool
-from lightllm_mp.models.decoder.embedding import Embedding, Head, ImageRows
+from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.moe import Mixture, read_mixture
 from lightllm_mp.models.decoder.norms import read_norm
 from lightllm_mp.models.decoder.rotary import rotary_tables
-from lightllm_mp.models.parallel.group import Alone, Group
+from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
 @dataclass(slots=True)
-class Layer:
+class DecoderLayer:
     """One transformer block, normalised before each half, and after it too where `*_out_norm` is given."""
 
     input_norm: Norm
@@ -46,27 +46,27 @@ class Decoder:
         self,
         spec: ModelSpec,
         ops: OpTable,
-        weights: Weights,
+        weights: ModelWeights,
         *,
         device: torch.device | str,
-        group: Group | None = None,
+        group: RankGroup | None = None,
         shard: Shard | None = None,
     ) -> None:
         self.spec = spec
         self.weight_bytes = weights.nbytes
         self._dtype = weights.dtype
         self.ops = ops
-        self.group: Group = group or Alone()
+        self.group: RankGroup = group or SingleRank()
         self._shard = shard or Shard()
         self.rotary, self._local_rotary = rotary_tables(spec, device)
         self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
         self.norm = read_norm(weights, "norm", spec)
-        self.head = Head(weights, spec, ops, self.group)
+        self.head = OutputHead(weights, spec, ops, self.group)
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
 
-    def _layer(self, i: int, weights: Weights) -> Layer:
+    def _layer(self, i: int, weights: ModelWeights) -> DecoderLayer:
         at, spec = f"layers.{i}.", self.spec
-        return Layer(
+        return DecoderLayer(
             input_norm=read_norm(weights, at + "input_norm", spec),
             attention=self._attention(i, weights),
             attention_out_norm=read_norm(weights, at + "attention_out_norm", spec) if spec.branch_norms else None,
@@ -75,13 +75,13 @@ class Decoder:
             mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
         )
 
-    def _attention(self, i: int, weights: Weights) -> Attention | LatentAttention:
+    def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention:
         rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
         if self.spec.mla is not None:
             return read_latent_attention(weights, i, self.spec, self.ops, rotary)
         return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
 
-    def _mlp(self, i: int, weights: Weights) -> GatedMLP | PlainMLP | Mixture:
+    def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
         if moe is not None and i not in moe.dense_layers:
             return read_mixture(weights, at, self.spec, self.ops)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.batch import Batch
 from lightllm_mp.models.decoder.norms import read_norm
-from lightllm_mp.models.parallel.group import Group
+from lightllm_mp.models.parallel.group import RankGroup
 from lightllm_mp.models.parallel.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
@@ -32,7 +32,7 @@ class ImageRows(NamedTuple):
 class Embedding:
     """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
 
-    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group, shard: Shard) -> None:
+    def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup, shard: Shard) -> None:
         self.table, self._lines = weights.table("embed"), weights.shape("embed")[0]
         self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
         self._positions = weights.tensor("positions") if spec.learned_positions else None
@@ -61,10 +61,10 @@ class Embedding:
         return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 
-class Head:
+class OutputHead:
     """The output projection: to the vocabulary, or to one score."""
 
-    def __init__(self, weights: Weights, spec: ModelSpec, ops: OpTable, group: Group) -> None:
+    def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup) -> None:
         self._spec, self._ops, self._group = spec, ops, group
         self._linear = weights.linear("score" if spec.reward else "embed" if spec.tied else "head")
         self._inner = weights.linear("score_in") if spec.reward_mlp else None

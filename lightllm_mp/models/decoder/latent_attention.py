@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import HeadLayout, Norm, OpTable, Prepared
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.rotary import RotaryTable
 from lightllm_mp.models.spec import MlaSpec, ModelSpec
@@ -71,7 +71,7 @@ class LatentAttention:
 
 
 def read_latent_attention(
-    weights: Weights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable
+    weights: ModelWeights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable
 ) -> LatentAttention:
     mla, at = spec.mla, f"layers.{layer}."
     assert mla is not None
@@ -96,7 +96,7 @@ def read_latent_attention(
     )
 
 
-def _norm(weights: Weights, target: str) -> Norm:
+def _norm(weights: ModelWeights, target: str) -> Norm:
     return Norm(weights.tensor(target), LATENT_EPS)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable, Prepared
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.spec import Activation, ModelSpec
 
 
@@ -39,7 +39,7 @@ class PlainMLP:
         return self.ops.linear(self.ops.activate(self.ops.linear(x, self.up), self.activation), self.down)
 
 
-def read_mlp(weights: Weights, at: str, spec: ModelSpec, ops: OpTable) -> GatedMLP | PlainMLP:
+def read_mlp(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) -> GatedMLP | PlainMLP:
     """The MLP whose parameters are called `<at>gate_up` (or `<at>up`) and `<at>down`."""
     down = weights.linear(at + "down")
     if spec.gated:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable, Prepared, Routing
-from lightllm_mp.models.checkpoint.assembly import EXPERTS, Weights
+from lightllm_mp.models.checkpoint.assembly import EXPERTS, ModelWeights
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.spec import Activation, ModelSpec
 
@@ -36,7 +36,7 @@ class Mixture:
         return out.add_(beside)
 
 
-def read_mixture(weights: Weights, at: str, spec: ModelSpec, ops: OpTable) -> Mixture:
+def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) -> Mixture:
     """The mixture of the layer whose parameters begin with `at`."""
     moe = spec.moe
     assert moe is not None

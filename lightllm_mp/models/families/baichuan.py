@@ -13,14 +13,14 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import NAMES as GGUF_NAMES
-from lightllm_mp.models.families.common.gguf_rules import Keys, gguf_rope, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(qkv=("self_attn.W_pack",))
+NAMES = TensorNames(qkv=("self_attn.W_pack",))
 WIDTH_13B = 5120
 LAYERS_13B = 40
 ALIBI_BIAS = 8.0
@@ -59,7 +59,7 @@ def _unit_rows(tensor: Any) -> Any:
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """The first generation: files of the second do not say whether the rows of their head have length 1."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     keys.refuse_unless("attention.max_alibi_bias", ALIBI_BIAS)
     alibi = keys.count("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
     rope = None if alibi else gguf_rope(file, dim=keys.head_dim)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import Names, decoder, heads_apart, norm
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, norm
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "self_attention.query_key_value"
-NAMES = Names(
+NAMES = TensorNames(
     embed="word_embeddings",
     norm="ln_f",
     layer="h.{}.",

@@ -9,14 +9,14 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_rope, gguf_spec, names_in
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(
+NAMES = TensorNames(
     embed="transformer.embedding.word_embeddings",
     norm="transformer.encoder.final_layernorm",
     head="transformer.output_layer",
@@ -74,7 +74,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    rope = gguf_rope(file, dim=Keys(file).head_dim // 2)
+    rope = gguf_rope(file, dim=GGUFKeys(file).head_dim // 2)
     return gguf_spec(file, family="chatglm", rope=msgspec.structs.replace(rope, interleaved=True))
 
 

@@ -15,14 +15,14 @@ from lightllm_mp.models.families.common.expert_rules import with_experts
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
-    Keys,
+    GGUFKeys,
     gguf_moe,
     gguf_rope,
     gguf_spec,
     shared_expert,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.common.weight_rules import Names, Transform, decoder, linear
+from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     mla, moe = spec.mla, spec.moe
     assert mla is not None
     assert moe is not None
-    params = _without_attention(decoder(spec, Names()))
+    params = _without_attention(decoder(spec, TensorNames()))
     for i in range(spec.layers):
         params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.", LatentNames())
         if moe.shared_intermediate and i not in moe.dense_layers:
@@ -142,7 +142,7 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """Files of before 2025 say the width of a head under the plain keys; later ones that of the latent there."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
     rope = gguf_rope(file, dim=keys.integer("rope.dimension_count"))
@@ -168,7 +168,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def _gguf_moe(file: GGUFFile) -> MoeSpec:
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
     groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import NAMES, Keys, gguf_rope, gguf_spec, head_norms
-from lightllm_mp.models.families.common.weight_rules import Names, decoder, norm
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_rope, gguf_spec, head_norms
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
 PERIOD = 6
 """Every so manieth layer of Gemma 3 sees everything."""
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
-BRANCH_NAMES = Names(post_norm="pre_feedforward_layernorm")
+BRANCH_NAMES = TensorNames(post_norm="pre_feedforward_layernorm")
 
 
 def read_gemma(config: dict[str, Any]) -> ModelSpec:
@@ -95,7 +95,7 @@ def _global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[in
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
     if not spec.branch_norms:
-        return decoder(spec, Names())
+        return decoder(spec, TensorNames())
     params = decoder(spec, BRANCH_NAMES)
     for i in range(spec.layers):
         at, to = f"model.layers.{i}.", f"layers.{i}."
@@ -112,7 +112,7 @@ def read_gemma_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     return _gguf_spec(
         file,
         "gemma2",
@@ -126,7 +126,7 @@ def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     rope = gguf_rope(file, dim=keys.head_dim)
     return _gguf_spec(
         file,
@@ -144,11 +144,11 @@ def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
 
 def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
     """The converter has added 1 to the norms' weights."""
-    scale = math.sqrt(Keys(file).integer("embedding_length"))
+    scale = math.sqrt(GGUFKeys(file).integer("embedding_length"))
     return gguf_spec(file, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
 
 
-def _gguf_scale(keys: Keys, layers_of_27b: int) -> float:
+def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
     """The converter does not write the factor on scores. It follows from the width of a head, but in the models of 27B,
     told by their layers, from the hidden size."""
     if keys.count("block_count") == layers_of_27b:
@@ -158,7 +158,7 @@ def _gguf_scale(keys: Keys, layers_of_27b: int) -> float:
     return keys.number("attention.scale", width**-0.5)
 
 
-def _gguf_global_layers(keys: Keys) -> tuple[int, ...]:
+def _gguf_global_layers(keys: GGUFKeys) -> tuple[int, ...]:
     """By the family's rule, or as the file says: the period, or for each layer whether it has a window."""
     layers, pattern = range(keys.count("block_count")), keys.get("attention.sliding_window_pattern")
     if pattern is None or isinstance(pattern, int):

@@ -9,13 +9,13 @@ from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
-    Keys,
+    GGUFKeys,
     gguf_moe,
     gguf_spec,
     rotary_order,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
     """Weight rules under the Hugging Face names."""
-    return decoder(spec, Names())
+    return decoder(spec, TensorNames())
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """Spec of a GGUF file of architecture `llama`, which also holds Mistral, Mixtral, SmolLM and InternLM."""
-    moe = gguf_moe(file, renormalise=True) if Keys(file).get("expert_count") else None
+    moe = gguf_moe(file, renormalise=True) if GGUFKeys(file).get("expert_count") else None
     return gguf_spec(file, family="llama" if moe is None else "mixtral", moe=moe)
 
 
@@ -49,7 +49,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 
 def _yi_old_weights(spec: ModelSpec) -> list[Param]:
-    return decoder(spec, Names(input_norm="ln1", post_norm="ln2"))
+    return decoder(spec, TensorNames(input_norm="ln1", post_norm="ln2"))
 
 
 LLAMA = Family(

@@ -11,7 +11,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, Keys, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
 from lightllm_mp.models.families.common.weight_rules import decoder
 from lightllm_mp.models.spec import ModelSpec
 
@@ -39,7 +39,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     keys.refuse_unless("expert_count", 0)
     hidden, layers = keys.integer("embedding_length"), keys.count("block_count")
     return gguf_spec(

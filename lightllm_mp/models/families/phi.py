@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(norm="model.final_layernorm", o="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
+NAMES = TensorNames(norm="model.final_layernorm", o="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

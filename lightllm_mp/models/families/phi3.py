@@ -16,14 +16,21 @@ from lightllm_mp.models.families.common.family import (
     rotary_dim,
     standard_spec,
 )
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_rope, gguf_spec, names_in, rope_divisors
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.gguf_rules import (
+    ONE_UP,
+    GGUFKeys,
+    gguf_rope,
+    gguf_spec,
+    names_in,
+    rope_divisors,
+)
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
+NAMES = TensorNames(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -77,7 +84,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 def _gguf_rope(file: GGUFFile) -> RopeSpec:
     """Two tensors hold the factors of `longrope`, where the model has it."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     if not keys.has("rope_factors_long.weight"):
         return gguf_rope(file, dim=keys.head_dim)
     dim, context = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("context_length")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.common.gguf_rules import Keys, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, names_in
 from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
@@ -77,7 +77,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """Neither the dynamic NTK nor the log n attention is in the file, nor the length that training used: it is served
     without them, as the format's own program does."""
-    return gguf_spec(file, family="qwen", intermediate=Keys(file).integer("feed_forward_length") // 2)
+    return gguf_spec(file, family="qwen", intermediate=GGUFKeys(file).integer("feed_forward_length") // 2)
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:

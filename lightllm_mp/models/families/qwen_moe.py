@@ -12,7 +12,7 @@ from lightllm_mp.models.families.common.expert_rules import with_experts
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
-    Keys,
+    GGUFKeys,
     gguf_moe,
     gguf_spec,
     head_norms,
@@ -80,7 +80,7 @@ def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
 def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
     """As of Qwen3, but in all released Qwen2 they are not. The first files say the width of an expert by that of the
     MLP that stands beside the experts."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     whole = keys.integer("feed_forward_length")
     moe = gguf_moe(
         file,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import NAMES, Keys, gguf_spec, head_norms
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    params = decoder(spec, Names())
+    params = decoder(spec, TensorNames())
     if not spec.head_norm:
         return params
     norms = (("q_norm", "q_layernorm", spec.heads), ("k_norm", "k_layernorm", spec.kv_heads))
@@ -50,7 +50,7 @@ def _head(name: str, spec: ModelSpec) -> Piece:
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     normed = keys.has("blk.0.attn_q_norm.weight")
     return gguf_spec(
         file,

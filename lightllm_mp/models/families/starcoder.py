@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, Keys, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import Names, decoder, heads_apart, linear
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "attn.c_attn"
-NAMES = Names(
+NAMES = TensorNames(
     embed="transformer.wte",
     norm="transformer.ln_f",
     layer="transformer.h.{}.",
@@ -67,7 +67,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
     """The file does not say which gelu it is; the tanh form is what the format's own program computes."""
-    positions = Keys(file).integer("context_length")
+    positions = GGUFKeys(file).integer("context_length")
     return gguf_spec(
         file,
         family="starcoder",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec
-from lightllm_mp.models.families.common.weight_rules import Names, decoder
+from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(up=("mlp.c_fc",), down="mlp.c_proj")
+NAMES = TensorNames(up=("mlp.c_fc",), down="mlp.c_proj")
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

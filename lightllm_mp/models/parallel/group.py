@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Group(Protocol):
+class RankGroup(Protocol):
     """All ranks call the same methods in the same order. Results are the same on every rank, to the last bit."""
 
     @property
@@ -33,7 +33,7 @@ class Group(Protocol):
         ...
 
 
-class Alone:
+class SingleRank:
     """The group of one."""
 
     rank, size = 0, 1

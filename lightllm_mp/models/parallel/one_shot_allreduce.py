@@ -27,7 +27,7 @@ class Peers(Protocol):
     def least(self, value: int) -> int: ...
 
 
-class OneShot:
+class OneShotAllreduce:
     """Memory of `limit` bytes on each rank that its peers can read. Where that cannot be had, `takes` takes nothing.
 
     One sum at a time: sums of one process must not run on two streams at once.

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight
-from lightllm_mp.models.parallel.sharding import Cut, Lines, Run
+from lightllm_mp.models.parallel.sharding import RowRun, ShardCut, ShardRows
 
 
-class Source(Protocol):
+class Sliceable(Protocol):
     """A tensor, or one in a file that is read as far as it is indexed."""
 
     def __getitem__(self, at: slice | tuple[slice, ...], /) -> Tensor: ...
 
 
-def place(source: Source, target: Tensor, cut: Cut, first: int, count: int) -> None:
+def place(source: Sliceable, target: Tensor, cut: ShardCut, first: int, count: int) -> None:
     """`source` is lines first .. first + count - 1 of a parameter, `target` the rank's own part of that parameter."""
     for row in _rows(cut, first, count):
         if cut.columns is None:
@@ -28,7 +28,7 @@ def place(source: Source, target: Tensor, cut: Cut, first: int, count: int) -> N
             part.copy_(source[_slice(row), _slice(column)])
 
 
-def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, GroupedWeight] | None:
+def part_of_packed(weight: GroupedWeight, cut: ShardCut, first: int) -> tuple[int, GroupedWeight] | None:
     """The rank's part of a packed piece that begins at line `first` of its parameter, and its first line in the rank's
     own. None: the part is empty. The cut must not be padded: no packed form stands for zeros."""
     rows = _rows(cut, first, weight.codes.shape[0])
@@ -42,7 +42,7 @@ def part_of_packed(weight: GroupedWeight, cut: Cut, first: int) -> tuple[int, Gr
     return rows[0].to, weight
 
 
-def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, BlockRows]] | None:
+def parts_of_blocks(blocks: BlockRows, cut: ShardCut, first: int) -> list[tuple[int, BlockRows]] | None:
     """The rank's parts of a piece that begins at line `first` of its parameter, each with its first line in the rank's
     own; a part without lines where it has none. None where columns cannot be cut between blocks."""
     if cut.columns is not None:
@@ -52,7 +52,7 @@ def parts_of_blocks(blocks: BlockRows, cut: Cut, first: int) -> list[tuple[int, 
             return None
         blocks = own
     runs = _rows(cut, first, blocks.rows.shape[0])
-    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs or [Run(0, 0)]]
+    return [(run.to, BlockRows(blocks.rows[_slice(run)], blocks.type)) for run in runs or [RowRun(0, 0)]]
 
 
 def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockRows, ...]:
@@ -85,10 +85,10 @@ def in_equal_parts(blocks: tuple[BlockRows, ...], count: int) -> tuple[BlockWeig
     return tuple(BlockWeight(tuple(parts)) for parts in weights)
 
 
-def _rows(cut: Cut, first: int, count: int) -> list[Run]:
-    rows = cut.rows or Lines((Run(0, first + count),), first + count)
+def _rows(cut: ShardCut, first: int, count: int) -> list[RowRun]:
+    rows = cut.rows or ShardRows((RowRun(0, first + count),), first + count)
     return rows.within(first, first + count)
 
 
-def _slice(run: Run) -> slice:
+def _slice(run: RowRun) -> slice:
     return slice(run.start, run.start + run.length)

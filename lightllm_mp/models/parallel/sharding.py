@@ -30,7 +30,7 @@ BY_WIDTH = {"gate_up": 2, "up": 1}
 """Projections into an MLP, and how many blocks of its width they stack."""
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """`length` lines from `start` of the whole parameter, which stand at `to` in the rank's own."""
 
     start: int
@@ -39,30 +39,32 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class ShardRows:
     """The lines that a rank keeps along one dimension; those that no run fills are zero."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[RowRun, ...]
     count: int
 
     @property
     def padded(self) -> bool:
         return sum(run.length for run in self.runs) < self.count
 
-    def within(self, begin: int, end: int) -> list[Run]:
+    def within(self, begin: int, end: int) -> list[RowRun]:
         """The runs' parts in lines begin .. end - 1 of the whole, counted from `begin`."""
         parts = [(max(run.start, begin), min(run.start + run.length, end), run) for run in self.runs]
         return [
-            Run(first - begin, last - first, run.to + first - run.start) for first, last, run in parts if last > first
+            RowRun(first - begin, last - first, run.to + first - run.start)
+            for first, last, run in parts
+            if last > first
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ShardCut:
     """A rank's part of a parameter; None: all lines of that dimension."""
 
-    rows: Lines | None = None
-    columns: Lines | None = None
+    rows: ShardRows | None = None
+    columns: ShardRows | None = None
 
     @property
     def padded(self) -> bool:
@@ -75,15 +77,15 @@ class Cut:
         return (rows, *whole[1:]) if self.columns is None else (rows, self.columns.count)
 
 
-WHOLE = Cut()
+WHOLE = ShardCut()
 
 
 class HeadShare(NamedTuple):
     """A rank's attention heads: which of the model's it has, and how many with those that pad."""
 
-    queries: Run
+    queries: RowRun
     heads: int
-    keys: Run
+    keys: RowRun
     kv_heads: int
 
 
@@ -100,10 +102,10 @@ def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
 
 
-def share(width: int, rank: int, size: int) -> Lines:
+def share(width: int, rank: int, size: int) -> ShardRows:
     """A rank's part of `width` equal lines."""
     count = _local(width, size)
-    return Lines((_run(rank * count, count, width),), count)
+    return ShardRows((_run(rank * count, count, width),), count)
 
 
 def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard]:
@@ -129,7 +131,7 @@ def check_ranks(spec: ModelSpec, size: int) -> None:
         raise ConfigError(f"--tp {size}: the model has {spec.heads} attention heads, at most as many ranks", param="tp")
 
 
-def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> Cut | None:
+def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | None:
     """What a rank keeps of a parameter of the whole model's `spec`; None: nothing, the rank does without it."""
     if size == 1:
         return WHOLE
@@ -139,28 +141,28 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> Cut | None:
     if name in ("o", "down", "shared.down") and target != name:
         return WHOLE if rank == 0 else None
     if name in ("embed", "head"):
-        return Cut(share(spec.vocab, rank, size))
+        return ShardCut(share(spec.vocab, rank, size))
     if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
         return _by_heads(param, name, spec, head_share(spec, rank, size))
     if kind in BY_WIDTH:
         blocks = BY_WIDTH[kind] * (_experts(spec) if name.startswith("experts.") else 1)
-        return Cut(_repeated(share(param.shape[0] // blocks, rank, size), blocks, param.shape[0] // blocks))
+        return ShardCut(_repeated(share(param.shape[0] // blocks, rank, size), blocks, param.shape[0] // blocks))
     if kind == "down":
-        return Cut(columns=share(param.shape[1], rank, size))
+        return ShardCut(columns=share(param.shape[1], rank, size))
     return WHOLE
 
 
-def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Cut:
-    queries, keys = Lines((heads.queries,), heads.heads), Lines((heads.keys,), heads.kv_heads)
+def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> ShardCut:
+    queries, keys = ShardRows((heads.queries,), heads.heads), ShardRows((heads.keys,), heads.kv_heads)
     if name == "qkv":
         wholes = (spec.heads, spec.kv_heads, spec.kv_heads)
-        return Cut(_scaled(_stacked((queries, keys, keys), wholes), spec.head_dim))
+        return ShardCut(_scaled(_stacked((queries, keys, keys), wholes), spec.head_dim))
     if name == "o":
-        return Cut(columns=_scaled(queries, param.shape[1] // spec.heads))
+        return ShardCut(columns=_scaled(queries, param.shape[1] // spec.heads))
     if name in ("q_norm", "k_norm"):
         lines, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
-        return Cut(_scaled(lines, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
-    return Cut(_scaled(queries, param.shape[0] // spec.heads))
+        return ShardCut(_scaled(lines, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
+    return ShardCut(_scaled(queries, param.shape[0] // spec.heads))
 
 
 def _experts(spec: ModelSpec) -> int:
@@ -173,25 +175,25 @@ def _local(width: int, size: int) -> int:
     return -(-width // (size * MULTIPLE)) * MULTIPLE
 
 
-def _run(start: int, count: int, end: int) -> Run:
+def _run(start: int, count: int, end: int) -> RowRun:
     """The part of `count` lines from `start` that lies before `end`."""
-    return Run(start, max(0, min(count, end - start)))
+    return RowRun(start, max(0, min(count, end - start)))
 
 
-def _stacked(parts: tuple[Lines, ...], wholes: tuple[int, ...]) -> Lines:
+def _stacked(parts: tuple[ShardRows, ...], wholes: tuple[int, ...]) -> ShardRows:
     """Parts of blocks that are stacked, of `wholes` lines each, as a part of the stack."""
-    runs: list[Run] = []
+    runs: list[RowRun] = []
     start = to = 0
     for part, whole in zip(parts, wholes, strict=True):
-        runs += [Run(start + run.start, run.length, to + run.to) for run in part.runs]
+        runs += [RowRun(start + run.start, run.length, to + run.to) for run in part.runs]
         start, to = start + whole, to + part.count
-    return Lines(tuple(runs), to)
+    return ShardRows(tuple(runs), to)
 
 
-def _repeated(part: Lines, blocks: int, whole: int) -> Lines:
+def _repeated(part: ShardRows, blocks: int, whole: int) -> ShardRows:
     return _stacked((part,) * blocks, (whole,) * blocks)
 
 
-def _scaled(part: Lines, width: int) -> Lines:
+def _scaled(part: ShardRows, width: int) -> ShardRows:
     """Lines of `width` elements each, as elements."""
-    return Lines(tuple(Run(*(width * number for number in run)) for run in part.runs), width * part.count)
+    return ShardRows(tuple(RowRun(*(width * number for number in run)) for run in part.runs), width * part.count)

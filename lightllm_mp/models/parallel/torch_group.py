@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightllm_mp.models.parallel.one_shot_allreduce import OneShot
+from lightllm_mp.models.parallel.one_shot_allreduce import OneShotAllreduce
 
 ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
@@ -34,7 +34,7 @@ ONE_SHOT_BYTES = {2: 2 << 20, 4: 512 << 10, 8: 256 << 10}
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class Ranks:
+class TorchGroup:
     """The group as one process sees it (see models/parallel/group.py); a process has one. Raises RuntimeError when a
     peer is lost.
 
@@ -65,7 +65,7 @@ class Ranks:
             device_id=device if on_cuda else None,
         )
         limit = ONE_SHOT_BYTES.get(size, 0) if one_shot_bytes is None else one_shot_bytes
-        self.one_shot = OneShot(limit, device, self) if on_cuda and limit else None
+        self.one_shot = OneShotAllreduce(limit, device, self) if on_cuda and limit else None
 
     def sum(self, x: Tensor) -> Tensor:
         if self.one_shot is not None and self.one_shot.takes(x):

@@ -1,4 +1,4 @@
-"""A Frontend whose lanes are lists."""
+"""A request table whose lanes are lists."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from array import array
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.messages import Facts, Output, Sampling
 
 FACTS = Facts(vocab_size=100, max_input=10)
@@ -32,15 +32,15 @@ class Lanes:
         return self.room
 
 
-def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[Frontend, Lanes]:
+def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[RequestTable, Lanes]:
     lanes = Lanes()
-    door = Door(max_live, tenants)
-    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=door, queue_seconds=queue_seconds)
+    door = RequestLimits(max_live, tenants)
+    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=door, queue_seconds=queue_seconds)
     frontend.begin(say.Begin(epoch=0, facts=FACTS))
     return frontend, lanes
 
 
-def submit(frontend: Frontend, prompt="hello", **options) -> live_module.Live:
+def submit(frontend: RequestTable, prompt="hello", **options) -> live_module.LiveRequest:
     sampling = options.pop("sampling", Sampling(seed=7))
     return frontend.submit(prompt, sampling, Output(), **options)
 

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.front.image_files import Files, ImageLane, Judge, Upload
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, Upload
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.image_inputs import Media
+from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge
 from lightllm_mp.messages import ErrorInfo, Output, Sampling
@@ -39,7 +39,7 @@ class Way:
         vision = read_vision(FOLDER)
         assert vision is not None
         self.settings = MultimodalConfig(enable_multimodal=True, cache_capacity=4, **settings)
-        judge = Judge(Config(model=ModelConfig(), multimodal=self.settings), vision)
+        judge = ImageJudge(Config(model=ModelConfig(), multimodal=self.settings), vision)
         files = Files(self.settings.max_image_bytes_live)
         self.lane = ImageLane(judge, files, self.lend, self.take_back, self.send)
 
@@ -137,13 +137,13 @@ def test_keys_tell_contents_and_tenants_apart() -> None:
     assert len({upload.key for upload in uploads}) == 4
 
 
-def submit(frontend: Frontend, images: list[Upload], n: int = 1):
+def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
     return frontend.submit("<image>" * len(images), Sampling(seed=7), Output(), images=images, n=n, stream=False)
 
 
-def seeing_front(way: Way) -> tuple[Frontend, Lanes]:
+def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:
     lanes = Lanes()
-    frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=Door(8), images=way.lane)
+    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=RequestLimits(8), images=way.lane)
     frontend.begin(say.Begin(epoch=0, facts=msgspec.structs.replace(FACTS, max_input=100)))
     return frontend, lanes
 
@@ -235,7 +235,7 @@ def base64_image(data: bytes) -> dict[str, str]:
 
 def uploads(way: Way | None, *images: dict[str, Any]) -> tuple[Upload, ...]:
     async def body() -> tuple[Upload, ...]:
-        desk = Media(way.settings if way else MultimodalConfig(), way.lane if way else None)
+        desk = ImageInputs(way.settings if way else MultimodalConfig(), way.lane if way else None)
         with desk.arriving() as take:
             found = await desk.uploads(media(*images), b"", take)
         await desk.close()

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from lightllm_mp.actors.front import request_limits as door_module
-from lightllm_mp.actors.front.request_limits import FULL, OVER_SHARE, RETRY_UNKNOWN, Door
+from lightllm_mp.actors.front.request_limits import FULL, OVER_SHARE, RETRY_UNKNOWN, RequestLimits
 
 
-def enter(door: Door, tenant: bytes) -> int:
+def enter(door: RequestLimits, tenant: bytes) -> int:
     """As many as are let in."""
     count = 0
     while not door.refusal(tenant):
@@ -21,7 +21,7 @@ def enter(door: Door, tenant: bytes) -> int:
 
 
 def test_a_single_tenant_has_all_of_it() -> None:
-    door = Door(10)
+    door = RequestLimits(10)
     assert enter(door, b"a") == 10
     assert door.refusal(b"a") == FULL
     door.leave(b"a")
@@ -29,7 +29,7 @@ def test_a_single_tenant_has_all_of_it() -> None:
 
 
 def test_a_greedy_tenant_leaves_the_others_their_share() -> None:
-    door = Door(100, tenants=2)
+    door = RequestLimits(100, tenants=2)
     assert enter(door, b"greedy") == 75
     assert door.refusal(b"greedy") == OVER_SHARE
     assert enter(door, b"other") == 25
@@ -40,7 +40,7 @@ def test_a_greedy_tenant_leaves_the_others_their_share() -> None:
 
 @pytest.mark.parametrize("tenants", [1, 2, 3, 7])
 def test_never_more_than_the_most_and_always_the_own_share(tenants: int) -> None:
-    rng, door, live = random.Random(tenants), Door(40, tenants), Counter[int]()
+    rng, door, live = random.Random(tenants), RequestLimits(40, tenants), Counter[int]()
     own = 40 // (2 * tenants) if tenants > 1 else 0
     for _ in range(4000):
         tenant = rng.randrange(tenants)
@@ -58,7 +58,7 @@ def test_never_more_than_the_most_and_always_the_own_share(tenants: int) -> None
 def test_idle_time_does_not_count_in_what_refused_clients_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(door_module, "monotonic", lambda: now[0])
-    door = Door(100)
+    door = RequestLimits(100)
     assert door.retry_after() == RETRY_UNKNOWN
     for _ in range(3):  # bursts of 40 requests, one finished every tenth of a second, with an hour between
         for _ in range(40):

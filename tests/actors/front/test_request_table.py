@@ -13,8 +13,8 @@ from msgspec import structs
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.drain_rate import DRAIN_WINDOW, DrainRate
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend, SlowReader
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable, SlowReader
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
 from tests.actors.front.front_lanes import FACTS, Lanes, collect, make, submit, texts
@@ -158,7 +158,7 @@ def test_full_lane_refuses_new_work_and_holds_back_the_rest():
 def test_not_begun_and_draining_refuse():
     async def body():
         lanes = Lanes()
-        frontend = Frontend(lanes.to_tokenizer, lanes.to_router, door=Door(2))
+        frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=RequestLimits(2))
         done = []
         frontend.on_drained = lambda: done.append(1)
         assert (frontend.ready, frontend.trouble) == (False, "starting")

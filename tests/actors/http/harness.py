@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
@@ -58,7 +58,7 @@ def word(position: int) -> tuple[int, str]:
 class Engine:
     """Produces `word(position)` for every running sequence in every tick, until max_new_tokens."""
 
-    frontend: Frontend = None  # type: ignore[assignment]
+    frontend: RequestTable = None  # type: ignore[assignment]
     facts: Facts = FACTS
     pace: float = 0.0
     """Seconds between ticks."""
@@ -150,7 +150,7 @@ class Engine:
 class Site:
     session: aiohttp.ClientSession
     engine: Engine
-    frontend: Frontend
+    frontend: RequestTable
     address: tuple[str, int]
 
     async def post(self, path: str, body, **options) -> tuple[int, dict, aiohttp.typedefs.CIMultiDictProxy]:
@@ -196,8 +196,8 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
     config = HttpConfig(port=0, **options)
     engine = engine or Engine()
-    door = Door(config.max_live_requests, len(app_options.get("keys") or ()))
-    frontend = Frontend(engine.to_tokenizer, engine.to_router, door=door, queue_seconds=config.max_queue_seconds)
+    door = RequestLimits(config.max_live_requests, len(app_options.get("keys") or ()))
+    frontend = RequestTable(engine.to_tokenizer, engine.to_router, door=door, queue_seconds=config.max_queue_seconds)
     engine.frontend = frontend
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
     sock = socket.create_server(("127.0.0.1", 0))

@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lightllm_mp.actors.front.request_limits import Door
-from lightllm_mp.actors.front.request_table import Frontend
+from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.app import ACCESS, Route, create_app
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.security.auth import guard
-from lightllm_mp.actors.http.security.keys import Keys, load_keys
+from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
 from lightllm_mp.config import HttpConfig, ModelConfig
 from lightllm_mp.errors import ConfigError
 from tests.actors.http.harness import Site, run
@@ -27,7 +27,7 @@ def digests(*keys: str) -> frozenset[bytes]:
     return frozenset(sha256(key.encode()).digest() for key in keys)
 
 
-KEYS = Keys(users=digests("first-key", "second-key"), admins=digests("boss"))
+KEYS = ApiKeys(users=digests("first-key", "second-key"), admins=digests("boss"))
 BODY = b'{"inputs":"a","parameters":{"max_new_tokens":1}}'
 POSTS = ["/generate", "/generate_stream", "/", "/tokens"]
 GETS = ["/metrics", "/token_load", "/get_server_info", "/nope"]
@@ -112,12 +112,12 @@ def test_keys_from_file_and_environment(tmp_path):
     path.write_text("# comment\n first-key \n\nadmin:boss\n admin: chief\nadmin:\n")
     environment = {"LIGHTLLM_MP_API_KEYS": "second-key, third\n", "LIGHTLLM_MP_ADMIN_KEYS": "owner"}
     keys = load_keys(HttpConfig(api_key_file=str(path)), environment)
-    assert keys == Keys(digests("first-key", "second-key", "third"), digests("boss", "chief", "owner"))
+    assert keys == ApiKeys(digests("first-key", "second-key", "third"), digests("boss", "chief", "owner"))
     assert not load_keys(HttpConfig(), {})
-    assert load_keys(HttpConfig(), {"LIGHTLLM_MP_ADMIN_KEYS": "owner"}) == Keys(admins=digests("owner"))
+    assert load_keys(HttpConfig(), {"LIGHTLLM_MP_ADMIN_KEYS": "owner"}) == ApiKeys(admins=digests("owner"))
 
 
-def application(table: tuple[Route, ...], keys: Keys) -> web.Application:
+def application(table: tuple[Route, ...], keys: ApiKeys) -> web.Application:
     app = web.Application(middlewares=[failures, guard(keys, {route.handler: route.access for route in table})])
     for route in table:
         app.router.add_get(route.paths[0], route.handler)
@@ -138,9 +138,9 @@ def test_the_three_kinds_of_routes():
             (KEYS, "first-key", [200, 200, 403]),
             (KEYS, "nope", [200, 401, 401]),
             (KEYS, "", [200, 401, 401]),
-            (Keys(users=KEYS.users), "first-key", [200, 200, 403]),
-            (Keys(admins=KEYS.admins), "first-key", [200, 401, 401]),
-            (Keys(), "", [200, 200, 200]),
+            (ApiKeys(users=KEYS.users), "first-key", [200, 200, 403]),
+            (ApiKeys(admins=KEYS.admins), "first-key", [200, 401, 401]),
+            (ApiKeys(), "", [200, 200, 200]),
         ):
             async with TestClient(TestServer(application(table, keys))) as client:
                 headers = {"Authorization": f"Bearer {who}"}
@@ -167,7 +167,7 @@ def test_a_route_that_was_not_declared_is_an_admin_route():
 
 
 def test_every_route_says_who_may_call_it():
-    frontend = Frontend(lambda message: True, lambda message: True, door=Door(1))
+    frontend = RequestTable(lambda message: True, lambda message: True, door=RequestLimits(1))
     app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
     declared = app[ACCESS]
     undeclared = [str(route) for route in app.router.routes() if route.handler not in declared]

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import pytest
 
-from lightllm_mp.actors.http.security.keys import Keys
+from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.cli.flags import resolve
 from lightllm_mp.errors import ConfigError
@@ -15,7 +15,7 @@ from tests.actors.http.harness import Engine, Site, run
 BODY = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
 GOOD, EVIL = "https://app.example:8443", "https://app.example.evil"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-KEYS = Keys(users=frozenset({sha256(b"key").digest()}))
+KEYS = ApiKeys(users=frozenset({sha256(b"key").digest()}))
 
 
 def allowed(headers) -> list[str]:

@@ -8,11 +8,11 @@ from hashlib import sha256
 import pytest
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.http.security.keys import Keys
+from lightllm_mp.actors.http.security.keys import ApiKeys
 from tests.actors.http.harness import Engine, Site, parse, run
 
 BODY = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
-KEYS = Keys(frozenset(sha256(key).digest() for key in (b"greedy", b"other")))
+KEYS = ApiKeys(frozenset(sha256(key).digest() for key in (b"greedy", b"other")))
 
 
 def bearer(key: str) -> dict[str, str]:

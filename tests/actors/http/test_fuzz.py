@@ -13,7 +13,7 @@ from lightllm_mp.actors.http import image_inputs, sampling_parameters, schema
 from lightllm_mp.errors import InvalidRequest
 from tests.actors.http.harness import site
 
-NAMES = [*schema.Parameters.__struct_fields__, "unknown"]
+NAMES = [*schema.RequestParameters.__struct_fields__, "unknown"]
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, -1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 1e-5]))
 LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=20))
 VALUES = st.recursive(

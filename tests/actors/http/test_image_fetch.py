@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from lightllm_mp.actors.http.image_fetch import Fetcher, FetchFailed, checked
-from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, Guard, is_public
+from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, UrlGuard, is_public
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge
 
@@ -289,7 +289,7 @@ PRIVATE = """0.0.0.0 0.1.2.3 10.1.2.3 100.64.0.1 127.0.0.1 127.8.8.8 169.254.169
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
     with pytest.raises(ForbiddenAddress):
-        Guard(()).check_literal(f"[{address}]" if ":" in address else address)
+        UrlGuard(()).check_literal(f"[{address}]" if ":" in address else address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::808:808"])
@@ -298,7 +298,7 @@ def test_public_addresses(address: str) -> None:
 
 
 def test_allowed_hosts_are_themselves_only() -> None:
-    guard = Guard(("Images.Local", "10.0.0.5"))
+    guard = UrlGuard(("Images.Local", "10.0.0.5"))
     assert guard.allows("images.local.")
     assert not guard.allows("evil.images.local")
     guard.check_literal("10.0.0.5")

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets import reuseport_handover
-from lightllm_mp.actors.http.sockets.listener import Port, serve
+from lightllm_mp.actors.http.sockets.listener import HttpServer, serve
 from lightllm_mp.config import HttpConfig
 from tests.paths import ROOT
 
@@ -99,7 +99,7 @@ def test_requests_of_new_and_of_kept_connections(secure: bool, monkeypatch: pyte
     trust = ssl.create_default_context(cafile=files.get("ssl_certfile"))
     leaving = asyncio.Event()
 
-    async def opened(name: str, sock: socket.socket) -> Port:
+    async def opened(name: str, sock: socket.socket) -> HttpServer:
         async def answer(request: web.Request) -> web.Response:
             response = web.Response(text=name)
             if leaving.is_set() and name == "old":

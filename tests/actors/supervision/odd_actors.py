@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN
@@ -19,7 +19,7 @@ SLOW = 6.0
 
 
 class OddActor(MockWorkerActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(birth, mailbox, stats)
         self.replaces = birth.facts is not None
         self._steps = 0

@@ -9,7 +9,7 @@ import time
 import zlib
 
 from lightllm_mp.actors.rank import RankActor
-from lightllm_mp.actors.runtime.launch_spec import Birth
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.messages import Facts
@@ -20,7 +20,7 @@ CELL = struct.Struct("<QQ")
 
 
 class MockRankActor(RankActor, MockWorkerActor):
-    def __init__(self, birth: Birth, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(birth, mailbox, stats)
         self.ranks, self._rank = birth.config.engine.tp, birth.rank
         os.ftruncate(birth.meeting_fd, mmap.PAGESIZE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.messages import Output, Sampling
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
@@ -87,21 +87,21 @@ async def test_after_a_long_idle_time_a_long_prompt_is_served(tmp_path: Path) ->
         assert restarts(engine) == 0
 
 
-async def before_it_is_tokenized(live: Live) -> None:
+async def before_it_is_tokenized(live: LiveRequest) -> None:
     """At once."""
 
 
-async def at_prefill(live: Live) -> None:
+async def at_prefill(live: LiveRequest) -> None:
     while not live.scheduled:
         await asyncio.sleep(0)
 
 
-async def in_the_middle(live: Live) -> None:
+async def in_the_middle(live: LiveRequest) -> None:
     for _ in range(5):
         await anext(live)
 
 
-async def at_the_last_token(live: Live) -> None:
+async def at_the_last_token(live: LiveRequest) -> None:
     async for event in live:
         if event.count == 12:
             return
@@ -120,7 +120,7 @@ def footprint(engine: Embedded) -> dict[str, int]:
 async def test_clients_that_leave_at_every_stage(engine: Embedded) -> None:
     """450 requests, and every slot, lease and descriptor is where it was."""
 
-    async def leave(number: int, stage: Callable[[Live], Awaitable[None]]) -> None:
+    async def leave(number: int, stage: Callable[[LiveRequest], Awaitable[None]]) -> None:
         live = engine.submit(f"{number} " * (1 + number % 40), 12, seed=number)
         await stage(live)
         live.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN, Stages
+from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN, StartStages
 from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
@@ -172,7 +172,7 @@ async def test_a_stage_of_a_start_is_told(tmp_path: Path) -> None:
 @in_time
 async def test_a_stage_that_does_not_last_is_not_told() -> None:
     shown: list[tuple[str, Loading]] = []
-    stages = Stages(lambda *told: shown.append(told))
+    stages = StartStages(lambda *told: shown.append(told))
     for message in (Loading("one"), Loading("two"), Loading("weights", 1, 2), Loading("three")):
         stages.told("worker0", message)
     stages.told("router", Loading("four"))

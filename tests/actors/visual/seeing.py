@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lightllm_mp.actors.front.image_files import ImageLane
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.runtime.image_setup import find_vision, image_arenas
 from lightllm_mp.actors.topology import EMBEDDED, VISUAL, topology
 from lightllm_mp.config import Config, MultimodalConfig
@@ -50,7 +50,7 @@ class Seeing:
 
     def submit(
         self, images: Sequence[bytes], tokens: int = 3, text: str = " What?", seed: int = 0, tag: str = "<image>"
-    ) -> Live:
+    ) -> LiveRequest:
         prompt = tag * len(images) + text
         rules = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
         uploads = [self.lane.judge.upload(data) for data in images]

@@ -10,31 +10,31 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from lightllm_mp.cli.bench.pictures import Size, entries, jpeg
+from lightllm_mp.cli.bench.pictures import PictureSize, entries, jpeg
 from lightllm_mp.cli.bench.workload import IMAGE_ID, Images, Request, make
 from lightllm_mp.errors import ConfigError
 
 
 def test_a_name_is_a_picture() -> None:
-    size = Size(70, 33)
+    size = PictureSize(70, 33)
     first = jpeg("a-0", size)
     assert first == jpeg("a-0", size) != jpeg("a-1", size)
     with Image.open(io.BytesIO(first)) as picture:
         assert (picture.format, picture.size, picture.mode) == ("JPEG", (70, 33), "RGB")
         assert len(picture.getcolors(70 * 33)) > 500
-    with Image.open(io.BytesIO(jpeg("a-0", Size(1, 1)))) as picture:
+    with Image.open(io.BytesIO(jpeg("a-0", PictureSize(1, 1)))) as picture:
         assert picture.size == (1, 1)
 
 
-@pytest.mark.parametrize(("text", "size"), [("336", Size(336, 336)), ("640x48", Size(640, 48))])
-def test_sizes(text: str, size: Size) -> None:
-    assert Size.read(text) == size
+@pytest.mark.parametrize(("text", "size"), [("336", PictureSize(336, 336)), ("640x48", PictureSize(640, 48))])
+def test_sizes(text: str, size: PictureSize) -> None:
+    assert PictureSize.read(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "x", "3x", "x3", "0x5", "3x4x5", "-3", "1.5", "99999"])
 def test_wrong_sizes(text: str) -> None:
     with pytest.raises(ConfigError, match="--image-size"):
-        Size.read(text)
+        PictureSize.read(text)
 
 
 def names(requests: list[Request]) -> list[str]:
@@ -60,7 +60,7 @@ def test_marks_stand_before_the_prompt() -> None:
 
 def test_entries() -> None:
     async def main() -> None:
-        size = Size(40, 30)
+        size = PictureSize(40, 30)
         async with entries(size, "base64") as entry:
             sent = entry("a-1")
             assert sent["type"] == "base64"

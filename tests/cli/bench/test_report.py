@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from lightllm_mp.cli.bench.client import Outcome
+from lightllm_mp.cli.bench.client import RequestOutcome
 from lightllm_mp.cli.bench.report import percentile, summarize, table
 
 
@@ -18,9 +18,9 @@ def test_percentiles_are_nearest_ranks() -> None:
 
 
 def test_figures() -> None:
-    first = Outcome(10.0, 12.0, array("d", [10.5, 11.0, 12.0]), input_tokens=6, output_tokens=3)
-    second = Outcome(11.0, 14.0, array("d", [12.5, 14.0]), input_tokens=4, output_tokens=2)
-    lost = Outcome(10.0, 12.0, input_tokens=9, error="HTTP 429: overloaded")
+    first = RequestOutcome(10.0, 12.0, array("d", [10.5, 11.0, 12.0]), input_tokens=6, output_tokens=3)
+    second = RequestOutcome(11.0, 14.0, array("d", [12.5, 14.0]), input_tokens=4, output_tokens=2)
+    lost = RequestOutcome(10.0, 12.0, input_tokens=9, error="HTTP 429: overloaded")
     figures = summarize([first, second, lost])
     assert (figures["requests"], figures["failed"], figures["seconds"]) == (3, 1, 4.0)
     assert (figures["requests_per_s"], figures["input_tokens_per_s"], figures["output_tokens_per_s"]) == (
@@ -38,13 +38,13 @@ def test_figures() -> None:
 
 
 def test_without_a_success_there_are_no_latencies() -> None:
-    figures = summarize([Outcome(0.0, 1.0, error="timeout")])
+    figures = summarize([RequestOutcome(0.0, 1.0, error="timeout")])
     assert "ttft_s" not in figures
     assert figures["output_tokens_per_s"] == 0.0
     assert "latency" not in table(figures)
 
 
 def test_without_a_stream_only_whole_answers_are_timed() -> None:
-    figures = summarize([Outcome(0.0, 1.0, output_tokens=5)])
+    figures = summarize([RequestOutcome(0.0, 1.0, output_tokens=5)])
     assert "ttft_s" not in figures
     assert figures["e2e_s"]["p50"] == 1.0

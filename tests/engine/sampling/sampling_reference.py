@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lightllm_mp.engine.sampling.rules import RuleTable
-from lightllm_mp.engine.sampling.torch_sampler import Choice, Sampler
+from lightllm_mp.engine.sampling.torch_sampler import Choice, TorchSampler
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, unpack
 
@@ -37,7 +37,7 @@ def bias(values: dict[int, float]) -> dict[str, bytes]:
     return {"bias_ids": ids.tobytes(), "bias_values": amounts.tobytes()}
 
 
-def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> Sampler:
+def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> TorchSampler:
     """A sampler whose tables hold `lines`, each in its row."""
     vocab, count = len(lines[0].logits), max(rows) + 1
     tokens = torch.full((count, max(line.position for line in lines) + 1), -7, dtype=torch.int32)
@@ -47,7 +47,7 @@ def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> Sampler:
         builder.setup(row, len(line.prompt), line.sampling, line.masked)
     for setup in unpack(builder.pack()).setups:
         rules.set(setup)
-    return Sampler(rules, tokens)
+    return TorchSampler(rules, tokens)
 
 
 def choose(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:

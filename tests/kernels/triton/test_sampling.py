@@ -11,7 +11,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from lightllm_mp.engine.sampling.cuda_sampler import DeviceSampler
+from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
 from lightllm_mp.engine.sampling.logprobs import FLOOR
 from lightllm_mp.engine.sampling.noise import id_words, log_exponential, row_keys
 from lightllm_mp.engine.sampling.rules import RuleTable
@@ -88,7 +88,7 @@ class Bench:
 
     def __init__(self, rows: int, vocab: int, width: int = 64) -> None:
         self.tokens = torch.full((rows + 1, width), -7, dtype=torch.int32, device=DEVICE)
-        self.sampler = DeviceSampler(RuleTable(rows, vocab, DEVICE), self.tokens)
+        self.sampler = CudaSampler(RuleTable(rows, vocab, DEVICE), self.tokens)
 
     def place(self, lines: Sequence[Line], rows: Sequence[int]) -> None:
         for line, row in zip(lines, rows, strict=True):

@@ -13,7 +13,7 @@ from lightllm_mp.kernels.cpu import overlay
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.model_config import gguf_model
-from lightllm_mp.models.parallel.group import Alone
+from lightllm_mp.models.parallel.group import SingleRank
 from tests.models.checkpoint.gguf_file import write_gguf
 from tests.models.checkpoint.test_gguf_families import DEEPSEEK, SIZES, random_folder
 from tests.models.golden import prompts
@@ -68,7 +68,7 @@ def test_cuts_change_nothing(file):
     assert torch.equal(torch.cat(together[:-1]), whole)
 
 
-class OneOf(Alone):
+class OneOf(SingleRank):
     """A rank that is never run."""
 
     def __init__(self, rank: int, size: int) -> None:

@@ -20,7 +20,7 @@ from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.checkpoint.preflight import check_weights
 from lightllm_mp.models.families import FAMILIES
 from lightllm_mp.models.model_config import gguf_model, hf_model, read_model_config
-from lightllm_mp.models.parallel.group import Alone
+from lightllm_mp.models.parallel.group import SingleRank
 from tests.models.checkpoint import gguf_file
 from tests.models.checkpoint.gguf_file import write_gguf
 from tests.models.golden import GOLDENS, TOLERANCE, check_greedy, check_prompt, prompts
@@ -286,7 +286,7 @@ def test_transforms_take_numpy_and_torch(tmp_path, name):
             assert (theirs == ours.numpy()).all()
 
 
-class OneOfTwo(Alone):
+class OneOfTwo(SingleRank):
     """A rank that is never run."""
 
     def __init__(self, rank: int) -> None:

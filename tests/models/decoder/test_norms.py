@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.select import op_table
-from lightllm_mp.models.checkpoint.assembly import Weights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.decoder.norms import read_head_norms, read_norm
 from lightllm_mp.models.spec import ModelSpec
@@ -33,8 +33,13 @@ TABLES = [reference.TABLE, op_table("cpu", torch.float32)]
 pytestmark = pytest.mark.parametrize("ops", TABLES, ids=lambda ops: ops.name)
 
 
-def weights(tensors: dict[str, torch.Tensor], ops, dtype=torch.float32) -> Weights:
-    found = Weights([Param(n, (Piece(n, tuple(t.shape)),)) for n, t in tensors.items()], ops, device="cpu", dtype=dtype)
+def weights(tensors: dict[str, torch.Tensor], ops, dtype=torch.float32) -> ModelWeights:
+    found = ModelWeights(
+        [Param(n, (Piece(n, tuple(t.shape)),)) for n, t in tensors.items()],
+        ops,
+        device="cpu",
+        dtype=dtype,
+    )
     for name, tensor in tensors.items():
         found.add(name, tensor)
     return found

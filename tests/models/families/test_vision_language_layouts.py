@@ -16,7 +16,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import Grid
+from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_prompt, prompts
@@ -143,7 +143,7 @@ def test_qwen2_5_vl_against_transformers(tmp_path: Path) -> None:
     torch.manual_seed(3)
     upstream = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
     upstream.save_pretrained(tmp_path)
-    grids = [Grid(1, 6, 10), Grid(1, 8, 4)]
+    grids = [PatchGrid(1, 6, 10), PatchGrid(1, 8, 4)]
     random = np.random.default_rng(1)
     images = [Preprocessed(random.standard_normal((g.patches, 96), dtype=np.float32), g) for g in grids]
     spots = [(3, 18), (22, 30)]
@@ -193,7 +193,7 @@ def test_llava_against_transformers(tmp_path: Path) -> None:
         ).logits[0]
     found = read_vision(tmp_path)
     assert found is not None
-    seen = load_encoder(found, dtype=torch.float32).encode([Preprocessed(pixels, Grid(1, 2, 2))])
+    seen = load_encoder(found, dtype=torch.float32).encode([Preprocessed(pixels, PatchGrid(1, 2, 2))])
     nothing = torch.empty(0)
     ours = Prompt(prompt.tolist(), [], (0, 8), expected, nothing, nothing, slots=(Slots(2, 6, seen[0]),))
     runner = Runner(load_model(tmp_path, dtype=torch.float32))

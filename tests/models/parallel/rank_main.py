@@ -20,7 +20,7 @@ from safetensors.torch import save
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
-from lightllm_mp.models.parallel.torch_group import Ranks
+from lightllm_mp.models.parallel.torch_group import TorchGroup
 from tests.models.golden import GOLDENS, prompts
 from tests.models.runner import Runner
 
@@ -46,7 +46,7 @@ def seen(decoder: Decoder, folder: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def primitives(group: Ranks) -> dict[str, list]:
+def primitives(group: TorchGroup) -> dict[str, list]:
     """Each call of the group on small tensors; the model's own type stays."""
     rank = float(group.rank)
     sums = {str(dtype): group.sum(torch.full((2, 3), 1.5 + rank, dtype=dtype)) for dtype in DTYPES}
@@ -62,7 +62,7 @@ def primitives(group: Ranks) -> dict[str, list]:
 def main() -> None:
     meeting, rank, size, out, dtype, *folders = sys.argv[1:]
     torch.set_num_threads(1)
-    group = Ranks(f"/proc/self/fd/{meeting}", int(rank), int(size), torch.device("cpu"), timeout=TIMEOUT)
+    group = TorchGroup(f"/proc/self/fd/{meeting}", int(rank), int(size), torch.device("cpu"), timeout=TIMEOUT)
     Path(out, f"primitives.{rank}.json").write_text(json.dumps(primitives(group)))
     for folder in folders:
         report: dict[str, str | int] = {}

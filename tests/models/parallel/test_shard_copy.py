@@ -12,7 +12,7 @@ from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.parallel.shard_copy import part_of_packed, place
-from lightllm_mp.models.parallel.sharding import Cut, Lines, Run, cut_of, share
+from lightllm_mp.models.parallel.sharding import RowRun, ShardCut, ShardRows, cut_of, share
 from lightllm_mp.models.spec import ModelSpec
 from tests.models.golden import GOLDENS
 
@@ -41,7 +41,7 @@ class Rank:
         self.rank, self.size = rank, size
 
 
-def cut(target: str, rows: int, columns: int, rank: int, size: int) -> Cut:
+def cut(target: str, rows: int, columns: int, rank: int, size: int) -> ShardCut:
     found = cut_of(Param(f"layers.0.{target}", (Piece("x", (rows, columns)),)), SPEC, rank, size)
     assert found is not None
     return found
@@ -89,7 +89,7 @@ def test_packed_parts_stand_for_the_same_weights(target: str, pieces: tuple[int,
 
 def test_a_piece_of_which_nothing_is_kept() -> None:
     """Experts one by one, or a projection that other ranks share."""
-    part = Cut(Lines((Run(10, 5, 0),), 5))
+    part = ShardCut(ShardRows((RowRun(10, 5, 0),), 5))
     assert part_of_packed(packed(10, 32, 16), part, 0) is None
     target = torch.zeros(5, 32)
     place(torch.ones(10, 32), target, part, 0, 10)
@@ -99,7 +99,7 @@ def test_a_piece_of_which_nothing_is_kept() -> None:
 def test_slices_of_a_file_are_what_is_read(tmp_path) -> None:
     whole = torch.arange(48 * 32, dtype=torch.float32).view(48, 32)
     save_file({"x": whole}, tmp_path / "file.safetensors")
-    part = Cut(Lines((Run(4, 6, 1), Run(30, 3, 8)), 12), share(32, 1, 2))
+    part = ShardCut(ShardRows((RowRun(4, 6, 1), RowRun(30, 3, 8)), 12), share(32, 1, 2))
     expected, found = torch.zeros(12, 16), torch.zeros(12, 16)
     place(whole, expected, part, 0, 48)
     with safe_open(tmp_path / "file.safetensors", "pt") as file:

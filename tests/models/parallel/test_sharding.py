@@ -10,7 +10,16 @@ import pytest
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
-from lightllm_mp.models.parallel.sharding import MULTIPLE, Cut, Run, check_ranks, cut_of, head_share, local_model, share
+from lightllm_mp.models.parallel.sharding import (
+    MULTIPLE,
+    RowRun,
+    ShardCut,
+    check_ranks,
+    cut_of,
+    head_share,
+    local_model,
+    share,
+)
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 
 SIZES = (1, 2, 3, 4, 8)
@@ -36,10 +45,10 @@ def param(target: str, *shape: int) -> Param:
     return Param(target, (Piece("file", shape),))
 
 
-def part(whole: np.ndarray, cut: Cut) -> np.ndarray:
+def part(whole: np.ndarray, cut: ShardCut) -> np.ndarray:
     """What a rank holds: an independent reading of a Cut."""
     local = np.zeros(cut.shape(whole.shape), whole.dtype)
-    rows = cut.rows.runs if cut.rows else [Run(0, whole.shape[0])]
+    rows = cut.rows.runs if cut.rows else [RowRun(0, whole.shape[0])]
     columns = cut.columns.runs if cut.columns else [None]
     for row, column in itertools.product(rows, columns):
         source = whole[row.start : row.start + row.length]
@@ -146,7 +155,7 @@ def test_latent_attention_is_cut_by_heads(size: int) -> None:
         assert not stacked[9 * width :].any()
         assert stacked.shape[0] == size * local_model(spec, 0, size)[0].heads * width
     for name in ("q_a", "kv_a", "kv_a_norm"):
-        assert cut_of(param(f"layers.0.{name}", 9, 6), spec, 1, size) == Cut()
+        assert cut_of(param(f"layers.0.{name}", 9, 6), spec, 1, size) == ShardCut()
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -166,13 +175,13 @@ def test_vocabulary_by_lines(size: int, target: str) -> None:
 def test_what_is_added_after_the_sum_is_on_one_rank() -> None:
     for target in ("layers.0.o.bias", "layers.0.down.bias", "layers.0.shared.down.bias"):
         cuts = [cut_of(param(target, 12), model(), rank, 3) for rank in range(3)]
-        assert cuts == [Cut(), None, None]
+        assert cuts == [ShardCut(), None, None]
 
 
 def test_the_rest_is_everywhere() -> None:
     names = ("norm", "norm.bias", "embed_norm", "positions", "score")
     names += tuple(f"layers.0.{name}" for name in ("input_norm", "router", "shared_gate", "q_norm", "k_norm"))
-    assert {cut_of(param(name, 12, 4), model(), 1, 2) for name in names} == {Cut()}
+    assert {cut_of(param(name, 12, 4), model(), 1, 2) for name in names} == {ShardCut()}
 
 
 def test_norms_of_each_head_go_with_the_heads() -> None:
@@ -191,15 +200,15 @@ def test_norms_of_each_head_go_with_the_heads() -> None:
 def test_one_rank_is_the_whole_model() -> None:
     spec = model()
     assert local_model(spec, 0, 1)[0] is spec
-    assert cut_of(param("layers.0.down.bias", 12), spec, 0, 1) == Cut()
+    assert cut_of(param("layers.0.down.bias", 12), spec, 0, 1) == ShardCut()
 
 
 def test_lines_within_a_piece() -> None:
     lines = share(40, 1, 2)  # of 40 lines in two parts of 32: 32 .. 39 and zeros
-    assert (lines.runs, lines.count, lines.padded) == ((Run(32, 8),), 32, True)
+    assert (lines.runs, lines.count, lines.padded) == ((RowRun(32, 8),), 32, True)
     assert lines.within(0, 30) == []
-    assert lines.within(30, 36) == [Run(2, 4, 0)]
-    assert lines.within(36, 99) == [Run(0, 4, 4)]
+    assert lines.within(30, 36) == [RowRun(2, 4, 0)]
+    assert lines.within(36, 99) == [RowRun(0, 4, 4)]
 
 
 def test_more_ranks_than_heads_are_refused() -> None:

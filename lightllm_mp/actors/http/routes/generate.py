@@ -7,7 +7,7 @@ from array import array
 import msgspec
 from aiohttp import web
 
-from lightllm_mp.actors.front.live_request import Live
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http import responses, sampling_parameters, schema
 from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
@@ -19,7 +19,7 @@ from lightllm_mp.messages import Output
 WARNING = "X-LightLLM-Warning"
 
 
-class Generate:
+class GenerateRoutes:
     """The handlers that make the engine work."""
 
     def __init__(self, context: Context) -> None:
@@ -112,8 +112,8 @@ class Generate:
             live.close()
 
     async def _submit(
-        self, request: web.Request, body: schema.GenerateBody, parameters: schema.Parameters, *, streamed: bool
-    ) -> Live:
+        self, request: web.Request, body: schema.GenerateBody, parameters: schema.RequestParameters, *, streamed: bool
+    ) -> LiveRequest:
         rules = sampling_parameters.sampling(parameters)
         if streamed:
             rules = msgspec.structs.replace(rules, prompt_logprobs=-1)

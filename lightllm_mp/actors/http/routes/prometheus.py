@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from lightllm_mp.actors.http.context import Context
-from lightllm_mp.actors.http.metrics import Histogram, Meter
+from lightllm_mp.actors.http.metrics import Histogram, HttpMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -78,10 +78,10 @@ LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes",
 LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 
 
-class Exposition(Collector):
+class PrometheusPage(Collector):
     """Collects at scrape time, without asking any process anything."""
 
-    def __init__(self, context: Context, meter: Meter) -> None:
+    def __init__(self, context: Context, meter: HttpMetrics) -> None:
         self._context, self._meter = context, meter
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)

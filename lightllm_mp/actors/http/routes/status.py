@@ -12,7 +12,7 @@ from lightllm_mp.actors.http.context import Context
 from lightllm_mp.actors.http.responses import encode
 
 
-class Status:
+class StatusRoutes:
     """The handlers that only look."""
 
     def __init__(self, context: Context) -> None:

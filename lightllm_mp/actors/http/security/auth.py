@@ -14,14 +14,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lightllm_mp.actors.http.context import TENANT
-from lightllm_mp.actors.http.security.keys import Keys, digest
+from lightllm_mp.actors.http.security.keys import ApiKeys, digest
 from lightllm_mp.errors import Forbidden, Unauthorized
 
 Access = Literal["public", "user", "admin"]
 _BEARER = re.compile(r"bearer +(\S+)\s*", re.IGNORECASE | re.ASCII)
 
 
-def guard(keys: Keys, access: Mapping[Handler, Access]) -> Middleware:
+def guard(keys: ApiKeys, access: Mapping[Handler, Access]) -> Middleware:
     """Lets a request through that has the key its handler asks for: any key where there is no handler (404, 405), an
     admin key where the handler is not in `access`."""
 
@@ -36,7 +36,7 @@ def guard(keys: Keys, access: Mapping[Handler, Access]) -> Middleware:
     return middleware
 
 
-def _admitted(given: bytes, keys: Keys, needed: Access) -> bytes:
+def _admitted(given: bytes, keys: ApiKeys, needed: Access) -> bytes:
     """The digest again. Raises Unauthorized or Forbidden. Every key is compared with, whatever the outcome."""
     user, admin = _known(given, keys.users), _known(given, keys.admins)
     if not (user or admin):

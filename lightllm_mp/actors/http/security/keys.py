@@ -18,7 +18,7 @@ ADMIN_PREFIX = "admin:"
 
 
 @dataclass(frozen=True)
-class Keys:
+class ApiKeys:
     """SHA-256 digests of the keys. An admin key opens what a user's key opens, too. False without any key."""
 
     users: frozenset[bytes] = frozenset()
@@ -28,7 +28,7 @@ class Keys:
         return len(self.users | self.admins)
 
 
-def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> Keys:
+def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> ApiKeys:
     """All keys of the file and the environment. Raises ConfigError if keys were asked for and none is there."""
     users, admins = _split(environment, ENVIRONMENT), _split(environment, ADMIN_ENVIRONMENT)
     for line in _lines(config.api_key_file):
@@ -36,7 +36,7 @@ def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> Keys:
             admins.append(line.removeprefix(ADMIN_PREFIX).strip())
         else:
             users.append(line)
-    keys = Keys(_digests(users), _digests(admins))
+    keys = ApiKeys(_digests(users), _digests(admins))
     if not keys and (config.api_key_file is not None or {ENVIRONMENT, ADMIN_ENVIRONMENT} & environment.keys()):
         raise ConfigError(f"no API key in --api-key-file, {ENVIRONMENT} or {ADMIN_ENVIRONMENT}")
     return keys

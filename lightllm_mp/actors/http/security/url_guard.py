@@ -55,7 +55,7 @@ def _embedded(address: IPv6) -> IPv4 | None:
     return address.ipv4_mapped or address.sixtofour
 
 
-class Guard:
+class UrlGuard:
     """Judges hosts and addresses. `allowed`: hosts, as they stand in URLs, that need no public address."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
@@ -86,7 +86,7 @@ class Guard:
 class PinnedResolver(AbstractResolver):
     """The system's resolver, each answer judged. What it gives is what aiohttp connects to."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: UrlGuard) -> None:
         self._guard = guard
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="resolver")
 

@@ -29,7 +29,7 @@ LINGER = 2.0
 """How long the rest of an unread body is still taken before a connection is closed, in seconds."""
 
 
-class Port:
+class HttpServer:
     """A running HTTP server; made by `serve`."""
 
     def __init__(self, runner: web.AppRunner, server: asyncio.Server, connect: reuseport_handover.Take) -> None:
@@ -66,7 +66,7 @@ async def serve(
     *,
     tls: ssl.SSLContext | None = None,
     shutdown: float = 1.0,
-) -> Port:
+) -> HttpServer:
     """Serve `app` on `sock`, bound already, with `tls` as HTTPS. The Port is to be closed; it closes the socket."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown)
     await runner.setup()
@@ -102,7 +102,7 @@ async def serve(
     loop.set_exception_handler(_complaining(loop.get_exception_handler()))
     if config.reuse_port:
         reuseport_handover.share_evenly(sock)
-    return Port(runner, server, connect)
+    return HttpServer(runner, server, connect)
 
 
 def _complaining(earlier: Handler | None) -> Handler:

@@ -50,7 +50,7 @@ _PTX = {
 _SHIFT = "shr.u32 $0, $1, 8;"
 
 
-class Pairs(NamedTuple):
+class PackedBytes(NamedTuple):
     """Constants of a kernel."""
 
     kind: int
@@ -60,11 +60,11 @@ class Pairs(NamedTuple):
     shift: str | None
 
 
-def pairs(stored: Tensor, like: torch.dtype) -> Pairs:
+def pairs(stored: Tensor, like: torch.dtype) -> PackedBytes:
     """How elements of `stored` become numbers of type `like`; lines of odd length have no pairs."""
     kind = _KINDS.get(stored.dtype, WHOLE) if stored.shape[-1] % 2 == 0 else WHOLE
     ptx = _PTX.get((kind, like)) if stored.is_cuda else None
-    return Pairs(kind, ptx, _SHIFT if ptx else None)
+    return PackedBytes(kind, ptx, _SHIFT if ptx else None)
 
 
 @triton.jit

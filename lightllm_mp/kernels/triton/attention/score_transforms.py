@@ -21,7 +21,7 @@ PLAIN, ONE, PAIRS = 0, 1, 2
 asynchronously as 2 bytes cannot."""
 
 
-class Extras(NamedTuple):
+class ScoreTransforms(NamedTuple):
     """Arguments of an attention kernel for everything beyond plain attention."""
 
     tensors: tuple[Tensor, Tensor, Tensor]
@@ -35,7 +35,7 @@ class Extras(NamedTuple):
     """
 
 
-def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> Extras:
+def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
     scales, read = (q, q), PLAIN
     if kv.key_scales is not None and kv.value_scales is not None:
         scales, read = (kv.key_scales, kv.value_scales), ONE
@@ -46,7 +46,7 @@ def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> Extras:
     factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
     slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
     left = 1.0 if cap or layout.alibi else factor
-    return Extras((*scales, slopes), (read, factor, cap, bool(layout.alibi), left))
+    return ScoreTransforms((*scales, slopes), (read, factor, cap, bool(layout.alibi), left))
 
 
 def _words(scales: Tensor) -> Tensor | None:

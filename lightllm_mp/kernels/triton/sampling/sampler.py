@@ -41,7 +41,7 @@ Sequences = tuple[Tensor, Tensor, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """How rows of `vocab` logits are cut up."""
 
     vocab: int
@@ -53,7 +53,7 @@ class Layout:
     groups_padded: int
 
     @classmethod
-    def of(cls, vocab: int) -> Layout:
+    def of(cls, vocab: int) -> RowLayout:
         padded = triton.next_power_of_2(max(vocab, GROUP))
         chunk = min(CHUNK, padded)
         chunks, groups = triton.cdiv(vocab, chunk), triton.cdiv(vocab, GROUP)
@@ -61,10 +61,10 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Scan:
+class RowScan:
     """What a pass over `n` rows leaves."""
 
-    layout: Layout
+    layout: RowLayout
     partial: Tensor
     """int32 [5, n, chunks]: key of the largest raw logit, bits of the sum of exp, each relative to the largest; then of
     the logits that are chosen from: the key of the largest, the id that wins, and the sum of exp of scores (rows that
@@ -73,7 +73,7 @@ class Scan:
     """float32 [n, groups]: the largest logit of each group of ids, of rows that are cut; else whatever."""
 
     @classmethod
-    def of(cls, logits: Tensor, layout: Layout, *, cut: bool) -> Scan:
+    def of(cls, logits: Tensor, layout: RowLayout, *, cut: bool) -> RowScan:
         n = logits.shape[0]
         partial = torch.empty((5, n, layout.chunks), dtype=torch.int32, device=logits.device)
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)

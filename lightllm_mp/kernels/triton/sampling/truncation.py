@@ -27,7 +27,7 @@ from lightllm_mp.kernels.triton.sampling.noise import (
     value,
 )
 from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, REACH, TOP_K, TOP_P, WORDS
-from lightllm_mp.kernels.triton.sampling.sampler import GROUP, Scan, Sequences
+from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan, Sequences
 
 FEW = 128
 """Groups that are looked at first."""
@@ -37,8 +37,8 @@ SPARE = 4096
 """Ids that the search through a whole row ends among."""
 
 
-def draw_cut(scan: Scan, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor) -> None:
-    """Writes to `ids` int64 [n] the draws of the rows that have limits; see `Scan` for the rest."""
+def draw_cut(scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor) -> None:
+    """Writes to `ids` int64 [n] the draws of the rows that have limits; see `RowScan` for the rest."""
     rows, positions, rows_at, positions_at = sequences
     layout, n = scan.layout, logits.shape[0]
     few = min(FEW, layout.groups_padded)

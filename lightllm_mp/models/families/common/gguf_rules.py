@@ -14,13 +14,13 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
 from lightllm_mp.models.families.common.family import rope_spec, stretched_context
-from lightllm_mp.models.families.common.weight_rules import Names, Transform, linear
+from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 
 if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
-NAMES = Names(
+NAMES = TensorNames(
     embed="token_embd",
     norm="output_norm",
     head="output",
@@ -43,7 +43,7 @@ MAX_PARTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class GGUFKeys:
     """The keys `<architecture>.<name>` of a file, and which tensors it has."""
 
     file: GGUFFile
@@ -92,7 +92,7 @@ class Keys:
 
 def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
     """A spec from the keys and tensors that most files have; `fields` stand before what the file says."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     keys.refuse_unless("attention.causal", True)
     if (layers := keys.count("block_count")) > len(file.tensors):
         raise ModelError(f"{layers} layers are more than the {len(file.tensors)} tensors can make up")
@@ -126,7 +126,7 @@ def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
     return ModelSpec(family=family, **(read | fields))
 
 
-def _norm_eps(keys: Keys) -> float:
+def _norm_eps(keys: GGUFKeys) -> float:
     rms = "attention.layer_norm_rms_epsilon"
     return keys.number("attention.layer_norm_epsilon" if keys.get(rms) is None else rms)
 
@@ -138,7 +138,7 @@ def _eos_ids(file: GGUFFile) -> tuple[int, ...]:
 
 def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
     """Rotary options; `dim` components of a head are rotated unless the file says otherwise."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     dim, theta = keys.integer("rope.dimension_count", dim), keys.number("rope.freq_base", 10000.0)
     if keys.has("rope_freqs.weight"):
         return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(file, "rope_freqs.weight", dim))
@@ -167,7 +167,7 @@ def rope_divisors(file: GGUFFile, name: str, dim: int) -> tuple[float, ...]:
     return divisors
 
 
-def names_in(file: GGUFFile, names: Names = NAMES) -> Names:
+def names_in(file: GGUFFile, names: TensorNames = NAMES) -> TensorNames:
     """`names`, with one for queries, keys and values together where the file has them so."""
     return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in file.tensors else names
 
@@ -207,7 +207,7 @@ def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
 
 def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
     """Experts; `renormalise` is what the architecture does where the file does not say it."""
-    keys = Keys(file)
+    keys = GGUFKeys(file)
     keys.refuse_unless("expert_gating_func", SOFTMAX)
     layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
     read: dict[str, Any] = {

@@ -25,7 +25,10 @@ def linear(
     weight = Param(target, tuple(Piece(f"{at}{n}.weight", (rows, columns), by.get(n)) for n, rows in parts))
     if not bias:
         return [weight]
-    return [weight, Param(target + ".bias", tuple(Piece(f"{at}{n}.bias", (r,), by.get(n)) for n, r in parts))]
+    return [
+        weight,
+        Param(target + ".bias", tuple(Piece(f"{at}{n}.bias", (r,), by.get(n)) for n, r in parts)),
+    ]
 
 
 def norm(target: str, name: str, spec: ModelSpec) -> list[Param]:
@@ -47,7 +50,7 @@ def ends(
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class TensorNames:
     """What a family calls the parts of a decoder, without `.weight` and `.bias`; the default is Llama's way."""
 
     embed: str = "model.embed_tokens"
@@ -65,7 +68,7 @@ class Names:
     down: str = "mlp.down_proj"
 
 
-def decoder(spec: ModelSpec, names: Names, transforms: Mapping[str, Transform] | None = None) -> list[Param]:
+def decoder(spec: ModelSpec, names: TensorNames, transforms: Mapping[str, Transform] | None = None) -> list[Param]:
     """All parameters of a decoder with plain attention and MLP; `transforms` by part name bring rows into order."""
     s, by = spec, transforms or {}
     params = ends(s, embed=names.embed, norm_name=names.norm, head=names.head, transforms=by)
@@ -74,7 +77,7 @@ def decoder(spec: ModelSpec, names: Names, transforms: Mapping[str, Transform] |
     return params
 
 
-def _layer(s: ModelSpec, names: Names, at: str, to: str, by: Mapping[str, Transform]) -> list[Param]:
+def _layer(s: ModelSpec, names: TensorNames, at: str, to: str, by: Mapping[str, Transform]) -> list[Param]:
     params = norm(to + "input_norm", at + names.input_norm, s)
     if not s.parallel:
         params += norm(to + "post_norm", at + names.post_norm, s)
