@@ -84,6 +84,25 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     print_eos_token: bool = False
 
 
+class Terms(Struct, frozen=True, array_like=True, gc=False):
+    """What a request asks for, beside its prompt. A route makes it; it travels unchanged to the scheduler."""
+
+    sampling: Sampling
+    output: Output = Output()
+    n: int = 1
+    """Answers to the prompt; answer i has seed + i."""
+    priority: int = 0
+    """Higher is served first."""
+    reuse_prompt: bool = True
+    """May use and feed the prefix cache."""
+    tenant: bytes = b""
+    """Whose request this is: tenants share the engine fairly."""
+    start_by: float = 0.0
+    """Monotonic time in seconds after which its prefill does not begin any more; the earliest goes first; 0: none."""
+    begun: bool = False
+    """It began before a repair: `start_by` only orders it."""
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -162,27 +181,14 @@ class Generate(Wire, tag="Generate"):
     """A request. Exactly one of text, ids, chat is given."""
 
     rid: int
-    n: int
-    sampling: Sampling
-    output: Output
+    terms: Terms
     text: str | None = None
     ids: bytes | None = None
     chat: tuple[ChatMessage, ...] | None = None
     add_special_tokens: bool = True
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
-    priority: int = 0
-    """Higher is served first."""
-    reuse_prompt: bool = True
-    """May use and feed the prefix cache."""
     images: tuple[Picture, ...] = ()
-    tenant: bytes = b""
-    """Whose request this is: tenants share the engine fairly."""
-    start_by: float = 0.0
-    """Monotonic time in seconds after which its prefill is not begun any more, and of whose requests the one with the
-    earliest goes first; 0: none."""
-    begun: bool = False
-    """It had been begun before a repair: `start_by` says only who goes first."""
 
 
 class Count(Wire, tag="Count"):
@@ -203,17 +209,10 @@ class Tokenized(Wire, tag="Tokenized"):
     """A request as the router sees it: `ids` = prompt (`prompt_tokens` of them) followed by the emitted ids."""
 
     rid: int
-    n: int
+    terms: Terms
     ids: bytes
     prompt_tokens: int
-    sampling: Sampling
-    output: Output
-    priority: int = 0
-    reuse_prompt: bool = True
     spans: tuple[ImageSpan, ...] = ()
-    tenant: bytes = b""
-    start_by: float = 0.0
-    begun: bool = False
 
 
 class Abort(Wire, tag="Abort"):

@@ -24,7 +24,7 @@ from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
 from lightllm_mp.actors.front.validation import TEXT_ONLY
-from lightllm_mp.actors.http.sampling_parameters import SCORE, choices, output, sampling
+from lightllm_mp.actors.http.sampling_parameters import SCORE, terms
 from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -33,7 +33,7 @@ from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
 from lightllm_mp.cli.serve import find_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
-from lightllm_mp.messages import ChatMessage, Facts, Output
+from lightllm_mp.messages import ChatMessage, Facts, Terms
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.models.parallel.sharding import check_ranks
 
@@ -104,7 +104,7 @@ class Engine:
         """A reward model's scores of texts or lists of token ids, in order."""
         submit = self._front.frontend.submit
         many = _prompts(prompts)
-        answers = self._wait(lambda: self._all(many, lambda one: submit(one, SCORE, Output(), stream=False)))
+        answers = self._wait(lambda: self._all(many, lambda one: submit(one, Terms(SCORE), stream=False)))
         return [answer.score for answer in answers if answer.score is not None]
 
     def chat(self, messages: Chat, **parameters: Any) -> Completion:
@@ -209,9 +209,7 @@ class Engine:
     def _submit(
         self, prompt: Prompt, images: Sequence[Upload], parameters: RequestParameters, *, stream: bool
     ) -> LiveRequest:
-        return self._front.frontend.submit(
-            prompt, sampling(parameters), output(parameters), n=choices(parameters), images=images, stream=stream
-        )
+        return self._front.frontend.submit(prompt, terms(parameters), images=images, stream=stream)
 
     # --- the engine's thread ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ import numpy as np
 from lightllm_mp.cli.bench.workload import make
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.build import build_engine
-from lightllm_mp.messages import Output, Sampling, Tokenized
+from lightllm_mp.messages import Sampling, Terms, Tokenized
 from lightllm_mp.plan import unpack
 from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
@@ -31,11 +31,9 @@ def requests(count: int, vocab: int) -> list[Tokenized]:
     return [
         Tokenized(
             rid=i,
-            n=1,
+            terms=Terms(Sampling(seed=i, max_new_tokens=one.output_len, ignore_eos=True)),
             ids=np.array(one.prompt, "<i4").tobytes(),
             prompt_tokens=one.input_len,
-            sampling=Sampling(seed=i, max_new_tokens=one.output_len, ignore_eos=True),
-            output=Output(),
         )
         for i, one in enumerate(make(count, "sharegpt", "sharegpt", vocab=vocab))
     ]

@@ -87,21 +87,14 @@ class TokenizerActor(BlockingActor):
         ids = np.ascontiguousarray(found, "<i4").tobytes()
         return Tokenized(
             rid=request.rid,
-            n=request.n,
+            terms=request.terms,
             ids=ids + request.emitted,
             prompt_tokens=len(ids) // 4,
-            sampling=request.sampling,
-            output=request.output,
-            priority=request.priority,
-            reuse_prompt=request.reuse_prompt,
             spans=spans,
-            tenant=request.tenant,
-            start_by=request.start_by,
-            begun=request.begun,
         )
 
     def _prompt_ids(self, request: Generate) -> Prompted:
-        if request.output.stop and self._tokenizer is None:
+        if request.terms.output.stop and self._tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
             ids = np.frombuffer(request.ids, "<i4")

@@ -73,12 +73,12 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
     InvalidRequest or PromptTooLong when it can never be served; ValueError when the sender broke the protocol."""
     ids = np.frombuffer(request.ids, "<i4")
     emitted = len(ids) - request.prompt_tokens
-    if emitted < 0 or request.n < 1 or (emitted and request.n > 1):
+    if emitted < 0 or request.terms.n < 1 or (emitted and request.terms.n > 1):
         raise ValueError(
-            f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.n=} do not go together"
+            f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.terms.n=} do not go together"
         )
     _check_prompt(ids, request, limits)
-    asked = request.sampling.max_new_tokens
+    asked = request.terms.sampling.max_new_tokens
     if limits.reward and asked == 0:
         return ids, 0
     if limits.reward:

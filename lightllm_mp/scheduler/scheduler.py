@@ -83,7 +83,7 @@ class Scheduler:
         if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
             raise ValueError(f"sequences {known} are already here")
         self._arrivals += len(sequences)
-        tenant = self._shares.enter(request.tenant, len(sequences))
+        tenant = self._shares.enter(request.terms.tenant, len(sequences))
         self._leases.hold(sequences[0].images, len(sequences))
         for sequence in sequences:
             self._live[sequence.rid], sequence.tenant = sequence, tenant

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import Embedded, Open, Output, Sampling, Tokenized
+from lightllm_mp.messages import Embedded, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.limits import EngineLimits, fit, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
@@ -45,14 +45,13 @@ class Sequence:
     rid: int
     arrival: int
     """Counts all sequences; it is kept when the sequence is preempted."""
-    priority: int
+    terms: Terms
+    """As the request's, but with the seed and the token limit of this sequence."""
     ids: Ints
     """Prompt and produced ids, as known when the sequence began to wait."""
     prompt_tokens: int
     limit: int
     """It ends with this many ids at the latest."""
-    sampling: Sampling
-    output: Output
     cached: bool
     """Reads and feeds the prefix tree."""
     draws: NDArray[np.float64]
@@ -76,6 +75,14 @@ class Sequence:
     images: PromptImages | None = None
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.terms.sampling
+
+    @property
+    def priority(self) -> int:
+        return self.terms.priority
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -114,7 +121,7 @@ class Sequence:
         prompt, emitted = self.ids[: self.prompt_tokens], self.ids[self.prompt_tokens :]
         return Open(
             rid=self.rid,
-            output=self.output,
+            output=self.terms.output,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=min(cached_tokens, self.prompt_tokens),
             prompt_tail=prompt[max(self.spans[-1].end if self.spans else 0, len(prompt) - TAIL) :].tobytes(),
@@ -124,7 +131,7 @@ class Sequence:
     def scores_sent(self) -> None:
         """The prompt logprobs are out; the worker is not asked for them again."""
         self.scores = None
-        self.sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=-1)
+        self.terms = replace(self.terms, sampling=replace(self.sampling, prompt_logprobs=-1))
 
 
 def sequences_of(
@@ -139,26 +146,25 @@ def sequences_of(
         request = to_score(request, limits)
     ids, max_new = fit(request, limits)
     resumed = len(ids) > request.prompt_tokens
-    sampling = msgspec.structs.replace(request.sampling, max_new_tokens=max_new)
+    terms = request.terms
+    sampling = replace(terms.sampling, max_new_tokens=max_new)
     if resumed:
-        sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
+        sampling = replace(sampling, prompt_logprobs=-1)
     stop_ids = tuple(np.frombuffer(sampling.stop_ids, "<i4").tolist())
     masked_ids = tuple(dict.fromkeys(limits.eos_ids + stop_ids)) if sampling.min_new_tokens > 0 else ()
-    cached = request.reuse_prompt and limits.prompt_cache
+    cached = terms.reuse_prompt and limits.prompt_cache
     owed = sampling.prompt_logprobs >= 0
     images = prompt_images(request, embedded)
-    group = SequenceGroup() if request.n > 1 and cached and not owed else None
-    due = StartDeadline(request.start_by or math.inf, request.begun)
+    group = SequenceGroup() if terms.n > 1 and cached and not owed else None
+    due = StartDeadline(terms.start_by or math.inf, terms.begun)
     return [
         Sequence(
             rid=request.rid + index,
             arrival=arrival + index,
-            priority=request.priority,
+            terms=replace(terms, sampling=replace(sampling, seed=sampling.seed + index)),
             ids=ids,
             prompt_tokens=request.prompt_tokens,
             limit=request.prompt_tokens + max(max_new, 1),
-            sampling=msgspec.structs.replace(sampling, seed=sampling.seed + index),
-            output=request.output,
             cached=cached,
             draws=random.random(SAMPLES),
             group=group,
@@ -169,5 +175,5 @@ def sequences_of(
             images=images,
             due=due,
         )
-        for index in range(request.n)
+        for index in range(terms.n)
     ]

@@ -182,11 +182,11 @@ def message_seeds() -> list[bytes]:
     rids, top = array("q", [1, 2]).tobytes(), ((0, ids, ids),)
     pictures = (say.Picture(key, 30, 40),)
     sent: list[say.Wire] = [
-        say.Generate(1, 2, rules, say.Output(stop=("a", "bc")), text="text", images=pictures),
-        say.Generate(1, 1, rules, say.Output(), chat=chat, emitted=ids),
+        say.Generate(1, say.Terms(rules, say.Output(stop=("a", "bc")), 2), text="text", images=pictures),
+        say.Generate(1, say.Terms(rules), chat=chat, emitted=ids),
         say.Count(1, "some text", images=pictures),
         say.Counted(1, 7),
-        say.Tokenized(1, 1, ids, 3, rules, say.Output(), spans=(say.ImageSpan(1, 2, key, (1, 2, 2)),)),
+        say.Tokenized(1, say.Terms(rules), ids, 3, spans=(say.ImageSpan(1, 2, key, (1, 2, 2)),)),
         say.Encode(1, (say.RawImage(key, 4096, 100, 7, 30, 40),)),
         say.Embedded(1, (say.ImageBlock(key, 4096, 2, 7),)),
         say.ImageFailed(1, error),

@@ -56,12 +56,12 @@ def _generate(data: bytes) -> None:
     assert all(1 <= len(stop.encode()) <= schema.MAX_STOP_BYTES for stop in output.stop)
     _images(found.multimodal_params)
     if isinstance(found.inputs, str):
-        _sent(say.Generate(1, n, rules, output, text=found.inputs))
+        _sent(say.Generate(1, say.Terms(rules, output, n), text=found.inputs))
     else:
         ids = array("i", found.inputs)
         assert 1 <= len(ids) <= schema.MAX_INPUT_IDS
         assert min(ids) >= -200
-        _sent(say.Generate(1, n, rules, output, ids=ids.tobytes()))
+        _sent(say.Generate(1, say.Terms(rules, output, n), ids=ids.tobytes()))
 
 
 def _tokens(data: bytes) -> None:
@@ -77,7 +77,7 @@ def _score(data: bytes) -> None:
     assert (found.chat is None) != (found.ids is None)
     _sent(
         say.Generate(
-            1, 1, sampling_parameters.SCORE, say.Output(), text=found.chat, ids=array("i", found.ids or ()).tobytes()
+            1, say.Terms(sampling_parameters.SCORE), text=found.chat, ids=array("i", found.ids or ()).tobytes()
         )
     )
 

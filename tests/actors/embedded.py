@@ -21,7 +21,7 @@ from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.supervisor import State, Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
-from lightllm_mp.messages import Facts, Output, Sampling
+from lightllm_mp.messages import Facts, Output, Sampling, Terms
 
 T = TypeVar("T")
 DEADLINE = 240.0
@@ -109,7 +109,7 @@ class Embedded:
 
     def submit(self, prompt: str | bytes, tokens: int, *, seed: int = 0, **output: object) -> LiveRequest:
         sampling = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
-        return self.front.frontend.submit(prompt, sampling, Output(**output))  # type: ignore[arg-type]
+        return self.front.frontend.submit(prompt, Terms(sampling, Output(**output)))  # type: ignore[arg-type]
 
     async def collect(self, live: LiveRequest) -> tuple[list[int], str]:
         """Ids and text of a stream, to its end."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Output, Release, Sampling, Tokenized, Wire
+from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Release, Sampling, Terms, Tokenized, Wire
 from lightllm_mp.plan import PlanBuilder
 from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
@@ -65,7 +65,7 @@ class ImageRun(Run):
         asked = {"seed": 0, "max_new_tokens": NEW, "ignore_eos": True, "min_new_tokens": 0, **rules}
         column, rid = np.array(ids, "<i4").tobytes(), turn * 100 + number
         told = Embedded(rid, tuple({span.key: self.blocks[span.key] for span in spans}.values()))
-        request = Tokenized(rid, 1, column, prompt["length"], Sampling(**asked), Output(), spans=tuple(spans))
+        request = Tokenized(rid, Terms(Sampling(**asked)), column, prompt["length"], spans=tuple(spans))
         self.scheduler.add(request, told if spans else None)
         self.held |= {rid} if spans else set()
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.messages import Open, Output, Sampling, Scored, Tokenized, Tokens
+from lightllm_mp.messages import Open, Sampling, Scored, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
@@ -80,7 +80,7 @@ class Run:
         new = NEW if "greedy_ids" in prompt else 0
         sampling = Sampling(seed=0, max_new_tokens=new, ignore_eos=True, min_new_tokens=0)
         column = np.array(ids, "<i4").tobytes()
-        self.scheduler.add(Tokenized(turn * 100 + number, 1, column, prompt["length"], sampling, Output()))
+        self.scheduler.add(Tokenized(turn * 100 + number, Terms(sampling), column, prompt["length"]))
 
     def ask_all(self, turn: int = 1, emitted: int = 0) -> None:
         for number in range(len(self.golden)):
@@ -182,7 +182,7 @@ def test_a_prompt_that_goes_on_where_another_answer_ended() -> None:
     fresh = Run("qwen")
     for one in (run, fresh):
         sampling = Sampling(seed=0, max_new_tokens=8, ignore_eos=True, min_new_tokens=0)
-        one.scheduler.add(Tokenized(900, 1, np.array(ids, "<i4").tobytes(), len(ids), sampling, Output()))
+        one.scheduler.add(Tokenized(900, Terms(sampling), np.array(ids, "<i4").tobytes(), len(ids)))
         one.work()
     assert run.ids[900] == fresh.ids[900]
     assert run.logprobs[900] == pytest.approx(fresh.logprobs[900], abs=1e-6)

@@ -11,13 +11,13 @@ from lightllm_mp.messages import (
     Close,
     ImageSpan,
     Open,
-    Output,
     PromptLogprobs,
     Release,
     Sampling,
     Scheduled,
     Scored,
     StepDone,
+    Terms,
     Tokenized,
     Tokens,
 )
@@ -57,29 +57,14 @@ def request(
     *,
     n: int = 1,
     emitted: Sequence[int] = (),
-    priority: int = 0,
-    reuse_prompt: bool = True,
     spans: tuple[ImageSpan, ...] = (),
-    tenant: bytes = b"",
-    start_by: float = 0.0,
-    begun: bool = False,
-    **sampling: object,
+    **rules: object,
 ) -> Tokenized:
-    rules = {"seed": rid, "max_new_tokens": 8, **sampling}
-    return Tokenized(
-        rid=rid,
-        n=n,
-        ids=column([*ids, *emitted]),
-        prompt_tokens=len(ids),
-        sampling=Sampling(**rules),  # type: ignore[arg-type]
-        output=Output(),
-        priority=priority,
-        reuse_prompt=reuse_prompt,
-        spans=spans,
-        tenant=tenant,
-        start_by=start_by,
-        begun=begun,
-    )
+    """`rules`: of Sampling, and of Terms beside it."""
+    own = {name: rules.pop(name) for name in Terms.__struct_fields__ if name in rules}
+    sampling = Sampling(**{"seed": rid, "max_new_tokens": 8, **rules})  # type: ignore[arg-type]
+    terms = Terms(sampling, n=n, **own)  # type: ignore[arg-type]
+    return Tokenized(rid=rid, terms=terms, ids=column([*ids, *emitted]), prompt_tokens=len(ids), spans=spans)
 
 
 class Harness:
@@ -106,7 +91,7 @@ class Harness:
     def add(self, *requests: Tokenized) -> None:
         for new in requests:
             self.scheduler.add(new, self.images.embed(new) if new.spans else None)
-            self.requests.update({new.rid + i: new for i in range(new.n)})
+            self.requests.update({new.rid + i: new for i in range(new.terms.n)})
 
     def step(self) -> bool:
         """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
@@ -149,10 +134,10 @@ class Harness:
             ids = np.frombuffer(asked.ids, "<i4").tolist()
             emitted = [*ids[asked.prompt_tokens :], *self.ids.pop(rid, ())]
             self.opened.pop(rid, None)
-            rules = {name: getattr(asked.sampling, name) for name in asked.sampling.__struct_fields__}
+            rules = {name: getattr(asked.terms.sampling, name) for name in asked.terms.sampling.__struct_fields__}
             rules["seed"] += rid - asked.rid
             ids = ids[: asked.prompt_tokens]
-            again = {"priority": asked.priority, "reuse_prompt": asked.reuse_prompt, **rules}
+            again = {"priority": asked.terms.priority, "reuse_prompt": asked.terms.reuse_prompt, **rules}
             self.add(request(rid, ids, emitted=emitted, spans=asked.spans, **again))
 
     def listen(self) -> None:
@@ -201,7 +186,7 @@ class Harness:
     def answer_of(self, rid: int) -> list[int]:
         """What `rid` should produce from its first id on, emitted ids included."""
         asked = self.requests[rid]
-        sampling = asked.sampling
+        sampling = asked.terms.sampling
         rules = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
         rules["seed"] += rid - asked.rid
         given = self.scheduler.limits

@@ -124,7 +124,7 @@ class World:
         asked = self.requests[rid]
         ids = np.frombuffer(asked.ids, "<i4").tolist()
         rules = {"eos_ids": (EOS,), "vocab_size": VOCAB, "longest": 120}
-        assert self.ids[rid] == expected(ids, asked.sampling, **rules)  # type: ignore[arg-type]
+        assert self.ids[rid] == expected(ids, asked.terms.sampling, **rules)  # type: ignore[arg-type]
 
 
 def picture(rid: int, *names: str, **rules: Any) -> Tokenized:

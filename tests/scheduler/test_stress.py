@@ -105,7 +105,7 @@ def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.Monk
         room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
         for _ in range(int(random.integers(1, 25))):
             h.add(new := random_request(random, rid, room))
-            rid += new.n
+            rid += new.terms.n
             for _ in range(int(random.integers(0, 4))):
                 h.step()
                 disturb(h, random, ended)

@@ -22,6 +22,7 @@ from lightllm_mp.messages import (
     Output,
     Rejected,
     Sampling,
+    Terms,
     Texts,
     Tokenized,
     Tokens,
@@ -74,14 +75,14 @@ def ids(*values: int) -> bytes:
 def test_ids_pass_and_everything_that_needs_text_is_refused(tmp_path, outbox: Outbox) -> None:
     actor, facts = started(TokenizerActor, tmp_path, outbox)
     assert facts == Facts(has_tokenizer=False)
-    plain, stops = (Sampling(seed=1), Output()), (Sampling(seed=1), Output(stop=("end",)))
-    actor.on_message(FRONT, Generate(1, 1, *plain, ids=ids(5, 6, 7), emitted=ids(8)))
-    actor.on_message(FRONT, Generate(2, 1, *plain, text="hello"))
-    actor.on_message(FRONT, Generate(3, 1, *plain, chat=(ChatMessage("user", "hello"),)))
+    plain, stops = Terms(Sampling(seed=1)), Terms(Sampling(seed=1), Output(stop=("end",)))
+    actor.on_message(FRONT, Generate(1, plain, ids=ids(5, 6, 7), emitted=ids(8)))
+    actor.on_message(FRONT, Generate(2, plain, text="hello"))
+    actor.on_message(FRONT, Generate(3, plain, chat=(ChatMessage("user", "hello"),)))
     actor.on_message(FRONT, Count(4, "hello"))
-    actor.on_message(FRONT, Generate(5, 1, *stops, ids=ids(5)))
+    actor.on_message(FRONT, Generate(5, stops, ids=ids(5)))
     (peer, first), *others = outbox.posted
-    assert (peer, first) == (ROUTER, Tokenized(1, 1, ids(5, 6, 7, 8), 3, *plain))
+    assert (peer, first) == (ROUTER, Tokenized(1, plain, ids(5, 6, 7, 8), 3))
     assert [(peer, message.rid) for peer, message in others] == [(FRONT, rid) for rid in (2, 3, 4, 5)]
     for _, message in others:
         assert isinstance(message, Rejected)

@@ -28,7 +28,7 @@ class Deadlines:
 
     def watch(self, live: LiveRequest) -> None:
         """Look at the request again when its next deadline is there."""
-        start_by = 0.0 if live.scheduled else live.request.start_by
+        start_by = 0.0 if live.scheduled else live.request.terms.start_by
         moment = min(start_by or math.inf, live.deadline)
         if moment < math.inf:
             live.timer = asyncio.get_running_loop().call_at(moment, self._late, live)
@@ -39,7 +39,7 @@ class Deadlines:
         now = monotonic()
         if now >= live.deadline:
             self._give_up(live, DeadlineExceeded("the answer was not complete in the time of X-Request-Timeout"))
-        elif not live.scheduled and now >= live.request.start_by:
+        elif not live.scheduled and now >= live.request.terms.start_by:
             error = QueueTimeout("the request has waited too long for its turn", retry_after=self._retry_after())
             self._give_up(live, error)
         else:

@@ -112,8 +112,8 @@ class LiveRequest:
         """Kept to the end: whatever dies, the request can be begun again."""
         self.rid = request.rid
         self.stream = stream
-        self.answers = [Answer(self, index) for index in range(request.n)]
-        self.open = request.n
+        self.answers = [Answer(self, index) for index in range(request.terms.n)]
+        self.open = request.terms.n
         """Answers that have not finished."""
         self.prompt_logprobs: PromptLogprobs | None = None
         self.started = monotonic()
@@ -188,17 +188,12 @@ class LiveRequest:
 
     def again(self, answer: Answer) -> Generate:
         """The request of one unfinished answer, to go on from what has been passed on; seed `index` further, as n."""
-        sampling = replace(self.request.sampling, seed=self.request.sampling.seed + answer.index)
+        terms = self.request.terms
+        sampling = replace(terms.sampling, seed=terms.sampling.seed + answer.index)
         if self.prompt_logprobs is not None:
             sampling = replace(sampling, prompt_logprobs=-1)
-        return replace(
-            self.request,
-            rid=answer.rid,
-            n=1,
-            sampling=sampling,
-            emitted=answer.ids.tobytes(),
-            begun=self.scheduled > 0,
-        )
+        terms = replace(terms, n=1, sampling=sampling, begun=self.scheduled > 0)
+        return replace(self.request, rid=answer.rid, terms=terms, emitted=answer.ids.tobytes())
 
     def put(self, answer: Answer, event: Event) -> bool:
         """Hand an event to the consumer; False: it is too far behind."""

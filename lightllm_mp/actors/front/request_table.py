@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
@@ -26,7 +28,7 @@ from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.actors.runtime.wire_errors import rebuild
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
-from lightllm_mp.messages import Facts, Output, Sampling, Wire
+from lightllm_mp.messages import Facts, Terms, Wire
 
 
 class Observer(Protocol):
@@ -135,38 +137,28 @@ class RequestTable:
     def submit(
         self,
         prompt: Prompt,
-        sampling: Sampling,
-        output: Output,
+        terms: Terms,
         *,
-        n: int = 1,
-        priority: int = 0,
-        reuse_prompt: bool = True,
         add_special_tokens: bool = True,
         images: Sequence[Upload] = (),
         stream: bool = True,
-        tenant: bytes = b"",
         deadline: float = math.inf,
     ) -> LiveRequest:
-        """Start a request of `tenant`, to be complete at `deadline` (monotonic). Raises InvalidRequest, PromptTooLong,
-        Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or DeadlineExceeded."""
-        self.admit(tenant)
+        """Start a request, to be complete at `deadline` (monotonic); its `start_by` is set here. Raises InvalidRequest,
+        PromptTooLong, Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or
+        DeadlineExceeded."""
+        self.admit(terms.tenant)
         assert self.facts is not None
-        validation.check(prompt, sampling, n, self.facts, sees=self.images is not None)
+        validation.check(prompt, terms, self.facts, sees=self.images is not None)
         validation.check_images(images, self.images, self.facts)
         request = say.Generate(
-            rid=self._rids(n),
-            n=n,
-            sampling=sampling,
-            output=output,
+            rid=self._rids(terms.n),
+            terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
             chat=prompt if isinstance(prompt, tuple) else None,
             add_special_tokens=add_special_tokens,
-            priority=priority,
-            reuse_prompt=reuse_prompt,
             images=tuple(upload.picture for upload in images),
-            tenant=tenant,
-            start_by=self._deadlines.start_by(deadline),
         )
         held = self.images.files.hold(images) if self.images is not None and images else ()
         try:
@@ -177,7 +169,7 @@ class RequestTable:
         live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
         live.sent = self._connected
         self._deadlines.watch(live)
-        self.door.enter(tenant)
+        self.door.enter(terms.tenant)
         self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
@@ -214,7 +206,7 @@ class RequestTable:
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
-            self.door.leave(live.request.tenant)
+            self.door.leave(live.request.terms.tenant)
             self._let_go(live.images)
             if self.observer is not None:
                 self.observer.ended(live)

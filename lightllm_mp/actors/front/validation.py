@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightllm_mp.actors.front.image_files import ImageLane, Upload
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatMessage, Facts, Sampling
+from lightllm_mp.messages import ChatMessage, Facts, Terms
 from lightllm_mp.vision.spec import IMAGE_ID
 
 Prompt = str | bytes | tuple[ChatMessage, ...]
@@ -18,9 +18,10 @@ CHARS_PER_TOKEN = 16
 """A text longer than this times the longest prompt is refused before anybody tokenizes it."""
 
 
-def check(prompt: Prompt, sampling: Sampling, n: int, facts: Facts, *, sees: bool = False) -> None:
+def check(prompt: Prompt, terms: Terms, facts: Facts, *, sees: bool = False) -> None:
     """Raises InvalidRequest or PromptTooLong. `sees`: ids may have places for images."""
-    if not 1 <= n <= MAX_N:
+    sampling = terms.sampling
+    if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
     check_prompt(prompt, facts, sees=sees)
     if facts.reward and sampling.max_new_tokens:

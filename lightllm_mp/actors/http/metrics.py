@@ -65,7 +65,7 @@ class HttpMetrics:
 
     def accepted(self, live: LiveRequest) -> None:
         self.requests += 1
-        self.max_new_tokens.add(live.request.sampling.max_new_tokens)
+        self.max_new_tokens.add(live.request.terms.sampling.max_new_tokens)
 
     def refused(self, reason: str) -> None:
         self.rejections[reason] += 1

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from lightllm_mp.actors.http.schema import MAX_STOP_BYTES, RequestParameters
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Output, Sampling
+from lightllm_mp.messages import Output, Sampling, Terms
 
 T = TypeVar("T")
 
@@ -19,6 +19,18 @@ GREEDY_BELOW = 1e-5
 ALLOWED_BIAS = 1000.0
 """Added to the logits of allowed_token_ids. Far above any spread of logits, so the others get probability 0 in float32,
 and small enough that float32 still tells the allowed ones apart."""
+
+
+def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None) -> Terms:
+    """What a request of `tenant` asks for; `how`: in place of its own sampling. Raises InvalidRequest."""
+    return Terms(
+        sampling=sampling(p) if how is None else how,
+        output=output(p),
+        n=choices(p),
+        priority=p.priority or 0,
+        reuse_prompt=not p.disable_prompt_cache,
+        tenant=tenant,
+    )
 
 
 def choices(p: RequestParameters) -> int:

@@ -8,7 +8,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
-from lightllm_mp.messages import Facts, Output, Sampling
+from lightllm_mp.messages import Facts, Sampling
 
 FACTS = Facts(vocab_size=100, max_input=10)
 
@@ -41,8 +41,8 @@ def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> 
 
 
 def submit(frontend: RequestTable, prompt="hello", **options) -> live_module.LiveRequest:
-    sampling = options.pop("sampling", Sampling(seed=7))
-    return frontend.submit(prompt, sampling, Output(), **options)
+    own = {name: options.pop(name) for name in say.Terms.__struct_fields__ if name in options}
+    return frontend.submit(prompt, say.Terms(**{"sampling": Sampling(seed=7)} | own), **options)
 
 
 def texts(*rows) -> say.Texts:

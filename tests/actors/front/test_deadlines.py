@@ -18,7 +18,7 @@ def test_not_begun_in_time():
         frontend, lanes = make(queue_seconds=0.05)
         begin = monotonic()
         waiting, running = submit(frontend), submit(frontend)
-        assert begin + 0.05 <= waiting.request.start_by <= monotonic() + 0.05
+        assert begin + 0.05 <= waiting.request.terms.start_by <= monotonic() + 0.05
         frontend.deliver(say.Scheduled(running.rid))
         with pytest.raises(QueueTimeout) as raised:
             await collect(waiting)
@@ -36,7 +36,7 @@ def test_not_complete_in_time():
     async def body():
         frontend, lanes = make(queue_seconds=600)
         live = submit(frontend, deadline=monotonic() + 0.05)
-        assert live.request.start_by == live.deadline
+        assert live.request.terms.start_by == live.deadline
         frontend.deliver(say.Scheduled(live.rid))
         frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))
         assert (await anext(live)).text == "a"
@@ -52,7 +52,7 @@ def test_without_limits_nothing_is_watched():
     async def body():
         frontend, _ = make()
         live = submit(frontend)
-        assert (live.request.start_by, live.timer) == (0.0, None)
+        assert (live.request.terms.start_by, live.timer) == (0.0, None)
 
     asyncio.run(body())
 
@@ -78,8 +78,8 @@ def test_begun_before_a_repair_may_be_late_after_it():
         frontend.reset()
         lanes.tokenizer.clear()
         frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=("worker0",)))
-        assert [(m.rid, m.begun) for m in lanes.tokenizer] == [(begun.rid, True), (waiting.rid, False)]
-        assert lanes.tokenizer[0].start_by == begun.request.start_by
+        assert [(m.rid, m.terms.begun) for m in lanes.tokenizer] == [(begun.rid, True), (waiting.rid, False)]
+        assert lanes.tokenizer[0].terms.start_by == begun.request.terms.start_by
         with pytest.raises(QueueTimeout):
             await collect(waiting)
         assert begun.error is None

@@ -17,7 +17,7 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge
-from lightllm_mp.messages import ErrorInfo, Output, Sampling
+from lightllm_mp.messages import ErrorInfo, Sampling, Terms
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.vision_config import read_vision
 from tests.actors.front.front_lanes import FACTS, Lanes
@@ -138,7 +138,7 @@ def test_keys_tell_contents_and_tenants_apart() -> None:
 
 
 def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
-    return frontend.submit("<image>" * len(images), Sampling(seed=7), Output(), images=images, n=n, stream=False)
+    return frontend.submit("<image>" * len(images), Terms(Sampling(seed=7), n=n), images=images, stream=False)
 
 
 def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:

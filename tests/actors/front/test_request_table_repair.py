@@ -23,11 +23,11 @@ def test_resumed_with_what_was_passed_on():
         lanes.tokenizer.clear()
         frontend.begin(say.Begin(epoch=1, facts=FACTS))
         again = lanes.tokenizer
-        assert [(m.rid, m.n, m.sampling.seed, m.emitted) for m in again] == [
+        assert [(m.rid, m.terms.n, m.terms.sampling.seed, m.emitted) for m in again] == [
             (live.rid, 1, 7, array("i", [1]).tobytes()),
             (live.rid + 2, 1, 9, b""),
         ]
-        assert again[0].sampling.prompt_logprobs == -1  # they are here already
+        assert again[0].terms.sampling.prompt_logprobs == -1  # they are here already
         assert again[0].text == "hello"
         frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))  # said before: not passed on twice
         frontend.deliver(texts((live.rid, 4, "d", 2, STOP), (live.rid + 2, 5, "e", 1, STOP)))

@@ -100,7 +100,7 @@ class Engine:
         if self.reject is not None:
             self.later(say.Rejected(m.rid, self.reject))
             return
-        if m.sampling.prompt_logprobs >= 0:
+        if m.terms.sampling.prompt_logprobs >= 0:
             ids, tops = column("i", [4, 5, 6]), column("i", [5, 9])
             self.later(say.PromptLogprobs(m.rid, ids, column("f", [-1, -2]), 1, tops, column("f", [-1, -0.25])))
             asyncio.get_running_loop().call_soon(self._go, m)  # tokens come after them
@@ -108,8 +108,12 @@ class Engine:
             self._go(m)
 
     def _go(self, m: say.Generate) -> None:
-        for index in range(m.n):
-            self.running[m.rid + index] = [len(m.emitted) // 4, m.sampling.max_new_tokens, m.sampling.top_logprobs]
+        for index in range(m.terms.n):
+            self.running[m.rid + index] = [
+                len(m.emitted) // 4,
+                m.terms.sampling.max_new_tokens,
+                m.terms.sampling.top_logprobs,
+            ]
 
     def step(self) -> None:
         """One token for everybody."""

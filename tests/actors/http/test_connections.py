@@ -95,7 +95,7 @@ def test_a_stream_resumes_after_a_repair_without_a_lost_or_doubled_event():
         assert (await whole)[1]["generated_text"] == [want, want]
         resumed = [m for m in s.engine.tokenizer if isinstance(m, say.Generate) and m.emitted]
         assert resumed
-        assert all(m.n == 1 for m in resumed)
+        assert all(m.terms.n == 1 for m in resumed)
 
     run(body, engine=Engine(pace=0.003))
 

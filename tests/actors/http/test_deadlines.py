@@ -83,7 +83,7 @@ def test_a_greedy_key_is_refused_while_another_one_is_served() -> None:
         other = [asyncio.create_task(ask("other")) for _ in range(2)]
         await s.settled(lambda: s.frontend.live == 8)
         assert await ask("other") == 429
-        tenants = {message.tenant for message in s.engine.tokenizer}
+        tenants = {message.terms.tenant for message in s.engine.tokenizer}
         assert len(tenants) == 2
         s.engine.paused = False
         assert [await task for task in other] == [200, 200]

@@ -41,11 +41,11 @@ def test_defaults_of_2024():
         status, answer, _ = await s.post("/generate", {"inputs": "a", "parameters": {}})
         assert (status, answer["count_output_tokens"]) == (200, 16)
         request = last_request(s)
-        assert request.sampling.temperature == 0.0
-        assert request.sampling.max_new_tokens == 16
-        assert request.output.skip_special_tokens
-        assert request.n == 1
-        assert request.reuse_prompt
+        assert request.terms.sampling.temperature == 0.0
+        assert request.terms.sampling.max_new_tokens == 16
+        assert request.terms.output.skip_special_tokens
+        assert request.terms.n == 1
+        assert request.terms.reuse_prompt
         assert request.add_special_tokens
 
     run(body)
@@ -89,7 +89,7 @@ def test_several_answers_are_lists():
         assert answer["finish_reason"] == ["length"] * 3
         assert answer["prompt_tokens"] == 7
         assert [len(tokens) for tokens in answer["tokens"]] == [2, 2, 2]
-        assert last_request(s).n == 3
+        assert last_request(s).terms.n == 3
 
     run(body)
 
@@ -170,7 +170,7 @@ def test_a_stream_warns_of_what_it_has_no_place_for():
         parameters = {"prompt_logprobs": 0, "max_new_tokens": 1, "odd": 1}
         async with s.session.post("/generate_stream", json={"inputs": "a", "parameters": parameters}) as response:
             assert response.headers["X-LightLLM-Warning"] == "ignored parameters: odd, prompt_logprobs"
-        assert last_request(s).sampling.prompt_logprobs == -1
+        assert last_request(s).terms.sampling.prompt_logprobs == -1
 
     run(body)
 
@@ -230,20 +230,24 @@ def test_sampling_reaches_the_engine():
         }
         assert (await s.post("/generate", {"inputs": "a", "parameters": parameters}))[0] == 200
         r = last_request(s)
-        assert r.sampling.temperature == 1.0
-        assert (r.sampling.top_p, r.sampling.top_k, r.sampling.min_p) == (1.0, 0, 0.5)
-        assert (r.sampling.presence_penalty, r.sampling.frequency_penalty) == (-0.5, 1.0)
-        assert (r.sampling.repetition_penalty, r.sampling.penalize_prompt) == (1.5, True)
-        assert (r.sampling.ignore_eos, r.sampling.max_new_tokens, r.sampling.min_new_tokens) == (True, 8, 2)
-        assert r.sampling.seed == 2**63 - 1
-        assert r.output.stop == ("\n\n",)
-        assert r.sampling.stop_ids == struct.pack("<i", 13)
-        assert r.sampling.bias_ids == struct.pack("<2i", 5, 6)
-        assert r.sampling.bias_values == struct.pack("<2f", -2.5, 1)
-        assert not r.output.skip_special_tokens
-        assert not r.output.spaces_between_special_tokens
-        assert r.output.print_eos_token
-        assert (r.add_special_tokens, r.reuse_prompt, r.priority) == (False, False, 3)
+        assert r.terms.sampling.temperature == 1.0
+        assert (r.terms.sampling.top_p, r.terms.sampling.top_k, r.terms.sampling.min_p) == (1.0, 0, 0.5)
+        assert (r.terms.sampling.presence_penalty, r.terms.sampling.frequency_penalty) == (-0.5, 1.0)
+        assert (r.terms.sampling.repetition_penalty, r.terms.sampling.penalize_prompt) == (1.5, True)
+        assert (r.terms.sampling.ignore_eos, r.terms.sampling.max_new_tokens, r.terms.sampling.min_new_tokens) == (
+            True,
+            8,
+            2,
+        )
+        assert r.terms.sampling.seed == 2**63 - 1
+        assert r.terms.output.stop == ("\n\n",)
+        assert r.terms.sampling.stop_ids == struct.pack("<i", 13)
+        assert r.terms.sampling.bias_ids == struct.pack("<2i", 5, 6)
+        assert r.terms.sampling.bias_values == struct.pack("<2f", -2.5, 1)
+        assert not r.terms.output.skip_special_tokens
+        assert not r.terms.output.spaces_between_special_tokens
+        assert r.terms.output.print_eos_token
+        assert (r.add_special_tokens, r.terms.reuse_prompt, r.terms.priority) == (False, False, 3)
 
     run(body)
 
@@ -252,7 +256,7 @@ def test_greedy_unless_do_sample():
     async def body(s: Site):
         for parameters in ({"temperature": 0.7, "top_p": 0.5, "top_k": 3}, {"do_sample": True, "temperature": 0}):
             await s.post("/generate", {"inputs": "a", "parameters": parameters})
-            rules = last_request(s).sampling
+            rules = last_request(s).terms.sampling
             assert (rules.temperature, rules.top_p, rules.top_k) == (0.0, 1.0, 0)
 
     run(body)
@@ -262,7 +266,7 @@ def test_allowed_tokens_are_a_bias_that_decides():
     async def body(s: Site):
         parameters = {"allowed_token_ids": [4, 5], "logit_bias": {"5": 2, "6": 3}}
         await s.post("/generate", {"inputs": "a", "parameters": parameters})
-        rules = last_request(s).sampling
+        rules = last_request(s).terms.sampling
         ids = struct.unpack("<3i", rules.bias_ids)
         assert dict(zip(ids, struct.unpack("<3f", rules.bias_values), strict=True)) == {4: 1000, 5: 1002, 6: 3}
 
@@ -274,7 +278,7 @@ def test_seeds_differ_unless_given():
         seeds = set()
         for seed in (None, -1, None):
             await s.post("/generate", {"inputs": "a", "parameters": {"seed": seed}})
-            seeds.add(last_request(s).sampling.seed)
+            seeds.add(last_request(s).terms.sampling.seed)
         assert len(seeds) == 3
 
     run(body)

@@ -27,7 +27,7 @@ def test_text():
         assert (status, headers["Content-Type"]) == (200, "application/json")
         assert answer == {"score": -1.5, "prompt_tokens": 7, "finish_reason": "stop"}
         request = last_request(s)
-        assert (request.text, request.sampling.max_new_tokens) == ("<|user|>Hi<|assistant|>Ho", 0)
+        assert (request.text, request.terms.sampling.max_new_tokens) == ("<|user|>Hi<|assistant|>Ho", 0)
         assert request.add_special_tokens
         assert s.frontend.live == 0
 
@@ -40,7 +40,7 @@ def test_ids_and_parameters():
         status, _, headers = await s.post("/get_score", {"ids": [4, 5, 6], "parameters": parameters})
         request = last_request(s)
         assert (status, request.ids) == (200, column("i", [4, 5, 6]))
-        assert (request.add_special_tokens, request.reuse_prompt, request.priority) == (False, False, 4)
+        assert (request.add_special_tokens, request.terms.reuse_prompt, request.terms.priority) == (False, False, 4)
         assert headers["X-LightLLM-Warning"] == "ignored parameters: colour"
 
     on_reward(body)

@@ -13,7 +13,7 @@ import pytest
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.topology import EMBEDDED, topology
-from lightllm_mp.messages import Output, Sampling
+from lightllm_mp.messages import Sampling, Terms
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
 STREAMS, TOKENS = 8, 200
@@ -140,7 +140,7 @@ async def test_several_answers_of_which_one_has_ended(engine: Embedded) -> None:
     for number in range(20):
         # Ends of sequence are drawn: one of four comes long before the others are done.
         rules = Sampling(seed=4 * number, max_new_tokens=3000, temperature=1.0)
-        live = engine.front.frontend.submit(f"Tell {number}", rules, Output(), n=4)
+        live = engine.front.frontend.submit(f"Tell {number}", Terms(rules, n=4))
         async for event in live:
             if event.finish is not None:
                 break

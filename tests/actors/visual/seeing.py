@@ -19,7 +19,7 @@ from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.runtime.image_setup import find_vision, image_arenas
 from lightllm_mp.actors.topology import EMBEDDED, VISUAL, topology
 from lightllm_mp.config import Config, MultimodalConfig
-from lightllm_mp.messages import Output, Sampling
+from lightllm_mp.messages import Sampling, Terms
 from tests.actors.embedded import Embedded, config, embedded, mocked
 from tests.paths import GOLDENS
 
@@ -54,7 +54,7 @@ class Seeing:
         prompt = tag * len(images) + text
         rules = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
         uploads = [self.lane.judge.upload(data) for data in images]
-        return self.engine.front.frontend.submit(prompt, rules, Output(), images=uploads)
+        return self.engine.front.frontend.submit(prompt, Terms(rules), images=uploads)
 
     async def ask(self, images: Sequence[bytes], tokens: int = 3, **options: Any) -> list[int]:
         """The ids of the whole answer."""

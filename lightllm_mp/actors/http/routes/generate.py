@@ -14,7 +14,6 @@ from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.streaming import stream
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Output
 
 WARNING = "X-LightLLM-Warning"
 
@@ -60,13 +59,9 @@ class GenerateRoutes:
         parameters, unknown = schema.parameters(body.parameters)
         live = self._context.frontend.submit(
             _column(body.ids) if body.ids is not None else body.chat or "",
-            sampling_parameters.SCORE,
-            Output(),
-            priority=parameters.priority or 0,
-            reuse_prompt=not parameters.disable_prompt_cache,
+            sampling_parameters.terms(parameters, _tenant(request), sampling_parameters.SCORE),
             add_special_tokens=parameters.add_special_tokens is not False,
             stream=False,
-            tenant=_tenant(request),
             deadline=request[DEADLINE],
         )
         request[LIVE] = live
@@ -114,22 +109,17 @@ class GenerateRoutes:
     async def _submit(
         self, request: web.Request, body: schema.GenerateBody, parameters: schema.RequestParameters, *, streamed: bool
     ) -> LiveRequest:
-        rules = sampling_parameters.sampling(parameters)
+        sampling = sampling_parameters.sampling(parameters)
         if streamed:
-            rules = msgspec.structs.replace(rules, prompt_logprobs=-1)
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
         with self._context.media.arriving() as take:
             uploads = await self._context.media.uploads(body.multimodal_params, _tenant(request), take)
         live = self._context.frontend.submit(
             body.inputs if isinstance(body.inputs, str) else _column(body.inputs),
-            rules,
-            sampling_parameters.output(parameters),
-            n=sampling_parameters.choices(parameters),
-            priority=parameters.priority or 0,
-            reuse_prompt=not parameters.disable_prompt_cache,
+            sampling_parameters.terms(parameters, _tenant(request), sampling),
             add_special_tokens=parameters.add_special_tokens is not False,
             images=uploads,
             stream=streamed,
-            tenant=_tenant(request),
             deadline=request[DEADLINE],
         )
         request[LIVE] = live
