@@ -9,6 +9,8 @@ not know is dropped. Who says what to whom stands in `actors/topology.py`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from msgspec import Struct
 
 
@@ -344,33 +346,60 @@ class StepDone(Wire, tag="StepDone"):
 # --- supervisor <-> everybody -----------------------------------------------------------------------------------------
 
 
-class Facts(Struct, frozen=True, array_like=True):
-    """What the processes found out while starting, merged by the supervisor and told to everybody with Begin."""
+class EngineLimits(Struct, frozen=True, array_like=True):
+    """What the worker offers: sizes in tokens."""
 
-    model_name: str = ""
-    vocab_size: int = 0
-    max_context: int = 0
-    """Longest prompt plus answer in tokens."""
-    max_input: int = 0
     kv_tokens: int = 0
+    """KV slots in total, one per token."""
     rows: int = 0
     """Most sequences at once."""
+    max_context: int = 0
+    """Longest prompt plus answer."""
+    max_input: int = 0
+    """Longest prompt."""
     step_tokens: int = 0
-    """Most tokens in one step."""
-    run_ahead: int = 0
+    """Most tokens that one step computes."""
+    vocab_size: int = 0
     eos_ids: tuple[int, ...] = ()
-    device: str = ""
-    dtype: str = ""
-    weight_bytes: int = 0
-    kv_bytes: int = 0
-    has_tokenizer: bool = True
-    has_chat_template: bool = False
+    """Ids that end a sequence."""
+    prompt_cache: bool = True
+    run_ahead: int = 0
+    """Steps that are planned before the oldest is answered."""
     class_bounds: tuple[int, ...] = ()
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     reward: bool = False
     """Requests are scored, not continued."""
     reward_token: int = -1
     """Id that a scored sequence ends with; -1: none."""
+
+    @property
+    def running(self) -> int:
+        """Most running sequences: each gets at least one token of every step, so none is left behind."""
+        return min(self.rows, self.step_tokens)
+
+    @property
+    def width(self) -> int:
+        """Most ids of one sequence. The last one is never computed, so it needs no slot."""
+        return min(self.max_context, self.kv_tokens + 1)
+
+    def rope_class(self, prompt_tokens: int) -> int:
+        """The rotary length class of a prompt. It holds for the whole answer, however long that becomes."""
+        return bisect_left(self.class_bounds, prompt_tokens)
+
+
+class Facts(Struct, frozen=True, array_like=True):
+    """What the processes found out while starting, merged by the supervisor and told to everybody with Begin."""
+
+    model_name: str = ""
+    engine: EngineLimits = EngineLimits()
+    eos_ids: tuple[int, ...] = ()
+    """Of the tokenizer and the model's configuration together."""
+    device: str = ""
+    dtype: str = ""
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    has_tokenizer: bool = True
+    has_chat_template: bool = False
 
 
 class Ready(Wire, tag="Ready"):

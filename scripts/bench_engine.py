@@ -21,9 +21,8 @@ import numpy as np
 from lightllm_mp.cli.bench.workload import make
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.build import build_engine
-from lightllm_mp.messages import Sampling, Terms, Tokenized
+from lightllm_mp.messages import EngineLimits, Sampling, Terms, Tokenized
 from lightllm_mp.plan import unpack
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 
 
@@ -72,10 +71,10 @@ def main() -> None:
         ),
     )
     figure("start", time.perf_counter() - began, "s")
-    figure("KV tokens", engine.facts.kv_tokens, "tokens")
-    executor, ahead = engine.executor, engine.facts.run_ahead + 1
+    figure("KV tokens", engine.facts.engine.kv_tokens, "tokens")
+    executor, ahead = engine.executor, engine.facts.engine.run_ahead + 1
     scheduler = Scheduler(EngineLimits.of(engine.facts, prompt_cache=False))
-    todo, sent, plans = requests(options.num_requests, engine.facts.vocab_size), 0, list[bytes]()
+    todo, sent, plans = requests(options.num_requests, engine.facts.engine.vocab_size), 0, list[bytes]()
     spent: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
     start = last = time.perf_counter()
     while sent < len(todo) or scheduler.has_work:

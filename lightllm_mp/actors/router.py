@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from time import monotonic
 
+from msgspec.structs import replace
+
 from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -26,7 +28,6 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.pairing import Pairing
 from lightllm_mp.scheduler.scheduler import Scheduler
 
@@ -35,7 +36,6 @@ class RouterActor(BlockingActor):
     def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
-        self._prompt_cache = not birth.config.engine.disable_prompt_cache
         self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
         self._scheduler: Scheduler | None = None
         self._pairing = Pairing()
@@ -44,9 +44,9 @@ class RouterActor(BlockingActor):
 
     def on_begin(self, begin: Begin) -> None:
         self._pairing.clear()
-        self._run_ahead = begin.facts.run_ahead
+        self._run_ahead = begin.facts.engine.run_ahead
         if self._scheduler is None:
-            self._scheduler = Scheduler(EngineLimits.of(begin.facts, self._prompt_cache))
+            self._scheduler = Scheduler(replace(begin.facts.engine, eos_ids=begin.facts.eos_ids))
         else:
             # A new worker has empty KV memory, so what the tree promises is gone.
             self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))

@@ -61,7 +61,7 @@ class TokenizerActor(BlockingActor):
         return Facts(eos_ids=tuple(eos), has_chat_template=self._template is not None)
 
     def on_begin(self, begin: Begin) -> None:
-        self._max_input, self._vocab = begin.facts.max_input, begin.facts.vocab_size
+        self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size
 
     def on_message(self, peer: str, message: Wire) -> None:
         match message:

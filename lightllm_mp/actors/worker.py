@@ -44,7 +44,7 @@ class WorkerActor(RankActor):
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
-            kv_tokens=self._birth.facts.kv_tokens if self._birth.facts else None,
+            kv_tokens=self._birth.facts.engine.kv_tokens if self._birth.facts else None,
             rank=self._birth.rank,
             meeting=f"/proc/self/fd/{self._birth.meeting_fd}",
         )

@@ -19,7 +19,7 @@ from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import physical_cores
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import EngineLimits, Facts
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
@@ -91,21 +91,24 @@ def build_engine(
     executor.warm_up()
     facts = Facts(
         model_name=model.model_name or path.stem,
-        vocab_size=spec.vocab,
-        max_context=memory.max_context,
-        max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
-        kv_tokens=memory.kv_tokens,
-        rows=engine.running_max_req_size,
-        step_tokens=step_tokens,
-        run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+        engine=EngineLimits(
+            kv_tokens=memory.kv_tokens,
+            rows=engine.running_max_req_size,
+            max_context=memory.max_context,
+            max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+            step_tokens=step_tokens,
+            vocab_size=spec.vocab,
+            prompt_cache=not engine.disable_prompt_cache,
+            run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+            class_bounds=class_bounds(spec),
+            reward=spec.reward,
+            reward_token=-1 if spec.reward_token is None else spec.reward_token,
+        ),
         eos_ids=model.eos_id or spec.eos_ids,
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=decoder.weight_bytes,
         kv_bytes=memory.kv_bytes,
-        class_bounds=class_bounds(spec),
-        reward=spec.reward,
-        reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
     return BuiltEngine(executor, facts)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightllm_mp.messages import EngineLimits
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence

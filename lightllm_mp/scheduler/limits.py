@@ -1,70 +1,13 @@
-"""What a scheduler may hand out, and what of a request fits into it."""
+"""What of a request fits into the engine."""
 
 from __future__ import annotations
-
-from bisect import bisect_left
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import Facts, Tokenized
+from lightllm_mp.messages import EngineLimits, Tokenized
 from lightllm_mp.plan import Ints
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    kv_tokens: int
-    """KV slots in total."""
-    rows: int
-    """Most sequences at once."""
-    max_context: int
-    """Longest prompt plus answer, in tokens."""
-    max_input: int
-    """Longest prompt, in tokens."""
-    step_tokens: int
-    """Most tokens one step computes."""
-    eos_ids: tuple[int, ...]
-    vocab_size: int
-    prompt_cache: bool = True
-    class_bounds: tuple[int, ...] = ()
-    """Longest prompts of the rotary length classes but the last."""
-    reward: bool = False
-    """Sequences are scored, not continued."""
-    reward_token: int = -1
-    """Id that a scored sequence ends with; -1: none."""
-
-    @classmethod
-    def of(cls, facts: Facts, prompt_cache: bool) -> EngineLimits:
-        """The limits of an engine that reported `facts`."""
-        return cls(
-            kv_tokens=facts.kv_tokens,
-            rows=facts.rows,
-            max_context=facts.max_context,
-            max_input=facts.max_input,
-            step_tokens=facts.step_tokens,
-            eos_ids=facts.eos_ids,
-            vocab_size=facts.vocab_size,
-            prompt_cache=prompt_cache,
-            class_bounds=facts.class_bounds,
-            reward=facts.reward,
-            reward_token=facts.reward_token,
-        )
-
-    @property
-    def running(self) -> int:
-        """Most running sequences: each can have at least one token in every step, so none is left behind."""
-        return min(self.rows, self.step_tokens)
-
-    @property
-    def width(self) -> int:
-        """Most ids one sequence can have. The last one is never computed, so it needs no slot."""
-        return min(self.max_context, self.kv_tokens + 1)
-
-    def rope_class(self, prompt_tokens: int) -> int:
-        """The rotary length class of a prompt: it holds for the whole answer, however long that becomes."""
-        return bisect_left(self.class_bounds, prompt_tokens)
 
 
 def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:

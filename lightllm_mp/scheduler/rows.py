@@ -10,8 +10,8 @@ import heapq
 
 import numpy as np
 
+from lightllm_mp.messages import EngineLimits
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.sequence import Sequence
 

@@ -24,6 +24,7 @@ from lightllm_mp.messages import (
     STOP,
     Close,
     Embedded,
+    EngineLimits,
     Release,
     Scheduled,
     Scored,
@@ -39,15 +40,12 @@ from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
 from lightllm_mp.scheduler.flight import InFlightStep
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.ordered import Ordered
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
 from lightllm_mp.scheduler.step_writer import write_step
 from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
-
-__all__ = ["EngineLimits", "Scheduler"]
 
 BURST = 32
 """Sequences that are admitted in one step even if fewer fill it."""

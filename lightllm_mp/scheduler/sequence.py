@@ -9,9 +9,9 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import Embedded, Open, Sampling, Terms, Tokenized
+from lightllm_mp.messages import Embedded, EngineLimits, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import EngineLimits, fit, to_score
+from lightllm_mp.scheduler.limits import fit, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images

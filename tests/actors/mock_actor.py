@@ -8,7 +8,7 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import EngineLimits, Facts
 from tests.scheduler.mock_worker import MockWorker
 
 VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
@@ -23,14 +23,16 @@ class MockWorkerActor(BlockingActor):
     def start(self) -> Facts:
         self._worker = self._fresh()
         return Facts(
+            engine=EngineLimits(
+                vocab_size=VOCABULARY,
+                max_context=CONTEXT,
+                max_input=CONTEXT - 1,
+                kv_tokens=self._kv_tokens,
+                rows=ROWS,
+                step_tokens=STEP_TOKENS,
+                run_ahead=self._run_ahead,
+            ),
             model_name="mock",
-            vocab_size=VOCABULARY,
-            max_context=CONTEXT,
-            max_input=CONTEXT - 1,
-            kv_tokens=self._kv_tokens,
-            rows=ROWS,
-            step_tokens=STEP_TOKENS,
-            run_ahead=self._run_ahead,
             eos_ids=(0,),
             device="none",
             dtype="none",

@@ -16,8 +16,8 @@ GOLDEN = GOLDENS / "llama"
 def test_facts_of_a_small_checkpoint() -> None:
     model = ModelConfig(device="cpu", data_type="float32")
     facts = build.build_engine(GOLDEN, model, EngineConfig(max_total_token_num=500)).facts
-    assert (facts.kv_tokens, facts.max_context, facts.max_input) == (500, 500, 499)
-    assert (facts.model_name, facts.dtype, facts.run_ahead) == ("llama", "float32", 0)
+    assert (facts.engine.kv_tokens, facts.engine.max_context, facts.engine.max_input) == (500, 500, 499)
+    assert (facts.model_name, facts.dtype, facts.engine.run_ahead) == ("llama", "float32", 0)
     assert facts.weight_bytes > 0
 
 
@@ -27,7 +27,7 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
     with pytest.raises(ConfigError, match="max-total-token-num"):
         build.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
     built = build.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
-    assert built.facts.kv_tokens == 3000
+    assert built.facts.engine.kv_tokens == 3000
 
 
 def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = ModelConfig(device="cpu", data_type="float32"), {}
     for name, stored in (("auto", torch.float32), ("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
         built = build.build_engine(GOLDEN, model, EngineConfig(kv_cache_dtype=name))
-        tokens[name] = built.facts.kv_tokens
+        tokens[name] = built.facts.engine.kv_tokens
         assert built.executor.kv.data.dtype == stored
         assert built.facts.kv_bytes <= 100_000
     assert tokens["int8"] == tokens["fp8"] > 3 * tokens["auto"]

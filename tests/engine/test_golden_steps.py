@@ -13,12 +13,11 @@ import torch
 from safetensors.numpy import load_file
 
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.messages import Open, Sampling, Scored, Terms, Tokenized, Tokens
+from lightllm_mp.messages import EngineLimits, Open, Sampling, Scored, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
 from lightllm_mp.scheduler.admission import Admission
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.paths import GOLDENS
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lightllm_mp.messages import (
     Close,
+    EngineLimits,
     ImageSpan,
     Open,
     PromptLogprobs,
@@ -21,7 +22,6 @@ from lightllm_mp.messages import (
     Tokenized,
     Tokens,
 )
-from lightllm_mp.scheduler.limits import EngineLimits
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.scheduler.mock_images import MockImages
 from tests.scheduler.mock_worker import MockWorker, expected

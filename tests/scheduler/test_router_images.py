@@ -15,6 +15,7 @@ from lightllm_mp.messages import (
     Abort,
     Begin,
     Embedded,
+    EngineLimits,
     ErrorInfo,
     Facts,
     ImageFailed,
@@ -30,7 +31,16 @@ from tests.scheduler.mock_worker import MockWorker, expected
 
 FRONT = "http"
 FACTS = Facts(
-    vocab_size=VOCAB, max_context=120, max_input=80, kv_tokens=200, rows=4, step_tokens=16, run_ahead=1, eos_ids=(EOS,)
+    engine=EngineLimits(
+        vocab_size=VOCAB,
+        max_context=120,
+        max_input=80,
+        kv_tokens=200,
+        rows=4,
+        step_tokens=16,
+        run_ahead=1,
+    ),
+    eos_ids=(EOS,),
 )
 FAILED = ErrorInfo(400, "broken", "invalid_request_error", "invalid_image")
 

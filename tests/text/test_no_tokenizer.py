@@ -16,6 +16,7 @@ from lightllm_mp.messages import (
     Begin,
     ChatMessage,
     Count,
+    EngineLimits,
     Facts,
     Generate,
     Open,
@@ -64,7 +65,7 @@ def started(kind: type, folder, outbox: Outbox):
     )
     actor = kind(birth, outbox, None)
     facts = actor.start()
-    actor.on_begin(Begin(0, Facts(max_input=100, eos_ids=(2,))))
+    actor.on_begin(Begin(0, Facts(engine=EngineLimits(max_input=100), eos_ids=(2,))))
     return actor, facts
 
 

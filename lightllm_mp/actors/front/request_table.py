@@ -149,8 +149,8 @@ class RequestTable:
         DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
-        validation.check(prompt, terms, self.facts, sees=self.images is not None)
-        validation.check_images(images, self.images, self.facts)
+        validation.check(prompt, terms, self.facts.engine, sees=self.images is not None)
+        validation.check_images(images, self.images, self.facts.engine)
         request = say.Generate(
             rid=self._rids(terms.n),
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
@@ -188,7 +188,7 @@ class RequestTable:
         """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
         self.admit(tenant)
         assert self.facts is not None
-        validation.check_prompt(text, self.facts)
+        validation.check_prompt(text, self.facts.engine)
         request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()

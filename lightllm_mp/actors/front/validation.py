@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightllm_mp.actors.front.image_files import ImageLane, Upload
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatMessage, Facts, Terms
+from lightllm_mp.messages import ChatMessage, EngineLimits, Terms
 from lightllm_mp.vision.spec import IMAGE_ID
 
 Prompt = str | bytes | tuple[ChatMessage, ...]
@@ -18,21 +18,21 @@ CHARS_PER_TOKEN = 16
 """A text longer than this times the longest prompt is refused before anybody tokenizes it."""
 
 
-def check(prompt: Prompt, terms: Terms, facts: Facts, *, sees: bool = False) -> None:
+def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = False) -> None:
     """Raises InvalidRequest or PromptTooLong. `sees`: ids may have places for images."""
     sampling = terms.sampling
     if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
-    check_prompt(prompt, facts, sees=sees)
-    if facts.reward and sampling.max_new_tokens:
+    check_prompt(prompt, limits, sees=sees)
+    if limits.reward and sampling.max_new_tokens:
         raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
-    if not facts.reward and not sampling.max_new_tokens:
+    if not limits.reward and not sampling.max_new_tokens:
         raise InvalidRequest("/get_score needs a reward model, this one produces text")
-    _check_column(sampling.stop_ids, facts, "stop_sequences")
-    _check_column(sampling.bias_ids, facts, "logit_bias")
+    _check_column(sampling.stop_ids, limits, "stop_sequences")
+    _check_column(sampling.bias_ids, limits, "logit_bias")
 
 
-def check_images(images: Sequence[Upload], lane: ImageLane | None, facts: Facts) -> None:
+def check_images(images: Sequence[Upload], lane: ImageLane | None, limits: EngineLimits) -> None:
     """Raises InvalidRequest or PayloadTooLarge."""
     if not images:
         return
@@ -40,27 +40,28 @@ def check_images(images: Sequence[Upload], lane: ImageLane | None, facts: Facts)
         raise InvalidRequest(TEXT_ONLY, param="multimodal_params")
     lane.judge.check(images)
     slots = sum(lane.judge.tokens(image.width, image.height) for image in images)
-    if facts.max_input and slots > facts.max_input:
+    if limits.max_input and slots > limits.max_input:
         raise PromptTooLong(
-            f"the images take {slots} tokens, the longest possible prompt {facts.max_input}", param="multimodal_params"
+            f"the images take {slots} tokens, the longest possible prompt {limits.max_input}",
+            param="multimodal_params",
         )
 
 
-def check_prompt(prompt: Prompt, facts: Facts, *, sees: bool = False) -> None:
+def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) -> None:
     """Raises InvalidRequest or PromptTooLong."""
     if isinstance(prompt, bytes):
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
-        size, most, unit = len(prompt) // 4, facts.max_input, "tokens"
+        size, most, unit = len(prompt) // 4, limits.max_input, "tokens"
     else:
         texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in _texts(message)]
-        size, most, unit = sum(map(len, texts)), CHARS_PER_TOKEN * facts.max_input, "characters"
-    if facts.max_input and size > most:
+        size, most, unit = sum(map(len, texts)), CHARS_PER_TOKEN * limits.max_input, "characters"
+    if limits.max_input and size > most:
         raise PromptTooLong(
-            f"the prompt has {size} {unit}, the longest possible one {facts.max_input} tokens", param="inputs"
+            f"the prompt has {size} {unit}, the longest possible one {limits.max_input} tokens", param="inputs"
         )
     if isinstance(prompt, bytes):
-        _check_column(prompt, facts, "inputs", IMAGE_ID if sees else None)
+        _check_column(prompt, limits, "inputs", IMAGE_ID if sees else None)
     elif not all(map(_is_unicode, texts)):
         raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
 
@@ -80,9 +81,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_column(column: bytes, facts: Facts, param: str, marker: int | None = None) -> None:
+def _check_column(column: bytes, limits: EngineLimits, param: str, marker: int | None = None) -> None:
     """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker. `marker`: may stand there
     too, for the tokenizer to replace."""
     ids = {*memoryview(column).cast("i")} - {marker}
-    if ids and facts.vocab_size and not (min(ids) >= 0 and max(ids) < facts.vocab_size):
-        raise InvalidRequest(f"token ids must lie between 0 and {facts.vocab_size - 1}", param=param)
+    if ids and limits.vocab_size and not (min(ids) >= 0 and max(ids) < limits.vocab_size):
+        raise InvalidRequest(f"token ids must lie between 0 and {limits.vocab_size - 1}", param=param)

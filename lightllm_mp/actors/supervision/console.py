@@ -63,8 +63,8 @@ class Console:
         lines = (
             ("url", url),
             ("model", f"{facts.model_name} ({facts.dtype} on {facts.device}, {memory})"),
-            ("context", f"{facts.max_context:,} tokens"),
-            ("KV tokens", f"{facts.kv_tokens:,}"),
+            ("context", f"{facts.engine.max_context:,} tokens"),
+            ("KV tokens", f"{facts.engine.kv_tokens:,}"),
             ("processes", f"{processes}, ready after {seconds:.1f} s"),
             ("access", "API key required" if keys else f"open to everybody who reaches {config.http.host}"),
         )
@@ -81,6 +81,6 @@ def example(url: str, facts: Facts) -> str:
     """A command that gets an answer from this very model."""
     prompt: object = "What is AI?" if facts.has_tokenizer else [1, 2, 3]
     path, field = (
-        ("generate", "inputs") if not facts.reward else ("get_score", "chat" if facts.has_tokenizer else "ids")
+        ("generate", "inputs") if not facts.engine.reward else ("get_score", "chat" if facts.has_tokenizer else "ids")
     )
     return f"curl {url}/{path} -d '{json.dumps({field: prompt})}'"

@@ -8,9 +8,9 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
-from lightllm_mp.messages import Facts, Sampling
+from lightllm_mp.messages import EngineLimits, Facts, Sampling
 
-FACTS = Facts(vocab_size=100, max_input=10)
+FACTS = Facts(engine=EngineLimits(vocab_size=100, max_input=10))
 
 
 class Lanes:

@@ -17,7 +17,7 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge
-from lightllm_mp.messages import ErrorInfo, Sampling, Terms
+from lightllm_mp.messages import EngineLimits, ErrorInfo, Facts, Sampling, Terms
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.vision_config import read_vision
 from tests.actors.front.front_lanes import FACTS, Lanes
@@ -144,7 +144,7 @@ def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
 def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:
     lanes = Lanes()
     frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=RequestLimits(8), images=way.lane)
-    frontend.begin(say.Begin(epoch=0, facts=msgspec.structs.replace(FACTS, max_input=100)))
+    frontend.begin(say.Begin(epoch=0, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=100))))
     return frontend, lanes
 
 
@@ -216,7 +216,7 @@ def test_limits_of_a_request() -> None:
             submit(frontend, images)
     with pytest.raises(PayloadTooLarge, match="have"):
         submit(frontend, [way.upload(i) for i in range(4)])
-    frontend.begin(say.Begin(epoch=1, facts=msgspec.structs.replace(FACTS, max_input=79)))
+    frontend.begin(say.Begin(epoch=1, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=79))))
     with pytest.raises(InvalidRequest, match="the images take 80 tokens, the longest possible prompt 79"):
         submit(frontend, same * 5)
     assert way.sent == []

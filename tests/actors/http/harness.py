@@ -20,11 +20,14 @@ from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.config import HttpConfig, ModelConfig
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import EngineLimits, Facts
 
 PATIENCE = 20.0
 """Seconds that a busy machine has for what happens at once; the server's own time-outs are 30 and more."""
-FACTS = Facts(model_name="fake", vocab_size=1000, max_context=2048, max_input=2000, rows=64, kv_tokens=4096)
+FACTS = Facts(
+    model_name="fake",
+    engine=EngineLimits(vocab_size=1000, max_context=2048, max_input=2000, rows=64, kv_tokens=4096),
+)
 
 
 def column(code: str, values) -> bytes:

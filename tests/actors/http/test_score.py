@@ -10,7 +10,7 @@ import pytest
 from lightllm_mp.messages import Generate
 from tests.actors.http.harness import FACTS, Engine, Site, column, run
 
-REWARD = msgspec.structs.replace(FACTS, reward=True)
+REWARD = msgspec.structs.replace(FACTS, engine=msgspec.structs.replace(FACTS.engine, reward=True))
 
 
 def on_reward(test) -> None:

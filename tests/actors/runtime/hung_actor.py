@@ -8,7 +8,7 @@ from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import EngineLimits, Facts
 
 
 class HangingActor(BlockingActor):
@@ -17,13 +17,15 @@ class HangingActor(BlockingActor):
 
     def start(self) -> Facts:
         return Facts(
+            engine=EngineLimits(
+                vocab_size=256,
+                max_context=4096,
+                max_input=4095,
+                kv_tokens=20_000,
+                rows=64,
+                step_tokens=512,
+            ),
             model_name="hung",
-            vocab_size=256,
-            max_context=4096,
-            max_input=4095,
-            kv_tokens=20_000,
-            rows=64,
-            step_tokens=512,
             eos_ids=(0,),
             device="none",
             dtype="none",

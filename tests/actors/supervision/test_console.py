@@ -8,7 +8,7 @@ import pytest
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.supervision.console import CLEAR, Console, example
-from lightllm_mp.messages import Facts, Loading
+from lightllm_mp.messages import EngineLimits, Facts, Loading
 
 URL = "http://127.0.0.1:8000"
 
@@ -16,7 +16,9 @@ URL = "http://127.0.0.1:8000"
 @pytest.mark.parametrize("has_tokenizer", [True, False])
 @pytest.mark.parametrize("reward", [True, False])
 def test_example(has_tokenizer: bool, reward: bool) -> None:
-    program, url, option, body = shlex.split(example(URL, Facts(has_tokenizer=has_tokenizer, reward=reward)))
+    program, url, option, body = shlex.split(
+        example(URL, Facts(has_tokenizer=has_tokenizer, engine=EngineLimits(reward=reward)))
+    )
     assert (program, option) == ("curl", "-d")
     if reward:
         score = schema.score_body(body.encode())

@@ -59,7 +59,7 @@ class StatusRoutes:
             "live_requests": context.frontend.live,
             "takes_images": context.frontend.images is not None,
         }
-        return _json(info | {"facts": asdict(facts) if facts else None})
+        return _json(info | {"facts": {**asdict(facts), **asdict(facts.engine), "engine": None} if facts else None})
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
