@@ -108,36 +108,38 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-class Picture(Struct, frozen=True, array_like=True, gc=False):
-    """An image of a prompt, as its header tells."""
+class ImageInfo(Struct, frozen=True, array_like=True, gc=False):
+    """An image, described once by the front from the header of its file."""
 
     key: bytes
     """32 bytes: content, preprocessing, model and tenant (vision/digest.py)."""
     width: int
     height: int
     """Pixels, as shown."""
+    tokens: int
+    """Embeddings, and so slots in the prompt (vision/sizing.py)."""
+    grid: tuple[int, ...] = ()
+    """(t, h, w) in patches, where positions depend on them."""
 
 
 class ImageSpan(Struct, frozen=True, array_like=True, gc=False):
-    """Positions start .. start + count - 1 of the prompt take the image's embeddings."""
+    """Positions [start, end) of the prompt take the image's embeddings."""
 
     start: int
-    count: int
-    key: bytes
-    grid: tuple[int, ...] = ()
-    """(t, h, w) in patches where positions depend on them."""
+    image: ImageInfo
+
+    @property
+    def end(self) -> int:
+        return self.start + self.image.tokens
 
 
 class RawImage(Struct, frozen=True, array_like=True, gc=False):
     """An image's file, in the sender's arena."""
 
-    key: bytes
+    image: ImageInfo
     offset: int
     length: int
     generation: int
-    width: int = 0
-    """As in Picture: visual needs no look at the file to know how many embeddings it becomes."""
-    height: int = 0
 
 
 class Encode(Wire, tag="Encode"):
@@ -190,7 +192,7 @@ class Generate(Wire, tag="Generate"):
     add_special_tokens: bool = True
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
-    images: tuple[Picture, ...] = ()
+    images: tuple[ImageInfo, ...] = ()
 
 
 class Count(Wire, tag="Count"):
@@ -199,7 +201,7 @@ class Count(Wire, tag="Count"):
     rid: int
     text: str
     add_special_tokens: bool = True
-    images: tuple[Picture, ...] = ()
+    images: tuple[ImageInfo, ...] = ()
 
 
 class Counted(Wire, tag="Counted"):

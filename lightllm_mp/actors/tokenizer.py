@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lightllm_mp.actors.image_prompts import Prompted, ids_with_images, text_with_images
 from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
@@ -25,13 +24,14 @@ from lightllm_mp.messages import (
     Counted,
     Facts,
     Generate,
-    Picture,
+    ImageInfo,
     Rejected,
     Tokenized,
     Wire,
 )
 from lightllm_mp.text.chat import compile_template, render_chat
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
+from lightllm_mp.vision.placeholders import Prompted, expand_ids, join_chunks, split_text
 
 log = logging.getLogger("lightllm_mp.tokenizer")
 
@@ -98,25 +98,22 @@ class TokenizerActor(BlockingActor):
             raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
             ids = np.frombuffer(request.ids, "<i4")
-            return ids_with_images(self._vision, ids, request.images, self._vocab) if self._vision else (ids, ())
+            return expand_ids(ids, request.images, self._vocab) if self._vision else (ids, ())
         if request.text is not None:
             return self._ids_of(request.text, request.add_special_tokens, request.images, self._max_input)
         assert request.chat is not None, "a Generate has text, ids or chat"
         # The template writes the special tokens itself.
         return self._ids_of(self._render(request.chat), False, request.images, self._max_input)
 
-    def _ids_of(self, text: str, special: bool, images: tuple[Picture, ...], max_tokens: int | None) -> Prompted:
+    def _ids_of(self, text: str, special: bool, images: tuple[ImageInfo, ...], max_tokens: int | None) -> Prompted:
         """Without a vision tower a tag is text like any other."""
         encode = self._need().encode
         if self._vision is None:
             return encode(text, special, max_tokens=max_tokens), ()
-        return text_with_images(
-            self._vision,
-            text,
-            images,
-            self._vocab,
-            lambda chunk, first: encode(chunk, special and first, max_tokens=max_tokens),
-        )
+        tags = self._vision.tags
+        texts = split_text(tags, text, len(images))
+        chunks = [encode(chunk, special and not i, max_tokens=max_tokens) for i, chunk in enumerate(texts)]
+        return join_chunks(tags, chunks, images, self._vocab)
 
     def _render(self, chat: tuple[ChatMessage, ...]) -> str:
         tokenizer = self._need()

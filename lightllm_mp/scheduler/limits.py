@@ -60,11 +60,10 @@ def _without_images(ids: Ints, request: Tokenized, limits: EngineLimits) -> Ints
     """The ids outside image spans. ValueError for spans that overlap, lie outside the prompt or hold ids of text."""
     parts, at = [], 0
     for span in request.spans:
-        end = span.start + span.count
-        if span.start < at or span.count < 1 or end > request.prompt_tokens:
-            raise ValueError(f"request {request.rid}: an image at [{span.start}, {end}) does not fit its prompt")
-        if ids[span.start : end].min() < limits.vocab_size:
+        if span.start < at or span.image.tokens < 1 or span.end > request.prompt_tokens:
+            raise ValueError(f"request {request.rid}: an image at [{span.start}, {span.end}) does not fit its prompt")
+        if ids[span.start : span.end].min() < limits.vocab_size:
             raise ValueError(f"request {request.rid}: ids of the vocabulary where an image stands")
         parts.append(ids[at : span.start])
-        at = end
+        at = span.end
     return np.concatenate([*parts, ids[at:]])

@@ -11,7 +11,6 @@ import numpy as np
 
 from lightllm_mp.messages import Embedded, ImageSpan, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.vision.placeholders import ImagePositions
 from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 
 
@@ -29,7 +28,7 @@ class PromptImages:
     """Shared by the n sequences of a request. `offsets`: of each span's block, in bytes of image memory."""
 
     rid: int
-    spans: tuple[ImagePositions, ...]
+    spans: tuple[ImageSpan, ...]
     offsets: tuple[int, ...]
     rotary: Ints | None = None
     """int32 [positions up to the last image's end, 3]: rotary lines by component, for models with such positions."""
@@ -57,15 +56,15 @@ def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages
         return None
     blocks = {block.key: block for block in embedded.images} if embedded is not None else {}
     for span in request.spans:
-        if span.key not in blocks or blocks[span.key].rows != span.count:
+        if span.image.key not in blocks or blocks[span.image.key].rows != span.image.tokens:
             raise ValueError(
-                f"request {request.rid}: no embeddings for its image at {span.start} of {span.count} slots"
+                f"request {request.rid}: no embeddings for its image at {span.start} of {span.image.tokens} slots"
             )
     rotary, shift = _rotary(request.spans)
     return PromptImages(
         rid=request.rid,
-        spans=tuple(ImagePositions(span.start, span.start + span.count) for span in request.spans),
-        offsets=tuple(blocks[span.key].offset for span in request.spans),
+        spans=request.spans,
+        offsets=tuple(blocks[span.image.key].offset for span in request.spans),
         rotary=rotary,
         shift=shift,
     )
@@ -73,12 +72,11 @@ def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages
 
 def _rotary(spans: Sequence[ImageSpan]) -> tuple[Ints | None, int]:
     """Lines up to the end of the last image, and the shift of what follows. A slot is merge x merge patches."""
-    if not any(span.grid for span in spans):
+    if not any(span.image.grid for span in spans):
         return None, 0
-    merge = math.isqrt(math.prod(spans[0].grid) // spans[0].count)
-    placed = [PlacedImage(span.start, PatchGrid(*span.grid)) for span in spans]
-    last = spans[-1]
-    positions, shift = mrope_positions(last.start + last.count, placed, merge)
+    merge = math.isqrt(math.prod(spans[0].image.grid) // spans[0].image.tokens)
+    placed = [PlacedImage(span.start, PatchGrid(*span.image.grid)) for span in spans]
+    positions, shift = mrope_positions(spans[-1].end, placed, merge)
     return np.ascontiguousarray(positions.T), shift
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import PromptLogprobs
+from lightllm_mp.messages import ImageSpan, PromptLogprobs
 from lightllm_mp.plan import Ints
-from lightllm_mp.vision.placeholders import ImagePositions
 
 
 class PromptScores:
@@ -31,14 +30,14 @@ class PromptScores:
         self._parts.append((logprobs[: 4 * count], top_ids[:best], top_logprobs[:best]))
         self._left -= count
 
-    def message(self, rid: int, prompt: Ints, spans: Sequence[ImagePositions] = ()) -> PromptLogprobs:
+    def message(self, rid: int, prompt: Ints, spans: Sequence[ImageSpan] = ()) -> PromptLogprobs:
         """The text of the prompt: what stands in the `spans` of images is left out, and so is the first token's
         logprob. RuntimeError when the worker left tokens out."""
         if self._left:
             raise RuntimeError(f"sequence {rid}: {self._left} of {self._tokens} prompt logprobs are missing")
         text = np.ones(len(prompt), np.bool_)
-        for start, end in spans:
-            text[start:end] = False
+        for span in spans:
+            text[span.start : span.end] = False
         ids = np.ascontiguousarray(prompt[text], "<i4").tobytes()
         columns = [b"".join(part[column] for part in self._parts) for column in range(3)]
         if spans and self._tokens:

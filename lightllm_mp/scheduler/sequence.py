@@ -9,14 +9,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import Embedded, EngineLimits, Open, Sampling, Terms, Tokenized
+from lightllm_mp.messages import Embedded, EngineLimits, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.limits import fit, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
 from lightllm_mp.scheduler.prompt_scores import PromptScores
-from lightllm_mp.vision.placeholders import ImagePositions
 
 TAIL = 16
 """Prompt ids that the detokenizer gets as context."""
@@ -103,7 +102,7 @@ class Sequence:
         return self.rope_class
 
     @property
-    def spans(self) -> tuple[ImagePositions, ...]:
+    def spans(self) -> tuple[ImageSpan, ...]:
         """Positions of images, whose ids are none of the vocabulary's."""
         return self.images.spans if self.images is not None else ()
 

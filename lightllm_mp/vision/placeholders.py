@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import ImageInfo, ImageSpan
 from lightllm_mp.vision.spec import IMAGE_ID, ImageTags
 
 Ids = NDArray[np.int32]
@@ -25,39 +24,17 @@ SURE_SLOTS = 4
 """Slots that tell two images apart beyond doubt: each has 31 bits less what the vocabulary takes."""
 
 
-class ImageSlots(NamedTuple):
-    """An image as the prompt sees it."""
-
-    digest: bytes
-    """See digest.py."""
-    tokens: int
-    """See sizing.py."""
+Prompted = tuple[Ids, tuple[ImageSpan, ...]]
+"""Ids of a prompt with its images' slots, and where these stand, in the order of the images."""
 
 
-class ImagePositions(NamedTuple):
-    """Positions [start, end) of one image."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExpandedPrompt:
-    """A prompt with its images' slots. `spans` are in the order of the images."""
-
-    ids: Ids
-    spans: tuple[ImagePositions, ...]
-
-
-def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
+def pseudo_ids(image: ImageInfo, vocab: int) -> Ids:
     """int32 [tokens] in [vocab, 2^31): the digest drawn out, so equal for equal images and independent otherwise."""
-    drawn = hashlib.shake_128(image.digest).digest(4 * image.tokens)
+    drawn = hashlib.shake_128(image.key).digest(4 * image.tokens)
     return (vocab + np.frombuffer(drawn, dtype="<u4").astype(np.int64) % (ID_END - vocab)).astype(np.int32)
 
 
-def expand_ids(
-    ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID
-) -> ExpandedPrompt:
+def expand_ids(ids: Sequence[int] | Ids, images: Sequence[ImageInfo], vocab: int, marker: int = IMAGE_ID) -> Prompted:
     """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
 
     Raises InvalidRequest where the counts differ.
@@ -69,7 +46,7 @@ def expand_ids(
     return _joined([chunks[0], *(chunk[1:] for chunk in chunks[1:])], images, vocab)
 
 
-def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
+def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageInfo], vocab: int) -> Prompted:
     """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
     around them. Only the first chunk may have been encoded with special tokens."""
     before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
@@ -81,13 +58,13 @@ def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSl
     return _joined(whole, images, vocab)
 
 
-def _joined(chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
+def _joined(chunks: Sequence[Ids], images: Sequence[ImageInfo], vocab: int) -> Prompted:
     parts, spans, at = [chunks[0]], [], len(chunks[0])
     for image, chunk in zip(images, chunks[1:], strict=True):
-        spans.append(ImagePositions(at, at + image.tokens))
+        spans.append(ImageSpan(at, image))
         parts += [pseudo_ids(image, vocab), chunk]
         at += image.tokens + len(chunk)
-    return ExpandedPrompt(np.concatenate(parts).astype(np.int32), tuple(spans))
+    return np.concatenate(parts).astype(np.int32), tuple(spans)
 
 
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
@@ -139,13 +116,13 @@ def _check_counts(found: int, what: str, images: int) -> None:
         )
 
 
-def sure_match(matched: int, spans: Sequence[ImagePositions]) -> int:
+def sure_match(matched: int, spans: Sequence[ImageSpan]) -> int:
     """How many of `matched` leading ids of a prompt may be taken as the same prompt.
 
     A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in
     two thousand million) or by design: it is cut back to the image's start.
     """
-    for start, end in spans:
-        if start < matched < end and matched - start < SURE_SLOTS:
-            return start
+    for span in spans:
+        if span.start < matched < span.end and matched - span.start < SURE_SLOTS:
+            return span.start
     return matched

@@ -180,14 +180,15 @@ def message_seeds() -> list[bytes]:
     key = bytes(32)
     chat = (say.ChatMessage("user", "hello"), say.ChatMessage("user", (say.TextPart("there"),)))
     rids, top = array("q", [1, 2]).tobytes(), ((0, ids, ids),)
-    pictures = (say.Picture(key, 30, 40),)
+    image = say.ImageInfo(key, 30, 40, 2, (1, 2, 2))
+    pictures = (image,)
     sent: list[say.Wire] = [
         say.Generate(1, say.Terms(rules, say.Output(stop=("a", "bc")), 2), text="text", images=pictures),
         say.Generate(1, say.Terms(rules), chat=chat, emitted=ids),
         say.Count(1, "some text", images=pictures),
         say.Counted(1, 7),
-        say.Tokenized(1, say.Terms(rules), ids, 3, spans=(say.ImageSpan(1, 2, key, (1, 2, 2)),)),
-        say.Encode(1, (say.RawImage(key, 4096, 100, 7, 30, 40),)),
+        say.Tokenized(1, say.Terms(rules), ids, 3, spans=(say.ImageSpan(1, image),)),
+        say.Encode(1, (say.RawImage(image, 4096, 100, 7),)),
         say.Embedded(1, (say.ImageBlock(key, 4096, 2, 7),)),
         say.ImageFailed(1, error),
         say.Rejected(1, error),

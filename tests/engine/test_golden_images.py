@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Release, Sampling, Terms, Tokenized, Wire
+from lightllm_mp.messages import Embedded, ImageBlock, ImageInfo, ImageSpan, Release, Sampling, Terms, Tokenized, Wire
 from lightllm_mp.plan import PlanBuilder
 from lightllm_mp.scheduler.admission import Admission
-from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+from lightllm_mp.vision.placeholders import pseudo_ids
 from tests.engine.test_golden_steps import GOLDENS, NEW, Run
 
 FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
@@ -59,12 +59,13 @@ class ImageRun(Run):
         for start, end, *image in prompt["image_slots"]:
             block = self.block(*image)
             grid = embeddings(self.folder).get(f"img.{image[0]}.grid_thw", np.empty(0))
-            spans.append(ImageSpan(start, end - start, block.key, tuple(int(n) for n in grid)))
-            ids[start:end] = pseudo_ids(ImageSlots(block.key, end - start), self.scheduler.limits.vocab_size).tolist()
+            info = ImageInfo(block.key, 0, 0, end - start, tuple(int(n) for n in grid))
+            spans.append(ImageSpan(start, info))
+            ids[start:end] = pseudo_ids(info, self.scheduler.limits.vocab_size).tolist()
         ids += prompt["greedy_ids"][:emitted]
         asked = {"seed": 0, "max_new_tokens": NEW, "ignore_eos": True, "min_new_tokens": 0, **rules}
         column, rid = np.array(ids, "<i4").tobytes(), turn * 100 + number
-        told = Embedded(rid, tuple({span.key: self.blocks[span.key] for span in spans}.values()))
+        told = Embedded(rid, tuple({span.image.key: self.blocks[span.image.key] for span in spans}.values()))
         request = Tokenized(rid, Terms(Sampling(**asked)), column, prompt["length"], spans=tuple(spans))
         self.scheduler.add(request, told if spans else None)
         self.held |= {rid} if spans else set()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from lightllm_mp.messages import ImageInfo
 from lightllm_mp.models.model_config import read_model_config
-from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+from lightllm_mp.vision.placeholders import pseudo_ids
 from tests.paths import GOLDENS
 
 TOLERANCE = 5e-4
@@ -65,7 +66,7 @@ def _merged(folder: str, prompt: dict[str, Any]) -> list[int]:
     ids = list(prompt["input_ids"])
     vocab = read_model_config(GOLDENS / folder).vocab if prompt.get("image_slots") else 0
     for start, end, *image in prompt.get("image_slots", ()):
-        ids[start:end] = pseudo_ids(ImageSlots(" ".join(image).encode(), end - start), vocab).tolist()
+        ids[start:end] = pseudo_ids(ImageInfo(" ".join(image).encode(), 0, 0, end - start), vocab).tolist()
     return ids
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Tokenized
-from lightllm_mp.vision.placeholders import ImageSlots, pseudo_ids
+from lightllm_mp.messages import Embedded, ImageBlock, ImageInfo, ImageSpan, Tokenized
+from lightllm_mp.vision.placeholders import pseudo_ids
 
 ROW_BYTES = 4
 GONE = -7
@@ -19,9 +19,9 @@ def image_prompt(vocab: int, *parts: Part) -> tuple[list[int], tuple[ImageSpan, 
     spans = []
     for part in parts:
         if isinstance(part, tuple):
-            key = part[0].encode()
-            spans.append(ImageSpan(len(ids), part[1], key))
-            ids += pseudo_ids(ImageSlots(key, part[1]), vocab).tolist()
+            image = ImageInfo(part[0].encode(), 0, 0, part[1])
+            spans.append(ImageSpan(len(ids), image))
+            ids += pseudo_ids(image, vocab).tolist()
         else:
             ids += part
     return ids, tuple(spans)
@@ -43,15 +43,15 @@ class MockImages:
     def embed(self, request: Tokenized) -> Embedded:
         """The answer to a request's Encode."""
         assert request.rid not in self.leases
-        keys = dict.fromkeys(span.key for span in request.spans)
-        self.leases[request.rid] = tuple(keys)
-        blocks = [self._block(key, next(s.count for s in request.spans if s.key == key)) for key in keys]
+        rows = {span.image.key: span.image.tokens for span in reversed(request.spans)}
+        self.leases[request.rid] = keys = tuple(dict.fromkeys(span.image.key for span in request.spans))
+        blocks = [self._block(key, rows[key]) for key in keys]
         return Embedded(request.rid, tuple(blocks))
 
     def _block(self, key: bytes, rows: int) -> ImageBlock:
         if key not in self._blocks:
             self._blocks[key] = len(self._memory), rows
-            self._memory = np.append(self._memory, pseudo_ids(ImageSlots(key, rows), self._vocab))
+            self._memory = np.append(self._memory, pseudo_ids(ImageInfo(key, 0, 0, rows), self._vocab))
         return ImageBlock(key, self.base + ROW_BYTES * self._blocks[key][0], rows, 1)
 
     def release(self, rid: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import Embedded, ImageBlock, ImageSpan, Tokenized
+from lightllm_mp.messages import Embedded, ImageBlock, ImageInfo, ImageSpan, Tokenized
 from lightllm_mp.plan import unpack
 from lightllm_mp.scheduler import kv_memory
 from lightllm_mp.scheduler.integrity import IntegrityError
@@ -82,7 +82,7 @@ def test_images_whose_first_ids_are_equal_are_not_mixed_up(same: int) -> None:
     h = harness()
     h.add(request(1, ids, spans=spans))
     h.run()
-    twin = request(2, like, spans=(ImageSpan(4, 9, b"cow"),))
+    twin = request(2, like, spans=(ImageSpan(4, ImageInfo(b"cow", 0, 0, 9)),))
     told = h.images.embed(twin)
     h.images._memory[-9:] = like[4:13]  # what the twin shows
     h.requests[2] = twin
@@ -221,7 +221,7 @@ def test_ids_beyond_the_vocabulary_are_for_images_only() -> None:
 def test_spans_that_do_not_fit_are_a_bug(start: int, count: int) -> None:
     ids, _ = image_prompt(VOCAB, prompt(4), CAT, prompt(2))
     with pytest.raises(ValueError, match="request 1"):
-        harness().add(request(1, ids, spans=(ImageSpan(start, count, b"cat"),)))
+        harness().add(request(1, ids, spans=(ImageSpan(start, ImageInfo(b"cat", 0, 0, count)),)))
 
 
 def test_embeddings_that_do_not_fit_are_a_bug() -> None:
@@ -234,15 +234,16 @@ def test_embeddings_that_do_not_fit_are_a_bug() -> None:
 def test_positions_of_three_components() -> None:
     grids = [(1, 4, 6), (1, 8, 4)]
     ids = prompt(20)
-    spans = (ImageSpan(3, 6, b"a", grids[0]), ImageSpan(11, 8, b"b", grids[1]))
+    images = ImageInfo(b"a", 0, 0, 6, grids[0]), ImageInfo(b"b", 0, 0, 8, grids[1])
+    spans = (ImageSpan(3, images[0]), ImageSpan(11, images[1]))
     blocks = Embedded(1, (ImageBlock(b"a", 0, 6, 1), ImageBlock(b"b", 64, 8, 1)))
-    images = prompt_images(request(1, ids, spans=spans), blocks)
-    assert images is not None
+    found = prompt_images(request(1, ids, spans=spans), blocks)
+    assert found is not None
     expected, delta = mrope_positions(
         20, [PlacedImage(3, PatchGrid(*grids[0])), PlacedImage(11, PatchGrid(*grids[1]))], 2
     )
-    assert images.shift == delta
-    assert np.array_equal(images.rotary_lines(0, 20), expected[:, :19].T)
-    assert np.array_equal(images.rotary_lines(5, 12), expected[:, 5:12].T)
-    assert len(images.rotary_lines(19, 20)) == 0
+    assert found.shift == delta
+    assert np.array_equal(found.rotary_lines(0, 20), expected[:, :19].T)
+    assert np.array_equal(found.rotary_lines(5, 12), expected[:, 5:12].T)
+    assert len(found.rotary_lines(19, 20)) == 0
     assert (expected[:, 19] == 19 + delta).all()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import ImageInfo, ImageSpan
 from lightllm_mp.vision.placeholders import (
     IMAGE_ID,
-    ImageSlots,
     expand_ids,
     join_chunks,
     pseudo_ids,
@@ -25,8 +25,12 @@ LLAVA, QWEN, QWEN2_5 = (model(name).spec.tags for name in ("llava_orig", "qwen_v
 VOCAB = 1000
 
 
-def image(name: str, tokens: int = 5) -> ImageSlots:
-    return ImageSlots(hashlib.sha256(name.encode()).digest(), tokens)
+def image(name: str, tokens: int = 5) -> ImageInfo:
+    return ImageInfo(hashlib.sha256(name.encode()).digest(), 0, 0, tokens)
+
+
+def positions(spans: tuple[ImageSpan, ...]) -> list[tuple[int, int]]:
+    return [(span.start, span.end) for span in spans]
 
 
 def ids(*values: int) -> np.ndarray:
@@ -103,25 +107,25 @@ def test_long_hostile_prompts_are_quick(tags: ImageTags) -> None:
 
 def test_chunks_are_joined_with_the_families_own_ids() -> None:
     tags = ImageTags(style="img", before=(300,), after=(301, 302))
-    found = join_chunks(tags, [ids(1, 2), ids(), ids(3)], [image("a", 4), image("b", 2)], VOCAB)
-    assert found.spans == ((3, 7), (10, 12))
-    assert found.ids.dtype == np.int32
-    assert found.ids[[0, 1, 2, 7, 8, 9, 12, 13, 14]].tolist() == [1, 2, 300, 301, 302, 300, 301, 302, 3]
-    assert np.array_equal(found.ids[3:7], pseudo_ids(image("a", 4), VOCAB))
-    assert np.array_equal(found.ids[10:12], pseudo_ids(image("b", 2), VOCAB))
+    found, spans = join_chunks(tags, [ids(1, 2), ids(), ids(3)], [image("a", 4), image("b", 2)], VOCAB)
+    assert positions(spans) == [(3, 7), (10, 12)]
+    assert found.dtype == np.int32
+    assert found[[0, 1, 2, 7, 8, 9, 12, 13, 14]].tolist() == [1, 2, 300, 301, 302, 300, 301, 302, 3]
+    assert np.array_equal(found[3:7], pseudo_ids(image("a", 4), VOCAB))
+    assert np.array_equal(found[10:12], pseudo_ids(image("b", 2), VOCAB))
 
 
 def test_text_without_images_is_left_alone() -> None:
-    found = join_chunks(QWEN, [ids(5, 6)], [], VOCAB)
-    assert (found.ids.tolist(), found.spans) == ([5, 6], ())
+    found, spans = join_chunks(QWEN, [ids(5, 6)], [], VOCAB)
+    assert (found.tolist(), spans) == ([5, 6], ())
 
 
 def test_id_prompts_get_slots_and_nothing_else() -> None:
-    found = expand_ids([7, IMAGE_ID, IMAGE_ID, 8], [image("a", 3), image("a", 3)], VOCAB)
-    assert found.spans == ((1, 4), (4, 7))
-    assert found.ids[[0, 7]].tolist() == [7, 8]
-    assert np.array_equal(found.ids[1:4], found.ids[4:7])
-    assert expand_ids([], [], VOCAB).ids.shape == (0,)
+    found, spans = expand_ids([7, IMAGE_ID, IMAGE_ID, 8], [image("a", 3), image("a", 3)], VOCAB)
+    assert positions(spans) == [(1, 4), (4, 7)]
+    assert found[[0, 7]].tolist() == [7, 8]
+    assert np.array_equal(found[1:4], found[4:7])
+    assert expand_ids([], [], VOCAB)[0].shape == (0,)
 
 
 def test_counts_in_id_prompts() -> None:
@@ -141,17 +145,17 @@ def test_the_golden_prompts_come_out_with_their_slots(folder: str) -> None:
             at = end
         folded += prompt["input_ids"][at:]
         images = [image(slot[2], slot[1] - slot[0]) for slot in prompt["image_slots"]]
-        found = expand_ids(folded, images, VOCAB)
-        assert [list(span) for span in found.spans] == [slot[:2] for slot in prompt["image_slots"]]
-        outside = found.ids < VOCAB
-        assert found.ids[outside].tolist() == np.array(prompt["input_ids"])[outside].tolist()
+        found, spans = expand_ids(folded, images, VOCAB)
+        assert positions(spans) == [tuple(slot[:2]) for slot in prompt["image_slots"]]
+        outside = found < VOCAB
+        assert found[outside].tolist() == np.array(prompt["input_ids"])[outside].tolist()
         assert outside.sum() == len(prompt["input_ids"]) - sum(image.tokens for image in images)
 
 
 def test_a_tokenizers_own_image_token_may_be_the_marker() -> None:
     marker = model("llava_hf").spec.tags.marker
     assert marker == 250
-    assert expand_ids([1, 250, 2], [image("a", 3)], VOCAB, marker).spans == ((1, 4),)
+    assert positions(expand_ids([1, 250, 2], [image("a", 3)], VOCAB, marker)[1]) == [(1, 4)]
 
 
 @pytest.mark.parametrize("vocab", [256, 151_936, (1 << 31) - 10])
@@ -176,6 +180,6 @@ def test_images_do_not_share_ids() -> None:
 
 
 def test_a_match_of_few_slots_is_not_trusted() -> None:
-    spans = [(10, 30), (32, 34), (40, 60)]
+    spans = [ImageSpan(10, image("a", 20)), ImageSpan(32, image("b", 2)), ImageSpan(40, image("c", 20))]
     expected = {5: 5, 10: 10, 11: 10, 13: 10, 14: 14, 30: 30, 33: 32, 34: 34, 35: 35, 43: 40, 44: 44, 60: 60}
     assert {n: sure_match(n, spans) for n in expected} == expected

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from lightllm_mp.actors.front.send_queue import Send
 from lightllm_mp.config import Config
 from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
-from lightllm_mp.messages import Abort, Encode, Picture, RawImage
+from lightllm_mp.messages import Abort, Encode, ImageInfo, RawImage
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
 from lightllm_mp.vision.header import ImageLimits, read_header
-from lightllm_mp.vision.sizing import image_tokens
+from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 
 if TYPE_CHECKING:
     from lightllm_mp.vision.vision_config import VisionModel
@@ -29,16 +29,14 @@ Lend = Callable[[bytes, BlockRef | None], BlockRef | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
-    """An image file that may be served. `width` and `height`: pixels, as shown."""
+    """An image file that may be served."""
 
-    key: bytes
+    image: ImageInfo
     data: bytes
-    width: int
-    height: int
 
     @property
-    def picture(self) -> Picture:
-        return Picture(self.key, self.width, self.height)
+    def key(self) -> bytes:
+        return self.image.key
 
 
 class ImageJudge:
@@ -52,12 +50,14 @@ class ImageJudge:
     def upload(self, data: bytes, tenant: bytes = b"") -> Upload:
         """Raises InvalidRequest, PayloadTooLarge or UnsupportedMedia for a file that is none of ours."""
         header = read_header(data, self._header)
-        self.tokens(header.width, header.height)
-        return Upload(image_key(content_digest(data), self._model, tenant), data, header.width, header.height)
+        key = image_key(content_digest(data), self._model, tenant)
+        return Upload(self.described(header.width, header.height, key), data)
 
-    def tokens(self, width: int, height: int) -> int:
-        """Slots of an image; InvalidRequest for a shape that has none."""
-        return image_tokens(self.spec, width, height)
+    def described(self, width: int, height: int, key: bytes = b"") -> ImageInfo:
+        """An image of this size in pixels. Raises InvalidRequest for a shape that the model does not take."""
+        grid = patch_grid(self.spec, width, height)
+        told = tuple(grid) if self.spec.preprocess.mode == "dynamic" else ()
+        return ImageInfo(key, width, height, grid_tokens(self.spec, grid), told)
 
     def check(self, uploads: Sequence[Upload]) -> None:
         """What one request may bring."""
@@ -184,7 +184,7 @@ class ImageLane:
             if ref is None:
                 break
             self._lent[upload.key] = ref
-            images.append(RawImage(upload.key, ref.offset, ref.length, ref.generation, upload.width, upload.height))
+            images.append(RawImage(upload.image, ref.offset, ref.length, ref.generation))
         else:
             if self._send(Encode(rid, tuple(images))):
                 return True

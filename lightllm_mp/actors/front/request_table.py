@@ -158,7 +158,7 @@ class RequestTable:
             ids=prompt if isinstance(prompt, bytes) else None,
             chat=prompt if isinstance(prompt, tuple) else None,
             add_special_tokens=add_special_tokens,
-            images=tuple(upload.picture for upload in images),
+            images=tuple(upload.image for upload in images),
         )
         held = self.images.files.hold(images) if self.images is not None and images else ()
         try:
@@ -182,7 +182,7 @@ class RequestTable:
         text: str,
         *,
         add_special_tokens: bool = True,
-        images: Sequence[say.Picture] = (),
+        images: Sequence[say.ImageInfo] = (),
         tenant: bytes = b"",
     ) -> int:
         """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""

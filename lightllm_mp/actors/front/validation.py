@@ -39,7 +39,7 @@ def check_images(images: Sequence[Upload], lane: ImageLane | None, limits: Engin
     if lane is None:
         raise InvalidRequest(TEXT_ONLY, param="multimodal_params")
     lane.judge.check(images)
-    slots = sum(lane.judge.tokens(image.width, image.height) for image in images)
+    slots = sum(upload.image.tokens for upload in images)
     if limits.max_input and slots > limits.max_input:
         raise PromptTooLong(
             f"the images take {slots} tokens, the longest possible prompt {limits.max_input}",

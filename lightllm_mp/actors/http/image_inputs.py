@@ -23,7 +23,7 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_fetch import Fetcher
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
-from lightllm_mp.messages import Picture
+from lightllm_mp.messages import ImageInfo
 
 WHITE = str.maketrans("", "", " \t\r\n")
 SHORT = 1 << 16
@@ -83,16 +83,17 @@ class ImageInputs:
             raise
         return tuple(tasks[item].result() for item in items)
 
-    async def pictures(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[Picture, ...]:
+    async def infos(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[ImageInfo, ...]:
         """The same for counting tokens: only images that do not say their size are looked at."""
         found = []
         for item in self._read(media):
+            assert self._lane is not None, "a server of text reads no items"
             size = item.data if item.type == "image_size" else item.image_size
             if isinstance(size, tuple):
-                found.append(Picture(b"", *size))
+                found.append(self._lane.judge.described(*size))
             else:
                 with self.arriving() as take:
-                    found.append((await self._upload(item, tenant, take)).picture)
+                    found.append((await self._upload(item, tenant, take)).image)
         return tuple(found)
 
     def _read(self, media: schema.Multimodal | None) -> Sequence[ImageItem]:

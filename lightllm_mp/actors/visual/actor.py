@@ -28,14 +28,24 @@ from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import physical_cores
-from lightllm_mp.messages import Abort, Embedded, Encode, Facts, ImageBlock, ImageFailed, RawImage, Release, Wire
+from lightllm_mp.messages import (
+    Abort,
+    Embedded,
+    Encode,
+    Facts,
+    ImageBlock,
+    ImageFailed,
+    ImageInfo,
+    RawImage,
+    Release,
+    Wire,
+)
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
 from lightllm_mp.vision.decoder_process import Settings
 from lightllm_mp.vision.encoder_pool import EncoderPool
-from lightllm_mp.vision.sizing import image_tokens
 from lightllm_mp.vision.tower_loader import load_encoder
 
 log = logging.getLogger("lightllm_mp.visual")
@@ -54,10 +64,16 @@ NICE = 5
 class EncodeJob:
     """An image to decode and encode. `ref`: its file, lent by the front."""
 
-    key: bytes
+    image: ImageInfo
     ref: BlockRef
-    width: int
-    height: int
+
+    @property
+    def key(self) -> bytes:
+        return self.image.key
+
+    @property
+    def pixels(self) -> int:
+        return self.image.width * self.image.height
 
 
 class VisualActor(AsyncActor):
@@ -153,7 +169,7 @@ class VisualActor(AsyncActor):
     def on_message(self, peer: str, message: Wire) -> None:
         match message:
             case Encode(rid, images):
-                self._encode(rid, {image.key: image for image in images})
+                self._encode(rid, {raw.image.key: raw for raw in images})
             case Release(rid):
                 self._passed_on.discard(rid)
                 self._drop(rid)
@@ -165,7 +181,7 @@ class VisualActor(AsyncActor):
 
     def _encode(self, rid: int, files: dict[bytes, RawImage]) -> None:
         try:
-            if not self._cache.ask(rid, [self._wanted(image) for image in files.values()]):
+            if not self._cache.ask(rid, [self._wanted(raw.image) for raw in files.values()]):
                 raise self._too_much(len(files))
             self._files[rid] = files
             self._since[rid] = perf_counter()
@@ -173,9 +189,8 @@ class VisualActor(AsyncActor):
             self._give_back(files)
             self._failed(rid, error)
 
-    def _wanted(self, image: RawImage) -> WantedImage:
-        rows = image_tokens(self._spec, image.width, image.height)
-        return WantedImage(image.key, rows, rows * self._spec.out * self._dtype.itemsize)
+    def _wanted(self, image: ImageInfo) -> WantedImage:
+        return WantedImage(image.key, image.tokens, image.tokens * self._spec.out * self._dtype.itemsize)
 
     def _too_much(self, images: int) -> EngineError:
         size = self._arena.capacity / (1 << 20)
@@ -212,7 +227,7 @@ class VisualActor(AsyncActor):
             data = self.mailbox.read(self._front, job.ref)
             self.mailbox.give_back(self._front, job.ref)
             task = asyncio.create_task(self._fill(job, data))
-            self._working[task] = job.width * job.height
+            self._working[task] = job.pixels
             task.add_done_callback(self._finished)
         self._publish()
 
@@ -222,14 +237,14 @@ class VisualActor(AsyncActor):
         return (
             len(self._working) < self._pool.size + self._towers.queued
             and not self._towers.full
-            and (not pixels or pixels + job.width * job.height <= PIXELS)
+            and (not pixels or pixels + job.pixels <= PIXELS)
         )
 
     def _granted(self, grant: LeaseGrant) -> None:
         files = self._files.pop(grant.rid)
         for wanted in grant.missing:
-            image = files.pop(wanted.key)
-            self._jobs.append(EncodeJob(wanted.key, _ref(image), image.width, image.height))
+            raw = files.pop(wanted.key)
+            self._jobs.append(EncodeJob(raw.image, _ref(raw)))
         self._give_back(files)
         if self._cache.complete(grant.rid):
             self._embedded(grant.rid)
@@ -240,7 +255,7 @@ class VisualActor(AsyncActor):
         assert entry is not None
         try:
             begin = perf_counter()
-            pixels = await self._pool.decode(data, job.width, job.height)
+            pixels = await self._pool.decode(data, job.image.width, job.image.height)
             self._decoded, self._decode_seconds = self._decoded + 1, self._decode_seconds + perf_counter() - begin
             encoded = self._towers.encode(pixels, lambda rows: self._write(entry, rows))
             self._decoded_one()
@@ -294,8 +309,8 @@ class VisualActor(AsyncActor):
         self.mailbox.post(self._front, message)
 
     def _give_back(self, files: dict[bytes, RawImage]) -> None:
-        for image in files.values():
-            self.mailbox.give_back(self._front, _ref(image))
+        for raw in files.values():
+            self.mailbox.give_back(self._front, _ref(raw))
 
     def _publish(self) -> None:
         cache, counts, towers = self._cache, self._cache.counts, self._towers
@@ -326,8 +341,8 @@ class VisualActor(AsyncActor):
         )
 
 
-def _ref(image: RawImage) -> BlockRef:
-    return BlockRef(image.offset, image.length, image.generation)
+def _ref(raw: RawImage) -> BlockRef:
+    return BlockRef(raw.offset, raw.length, raw.generation)
 
 
 def _block(entry: CachedImage) -> ImageBlock:

@@ -83,7 +83,12 @@ def test_a_file_is_lent_once_for_many_requests() -> None:
     assert [len(m.images) for m in way.sent if isinstance(m, say.Encode)] == [2, 1]
     assert sorted(leases for _, leases in way.lent.values()) == [1, 2]
     image = way.sent[0].images[0]  # type: ignore[attr-defined]
-    assert (way.lent[image.offset][0], image.length, image.width, image.height) == (a.data, len(a.data), 40, 30)
+    assert (way.lent[image.offset][0], image.length, image.image.width, image.image.height) == (
+        a.data,
+        len(a.data),
+        40,
+        30,
+    )
 
 
 def test_what_finds_no_room_waits_in_order_and_holds_nothing() -> None:

@@ -43,11 +43,11 @@ class GenerateRoutes:
     async def tokens(self, request: web.Request) -> web.StreamResponse:
         """GET or POST /tokens"""
         body = schema.tokens_body(await self._body(request))
-        pictures = await self._context.media.pictures(body.multimodal_params, _tenant(request))
+        images = await self._context.media.infos(body.multimodal_params, _tenant(request))
         parameters, unknown = schema.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
         count = await self._context.frontend.count(
-            body.text, add_special_tokens=special, images=pictures, tenant=_tenant(request)
+            body.text, add_special_tokens=special, images=images, tenant=_tenant(request)
         )
         return _json(responses.encode({"ntokens": count}), unknown)
 
