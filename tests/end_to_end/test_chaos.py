@@ -1,4 +1,4 @@
-"""A short form of scripts/chaos.py: every actor and every fault once or so, with instant tokens and with images."""
+"""A short form of tools.faults.chaos: every actor and every fault once or so, with instant tokens and with images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import math
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from scripts.chaos import chaos
-from scripts.faults.clients import Outcome
-from scripts.faults.injector import Round
-from scripts.faults.report import Report, in_words
-from scripts.faults.samples import Samples
-from scripts.faults.server import Setting
-from scripts.faults.watch import alive, descendants
+from tools.faults.chaos import chaos
+from tools.faults.clients import Outcome
+from tools.faults.injector import Round
+from tools.faults.report import Report, in_words
+from tools.faults.samples import Samples
+from tools.faults.server import Setting
+from tools.harness.procfs import alive, descendants
 
 FAULTS, SECONDS = 16, 40.0
 SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))

@@ -13,8 +13,8 @@ from test_image_answers import README, as_sent
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
 from lightllm_mp.text.default_model import demo_model
-from scripts.demo_vlm.questions import general
-from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
+from tools.demo_vlm.evaluate import EXAMPLES, askings, evaluate, prompt
+from tools.demo_vlm.questions import general
 
 PICTURES = Path(__file__).parents[2] / "examples"
 MOST_BYTES = 16 << 20
@@ -46,7 +46,7 @@ def test_the_examples(demo: Server, name: str) -> None:
 
 
 def test_held_out_scenes(demo: Server) -> None:
-    """A few of those that scripts/eval_demo_vlm.py asks a thousand of; the whole answer must be the true one."""
+    """A few of those that tools.demo_vlm.evaluate asks a thousand of; the whole answer must be the true one."""
     figures = evaluate(demo.base_url, chat(), askings(10)).values()
     asked, right = (sum(column) for column in zip(*figures, strict=True))
     assert asked >= 25

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lightllm_mp.actors.http import api, media
 from lightllm_mp.actors.http.addresses import ForbiddenAddress, Guard
@@ -24,7 +20,7 @@ from lightllm_mp.messages import Sampling
 from lightllm_mp.models.gguf import read_gguf
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 from lightllm_mp.vision.header import read_header
-from scripts.fuzzing import files, peers, requests
+from tools.fuzz import files, peers, requests
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0177.0.0.1", "127.0.0.01", "0", "[::ffzf:127.0.0.1]"])
