@@ -1,9 +1,9 @@
 """What an idle server costs: CPU, wake-ups and memory of each process.
 
-    python -m tools.bench.idle [--seconds 20]
+    python -m tools.bench.idle [--seconds 20] [flags of lightllm-mp serve]
 
-Starts the default model, waits until it has settled, and reads /proc before and after. CPU in percent of one core;
-private memory, so shared lanes and arenas are not counted.
+Starts a server, of the default model if no other is named, waits until it has settled, and reads /proc before and
+after. CPU in percent of one core; private memory, so shared lanes and arenas are not counted.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightllm_mp import Config, launch
-from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig
 from tools.harness.command_line import ToolParser
 from tools.harness.models import write_tiny_model
 from tools.harness.procfs import actors, context_switches, cpu_seconds, private_mib
+from tools.harness.serving import serving
 
 
 def usage(pid: int) -> tuple[float, int]:
@@ -42,12 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ToolParser(__doc__, seconds=0.5, settle=0.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--settle", type=float, default=3.0, help="seconds after the start that do not count")
-    flags = parser.parse(argv)
+    flags, serve = parser.parse_some(argv)
     with tempfile.TemporaryDirectory() as folder:
-        model = ModelConfig(model_dir=str(write_tiny_model(Path(folder)))) if flags.smoke else ModelConfig()
-        config = Config(model=model, engine=EngineConfig(max_total_token_num=20_000), http=HttpConfig(port=0))
-        with launch(config) as server:
-            server.wait_ready()
+        model = ["--model-dir", str(write_tiny_model(Path(folder)))] if flags.smoke else []
+        with serving("--max-total-token-num", "20000", more=model + serve) as server:
             time.sleep(flags.settle)
             measure(server.pid, flags.seconds)
     return 0

@@ -1,6 +1,6 @@
 """Images through a whole server: what running text feels of them, and what an image that was seen before saves.
 
-    python -m tools.bench.images --model-dir DIR [--load-format dummy] [--only gap first]
+    python -m tools.bench.images [--only gap first] [...] --model-dir DIR [flags of lightllm-mp serve]
     python -m tools.bench.images --shape small [...]                     # random weights
     python -m tools.bench.images --url http://127.0.0.1:8000 [...]       # a server that runs already
 
@@ -31,16 +31,15 @@ from time import perf_counter
 
 import aiohttp
 
-from lightllm_mp import Config, launch
 from lightllm_mp.bench.client import Outcome, Target, drive
 from lightllm_mp.bench.pictures import Size, entries
 from lightllm_mp.bench.report import percentile
 from lightllm_mp.bench.stages import Numbers, between, scrape
 from lightllm_mp.bench.workload import IMAGE_ID, Request
-from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures, say
 from tools.harness.models import SHAPES, write_shape, write_tiny_model
+from tools.harness.serving import serving
 
 QUESTION, ANSWER = 24, 256
 """Tokens of a question, and of a text stream's answer."""
@@ -180,37 +179,6 @@ async def first(bench: Bench) -> None:
 MEASURES: dict[str, Callable[[Bench], Awaitable[None]]] = {"gap": gap, "first": first}
 
 
-@contextlib.contextmanager
-def serving(flags: argparse.Namespace) -> Iterator[str]:
-    """The address of a server."""
-    if flags.url:
-        yield flags.url
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = flags.model_dir
-        if flags.shape:
-            folder = write_shape(flags.shape, Path(name))
-        elif folder is None:
-            folder = write_tiny_model(Path(name), "llava_hf")
-        config = Config(
-            model=ModelConfig(
-                model_dir=str(folder),
-                load_format="dummy" if flags.shape else flags.load_format,
-                data_type=flags.data_type,
-                device=flags.device,
-            ),
-            engine=EngineConfig(max_total_token_num=flags.max_total_token_num, threads=flags.threads, tp=flags.tp),
-            http=HttpConfig(port=0, disable_access_log=True),
-            multimodal=MultimodalConfig(
-                enable_multimodal=True, cache_capacity=200, visual_gpu_ids=tuple(flags.visual_gpu_ids)
-            ),
-            supervisor=SupervisorConfig(log_level="warning"),
-        )
-        with launch(config) as server:
-            server.wait_ready()
-            yield server.base_url
-
-
 async def measure(flags: argparse.Namespace, url: str) -> Bench:
     async with entries(Size.read(flags.image_size), "base64") as entry:
         target = Target(url, ignore_eos=True, entry=entry)
@@ -223,20 +191,11 @@ async def measure(flags: argparse.Namespace, url: str) -> Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    tiny = {"device": "cpu", "data_type": "float32", "max_total_token_num": 5000, "image_size": "56", "threads": 1}
-    parser = ToolParser(__doc__, **tiny, images=4, concurrency=2, streams=1, seconds=0.3, pairs=2)
+    parser = ToolParser(__doc__, image_size="56", images=4, concurrency=2, streams=1, seconds=0.3, pairs=2)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--model-dir", type=Path)
-    where.add_argument("--shape", choices=SHAPES)
+    where.add_argument("--shape", choices=SHAPES, help="a model of random weights")
     where.add_argument("--url")
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
-    parser.add_argument("--load-format", default="auto", choices=("auto", "dummy"))
-    parser.add_argument("--data-type", default="auto")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--max-total-token-num", type=int)
-    parser.add_argument("--visual-gpu-ids", type=int, nargs="*", default=[])
     parser.add_argument("--vocab", type=int, default=200, help="ids are drawn below this")
     parser.add_argument("--image-size", default="336", help="N or WIDTHxHEIGHT in pixels")
     parser.add_argument("--images", type=int, default=200, help="of gap")
@@ -245,10 +204,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of gap without images")
     parser.add_argument("--pairs", type=int, default=20, help="of first")
     parser.add_argument("--seed", type=int, default=0)
-    flags = parser.parse(argv)
-    if not (flags.smoke or flags.model_dir or flags.shape or flags.url):
-        parser.error("--model-dir, --shape or --url is needed")
-    with serving(flags) as url:
+    flags, serve = parser.parse_some(argv)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if flags.shape:
+            serve += ["--model-dir", str(write_shape(flags.shape, folder)), "--load-format", "dummy"]
+        elif flags.smoke and not serve:
+            serve += ["--model-dir", str(write_tiny_model(folder, "llava_hf")), "--data-type", "float32"]
+            serve += ["--device", "cpu", "--threads", "1", "--max-total-token-num", "5000"]
+        url = flags.url
+        if not url:
+            multimodal = ("--enable-multimodal", "--cache-capacity", "200")
+            url = stack.enter_context(serving(*multimodal, more=serve)).base_url
         bench = asyncio.run(measure(flags, url))
     bench.figures.table()
     if bench.failed:

@@ -1,14 +1,15 @@
 """The served workload without server: scheduler and executor in one process, one step planned ahead.
 
-    python -m tools.bench.offline --model-dir DIR [--load-format dummy] [--kv-cache-dtype int8] [--num-requests 2000]
+    python -m tools.bench.offline [--num-requests 2000] --model-dir DIR [--load-format dummy] [...]
 
-What `lightllm-mp bench` reaches over HTTP should be within a few percent of this. Prints one JSON line a figure:
-requests a second, and by kind of step how many there were, how long they took from answer to answer, and what they
-computed.
+More flags are those of `lightllm-mp serve`. What `lightllm-mp bench` reaches over HTTP should be within a few percent.
+Prints one JSON line a figure: requests a second, and by kind of step how many there were, how long they took from
+answer to answer, and what they computed.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -19,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_mp.bench.workload import make
-from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.limits import Limits
 from lightllm_mp.engine.plan import unpack
 from lightllm_mp.engine.scheduler import Scheduler
 from lightllm_mp.engine.setup import Engine, build_engine
+from lightllm_mp.flags import resolve
 from lightllm_mp.messages import Output, Sampling, Tokenized
+from lightllm_mp.text.default_model import find_default_model
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
 from tools.harness.models import GOLDENS
@@ -88,24 +90,17 @@ def serve(figures: Figures, engine: Engine, todo: list[Tokenized], rate: float) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    tiny = {"model_dir": GOLDENS / "llama", "num_requests": 8, "lengths": "uniform:8-32", "rate": 0.0}
-    parser = ToolParser(__doc__, **tiny, running_max_req_size=4, max_total_token_num=2000)
-    parser.add_argument("--model-dir", type=Path)
-    parser.add_argument("--load-format", default="auto", choices=("auto", "dummy"))
-    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "int8", "fp8"))
+    parser = ToolParser(__doc__, num_requests=8, lengths="uniform:8-32", rate=0.0)
     parser.add_argument("--num-requests", type=int, default=2000)
     parser.add_argument("--lengths", default="sharegpt", help="of prompts and answers, as of `lightllm-mp bench`")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second; 0: all at once")
-    parser.add_argument("--running-max-req-size", type=int, default=512)
-    parser.add_argument("--max-total-token-num", type=int)
-    parser.add_argument("--batch-max-tokens", type=int)
-    flags = parser.parse(argv)
-    if flags.model_dir is None:
-        parser.error("--model-dir is needed")
+    flags, engine_flags = parser.parse_some(argv)
+    if flags.smoke and not engine_flags:
+        engine_flags = ["--model-dir", str(GOLDENS / "llama"), "--max-total-token-num", "2000", "--device", "cpu"]
+    config, _ = resolve(["--running-max-req-size", "512", *engine_flags], os.environ)
+    path = Path(config.model.model_dir) if config.model.model_dir else find_default_model()
     figures, began = Figures(), time.perf_counter()
-    limits = ("running_max_req_size", "max_total_token_num", "batch_max_tokens", "kv_cache_dtype")
-    config = EngineConfig(**{name: getattr(flags, name) for name in limits})
-    engine = build_engine(flags.model_dir, ModelConfig(load_format=flags.load_format), config)
+    engine = build_engine(path, config.model, config.engine)
     figures.add("start", time.perf_counter() - began, "s")
     figures.add("KV tokens", engine.facts.kv_tokens, "tokens")
     serve(figures, engine, requests(flags.num_requests, flags.lengths, engine.facts.vocab_size), flags.rate)

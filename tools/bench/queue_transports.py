@@ -1,14 +1,12 @@
-"""What queues.py compares: each transport carries bytes from one process to another, and answers where asked.
+"""What queues.py compares: a client sends bytes to a server in another process, which answers where asked.
 
-A transport is made before the fork. `sender()` and `receiver()` are called in the process that uses them and give a
-function: send(bytes) blocks until the bytes are taken, receive() blocks and returns a list of payloads.
+A transport is made before the fork. `client` and `server` (or `serve`) are called in the process that uses them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing as mp
+import multiprocessing
 import os
 import socket
 import struct
@@ -26,36 +24,36 @@ except ImportError:
     zmq = None
 
 Send = Callable[[bytes], Any]
+"""Blocks until the bytes are taken."""
 Receive = Callable[[], list[bytes]]
-Done = Callable[[list[bytes], Callable[[bytes], Any]], bool]
-_LENGTH = struct.Struct("<I")
+"""Blocks until there is something."""
+Take = Callable[[list[bytes], Send], bool]
+"""What a server does with payloads, given how to answer; true: it is done."""
+FORK = multiprocessing.get_context("fork")
+LENGTH = struct.Struct("<I")
 
 
 class Transport:
-    """A client and a server, each with its two functions; one way, the client sends and the server receives."""
-
     def client(self) -> tuple[Send, Receive]:
         raise NotImplementedError
 
     def server(self) -> tuple[Receive, Send]:
         raise NotImplementedError
 
-    async def serve_async(self, loop: asyncio.AbstractEventLoop, take: Done) -> None:
-        """Until `take`, which is given payloads and a function that answers, returns true."""
+    async def serve_async(self, take: Take) -> None:
         raise NotImplementedError
 
-    def sender(self) -> Send:
-        return self.client()[0]
-
-    def receiver(self) -> Receive:
-        return self.server()[0]
+    def serve(self, take: Take) -> None:
+        receive, send = self.server()
+        while not take(receive(), send):
+            pass
 
     def close(self) -> None:
-        """Both ends."""
+        """Of both ends."""
 
 
 class Ring(Transport):
-    """The lane of this package, one way; `back` is a second lane for answers."""
+    """The lane of this package, and a second one back."""
 
     spin_us = 0
     implementation = "c"
@@ -66,27 +64,14 @@ class Ring(Transport):
         self.bells = Bell.create(1), Bell.create(2)
         self.lanes = Lane.create(capacity, 1, 2), Lane.create(capacity, 2, 1)
 
-    def sender(self, end: int = 0) -> Send:
-        os.environ[VARIABLE] = self.implementation
-        self._sender = Sender(self.lanes[end], self.bells[end], self.bells[1 - end])
-        put, inbox = self._sender.try_put, Inbox(self.bells[end]) if end == 0 else None
-
-        def send(data: bytes) -> None:
-            while not put(data):
-                assert inbox is not None
-                inbox.wait()
-
-        return send
-
-    def inbox(self, end: int) -> Inbox:
+    def _end(self, end: int) -> tuple[Inbox, Sender]:
         os.environ[VARIABLE] = self.implementation
         inbox = Inbox(self.bells[end])
         inbox.add(self.lanes[1 - end], self.bells[1 - end])
-        return inbox
+        return inbox, Sender(self.lanes[end], self.bells[end], self.bells[1 - end])
 
-    def receiver(self, end: int = 1) -> Receive:
-        inbox, spin_us, most = self.inbox(end), self.spin_us, self.most
-        drain, wait = inbox.drain, inbox.wait
+    def _receive(self, inbox: Inbox) -> Receive:
+        drain, wait, spin_us, most = inbox.drain, inbox.wait, self.spin_us, self.most
 
         def receive() -> list[bytes]:
             wait(None, spin_us)
@@ -95,13 +80,23 @@ class Ring(Transport):
         return receive
 
     def client(self) -> tuple[Send, Receive]:
-        return self.sender(0), self.receiver(0)
+        inbox, self._sender = self._end(0)
+        put, wait = self._sender.try_put, Inbox(self.bells[0]).wait
+
+        def send(data: bytes) -> None:
+            while not put(data):
+                wait()
+
+        return send, self._receive(inbox)
 
     def server(self) -> tuple[Receive, Send]:
-        return self.receiver(1), self.sender(1)
+        inbox, self._sender = self._end(1)
+        return self._receive(inbox), self._sender.try_put
 
-    async def serve_async(self, loop: asyncio.AbstractEventLoop, take: Done) -> None:
-        inbox, put, done = self.inbox(1), self.sender(1), asyncio.Event()
+    async def serve_async(self, take: Take) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        inbox, sender = self._end(1)
+        put = sender.try_put
         inbox.attach(loop, lambda records: done.set() if take([r[2] for r in records], put) else None)
         await done.wait()
         inbox.detach(loop)
@@ -121,7 +116,7 @@ class SpinningRing(Ring):
 
 class Pipe(Transport):
     def __init__(self) -> None:
-        self._ends = mp.Pipe()
+        self._ends = FORK.Pipe()
 
     def client(self) -> tuple[Send, Receive]:
         end = self._ends[0]
@@ -138,7 +133,7 @@ class Pipe(Transport):
 
 class Queue(Transport):
     def __init__(self) -> None:
-        self._there, self._back = mp.get_context("fork").Queue(), mp.get_context("fork").Queue()
+        self._there, self._back = FORK.Queue(), FORK.Queue()
 
     def client(self) -> tuple[Send, Receive]:
         return self._there.put, lambda: [self._back.get()]
@@ -158,33 +153,34 @@ class Zmq(Transport):
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._paths = [f"ipc://{self._directory.name}/{name}" for name in ("there", "back")]
+        self._context: Any = None
+
+    def _sockets(self, context: Any, connect: bool) -> tuple[Any, Any]:
+        """(push, pull); the client binds, the server connects."""
+        self._context = context
+        push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        paths = self._paths[::-1] if connect else self._paths
+        for end, path in zip((push, pull), paths, strict=True):
+            (end.connect if connect else end.bind)(path)
+        return push, pull
 
     def client(self) -> tuple[Send, Receive]:
-        self._context = zmq.Context()
-        push, pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
-        push.bind(self._paths[0])
-        pull.bind(self._paths[1])
+        push, pull = self._sockets(zmq.Context(), False)
         return push.send, lambda: [pull.recv()]
 
     def server(self) -> tuple[Receive, Send]:
-        self._context = zmq.Context()
-        push, pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
-        pull.connect(self._paths[0])
-        push.connect(self._paths[1])
+        push, pull = self._sockets(zmq.Context(), True)
         return lambda: [pull.recv()], push.send
 
-    async def serve_async(self, loop: asyncio.AbstractEventLoop, take: Done) -> None:
-        context = zmq.asyncio.Context()
-        push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-        pull.connect(self._paths[0])
-        push.connect(self._paths[1])
+    async def serve_async(self, take: Take) -> None:
+        push, pull = self._sockets(zmq.asyncio.Context(), True)
         answers: list[bytes] = []
         while not take([await pull.recv()], answers.append):
             while answers:
                 await push.send(answers.pop())
 
     def close(self) -> None:
-        if hasattr(self, "_context"):
+        if self._context is not None:
             self._context.destroy()
         self._directory.cleanup()
 
@@ -199,26 +195,22 @@ class Streams(Transport):
         sock, file = self._client, self._client.makefile("rb", 65536)
 
         def receive() -> list[bytes]:
-            (length,) = _LENGTH.unpack(file.read(4))
-            return [file.read(length)]
+            return [file.read(*LENGTH.unpack(file.read(4)))]
 
-        return lambda data: sock.sendall(_LENGTH.pack(len(data)) + data), receive
+        return lambda data: sock.sendall(LENGTH.pack(len(data)) + data), receive
 
-    async def serve_async(self, loop: asyncio.AbstractEventLoop, take: Done) -> None:
+    async def serve_async(self, take: Take) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=self._server)
 
-        def answer(data: bytes) -> None:
-            writer.write(_LENGTH.pack(len(data)) + data)
+        async def payload() -> bytes:
+            return await reader.readexactly(*LENGTH.unpack(await reader.readexactly(4)))
 
-        while True:
-            (length,) = _LENGTH.unpack(await reader.readexactly(4))
-            if take([await reader.readexactly(length)], answer):
-                return
+        while not take([await payload()], lambda data: writer.write(LENGTH.pack(len(data)) + data)):
+            pass
 
     def close(self) -> None:
-        for end in (self._client, self._server):
-            with contextlib.suppress(OSError):
-                end.close()
+        self._client.close()
+        self._server.close()
 
 
 class EventFd(Transport):
@@ -228,17 +220,18 @@ class EventFd(Transport):
         self._fds = os.eventfd(0), os.eventfd(0)
 
     def client(self) -> tuple[Send, Receive]:
-        return self._pair(0)
+        return self._send(1), self._receive(0)
 
     def server(self) -> tuple[Receive, Send]:
-        send, receive = self._pair(1)
-        return receive, send
+        return self._receive(1), self._send(0)
 
-    def _pair(self, end: int) -> tuple[Send, Receive]:
-        def receive() -> list[bytes]:
-            return [b"" if os.eventfd_read(self._fds[end]) > 1 else b"x"]
+    def _send(self, end: int) -> Send:
+        fd = self._fds[end]
+        return lambda data: os.eventfd_write(fd, 1 if data else 2)
 
-        return lambda data: os.eventfd_write(self._fds[1 - end], 1 if data else 2), receive
+    def _receive(self, end: int) -> Receive:
+        fd = self._fds[end]
+        return lambda: [b"" if os.eventfd_read(fd) > 1 else b"x"]
 
     def close(self) -> None:
         for fd in self._fds:

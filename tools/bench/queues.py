@@ -22,10 +22,25 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tools.bench.queue_transports import EventFd, Pipe, Queue, Ring, SpinningRing, Streams, Transport, Twin, Zmq, zmq
+from tools.bench.queue_transports import (
+    FORK,
+    EventFd,
+    Pipe,
+    Queue,
+    Ring,
+    Send,
+    SpinningRing,
+    Streams,
+    Take,
+    Transport,
+    Twin,
+    Zmq,
+    zmq,
+)
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import say
 
+Numbers = dict[str, float]
 SMALL = bytes(range(100))
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -48,9 +63,8 @@ class Blob(msgspec.Struct, array_like=True):
     data: bytes
 
 
-TOKEN = Token(
-    123456789, 4321, 31999, -0.693147, " a piece of text, some 30 chars", 1.7e9, (1000, 2000, 300000), "length"
-)
+TEXT = " a piece of text, some 30 chars"
+TOKEN = Token(123456789, 4321, 31999, -0.693147, TEXT, 1.7e9, (1000, 2000, 300000), "length")
 BLOB = Blob(7, bytes(2_097_100))
 
 
@@ -63,43 +77,45 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def in_child(work: Callable[[], dict[str, float]], cpu: int) -> Callable[[], dict[str, float]]:
-    """Runs `work` in a forked process; what is returned waits for its result."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            pin(cpu)
-            os.write(write, json.dumps(work()).encode())
-        except BaseException as error:
-            os.write(write, json.dumps({"error": repr(error)}).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
+def serving(transport: Transport, take: Take, is_async: bool, cpu: int) -> Callable[[], tuple[float, float]]:
+    """Fork a server. What is returned waits for (when it was done, its CPU seconds without its start)."""
+    here, there = FORK.Pipe(duplex=False)
+    begun = 0.0
 
-    def join() -> dict[str, float]:
-        with os.fdopen(read, "rb") as file:
-            result = json.loads(file.read())
-        os.waitpid(pid, 0)
-        if "error" in result:
-            raise RuntimeError(f"the other process failed: {result['error']}")
-        return result
+    def counted(payloads: list[bytes], send: Send) -> bool:
+        nonlocal begun
+        begun = begun or cpu_seconds()
+        return take(payloads, send)
+
+    def run() -> None:
+        pin(cpu)
+        if is_async:
+            asyncio.run(transport.serve_async(counted))
+        else:
+            transport.serve(counted)
+        there.send((time.monotonic(), cpu_seconds() - begun))
+
+    process = FORK.Process(target=run)
+    process.start()
+    there.close()
+
+    def join() -> tuple[float, float]:
+        end, used = here.recv()
+        process.join()
+        return end, used
 
     return join
 
 
-def one_way(transport: Transport, seconds: float, message: Any = None, is_async: bool = False) -> dict[str, float]:
+def one_way(transport: Transport, seconds: float, message: Any = None, is_async: bool = False) -> Numbers:
     """Messages per second from the first send to the last receive, and CPU seconds per message of both sides.
 
     Without `message` 100 ready bytes are sent; with one it is encoded for every send and decoded after every receive.
     """
     encode = msgspec.msgpack.Encoder().encode if message is not None else None
     decode = msgspec.msgpack.Decoder(type(message)).decode if message is not None else None
-    cpu = 0.0  # of the receiver, without its start
 
-    def take(payloads: list[bytes], _: Any = None) -> bool:
-        nonlocal cpu
-        cpu = cpu or cpu_seconds()
+    def take(payloads: list[bytes], send: Send) -> bool:
         for payload in payloads:
             if not payload:
                 return True
@@ -107,22 +123,9 @@ def one_way(transport: Transport, seconds: float, message: Any = None, is_async:
                 decode(payload)
         return False
 
-    def receive_all() -> dict[str, float]:
-        receive = transport.receiver()
-        while not take(receive()):
-            pass
-        return {"end": time.monotonic(), "cpu": cpu_seconds() - cpu}
-
-    def receive_async() -> dict[str, float]:
-        async def main() -> None:
-            await transport.serve_async(asyncio.get_running_loop(), take)
-
-        asyncio.run(main())
-        return {"end": time.monotonic(), "cpu": cpu_seconds() - cpu}
-
-    join = in_child(receive_async if is_async else receive_all, 1)
+    join = serving(transport, take, is_async, 1)
     pin(0)
-    send = transport.sender()
+    send, _ = transport.client()
     time.sleep(0.05)
     used, start = cpu_seconds(), time.monotonic()
     sent, until, block = 0, start + seconds, range(1 if isinstance(message, Blob) else 64)
@@ -131,37 +134,21 @@ def one_way(transport: Transport, seconds: float, message: Any = None, is_async:
             send(encode(message) if encode is not None else SMALL)
         sent += len(block)
     send(b"")
-    received = join()
-    both = cpu_seconds() - used + received["cpu"]
-    return {"rate": sent / (received["end"] - start), "cpu": both / sent}
+    end, cpu = join()
+    return {"rate": sent / (end - start), "cpu": (cpu_seconds() - used + cpu) / sent}
 
 
-def round_trip(transport: Transport, seconds: float, one_cpu: bool = False, is_async: bool = False) -> dict[str, float]:
+def round_trip(transport: Transport, seconds: float, one_cpu: bool = False, is_async: bool = False) -> Numbers:
     """Median microseconds of 100 bytes there and back."""
 
-    def answer() -> dict[str, float]:
-        receive, send = transport.server()
-        while True:
-            for payload in receive():
-                if not payload:
-                    return {}
-                send(payload)
+    def answer(payloads: list[bytes], send: Send) -> bool:
+        for payload in payloads:
+            if not payload:
+                return True
+            send(payload)
+        return False
 
-    def answer_async() -> dict[str, float]:
-        def take(payloads: list[bytes], send: Callable[[bytes], Any]) -> bool:
-            for payload in payloads:
-                if not payload:
-                    return True
-                send(payload)
-            return False
-
-        async def main() -> None:
-            await transport.serve_async(asyncio.get_running_loop(), take)
-
-        asyncio.run(main())
-        return {}
-
-    join = in_child(answer_async if is_async else answer, 0 if one_cpu else 1)
+    join = serving(transport, answer, is_async, 0 if one_cpu else 1)
     pin(0)
     send, receive = transport.client()
     times, until = list[float](), 0.0
@@ -180,11 +167,11 @@ def round_trip(transport: Transport, seconds: float, one_cpu: bool = False, is_a
     return {"us": 1e6 * statistics.median(times)}
 
 
-Case = Callable[[float], dict[str, float]]
+Case = Callable[[float], Numbers]
 
 
-def with_transport(make: Callable[[], Transport], measure: Callable[..., dict[str, float]], **options: Any) -> Case:
-    def case(seconds: float) -> dict[str, float]:
+def case_of(make: Callable[[], Transport], measure: Callable[..., Numbers], **options: Any) -> Case:
+    def case(seconds: float) -> Numbers:
         transport = make()
         try:
             return measure(transport, seconds, **options)
@@ -196,18 +183,18 @@ def with_transport(make: Callable[[], Transport], measure: Callable[..., dict[st
 
 def cases() -> dict[str, Case]:
     small = {"ring": Ring, "pipe": Pipe, "queue": Queue, "zmq": Zmq}
-    found = {f"bytes {name}": with_transport(make, one_way) for name, make in small.items()}
-    found |= {f"codec {name}": with_transport(make, one_way, message=TOKEN) for name, make in small.items()}
-    found["codec twin"] = with_transport(Twin, one_way, message=TOKEN)
+    found = {f"bytes {name}": case_of(make, one_way) for name, make in small.items()}
+    found |= {f"codec {name}": case_of(make, one_way, message=TOKEN) for name, make in small.items()}
+    found["codec twin"] = case_of(Twin, one_way, message=TOKEN)
     large = {"ring": lambda: Ring(1 << 24, most=1), "pipe": Pipe, "zmq": Zmq}
-    found |= {f"2 MB {name}": with_transport(make, one_way, message=BLOB) for name, make in large.items()}
+    found |= {f"2 MB {name}": case_of(make, one_way, message=BLOB) for name, make in large.items()}
     two = {"ring": Ring, "spin": SpinningRing, "eventfd": EventFd, "pipe": Pipe, "zmq": Zmq}
-    found |= {f"rtt {name}": with_transport(make, round_trip) for name, make in two.items()}
+    found |= {f"rtt {name}": case_of(make, round_trip) for name, make in two.items()}
     one = {"spin": SpinningRing, "eventfd": EventFd}
-    found |= {f"one cpu {name}": with_transport(make, round_trip, one_cpu=True) for name, make in one.items()}
+    found |= {f"one cpu {name}": case_of(make, round_trip, one_cpu=True) for name, make in one.items()}
     loops = {"ring": Ring, "streams": Streams, "zmq": Zmq}
-    found |= {f"async {name}": with_transport(make, one_way, is_async=True) for name, make in loops.items()}
-    found |= {f"async rtt {name}": with_transport(make, round_trip, is_async=True) for name, make in loops.items()}
+    found |= {f"async {name}": case_of(make, one_way, is_async=True) for name, make in loops.items()}
+    found |= {f"async rtt {name}": case_of(make, round_trip, is_async=True) for name, make in loops.items()}
     return {name: case for name, case in found.items() if zmq is not None or "zmq" not in name}
 
 
@@ -255,7 +242,7 @@ def shown(value: float, key: str) -> str:
     return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.1f} k/s"
 
 
-def table(medians: dict[str, dict[str, float]]) -> bool:
+def table(medians: dict[str, Numbers]) -> bool:
     """Whether every ratio that could be measured reaches its target."""
     good = True
     print(f"{'row':>3}  {'':<52} {'ring':>12} {'other':>12} {'ratio':>7}  {'target':<10} verdict")
@@ -278,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every sample there")
     flags = parser.parse(argv)
-    samples: dict[str, list[dict[str, float]]] = {}
+    samples: dict[str, list[Numbers]] = {}
     for number in range(flags.rounds):
         say(f"round {number + 1} of {flags.rounds}")
         for name, case in cases().items():

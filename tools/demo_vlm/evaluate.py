@@ -29,8 +29,6 @@ from typing import TextIO
 import numpy as np
 from PIL import Image
 
-from lightllm_mp import Config, launch
-from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 from lightllm_mp.text.default_model import demo_model
 from lightllm_mp.text.tokenizer import load_tokenizer
 from tools.demo_vlm.card import TARGETS, Figures, table, trained_in, write_card
@@ -39,6 +37,7 @@ from tools.demo_vlm.prompts import QUESTION, styles
 from tools.demo_vlm.questions import KINDS, asked, general
 from tools.demo_vlm.scenes import Scene, Thing, sample
 from tools.harness.command_line import ToolParser
+from tools.harness.serving import serving
 
 SEED, EXAMPLES_SEED = 3, 4
 """Of the scenes asked about, and of the looks of the examples: others than those of training."""
@@ -47,8 +46,6 @@ QUESTIONS = 3
 MOST_TOKENS = 32
 TOGETHER = 8
 """Requests at a time."""
-START = 600.0
-"""Seconds that a server may take to start."""
 EXAMPLES = {
     "circle": Scene("single", 240, 240, (Thing("red", "circle", 0.03, -0.02, 0.27, "large", "middle"),)),
     "star": Scene("single", 240, 240, (Thing("blue", "star", -0.3, 0.28, 0.16, "medium", "bottom left"),)),
@@ -103,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is None and flags.smoke:
             folder = untrained(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         folder = folder or demo_model()
-        url = flags.url or stack.enter_context(serving(folder))
+        url = flags.url or stack.enter_context(serving("--enable-multimodal", "--model-dir", str(folder))).base_url
         out = stack.enter_context(flags.out.open("w")) if flags.out else None
         figures = evaluate(url, prompt(folder), askings(flags.scenes), out)
     print(table(figures))
@@ -111,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_card(folder, trained_in(folder), figures, f"through the server, tools.demo_vlm.evaluate, seed {SEED}")
     missing = any(kind in figures and missed(figures[kind], least) for kind, least in TARGETS.items())
     return int(missing and not flags.smoke)
+
+
+def missed(one: Figures, least: float) -> bool:
+    return one.right < least * one.asked
 
 
 def untrained(folder: Path) -> Path:
@@ -121,23 +122,6 @@ def untrained(folder: Path) -> Path:
     write_tiny_language(folder / "tiny.gguf")
     write_model(folder, Tower(Shape(image=48, patch=16, width=32, layers=2, heads=2, out=HIDDEN)), "tiny.gguf")
     return folder
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a server on a free port of this machine."""
-    config = Config(
-        model=ModelConfig(model_dir=str(folder)),
-        http=HttpConfig(port=0, disable_access_log=True),
-        multimodal=MultimodalConfig(enable_multimodal=True),
-    )
-    with launch(config) as server:
-        server.wait_ready(START)
-        yield server.base_url
-
-
-def missed(one: Figures, least: float) -> bool:
-    return one.right < least * one.asked
 
 
 def askings(scenes: int, seed: int = SEED) -> Iterator[Asking]:

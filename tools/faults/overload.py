@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.actors.mock_server import write_mock_model
@@ -40,7 +41,7 @@ class Outcome:
     sent: float = 0.0
     first: float = 0.0
     ended: float = 0.0
-    data: bytearray = field(default_factory=bytearray)
+    data: bytes = b""
 
     @property
     def status(self) -> int:
@@ -48,31 +49,8 @@ class Outcome:
 
     @property
     def retry_after(self) -> int | None:
-        for line in self.data.split(b"\r\n\r\n")[0].split(b"\r\n"):
-            if line.lower().startswith(b"retry-after:"):
-                return int(line.split(b":")[1])
-        return None
-
-
-class Asker(asyncio.Protocol):
-    """One request on one connection; `done` when the server closes it."""
-
-    def __init__(self, request: bytes, outcome: Outcome, done: asyncio.Future[None]) -> None:
-        self._request, self._outcome, self._done = request, outcome, done
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._outcome.sent = time.monotonic()
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._outcome.first = self._outcome.first or time.monotonic()
-        self._outcome.data += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._outcome.ended = time.monotonic()
-        if not self._done.done():
-            self._done.set_result(None)
+        found = re.search(rb"\r\nRetry-After: (\d+)\r\n", self.data.split(b"\r\n\r\n")[0] + b"\r\n", re.IGNORECASE)
+        return int(found[1]) if found else None
 
 
 class Watch:
@@ -104,16 +82,23 @@ def memory(supervisor: int) -> float:
 
 async def flood(url: str, requests: int, rate: float, tokens: int) -> list[Outcome]:
     host, port = url.removeprefix("http://").split(":")
-    loop = asyncio.get_running_loop()
     outcomes, waits = [Outcome() for _ in range(requests)], []
 
     async def ask(number: int) -> None:
-        parameters = {"max_new_tokens": tokens, "ignore_eos": True}
+        """One request on one connection, which the server closes."""
+        parameters, outcome = {"max_new_tokens": tokens, "ignore_eos": True}, outcomes[number]
         body = json.dumps({"inputs": f"Say something about the number {number}.", "parameters": parameters})
         head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        done = loop.create_future()
-        await loop.create_connection(lambda: Asker(f"{head}{body}".encode(), outcomes[number], done), host, int(port))
-        await done
+        reader, writer = await asyncio.open_connection(host, int(port))
+        outcome.sent = time.monotonic()
+        writer.write(f"{head}{body}".encode())
+        try:
+            outcome.data = await reader.read(1)
+            outcome.first = time.monotonic()
+            outcome.data += await reader.read()
+        finally:
+            outcome.ended = time.monotonic()
+            writer.close()
 
     begin = time.monotonic()
     for number in range(requests):

@@ -15,16 +15,23 @@ class ToolParser(argparse.ArgumentParser):
     """`smoke`: the defaults of flags under --smoke; a flag that is given counts all the same."""
 
     def __init__(self, doc: str | None, **smoke: Any) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self._smoke = smoke
         self.add_argument("--smoke", action="store_true", help="a tiny run in seconds: shows that it works, no figures")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        flags = self.parse_args(argv)
+        flags, unknown = self.parse_some(argv)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return flags
+
+    def parse_some(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+        """The flags, and the arguments that are for somebody else."""
+        flags, unknown = self.parse_known_args(argv)
         if flags.smoke:
             self.set_defaults(**self._smoke)
-            flags = self.parse_args(argv)
-        return flags
+            flags, unknown = self.parse_known_args(argv)
+        return flags, unknown
 
 
 def words(text: str) -> list[str]:

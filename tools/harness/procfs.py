@@ -10,8 +10,8 @@ from pathlib import Path
 
 PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 MIB = float(1 << 20)
-ACTOR = b"lightllm_mp.actors.child"
-"""The program of every actor's process; its first argument is the actor's name."""
+ACTOR = re.compile(r"\0lightllm_mp\.actors\.[\w.]+\0([^\0]+)")
+"""The program of every actor's process, and its first argument, the actor's name."""
 MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+)")
 Process = tuple[int, int]
 """(pid, when it was started, in ticks): pids are used again."""
@@ -42,12 +42,8 @@ def actors(supervisor: int) -> dict[str, int]:
         return {}
     found = {"supervisor": supervisor}
     for pid in _read(Path(f"/proc/{supervisor}/task/{supervisor}/children")).split():
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if ACTOR in arguments:
-            found[arguments[arguments.index(ACTOR) + 1].decode()] = int(pid)
+        if match := ACTOR.search(_read(Path(f"/proc/{pid}/cmdline"))):
+            found[match[1]] = int(pid)
     return found
 
 
