@@ -120,41 +120,25 @@ def _sent(message: say.Wire) -> None:
     assert _decoder.decode(_encoder.encode(message)) == message
 
 
+EVERY = """{
+    "do_sample": true, "temperature": 0.5, "top_p": 1, "top_k": -1, "min_p": 0.1, "presence_penalty": 1.5,
+    "frequency_penalty": -2, "repetition_penalty": 1.1, "ignore_eos": true, "max_new_tokens": 20, "min_new_tokens": 2,
+    "stop_sequences": ["a", [5]], "n": 2, "best_of": 2, "seed": 9223372036854775807, "return_details": true,
+    "logprobs": 3, "prompt_logprobs": 1, "logit_bias": {"5": 1.5}, "allowed_token_ids": [1, 2], "priority": -3,
+    "guided_json": null, "unknown": {"a": [1e300, "\\u00e9"]}
+}"""
+PICTURES = """[
+    {"type": "base64", "data": "iVBORw0KGgo="},
+    {"type": "url", "data": "https://example.com/a.png", "image_size": [30, 40]},
+    {"type": "image_size", "data": [30, 40]}
+]"""
+
+
 def body_seeds() -> list[bytes]:
-    every: dict[str, Any] = {
-        "do_sample": True,
-        "temperature": 0.5,
-        "top_p": 1,
-        "top_k": -1,
-        "min_p": 0.1,
-        "presence_penalty": 1.5,
-        "frequency_penalty": -2,
-        "repetition_penalty": 1.1,
-        "ignore_eos": True,
-        "max_new_tokens": 20,
-        "min_new_tokens": 2,
-        "stop_sequences": ["a", [5]],
-        "n": 2,
-        "best_of": 2,
-        "seed": 9223372036854775807,
-        "return_details": True,
-        "logprobs": 3,
-        "prompt_logprobs": 1,
-        "logit_bias": {"5": 1.5},
-        "allowed_token_ids": [1, 2],
-        "priority": -3,
-        "guided_json": None,
-        "unknown": {"a": [1e300, "\u00e9"]},
-    }
-    pictures = [
-        {"type": "base64", "data": "iVBORw0KGgo="},
-        {"type": "url", "data": "https://example.com/a.png", "image_size": [30, 40]},
-        {"type": "image_size", "data": [30, 40]},
-    ]
     bodies: list[tuple[int, Any]] = [
-        (0, {"inputs": "text", "parameters": every}),
+        (0, {"inputs": "text", "parameters": json.loads(EVERY)}),
         (0, {"inputs": [1, 2, 3], "parameters": {"stop_sequences": "a", "logprobs": True}, "stream": True}),
-        (0, {"inputs": "<img></img> text", "parameters": None, "multimodal_params": {"images": pictures}}),
+        (0, {"inputs": "<img></img> text", "parameters": None, "multimodal_params": {"images": json.loads(PICTURES)}}),
         (1, {"text": "count me", "parameters": {"add_special_tokens": False}}),
         (2, {"chat": "user: hello"}),
         (2, {"ids": [1, 2], "parameters": {"priority": 1}}),
@@ -191,7 +175,7 @@ def url(data: bytes) -> None:
 
 
 def url_seeds() -> list[bytes]:
-    hosts = (
+    hosts = [
         "example.com",
         "127.0.0.1",
         "2130706433",
@@ -200,15 +184,9 @@ def url_seeds() -> list[bytes]:
         "[::ffff:127.0.0.1]",
         "[64:ff9b::7f00:1]",
         "a。b",
-    )
-    more = [
-        b"https://u:p@example.com/",
-        b"file:///etc/passwd",
-        b"http:\\\\127.0.0.1\\",
-        b"http://%31.1/?q=1#f",
-        b"//a/b",
     ]
-    return [*(f"http://{host}:8080/a.png".encode() for host in hosts), b"http://[::]@", *more]
+    more = rb"https://u:p@example.com/ file:///etc/passwd http:\\127.0.0.1\ http://%31.1/?q=1#f //a/b".split()
+    return [*(f"http://{host}:8080/a.png".encode() for host in (*hosts, "a。b")), b"http://[::]@", *more]
 
 
 class Wire(asyncio.Transport):
@@ -334,29 +312,8 @@ def http_seeds() -> list[bytes]:
 
 
 def http_words() -> list[str]:
-    names = ("Host", "Content-Length", "Transfer-Encoding", "Content-Encoding", "Authorization", "Expect", "Connection")
-    values = (
-        "Bearer user-key",
-        "bearer  ",
-        "chunked",
-        "identity",
-        "gzip",
-        "100-continue",
-        "close",
-        "HTTP/1.1",
-        "HTTP/1.0",
-    )
-    paths = (
-        "/generate",
-        "/admin",
-        "/health",
-        "//",
-        "/..",
-        "%2e",
-        "*",
-        "CONNECT ",
-        "OPTIONS ",
-        "HEAD ",
-        "PRI * HTTP/2.0",
-    )
-    return [*(f"\r\n{name}: " for name in names), *values, *paths, "\r\n\r\n", "\r\n0\r\n\r\n"]
+    names = ["Host", "Content-Length", "Transfer-Encoding", "Content-Encoding", "Authorization", "Expect", "Connection"]
+    values = ["chunked", "identity", "gzip", "100-continue", "close", "HTTP/1.1", "HTTP/1.0"]
+    paths = ["/generate", "/admin", "/health", "//", "/..", "%2e", "*"]
+    spaced = ("Bearer user-key", "bearer  ", "CONNECT ", "OPTIONS ", "HEAD ", "PRI * HTTP/2.0")
+    return [*(f"\r\n{name}: " for name in names), *values, *paths, *spaced, "\r\n\r\n", "\r\n0\r\n\r\n"]
