@@ -42,37 +42,19 @@ LAUNCHES = 12
 GROUP = 128
 DTYPE = torch.bfloat16
 
-FEW = [
-    (64, 128, 4, 4, False),
-    (64, 128, 4, 3, False),
-    (64, 128, 4, 5, False),
-    (32, 128, 4, 4, False),
-    (32, 128, 4, 3, False),
-    (32, 256, 4, 3, False),
-    (16, 256, 4, 3, False),
-    (64, 64, 4, 5, False),
-    (64, 128, 8, 4, False),
-    (128, 64, 4, 4, False),
-    (64, 128, 4, 3, True),
-    (64, 128, 4, 5, True),
-    (64, 64, 4, 6, True),
-    (128, 64, 4, 3, True),
-    (128, 64, 4, 5, True),
-    (128, 128, 8, 5, True),
-]
+Tile = tuple[int, int, int, int, bool]
 """Outputs, inputs, warps, stages, swapped."""
-MANY = [
-    (64, 64, 4, 4, True),
-    (64, 64, 4, 6, True),
-    (64, 128, 4, 4, True),
-    (64, 128, 4, 3, True),
-    (128, 64, 4, 4, True),
-    (128, 64, 8, 4, True),
-    (128, 128, 8, 3, True),
-    (256, 64, 8, 4, True),
-    (64, 128, 4, 4, False),
-    (128, 64, 8, 4, False),
-    (128, 64, 8, 5, False),
+FEW: list[Tile] = [
+    *((64, 128, 4, stages, False) for stages in (4, 3, 5)),
+    *((*sizes, False) for sizes in ((32, 128, 4, 4), (32, 128, 4, 3), (32, 256, 4, 3), (16, 256, 4, 3))),
+    *((*sizes, False) for sizes in ((64, 64, 4, 5), (64, 128, 8, 4), (128, 64, 4, 4))),
+    *((*sizes, True) for sizes in ((64, 128, 4, 3), (64, 128, 4, 5), (64, 64, 4, 6))),
+    *((*sizes, True) for sizes in ((128, 64, 4, 3), (128, 64, 4, 5), (128, 128, 8, 5))),
+]
+MANY: list[Tile] = [
+    *((*sizes, True) for sizes in ((64, 64, 4, 4), (64, 64, 4, 6), (64, 128, 4, 4), (64, 128, 4, 3))),
+    *((*sizes, True) for sizes in ((128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4))),
+    *((*sizes, False) for sizes in ((64, 128, 4, 4), (128, 64, 8, 4), (128, 64, 8, 5))),
 ]
 FEW_ROWS = 32
 SHARED_BYTES = 222 << 10
