@@ -53,6 +53,27 @@ class Outcome:
         return int(found[1]) if found else None
 
 
+class Asker(asyncio.Protocol):
+    """One request on one connection; `done` when the server closes it."""
+
+    def __init__(self, request: bytes, outcome: Outcome, done: asyncio.Future[None]) -> None:
+        self._request, self._outcome, self._done = request, outcome, done
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._outcome.sent = time.monotonic()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._outcome.first = self._outcome.first or time.monotonic()
+        self._outcome.data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._outcome.ended = time.monotonic()
+        if not self._done.done():
+            self._done.set_result(None)
+
+
 class Watch:
     """Samples the server from outside, every tenth of a second."""
 
@@ -82,23 +103,16 @@ def memory(supervisor: int) -> float:
 
 async def flood(url: str, requests: int, rate: float, tokens: int) -> list[Outcome]:
     host, port = url.removeprefix("http://").split(":")
+    loop = asyncio.get_running_loop()
     outcomes, waits = [Outcome() for _ in range(requests)], []
 
     async def ask(number: int) -> None:
-        """One request on one connection, which the server closes."""
-        parameters, outcome = {"max_new_tokens": tokens, "ignore_eos": True}, outcomes[number]
+        parameters = {"max_new_tokens": tokens, "ignore_eos": True}
         body = json.dumps({"inputs": f"Say something about the number {number}.", "parameters": parameters})
         head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        reader, writer = await asyncio.open_connection(host, int(port))
-        outcome.sent = time.monotonic()
-        writer.write(f"{head}{body}".encode())
-        try:
-            outcome.data = await reader.read(1)
-            outcome.first = time.monotonic()
-            outcome.data += await reader.read()
-        finally:
-            outcome.ended = time.monotonic()
-            writer.close()
+        done = loop.create_future()
+        await loop.create_connection(lambda: Asker(f"{head}{body}".encode(), outcomes[number], done), host, int(port))
+        await done
 
     begin = time.monotonic()
     for number in range(requests):
