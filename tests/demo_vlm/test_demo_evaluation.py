@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts import eval_demo_vlm
-from scripts.demo_vlm.card import Figures, table, trained_in, write_card
-from scripts.eval_demo_vlm import Asking, askings, evaluate, missed, write_examples
 from tests.paths import ROOT
+from tools.demo_vlm import evaluate as evaluation
+from tools.demo_vlm.card import Figures, table, trained_in, write_card
+from tools.demo_vlm.evaluate import Asking, askings, evaluate, missed, write_examples
 
 EXAMPLES = ROOT / "examples"
 CHAT = "<user><image>\n{question}<assistant>"
@@ -94,7 +94,7 @@ def test_scenes_asked_about_are_those_of_the_seed() -> None:
 
 def test_the_examples_are_what_the_program_draws(tmp_path: Path) -> None:
     write_examples(tmp_path)
-    assert sorted(file.name for file in EXAMPLES.glob("*.png")) == sorted(f"{n}.png" for n in eval_demo_vlm.EXAMPLES)
+    assert sorted(file.name for file in EXAMPLES.glob("*.png")) == sorted(f"{n}.png" for n in evaluation.EXAMPLES)
     for file in EXAMPLES.glob("*.png"):
         shown, made = (np.asarray(Image.open(folder / file.name), np.int16) for folder in (EXAMPLES, tmp_path))
         # Another release of Pillow may round the edges otherwise.

@@ -7,11 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from scripts.demo_vlm.batches import IGNORE, PLANES, planes
-from scripts.demo_vlm.drawing import drawn
-from scripts.demo_vlm.questions import KINDS, asked, general
-from scripts.demo_vlm.scenes import KINDS as SCENE_KINDS
-from scripts.demo_vlm.scenes import RADII, Scene, Thing, sample
+from tools.demo_vlm.batches import IGNORE, PLANES, planes
+from tools.demo_vlm.drawing import drawn
+from tools.demo_vlm.questions import KINDS, asked, general
+from tools.demo_vlm.scenes import KINDS as SCENE_KINDS
+from tools.demo_vlm.scenes import RADII, Scene, Thing, sample
 
 
 def scenes(count: int, seed: int = 5) -> list[tuple[Scene, np.random.Generator]]:

@@ -23,13 +23,13 @@ from lightllm_mp.offline import Completion
 from lightllm_mp.text.tokenizer import load_tokenizer
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.vision_config import read_vision
-from scripts.demo_vlm.answers import greedy
-from scripts.demo_vlm.drawing import drawn
-from scripts.demo_vlm.language import FrozenLlama
-from scripts.demo_vlm.prompts import Ids, Style, styles
-from scripts.demo_vlm.scenes import sample
-from scripts.demo_vlm.tower import Shape, Tower, write_model
 from tests.demo_vlm.tiny_language import write_tiny_language
+from tools.demo_vlm.answers import greedy
+from tools.demo_vlm.drawing import drawn
+from tools.demo_vlm.language import FrozenLlama
+from tools.demo_vlm.prompts import Ids, Style, styles
+from tools.demo_vlm.scenes import sample
+from tools.demo_vlm.tower import Shape, Tower, write_model
 
 QUESTION = "What is in the picture?"
 TOKENS = 5

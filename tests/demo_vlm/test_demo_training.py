@@ -12,12 +12,12 @@ import torch
 from lightllm_mp.text.tokenizer import load_tokenizer
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
-from scripts.demo_vlm.answers import Answers, answers, right
-from scripts.demo_vlm.batches import IGNORE, Batch, Scenes
-from scripts.demo_vlm.language import FrozenLlama
-from scripts.demo_vlm.tower import Shape, Tower, write_model
-from scripts.train_demo_vlm import arguments, placed, train
 from tests.demo_vlm.tiny_language import write_tiny_language
+from tools.demo_vlm.answers import Answers, answers, right
+from tools.demo_vlm.batches import IGNORE, Batch, Scenes
+from tools.demo_vlm.language import FrozenLlama
+from tools.demo_vlm.tower import Shape, Tower, write_model
+from tools.demo_vlm.train import arguments, placed, train
 
 SHAPE = Shape(image=48, patch=16, width=32, layers=2, heads=2, out=48)
 

@@ -1,4 +1,4 @@
-"""A short form of scripts/chaos.py: every actor and every fault once or so, with instant tokens and with images."""
+"""A short form of tools.faults.chaos: every actor and every fault once or so, with instant tokens and with images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import math
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from scripts.chaos import chaos
-from scripts.faults.clients import Outcome
-from scripts.faults.injector import Round
-from scripts.faults.report import Report, in_words
-from scripts.faults.samples import Samples
-from scripts.faults.server import Setting
-from scripts.faults.watch import alive, descendants
+from tools.faults.chaos import chaos, show_samples
+from tools.faults.clients import Outcome
+from tools.faults.injector import Round
+from tools.faults.report import Report, in_words
+from tools.faults.samples import Samples
+from tools.faults.server import Setting
+from tools.harness.procfs import alive, descendants
 
 FAULTS, SECONDS = 16, 40.0
 SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))
@@ -86,3 +88,19 @@ def test_what_grows_is_seen() -> None:
     summary = samples.summary()
     assert [name for name, values in summary.items() if not values["flat"]] == ["descriptors: leaks"]
     assert summary["descriptors: leaks"]["slope_per_hour"] == pytest.approx(900, rel=0.1)
+
+
+def test_a_soak_is_drawn_and_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples, report = Samples(begin=100.0), Report()
+    report.rounds = [Round("http", "kill", 130.0, recovered=131.0, replaced=["http"])]
+    for second in range(0, 60, 2):
+        samples.add(
+            float(second), {"descriptors: http": 40.0, "resident MiB: http": math.nan if second == 30 else 90.0}
+        )
+    assert show_samples(samples, report, str(tmp_path / "soak"))
+    with Image.open(tmp_path / "soak.png") as picture:
+        assert len(picture.getcolors(1 << 20) or ()) > 4
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert (found["flat"], found["not_flat"], found["total"]["injected"]) == (True, [], 1)
+    assert found["series"]["resident MiB: http"]["mean"] == 90.0
+    assert "all flat" in capsys.readouterr().out

@@ -10,12 +10,12 @@ import pytest
 from lightllm_mp import Config, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, MultimodalConfig
 from lightllm_mp.model_files.default_model import demo_model
-from scripts.demo_vlm.questions import general
-from scripts.eval_demo_vlm import EXAMPLES, askings, evaluate, prompt
 from tests.end_to_end.image_served import base64_image, number, until_clean
 from tests.end_to_end.served import START, post
 from tests.end_to_end.test_image_answers import README, as_sent
 from tests.paths import ROOT
+from tools.demo_vlm.evaluate import EXAMPLES, askings, evaluate, prompt
+from tools.demo_vlm.questions import general
 
 PICTURES = ROOT / "examples"
 MOST_BYTES = 16 << 20
@@ -47,7 +47,7 @@ def test_the_examples(demo: Server, name: str) -> None:
 
 
 def test_held_out_scenes(demo: Server) -> None:
-    """A few of those that scripts/eval_demo_vlm.py asks a thousand of; the whole answer must be the true one."""
+    """A few of those that tools.demo_vlm.evaluate asks a thousand of; the whole answer must be the true one."""
     figures = evaluate(demo.base_url, chat(), askings(10)).values()
     asked, right = (sum(column) for column in zip(*figures, strict=True))
     assert asked >= 25

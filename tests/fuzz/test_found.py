@@ -20,7 +20,7 @@ from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.plan import HEADER_WORDS, SETUP_DTYPE, PlanBuilder, unpack
 from lightllm_mp.text.sentencepiece_file import from_sentencepiece
 from lightllm_mp.vision.header import read_header
-from scripts.fuzzing import files, peers, requests
+from tools.fuzz import files, peers, requests
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0177.0.0.1", "127.0.0.01", "0", "[::ffzf:127.0.0.1]"])

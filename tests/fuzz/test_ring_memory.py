@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightllm_mp.shm.implementation import VARIABLE, extension
 from lightllm_mp.shm.layout import PAGE
-from scripts.fuzzing.lanes import CAPACITY, LARGEST, Attacked
+from tools.fuzz.lanes import CAPACITY, LARGEST, Attacked
 
 LENGTHS = st.lists(st.integers(0, LARGEST), max_size=20)
 OVER = st.tuples(st.integers(0, PAGE + CAPACITY - 1), st.binary(min_size=1, max_size=CAPACITY))

@@ -1,4 +1,4 @@
-"""A little of what scripts/fuzz.py does for hours: every target with random bytes and with damaged good examples."""
+"""A little of what tools.fuzz.run does for hours: every target with random bytes and with damaged good examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightllm_mp.shm.implementation import VARIABLE, extension
-from scripts.fuzzing.targets import TARGETS
+from tools.fuzz.targets import TARGETS
 
 NAMES = [target.name for target in TARGETS.values() if not target.native]
 Edits = list[tuple[int, int, bytes]]

@@ -11,7 +11,7 @@ import pytest
 from tests.repository.package import ROOT
 
 PAGE = (ROOT / "docs" / "reliability.md").read_text("utf-8")
-NAMED = re.findall(r"`((?:tests|scripts)/[\w/]+\.py)(?:::(\w+))?`", PAGE)
+NAMED = re.findall(r"`((?:tests|tools)/[\w/]+\.py)(?:::(\w+))?`", PAGE)
 
 
 @cache

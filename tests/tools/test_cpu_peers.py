@@ -1,4 +1,4 @@
-"""tools/bench/cpu_peers.py: what it measures, how it compares, and that it leaves nothing behind."""
+"""tools.bench.cpu_peers: what it measures, how it compares, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
-
-import cpu_peers
-import peers
-import process_tree
-from peer_table import Summary, ratios, summary, table
-from rounds import Figure, Machine, Sample, Work, turned, works
-
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.default_model import find_default_model
+from tests.paths import ROOT
+from tools.bench import cpu_peers, peers
+from tools.bench.peer_table import Summary, ratios, summary, table
+from tools.bench.rounds import Figure, Machine, Sample, Work, turned, works
+from tools.harness import procfs
 
-TOOL = Path(cpu_peers.__file__)
 FAKE = Path(__file__).with_name("fake_llama.py")
 RATE = Figure("rate", "requests", "tokens/s", more_is_better=True)
 TIME = Figure("time", "start", "s", more_is_better=False)
@@ -63,14 +59,15 @@ def with_mark(mark: str) -> list[str]:
 
 
 def tool(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(TOOL), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tools.bench.cpu_peers", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_a_smoke_run_fills_the_engine_column(tmp_path: Path, model: Path, marked: str) -> None:
-    process = tool("--smoke", "--json", str(tmp_path / "figures.json"))
+    sizes = ("--prefill", "64", "128", "--requests", "2", "4", "--tokens", "8", "--only")
+    keys = ("start", "memory", "first", "decode", "prefill", "requests")
+    process = tool("--smoke", "--model", str(model), *sizes, *keys, "--json", str(tmp_path / "figures.json"))
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-2000:]
     found = json.loads((tmp_path / "figures.json").read_text("utf-8"))
@@ -91,7 +88,7 @@ def test_a_smoke_run_fills_the_engine_column(tmp_path: Path, model: Path, marked
 
 @pytest.mark.slow
 def test_a_run_that_is_ended_ends_its_programs(model: Path, marked: str) -> None:
-    process = tool("--smoke")
+    process = tool("--smoke", "--model", str(model))
     deadline = time.monotonic() + 120
     while (
         not any("lightllm_mp.actors.runtime.child_main" in line for line in with_mark(marked))
@@ -210,7 +207,7 @@ def test_another_one_goes_first_in_each_round() -> None:
 
 def test_others_disturb_and_this_programs_own_work_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [0.0]
-    monkeypatch.setattr(process_tree, "machine_seconds", lambda: process_tree.cpu_seconds(os.getpid()) + others[0])
+    monkeypatch.setattr(procfs, "machine_cpu_seconds", lambda: procfs.tree_cpu_seconds(os.getpid()) + others[0])
     machine = Machine(patience=30, seconds=30)
     with machine.watched() as disturbed:
         subprocess.run([sys.executable, "-c", "while __import__('time').process_time() < 0.3: pass"], check=True)
@@ -236,10 +233,10 @@ time.sleep(60)
     assert process.stdout is not None
     try:
         process.stdout.readline()
-        family = process_tree.pids(process.pid)
-        held = process_tree.resident_mib(process.pid)
+        family = procfs.pids(process.pid)
+        held = procfs.tree_resident_mib(process.pid)
     finally:
-        for pid in reversed(process_tree.pids(process.pid)):
+        for pid in reversed(procfs.pids(process.pid)):
             os.kill(pid, signal.SIGKILL)
         process.communicate()
     assert len(family) == 3

@@ -1,9 +1,8 @@
 """This engine, llama.cpp and transformers on one CPU: same weights, same threads, same prompts, interleaved.
 
-    python tools/bench/cpu_peers.py --llama-server FOLDER/native/llama-server [--rounds 5] [--json FILE]
-    python tools/bench/cpu_peers.py --llama-server FOLDER/avx2/llama-server --cpu avx2
-    python tools/bench/cpu_peers.py --only requests decode --requests 1 16 --tokens 128 --rounds 9
-    python tools/bench/cpu_peers.py --smoke
+    python -m tools.bench.cpu_peers --llama-server FOLDER/native/llama-server [--rounds 5] [--json FILE]
+    python -m tools.bench.cpu_peers --llama-server FOLDER/avx2/llama-server --cpu avx2
+    python -m tools.bench.cpu_peers --only requests decode --requests 1 16 --tokens 128 --rounds 9
 
 `bash tools/bench/build_llama.sh FOLDER [native|avx2]` builds llama-server from the source inside PyPI's package
 llama-cpp-python; without --llama-server its columns are empty. transformers needs the extra `bench`; it gets dense
@@ -35,13 +34,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peer_table import ratios, summary, table
-from peers import Peer, PeerError, TransformersPeer, convert, engine, llama, llama_facts
-from rounds import STARTS, Figure, Machine, Results, Run, works
-
 from lightllm_mp.errors import EngineError
 from lightllm_mp.model_files.default_model import find_default_model
 from lightllm_mp.model_files.gguf_header import read_header
+from tests.demo_vlm.tiny_language import write_tiny_language
+from tools.bench.peer_table import ratios, summary, table
+from tools.bench.peers import Peer, PeerError, TransformersPeer, convert, engine, llama, llama_facts
+from tools.bench.rounds import STARTS, Figure, Machine, Results, Run, works
+from tools.harness.command_line import ToolParser
+from tools.harness.figures import say
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -109,7 +110,8 @@ def python(program: str, environment: dict[str, str]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tiny = {"prefill": [64], "requests": [2], "tokens": 4, "only": ["decode", "requests"]}
+    parser = ToolParser(__doc__, **tiny, rounds=1, patience=0.0, transformers=False)
     parser.add_argument(
         "--llama-server", type=Path, metavar="PATH", help="llama.cpp's server (tools/bench/build_llama.sh)"
     )
@@ -130,12 +132,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-transformers", dest="transformers", action="store_false")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all values of all rounds")
-    parser.add_argument("--smoke", action="store_true", help="one tiny round of the engine alone")
-    flags = parser.parse_args(argv)
-    if flags.smoke:
-        flags.prefill, flags.requests, flags.tokens = [64, 128], [2, 4], 8
-        flags.rounds, flags.patience = 1, 0.0
-        flags.transformers, flags.llama_server = False, None
+    flags = parser.parse(argv)
     if min(flags.tokens - 1, flags.rounds, flags.threads, flags.slots, *flags.prefill, *flags.requests) < 1:
         parser.error("--tokens must be 2 or more, all other counts 1 or more")
     return flags
@@ -153,10 +150,13 @@ def choose(flags: argparse.Namespace) -> list[Figure]:
 
 
 def run(flags: argparse.Namespace, folder: Path) -> None:
-    figures, model = choose(flags), flags.model or find_default_model()
+    figures, model = choose(flags), flags.model
+    if flags.smoke and model is None:
+        model = folder / "tiny.gguf"
+        write_tiny_language(model)
+    model = model or find_default_model()
     vocab = len(read_header(model, wanted=lambda key: key == "tokenizer.ggml.tokens")["tokenizer.ggml.tokens"])
-    environment = {"PYTHONSAFEPATH": "1"}  # children import what this program does, wherever it runs
-    environment |= {"LIGHTLLM_MP_CPU": flags.cpu} if flags.cpu else {}
+    environment = {"LIGHTLLM_MP_CPU": flags.cpu} if flags.cpu else {}
     environment |= AVX2 if flags.cpu == "avx2" else {}
     facts = describe(flags, model, environment)
     peers: list[Peer] = [engine(model, flags.threads, flags.data_type, environment, folder / "engine.log")]
@@ -212,13 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are ended, too
     if flags.transformers and importlib.util.find_spec("transformers") is None:
-        print("cpu_peers: transformers is not installed (the extra `bench`): its columns stay empty", file=sys.stderr)
+        say("cpu_peers: transformers is not installed (the extra `bench`): its columns stay empty")
         flags.transformers = False
     try:
         with tempfile.TemporaryDirectory(prefix="cpu_peers-") as folder:
             run(flags, Path(folder))
     except (PeerError, EngineError) as error:
-        print(f"cpu_peers: {error}", file=sys.stderr)
+        say(f"cpu_peers: {error}")
         return 1
     return 0
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rounds import Figure, Sample
+from tools.bench.rounds import Figure, Sample
 
 COLUMNS = ("engine", "llama.cpp", "transformers float32", "transformers bfloat16")
 HEAD = ("figure", "engine", "llama.cpp", "ratio", "transformers fp32", "bf16", "ratio to the better")

@@ -188,7 +188,7 @@ class HttpPeer(Peer):
 class TransformersPeer(Peer):
     """`generate` of transformers in a child process, all prompts as one batch."""
 
-    PROGRAM: ClassVar = Path(__file__).with_name("transformers_child.py")
+    PROGRAM: ClassVar = [sys.executable, "-m", "tools.bench.transformers_child"]
 
     def __init__(self, folder: Path, dtype: str, threads: int, environment: dict[str, str], log: Path) -> None:
         super().__init__(f"transformers {dtype}", environment, log)
@@ -206,7 +206,7 @@ class TransformersPeer(Peer):
 
     def _launch(self, log: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, str(self.PROGRAM), "serve", *self._arguments],
+            [*self.PROGRAM, "serve", *self._arguments],
             env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -267,7 +267,7 @@ def _output(command: list[str]) -> str:
 
 def convert(model: Path, folder: Path, log: Path) -> None:
     """The model's weights, made dense, into `folder`. Raises PeerError."""
-    command = [sys.executable, str(TransformersPeer.PROGRAM), "convert", str(model), str(folder)]
+    command = [*TransformersPeer.PROGRAM, "convert", str(model), str(folder)]
     with log.open("ab") as file:
         if subprocess.run(command, stdout=file, stderr=file, check=False).returncode:
             raise PeerError(f"the weights cannot be converted for transformers: {_last_line(log)}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import process_tree
-from peers import Peer, Prompts, Times
-
 from lightllm_mp.cli.bench import workload
+from tools.bench.peers import Peer, Prompts, Times
+from tools.harness import procfs
+from tools.harness.figures import say
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,7 @@ class Work(Figure):
         return [list(map(int, request.prompt)) for request in made]
 
 
-STARTS = (
-    Figure("start", "start to ready", "s", False),
-    Figure("memory", "resident memory after start", "MiB", False),
-)
+STARTS = (Figure("start", "start to ready", "s", False), Figure("memory", "resident memory after start", "MiB", False))
 UNTIMED = {"memory"}
 """Figures that other programs' work does not change."""
 
@@ -138,7 +134,7 @@ class Machine:
 
     @staticmethod
     def _others() -> float:
-        return process_tree.machine_seconds() - process_tree.cpu_seconds(os.getpid())
+        return procfs.machine_cpu_seconds() - procfs.tree_cpu_seconds(os.getpid())
 
 
 @dataclass
@@ -218,7 +214,7 @@ class Run:
             try:
                 seconds = peer.start()
                 time.sleep(1.0)  # what it does right after its start belongs to its memory
-                found = {"start": seconds, "memory": process_tree.resident_mib(peer.pid)}
+                found = {"start": seconds, "memory": procfs.tree_resident_mib(peer.pid)}
             finally:
                 peer.stop()
             return {key: found[key] for key in keys}
@@ -231,12 +227,12 @@ class Run:
 
         def measure(attempt: int) -> dict[str, float]:
             prompts = [work.prompts(self.vocab, f"{number}.{attempt}.{i}") for i in range(work.repeats)]
-            before = {other.name: process_tree.cpu_seconds(other.pid) for other in others}
+            before = {other.name: procfs.tree_cpu_seconds(other.pid) for other in others}
             start = time.monotonic()
             value = statistics.median(work.value(peer.generate(prompt, work.tokens)) for prompt in prompts)
             for other in others:
                 spent = self.results.idle[other.name]
-                spent[0] += process_tree.cpu_seconds(other.pid) - before[other.name]
+                spent[0] += procfs.tree_cpu_seconds(other.pid) - before[other.name]
                 spent[1] += time.monotonic() - start
             return {work.key: value}
 
@@ -247,7 +243,3 @@ def turned(peers: list[Peer], number: int) -> list[Peer]:
     """Another one goes first in each round."""
     first = number % len(peers)
     return peers[first:] + peers[:first]
-
-
-def say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """transformers in a process of its own, for cpu_peers.py: JSON lines on standard input and output.
 
-    python transformers_child.py convert GGUF FOLDER             dense bfloat16 weights, as transformers likes them best
-    python transformers_child.py serve FOLDER DTYPE THREADS      "ready", then an answer to each line
+    python -m tools.bench.transformers_child convert GGUF FOLDER           dense bfloat16 weights
+    python -m tools.bench.transformers_child serve FOLDER DTYPE THREADS    "ready", then an answer to each line
 
 A line is {"prompts": [[ids], ...], "tokens": n}: one batch, padded on the left, exactly n greedy tokens a prompt. The
 answer is {"first": seconds, "last": seconds, "tokens": n}, from the call to the first and to the last token.
@@ -89,7 +89,7 @@ def serve(folder: Path, dtype: str, threads: int, out: TextIO) -> None:
         print(json.dumps(generate(model, job["prompts"], job["tokens"])), file=out, flush=True)
 
 
-def main() -> None:
+def run() -> None:
     out, sys.stdout = sys.stdout, sys.stderr  # whatever the libraries print stays out of the answers
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]))
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

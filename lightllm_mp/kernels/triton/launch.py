@@ -14,8 +14,8 @@ from torch import Tensor
 ALIGNED = 16
 """Bytes; what Triton makes of a kernel depends on whether every pointer is a multiple of this."""
 EARLY_START = True
-"""Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of scripts/bench_gpu.py,
-bench_linear.py and profile_step.py compare."""
+"""Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of tools.bench.steps
+and tools.bench.linear compare."""
 
 
 class Kernel:

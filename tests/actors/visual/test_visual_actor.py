@@ -304,7 +304,7 @@ async def test_the_cache_survives_the_death_of_others(s: Seeing) -> None:
 
 @on_shared
 async def test_many_images_leave_memory_flat(s: Seeing) -> None:
-    """scripts/bench_images.py does this with a thousand and looks at all processes."""
+    """`tools.faults.chaos --images --soak` does this for half an hour and looks at all processes."""
 
     def footprint() -> dict[str, int]:
         """Private and shared memory of the visual actor in KiB, and its descriptors."""

@@ -1,6 +1,6 @@
 """Block sizes of the attention kernels for an H100, as data.
 
-`scripts/bench_attention.py --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
+`tools.bench.attention --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
 dimension of 128; the others are of an earlier form of the kernels or chosen by hand.
 """
 

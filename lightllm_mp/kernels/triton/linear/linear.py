@@ -1,5 +1,5 @@
 """Projections of plain and quantised weights. A single token by a plain weight has its own kernel, more go to cuBLAS,
-which no kernel for few rows was found to beat (`scripts/bench_linear.py`)."""
+which no kernel for few rows was found to beat (`tools.bench.linear`)."""
 
 from __future__ import annotations
 

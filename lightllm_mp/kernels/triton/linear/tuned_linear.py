@@ -1,4 +1,4 @@
-"""Blocks of the projections of few rows by quantised weights for an H100, as data; `scripts/bench_linear.py` measures
+"""Blocks of the projections of few rows by quantised weights for an H100, as data; `tools.bench.linear` measures
 them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
 
 from __future__ import annotations

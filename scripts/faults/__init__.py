@@ -1,1 +1,0 @@
-"""Faults under load: what scripts/chaos.py and scripts/soak.py are made of."""

@@ -1,1 +1,0 @@
-"""What scripts/fuzz.py is made of. The targets are run by the tests too (tests/fuzz)."""

@@ -1,0 +1,197 @@
+"""Measures one layer's experts on one GPU with random weights: routing, sorting, both products and the sum.
+
+    python -m tools.bench.moe [--model NAME] [--tokens N] [--alone N] [--json FILE]
+    python -m tools.bench.moe --sweep [--model NAME] [--tokens N]     # the best go to kernels/triton/moe/tuned_moe.py
+
+Every figure is one JSON line: microseconds inside a CUDA graph, and the share of the limit, which is the larger of the
+bytes of the experts that are touched over 3.09 TB/s and the operations over 700 TFLOP/s, both measured on an H100.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
+from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
+from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
+from lightllm_mp.kernels.triton.moe.routing import route
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
+from tools.harness.command_line import ToolParser
+from tools.harness.figures import Figures
+from tools.harness.gpu import BANDWIDTH, PRODUCT, best, captured, require_gpus, seconds
+
+TOKENS = (1, 16, 64, 256, 2048, 8192)
+CACHE = 200e6
+"""Bytes of weights that one pass reads at least, so that none of them is still in the cache."""
+
+
+class Shape(NamedTuple):
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+
+
+MODELS = {
+    "mixtral-8x7b": Shape(8, 2, 4096, 14336),
+    "qwen3-30b-a3b": Shape(128, 8, 2048, 768),
+    "deepseek-v2-lite": Shape(64, 6, 2048, 1408),
+}
+
+
+class Case:
+    """A step of some tokens through a few layers of a model, each with weights and router scores of its own."""
+
+    def __init__(self, name: str, tokens: int) -> None:
+        self.name, self.tokens, self.shape = name, tokens, MODELS[name]
+        experts, self.top_k, hidden, n = self.shape
+        self.x = torch.randn(tokens, hidden, device="cuda").bfloat16()
+        self.how = Routing(self.top_k, True)
+        touched = min(experts, tokens * self.top_k) * 6 * hidden * n
+        self.layers = min(8, max(1, round(CACHE / touched)))
+        self.logits = [torch.randn(tokens, experts, device="cuda") for _ in range(self.layers)]
+        self.weights = [random_layer(name, i) for i in range(self.layers)]
+        used = [route(x, self.how)[1].unique().numel() for x in self.logits]
+        self.expert_bytes = 2 * hidden * n
+        """Of one of the three matrices of an expert."""
+        self.used = sum(used) / len(used)
+        self.operations = tokens * self.top_k * 2 * hidden * n
+        """Of one of the three products."""
+
+    def least(self, matrices: int) -> float:
+        """Seconds."""
+        return max(self.used * self.expert_bytes * matrices / BANDWIDTH, self.operations * matrices / PRODUCT)
+
+    def run(self) -> None:
+        for logits, prepared in zip(self.logits, self.weights, strict=True):
+            moe.experts(self.x, prepared, *route(logits, self.how), "silu")
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of one layer."""
+        return seconds(captured(work).replay, repeats=10) / self.layers
+
+
+_layers: dict[tuple[str, int], Experts] = {}
+
+
+def random_layer(name: str, i: int) -> Experts:
+    """The weights of a model's i-th layer, made once."""
+    if (name, i) not in _layers:
+        experts, _, k, n = MODELS[name]
+        gate_up = torch.empty(experts, 2 * n, k, device="cuda", dtype=torch.bfloat16).normal_(0, 0.02)
+        down = torch.empty(experts, k, n, device="cuda", dtype=torch.bfloat16).normal_(0, 0.02)
+        _layers[name, i] = moe.prepare_experts(gate_up, down)
+    return _layers[name, i]
+
+
+def measure(figures: Figures, case: Case) -> None:
+    took, least = case.seconds(case.run), case.least(3)
+    shares = {"limit": round(least * 1e6, 1), "share": round(least / took, 3), "used": case.used}
+    figures.add(f"{case.name}: experts of {case.tokens} tokens", round(took * 1e6, 1), "us", **shares)
+
+
+def sweep(case: Case) -> None:
+    """Prints the best blocks of each product, and what the rest of the layer takes."""
+    if case.tokens <= tuned_moe.ALONE_TOKENS:
+        sweep_alone(case)
+        return
+    x, experts = case.x, case.shape.experts
+    mean = case.tokens * case.top_k / experts
+    print(f"{case.name}: {case.tokens} tokens, {mean:.1f} rows an expert")
+    hidden = x.new_empty((case.tokens * case.top_k, case.shape.intermediate)).normal_()
+    each = x.new_empty((case.tokens * case.top_k, case.shape.hidden)).normal_()
+    chosen = [route(logits, case.how) for logits in case.logits]
+    for rows in (16, 32, 64, 128):
+        if not min(64, mean / 4) <= rows <= max(16, 8 * mean):
+            continue
+        at = [expert_tiles(numbers, experts, rows) for _, numbers in chosen]
+
+        def plan(rows: int = rows) -> None:
+            for _, numbers in chosen:
+                expert_tiles(numbers, experts, rows)
+
+        def gate_up(by: ProductBlocks, together: int, rows: int = rows, at: list = at) -> None:
+            for prepared, tiles in zip(case.weights, at, strict=True):
+                grouped_gate_up(x, prepared.gate_up, tiles, hidden, rows, by, together, "silu")
+
+        def down(by: ProductBlocks, together: int, rows: int = rows, at: list = at) -> None:
+            for prepared, tiles in zip(case.weights, at, strict=True):
+                grouped_down(hidden, prepared.down, tiles, each, rows, by, together)
+
+        print(f"  rows {rows}: tiles {case.seconds(plan) * 1e6:.1f} us")
+        together = 8 if rows == 128 else 4
+        for name, work, matrices in (("gate_up", gate_up, 2), ("down", down, 1)):
+
+            def score(by: ProductBlocks, work: Callable = work, matrices: int = matrices, t: int = together) -> float:
+                return case.least(matrices) / case.seconds(lambda: work(by, t))
+
+            for share, by in best(trials(rows, matrices), score)[:4]:
+                print(f"    {name} {share:.3f} {by} together {together}")
+
+    def combine() -> None:
+        for weights, _ in chosen:
+            moe.weighted_sum(each, weights)
+
+    print(f"  sum {case.seconds(combine) * 1e6:.1f} us", flush=True)
+
+
+def trials(rows: int, matrices: int) -> Iterator[ProductBlocks]:
+    if rows < 64:
+        sizes = itertools.product((32, 64, 128) if matrices == 1 else (16, 32, 64), (64, 128, 256), (4,), (3, 5))
+    elif rows == 64:
+        sizes = itertools.product((64, 128, 256) if matrices == 1 else (32, 64, 128), (64, 128), (4, 8), (3, 4))
+    else:
+        sizes = itertools.product((128, 256) if matrices == 1 else (64, 128), (64,), (4, 8), (3, 4))
+    return (ProductBlocks(*size) for size in sizes)
+
+
+def sweep_alone(case: Case) -> None:
+    for name in ("ALONE_GATE_UP", "ALONE_DOWN"):
+        kept = getattr(few_tokens, name)
+
+        def score(by: AloneBlocks, name: str = name) -> float:
+            setattr(few_tokens, name, by)
+            return case.least(3) / case.seconds(case.run)
+
+        sizes = itertools.product((1, 2, 4), (512, 1024, 2048), (2, 4, 8))
+        for share, by in best((AloneBlocks(*size) for size in sizes), score)[:4]:
+            print(f"{case.name}: 1 token, {name} {share:.3f} {by}", flush=True)
+        setattr(few_tokens, name, kept)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ToolParser(__doc__, model=["deepseek-v2-lite"], tokens=[16])
+    parser.add_argument("--model", choices=MODELS, nargs="+")
+    parser.add_argument("--tokens", type=int, nargs="+")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--alone", type=int, help="tokens up to which each token reads its own experts' weights")
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse(argv)
+    require_gpus()
+    tuned_moe.ALONE_TOKENS = tuned_moe.ALONE_TOKENS if flags.alone is None else flags.alone
+    figures = Figures()
+    with torch.inference_mode():
+        for name in flags.model or MODELS:
+            for tokens in flags.tokens or TOKENS:
+                case = Case(name, tokens)
+                if flags.sweep:
+                    sweep(case)
+                else:
+                    measure(figures, case)
+            _layers.clear()
+            torch.cuda.empty_cache()
+    figures.write(flags.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What 8-bit keys and values, or quantised weights, cost in quality: perplexity, and how often the likeliest token
+stays the same, with every token given (teacher forcing). The text is the Python language reference, which every Python
+brings along.
+
+    python -m tools.bench.perplexity [--model PATH] [--tokens 20480] [--kv bfloat16,int8,fp8] [--device cpu|cuda]
+    python -m tools.bench.perplexity --weights [--model FILE.gguf]
+
+--weights, on a CPU: the model in float32, in bfloat16 with its weights expanded, and in bfloat16 with the file's own
+blocks, each with keys and values of its type.
+
+The first type of --kv is what the others are compared with. On a CPU everything but the stored keys and values is
+float32, and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in
+bfloat16 with the ops that serve. Each type prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pydoc_data import topics
+
+import torch
+
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.select import op_table, set_threads
+from lightllm_mp.model_files.default_model import find_default_model
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.text.tokenizer import load_tokenizer
+from tools.harness.command_line import ToolParser, words
+from tools.harness.figures import Figures
+from tools.harness.models import write_tiny_model
+
+STORED = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+LOGIT_LINES = 256
+
+
+@dataclass
+class Scores:
+    """Of every token but each sequence's first: its negative log-likelihood (float64), and the likeliest token."""
+
+    losses: torch.Tensor
+    likeliest: torch.Tensor
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.losses.mean().item())
+
+
+def text() -> str:
+    """Prose with some code in it, about 700,000 characters."""
+    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+
+
+def load(path: Path, device: str) -> Decoder:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    ops = op_table(device, dtype)
+    if device == "cpu":
+        plain = reference.TABLE
+        ops = replace(ops, rotary_kv_write=plain.rotary_kv_write, attention=plain.attention)
+    return load_model(path, device=device, dtype=dtype, ops=ops)
+
+
+def weight_forms(path: Path) -> Iterator[tuple[str, Decoder]]:
+    """A GGUF file's model exactly, with expanded weights, and as it is served."""
+    ops = op_table("cpu", torch.bfloat16)
+    yield "float32", load_model(path, dtype=torch.float32)
+    yield "expanded", load_model(path, dtype=torch.bfloat16, ops=replace(ops, block_types=frozenset()))
+    yield "blocks", load_model(path, dtype=torch.bfloat16)
+
+
+def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk: int) -> Scores:
+    """`sequences` [count, length], fed one after the other in chunks: later chunks read what earlier ones stored."""
+    device, length = sequences.device, sequences.shape[1]
+    pool = KVPool(decoder.spec, length, dtype=stored, device=device)
+    table = torch.arange(length, dtype=torch.int32, device=device).unsqueeze(0)
+    losses, likeliest = [], []
+    for ids in sequences:
+        for start in range(0, length, chunk):
+            new = ids[start : start + chunk]
+            batch = Batch.of([len(new)], [start + len(new)], [0], table)
+            hidden = decoder.forward(new.int(), batch, pool)
+            following = ids[start + 1 : start + chunk + 1]
+            for first in range(0, len(following), LOGIT_LINES):
+                right = following[first : first + LOGIT_LINES].long()
+                logits = decoder.logits(hidden[first : first + len(right)])
+                losses.append(torch.nn.functional.cross_entropy(logits, right, reduction="none").double().cpu())
+                likeliest.append(logits.argmax(-1).cpu())
+    return Scores(torch.cat(losses), torch.cat(likeliest))
+
+
+def cases(path: Path, flags: argparse.Namespace) -> Iterator[tuple[str, str, Decoder]]:
+    """Form of the weights, type of keys and values, model; the first is what the others are compared with."""
+    if flags.weights:
+        for name, decoder in weight_forms(path):
+            yield name, str(decoder.dtype).removeprefix("torch."), decoder
+        return
+    decoder = load(path, flags.device)
+    yield from (("as loaded", name, decoder) for name in flags.kv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ToolParser(__doc__, tokens=64, length=32, chunk=16, device="cpu")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--tokens", type=int, default=20480)
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens fed at a time")
+    parser.add_argument("--kv", type=words, default=["bfloat16", "int8", "fp8"])
+    parser.add_argument("--weights", action="store_true", help="compare forms of the weights and not of the KV")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    flags = parser.parse(argv)
+    set_threads()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        tiny = write_tiny_model(Path(folder)) if flags.smoke and not flags.model else None
+        measure(tiny or flags.model or find_default_model(), flags)
+    return 0
+
+
+def measure(path: Path, flags: argparse.Namespace) -> None:
+    ids = torch.as_tensor(load_tokenizer(path).encode(text()).tolist()[: flags.tokens])
+    count = len(ids) // flags.length
+    sequences = ids[: count * flags.length].view(count, flags.length).to(flags.device)
+    figures, base = Figures(), None
+    for weights, kv, decoder in cases(path, flags):
+        began = time.perf_counter()
+        scores = score(decoder, sequences, STORED[kv], flags.chunk)
+        base = base or scores
+        figures.add(
+            f"perplexity of {path.name}, weights {weights}, KV {kv}",
+            scores.perplexity,
+            device=flags.device,
+            computed_in=str(decoder.dtype).removeprefix("torch."),
+            tokens=len(scores.losses),
+            change=round(scores.perplexity / base.perplexity - 1, 6),
+            equal_argmax=round((scores.likeliest == base.likeliest).double().mean().item(), 5),
+            seconds=round(time.perf_counter() - began, 1),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
