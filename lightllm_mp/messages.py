@@ -13,6 +13,8 @@ from bisect import bisect_left
 
 from msgspec import Struct
 
+from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
+
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Base of all messages."""
@@ -26,6 +28,17 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
     type: str
     code: str
     param: str | None = None
+
+    @staticmethod
+    def of(error: EngineError) -> ErrorInfo:
+        return ErrorInfo(error.status, error.message, error.type, error.code, error.param)
+
+    def rebuilt(self) -> EngineError:
+        """The error that this was made from, as near as this process knows it."""
+        kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == self.code), EngineError)
+        error = kind(self.message, param=self.param)
+        error.status, error.type, error.code = self.status, self.type, self.code
+        return error
 
 
 # --- parts of a request ---------------------------------------------------------------------------------------------

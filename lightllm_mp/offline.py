@@ -23,7 +23,6 @@ from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
-from lightllm_mp.actors.front.validation import TEXT_ONLY
 from lightllm_mp.actors.http.sampling_parameters import SCORE, terms
 from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
@@ -173,9 +172,7 @@ class Engine:
 
     def _uploads(self, files: Sequence[bytes]) -> tuple[Upload, ...]:
         lane = self._front.frontend.images
-        if files and lane is None:
-            raise InvalidRequest(TEXT_ONLY)
-        return tuple(lane.judge.upload(bytes(data)) for data in files) if lane is not None else ()
+        return tuple(lane.judge.upload(bytes(data)) for data in files)
 
     async def _all(self, prompts: Sequence[P], submit: Callable[[P], LiveRequest]) -> list[Answer]:
         """At most max_live_requests at a time, so that a long list is never refused."""
@@ -241,7 +238,7 @@ class Engine:
         mailbox = Mailbox(birth)
         self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
         self._front.listen()
-        self._front.ready(Facts())
+        self._front.ready()
         watch = asyncio.create_task(self._watch_front())
         try:
             await running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from lightllm_mp.messages import (
     STOP,
     Begin,
     Close,
-    Facts,
     Open,
     PromptLogprobs,
     StopMatched,
@@ -74,20 +74,12 @@ class DetokenizerActor(BlockingActor):
     def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
-        self._path = Path(birth.model_path)
-        self._config = birth.config.model
-        self._tokenizer: Tokenizer | None = None
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
-
-    def start(self) -> Facts:
-        try:
-            self._tokenizer = load_tokenizer(
-                self._path, mode=self._config.tokenizer_mode, trust_remote_code=self._config.trust_remote_code
-            )
-        except NoTokenizer:
-            self._tokenizer = None  # ids are served without text
-        return Facts()
+        self._tokenizer: Tokenizer | None = None
+        """None: ids are served without text."""
+        with suppress(NoTokenizer):
+            self._tokenizer = load_tokenizer(Path(birth.model_path), mode=birth.config.model.tokenizer_mode)
 
     def on_begin(self, begin: Begin) -> None:
         self._eos = frozenset(begin.facts.eos_ids)

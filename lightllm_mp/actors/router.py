@@ -10,13 +10,14 @@ from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.runtime.wire_errors import error_info
 from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import (
     Abort,
     Begin,
     Embedded,
+    EngineLimits,
+    ErrorInfo,
     ImageFailed,
     Open,
     Rejected,
@@ -28,7 +29,6 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
-from lightllm_mp.scheduler.pairing import Pairing
 from lightllm_mp.scheduler.scheduler import Scheduler
 
 
@@ -37,15 +37,18 @@ class RouterActor(BlockingActor):
         super().__init__(mailbox, stats)
         self._front = birth.front
         self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
-        self._scheduler: Scheduler | None = None
-        self._pairing = Pairing()
+        self._scheduler = Scheduler(EngineLimits())
+        """Until the first Begin one that can take nothing."""
+        self._halves = ImageHalves()
+        self._begun = False
         self._run_ahead = 0
         self._was_idle = False
 
     def on_begin(self, begin: Begin) -> None:
-        self._pairing.clear()
+        self._halves.clear()
         self._run_ahead = begin.facts.engine.run_ahead
-        if self._scheduler is None:
+        if not self._begun:
+            self._begun = True
             self._scheduler = Scheduler(replace(begin.facts.engine, eos_ids=begin.facts.eos_ids))
         else:
             # A new worker has empty KV memory, so what the tree promises is gone.
@@ -53,15 +56,14 @@ class RouterActor(BlockingActor):
         self._was_idle = False
 
     def on_message(self, peer: str, message: Wire) -> None:
-        assert self._scheduler is not None
         match message:
             case Tokenized(spans=()):
                 self._add(message, None)
             case Tokenized():
-                if (embedded := self._pairing.tokenized(message)) is not None:
+                if (embedded := self._halves.tokenized(message)) is not None:
                     self._add(message, embedded)
             case Embedded():
-                if (tokenized := self._pairing.embedded(message)) is not None:
+                if (tokenized := self._halves.embedded(message)) is not None:
                     self._add(tokenized, message)
             case ImageFailed(rid=rid):
                 self._drop(rid)
@@ -74,23 +76,21 @@ class RouterActor(BlockingActor):
                 self._scheduler.stop_matched(rid)
 
     def _add(self, request: Tokenized, embedded: Embedded | None) -> None:
-        assert self._scheduler is not None
         try:
             self._scheduler.add(request, embedded)
         except EngineError as error:
-            self.mailbox.post(self._front, Rejected(request.rid, error_info(error)))
+            self.mailbox.post(self._front, Rejected(request.rid, ErrorInfo.of(error)))
             if embedded is not None:
                 self.mailbox.post(VISUAL, Release(request.rid))
 
     def _drop(self, rid: int) -> None:
         """A request that is not whole will not be served."""
-        if self._pairing.drop(rid):
+        if self._halves.drop(rid):
             self.mailbox.post(VISUAL, Release(rid))
 
     def after_batch(self) -> None:
         """Keep the workers busy, pass on what happened, and look over the books when there is nothing to do."""
         scheduler = self._scheduler
-        assert scheduler is not None
         planned, now = False, monotonic()
         while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan(now)) is not None:
             planned = True
@@ -111,3 +111,39 @@ class RouterActor(BlockingActor):
         if isinstance(event, Scheduled | Scored):
             return self._front
         return VISUAL if isinstance(event, Release) else DETOKENIZER
+
+
+class ImageHalves:
+    """Requests with images come in two halves, in any order: ids from the tokenizer, embeddings from the visual actor.
+
+    Nothing stays here for ever: lanes keep order, and a front that gives a request up sends Abort on each lane, so an
+    Abort comes behind every half.
+    """
+
+    def __init__(self) -> None:
+        self._tokenized: dict[int, Tokenized] = {}
+        self._embedded: dict[int, Embedded] = {}
+
+    def __len__(self) -> int:
+        return len(self._tokenized) + len(self._embedded)
+
+    def tokenized(self, request: Tokenized) -> Embedded | None:
+        """The other half of a request with images, or None: it is held."""
+        if (other := self._embedded.pop(request.rid, None)) is None:
+            self._tokenized[request.rid] = request
+        return other
+
+    def embedded(self, message: Embedded) -> Tokenized | None:
+        """The other half, or None: it is held, and with it the lease."""
+        if (other := self._tokenized.pop(message.rid, None)) is None:
+            self._embedded[message.rid] = message
+        return other
+
+    def drop(self, rid: int) -> bool:
+        """Nobody wants this request any more. Whether that leaves a lease to be given back."""
+        self._tokenized.pop(rid, None)
+        return self._embedded.pop(rid, None) is not None
+
+    def clear(self) -> None:
+        self._tokenized.clear()
+        self._embedded.clear()

@@ -13,7 +13,6 @@ from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.runtime.wire_errors import error_info
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import EngineError, InvalidRequest, NoTokenizer
 from lightllm_mp.messages import (
@@ -22,6 +21,7 @@ from lightllm_mp.messages import (
     ChatMessage,
     Count,
     Counted,
+    ErrorInfo,
     Facts,
     Generate,
     ImageInfo,
@@ -40,25 +40,21 @@ class TokenizerActor(BlockingActor):
     def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = birth.front
-        self._path = Path(birth.model_path)
-        self._config = birth.config.model
+        self._max_input = self._vocab = 0
+        vision = find_vision(birth.config, birth.model_path)
+        self._vision = vision.spec if vision else None
         self._tokenizer: Tokenizer | None = None
         self._template: str | None = None
-        self._max_input = self._vocab = 0
-        vision = find_vision(birth.config, self._path)
-        self._vision = vision.spec if vision else None
-
-    def start(self) -> Facts:
+        model = birth.config.model
         try:
-            self._tokenizer = load_tokenizer(
-                self._path, mode=self._config.tokenizer_mode, trust_remote_code=self._config.trust_remote_code
-            )
+            self._tokenizer = load_tokenizer(Path(birth.model_path), mode=model.tokenizer_mode)
         except NoTokenizer as error:
             log.warning("%s: only token ids are served, without text", error.message)
-            return Facts(has_tokenizer=False)
+            self.facts = Facts(has_tokenizer=False)
+            return
         self._template = _usable_template(self._tokenizer)
-        eos = self._config.eos_id or self._tokenizer.eos_ids
-        return Facts(eos_ids=tuple(eos), has_chat_template=self._template is not None)
+        eos = tuple(model.eos_id or self._tokenizer.eos_ids)
+        self.facts = Facts(eos_ids=eos, has_chat_template=self._template is not None)
 
     def on_begin(self, begin: Begin) -> None:
         self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size
@@ -76,7 +72,7 @@ class TokenizerActor(BlockingActor):
         try:
             work()
         except EngineError as error:
-            self.mailbox.post(self._front, Rejected(rid, error_info(error)))
+            self.mailbox.post(self._front, Rejected(rid, ErrorInfo.of(error)))
 
     def _count(self, message: Count) -> None:
         ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, max_tokens=None)

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from lightllm_mp.actors.rank import RankActor
+from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
-from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.engine.build import BuiltEngine, build_engine
-from lightllm_mp.messages import Facts, StepDone
+from lightllm_mp.engine.build import build_engine
+from lightllm_mp.messages import Reset, StepDone, Stop, Wire
 from lightllm_mp.shm import Segment
 
 log = logging.getLogger("lightllm_mp.worker")
@@ -26,32 +26,46 @@ STUCK = 4.0
 """A device that computes one step for this many watchdog timeouts will not finish it."""
 
 
+class RankActor(BlockingActor):
+    """One of `ranks` actors that get the same plans and compute each of them together."""
+
+    ranks = 1
+
+    def handle(self, received: list[Received]) -> None:
+        """Ranks leave after the same step, else one would wait for the others in it for ever. They are told to when the
+        router is gone from its lanes: every plan that there will be is here or still in the lane."""
+        if self.ranks > 1 and any(_ends(message) for _, message in received):
+            while more := self.mailbox.receive():
+                received = received + more
+            received = sorted(received, key=lambda entry: _ends(entry[1]))
+        super().handle(received)
+
+
 class WorkerActor(RankActor):
     def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self.ranks = birth.config.engine.tp
-        self._birth = birth
-        self._engine: BuiltEngine | None = None
-        self._images: Segment | None = None
+        config = birth.config
+        self.ranks = config.engine.tp
+        self._rank = birth.rank
+        self._patience = STUCK * config.supervisor.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
-
-    def start(self) -> Facts:
-        config = self._birth.config
-        self._engine = build_engine(
-            Path(self._birth.model_path),
+        engine = build_engine(
+            Path(birth.model_path),
             config.model,
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
-            kv_tokens=self._birth.facts.engine.kv_tokens if self._birth.facts else None,
-            rank=self._birth.rank,
-            meeting=f"/proc/self/fd/{self._birth.meeting_fd}",
+            kv_tokens=birth.facts.engine.kv_tokens if birth.facts else None,
+            rank=birth.rank,
+            meeting=f"/proc/self/fd/{birth.meeting_fd}",
         )
-        if self._birth.images_fd >= 0:
-            self._images = Segment.attach(self._birth.images_fd)
-            self._engine.executor.images(self._images.view)
-        return self._engine.facts if self._birth.rank == 0 else Facts()
+        self._executor = engine.executor
+        if birth.images_fd >= 0:
+            self._images = Segment.attach(birth.images_fd)
+            self._executor.images(self._images.view)
+        if birth.rank == 0:
+            self.facts = engine.facts
 
     def run(self) -> None:
         super().run()
@@ -60,18 +74,14 @@ class WorkerActor(RankActor):
             _leave(0)
 
     def on_reset(self) -> None:
-        assert self._engine is not None
-        self._engine.executor.reset()
+        self._executor.reset()
 
     def on_plan(self, plan: bytes) -> None:
-        assert self._engine is not None
-        self._engine.executor.submit(plan)
+        self._executor.submit(plan)
 
     def after_batch(self) -> None:
         """Answer every step that is done. While the device computes, the next plan is submitted as soon as it comes."""
-        assert self._engine is not None
-        executor = self._engine.executor
-        patience = STUCK * self._birth.config.supervisor.watchdog_timeout
+        executor, patience = self._executor, self._patience
         since = time.monotonic()
         while executor.pending:
             if executor.ready:
@@ -84,7 +94,7 @@ class WorkerActor(RankActor):
                 self.handle(self.mailbox.receive())
 
     def _answer(self, done: StepDone) -> None:
-        if self._birth.rank == 0:
+        if self._rank == 0:
             self.mailbox.post(ROUTER, done)
         self._steps += 1
         self._step_seconds += done.seconds
@@ -95,3 +105,7 @@ def _leave(code: int) -> NoReturn:
     """End this process without waiting for its device."""
     logging.shutdown()
     os._exit(code)
+
+
+def _ends(message: Wire | bytes) -> bool:
+    return isinstance(message, Reset | Stop)

@@ -1,6 +1,9 @@
-"""The admission test applied to the running sequences and one candidate."""
+"""Who may start, and how prompts that have started share a step."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
@@ -33,3 +36,19 @@ class Admission:
         draws = np.concatenate((rows.draws[:, running], candidate.draws[:, None]), axis=1)
         final = self.lengths.predict(length - prompt, limit, draws)
         return peak(held, np.maximum(final + prompt - 1 - length, 0)) <= room
+
+
+def service_order(prompts: Seq[tuple[int, int]], budget: int) -> Iterator[tuple[int, int]]:
+    """How prompts share the tokens that decoding leaves of a step. `prompts`: (priority, tokens left) in order of
+    service. Yields (index, most tokens it may take), until the budget is used up; the first index comes twice.
+
+    First come, first served lets a long prompt hold up every short one behind it; with equal shares all long prompts
+    finish late together. So the first prompt gets half, and the other half goes to the prompt that needs least: a short
+    prompt starts at once, long ones finish one after the other, and the first is slowed down by two at most. A higher
+    priority goes first in both halves.
+    """
+    if not prompts:
+        return
+    yield 0, -(-budget // 2)
+    for index in sorted(range(len(prompts)), key=lambda i: (-prompts[i][0], prompts[i][1], i)):
+        yield index, budget

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.ordered import Ordered
 from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree, path
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
-from lightllm_mp.scheduler.wait_queue import WaitQueue
+from lightllm_mp.scheduler.wait_queue import Ordered, WaitQueue
 
 
 class IntegrityError(AssertionError):

@@ -8,12 +8,13 @@ are returned to the caller. Stamps count tree operations, so runs are repeatable
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.lru import LruLeaves
 
 EMPTY = np.empty(0, np.int32)
 
@@ -35,6 +36,38 @@ class PrefixNode:
     @property
     def evictable(self) -> bool:
         return not self.locks and not self.children and self.parent is not None
+
+
+class LruLeaves:
+    """Which leaf of the tree was unused for longest, without a walk over the tree.
+
+    A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is only noticed when
+    it comes up. So a touch costs nothing, and the oldest leaf is found in O(log n) on average.
+    Every evictable leaf stands in the queue once (`PrefixNode.queued`), under a stamp not above its last use.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, PrefixNode]] = []
+        self._order = count()
+
+    def offer(self, node: PrefixNode) -> None:
+        """`node` has changed; it joins if it is now evictable."""
+        if node.evictable and not node.queued:
+            node.queued = True
+            heapq.heappush(self._heap, (node.last_use, next(self._order), node))
+
+    def oldest(self) -> PrefixNode | None:
+        """The evictable leaf whose last use is longest ago. It stays in the queue."""
+        while self._heap:
+            stamp, _, node = self._heap[0]
+            if not node.evictable:
+                heapq.heappop(self._heap)
+                node.queued = False
+            elif node.last_use != stamp:
+                heapq.heapreplace(self._heap, (node.last_use, next(self._order), node))
+            else:
+                return node
+        return None
 
 
 class PrefixTree:

@@ -3,13 +3,13 @@
 The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
 before `done`. One thread, no clock of its own: the same calls give the same plans.
 
-A plan gives every decoding sequence one token and shares the rest of its tokens between prompts (chunks.py). Who may
-start is asked of the gate (admission.py). When slots run out, cached prefixes are forgotten, and when that is not
-enough, the youngest sequence of the lowest priority goes back to the queue; its tokens stay in the tree as long as
-nobody needs their slots. After that nobody starts before somebody has ended.
+A plan gives every decoding sequence one token and shares the rest of its tokens between prompts. admission.py decides
+which sequence may start and how prompts share a step. When slots run out, the scheduler evicts cached prefixes; when
+that is not enough, it preempts the youngest sequence of the lowest priority, whose tokens stay in the prefix tree until
+their slots are needed. After a preemption no sequence starts before another has ended.
 
-Who waits is served in this order: the tenant that has been served least (fairness.py), then priority, the earliest
-deadline, arrival. What is past its deadline is not begun; the front tells its client and aborts it.
+The queue serves the tenant that has been served least (wait_queue.py), then by priority, earliest deadline, arrival. A
+sequence past its deadline does not begin; the front tells its client and aborts it.
 """
 
 from __future__ import annotations
@@ -33,19 +33,16 @@ from lightllm_mp.messages import (
     Tokens,
     Wire,
 )
-from lightllm_mp.scheduler.admission import Admission
-from lightllm_mp.scheduler.chunks import service_order
+from lightllm_mp.scheduler.admission import Admission, service_order
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
-from lightllm_mp.scheduler.flight import InFlightStep
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.ordered import Ordered
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
-from lightllm_mp.scheduler.step_writer import write_step
-from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
+from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
+from lightllm_mp.scheduler.wait_queue import Ordered, Shares, WaitQueue
 
 BURST = 32
 """Sequences that are admitted in one step even if fewer fill it."""
@@ -145,8 +142,8 @@ class Scheduler:
         rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
         for index, logprobs, top_ids, top_logprobs in answer.prompt:
             sequence = rows.sequences[flight.rows[index]] if alive[index] else None
-            if sequence is not None and sequence.scores is not None:
-                sequence.scores.add(logprobs, top_ids, top_logprobs)
+            if sequence is not None and sequence.owed_logprobs is not None:
+                sequence.owed_logprobs.add(logprobs, top_ids, top_logprobs)
         self._finish_prefills(flight, alive)
         self._take_tokens(flight, alive, answer)
         self._take_scores(flight, alive, answer)
@@ -277,9 +274,9 @@ class Scheduler:
             sequence = self._rows.sequences[flight.rows[index]] if whole else None
             if sequence is None:
                 continue
-            if sequence.scores is not None:
-                self._events.append(sequence.scores.message(sequence.rid, sequence.ids, sequence.spans))
-                sequence.scores_sent()
+            if sequence.owed_logprobs is not None:
+                self._events.append(sequence.owed_logprobs.message(sequence.rid, sequence.ids, sequence.spans))
+                sequence.logprobs_sent()
             if sequence.cached:
                 start, end = self._kv.publish(sequence)
                 if start < end:
@@ -357,8 +354,8 @@ class Scheduler:
         row = sequence.row
         sequence.ids = self._rows.ids[row, : self._rows.known(row)].copy()
         self._leave(sequence)
-        if sequence.scores is not None:
-            sequence.scores.clear()
+        if sequence.owed_logprobs is not None:
+            sequence.owed_logprobs.clear()
         self._waiting.add(sequence)
         self._counters.preemptions += 1
         self._held = True

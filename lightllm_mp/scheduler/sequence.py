@@ -15,7 +15,7 @@ from lightllm_mp.scheduler.limits import fit, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
-from lightllm_mp.scheduler.prompt_scores import PromptScores
+from lightllm_mp.scheduler.prompt_logprobs import OwedLogprobs
 
 TAIL = 16
 """Prompt ids that the detokenizer gets as context."""
@@ -67,7 +67,7 @@ class Sequence:
     """What the tree was when `node` was last looked up."""
     uploaded: int = 0
     """Leading ids that the worker has; 0: it does not know the row."""
-    scores: PromptScores | None = None
+    owed_logprobs: OwedLogprobs | None = None
     """Prompt logprobs that are still owed."""
     rope_class: int = 0
     """Rotary length class: that of the prompt, also when it is resumed with more ids."""
@@ -114,7 +114,7 @@ class Sequence:
     @property
     def reads_cache(self) -> bool:
         """Whoever owes prompt logprobs has to compute the whole prompt."""
-        return self.cached and self.scores is None
+        return self.cached and self.owed_logprobs is None
 
     def open(self, cached_tokens: int) -> Open:
         prompt, emitted = self.ids[: self.prompt_tokens], self.ids[self.prompt_tokens :]
@@ -127,9 +127,9 @@ class Sequence:
             emitted=emitted.tobytes(),
         )
 
-    def scores_sent(self) -> None:
+    def logprobs_sent(self) -> None:
         """The prompt logprobs are out; the worker is not asked for them again."""
-        self.scores = None
+        self.owed_logprobs = None
         self.terms = replace(self.terms, sampling=replace(self.sampling, prompt_logprobs=-1))
 
 
@@ -169,7 +169,7 @@ def sequences_of(
             group=group,
             stop_ids=frozenset(stop_ids),
             masked_ids=masked_ids,
-            scores=PromptScores(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
+            owed_logprobs=OwedLogprobs(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
             rope_class=limits.rope_class(request.prompt_tokens),
             images=images,
             due=due,

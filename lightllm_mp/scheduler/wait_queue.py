@@ -7,16 +7,49 @@ least of those who stayed, so that nobody saves up a claim. A tenant that has th
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightllm_mp.scheduler.ordered import Ordered
 from lightllm_mp.scheduler.sequence import Sequence
 
 OUTPUT_WEIGHT = 2.0
 """What a produced token costs in computed prompt tokens, as in the paper."""
+
+
+_order = attrgetter("order")
+
+
+class Ordered:
+    """A list of sequences sorted by service order. Adding and removing move memory but compare O(log n) sequences."""
+
+    def __init__(self) -> None:
+        self._items: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self._items, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        at = bisect_left(self._items, sequence.order, key=_order)
+        if at == len(self._items) or self._items[at] is not sequence:
+            raise RuntimeError(f"sequence {sequence.rid} is not in this queue")
+        del self._items[at]
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        at = bisect_left(self._items, sequence.order, key=_order)
+        return at < len(self._items) and self._items[at] is sequence
 
 
 class Shares:

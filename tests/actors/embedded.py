@@ -21,7 +21,7 @@ from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.supervisor import State, Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
-from lightllm_mp.messages import Facts, Output, Sampling, Terms
+from lightllm_mp.messages import Output, Sampling, Terms
 
 T = TypeVar("T")
 DEADLINE = 240.0
@@ -156,7 +156,7 @@ async def embedded(
     mailbox = Mailbox(birth)
     front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
     front.listen()
-    front.ready(Facts())
+    front.ready()
     engine = Embedded(supervisor, front, running)
     try:
         await engine.until(State.RUNNING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightllm_mp.scheduler.chunks import service_order
+from lightllm_mp.scheduler.admission import service_order
 
 
 def share(prompts: list[tuple[int, int]], budget: int) -> list[int]:

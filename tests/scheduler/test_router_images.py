@@ -108,7 +108,7 @@ class World:
                     self.deliver(name)
             self.work()
         assert not self.images.leases
-        assert not len(self.router._pairing)
+        assert not len(self.router._halves)
         scheduler = self.router._scheduler
         assert scheduler is not None
         assert not scheduler.has_work
@@ -229,7 +229,7 @@ def test_a_new_epoch_forgets_halves() -> None:
     world.deliver(VISUAL)
     world.deliver(VISUAL)
     world.begin(VISUAL)
-    assert not len(world.router._pairing)
+    assert not len(world.router._halves)
     world.ask(picture(3, "cat"))
     world.run()
     world.check(3)
@@ -277,6 +277,6 @@ def test_an_embedded_for_nobody_is_kept_for_its_abort() -> None:
     world = World()
     world.say(FRONT, Abort(4))
     world.say(VISUAL, world.images.embed(picture(4, "cat")))
-    assert isinstance(world.router._pairing._embedded[4], Embedded)
+    assert isinstance(world.router._halves._embedded[4], Embedded)
     world.say(VISUAL, Abort(4))
     assert world.images.released == [4]

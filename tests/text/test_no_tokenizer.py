@@ -64,9 +64,8 @@ def started(kind: type, folder, outbox: Outbox):
         stats=-1,
     )
     actor = kind(birth, outbox, None)
-    facts = actor.start()
     actor.on_begin(Begin(0, Facts(engine=EngineLimits(max_input=100), eos_ids=(2,))))
-    return actor, facts
+    return actor, actor.facts
 
 
 def ids(*values: int) -> bytes:

@@ -40,19 +40,16 @@ class Hooked:
     mailbox: Any
 
     def __init__(self, birth: Any, mailbox: Any, stats: Any) -> None:
-        super().__init__(birth, mailbox, stats)  # type: ignore[call-arg]
         self._ordered = 0
         self._name, self._folder = birth.name, Path(os.environ[FOLDER])
         for number in (RAISE, EXIT, HANG, CORRUPT, GRAB):
             signal.signal(number, self._order)
         signal.signal(BOOKS, self._write_books)
-
-    def start(self) -> Any:
         slow = slow_file(self._folder, self._name)
         if slow.exists():
             slow.unlink()
             time.sleep(SLOW_START)
-        return super().start()  # type: ignore[misc]
+        super().__init__(birth, mailbox, stats)  # type: ignore[call-arg]
 
     def on_message(self, peer: str, message: Any) -> None:
         self._obey()

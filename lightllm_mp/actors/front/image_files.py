@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightllm_mp.actors.front.send_queue import Send
 from lightllm_mp.config import Config
-from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge, PromptTooLong
 from lightllm_mp.messages import Abort, Encode, ImageInfo, RawImage
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightllm_mp.vision.vision_config import VisionModel
 
 PARAM = "multimodal_params"
+TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
 RETRY = 2.0
 """Seconds after which there may be room for more image files."""
 
@@ -146,6 +147,15 @@ class ImageLane:
         self._lent: dict[bytes, BlockRef] = {}
         """Where a file lay last; perhaps given back since."""
 
+    takes_images = True
+
+    def check(self, uploads: Sequence[Upload], max_input: int) -> None:
+        """What one request may bring. Raises InvalidRequest, PromptTooLong or PayloadTooLarge."""
+        self.judge.check(uploads)
+        slots = sum(upload.image.tokens for upload in uploads)
+        if max_input and slots > max_input:
+            raise PromptTooLong(f"the images take {slots} tokens, the longest prompt is {max_input}", param=PARAM)
+
     @property
     def waiting(self) -> int:
         return len(self._held)
@@ -161,6 +171,18 @@ class ImageLane:
                 self._held.remove(entry)
                 return
         self.push(rid, ())
+
+    @property
+    def file_bytes(self) -> int:
+        return self.files.bytes
+
+    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+        """See Files.arriving."""
+        return self.files.arriving()
+
+    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
+        """Keep the files until `let_go`. Raises Overloaded."""
+        return self.files.hold(uploads)
 
     def let_go(self, uploads: Sequence[Upload]) -> None:
         for key in self.files.let_go(uploads):
@@ -192,3 +214,31 @@ class ImageLane:
         for image in images:
             self._take_back(BlockRef(image.offset, image.length, image.generation))
         return False
+
+
+class NoImageLane:
+    """In place of an ImageLane in a server that takes text only: no request has images."""
+
+    takes_images = False
+    file_bytes = waiting = 0
+
+    @property
+    def judge(self) -> ImageJudge:
+        """Raises InvalidRequest: there is no image to judge."""
+        raise InvalidRequest(TEXT_ONLY, param=PARAM)
+
+    def check(self, uploads: Sequence[Upload], max_input: int) -> None:
+        if uploads:
+            raise InvalidRequest(TEXT_ONLY, param=PARAM)
+
+    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda size: None)
+
+    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
+        return ()
+
+    def push(self, rid: int, uploads: tuple[Upload, ...]) -> None: ...
+    def abort(self, rid: int) -> None: ...
+    def let_go(self, uploads: Sequence[Upload]) -> None: ...
+    def flush(self) -> None: ...
+    def clear(self) -> None: ...

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from time import monotonic
 
-from lightllm_mp.actors.front.drain_rate import DrainRate
-
 FULL, OVER_SHARE = "max_live_requests", "tenant_share"
+DRAIN_WINDOW = 10.0
+"""Time constant of the measured drain rate, in seconds."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 RETRY_UNKNOWN = 5.0
 """Said while nothing has finished yet. All in seconds."""
@@ -61,3 +62,20 @@ class RequestLimits:
     def _clock(self) -> float:
         """Stands still while nothing is live: idle time says nothing about how fast requests finish."""
         return self._busy + (monotonic() - self._since if self._live else 0.0)
+
+
+class DrainRate:
+    """Finished requests per second, an exponentially decaying mean over DRAIN_WINDOW."""
+
+    def __init__(self, now: float) -> None:
+        self._begin = self._last = now
+        self._sum = 0.0
+
+    def finished(self, now: float) -> None:
+        self._sum = self._sum * math.exp((self._last - now) / DRAIN_WINDOW) + 1.0
+        self._last = now
+
+    def value(self, now: float) -> float:
+        age = max(now - self._begin, 0.1)
+        weight = DRAIN_WINDOW * -math.expm1(-age / DRAIN_WINDOW)
+        return self._sum * math.exp((self._last - now) / DRAIN_WINDOW) / weight

@@ -20,19 +20,28 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
-from lightllm_mp.actors.front.image_files import ImageLane, Upload
+from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest, alternatives
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.validation import Prompt
-from lightllm_mp.actors.runtime.wire_errors import rebuild
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
 
 
 class Observer(Protocol):
     """Who counts. Called from the hot path: cheap, never raises."""
+
+    def accepted(self, live: LiveRequest) -> None: ...
+    def refused(self, reason: str) -> None: ...
+    def first_token(self, live: LiveRequest, seconds: float) -> None: ...
+    def tokens(self, count: int, gaps: list[float]) -> None: ...
+    def ended(self, live: LiveRequest) -> None: ...
+
+
+class NoObserver:
+    """Counts nothing."""
 
     def accepted(self, live: LiveRequest) -> None: ...
     def refused(self, reason: str) -> None: ...
@@ -55,10 +64,10 @@ class RequestTable:
         *,
         door: RequestLimits,
         queue_seconds: float = 0.0,
-        images: ImageLane | None = None,
+        images: ImageLane | NoImageLane | None = None,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
-        self.images = images
+        self.images = images or NoImageLane()
         self.door = door
         self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
         self._next_rid = (secrets.randbits(31) << 31) + 1
@@ -71,8 +80,8 @@ class RequestTable:
         self._staying = False
         self.facts: Facts | None = None
         self.state = say.Health(ok=True)
-        self.observer: Observer | None = None
-        self.on_drained: Callable[[], None] | None = None
+        self.observer: Observer = NoObserver()
+        self.on_drained: Callable[[], None] = lambda: None
         """Called once, when draining and no live request is left."""
 
     # --- the supervisor's side ---
@@ -93,7 +102,7 @@ class RequestTable:
         """The lanes are gone. Keep every record and send nothing until `begin`."""
         self._connected = False
         self._quarantine.clear()
-        for lane in self._all_lanes():
+        for lane in (*self._lanes, self.images):
             lane.clear()
 
     def health(self, message: say.Health) -> None:
@@ -102,7 +111,7 @@ class RequestTable:
 
     def flush(self) -> None:
         """There may be room in the lanes again: send what was held back."""
-        for lane in self._all_lanes():
+        for lane in (*self._lanes, self.images):
             lane.flush()
 
     @property
@@ -149,8 +158,9 @@ class RequestTable:
         DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
-        validation.check(prompt, terms, self.facts.engine, sees=self.images is not None)
-        validation.check_images(images, self.images, self.facts.engine)
+        limits = self.facts.engine
+        validation.check(prompt, terms, limits, sees=self.images.takes_images)
+        self.images.check(images, limits.max_input)
         request = say.Generate(
             rid=self._rids(terms.n),
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
@@ -160,11 +170,11 @@ class RequestTable:
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
-        held = self.images.files.hold(images) if self.images is not None and images else ()
+        held = self.images.hold(images)
         try:
             self._send_new(request)
         except Overloaded:
-            self._let_go(held)
+            self.images.let_go(held)
             raise
         live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
         live.sent = self._connected
@@ -173,8 +183,7 @@ class RequestTable:
         self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
-        if self.observer is not None:
-            self.observer.accepted(live)
+        self.observer.accepted(live)
         return live
 
     async def count(
@@ -207,21 +216,20 @@ class RequestTable:
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
             self.door.leave(live.request.terms.tenant)
-            self._let_go(live.images)
-            if self.observer is not None:
-                self.observer.ended(live)
+            self.images.let_go(live.images)
+            self.observer.ended(live)
         self._check_drained()
 
     def admit(self, tenant: bytes) -> None:
         """Would a request of this tenant be taken in now? Raises Overloaded or Unavailable."""
         if self.facts is None:
-            self._refuse("starting")
+            self.observer.refused("starting")
             raise Unavailable("the server is starting")
         if self.state.draining and not self._staying:
-            self._refuse("draining")
+            self.observer.refused("draining")
             raise Unavailable("the server is shutting down")
         if reason := self.door.refusal(tenant):
-            self._refuse(reason)
+            self.observer.refused(reason)
             whose = f"{self.door.most} requests are" if reason == FULL else "this key's share of requests is"
             raise Overloaded(f"{whose} live already", retry_after=self.door.retry_after())
 
@@ -234,7 +242,7 @@ class RequestTable:
         elif isinstance(message, say.Rejected):
             self._rejected(message)
         elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
-            self._give_up(self._answers[message.rid].live, rebuild(message.error))
+            self._give_up(self._answers[message.rid].live, message.error.rebuilt())
             self.door.finished()
         elif isinstance(message, say.Counted):
             _, future = self._counts.get(message.rid, (None, None))
@@ -279,8 +287,7 @@ class RequestTable:
             )
             tokens += token >= 0
             self._pass_on(answer, event, now, gaps)
-        if self.observer is not None:
-            self.observer.tokens(tokens, gaps)
+        self.observer.tokens(tokens, gaps)
 
     def _pass_on(self, answer: Answer, event: Event, now: float, gaps: list[float]) -> None:
         live = answer.live
@@ -293,8 +300,7 @@ class RequestTable:
             gaps.append(now - answer.last)
         elif not live.first:
             live.first = now
-            if self.observer is not None:
-                self.observer.first_token(live, now - live.started)
+            self.observer.first_token(live, now - live.started)
         answer.last = now
         if event.finish is not None:
             answer.finish = event.finish
@@ -316,8 +322,7 @@ class RequestTable:
         answer.score, answer.finish = message.score, "stop"
         answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
         live.first = answer.last = now
-        if self.observer is not None:
-            self.observer.first_token(live, now - live.started)
+        self.observer.first_token(live, now - live.started)
         live.open -= 1
         self.door.finished()
         live.wake()
@@ -326,20 +331,20 @@ class RequestTable:
         if message.rid in self._counts:
             future = self._counts[message.rid][1]
             if not future.done():
-                future.set_exception(rebuild(message.error))
+                future.set_exception(message.error.rebuilt())
         elif (answer := self._answers.pop(message.rid, None)) is not None:
             live = answer.live
-            if live.images and self.images is not None:
+            if live.images:
                 self.images.abort(answer.rid)
             # Its followers are rejected with it, or running if they were resumed one by one.
-            self._give_up(live, rebuild(message.error))
+            self._give_up(live, message.error.rebuilt())
             self.door.finished()
 
     # --- inside ---
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):
-            self._refuse("lane_full")
+            self.observer.refused("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
 
     def _give_up(self, live: LiveRequest, error: EngineError) -> None:
@@ -353,10 +358,6 @@ class RequestTable:
                 self._lanes[0].push(live.again(answer))
                 self._send_images(live, answer.rid)
 
-    def _refuse(self, reason: str) -> None:
-        if self.observer is not None:
-            self.observer.refused(reason)
-
     def _rids(self, n: int) -> int:
         first = self._next_rid
         self._next_rid += n
@@ -368,22 +369,14 @@ class RequestTable:
             if self._answers.pop(answer.rid, None) is not None and self._connected:
                 for lane in self._lanes:
                     lane.push(say.Abort(answer.rid))
-                if live.images and self.images is not None:
+                if live.images:
                     self.images.abort(answer.rid)
 
     def _send_images(self, live: LiveRequest, rid: int) -> None:
-        if live.images and self.images is not None and self._connected:
+        if live.images and self._connected:
             self.images.push(rid, live.images)
-
-    def _let_go(self, uploads: Sequence[Upload]) -> None:
-        if uploads and self.images is not None:
-            self.images.let_go(uploads)
-
-    def _all_lanes(self) -> tuple[SendQueue | ImageLane, ...]:
-        return self._lanes if self.images is None else (*self._lanes, self.images)
 
     def _check_drained(self) -> None:
         if self.drained() and not self._drained:
             self._drained = True
-            if self.on_drained is not None:
-                self.on_drained()
+            self.on_drained()

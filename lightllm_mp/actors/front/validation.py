@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from lightllm_mp.actors.front.image_files import ImageLane, Upload
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import ChatMessage, EngineLimits, Terms
 from lightllm_mp.vision.spec import IMAGE_ID
@@ -12,7 +9,6 @@ from lightllm_mp.vision.spec import IMAGE_ID
 Prompt = str | bytes | tuple[ChatMessage, ...]
 """Text, an int32 column of ids, or a chat."""
 
-TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text longer than this times the longest prompt is refused before anybody tokenizes it."""
@@ -30,21 +26,6 @@ def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = Fa
         raise InvalidRequest("/get_score needs a reward model, this one produces text")
     _check_column(sampling.stop_ids, limits, "stop_sequences")
     _check_column(sampling.bias_ids, limits, "logit_bias")
-
-
-def check_images(images: Sequence[Upload], lane: ImageLane | None, limits: EngineLimits) -> None:
-    """Raises InvalidRequest or PayloadTooLarge."""
-    if not images:
-        return
-    if lane is None:
-        raise InvalidRequest(TEXT_ONLY, param="multimodal_params")
-    lane.judge.check(images)
-    slots = sum(upload.image.tokens for upload in images)
-    if limits.max_input and slots > limits.max_input:
-        raise PromptTooLong(
-            f"the images take {slots} tokens, the longest possible prompt {limits.max_input}",
-            param="multimodal_params",
-        )
 
 
 def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) -> None:

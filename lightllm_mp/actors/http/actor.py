@@ -16,7 +16,7 @@ from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import Begin, Facts, Health, Wire
+from lightllm_mp.messages import Begin, Health, Wire
 
 
 class HttpActor(FrontActor):
@@ -24,15 +24,12 @@ class HttpActor(FrontActor):
         self._config, self._listen_fd = birth.config, birth.listen_fd
         self._first = birth.facts is None
         self._keys = load_keys(self._config.http, os.environ)
+        self._tls = server_context(self._config.http)
         super().__init__(
             birth, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
         )
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
-
-    def start(self) -> Facts:
-        self._tls = server_context(self._config.http)
-        return Facts()
 
     def on_begin(self, begin: Begin) -> None:
         super().on_begin(begin)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from lightllm_mp.actors.front.image_files import PARAM, ImageLane, Upload
-from lightllm_mp.actors.front.validation import TEXT_ONLY
+from lightllm_mp.actors.front.image_files import PARAM, TEXT_ONLY, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_fetch import Fetcher
 from lightllm_mp.config import MultimodalConfig
@@ -44,11 +43,13 @@ _items = msgspec.json.Decoder(ImageItem)
 
 
 class ImageInputs:
-    """Turns what clients send into uploads. Without a `lane` this server takes text only. `fetched` is told of every
-    image that was fetched how many seconds it took."""
+    """Turns what clients send into uploads. `fetched` is told how many seconds each fetch of an image took."""
 
     def __init__(
-        self, config: MultimodalConfig, lane: ImageLane | None, fetched: Callable[[float], None] = lambda seconds: None
+        self,
+        config: MultimodalConfig,
+        lane: ImageLane | NoImageLane,
+        fetched: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._config, self._lane, self._fetched = config, lane, fetched
         self._fetcher = Fetcher(config)
@@ -56,14 +57,9 @@ class ImageInputs:
     async def close(self) -> None:
         await self._fetcher.close()
 
-    @contextmanager
-    def arriving(self) -> Iterator[Callable[[int], None]]:
-        """Counts bytes that are being received; see uploads.Files."""
-        if self._lane is None:
-            yield lambda size: None
-        else:
-            with self._lane.files.arriving() as take:
-                yield take
+    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Counts bytes that are being received; see image_files.Files."""
+        return self._lane.arriving()
 
     async def uploads(
         self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None]
@@ -87,7 +83,6 @@ class ImageInputs:
         """The same for counting tokens: only images that do not say their size are looked at."""
         found = []
         for item in self._read(media):
-            assert self._lane is not None, "a server of text reads no items"
             size = item.data if item.type == "image_size" else item.image_size
             if isinstance(size, tuple):
                 found.append(self._lane.judge.described(*size))
@@ -100,14 +95,13 @@ class ImageInputs:
         if media is not None and media.audios:
             raise InvalidRequest("sound is not supported", param=PARAM)
         raw: list[Raw] = (media.images if media is not None else None) or []
-        if raw and self._lane is None:
+        if raw and not self._lane.takes_images:
             raise InvalidRequest(TEXT_ONLY, param=PARAM)
         if len(raw) > (most := self._config.max_images_per_request):
             raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
         return [item(one) for one in raw]
 
     async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None]) -> Upload:
-        assert self._lane is not None
         if not isinstance(item.data, str):
             raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
         judge, most = self._lane.judge, self._config.max_bytes_per_image

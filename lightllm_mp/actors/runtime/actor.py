@@ -1,8 +1,9 @@
 """The life of an actor inside its process: start, say Ready, work on messages epoch after epoch, leave on Stop.
 
-A subclass has `start`, `on_begin`, `on_reset` and `on_message`. A request error is an EngineError raised by
-`on_message`'s own code and answered there; every other exception is a bug: it ends the process with a traceback, and
-the supervisor replaces it.
+A constructed actor is complete: its constructor does all that is expensive, and raises EngineError with the reason
+when the actor cannot work. A subclass has `on_begin`, `on_reset` and `on_message`. `on_message` answers a request error
+(EngineError) itself; every other exception is a bug: it ends the process with a traceback, and the supervisor replaces
+it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ class Actor:
     def __init__(self, mailbox: Mailbox, stats: StatsPage) -> None:
         self.mailbox = mailbox
         self.stats = stats
+        self.facts = Facts()
+        """What the start found out; a subclass sets it."""
         self.live = False
         """Between Begin and Reset: data lanes may be used."""
         self.stopped = False
 
     # --- for subclasses -----------------------------------------------------------------------------------------------
-
-    def start(self) -> Facts:
-        """Everything expensive, before Ready. Raises EngineError with the reason when it cannot work."""
-        return Facts()
 
     def on_begin(self, begin: Begin) -> None:
         """A new epoch: lanes are fresh."""
@@ -54,8 +53,8 @@ class Actor:
         """A stage of a start begins; shown by the supervisor if it lasts."""
         self.mailbox.send(SUPERVISOR, Loading(what))
 
-    def ready(self, facts: Facts) -> None:
-        self.mailbox.post(SUPERVISOR, Ready(facts))
+    def ready(self) -> None:
+        self.mailbox.post(SUPERVISOR, Ready(self.facts))
 
     def handle(self, received: list[Received]) -> None:
         """Work through one batch. After a Reset in it, the rest of the old epoch is skipped."""

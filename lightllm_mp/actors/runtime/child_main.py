@@ -21,7 +21,7 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Facts, Failed, Loading
+from lightllm_mp.messages import Failed, Loading
 
 PR_SET_PDEATHSIG = 1
 
@@ -55,7 +55,6 @@ def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
         gc.freeze()
         gc.enable()
         actor = program(birth, mailbox, stats)
-        facts = actor.start()
     except Exception as error:
         # Said to the operator in one line; the traceback only where it is a bug.
         if not isinstance(error, EngineError):
@@ -64,7 +63,7 @@ def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
         mailbox.send(SUPERVISOR, Failed(reason))
         return 1
     _settle()
-    actor.ready(facts)
+    actor.ready()
     actor.run()
     return 0
 
@@ -81,8 +80,7 @@ def _settle() -> None:
 class ActorProgram(Protocol):
     """What a program of the topology is: an actor that runs."""
 
-    def start(self) -> Facts: ...
-    def ready(self, facts: Facts) -> None: ...
+    def ready(self) -> None: ...
     def run(self) -> None: ...
 
 

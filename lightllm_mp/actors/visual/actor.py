@@ -21,7 +21,6 @@ from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.runtime.wire_errors import error_info
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.actors.visual.decoder_pool import DecoderPool
 from lightllm_mp.engine.image_embeddings import PORTABLE, pin
@@ -32,7 +31,7 @@ from lightllm_mp.messages import (
     Abort,
     Embedded,
     Encode,
-    Facts,
+    ErrorInfo,
     ImageBlock,
     ImageFailed,
     ImageInfo,
@@ -92,12 +91,8 @@ class VisualActor(AsyncActor):
         """When the requests came that are not answered yet."""
         self._decoded = self._failures = self._answered = 0
         self._decode_seconds = self._wait_seconds = 0.0
-
-    # --- life ---------------------------------------------------------------------------------------------------------
-
-    def start(self) -> Facts:
-        config = self._birth.config
-        vision = find_vision(config, self._birth.model_path)
+        config = birth.config
+        vision = find_vision(config, birth.model_path)
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
@@ -106,7 +101,7 @@ class VisualActor(AsyncActor):
         if kind == "cpu":
             os.nice(NICE)
             set_threads(config.engine.threads)
-        self._arena = Arena.adopt(self._birth.images_fd)
+        self._arena = Arena.adopt(birth.images_fd)
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
@@ -116,7 +111,8 @@ class VisualActor(AsyncActor):
         self._towers = EncoderPool(encoders, PATCHES[kind])
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
         self._publish()
-        return Facts()
+
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
         """Where the towers run (devices of one kind), the language model's dtype, and the towers'."""
@@ -304,7 +300,7 @@ class VisualActor(AsyncActor):
 
     def _failed(self, rid: int, error: EngineError) -> None:
         self._since.pop(rid, None)
-        message = ImageFailed(rid, error_info(error))
+        message = ImageFailed(rid, ErrorInfo.of(error))
         self.mailbox.post(ROUTER, message)
         self.mailbox.post(self._front, message)
 

@@ -222,7 +222,7 @@ def test_limits_of_a_request() -> None:
     with pytest.raises(PayloadTooLarge, match="have"):
         submit(frontend, [way.upload(i) for i in range(4)])
     frontend.begin(say.Begin(epoch=1, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=79))))
-    with pytest.raises(InvalidRequest, match="the images take 80 tokens, the longest possible prompt 79"):
+    with pytest.raises(InvalidRequest, match="the images take 80 tokens, the longest prompt is 79"):
         submit(frontend, same * 5)
     assert way.sent == []
 

@@ -12,8 +12,7 @@ from msgspec import structs
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
-from lightllm_mp.actors.front.drain_rate import DRAIN_WINDOW, DrainRate
-from lightllm_mp.actors.front.request_limits import RequestLimits
+from lightllm_mp.actors.front.request_limits import DRAIN_WINDOW, DrainRate, RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable, SlowReader
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling

@@ -14,9 +14,7 @@ from lightllm_mp.messages import EngineLimits, Facts
 class HangingActor(BlockingActor):
     def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-
-    def start(self) -> Facts:
-        return Facts(
+        self.facts = Facts(
             engine=EngineLimits(
                 vocab_size=256,
                 max_context=4096,
@@ -50,6 +48,6 @@ class SleepingActor(HangingActor):
 
 
 class SlowStartActor(HangingActor):
-    def start(self) -> Facts:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         time.sleep(3600)
-        return super().start()
+        super().__init__(birth, mailbox, stats)

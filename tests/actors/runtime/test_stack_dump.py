@@ -67,4 +67,4 @@ async def test_a_start_that_hangs_says_where(tmp_path: Path, caplog: pytest.LogC
             assert await engine.running == EXIT_START_FAILED
             # On a busy machine others may be late, too.
             assert re.fullmatch(r"start failed: .*\bworker0 not ready after 6 s", engine.supervisor.reason)
-    assert "in start" in await logged(caplog, "worker0 hung here")
+    assert "in __init__" in await logged(caplog, "worker0 hung here")

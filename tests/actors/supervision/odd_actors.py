@@ -9,7 +9,6 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN
-from lightllm_mp.messages import Facts
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
@@ -47,14 +46,14 @@ class SlowStepActor(OddActor):
 class SlowStartActor(MockWorkerActor):
     """Says what it is doing, and takes long."""
 
-    def start(self) -> Facts:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(birth, mailbox, stats)
         self.stage("thinking")
         time.sleep(1.5 * STAGE_SHOWN)
-        return super().start()
 
 
 class DiesAtEveryRestartActor(OddActor):
-    def start(self) -> Facts:
+    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(birth, mailbox, stats)
         if self.replaces:
             os._exit(3)
-        return super().start()

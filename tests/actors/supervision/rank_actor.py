@@ -8,10 +8,10 @@ import struct
 import time
 import zlib
 
-from lightllm_mp.actors.rank import RankActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
+from lightllm_mp.actors.worker import RankActor
 from lightllm_mp.messages import Facts
 from tests.actors.mock_actor import MockWorkerActor
 
@@ -26,10 +26,8 @@ class MockRankActor(RankActor, MockWorkerActor):
         os.ftruncate(birth.meeting_fd, mmap.PAGESIZE)
         self._cells = mmap.mmap(birth.meeting_fd, mmap.PAGESIZE)
         self._count = self._checksum = 0
-
-    def start(self) -> Facts:
-        facts = super().start()
-        return facts if self._rank == 0 else Facts()
+        if self._rank:
+            self.facts = Facts()
 
     def on_plan(self, plan: bytes) -> None:
         self._count += 1

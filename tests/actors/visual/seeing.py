@@ -45,7 +45,7 @@ class Seeing:
     def __init__(self, engine: Embedded) -> None:
         self.engine = engine
         lane = engine.front.frontend.images
-        assert lane is not None
+        assert isinstance(lane, ImageLane)
         self.lane: ImageLane = lane
 
     def submit(

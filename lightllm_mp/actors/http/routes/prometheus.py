@@ -156,8 +156,9 @@ class PrometheusPage(Collector):
         for key, name in IMAGE_COUNTERS.items():
             if key in numbers:
                 yield self._counter(name, f"Visual: {key}", self._grow(name, [((), numbers[key])]))
-        if (images := self._context.frontend.images) is not None:
-            yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.files.bytes)])
+        images = self._context.frontend.images
+        if images.takes_images:
+            yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.file_bytes)])
             yield self._histogram("image_fetch_time_seconds", "Fetching an image's URL", self._meter.fetch)
 
     def _workers(self, pages: Mapping[str, Numbers]) -> Iterator[Metric]:

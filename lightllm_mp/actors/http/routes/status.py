@@ -57,7 +57,7 @@ class StatusRoutes:
             "max_live_requests": config.max_live_requests,
             "max_body_bytes": config.max_body_bytes,
             "live_requests": context.frontend.live,
-            "takes_images": context.frontend.images is not None,
+            "takes_images": context.frontend.images.takes_images,
         }
         return _json(info | {"facts": {**asdict(facts), **asdict(facts.engine), "engine": None} if facts else None})
 

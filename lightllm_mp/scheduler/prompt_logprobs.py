@@ -11,7 +11,7 @@ from lightllm_mp.messages import ImageSpan, PromptLogprobs
 from lightllm_mp.plan import Ints
 
 
-class PromptScores:
+class OwedLogprobs:
     """For `tokens` prompt tokens (all but the first), each with `top_n` alternatives."""
 
     def __init__(self, tokens: int, top_n: int) -> None:
