@@ -149,22 +149,23 @@ static void check_extremes(const struct block *b, int byte, float value) {
 static void check_rounding(enum dtype type, long k) {
     const long m = 5, n = (k + INPUTS - 1) / INPUTS;
     struct rounded job = {random_values(m * k, type, 3), m, k, n, type, make(m * n * INPUTS, 2), make(m * n, 4),
-                          make(2 * m * n, 4), make(2 * m * n, 4)};
+                          make(SUMS * m * n, 4), make(SUMS * m * n, 4)};
     for (long i = 0; i < INPUTS && i < k; i++) put((void *)job.x, 2 * k + i, 0, type); /* a block of zeros */
     kernels->round_rows(&job, 0, m);
     for (long b = 0; b < m * n; b++) {
-        double largest = 0, scale = job.scales[b], sums[2] = {0};
+        double largest = 0, scale = job.scales[b], sums[SUMS] = {0};
         for (long i = 0; i < INPUTS; i++) {
             long at = b % n * INPUTS + i;
             double x = at < k ? get(job.x, b / n * k + at, type) : 0;
             largest = fmax(largest, fabs(x));
             sums[i / 16] += x;
+            sums[WHOLE] += x;
         }
         CHECK(fabs(scale * 32767 - largest) <= largest * 1e-6, "rounding: scale %g of %g", scale, largest);
-        for (int h = 0; h < 2; h++) {
-            double got = scale * job.sums[2 * b + h];
-            CHECK(fabs(got - sums[h]) <= 16 * 0.51 * scale, "rounding: the sum %g became %g", sums[h], got);
-            CHECK(job.weighted[2 * b + h] == job.scales[b] * (float)job.sums[2 * b + h], "rounding: weighted sums");
+        for (int h = 0; h < SUMS; h++) {
+            double got = scale * job.sums[SUMS * b + h];
+            CHECK(fabs(got - sums[h]) <= 32 * 0.51 * scale, "rounding: the sum %g became %g", sums[h], got);
+            CHECK(job.weighted[SUMS * b + h] == job.scales[b] * (float)job.sums[SUMS * b + h], "rounding: weighted sums");
         }
     }
     free_all();
