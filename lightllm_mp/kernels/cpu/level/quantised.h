@@ -9,6 +9,9 @@
  *   DOT_PANELS the panels at once, where it is not one: 2. Their outputs lie side by side in WIDTH.
  *   DOT        a file with dot_groups (integer products of rows with codes) and store_integers (the order of x for it) */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
+#ifndef AHEAD
+#define AHEAD 8192 /* bytes of a panel */
+#endif
 #ifndef DOT_PANELS
 #define DOT_PANELS 1
 #endif
@@ -179,19 +182,22 @@ INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, 
 #undef SOME
 }
 
-/* What is read next: weights are read once, and the processor's prefetchers stop where a page ends. */
+/* What is read AHEAD of a panel's blocks: weights are read once, and the processor's prefetchers stop where a page ends.
+ * After a panel comes the one that its thread takes next. */
 INLINE void prefetch(const uint8_t *from, long bytes) {
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 /* Blocks of panels of one format times rows: everything about the format is a constant here. */
 #define CHUNK(name, ...)                                                                                             \
-    static void chunk_##name(const struct product *job, const uint8_t *const *panels, long row, long rows, long first, \
-                             long count, struct unpacked *u) {                                                       \
+    static void chunk_##name(const struct product *job, const uint8_t *const *panels, long panel_bytes, long row,    \
+                             long rows, long first, long count, struct unpacked *u) {                                \
         static const struct format f = {__VA_ARGS__};                                                                \
         const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                    \
+        const long ahead = first * stride + (panel_bytes < AHEAD ? panel_bytes : AHEAD);                             \
+        const long next = ahead < panel_bytes ? ahead : ahead + (PANELS_AT_ONCE - 1) * panel_bytes;                  \
         for (int i = 0; i < DOT_PANELS; i++) {                                                                       \
-            prefetch(panels[i] + (first + count) * stride, CHUNK_BLOCKS * stride);                                   \
+            prefetch(panels[i] + next, count * stride);                                                              \
             unpack(&f, f.per ? f.per : job->w->per, panels[i], first, count, u, i * OUTPUTS);                        \
         }                                                                                                            \
         multiply_all(job->x, u, row, rows, first, count, f.zero, f.subs, f.minimum != NO_MINIMUM);                   \
@@ -201,20 +207,20 @@ EACH_FORMAT(CHUNK)
 /* The outputs of a weight from `column` on, WIDTH of them or as many as there are. */
 static void multiply_width(const struct product *job, long row, long rows, long column) {
 #define CHUNK_OF(name, ...) [name] = chunk_##name,
-    static void (*const chunk[])(const struct product *, const uint8_t *const *, long, long, long, long, struct unpacked *) = {
-        EACH_FORMAT(CHUNK_OF)};
+    static void (*const chunk[])(const struct product *, const uint8_t *const *, long, long, long, long, long,
+                                 struct unpacked *) = {EACH_FORMAT(CHUNK_OF)};
     const struct quantised *w = job->w;
     const struct format *f = &formats[w->format];
     struct unpacked u;
-    long blocks = job->x->blocks, sections = (blocks + w->per - 1) / w->per;
+    long blocks = job->x->blocks, bytes = (blocks + w->per - 1) / w->per * (f->head + w->per * f->block);
     const uint8_t *panels[DOT_PANELS];
     for (int i = 0; i < DOT_PANELS; i++) { /* after the last panel comes the first again, and is not stored */
         long panel = column / OUTPUTS + (column + i * OUTPUTS < w->n ? i : 0);
-        panels[i] = (const uint8_t *)(intptr_t)w->packed + panel * sections * (f->head + w->per * f->block);
+        panels[i] = (const uint8_t *)(intptr_t)w->packed + panel * bytes;
     }
     memset(u.sums, 0, rows * WIDTH * sizeof *u.sums);
     for (long b = 0; b < blocks; b += CHUNK_BLOCKS)
-        chunk[w->format](job, panels, row, rows, b, blocks - b < CHUNK_BLOCKS ? blocks - b : CHUNK_BLOCKS, &u);
+        chunk[w->format](job, panels, bytes, row, rows, b, blocks - b < CHUNK_BLOCKS ? blocks - b : CHUNK_BLOCKS, &u);
     const float *bias = (const float *)(intptr_t)w->bias;
     long width = w->n - column < WIDTH ? w->n - column : WIDTH;
     for (long r = 0; r < rows; r++) {
