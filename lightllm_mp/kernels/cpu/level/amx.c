@@ -23,6 +23,10 @@ struct tile_config {
     uint8_t rows[16];
 };
 
+#define DOT_PANELS 2
+#define MULTIPLY "multiply_tiles.h"
+#include "quantised.h"
+
 /* Tiles 0-3: sums (upper, lower rows) x (left, right columns); 4, 5: x; 6, 7: weight. */
 static inline void configure(int upper, int lower) {
     struct tile_config config = {.palette = 1};
@@ -269,6 +273,44 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
     finish_rows(&s.rows, job, BFLOAT16);
 }
 
+/* Quantised weights times x in bfloat16. x in float32 goes the way of the level below. */
+static void (*round_vectors)(const void *, long, long);
+static void (*quantised_vectors)(const struct product *, long, long, long, long);
+
+/* A block of x as it is, in the order of multiply_tiles.h, and the sums of its halves and of the whole. */
+static void order_block(const struct rounded *job, long row, long block) {
+    long at = row * job->blocks + block, left = job->k - block * INPUTS;
+    __mmask32 inside = left < INPUTS ? (1u << left) - 1 : 0xffffffff;
+    __m512i x = _mm512_maskz_loadu_epi16(inside, (const uint16_t *)job->x + row * job->k + block * INPUTS);
+    __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    _mm512_storeu_si512(job->values + at * INPUTS, _mm512_shuffle_epi8(x, order));
+    float *sums = job->weighted + at * SUMS;
+    for (int half = 0; half < 2; half++) {
+        __m256i words = half ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x);
+        sums[half] = sum_lanes((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    }
+    sums[WHOLE] = sums[0] + sums[1];
+}
+
+static void round_rows(const void *arg, long from, long to) {
+    const struct rounded *job = arg;
+    if (job->type != BFLOAT16) {
+        round_vectors(arg, from, to);
+        return;
+    }
+    for (long row = from; row < to; row++)
+        for (long block = 0; block < job->blocks; block++) order_block(job, row, block);
+}
+
+static void quantised_tiles(const struct product *job, long row, long rows, long panel, long count) {
+    if (job->x->type != BFLOAT16) {
+        quantised_vectors(job, row, rows, panel, count);
+        return;
+    }
+    quantised_panels(job, row, rows, panel, count);
+    _tile_release();
+}
+
 static void (*attend_vectors)(const struct attention *, long, long, long, long);
 
 static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
@@ -278,6 +320,10 @@ static void attend(const struct attention *job, long seq, long query, long count
 
 void amx_level(struct kernels *to) {
     attend_vectors = to->attend;
+    round_vectors = to->round_rows;
+    quantised_vectors = to->quantised_panels;
+    to->round_rows = round_rows;
+    to->quantised_panels = quantised_tiles;
     to->bf16_panel = bf16_panel;
     to->attend = attend;
 }

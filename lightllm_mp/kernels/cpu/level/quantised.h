@@ -1,13 +1,12 @@
-/* Products of quantised weights with rows of x in 16 bits.
+/* Products of quantised weights with rows of x.
  *
  * A few blocks of a panel are unpacked to bytes and float32 scales, which fit the first cache; then every row is
- * multiplied by them. Products are summed as integers within a scale's inputs, and those sums in float32, block after
- * block: a row's result depends on its own values alone.
+ * multiplied by them. The sums of a scale's inputs are added in float32, block after block: a row's result depends on its
+ * own values alone.
  *
  * A level gives
- *   DOT_ROWS   the most rows at once: 4 or 8
  *   DOT_PANELS the panels at once, where it is not one: 2. Their outputs lie side by side in WIDTH.
- *   DOT        a file with dot_groups (integer products of rows with codes) and store_integers (the order of x for it) */
+ *   MULTIPLY   where it is not multiply.h: a file with multiply_all (adds products of rows with unpacked blocks) */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
 #ifndef AHEAD
 #define AHEAD 8192 /* bytes of a panel */
@@ -15,10 +14,11 @@
 #ifndef DOT_PANELS
 #define DOT_PANELS 1
 #endif
+#ifndef MULTIPLY
+#define MULTIPLY "multiply.h"
+#endif
 #define WIDTH (DOT_PANELS * OUTPUTS)
 #define PARTS (WIDTH / LANES)
-
-#include DOT
 
 struct unpacked {
     uint8_t codes[CHUNK_BLOCKS * GROUPS * WIDTH * 4]; /* [blocks][GROUPS][WIDTH][4] */
@@ -134,53 +134,7 @@ INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long 
     }
 }
 
-/* Adds the products of `rows` rows with `count` unpacked blocks, the first of which is block `first` of the row. */
-INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long row, long to, long first, long count, int zero,
-                            const int rows, const int subs, const int with_minimum) {
-    const long blocks = x->blocks, stride = blocks * INPUTS, begin = row * blocks + first;
-    const int16_t *values = x->values + begin * INPUTS;
-    const float *row_scales = x->scales + begin, *weighted = x->weighted + begin * SUMS;
-    const int32_t *row_sums = x->sums + begin * SUMS;
-    float *totals = u->sums + to * WIDTH;
-    const int groups = GROUPS / subs;
-    for (long b = 0; b < count; b++) {
-        for (int s = 0; s < subs; s++) {
-            vi acc[DOT_ROWS][PARTS];
-            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * WIDTH * 4, groups, values + b * INPUTS + s * groups * 4,
-                       stride, rows);
-            const float *scales = u->scales + (b * subs + s) * WIDTH, *minima = u->minima + (b * subs + s) * WIDTH;
-            EACH_ROW
-            for (int r = 0; r < rows; r++) {
-                long at = r * blocks + b, sum = SUMS * at + (subs == 2 ? s : WHOLE);
-                vf scale = splat(row_scales[at]), least = splat(weighted[sum]);
-                /* Unsigned: sums of a block with an input that is no number are any; its scale is none. */
-                vu zeros = (vu){} + (uint32_t)row_sums[sum] * (uint32_t)zero;
-                for (int p = 0; p < PARTS; p++) {
-                    float *total = totals + r * WIDTH + p * LANES;
-                    vf dots = __builtin_convertvector((vi)((vu)acc[r][p] - zeros), vf);
-                    vf v = multiply_add(dots, load_float(scales + p * LANES) * scale, load_float(total));
-                    if (with_minimum) v = multiply_add(load_float(minima + p * LANES), least, v);
-                    store_float(total, v);
-                }
-            }
-        }
-    }
-}
-
-INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, long rows, long first, long count, int zero,
-                         const int subs, const int with_minimum) {
-    long r = 0;
-#define SOME(n)                    \
-    for (; r + n <= rows; r += n)  \
-    multiply_blocks(x, u, row + r, r, first, count, zero, n, subs, with_minimum)
-#if DOT_ROWS == 8
-    SOME(8);
-#endif
-    SOME(4);
-    SOME(2);
-    SOME(1);
-#undef SOME
-}
+#include MULTIPLY
 
 /* What is read AHEAD of a panel's blocks: weights are read once, and the processor's prefetchers stop where a page ends.
  * After a panel comes the one that its thread takes next. */
@@ -200,7 +154,7 @@ INLINE void prefetch(const uint8_t *from, long bytes) {
             prefetch(panels[i] + next, count * stride);                                                              \
             unpack(&f, f.per ? f.per : job->w->per, panels[i], first, count, u, i * OUTPUTS);                        \
         }                                                                                                            \
-        multiply_all(job->x, u, row, rows, first, count, f.zero, f.subs, f.minimum != NO_MINIMUM);                   \
+        multiply_all(job->x, u, row, rows, first, count, &f);                                                        \
     }
 EACH_FORMAT(CHUNK)
 
