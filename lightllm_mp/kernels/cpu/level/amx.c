@@ -273,37 +273,34 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
     finish_rows(&s.rows, job, BFLOAT16);
 }
 
-/* Quantised weights times x in bfloat16. x in float32 goes the way of the level below. */
+/* Quantised weights times many rows; few rows, and formats whose sums float32 does not hold, go the way of the level
+ * below, to the same bits. */
 static void (*round_vectors)(const void *, long, long);
 static void (*quantised_vectors)(const struct product *, long, long, long, long);
 
-/* A block of x as it is, in the order of multiply_tiles.h, and the sums of its halves and of the whole. */
-static void order_block(const struct rounded *job, long row, long block) {
-    long at = row * job->blocks + block, left = job->k - block * INPUTS;
-    __mmask32 inside = left < INPUTS ? (1u << left) - 1 : 0xffffffff;
-    __m512i x = _mm512_maskz_loadu_epi16(inside, (const uint16_t *)job->x + row * job->k + block * INPUTS);
-    __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
-    _mm512_storeu_si512(job->values + at * INPUTS, _mm512_shuffle_epi8(x, order));
-    float *sums = job->weighted + at * SUMS;
-    for (int half = 0; half < 2; half++) {
-        __m256i words = half ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x);
-        sums[half] = sum_lanes((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
-    }
-    sums[WHOLE] = sums[0] + sums[1];
+static __m512i times_in_bf16(__m512i v, float factor) { /* small integers of 16 bits */
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(v)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(v, 1)));
+    __m512 by = _mm512_set1_ps(factor);
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, by), _mm512_mul_ps(low, by));
 }
 
 static void round_rows(const void *arg, long from, long to) {
     const struct rounded *job = arg;
-    if (job->type != BFLOAT16) {
-        round_vectors(arg, from, to);
-        return;
+    round_vectors(arg, from, to);
+    if (job->digits == NULL) return;
+    for (long block = from * job->blocks; block < to * job->blocks; block++) {
+        __m512i v = _mm512_loadu_si512(job->values + block * INPUTS);
+        __m512i low = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); /* in [-128, 127]; v - low is a multiple of 256 */
+        __m512i high = _mm512_add_epi16(_mm512_srai_epi16(v, 8), _mm512_srli_epi16(low, 15));
+        uint16_t *digits = job->digits + block * 2 * INPUTS;
+        _mm512_storeu_si512(digits, times_in_bf16(high, 256));
+        _mm512_storeu_si512(digits + INPUTS, times_in_bf16(low, 1));
     }
-    for (long row = from; row < to; row++)
-        for (long block = 0; block < job->blocks; block++) order_block(job, row, block);
 }
 
 static void quantised_tiles(const struct product *job, long row, long rows, long panel, long count) {
-    if (job->x->type != BFLOAT16) {
+    if (job->x->digits == NULL || !in_tiles(&formats[job->w->format])) {
         quantised_vectors(job, row, rows, panel, count);
         return;
     }
@@ -322,6 +319,7 @@ void amx_level(struct kernels *to) {
     attend_vectors = to->attend;
     round_vectors = to->round_rows;
     quantised_vectors = to->quantised_panels;
+    to->rows_for_digits = 2 * TILE_ROWS;
     to->round_rows = round_rows;
     to->quantised_panels = quantised_tiles;
     to->bf16_panel = bf16_panel;
