@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from lightllm_mp.models.spec import ModelSpec
 
 FLOAT, LONG = 4, 8
+INPUT = 7
+"""Of each input of a product: in float32; or rounded to 16 bits with its block's sums, and again as digits for AMX."""
 VOCABULARIES = 12
 """Float32 arrays [lines, vocab] that live at once while rows are sorted whole: logits, log-softmax and counts of
 penalties; the rows with noise, those of them that are cut, and again those whose candidates were too few, twice; the
@@ -52,8 +54,8 @@ def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
     """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` is of that rank's part."""
     attention, mlp = _attention_width(spec), _mlp_bytes(spec, worst.value_bytes)
     stream = 4 * spec.hidden  # residual, normalised, the branch before and the one that is being made
-    widest = max(spec.hidden, spec.q_size, spec.intermediate)  # a product's input, widened to float32
-    token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * FLOAT + 8 * LONG
+    widest = max(spec.hidden, spec.q_size, spec.intermediate)
+    token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * INPUT + 8 * LONG
     forward = worst.tokens * token if worst.fused else PLAIN * worst.tokens * token + _plain_attention(spec, worst)
     return int(SLACK * (forward + (0 if spec.reward else _sampler(spec, worst)))) + FIXED
 

@@ -4,8 +4,6 @@
 
 #include "native.h"
 
-#define PANELS_PER_TASK 2 /* of quantised weights */
-
 static long padded(long k) { return (k + 31) / 32 * 32; }
 
 struct run {
@@ -56,10 +54,8 @@ struct quantised_job {
     long tasks_per_chunk;
 };
 
-static long tasks_of(const struct quantised *w) {
-    long panels = (w->n + OUTPUTS - 1) / OUTPUTS;
-    return (panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
-}
+static long panels_of(const struct quantised *w) { return (w->n + OUTPUTS - 1) / OUTPUTS; }
+static long tasks_of(const struct quantised *w) { return (panels_of(w) + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE; }
 
 static void quantised_task(void *arg, long task) {
     const struct quantised_job *job = arg;
@@ -69,20 +65,24 @@ static void quantised_task(void *arg, long task) {
         left -= tasks_of(product.w);
         product.first += product.w->n;
     }
-    for (long p = left * PANELS_PER_TASK; p < (left + 1) * PANELS_PER_TASK && p * OUTPUTS < product.w->n; p++)
-        kernels->quantised_panel(&product, row, some_rows(product.x->m, row), p);
+    long panel = left * PANELS_AT_ONCE, panels = panels_of(product.w) - panel;
+    kernels->quantised_panels(&product, row, some_rows(product.x->m, row), panel,
+                              panels < PANELS_AT_ONCE ? panels : PANELS_AT_ONCE);
 }
 
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type) {
     long blocks = (k + INPUTS - 1) / INPUTS, each = m * blocks;
-    char *scratch = malloc(each * (2 * INPUTS + sizeof(float) + 2 * sizeof(int32_t) + 2 * sizeof(float)));
+    int with_digits = kernels->rows_for_digits && m >= kernels->rows_for_digits;
+    char *scratch = malloc(each * (INPUTS * sizeof(int16_t) + sizeof(float) + SUMS * (sizeof(int32_t) + sizeof(float)) +
+                                   with_digits * 2 * INPUTS * sizeof(uint16_t)));
     if (scratch == NULL) return -1;
     struct rounded rounded = {.x = x, .m = m, .k = k, .blocks = blocks, .type = type};
     rounded.values = (int16_t *)scratch;
     rounded.scales = (float *)(rounded.values + each * INPUTS);
     rounded.sums = (int32_t *)(rounded.scales + each);
-    rounded.weighted = (float *)(rounded.sums + 2 * each);
+    rounded.weighted = (float *)(rounded.sums + SUMS * each);
+    if (with_digits) rounded.digits = (uint16_t *)(rounded.weighted + SUMS * each);
     over_rows(kernels->round_rows, &rounded, m, k);
     struct quantised_job job = {{&rounded, weights, out, 0, 0, out_type}, 0};
     for (long i = 0; i < count; i++) {

@@ -116,9 +116,12 @@ struct rounded { /* rows of x as integers of 16 bits, each block of INPUTS with 
     enum dtype type;
     int16_t *values; /* [m, blocks * INPUTS], zeros after k, each group in the order of the level's instructions */
     float *scales;   /* [m, blocks] */
-    int32_t *sums;   /* [m, 2 * blocks]: of the values of each half of a block */
-    float *weighted; /* [m, 2 * blocks]: sums times the scale */
+    int32_t *sums;   /* [m, blocks, SUMS]: of the values of each half of a block, and of the WHOLE */
+    float *weighted; /* [m, blocks, SUMS]: sums times the scale */
+    uint16_t *digits; /* or NULL; bfloat16 [m, blocks, 2, INPUTS]: high and low parts of the values, see multiply_tiles.h */
 };
+#define SUMS 3
+#define WHOLE 2
 
 struct product {
     const struct rounded *x;
@@ -237,11 +240,13 @@ struct kernels {
     const char *name;
     int bf16_as_it_is; /* bfloat16 products take x in bfloat16, padded to 32; else in float32 */
     void (*widen)(const uint16_t *from, float *to, long m, long k, long padded_k);
+    long rows_for_digits; /* from so many on, products take the digits of rounded rows; 0: never */
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*round_rows)(const void *rounded, long from, long to);
-    void (*quantised_panel)(const struct product *job, long row, long rows, long panel);
+    /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
+    void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);
     void (*norm_rows)(const void *norm, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
     void (*rotary_rows)(const void *rotary, long from, long to);
@@ -252,6 +257,7 @@ struct kernels {
 };
 extern const struct kernels *kernels; /* in use */
 #define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */
+#define PANELS_AT_ONCE 2
 
 /* Older compilers do not know the extensions; Clang before 16 declares their intrinsics only where its command line names
  * them. */

@@ -27,11 +27,18 @@ static void run_all(void (*run)(void *, long), void *arg, long tasks) {
 #define MAX_THREADS 256
 #define SPINS 2000 /* looks at a flag before sleeping: some tens of microseconds, the gap between two ops of a step */
 
+/* Each thread takes the tasks of a part of its own first, in order: what they read lies side by side. Then it helps with
+ * the other parts. */
+struct part {
+    atomic_long next;
+    long end;
+} __attribute__((aligned(64)));
+
 static struct {
     void (*run)(void *, long);
     void *arg;
-    long tasks;
-    atomic_long next;
+    int parts;
+    struct part part[MAX_THREADS];
 } job;
 static atomic_uint generation, open_job, inside, asleep, caller_waits;
 static atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -48,9 +55,12 @@ static void pause_cpu(void) {
 static void wait_while(atomic_uint *word, unsigned value) { syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL); }
 static void wake(atomic_uint *word, int count) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count); }
 
-static void claim(void) {
-    long task;
-    while ((task = atomic_fetch_add_explicit(&job.next, 1, memory_order_relaxed)) < job.tasks) job.run(job.arg, task);
+static void claim(int thread) {
+    for (int i = 0; i < job.parts; i++) {
+        struct part *part = &job.part[(thread + i) % job.parts];
+        long task;
+        while ((task = atomic_fetch_add_explicit(&part->next, 1, memory_order_relaxed)) < part->end) job.run(job.arg, task);
+    }
 }
 
 static unsigned next_generation(unsigned seen) {
@@ -64,12 +74,18 @@ static unsigned next_generation(unsigned seen) {
     return atomic_load(&generation);
 }
 
-static void *help(void *start) {
-    unsigned seen = (unsigned)(size_t)start;
+static struct helper {
+    int thread; /* the caller is thread 0 */
+    unsigned seen;
+} helper[MAX_THREADS];
+
+static void *help(void *arg) {
+    int thread = ((struct helper *)arg)->thread;
+    unsigned seen = ((struct helper *)arg)->seen;
     for (;;) {
         seen = next_generation(seen);
         atomic_fetch_add(&inside, 1);
-        if (atomic_load(&open_job) == seen) claim();
+        if (atomic_load(&open_job) == seen) claim(thread);
         if (atomic_fetch_sub(&inside, 1) == 1 && atomic_load(&caller_waits)) wake(&inside, 1);
     }
     return NULL;
@@ -86,7 +102,8 @@ static void start_helpers(void) {
     pthread_attr_setstacksize(&attributes, 4 << 20);
     for (; helpers < threads - 1; helpers++) {
         pthread_t thread;
-        if (pthread_create(&thread, &attributes, help, (void *)(size_t)atomic_load(&generation)) != 0) break;
+        helper[helpers] = (struct helper){helpers + 1, atomic_load(&generation)};
+        if (pthread_create(&thread, &attributes, help, &helper[helpers]) != 0) break;
     }
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -113,14 +130,17 @@ void parallel_for(void (*run)(void *, long), void *arg, long tasks) {
     if (helpers < threads - 1) start_helpers();
     job.run = run;
     job.arg = arg;
-    job.tasks = tasks;
-    atomic_store(&job.next, 0);
+    job.parts = tasks < threads ? (int)tasks : threads;
+    for (int i = 0; i < job.parts; i++) {
+        atomic_store_explicit(&job.part[i].next, tasks * i / job.parts, memory_order_relaxed);
+        job.part[i].end = tasks * (i + 1) / job.parts;
+    }
     unsigned mine = atomic_load(&generation) + 1;
     if (mine == 0) mine = 1; /* 0 means closed */
     atomic_store(&open_job, mine);
     atomic_store(&generation, mine);
     if (atomic_load(&asleep)) wake(&generation, helpers);
-    claim();
+    claim(0);
     atomic_store(&open_job, 0);
     wait_for_helpers();
     atomic_flag_clear(&busy);

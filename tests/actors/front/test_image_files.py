@@ -240,7 +240,7 @@ def base64_image(data: bytes) -> dict[str, str]:
 
 def uploads(way: Way | None, *images: dict[str, Any]) -> tuple[Upload, ...]:
     async def body() -> tuple[Upload, ...]:
-        desk = ImageInputs(way.settings if way else MultimodalConfig(), way.lane if way else None)
+        desk = ImageInputs(way.settings if way else MultimodalConfig(), way.lane if way else NoImageLane())
         with desk.arriving() as take:
             found = await desk.uploads(media(*images), b"", take)
         await desk.close()

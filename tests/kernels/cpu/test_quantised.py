@@ -71,8 +71,17 @@ def test_every_ggml_type(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_rows_do_not_depend_on_each_other(kind):
-    prepared, x = prepare(BlockWeight((random_blocks(kind, 40, 768),))), activations(300, 768)
+def test_activations_in_bfloat16(kind):
+    blocks, x = random_blocks(kind, 53, 768), torch.randn(40, 768).bfloat16()
+    expected = x.double() @ values(blocks).double().T
+    got = CPU.linear_float(x, prepare(BlockWeight((blocks,))))
+    assert ((got - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_rows_do_not_depend_on_each_other(kind, dtype):
+    prepared, x = prepare(BlockWeight((random_blocks(kind, 40, 768),))), activations(300, 768).to(dtype)
     whole = CPU.linear_float(x, prepared)
     for m in (*range(1, 18), 63, 127, 128, 129, 257):
         assert torch.equal(CPU.linear_float(x[7 : 7 + m], prepared), whole[7 : 7 + m])
@@ -95,6 +104,9 @@ def test_a_scale_per_output(k):
     prepared = prepare(weight, torch.ones(50))
     assert isinstance(prepared, overlay.QuantisedLinear)
     check_product(activations(11, k), prepared, expanded(weight, torch.float32), torch.ones(50))
+    x = torch.randn(20, k).bfloat16()
+    expected = x.double() @ expanded(weight, torch.float32).double().T + 1
+    assert (CPU.linear_float(x, prepared) - expected).norm() < 5e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -133,9 +145,10 @@ def test_float32_models_get_exact_products():
     assert torch.allclose(CPU.linear(x, prepared), x @ values(blocks).T, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_is_none_stays_in_its_row(bad):
-    prepared, x = prepare(BlockWeight((random_blocks(Kind.Q4_0, 40, 64),))), activations(6, 64)
+def test_a_number_that_is_none_stays_in_its_row(bad, dtype):
+    prepared, x = prepare(BlockWeight((random_blocks(Kind.Q4_0, 40, 64),))), activations(6, 64).to(dtype)
     clean = CPU.linear_float(x, prepared)
     x[2, 40] = bad
     got = CPU.linear_float(x, prepared)

@@ -9,6 +9,7 @@
 #define TILE_N 2
 #define SCORE_ROWS 8
 #define DOT_ROWS 8
+#define DOT_PANELS 2
 #define DOT "dot_words.h"
 #include "x86_512.h"
 

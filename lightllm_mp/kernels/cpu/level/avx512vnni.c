@@ -6,6 +6,7 @@
 #pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 #define DOT_ROWS 8
+#define DOT_PANELS 2
 #define DOT "dot_words.h"
 #define HAVE_DPWSSD
 #include "x86_512.h"
@@ -16,7 +17,7 @@
 
 #include "quantised.h"
 
-void avx512vnni_level(struct kernels *to) { to->quantised_panel = quantised_panel; }
+void avx512vnni_level(struct kernels *to) { to->quantised_panels = quantised_panels; }
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -16,7 +16,7 @@
 
 #include "quantised.h"
 
-void avxvnni_level(struct kernels *to) { to->quantised_panel = quantised_panel; }
+void avxvnni_level(struct kernels *to) { to->quantised_panels = quantised_panels; }
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -20,6 +20,7 @@ INLINE bytes same_pair(const int16_t *p) {
 /* acc = products of `rows` rows of x, `stride` apart, with the codes of some groups. */
 INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, const int16_t *x, long stride, const int rows) {
     bytes sum[DOT_ROWS][PARTS];
+    EACH_ROW
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < PARTS; p++) sum[r][p] = set_words(0);
     KEEP_LOOP
@@ -27,15 +28,17 @@ INLINE void dot_groups(vi acc[][PARTS], const uint8_t *codes, const int groups, 
         for (int odd = 0; odd < 2; odd++) { /* one after the other: they need not be in registers at once */
             bytes w[PARTS];
             for (int p = 0; p < PARTS; p++) {
-                bytes both = *(const bytes_anywhere *)(codes + g * GROUP_BYTES + p * sizeof(bytes));
+                bytes both = *(const bytes_anywhere *)(codes + g * WIDTH * 4 + p * sizeof(bytes));
                 w[p] = odd ? high_bytes_down(both) : low_bytes(both);
             }
+            EACH_ROW
             for (int r = 0; r < rows; r++) {
                 bytes v = same_pair(x + r * stride + g * 4 + 2 * odd);
                 for (int p = 0; p < PARTS; p++) sum[r][p] = add_pairs(sum[r][p], w[p], v);
             }
         }
     }
+    EACH_ROW
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < PARTS; p++) acc[r][p] = (vi)sum[r][p];
 }

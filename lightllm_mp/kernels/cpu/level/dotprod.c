@@ -19,7 +19,7 @@
 
 void dotprod_level(struct kernels *to) {
     to->round_rows = round_rows;
-    to->quantised_panel = quantised_panel;
+    to->quantised_panels = quantised_panels;
 }
 
 #ifdef __clang__

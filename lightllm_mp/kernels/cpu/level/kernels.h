@@ -16,7 +16,7 @@ static void fill_all(struct kernels *to) {
                            .float_panel = float_panel,
                            .bf16_panel = bf16_panel,
                            .round_rows = round_rows,
-                           .quantised_panel = quantised_panel,
+                           .quantised_panels = quantised_panels,
                            .norm_rows = norm_rows,
                            .activation_rows = activation_rows,
                            .rotary_rows = rotary_rows,

@@ -1,22 +1,30 @@
-/* Products of quantised weights with rows of x in 16 bits.
+/* Products of quantised weights with rows of x.
  *
  * A few blocks of a panel are unpacked to bytes and float32 scales, which fit the first cache; then every row is
- * multiplied by them. Products are summed as integers within a scale's inputs, and those sums in float32, block after
- * block: a row's result depends on its own values alone.
+ * multiplied by them. The sums of a scale's inputs are added in float32, block after block: a row's result depends on its
+ * own values alone.
  *
  * A level gives
- *   DOT_ROWS   the most rows at once: 4 or 8
- *   DOT        a file with dot_groups (integer products of rows with codes) and store_integers (the order of x for it) */
+ *   DOT_PANELS the panels at once, where it is not one: 2. Their outputs lie side by side in WIDTH.
+ *   MULTIPLY   where it is not multiply.h: a file with multiply_all (adds products of rows with unpacked blocks) */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
-#define PARTS (OUTPUTS / LANES)
-
-#include DOT
+#ifndef AHEAD
+#define AHEAD 8192 /* bytes of a panel */
+#endif
+#ifndef DOT_PANELS
+#define DOT_PANELS 1
+#endif
+#ifndef MULTIPLY
+#define MULTIPLY "multiply.h"
+#endif
+#define WIDTH (DOT_PANELS * OUTPUTS)
+#define PARTS (WIDTH / LANES)
 
 struct unpacked {
-    uint8_t codes[CHUNK_BLOCKS * GROUPS * GROUP_BYTES]; /* [blocks][GROUPS][OUTPUTS][4] */
-    float scales[CHUNK_BLOCKS * 2 * OUTPUTS];           /* [blocks][subs][OUTPUTS] */
-    float minima[CHUNK_BLOCKS * 2 * OUTPUTS];
-    float sums[MAX_ROWS_AT_ONCE * OUTPUTS];             /* [rows][OUTPUTS] */
+    uint8_t codes[CHUNK_BLOCKS * GROUPS * WIDTH * 4]; /* [blocks][GROUPS][WIDTH][4] */
+    float scales[CHUNK_BLOCKS * 2 * WIDTH];           /* [blocks][subs][WIDTH] */
+    float minima[CHUNK_BLOCKS * 2 * WIDTH];
+    float sums[MAX_ROWS_AT_ONCE * WIDTH];             /* [rows][WIDTH] */
 } __attribute__((aligned(64)));
 
 typedef uint16_t pairs __attribute__((vector_size(LANES * 4))); /* pairs of bytes: there are no shifts of bytes */
@@ -57,7 +65,7 @@ INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind)
             }
             if (kind == CODES_3 || kind == CODES_5 || kind == CODES_6) v |= high_bits(high, g, part, kind);
             if (kind == CODES_TABLE) v = look_up(v, iq4_values) ^ PAIRS_OF(0x80);
-            *(pairs_anywhere *)(codes + g * GROUP_BYTES + part) = v;
+            *(pairs_anywhere *)(codes + g * WIDTH * 4 + part) = v;
         }
     }
 }
@@ -95,7 +103,7 @@ INLINE void unpack_scales(const struct format *f, const uint8_t *head, const uin
         for (long b = 0; b < count; b++) {
             const uint8_t *steps = block + b * f->block + plane_bytes(f->codes);
             for (int s = 0; s < f->subs; s++) {
-                long at = (b * f->subs + s) * OUTPUTS + i;
+                long at = (b * f->subs + s) * WIDTH + i;
                 vf scale = h.scale, minimum = h.minimum;
                 if (f->scaling == STEPS) scale *= load_int8(steps + s * OUTPUTS + i);
                 if (f->scaling == STEPS && f->minimum == STEPS_MINIMUM)
@@ -111,102 +119,68 @@ INLINE void unpack_scales(const struct format *f, const uint8_t *head, const uin
     }
 }
 
-/* Blocks [first, first + count) of a panel. */
-INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long first, long count, struct unpacked *u) {
+/* Blocks [first, first + count) of a panel, the outputs of which begin at `output` of WIDTH. */
+INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long first, long count, struct unpacked *u,
+                   long output) {
     long section = f->per == 1 ? first : first / per, within = f->per == 1 ? 0 : first % per;
     for (long done = 0; done < count;) {
-        long some = per - within < count - done ? per - within : count - done;
+        long some = per - within < count - done ? per - within : count - done, at = done * f->subs * WIDTH + output;
         const uint8_t *head = panel + section * (f->head + per * f->block), *block = head + f->head + within * f->block;
-        unpack_scales(f, head, block, some, u->scales + done * f->subs * OUTPUTS, u->minima + done * f->subs * OUTPUTS);
+        unpack_scales(f, head, block, some, u->scales + at, u->minima + at);
         for (long i = 0; i < some; i++, done++, block += f->block)
-            unpack_codes(block, u->codes + done * GROUPS * GROUP_BYTES, f->codes);
+            unpack_codes(block, u->codes + (done * GROUPS * WIDTH + output) * 4, f->codes);
         section++;
         within = 0;
     }
 }
 
-/* Adds the products of `rows` rows with `count` unpacked blocks, the first of which is block `first` of the row. */
-INLINE void multiply_blocks(const struct rounded *x, struct unpacked *u, long row, long to, long first, long count, int zero,
-                            const int rows, const int subs, const int with_minimum) {
-    long stride = x->blocks * INPUTS;
-    const int groups = GROUPS / subs;
-    for (long b = 0; b < count; b++) {
-        for (int s = 0; s < subs; s++) {
-            vi acc[DOT_ROWS][PARTS];
-            const int16_t *values = x->values + row * stride + (first + b) * INPUTS + s * groups * 4;
-            dot_groups(acc, u->codes + (b * GROUPS + s * groups) * GROUP_BYTES, groups, values, stride, rows);
-            const float *scales = u->scales + (b * subs + s) * OUTPUTS, *minima = u->minima + (b * subs + s) * OUTPUTS;
-            for (int r = 0; r < rows; r++) {
-                long at = (row + r) * x->blocks + first + b;
-                float scale = x->scales[at];
-                const int32_t *sums = x->sums + 2 * at;
-                const float *weighted = x->weighted + 2 * at;
-                /* Unsigned: sums of a block with an input that is no number are any; its scale is none. */
-                uint32_t whole = subs == 2 ? (uint32_t)sums[s] : (uint32_t)sums[0] + (uint32_t)sums[1];
-                int32_t sum = (int32_t)((uint32_t)zero * whole);
-                float least = subs == 2 ? weighted[s] : weighted[0] + weighted[1];
-                for (int p = 0; p < PARTS; p++) {
-                    float *total = u->sums + (to + r) * OUTPUTS + p * LANES;
-                    vf dots = __builtin_convertvector(acc[r][p] - sum, vf);
-                    vf v = multiply_add(dots, load_float(scales + p * LANES) * scale, load_float(total));
-                    if (with_minimum) v = multiply_add(load_float(minima + p * LANES), splat(least), v);
-                    store_float(total, v);
-                }
-            }
-        }
-    }
-}
+#include MULTIPLY
 
-INLINE void multiply_all(const struct rounded *x, struct unpacked *u, long row, long rows, long first, long count, int zero,
-                         const int subs, const int with_minimum) {
-    long r = 0;
-#define SOME(n)                                                                                        \
-    for (; r + n <= rows; r += n)                                                                      \
-    multiply_blocks(x, u, row + r, r, first, count, zero, n, subs, with_minimum)
-#if DOT_ROWS == 8
-    SOME(8);
-#endif
-    SOME(4);
-    SOME(2);
-    SOME(1);
-#undef SOME
-}
-
-/* What is read next: weights are read once, and the processor's prefetchers stop where a page ends. */
+/* What is read AHEAD of a panel's blocks: weights are read once, and the processor's prefetchers stop where a page ends.
+ * After a panel comes the one that its thread takes next. */
 INLINE void prefetch(const uint8_t *from, long bytes) {
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-/* Blocks of a panel of one format times rows: everything about the format is a constant here. */
-#define CHUNK(name, ...)                                                                                               \
-    static void chunk_##name(const struct product *job, const uint8_t *panel, long row, long rows, long first, long count, \
-                             struct unpacked *u) {                                                                     \
-        static const struct format f = {__VA_ARGS__};                                                                  \
-        const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                      \
-        prefetch(panel + (first + count) * stride, CHUNK_BLOCKS * stride);                                             \
-        unpack(&f, f.per ? f.per : job->w->per, panel, first, count, u);                                               \
-        multiply_all(job->x, u, row, rows, first, count, f.zero, f.subs, f.minimum != NO_MINIMUM);                 \
+/* Blocks of panels of one format times rows: everything about the format is a constant here. */
+#define CHUNK(name, ...)                                                                                             \
+    static void chunk_##name(const struct product *job, const uint8_t *const *panels, long panel_bytes, long row,    \
+                             long rows, long first, long count, struct unpacked *u) {                                \
+        static const struct format f = {__VA_ARGS__};                                                                \
+        const long stride = f.per == 1 ? f.head + f.block : f.block + f.head / 8;                                    \
+        const long ahead = first * stride + (panel_bytes < AHEAD ? panel_bytes : AHEAD);                             \
+        const long next = ahead < panel_bytes ? ahead : ahead + (PANELS_AT_ONCE - 1) * panel_bytes;                  \
+        for (int i = 0; i < DOT_PANELS; i++) {                                                                       \
+            prefetch(panels[i] + next, count * stride);                                                              \
+            unpack(&f, f.per ? f.per : job->w->per, panels[i], first, count, u, i * OUTPUTS);                        \
+        }                                                                                                            \
+        multiply_all(job->x, u, row, rows, first, count, &f);                                                        \
     }
 EACH_FORMAT(CHUNK)
 
-static void quantised_panel(const struct product *job, long row, long rows, long panel) {
+/* The outputs of a weight from `column` on, WIDTH of them or as many as there are. */
+static void multiply_width(const struct product *job, long row, long rows, long column) {
 #define CHUNK_OF(name, ...) [name] = chunk_##name,
-    static void (*const chunk[])(const struct product *, const uint8_t *, long, long, long, long, struct unpacked *) = {
-        EACH_FORMAT(CHUNK_OF)};
+    static void (*const chunk[])(const struct product *, const uint8_t *const *, long, long, long, long, long,
+                                 struct unpacked *) = {EACH_FORMAT(CHUNK_OF)};
     const struct quantised *w = job->w;
     const struct format *f = &formats[w->format];
     struct unpacked u;
-    long blocks = job->x->blocks, sections = (blocks + w->per - 1) / w->per;
-    const uint8_t *packed = (const uint8_t *)(intptr_t)w->packed + panel * sections * (f->head + w->per * f->block);
-    memset(u.sums, 0, rows * OUTPUTS * sizeof *u.sums);
+    long blocks = job->x->blocks, bytes = (blocks + w->per - 1) / w->per * (f->head + w->per * f->block);
+    const uint8_t *panels[DOT_PANELS];
+    for (int i = 0; i < DOT_PANELS; i++) { /* after the last panel comes the first again, and is not stored */
+        long panel = column / OUTPUTS + (column + i * OUTPUTS < w->n ? i : 0);
+        panels[i] = (const uint8_t *)(intptr_t)w->packed + panel * bytes;
+    }
+    memset(u.sums, 0, rows * WIDTH * sizeof *u.sums);
     for (long b = 0; b < blocks; b += CHUNK_BLOCKS)
-        chunk[w->format](job, packed, row, rows, b, blocks - b < CHUNK_BLOCKS ? blocks - b : CHUNK_BLOCKS, &u);
+        chunk[w->format](job, panels, bytes, row, rows, b, blocks - b < CHUNK_BLOCKS ? blocks - b : CHUNK_BLOCKS, &u);
     const float *bias = (const float *)(intptr_t)w->bias;
-    long column = panel * OUTPUTS, width = w->n - column < OUTPUTS ? w->n - column : OUTPUTS;
+    long width = w->n - column < WIDTH ? w->n - column : WIDTH;
     for (long r = 0; r < rows; r++) {
         long at = (row + r) * job->width + job->first + column;
         EACH_PART(i, left, width, {
-            vf v = load_float(u.sums + r * OUTPUTS + i);
+            vf v = load_float(u.sums + r * WIDTH + i);
             if (bias) v += load_part(bias, column + i, left, FLOAT32);
             if (job->out_type == BFLOAT16)
                 store_part(job->out, at + i, left, v, BFLOAT16);
@@ -214,4 +188,8 @@ static void quantised_panel(const struct product *job, long row, long rows, long
                 store_part(job->out, at + i, left, v, FLOAT32);
         });
     }
+}
+
+static void quantised_panels(const struct product *job, long row, long rows, long panel, long count) {
+    for (long i = 0; i < count; i += DOT_PANELS) multiply_width(job, row, rows, (panel + i) * OUTPUTS);
 }

@@ -23,7 +23,7 @@ INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, c
         for (int odd = 0; odd < 2; odd++) {
             int16x8_t w[PARTS];
             for (int p = 0; p < parts; p++) {
-                uint16x8_t both = vreinterpretq_u16_u8(vld1q_u8(codes + g * GROUP_BYTES + (from + p) * 16));
+                uint16x8_t both = vreinterpretq_u16_u8(vld1q_u8(codes + g * WIDTH * 4 + (from + p) * 16));
                 w[p] = vreinterpretq_s16_u16(odd ? vshrq_n_u16(both, 8) : vandq_u16(both, vdupq_n_u16(0xff)));
             }
             for (int r = 0; r < rows; r++) {

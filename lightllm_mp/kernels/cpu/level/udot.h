@@ -21,8 +21,8 @@ INLINE void dot_parts(vi acc[][PARTS], const uint8_t *codes, const int groups, c
         uint8x16_t v[DOT_ROWS];
         for (int r = 0; r < rows; r++) v[r] = vld1q_u8((const uint8_t *)(x + r * stride + g * 4));
         for (int p = 0; p < parts; p++) {
-            uint8x16_t one = vld1q_u8(codes + g * GROUP_BYTES + (from + p) * 16);
-            uint8x16_t two = vld1q_u8(codes + (g + 1) * GROUP_BYTES + (from + p) * 16);
+            uint8x16_t one = vld1q_u8(codes + g * WIDTH * 4 + (from + p) * 16);
+            uint8x16_t two = vld1q_u8(codes + (g + 1) * WIDTH * 4 + (from + p) * 16);
             all[p] = vdotq_u32(vdotq_u32(all[p], one, vdupq_n_u8(1)), two, vdupq_n_u8(1));
             for (int r = 0; r < rows; r++) {
                 low[r][p] = vdotq_laneq_u32(vdotq_laneq_u32(low[r][p], one, v[r], 0), two, v[r], 2);

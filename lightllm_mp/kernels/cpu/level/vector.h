@@ -235,31 +235,40 @@ INLINE vf select_vf(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((v
 
 /* Before a loop that has to stay one: unrolled whole, the compiler would compute all products first and keep them in memory. */
 #define KEEP_LOOP _Pragma("GCC unroll 2")
+/* Before a loop over rows whose sums are to stay in registers. */
+#define EACH_ROW _Pragma("GCC unroll 8")
 
-/* Always the same tree of additions. */
-INLINE float sum_lanes(vf v) {
+/* Joins all lanes into each, always by the same tree. */
 #if LANES == 16
-    v += SWAP(v, 8);
+#define FOLD(v, join) v = join(v, SWAP(v, 8)), v = join(v, SWAP(v, 4)), v = join(v, SWAP(v, 2)), v = join(v, SWAP(v, 1))
+#elif LANES == 8
+#define FOLD(v, join) v = join(v, SWAP(v, 4)), v = join(v, SWAP(v, 2)), v = join(v, SWAP(v, 1))
+#else
+#define FOLD(v, join) v = join(v, SWAP(v, 2)), v = join(v, SWAP(v, 1))
 #endif
-#if LANES >= 8
-    v += SWAP(v, 4);
-#endif
-    v += SWAP(v, 2);
-    v += SWAP(v, 1);
+#define PLUS(a, b) ((a) + (b))
+
+INLINE float sum_lanes(vf v) {
+    FOLD(v, PLUS);
+    return v[0];
+}
+
+INLINE uint32_t sum_words(vu v) {
+    FOLD(v, PLUS);
     return v[0];
 }
 
 INLINE vf larger(vf a, vf b) { return select_vf(a > b, a, b); }
 
 INLINE float max_lanes(vf v) {
-#if LANES == 16
-    v = larger(v, SWAP(v, 8));
-#endif
-#if LANES >= 8
-    v = larger(v, SWAP(v, 4));
-#endif
-    v = larger(v, SWAP(v, 2));
-    v = larger(v, SWAP(v, 1));
+    FOLD(v, larger);
+    return v[0];
+}
+
+INLINE vi larger_words(vi a, vi b) { return (vi)select_vf(a > b, (vf)a, (vf)b); }
+
+INLINE int32_t max_words(vi v) {
+    FOLD(v, larger_words);
     return v[0];
 }
 

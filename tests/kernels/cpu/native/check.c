@@ -115,6 +115,7 @@ static void check_level(const char *name) {
     checks = 0;
     state = 0x9e3779b97f4a7c15u;
     use_level(name);
+    check_parallel();
     check_products();
     check_quantised();
     check_rows();

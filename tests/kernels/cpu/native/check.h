@@ -30,6 +30,7 @@ double e4m3_value(uint8_t byte);
 /* Half a unit in the last place of a result of `type`, and what a few float32 operations add. */
 double rounding(double magnitude, enum dtype type);
 
+void check_parallel(void);
 void check_products(void);
 void check_quantised(void);
 void check_rows(void);

@@ -111,15 +111,20 @@ static void check_weight(struct quantised first, struct quantised second, long m
     float *x = exact_values(m, k), *whole = run(parts, x, m, k, FLOAT32, FLOAT32);
     check_values(parts, x, whole, m, k);
     long width = width_of(parts);
-    for (long count = 1; count < m && count < 14; count++) {
+    void *narrow = make(m * k, 2), *rounded = run(parts, x, m, k, FLOAT32, BFLOAT16);
+    for (long i = 0; i < m * k; i++) put(narrow, i, x[i], BFLOAT16);
+    float *of_narrow = run(parts, narrow, m, k, BFLOAT16, FLOAT32);
+    check_values(parts, x, of_narrow, m, k);
+    CHECK(memcmp(of_narrow, whole, m * width * 4) == 0, "x as bfloat16 differs");
+    for (long count = 1; count < m && count < 19; count++) {
         long row = below(m - count + 1);
         float *some = run(parts, x + row * k, count, k, FLOAT32, FLOAT32);
         CHECK(memcmp(some, whole + row * width, count * width * 4) == 0, "format %d: %ld rows differ among others",
               (int)first.format, count);
+        some = run(parts, (uint16_t *)narrow + row * k, count, k, BFLOAT16, FLOAT32);
+        CHECK(memcmp(some, of_narrow + row * width, count * width * 4) == 0,
+              "format %d: %ld rows of bfloat16 differ among others", (int)first.format, count);
     }
-    void *narrow = make(m * k, 2), *rounded = run(parts, x, m, k, FLOAT32, BFLOAT16);
-    for (long i = 0; i < m * k; i++) put(narrow, i, x[i], BFLOAT16);
-    CHECK(memcmp(run(parts, narrow, m, k, BFLOAT16, FLOAT32), whole, m * width * 4) == 0, "x as bfloat16 differs");
     for (long i = 0; i < m * width; i++) {
         uint16_t expected;
         put(&expected, 0, whole[i], BFLOAT16);
@@ -149,22 +154,23 @@ static void check_extremes(const struct block *b, int byte, float value) {
 static void check_rounding(enum dtype type, long k) {
     const long m = 5, n = (k + INPUTS - 1) / INPUTS;
     struct rounded job = {random_values(m * k, type, 3), m, k, n, type, make(m * n * INPUTS, 2), make(m * n, 4),
-                          make(2 * m * n, 4), make(2 * m * n, 4)};
+                          make(SUMS * m * n, 4), make(SUMS * m * n, 4)};
     for (long i = 0; i < INPUTS && i < k; i++) put((void *)job.x, 2 * k + i, 0, type); /* a block of zeros */
     kernels->round_rows(&job, 0, m);
     for (long b = 0; b < m * n; b++) {
-        double largest = 0, scale = job.scales[b], sums[2] = {0};
+        double largest = 0, scale = job.scales[b], sums[SUMS] = {0};
         for (long i = 0; i < INPUTS; i++) {
             long at = b % n * INPUTS + i;
             double x = at < k ? get(job.x, b / n * k + at, type) : 0;
             largest = fmax(largest, fabs(x));
             sums[i / 16] += x;
+            sums[WHOLE] += x;
         }
         CHECK(fabs(scale * 32767 - largest) <= largest * 1e-6, "rounding: scale %g of %g", scale, largest);
-        for (int h = 0; h < 2; h++) {
-            double got = scale * job.sums[2 * b + h];
-            CHECK(fabs(got - sums[h]) <= 16 * 0.51 * scale, "rounding: the sum %g became %g", sums[h], got);
-            CHECK(job.weighted[2 * b + h] == job.scales[b] * (float)job.sums[2 * b + h], "rounding: weighted sums");
+        for (int h = 0; h < SUMS; h++) {
+            double got = scale * job.sums[SUMS * b + h];
+            CHECK(fabs(got - sums[h]) <= 32 * 0.51 * scale, "rounding: the sum %g became %g", sums[h], got);
+            CHECK(job.weighted[SUMS * b + h] == job.scales[b] * (float)job.sums[SUMS * b + h], "rounding: weighted sums");
         }
     }
     free_all();
@@ -194,7 +200,7 @@ static void check_halves(void) {
 void check_quantised(void) {
     for (unsigned i = 0; i < sizeof blocks / sizeof *blocks; i++) {
         const struct block *b = &blocks[i];
-        check_weight(random_blocks(b, 37, 512), random_blocks(b, 5, 512), 15, 512);
+        check_weight(random_blocks(b, 37, 512), random_blocks(b, 5, 512), 18, 512);
         check_weight(random_blocks(b, 16, b->inputs), random_int8(1, b->inputs), 2, b->inputs);
         for (int byte = 0; byte < 4; byte++) {
             check_extremes(b, (const int[]){0, 0x7f, 0x80, 0xff}[byte], 127);
