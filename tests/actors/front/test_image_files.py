@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, Upload
+from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http import schema
