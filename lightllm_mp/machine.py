@@ -27,6 +27,15 @@ def physical_cores(proc: Path = PROC, cgroup: Path = CGROUP, cpus: Path = CPUS) 
     return max(1, min([cores, *(int(share) for share in _cpu_shares(proc, cgroup))]))
 
 
+def format_bytes(count: int) -> str:
+    """A size for a person, in three significant digits: "92 MiB", "1.25 GiB"."""
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1024
+        del units[0]
+    return f"{size:.3g} {units[0]}"
+
+
 def _siblings(cpus: Path, cpu: int) -> str:
     """What names the core of a CPU: its hyperthreads, or itself where the system does not tell."""
     try:

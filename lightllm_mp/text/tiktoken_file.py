@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import byte_level_bpe
 from lightllm_mp.text.token_bytes import byte_level_alphabet
 
@@ -32,7 +33,7 @@ def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[st
 
 def _tokens(path: Path) -> list[bytes]:
     if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(_MAX_BYTES)}")
     of_rank: dict[int, bytes] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line:

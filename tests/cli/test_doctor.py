@@ -20,7 +20,7 @@ from lightllm_mp.cli.doctor import machine, model, software
 from lightllm_mp.cli.doctor.command import line
 from lightllm_mp.cli.doctor.finding import Finding, fail, ok
 from lightllm_mp.cli.doctor.software import TorchReport, see_torch
-from lightllm_mp.cli.inspect.gpus import GpuLine, parse_gpus
+from lightllm_mp.cli.inspect.machine import GpuLine, parse_gpus
 from lightllm_mp.errors import ConfigError, StartupError
 from tests.paths import ROOT
 

@@ -33,7 +33,3 @@ def warn(name: str, text: str, advice: str) -> Finding:
 
 def fail(name: str, text: str, advice: str) -> Finding:
     return Finding("FAIL", name, text, advice)
-
-
-def size(count: int) -> str:
-    return f"{count / (1 << 30):,.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):,.0f} MiB"

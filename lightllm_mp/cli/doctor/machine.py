@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import StartupError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.shm import Segment
 
 GIB = 1 << 30
@@ -32,7 +32,7 @@ CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page",
 
 def memory() -> Findings:
     free = free_memory()
-    text = f"{size(free)} free within the limits of this control group"
+    text = f"{format_bytes(free)} free within the limits of this control group"
     if free < LEAST_MEMORY:
         yield fail("memory", text, "end other programs, or raise the container's memory limit")
     elif free < GOOD_MEMORY:
@@ -46,9 +46,11 @@ def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Fin
     try:
         create("doctor", TRIAL).close()
     except (OSError, StartupError) as error:
-        yield fail("shared memory", str(error), f"{size(TRIAL)} of memfd memory are needed: raise the memory limit")
+        yield fail(
+            "shared memory", str(error), f"{format_bytes(TRIAL)} of memfd memory are needed: raise the memory limit"
+        )
     else:
-        yield ok("shared memory", f"{size(TRIAL)} as sealed memfd")
+        yield ok("shared memory", f"{format_bytes(TRIAL)} as sealed memfd")
 
 
 def limits() -> Findings:
@@ -91,7 +93,7 @@ def disk() -> Findings:
         yield fail("disk", f"no temporary file: {error.strerror}", "make TMPDIR a folder that can be written to")
         return
     free = shutil.disk_usage(folder).free
-    text = f"{size(free)} free in {folder}"
+    text = f"{format_bytes(free)} free in {folder}"
     if free < LEAST_DISK:
         yield warn("disk", text, "make room, or set TMPDIR: GPU kernels are compiled there")
     else:

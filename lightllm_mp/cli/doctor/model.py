@@ -6,9 +6,10 @@ import os
 import stat
 from pathlib import Path
 
-from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.cli.inspect.report import inspect
 from lightllm_mp.errors import EngineError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.model_files.default_model import find_default_model
 
 
@@ -63,7 +64,7 @@ def contents(path: Path) -> Findings:
     for problem in report.problems:
         yield fail("model", problem, f"lightllm-mp inspect {path} tells more")
     if not report.problems:
-        weights = f"{size(report.weight_bytes)} of weights as {report.data_type}"
+        weights = f"{format_bytes(report.weight_bytes)} of weights as {report.data_type}"
         yield ok("model", f"{report.family}, {weights}, about {report.kv_tokens:,} KV tokens fit on {report.device}")
     for note in report.notes:
         yield ok("model", note)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
-from lightllm_mp.cli.inspect.gpus import see_gpus
+from lightllm_mp.cli.inspect.machine import see_gpus
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.shm.implementation import extension

@@ -10,10 +10,10 @@ import msgspec
 from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.cli.inspect.report import WIDTHS, ModelReport, inspect
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.machine import format_bytes
 
 DESCRIPTION = """Tell what would be served: family, sizes, tokenizer, what is missing. Nothing is loaded. Exit code 1 if
 the model cannot be served."""
-MIB = 1 << 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,11 +36,11 @@ def described(r: ModelReport) -> str:
         ("model", r.path),
         ("family", f"{r.family} ({r.architecture}){', reward model' if r.kind == 'reward' else ''}"),
         ("parameters", f"{r.parameters:,}"),
-        ("files", f"{_size(r.file_bytes)}, mostly {r.file_dtype}"),
-        ("weights", f"{_size(r.weight_bytes)} as {r.data_type}"),
+        ("files", f"{format_bytes(r.file_bytes)}, mostly {r.file_dtype}"),
+        ("weights", f"{format_bytes(r.weight_bytes)} as {r.data_type}"),
         ("KV", f"{r.kv_bytes_per_token:,} bytes a token"),
         ("context", f"{r.max_context:,} tokens"),
-        ("device", f"{r.device}, {_size(r.free_bytes)} free"),
+        ("device", f"{r.device}, {format_bytes(r.free_bytes)} free"),
         ("KV tokens", f"about {r.kv_tokens:,} fit"),
         ("tokenizer", r.tokenizer + ("" if r.chat_template or r.tokenizer == "none" else ", no chat template")),
         ("ends with", ", ".join(map(str, r.eos_ids)) or "nothing known: set --eos-id"),
@@ -48,7 +48,3 @@ def described(r: ModelReport) -> str:
         *(("PROBLEM", problem) for problem in r.problems),
     ]
     return "\n".join(f"{name:<11} {value}" for name, value in lines)
-
-
-def _size(count: int) -> str:
-    return f"{count / MIB:,.1f} MiB"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import dataclass
 
-from lightllm_mp.cli.inspect.gpus import see_gpus
+from msgspec import Struct
+
 from lightllm_mp.config import CPU_KV_SHARE
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.machine import free_memory
@@ -45,3 +48,34 @@ def _gpu() -> Machine | None:
     if isinstance(gpus, str) or not gpus:
         return None
     return Machine(gpus[0].name, gpus[0].free << 20, is_gpu=True)
+
+
+class GpuLine(Struct, frozen=True):
+    """A line of nvidia-smi; sizes in MiB."""
+
+    name: str
+    driver: str
+    total: int
+    free: int
+
+
+def see_gpus() -> list[GpuLine] | str:
+    """GPUs, or why nvidia-smi could not say."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return []
+    query = [program, "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return type(error).__name__
+    if done.returncode:
+        return (done.stdout or done.stderr).strip().splitlines()[-1] if done.stdout + done.stderr else "no reason given"
+    return parse_gpus(done.stdout)
+
+
+def parse_gpus(text: str) -> list[GpuLine] | str:
+    try:
+        rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in text.splitlines() if line.strip()]
+        return [GpuLine(name, driver, int(total), int(free)) for name, driver, total, free in rows]
+    except ValueError:
+        return "an answer that is not understood"

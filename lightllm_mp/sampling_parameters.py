@@ -1,16 +1,28 @@
-"""From LightLLM's request parameters to the engine's: defaults, neutral values, what is not supported."""
+"""`parameters` of a request, for HTTP clients and the offline API alike: LightLLM's fields with their bounds, and their
+translation to the engine's `Sampling` and `Output`."""
 
 from __future__ import annotations
 
 import secrets
 from array import array
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from lightllm_mp.actors.http.schema import MAX_STOP_BYTES, RequestParameters
+from msgspec import Meta, Raw, Struct
+
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Output, Sampling
 
 T = TypeVar("T")
+
+MAX_ID = 2**31 - 1
+MAX_STOP_BYTES = 1024
+Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
+Choices = Annotated[int, Meta(ge=1, le=64)]
+Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
+StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
+Guide = Annotated[str, Meta(max_length=1 << 16)]
 
 SCORE = Sampling(seed=0, max_new_tokens=0)
 """What is asked of a reward model."""
@@ -19,6 +31,51 @@ GREEDY_BELOW = 1e-5
 ALLOWED_BIAS = 1000.0
 """Added to the logits of allowed_token_ids. Far above any spread of logits, so the others get probability 0 in float32,
 and small enough that float32 still tells the allowed ones apart."""
+
+
+class RequestParameters(Struct, frozen=True, kw_only=True):
+    """The fields of `parameters`. A field that is absent or `null` has its default."""
+
+    do_sample: bool | None = None
+    """False (default): greedy, whatever temperature, top_p and top_k say."""
+    temperature: Annotated[float, Meta(ge=0.0, le=1000.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
+    """-1 or 0: off."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    input_penalty: bool | None = None
+    """Penalties count the prompt's tokens too."""
+    ignore_eos: bool | None = None
+    max_new_tokens: Count | None = None
+    """Default 16; cut down to what fits the context."""
+    min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
+    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
+    include_stop_str_in_output: bool | None = None
+    """Leave the stop string at the end of the text (default: trimmed)."""
+    n: Choices | None = None
+    best_of: Choices | None = None
+    """The same as n; if both are given they are equal."""
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    """-1 or none: a new one for every request."""
+    return_details: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
+    """Report this many alternatives per produced token. true: 1."""
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
+    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
+    allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    disable_prompt_cache: bool | None = None
+    priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
+    """Higher is served first."""
+    regular_constraint: Guide | None = None
+    guided_grammar: Guide | None = None
+    guided_json: Guide | dict[str, Raw] | None = None
 
 
 def choices(p: RequestParameters) -> int:
