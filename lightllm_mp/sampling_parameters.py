@@ -1,5 +1,5 @@
-"""`parameters` of a request, for HTTP clients and the offline API alike: LightLLM's fields with their bounds, and their
-translation to the engine's `Sampling` and `Output`."""
+"""The `parameters` of a request, from HTTP or the offline API: LightLLM's fields with their bounds, and how they become
+the engine's `Sampling` and `Output`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
 Guide = Annotated[str, Meta(max_length=1 << 16)]
 
 SCORE = Sampling(seed=0, max_new_tokens=0)
-"""What is asked of a reward model."""
+"""The sampling of a request to a reward model."""
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5
 ALLOWED_BIAS = 1000.0
-"""Added to the logits of allowed_token_ids. Far above any spread of logits, so the others get probability 0 in float32,
-and small enough that float32 still tells the allowed ones apart."""
+"""Added to the logits of allowed_token_ids. It is far above any spread of logits, so all other tokens get probability 0
+in float32, and small enough that float32 still distinguishes the allowed ones."""
 
 
 class RequestParameters(Struct, frozen=True, kw_only=True):
     """The fields of `parameters`. A field that is absent or `null` has its default."""
 
     do_sample: bool | None = None
-    """False (default): greedy, whatever temperature, top_p and top_k say."""
+    """False (default): greedy; temperature, top_p, top_k and min_p have no effect."""
     temperature: Annotated[float, Meta(ge=0.0, le=1000.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
@@ -47,22 +47,22 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
     input_penalty: bool | None = None
-    """Penalties count the prompt's tokens too."""
+    """Penalties also count the tokens of the prompt."""
     ignore_eos: bool | None = None
     max_new_tokens: Count | None = None
-    """Default 16; cut down to what fits the context."""
+    """Default 16. Reduced to what fits the context."""
     min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
     stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
     include_stop_str_in_output: bool | None = None
-    """Leave the stop string at the end of the text (default: trimmed)."""
+    """Keep the stop string at the end of the text. Default: remove it."""
     n: Choices | None = None
     best_of: Choices | None = None
-    """The same as n; if both are given they are equal."""
+    """The same as n. If both are given, they must be equal."""
     seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
-    """-1 or none: a new one for every request."""
+    """-1 or absent: a random seed for each request."""
     return_details: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
-    """Report this many alternatives per produced token. true: 1."""
+    """Number of alternatives to report for each produced token. true: 1."""
     prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
     logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
     allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
@@ -72,21 +72,21 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     print_eos_token: bool | None = None
     disable_prompt_cache: bool | None = None
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
-    """Higher is served first."""
+    """A higher priority is served first."""
     regular_constraint: Guide | None = None
     guided_grammar: Guide | None = None
     guided_json: Guide | dict[str, Raw] | None = None
 
 
 def choices(p: RequestParameters) -> int:
-    """The number of answers. Raises InvalidRequest if n and best_of differ."""
+    """The number of answers. InvalidRequest if n and best_of differ."""
     if p.n is not None and p.best_of is not None and p.n != p.best_of:
         raise InvalidRequest("n must equal best_of", param="n")
     return p.n or p.best_of or 1
 
 
 def sampling(p: RequestParameters) -> Sampling:
-    """Raises InvalidRequest for what is contradictory or not supported."""
+    """The engine's sampling rules. InvalidRequest for parameters that contradict each other or are not supported."""
     _refuse_guides(p)
     most = p.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     if (p.min_new_tokens or 1) > most:
@@ -116,7 +116,7 @@ def sampling(p: RequestParameters) -> Sampling:
 
 
 def output(p: RequestParameters) -> Output:
-    """skip_special_tokens is True unless told otherwise: what users expect, and LightLLM's default until 2025."""
+    """The detokenizer's rules. skip_special_tokens defaults to True, as users expect and LightLLM did until 2025."""
     return Output(
         stop=_stop_strings(p),
         keep_stop=bool(p.include_stop_str_in_output),
@@ -136,7 +136,7 @@ def _stops(p: RequestParameters) -> list[str | list[int]]:
 
 
 def _stop_strings(p: RequestParameters) -> tuple[str, ...]:
-    """An empty stop string stops nothing."""
+    """The stop strings; empty ones are ignored."""
     strings = tuple(stop for stop in _stops(p) if isinstance(stop, str) and stop)
     if any(len(stop.encode()) > MAX_STOP_BYTES for stop in strings):
         raise InvalidRequest(f"a stop string has at most {MAX_STOP_BYTES} bytes", param="stop_sequences")
@@ -144,11 +144,11 @@ def _stop_strings(p: RequestParameters) -> tuple[str, ...]:
 
 
 def _stop_ids(p: RequestParameters) -> bytes:
-    """A list of one id is a stop id. Longer ones would need the text they stand for: the client has it, we do not."""
+    """The stop ids, int32: lists of one id. InvalidRequest for longer lists, since their text is not known here."""
     lists = [stop for stop in _stops(p) if isinstance(stop, list)]
     if any(len(ids) > 1 for ids in lists):
         raise InvalidRequest(
-            "a stop sequence of several token ids is not supported, send it as a string", param="stop_sequences"
+            "a stop sequence of several token ids is not supported; send it as a string", param="stop_sequences"
         )
     return array("i", [ids[0] for ids in lists]).tobytes()
 

@@ -1,4 +1,4 @@
-"""`lightllm-mp serve`: everything that can fail early fails first, then the supervisor runs."""
+"""`lightllm-mp serve`: checks all settings and the model's files, binds the port, then runs the supervisor."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ EXIT_CONFIG = 2
 
 
 def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
-    """Serve until told to stop; returns the exit code.
+    """Serve until a signal stops the server. Returns the exit code.
 
-    With `parent_fd` the server ends when that descriptor reads end-of-file; facts are written to `status_fd` as one
-    line of JSON when it serves (see server.py).
+    `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
+    writes its facts there as one line of JSON (see server.py). -1: not used.
     """
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
@@ -50,18 +50,18 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     except EngineError as error:
         return _refused(config, error)
     if config.multimodal.enable_multimodal and not sees:
-        log.warning("--enable-multimodal: this model has no vision tower, requests with images are refused")
+        log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")
     if not keys and not is_loopback(config.http.host):
-        log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
+        log.warning("ANYBODY who reaches %s can use this server; set --api-key-file", config.http.host)
     with listen:
         try:
             return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
-        except EngineError as error:  # no shared memory for the lanes: nothing has been started yet
+        except EngineError as error:  # no shared memory for the lanes; no process has started yet
             return _refused(config, error)
 
 
 def _refused(config: Config, error: EngineError) -> int:
-    """One line about why there is no start; its exit code."""
+    """Reports in one line why the server does not start. Returns the exit code."""
     if config.supervisor.log_json:
         log.critical("%s", error.message)
     else:
@@ -75,7 +75,7 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
 
     def serving(facts: Facts) -> None:
         if config.http.reuse_port:
-            listen.listen(BACKLOG)  # http begins to accept in this moment
+            listen.listen(BACKLOG)  # from here on the kernel gives this server connections
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:

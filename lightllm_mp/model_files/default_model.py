@@ -23,7 +23,7 @@ def find_model(model_dir: str | None, *, images: bool = False) -> Path:
         return demo_model() if images else find_default_model()
     path = Path(model_dir).expanduser()
     if not path.exists():
-        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
+        raise ConfigError(f"--model-dir {model_dir}: no such folder or file", param="model_dir")
     return path.resolve()
 
 

@@ -1,4 +1,4 @@
-"""What this machine would serve a model on, and how much memory it has for it."""
+"""The device that would serve a model on this machine, and its free memory, found without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Machine:
     is_gpu: bool
 
     def data_type(self, spec: ModelSpec) -> str:
-        """What `--data-type auto` becomes (kernels/select.py)."""
+        """The type that `--data-type auto` chooses; the rule is `default_dtype` in kernels/select.py."""
         if spec.file_dtype == "float32":
             return "float32"
         if self.is_gpu:
@@ -30,14 +30,14 @@ class Machine:
         return "bfloat16" if native() is not None else "float32"
 
     def kv_room(self, weights: int, mem_fraction: float) -> int:
-        """Bytes for KV beside so many bytes of weights. On a GPU steps need some of it too."""
+        """Bytes for KV beside `weights` bytes of weights. On a GPU the steps need a part of them."""
         if self.is_gpu:
             return max(0, int(self.free * mem_fraction) - weights)
         return max(0, int((self.free - weights) * mem_fraction * CPU_KV_SHARE))
 
 
 def this_machine() -> Machine:
-    """The first GPU that nvidia-smi knows, else the CPU."""
+    """The first GPU that nvidia-smi lists, else the CPU."""
     if found := _gpu():
         return found
     return Machine("CPU", free_memory(), is_gpu=False)
@@ -51,7 +51,7 @@ def _gpu() -> Machine | None:
 
 
 class GpuLine(Struct, frozen=True):
-    """A line of nvidia-smi; sizes in MiB."""
+    """One GPU in the output of nvidia-smi. Sizes are MiB."""
 
     name: str
     driver: str
@@ -60,7 +60,7 @@ class GpuLine(Struct, frozen=True):
 
 
 def see_gpus() -> list[GpuLine] | str:
-    """GPUs, or why nvidia-smi could not say."""
+    """All GPUs that nvidia-smi lists, or a text that says why it fails. [] if it is not installed."""
     if (program := shutil.which("nvidia-smi")) is None:
         return []
     query = [program, "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
@@ -78,4 +78,4 @@ def parse_gpus(text: str) -> list[GpuLine] | str:
         rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in text.splitlines() if line.strip()]
         return [GpuLine(name, driver, int(total), int(free)) for name, driver, total, free in rows]
     except ValueError:
-        return "an answer that is not understood"
+        return "unexpected output"
