@@ -26,11 +26,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model_name: str | None = None
     """Name of the model in answers and metrics. Default: the name of the folder."""
     data_type: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
-    """Type of weights and KV. auto: the checkpoint's type, but bfloat16 if it is quantized, or float16 on a CPU."""
+    """Type of weights and KV. auto: the checkpoint's type, but bfloat16 if it is quantised, or float16 on a CPU."""
     load_format: Literal["auto", "dummy"] = "auto"
     """dummy: random weights of the right shapes, for benchmarks. The folder needs only a config.json."""
     quantization: Literal["none", "int8", "fp8"] = "none"
-    """Quantize the projections of all layers at load, with one scale per output. int8: weights only. fp8: weights, and
+    """Quantise the projections of all layers at load, with one scale per output. int8: weights only. fp8: weights, and
     on Hopper the activations of many tokens too. AWQ and GPTQ checkpoints are detected without this flag. On a CPU the
     weights are expanded again: answers show the rounding, memory is not saved."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"

@@ -27,6 +27,11 @@ def physical_cores(proc: Path = PROC, cgroup: Path = CGROUP, cpus: Path = CPUS) 
     return max(1, min([cores, *(int(share) for share in _cpu_shares(proc, cgroup))]))
 
 
+def compute_threads(wanted: int = 0, ranks: int = 1) -> int:
+    """Threads for the CPU ops of one process: `wanted`, or if 0 this rank's share of the physical cores; at least 1."""
+    return wanted or max(1, physical_cores() // ranks)
+
+
 def format_bytes(count: int) -> str:
     """A size for a person, in three significant digits: "92 MiB", "1.25 GiB"."""
     size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]

@@ -11,6 +11,7 @@ import socket
 import sys
 
 import msgspec
+from msgspec.structs import asdict
 
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
@@ -79,7 +80,7 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:
-            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(facts_dict(facts))}).encode() + b"\n")
+            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(asdict(facts))}).encode() + b"\n")
 
     supervisor = Supervisor(config, model, listen=listen, on_progress=console.progress, on_serving=serving)
     loop = asyncio.get_running_loop()
@@ -93,7 +94,3 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
     if parent_fd >= 0:
         loop.add_reader(parent_fd, supervisor.begin_stop)
     return await supervisor.run()
-
-
-def facts_dict(facts: Facts) -> dict[str, object]:
-    return {name: getattr(facts, name) for name in Facts.__struct_fields__}

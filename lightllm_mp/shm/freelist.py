@@ -28,7 +28,7 @@ class FreeList:
         return None
 
     def give(self, start: int, count: int) -> None:
-        """Returns granules that `take` handed out."""
+        """Frees granules that `take` has returned."""
         index = bisect_left(self._starts, start)
         joins_next = index < len(self._starts) and self._starts[index] == start + count
         joins_previous = index > 0 and self._starts[index - 1] + self._counts[index - 1] == start

@@ -24,7 +24,7 @@ the stages of images and prompts, from the server's /metrics. Exit code 1 if a r
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark that `argv` describes. Raises ConfigError for wrong flags."""
+    """Runs the benchmark that `argv` describes. ConfigError for wrong flags."""
     args = _parse(argv)
     figures = _run(args)
     print(json.dumps(figures) if args.json else _described(figures))

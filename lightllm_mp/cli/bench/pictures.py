@@ -34,7 +34,7 @@ class PictureSize(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> PictureSize:
-        """From `N` or `WxH`. Raises ConfigError."""
+        """From "N" or "WxH". ConfigError for other text."""
         width, cross, height = text.partition("x")
         edges = (width, height if cross else width)
         if not all(edge.isdecimal() and 1 <= int(edge) <= LONGEST for edge in edges):

@@ -76,7 +76,7 @@ def make(
 
 
 def sharegpt(seed: int = 0) -> Iterator[tuple[int, int]]:
-    """(prompt tokens, answer tokens) without end."""
+    """Yields pairs (prompt tokens, answer tokens) for ever."""
     rng = random.Random(f"lengths-{seed}")
     while True:
         i, o = round(math.exp(rng.gauss(MU_IN, SIGMA_IN))), round(math.exp(rng.gauss(MU_OUT, SIGMA_OUT)))

@@ -46,9 +46,8 @@ def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Fin
     try:
         create("doctor", TRIAL).close()
     except (OSError, StartupError) as error:
-        yield fail(
-            "shared memory", str(error), f"{format_bytes(TRIAL)} of memfd memory are needed: raise the memory limit"
-        )
+        advice = f"raise the memory limit: a server needs {format_bytes(TRIAL)} of memfd memory"
+        yield fail("shared memory", str(error), advice)
     else:
         yield ok("shared memory", f"{format_bytes(TRIAL)} as sealed memfd")
 
