@@ -1,7 +1,7 @@
 """lightllm_mp: an LLM serving engine made of actors over lock-free shared-memory queues.
 
-`Engine` is the offline API, `launch` runs a server from another program, `Config` configures both. Importing the
-package loads none of them, nor torch: they come when they are first named.
+`Engine` is the offline API, `launch` runs a server from another program, `Config` configures both. They are imported at
+first use, so `import lightllm_mp` is quick and loads no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m lightllm_mp`: the same as the command `lightllm-mp`."""
+"""`python -m lightllm_mp` is the command `lightllm-mp`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Configuration: one frozen struct per part of the engine; flags, environment and file keys are made from them.
+"""Configuration: one frozen struct per part of the server. Its fields become flags, variables and file keys.
 
-The text below a field is its help. A field named `max_total_token_num` is the flag `--max-total-token-num` (and
-`--max_total_token_num`, LightLLM's spelling), the variable `LIGHTLLM_MP_MAX_TOTAL_TOKEN_NUM` and the file key
-`max_total_token_num`. Every part gets only its own struct.
+The string below a field is its text in `serve --help`. The field `max_total_token_num` is the flag
+`--max-total-token-num` (or `--max_total_token_num`, LightLLM's spelling), the environment variable
+`LIGHTLLM_MP_MAX_TOTAL_TOKEN_NUM` and the file key `max_total_token_num`.
 """
 
 from __future__ import annotations
@@ -15,151 +15,156 @@ Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
 CPU_KV_SHARE = 1 / 3
-"""Of what mem_fraction allows on a CPU: the machine has other work, and a small model needs no more KV."""
+"""KV's share of the memory that mem_fraction allows on a CPU: other programs need memory too."""
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is served."""
+    """The model."""
 
     model_dir: str | None = None
-    """Hugging Face folder or .gguf file; without it the small default model (SmolLM2-135M-Instruct)."""
+    """Hugging Face folder or .gguf file. Default: a small model, SmolLM2-135M-Instruct."""
     model_name: str | None = None
-    """Name in answers and metrics; by default the folder's name."""
+    """Name of the model in answers and metrics. Default: the name of the folder."""
     data_type: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
-    """Type of weights and KV. auto: what is fastest on this device."""
+    """Type of weights and KV. auto: the checkpoint's type, but bfloat16 if it is quantised, or float16 on a CPU."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy: random weights of the right shapes, for benchmarks; the folder needs a config.json and nothing else."""
+    """dummy: random weights of the right shapes, for benchmarks. The folder needs only a config.json."""
     quantization: Literal["none", "int8", "fp8"] = "none"
-    """What the layers' projections become while loading, with a scale per output. int8: weights only. fp8: weights, and
-    on Hopper activations of many tokens too. AWQ and GPTQ checkpoints are found by themselves. On a CPU the weights are
-    expanded again, so that it shows the rounding and saves no memory."""
+    """Quantise the projections of all layers at load, with one scale per output. int8: weights only. fp8: weights, and
+    on Hopper the activations of many tokens too. AWQ and GPTQ checkpoints are detected without this flag. On a CPU the
+    weights are expanded again: answers show the rounding, memory is not saved."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
-    """Which tokenizer implementation to prefer."""
+    """fast: read tokenizer.json. slow: read the vocabulary file that the model was published with. auto: tokenizer.json
+    if the folder has one, else that file."""
     trust_remote_code: bool = False
-    """Accepted; no Python code of a model folder is run by this version."""
+    """Accepted for compatibility. The server never runs Python code of a model folder."""
     eos_id: tuple[int, ...] = ()
-    """End-of-sequence ids; by default those of the checkpoint."""
+    """End-of-sequence token ids. Default: those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs."""
+    """Device of the model. auto: cuda if a GPU is available."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Scheduling and memory."""
 
     tp: Positive = 1
-    """Tensor-parallel ranks: processes that each hold a part of every layer, one a GPU."""
+    """Number of tensor-parallel ranks. Each rank is a process with its own GPU and a part of every layer."""
     max_total_token_num: Positive | None = None
-    """KV slots (tokens) in total; by default found from free memory."""
+    """Size of the KV pool, in tokens. Default: computed from the free memory."""
     mem_fraction: Fraction = 0.93
-    """Share of the device's free memory for weights, activations and KV (on CPU a third of it goes to KV)."""
+    """Share of the device's free memory for weights, activations and KV. On a CPU the KV pool gets a third of it."""
     max_req_total_len: Positive | None = None
-    """Longest prompt plus answer, in tokens; by default the model's context, at most what the KV memory holds."""
+    """Longest prompt plus answer, in tokens. Default: the model's context, or less if the KV pool is smaller."""
     max_req_input_len: Positive | None = None
-    """Longest prompt, in tokens; by default max_req_total_len - 1."""
+    """Longest prompt, in tokens. Default: max_req_total_len - 1."""
     running_max_req_size: Positive = 256
-    """Most sequences that run at once."""
+    """Maximum number of sequences that run at once."""
     batch_max_tokens: Positive | None = None
-    """Most tokens one step computes, prefill chunks and decode together; by default 512 on CPU, 2048 on CUDA. With
-    more, running answers wait longer for the prompts of others; dense models are no faster, mixtures of experts are."""
+    """Maximum number of tokens in one step, prefill chunks and decode together. Default: 512 on CPU, 2048 on CUDA. A
+    larger value makes mixture-of-experts models faster, not dense ones, and delays running answers more while other
+    prompts are prefilled."""
     kv_cache_dtype: Literal["auto", "int8", "fp8"] = "auto"
-    """What keys and values are stored in. auto: the model's type. int8 and fp8: a byte each, and a scale for each token
-    and head: about twice the tokens in the same memory. Not for models with latent attention (DeepSeek-V2)."""
+    """Type of keys and values in the KV pool. auto: the model's type. int8 and fp8: one byte per value and a scale per
+    token and head, so the same memory holds about twice the tokens. Models with latent attention (DeepSeek-V2) do not
+    support them."""
     disable_prompt_cache: bool = False
-    """Do not reuse the KV of earlier prompts."""
+    """Do not reuse the KV of earlier prompts that begin alike."""
     threads: Annotated[int, Meta(ge=0)] = 0
-    """Compute threads of a CPU worker; 0: the physical cores that affinity and control groups leave to this server,
-    divided between the ranks."""
+    """Compute threads of each CPU worker. 0: the physical cores that affinity and control groups allow, divided by the
+    number of ranks."""
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
-    """Steps planned before the previous one has answered: 0 or 1; -1: 0 on CPU, 1 on CUDA."""
+    """Number of steps (0 or 1) to plan before the previous step has returned its tokens. -1: 0 on CPU, 1 on CUDA."""
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The HTTP port and what clients may do."""
+    """HTTP port and limits of clients."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    """Port to listen on; 0: any free one, named in the start-up block."""
+    """Port to listen on. 0: any free port; the start-up block shows it."""
     reuse_port: bool = False
-    """Share the port with another server that has this flag too. One that starts listens when it is ready; one that
-    drains lets the other have new connections and answers what it has accepted: no connection is refused when one
-    replaces the other."""
+    """Share the port with another server that has this flag, to replace it without a refused connection. A new server
+    listens when it is ready. A draining server leaves new connections to it and answers those that it has accepted."""
     api_key_file: str | None = None
-    """File with one API key a line (admin:KEY for an admin key); also LIGHTLLM_MP_API_KEYS and LIGHTLLM_MP_ADMIN_KEYS.
-    With a key set every route but health needs one."""
+    """File with one API key per line (admin:KEY for an admin key). Keys may also stand in LIGHTLLM_MP_API_KEYS and
+    LIGHTLLM_MP_ADMIN_KEYS. If there is any key, every route except health requires one."""
     ssl_certfile: str | None = None
-    """Certificate (chain) in PEM format: the port speaks HTTPS, TLS 1.2 or newer."""
+    """Certificate (chain) in PEM format. With it the port speaks HTTPS, TLS 1.2 or newer."""
     ssl_keyfile: str | None = None
-    """Private key of ssl_certfile, not encrypted; by default in the same file."""
+    """Private key of ssl_certfile, not encrypted. Default: in the same file."""
     cors_allow_origin: tuple[str, ...] = ()
-    """Origin (https://example.org) whose web pages may call this server, or *; may be given several times."""
+    """Origins (https://example.org) whose web pages may call this server, or * for all. May be repeated."""
     max_live_requests: Positive = 1000
-    """Requests accepted and not yet answered; more are refused with 429 and a Retry-After. With several API keys half
-    of it is kept for them, the same number for each."""
+    """Maximum number of requests that are accepted and not yet answered. Further requests get 429 with Retry-After.
+    With several API keys, half of the number is reserved for the keys in equal parts."""
     max_queue_seconds: Annotated[float, Meta(ge=0.0, le=86400.0)] = 600.0
-    """A request whose prefill has not begun after this long is refused with 503; 0: it waits. A client can say with
-    X-Request-Timeout: SECONDS when its answer has to be complete (504). The earliest deadline goes first."""
+    """A request gets 503 if its prefill has not begun after this time. 0: no limit. A client can send
+    X-Request-Timeout: SECONDS; if its answer is not complete by then, it gets 504. The earliest deadline is served
+    first."""
     max_body_bytes: Positive = 32 << 20
-    """Largest request body."""
+    """Largest request body, in bytes."""
     header_timeout: Seconds = 30.0
-    """Time a client has to send its request's headers and body."""
+    """Maximum time to receive the headers and body of a request."""
     write_timeout: Seconds = 60.0
-    """A streaming client that reads nothing for this long is cut off."""
+    """A streaming client that reads nothing for this time is disconnected."""
     disable_access_log: bool = False
-    """No log line per request."""
+    """Do not log a line for each request."""
 
 
 class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Images in requests."""
 
     enable_multimodal: bool = False
-    """Serve images with a model that has a vision tower; another model serves text as without it."""
+    """Accept images if the model has a vision tower. A model without one serves text only."""
     cache_capacity: Positive = 200
-    """Images whose embeddings are kept. A request can have no more different images than this."""
+    """Number of images whose embeddings are cached. A request can have at most this many different images."""
     cache_size_gb: Annotated[float, Meta(gt=0.0, le=1024.0)] | None = None
-    """Memory for these embeddings; by default what cache_capacity images need, and at most 1 GB."""
+    """Memory of the embedding cache. Default: enough for cache_capacity images, but at most 1 GB."""
     visual_gpu_ids: tuple[int, ...] = ()
-    """The GPUs that encode images, each with a copy of the tower; by default the first one."""
+    """GPUs that encode images. Each holds a copy of the vision tower. Default: the first GPU."""
     visual_device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where images are encoded. auto: where the model runs."""
+    """Device of the vision tower. auto: the device of the model."""
     allow_media_host: tuple[str, ...] = ()
-    """Hosts (names or addresses) from which images are fetched whatever their address is. All others must have public
-    addresses: none that is private, loopback, link-local or reserved."""
+    """Hosts (names or addresses) from which images may be fetched at any address. The addresses of all other hosts must
+    be public, that is not private, loopback, link-local or reserved."""
     media_timeout: Seconds = 10.0
-    """An image that has not been fetched after this long, redirects included, is refused."""
+    """Maximum time to fetch an image, redirects included."""
     max_images_per_request: Annotated[int, Meta(ge=1, le=64)] = 32
-    """Most images of one request."""
+    """Maximum number of images in one request."""
     max_bytes_per_image: Annotated[int, Meta(ge=1024, le=1 << 28)] = 32 << 20
-    """Largest image file."""
+    """Largest image file, in bytes."""
     max_pixels_per_image: Annotated[int, Meta(ge=1, le=178_000_000)] = 64_000_000
-    """Most pixels of an image, whatever its file's size."""
+    """Maximum number of pixels in an image."""
     max_image_bytes_per_request: Annotated[int, Meta(ge=1024, le=1 << 30)] = 64 << 20
-    """Most bytes of all image files of one request."""
+    """Maximum size of all image files of one request together, in bytes."""
     max_image_bytes_live: Annotated[int, Meta(ge=1024)] = 1 << 29
-    """Most bytes of the image files of all live requests, each file once; more is refused with 429."""
+    """Maximum size of the image files of all live requests together, in bytes; equal files count once. Requests beyond
+    it get 429."""
 
 
 class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Processes: start, watch, restart, stop."""
+    """Start, supervision and stop of processes."""
 
     start_timeout: Seconds = 1800.0
-    """Every process is ready after this long, or the start has failed."""
+    """The start fails if a process is not ready after this time."""
     drain_timeout: Seconds = 30.0
-    """After SIGTERM running requests have this long to finish."""
+    """Time for running requests to finish after SIGTERM."""
     watchdog_timeout: Seconds = 30.0
-    """A process that answers no ping for this long is replaced (a worker: four times as long, a step may be slow)."""
+    """A process that answers no ping for this time is replaced; a worker after four times as long, since a step may be
+    slow."""
     max_restarts: Annotated[int, Meta(ge=0)] = 3
-    """This many restarts within restart_window end the server with exit code 70 at the next one."""
+    """Maximum number of restarts within restart_window. One more ends the server with exit code 70."""
     restart_window: Seconds = 60.0
-    """Window of max_restarts, in seconds."""
+    """Time over which restarts are counted."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severity that is logged."""
+    """Lowest severity to log."""
     log_json: bool = False
-    """Log one JSON object a line instead of text."""
+    """Log one JSON object per line instead of text."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `lightllm-mp serve` can be told."""
+    """All settings of `lightllm-mp serve`."""
 
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

@@ -1,14 +1,15 @@
-"""Errors that reach a user, each with the HTTP status and the stable code it is reported with.
+"""Errors that reach a user. Each class has its HTTP status and a stable code.
 
-A request error is data: it is raised where it is found, carried to the front as an `ErrorInfo` message and answered.
-Anything else is a bug: it crashes its actor with a traceback, and the supervisor handles it.
+A request error is data: the actor that finds it raises it, an `ErrorInfo` message carries it to the front, and the
+front answers the client. Any other exception is a bug: it crashes its actor with a traceback, and the supervisor
+starts that actor again.
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of everything this package raises on purpose. `message` is safe to show to a client."""
+    """Base class of the errors that this package raises on purpose. `message` is safe to show to a client."""
 
     status = 500
     type = "server_error"
@@ -21,7 +22,7 @@ class EngineError(Exception):
 
 
 class InvalidRequest(EngineError):
-    """The client's request is wrong; sending it again does not help."""
+    """The client's request is wrong. A retry does not help."""
 
     status = 400
     type = "invalid_request_error"
@@ -41,7 +42,7 @@ class Unauthorized(EngineError):
 
 
 class Forbidden(EngineError):
-    """The key is valid and does not reach this far."""
+    """The key is valid but does not permit this route."""
 
     status = 403
     type = "permission_error"
@@ -59,7 +60,7 @@ class UnsupportedMedia(InvalidRequest):
 
 
 class Overloaded(EngineError):
-    """More live requests than the server holds. `retry_after` is in seconds, from the measured drain rate."""
+    """The server holds as many live requests as it may. `retry_after`: seconds, from the measured drain rate."""
 
     status = 429
     type = "overloaded_error"
@@ -71,14 +72,14 @@ class Overloaded(EngineError):
 
 
 class QueueTimeout(Overloaded):
-    """The request waited as long as it may and was not begun."""
+    """The request waited for --max-queue-seconds and its prefill did not begin."""
 
     status = 503
     code = "queue_timeout"
 
 
 class DeadlineExceeded(EngineError):
-    """The time that the client gave its request is over."""
+    """The client's deadline for its request has passed."""
 
     status = 504
     type = "timeout_error"
@@ -86,7 +87,7 @@ class DeadlineExceeded(EngineError):
 
 
 class SlowReader(EngineError):
-    """A streaming consumer fell too far behind."""
+    """A streaming client reads too slowly."""
 
     status = 408
     type = "timeout_error"
@@ -94,7 +95,7 @@ class SlowReader(EngineError):
 
 
 class Unavailable(EngineError):
-    """The server is starting, draining or repairing itself."""
+    """The server is starting, draining or recovering from a crash."""
 
     status = 503
     type = "unavailable_error"
@@ -102,7 +103,7 @@ class Unavailable(EngineError):
 
 
 class ConfigError(EngineError):
-    """A flag, file or environment value is wrong. Reported before anything is started; exit code 2."""
+    """A flag, a file or an environment variable has a wrong value. Reported before anything starts; exit code 2."""
 
     code = "config_error"
 
@@ -114,12 +115,12 @@ class ModelError(EngineError):
 
 
 class NoTokenizer(ModelError):
-    """The checkpoint has no tokenizer files that can be read; it can serve token ids only."""
+    """The checkpoint has no tokenizer that can be read. The server accepts token ids only."""
 
     code = "no_tokenizer"
 
 
 class StartupError(EngineError):
-    """A process did not come up. Exit code 69."""
+    """A process did not start. Exit code 69."""
 
     code = "startup_error"

@@ -1,10 +1,10 @@
-"""The offline API: the same actors without a port, inside the calling program.
+"""The offline API: `Engine` runs the actors of the server without an HTTP port, for the calling program alone.
 
     with Engine() as engine:
         for answer in engine.generate(["What is AI?", "Name a colour."], max_new_tokens=32):
             print(answer.text)
 
-Parameters are those of `/generate` (see the README); a call blocks its thread, calls from several threads run together.
+Parameters are those of `/generate` (see the README). A call blocks its thread; calls of several threads run together.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
-from lightllm_mp.actors.http.sampling_parameters import SCORE, terms
-from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
-from lightllm_mp.cli.serve import find_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Terms
+from lightllm_mp.model_files.default_model import find_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.models.parallel.sharding import check_ranks
+from lightllm_mp.sampling_parameters import SCORE, RequestParameters, terms
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -43,7 +42,7 @@ Chat = Sequence[Mapping[str, str]]
 
 
 class EngineEnded(EngineError):
-    """The engine is closed, or gave up; the message says why."""
+    """The engine is closed or has failed. The message says why."""
 
     code = "engine_ended"
 
@@ -54,15 +53,15 @@ class Completion(Struct, frozen=True):
     text: str
     token_ids: list[int]
     logprobs: list[float]
-    """Of each token, from the model's own distribution."""
+    """Logprob of each token in the model's distribution, before temperature and truncation."""
     finish_reason: str
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens whose KV was reused."""
+    """Number of prompt tokens whose KV was reused."""
 
 
 class Engine:
-    """An engine of its own processes. Raises StartupError when it cannot start. Close it, or use it with `with`."""
+    """An engine with its own processes. Close it, or use it as a context manager. StartupError if it cannot start."""
 
     def __init__(self, config: Config | None = None, *, model_dir: str | None = None) -> None:
         config = config or Config()
@@ -81,7 +80,7 @@ class Engine:
         try:
             self.facts = self._serving.result()
         except EngineError:
-            self._thread.join()  # so that nothing is left of it
+            self._thread.join()
             raise
 
     # --- for users ----------------------------------------------------------------------------------------------------
@@ -93,14 +92,14 @@ class Engine:
         images: Sequence[Sequence[bytes]] = (),
         **parameters: Any,
     ) -> list[Completion]:
-        """Answers to all prompts (texts or lists of token ids), in order; with n > 1 the n answers of each in a row.
+        """Answers to all prompts (texts or lists of token ids), in order. With n > 1 a prompt's n answers are adjacent.
 
-        `images`: for each prompt the image files for its tags (or its ids -200), in order.
+        `images`: for each prompt its image files, in the order of its image tags (or of its ids -200).
         """
         return self._completions(_prompts(prompts), _parse(parameters), images)
 
     def score(self, prompts: str | Sequence[str | Sequence[int]]) -> list[float]:
-        """A reward model's scores of texts or lists of token ids, in order."""
+        """Scores of a reward model for texts or lists of token ids, in order."""
         submit = self._front.frontend.submit
         many = _prompts(prompts)
         answers = self._wait(lambda: self._all(many, lambda one: submit(one, Terms(SCORE), stream=False)))
@@ -111,7 +110,7 @@ class Engine:
         return self._completions([_chat(messages)], _parse(parameters))[0]
 
     def stream(self, prompt: str | Sequence[int], **parameters: Any) -> Iterator[Event]:
-        """Events, one per token, as they are produced. Leaving the iteration early ends the request."""
+        """Yields one event per token as soon as it is produced. Closing the iterator early aborts the request."""
         events = self._events(_prompt(prompt), _parse(parameters))
         try:
             while (event := self._wait(lambda: anext(events, None))) is not None:
@@ -121,7 +120,7 @@ class Engine:
                 self._wait(events.aclose)
 
     def close(self) -> None:
-        """Stop all processes; idempotent."""
+        """Stop all processes. Idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._supervisor.begin_stop)
             self._thread.join()
@@ -135,7 +134,7 @@ class Engine:
     # --- requests, on the engine's loop -------------------------------------------------------------------------------
 
     def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work` on the engine's loop. EngineEnded when the engine is closed, or ends while we wait."""
+        """Run `work` on the engine's loop and wait. EngineEnded if the engine is closed, or ends meanwhile."""
 
         async def run() -> T:
             return await work()
@@ -147,14 +146,14 @@ class Engine:
             work_done.close()
             raise self._ended() from None
         while True:
-            # A loop that ends between the call and its first step leaves the future alone for ever: look at its thread.
+            # If the loop ends before the call's first step, the future never completes. So look at the thread too.
             wait([future], timeout=None if future.done() else 1.0)
             if future.done() or not self._thread.is_alive():
                 break
         try:
             return future.result(timeout=0)
         except (CancelledError, TimeoutError):
-            work_done.close()  # no error where it has run
+            work_done.close()  # does nothing if it has run
             raise self._ended() from None
 
     def _ended(self) -> EngineEnded:
@@ -164,7 +163,7 @@ class Engine:
         self, prompts: list[Prompt], parameters: RequestParameters, images: Sequence[Sequence[bytes]] = ()
     ) -> list[Completion]:
         if images and len(images) != len(prompts):
-            raise InvalidRequest(f"there are images for {len(images)} prompts, and {len(prompts)} prompts")
+            raise InvalidRequest(f"images has entries for {len(images)} prompts, but there are {len(prompts)} prompts")
         uploads = [self._uploads(files) for files in images] or [()] * len(prompts)
         asked = list(zip(prompts, uploads, strict=True))
         answers = self._wait(lambda: self._all(asked, lambda one: self._submit(*one, parameters, stream=False)))
@@ -175,7 +174,7 @@ class Engine:
         return tuple(lane.judge.upload(bytes(data)) for data in files)
 
     async def _all(self, prompts: Sequence[P], submit: Callable[[P], LiveRequest]) -> list[Answer]:
-        """At most max_live_requests at a time, so that a long list is never refused."""
+        """Submits at most max_live_requests at a time, so a long list is never refused."""
         room = asyncio.Semaphore(self._config.http.max_live_requests)
 
         async def one(prompt: P) -> list[Answer]:

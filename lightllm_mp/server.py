@@ -1,4 +1,4 @@
-"""Run a server from another program: `with launch(config) as server: ... server.base_url ...`."""
+"""Run a server as a child of another program: `with launch(config) as server: ... server.base_url ...`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROGRAM = "import sys; from lightllm_mp.server import _child; sys.exit(_child())
 
 
 class Server:
-    """A running `lightllm-mp serve`. It ends when the program that launched it ends, however that ends."""
+    """A running `lightllm-mp serve`. It ends when the launching program ends, even by a crash."""
 
     def __init__(self, config: Config | None = None) -> None:
         config_fd = os.memfd_create("config")
@@ -34,7 +34,7 @@ class Server:
         self._status, status_write = os.pipe()
         fds = (config_fd, parent_read, status_write)
         try:
-            # A group of its own, so that a Ctrl-C at the launching program is that program's to handle.
+            # Its own process group: a Ctrl-C in the terminal reaches only the launching program.
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *map(str, fds)],
                 pass_fds=fds,
@@ -46,7 +46,7 @@ class Server:
                 os.close(fd)
         self._trust = _trust(config.http.ssl_certfile) if config else None
         self.facts: dict[str, Any] = {}
-        """What the server found out about its model: name, context, KV tokens, ...; filled by wait_ready."""
+        """Facts about the served model: name, context, KV tokens, ... Set by wait_ready."""
 
     @property
     def pid(self) -> int:
@@ -54,18 +54,18 @@ class Server:
 
     @property
     def exit_code(self) -> int | None:
-        """None while the server lives; 0 clean, 2 wrong configuration, 69 start failed, 70 restart budget spent."""
+        """None while it runs. 0: clean end; 2: wrong configuration; 69: start failed; 70: restart budget spent."""
         return self._popen.poll()
 
     @property
     def base_url(self) -> str:
-        """Known after wait_ready."""
+        """Available after wait_ready; StartupError before."""
         if not self.facts:
             raise StartupError("the server is not ready yet: call wait_ready first")
         return str(self.facts["url"])
 
     def wait_ready(self, timeout: float = 1800.0) -> Server:
-        """Return when requests are served. StartupError when the server ended or `timeout` seconds have passed."""
+        """Wait until the server accepts requests. StartupError if it ends, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         line = b""
         while not line.endswith(b"\n"):
@@ -80,7 +80,7 @@ class Server:
         return self
 
     def health(self, timeout: float = 5.0) -> bool:
-        """Whether requests make progress right now."""
+        """True if /health answers 200: requests make progress now."""
         try:
             with urllib.request.urlopen(f"{self.base_url}/health", timeout=timeout, context=self._trust) as reply:
                 return reply.status == 200
@@ -88,23 +88,24 @@ class Server:
             return False
 
     def drain(self, timeout: float | None = None) -> int:
-        """Refuse new requests, finish running ones, end. Returns the exit code; TimeoutExpired after `timeout` s."""
+        """Refuse new requests, finish running ones, then end. Returns the exit code. subprocess.TimeoutExpired after
+        `timeout` seconds."""
         self._signal(signal.SIGTERM)
         return self._popen.wait(timeout)
 
     def stop(self, timeout: float = 15.0) -> int:
-        """End now; running requests are cut. Returns the exit code."""
+        """End now and abort running requests. Returns the exit code."""
         self._signal(signal.SIGTERM)
-        time.sleep(0.05)  # two signals at once would be one
+        time.sleep(0.05)  # the kernel would merge two signals at once
         self._signal(signal.SIGTERM)
         try:
             return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._popen.kill()  # its children follow it
+            self._popen.kill()  # its children end with it
             return self._popen.wait()
 
     def close(self) -> None:
-        """Stop if it still runs and give the descriptors back; idempotent."""
+        """Stop the server if it runs, and close the descriptors. Idempotent."""
         if self.exit_code is None:
             self.stop()
         if self._parent_write >= 0:
@@ -124,19 +125,19 @@ class Server:
 
 
 def _trust(certificate: str | None) -> ssl.SSLContext | None:
-    """Of the server's own certificate and no other, whoever signed it and whatever name it is for."""
+    """A TLS context that trusts only the server's own certificate, for any host name and any issuer."""
     if certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    with contextlib.suppress(OSError):  # the server says what is wrong with it
+    with contextlib.suppress(OSError):  # the server reports what is wrong with the file
         context.load_verify_locations(certificate)
     return context
 
 
 def launch(config: Config | None = None) -> Server:
-    """Start a server with this configuration and return at once; see Server."""
+    """Start a server with this configuration. Returns at once; see Server."""
     return Server(config)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightllm_mp.machine import NO_LIMIT, free_memory, physical_cores
+from lightllm_mp.machine import NO_LIMIT, compute_threads, format_bytes, free_memory, physical_cores
 
 
 def system(root: Path, available_kib: int, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -110,3 +110,17 @@ def test_without_a_topology_each_cpu_is_a_core(tmp_path: Path, monkeypatch: pyte
 
 def test_cores_of_this_machine() -> None:
     assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "0.977 KiB"), (92 << 20, "92 MiB"), (5 << 28, "1.25 GiB")],
+)
+def test_sizes_have_three_digits(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_ranks_share_the_cores_unless_threads_are_given() -> None:
+    assert compute_threads(5, ranks=2) == 5
+    assert compute_threads() == physical_cores()
+    assert compute_threads(ranks=1000) == 1

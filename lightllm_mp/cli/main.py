@@ -1,4 +1,4 @@
-"""The command `lightllm-mp`. Commands are imported when they are called, so that help and mistakes answer at once."""
+"""The command `lightllm-mp`. It imports a command only when it runs it, so help and errors appear at once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ usage: lightllm-mp COMMAND [flags]
 
 Commands:
   serve     serve a model over HTTP (without flags: a small default model on 127.0.0.1:8000)
-  inspect   tell what would be served from a model folder, without loading it
-  doctor    check whether this machine can serve, and say what to do where it cannot
+  inspect   describe a model folder or GGUF file without loading it
+  doctor    check whether this machine can serve, and name the remedy if it cannot
   bench     send a workload to a running server and report throughput and latencies
 
-`lightllm-mp COMMAND --help` lists the flags of a command, `lightllm-mp --version` the version.
+`lightllm-mp COMMAND --help` lists the flags of a command; `lightllm-mp --version` prints the version.
 """
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Run a server until it is told to stop. Returns its exit code."""
+    """Run a server until a signal stops it. Returns its exit code."""
     from lightllm_mp.cli.flags import resolve
 
     config, notes = resolve(argv, os.environ)
@@ -50,7 +50,7 @@ def _tell(notes: list[str], settings: SupervisorConfig) -> None:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure a server. Returns 1 if a request failed."""
+    """Measure a running server. Returns 1 if a request failed."""
     from lightllm_mp.cli.bench.command import main as run
 
     return run(argv)
@@ -64,7 +64,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Check the machine. Returns 1 if something must be repaired before it can serve."""
+    """Check this machine. Returns 1 if a check failed."""
     from lightllm_mp.cli.doctor.command import main as run
 
     return run(argv)
@@ -79,7 +79,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong flags or settings, 130 interrupted; `serve` has more."""
+    """Entry point. Exit codes: 0: done; 1: failed; 2: wrong flags or settings; 130: interrupted. `serve` has more."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # `lightllm-mp serve --help | head`: nobody reads on, and flushing at exit must not fail again.
+        # `lightllm-mp serve --help | head` closes the pipe early. The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
 

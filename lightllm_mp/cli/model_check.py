@@ -1,5 +1,5 @@
-"""Looks at a model's files before anything starts, in a process of its own: the libraries and the memory that this
-takes are gone with it, while the supervisor lives as long as the server."""
+"""Checks the files of a model before any actor starts. The check runs in a child process: it imports torch, and the
+supervisor, which lives as long as the server, shall not keep that memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightllm_mp.errors import ConfigError, EngineError, ModelError, StartupErro
 
 
 def check_model(path: Path, *, ranks: int, dummy: bool) -> None:
-    """Raises ModelError for files that cannot be served, ConfigError for `ranks` that the model cannot be cut into.
-    `dummy`: there are no weights to look at."""
+    """ModelError if the files cannot be served, ConfigError if the model cannot be split into `ranks`. `dummy`: the
+    folder has no weights, so only its configuration is checked."""
     from lightllm_mp.models.checkpoint.preflight import check_weights
     from lightllm_mp.models.model_config import read_model_config
     from lightllm_mp.models.parallel.sharding import check_ranks
@@ -23,18 +23,18 @@ def check_model(path: Path, *, ranks: int, dummy: bool) -> None:
 
 
 def check_model_apart(path: Path, *, ranks: int, dummy: bool) -> None:
-    """As `check_model`. StartupError when the other process fails."""
+    """Runs `check_model` in a child process and raises its errors. StartupError if the child itself fails."""
     asked = msgspec.json.encode((str(path), ranks, dummy)).decode()
     done = subprocess.run([sys.executable, "-m", __name__, asked], stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        raise StartupError(f"the process that looks at the model's files ended with {done.returncode}")
+        raise StartupError(f"the process that checks the model's files ended with code {done.returncode}")
     if done.stdout:
         is_config, message, param = msgspec.msgpack.decode(done.stdout, type=tuple[bool, str, str | None])
         raise ConfigError(message, param=param) if is_config else ModelError(message)
 
 
 def main() -> None:
-    """The other process: writes what is wrong, or nothing."""
+    """The child process: writes the error to stdout, or nothing."""
     path, ranks, dummy = msgspec.json.decode(sys.argv[1], type=tuple[str, int, bool])
     try:
         check_model(Path(path), ranks=ranks, dummy=dummy)

@@ -1,4 +1,4 @@
-"""`lightllm-mp serve`: everything that can fail early fails first, then the supervisor runs."""
+"""`lightllm-mp serve`: checks all settings and the model's files, binds the port, then runs the supervisor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import msgspec
+from msgspec.structs import asdict
 
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
@@ -26,7 +26,7 @@ from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
-from lightllm_mp.model_files.default_model import demo_model, find_default_model
+from lightllm_mp.model_files.default_model import find_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -34,10 +34,10 @@ EXIT_CONFIG = 2
 
 
 def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
-    """Serve until told to stop; returns the exit code.
+    """Serve until a signal stops the server. Returns the exit code.
 
-    With `parent_fd` the server ends when that descriptor reads end-of-file; facts are written to `status_fd` as one
-    line of JSON when it serves (see server.py).
+    `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
+    writes its facts there as one line of JSON (see server.py). -1: not used.
     """
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
@@ -51,18 +51,18 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     except EngineError as error:
         return _refused(config, error)
     if config.multimodal.enable_multimodal and not sees:
-        log.warning("--enable-multimodal: this model has no vision tower, requests with images are refused")
+        log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")
     if not keys and not is_loopback(config.http.host):
-        log.warning("ANYBODY who reaches %s can use this server: set --api-key-file", config.http.host)
+        log.warning("ANYBODY who reaches %s can use this server; set --api-key-file", config.http.host)
     with listen:
         try:
             return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
-        except EngineError as error:  # no shared memory for the lanes: nothing has been started yet
+        except EngineError as error:  # no shared memory for the lanes; no process has started yet
             return _refused(config, error)
 
 
 def _refused(config: Config, error: EngineError) -> int:
-    """One line about why there is no start; its exit code."""
+    """Reports in one line why the server does not start. Returns the exit code."""
     if config.supervisor.log_json:
         log.critical("%s", error.message)
     else:
@@ -76,11 +76,11 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
 
     def serving(facts: Facts) -> None:
         if config.http.reuse_port:
-            listen.listen(BACKLOG)  # http begins to accept in this moment
+            listen.listen(BACKLOG)  # from here on the kernel gives this server connections
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:
-            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(facts_dict(facts))}).encode() + b"\n")
+            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(asdict(facts))}).encode() + b"\n")
 
     supervisor = Supervisor(config, model, listen=listen, on_progress=console.progress, on_serving=serving)
     loop = asyncio.get_running_loop()
@@ -94,20 +94,3 @@ async def _run(config: Config, model: str, listen: socket.socket, keys: bool, pa
     if parent_fd >= 0:
         loop.add_reader(parent_fd, supervisor.begin_stop)
     return await supervisor.run()
-
-
-def facts_dict(facts: Facts) -> dict[str, object]:
-    return {name: getattr(facts, name) for name in Facts.__struct_fields__}
-
-
-def find_model(model_dir: str | None, *, images: bool = False) -> Path:
-    """The folder or file to serve; without one the default model, with `images` that with the demo's vision tower.
-
-    ModelError or ConfigError says what is wrong.
-    """
-    if model_dir is None:
-        return demo_model() if images else find_default_model()
-    path = Path(model_dir).expanduser()
-    if not path.exists():
-        raise ConfigError(f"--model-dir {model_dir}: there is no such folder or file", param="model_dir")
-    return path.resolve()

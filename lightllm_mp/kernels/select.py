@@ -10,7 +10,7 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.machine import physical_cores
+from lightllm_mp.machine import compute_threads
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -41,13 +41,13 @@ def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
     return reference.TABLE
 
 
-def set_threads(count: int | None = None) -> int:
-    """Gives CPU ops `count` threads (default: `physical_cores`) and returns the number.
+def set_threads(count: int = 0) -> int:
+    """Gives CPU ops `count` threads (0: see `compute_threads`) and returns the number.
 
     Where the C extension does the work, torch's own pool is set to one thread: its OpenMP workers spin for
     milliseconds after each use and would take the cores from the extension's threads.
     """
-    count = count or physical_cores()
+    count = compute_threads(count)
     if overlay.table() is None:
         torch.set_num_threads(count)
     else:

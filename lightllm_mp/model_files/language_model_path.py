@@ -1,6 +1,6 @@
-"""Where the language model of a folder lies: in the folder itself, or in a GGUF file that its config.json names.
+"""Finds the language model of a folder: the folder itself, or a GGUF file that its config.json names.
 
-So a few megabytes of vision tower can be a model folder of their own beside a language model that is there already.
+So a vision tower of a few megabytes can be a model folder that uses a language model from another place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MAX_CONFIG_BYTES = 16 << 20
 
 
 def language_half(path: Path) -> Path:
-    """`path`, unless it is a folder whose config.json has the key `language_model`: then the default model for
-    "default", else the file of that name in the folder.
+    """`path`, unless it is a folder whose config.json has the key `language_model`. Then the default model if the value
+    is "default", else the file of that name in the folder.
 
-    Raises ModelError where the file is not there. A config.json that cannot be read is left to whoever needs it.
+    ModelError if that file does not exist. A config.json that cannot be read is ignored here; its users report it.
     """
     name = _named(path / "config.json")
     if name is None:
@@ -29,7 +29,7 @@ def language_half(path: Path) -> Path:
         return find_default_model()
     file = path / name
     if Path(name).name != name or not file.is_file():
-        raise ModelError(f"{path}: {KEY} {name[:64]!r} is neither {DEFAULT!r} nor a file of the folder")
+        raise ModelError(f"{path}: {KEY} {name[:64]!r} is neither {DEFAULT!r} nor a file in the folder")
     return file
 
 

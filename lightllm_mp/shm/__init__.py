@@ -1,4 +1,5 @@
-"""Queues between actors: lock-free rings in shared memory, doorbells, leased blocks, and the codec on top of them."""
+"""Message queues between processes: lock-free rings in shared memory, doorbells, leased blocks for large payloads, and
+the message codec."""
 
 from __future__ import annotations
 

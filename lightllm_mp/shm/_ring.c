@@ -1,4 +1,4 @@
-/* The two ends of a lane as Python objects; what is shared with the peer happens in ring.h. */
+/* Python classes for the two ends of a lane. ring.h has all accesses to shared memory. */
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
@@ -14,7 +14,7 @@ enum { CHECKS_PER_YIELD = 32 };
 static PyObject *closed(const char *text) {
     PyObject *module = PyImport_ImportModule("lightllm_mp.shm.errors");
     PyObject *type = module ? PyObject_GetAttrString(module, "LaneClosed") : NULL;
-    if (type) PyErr_SetString(type, text); /* EngineError takes the text as its message */
+    if (type) PyErr_SetString(type, text); /* the text becomes EngineError.message */
     Py_XDECREF(type);
     Py_XDECREF(module);
     return NULL;
@@ -28,7 +28,7 @@ static void free_object(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* The last of `most` arguments may be left out, and be given by its name. Returns how many there are, or -1. */
+/* The last of `most` arguments is optional and may be given by name. Returns the number of arguments, or -1. */
 static Py_ssize_t arguments(Py_ssize_t n, PyObject *names, Py_ssize_t most, const char *last) {
     Py_ssize_t named = names ? PyTuple_Size(names) : 0, all = n + named;
     int right = !named || (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), last) == 0);
@@ -41,8 +41,8 @@ static Py_ssize_t arguments(Py_ssize_t n, PyObject *names, Py_ssize_t most, cons
 
 typedef struct {
     PyObject_HEAD
-    Py_buffer lane, bell; /* bell: the page of the consumer */
-    ring_out out;         /* out.base is NULL once closed */
+    Py_buffer lane, bell; /* bell: the consumer's page */
+    ring_out out;         /* out.base is NULL after close */
 } Producer;
 
 static int place_object(ring_out *out, uint64_t *tail, PyObject *data, uint64_t kind) {
@@ -63,9 +63,9 @@ static int place_object(ring_out *out, uint64_t *tail, PyObject *data, uint64_t 
     return result;
 }
 
-/* The kind of what is to be sent, or 0 with an exception. */
+/* The kind as a number, or 0 with an exception: a wrong kind, a closed sender or a closed lane. */
 static uint64_t checked_kind(ring_out *out, PyObject *kind) {
-    if (!out->base) return PyErr_SetString(PyExc_ValueError, "this sender was closed"), 0;
+    if (!out->base) return PyErr_SetString(PyExc_ValueError, "this sender is closed"), 0;
     uint32_t state = out_state(out);
     long value = kind ? PyLong_AsLong(kind) : 1;
     if (value == -1 && PyErr_Occurred()) return 0;
@@ -101,7 +101,7 @@ static PyObject *producer_put_many(PyObject *self, PyObject *const *args, Py_ssi
         Py_XDECREF(item);
         done += result == PLACED;
     }
-    if (result < 0) return NULL; /* nothing of this call becomes visible */
+    if (result < 0) return NULL; /* no record of this call becomes visible */
     if (done) publish(out, tail, (uint64_t)done);
     return PyLong_FromSsize_t(done);
 }
@@ -148,7 +148,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    Py_buffer bell; /* the own page */
+    Py_buffer bell; /* the consumer's own page */
     Source *sources;
     Py_ssize_t count, next;
     int event;
@@ -172,7 +172,7 @@ static int append(PyObject *list, Py_ssize_t index, const record *r) {
     return failed ? -1 : 0;
 }
 
-/* Moves at most `budget` records of one lane to `list`; how many, or -1 with an exception. */
+/* Appends at most `budget` records of one lane to `list`. Returns their number, or -1 with an exception. */
 static Py_ssize_t take(ring_in *in, Py_ssize_t index, Py_ssize_t budget, PyObject *list) {
     uint64_t head, tail;
     Py_ssize_t taken = 0;
@@ -225,7 +225,7 @@ static void unpark(Consumer *c) {
 }
 
 static int is_open(Consumer *c) {
-    if (!c->bell.obj) PyErr_SetString(PyExc_ValueError, "this inbox was closed");
+    if (!c->bell.obj) PyErr_SetString(PyExc_ValueError, "this inbox is closed");
     return c->bell.obj != NULL;
 }
 
@@ -235,7 +235,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int spin(Consumer *c, double until) { /* yields: a peer on the same CPU must get on */
+static int spin(Consumer *c, double until) { /* yields the CPU: the peer may need it to send */
     do {
         for (int i = 0; i < CHECKS_PER_YIELD; i++)
             if (ready(c)) return 1;
@@ -244,7 +244,8 @@ static int spin(Consumer *c, double until) { /* yields: a peer on the same CPU m
     return 0;
 }
 
-/* Sleeps on the own eventfd, for ever if `until` < 0. 1: rung, 0: time is up, -1: an exception (a signal handler's). */
+/* Sleeps on the own eventfd; without limit if `until` < 0. 1: the bell rang. 0: timeout. -1: an exception, perhaps of a
+ * signal handler. */
 static int doze(Consumer *c, double until) {
     for (;;) {
         struct pollfd set = {c->event, POLLIN, 0};
@@ -317,7 +318,7 @@ static PyObject *consumer_close(PyObject *self, PyObject *unused) {
     Consumer *c = (Consumer *)self;
     while (c->count) PyBuffer_Release(&c->sources[--c->count].view);
     c->next = 0;
-    if (c->bell.obj) PyBuffer_Release(&c->bell); /* which clears bell.obj */
+    if (c->bell.obj) PyBuffer_Release(&c->bell); /* clears bell.obj */
     Py_RETURN_NONE;
 }
 
@@ -347,7 +348,7 @@ static void consumer_dealloc(PyObject *self) {
 static PyMethodDef producer_methods[] = {
     {"try_put", CALL(producer_try_put), FAST, "try_put(data, kind=1) -> bool"},
     {"put_many", CALL(producer_put_many), FAST, "put_many(records, kind=1) -> int"},
-    {"close", producer_close, METH_NOARGS, "Gives the lane back."},
+    {"close", producer_close, METH_NOARGS, "Releases the lane and the bell."},
     {NULL, NULL, 0, NULL}};
 static PyMethodDef consumer_methods[] = {
     {"add", consumer_add, METH_VARARGS, "add(lane, peer_event) -> index"},
@@ -355,7 +356,7 @@ static PyMethodDef consumer_methods[] = {
     {"park", consumer_park, METH_NOARGS, "park() -> bool"},
     {"unpark", consumer_unpark, METH_NOARGS, "unpark()"},
     {"wait", CALL(consumer_wait), METH_VARARGS | METH_KEYWORDS, "wait(timeout=None, spin_us=0) -> bool"},
-    {"close", consumer_close, METH_NOARGS, "Gives lanes and bell back."},
+    {"close", consumer_close, METH_NOARGS, "Releases the lanes and the bell."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot producer_slots[] = {
     {Py_tp_new, producer_new}, {Py_tp_dealloc, producer_dealloc}, {Py_tp_methods, producer_methods}, {0, NULL}};

@@ -1,21 +1,21 @@
-"""Shared blocks with one owner: bulk data is written once and travels as a BlockRef.
+"""Shared memory for large payloads: the owner writes a block once and sends its BlockRef, a reader copies it.
 
-Layout, little endian: a page with magic u64, version u32, granule u32, capacity u64 and the CRC-32 of these, at 64 the
-last generation u64; then `capacity` bytes in granules. A block is a run of granules: a header of 64 bytes (generation
-u64, length u64, state u32), then the payload, aligned to 64 bytes.
+Layout, little endian: a page with magic u64, version u32, granule u32, capacity u64 and their CRC-32, and at offset 64
+the last generation u64; then `capacity` bytes in granules. A block is a run of granules: a header of 64 bytes
+(generation u64, length u64, state u32), then the payload, aligned to 64 bytes.
 
-The index (which granules are free, which generation lies where) is private memory of the owner, so no peer can corrupt
-or hold it. Legal states of a block, all set by the owner::
+The index (free granules, the generation of each block) is private memory of the owner, so no peer can corrupt it.
+Legal states of a block, all set by the owner::
 
     free --alloc--> FILLING --commit/write--> READY --free--> FREE
                     FILLING --free--> FREE
 
-A reader holds a lease: the BlockRef it was sent. A generation is never used twice, so a lease that outlives its block
-is recognised: the reader compares the header before and after its copy and raises LeaseError, which is an engine bug.
-That the bytes are there when the BlockRef is follows from the lane that carried it (release/acquire).
+A reader holds a lease: the BlockRef that it received. A generation is never used twice. The reader compares the header
+before and after its copy; if the lease has outlived its block, it raises LeaseError, which is a bug of the engine. The
+lane that carries a BlockRef makes the bytes of the block visible with it (release/acquire).
 
-Memory is taken as blocks need it, first the lowest granules, and kept: an arena is as large as its largest message ever
-asked for, and most stay nearly empty. A block's pages exist before it is handed out, so nobody meets a SIGBUS.
+The arena takes memory when blocks need it, lowest granules first, and keeps it. So its capacity is only a bound, and
+most arenas stay nearly empty. The pages of a block exist before `alloc` returns it, so no access raises SIGBUS.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BLOCK = struct.Struct("<QQI")
 
 
 class BlockRef(msgspec.Struct, frozen=True, array_like=True):
-    """The right to read one block of a known arena. offset: of the block header in the arena's memory, bytes."""
+    """A lease: the right to read one block of an arena. `offset`: of the block's header in the arena, in bytes."""
 
     offset: int
     length: int
@@ -51,7 +51,7 @@ class BlockRef(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block as its owner knows it. room: bytes of payload that fit."""
+    """A block, as its owner sees it. `room`: bytes of payload that fit."""
 
     offset: int
     room: int
@@ -59,7 +59,7 @@ class Block:
 
 
 class Arena:
-    """One sealed, sparse memfd. An owner calls create or adopt; a reader attach, then read, or view and verify."""
+    """A sparse memfd with blocks. The owner calls `create` or `adopt`; a reader `attach`, then `read` or `view`."""
 
     def __init__(self, segment: Segment, granule: int, owner: bool) -> None:
         self.segment = segment
@@ -68,16 +68,14 @@ class Arena:
         self._free = FreeList(self.capacity // granule) if owner else None
         self._blocks: dict[int, Block] = {}
         self._backed = bytearray(self.capacity // granule if owner else 0)
-        """For each granule: 1 when its pages are known to exist."""
+        """For each granule: 1 if its pages are known to exist."""
         self._generation = int.from_bytes(segment.view[GENERATION : GENERATION + 8], "little")
 
     @classmethod
     def create(cls, size: int, granule: int = 65536) -> Arena:
-        """An arena of at least `size` bytes, rounded up to whole granules. StartupError when memory lacks."""
+        """An arena of `size` bytes, rounded up to whole granules. StartupError if there is too little memory."""
         if size <= 0 or granule < 128 or granule % 64:
-            raise ValueError(
-                f"arena of {size} bytes in granules of {granule}: granules are multiples of 64 from 128 on"
-            )
+            raise ValueError(f"arena: size {size} must be positive, granules {granule} multiples of 64 from 128 on")
         capacity = -(-size // granule) * granule
         segment = Segment.create("arena", PAGE + capacity, sparse=True)
         header = _ARENA.pack(MAGIC, VERSION, granule, capacity)
@@ -86,7 +84,7 @@ class Arena:
 
     @classmethod
     def attach(cls, fd: int) -> Arena:
-        """The reader's side of an inherited descriptor. StartupError when it is no arena of this version and size."""
+        """A reader's view of an inherited descriptor. StartupError if it is not an arena of this version."""
         segment = Segment.attach(fd)
         header = bytes(segment.view[: _ARENA.size])
         crc = int.from_bytes(segment.view[_ARENA.size : _ARENA.size + 4], "little")
@@ -97,12 +95,12 @@ class Arena:
 
     @classmethod
     def adopt(cls, fd: int) -> Arena:
-        """As attach, but for the process that owns the arena from now on. It starts empty: old leases become stale."""
+        """As `attach`, but for a new owner of the arena. The arena starts empty: old leases become stale."""
         arena = cls.attach(fd)
         count = arena.capacity // arena.granule
         arena._free, arena._backed = FreeList(count), bytearray(count)
         at = arena.segment.data(PAGE)
-        while at is not None:  # what was never written to is free as it is
+        while at is not None:  # a granule that was never written to has the state FREE
             offset = PAGE + (at - PAGE) // arena.granule * arena.granule
             arena._write_header(offset, 0, 0, FREE)
             at = arena.segment.data(offset + arena.granule)
@@ -118,16 +116,16 @@ class Arena:
 
     @property
     def used(self) -> int:
-        """Bytes in taken granules, headers and rounding included."""
+        """Bytes in allocated granules, with headers and rounding."""
         return self.capacity - self._owned().free * self.granule
 
     def footprint(self, n: int) -> int:
-        """What a block for `n` bytes takes of `capacity`."""
+        """Bytes of `capacity` that a block with `n` bytes of payload takes."""
         return -(-(BLOCK_HEADER + n) // self.granule) * self.granule
 
     def alloc(self, n: int) -> Block | None:
-        """A block for `n` bytes, FILLING; None when no free run is long enough, or the machine has no memory for it.
-        ValueError if it never can be."""
+        """A block for `n` bytes in state FILLING. None if no free run is long enough or the machine has no memory for
+        it. ValueError if the arena is too small for it."""
         count = self.footprint(n) // self.granule
         free = self._owned()
         if n < 0 or count > free.total:
@@ -152,27 +150,27 @@ class Arena:
         return self.segment.view[start : start + block.room]
 
     def commit(self, block: Block, length: int) -> BlockRef:
-        """FILLING -> READY: the first `length` bytes are valid; what is returned may be sent."""
+        """FILLING -> READY: the first `length` bytes are valid. The BlockRef may be sent."""
         self._own(block.offset, block.generation)
         if not 0 <= length <= block.room:
-            raise ValueError(f"{length} bytes in a block of {block.room}")
+            raise ValueError(f"{length} bytes do not fit in a block of {block.room}")
         self._write_header(block.offset, block.generation, length, READY)
         return BlockRef(block.offset, length, block.generation)
 
     def write(self, block: Block, *buffers: bytes | memoryview) -> BlockRef:
-        """Copies `buffers` one behind the other and commits."""
+        """Copies `buffers` one after the other and commits. ValueError if they do not fit."""
         at = 0
         with self.payload(block) as room:
             for buffer in buffers:
                 with memoryview(buffer).cast("B") as source:
                     if at + len(source) > block.room:
-                        raise ValueError(f"more than {block.room} bytes for the block")
+                        raise ValueError(f"the buffers have more than the {block.room} bytes of the block")
                     room[at : at + len(source)] = source
                     at += len(source)
         return self.commit(block, at)
 
     def free(self, block: Block | BlockRef) -> None:
-        """Gives the granules back. LeaseError when the block is not, or no longer, allocated."""
+        """Frees the block. LeaseError if it is not allocated."""
         known = self._own(block.offset, block.generation)
         del self._blocks[known.offset]
         self._write_header(known.offset, 0, 0, FREE)
@@ -180,21 +178,21 @@ class Arena:
         self._owned().give((known.offset - PAGE) // self.granule, count)
 
     def reset(self) -> None:
-        """Frees every block. Leases of before are recognised as stale, for generations go on."""
+        """Frees every block. Old leases are stale, since generations go on."""
         for block in list(self._blocks.values()):
             self.free(block)
 
     def view(self, ref: BlockRef) -> memoryview:
-        """The payload in place, read-only. Call `verify` after use, before the lease goes back."""
+        """The payload in place, read-only. Call `verify` after use and before the lease goes back."""
         start = ref.offset + BLOCK_HEADER
         inside = ref.length >= 0 and ref.offset >= PAGE and start + ref.length <= self.segment.size
         if not inside or (ref.offset - PAGE) % self.granule:
-            raise LeaseError(f"{ref} lies outside of the arena")
+            raise LeaseError(f"{ref} is outside the arena")
         self.verify(ref)
         return self.segment.view[start : start + ref.length].toreadonly()
 
     def verify(self, ref: BlockRef) -> None:
-        """LeaseError unless the block still is the one that was leased."""
+        """LeaseError if the block is not the leased one any more."""
         generation, length, state = _BLOCK.unpack_from(self.segment.view, ref.offset)
         if (generation, length, state) != (ref.generation, ref.length, READY):
             raise LeaseError(f"{ref} is stale: the block has generation {generation}, {length} bytes, state {state}")
@@ -210,7 +208,7 @@ class Arena:
         self.segment.close()
 
     def _back(self, start: int, count: int) -> bool:
-        """Whether the pages of `count` granules exist, now or already."""
+        """Allocates the pages of `count` granules. False: too little memory."""
         end = start + count
         if 0 in self._backed[start:end]:
             if not self.segment.back(PAGE + start * self.granule, count * self.granule):
@@ -221,12 +219,12 @@ class Arena:
     def _own(self, offset: int, generation: int) -> Block:
         block = self._blocks.get(offset)
         if block is None or block.generation != generation:
-            raise LeaseError(f"no block of generation {generation} at {offset}")
+            raise LeaseError(f"there is no block of generation {generation} at offset {offset}")
         return block
 
     def _owned(self) -> FreeList:
         if self._free is None:
-            raise RuntimeError("only the owner of an arena has its index")
+            raise RuntimeError("only the owner of an arena can allocate and free blocks")
         return self._free
 
     def _write_header(self, offset: int, generation: int, length: int, state: int) -> None:

@@ -1,4 +1,4 @@
-"""The bell of an actor: what its peers ring to wake it, whatever the number of its lanes."""
+"""The bell of an actor: one eventfd that its peers use to wake it, for all of its lanes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightllm_mp.shm.segment import Segment
 class Bell:
     """One memfd page (parked flag, epoch, pid, counters) and one nonblocking eventfd, per actor.
 
-    The parked flag has two legal transitions. 0 -> 1: the owner is about to sleep; it then passes a full fence, looks
-    at all its lanes once more, and sleeps only if they are empty. 1 -> 0: by the owner when it wakes or finds data, or
-    by the one peer that takes the flag by exchange and therefore writes the eventfd. The counter of the eventfd keeps
-    every ring until the owner reads it, so none is lost; a ring without data is harmless.
+    The parked flag has two legal transitions. 0 -> 1: the owner wants to sleep. It then passes a full fence, checks all
+    its lanes again, and sleeps only if they are empty. 1 -> 0: the owner wakes or finds data, or one peer clears the
+    flag by exchange and then writes the eventfd. The eventfd counts each ring until the owner reads it, so no ring is
+    lost. A ring without data is harmless.
     """
 
     def __init__(self, page: Segment, event_fd: int) -> None:
@@ -31,19 +31,19 @@ class Bell:
 
     @classmethod
     def create(cls, actor_id: int) -> Bell:
-        """A new bell; StartupError when memory or descriptors lack."""
+        """A new bell. StartupError if there is too little memory or too few descriptors."""
         page = Segment.create(f"bell-{actor_id}", PAGE)
         try:
             event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
             page.close()
-            raise StartupError(f"no eventfd for actor {actor_id}: {error}") from error
+            raise StartupError(f"no eventfd for actor {actor_id}: {error}; raise the limit of open files") from error
         write_bell_header(page.view, actor_id)
         return cls(page, event_fd)
 
     @classmethod
     def attach(cls, page_fd: int, event_fd: int) -> Bell:
-        """Takes over two inherited descriptors; StartupError (the caller keeps them) when they are not a bell."""
+        """Takes ownership of two inherited descriptors. StartupError (the caller keeps them) if they are not a bell."""
         page = Segment.attach(os.dup(page_fd))
         try:
             bell = cls(page, event_fd)
@@ -60,21 +60,21 @@ class Bell:
 
     def ring(self) -> None:
         """Wakes the owner, or makes its next wait return at once."""
-        with contextlib.suppress(BlockingIOError):  # the counter is full: it rings already
+        with contextlib.suppress(BlockingIOError):  # the counter is full, so the bell rings already
             os.eventfd_write(self.event_fd, 1)
 
     def fileno(self) -> int:
         return self.event_fd
 
     def poller(self) -> select.epoll:
-        """For the stdlib twin, in the owner's process: the set of descriptors it sleeps on, the eventfd first."""
+        """For the Python ring, in the owner's process: the epoll set that it sleeps on, with the eventfd in it."""
         if self._poller is None:
             self._poller = select.epoll()
             self._poller.register(self.event_fd, select.EPOLLIN)
         return self._poller
 
     def claim(self, epoch: int = 0) -> None:
-        """Called by the owner: writes its pid and epoch where the supervisor and tools can read them."""
+        """Called by the owner: stores its pid and epoch for the supervisor and for tools."""
         self._u64[BELL_PID // 8] = os.getpid()
         self._u64[BELL_EPOCH // 8] = epoch
 
@@ -92,12 +92,12 @@ class Bell:
 
     @property
     def parks(self) -> int:
-        """How often the owner went to sleep."""
+        """How often the owner parked to sleep."""
         return self._u64[BELL_COUNTS // 8]
 
     @property
     def wakes(self) -> int:
-        """How often the owner was woken or looked at its bell."""
+        """How often the owner woke or read its bell."""
         return self._u64[BELL_COUNTS // 8 + 1]
 
     def close(self) -> None:

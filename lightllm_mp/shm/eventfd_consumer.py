@@ -1,4 +1,4 @@
-"""The consuming end of lanes in the standard library alone."""
+"""The consuming end of the Python ring (see eventfd_lane.py)."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class EventfdSource(EventfdEnd):
     def rejoin(self) -> None:
         self.incarnation = self.u64[INCARNATION // 8]
         self.head = self.u64[HEAD // 8]
-        self.available = 0  # counted bytes that are not yet drained
-        self.owed = 0  # drained bytes that the producer was not yet told of
+        self.available = 0  # counted bytes that are not drained yet
+        self.owed = 0  # drained bytes that are not released to the producer yet
 
     def is_valid(self) -> bool:
-        """What is available can be taken: it is of this epoch, and the lane is not poisoned."""
+        """True if the available bytes are of this epoch and the lane is not poisoned."""
         return self.u32[STATE // 4] != POISONED and self.incarnation == self.u64[INCARNATION // 8]
 
     def collect(self) -> None:
-        """Reads the count; one that no producer can have reached poisons the lane."""
+        """Reads the count. A count that no correct producer reaches poisons the lane."""
         if self.incarnation != self.u64[INCARNATION // 8]:
             self.rejoin()
         self.available += count_of(self.data_fd)
@@ -67,7 +67,7 @@ class EventfdSource(EventfdEnd):
             self.u64[_SEEN_BACKLOG] = self.available
 
     def take(self, index: int, budget: int, out: list[tuple[int, int, bytes]]) -> int:
-        """Moves at most `budget` counted records to `out`."""
+        """Moves at most `budget` counted records to `out`. Returns their number."""
         if self.incarnation != self.u64[INCARNATION // 8]:
             self.rejoin()
         if not self.available or self.u32[STATE // 4] == POISONED:
@@ -94,13 +94,13 @@ class EventfdSource(EventfdEnd):
         return taken
 
     def _pad_size(self, offset: int, left: int, header: int) -> int:
-        """The bytes to skip, or 0 for a record that no correct producer can have written."""
+        """The bytes of padding to skip, or 0 for a record that no correct producer writes."""
         size = (header & 0xFFFFFFFF) + 8
         right = header >> 32 == KIND_PAD and size % 8 == 0 and size <= left and offset + size == self.capacity
         return size if right else 0
 
     def _give_back(self, released: int, head: int, left: int, taken: int) -> None:
-        """A producer that waits is told only when half of the lane is free, so that it is woken once."""
+        """Releases drained bytes. To a waiting producer only when half of the lane is free, so that it wakes once."""
         words = self.u64
         self.head, self.available = head, left
         self._gets += taken
@@ -118,7 +118,7 @@ class EventfdSource(EventfdEnd):
 
 
 class Consumer:
-    """As `_ring.Consumer`."""
+    """Has the interface of `_ring.Consumer`."""
 
     def __init__(self, own: Bell) -> None:
         self._bell = own
@@ -126,21 +126,21 @@ class Consumer:
         self._sources: list[EventfdSource] = []
         self._by_fd: dict[int, EventfdSource] = {}
         self._next = 0
-        self._fresh = False  # wait or unpark have read the counts a moment ago
+        self._fresh = False  # wait or unpark has just read the counts
         self._parks = self._wakes = 0
         self._u32 = own.page.view.cast("I")
         self._u64 = own.page.view.cast("Q")
 
     def add(self, lane: Lane, peer: Bell) -> int:
         source = EventfdSource(lane, peer)
-        with contextlib.suppress(FileExistsError):  # by an inbox that was dropped and not closed
+        with contextlib.suppress(FileExistsError):  # registered by an inbox that was dropped without close
             self._poller.register(source.data_fd, select.EPOLLIN)
         self._by_fd[source.data_fd] = source
         self._sources.append(source)
         return len(self._sources) - 1
 
     def _collect(self, timeout: float | None = 0, keep: bool = True) -> bool:
-        """Reads the lanes' counts. True when the bell rang or space came back; with `keep` that stays to be seen."""
+        """Reads the lanes' counts. True if the bell rang or space came back; `keep` leaves this for the next call."""
         rung = False
         for fd, _ in self._poller.poll(timeout):
             source = self._by_fd.get(fd)
@@ -151,7 +151,7 @@ class Consumer:
             if fd == self._bell.event_fd:
                 if not keep:
                     count_of(fd)
-            elif keep:  # space: the one shot is used up, so the bell has to keep it
+            elif keep:  # space: the one-shot event is consumed, so the bell keeps it
                 self._bell.ring()
         self._fresh = not keep
         return rung
@@ -224,9 +224,9 @@ class Consumer:
             os.sched_yield()
 
     def close(self) -> None:
-        """Again is no error."""
+        """Idempotent."""
         for source in self._sources:
-            with contextlib.suppress(FileNotFoundError, ValueError):  # the bell was closed before
+            with contextlib.suppress(FileNotFoundError, ValueError):  # the bell is closed
                 self._poller.unregister(source.data_fd)
             source.keep()
         self._sources.clear()

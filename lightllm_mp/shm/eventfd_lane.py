@@ -1,13 +1,14 @@
-"""The two ends of a lane in the standard library alone: the kernel counts the bytes, so no CPU can reorder anything.
+"""The Python ring: both ends of a lane with the standard library alone. Eventfds count the bytes, so the kernel orders
+all memory accesses.
 
-Every publish is an `eventfd_write` of the bytes published and the consumer touches counted bytes only; released bytes
-come back the same way on a second eventfd. What a process wrote before it added to an eventfd is visible to whoever
-reads that count, on every CPU that Linux runs on. The positions in the header are kept for gauges, never relied upon.
+Each publish is an `eventfd_write` of the published bytes, and the consumer reads counted bytes only. Released bytes
+come back in the same way on a second eventfd. What a process writes before it adds to an eventfd is visible to the
+process that reads the count, on every CPU that Linux supports. The positions in the header are only gauges.
 
-Sleeping needs no parked flag: the owner sleeps on an epoll set that holds its bell and the eventfds of its lanes, and
-epoll is level-triggered. A full producer puts the lane's space eventfd into its own set, once (EPOLLONESHOT).
-The counts that an end has read are private memory of its process. `Lane.kept` hands them on to the next end over the
-same Lane object; another process can only take over after Lane.reset().
+Sleep needs no parked flag: the owner sleeps on an epoll set of its bell and the eventfds of its lanes, and epoll is
+level-triggered. A producer that finds the lane full adds the lane's space eventfd to its own set, once (EPOLLONESHOT).
+The counts that an end has read are private memory of its process. `Lane.kept` passes them to the next end of the same
+Lane object. Another process can take over only after Lane.reset().
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ U64 = (1 << 64) - 1
 
 
 def count_of(event_fd: int) -> int:
-    """Takes what was counted; 0 when nothing was."""
+    """Reads and clears the counter."""
     try:
         return os.eventfd_read(event_fd)
     except BlockingIOError:
@@ -32,7 +33,7 @@ def count_of(event_fd: int) -> int:
 
 
 def add_to(event_fd: int, more: int) -> bool:
-    """False: the counter is full. A bell rings then already; on a lane no correct peer lets it come to that."""
+    """Adds to the counter. False: it is full. Then a bell rings already; on a lane the peer is incorrect."""
     try:
         os.eventfd_write(event_fd, more)
     except BlockingIOError:
@@ -41,7 +42,7 @@ def add_to(event_fd: int, more: int) -> bool:
 
 
 class EventfdEnd:
-    """What both ends know of a lane."""
+    """Common part of the two ends."""
 
     def __init__(self, lane: Lane) -> None:
         self.capacity = lane.capacity
@@ -60,7 +61,7 @@ class EventfdEnd:
             add_to(peer_event, 1)
 
     def gauge(self, word: int) -> int:
-        """Where a counter goes on; a peer may have written anything there, and that must not be an error here."""
+        """The start value of a counter, masked: a peer may have written any value, and none must raise here."""
         return self.u64[word] & (1 << 62) - 1
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""The producing end of a lane in the standard library alone."""
+"""The producing end of the Python ring (see eventfd_lane.py)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PUTS, _FULL, _DOORBELLS, _BACKLOG = (PRODUCER_COUNTS // 8 + i for i in range(4)
 
 
 class Producer(EventfdEnd):
-    """As `_ring.Producer`."""
+    """Has the interface of `_ring.Producer`."""
 
     def __init__(self, lane: Lane, own: Bell, peer: Bell) -> None:
         super().__init__(lane)
@@ -77,7 +77,7 @@ class Producer(EventfdEnd):
         return done
 
     def _usable(self, kind: int) -> bool:
-        """True, or an exception."""
+        """True, or the exception that a put raises."""
         state = self.u32[STATE // 4]
         if not 1 <= kind <= KIND_LAST:
             raise ValueError(f"no such record kind: {kind}")
@@ -92,7 +92,7 @@ class Producer(EventfdEnd):
             raise ValueError(f"a record of {length} bytes does not fit: the lane takes {self.largest}")
 
     def _place(self, data: bytes, kind: int) -> bool:
-        """Copies one record behind the tail; not yet counted, so not yet visible."""
+        """Copies one record to the tail. The consumer does not see it before `_publish` counts it."""
         length = len(data)
         self._check_size(length)
         need = size = (length + 15) & ~7
@@ -113,7 +113,7 @@ class Producer(EventfdEnd):
         return True
 
     def _refill(self, need: int) -> bool:
-        """Takes back the bytes that the consumer has released; when they do not do, asks to be woken."""
+        """Collects the bytes that the consumer has released. False: too few; the bell rings when space comes back."""
         self._credit += count_of(self.space_fd)
         if self._credit > self.capacity:
             self._corrupt("more bytes were released than published")
@@ -128,7 +128,7 @@ class Producer(EventfdEnd):
         return False
 
     def _watch(self) -> None:
-        """The own sleep ends when space comes back; once, and at once if some came meanwhile."""
+        """Wakes the own process once when space comes back, at once if it already has."""
         once = select.EPOLLIN | select.EPOLLONESHOT
         try:
             self._poller.modify(self.space_fd, once)
@@ -144,13 +144,13 @@ class Producer(EventfdEnd):
         try:
             os.eventfd_write(self.data_fd, size)
         except BlockingIOError:
-            self._corrupt("somebody else counted bytes")
+            self._corrupt("another process has counted bytes")
 
     def close(self) -> None:
-        """Again is no error."""
+        """Idempotent."""
         if self._open:
             self._open = False
-            with contextlib.suppress(FileNotFoundError, ValueError):  # never watched; the bell was closed before
+            with contextlib.suppress(FileNotFoundError, ValueError):  # never watched, or the bell is closed
                 self._poller.unregister(self.space_fd)
             self.lane.kept["producer"] = self.incarnation, self._tail, self._credit
             self.release()

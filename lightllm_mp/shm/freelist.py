@@ -1,4 +1,4 @@
-"""Free extents of an arena: first fit, neighbours join when they are given back."""
+"""The allocator of an arena: a list of free extents, first fit, adjacent extents are merged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left
 
 
 class FreeList:
-    """Extents of whole granules in [0, total), ordered by position. Private memory of the arena's owner."""
+    """Free extents in [0, total), in granules, ordered by position. Only the arena's owner has this list."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -14,7 +14,7 @@ class FreeList:
         self._counts = [total]
 
     def take(self, count: int) -> int | None:
-        """The first granule of `count` neighbouring ones, now taken; None when no extent is long enough."""
+        """Takes `count` adjacent granules and returns the first. None if no extent is long enough."""
         for index, have in enumerate(self._counts):
             if have < count:
                 continue
@@ -28,7 +28,7 @@ class FreeList:
         return None
 
     def give(self, start: int, count: int) -> None:
-        """Returns granules that `take` handed out."""
+        """Frees granules that `take` has returned."""
         index = bisect_left(self._starts, start)
         joins_next = index < len(self._starts) and self._starts[index] == start + count
         joins_previous = index > 0 and self._starts[index - 1] + self._counts[index - 1] == start
@@ -47,5 +47,5 @@ class FreeList:
 
     @property
     def extents(self) -> int:
-        """1 when nothing is fragmented."""
+        """Number of free extents; 1 if the free space is not fragmented."""
         return len(self._starts)

@@ -1,4 +1,4 @@
-"""Which ring this process uses: the C extension, or its twin from the standard library."""
+"""Selects the ring of this process: the C extension, or its twin in pure Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def implementation() -> Literal["c", "python"]:
-    """The choice of the environment variable LIGHTLLM_MP_RING (c or python), else c where it was built."""
+    """The value of the environment variable LIGHTLLM_MP_RING ("c" or "python"), else "c" if the extension is built.
+
+    ConfigError for any other value, StartupError for "c" without the extension.
+    """
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "python":
         return "python"
@@ -31,9 +34,9 @@ def implementation() -> Literal["c", "python"]:
 
 @cache
 def extension() -> ModuleType | None:
-    """The compiled module, or None (logged once) where it was not built."""
+    """The compiled module; None, logged once, if it is not built."""
     try:
         return importlib.import_module("lightllm_mp.shm._ring")
     except ImportError as error:
-        _log.info("the ring extension is not available (%s), the slower stdlib ring is used", error)
+        _log.info("the ring extension is not available (%s); this process uses the slower Python ring", error)
         return None

@@ -1,4 +1,4 @@
-"""The consuming end of all lanes of one actor, for blocking loops and for asyncio."""
+"""The consuming end of all lanes of one actor, for a blocking loop or for asyncio."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class _Wait(Protocol):
 
 
 class Inbox:
-    """Takes records from many lanes, sleeps on one descriptor. One thread.
+    """Takes records from many lanes and sleeps on one descriptor. For one thread.
 
-    drain(max)             at most `max` records, copied. Round robin: each lane gives its share before another gives
-                           more, and the next call starts where this one ended. [] when all lanes are empty.
-    park()                 True: the parked flag is set and nothing is there, so it is safe to sleep on fileno().
-                           False: there is data, drain again.
-    unpark()               after sleeping: clears the flag, consumes the bell.
-    wait(timeout, spin_us) blocks without the GIL. True as soon as there may be data or the own bell rang (space is
-                           back); False after `timeout` seconds. Looks for data for `spin_us` microseconds before
-                           it sleeps, yielding the CPU in between.
+    drain(max)             returns copies of at most `max` records. Round robin: each lane gets its share before another
+                           gets more, and the next call starts where this one ended. [] if all lanes are empty.
+    park()                 True: the parked flag is set and no lane has data, so it is safe to sleep on fileno().
+                           False: a lane has data; drain again.
+    unpark()               call after the sleep: clears the flag and resets the bell.
+    wait(timeout, spin_us) blocks without the GIL. True as soon as a lane may have data or the own bell rang (a full
+                           lane has room again); False after `timeout` seconds. Polls for `spin_us` microseconds
+                           before it sleeps, and yields the CPU between polls.
 
-    A lane with an impossible record is poisoned and skipped (see `poisoned`); the other lanes go on.
+    A lane with an invalid record is poisoned and skipped (see `poisoned`). The other lanes go on.
     """
 
     drain: _Drain
@@ -56,16 +56,16 @@ class Inbox:
             self._end = eventfd_consumer.Consumer(own)
         else:
             self._end = require_extension().Consumer(own.page.map, own.event_fd)
-        # The ends' own methods: a Python frame around each would cost as much as the drain of a record.
+        # The end's own methods: a Python frame around each would cost as much as the drain of a record.
         self.drain = self._end.drain
         self.park = self._end.park
         self.unpark = self._end.unpark
         self.wait = self._end.wait
 
     def add(self, lane: Lane, peer: Bell) -> int:
-        """Takes the consuming end of `lane`; `peer` is the producer's bell. Returns the lane's index in records."""
+        """Adds the consuming end of `lane`; `peer` is the producer's bell. Returns the lane's index in records."""
         if lane.implementation != self._implementation:
-            raise ValueError(f"a lane of the {lane.implementation} ring in an inbox of the {self._implementation} ring")
+            raise ValueError(f"the lane is for the {lane.implementation} ring, the inbox for {self._implementation}")
         if self._implementation == "python":
             index = self._end.add(lane, peer)
         else:
@@ -75,29 +75,29 @@ class Inbox:
 
     @property
     def poisoned(self) -> list[int]:
-        """The lanes that were found corrupt and are skipped."""
+        """Indices of the lanes that are corrupt and therefore skipped."""
         return [index for index, lane in enumerate(self._lanes) if lane.state == "poisoned"]
 
     def fileno(self) -> int:
-        """Readable when the bell rang: the eventfd, or with the stdlib twin the epoll set of bell and lanes."""
+        """A descriptor that is readable when the bell rang: the eventfd, or the epoll set of the Python ring."""
         return self.bell.poller().fileno() if self._implementation == "python" else self.bell.event_fd
 
     def attach(
         self, loop: asyncio.AbstractEventLoop, on_records: Callable[[list[Record]], None], budget: int = 256
     ) -> None:
-        """Delivers records in `loop`, at most `budget` per callback so that other callbacks get their turn.
+        """Delivers records in `loop`, at most `budget` per callback, so that other callbacks get their turn.
 
-        `on_records([])` is called when the bell rang without data: a full lane has room again. What `on_records` raises
-        goes to the loop's exception handler; the inbox goes on.
+        `on_records([])` is called if the bell rang without data: a full lane has room again. An exception of
+        `on_records` goes to the loop's exception handler, and the inbox goes on.
         """
         if self._loop is not None:
-            raise RuntimeError("the inbox is attached already")
+            raise RuntimeError("the inbox is already attached to a loop")
         self._loop, self._on_records, self._budget, self._rung = loop, on_records, budget, False
         loop.add_reader(self.fileno(), self._on_bell)
         self._next = loop.call_soon(self._go_on)
 
     def detach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Ends `attach`; again is no error."""
+        """Ends `attach`. Idempotent."""
         if self._loop is None:
             return
         loop.remove_reader(self.fileno())
@@ -108,7 +108,7 @@ class Inbox:
     def _on_bell(self) -> None:
         self.unpark()
         self._rung = True
-        if self._next is None:  # else it is about to deliver anyway, and one budget per turn of the loop is enough
+        if self._next is None:  # else a delivery is scheduled, and one budget per turn of the loop is enough
             self._deliver()
 
     def _go_on(self) -> None:
@@ -127,7 +127,7 @@ class Inbox:
                 self._next = self._loop.call_soon(self._go_on)
 
     def close(self) -> None:
-        """Gives the lanes' memory back."""
+        """Frees the memory of the lanes' ends."""
         if self._loop is not None:
             self.detach(self._loop)
         self._end.close()

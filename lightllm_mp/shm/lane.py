@@ -1,4 +1,4 @@
-"""A lane: the shared memory between one producing actor and one consuming actor."""
+"""A lane: a ring in shared memory from one producing actor to one consuming actor."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from lightllm_mp.shm.segment import Segment
 
 
 class LaneStats(NamedTuple):
-    """Gauges of one lane, since it was created. A value read while the lane is in use may be a moment old."""
+    """Gauges of one lane since its creation. While the lane is in use, a value may be slightly old."""
 
     puts: int  # records published
     full_events: int  # how often a put found no room
-    doorbells: int  # how often the consumer was woken; the stdlib twin counts every publish
-    max_backlog: int  # the most bytes that a consumer found, or a producer left, waiting
-    backlog_bytes: int  # bytes waiting now
-    capacity: int
-    state: str  # "open", "closed" or "poisoned"; "corrupt" for a word that none of them writes
+    doorbells: int  # how often the consumer was woken; the Python ring counts every publish
+    max_backlog: int  # largest number of waiting bytes that a consumer found or a producer left
+    backlog_bytes: int  # bytes that wait now
+    capacity: int  # bytes
+    state: str  # "open", "closed" or "poisoned"; "corrupt" for any other state word
 
 
 class Lane:
-    """Layout and legal state transitions stand in `lightllm_mp.shm.layout`. Ordered, one producer, one consumer."""
+    """The memory of a lane: ordered, one producer, one consumer. shm/layout.py has its layout and legal states."""
 
     def __init__(self, segment: Segment, counters: tuple[int, ...]) -> None:
         self.segment = segment
@@ -52,16 +52,16 @@ class Lane:
         self._u64 = segment.view.cast("Q")
         self._u32 = segment.view.cast("I")
         self._open = True
-        self.kept: dict[str, tuple[int, ...]] = {}  # what closed ends of the stdlib twin had counted
+        self.kept: dict[str, tuple[int, ...]] = {}  # the counts of closed ends of the Python ring
 
     @classmethod
     def create(cls, capacity: int, producer: int, consumer: int) -> Lane:
-        """An empty lane of epoch 1 for actors `producer` -> `consumer`; `capacity` in bytes, a power of two.
+        """An empty lane of epoch 1 from actor `producer` to actor `consumer`. `capacity`: bytes, a power of two.
 
-        The largest record is capacity / 8. StartupError when memory or descriptors lack.
+        The largest record is capacity / 8. StartupError if there is too little memory or too few descriptors.
         """
         if not is_capacity(capacity):
-            raise ValueError(f"lane capacity {capacity}: must be a power of two from 4096 to 2**30")
+            raise ValueError(f"lane capacity {capacity} must be a power of two from 4096 to 2**30")
         counted = implementation() == "python"
         segment = Segment.create(f"lane-{producer}-{consumer}", PAGE + capacity)
         features = FEATURE_COUNTED if counted else 0
@@ -71,10 +71,10 @@ class Lane:
 
     @classmethod
     def attach(cls, *fds: int) -> Lane:
-        """Maps a lane from the inherited descriptors `fds` and owns them from then on.
+        """Maps a lane from inherited descriptors and takes ownership of them.
 
-        StartupError (the caller keeps the descriptors) when it is no lane, has another layout version, a corrupt
-        header or the wrong size, or was made for the other ring implementation.
+        StartupError (the caller keeps the descriptors) if they are not a lane, or if the lane has another layout
+        version, a corrupt header, a wrong size or the other ring implementation.
         """
         segment = Segment.attach(os.dup(fds[0]))
         try:
@@ -85,7 +85,7 @@ class Lane:
                     f"the lane is for the {expected} ring, this process runs the {implementation()} ring"
                 )
             if len(fds) != (3 if header.features else 1):
-                raise StartupError(f"a lane of the {expected} ring does not come with {len(fds)} descriptors")
+                raise StartupError(f"a lane of the {expected} ring does not have {len(fds)} descriptors")
         except StartupError:
             segment.close()
             raise
@@ -94,7 +94,7 @@ class Lane:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What a peer must inherit: the memfd, and for the stdlib twin the eventfds of data and of space."""
+        """Descriptors that a peer inherits: the memfd, and for the Python ring the eventfds of data and of space."""
         return (self.segment.fd, *self._counters)
 
     @property
@@ -122,18 +122,18 @@ class Lane:
         return STATE_NAMES.get(self._u32[STATE // 4], "corrupt")
 
     def finish(self) -> None:
-        """By the producer: OPEN -> CLOSED, the clean end. Nothing more is taken, what is there can be drained."""
+        """By the producer: OPEN -> CLOSED. The lane takes no more records; published ones can be drained."""
         if self._u32[STATE // 4] == OPEN:
             self._u32[STATE // 4] = CLOSED
 
     def poison(self) -> None:
-        """By either side: what came over this lane cannot be right, nobody shall use it again."""
+        """By either side, after an invalid record: no side uses the lane again before a reset."""
         self._u32[STATE // 4] = POISONED
 
     def reset(self, epoch: int) -> None:
-        """By the supervisor, while neither side uses the lane: empties it for a new epoch. The gauges survive.
+        """By the supervisor, while neither side uses the lane: empties it for a new epoch, but keeps the gauges.
 
-        Ends that exist already, in whatever process, notice the reset and start again.
+        Existing ends of the lane, in any process, notice the reset and start again.
         """
         for fd in self._counters:
             count_of(fd)
@@ -146,7 +146,7 @@ class Lane:
         write_lane_header(self.segment.view, self._header)
 
     def stats(self) -> LaneStats:
-        """A look at the gauges, from any process that holds the lane."""
+        """The gauges. Any process that holds the lane may read them."""
         puts, full, doorbells, left = self._u64[PRODUCER_COUNTS // 8 : PRODUCER_COUNTS // 8 + 4].tolist()
         found = self._u64[CONSUMER_COUNTS // 8 + 2]
         head = self._u64[HEAD // 8]  # before the tail: the difference is never negative
@@ -154,7 +154,7 @@ class Lane:
         return LaneStats(puts, full, doorbells, max(left, found), backlog, self.capacity, self.state)
 
     def close(self) -> None:
-        """Gives memory and descriptors back. An end that is still open keeps the mapping until it is closed."""
+        """Frees memory and descriptors. An open end keeps the mapping until it is closed."""
         if not self._open:
             return
         self._open = False

@@ -1,15 +1,15 @@
-/* The lock-free part of a lane: single producer, single consumer. No Python here. Layout as in layout.py.
+/* The lock-free ring of a lane: single producer, single consumer, no Python. layout.py describes the memory layout.
  *
- * Orders that this file relies on, all of them C11 and none of them x86:
+ * Memory orders that this file relies on. All are guaranteed by C11; none is specific to x86:
  *   publish   record bytes, then tail.store(release)    observe   tail.load(acquire), then record bytes
  *   release   copies taken, then head.store(release)    reuse     head.load(acquire), then new record bytes
  *   sleep     parked.store, FENCE, tail.load            wake      tail.store, FENCE, parked.load
  *   full      space_wanted.store, FENCE, head.load      space     head.store, FENCE, space_wanted.load
- * In the last two lines at least one side sees what the other stored; without the fences both may miss it and a
- * wake-up is lost (tests/shm/test_race.py builds this file with RING_WITHOUT_FENCES and sees that happen).
+ * In the last two lines at least one side sees the other's store. Without the fences both may miss it, and a wake-up is
+ * lost (tests/shm/test_race.py builds this file with RING_WITHOUT_FENCES and observes that).
  *
- * Nothing read from shared memory is trusted: each position and length is checked against the capacity before use, and
- * a record header is loaded once. A violation poisons the lane.
+ * Values from shared memory are not trusted: each position and length is checked against the capacity before use, and a
+ * record header is loaded only once. A violation poisons the lane.
  */
 #ifndef LIGHTLLM_MP_RING_H
 #define LIGHTLLM_MP_RING_H
@@ -26,12 +26,12 @@
 #define FENCE() atomic_thread_fence(memory_order_seq_cst)
 #endif
 
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "lock-free words are what a lane is made of");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "a lane needs lock-free words");
 
 enum { INCARNATION = 64, TAIL = 128, HEAD = 256, SPACE_WANTED = 384, STATE = 512, DATA = 4096 };
 enum { PUTS = 640, FULL_EVENTS = 648, DOORBELLS = 656, LEFT_BACKLOG = 664 };
 enum { GETS = 768, SPACE_DOORBELLS = 776, FOUND_BACKLOG = 784 };
-enum { PARKED = 128, PARKS = 384, WAKES = 392 }; /* in a bell page */
+enum { PARKED = 128, PARKS = 384, WAKES = 392 }; /* of a bell page */
 enum { OPEN = 1, POISONED = 3, KIND_LAST = 5, KIND_PAD = 15 };
 enum placed { PLACED, FULL, CORRUPT };
 
@@ -42,7 +42,7 @@ enum placed { PLACED, FULL, CORRUPT };
 #define ACQUIRE(word) atomic_load_explicit(word, memory_order_acquire)
 #define RELEASE(word, value) atomic_store_explicit(word, value, memory_order_release)
 
-typedef struct { /* the producing end of a lane */
+typedef struct { /* the producing end */
     uint8_t *base, *peer_bell;
     uint64_t capacity, seen_head, incarnation;
     int peer_event;
@@ -68,7 +68,7 @@ static inline void at_least(uint8_t *base, int at, uint64_t value) {
 }
 
 static inline void ring(int event_fd) {
-    uint64_t one = 1; /* EAGAIN: the counter is full, so it rings already */
+    uint64_t one = 1; /* EAGAIN: the counter is full, so the bell rings already */
     while (write(event_fd, &one, sizeof one) < 0 && errno == EINTR) {}
 }
 
@@ -76,12 +76,12 @@ static inline void poison(uint8_t *base, int peer_event) {
     if (atomic_exchange(U32(base, STATE), POISONED) != POISONED) ring(peer_event);
 }
 
-/* 8 bytes of header, the payload, padding to 8 */
+/* Bytes of a record: a header of 8 bytes, the payload, padding to 8 bytes. */
 static inline uint64_t record_bytes(uint64_t length) { return (length + 15) & ~(uint64_t)7; }
 
 /* ---- producer ---- */
 
-static inline uint32_t out_state(ring_out *out) { /* also notices that the supervisor has emptied the lane */
+static inline uint32_t out_state(ring_out *out) { /* also notices a reset by the supervisor */
     uint64_t incarnation = LOAD(U64(out->base, INCARNATION));
     if (incarnation != out->incarnation) {
         out->incarnation = incarnation;
@@ -95,7 +95,7 @@ static inline int no_room(const ring_out *out, uint64_t tail, uint64_t need) {
     return used > out->capacity || need > out->capacity - used;
 }
 
-/* PLACED: there is room for `need` bytes. FULL leaves space_wanted set. */
+/* PLACED: there is room for `need` bytes. FULL: there is not, and space_wanted is set. */
 static inline enum placed make_room(ring_out *out, uint64_t tail, uint64_t need) {
     if (!no_room(out, tail, need)) return PLACED;
     out->seen_head = ACQUIRE(U64(out->base, HEAD));
@@ -113,7 +113,7 @@ static inline enum placed make_room(ring_out *out, uint64_t tail, uint64_t need)
     return PLACED;
 }
 
-/* Copies one record behind `tail` and moves it on; not yet visible. length <= capacity / 8. */
+/* Copies one record to `tail` and advances it. The record is not visible yet. length <= capacity / 8. */
 static inline enum placed place(ring_out *out, uint64_t *tail, const void *data, uint64_t length, uint64_t kind) {
     uint64_t size = record_bytes(length), offset = *tail & (out->capacity - 1), rest = out->capacity - offset;
     uint64_t pad = size <= rest ? 0 : rest;
@@ -130,7 +130,7 @@ static inline enum placed place(ring_out *out, uint64_t *tail, const void *data,
     return PLACED;
 }
 
-/* Makes what was placed visible and wakes the consumer if it sleeps, once for all of it. */
+/* Makes all placed records visible and, if the consumer sleeps, wakes it once. */
 static inline void publish(ring_out *out, uint64_t tail, uint64_t records) {
     RELEASE(U64(out->base, TAIL), tail);
     count(out->base, PUTS, records);
@@ -149,7 +149,7 @@ static inline int has_records(const ring_in *in) {
     return ACQUIRE(U64(in->base, TAIL)) != LOAD(U64(in->base, HEAD)) && !is_poisoned(in);
 }
 
-/* The stretch [head, tail) to read now; 0 when there is none. */
+/* Sets [head, tail), the bytes to read now. 0: there are none. */
 static inline int open_batch(ring_in *in, uint64_t *head, uint64_t *tail) {
     *head = LOAD(U64(in->base, HEAD));
     *tail = ACQUIRE(U64(in->base, TAIL));
@@ -159,7 +159,7 @@ static inline int open_batch(ring_in *in, uint64_t *head, uint64_t *tail) {
     return 1;
 }
 
-/* The size of the record at `head`, or 0 if no correct producer can have written it. */
+/* The size of the record at `head`, or 0 if no correct producer writes it. */
 static inline uint64_t checked_size(const ring_in *in, uint64_t head, uint64_t tail, uint64_t header) {
     uint64_t length = (uint32_t)header, kind = header >> 32, offset = head & (in->capacity - 1); /* kind, and flags */
     uint64_t size = record_bytes(length);
@@ -168,7 +168,7 @@ static inline uint64_t checked_size(const ring_in *in, uint64_t head, uint64_t t
     return kind >= 1 && kind <= KIND_LAST && length <= in->capacity / 8 ? size : 0;
 }
 
-/* Steps over one record; 0 at the end of the batch or when the lane had to be poisoned. */
+/* Moves `head` past one record. 0: the batch ends, or the record is invalid and the lane is now poisoned. */
 static inline int next_record(ring_in *in, uint64_t *head, uint64_t tail, record *found) {
     while (*head != tail) {
         const uint8_t *at = in->base + DATA + (*head & (in->capacity - 1));
@@ -184,7 +184,7 @@ static inline int next_record(ring_in *in, uint64_t *head, uint64_t tail, record
     return 0;
 }
 
-/* Gives the bytes up to `head` back; rings a producer that waits, when half of the lane is free. */
+/* Releases the bytes up to `head`. Rings a waiting producer if half of the lane is free. */
 static inline void close_batch(ring_in *in, uint64_t head, uint64_t tail, uint64_t taken) {
     RELEASE(U64(in->base, HEAD), head);
     count(in->base, GETS, taken);

@@ -1,4 +1,4 @@
-"""One piece of shared memory: an unnamed, sealed memfd that travels as a descriptor."""
+"""A piece of shared memory: an unnamed, sealed memfd that children inherit as a descriptor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import mmap
 import os
 
 from lightllm_mp.errors import StartupError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_WORTH_A_LOOK = 1 << 20  # bytes; a lane is not worth reading /proc for
+_WORTH_A_LOOK = 1 << 20  # bytes; smaller segments are not checked against the free memory
 _BLOCK = 512  # the unit of st_blocks
 _POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
 
@@ -20,9 +20,9 @@ _POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
 class Segment:
     """A memfd of fixed size, mapped readable and writable.
 
-    It has no name, so nothing is left behind when its last holder dies, however it dies. The seals keep a peer from
-    shrinking it. All its pages exist from the start, so lack of memory is an error at start and never a SIGBUS later;
-    or it is `sparse`, and whoever writes to it calls `back` first.
+    It has no name, so the kernel frees it when the last process that holds it ends, even by a crash. Its seals keep a
+    peer from shrinking it. All its pages exist from the start, so lack of memory is an error at start and never a
+    SIGBUS later. In a `sparse` segment the writer must call `back` before it writes.
     """
 
     def __init__(self, fd: int, size: int, flags: int = mmap.MAP_SHARED) -> None:
@@ -34,15 +34,15 @@ class Segment:
 
     @classmethod
     def create(cls, name: str, size: int, *, sparse: bool = False) -> Segment:
-        """A new segment of `size` bytes, zeroed. `name` only shows in /proc. StartupError when memory lacks; with
-        `sparse` too, though nothing is taken yet."""
+        """A new segment of `size` zero bytes. `name` appears only in /proc. StartupError if there is too little memory,
+        also for a `sparse` segment, which takes no memory yet."""
         if size <= 0:
             raise ValueError(f"segment {name!r}: size {size} is not positive")
         fd = -1
         try:
             _reserve(size)
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.fchmod(fd, 0o600)  # it has no name, but /proc/PID/fd is one
+            os.fchmod(fd, 0o600)  # other users could open it through /proc/PID/fd
             os.ftruncate(fd, size) if sparse else os.posix_fallocate(fd, 0, size)
             segment = cls(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
@@ -50,16 +50,18 @@ class Segment:
             if fd >= 0:
                 os.close(fd)
             raise StartupError(
-                f"no {size} bytes ({size / 2**20:.1f} MiB) of shared memory for {name!r}: {error}. "
-                "Make the queue, cache or arena smaller, or raise the memory limit of the process group"
+                f"no {size} bytes ({format_bytes(size)}) of shared memory for {name!r}: {error}. "
+                "Make the queue, cache or arena smaller, or raise the memory limit of the control group"
             ) from error
         return segment
 
     @classmethod
     def attach(cls, fd: int) -> Segment:
-        """Maps an inherited descriptor and owns it from then on. StartupError (`fd` stays open) if it is unfit.
+        """Maps an inherited descriptor and takes ownership of it. StartupError (`fd` stays open) if it is not a sealed
+        segment.
 
-        Pages that exist are mapped at once, for whoever attaches will use them; whoever creates may only watch.
+        Existing pages are mapped at once, since the process that attaches uses them. `create` does not: the supervisor
+        creates segments that it never reads.
         """
         try:
             seals, size = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
@@ -74,7 +76,7 @@ class Segment:
             raise StartupError(f"cannot map {size} bytes of shared memory: {error}") from error
 
     def back(self, start: int, size: int) -> bool:
-        """Make the pages of [start, start + size) exist; those that do stay as they are. False: memory lacks."""
+        """Allocates the pages of [start, start + size). Existing pages keep their content. False: too little memory."""
         try:
             _reserve(size)
             os.posix_fallocate(self.fd, start, size)
@@ -83,7 +85,7 @@ class Segment:
         return True
 
     def data(self, start: int = 0) -> int | None:
-        """Where, from `start` on, the first page stands that somebody has written to; None: nobody has."""
+        """The offset of the first page at or after `start` that exists (was written to); None if there is none."""
         try:
             return os.lseek(self.fd, start, os.SEEK_DATA)
         except OSError as error:
@@ -92,7 +94,7 @@ class Segment:
             return None
 
     def close(self) -> None:
-        """Gives memory and descriptor back; again is no error. A view somebody still holds keeps the mapping alive."""
+        """Unmaps the memory and closes the descriptor. Idempotent. The mapping lives on while a view of it exists."""
         if not self._open:
             return
         self._open = False
@@ -103,6 +105,6 @@ class Segment:
 
 
 def _reserve(size: int) -> None:
-    """ENOMEM before the kernel starts to hand out pages: short of memory it kills, it does not refuse."""
+    """OSError ENOMEM before the kernel allocates pages: if they run out, it kills processes instead of failing."""
     if size >= _WORTH_A_LOOK and size > (left := free_memory()):
         raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}, {left} bytes are left")

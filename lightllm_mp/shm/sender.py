@@ -22,15 +22,15 @@ class _PutMany(Protocol):
 
 
 class Sender:
-    """Puts records into one lane. One thread; one Sender per lane at a time.
+    """Puts records into one lane. For one thread; a lane has one Sender at a time.
 
-    try_put(data, kind)     True: the record is published and the consumer, if it sleeps, is woken. False: no room, and
-                            the own bell will ring as soon as half of the lane is free.
-    put_many(records, kind) publishes as many of the records as fit, in order, at once, with at most one doorbell;
-                            returns how many. What is left behaves as a try_put that returned False.
+    try_put(data, kind)     True: the record is published, and the consumer is woken if it sleeps. False: no room; the
+                            own bell will ring as soon as half of the lane is free.
+    put_many(records, kind) publishes as many records as fit, in order, at once and with at most one doorbell. Returns
+                            their number. If some are left, the own bell will ring as for try_put.
 
-    Both raise ValueError for a record longer than `max_record` bytes (nothing is published then) and LaneClosed when
-    the lane is closed or poisoned.
+    Both raise ValueError for a record longer than `max_record` bytes (nothing is published then) and LaneClosed if the
+    lane is closed or poisoned.
     """
 
     try_put: _TryPut
@@ -45,23 +45,23 @@ class Sender:
             self._end = eventfd_producer.Producer(lane, own, peer)
         else:
             self._end = require_extension().Producer(lane.segment.map, peer.page.map, peer.event_fd)
-        # The ends' own methods: a Python frame around each would cost as much as the put.
+        # The end's own methods: a Python frame around each would cost as much as the put.
         self.try_put = self._end.try_put
         self.put_many = self._end.put_many
 
     def finish(self) -> None:
-        """The clean end: no put is accepted any more; the consumer is woken and can drain the rest."""
+        """Closes the lane for further puts and wakes the consumer, which can drain the rest."""
         self.lane.finish()
         self._peer.ring()
 
     def close(self) -> None:
-        """Gives the memory back. The state of the lane does not change."""
+        """Frees the memory of this end. The state of the lane does not change."""
         self._end.close()
 
 
 def require_extension() -> Any:
-    """The compiled module; StartupError where it was not built."""
+    """The compiled module. StartupError if it is not built."""
     module = extension()
     if module is None:
-        raise StartupError("the lane is for the c ring, which is not built here")
+        raise StartupError("the lane is for the c ring, but the extension lightllm_mp.shm._ring is not built")
     return module

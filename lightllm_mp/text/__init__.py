@@ -1,4 +1,4 @@
-"""Text in and out: tokenizers, chat templates, incremental text. Pure logic, no torch.
+"""Tokenizers, chat templates, incremental detokenizing and stop strings. No processes, no torch.
 
 Start at `tokenizer.load_tokenizer`, `chat.render_chat` and `detokenizer.IncrementalText`.
 """

@@ -14,12 +14,12 @@ from . import pretokenizers
 
 SPACE = "▁"
 
-# Where a space is put in front of text: every stretch between added tokens, only the first one, or none.
+# Where the tokenizer inserts a space: before each stretch of text between added tokens, only the first, or none.
 SpacePrefix = Literal["all", "first", "none"]
 
 
 class TokenType(IntEnum):
-    """Kinds of token, numbered alike in SentencePiece and GGUF."""
+    """Kinds of token; SentencePiece and GGUF have the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -32,9 +32,9 @@ class TokenType(IntEnum):
 def byte_level_bpe(
     tokens: Sequence[str], merges: Sequence[tuple[str, str]], pre: str, *, whole_words: bool = False
 ) -> Tokenizer:
-    """A byte-level BPE; `pre` names the pre-tokenizer as GGUF does.
+    """A byte-level BPE. `pre` is GGUF's name of the pre-tokenizer.
 
-    `whole_words`: a word that is itself a token is taken whole, whatever the merges say.
+    `whole_words`: a word that is itself a token becomes that token, without merges.
     """
     backend = Tokenizer(_bpe(tokens, merges, ignore_merges=whole_words or pretokenizers.ignores_merges(pre)))
     backend.pre_tokenizer = pretokenizers.pre_tokenizer(pre)
@@ -53,7 +53,7 @@ def sentencepiece_bpe(
     space_prefix: SpacePrefix,
     before: Sequence[normalizers.Normalizer] = (),
 ) -> Tokenizer:
-    """A SentencePiece BPE model, its merges recovered from the scores. `before` normalizes the text first."""
+    """A SentencePiece BPE model. Its merges are derived from the scores. `before`: normalizers that run first."""
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
     has_bytes = "<0x00>" in tokens
     merges = merges_from_scores(tokens, scores, types)
@@ -65,7 +65,7 @@ def sentencepiece_bpe(
 def finish_sentencepiece(
     backend: Tokenizer, *, space_prefix: SpacePrefix, before: Sequence[normalizers.Normalizer] = ()
 ) -> None:
-    """Gives `backend` SentencePiece's treatment of spaces, on the way in and on the way out."""
+    """Adds SentencePiece's treatment of spaces to `backend`, for encoding and decoding."""
     if space_prefix == "first":
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
         steps = [*before]
@@ -100,9 +100,9 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float], types: Se
 def add_typed_tokens(
     backend: Tokenizer, tokens: Sequence[str], types: Sequence[int], *, but_space: Collection[str] | None = None
 ) -> None:
-    """Registers control tokens (special) and user-defined tokens, which the text may contain verbatim.
+    """Registers control tokens (special) and user-defined tokens, which a text may contain verbatim.
 
-    `but_space`: all take the white space behind them along, but for these.
+    `but_space`: all tokens except these include the white space after them. None: no token does.
     """
     special, plain = [], []
     for token, kind in zip(tokens, types, strict=True):
@@ -116,7 +116,7 @@ def add_typed_tokens(
 
 
 def set_bos_eos(backend: Tokenizer, bos_id: int | None, eos_id: int | None) -> None:
-    """Makes encode(add_special_tokens=True) put exactly these ids around the text; None stands for no id."""
+    """Makes encode(add_special_tokens=True) put exactly these ids around the text. None: no id."""
     marks = [(name, id_) for name, id_ in (("BOS", bos_id), ("EOS", eos_id)) if id_ is not None]
     if not marks:
         backend.post_processor = processors.Sequence([])
@@ -131,4 +131,4 @@ def _bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], **options: ob
     try:
         return models.BPE(vocab=vocab, merges=list(merges), **options)
     except Exception as error:
-        raise ModelError(f"the tokenizer tables do not fit together: {str(error)[:200]}") from error
+        raise ModelError(f"the vocabulary and the merges do not match: {str(error)[:200]}") from error

@@ -1,4 +1,4 @@
-"""Incremental text of tokens that stand for fixed bytes: a UTF-8 decoder with a memory of three bytes."""
+"""Incremental detokenizer for tokens that stand for fixed bytes: a UTF-8 decoder that holds back up to three bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _REPLACEMENT = "\ufffd"
 
 
 class ByteText:
-    """Whole characters leave as soon as their last byte is there.
+    """Returns each character as soon as its last byte arrives.
 
-    Where the prompt ends inside a character, the first tokens complete it and it belongs to the output; where they do
-    not, its remains belong to the prompt and are not shown.
+    If the prompt ends inside a character and the first tokens complete it, the character belongs to the output. If they
+    do not complete it, its bytes belong to the prompt and are not shown.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_tail: Sequence[int], skip_special_tokens: bool) -> None:
@@ -24,13 +24,13 @@ class ByteText:
         context = [id_ for id_ in prompt_tail if id_ not in self._skip]
         data = b"".join(tokenizer.token_bytes(int(id_)) for id_ in context)
         self._pending = data[utf_8_decode(data, "replace", False)[1] :]
-        # So many replacement characters stand for the pending bytes in the text of the prompt.
+        # The number of replacement characters for the pending bytes in the text of the prompt.
         self._remains = len(self._pending.decode("utf-8", "replace"))
         self._is_first = not context
         self._strip = tokenizer.rule.strip if self._is_first else 0
 
     def feed(self, token_id: int) -> str:
-        """The text that became complete with this token, often empty."""
+        """The text that this token completes, often empty."""
         if token_id in self._skip:
             return ""
         data = self._tokenizer.token_bytes(token_id, first=self._is_first)
@@ -47,7 +47,7 @@ class ByteText:
         return text
 
     def flush(self) -> str:
-        """What is left at the end: an incomplete character becomes what the whole text has for it."""
+        """The rest at the end of the text: an incomplete character becomes U+FFFD, as in the decoded whole text."""
         text = self._pending.decode("utf-8", "replace")[self._remains :]
         self._pending, self._remains = b"", 0
         return text

@@ -1,4 +1,4 @@
-"""Chat messages to prompt text, through the template that comes with the model."""
+"""Renders chat messages to a prompt with the chat template of the model."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def render_chat(
     kwargs: Mapping[str, Any] | None = None,
     picture_tag: str | None = None,
 ) -> str:
-    """The prompt of `messages`; encode it with add_special_tokens=False, the template writes the special tokens itself.
+    """The prompt for `messages`. Encode it with add_special_tokens=False: the template writes the special tokens.
 
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
-    does not iterate over parts gets one string: the texts, and `picture_tag` for each picture, on lines of their own.
-    `kwargs` are the client's template arguments. Raises ModelError for a template that does not compile, InvalidRequest
-    for messages that the template refuses, and for a rendering beyond its limits (about a second, 8 Mi characters).
+    does not iterate over parts gets one string: each text, and `picture_tag` for each image, on a separate line.
+    `kwargs` are the client's template arguments. ModelError if the template does not compile. InvalidRequest if the
+    template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).
     """
     compiled = compile_template(template)
     return compiled.render(
@@ -59,7 +59,7 @@ def render_chat(
 
 @lru_cache(maxsize=8)
 def compile_template(source: str) -> ChatTemplate:
-    """`source` compiled once. Raises ModelError where it is too long or is not a template."""
+    """The compiled template, cached. ModelError if `source` is too long or not a template."""
     return ChatTemplate(source)
 
 
@@ -80,7 +80,7 @@ class ChatTemplate:
             raise ModelError("the chat template is nested too deeply") from error
 
     def render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-        """Raises InvalidRequest for whatever goes wrong: the template sees the messages, so either may be the cause."""
+        """InvalidRequest for every error: the template sees the messages, so either may be the cause."""
         with self._lock:
             self._environment.budget = Budget()
             try:
@@ -99,11 +99,11 @@ def _messages(
     messages: Sequence[Mapping[str, Any]], *, takes_parts: bool, picture_tag: str | None
 ) -> list[dict[str, Any]]:
     if not messages or len(messages) > MAX_MESSAGES:
-        raise InvalidRequest(f"a chat has from 1 to {MAX_MESSAGES} messages", param="messages")
+        raise InvalidRequest(f"a chat must have from 1 to {MAX_MESSAGES} messages", param="messages")
     prepared = []
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequest("each message is an object with a role", param="messages")
+            raise InvalidRequest("each message must be an object with a role", param="messages")
         content = _content(message.get("content"), takes_parts=takes_parts, picture_tag=picture_tag)
         if content is None and not message.get("tool_calls"):
             content = ""
@@ -117,14 +117,14 @@ def _content(content: Any, *, takes_parts: bool, picture_tag: str | None) -> str
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
-        raise InvalidRequest("the content of a message is a string or a list of parts", param="messages")
+        raise InvalidRequest("the content of a message must be a string or a list of parts", param="messages")
     if takes_parts:
         return [_normal_part(part) for part in content]
     return "\n".join(_part_text(part, picture_tag) for part in content)
 
 
 def _normal_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part as templates know it: type "text" with its text, or type "image" without the picture itself."""
+    """A part as templates expect it: type "text" with its text, or type "image" without its data."""
     kind = part.get("type")
     if kind in _PICTURE_PARTS:
         return {"type": "image"}
@@ -137,7 +137,7 @@ def _part_text(part: Mapping[str, Any], picture_tag: str | None) -> str:
         return part["text"]
     if kind in _PICTURE_PARTS:
         if picture_tag is None:
-            raise InvalidRequest("this model takes no pictures in a chat", param="messages")
+            raise InvalidRequest("this model takes no images in a chat", param="messages")
         return picture_tag
     raise InvalidRequest(f"a content part of type {str(kind)[:32]!r} is not supported", param="messages")
 
@@ -149,7 +149,7 @@ def _length(content: str | list[dict[str, Any]] | None) -> int:
 
 
 def _tool_calls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Tool calls with their arguments as an object: clients send JSON text, templates expect a mapping."""
+    """Tool calls with their arguments as an object: clients send JSON text, but templates expect a mapping."""
     calls = message.get("tool_calls")
     if not isinstance(calls, (list, tuple)):
         return {}
@@ -168,7 +168,7 @@ def _tool_call(call: Any) -> Any:
 
 
 def _kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The client's template arguments: a few plain names that take nobody's place."""
+    """The client's template arguments. InvalidRequest for too many, and for names that are reserved."""
     if len(kwargs) > _MAX_KWARGS:
         raise InvalidRequest(f"at most {_MAX_KWARGS} template arguments are allowed", param="chat_template_kwargs")
     for name in kwargs:
@@ -183,7 +183,7 @@ def _is_taken(name: str) -> bool:
 
 
 def _takes_parts(template: nodes.Template) -> bool:
-    """True where a loop runs over the content of a message, directly or through a variable."""
+    """True if the template has a loop over the content of a message, directly or through a variable."""
     names = {
         assign.target.name
         for assign in template.find_all(nodes.Assign)

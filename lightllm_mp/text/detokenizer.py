@@ -1,4 +1,4 @@
-"""Text of one sequence, token by token: incomplete characters wait, stop strings never show, nothing is lost."""
+"""Incremental detokenizer of one sequence: holds back incomplete characters and possible stop strings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightllm_mp.text.window_text import WindowText
 class IncrementalText:
     """The text of one answer while it is generated.
 
-    Without stop strings, everything that `push` and `finish` return, joined, is `tokenizer.decode` of all ids with the
-    same options; with `prompt_tail` (the last few prompt ids, 8 are enough) it is what the whole text has beyond the
-    prompt. A character cut by the end of the prompt belongs to the answer if the answer completes it.
+    Without stop strings, the joined results of `push` and `finish` are `tokenizer.decode` of all ids with the same
+    options. With `prompt_tail` (the last few ids of the prompt; 8 are enough) they are the whole text without that of
+    the prompt. A character that the end of the prompt splits belongs to the answer if the answer completes it.
 
-    With `stop`, the text ends where the first match begins, or where it ends with `keep_stop`. Characters that may
-    still become a stop string are held back. The cost of a token does not depend on how many there were.
+    With `stop`, the text ends before the first match, or after it with `keep_stop`. Characters that may become a stop
+    string are held back. The cost per token does not depend on the length of the text.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class IncrementalText:
 
     @property
     def stopped(self) -> bool:
-        """A stop string has been found. Later tokens add nothing."""
+        """True if a stop string was found. Later tokens add no text."""
         return self._stopped
 
     def push(self, token_id: int) -> str:
-        """The text that may be shown now; empty while a character or a possible stop string is incomplete."""
+        """The text that may be shown now. Empty while a character or a possible stop string is incomplete."""
         if self._stopped:
             return ""
         text = self._source.feed(token_id)
         return self._until_stop(text) if self._stops is not None and text else text
 
     def finish(self) -> str:
-        """Everything that was held back. The end of a sequence that was not stopped; may itself complete a stop."""
+        """The text that was held back, at the end of the sequence. It may complete a stop string."""
         if self._stopped:
             return ""
         text = self._source.flush()
@@ -64,7 +64,7 @@ class IncrementalText:
         return text + rest
 
     def replay(self, ids: Iterable[int]) -> None:
-        """Brings the state to where it stands after `ids`, whose text was delivered before."""
+        """Restores the state after `ids`, whose text was delivered before."""
         for token_id in ids:
             self.push(token_id)
 

@@ -1,15 +1,15 @@
-"""How much text a number of tokens can stand for: the ground on which a text is refused before it is tokenized.
+"""Proves from its length that a text has too many tokens, so that it is refused without tokenizing.
 
-A fixed guess such as eight characters a token refuses valid prompts (one token may be 64 spaces). Here the bound is the
-longest token of the vocabulary, and it is used only where it is proven:
+A fixed guess such as eight characters per token refuses valid prompts: one token may be 64 spaces. Here the bound is
+the longest token of the vocabulary. It is used only if it holds for certain:
 
-* The model is a BPE that never folds a stretch of unknown text into one token: it spells every byte, or drops the bytes
-  that it cannot spell, which then are not counted. So a token stands for at most as many bytes (byte-level), or as
-  many characters (byte fallback), as its own spelling has characters.
-* Normalizing does not drop characters. Composing (NFC, NFKC) shortens text at most fourfold, which is Unicode's limit
+* The model is a BPE that never merges unknown text into one token: it spells every byte, or drops the bytes that it
+  cannot spell, which then do not count. So a token stands for at most as many bytes (byte-level) or characters (byte
+  fallback) as its own spelling has characters.
+* The normalizer drops no characters. Composition (NFC, NFKC) shortens a text at most fourfold, which is Unicode's limit
   for the length of a full canonical decomposition.
-* Cutting into words does not drop characters either.
-* No added token swallows the white space around it.
+* The pre-tokenizer drops no characters.
+* No added token includes the white space around it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SHRINK = {"NFC": _COMPOSING, "NFKC": _COMPOSING, "NFD": 1, "NFKD": 1, "Lowercas
 
 @dataclass(frozen=True, slots=True)
 class LengthBound:
-    """`longest` units of text fit one token at most. A unit is a byte that is not `dropped`, or else a character."""
+    """A token stands for at most `longest` units of text. A unit is a byte that is not `dropped`, or a character."""
 
     longest: int
     by_bytes: bool
     dropped: bytes = b""
 
     def surely_exceeds(self, text: str, utf8: bytes, max_tokens: int) -> bool:
-        """True where `text`, in UTF-8 `utf8`, has more than `max_tokens` tokens, whatever they are."""
+        """True if `text` (as UTF-8: `utf8`) certainly has more than `max_tokens` tokens."""
         most = max_tokens * self.longest
         if len(utf8) <= most:
             return False
@@ -42,7 +42,7 @@ class LengthBound:
 
 
 def length_bound(backend: Backend) -> LengthBound | None:
-    """The bound of a tokenizer; None where none is proven."""
+    """The bound of a tokenizer; None if it has no certain bound."""
     shrink = _shrink(json.loads(backend.normalizer.__getstate__())) if backend.normalizer is not None else 1
     added = backend.get_added_tokens_decoder().values()
     if type(backend.model).__name__ != "BPE" or shrink is None or any(t.lstrip or t.rstrip for t in added):
@@ -60,7 +60,7 @@ def length_bound(backend: Backend) -> LengthBound | None:
     missing = bytes(byte for char, byte in byte_level_alphabet().items() if char not in vocab)
     if missing and (shrink > 1 or backend.model.unk_token is not None):
         return None
-    # Composing is bounded in characters, and there is at least one byte for each.
+    # The bound on composition counts characters, and each has at least one byte.
     return LengthBound(shrink * longest, by_bytes=shrink == 1, dropped=missing)
 
 
@@ -72,7 +72,7 @@ def _keeps_text(words: dict) -> bool:
 
 
 def _shrink(normalizer: dict) -> int | None:
-    """How many times shorter a text can become; None where it is not known."""
+    """The factor by which a normalizer can shorten a text; None if unknown."""
     kind = normalizer["type"]
     if kind == "Sequence":
         total = 1

@@ -1,4 +1,4 @@
-"""How a byte-level BPE cuts text into words before merging, by the name that GGUF stores in tokenizer.ggml.pre."""
+"""Pre-tokenizers of byte-level BPEs, which split text into words, by their GGUF name (tokenizer.ggml.pre)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from lightllm_mp.errors import ModelError
 
-# The expressions are those of the models' own tokenizer.json. Where there are several, each cuts what is left.
+# The expressions are those of the models' tokenizer.json. Of several, each splits what the ones before have left.
 _REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _LLAMA3 = _WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
 _QWEN2 = _WORDS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
 _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
-# Words end where a capital follows a small letter.
+# These end a word where a capital letter follows a small one.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + r"+%s|[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*%s"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -32,7 +32,7 @@ _DEEPSEEK_LETTERS = (
     "\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
     "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-"""Escaped, because some of these characters are not stable under normalisation."""
+"""Escaped, because Unicode normalisation changes some of these characters."""
 _DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{_DEEPSEEK_LETTERS}]+",
@@ -65,7 +65,7 @@ _EXPRESSIONS: dict[str, tuple[str, ...]] = {
 
 
 def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    """The pre-tokenizer called `name`. Raises ModelError for one that is not known."""
+    """The pre-tokenizer called `name`. ModelError if it is not supported."""
     if name in _GPT2_NAMES:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name in _DIGIT_NAMES:
@@ -85,5 +85,5 @@ def normalizer(name: str) -> normalizers.Normalizer | None:
 
 
 def ignores_merges(name: str) -> bool:
-    """True where a word that is itself a token is taken whole, whatever its merges say."""
+    """True if a word that is itself a token becomes that token, without merges."""
     return name in (*_LLAMA3_NAMES, "tekken")

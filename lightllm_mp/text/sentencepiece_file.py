@@ -1,11 +1,11 @@
-"""A SentencePiece model file (tokenizer.model), converted into a `tokenizers` pipeline.
+"""Converts a SentencePiece model file (tokenizer.model) into a `tokenizers` pipeline.
 
-The file is a small protocol buffer; the few fields that matter are read here, so no library is needed for it. Field
-numbers are those of sentencepiece_model.proto.
+The file is a protocol buffer. This module parses the few fields that matter, so it needs no library. Field numbers are
+those of sentencepiece_model.proto.
 
-Control symbols become special tokens, which cut the text: what stands between two of them is encoded on its own, as in
-the slow tokenizers of transformers. User-defined symbols are part of the text, as in SentencePiece: they are taken
-whole wherever they occur, and no space is put after them.
+Control symbols become special tokens, which split the text: the text between two of them is encoded separately, as in
+the slow tokenizers of transformers. User-defined symbols are part of the text, as in SentencePiece: each occurrence
+becomes one token, and no space is inserted after it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, cast
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
@@ -33,8 +34,8 @@ _MAX_BYTES = 64 << 20
 _MAX_PIECE = 1024
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 _UNIGRAM, _BPE = 1, 2
-# Keeps tokens that no text becomes, even one that spells them, out of the best path; in a text with characters that
-# the vocabulary does not have, the way around them is as dear.
+# The score of bytes and unused tokens: keeps them out of the best path, even if a text spells them. In a text with
+# characters that are not in the vocabulary, the other paths may cost as much.
 _NEVER = -1e6
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -42,16 +43,16 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def from_sentencepiece(
     path: Path, config: Mapping[str, Any], names: Mapping[int, str] | None = None
 ) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer of `path`, and its bos_token and eos_token; `config` is the content of tokenizer_config.json.
+    """The tokenizer of `path`, and its bos_token and eos_token. `config` is the content of tokenizer_config.json.
 
-    `names` gives tokens of the file another name: InternLM2 keeps unused ones for tokens that it named later.
+    `names` are new names for tokens of the file: InternLM2 reserves unused tokens and names them later.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(_MAX_BYTES)}")
     try:
         return _build(path.read_bytes(), config, names or {})
     except BaseException as error:
-        # A panic of the library is no Exception.
+        # A panic of the library is not an Exception.
         if isinstance(error, ModelError) or not (isinstance(error, Exception) or _is_panic(error)):
             raise
         reason = str(error)[:200] if type(error) is ValueError else "it is damaged"
@@ -71,13 +72,13 @@ def _build(data: bytes, config: Mapping[str, Any], names: Mapping[int, str]) -> 
         elif number in (_TRAINER, _NORMALIZER):
             parts[number] = dict(_fields(value))
     if not vocabulary.tokens or len(parts) < 2:
-        raise ValueError("it is cut short" if vocabulary.tokens else "it has no pieces")
-    if TokenType.UNKNOWN not in vocabulary.types:  # a text with a strange character would have no ids
+        raise ValueError("it is truncated" if vocabulary.tokens else "it has no pieces")
+    if TokenType.UNKNOWN not in vocabulary.types:  # else a text with an unknown character has no ids
         raise ValueError("it has no unknown piece")
     vocabulary.rename(names)
     tokens, types = vocabulary.tokens, vocabulary.types
     if len(set(tokens)) < len(tokens):
-        raise ValueError("a piece is there twice")
+        raise ValueError("it has a duplicate piece")
     backend = _backend(parts[_TRAINER], parts[_NORMALIZER], vocabulary, legacy=config.get("legacy") is not False)
     _add_control_tokens(backend, tokens, types)
     bos, eos = _control_id(parts[_TRAINER], 41, 1, types), _control_id(parts[_TRAINER], 42, 2, types)
@@ -126,7 +127,7 @@ def _backend(trainer: dict[int, Any], normalizer: dict[int, Any], vocabulary: Vo
         _take_whole(backend, vocabulary.of_type(TokenType.USER_DEFINED))
         return backend
     if kind != _UNIGRAM:
-        raise ModelError("only the unigram and BPE kinds of SentencePiece models are supported")
+        raise ModelError("only unigram and BPE SentencePiece models are supported")
     unknown = next((i for i, type_ in enumerate(types) if type_ == TokenType.UNKNOWN), None)
     pairs = list(zip(tokens, _unigram_scores(vocabulary), strict=True))
     backend = Tokenizer(models.Unigram(pairs, unknown, byte_fallback=bool(trainer.get(35, 0))))
@@ -135,9 +136,9 @@ def _backend(trainer: dict[int, Any], normalizer: dict[int, Any], vocabulary: Vo
 
 
 def _unigram_scores(vocabulary: Vocabulary) -> list[float]:
-    """Scores with which the best path is SentencePiece's; the rule for user-defined symbols is in unigram_model.cc."""
+    """Scores that give SentencePiece's best path. The rule for user-defined symbols is that of unigram_model.cc."""
     rows = list(zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True))
-    # Log probabilities are never above 0, which is where its search for the best one begins.
+    # SentencePiece starts its search for the maximum at 0; log probabilities are never above it.
     best = max([0.0, *(score for _, score, type_ in rows if type_ == TokenType.NORMAL)])
     own = {TokenType.USER_DEFINED: lambda token: len(token.encode()) * best - 0.1}
     own |= dict.fromkeys((TokenType.BYTE, TokenType.UNUSED), lambda token: _NEVER)
@@ -145,16 +146,16 @@ def _unigram_scores(vocabulary: Vocabulary) -> list[float]:
 
 
 def _take_whole(backend: Tokenizer, symbols: list[str]) -> None:
-    """Cuts user-defined symbols out of the normalized text, the longest first where several begin at one place."""
+    """Splits user-defined symbols from the normalized text. If several begin at one place, the longest wins."""
     if not symbols:
         return
     begins = "".join(sorted({re.escape(symbol[0]) for symbol in symbols}))
     longest_first = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
-    # The look-ahead is for speed: symbols are many, and few characters begin one.
+    # The look-ahead is for speed: there are many symbols, but few characters begin one.
     cut = pre_tokenizers.Split(Regex(f"(?=[{begins}])(?:{longest_first})"), behavior="isolated")
     before = backend.pre_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence([cut] if before is None else [before, cut])
-    # A word that is a token is taken whole: nothing merges into a user-defined symbol.
+    # A word that is a token becomes that token, since no merge forms a user-defined symbol.
     model = cast(models.BPE, backend.model)
     model.ignore_merges = True
     backend.model = model
@@ -169,9 +170,9 @@ def _add_control_tokens(backend: Tokenizer, tokens: list[str], types: list[int])
 def _normalizers(spec: dict[int, Any]) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if spec.get(2):
-        # The library allocates what the map says of its own length, and a process that cannot is aborted.
+        # The library allocates the length in the map's header, and aborts the process if it cannot.
         if int.from_bytes(spec[2][:4], "little") > len(spec[2]) - 4:
-            raise ValueError("its character map is cut short")
+            raise ValueError("its character map is truncated")
         steps.append(normalizers.Precompiled(spec[2]))
     if spec.get(4, 1):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -184,7 +185,7 @@ def _control_id(trainer: dict[int, Any], number: int, default: int, types: list[
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Field numbers and raw values of a protocol buffer message: int for varints, bytes for the others."""
+    """Field numbers and raw values of a protocol buffer message: int for varints, bytes for other types."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -200,7 +201,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         else:
             raise ValueError(f"wire type {wire}")
         if size > len(data) - at:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         yield number, data[at : at + size]
         at += size
 

@@ -1,7 +1,7 @@
-"""Finds stop strings in a text that arrives in pieces: an Aho-Corasick automaton, linear in the text.
+"""Finds stop strings in a text that arrives in pieces: an Aho-Corasick automaton, linear in the length of the text.
 
-The match that ends first wins; of those that end at the same character, the longest. That choice depends on the text
-alone, not on how it was cut into tokens, and is known as soon as the last character of the stop string is there.
+The match that ends first wins; of several that end at the same character, the longest. So the match depends only on the
+text, not on its split into tokens, and is known as soon as the last character of the stop string arrives.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ MAX_STOP_BYTES = 1024
 
 
 def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
-    """The stop strings without empty ones and repetitions.
+    """The stop strings without empty ones and duplicates.
 
-    Raises InvalidRequest where there are more than 16, or one is longer than 1 KiB.
+    InvalidRequest if there are more than 16, or one is longer than 1 KiB.
     """
     unique = tuple(dict.fromkeys(stop for stop in stops if stop))
     if len(unique) > MAX_STOPS:
-        raise InvalidRequest(f"{len(unique)} stop strings; at most {MAX_STOPS} are allowed", param="stop")
+        raise InvalidRequest(f"there are {len(unique)} stop strings; at most {MAX_STOPS} are allowed", param="stop")
     if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_BYTES for stop in unique):
         raise InvalidRequest(f"a stop string is longer than {MAX_STOP_BYTES} bytes", param="stop")
     return unique
 
 
 class StopStrings:
-    """The automaton and its position in one text.
+    """The automaton and its state in one text.
 
-    `held` is the length of the longest end of the text so far that begins a stop string: what must not be shown yet.
+    `held` is the length of the longest suffix of the text so far that is a prefix of a stop string. It must not be
+    shown yet.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -48,11 +49,11 @@ class StopStrings:
         return self._depth[self._node]
 
     def find(self, text: str) -> tuple[int, int] | None:
-        """Reads on through `text`. At the first match: its end in `text`, and its length, which may exceed that end."""
+        """Reads on. Returns the end of the first match in `text`, and its length, which may exceed that end."""
         step, fail, match, node = self._next, self._fail, self._match, self._node
         root = step[0]
         if not node and root.keys().isdisjoint(text):
-            return None  # the usual case, at the speed of C
+            return None  # the usual case, without a Python loop
         for i, char in enumerate(text):
             while node and char not in step[node]:
                 node = fail[node]
@@ -76,7 +77,7 @@ class StopStrings:
         self._match[node] = len(stop)
 
     def _failure_links(self) -> list[int]:
-        """For each node the node of its longest proper suffix; shorter matches are inherited along these links."""
+        """For each node the node of its longest proper suffix. Nodes inherit shorter matches along these links."""
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())
         while queue:

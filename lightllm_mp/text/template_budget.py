@@ -1,6 +1,6 @@
-"""What one rendering of a chat template may cost: time, characters, and the size of nested values.
+"""Limits of one rendering of a chat template: time, characters, and the size of nested values.
 
-A template comes with the model file and is not trusted. The sandbox keeps it from running code; this keeps it from
+A template comes with the model and is not trusted. The sandbox keeps it from running code; these limits keep it from
 running for ever. Each check comes before the operation, since an operation in C (text times a number, the text of
 nested lists) cannot be interrupted.
 """
@@ -30,23 +30,23 @@ _CONVERSION = re.compile(r"%(?:\(\w*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
 
 
 class TemplateLimit(SecurityError):
-    """The template asks for more than a rendering may cost."""
+    """The template exceeds the limits of a rendering."""
 
 
 class Budget:
-    """The limits of one rendering. The time begins when it is made."""
+    """The budget of one rendering. Its time begins when it is created."""
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._deadline = monotonic() + seconds
         self._written = 0
 
     def tick(self) -> None:
-        """Called in every loop round, call and operation."""
+        """Called in every iteration, call and operation. TemplateLimit if the time is over."""
         if monotonic() > self._deadline:
             raise TemplateLimit("the chat template takes too long")
 
     def write(self, value: Any) -> str:
-        """`value` as text for the output, counted."""
+        """`value` as text for the output. Counts its characters."""
         self.tick()
         text = self.text(value)
         self._written += len(text)
@@ -54,15 +54,15 @@ class Budget:
         return text
 
     def text(self, value: Any) -> str:
-        """`value` as text. Objects of the template engine have no text, so that no address appears in a prompt."""
+        """`value` as text. Objects of the template engine have none, so that no memory address appears in a prompt."""
         return value if type(value) is str else str(self.printable(value))
 
     def printable(self, value: Any) -> Any:
-        """Returns `value` if it and all that is in it have a text of their own, which is affordable."""
+        """Returns `value` if it and all values in it have a text, within the limits. Else SecurityError."""
         return self.weigh(value, only=_PRINTABLE)
 
     def weigh(self, value: Any, *, only: tuple[type, ...] = (object,)) -> Any:
-        """Returns `value` if comparing it is affordable; parts that occur several times count each time."""
+        """Returns `value` if it is small enough to compare or print. A part that occurs n times counts n times."""
         if not isinstance(value, _CONTAINERS) and isinstance(value, only):
             return value
         stack: list[Any] = [value]
@@ -86,7 +86,7 @@ class Budget:
         return value
 
     def operate(self, operator: str, left: Any, right: Any) -> None:
-        """Checks the result of a binary operator before it is computed."""
+        """Checks the size of a binary operator's result before it is computed."""
         self.tick()
         if operator == "%" and isinstance(left, str):
             self.printable(right)
@@ -105,7 +105,7 @@ def check_chars(count: int) -> None:
 
 
 def check_width(*widths: Any) -> None:
-    """Refuses numbers that would pad text or lists without bounds."""
+    """TemplateLimit for widths that pad text or lists too much."""
     for width in widths:
         if isinstance(width, int) and abs(width) > MAX_WIDTH:
             raise TemplateLimit(f"the chat template pads by more than {MAX_WIDTH}")
@@ -120,7 +120,7 @@ def check_join(separator: str, parts: list[Any]) -> None:
 
 
 def check_format(text: str, values: Any) -> None:
-    """Bounds the result of `text % values`."""
+    """TemplateLimit if the result of `text % values` may be too large."""
     conversions = _CONVERSION.findall(text)
     for width, precision in conversions:
         if "*" in (width, precision) or max(len(width), len(precision)) > 3:

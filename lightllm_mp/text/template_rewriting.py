@@ -1,6 +1,6 @@
-"""Rewrites a chat template so that everything in it that costs time or space passes through the environment.
+"""Rewrites a chat template so that each operation that costs time or space calls the sandbox, which checks its cost.
 
-The environment offers `tick`, `weigh`, `join_text` and `finalize` for that, see template_sandbox.py.
+The sandbox has the methods `tick`, `weigh`, `join_text` and `finalize` for this (template_sandbox.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jinja2.visitor import NodeTransformer
 
 
 class CostPoints(NodeTransformer):
-    """Rewrites a template so that everything that costs time or space passes through the environment."""
+    """Inserts the calls into the syntax tree of a template."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         return self._with_tick(node)
@@ -50,7 +50,7 @@ class CostPoints(NodeTransformer):
 
 
 class GenerationTag(Extension):
-    """{% generation %} ... {% endgeneration %} marks what a model wrote; for a prompt it is only its content."""
+    """{% generation %} ... {% endgeneration %} marks text that a model wrote. In a prompt only its content matters."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""The Jinja environment for chat templates: immutable sandbox, what Hugging Face templates expect, bounded cost."""
+"""The Jinja sandbox for chat templates: immutable values, bounded cost, and the functions that Hugging Face offers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PADDING_FILTERS = ("batch", "center", "round", "slice", "truncate", "int")
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Renders one template at a time: `budget` is that of the rendering under way."""
+    """Renders one template at a time. `budget` belongs to the current rendering."""
 
     # Names that a client's template arguments may not take.
     OWN_GLOBALS = frozenset(("range", "dict", "cycler", "joiner", "namespace", "raise_exception", "strftime_now"))
@@ -46,7 +46,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # constant expressions would be evaluated at compile time, without a budget
+            optimized=False,  # else constant expressions are evaluated at compile time, without a budget
             finalize=_finalize,
             extensions=[loopcontrols, GenerationTag],
         )
@@ -88,13 +88,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
         return bounded
 
-    # The three below are called from rewritten templates, see CostPoints.
+    # Rewritten templates call the next three methods, see CostPoints.
 
     def tick(self) -> None:
         self.budget.tick()
 
     def weigh(self, value: Any) -> Any:
-        return value  # weighed by `call`, like every argument
+        return value  # `call` has weighed it, like every argument
 
     def join_text(self, *values: Any) -> str:
         parts = [self.budget.text(value) for value in values]
@@ -102,7 +102,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return "".join(parts)
 
     def _bounded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """`function` (a filter or test) with its arguments checked first."""
+        """`function` (a filter or test), with a check of its arguments."""
 
         @wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +132,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             if len(changed) >= 2:
                 check_replace(text, changed[0], max(changed, key=len))
         elif name == "sum" and any(isinstance(value, (list, tuple)) for value in rest):
-            raise SecurityError("sum adds only numbers in chat templates")  # lists would be copied for each item
+            raise SecurityError("sum adds only numbers in chat templates")  # it would copy a list for each item
         elif name == "format":
             check_format(self.budget.text(values[0]), self.budget.printable(kwargs or tuple(values[1:])))
         elif name == "join":
@@ -142,7 +142,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _BoundedFormatter(SandboxedFormatter):
-    """str.format for templates: no wide fields, and the result is counted."""
+    """str.format for templates: refuses wide fields and counts the result."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if any(len(digits) > 3 for digits in "".join(c if c.isdigit() else " " for c in format_spec).split()):
@@ -152,7 +152,7 @@ class _BoundedFormatter(SandboxedFormatter):
 
 
 def _check_method(function: Any, args: tuple[Any, ...]) -> None:
-    """Lets through only those methods of built-in values that cannot make something large out of little."""
+    """SecurityError for methods of built-in values that could turn a small value into a large one."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
     if isinstance(owner, str):
         if name not in _STR_METHODS:
@@ -191,7 +191,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers writes it: readable Unicode, nothing escaped for HTML."""
+    """JSON as transformers writes it: plain Unicode, without HTML escapes."""
     if indent is not None and (not isinstance(indent, int) or indent > 16):
         raise SecurityError("tojson indents by at most 16 in chat templates")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""A tiktoken table (qwen.tiktoken of Qwen and Qwen-VL): lines of a base64 token and its rank."""
+"""Reads a tiktoken table (qwen.tiktoken of Qwen and Qwen-VL). Each line has a base64 token and its rank."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import byte_level_bpe
 from lightllm_mp.text.token_bytes import byte_level_alphabet
 
 _MAX_BYTES = 64 << 20
 _MAX_TOKEN_BYTES = 1024
-# Order and count as in Qwen's tokenization code: the ids follow the last rank.
+# In the order of Qwen's tokenization code. Their ids follow the last rank.
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _PICTURE = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>")
 
 
 def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[str, str]]:
-    """Qwen's tokenizer from its table, and its eos_token; `has_pictures` adds the picture tags of Qwen-VL."""
+    """Qwen's tokenizer from its table, and its eos_token. `has_pictures` adds the image tags of Qwen-VL."""
     tokens = _tokens(path)
     char_of = {byte: char for char, byte in byte_level_alphabet().items()}
     spelled = ["".join(map(char_of.__getitem__, token)) for token in tokens]
@@ -32,20 +33,20 @@ def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[st
 
 def _tokens(path: Path) -> list[bytes]:
     if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(_MAX_BYTES)}")
     of_rank: dict[int, bytes] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line:
             rank, token = _row(path, number, line)
             if rank in of_rank:
-                raise ModelError(f"{path.name}, line {number}: rank {rank} is there twice")
+                raise ModelError(f"{path.name}, line {number}: duplicate rank {rank}")
             of_rank[rank] = token
     tokens = [of_rank[rank] for rank in sorted(of_rank)]
     if sorted(of_rank) != list(range(len(tokens))):
         raise ModelError(f"the ranks in {path.name} are not 0, 1, 2, ...")
     known = set(tokens)
     if len(known) != len(tokens):
-        raise ModelError(f"{path.name} has a token twice")
+        raise ModelError(f"{path.name} has a duplicate token")
     missing = next((byte for byte in range(256) if bytes([byte]) not in known), None)
     if missing is not None:
         raise ModelError(f"{path.name} has no token for the byte 0x{missing:02X}")
@@ -64,7 +65,7 @@ def _row(path: Path, number: int, line: bytes) -> tuple[int, bytes]:
 
 
 def _merges(tokens: list[str]) -> list[tuple[str, str]]:
-    """Every pair that makes a token, in the order of the ranks: the result's, then the parts'."""
+    """All pairs that form a token, ordered by the rank of the token, then by the ranks of the parts."""
     rank = {token: i for i, token in enumerate(tokens)}
     found = []
     for i, token in enumerate(tokens):

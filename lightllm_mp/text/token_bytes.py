@@ -1,11 +1,11 @@
-"""What one token contributes to the text, read off a tokenizer's decoder.
+"""The bytes of each token, derived from a tokenizer's decoder.
 
-Where every token stands for a fixed run of bytes, the text is those bytes in a row, read as UTF-8. That holds for
-byte-level BPE and for SentencePiece models, and makes incremental text exact and linear. Decoders that do not have this
-shape have no `PieceRule`, and are decoded through the library.
+If every token stands for fixed bytes, the text is the concatenation of these bytes, decoded as UTF-8. That holds for
+byte-level BPE and SentencePiece models, and makes incremental detokenizing exact and linear. Other decoders have no
+`PieceRule`; the library decodes their tokens.
 
-One difference to the library is wanted: it turns a whole run of byte tokens into replacement characters when one byte
-of the run is wrong, so no character of a run could be shown before the run ends. Here only the wrong byte is replaced.
+One difference to the library is deliberate. If one byte in a run of byte tokens is wrong, the library replaces the
+whole run, so no character of a run could be shown before its end. Here only the wrong byte is replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import decoders
 
 @dataclass(frozen=True, slots=True)
 class PieceRule:
-    """`piece` maps a token to its bytes, `first_piece` the first token of a text.
+    """`piece` maps a token to its bytes; `first_piece` does so for the first token of a text.
 
     Up to `strip` leading spaces of the text are dropped.
     """
@@ -31,7 +31,7 @@ class PieceRule:
 
 
 def piece_rule(decoder: decoders.Decoder | None) -> PieceRule | None:
-    """The rule of `decoder`, or None where tokens do not stand for fixed bytes."""
+    """The rule of `decoder`; None if its tokens do not stand for fixed bytes."""
     if decoder is None:
         return None
     steps = _steps(json.loads(decoder.__getstate__()))
@@ -74,7 +74,7 @@ def _metaspace_rule(step: dict, *, byte_fallback: bool) -> PieceRule:
 
 
 def _fallback_byte(token: str) -> bytes | None:
-    """The byte of a token spelled <0x41>, None for any other token."""
+    """The byte of a token such as <0x41>; None for other tokens."""
     if len(token) != 6 or not token.startswith("<0x") or not token.endswith(">"):
         return None
     try:
@@ -84,7 +84,7 @@ def _fallback_byte(token: str) -> bytes | None:
 
 
 def byte_level_piece(token: str) -> bytes:
-    """Bytes of a token of a byte-level BPE; an added token outside that alphabet is its own text."""
+    """The bytes of a token of a byte-level BPE. An added token outside that alphabet stands for its own text."""
     alphabet = byte_level_alphabet()
     try:
         return bytes([alphabet[char] for char in token])
@@ -94,7 +94,7 @@ def byte_level_piece(token: str) -> bytes:
 
 @cache
 def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 for itself, the others from U+0100 upwards."""
+    """GPT-2's characters for the 256 bytes: printable Latin-1 stands for itself, other bytes are U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

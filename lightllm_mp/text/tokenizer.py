@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""`load_tokenizer`, and the `Tokenizer` that turns text into token ids and ids into text."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MODES = ("auto", "fast", "slow")
 
 
 def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder or of a GGUF file; of a folder that names its language model, that one's.
+    """The tokenizer of a Hugging Face folder or GGUF file, or of the language model that a folder names.
 
-    `mode` "fast" reads tokenizer.json, "slow" the vocabulary file that the model was published with (tokenizer.model,
-    vocab.json with merges.txt, *.tiktoken), "auto" tokenizer.json where there is one, else that file; a GGUF file has
-    one tokenizer for all. `trust_remote_code` is accepted for the sake of the flag; code of a model folder is never
-    imported here. Raises NoTokenizer (code "no_tokenizer") where there is nothing to read, ConfigError where there is
-    only what `mode` excludes, ModelError where the files are corrupt or of an unsupported kind.
+    `mode` "fast" reads tokenizer.json. "slow" reads the vocabulary file that the model was published with
+    (tokenizer.model, vocab.json with merges.txt, *.tiktoken). "auto" reads tokenizer.json if there is one, else that
+    file. A GGUF file has the same tokenizer in all modes. `trust_remote_code` has no effect: code of a model folder is
+    never imported. NoTokenizer if there are no tokenizer files, ConfigError if `mode` excludes those that there are,
+    ModelError if they are corrupt or of an unsupported kind.
     """
     del trust_remote_code
     if mode not in MODES:
@@ -45,9 +45,9 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
 
 
 class Tokenizer:
-    """A tokenizer, the ids that matter to generation, and what each token contributes to the text.
+    """A tokenizer, the ids that matter to generation, and the bytes of each token.
 
-    `rule` is None where tokens do not stand for fixed bytes (see pieces.py).
+    `rule` is None if tokens do not stand for fixed bytes (see token_bytes.py).
     """
 
     def __init__(self, source: TokenizerSource) -> None:
@@ -68,7 +68,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The default chat template, None where the model has none."""
+        """The default chat template; None if the model has none."""
         return self.chat_templates.get("default")
 
     @property
@@ -83,14 +83,14 @@ class Tokenizer:
         return token_id in self.special_ids
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token by its exact content, e.g. "<|im_end|>"."""
+        """The id of the token with exactly this content, for example "<|im_end|>"."""
         return self.backend.token_to_id(token)
 
     def encode(self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None) -> np.ndarray:
         """Token ids of `text`, int32 [n].
 
-        Raises InvalidRequest for text that is not valid Unicode (a lone surrogate), and PromptTooLong where it has more
-        than `max_tokens` tokens: without tokenizing where the length alone proves it.
+        InvalidRequest if the text is not valid Unicode (a lone surrogate). PromptTooLong if it has more than
+        `max_tokens` tokens; if its length alone proves that, it is not tokenized.
         """
         try:
             utf8 = text.encode()
@@ -103,7 +103,7 @@ class Tokenizer:
         except MemoryError:
             raise
         except BaseException as error:
-            # A panic of the library is no Exception; it concerns this text only.
+            # A panic of the library is not an Exception, but it concerns only this text.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise InvalidRequest("the tokenizer cannot encode this text") from error
@@ -114,10 +114,10 @@ class Tokenizer:
     def decode(
         self, ids: Iterable[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
     ) -> str:
-        """The text of `ids`. Ids outside the vocabulary have no text; incomplete characters become U+FFFD.
+        """The text of `ids`. Ids outside the vocabulary have no text. Incomplete characters become U+FFFD.
 
-        `spaces_between_special_tokens` False keeps a decoder that puts spaces between tokens from doing so around added
-        tokens. It changes nothing for byte-level and SentencePiece models, whose tokens carry their own spaces.
+        `spaces_between_special_tokens` False: a decoder that puts spaces between tokens puts none around added tokens.
+        It has no effect on byte-level and SentencePiece models, whose tokens contain their spaces.
         """
         shown = [int(id_) for id_ in ids if not skip_special_tokens or id_ not in self.special_ids]
         if self.rule is None:
@@ -127,9 +127,9 @@ class Tokenizer:
         return strip_start(data.decode("utf-8", "replace"), self.rule.strip)[0]
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
-        """The bytes that a token stands for, b"" outside the vocabulary. Only where there is a `rule`.
+        """The bytes of a token; b"" for an id outside the vocabulary. Requires a `rule`.
 
-        `first` is for the first token of a text, which loses its leading space in some tokenizers.
+        `first`: this is the first token of a text, which loses its leading space in some tokenizers.
         """
         assert self.rule is not None
         if first:
@@ -169,7 +169,7 @@ class Tokenizer:
 
 
 def strip_start(text: str, count: int) -> tuple[str, int]:
-    """`text` without up to `count` leading spaces, and how many more a continuation of it may lose."""
+    """`text` without up to `count` leading spaces, and the number of spaces still to strip from the text after it."""
     while count and text.startswith(" "):
         text, count = text[1:], count - 1
     return text, 0 if text else count

@@ -1,4 +1,4 @@
-"""What every loader of a tokenizer file hands over."""
+"""The result of every loader of tokenizer files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tokenizers import Tokenizer as Backend
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:
-    """A built `tokenizers` pipeline and what the files say beside it.
+    """A `tokenizers` pipeline, and what the files say about it.
 
-    `eos_ids` end a sequence, the tokenizer's own first. `chat_templates` maps a name ("default", "tool_use") to Jinja.
-    `spellings` are the names of tokens that the pipeline knows by another one, so that text cannot name them.
+    `eos_ids` end a sequence, the tokenizer's own id first. `chat_templates` maps names ("default", "tool_use") to Jinja
+    templates. `spellings`: the text of tokens that have another name in the pipeline, so that no prompt can name them.
     """
 
     backend: Backend

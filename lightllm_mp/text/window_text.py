@@ -1,7 +1,7 @@
-"""Incremental text for decoders without fixed bytes for each token: decodes a short window of tokens again and again.
+"""Incremental detokenizer for tokens without fixed bytes: decodes a short window of tokens at each token.
 
-The window begins before the tokens that are not shown yet, so that the decoder sees what stands before them; the text
-of that beginning is cut off. At the end the whole text is decoded once, so what the windows withheld is not lost.
+The window begins with shown tokens, so the decoder has context for the new ones; the text of the shown tokens is cut
+off. At the end the whole text is decoded once, so text that the windows held back is not lost.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from lightllm_mp.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-# A character has at most four bytes: a window that still ends in a replacement character will not be mended.
+# A character has at most four bytes. After so many tokens a replacement character at the end stays.
 _MAX_WAIT = 4
 
 
 class WindowText:
-    """The state of one sequence: its ids, the window's beginning, and what has been shown."""
+    """The state of one sequence: its ids, the start of the window, and the shown text."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompt_tail: Sequence[int], skip_special_tokens: bool, spaces: bool
@@ -30,7 +30,7 @@ class WindowText:
         self._parts = [self._shown]
 
     def feed(self, token_id: int) -> str:
-        """The text that became complete with this token, often empty."""
+        """The text that this token completes, often empty."""
         if token_id in self._skip or not 0 <= token_id < self._tokenizer.vocab_size:
             return ""
         self._ids.append(token_id)
@@ -39,14 +39,14 @@ class WindowText:
         if not is_complete and len(self._ids) - self._shown_to < _MAX_WAIT:
             return ""
         text = window[len(self._shown) :]
-        # The tokens just shown are the next context: both their ends are ends of characters.
+        # The tokens just shown are the next context: they begin and end at a character boundary.
         self._begin, self._shown_to = self._shown_to, len(self._ids)
         self._shown = self._decode(self._begin, len(self._ids))
         self._parts.append(text)
         return text
 
     def flush(self) -> str:
-        """What the whole text has beyond what was shown."""
+        """The rest of the whole text that was not shown."""
         whole, shown = self._decode(0, len(self._ids)), "".join(self._parts)
         self._parts = [whole]
         return whole[len(shown) :] if whole.startswith(shown) else ""

@@ -63,7 +63,7 @@ def test_tokens_that_fit() -> None:
     assert report.data_type == "float16"
     assert 0.8 * (10 << 20) < report.kv_tokens * report.kv_bytes_per_token + report.weight_bytes < 10 << 20
     small = inspect(GOLDENS / "llama", machine=Machine("A GPU", report.weight_bytes, is_gpu=True))
-    assert small.problems == ["the weights leave no memory for a single request"]
+    assert small.problems == ["the weights leave no memory for a request"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_weights_of_another_shape(folder) -> None:
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 9, "auto_map": {"a": "b"}}))
     report = look(path)
     assert any("missing tensor model.layers.3" in problem for problem in report.problems)
-    assert "Python code of the folder is not used" in report.notes
+    assert "the Python code of the folder is not used" in report.notes
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], folder) -> None:

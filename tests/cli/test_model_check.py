@@ -49,7 +49,7 @@ def test_ranks_that_do_not_fit_are_a_mistake_of_the_flags() -> None:
 
 def test_a_bug_there_is_no_silence_here(capfd: pytest.CaptureFixture[str]) -> None:
     many: Any = "many"
-    with pytest.raises(StartupError, match="ended with 1"):
+    with pytest.raises(StartupError, match="ended with code 1"):
         check_model_apart(GOLDENS / "llama", ranks=many, dummy=False)
     assert "ValidationError" in capfd.readouterr().err
 

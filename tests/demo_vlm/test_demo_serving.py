@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lightllm_mp import Config, Engine
-from lightllm_mp.cli import serve
 from lightllm_mp.cli.inspect.report import inspect
 from lightllm_mp.config import EngineConfig, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import ModelError
@@ -137,10 +136,10 @@ def test_the_picture_makes_a_difference(folder: Path) -> None:
 def test_what_is_served_without_a_model_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The demo with images asked for, else the language model alone."""
     default = tmp_path / "default.gguf"
-    monkeypatch.setattr(serve, "find_default_model", lambda: default)
-    assert serve.find_model(None, images=True) == default_model.demo_model()
-    assert serve.find_model(None, images=False) == default
-    assert serve.find_model(str(tmp_path), images=True) == tmp_path
+    monkeypatch.setattr(default_model, "find_default_model", lambda: default)
+    assert default_model.find_model(None, images=True) == default_model.demo_model()
+    assert default_model.find_model(None, images=False) == default
+    assert default_model.find_model(str(tmp_path), images=True) == tmp_path
 
 
 def test_inspect_tells_both_halves(folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_taken_port_is_refused_before_any_model_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--model-dir", "/nowhere"), "--model-dir /nowhere: there is no such folder or file"),
+        (("--model-dir", "/nowhere"), "--model-dir /nowhere: no such folder or file"),
         (("--model-dir", str(GOLDEN), "--tp", "5"), "--tp 5: the model has 4 attention heads"),
         (("--port", "66000"), "port"),
         (("--no-such-flag",), "unknown flag"),

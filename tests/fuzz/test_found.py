@@ -114,7 +114,7 @@ def test_a_sentencepiece_model_whose_character_map_lies_about_its_length() -> No
         rules = b"\x12\x08\xff\xff\xff\x7f\0\0\0\0"
         damaged = data.replace(b"\x1a\x0e\x0a\x08identity", b"\x1a\x18\x0a\x08identity" + rules)
         assert damaged != data
-        with files.file_of(damaged) as path, pytest.raises(ModelError, match="character map is cut short"):
+        with files.file_of(damaged) as path, pytest.raises(ModelError, match="character map is truncated"):
             from_sentencepiece(path, {})
 
 

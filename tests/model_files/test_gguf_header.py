@@ -136,7 +136,7 @@ def test_merges_that_do_not_fit(tmp_path: Path) -> None:
         fill_byte_level(writer)
         writer.kv_data[0]["tokenizer.ggml.merges"].value = ["q zzz"]
 
-    with pytest.raises(ModelError, match="do not fit together"):
+    with pytest.raises(ModelError, match="do not match"):
         load_tokenizer(write(tmp_path / "m.gguf", fill))
 
 

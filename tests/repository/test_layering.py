@@ -9,7 +9,7 @@ import pytest
 from tests.repository.package import imports, modules, tree
 
 LAYERS = (
-    "errors messages config machine plan",
+    "errors messages config machine plan sampling_parameters",
     "model_files",
     "shm",
     "text",

@@ -61,7 +61,7 @@ def test_attach_refuses_a_damaged_header(pair: Pair, at: int, why: str):
 def test_attach_refuses_another_size(pair: Pair):
     small = Segment.create("small", 8192)
     small.view[:4096] = pair.lane.segment.view[:4096]
-    with pytest.raises(StartupError, match="65536 bytes of data, its memory has 4096"):
+    with pytest.raises(StartupError, match="65536 bytes of data, but its memory has 4096"):
         Lane.attach(small.fd, *pair.lane.fds[1:])
     small.close()
 
@@ -73,7 +73,7 @@ def test_attach_refuses_the_other_implementation(pair: Pair, ring: str, monkeypa
 
 def test_attach_refuses_a_missing_descriptor(ring: str, pair: Pair):
     fds = pair.lane.fds[:1] if ring == "python" else (*pair.lane.fds, 0)
-    with pytest.raises(StartupError, match="does not come with"):
+    with pytest.raises(StartupError, match="does not have"):
         Lane.attach(*fds)
 
 

@@ -77,7 +77,7 @@ def test_an_impossible_count_poisons_the_twin(counted: int, monkeypatch: pytest.
         assert inbox.poisoned == [0]
     with Pair() as pair:
         os.eventfd_write(pair.lane.fds[1], (1 << 64) - 2)
-        with pytest.raises(LaneClosed, match="somebody else counted"):
+        with pytest.raises(LaneClosed, match="another process has counted"):
             pair.sender().try_put(b"x")
     with Pair() as pair:
         sender, inbox = pair.ends()

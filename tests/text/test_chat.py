@@ -120,7 +120,7 @@ def test_parts_become_a_string_for_a_plain_template() -> None:
     template = "{% for m in messages %}{{ m.content + '!' }}{% endfor %}"
     message = {"role": "user", "content": PARTS}
     assert render_chat(template, [message], picture_tag="<image>") == "a\n<image>\nb!"
-    with pytest.raises(InvalidRequest, match="no pictures"):
+    with pytest.raises(InvalidRequest, match="no images"):
         render_chat(template, [message])
 
 

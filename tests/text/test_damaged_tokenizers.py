@@ -70,9 +70,9 @@ def test_flipped_bytes_of_a_sentencepiece_model(tmp_path: Path) -> None:
         (b"dGhl " + b"9" * 5000, "line 3: not a base64 token"),
         (b"\xff\xfe 600", "line 3: not a base64 token"),
         (b"A" * 4096 + b" 600", "line 3: not a base64 token"),
-        (b"dGhlbmFuZHRoZW4= 0", "line 3: rank 0 is there twice"),
+        (b"dGhlbmFuZHRoZW4= 0", "line 3: duplicate rank 0"),
         (b"dGhlbmFuZHRoZW4= 70000", "are not 0, 1, 2"),
-        (b"IQ== LAST", "a token twice"),
+        (b"IQ== LAST", "a duplicate token"),
     ],
 )
 def test_a_bad_line_of_a_tiktoken_table(tmp_path: Path, line: bytes, message: str) -> None:

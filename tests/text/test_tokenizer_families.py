@@ -194,5 +194,5 @@ def test_a_plain_llama_folder(tmp_path: Path) -> None:
 def test_two_tokens_of_one_name_are_refused(tmp_path: Path) -> None:
     config = {"added_tokens_decoder": {"5": {"content": "</s>", "special": True}}}
     folder, _ = sentencepiece_folder(tmp_path, tokenizer_config=config)
-    with pytest.raises(ModelError, match="twice"):
+    with pytest.raises(ModelError, match="duplicate"):
         load_tokenizer(folder)

@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.helpers import is_ip_address
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.http import image_inputs, sampling_parameters, schema
+from lightllm_mp import sampling_parameters
+from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_fetch import MAX_URL, checked
@@ -49,7 +50,7 @@ def _generate(data: bytes) -> None:
     _check_rules(terms.sampling)
     assert 1 <= terms.n <= 64
     assert len(terms.output.stop) <= 16
-    assert all(1 <= len(stop.encode()) <= schema.MAX_STOP_BYTES for stop in terms.output.stop)
+    assert all(1 <= len(stop.encode()) <= sampling_parameters.MAX_STOP_BYTES for stop in terms.output.stop)
     _images(found.multimodal_params)
     if isinstance(found.inputs, str):
         _sent(say.Generate(1, terms, text=found.inputs))

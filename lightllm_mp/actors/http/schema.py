@@ -13,65 +13,12 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
 
-MAX_ID = 2**31 - 1
-MAX_STOP_BYTES = 1024
 MAX_INPUT_IDS = 1 << 22
 
-Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
 InputId = Annotated[int, Meta(ge=-200, le=MAX_ID)]
 """-200 is the place of an image; the vocabulary's bounds are checked by the front."""
-Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
-Choices = Annotated[int, Meta(ge=1, le=64)]
-Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
-Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
-StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
-Guide = Annotated[str, Meta(max_length=1 << 16)]
-
-
-class RequestParameters(Struct, frozen=True, kw_only=True):
-    """`parameters` of /generate. See sampling.py for what the fields mean."""
-
-    do_sample: bool | None = None
-    """False (default): greedy, whatever temperature, top_p and top_k say."""
-    temperature: Annotated[float, Meta(ge=0.0, le=1000.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
-    """-1 or 0: off."""
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
-    input_penalty: bool | None = None
-    """Penalties count the prompt's tokens too."""
-    ignore_eos: bool | None = None
-    max_new_tokens: Count | None = None
-    """Default 16; cut down to what fits the context."""
-    min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
-    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
-    include_stop_str_in_output: bool | None = None
-    """Leave the stop string at the end of the text (default: trimmed)."""
-    n: Choices | None = None
-    best_of: Choices | None = None
-    """The same as n; if both are given they are equal."""
-    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
-    """-1 or none: a new one for every request."""
-    return_details: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
-    """Report this many alternatives per produced token. true: 1."""
-    prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
-    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
-    allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
-    skip_special_tokens: bool | None = None
-    add_special_tokens: bool | None = None
-    add_spaces_between_special_tokens: bool | None = None
-    print_eos_token: bool | None = None
-    disable_prompt_cache: bool | None = None
-    priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
-    """Higher is served first."""
-    regular_constraint: Guide | None = None
-    guided_grammar: Guide | None = None
-    guided_json: Guide | dict[str, Raw] | None = None
 
 
 class Multimodal(Struct, frozen=True):

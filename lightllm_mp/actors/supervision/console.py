@@ -8,6 +8,7 @@ import sys
 import time
 
 from lightllm_mp.config import Config
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.messages import Facts, Loading
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -15,7 +16,6 @@ log = logging.getLogger("lightllm_mp.supervisor")
 BAR = 30
 CLEAR = "\r\x1b[K"
 """To the beginning of the line, and empty."""
-MIB, GIB = 1 << 20, 1 << 30
 
 
 class Console:
@@ -45,7 +45,7 @@ class Console:
         share = loading.done / max(loading.total, 1)
         filled = int(BAR * share)
         bar = "#" * filled + "." * (BAR - filled)
-        text = f"{name}: loading {loading.what} [{bar}] {share:4.0%} of {loading.total / MIB:,.0f} MiB"
+        text = f"{name}: loading {loading.what} [{bar}] {share:4.0%} of {format_bytes(loading.total)}"
         end = "\n" if finished or not self._terminal else ""
         print((CLEAR if self._terminal else "") + text, end=end, file=sys.stderr, flush=True)
 
@@ -59,7 +59,7 @@ class Console:
 
     def serving(self, url: str, facts: Facts, config: Config, processes: int, *, keys: bool) -> None:
         seconds = time.monotonic() - self._started
-        memory = f"{facts.weight_bytes / GIB:.2f} GiB weights, {facts.kv_bytes / GIB:.2f} GiB KV"
+        memory = f"{format_bytes(facts.weight_bytes)} weights, {format_bytes(facts.kv_bytes)} KV"
         lines = (
             ("url", url),
             ("model", f"{facts.model_name} ({facts.dtype} on {facts.device}, {memory})"),

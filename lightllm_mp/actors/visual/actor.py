@@ -26,7 +26,7 @@ from lightllm_mp.actors.visual.decoder_pool import DecoderPool
 from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
-from lightllm_mp.machine import physical_cores
+from lightllm_mp.machine import format_bytes, physical_cores
 from lightllm_mp.messages import (
     Abort,
     Embedded,
@@ -189,10 +189,9 @@ class VisualActor(AsyncActor):
         return WantedImage(image.key, image.tokens, image.tokens * self._spec.out * self._dtype.itemsize)
 
     def _too_much(self, images: int) -> EngineError:
-        size = self._arena.capacity / (1 << 20)
         return InvalidRequest(
             f"the request's {images} different images do not fit the image cache together "
-            f"({self._cache.capacity} images, {size:.0f} MiB)",
+            f"({self._cache.capacity} images, {format_bytes(self._arena.capacity)})",
             param="multimodal_params",
         )
 

@@ -1,1 +1,1 @@
-"""`lightllm-mp bench`: a deterministic workload, a light client, a report. For any /generate_stream server."""
+"""`lightllm-mp bench`: sends a deterministic workload to a /generate_stream server and reports what it measures."""

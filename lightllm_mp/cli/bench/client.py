@@ -1,8 +1,8 @@
-"""Sends requests and notes when what came back.
+"""The load generator: sends requests and records when each event arrives.
 
-Little is done while requests run: bodies are encoded before the start, events are counted and only the last one of an
-answer is decoded. With a rate, time counts from the moment a request was due, so a client that falls behind does not
-make the server look faster.
+It does little while requests run: bodies are encoded before the start, events are only counted, and the last event of
+an answer is decoded. With a rate, latencies count from the time a request was due, so a client that falls behind does
+not make the server look faster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightllm_mp.cli.bench.workload import Request
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """What became of one request. Times are seconds of one clock; `arrivals` has an entry per event of a stream."""
+    """The result of one request. Times are seconds of one clock. `arrivals`: one entry per event of a stream."""
 
     start: float
     end: float = 0.0
@@ -37,7 +37,7 @@ class RequestOutcome:
 
 @dataclass(slots=True, frozen=True)
 class BenchTarget:
-    """Where requests go and how."""
+    """The server under test, and how to send requests to it."""
 
     url: str
     stream: bool = True
@@ -45,7 +45,7 @@ class BenchTarget:
     timeout: float = 600.0
     api_key: str | None = None
     entry: Callable[[str], dict[str, str]] | None = None
-    """How requests with images name them (pictures.py)."""
+    """From the name of an image to its entry in a request (pictures.py)."""
 
     @property
     def endpoint(self) -> str:
@@ -86,7 +86,7 @@ async def drive(
     seed: int = 0,
     on_done: Tick = lambda outcome: None,
 ) -> list[RequestOutcome]:
-    """Send all requests: `rate` a second with Poisson arrivals (inf: all at once), or `concurrency` at a time."""
+    """Send all requests: `rate` per second with Poisson arrivals (inf: all at once), else `concurrency` at a time."""
     _allow_sockets()
     jobs = [(request, target.body(request)) for request in requests]
     outcomes: list[RequestOutcome] = []
@@ -147,7 +147,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: RequestOutcome
         if count:
             outcome.arrivals.extend([time.perf_counter()] * count)
     if not outcome.arrivals:
-        outcome.error = "the stream has no event"
+        outcome.error = "the stream has no events"
         return
     last = decode(events.last)
     _note(outcome, {**last, **(last.get("token") or {})})
@@ -155,7 +155,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: RequestOutcome
 
 
 def _note(outcome: RequestOutcome, answer: dict[str, Any]) -> None:
-    """Take over the server's own counts where it names them."""
+    """Use the server's token counts if the answer has them."""
     outcome.error = failure(answer)
     count = answer.get("count_output_tokens") or 0
     outcome.output_tokens = sum(count) if isinstance(count, list) else count
@@ -170,6 +170,6 @@ def _reason(body: bytes) -> str:
 
 
 def _allow_sockets() -> None:
-    """A socket a request: lift the soft limit of open files to the hard one."""
+    """Each request has its socket: raise the soft limit of open files to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

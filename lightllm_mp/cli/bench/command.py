@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from lightllm_mp.cli.bench.client import RequestOutcome
 
 DESCRIPTION = """\
-Send a workload to a running server that speaks /generate_stream (or, with --no-stream, /generate) and report
-throughput, time to first token, time between tokens and time of the whole answer. With --images, also what the
-server's /metrics say of its image cache and of the stages of images and prompts meanwhile. Exit code 1 if a request
-failed."""
+Send a workload to a running server that has /generate_stream (or, with --no-stream, /generate). Report throughput,
+time to first token, time between tokens and time of the whole answer. With --images, also report the image cache and
+the stages of images and prompts, from the server's /metrics. Exit code 1 if a request failed."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark that `argv` describes. Raises ConfigError for wrong flags."""
+    """Runs the benchmark that `argv` describes. ConfigError for wrong flags."""
     args = _parse(argv)
     figures = _run(args)
     print(json.dumps(figures) if args.json else _described(figures))
@@ -39,7 +38,7 @@ def _described(figures: dict[str, Any]) -> str:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    # aiohttp is imported here: `bench --help` answers without it.
+    # Imported here, so that `bench --help` needs no aiohttp.
     import asyncio
 
     from lightllm_mp.cli.bench import pictures, stages, workload
@@ -80,28 +79,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="lightllm-mp bench", description=DESCRIPTION, allow_abbrev=False, formatter_class=_Formatter)
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="base address of the server")
-    add("--num-requests", type=_at_least(1), default=100, metavar="N", help="how many requests")
+    add("--num-requests", type=_at_least(1), default=100, metavar="N", help="number of requests")
     lengths = "N, uniform:a-b or sharegpt"
     add("--input-len", default="sharegpt", metavar="LEN", help=f"prompt lengths in tokens: {lengths}")
     add("--output-len", default="sharegpt", metavar="LEN", help=f"answer lengths in tokens: {lengths}")
-    add("--prompt", choices=("ids", "text"), default="ids", help="prompts of token ids, or of that many words")
-    add("--vocab", type=_at_least(2), default=32000, metavar="N", help="ids are drawn below this")
-    add("--images", type=_at_least(0), default=0, metavar="N", help="images of each request")
+    add("--prompt", choices=("ids", "text"), default="ids", help="prompts of token ids, or of as many words")
+    add("--vocab", type=_at_least(2), default=32000, metavar="N", help="token ids are drawn below this")
+    add("--images", type=_at_least(0), default=0, metavar="N", help="number of images in each request")
     add("--image-size", default="336", metavar="PIXELS", help="edge of the images, or WIDTHxHEIGHT")
-    repeats = "share of images that an earlier request, or the same, has sent: 0 to 1"
+    repeats = "share of images that were sent before, from 0 to 1"
     add("--image-repeats", type=_share, default=0.0, metavar="SHARE", help=repeats)
-    add("--image-tag", default="<image>", metavar="TAG", help="an image's place in a text prompt")
-    source = "images come in the request, or are fetched from this client (server: --allow-media-host 127.0.0.1)"
+    add("--image-tag", default="<image>", metavar="TAG", help="placeholder of an image in a text prompt")
+    source = "send images in the request, or let the server fetch them here (needs --allow-media-host 127.0.0.1)"
     add("--image-from", choices=("base64", "url"), default="base64", help=source)
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--rate", type=_positive, metavar="R", help="requests per second, Poisson; inf: all at once")
     load.add_argument("--concurrency", type=_at_least(1), default=16, metavar="C", help="requests at a time")
-    add("--seed", type=int, default=0, metavar="N", help="lengths, prompts and arrivals follow from it")
-    add("--ignore-eos", action="store_true", help="answers go on to their full length")
-    add("--no-stream", action="store_true", help="use /generate; only whole answers are timed")
-    add("--warmup", type=_at_least(0), default=1, metavar="N", help="requests sent before, not counted")
-    add("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="longest time for one answer")
-    add("--api-key-file", metavar="PATH", help="file whose first line is the API key to send")
+    add("--seed", type=int, default=0, metavar="N", help="determines lengths, prompts and arrivals")
+    add("--ignore-eos", action="store_true", help="generate every answer to its full length")
+    add("--no-stream", action="store_true", help="use /generate and time whole answers only")
+    add("--warmup", type=_at_least(0), default=1, metavar="N", help="requests to send first; they are not measured")
+    add("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="maximum time for one answer")
+    add("--api-key-file", metavar="PATH", help="file whose first word is the API key to send")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     flags = [flag for action in parser._actions for flag in action.option_strings]
     args = parse(parser, argv, flags)
@@ -111,7 +110,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults are shown where there are some, the description is left as it stands."""
+    """Shows the default of each flag that has one, and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False:
@@ -156,7 +155,7 @@ def _key(file: str | None) -> str | None:
     try:
         return Path(file).read_text(encoding="utf-8").split()[0]
     except (OSError, UnicodeDecodeError, IndexError):
-        raise ConfigError(f"--api-key-file {file}: no key can be read there") from None
+        raise ConfigError(f"--api-key-file {file}: no key can be read from this file") from None
 
 
 def _progress(total: int) -> Callable[[RequestOutcome], None]:

@@ -1,4 +1,4 @@
-"""Server-sent events, counted cheaply: only the last event of an answer is decoded."""
+"""A fast counter of server-sent events. Only the last event of an answer is decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ END = b"\n\n"
 
 
 class EventCounter:
-    """Feed it what arrives; events may be split anywhere or come many at a time."""
+    """Counts events in chunks of a stream. A chunk may end anywhere and may hold many events."""
 
     def __init__(self) -> None:
         self.last = b""
@@ -18,7 +18,7 @@ class EventCounter:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> int:
-        """How many data events `chunk` completes. Comments and the closing `[DONE]` are none."""
+        """The number of data events that `chunk` completes, without comments and the final `[DONE]`."""
         *events, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(END)
         count = 0
         for event in events:
@@ -30,7 +30,7 @@ class EventCounter:
 
 
 def failure(answer: dict[str, Any]) -> str | None:
-    """Why this last event, or whole answer, is no success; None if it is one."""
+    """The error in this last event or whole answer; None if the request succeeded."""
     error = answer.get("error")
     if error:
         return f"error: {error.get('message', error) if isinstance(error, dict) else error}"
@@ -44,9 +44,9 @@ def failure(answer: dict[str, Any]) -> str | None:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """A JSON object; anything else is empty, as an answer without what is looked for in it."""
+    """The JSON object in `data`. If there is none, an object that names the error."""
     try:
         value = msgspec.json.decode(data)
     except msgspec.DecodeError:
-        return {"error": "the answer is no JSON"}
-    return value if isinstance(value, dict) else {"error": "the answer is no JSON object"}
+        return {"error": "the answer is not JSON"}
+    return value if isinstance(value, dict) else {"error": "the answer is not a JSON object"}

@@ -1,4 +1,4 @@
-"""Pictures for requests: the same name gives the same file everywhere."""
+"""Random images for requests. The same name gives the same file on every machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image
 from lightllm_mp.errors import ConfigError
 
 COARSE = 16
-"""Pixels from one random colour to the next; between them it is smooth, so that files are as large as photographs'."""
+"""Pixels from one random colour to the next. Colours between them are interpolated, so files are as large as photos."""
 LONGEST = 16384
-"""Pixels of an edge."""
+"""Maximum pixels of an edge."""
 HOST = "127.0.0.1"
 
 Entry = Callable[[str], dict[str, str]]
-"""From a picture's name to its entry in `multimodal_params.images`."""
+"""From an image's name to its entry in `multimodal_params.images`."""
 
 
 class PictureSize(NamedTuple):
@@ -34,7 +34,7 @@ class PictureSize(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> PictureSize:
-        """From `N` or `WxH`. Raises ConfigError."""
+        """From "N" or "WxH". ConfigError for other text."""
         width, cross, height = text.partition("x")
         edges = (width, height if cross else width)
         if not all(edge.isdecimal() and 1 <= int(edge) <= LONGEST for edge in edges):
@@ -43,7 +43,7 @@ class PictureSize(NamedTuple):
 
 
 def jpeg(name: str, size: PictureSize) -> bytes:
-    """A file with random colours that follow from `name`."""
+    """A JPEG file with random colours; `name` is the seed."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
     points = (size.height // COARSE + 2, size.width // COARSE + 2, 3)
     colours = Image.fromarray(random.integers(0, 256, points, dtype=np.uint8))
@@ -54,11 +54,11 @@ def jpeg(name: str, size: PictureSize) -> bytes:
 
 @asynccontextmanager
 async def entries(size: PictureSize, kind: Literal["base64", "url"]) -> AsyncIterator[Entry]:
-    """How requests name pictures of `size`. With `url` they are served on a free port of the loopback address until the
-    block ends, which the server must have been told to fetch from (`--allow-media-host 127.0.0.1`)."""
+    """Yields the function that makes the entries of images of `size`. With "url" this client serves the images on a
+    free loopback port until the block ends; the server needs `--allow-media-host 127.0.0.1` to fetch them."""
     if kind == "base64":
 
-        @cache  # a picture that is sent again is the same text again
+        @cache  # an image that is sent again is encoded once
         def encoded(name: str) -> str:
             return base64.b64encode(jpeg(name, size)).decode()
 
@@ -71,7 +71,7 @@ async def entries(size: PictureSize, kind: Literal["base64", "url"]) -> AsyncIte
         return web.Response(body=made(request.match_info["name"]), content_type="image/jpeg")
 
     def entry(name: str) -> dict[str, str]:
-        made(name)  # before the run, so that its making is not part of the fetch
+        made(name)  # made before the run, so the time of a fetch does not include it
         return {"type": "url", "data": f"http://{HOST}:{port}/{name}"}
 
     app = web.Application()

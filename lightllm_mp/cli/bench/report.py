@@ -1,4 +1,4 @@
-"""From outcomes to figures, as a dict of numbers or a table."""
+"""Summarizes the results of a run: a dict of numbers, and a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LATENCIES = {"ttft_s": "first token", "inter_token_s": "between tokens", "e2e_s"
 
 
 def summarize(outcomes: Sequence[RequestOutcome]) -> dict[str, Any]:
-    """Times in seconds, rates per second. Only successes count towards throughput and latencies.
+    """Times are seconds, rates are per second. Throughput and latencies count successful requests only.
 
-    The span runs from the first start to the last end. Latencies that were not observed (no stream) are left out.
+    The time of the run goes from the first start to the last end. Latencies without a value (no stream) are left out.
     """
     good = [outcome for outcome in outcomes if outcome.error is None]
     span = max(o.end for o in outcomes) - min(o.start for o in outcomes) if outcomes else 0.0
@@ -55,7 +55,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
-    """Nearest rank: the smallest value that at least q % of all values do not exceed."""
+    """The q-th percentile by nearest rank: the smallest value that at least q % of all values do not exceed."""
     return ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)]
 
 
@@ -64,7 +64,7 @@ def _rate(count: int, span: float) -> float:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for a person; latencies in milliseconds."""
+    """The figures as a table; latencies are in milliseconds."""
     lines = [
         f"{figures['requests']} requests in {figures['seconds']:.2f} s, {figures['failed']} failed",
         f"{figures['input_tokens']:,} input tokens, {figures['output_tokens']:,} output tokens",

@@ -1,4 +1,4 @@
-"""What the server says of its images: its /metrics before the run and after it, and what lies between."""
+"""Image statistics of a run: the difference of the server's /metrics before and after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ COUNTS = {
     "misses": "image_cache_misses_total",
     "evictions": "image_cache_evictions_total",
 }
-"""In images: READY already; being encoded for somebody else; new; removed for others."""
+"""Numbers of images. hits: in the cache. joins: another request was waiting for the same image. misses: new. evictions:
+removed to make room."""
 STAGES = {
     "fetch": ("image_fetch_time_seconds_sum", "image_fetch_time_seconds_count"),
     "decode": ("image_decode_seconds_total", "images_decoded_total"),
@@ -23,14 +24,14 @@ STAGES = {
     "wait": ("image_wait_seconds_total", "image_requests_embedded_total"),
     "prefill": ("request_prefill_time_seconds_sum", "request_prefill_time_seconds_count"),
 }
-"""Seconds and how often: of each image fetched, decoded, encoded (its share of a batch); of each request from the
-visual actor's hearing of it to its embeddings being there, and from its first chunk to its first token."""
+"""Metrics of total seconds and of the count. fetch, decode, encode (its share of a batch): per image. wait (from its
+arrival at the visual actor to its embeddings) and prefill (from its first chunk to its first token): per request."""
 
 Numbers = Mapping[str, float]
 
 
 async def scrape(session: aiohttp.ClientSession, url: str) -> Numbers:
-    """The server's own numbers, over all labels; empty where it exports none."""
+    """The server's metrics, summed over labels. {} if the server exports none."""
     try:
         async with session.get(url.rstrip("/") + "/metrics") as response:
             text = await response.text() if response.status == 200 else ""
@@ -45,7 +46,7 @@ async def scrape(session: aiohttp.ClientSession, url: str) -> Numbers:
 
 
 def between(before: Numbers, after: Numbers) -> dict[str, Any]:
-    """Counts and stages (`count`, `mean_s`) of a run; without what the server does not export or did not do."""
+    """Counts and stages (`count`, `mean_s`) of a run. Metrics that are missing or zero are left out."""
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     figures: dict[str, Any] = {key: round(grown[name]) for key, name in COUNTS.items() if name in grown}
     if batches := grown.get("image_batches_total"):
@@ -59,7 +60,7 @@ def between(before: Numbers, after: Numbers) -> dict[str, Any]:
 
 
 def lines(images: Mapping[str, Any]) -> list[str]:
-    """For a person; times in milliseconds."""
+    """The statistics as text; times are in milliseconds."""
     found = [f"{images['sent']:,} images sent, {images['distinct']:,} of them different"]
     counts = [f"{images[key]:,} {key}" for key in COUNTS if key in images]
     if counts:

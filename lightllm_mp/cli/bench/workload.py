@@ -1,11 +1,11 @@
-"""Deterministic requests: how long prompts and answers are, and what stands in the prompts.
+"""The requests of a benchmark: lengths of prompts and answers, and random prompts. The seed determines everything.
 
-`sharegpt` lengths are log-normal, then filtered as the ShareGPT serving benchmarks do (prompt and answer at least 4,
-prompt at most 1024, both together at most 2048 tokens). The means after the filter are 226.75 in and 188.25 out, those
-of a published run of 2000 ShareGPT requests; the spreads come from the coefficients of variation of that data set
-(1.335 and 0.674 as sigma of the logarithm). The first 2000 of seed 0 hold 470,634 tokens in and 377,679 out.
+`sharegpt` lengths are log-normal and filtered like in the ShareGPT serving benchmarks: prompt and answer have at least
+4 tokens, the prompt at most 1024, both together at most 2048. After the filter the means are 226.75 in and 188.25 out,
+as in a published run of 2000 ShareGPT requests. The spreads follow from the coefficients of variation of that data set
+(1.335 and 0.674 as sigma of the logarithm). The first 2000 requests of seed 0 have 470,634 tokens in and 377,679 out.
 
-Prompts are random, so no two share a prefix and a prefix cache gains nothing. Everything follows from the seed alone.
+Prompts are random. No two share a prefix, so a prefix cache gains nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightllm_mp.errors import ConfigError
 MU_IN, SIGMA_IN, MU_OUT, SIGMA_OUT = 5.106040, 1.335, 5.012293, 0.674
 SHORTEST, LONGEST_IN, LONGEST = 4, 1024, 2048
 IMAGE_ID = -200
-"""Stands for an image among token ids."""
+"""The placeholder of an image among token ids."""
 FIRST_ID = 259
-"""Ids below are special tokens and bytes in byte-level vocabularies."""
+"""Lower ids are special tokens and single bytes in byte-level vocabularies."""
 
 TEXT = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
@@ -35,7 +35,7 @@ WORDS = TEXT.split()
 
 
 class Request(NamedTuple):
-    """`prompt`: token ids, or a text of `input_len` words, after the marks of its images. `images`: their names."""
+    """`prompt`: the placeholders of its images, then `input_len` token ids or words. `images`: their names."""
 
     prompt: list[int] | str
     input_len: int
@@ -44,8 +44,8 @@ class Request(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What pictures requests have. `repeats`: the share of them that were sent before. `tag`: stands for one in a text
-    (among ids IMAGE_ID does)."""
+    """The images of each request. `repeats`: the share of images that were sent before. `tag`: the placeholder of an
+    image in a text (IMAGE_ID among ids)."""
 
     each: int = 0
     repeats: float = 0.0
@@ -63,7 +63,7 @@ def make(
     name: str = "",
     images: Images | None = None,
 ) -> list[Request]:
-    """n requests. Lengths: `N`, `uniform:a-b` or `sharegpt`; images come on top. Another `name` gives other prompts and
+    """n requests. Lengths are `N`, `uniform:a-b` or `sharegpt`, without images. Another `name` gives other prompts and
     images for the same seed."""
     ins, outs = _lengths(input_len, n, f"in-{seed}", seed, 0), _lengths(output_len, n, f"out-{seed}", seed, 1)
     fill = _ids if prompt == "ids" else _text
@@ -76,7 +76,7 @@ def make(
 
 
 def sharegpt(seed: int = 0) -> Iterator[tuple[int, int]]:
-    """(prompt tokens, answer tokens) without end."""
+    """Yields pairs (prompt tokens, answer tokens) for ever."""
     rng = random.Random(f"lengths-{seed}")
     while True:
         i, o = round(math.exp(rng.gauss(MU_IN, SIGMA_IN))), round(math.exp(rng.gauss(MU_OUT, SIGMA_OUT)))
@@ -100,12 +100,12 @@ def _bounds(spec: str) -> tuple[int, int]:
     except ValueError:
         found = (0, 0)
     if not 1 <= found[0] <= found[1]:
-        raise ConfigError(f"length {spec!r}: expected N, uniform:a-b or sharegpt, with lengths of at least 1")
+        raise ConfigError(f"length {spec!r}: expected N, uniform:a-b or sharegpt, each length at least 1")
     return found
 
 
 def _shown(repeats: float, key: str) -> Iterator[str]:
-    """Names of pictures without end: each new, or, with the probability `repeats`, one of those before."""
+    """Yields names of images for ever: with probability `repeats` an earlier name, else a new one."""
     rng = random.Random(f"images-{key}")
     known = 0
     while True:

@@ -1,1 +1,1 @@
-"""`lightllm-mp doctor`: whether this machine can serve, and what to do where it cannot. Imports no torch."""
+"""`lightllm-mp doctor`: checks whether this machine can serve, and names the remedy if it cannot. Imports no torch."""

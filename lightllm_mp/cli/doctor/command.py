@@ -12,23 +12,21 @@ from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import ConfigError
 
-DESCRIPTION = """Check whether this machine can serve: Python, torch, GPUs, memory, limits, port, model. Nothing is
-changed and nothing is loaded. Exit code 1 if something must be repaired first."""
+DESCRIPTION = """Check whether this machine can serve: Python, torch, GPUs, memory, limits, port, model. The command
+changes nothing and loads no model. Exit code 1 if a check fails."""
 INDENT = 20
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError for wrong flags."""
+    """Runs all checks and prints the findings. ConfigError for wrong flags."""
     parser = Parser(prog="lightllm-mp doctor", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--model-dir", metavar="PATH", help="folder or .gguf file; by default the default model")
-    parser.add_argument("--host", default=HttpConfig().host, help="address that would be listened on")
-    parser.add_argument(
-        "--port", type=int, default=HttpConfig().port, metavar="N", help="port that would be listened on"
-    )
+    parser.add_argument("--model-dir", metavar="PATH", help="folder or .gguf file to check; by default the small model")
+    parser.add_argument("--host", default=HttpConfig().host, help="address of the server")
+    parser.add_argument("--port", type=int, default=HttpConfig().port, metavar="N", help="port of the server")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     args = parse(parser, argv, ["--model-dir", "--host", "--port", "--json", "--help"])
     if not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port {args.port}: expected a whole number at least 0 and at most 65535")
+        raise ConfigError(f"--port {args.port}: expected a whole number from 0 to 65535")
     found = examine(args.model_dir, args.host, args.port, print_line=None if args.json else print)
     failed = any(finding.status == "FAIL" for finding in found)
     if args.json:
@@ -39,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 def examine(
     model_dir: str | None, host: str, port: int, *, print_line: Callable[[str], None] | None = None
 ) -> list[Finding]:
-    """All checks, in order; each finding is printed as soon as it is there."""
+    """Runs all checks in order. `print_line` gets each finding as soon as it is known."""
     checks: tuple[Callable[[], Findings], ...] = (
         software.python,
         software.torch_and_gpus,

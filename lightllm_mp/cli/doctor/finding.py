@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of one check of `doctor`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Status = Literal["OK", "WARN", "FAIL"]
 
 
 class Finding(Struct, frozen=True):
-    """FAIL: a server would not start or not work. WARN: it works, and less well than it could. `advice`: what to do
-    about either."""
+    """FAIL: a server does not start or does not work. WARN: it works, but not as well as it could. `advice`: the remedy
+    for either."""
 
     status: Status
     name: str
@@ -33,7 +33,3 @@ def warn(name: str, text: str, advice: str) -> Finding:
 
 def fail(name: str, text: str, advice: str) -> Finding:
     return Finding("FAIL", name, text, advice)
-
-
-def size(count: int) -> str:
-    return f"{count / (1 << 30):,.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):,.0f} MiB"

@@ -1,4 +1,4 @@
-"""Memory, limits, clock, disk and port."""
+"""Checks of this machine: memory, limits, clock, disk and port."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import StartupError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.shm import Segment
 
 GIB = 1 << 30
 LEAST_MEMORY, GOOD_MEMORY = GIB // 2, 2 * GIB
 TRIAL = 64 << 20
-"""Bytes of shared memory that are tried; lanes and arenas of a text server take about this much."""
+"""Bytes of shared memory that the check allocates, about as much as the lanes and arenas of a text server."""
 LEAST_FILES, GOOD_FILES = 256, HttpConfig().max_live_requests + 200
-"""Descriptors: a process's own, and one for each connection."""
+"""File descriptors: those of the process itself, and one per connection."""
 LEAST_DISK = GIB
 PACKAGE_IS_NEWER_THAN = 1_735_689_600
-"""2025-01-01: a clock before it is wrong."""
+"""2025-01-01 in Unix time. A clock that shows an earlier date is wrong."""
 CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")
-"""Clock sources that are read without a system call."""
+"""Clock sources that can be read without a system call."""
 
 
 def memory() -> Findings:
     free = free_memory()
-    text = f"{size(free)} free within the limits of this control group"
+    text = f"{format_bytes(free)} free within the limits of this control group"
     if free < LEAST_MEMORY:
         yield fail("memory", text, "end other programs, or raise the container's memory limit")
     elif free < GOOD_MEMORY:
-        yield warn("memory", text, "enough for the smallest models only; raise the container's memory limit for others")
+        yield warn("memory", text, "raise the container's memory limit: this is enough for the smallest models only")
     else:
         yield ok("memory", text)
 
 
 def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Findings:
-    """Take what a server takes, and give it back. It needs no /dev/shm, so its size does not matter."""
+    """Allocates as much as a server does, and frees it. The size of /dev/shm does not matter: memfds do not use it."""
     try:
         create("doctor", TRIAL).close()
     except (OSError, StartupError) as error:
-        yield fail("shared memory", str(error), f"{size(TRIAL)} of memfd memory are needed: raise the memory limit")
+        advice = f"raise the memory limit: a server needs {format_bytes(TRIAL)} of memfd memory"
+        yield fail("shared memory", str(error), advice)
     else:
-        yield ok("shared memory", f"{size(TRIAL)} as sealed memfd")
+        yield ok("shared memory", f"{format_bytes(TRIAL)} as sealed memfd")
 
 
 def limits() -> Findings:
@@ -75,32 +76,32 @@ def clock(now: float | None = None, sources: Path = Path("/sys/devices/system/cl
     if now < PACKAGE_IS_NEWER_THAN:
         yield warn("clock", said, "set the clock: logs and certificates depend on it; deadlines do not")
     elif source and source not in CLOCKS:
-        advice = "see the kernel's log for why it left tsc: every reading of it is a slow one now"
+        advice = "see the kernel's log for why it does not use tsc: every reading of this clock is slow"
         yield warn("clock", f"{said}, source {source}", advice)
     else:
         yield ok("clock", f"{said}{', source ' + source if source else ''}")
 
 
 def disk() -> Findings:
-    """Compiled kernels are kept in the home folder or the temporary one."""
+    """Checks the temporary folder, where GPU kernels are compiled."""
     try:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
     except OSError as error:
-        yield fail("disk", f"no temporary file: {error.strerror}", "make TMPDIR a folder that can be written to")
+        yield fail("disk", f"no temporary file: {error.strerror}", "set TMPDIR to a folder that you can write to")
         return
     free = shutil.disk_usage(folder).free
-    text = f"{size(free)} free in {folder}"
+    text = f"{format_bytes(free)} free in {folder}"
     if free < LEAST_DISK:
-        yield warn("disk", text, "make room, or set TMPDIR: GPU kernels are compiled there")
+        yield warn("disk", text, "free disk space, or set TMPDIR to another folder: GPU kernels are compiled there")
     else:
         yield ok("disk", text)
 
 
 def port(number: int, host: str = "127.0.0.1") -> Findings:
     if number == 0:
-        yield ok("port", "any free one")
+        yield ok("port", "any free port")
         return
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -108,12 +109,11 @@ def port(number: int, host: str = "127.0.0.1") -> Findings:
             trial.bind((host, number))
             trial.listen(1)
         except PermissionError:
-            yield fail("port", f"{host}:{number} is for the superuser", "choose a --port above 1023")
+            yield fail("port", f"{host}:{number} is reserved for the superuser", "choose a --port above 1023")
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            yield fail(
-                "port", f"{host}:{number}: {reason}", "end what listens there (ss -ltnp), or choose another --port"
-            )
+            advice = "end the program that listens there (ss -ltnp names it), or choose another --port"
+            yield fail("port", f"{host}:{number}: {reason}", advice)
         else:
             yield ok("port", f"{host}:{number} is free")
 

@@ -1,4 +1,4 @@
-"""The model: can it be read, by whom can it be changed, and does it fit."""
+"""Checks of the model: whether it can be read, who may change it, and whether it fits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import stat
 from pathlib import Path
 
-from lightllm_mp.cli.doctor.finding import Findings, fail, ok, size, warn
+from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.cli.inspect.report import inspect
 from lightllm_mp.errors import EngineError
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.model_files.default_model import find_default_model
 
 
@@ -16,12 +17,10 @@ def model(model_dir: str | None) -> Findings:
     try:
         path = find_default_model() if model_dir is None else Path(model_dir).expanduser()
     except EngineError as error:
-        yield fail("model", error.message, "name one with --model-dir")
+        yield fail("model", error.message, "name a model with --model-dir")
         return
     if not path.exists():
-        yield fail(
-            "model", f"{path}: there is no such folder or file", "name a folder or a .gguf file with --model-dir"
-        )
+        yield fail("model", f"{path}: no such folder or file", "name a folder or a .gguf file with --model-dir")
         return
     findings = list(permissions(path))
     yield from findings
@@ -33,18 +32,18 @@ def permissions(path: Path) -> Findings:
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
     except OSError as error:
-        yield fail("permissions", f"{path}: {error.strerror}", "chmod u+rx the folder, or serve as its owner")
+        yield fail("permissions", f"{path}: {error.strerror}", "chmod u+rx the folder, or run the server as its owner")
         return
     closed = [file.name for file in files if not os.access(file, os.R_OK)]
     loose = [entry for entry in (path, *files) if _anybody_writes(entry)]
     if closed:
         shown = ", ".join(closed[:3]) + (f" and {len(closed) - 3} more" if len(closed) > 3 else "")
-        yield fail("permissions", f"cannot read {shown}", "chmod u+r the files, or serve as their owner")
+        yield fail("permissions", f"cannot read {shown}", "chmod u+r the files, or run the server as their owner")
     elif loose:
-        text = f"{len(loose)} of {len(files) + 1} entries can be changed by every user of this machine"
+        text = f"every user of this machine can change {len(loose)} of {len(files) + 1} entries"
         yield warn("permissions", text, f"chmod -R o-w {path}")
     else:
-        yield ok("permissions", f"{path} can be read, and not be changed by everybody")
+        yield ok("permissions", f"{path} can be read, and other users cannot change it")
 
 
 def _anybody_writes(path: Path) -> bool:
@@ -58,12 +57,12 @@ def contents(path: Path) -> Findings:
     try:
         report = inspect(path)
     except (EngineError, OSError) as error:
-        yield fail("model", str(error), "lightllm-mp inspect tells more; docs/models.md lists what is supported")
+        yield fail("model", str(error), "run lightllm-mp inspect; docs/models.md lists the supported models")
         return
     for problem in report.problems:
-        yield fail("model", problem, f"lightllm-mp inspect {path} tells more")
+        yield fail("model", problem, f"run lightllm-mp inspect {path}")
     if not report.problems:
-        weights = f"{size(report.weight_bytes)} of weights as {report.data_type}"
+        weights = f"{format_bytes(report.weight_bytes)} of weights as {report.data_type}"
         yield ok("model", f"{report.family}, {weights}, about {report.kv_tokens:,} KV tokens fit on {report.device}")
     for note in report.notes:
         yield ok("model", note)

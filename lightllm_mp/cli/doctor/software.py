@@ -1,4 +1,4 @@
-"""Python, its packages, the compiled parts, and NVIDIA's driver."""
+"""Checks of the software: Python, torch and triton, the compiled extensions, NVIDIA's driver."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
-from lightllm_mp.cli.inspect.gpus import see_gpus
+from lightllm_mp.cli.inspect.machine import see_gpus
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.shm.implementation import extension
 
 DEADLINE = 60.0
-"""Seconds that importing torch may take, which reads gigabytes from a cold disk."""
+"""Seconds for the import of torch, which reads gigabytes from a cold disk."""
 OLDEST_PYTHON = (3, 11)
 LOOK = """
 import importlib.metadata, json
@@ -37,7 +37,7 @@ print("\\n" + json.dumps(seen))
 
 
 class TorchReport(Struct, frozen=True):
-    """What a child process saw."""
+    """Versions and GPUs, as a child process sees them. "": not installed."""
 
     torch: str = ""
     triton: str = ""
@@ -54,42 +54,39 @@ def python() -> Findings:
     else:
         yield ok("python", f"{version}, {platform.system()} {platform.release()} {platform.machine()}")
     if platform.system() != "Linux":
-        yield fail("system", platform.system(), "serve on Linux: shared memory without names and pidfd are needed")
+        yield fail("system", platform.system(), "run the server on Linux: it needs memfd and pidfd")
 
 
 def torch_and_gpus(deadline: float = DEADLINE) -> Findings:
-    """Both together: each explains what is missing in the other."""
+    """Compares what torch and nvidia-smi see: the difference explains why a GPU is not used."""
     seen, gpus = see_torch(deadline), see_gpus()
     yield from _torch(seen)
     if isinstance(gpus, str):
-        yield warn(
-            "driver", f"nvidia-smi fails: {gpus}", "repair or remove the NVIDIA driver; the CPU is used until then"
-        )
+        advice = "repair or remove the NVIDIA driver; until then the model runs on the CPU"
+        yield warn("driver", f"nvidia-smi fails: {gpus}", advice)
         return
     if not gpus:
-        yield ok("gpu", "none, the CPU is used")
+        yield ok("gpu", "none; the model runs on the CPU")
         return
     for index, gpu in enumerate(gpus):
         text = f"{index}: {gpu.name}, driver {gpu.driver}, {gpu.free:,} of {gpu.total:,} MiB free"
         if gpu.free < gpu.total // 2:
-            yield warn("gpu", text, "end what else uses it (nvidia-smi lists it), or set --mem-fraction lower")
+            yield warn("gpu", text, "end other programs on it (nvidia-smi lists them), or lower --mem-fraction")
         else:
             yield ok("gpu", text)
     if not seen.error and seen.gpus < len(gpus):
         what = f"torch is built for CUDA {seen.cuda}" if seen.cuda else "torch is a build without CUDA"
-        advice = (
-            "install the torch build for this driver; CUDA_VISIBLE_DEVICES and the container's runtime hide GPUs too"
-        )
+        advice = "install the torch build for this driver, or check CUDA_VISIBLE_DEVICES and the container's runtime"
         yield warn("gpu", f"torch sees {seen.gpus} of {len(gpus)} GPUs: {what}", advice)
     if seen.gpus and not seen.triton:
-        yield fail("triton", "missing", "pip install triton: the GPU kernels are written in it")
+        yield fail("triton", "missing", "pip install triton: the GPU kernels need it")
 
 
 def _torch(seen: TorchReport) -> Findings:
     if not seen.torch:
         yield fail("torch", "missing", "pip install torch")
     elif seen.error:
-        yield fail("torch", f"{seen.torch} cannot be imported: {seen.error}", "install it again in this environment")
+        yield fail("torch", f"{seen.torch} cannot be imported: {seen.error}", "reinstall torch in this environment")
     else:
         yield ok("torch", f"{seen.torch}, {'CUDA ' + seen.cuda if seen.cuda else 'CPU only'}")
     if seen.triton:
@@ -97,33 +94,33 @@ def _torch(seen: TorchReport) -> Findings:
 
 
 def extensions() -> Findings:
-    advice = "pip install . again with a C compiler (gcc or clang) on the path"
+    advice = "repeat pip install . with a C compiler (gcc or clang) on the PATH"
     if extension() is not None:
         yield ok("queues", "the C extension is built")
     else:
-        yield warn("queues", "the C extension is not built: the slower Python twin is used", advice)
+        yield warn("queues", "the C extension is not built; the slower Python twin is used", advice)
     if runtime.native() is None:
-        yield warn("cpu kernels", "not built: on a CPU the model runs many times slower", advice)
+        yield warn("cpu kernels", "not built; on a CPU the model runs many times slower", advice)
         return
     try:
         runtime.obey_environment()
     except ConfigError as error:
-        yield fail("cpu kernels", error.message, f"unset {runtime.VARIABLE}, or name one of these")
+        yield fail("cpu kernels", error.message, f"unset {runtime.VARIABLE}, or set it to one of these levels")
     else:
         yield ok("cpu kernels", f"{runtime.level()}, of {', '.join(runtime.levels())}")
 
 
 def see_torch(deadline: float, program: str = LOOK) -> TorchReport:
-    """Ask a child, so that a torch that hangs or crashes is a finding and not our end."""
+    """Imports torch in a child process, so a torch that hangs or crashes is a finding and does not end this command."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline, check=False
         )
     except subprocess.TimeoutExpired:
-        return TorchReport(torch="?", error=f"not imported after {deadline:.0f} s")
+        return TorchReport(torch="?", error=f"the import takes more than {deadline:.0f} s")
     if done.returncode:
-        return TorchReport(torch="?", error=f"the process that imported it ended with code {done.returncode}")
+        return TorchReport(torch="?", error=f"the process that imports it ended with code {done.returncode}")
     try:
         return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=TorchReport)
     except msgspec.MsgspecError:
-        return TorchReport(torch="?", error="the process that imported it said something else")
+        return TorchReport(torch="?", error="the process that imports it wrote an unexpected answer")

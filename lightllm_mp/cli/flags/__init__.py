@@ -1,4 +1,4 @@
-"""Flags, environment and files: how a `Config` is made from what a user says."""
+"""Makes a `Config` from the command line, environment variables and a file."""
 
 from lightllm_mp.cli.flags.resolve import resolve
 

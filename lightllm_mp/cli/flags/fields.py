@@ -1,4 +1,4 @@
-"""The settings there are: the fields of the structs in config.py."""
+"""The list of all settings, read from the structs in config.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENV_PREFIX = "LIGHTLLM_MP_"
 
 
 class FlagField(NamedTuple):
-    """One setting: the part of `Config` it stands in, its name, type and default."""
+    """One setting: its part of `Config`, its name, type and default."""
 
     part: str
     name: str
@@ -26,12 +26,12 @@ class FlagField(NamedTuple):
 
     @property
     def many(self) -> bool:
-        """Takes several values."""
+        """True if the setting takes several values."""
         return typing.get_origin(self.type) is tuple
 
 
 def parts() -> dict[str, type[msgspec.Struct]]:
-    """The structs of `Config` by name, in order."""
+    """The structs of `Config`, by the name of the part, in order."""
     return {part.name: part.type for part in msgspec.structs.fields(Config)}
 
 

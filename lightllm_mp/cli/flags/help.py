@@ -1,4 +1,4 @@
-"""The text of `serve --help`, made from the docstrings under the fields of config.py (read only when asked for)."""
+"""The text of `serve --help`, made from the strings below the fields in config.py."""
 
 from __future__ import annotations
 
@@ -21,25 +21,22 @@ COLUMN = 30
 
 
 class HelpAction(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(serve_help())
-        parser.exit()
+    """Prints the text that `const` returns, and exits."""
 
-
-class LightLLMHelpAction(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(lightllm_help())
+        print(self.const())
         parser.exit()
 
 
 def serve_help() -> str:
-    """Everything `serve` takes, a part of `Config` at a time."""
+    """All flags of `serve`, in one section per part of `Config`."""
     docs = field_docs()
     text = [
         "usage: lightllm-mp serve [--model-dir PATH] [--port N] [flags]",
         "",
-        "Serve a model over HTTP. Flags may also be written with underscores. Each is also the variable",
-        f"{ENV_PREFIX}<NAME> and, as <name>, a key of --config FILE. Flags go before variables, these before the file.",
+        "Serve a model over HTTP. Flags may be written with underscores. Each flag --some-name is also the variable",
+        f"{ENV_PREFIX}SOME_NAME and the key some_name of --config FILE. Flags override variables; variables override",
+        "the file.",
         "",
     ]
     for part, struct in parts().items():
@@ -49,22 +46,22 @@ def serve_help() -> str:
                 text += _entry(f"{field.flag} {metavar(field)}".rstrip(), _described(field, docs[field.name]))
         text.append("")
     text.append("More:")
-    text += _entry("--config FILE", "Settings from a TOML or JSON file.")
-    text += _entry("--help-lightllm", "What becomes of LightLLM's flags of 2024 and 2026, all of which are understood.")
-    text += _entry("-h, --help", "This text.")
+    text += _entry("--config FILE", "Read settings from a TOML or JSON file.")
+    text += _entry("--help-lightllm", "Show how each flag of LightLLM (2024 and 2026) is treated. All are understood.")
+    text += _entry("-h, --help", "Show this text.")
     return "\n".join(text)
 
 
 def lightllm_help() -> str:
-    """The fate of every LightLLM flag that is not simply one of ours."""
-    text = ["LightLLM's flags. Those that `serve --help` lists mean the same here. Another name here:"]
+    """How each LightLLM flag is treated that is not a flag of this server."""
+    text = ["LightLLM's flags. Those that `serve --help` lists mean the same here. These have another name here:"]
     text += [line for old, new in ALIASES.items() for line in _listed("--" + new.replace("_", "-"), old)]
     for name, values in MEANINGS.items():
         for (field, value), words in _by_meaning(values).items():
             text += _listed(f"--{field.replace('_', '-')} {value}", f"{name} = {' '.join(words)}")
-    text += ["", "Accepted, without effect, because:"]
+    text += ["", "Accepted without effect, because:"]
     text += [line for why, names in ACCEPTED.items() for line in _listed(why, names)]
-    text += ["", "Accepted with these values, which change nothing here; others are refused:"]
+    text += ["", "Accepted without effect if they have these values, else refused, because:"]
     text += [line for name, (values, why) in BY_VALUE.items() for line in _listed(why, f"{name} = {values}")]
     text += ["", "Refused, because:"]
     text += [line for why, names in LATER.items() for line in _listed(why, names)]
@@ -83,7 +80,7 @@ def _listed(why: str, names: str) -> list[str]:
 
 
 def field_docs() -> dict[str, str]:
-    """Field name to the string below it in config.py."""
+    """The string below each field in config.py, by the name of the field."""
     tree = ast.parse(Path(str(config.__file__)).read_text(encoding="utf-8"))
     structs = {struct.__name__ for struct in parts().values()}
     found = (_docs_below(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name in structs)
@@ -116,13 +113,13 @@ def _width() -> int:
 
 
 def metavar(field: FlagField) -> str:
-    """What stands behind the flag in the help."""
+    """The placeholder for the flag's value in the help."""
     plain = _plain(field.type)
     if typing.get_origin(plain) is Literal:
         return "{" + ",".join(typing.get_args(plain)) + "}"
     if field.many:
         return "N [N ...]" if typing.get_args(plain)[0] is int else "TEXT [TEXT ...]"
-    if field.name.endswith(("_timeout", "_window")):
+    if field.name.endswith(("_timeout", "_window", "_seconds")):
         return "SECONDS"
     if field.name.endswith(("_dir", "file")):
         return "PATH"
@@ -132,7 +129,7 @@ def metavar(field: FlagField) -> str:
 
 
 def expected(annotation: Any) -> str:
-    """A type in words, for an error message."""
+    """A type in words, for error messages."""
     plain = _plain(annotation)
     if typing.get_origin(plain) is Literal:
         return "one of " + ", ".join(typing.get_args(plain))

@@ -1,6 +1,6 @@
-"""LightLLM's flags of 2024 and 2026 that are not simply ours: what becomes of each, in one table.
+"""Table of LightLLM's flags of 2024 and 2026: which are aliases, which have no effect, which are refused, and why.
 
-A flag that this package has under the same name is not listed: it is a field of config.py and means the same.
+A flag that is a field of config.py is not listed: it means the same here.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ ALIASES = {
     "disable_dynamic_prompt_cache": "disable_prompt_cache",
     "embed_cache_storage_size": "cache_size_gb",
 }
-"""LightLLM's name: our field."""
+"""LightLLM's name: the field of config.py."""
 
 DEFAULT_WORDS = {"eos_id": ("auto", "none"), "model_dir": (), "model_name": (), "api_key_file": ()}
-"""Our field: LightLLM's words for the default (of fields not listed: none, null). A name may be any word."""
-
+"""Field: LightLLM's words for its default. For fields not listed these are none and null. A name may be any word."""
 
 INT8_WORDS = "w8a16 ao-w8a16 w8a8 vllm-w8a8 ao-w8a8"
 FP8_WORDS = "fp8w8a8 vllm-fp8w8a8 ao-fp8w8a8 ao-fp8w8a16"
@@ -33,21 +32,20 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         **dict.fromkeys(FP8_WORDS.split(), ("quantization", "fp8")),
     },
 }
-"""LightLLM's name: its values that are settings of ours, each with our field and value."""
+"""LightLLM's name: those of its values that are a setting here, each with the field and its value."""
 
 
 class ForeignFlag(NamedTuple):
-    """A flag without a counterpart. `why` is told to the user.
+    """A flag without a counterpart here. `why`: the reason that the operator reads.
 
-    `harmless`: None: accepted with any value, without effect. Values: accepted with these, refused with others.
-    Empty: refused, with or without a value.
+    `harmless` are the values that are accepted without effect. None: all values. (): none, the flag is refused.
     """
 
     why: str
     harmless: tuple[str, ...] | None = None
 
     def refuses(self, words: list[str]) -> bool:
-        """`words`: the values that were given; a plain flag has none."""
+        """True if the flag is refused with the values `words`; a flag without a value has none."""
         if self.harmless is None:
             return False
         if self.harmless == ():
@@ -56,65 +54,65 @@ class ForeignFlag(NamedTuple):
 
 
 ACCEPTED = {
-    "the processes are wired through shared memory and need no such address": (
+    "the processes communicate through shared memory and need no such address": (
         "nccl_port zmq_mode use_config_server_to_init_nccl multinode_httpmanager_port multinode_router_gloo_port "
         "visual_rpyc_port visual_use_proxy_mode"
     ),
-    "chunked prefill shares every step with decode; --batch-max-tokens bounds a step": (
+    "prefill is always chunked and shares steps with decode; --batch-max-tokens bounds a step": (
         "splitfuse_mode splitfuse_block_size chunked_prefill_size disable_chunked_prefill enable_prefill_decode_mixed"
     ),
-    "shared prefixes are found by themselves": "prompt_cache_strs diverse_mode",
+    "shared prefixes are always found": "prompt_cache_strs diverse_mode",
     "admission estimates memory from the lengths of finished requests": (
         "router_token_ratio router_max_new_token_len router_max_wait_tokens schedule_time_interval "
         "disable_aggressive_schedule dp_balancer"
     ),
-    "figures are served at /metrics, none are logged by the clock": "disable_log_stats log_stats_interval",
+    "statistics are served at /metrics and are not logged": "disable_log_stats log_stats_interval",
     "use --log-level debug": "detail_log",
-    "every process is watched, and /health tells the truth, without it": "health_monitor",
+    "the supervisor always watches every process; see /health": "health_monitor",
     "one HTTP process serves all clients": "httpserver_workers",
-    "a prompt that is too long is refused with a clear error, never cut": "long_truncation_mode",
-    "each request says for itself whether it wants prompt logprobs": "enable_prompt_logprobs",
+    "a prompt that is too long is refused with an error, never truncated": "long_truncation_mode",
+    "each request asks for prompt logprobs itself": "enable_prompt_logprobs",
     "a reward model is recognised by its checkpoint": "use_reward_model",
     "it is only a label": "model_owner job_name grouping_key push_interval",
-    "the fastest way on this device is chosen by the engine": (
+    "the engine chooses the fastest implementation for the device": (
         "performance_mode p_mode sampling_backend penalty_counter_mode llm_prefill_att_backend llm_decode_att_backend "
         "vit_att_backend enable_torch_fallback enable_triton_fallback disable_symm_mem_allreduce "
         "disable_flashinfer_allreduce enable_fused_shared_experts disable_shm_warning"
     ),
-    "it tunes the CUDA path, which has its own choice": (
+    "the CUDA engine chooses this itself": (
         "disable_cudagraph graph_max_batch_size graph_split_batch_size graph_grow_step_size graph_max_len_in_batch "
         "enable_prefill_cudagraph prefill_cudagraph_max_handle_token enable_mps"
     ),
-    "images are served with --enable-multimodal only, and sound is not": (
+    "images are accepted only with --enable-multimodal, audio is not supported": (
         "disable_vision disable_audio audio_gpu_ids audio_infer_batch_size"
     ),
-    "images are cached by their content, however they came, and encoded in batches of a fixed size": (
+    "images are cached by their content and encoded in batches of a fixed size": (
         "enable_multimodal_url_cache cache_reserved_ratio visual_infer_batch_size visual_send_batch_size"
     ),
-    "the checkpoint says what images are resized to; see --max-pixels-per-image": (
+    "the checkpoint defines the size of images; see --max-pixels-per-image": (
         "max_image_token_count max_image_pixels disable_image_resize"
     ),
-    "it tunes a cache that is not used here": (
+    "it tunes a cache that does not exist here": (
         "cpu_cache_storage_size cpu_cache_token_page_size disk_cache_storage_size disk_cache_dir "
         "linear_att_hash_page_size linear_att_cache_size linear_att_ssm_data_type"
     ),
-    "it tunes a mode that is not used here": (
+    "it tunes a mode that does not exist here": (
         "pd_master_ip pd_master_port pd_kv_page_num pd_kv_page_size pd_trans_mode select_p_d_node_strategy "
         "config_server_host config_server_port config_server_visual_redis_port llm_kv_quant_group_size"
     ),
 }
-"""Reason: names. Accepted with any value, no effect."""
+"""Reason: names. Accepted with any value, without effect."""
 
 BY_VALUE = {
     "load_way": ("hf", "only Hugging Face checkpoints are read"),
     "run_mode": ("normal", "prefill and decode on separate machines come later"),
-    "dp": ("1", "data parallel comes later; start one server a replica"),
+    "dp": ("1", "data parallel comes later; start one server per replica"),
     "nnodes": ("1", "several machines come later"),
     "node_rank": ("0", "several machines come later"),
     "nccl_host": ("127.0.0.1 localhost", "several machines come later"),
-    "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are found by themselves; see also --quantization"),
-    "vit_quant_type": ("none", "quantised weights come later, GGUF files apart"),
-    "llm_kv_type": ("none", "the scales of 8-bit KV are found while running; see --kv-cache-dtype int8 and fp8"),
+    "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are detected; see also --quantization"),
+    "vit_quant_type": ("none", "vision towers with quantised weights come later, except from GGUF files"),
+    "llm_kv_type": ("none", "8-bit KV needs no calibrated scales here; see --kv-cache-dtype int8 and fp8"),
     "output_constraint_mode": ("none", "constrained output comes later"),
     "mtp_mode": ("none", "speculative decoding comes later"),
     "mtp_step": ("0", "speculative decoding comes later"),
@@ -129,25 +127,25 @@ BY_VALUE = {
         "the engine chooses attention kernels itself; for 8-bit weights and KV see --quantization and --kv-cache-dtype",
     ),
 }
-"""Name: values that change nothing, and why others are refused."""
+"""Name: the values that have no effect, and why others are refused."""
 
 LATER = {
-    "say skip_special_tokens: false in the request": "no_skipping_special_tokens",
-    "say add_spaces_between_special_tokens: false in the request": "no_spaces_between_special_tokens",
-    "say prompt_logprobs in the request": "return_all_prompt_logprobs",
-    "use --api-key-file: with it every route but health needs a key": "enable_monitor_auth",
-    "the checkpoint's chat template is used; another one comes later": "chat_template",
+    "send skip_special_tokens: false in the request": "no_skipping_special_tokens",
+    "send add_spaces_between_special_tokens: false in the request": "no_spaces_between_special_tokens",
+    "send prompt_logprobs in the request": "return_all_prompt_logprobs",
+    "use --api-key-file: with it every route except health requires a key": "enable_monitor_auth",
+    "the chat template of the checkpoint is used; a choice of templates comes later": "chat_template",
     "tool calls come later": "tool_call_parser",
-    "splitting off the reasoning comes later": "reasoning_parser",
-    "TGI's answer shapes come later": "use_tgi_api",
+    "a reasoning parser comes later": "reasoning_parser",
+    "TGI's answer format comes later": "use_tgi_api",
     "the HTTP server is not hypercorn": "hypercorn_config",
-    "pushing metrics comes later; /metrics can be scraped": "metric_gateway",
+    "pushing metrics comes later; scrape /metrics": "metric_gateway",
     "profiling hooks come later": "enable_profiling",
     "constrained output comes later": "token_healing_mode first_token_constraint_mode",
-    "mixture-of-experts models come later": (
+    "expert parallelism and reports of routed experts come later": (
         "enable_ep_moe ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
     ),
-    "settings of single layers come later; see --quantization": (
+    "settings for single layers come later; see --quantization": (
         "quant_cfg vit_quant_cfg kv_quant_calibration_config_path"
     ),
     "speculative decoding comes later": "mtp_draft_model_dir",
@@ -160,11 +158,11 @@ LATER = {
     "embeddings on a shared file system come later": "afs_image_embed_dir afs_embed_capacity",
     "weight updates while serving come later": "enable_rl enable_torch_memory_saver enable_weight_cpu_backup",
 }
-"""Reason: names. Refused, since ignoring them would change answers or who may ask."""
+"""Reason: names. Refused: to ignore them would change answers or access."""
 
 OTHERS: dict[str, ForeignFlag] = {
     **{name: ForeignFlag(why) for why, names in ACCEPTED.items() for name in names.split()},
     **{name: ForeignFlag(why, tuple(values.split())) for name, (values, why) in BY_VALUE.items()},
     **{name: ForeignFlag(why, ()) for why, names in LATER.items() for name in names.split()},
 }
-"""LightLLM's name: what becomes of it."""
+"""LightLLM's name: how it is treated."""

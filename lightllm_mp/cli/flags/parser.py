@@ -1,4 +1,4 @@
-"""argparse, made strict: dashes or underscores, no abbreviations, and mistakes as a `ConfigError` of one line."""
+"""argparse with dashes or underscores, without abbreviations; every mistake is a `ConfigError` of one line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightllm_mp.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises ConfigError instead of printing usage and leaving."""
+    """An ArgumentParser that raises ConfigError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "))
 
 
 def parse(parser: Parser, argv: Sequence[str], names: Iterable[str]) -> argparse.Namespace:
-    """Parse strictly; an unknown flag is answered with the nearest of `names` (flags with their dashes)."""
+    """Parse `argv`. ConfigError for an unknown flag suggests the nearest of `names` (flags with their dashes)."""
     space, unknown = parser.parse_known_args(dashed(argv))
     if unknown:
         word = unknown[0].partition("=")[0]
@@ -29,7 +29,7 @@ def parse(parser: Parser, argv: Sequence[str], names: Iterable[str]) -> argparse
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
-    """`--max_total_token_num=1` to `--max-total-token-num=1`; values stay as they are."""
+    """Turns `--max_total_token_num=1` into `--max-total-token-num=1`. Values stay as they are."""
     out = []
     for word in argv:
         if word.startswith("--"):
@@ -40,6 +40,6 @@ def dashed(argv: Sequence[str]) -> list[str]:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing when no name is near."""
+    """`; did you mean X?`, or "" if no name is similar."""
     close = difflib.get_close_matches(word, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,7 +1,7 @@
-"""From command line, environment and file to one `Config`.
+"""Merges the command line, environment variables and a file into one `Config`.
 
-Flag before environment before file before default. Every value is converted to its field's type here; what is wrong is
-a `ConfigError` of one line that names the place it came from.
+A flag overrides a variable, a variable overrides the file, the file overrides the default. Each value is converted to
+the type of its field. A wrong value is a `ConfigError` of one line that names its source.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lightllm_mp.errors import ConfigError
 
 
 def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """The configuration that `argv` (without the command) and `environ` ask for, and notes about what has no effect.
+    """The configuration from `argv` (without the command) and `environ`, and notes about settings without effect.
 
-    Raises ConfigError. `--help` and `--help-lightllm` print and raise SystemExit(0).
+    ConfigError for a wrong setting. `--help` and `--help-lightllm` print their text and raise SystemExit(0).
     """
     notes: list[str] = []
     flags, file = from_flags(argv)
@@ -32,7 +32,7 @@ def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, li
 
 
 def _build(found: Iterable[GivenValue], notes: list[str]) -> Config:
-    """Later values win. A setting that only LightLLM has leaves a note or is refused."""
+    """Later values override earlier ones. A setting that only LightLLM has adds a note or is refused."""
     known = fields()
     values: dict[str, dict[str, Any]] = {part: {} for part in parts()}
     for given in (part for whole in found for part in _in_our_words(whole)):
@@ -48,7 +48,7 @@ def _build(found: Iterable[GivenValue], notes: list[str]) -> Config:
 
 
 def _in_our_words(given: GivenValue) -> list[GivenValue]:
-    """A LightLLM setting's values that are settings of ours as such, and the setting with what is left of it."""
+    """Splits a LightLLM setting: values that are settings here become those, the rest stays with the old name."""
     means, words = MEANINGS.get(given.name, {}), _words(given.value)
     ours = [GivenValue(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
     rest = [word for word in words if word.lower() not in means]
@@ -56,7 +56,7 @@ def _in_our_words(given: GivenValue) -> list[GivenValue]:
 
 
 def _without_counterpart(given: GivenValue) -> str:
-    """The note about a LightLLM setting that can be ignored; ConfigError about one that cannot."""
+    """The note for a LightLLM setting that is ignored. ConfigError for one that is refused."""
     other = OTHERS[given.name]
     if other.refuses(_words(given.value)):
         raise ConfigError(f"{given.source} is not supported: {other.why}", param=given.name)
@@ -64,9 +64,9 @@ def _without_counterpart(given: GivenValue) -> str:
 
 
 def convert(field: FlagField, given: GivenValue) -> Any:
-    """The value in the field's type.
+    """The value in the type of the field.
 
-    In text several values have spaces or commas between them, and LightLLM's words for "not given" are the default.
+    In text, spaces or commas separate several values, and LightLLM's words for "not given" stand for the default.
     """
     words = _words(given.value)
     if given.text and len(words) == 1 and words[0].lower() in DEFAULT_WORDS.get(field.name, ("none", "null")):
@@ -90,7 +90,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _check(config: Config) -> None:
-    """Settings that contradict each other."""
+    """ConfigError for settings that contradict each other."""
     longest_input = ("max-req-input-len", config.engine.max_req_input_len)
     longest = ("max-req-total-len", config.engine.max_req_total_len)
     memory = ("max-total-token-num", config.engine.max_total_token_num)

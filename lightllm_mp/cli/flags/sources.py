@@ -1,4 +1,4 @@
-"""Where settings come from: command line, environment, file. Values are found here, not yet converted."""
+"""Reads settings from the command line, environment variables and a file. resolve.py converts the values."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightllm_mp.cli.flags.fields import ENV_PREFIX, fields, parts
-from lightllm_mp.cli.flags.help import HelpAction, LightLLMHelpAction
+from lightllm_mp.cli.flags.help import HelpAction, lightllm_help, serve_help
 from lightllm_mp.cli.flags.lightllm import ALIASES, OTHERS
 from lightllm_mp.cli.flags.parser import Parser, nearest, parse
 from lightllm_mp.errors import ConfigError
 
 
 class GivenValue(NamedTuple):
-    """A value as it was found. `source` is what a message calls it; `text`: it has no type yet."""
+    """A value as it was read. `source`: its name in messages. `text`: the value is text and has no type yet."""
 
     name: str
     value: Any
@@ -26,11 +26,11 @@ class GivenValue(NamedTuple):
 
 
 def from_flags(argv: Sequence[str]) -> tuple[list[GivenValue], str | None]:
-    """The settings on the command line, and the file that `--config` names."""
+    """The settings on the command line, and the path that `--config` names."""
     known = fields()
     parser = Parser(prog="lightllm-mp serve", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("-h", "--help", action=HelpAction, nargs=0)
-    parser.add_argument("--help-lightllm", action=LightLLMHelpAction, nargs=0)
+    parser.add_argument("-h", "--help", action=HelpAction, nargs=0, const=serve_help)
+    parser.add_argument("--help-lightllm", action=HelpAction, nargs=0, const=lightllm_help)
     parser.add_argument("--config")
     for field in known.values():
         if field.type is bool:
@@ -53,21 +53,21 @@ def _from_flag(name: str, value: Any) -> GivenValue:
 
 
 def from_environment(environ: Mapping[str, str], notes: list[str]) -> list[GivenValue]:
-    """LIGHTLLM_MP_<FIELD>; an empty variable is not set."""
+    """Settings from LIGHTLLM_MP_<FIELD>. An empty variable counts as not set."""
     given = []
     for name in fields():
         variable = ENV_PREFIX + name.upper()
         value = environ.get(variable, "").strip()
         if name == "port" and value.startswith("tcp://"):
-            # Kubernetes sets NAME_PORT=tcp://... in every pod when a service is called lightllm-mp.
-            notes.append(f"{variable}={value} has no effect: it is Kubernetes' service link")
+            # If a Kubernetes service is called lightllm-mp, every pod has LIGHTLLM_MP_PORT=tcp://...
+            notes.append(f"{variable}={value} has no effect: it is a service link of Kubernetes")
         elif value:
             given.append(GivenValue(name, value, variable, True))
     return given
 
 
 def from_file(file: str) -> list[GivenValue]:
-    """Keys are field names, at the top or in a table named like their part (`[engine]`)."""
+    """Settings from a file. Keys are field names, at the top level or in a table named as their part (`[engine]`)."""
     given = []
     for key, value in _read(file).items():
         entries = value.items() if key in parts() and isinstance(value, dict) else [(key, value)]

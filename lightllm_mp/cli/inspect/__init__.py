@@ -1,1 +1,1 @@
-"""`lightllm-mp inspect`: what would be served, told without loading it. Imports no torch."""
+"""`lightllm-mp inspect`: describes a model without loading it. Imports no torch."""

@@ -10,14 +10,14 @@ import msgspec
 from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.cli.inspect.report import WIDTHS, ModelReport, inspect
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.machine import format_bytes
 
-DESCRIPTION = """Tell what would be served: family, sizes, tokenizer, what is missing. Nothing is loaded. Exit code 1 if
-the model cannot be served."""
-MIB = 1 << 20
+DESCRIPTION = """Describe a model without loading it: family, sizes, tokenizer, problems. Exit code 1 if the model
+cannot be served."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError for wrong flags, ModelError for a model that is not supported."""
+    """Prints the report. ConfigError for wrong flags, ModelError for a model that is not supported."""
     parser = Parser(prog="lightllm-mp inspect", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("model", metavar="DIR", help="Hugging Face folder or .gguf file")
     parser.add_argument("--data-type", choices=("auto", *WIDTHS), default="auto", help="type of weights and KV")
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(parser, argv, ["--json", "--data-type", "--help"])
     path = Path(args.model).expanduser()
     if not path.exists():
-        raise ConfigError(f"{args.model}: there is no such folder or file")
+        raise ConfigError(f"{args.model}: no such folder or file")
     report = inspect(path, data_type=args.data_type)
     print(msgspec.json.encode(report).decode() if args.json else described(report))
     return 1 if report.problems else 0
@@ -36,19 +36,15 @@ def described(r: ModelReport) -> str:
         ("model", r.path),
         ("family", f"{r.family} ({r.architecture}){', reward model' if r.kind == 'reward' else ''}"),
         ("parameters", f"{r.parameters:,}"),
-        ("files", f"{_size(r.file_bytes)}, mostly {r.file_dtype}"),
-        ("weights", f"{_size(r.weight_bytes)} as {r.data_type}"),
-        ("KV", f"{r.kv_bytes_per_token:,} bytes a token"),
+        ("files", f"{format_bytes(r.file_bytes)}, mostly {r.file_dtype}"),
+        ("weights", f"{format_bytes(r.weight_bytes)} as {r.data_type}"),
+        ("KV", f"{r.kv_bytes_per_token:,} bytes per token"),
         ("context", f"{r.max_context:,} tokens"),
-        ("device", f"{r.device}, {_size(r.free_bytes)} free"),
+        ("device", f"{r.device}, {format_bytes(r.free_bytes)} free"),
         ("KV tokens", f"about {r.kv_tokens:,} fit"),
         ("tokenizer", r.tokenizer + ("" if r.chat_template or r.tokenizer == "none" else ", no chat template")),
-        ("ends with", ", ".join(map(str, r.eos_ids)) or "nothing known: set --eos-id"),
+        ("EOS ids", ", ".join(map(str, r.eos_ids)) or "unknown; set --eos-id"),
         *(("note", note) for note in r.notes),
         *(("PROBLEM", problem) for problem in r.problems),
     ]
     return "\n".join(f"{name:<11} {value}" for name, value in lines)
-
-
-def _size(count: int) -> str:
-    return f"{count / MIB:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""What a model folder or GGUF file would be as a server."""
+"""The report of `inspect` on a model folder or GGUF file: what a server would do with it on this machine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MEDIA = ("vision_config", "visual", "mm_vision_tower", "audio_config")
 
 
 class ModelReport(Struct, kw_only=True):
-    """Sizes are bytes. `problems` keep the model from being served, `notes` do not."""
+    """Sizes are bytes. A model with `problems` cannot be served; `notes` are information."""
 
     path: str
     family: str
     architecture: str
     kind: str
-    """text or reward"""
+    """"text" or "reward"."""
     parameters: int
     file_bytes: int
     file_dtype: str
@@ -42,7 +42,7 @@ class ModelReport(Struct, kw_only=True):
     device: str
     free_bytes: int
     kv_tokens: int
-    """That fit beside the weights, about."""
+    """Estimated number of KV slots that fit beside the weights."""
     tokenizer: str
     chat_template: bool
     eos_ids: tuple[int, ...]
@@ -51,7 +51,7 @@ class ModelReport(Struct, kw_only=True):
 
 
 def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = None) -> ModelReport:
-    """Raises ModelError where not even the configuration can be read or is supported."""
+    """ModelError if the configuration cannot be read or is not supported."""
     machine = machine or this_machine()
     notes: list[str] = []
     problems: list[str] = []
@@ -59,7 +59,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
         notes.append(f"the language model is {apart}")
         notes += _media(path, {}, problems)
     elif path.is_file():
-        notes += _media(path, {}, notes)  # what is wrong with a file beside the model is no problem for text
+        notes += _media(path, {}, notes)  # text is served even if the projector file beside the model is broken
     spec, params, architecture, files = _gguf(path) if apart.is_file() else _folder(path, notes, problems)
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)
@@ -67,7 +67,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     tokenizer, template, eos = _tokenizer(path, notes, problems)
     room = machine.kv_room(weights, EngineConfig().mem_fraction)
     if room < 2 * kv:
-        problems.append("the weights leave no memory for a single request")
+        problems.append("the weights leave no memory for a request")
     return ModelReport(
         path=str(path),
         family=spec.family,
@@ -92,7 +92,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
 
 
 def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
-    """Of a GGUF file, or of a folder whose language model is one."""
+    """Spec, weights, architecture and files of a GGUF file, or of a folder whose language model is a GGUF file."""
     half = language_half(path)
     family, spec, file = gguf_model(half)
     assert family.gguf_weights is not None
@@ -111,9 +111,9 @@ def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpe
     except EngineError as error:
         problems.append(error.message)
     if packing is not None:
-        notes.append(f"weights are packed in 4 bits ({packing.method}): those below are counted unpacked")
+        notes.append(f"weights are packed in 4 bits ({packing.method}); the sizes here are unpacked")
     if config.get("auto_map"):
-        notes.append("Python code of the folder is not used")
+        notes.append("the Python code of the folder is not used")
     notes += _media(path, config, problems)
     architecture = ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type"))
     return spec, params, architecture, files
@@ -126,17 +126,17 @@ def _media(path: Path, config: dict[str, Any], problems: list[str]) -> list[str]
     except EngineError as error:
         problems.append(error.message)
         return []
-    return ["images and sound are not served, only the language model"] * any(config.get(name) for name in MEDIA)
+    return ["images and audio are not supported; text is"] * any(config.get(name) for name in MEDIA)
 
 
 def _tokenizer(path: Path, notes: list[str], problems: list[str]) -> tuple[str, bool, tuple[int, ...]]:
-    """What it is, whether there is a chat template, and the ids that end a text."""
+    """The kind of tokenizer, whether there is a chat template, and the end-of-sequence ids."""
     from lightllm_mp.text.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(path)
     except NoTokenizer:
-        notes.append("without tokenizer files requests are token ids")
+        notes.append("there are no tokenizer files: requests must be token ids")
         return "none", False, ()
     except EngineError as error:
         problems.append(error.message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 
 
 def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:
@@ -18,10 +18,6 @@ def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:
         needed, free = needed * ranks, free_memory()
     if needed > free:
         raise ModelError(
-            f"no memory for the model: its weights take {_size(needed)}, and {_size(free)} is free; free memory, or "
-            "choose a smaller --data-type or model"
+            f"no memory for the model: its weights take {format_bytes(needed)}, and {format_bytes(free)} is free; free "
+            "memory, or choose a smaller --data-type or model"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"

@@ -9,7 +9,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightllm_mp.actors.http import image_inputs, sampling_parameters, schema
+from lightllm_mp import sampling_parameters
+from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.errors import InvalidRequest
 from tests.actors.http.harness import site
 

@@ -192,7 +192,7 @@ def test_without_images_nobody_is_asked(capsys: pytest.CaptureFixture[str]) -> N
         (["--input-len", "many"], "expected N, uniform:a-b or sharegpt"),
         (["--concurency", "2"], "did you mean --concurrency?"),
         (["--url", "localhost:8000"], "expected http://HOST:PORT"),
-        (["--api-key-file", "/nonexistent"], "no key can be read there"),
+        (["--api-key-file", "/nonexistent"], "no key can be read from this file"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:

@@ -31,8 +31,8 @@ def test_an_unfinished_event_is_not_counted() -> None:
         (b'{"finish_reason":["stop","abort"]}', "finish_reason abort"),
         (b'{"finished":false}', "the stream ended early"),
         (b'{"error":{"message":"no"}}', "error: no"),
-        (b"<html>", "error: the answer is no JSON"),
-        (b"[1]", "error: the answer is no JSON object"),
+        (b"<html>", "error: the answer is not JSON"),
+        (b"[1]", "error: the answer is not a JSON object"),
     ],
 )
 def test_what_counts_as_failure(data: bytes, expected: str | None) -> None:

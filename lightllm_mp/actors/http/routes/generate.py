@@ -7,8 +7,9 @@ from array import array
 import msgspec
 from aiohttp import web
 
+from lightllm_mp import sampling_parameters
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.http import responses, sampling_parameters, schema
+from lightllm_mp.actors.http import responses, schema
 from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
 from lightllm_mp.actors.http.deadline_header import deadline

@@ -1,0 +1,179 @@
+"""The `parameters` of a request, from HTTP or the offline API: LightLLM's fields with their bounds, and how they become
+the engine's `Terms`."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from typing import Annotated, TypeVar
+
+from msgspec import Meta, Raw, Struct
+
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import Output, Sampling, Terms
+
+T = TypeVar("T")
+
+MAX_ID = 2**31 - 1
+MAX_STOP_BYTES = 1024
+Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
+Choices = Annotated[int, Meta(ge=1, le=64)]
+Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
+StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
+Guide = Annotated[str, Meta(max_length=1 << 16)]
+
+SCORE = Sampling(seed=0, max_new_tokens=0)
+"""The sampling of a request to a reward model."""
+DEFAULT_MAX_NEW_TOKENS = 16
+GREEDY_BELOW = 1e-5
+ALLOWED_BIAS = 1000.0
+"""Added to the logits of allowed_token_ids. It is far above any spread of logits, so all other tokens get probability 0
+in float32, and small enough that float32 still distinguishes the allowed ones."""
+
+
+class RequestParameters(Struct, frozen=True, kw_only=True):
+    """The fields of `parameters`. A field that is absent or `null` has its default."""
+
+    do_sample: bool | None = None
+    """False (default): greedy; temperature, top_p, top_k and min_p have no effect."""
+    temperature: Annotated[float, Meta(ge=0.0, le=1000.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
+    """-1 or 0: off."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    input_penalty: bool | None = None
+    """Penalties also count the tokens of the prompt."""
+    ignore_eos: bool | None = None
+    max_new_tokens: Count | None = None
+    """Default 16. Reduced to what fits the context."""
+    min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
+    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
+    include_stop_str_in_output: bool | None = None
+    """Keep the stop string at the end of the text. Default: remove it."""
+    n: Choices | None = None
+    best_of: Choices | None = None
+    """The same as n. If both are given, they must be equal."""
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    """-1 or absent: a random seed for each request."""
+    return_details: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
+    """Number of alternatives to report for each produced token. true: 1."""
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
+    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
+    allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    disable_prompt_cache: bool | None = None
+    priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
+    """A higher priority is served first."""
+    regular_constraint: Guide | None = None
+    guided_grammar: Guide | None = None
+    guided_json: Guide | dict[str, Raw] | None = None
+
+
+def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None) -> Terms:
+    """The terms of a request of `tenant`; `how` replaces its own sampling. Raises InvalidRequest."""
+    return Terms(
+        sampling=sampling(p) if how is None else how,
+        output=output(p),
+        n=choices(p),
+        priority=p.priority or 0,
+        reuse_prompt=not p.disable_prompt_cache,
+        tenant=tenant,
+    )
+
+
+def choices(p: RequestParameters) -> int:
+    """The number of answers. InvalidRequest if n and best_of differ."""
+    if p.n is not None and p.best_of is not None and p.n != p.best_of:
+        raise InvalidRequest("n must equal best_of", param="n")
+    return p.n or p.best_of or 1
+
+
+def sampling(p: RequestParameters) -> Sampling:
+    """The engine's sampling rules. InvalidRequest for parameters that contradict each other or are not supported."""
+    _refuse_guides(p)
+    most = p.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    if (p.min_new_tokens or 1) > most:
+        raise InvalidRequest(f"min_new_tokens must be at most max_new_tokens ({most})", param="min_new_tokens")
+    temperature = _or(p.temperature, 1.0)
+    greedy = not p.do_sample or temperature < GREEDY_BELOW
+    bias_ids, bias_values = _bias(p)
+    return Sampling(
+        seed=secrets.randbits(62) if p.seed is None or p.seed < 0 else p.seed,
+        temperature=0.0 if greedy else temperature,
+        top_k=0 if greedy else max(_or(p.top_k, 0), 0),
+        top_p=1.0 if greedy else _or(p.top_p, 1.0),
+        min_p=0.0 if greedy else _or(p.min_p, 0.0),
+        presence_penalty=_or(p.presence_penalty, 0.0),
+        frequency_penalty=_or(p.frequency_penalty, 0.0),
+        repetition_penalty=_or(p.repetition_penalty, 1.0),
+        penalize_prompt=bool(p.input_penalty),
+        max_new_tokens=most,
+        min_new_tokens=p.min_new_tokens or 1,
+        ignore_eos=bool(p.ignore_eos),
+        stop_ids=_stop_ids(p),
+        bias_ids=bias_ids,
+        bias_values=bias_values,
+        top_logprobs=int(p.logprobs or 0),
+        prompt_logprobs=_or(p.prompt_logprobs, -1),
+    )
+
+
+def output(p: RequestParameters) -> Output:
+    """The detokenizer's rules. skip_special_tokens defaults to True, as users expect and LightLLM did until 2025."""
+    return Output(
+        stop=_stop_strings(p),
+        keep_stop=bool(p.include_stop_str_in_output),
+        skip_special_tokens=_or(p.skip_special_tokens, True),
+        spaces_between_special_tokens=_or(p.add_spaces_between_special_tokens, True),
+        print_eos_token=bool(p.print_eos_token),
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _stops(p: RequestParameters) -> list[str | list[int]]:
+    stops = p.stop_sequences
+    return [stops] if isinstance(stops, str) else list(stops or ())
+
+
+def _stop_strings(p: RequestParameters) -> tuple[str, ...]:
+    """The stop strings; empty ones are ignored."""
+    strings = tuple(stop for stop in _stops(p) if isinstance(stop, str) and stop)
+    if any(len(stop.encode()) > MAX_STOP_BYTES for stop in strings):
+        raise InvalidRequest(f"a stop string has at most {MAX_STOP_BYTES} bytes", param="stop_sequences")
+    return strings
+
+
+def _stop_ids(p: RequestParameters) -> bytes:
+    """The stop ids, int32: lists of one id. InvalidRequest for longer lists, since their text is not known here."""
+    lists = [stop for stop in _stops(p) if isinstance(stop, list)]
+    if any(len(ids) > 1 for ids in lists):
+        raise InvalidRequest(
+            "a stop sequence of several token ids is not supported; send it as a string", param="stop_sequences"
+        )
+    return array("i", [ids[0] for ids in lists]).tobytes()
+
+
+def _bias(p: RequestParameters) -> tuple[bytes, bytes]:
+    bias = dict(p.logit_bias or {})
+    if p.allowed_token_ids:
+        allowed = dict.fromkeys(p.allowed_token_ids, ALLOWED_BIAS)
+        bias |= {id: value + bias.get(id, 0.0) for id, value in allowed.items()}
+    return array("i", bias).tobytes(), array("f", bias.values()).tobytes()
+
+
+def _refuse_guides(p: RequestParameters) -> None:
+    for name in ("regular_constraint", "guided_grammar", "guided_json"):
+        if getattr(p, name):
+            raise InvalidRequest(f"{name} is not supported yet", param=name)
