@@ -29,7 +29,8 @@ from lightllm_mp.actors.http.schema import RequestParameters
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
+from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP
+from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.cli.serve import find_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError

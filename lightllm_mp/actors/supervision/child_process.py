@@ -44,30 +44,25 @@ class ChildProcess:
         self._pidfd = os.pidfd_open(self.pid)
         self._on_exit = on_exit
         self._name = birth.name
-        self.condemned = False
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
     def alive(self) -> bool:
         return self._pidfd >= 0
 
-    def kill(self) -> None:
-        if self.alive:
+    def kill(self, silent: float = 0.0) -> None:
+        """Kill the process. `silent` > 0: it has hung for so many seconds; log first where.
+
+        A process that is stopped, or does not handle the signal yet, writes no stacks.
+        """
+        if self.alive and silent:
+            log.error("%s has not answered for %.1f s: killed", self._name, silent)
+            signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
+            asyncio.get_running_loop().call_later(STACKS_SECONDS, self._log_stacks_and_kill)
+        elif self.alive:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def condemn(self, silent: float) -> None:
-        """It has hung for so many seconds: log where, then kill it. Idempotent.
-
-        A process that is stopped, or that has not come as far as listening to the signal, says nothing.
-        """
-        if self.condemned or not self.alive:
-            return
-        self.condemned = True
-        log.error("%s has not answered for %.1f s: killed", self._name, silent)
-        signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
-        asyncio.get_running_loop().call_later(STACKS_SECONDS, self._execute)
-
-    def _execute(self) -> None:
+    def _log_stacks_and_kill(self) -> None:
         if self.alive:
             stacks = os.pread(self._stacks, MOST_STACKS, 0).decode(errors="replace").strip()
             log.error("%s hung here:\n%s", self._name, stacks or "(it cannot say: it is stopped, or in the kernel)")

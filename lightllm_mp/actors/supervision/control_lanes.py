@@ -48,7 +48,7 @@ class ControlLanes:
     def reset(self, name: str) -> None:
         """The process is dead: make its lanes ready for its successor."""
         self.drain()
-        self._shut()
+        self.close()
         self._wiring.reset_control(name)
         self._inbox = Inbox(self._wiring.bells[SUPERVISOR])
         self._open()
@@ -57,9 +57,6 @@ class ControlLanes:
         """Handle what has arrived, now."""
         while records := self._inbox.drain():
             self._deliver(records)
-
-    def close(self) -> None:
-        self._shut()
 
     def _open(self) -> None:
         own = self._wiring.bells[SUPERVISOR]
@@ -74,7 +71,7 @@ class ControlLanes:
             self._inbox.add(incoming, peer)
         self._inbox.attach(asyncio.get_running_loop(), self._deliver)
 
-    def _shut(self) -> None:
+    def close(self) -> None:
         self._inbox.close()
         for sender in self._senders.values():
             sender.close()

@@ -25,7 +25,7 @@ async def answers(engine: Embedded, count: int = STREAMS) -> list[tuple[list[int
 
 
 def restarts(engine: Embedded) -> int:
-    return sum(engine.supervisor._restarts.values())
+    return sum(engine.supervisor.restarts.values())
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ STAGES = (before_it_is_tokenized, at_prefill, in_the_middle, at_the_last_token)
 
 def footprint(engine: Embedded) -> dict[str, int]:
     """Descriptors of every process."""
-    pids = {name: process.pid for name, process in engine.supervisor._processes.items()}
-    return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in {**pids, "front": os.getpid()}.items()}
+    pids = {**engine.supervisor.pids, "front": os.getpid()}
+    return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()}
 
 
 @on_shared
