@@ -1,8 +1,8 @@
-"""The life of an actor inside its process: start, say Ready, work on messages epoch after epoch, leave on Stop.
+"""The base of every actor: it starts, sends Ready, handles messages epoch after epoch, and exits on Stop.
 
-A subclass has `start`, `on_begin`, `on_reset` and `on_message`. A request error is an EngineError raised by
-`on_message`'s own code and answered there; every other exception is a bug: it ends the process with a traceback, and
-the supervisor replaces it.
+A subclass implements `start`, `on_begin`, `on_reset` and `on_message`. `on_message` answers a request error
+(EngineError) itself. Any other exception is a bug: it ends the process with a traceback, and the supervisor replaces
+the process.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ from lightllm_mp.messages import Begin, Facts, Loading, Ping, Pong, Ready, Reset
 
 
 class Actor:
-    """What blocking actors and the asyncio front (see async_actor.py) share: the control protocol."""
+    """The control protocol, shared by blocking actors and asyncio actors (async_actor.py)."""
 
     def __init__(self, mailbox: Mailbox, stats: StatsPage) -> None:
         self.mailbox = mailbox
         self.stats = stats
         self.live = False
-        """Between Begin and Reset: data lanes may be used."""
+        """True between Begin and Reset: data lanes may be used."""
         self.stopped = False
 
     # --- for subclasses -----------------------------------------------------------------------------------------------
 
     def start(self) -> Facts:
-        """Everything expensive, before Ready. Raises EngineError with the reason when it cannot work."""
+        """Do everything expensive, before Ready. Raises EngineError with the reason if the actor cannot work."""
         return Facts()
 
     def on_begin(self, begin: Begin) -> None:
-        """A new epoch: lanes are fresh."""
+        """A new epoch begins; its lanes are empty."""
 
     def on_reset(self) -> None:
         """Drop all request state."""
 
     def on_message(self, peer: str, message: Wire) -> None:
-        """A message of this epoch."""
+        """A message from a peer, in this epoch."""
 
     def on_plan(self, plan: bytes) -> None:
-        """Raw bytes: a step plan."""
+        """A step plan, as raw bytes."""
 
     def on_control(self, message: Wire) -> None:
-        """A control message that not every actor gets (Health)."""
+        """A control message that only some actors get (Health)."""
 
     # --- the protocol -------------------------------------------------------------------------------------------------
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of a long start in bytes, shown by the supervisor."""
+        """Progress of a long start in bytes; the supervisor shows it."""
         self.mailbox.send(SUPERVISOR, Loading(what, done, total))
 
     def stage(self, what: str) -> None:
-        """A stage of a start begins; shown by the supervisor if it lasts."""
+        """A stage of the start begins; the supervisor shows it if it lasts."""
         self.mailbox.send(SUPERVISOR, Loading(what))
 
     def ready(self, facts: Facts) -> None:
         self.mailbox.post(SUPERVISOR, Ready(facts))
 
     def handle(self, received: list[Received]) -> None:
-        """Work through one batch. After a Reset in it, the rest of the old epoch is skipped."""
+        """Handle one batch of messages. After a Reset in it, skip the rest of the old epoch."""
         for peer, message in received:
             if peer == SUPERVISOR:
                 self._on_supervisor(message)
@@ -89,13 +89,13 @@ class Actor:
 
 
 class BlockingActor(Actor):
-    """Sleeps on its bell; wakes for messages and for room in a lane that was full."""
+    """Sleeps on its bell; wakes for messages and for free space in a lane that was full."""
 
     spin_us = 0
-    """How long to look for messages before sleeping; only where a core is free for it."""
+    """Microseconds to poll for messages before sleeping; > 0 only if a core is free for it."""
 
     def after_batch(self) -> None:
-        """Called after every batch, also an empty one."""
+        """Called after every batch, even an empty one."""
 
     def run(self) -> None:
         while not self.stopped:

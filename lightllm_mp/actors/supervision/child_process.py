@@ -1,4 +1,4 @@
-"""One child process: started by exec, watched by pidfd, never outliving its parent."""
+"""One child process: started by exec, watched through a pidfd, never outlives its parent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec, ch
 log = logging.getLogger("lightllm_mp.supervisor")
 
 STACKS_SECONDS = 0.3
-"""How long a hung child has for that before it is killed."""
+"""Time that a hung child has to write its stacks before it is killed."""
 MOST_STACKS = 1 << 16
-"""Bytes of them that are kept."""
+"""Bytes of stacks that are logged."""
 
 
 class ChildProcess:
     """`python -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`.
 
-    The loop calls `on_exit(reason)` once, after reaping.
+    The running loop calls `on_exit(reason)` once, after it has reaped the process.
     """
 
     def __init__(self, birth: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
@@ -77,7 +77,7 @@ class ChildProcess:
 
 
 def describe_exit(code: int) -> str:
-    """The end of a process in words, from a subprocess return code (negative: signal)."""
+    """A subprocess return code in words (negative: a signal)."""
     if code >= 0:
         return f"exited with code {code}"
     try:

@@ -1,12 +1,13 @@
-"""Starts the processes of a server, watches them, replaces the dead and stops them. It touches no request.
+"""Starts the processes of a server, watches them, replaces dead ones and stops them. It touches no request.
 
-What happens when is decided by `StateMachine`: processes, control messages, timers and signals are its events, and the
-supervisor executes the actions that it returns.
+`StateMachine` decides what happens when: exits, control messages, timers and signals are its events. The supervisor
+executes the actions that the machine returns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -42,10 +43,10 @@ log = logging.getLogger("lightllm_mp.supervisor")
 
 
 class Supervisor:
-    """One server. Make it in a running loop; StartupError when there is not enough shared memory.
+    """One server. The constructor needs a running loop; it raises StartupError if shared memory is too small.
 
-    `on_progress(child, Loading)` and `on_serving(facts)` show the start to a person; `plan` is another topology than
-    the usual one.
+    `on_progress(child, Loading)` and `on_serving(facts)` show the start to the operator; `plan` replaces the usual
+    topology.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Supervisor:
         self.wiring = SharedMemory(self.topology)
         self._parent_read, self._parent_write = os.pipe()
         self._crew = WorkerGroup(self._machine.ranks, self.wiring)
-        self._desk = ControlLanes(self.wiring, self.topology.actors, self._on_control)
+        self._control = ControlLanes(self.wiring, self.topology.actors, self._on_control)
 
     def _usual_topology(self, front: str) -> Topology:
         vision = find_vision(self._config, self._model_path)
@@ -120,7 +121,7 @@ class Supervisor:
             self._machine.stop()
             for process in self._processes.values():
                 process.kill()
-            self._desk.close()
+            self._control.close()
             self._crew.close()
             os.close(self._parent_write)
             os.close(self._parent_read)
@@ -145,16 +146,17 @@ class Supervisor:
         for action in actions:
             match action:
                 case Send(name, message):
-                    self._desk.send(name, message)
+                    self._control.send(name, message)
                 case Spawn(names, replace):
                     if replace and names == self._crew.members:
                         self._crew.part()
                     for name in names:
                         if replace:
-                            self._desk.reset(name)
+                            self._control.reset(name)
                         self._spawn(self._machine.children[name].child)
                 case Kill(name, silent):
-                    self._processes[name].kill(silent)
+                    if name in self._processes:
+                        self._processes[name].kill(silent)
                 case ResetData(epoch):
                     self.wiring.reset_data(epoch)
                     self._crew.begin()
@@ -182,7 +184,11 @@ class Supervisor:
         birth = self._birth(child)
         fds = [*self.wiring.fds(child.name), self._parent_read]
         fds += [fd for fd in (birth.listen_fd, birth.meeting_fd) if fd >= 0]
-        process = ChildProcess(birth, fds, lambda reason, name=child.name: self._on_exit(name, reason))  # type: ignore[misc]
+        try:
+            process = ChildProcess(birth, fds, functools.partial(self._on_exit, child.name))
+        except OSError as error:  # no memory or no descriptor for it: as if it had died
+            self._later(0.0, self._machine.exited, child.name, f"cannot be started: {error}", time.monotonic())
+            return
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
 
@@ -210,7 +216,7 @@ class Supervisor:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _on_exit(self, name: str, reason: str) -> None:
-        self._desk.drain()  # its last words
+        self._control.drain()  # the last messages of the dead process
         self._do(self._machine.exited(name, reason, time.monotonic()))
 
     def _on_control(self, name: str, message: Wire) -> None:

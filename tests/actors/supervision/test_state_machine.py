@@ -50,8 +50,8 @@ def test_a_start() -> None:
     for name in START_ORDER[1:]:
         assert server.says(name, Ready(Facts())) == []
     server.now = 4.0
-    last = server.says("worker0", Ready(Facts(model_name="mock", kv_tokens=100)))
-    facts = Facts(model_name="mock", kv_tokens=100)
+    last = server.says("worker0", Ready(Facts(model_name="mock", weight_bytes=100)))
+    facts = Facts(model_name="mock", weight_bytes=100)
     assert last == [*begins(server, *START_ORDER), Serving(facts)]
     assert (server.state, server.machine.epoch, server.machine.facts) == (State.RUNNING, 1, facts)
     assert server.log == ["epoch 1: ready after 4.00 s"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from lightllm_mp.actors.supervision import supervisor
 from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
@@ -158,6 +161,20 @@ async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     async with embedded(tmp_path, plan=plan) as engine:
         assert await engine.running == EXIT_START_FAILED
         assert engine.supervisor.reason == "worker0 cannot start: the weights are made of cheese"
+
+
+@in_time
+async def test_a_process_that_cannot_be_started_counts_as_dead(tmp_path: Path) -> None:
+    failing = mock.patch.object(supervisor, "ChildProcess", side_effect=OSError(errno.EAGAIN, "no more processes"))
+    with failing:
+        async with embedded(tmp_path) as engine:
+            assert await engine.running == EXIT_START_FAILED
+            assert "start failed: worker0 cannot be started: " in engine.supervisor.reason
+    async with embedded(tmp_path, config(max_restarts=2)) as engine:
+        with failing:
+            engine.kill("router")
+            assert await engine.running == EXIT_GAVE_UP
+        assert engine.supervisor.restarts["router"] == 2
 
 
 @in_time
