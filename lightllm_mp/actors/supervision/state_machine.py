@@ -10,6 +10,7 @@
                start timeout of such a child         RUNNING     Kill: its death is the next event
     REPAIRING  the last ResetDone and Ready          RUNNING     ResetData, Begin to all that are ready
                a death                               REPAIRING   Spawn; the dead child owes no ResetDone
+               the router has left its lanes         REPAIRING   CompareRanks, then Reset to the ranks or Kill
                start timeout                         STOPPING    exit code 69
     RUNNING,   a ping unanswered for half its limit  same        Health names the suspect; Pong clears it
     REPAIRING  a ping unanswered for its limit       same        Kill: its death is the next event
@@ -87,21 +88,21 @@ class State(enum.Enum):
 
 @dataclass
 class ChildState:
-    """What is known of one actor; the front of an embedded engine has one too, without a process."""
+    """What the supervisor knows of one actor. The front of an embedded engine has no process."""
 
-    child: Child
+    spec: Child
     running: bool = False
     """It has a process."""
     ready: bool = False
     """Ready has come from this process."""
     resetting: bool = False
     """It owes ResetDone."""
-    falling: bool = False
-    """It is killed because another rank died."""
+    killed_with_ranks: bool = False
+    """Another rank died, so this one is being killed: not a death of its own."""
     replaced: bool = False
     """It lost its memory since the last Begin."""
-    condemned: bool = False
-    """It hangs and is being killed."""
+    hung: bool = False
+    """It has not answered in time and is being killed."""
     told_to_stop: bool = False
     pinged_at: float | None = None
     """Time of the ping that it has not answered yet."""
@@ -144,12 +145,12 @@ class StateMachine:
     def exited(self, name: str, reason: str, now: float) -> list[Action]:
         """A process is gone; `reason` says how, in words."""
         old = self.children[name]
-        self.children[name] = child = ChildState(old.child, restarts=old.restarts, replaced=old.replaced)
+        self.children[name] = child = ChildState(old.spec, restarts=old.restarts, replaced=old.replaced)
         if self.state is State.STOPPING:
             return self._stop_next() if name == self._leaving else []
         if self.state is State.STARTING:
             return self.stop(EXIT_START_FAILED, f"start failed: {name} {reason}")
-        if old.falling:
+        if old.killed_with_ranks:
             return self._replace(name)
         actions: list[Action] = [Log(logging.WARNING, f"{name} {reason}")]
         if not self._may_restart(now):
@@ -159,7 +160,7 @@ class StateMachine:
             actions += self._repair(name, reason, now)
         return actions + self._replace(name)
 
-    def said(self, name: str, message: Wire, now: float) -> list[Action]:
+    def received(self, name: str, message: Wire, now: float) -> list[Action]:
         """A control message from an actor."""
         child = self.children[name]
         match message:
@@ -200,9 +201,9 @@ class StateMachine:
                 actions.append(Send(name, Ping(self.epoch)))
                 continue
             silent = now - child.pinged_at
-            limit = child.child.patience * self._settings.watchdog_timeout
+            limit = child.spec.patience * self._settings.watchdog_timeout
             if silent > limit:
-                actions += self._condemn(name, silent)
+                actions += self._kill_hung(name, silent)
             elif silent > limit / 2 and not child.suspect:
                 child.suspect = True
                 actions += [Log(logging.WARNING, f"{name} has not answered for {silent:.1f} s"), self._health()]
@@ -214,7 +215,7 @@ class StateMachine:
         timeout = self._settings.start_timeout
         if epoch != self.epoch or not late or self.state is State.STOPPING:
             return []
-        actions = [action for name in late for action in self._condemn(name, timeout)]
+        actions = [action for name in late for action in self._kill_hung(name, timeout)]
         if self.state is State.RUNNING:  # only dispensable children are late: they are started once more
             return [*actions, After(timeout, self.start_overdue, (epoch,))]
         reason = f"start failed: {', '.join(late)} not ready after {timeout:.0f} s"
@@ -268,7 +269,7 @@ class StateMachine:
         actions: list[Action] = []
         for name in self._with_ranks(self._leaving):
             child = self.children[name]
-            if child.running and not child.told_to_stop and not child.condemned:
+            if child.running and not child.told_to_stop and not child.hung:
                 actions.append(Send(name, Stop()) if child.ready else Kill(name))
             child.told_to_stop = True
         return [*actions, After(STOP_GRACE, self.stop_overdue, (self._leaving,))]
@@ -282,8 +283,8 @@ class StateMachine:
             child.ready = False
         actions = self._end_epoch(now) if self.state is State.RUNNING else []
         for child in group:
-            child.resetting, child.replaced, child.falling = False, True, child.running
-        actions += [Kill(child.child.name) for child in group if child.running]
+            child.resetting, child.replaced, child.killed_with_ranks = False, True, child.running
+        actions += [Kill(child.spec.name) for child in group if child.running]
         actions.append(self._health(f"{name} {reason} and is being replaced"))
         return actions + (self._release_ranks() if name == ROUTER else [])
 
@@ -314,7 +315,7 @@ class StateMachine:
         """Open the next epoch when no ResetDone and no Ready is outstanding."""
         first = self.state is State.STARTING
         if self.state not in (State.STARTING, State.REPAIRING) or any(
-            child.resetting or not (child.ready or (child.child.dispensable and not first))
+            child.resetting or not (child.ready or (child.spec.dispensable and not first))
             for child in self.children.values()
         ):
             return []
@@ -330,11 +331,11 @@ class StateMachine:
             *([Serving(self.facts)] if first else []),
         ]
 
-    def _condemn(self, name: str, silent: float) -> list[Action]:
+    def _kill_hung(self, name: str, silent: float) -> list[Action]:
         child = self.children[name]
-        if child.condemned or not child.running:
+        if child.hung or not child.running:
             return []
-        child.condemned = True
+        child.hung = True
         return [Kill(name, silent)]
 
     def _health(self, reason: str = "") -> Action:

@@ -153,7 +153,7 @@ class Supervisor:
                     for name in names:
                         if replace:
                             self._control.reset(name)
-                        self._spawn(self._machine.children[name].child)
+                        self._spawn(self._machine.children[name].spec)
                 case Kill(name, silent):
                     if name in self._processes:
                         self._processes[name].kill(silent)
@@ -220,7 +220,7 @@ class Supervisor:
         self._do(self._machine.exited(name, reason, time.monotonic()))
 
     def _on_control(self, name: str, message: Wire) -> None:
-        self._do(self._machine.said(name, message, time.monotonic()))
+        self._do(self._machine.received(name, message, time.monotonic()))
 
     def _tick(self) -> Iterable[Action]:
         """Every ping interval."""

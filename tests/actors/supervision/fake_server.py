@@ -48,7 +48,7 @@ class Server:
         return [action for action in actions if not isinstance(action, Log | After)]
 
     def says(self, name: str, message: Wire) -> list[Action]:
-        return self.take(self.machine.said(name, message, self.now))
+        return self.take(self.machine.received(name, message, self.now))
 
     def dies(self, name: str, reason: str = DIES) -> list[Action]:
         return self.take(self.machine.exited(name, reason, self.now))
