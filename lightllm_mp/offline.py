@@ -237,9 +237,6 @@ class Engine:
         supervisor = Supervisor(self._config, self._model, listen=None, on_serving=self._serving.set_result)
         self._supervisor = supervisor
         running = asyncio.create_task(supervisor.run())
-        await asyncio.sleep(0)
-        if running.done():
-            await running
         birth = supervisor.embedded_birth()
         mailbox = Mailbox(birth)
         self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))

@@ -1,4 +1,4 @@
-"""Mock workers with the troubles of a real one. What replaces them has none, unless it says so."""
+"""Mock workers that fail in the ways of real ones. Their replacements do not, unless a class says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.messages import Facts
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
-"""The one that goes wrong."""
+"""Number of the step that goes wrong."""
 SLOW = 6.0
 """Seconds that a slow step takes."""
 
@@ -31,7 +31,7 @@ class OddActor(MockWorkerActor):
         super().on_plan(plan)
 
     def trouble(self) -> None:
-        """In the middle of its work."""
+        """Called in step STEP."""
 
 
 class OutOfMemoryActor(OddActor):
@@ -45,7 +45,7 @@ class SlowStepActor(OddActor):
 
 
 class SlowStartActor(MockWorkerActor):
-    """Says what it is doing, and takes long."""
+    """Reports a stage of its start that lasts."""
 
     def start(self) -> Facts:
         self.stage("thinking")

@@ -1,4 +1,4 @@
-"""Disturbances that are no crash of the moment: steps that fail or take long, clients that leave, long idling."""
+"""Disturbances other than a kill: steps that fail or take long, clients that leave, long idle times."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_step_without_memory_costs_time_and_no_request(tmp_path: Path) -
 
 @in_time
 async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Longer than the watchdog's time, within a worker's patience: health tells of it, and nobody is killed."""
+    """Longer than the watchdog's time, within a worker's patience: health reports it, and no process is killed."""
     plan = mocked(topology(front=EMBEDDED), ODD + "SlowStepActor")
     with caplog.at_level(logging.WARNING, "lightllm_mp.supervisor"):
         async with embedded(tmp_path, config(watchdog_timeout=2.5), plan) as engine:
@@ -77,7 +77,7 @@ async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
 
 @in_time
 async def test_after_a_long_idle_time_a_long_prompt_is_served(tmp_path: Path) -> None:
-    """Idle for several times the watchdog's time: health is about answering, not about tokens."""
+    """Idle for several watchdog timeouts: health depends on answers to pings, not on tokens."""
     async with embedded(tmp_path, config(watchdog_timeout=2.5)) as engine:
         await asyncio.sleep(6.0)
         assert engine.front.frontend.ready

@@ -200,7 +200,7 @@ def stop_in_order(server: Server, *names: str) -> list[Action]:
 
 def test_draining_ends_when_the_front_says_so() -> None:
     server = running()
-    assert server.says("http", Drained()) == []  # nobody has asked
+    assert server.says("http", Drained()) == []  # the server does not drain
     assert server.take(server.machine.drain()) == [Send("http", Health(True, "", True))]
     assert [timer.seconds for timer in server.timers] == [SETTINGS.drain_timeout]
     assert server.state is State.RUNNING

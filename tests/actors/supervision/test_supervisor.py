@@ -115,7 +115,7 @@ async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
 
 @on_shared
 async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
-    """A record that cannot be right must not be skipped in silence: whoever meets it is replaced, with fresh lanes."""
+    """An invalid record is never skipped in silence: the actor that reads it is replaced, with empty lanes."""
     undisturbed = await asyncio.gather(*await streams(engine))
     for way in (("router", "detokenizer"), ("worker0", "router"), ("tokenizer", "router")):
         restarts = sum(engine.supervisor.restarts.values())

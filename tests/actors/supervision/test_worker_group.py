@@ -1,4 +1,4 @@
-"""Ranks live and die together: whatever happens to one, every stream goes on as if nothing had happened."""
+"""Ranks are replaced together: whatever happens to one, every stream goes on without a difference."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None
 
 @in_time
 async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
-    """The other one waits for it inside a step and answers nobody either."""
+    """The other rank waits for it inside a step and answers no ping either."""
     async with embedded(tmp_path, settings(watchdog_timeout=1.0), plan()) as engine:
         expected = await undisturbed(engine)
         for victim in ("worker0", "worker1"):
@@ -98,7 +98,7 @@ async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
 
 @on_shared
 async def test_ranks_outlive_the_others(engine: Embedded) -> None:
-    """They stop after the same step, though each is told on its own; the prefix tree and the KV memory stay."""
+    """Ranks stop after the same step, though each gets its own Reset; the prefix tree and the KV memory stay."""
     expected = await undisturbed(engine)
     for victim in ("router", "detokenizer"):
         pids = [engine.pid("worker0"), engine.pid("worker1")]
