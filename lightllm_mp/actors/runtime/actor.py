@@ -1,8 +1,8 @@
-"""The base of every actor: it starts, sends Ready, handles messages epoch after epoch, and exits on Stop.
+"""The life of an actor inside its process: start, say Ready, work on messages epoch after epoch, leave on Stop.
 
-A subclass implements `start`, `on_begin`, `on_reset` and `on_message`. `on_message` answers a request error
-(EngineError) itself. Any other exception is a bug: it ends the process with a traceback, and the supervisor replaces
-the process.
+A subclass has `start`, `on_begin`, `on_reset` and `on_message`. A request error is an EngineError raised by
+`on_message`'s own code and answered there; every other exception is a bug: it ends the process with a traceback, and
+the supervisor replaces it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Actor:
         self.mailbox = mailbox
         self.stats = stats
         self.live = False
-        """True between Begin and Reset: data lanes may be used."""
+        """Between Begin and Reset: data lanes may be used."""
         self.stopped = False
 
     # --- for subclasses -----------------------------------------------------------------------------------------------
 
     def start(self) -> Facts:
-        """Do everything expensive, before Ready. Raises EngineError with the reason if the actor cannot work."""
+        """Everything expensive, before Ready. Raises EngineError with the reason when it cannot work."""
         return Facts()
 
     def on_begin(self, begin: Begin) -> None:
-        """A new epoch begins; its lanes are empty."""
+        """A new epoch: lanes are fresh."""
 
     def on_reset(self) -> None:
         """Drop all request state."""
@@ -51,14 +51,14 @@ class Actor:
         self.mailbox.send(SUPERVISOR, Loading(what, done, total))
 
     def stage(self, what: str) -> None:
-        """A stage of the start begins; the supervisor shows it if it lasts."""
+        """A stage of a start begins; shown by the supervisor if it lasts."""
         self.mailbox.send(SUPERVISOR, Loading(what))
 
     def ready(self, facts: Facts) -> None:
         self.mailbox.post(SUPERVISOR, Ready(facts))
 
     def handle(self, received: list[Received]) -> None:
-        """Handle one batch of messages. After a Reset in it, skip the rest of the old epoch."""
+        """Work through one batch. After a Reset in it, the rest of the old epoch is skipped."""
         for peer, message in received:
             if peer == SUPERVISOR:
                 self._on_supervisor(message)

@@ -1,4 +1,4 @@
-"""Request errors as messages: from the actor that finds them to the front that answers them."""
+"""Request errors on their way from the actor that finds them to the front that answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def error_info(error: EngineError) -> ErrorInfo:
 
 
 def rebuild(info: ErrorInfo) -> EngineError:
-    """The error that `info` was made from; a class that is unknown here becomes EngineError."""
+    """The error that `info` was made from, as near as this process knows it."""
     kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == info.code), EngineError)
     error = kind(info.message, param=info.param)
     error.status, error.type, error.code = info.status, info.type, info.code

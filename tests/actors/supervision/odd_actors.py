@@ -45,7 +45,7 @@ class SlowStepActor(OddActor):
 
 
 class SlowStartActor(MockWorkerActor):
-    """Reports a stage of its start that lasts."""
+    """Says what it is doing, and takes long."""
 
     def start(self) -> Facts:
         self.stage("thinking")
