@@ -26,7 +26,8 @@ from lightllm_mp.actors.front.request_table import Prompt
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, Supervisor
+from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP
+from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Terms
@@ -230,9 +231,6 @@ class Engine:
         supervisor = Supervisor(self._config, self._model, listen=None, on_serving=self._serving.set_result)
         self._supervisor = supervisor
         running = asyncio.create_task(supervisor.run())
-        await asyncio.sleep(0)
-        if running.done():
-            await running
         birth = supervisor.embedded_birth()
         mailbox = Mailbox(birth)
         self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))

@@ -20,7 +20,8 @@ from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url
 from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.supervision.console import Console
-from lightllm_mp.actors.supervision.supervisor import EXIT_START_FAILED, Supervisor
+from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
+from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config

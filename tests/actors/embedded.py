@@ -18,7 +18,8 @@ from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.supervision.supervisor import State, Supervisor
+from lightllm_mp.actors.supervision.state_machine import State
+from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Output, Sampling, Terms
@@ -136,10 +137,10 @@ class Embedded:
             await asyncio.sleep(0.01)
 
     def kill(self, name: str) -> None:
-        self.supervisor._processes[name].kill()
+        self.supervisor.kill(name)
 
     def pid(self, name: str) -> int:
-        return self.supervisor._processes[name].pid
+        return self.supervisor.pids[name]
 
 
 @contextlib.asynccontextmanager

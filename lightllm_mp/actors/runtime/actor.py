@@ -15,7 +15,7 @@ from lightllm_mp.messages import Begin, Facts, Loading, Ping, Pong, Ready, Reset
 
 
 class Actor:
-    """What blocking actors and the asyncio front (see async_actor.py) share: the control protocol."""
+    """The control protocol, shared by blocking actors and asyncio actors (async_actor.py)."""
 
     def __init__(self, mailbox: Mailbox, stats: StatsPage) -> None:
         self.mailbox = mailbox
@@ -35,18 +35,18 @@ class Actor:
         """Drop all request state."""
 
     def on_message(self, peer: str, message: Wire) -> None:
-        """A message of this epoch."""
+        """A message from a peer, in this epoch."""
 
     def on_plan(self, plan: bytes) -> None:
-        """Raw bytes: a step plan."""
+        """A step plan, as raw bytes."""
 
     def on_control(self, message: Wire) -> None:
-        """A control message that not every actor gets (Health)."""
+        """A control message that only some actors get (Health)."""
 
     # --- the protocol -------------------------------------------------------------------------------------------------
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of a long start in bytes, shown by the supervisor."""
+        """Progress of a long start in bytes; the supervisor shows it."""
         self.mailbox.send(SUPERVISOR, Loading(what, done, total))
 
     def stage(self, what: str) -> None:
@@ -88,13 +88,13 @@ class Actor:
 
 
 class BlockingActor(Actor):
-    """Sleeps on its bell; wakes for messages and for room in a lane that was full."""
+    """Sleeps on its bell; wakes for messages and for free space in a lane that was full."""
 
     spin_us = 0
-    """How long to look for messages before sleeping; only where a core is free for it."""
+    """Microseconds to poll for messages before sleeping; > 0 only if a core is free for it."""
 
     def after_batch(self) -> None:
-        """Called after every batch, also an empty one."""
+        """Called after every batch, even an empty one."""
 
     def run(self) -> None:
         while not self.stopped:

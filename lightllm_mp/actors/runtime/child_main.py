@@ -27,12 +27,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    gc.disable()  # what imports make is not garbage
+    gc.disable()  # objects made by imports are not garbage
     faulthandler.enable()
-    # Written in the signal handler itself, so that it works in a loop, in a lock and in C code.
+    # The signal handler itself writes the stacks: this works in an endless loop, in a lock and in C code.
     faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
     birth = LaunchSpec.read(int(sys.argv[2]))
-    # The supervisor decides when to stop: a Ctrl-C or SIGTERM to the whole process group must not race with its drain.
+    # The supervisor decides when to stop: Ctrl-C or SIGTERM to the whole process group must not race with its drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(birth.parent_fd)
@@ -56,7 +56,7 @@ def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
         gc.enable()
         actor = program(birth, mailbox, stats)
     except Exception as error:
-        # Said to the operator in one line; the traceback only where it is a bug.
+        # The operator gets one line; only a bug gets a traceback.
         if not isinstance(error, EngineError):
             log.exception("cannot start")
         reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
@@ -69,8 +69,8 @@ def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
 
 
 def _settle() -> None:
-    """What a start made lives as long as the process: the collector need not look at it again. What it made beside goes
-    back to the system, which glibc leaves to its caller."""
+    """Objects that the start made live as long as the process: the collector skips them from now on. Memory that the
+    start freed goes back to the system, which glibc does only on request."""
     gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError):
@@ -78,7 +78,7 @@ def _settle() -> None:
 
 
 class ActorProgram(Protocol):
-    """What a program of the topology is: an actor that runs."""
+    """What `Child.program` names: an actor that runs."""
 
     def ready(self) -> None: ...
     def run(self) -> None: ...
@@ -90,10 +90,10 @@ def _load(program: str) -> Callable[[LaunchSpec, Mailbox, StatsPage], ActorProgr
 
 
 def die_with_parent(parent_fd: int) -> None:
-    """End this process when its parent ends, however that ends.
+    """End this process when its parent ends, for any reason.
 
-    The kernel's signal also ends a process that is stopped or computing; the pipe also covers a parent that was gone
-    before the signal was asked for.
+    The kernel's signal also ends a process that is stopped or computing. The pipe covers a parent that ended before
+    prctl was called.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

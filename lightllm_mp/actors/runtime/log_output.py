@@ -1,4 +1,4 @@
-"""Standard error as logs use it: a reader that does not read, or a full disk, costs lines and never time."""
+"""Standard error for logs: a reader that does not read, or a full disk, costs log lines and never time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Notice = Callable[[int], str]
 
 
 class LosingOutput:
-    """A text stream that writes whole lines or drops them, and says later how many it dropped.
+    """A text stream that writes whole lines or drops them, and reports later how many it dropped.
 
-    `fd` does not block where it is a pipe (`log_output`); where it is a file, errors drop the line. `notice` makes the
-    line that tells how many were dropped.
+    A pipe `fd` must not block (see `log_output`). An error of write drops the line. `notice(count)` makes the line that
+    reports dropped lines.
     """
 
     def __init__(self, fd: int, notice: Notice, *, owned: bool) -> None:
         self._fd, self._notice, self._owned = fd, notice, owned
         self.dropped = 0
         self._torn = False
-        """The last line was written in part: the next one begins on a line of its own."""
+        """The last line was written in part: a newline comes before the next line."""
 
     def write(self, text: str) -> int:
         if self._put((self._notice(self.dropped) if self.dropped else "") + text):
@@ -31,7 +31,7 @@ class LosingOutput:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def close(self) -> None:
         if self._owned:
@@ -52,8 +52,8 @@ class LosingOutput:
 
 
 def log_output(stderr: TextIO, notice: Notice) -> TextIO | LosingOutput:
-    """What handlers write to. A pipe is opened anew, so that not waiting for its reader is our business alone: the
-    descriptor itself is shared with other programs."""
+    """The stream for log handlers. A pipe is opened again: O_NONBLOCK on the descriptor itself would affect the other
+    programs that share it."""
     try:
         kind = os.fstat(stderr.fileno()).st_mode
         if stat.S_ISFIFO(kind):
@@ -62,5 +62,5 @@ def log_output(stderr: TextIO, notice: Notice) -> TextIO | LosingOutput:
         if stat.S_ISREG(kind):
             return LosingOutput(stderr.fileno(), notice, owned=False)
     except (OSError, ValueError):
-        pass  # no file at all, or somebody else's: write as it comes
+        pass  # not a file, or not ours to open: write to it directly
     return stderr

@@ -1,4 +1,4 @@
-"""Log lines of all processes look alike: time, level, part and message; or each is one JSON object."""
+"""Log format of all processes: time, level, logger and message in a line of text, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PACKAGE = "lightllm_mp"
 def set_up_logging(level: str, *, json: bool = False, actor: str = "") -> None:
     """Configure the package's logger of this process; `level` as in SupervisorConfig.log_level.
 
-    With `json` what other libraries warn of and what ends the process become objects too: nothing else but a crash in
-    native code then writes to standard error.
+    With `json`, warnings of libraries and the exception that ends the process are objects too: only a crash in native
+    code writes anything else to standard error.
     """
     lines = JsonLines(actor) if json else TextLines()
     handler = logging.StreamHandler(log_output(sys.stderr, functools.partial(_dropped, lines)))
@@ -48,7 +48,7 @@ class TextLines(logging.Formatter):
 
 class JsonLines(logging.Formatter):
     """time (UTC, RFC 3339), level, actor, pid, logger and message, then the record's `fields` (extra={"fields": ...})
-    and, after an exception, its traceback."""
+    and the traceback of an exception."""
 
     def __init__(self, actor: str) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ def _time(seconds: float) -> str:
 
 
 def _unicode(text: str) -> str:
-    """Half a surrogate pair has no place in JSON."""
+    """Replace lone surrogates, which JSON cannot hold."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _dropped(lines: logging.Formatter, count: int) -> str:
-    text = f"{count} log lines were dropped: nobody took them"
+    text = f"{count} log lines were dropped: standard error did not take them"
     return lines.format(logging.LogRecord(PACKAGE, logging.WARNING, "", 0, text, (), None)) + "\n"
 
 

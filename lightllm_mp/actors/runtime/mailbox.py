@@ -1,7 +1,7 @@
-"""An actor's side of its lanes: named peers to send to, one inbox to read from.
+"""An actor's ends of its lanes: it sends to named peers and reads from one inbox.
 
-Control lanes (with the supervisor) live as long as the process. Data lanes live for one epoch: `open_data` after Begin,
-`leave_data` on Reset, so that the supervisor can empty them while nobody looks.
+Control lanes (to the supervisor) live as long as the process. Data lanes live for one epoch: `open_data` after Begin,
+`leave_data` on Reset, so that the supervisor can empty them while no actor uses them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import asyncio
 
 BUDGET = 256
-"""Records taken at a time, so that no flood keeps an actor from its other work."""
+"""Most records taken at a time, so that a flood of messages leaves time for an actor's other work."""
 
 Received = tuple[str, "Wire | bytes"]
 """(peer, message or plan bytes)"""
@@ -46,7 +46,7 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 @dataclass
 class _Peer:
-    """The attached memory of one neighbour; the ends on top of it are made anew in every epoch."""
+    """The attached memory of one peer. Every epoch makes new lane ends on top of it (`_Link`)."""
 
     name: str
     bell: Bell
@@ -73,7 +73,7 @@ class _Peer:
 
 
 class _Link:
-    """One peer in one epoch: the port, and what could not be sent yet."""
+    """One peer in one epoch: the port, and the messages that wait for space."""
 
     def __init__(self, own: Bell, peer: _Peer) -> None:
         if peer.own_arena:
@@ -89,7 +89,7 @@ class _Link:
         return self._peer.peer_arena.read(ref)
 
     def flush(self) -> bool:
-        """Send what waits, in order. True: nothing waits any more."""
+        """Send waiting messages in order. True: none is left."""
         self.port.flush()
         while self.waiting and self.port.send(self.waiting[0]):
             self.waiting.popleft()
@@ -111,12 +111,12 @@ class Mailbox:
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def open_data(self, epoch: int) -> None:
-        """Begin: the data lanes are fresh, use them."""
+        """On Begin: the data lanes are empty; use them."""
         self.bell.claim(epoch)
         self._rebuild(self._peers)
 
     def leave_data(self) -> None:
-        """Reset: use no data lane any more. What was not yet read or sent on them is gone."""
+        """On Reset: use no data lane. Messages that were not read or sent yet are lost."""
         self._rebuild(self._peers[:1])
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class Mailbox:
         self.bell.close()
 
     def _rebuild(self, peers: list[_Peer]) -> None:
-        # The twin of the ring keeps counts in the ends: what has arrived on the control lane must be taken out of them.
+        # The Python ring keeps counts in its lane ends: drain the control lane before its end is replaced.
         records = self._inbox.drain(1 << 20)
         self._early += [record for record in records if self._names[record[0]] == SUPERVISOR]
         waiting = self._links[SUPERVISOR].waiting
@@ -152,34 +152,34 @@ class Mailbox:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def send(self, peer: str, message: Wire) -> bool:
-        """False: no room now (or no data lanes now); the caller decides what that means. Keeps order with `post`."""
+        """False: no space, or no data lanes now; the caller decides what that means. Keeps the order with `post`."""
         link = self._links.get(peer)
         if link is None or link.waiting:
             return False
         try:
             return link.port.send(message)
-        except LaneClosed:  # the peer found the lane corrupt and is about to be replaced
+        except LaneClosed:  # the peer found the lane corrupt and will be replaced
             return False
 
     def post(self, peer: str, message: Wire) -> None:
-        """Send now or, in order, as soon as there is room. Without data lanes it is dropped: its epoch is over."""
+        """Send now or, in order, when there is space. Without data lanes the message is dropped: its epoch is over."""
         link = self._links.get(peer)
         if link is not None and not self.send(peer, message):
             link.waiting.append(message)
 
     def send_plan(self, peer: str, plan: bytes) -> None:
-        """Raw bytes to a peer that has room by construction; a full lane is a bug."""
+        """Send raw bytes to a peer whose lane has space by construction. RuntimeError if it is full: a bug."""
         if not self._links[peer].port.send_raw(plan):
             raise RuntimeError(f"the lane to {peer} cannot take a step plan of {len(plan)} bytes")
 
     def flush(self) -> None:
-        """Retry what waits; called when the bell rang. LaneClosed: a lane is corrupt, the actor must be replaced."""
+        """Send waiting messages, after the bell rang. LaneClosed: a lane is corrupt; the actor must be replaced."""
         for link in self._links.values():
             link.flush()
 
     def lend(self, peer: str, data: bytes, known: BlockRef | None = None) -> BlockRef | None:
-        """Lend `data` to a peer, in a block of its own, or in the `known` one that holds them and is still lent; the
-        peer is told in a message. None: no room now, or no data lanes."""
+        """Lend `data` to a peer, in a new block or in the `known` block that holds the data and is still lent. The
+        caller tells the peer in a message. None: no space, or no data lanes now."""
         link = self._links.get(peer)
         if link is None:
             return None
@@ -188,15 +188,15 @@ class Mailbox:
         return link.outgoing.lend(data)
 
     def take_back(self, peer: str, ref: BlockRef) -> None:
-        """The peer has not been told of this lease and will not be."""
+        """End a lease that the peer was not told of."""
         self._links[peer].outgoing.release([(ref.offset, ref.generation)])
 
     def read(self, peer: str, ref: BlockRef) -> bytes:
-        """A copy of what `peer` has lent."""
+        """A copy of a block that `peer` has lent."""
         return self._links[peer].read(ref)
 
     def give_back(self, peer: str, ref: BlockRef) -> None:
-        """What `peer` has lent is not needed any more."""
+        """Return a block that `peer` has lent."""
         if (link := self._links.get(peer)) is not None:
             link.port.give_back(ref)
 
@@ -207,23 +207,23 @@ class Mailbox:
 
     @property
     def backlog(self) -> int:
-        """Messages that wait for room."""
+        """Number of messages that wait for space."""
         return sum(len(link.waiting) for link in self._links.values())
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     def receive(self) -> list[Received]:
-        """At most BUDGET records, decoded; [] when there is nothing."""
+        """At most BUDGET records, decoded; [] if none has arrived."""
         early, self._early = self._early, []
         return self.decode(early or self._inbox.drain(BUDGET))
 
     def wait(self, timeout: float | None = None, spin_us: int = 0) -> bool:
-        """Sleep until something may have arrived or room may have come back; False after `timeout` seconds."""
+        """Sleep until a record may have arrived or a lane may have space again; False after `timeout` seconds."""
         return bool(self._early) or self._inbox.wait(timeout, spin_us)
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_records: Callable[[list[Record]], None]) -> None:
-        """Deliver records, to be decoded, in an asyncio loop from now on, over all epochs. `on_records([])`: room may
-        have come back."""
+        """Call `on_records` with undecoded records in an asyncio loop from now on, over all epochs; with [] when a full
+        lane may have space again."""
         self._listener = (loop, on_records)
         self._attach(loop, on_records)
 
@@ -234,10 +234,10 @@ class Mailbox:
         self._inbox.attach(loop, on_records, BUDGET)
 
     def decode(self, records: list[Record]) -> list[Received]:
-        """What the records say. ProtocolError when a peer sent what cannot be right: the actor must be replaced."""
+        """Decode records. ProtocolError if a peer sent an invalid record: the actor must be replaced."""
         if len(records) < BUDGET and (poisoned := self._inbox.poisoned):
             names = ", ".join(self._names[lane] for lane in poisoned)
-            raise ProtocolError(f"what came from {names} cannot be right; its lane is poisoned")
+            raise ProtocolError(f"invalid record from {names}: the lane is poisoned")
         found: list[Received] = []
         for lane, kind, payload in records:
             name = self._names[lane] if lane < len(self._names) else SUPERVISOR

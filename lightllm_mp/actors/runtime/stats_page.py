@@ -1,7 +1,7 @@
-"""One page of numbers per actor: written by its owner alone, read by the front for /metrics without asking anybody.
+"""One page of numbers per actor: only its owner writes it; the front reads it for /metrics without any message.
 
 Layout: 6144 bytes of JSON with the names (written once, length in the first 4 bytes), then 256 aligned float64. Aligned
-8-byte stores and loads do not tear on the processors this runs on; a reader may see two gauges of different moments.
+8-byte loads and stores do not tear on the supported processors; a reader may see two gauges of different moments.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class StatsPage:
         return self._segment.fd
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Publish `values`. The first call fixes the names and their order; later ones must have the same."""
+        """Publish `values`. The first call fixes the names and their order; later calls must use the same."""
         if not self._names:
             self._publish_names(tuple(values))
         for index, value in enumerate(values.values()):
             self._values[index] = value
 
     def read(self) -> dict[str, float]:
-        """The owner's last numbers; empty before the first."""
+        """The owner's last values; empty before its first write."""
         length = struct.unpack_from("<I", self._segment.view)[0]
         if not length:
             return {}
@@ -56,7 +56,7 @@ class StatsPage:
     def _publish_names(self, names: tuple[str, ...]) -> None:
         data = json.dumps(names).encode()
         if len(data) + 4 > NAMES_BYTES or len(names) > MAX_VALUES:
-            raise ValueError("too many numbers for one stats page")
+            raise ValueError(f"{len(names)} values do not fit one stats page")
         self._names = names
         self._segment.view[4 : 4 + len(data)] = data
         struct.pack_into("<I", self._segment.view, 0, len(data))

@@ -1,4 +1,4 @@
-"""One child process: started by exec, watched by pidfd, never outliving its parent."""
+"""One child process: started by exec, watched through a pidfd, never outlives its parent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec, ch
 log = logging.getLogger("lightllm_mp.supervisor")
 
 STACKS_SECONDS = 0.3
-"""How long a hung child has for that before it is killed."""
+"""Time that a hung child has to write its stacks before it is killed."""
 MOST_STACKS = 1 << 16
-"""Bytes of them that are kept."""
+"""Bytes of stacks that are logged."""
 
 
 class ChildProcess:
     """`python -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`.
 
-    The loop calls `on_exit(reason)` once, after reaping.
+    The running loop calls `on_exit(reason)` once, after it has reaped the process.
     """
 
     def __init__(self, birth: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
@@ -44,30 +44,25 @@ class ChildProcess:
         self._pidfd = os.pidfd_open(self.pid)
         self._on_exit = on_exit
         self._name = birth.name
-        self.condemned = False
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
     def alive(self) -> bool:
         return self._pidfd >= 0
 
-    def kill(self) -> None:
-        if self.alive:
+    def kill(self, silent: float = 0.0) -> None:
+        """Kill the process. `silent` > 0: it has hung for so many seconds; log first where.
+
+        A process that is stopped, or does not handle the signal yet, writes no stacks.
+        """
+        if self.alive and silent:
+            log.error("%s has not answered for %.1f s: killed", self._name, silent)
+            signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
+            asyncio.get_running_loop().call_later(STACKS_SECONDS, self._log_stacks_and_kill)
+        elif self.alive:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def condemn(self, silent: float) -> None:
-        """It has hung for so many seconds: log where, then kill it. Idempotent.
-
-        A process that is stopped, or that has not come as far as listening to the signal, says nothing.
-        """
-        if self.condemned or not self.alive:
-            return
-        self.condemned = True
-        log.error("%s has not answered for %.1f s: killed", self._name, silent)
-        signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
-        asyncio.get_running_loop().call_later(STACKS_SECONDS, self._execute)
-
-    def _execute(self) -> None:
+    def _log_stacks_and_kill(self) -> None:
         if self.alive:
             stacks = os.pread(self._stacks, MOST_STACKS, 0).decode(errors="replace").strip()
             log.error("%s hung here:\n%s", self._name, stacks or "(it cannot say: it is stopped, or in the kernel)")
@@ -82,7 +77,7 @@ class ChildProcess:
 
 
 def describe_exit(code: int) -> str:
-    """The end of a process in words, from a subprocess return code (negative: signal)."""
+    """A subprocess return code in words (negative: a signal)."""
     if code >= 0:
         return f"exited with code {code}"
     try:

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a start: stages that last, a bar for the weights, one block when it serves."""
+"""What the operator sees of a start: stages that last, a progress bar for the weights, one block when it serves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger("lightllm_mp.supervisor")
 
 BAR = 30
 CLEAR = "\r\x1b[K"
-"""To the beginning of the line, and empty."""
+"""Moves to the start of the terminal line and erases it."""
 
 
 class Console:
-    """Writes to standard error. On a terminal bar and stages are redrawn in place, elsewhere each is one line; with
+    """Writes to standard error. On a terminal the bar and stages are redrawn in place; in a file each is one line. With
     `json` they are log records."""
 
     def __init__(self, *, json: bool = False) -> None:
@@ -78,7 +78,7 @@ class Console:
 
 
 def example(url: str, facts: Facts) -> str:
-    """A command that gets an answer from this very model."""
+    """A shell command that this model answers."""
     prompt: object = "What is AI?" if facts.has_tokenizer else [1, 2, 3]
     path, field = (
         ("generate", "inputs") if not facts.engine.reward else ("get_score", "chat" if facts.has_tokenizer else "ids")

@@ -1,4 +1,4 @@
-"""The supervisor's ends of the control lanes."""
+"""The supervisor's ends of the control lanes: one lane to and one from every actor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("lightllm_mp.supervisor")
 
 
 class ControlLanes:
-    """Sends to and hears from every actor. `on_message(name, message)` is called on the running loop."""
+    """Sends to every actor; the running loop calls `on_message(name, message)` for what arrives."""
 
     def __init__(self, wiring: SharedMemory, names: tuple[str, ...], on_message: Callable[[str, Wire], None]) -> None:
         self._wiring, self._names, self._on_message = wiring, names, on_message
@@ -38,7 +38,7 @@ class ControlLanes:
         self._open()
 
     def send(self, name: str, message: Wire) -> None:
-        """A control lane that is full belongs to a process that does not listen: the watchdog deals with that."""
+        """Never waits. A full lane means that the process does not read; the watchdog ends such a process."""
         try:
             if not self._ports[name].send(message):
                 log.warning("%s does not read its control lane", name)
@@ -46,20 +46,17 @@ class ControlLanes:
             log.warning("the control lane to %s is closed", name)
 
     def reset(self, name: str) -> None:
-        """The process is dead: make its lanes ready for its successor."""
+        """The process is dead: deliver its last messages and empty its lanes for its successor."""
         self.drain()
-        self._shut()
+        self.close()
         self._wiring.reset_control(name)
         self._inbox = Inbox(self._wiring.bells[SUPERVISOR])
         self._open()
 
     def drain(self) -> None:
-        """Handle what has arrived, now."""
+        """Deliver everything that has arrived."""
         while records := self._inbox.drain():
             self._deliver(records)
-
-    def close(self) -> None:
-        self._shut()
 
     def _open(self) -> None:
         own = self._wiring.bells[SUPERVISOR]
@@ -74,7 +71,7 @@ class ControlLanes:
             self._inbox.add(incoming, peer)
         self._inbox.attach(asyncio.get_running_loop(), self._deliver)
 
-    def _shut(self) -> None:
+    def close(self) -> None:
         self._inbox.close()
         for sender in self._senders.values():
             sender.close()
@@ -85,7 +82,7 @@ class ControlLanes:
             try:
                 message = self._ports[name].decode(kind, payload)
             except ProtocolError as error:
-                log.error("%s said something impossible: %s", name, error)
+                log.error("%s sent an invalid control message: %s", name, error)
                 continue
             if message is not None:
                 self._on_message(name, message)

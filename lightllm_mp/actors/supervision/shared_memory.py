@@ -1,7 +1,7 @@
-"""All shared memory of one server: bells, lanes, arenas and stats pages, made by the supervisor before any child.
+"""All shared memory of one server: bells, lanes, arenas and stats pages. The supervisor makes it before any child.
 
-The supervisor keeps its own descriptors, so a restarted child inherits the very same memory: nothing has a name,
-nothing has to be found again, and everything is gone with the last process.
+The supervisor keeps its descriptors, so a restarted child inherits the same memory. Segments have no name; the kernel
+frees them with the last process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Way:
 
 
 class SharedMemory:
-    """Raises StartupError, and holds nothing, when there is not enough memory for all of it."""
+    """Raises StartupError, and holds nothing, if memory is too small for all of it."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -59,16 +59,16 @@ class SharedMemory:
         return self._ways[source, target].lane
 
     def peers(self, name: str) -> tuple[PeerFds, ...]:
-        """The neighbours of an actor, the supervisor first."""
+        """The actors that share an edge with this one, the supervisor first."""
         found = [self._peer(name, target) for source, target in self._ways if source == name]
         return tuple(sorted(found, key=lambda peer: peer.name != SUPERVISOR))
 
     def images_fd(self, name: str) -> int:
-        """The image cache, for those that write or read it; -1 for the others."""
+        """Descriptor of the image cache for actors that write or read it; -1 for others."""
         return self._images.fd if self._images and name in self._see_images else -1
 
     def fds(self, name: str) -> list[int]:
-        """Every descriptor that `name` must inherit to attach to its bell, lanes, arenas and stats."""
+        """Every descriptor that `name` inherits: bells, lanes, arenas and stats pages, sorted."""
         found = [*self.bells[name].fds, self.stats[name].fd, self.images_fd(name)]
         for peer in self.peers(name):
             found += [*peer.bell, *peer.to_peer, *peer.from_peer, peer.own_arena, peer.peer_arena]
@@ -77,13 +77,13 @@ class SharedMemory:
         return sorted({fd for fd in found if fd >= 0})
 
     def reset_data(self, epoch: int) -> None:
-        """Empty every lane between actors. Only while all of them have left their lanes (see Reset)."""
+        """Empty every lane between actors. All actors must have left their lanes (see Reset)."""
         for (source, target), way in self._ways.items():
             if SUPERVISOR not in (source, target):
                 way.lane.reset(epoch)
 
     def reset_control(self, name: str) -> None:
-        """Empty both lanes between the supervisor and a process that is dead."""
+        """Empty both lanes between the supervisor and a dead process."""
         for lane in (self.lane(SUPERVISOR, name), self.lane(name, SUPERVISOR)):
             lane.reset(lane.epoch + 1)
 

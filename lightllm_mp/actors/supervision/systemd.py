@@ -1,4 +1,4 @@
-"""Tell systemd (or whoever set NOTIFY_SOCKET) how far we are: sd_notify(3) without a library."""
+"""Tells systemd, or any parent that sets NOTIFY_SOCKET, the state of the server: sd_notify(3) without a library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def sd_notify(state: str) -> None:
-    """Send `state` such as "READY=1". Nothing happens where NOTIFY_SOCKET is not set."""
+    """Send `state`, such as "READY=1". Does nothing if NOTIFY_SOCKET is not set."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -18,4 +18,4 @@ def sd_notify(state: str) -> None:
             sock.connect(address)
             sock.sendall(state.encode())
         except OSError:
-            return  # A vanished notify socket must not take the server down.
+            return  # a missing notify socket must not end the server

@@ -1,4 +1,4 @@
-"""Errors that nobody catches in an actor's loop: they end it where memory has run out, and are logged where not."""
+"""Uncaught errors in an actor's loop: a MemoryError ends the actor, others are logged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Deaf:
 
 
 def stray(error: Exception, *, in_a_task: bool) -> None:
-    """Let it be raised where nobody looks."""
+    """Raise it where no code catches it."""
 
     def call() -> None:
         raise error

@@ -1,4 +1,4 @@
-"""One JSON object a line from every process, and a log that nobody reads costs lines, not time."""
+"""Every process logs one JSON object a line; a log without a reader costs lines, not time."""
 
 from __future__ import annotations
 

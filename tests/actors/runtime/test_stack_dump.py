@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lightllm_mp.actors.supervision.supervisor import EXIT_START_FAILED
+from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from tests.actors.embedded import config, embedded, in_time, mocked
 

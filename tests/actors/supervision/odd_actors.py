@@ -8,7 +8,7 @@ import time
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN
+from lightllm_mp.actors.supervision.state_machine import STAGE_SHOWN
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50

@@ -1,4 +1,4 @@
-"""A rank without a model: it waits for the others in every step, and dies where they were told another."""
+"""A rank without a model: it waits for the other ranks in every step, and dies if they got another plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MockRankActor(RankActor, MockWorkerActor):
             self.mailbox.post("router", done)
 
     def _meet(self) -> None:
-        """As a collective operation: nobody goes on before all have come."""
+        """Like a collective operation: no rank goes on before all ranks have arrived."""
         for value, at in ((self._checksum, 0), (self._count, 8)):
             struct.pack_into("<Q", self._cells, self._at(self._rank) + at, value)
         for rank in range(self.ranks):

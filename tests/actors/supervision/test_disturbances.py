@@ -1,4 +1,4 @@
-"""Disturbances that are no crash of the moment: steps that fail or take long, clients that leave, long idling."""
+"""Disturbances other than a kill: steps that fail or take long, clients that leave, long idle times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def answers(engine: Embedded, count: int = STREAMS) -> list[tuple[list[int
 
 
 def restarts(engine: Embedded) -> int:
-    return sum(engine.supervisor._restarts.values())
+    return sum(engine.supervisor.restarts.values())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ async def test_a_step_without_memory_costs_time_and_no_request(tmp_path: Path) -
 
 @in_time
 async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Longer than the watchdog's time, within a worker's patience: health tells of it, and nobody is killed."""
+    """Longer than the watchdog's time, within a worker's patience: health reports it, and no process is killed."""
     plan = mocked(topology(front=EMBEDDED), ODD + "SlowStepActor")
     with caplog.at_level(logging.WARNING, "lightllm_mp.supervisor"):
         async with embedded(tmp_path, config(watchdog_timeout=2.5), plan) as engine:
@@ -77,7 +77,7 @@ async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
 
 @in_time
 async def test_after_a_long_idle_time_a_long_prompt_is_served(tmp_path: Path) -> None:
-    """Idle for several times the watchdog's time: health is about answering, not about tokens."""
+    """Idle for several watchdog timeouts: health depends on answers to pings, not on tokens."""
     async with embedded(tmp_path, config(watchdog_timeout=2.5)) as engine:
         await asyncio.sleep(6.0)
         assert engine.front.frontend.ready
@@ -112,8 +112,8 @@ STAGES = (before_it_is_tokenized, at_prefill, in_the_middle, at_the_last_token)
 
 def footprint(engine: Embedded) -> dict[str, int]:
     """Descriptors of every process."""
-    pids = {name: process.pid for name, process in engine.supervisor._processes.items()}
-    return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in {**pids, "front": os.getpid()}.items()}
+    pids = {**engine.supervisor.pids, "front": os.getpid()}
+    return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()}
 
 
 @on_shared

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from lightllm_mp.actors.supervision.start_stages import STAGE_SHOWN, StartStages
-from lightllm_mp.actors.supervision.supervisor import EXIT_GAVE_UP, EXIT_START_FAILED, State
+from lightllm_mp.actors.supervision import supervisor
+from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
 from lightllm_mp.messages import Loading
@@ -113,15 +115,15 @@ async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
 
 @on_shared
 async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
-    """A record that cannot be right must not be skipped in silence: whoever meets it is replaced, with fresh lanes."""
+    """An invalid record is never skipped in silence: the actor that reads it is replaced, with empty lanes."""
     undisturbed = await asyncio.gather(*await streams(engine))
     for way in (("router", "detokenizer"), ("worker0", "router"), ("tokenizer", "router")):
-        restarts = sum(engine.supervisor._restarts.values())
+        restarts = sum(engine.supervisor.restarts.values())
         tasks = await streams(engine)
         await asyncio.sleep(0.02)
         engine.supervisor.wiring.lane(*way).poison()
         engine.supervisor.wiring.bells[way[1]].ring()
-        while sum(engine.supervisor._restarts.values()) == restarts:  # the streams may have ended before
+        while sum(engine.supervisor.restarts.values()) == restarts:  # the streams may have ended before
             await asyncio.sleep(0.01)
         assert await asyncio.gather(*tasks) == undisturbed
         await engine.until(State.RUNNING)
@@ -162,27 +164,25 @@ async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
 
 
 @in_time
+async def test_a_process_that_cannot_be_started_counts_as_dead(tmp_path: Path) -> None:
+    failing = mock.patch.object(supervisor, "ChildProcess", side_effect=OSError(errno.EAGAIN, "no more processes"))
+    with failing:
+        async with embedded(tmp_path) as engine:
+            assert await engine.running == EXIT_START_FAILED
+            assert "start failed: worker0 cannot be started: " in engine.supervisor.reason
+    async with embedded(tmp_path, config(max_restarts=2)) as engine:
+        with failing:
+            engine.kill("router")
+            assert await engine.running == EXIT_GAVE_UP
+        assert engine.supervisor.restarts["router"] == 2
+
+
+@in_time
 async def test_a_stage_of_a_start_is_told(tmp_path: Path) -> None:
     shown: list[tuple[str, Loading]] = []
     plan = mocked(topology(front=EMBEDDED), program="tests.actors.supervision.odd_actors:SlowStartActor")
     async with embedded(tmp_path, plan=plan, on_progress=lambda *told: shown.append(told)):
         assert ("worker0", Loading("thinking")) in shown
-
-
-@in_time
-async def test_a_stage_that_does_not_last_is_not_told() -> None:
-    shown: list[tuple[str, Loading]] = []
-    stages = StartStages(lambda *told: shown.append(told))
-    for message in (Loading("one"), Loading("two"), Loading("weights", 1, 2), Loading("three")):
-        stages.told("worker0", message)
-    stages.told("router", Loading("four"))
-    stages.over("router")
-    await asyncio.sleep(1.2 * STAGE_SHOWN)
-    assert shown == [("worker0", Loading("weights", 1, 2)), ("worker0", Loading("three"))]
-    stages.told("worker0", Loading("five"))
-    stages.end()
-    await asyncio.sleep(1.2 * STAGE_SHOWN)
-    assert len(shown) == 2
 
 
 @in_time

@@ -1,20 +1,25 @@
-"""Ranks live and die together: whatever happens to one, every stream goes on as if nothing had happened."""
+"""Ranks are replaced together: whatever happens to one, every stream goes on without a difference."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 
-from lightllm_mp.actors.supervision.supervisor import State
-from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
+from lightllm_mp.actors.supervision.shared_memory import SharedMemory
+from lightllm_mp.actors.supervision.state_machine import State
+from lightllm_mp.actors.supervision.worker_group import WorkerGroup
+from lightllm_mp.actors.topology import EMBEDDED, ROUTER, Topology, topology
 from lightllm_mp.config import Config
+from lightllm_mp.shm import Sender
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
 STREAMS, TOKENS = 16, 400
@@ -51,7 +56,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded
 
 
 async def kill_each_rank(engine: Embedded) -> None:
-    expected, restarts = await undisturbed(engine), sum(engine.supervisor._restarts.values())
+    expected, restarts = await undisturbed(engine), sum(engine.supervisor.restarts.values())
     for victim in ("worker0", "worker1"):
         before = {name: engine.pid(name) for name in ("worker0", "worker1", "router")}
         tasks = await streams(engine)
@@ -63,7 +68,7 @@ async def kill_each_rank(engine: Embedded) -> None:
         assert engine.pid("router") == before["router"]
     assert (await engine.until_idle())["kv_used"] == 0
     # Those that were killed with them do not count.
-    assert sum(engine.supervisor._restarts.values()) == restarts + 2
+    assert sum(engine.supervisor.restarts.values()) == restarts + 2
 
 
 @in_time
@@ -79,7 +84,7 @@ async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None
 
 @in_time
 async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
-    """The other one waits for it inside a step and answers nobody either."""
+    """The other rank waits for it inside a step and answers no ping either."""
     async with embedded(tmp_path, settings(watchdog_timeout=1.0), plan()) as engine:
         expected = await undisturbed(engine)
         for victim in ("worker0", "worker1"):
@@ -93,7 +98,7 @@ async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
 
 @on_shared
 async def test_ranks_outlive_the_others(engine: Embedded) -> None:
-    """They stop after the same step, though each is told on its own; the prefix tree and the KV memory stay."""
+    """Ranks stop after the same step, though each gets its own Reset; the prefix tree and the KV memory stay."""
     expected = await undisturbed(engine)
     for victim in ("router", "detokenizer"):
         pids = [engine.pid("worker0"), engine.pid("worker1")]
@@ -109,15 +114,32 @@ async def test_ranks_outlive_the_others(engine: Embedded) -> None:
 
 @on_shared
 async def test_a_plan_that_not_every_rank_got(engine: Embedded) -> None:
-    """A router that dies between two sends: who got the plan would wait in it for ever."""
+    """A router that dies between two sends: a rank that got the plan would wait in it for ever."""
     expected = await undisturbed(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.1)
     old = {engine.pid("worker0"), engine.pid("worker1")}
-    engine.supervisor._crew._before["worker0"] -= 1  # its lane seems to hold one plan more
-    engine.kill("router")
-    assert await asyncio.gather(*tasks) == expected
+    with mock.patch.object(WorkerGroup, "torn", True):
+        engine.kill("router")
+        assert await asyncio.gather(*tasks) == expected
     assert not old & {engine.pid("worker0"), engine.pid("worker1")}
+
+
+def test_sends_to_every_rank_are_counted_in_an_epoch() -> None:
+    with contextlib.ExitStack() as stack:
+        wiring = stack.enter_context(contextlib.closing(SharedMemory(topology(ranks=RANKS, front=EMBEDDED))))
+        group = stack.enter_context(contextlib.closing(WorkerGroup(("worker0", "worker1"), wiring)))
+        senders = {
+            name: Sender(wiring.lane(ROUTER, name), wiring.bells[ROUTER], wiring.bells[name]) for name in group.members
+        }
+        torn = [group.torn]
+        for name in ("worker0", "worker1", "worker1"):
+            assert senders[name].try_put(b"plan")
+            torn.append(group.torn)
+        group.begin()  # the epoch in which a router sent one rank more than the other is over
+        assert [*torn, group.torn] == [False, True, False, True, False]
+        for sender in senders.values():
+            sender.close()
 
 
 @on_shared

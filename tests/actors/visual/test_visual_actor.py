@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lightllm_mp.actors.runtime.image_setup import find_vision
-from lightllm_mp.actors.supervision.supervisor import State
+from lightllm_mp.actors.supervision.state_machine import State
 from lightllm_mp.actors.visual.actor import VisualActor
 from lightllm_mp.errors import ConfigError, InvalidRequest, Overloaded, PayloadTooLarge
 from tests.actors.embedded import Shared, config, in_time, on_shared
@@ -258,7 +258,7 @@ async def test_deaths_while_the_visual_actor_comes_back(s: Seeing) -> None:
 @on_shared
 async def test_a_corrupt_lane_of_the_visual_actor_is_repaired(s: Seeing) -> None:
     for number, way in enumerate((("visual", "router"), ("router", "visual"), ("engine", "visual")), 1500):
-        restarts = sum(s.engine.supervisor._restarts.values())
+        restarts = sum(s.engine.supervisor.restarts.values())
         undisturbed = await s.ask([png(number)], 500)
         asking = asyncio.create_task(s.ask([png(number)], 500))
         await asyncio.sleep(0.02)
@@ -266,7 +266,7 @@ async def test_a_corrupt_lane_of_the_visual_actor_is_repaired(s: Seeing) -> None
         s.engine.supervisor.wiring.bells[way[1]].ring()
         assert await asking == undisturbed
         assert len(await s.ask([png(number + 10)])) == 3
-        assert sum(s.engine.supervisor._restarts.values()) > restarts
+        assert sum(s.engine.supervisor.restarts.values()) > restarts
         await s.clean()
 
 

@@ -1,0 +1,369 @@
+"""When a server starts, serves, repairs itself and stops: one table. Pure: events in, actions out; no I/O, no clock.
+
+    state      event                                 next state  actions
+    STARTING   the last Ready                        RUNNING     Begin to all actors, Serving
+               a death, Failed, start timeout        STOPPING    exit code 69
+               a signal                              STOPPING    exit code 0
+    RUNNING    a death                               REPAIRING   Reset to the survivors, Spawn
+               Ready of a dispensable child          REPAIRING   Reset to all; the next epoch begins with it
+               a death outside the epoch             RUNNING     Spawn: only a dispensable child is outside
+               start timeout of such a child         RUNNING     Kill: its death is the next event
+    REPAIRING  the last ResetDone and Ready          RUNNING     ResetData, Begin to all that are ready
+               a death                               REPAIRING   Spawn; the dead child owes no ResetDone
+               the router has left its lanes         REPAIRING   CompareRanks, then Reset to the ranks or Kill
+               start timeout                         STOPPING    exit code 69
+    RUNNING,   a ping unanswered for half its limit  same        Health names the suspect; Pong clears it
+    REPAIRING  a ping unanswered for its limit       same        Kill: its death is the next event
+               a signal                              same        drain: Health(draining) to the front
+               Drained, drain timeout, 2nd signal    STOPPING    exit code 0
+               Failed, restart budget spent          STOPPING    exit code 70
+    STOPPING   the awaited child is gone             STOPPING    Stop to the one that started before it
+               grace period over                     STOPPING    Kill
+               the last child is gone                -           Exit
+
+A crash costs time, never a request. Survivors of a death get `Reset`: they leave the data lanes, drop request state and
+keep what is expensive. When all survivors have answered and all new children are ready, the data lanes are emptied and
+`Begin` opens the next epoch; the front submits again what it owes its clients. The next epoch does not wait for a
+dispensable child; when that child is ready, the epoch ends for one with it.
+
+Tensor-parallel ranks share one fate: a rank may wait for a dead one inside a step. When one dies the others are killed,
+and all start again when the last of them is gone, so that old ranks hold no memory. Ranks get Reset after the router
+has left its lanes: no further plan comes, so all of them finish the same last step. If the router died between two
+sends, not every rank has that step, and all ranks are replaced.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+import msgspec
+
+from lightllm_mp.actors.supervision.actions import (
+    Action,
+    After,
+    CompareRanks,
+    Exit,
+    Kill,
+    Log,
+    Progress,
+    ResetData,
+    Send,
+    Serving,
+    Spawn,
+)
+from lightllm_mp.actors.topology import ROUTER, Child, Topology
+from lightllm_mp.config import SupervisorConfig
+from lightllm_mp.messages import (
+    Begin,
+    Drained,
+    Facts,
+    Failed,
+    Health,
+    Loading,
+    Ping,
+    Pong,
+    Ready,
+    Reset,
+    ResetDone,
+    Stop,
+    Wire,
+)
+
+EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 69, 70
+STOP_GRACE = 3.0
+"""Seconds a child has to exit after Stop before it is killed."""
+STAGE_SHOWN = 1.0
+"""Seconds after which a stage of a start is shown, if it still lasts."""
+
+
+class State(enum.Enum):
+    STARTING = enum.auto()
+    RUNNING = enum.auto()
+    REPAIRING = enum.auto()
+    STOPPING = enum.auto()
+
+
+@dataclass
+class ChildState:
+    """What the supervisor knows of one actor. The front of an embedded engine has no process."""
+
+    spec: Child
+    running: bool = False
+    """It has a process."""
+    ready: bool = False
+    """Ready has come from this process."""
+    resetting: bool = False
+    """It owes ResetDone."""
+    killed_with_ranks: bool = False
+    """Another rank died, so this one is being killed: not a death of its own."""
+    replaced: bool = False
+    """It lost its memory since the last Begin."""
+    hung: bool = False
+    """It has not answered in time and is being killed."""
+    told_to_stop: bool = False
+    pinged_at: float | None = None
+    """Time of the ping that it has not answered yet."""
+    suspect: bool = False
+    stage: Loading | None = None
+    """The stage of its start that it told last, while that lasts."""
+    restarts: int = 0
+
+
+class StateMachine:
+    """Every public method but the constructor is an event. Times are monotonic seconds."""
+
+    def __init__(self, topology: Topology, settings: SupervisorConfig, now: float) -> None:
+        self._topology, self._settings = topology, settings
+        known = {child.name: child for child in topology.children}
+        self.children = {name: ChildState(known.get(name) or Child(name, "")) for name in topology.actors}
+        ranks = tuple(child.name for child in topology.children if child.shares_fate)
+        self.ranks = ranks if len(ranks) > 1 else ()
+        """The processes that share one fate."""
+        self.state = State.STARTING
+        self.epoch = 0
+        self.facts = Facts()
+        self.reason = ""
+        """Why the server ended, if it did not end cleanly."""
+        self._code = EXIT_OK
+        self._draining = False
+        self._changed_at = now
+        self._restarted_at: deque[float] = deque()
+        self._leaving = ""
+        """The child whose exit STOPPING waits for."""
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Action]:
+        if self.state is State.STOPPING:
+            return []
+        names = tuple(child.name for child in self._topology.children)
+        return [self._spawn(names), After(self._settings.start_timeout, self.start_overdue, (self.epoch,))]
+
+    def exited(self, name: str, reason: str, now: float) -> list[Action]:
+        """A process is gone; `reason` says how, in words."""
+        old = self.children[name]
+        self.children[name] = child = ChildState(old.spec, restarts=old.restarts, replaced=old.replaced)
+        if self.state is State.STOPPING:
+            return self._stop_next() if name == self._leaving else []
+        if self.state is State.STARTING:
+            return self.stop(EXIT_START_FAILED, f"start failed: {name} {reason}")
+        if old.killed_with_ranks:
+            return self._replace(name)
+        actions: list[Action] = [Log(logging.WARNING, f"{name} {reason}")]
+        if not self._may_restart(now):
+            return actions + self.stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")
+        child.restarts += 1
+        if self.state is not State.RUNNING or old.ready:  # else this epoch began without it
+            actions += self._repair(name, reason, now)
+        return actions + self._replace(name)
+
+    def received(self, name: str, message: Wire, now: float) -> list[Action]:
+        """A control message from an actor."""
+        child = self.children[name]
+        match message:
+            case Pong():
+                child.pinged_at = None
+                was_suspect, child.suspect = child.suspect, False
+                return [self._health()] if was_suspect else []
+            case Ready(facts):
+                self.facts = _merged(self.facts, facts)
+                child.ready, child.stage = True, None
+                ended = self._end_epoch(now) if self.state is State.RUNNING else []
+                return ended + self._begin_if_complete(now)
+            case ResetDone(epoch) if epoch == self.epoch:
+                child.resetting = False
+                return (self._release_ranks() if name == ROUTER else []) + self._begin_if_complete(now)
+            case Failed(reason):
+                code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
+                return self.stop(code, f"{name} cannot start: {reason}")
+            case Loading(_, _, total):
+                child.stage = None if total else message
+                return [Progress(name, message) if total else After(STAGE_SHOWN, self.stage_lasts, (name, message))]
+            case Drained() if self._draining:
+                return [Log(logging.INFO, "drained"), *self.stop()]
+        return []
+
+    def stage_lasts(self, name: str, loading: Loading) -> list[Action]:
+        """STAGE_SHOWN after `loading` was told: show it if the stage is not over."""
+        return [Progress(name, loading)] if self.children[name].stage is loading else []
+
+    def tick(self, now: float) -> list[Action]:
+        """Ping every ready child; silence for half its patience makes it suspect, for all of it ends it."""
+        actions: list[Action] = []
+        for name, child in self.children.items():
+            if self.state is State.STOPPING or not (child.running and child.ready):
+                continue
+            if child.pinged_at is None:
+                child.pinged_at = now
+                actions.append(Send(name, Ping(self.epoch)))
+                continue
+            silent = now - child.pinged_at
+            limit = child.spec.patience * self._settings.watchdog_timeout
+            if silent > limit:
+                actions += self._kill_hung(name, silent)
+            elif silent > limit / 2 and not child.suspect:
+                child.suspect = True
+                actions += [Log(logging.WARNING, f"{name} has not answered for {silent:.1f} s"), self._health()]
+        return actions
+
+    def start_overdue(self, epoch: int) -> list[Action]:
+        """`start_timeout` has passed since the start, or since the repair that opens `epoch` began."""
+        late = sorted(name for name, child in self.children.items() if child.resetting or not child.ready)
+        timeout = self._settings.start_timeout
+        if epoch != self.epoch or not late or self.state is State.STOPPING:
+            return []
+        actions = [action for name in late for action in self._kill_hung(name, timeout)]
+        if self.state is State.RUNNING:  # only dispensable children are late: they are started once more
+            return [*actions, After(timeout, self.start_overdue, (epoch,))]
+        reason = f"start failed: {', '.join(late)} not ready after {timeout:.0f} s"
+        return actions + self.stop(EXIT_START_FAILED, reason)
+
+    def ranks_compared(self, torn: bool, now: float) -> list[Action]:
+        """The answer to CompareRanks. `torn`: not every rank was sent the last plan."""
+        waiting = [name for name in self.ranks if self.children[name].resetting]
+        if waiting and torn:
+            told = Log(logging.WARNING, "not every rank got the last step: all ranks are replaced")
+            return [told, *self._repair(min(waiting), "waits for a step that not every rank got", now)]
+        return [Send(name, Reset(self.epoch)) for name in waiting]
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> list[Action]:
+        """A signal: refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call,
+        or one during the start, stops at once."""
+        if self._draining or self.state in (State.STARTING, State.STOPPING):
+            return self.stop()
+        self._draining = True
+        timeout = self._settings.drain_timeout
+        told = Log(logging.INFO, f"draining: running requests have {timeout:.0f} s")
+        return [told, self._health(), After(timeout, self.drain_overdue, ())]
+
+    def drain_overdue(self) -> list[Action]:
+        if self.state is State.STOPPING:
+            return []
+        return [Log(logging.WARNING, "drain timeout: stopping with requests running"), *self.stop()]
+
+    def stop(self, code: int = EXIT_OK, reason: str = "") -> list[Action]:
+        """Stop all children and exit with this code. Idempotent: the first call decides."""
+        if self.state is State.STOPPING:
+            return []
+        self.state, self.reason, self._code = State.STOPPING, reason, code
+        for child in self.children.values():
+            child.stage = None
+        return [*([Log(logging.ERROR, reason)] if reason else []), *self._stop_next()]
+
+    def stop_overdue(self, name: str) -> list[Action]:
+        if not self.children[name].running:
+            return []
+        return [Log(logging.WARNING, f"{name} did not stop in time: killed"), Kill(name)]
+
+    def _stop_next(self) -> list[Action]:
+        """Reverse start order, ranks together; a child that is not ready is killed."""
+        running = [child.name for child in self._topology.children if self.children[child.name].running]
+        if not running:  # the reason of a failure remains the last line of the log
+            return [*([] if self.reason else [Log(logging.INFO, "stopped")]), Exit(self._code)]
+        self._leaving = running[-1]
+        actions: list[Action] = []
+        for name in self._with_ranks(self._leaving):
+            child = self.children[name]
+            if child.running and not child.told_to_stop and not child.hung:
+                actions.append(Send(name, Stop()) if child.ready else Kill(name))
+            child.told_to_stop = True
+        return [*actions, After(STOP_GRACE, self.stop_overdue, (self._leaving,))]
+
+    # --- repairs ------------------------------------------------------------------------------------------------------
+
+    def _repair(self, name: str, reason: str, now: float) -> list[Action]:
+        """The child is gone, or must go: the epoch with it, and with the ranks that share its fate, ends."""
+        group = [self.children[member] for member in self._with_ranks(name)]
+        for child in group:
+            child.ready = False
+        actions = self._end_epoch(now) if self.state is State.RUNNING else []
+        for child in group:
+            child.resetting, child.replaced, child.killed_with_ranks = False, True, child.running
+        actions += [Kill(child.spec.name) for child in group if child.running]
+        actions.append(self._health(f"{name} {reason} and is being replaced"))
+        return actions + (self._release_ranks() if name == ROUTER else [])
+
+    def _end_epoch(self, now: float) -> list[Action]:
+        self.state = State.REPAIRING
+        self.epoch += 1
+        self._changed_at = now
+        for child in self.children.values():
+            child.replaced, child.resetting = False, child.ready
+        survivors = [name for name, child in self.children.items() if child.resetting and name not in self.ranks]
+        resets = [Send(name, Reset(self.epoch)) for name in survivors]
+        return [*resets, After(self._settings.start_timeout, self.start_overdue, (self.epoch,))]
+
+    def _release_ranks(self) -> list[Action]:
+        return [CompareRanks()] if any(self.children[name].resetting for name in self.ranks) else []
+
+    def _replace(self, name: str) -> list[Action]:
+        """Start it again; ranks when all of them are gone."""
+        group = self._with_ranks(name)
+        return [] if any(self.children[member].running for member in group) else [self._spawn(group, replace=True)]
+
+    def _spawn(self, names: tuple[str, ...], *, replace: bool = False) -> Action:
+        for name in names:
+            self.children[name].running = True
+        return Spawn(names, replace)
+
+    def _begin_if_complete(self, now: float) -> list[Action]:
+        """Open the next epoch when no ResetDone and no Ready is outstanding."""
+        first = self.state is State.STARTING
+        if self.state not in (State.STARTING, State.REPAIRING) or any(
+            child.resetting or not (child.ready or (child.spec.dispensable and not first))
+            for child in self.children.values()
+        ):
+            return []
+        self.epoch = 1 if first else self.epoch  # lanes are made with epoch 1
+        self.state = State.RUNNING
+        begin = Begin(self.epoch, self.facts, tuple(name for name, child in self.children.items() if child.replaced))
+        how = "ready" if first else "serving again"
+        return [
+            *([] if first else [ResetData(self.epoch)]),
+            *(Send(name, begin) for name, child in self.children.items() if child.ready),
+            self._health(),
+            Log(logging.INFO, f"epoch {self.epoch}: {how} after {now - self._changed_at:.2f} s"),
+            *([Serving(self.facts)] if first else []),
+        ]
+
+    def _kill_hung(self, name: str, silent: float) -> list[Action]:
+        child = self.children[name]
+        if child.hung or not child.running:
+            return []
+        child.hung = True
+        return [Kill(name, silent)]
+
+    def _health(self, reason: str = "") -> Action:
+        suspects = ", ".join(sorted(name for name, child in self.children.items() if child.suspect))
+        reason = reason or (f"{suspects} does not answer" if suspects else "")
+        ok = self.state is State.RUNNING and not reason
+        return Send(self._topology.front, Health(ok, reason, self._draining))
+
+    def _may_restart(self, now: float) -> bool:
+        """Restart intensity as in Erlang/OTP: at most max_restarts within restart_window seconds."""
+        times = self._restarted_at
+        while times and now - times[0] > self._settings.restart_window:
+            times.popleft()
+        times.append(now)
+        return len(times) <= self._settings.max_restarts
+
+    def _with_ranks(self, name: str) -> tuple[str, ...]:
+        """All that fall with this child, itself included."""
+        return self.ranks if name in self.ranks else (name,)
+
+
+def _merged(known: Facts, new: Facts) -> Facts:
+    """`known` with every field that `new` sets (differs from the default); end-of-sequence ids are united."""
+    changes = {
+        field: value
+        for field, default in zip(Facts.__struct_fields__, msgspec.structs.astuple(Facts()), strict=True)
+        if (value := getattr(new, field)) != default
+    }
+    if known.eos_ids and new.eos_ids:
+        changes["eos_ids"] = tuple(sorted({*known.eos_ids, *new.eos_ids}))
+    return msgspec.structs.replace(known, **changes)
