@@ -1,8 +1,10 @@
-"""docs/models.md says what the registry says."""
+"""Generated parts of pages say what the program says."""
 
 from __future__ import annotations
 
-from tools import models_table
+import pytest
+
+from tools import architecture_pictures, models_table
 
 
 def test_the_table_is_the_registry() -> None:
@@ -15,3 +17,9 @@ def test_every_family_is_verified() -> None:
     folders = models_table.goldens()
     unverified = [f.name for f in models_table.FAMILIES if not folders[f.name] and not models_table.compared(f)]
     assert unverified == ["yi"]  # the first releases of Yi: Llama under other norm names
+
+
+@pytest.mark.parametrize("name", architecture_pictures.PICTURES)
+def test_pictures_are_the_program(name: str) -> None:
+    drawn = architecture_pictures.PICTURES[name]()
+    assert architecture_pictures.written(name) == drawn, "run python -m tools.architecture_pictures --write"
