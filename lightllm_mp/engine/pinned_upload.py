@@ -1,9 +1,10 @@
-"""Carries a step's numbers to the device: one copy from pinned memory, which nobody waits for."""
+"""Uploads a step's numbers: one asynchronous copy from pinned memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,17 @@ FIRST_WORDS = 1 << 16
 """Buffers are this long at first and grow to what a step needs."""
 
 
+class Uploaded(NamedTuple):
+    """One upload on the device."""
+
+    words: Tensor
+    """int32: everything."""
+    starts: list[int]
+    """Where each of the edits begins in `words`."""
+    views: list[Tensor]
+    """Each of the parts."""
+
+
 class PinnedUpload:
     """A ring of pinned buffers: one is filled again only when its copy has been made."""
 
@@ -23,14 +35,15 @@ class PinnedUpload:
         self._buffers = [_pinned(FIRST_WORDS, device) for _ in range(depth)]
         self._copied: list[torch.cuda.Event | None] = [None] * depth
 
-    def send(self, parts: Sequence[np.ndarray]) -> tuple[Tensor, list[int], list[Tensor]]:
-        """All parts (integers below 2^31) as one int32 tensor on the device, where each part begins in it, and each
-        part's view. Parts begin at multiples of ALIGNED: kernels take addresses like that, and are launched faster."""
-        lengths = [len(part) for part in parts]
+    def send(self, edits: Sequence[np.ndarray], parts: Sequence[np.ndarray] = ()) -> Uploaded:
+        """Uploads integers below 2^31. Kernels find `edits` by their offsets, `parts` by views. Both begin at multiples
+        of ALIGNED: kernels take addresses like that, and are launched faster."""
+        lengths = [len(array) for array in (*edits, *parts)]
         starts = [0, *accumulate(-(-length // ALIGNED) * ALIGNED for length in lengths)]
-        there = self._carry(parts, starts)
-        views = [there[start : start + length] for start, length in zip(starts, lengths, strict=False)]
-        return there, starts[:-1], views
+        words, first = self._carry((*edits, *parts), starts), len(edits)
+        empty = words[:0]
+        places = zip(starts[first:], lengths[first:], strict=False)
+        return Uploaded(words, starts[:first], [words[at : at + length] if length else empty for at, length in places])
 
     def send_close(self, parts: Sequence[np.ndarray]) -> Tensor:
         """All parts as one int32 tensor, without room between them."""

@@ -21,10 +21,11 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     PENALIZED,
     RULE,
     RULE_WORDS,
+    SampledSequences,
     adjust,
     store_rules,
 )
-from lightllm_mp.kernels.triton.sampling.sampler import RowLayout, RowScan, Sequences
+from lightllm_mp.kernels.triton.sampling.sampler import RowLayout, RowScan
 from lightllm_mp.kernels.triton.sampling.truncation import draw_cut
 from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
@@ -171,7 +172,7 @@ class CudaSampler:
             choice.top = self._alternatives(logits, scores[1], np.flatnonzero(needs & TOP), rows)
         return choice
 
-    def _adjust(self, work: Tensor, sequences: Sequences, longest: int, *, penalties: bool) -> None:
+    def _adjust(self, work: Tensor, sequences: SampledSequences, longest: int, *, penalties: bool) -> None:
         if penalties and work.shape[0] > self._counts.shape[0]:
             self._counts = self._counts.new_zeros(work.shape)
         rules = self._device_rules
@@ -201,8 +202,8 @@ class CudaSampler:
         return self._lines[1]
 
 
-def _sequences(rows: Tensor, positions: Tensor) -> Sequences:
+def _sequences(rows: Tensor, positions: Tensor) -> SampledSequences:
     """Tensors at the beginning of their storages, and where the sequences stand: kernels are launched faster on
     aligned addresses."""
     first, second = (x.as_strided((1,), (1,), 0) for x in (rows, positions))
-    return first, second, int(rows.storage_offset()), int(positions.storage_offset())
+    return SampledSequences(first, second, int(rows.storage_offset()), int(positions.storage_offset()))

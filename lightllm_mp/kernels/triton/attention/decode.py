@@ -17,7 +17,7 @@ from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, e
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 PARTS_EACH = 64
 """Partial results, of one head each, that are combined at a time."""
@@ -30,46 +30,54 @@ def attend(
     group = layout.heads // layout.kv_heads
     few = triton.next_power_of_2(group)
     more, how = extras(q, kv, layout), pairs(kv.keys, q.dtype)
-    _PART.launch(
+    _part_kernel.launch(
         (layout.kv_heads, shares.programs, 1),
-        (
-            q,
-            kv.keys,
-            kv.values,
-            *more.tensors,
-            shares.plan,
-            shares.partial,
-            shares.logsum,
-            shares.arrived,
-            out,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
-        ),
-        (batch.slot_table.stride(0), batch.sequences, shares.programs),
-        (
-            layout.heads,
-            layout.kv_heads,
-            padded(group),
-            layout.head_dim,
-            padded(layout.head_dim) if how.kind == WHOLE else 2 * padded(layout.head_dim // 2),
-            layout.window,
-            *more.constants,
-            *how,
-            blocks.keys,
-            blocks.start,
-            few,
-            max(1, PARTS_EACH // few),
-            precision(q.dtype),
-            wide(kv.keys),
+        _part_kernel.arguments(
+            q=q,
+            keys=kv.keys,
+            values=kv.values,
+            key_scales=more.key_scales,
+            value_scales=more.value_scales,
+            slopes=more.slopes,
+            plan=shares.plan,
+            partial=shares.partial,
+            logsum=shares.logsum,
+            arrived=shares.arrived,
+            out=out,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            sequences=batch.sequences,
+            programs=shares.programs,
+            HEADS=layout.heads,
+            KV_HEADS=layout.kv_heads,
+            GROUP_BLOCK=padded(group),
+            DIM=layout.head_dim,
+            DIM_BLOCK=padded(layout.head_dim) if how.kind == WHOLE else 2 * padded(layout.head_dim // 2),
+            WINDOW=layout.window,
+            READ=more.read,
+            FACTOR=more.factor,
+            CAP=more.cap,
+            SLOPED=more.sloped,
+            LEFT=more.left,
+            KIND=how.kind,
+            PTX=how.ptx,
+            SHIFT=how.shift,
+            KEYS=blocks.keys,
+            START=blocks.start,
+            FEW=few,
+            PARTS=max(1, PARTS_EACH // few),
+            PRECISION=precision(q.dtype),
+            WIDE=wide(kv.keys),
         ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
 
 
-@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
+@kernel(numbers=["table_stride", "sequences", "programs"], waits=True)
 def _part_kernel(
     q,
     keys,
@@ -194,6 +202,3 @@ def _part_kernel(
             )  # fmt: skip
         at = stop
         i += 1
-
-
-_PART = Kernel(_part_kernel, waits=True)

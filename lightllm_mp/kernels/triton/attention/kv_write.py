@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
 """Heads of one token that a program handles, at most."""
@@ -30,11 +30,21 @@ def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None
     x = x if x.stride(2) == 1 else x.contiguous()
     block = triton.next_power_of_2(dim)
     each = min(HEADS_EACH, triton.next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
-    _WRITE.launch(
+    _write_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
-        (x, pool, pool if scales is None else scales, batch.slots),
-        (x.stride(0), x.stride(1)),
-        (heads, dim, block, each, largest(pool, scales)),
+        _write_kernel.arguments(
+            x=x,
+            pool=pool,
+            scales=pool if scales is None else scales,
+            slots=batch.slots,
+            token_stride=x.stride(0),
+            head_stride=x.stride(1),
+            HEADS=heads,
+            DIM=dim,
+            BLOCK=block,
+            EACH=each,
+            LARGEST=largest(pool, scales),
+        ),
     )
 
 
@@ -62,7 +72,7 @@ def in_steps(x, step, LARGEST: tl.constexpr):
     return tl.minimum(tl.maximum(steps, -LARGEST), LARGEST)
 
 
-@triton.jit(do_not_specialize=["token_stride", "head_stride"])
+@kernel(numbers=["token_stride", "head_stride"])
 def _write_kernel(
     x,
     pool,
@@ -89,6 +99,3 @@ def _write_kernel(
         tl.store(pool + place * DIM + d, in_steps(wide, step, LARGEST).to(pool.dtype.element_ty), mask=inside)
     else:
         tl.store(pool + place * DIM + d, value.to(pool.dtype.element_ty), mask=inside)
-
-
-_WRITE = Kernel(_write_kernel)

@@ -16,7 +16,7 @@ from lightllm_mp.kernels.triton.attention.combine import finish
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import LOG2E
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 FEW_HEADS, PARTS_EACH = 8, 4
 """Heads and partial results that are combined at a time."""
@@ -33,23 +33,38 @@ def attend_single(
     shares: DecodeShares,
 ) -> None:
     """Fills the lines of `out` that belong to sequences with one new token. A program takes `heads` heads."""
-    _SINGLE.launch(
+    rest = layout.head_dim - layout.values
+    _single_kernel.launch(
         (triton.cdiv(layout.heads, heads), shares.programs, 1),
-        (
-            q,
-            keys,
-            shares.plan,
-            shares.partial,
-            shares.logsum,
-            shares.arrived,
-            out,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
+        _single_kernel.arguments(
+            q=q,
+            keys=keys,
+            plan=shares.plan,
+            partial=shares.partial,
+            logsum=shares.logsum,
+            arrived=shares.arrived,
+            out=out,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            sequences=batch.sequences,
+            programs=shares.programs,
+            HEADS=layout.heads,
+            VALUE=layout.values,
+            VALUE_BLOCK=padded(layout.values),
+            REST=rest,
+            REST_BLOCK=padded(rest),
+            SCALE=layout.scale * LOG2E,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(keys),
+            GROUP=heads,
+            KEYS=blocks.keys,
+            START=blocks.start,
+            FEW=FEW_HEADS,
+            PARTS=PARTS_EACH,
         ),
-        (batch.slot_table.stride(0), batch.sequences, shares.programs),
-        (*_sizes(q, keys, layout), heads, blocks.keys, blocks.start, FEW_HEADS, PARTS_EACH),
         warps=blocks.warps,
         stages=blocks.stages,
     )
@@ -64,12 +79,31 @@ def attend_chunks(
     q: Tensor, keys: Tensor, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
 ) -> None:
     """Fills the lines of `out` that belong to sequences with more than one new token."""
-    heads = _heads_each(layout, blocks)
-    _CHUNKS.launch(
+    heads, rest = _heads_each(layout, blocks), layout.head_dim - layout.values
+    _chunks_kernel.launch(
         (triton.cdiv(layout.heads, heads), tiles.shape[0], 1),
-        (q, keys, out, tiles, batch.seq_start, batch.context, batch.rows, batch.slot_table),
-        (batch.slot_table.stride(0),),
-        (*_sizes(q, keys, layout), heads, blocks.queries, blocks.keys),
+        _chunks_kernel.arguments(
+            q=q,
+            keys=keys,
+            out=out,
+            tiles=tiles,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            HEADS=layout.heads,
+            VALUE=layout.values,
+            VALUE_BLOCK=padded(layout.values),
+            REST=rest,
+            REST_BLOCK=padded(rest),
+            SCALE=layout.scale * LOG2E,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(keys),
+            GROUP=heads,
+            LINES=blocks.queries,
+            KEYS=blocks.keys,
+        ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
@@ -79,13 +113,7 @@ def _heads_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
     return min(blocks.queries, triton.next_power_of_2(layout.heads))
 
 
-def _sizes(q: Tensor, keys: Tensor, layout: HeadLayout) -> tuple[int | float | str, ...]:
-    rest = layout.head_dim - layout.values
-    scale = layout.scale * LOG2E
-    return layout.heads, layout.values, padded(layout.values), rest, padded(rest), scale, precision(q.dtype), wide(keys)
-
-
-@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
+@kernel(numbers=["table_stride", "sequences", "programs"])
 def _single_kernel(
     q,
     keys,
@@ -149,7 +177,7 @@ def _single_kernel(
         i += 1
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel(numbers=["table_stride"])
 def _chunks_kernel(
     q,
     keys,
@@ -268,6 +296,3 @@ def _walk(
         sums = tl.dot(weights.to(k.dtype), k, sums * shrink[:, None], input_precision=PRECISION)
         best = higher
     return best, weight, sums
-
-
-_SINGLE, _CHUNKS = Kernel(_single_kernel), Kernel(_chunks_kernel)

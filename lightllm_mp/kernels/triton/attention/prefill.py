@@ -10,7 +10,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
 from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 
 def attend(
@@ -18,39 +18,43 @@ def attend(
 ) -> None:
     """Fills the lines of `out` that belong to sequences with more than one new token."""
     more = extras(q, kv, layout)
-    _TILE.launch(
+    _tile_attention_kernel.launch(
         (layout.heads, tiles.shape[0], 1),
-        (
-            q,
-            kv.keys,
-            kv.values,
-            *more.tensors,
-            out,
-            tiles,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
-        ),
-        (batch.slot_table.stride(0),),
-        (
-            layout.heads,
-            layout.kv_heads,
-            layout.head_dim,
-            padded(layout.head_dim),
-            layout.window,
-            *more.constants,
-            blocks.queries,
-            blocks.keys,
-            precision(q.dtype),
-            wide(kv.keys),
+        _tile_attention_kernel.arguments(
+            q=q,
+            keys=kv.keys,
+            values=kv.values,
+            key_scales=more.key_scales,
+            value_scales=more.value_scales,
+            slopes=more.slopes,
+            out=out,
+            tiles=tiles,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            HEADS=layout.heads,
+            KV_HEADS=layout.kv_heads,
+            DIM=layout.head_dim,
+            DIM_BLOCK=padded(layout.head_dim),
+            WINDOW=layout.window,
+            READ=more.read,
+            FACTOR=more.factor,
+            CAP=more.cap,
+            SLOPED=more.sloped,
+            LEFT=more.left,
+            QUERIES=blocks.queries,
+            KEYS=blocks.keys,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(kv.keys),
         ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel(numbers=["table_stride"])
 def _tile_attention_kernel(
     q,
     keys,
@@ -205,6 +209,3 @@ def _walk(
         sums = tl.dot(weights.to(query.dtype), v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
         best = higher
     return best, total, sums
-
-
-_TILE = Kernel(_tile_attention_kernel)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, Rotation
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
 """Heads of one token that a program handles, at most."""
@@ -23,18 +23,23 @@ def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> T
         return out.copy_(x)
     x = x if x.stride(2) == 1 else x.contiguous()
     each, rest = min(HEADS_EACH, triton.next_power_of_2(heads)), dim - 2 * half
-    _ROTATE.launch(
+    _rotate_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
-        (x, out, rotation.cos, rotation.sin, batch.rotary_at),
-        (x.stride(0), x.stride(1)),
-        (
-            heads,
-            dim,
-            half,
-            triton.next_power_of_2(half),
-            triton.next_power_of_2(rest) if rest else 0,
-            layout.interleaved,
-            each,
+        _rotate_kernel.arguments(
+            x=x,
+            out=out,
+            cos=rotation.cos,
+            sin=rotation.sin,
+            rotary_at=batch.rotary_at,
+            token_stride=x.stride(0),
+            head_stride=x.stride(1),
+            HEADS=heads,
+            DIM=dim,
+            HALF=half,
+            HALF_BLOCK=triton.next_power_of_2(half),
+            REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+            INTERLEAVED=layout.interleaved,
+            EACH=each,
         ),
     )
     return out
@@ -49,7 +54,7 @@ def turned(first, second, cos, sin, line, pair, HALF: tl.constexpr):
     return first * c - second * s, second * c + first * s
 
 
-@triton.jit(do_not_specialize=["token_stride", "head_stride"])
+@kernel(numbers=["token_stride", "head_stride"])
 def _rotate_kernel(
     x,
     out,
@@ -86,6 +91,3 @@ def _rotate_kernel(
         d = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
         beyond = (head < HEADS) & (d < DIM)
         tl.store(to + d, tl.load(source + d, mask=beyond, other=0.0), mask=beyond)
-
-
-_ROTATE = Kernel(_rotate_kernel)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 CHUNK = 256
 """Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
@@ -55,11 +55,19 @@ def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, column
         torch.empty(places, dtype=torch.float32, device=device),
         torch.zeros((sequences, columns), dtype=torch.int32, device=device),
     )
-    _SHARE.launch(
+    _share_kernel.launch(
         (programs, 1, 1),
-        (batch.seq_start, batch.context, plan),
-        (sequences, programs),
-        (layout.window, blocks.keys, blocks.start, CHUNK),
+        _share_kernel.arguments(
+            seq_start=batch.seq_start,
+            context=batch.context,
+            plan=plan,
+            sequences=sequences,
+            programs=programs,
+            WINDOW=layout.window,
+            BLOCK=blocks.keys,
+            START=blocks.start,
+            CHUNK=CHUNK,
+        ),
     )
     return shares
 
@@ -68,7 +76,11 @@ def prefill_tiles(batch: Batch, queries: int) -> Tensor:
     """int32 [tiles, 2]: sequence (-1: no tile) and block of so many queries, the last block of a sequence first."""
     sequences = batch.sequences
     tiles = torch.empty((batch.tokens // queries + sequences, 2), dtype=torch.int32, device=batch.context.device)
-    _TILES.launch((tiles.shape[0], 1, 1), (batch.seq_start, tiles), (sequences,), (queries, CHUNK))
+    grid = (tiles.shape[0], 1, 1)
+    _tile_kernel.launch(
+        grid,
+        _tile_kernel.arguments(seq_start=batch.seq_start, tiles=tiles, sequences=sequences, BLOCK=queries, CHUNK=CHUNK),
+    )
     return tiles
 
 
@@ -94,7 +106,7 @@ def owner_of(unit, total, programs):
     return ((unit + 1) * active - 1) // total
 
 
-@triton.jit(do_not_specialize=["sequences", "programs"])
+@kernel(numbers=["sequences", "programs"])
 def _share_kernel(
     seq_start,
     context,
@@ -149,7 +161,7 @@ def _units(
     return tl.where(new == 1, blocks + START, 0)
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@kernel(numbers=["sequences"])
 def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     t = tl.program_id(0)
     sequence, before, end = 0, 0, 0
@@ -165,9 +177,6 @@ def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.con
         before += tl.sum(blocks)
     tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
     tl.store(tiles + 2 * t + 1, end - 1 - t)
-
-
-_SHARE, _TILES = Kernel(_share_kernel), Kernel(_tile_kernel)
 
 
 class StepSchedule:

@@ -22,31 +22,40 @@ asynchronously as 2 bytes cannot."""
 
 
 class ScoreTransforms(NamedTuple):
-    """Arguments of an attention kernel for everything beyond plain attention."""
-
-    tensors: tuple[Tensor, Tensor, Tensor]
-    """Scales of keys and of values, slopes; any tensor where there are none."""
-    constants: tuple[int, float, float, bool, float]
-    """How scales are read; the factor on raw scores; the soft cap (0: none); whether there are slopes; and the factor
-    that is left for the exponential, which costs nothing there.
+    """Arguments of an attention kernel for everything beyond plain attention.
 
     The kernels work with base-2 exponentials: factor, cap and slopes have log2(e) in them, but with a cap the factor
     has the cap divided out instead.
     """
 
+    key_scales: Tensor
+    """Any tensor where there are none; so are the next two."""
+    value_scales: Tensor
+    slopes: Tensor
+    read: int
+    """How scales are read: PLAIN, ONE or PAIRS."""
+    factor: float
+    """On raw scores."""
+    cap: float
+    """The soft cap; 0: none."""
+    sloped: bool
+    """Whether there are slopes."""
+    left: float
+    """The factor that is left for the exponential, which costs nothing there."""
+
 
 def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
-    scales, read = (q, q), PLAIN
+    key_scales, value_scales, read = q, q, PLAIN
     if kv.key_scales is not None and kv.value_scales is not None:
-        scales, read = (kv.key_scales, kv.value_scales), ONE
+        key_scales, value_scales, read = kv.key_scales, kv.value_scales, ONE
         k_words, v_words = _words(kv.key_scales), _words(kv.value_scales)
         if k_words is not None and v_words is not None:
-            scales, read = (k_words, v_words), PAIRS
+            key_scales, value_scales, read = k_words, v_words, PAIRS
     cap = layout.softcap * LOG2E
     factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
     slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
     left = 1.0 if cap or layout.alibi else factor
-    return ScoreTransforms((*scales, slopes), (read, factor, cap, bool(layout.alibi), left))
+    return ScoreTransforms(key_scales, value_scales, slopes, read, factor, cap, bool(layout.alibi), left)
 
 
 def _words(scales: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.triton.attention.schedule import processors
 from lightllm_mp.kernels.triton.attention.tuned_attention import padded
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.linear.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
 
 LEAST_OUTPUTS = 16
@@ -83,28 +83,28 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
     programs = min(max(1, processors(x.device) * blocks.programs // row_tiles), steps)
     out = torch.empty((rows, n), dtype=dtype, device=x.device)
     partial = torch.empty((row_tiles, programs, 2, many, blocks.outputs), dtype=torch.float32, device=x.device)
-    _STREAM.launch(
+    _stream_kernel.launch(
         (row_tiles, programs, 1),
-        (
-            x,
-            weight.weight,
-            out if weight.scales is None else weight.scales,
-            out if weight.zeros is None else weight.zeros,
-            out if weight.bias is None else weight.bias,
-            out,
-            partial,
-            weight.arrived,
-        ),
-        (rows, n, k),
-        (
-            weight.scales is not None and not weight.group,
-            weight.group,
-            weight.bias is not None,
-            many,
-            blocks.outputs,
-            inputs,
-            blocks.swapped,
-            "ieee" if x.dtype == torch.float32 else "tf32",
+        _stream_kernel.arguments(
+            x=x,
+            weight=weight.weight,
+            scales=out if weight.scales is None else weight.scales,
+            zeros=out if weight.zeros is None else weight.zeros,
+            bias=out if weight.bias is None else weight.bias,
+            out=out,
+            partial=partial,
+            arrived=weight.arrived,
+            rows=rows,
+            outputs=n,
+            inputs=k,
+            SCALED=weight.scales is not None and not weight.group,
+            GROUP=weight.group,
+            BIASED=weight.bias is not None,
+            ROWS=many,
+            OUTPUTS=blocks.outputs,
+            INPUTS=inputs,
+            SWAPPED=blocks.swapped,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         ),
         warps=blocks.warps,
         stages=blocks.stages,
@@ -112,7 +112,7 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
     return out
 
 
-@triton.jit(do_not_specialize=["rows", "outputs"])
+@kernel(numbers=["rows", "outputs", "inputs"], specialised=["inputs"], waits=True)
 def _stream_kernel(
     x,
     weight,
@@ -255,6 +255,3 @@ def _finish(sums, scales, bias, out, m, n, rows, outputs, SCALED: tl.constexpr, 
         sums += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     inside = (m[:, None] < rows) & (n[None, :] < outputs)
     tl.store(out + m[:, None] * outputs + n[None, :], sums.to(out.dtype.element_ty), mask=inside)
-
-
-_STREAM = Kernel(_stream_kernel, waits=True)

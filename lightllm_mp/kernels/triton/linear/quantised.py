@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
-from lightllm_mp.kernels.triton.launch import ALIGNED, Kernel
+from lightllm_mp.kernels.triton.launch import ALIGNED, kernel
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
 from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS, MOST_ROWS_BEFORE_8_BITS, quantised_blocks
@@ -73,11 +73,20 @@ def expand(weight: Streamed, dtype: torch.dtype) -> Tensor:
     out = torch.empty((n, k), dtype=dtype, device=weight.weight.device)
     inputs = 2 * weight.run if weight.group else EXPANDED_INPUTS
     zeros = out if weight.zeros is None else weight.zeros
-    _EXPAND.launch(
+    _expand_kernel.launch(
         (triton.cdiv(k, inputs), triton.cdiv(n, EXPANDED_OUTPUTS), 1),
-        (weight.weight, weight.scales, zeros, out),
-        (n, k),
-        (weight.group, EXPANDED_OUTPUTS, inputs, k % ALIGNED == 0),
+        _expand_kernel.arguments(
+            weight=weight.weight,
+            scales=weight.scales,
+            zeros=zeros,
+            out=out,
+            outputs=n,
+            inputs=k,
+            GROUP=weight.group,
+            OUTPUTS=EXPANDED_OUTPUTS,
+            INPUTS=inputs,
+            EVEN=k % ALIGNED == 0,
+        ),
     )
     return out
 
@@ -87,7 +96,13 @@ def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
     rows, k = x.shape
     values = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    _ROWS.launch((rows, 1, 1), (x, values, scales), (k,), (triton.next_power_of_2(k), LARGEST["fp8"]), warps=ROW_WARPS)
+    _rows_kernel.launch(
+        (rows, 1, 1),
+        _rows_kernel.arguments(
+            x=x, values=values, scales=scales, inputs=k, INPUTS=triton.next_power_of_2(k), LARGEST=LARGEST["fp8"]
+        ),
+        warps=ROW_WARPS,
+    )
     assert weight.scales is not None
     result = torch._scaled_mm(
         values,
@@ -109,7 +124,7 @@ def _has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-@triton.jit(do_not_specialize=["outputs"])
+@kernel(numbers=["outputs", "inputs"], specialised=["inputs"])
 def _expand_kernel(
     weight,
     scales,
@@ -144,7 +159,7 @@ def _expand_kernel(
         tl.store(out + line * inputs + at, (values * scale).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel(numbers=["inputs"], specialised=["inputs"])
 def _rows_kernel(x, values, scales, inputs, INPUTS: tl.constexpr, LARGEST: tl.constexpr):
     row = tl.program_id(0)
     i = tl.arange(0, INPUTS)
@@ -155,7 +170,3 @@ def _rows_kernel(x, values, scales, inputs, INPUTS: tl.constexpr, LARGEST: tl.co
     # Division by a scale so found may exceed the largest value by its rounding.
     line = tl.minimum(tl.maximum(line / scale, -LARGEST), LARGEST)
     tl.store(values + row.to(tl.int64) * inputs + i, line.to(values.dtype.element_ty), mask=i < inputs)
-
-
-_EXPAND = Kernel(_expand_kernel)
-_ROWS = Kernel(_rows_kernel)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 MOST_AT_ONCE = 2048
 """Assignments that a program looks at together."""
@@ -39,12 +39,24 @@ def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
     tiles = torch.empty((min(assignments, by_expert), 3), dtype=torch.int32, device=numbers.device)
     chunk = min(MOST_AT_ONCE, max(32, triton.next_power_of_2(assignments)))
-    constants = (experts, rows, assignments < by_expert, chunk)
-    _TILES.launch((experts, 1, 1), (numbers, order, tiles), (assignments,), constants, warps=max(1, chunk // 512))
+    _tiles_kernel.launch(
+        (experts, 1, 1),
+        _tiles_kernel.arguments(
+            numbers=numbers,
+            order=order,
+            tiles=tiles,
+            assignments=assignments,
+            EXPERTS=experts,
+            ROWS=rows,
+            LEADERS=assignments < by_expert,
+            CHUNK=chunk,
+        ),
+        warps=max(1, chunk // 512),
+    )
     return ExpertTiles(order, tiles)
 
 
-@triton.jit(do_not_specialize=["assignments"])
+@kernel(numbers=["assignments"])
 def _tiles_kernel(
     numbers,
     order,
@@ -86,6 +98,3 @@ def _store_tile(tiles, place, used, expert, first, left, mask, ROWS: tl.constexp
     tl.store(tiles + 3 * place, tl.where(used, expert, -1), mask=mask)
     tl.store(tiles + 3 * place + 1, first, mask=mask)
     tl.store(tiles + 3 * place + 2, tl.minimum(left, ROWS), mask=mask)
-
-
-_TILES = Kernel(_tiles_kernel)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Routing
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -18,21 +18,28 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     numbers = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)
     if tokens:
         each = experts // routing.groups
-        constants = (
-            each,
-            triton.next_power_of_2(each),
-            routing.groups,
-            triton.next_power_of_2(routing.groups),
-            routing.top_groups if routing.groups > 1 else 1,
-            routing.top_k,
-            triton.next_power_of_2(routing.top_k),
-            routing.renormalise,
+        _route_kernel.launch(
+            (tokens, 1, 1),
+            _route_kernel.arguments(
+                logits=logits,
+                weights=weights,
+                numbers=numbers,
+                scale=routing.scale,
+                EACH=each,
+                EACH_PAD=triton.next_power_of_2(each),
+                GROUPS=routing.groups,
+                GROUPS_PAD=triton.next_power_of_2(routing.groups),
+                TOP_GROUPS=routing.top_groups if routing.groups > 1 else 1,
+                TOP_K=routing.top_k,
+                TOP_PAD=triton.next_power_of_2(routing.top_k),
+                RENORMALISE=routing.renormalise,
+            ),
+            warps=1,
         )
-        _ROUTE.launch((tokens, 1, 1), (logits, weights, numbers), (routing.scale,), constants, warps=1)
     return weights, numbers
 
 
-@triton.jit
+@kernel(numbers=["scale"])
 def _route_kernel(
     logits,
     weights,
@@ -73,6 +80,3 @@ def _route_kernel(
         chosen /= tl.sum(chosen, 0)
     tl.store(weights + token * TOP_K + rank, chosen * scale, mask=rank < TOP_K)
     tl.store(numbers + token * TOP_K + rank, who, mask=rank < TOP_K)
-
-
-_ROUTE = Kernel(_route_kernel)

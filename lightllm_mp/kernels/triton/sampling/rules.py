@@ -6,12 +6,14 @@ and banned ids are entries of a tail: distinct ids, those to ban with BANNED set
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 RULE = np.dtype(
     [
@@ -60,11 +62,28 @@ IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED)
 """Or where the position is below `ban_until`."""
 
 
+class SampledSequences(NamedTuple):
+    """Where the sequences of a step begin that are sampled together: their rows, and the positions to sample."""
+
+    rows: Tensor
+    """int32, from `rows_at` on."""
+    positions: Tensor
+    """int32, from `positions_at` on."""
+    rows_at: int
+    positions_at: int
+
+
 def store_rules(table: Tensor, tails: Tensor, words: Tensor, rows: int, tail_at: int) -> None:
     """Writes `words` int32, which hold row numbers, RULE records of as many `rows`, and tail entries, to `table` int32
     [any, RULE_WORDS] and to `tails` int32 from `tail_at` on."""
     rest = words.shape[0] - rows
-    _STORE.launch((-(-rest // BLOCK), 1, 1), (table, tails, words), (rows, rest, tail_at), (BLOCK,))
+    grid = (triton.cdiv(rest, BLOCK), 1, 1)
+    _store_kernel.launch(
+        grid,
+        _store_kernel.arguments(
+            table=table, tails=tails, words=words, rows=rows, rest=rest, tail_at=tail_at, BLOCK=BLOCK
+        ),
+    )
 
 
 def adjust(
@@ -73,7 +92,7 @@ def adjust(
     tokens: Tensor,
     table: Tensor,
     tails: Tensor,
-    sequences: tuple[Tensor, Tensor, int, int],
+    sequences: SampledSequences,
     longest: int,
     *,
     penalties: bool,
@@ -81,18 +100,47 @@ def adjust(
     """Applies bias, ban and `penalties` to the lines of `work` float32 [n, vocab] whose rows have them, in place.
 
     `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
-    `sequences` the rows and positions as in `sampling.py`, `longest` the largest position.
+    `longest` the largest position.
     """
-    rows, positions, rows_at, positions_at = sequences
     n, vocab = work.shape
-    grid = (min(MOST_PARTS, -(-longest // BLOCK)) if penalties else 1, n, 1)
-    numbers = (rows_at, positions_at, tokens.shape[1])
-    _ADJUST.launch(grid, (work, counts, tokens, table, tails, rows, positions), numbers, (vocab, BLOCK))
+    grid = (min(MOST_PARTS, triton.cdiv(longest, BLOCK)) if penalties else 1, n, 1)
+    _adjust_kernel.launch(
+        grid,
+        _adjust_kernel.arguments(
+            work=work,
+            counts=counts,
+            tokens=tokens,
+            rules=table,
+            tails=tails,
+            rows=sequences.rows,
+            positions=sequences.positions,
+            rows_at=sequences.rows_at,
+            positions_at=sequences.positions_at,
+            width=tokens.shape[1],
+            VOCAB=vocab,
+            BLOCK=BLOCK,
+        ),
+    )
     if penalties:
-        _PENALIZE.launch(grid, (work, counts, tokens, table, rows, positions), numbers, (vocab, BLOCK))
+        _penalize_kernel.launch(
+            grid,
+            _penalize_kernel.arguments(
+                work=work,
+                counts=counts,
+                tokens=tokens,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                width=tokens.shape[1],
+                VOCAB=vocab,
+                BLOCK=BLOCK,
+            ),
+        )
 
 
-@triton.jit(do_not_specialize=["rows", "rest", "tail_at"])
+@kernel(numbers=["rows", "rest", "tail_at"])
 def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(words + rows + at, mask=at < rest, other=0)
@@ -102,7 +150,7 @@ def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr)
     tl.store(tails + tail_at + at - rows * WORDS, word, mask=(at < rest) & (at >= rows * WORDS))
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+@kernel(numbers=["rows_at", "positions_at", "width"])
 def _adjust_kernel(
     work,
     counts,
@@ -143,7 +191,7 @@ def _adjust_kernel(
             tl.atomic_add(counts + begin + token, 1, mask=(token >= 0) & (token < VOCAB), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+@kernel(numbers=["rows_at", "positions_at", "width"])
 def _penalize_kernel(
     work, counts, tokens, rules, rows, positions, rows_at, positions_at, width, VOCAB: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -169,6 +217,3 @@ def _penalize_kernel(
             scaled = tl.where(value > 0, value / repetition, value * repetition)
             scaled -= frequency * seen.to(tl.float32) + presence
             tl.store(work + begin + token, scaled, mask=mine & (value > float("-inf")))
-
-
-_STORE, _ADJUST, _PENALIZE = Kernel(_store_kernel), Kernel(_adjust_kernel), Kernel(_penalize_kernel)

@@ -5,8 +5,6 @@ The meaning is that of engine/sampling/torch_sampler.py.
 Rows are read in chunks, whose number depends on the vocabulary alone, so that nothing a row gets depends on the other
 rows: `scan` leaves a few words for each chunk, `finish` puts them together. An id drawn with noise is the best of its
 chunk by scores relative to the chunk's largest logit; the winners of the chunks meet by scores relative to the row's.
-
-`sequences` stands for (rows, positions, rows_at, positions_at): int32 tensors, and where in them the first sequence is.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.sampling.noise import (
     INFINITE,
     LOWEST,
@@ -29,15 +27,21 @@ from lightllm_mp.kernels.triton.sampling.noise import (
     score_scale,
     value,
 )
-from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, IS_DRAWN, WORDS
+from lightllm_mp.kernels.triton.sampling.rules import (
+    BAN_UNTIL,
+    FLAGS,
+    IS_ADJUSTED,
+    IS_CUT,
+    IS_DRAWN,
+    WORDS,
+    SampledSequences,
+)
 
 CHUNK = 4096
 GROUP = 32
 """Ids whose largest logit is kept for truncated rows: a cache line."""
 FLOOR = tl.constexpr(-9999.0)
 """As in engine/sampling/logprobs.py."""
-
-Sequences = tuple[Tensor, Tensor, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +82,60 @@ class RowScan:
         partial = torch.empty((5, n, layout.chunks), dtype=torch.int32, device=logits.device)
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
 
-    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, *, adjusted: bool) -> None:
+    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, *, adjusted: bool) -> None:
         """Over `logits` float32 [n, vocab], copying to `work` the rows that will be adjusted; `adjusted`: over the rows
         in `work` that have been. `table` holds the rules."""
-        rows, positions, rows_at, positions_at = sequences
         layout, n = self.layout, logits.shape[0]
-        tensors = (logits, work, table, rows, positions, self.partial, self.groups)
-        constants = (layout.vocab, layout.chunk, GROUP, int(adjusted))
-        warps = max(1, layout.chunk // 512)
-        _SCAN.launch((layout.chunks, n, 1), tensors, (rows_at, positions_at, n), constants, warps=warps)
+        _scan_kernel.launch(
+            (layout.chunks, n, 1),
+            _scan_kernel.arguments(
+                logits=logits,
+                work=work,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                partial=self.partial,
+                groups=self.groups,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                count=n,
+                VOCAB=layout.vocab,
+                CHUNK=layout.chunk,
+                GROUP=GROUP,
+                ADJUSTED=int(adjusted),
+            ),
+            warps=max(1, layout.chunk // 512),
+        )
 
     def finish(
-        self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor, scores: Tensor
+        self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
         """Completes `ids` int64 [n], which holds the ids of rows that were cut, and writes to `scores` float32 [2, n]
         the ids' logprobs and the log of each row's sum of exp (no number where there is no choice)."""
-        rows, positions, rows_at, positions_at = sequences
         layout, n = self.layout, logits.shape[0]
-        tensors = (logits, work, table, rows, positions, self.partial, ids, scores)
-        constants = (layout.vocab, layout.chunks, layout.chunks_padded)
-        _FINISH.launch((n, 1, 1), tensors, (rows_at, positions_at, n), constants, warps=1)
+        _finish_kernel.launch(
+            (n, 1, 1),
+            _finish_kernel.arguments(
+                logits=logits,
+                work=work,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                partial=self.partial,
+                ids=ids,
+                scores=scores,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                count=n,
+                VOCAB=layout.vocab,
+                CHUNKS=layout.chunks,
+                CHUNKS_BLOCK=layout.chunks_padded,
+            ),
+            warps=1,
+        )
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _scan_kernel(
     logits,
     work,
@@ -156,7 +191,7 @@ def _scan_kernel(
             tl.store(place + 3 * stride, winner)
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _finish_kernel(
     logits,
     work,
@@ -213,6 +248,3 @@ def _finish_kernel(
     tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
     tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), FLOOR))
     tl.store(scores + count + line, tl.where(good, norm, float("nan")))
-
-
-_SCAN, _FINISH = Kernel(_scan_kernel), Kernel(_finish_kernel)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.sampling.large_row import DEEPEST, ENDLESS, cut_of_row, draw_of_row, farthest
 from lightllm_mp.kernels.triton.sampling.noise import (
     INFINITE,
@@ -26,8 +26,18 @@ from lightllm_mp.kernels.triton.sampling.noise import (
     score_scale,
     value,
 )
-from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, REACH, TOP_K, TOP_P, WORDS
-from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan, Sequences
+from lightllm_mp.kernels.triton.sampling.rules import (
+    BAN_UNTIL,
+    FLAGS,
+    IS_ADJUSTED,
+    IS_CUT,
+    REACH,
+    TOP_K,
+    TOP_P,
+    WORDS,
+    SampledSequences,
+)
+from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan
 
 FEW = 128
 """Groups that are looked at first."""
@@ -37,28 +47,42 @@ SPARE = 4096
 """Ids that the search through a whole row ends among."""
 
 
-def draw_cut(scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor) -> None:
+def draw_cut(
+    scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor
+) -> None:
     """Writes to `ids` int64 [n] the draws of the rows that have limits; see `RowScan` for the rest."""
-    rows, positions, rows_at, positions_at = sequences
     layout, n = scan.layout, logits.shape[0]
-    few = min(FEW, layout.groups_padded)
-    order = torch.empty((n, few), dtype=torch.int32, device=ids.device)
-    spare = logits.new_empty((n, min(SPARE, layout.padded)))
-    constants = (
-        layout.vocab,
-        layout.chunks,
-        layout.chunks_padded,
-        GROUP,
-        layout.groups_padded,
-        few,
-        min(BLOCK, layout.padded),
-        min(SPARE, layout.padded),
+    few, spare_size = min(FEW, layout.groups_padded), min(SPARE, layout.padded)
+    _cut_kernel.launch(
+        (n, 1, 1),
+        _cut_kernel.arguments(
+            logits=logits,
+            work=work,
+            rules=table,
+            rows=sequences.rows,
+            positions=sequences.positions,
+            partial=scan.partial,
+            groups=scan.groups,
+            order=torch.empty((n, few), dtype=torch.int32, device=ids.device),
+            spare=logits.new_empty((n, spare_size)),
+            ids=ids,
+            rows_at=sequences.rows_at,
+            positions_at=sequences.positions_at,
+            count=n,
+            VOCAB=layout.vocab,
+            CHUNKS=layout.chunks,
+            CHUNKS_BLOCK=layout.chunks_padded,
+            GROUP=GROUP,
+            GROUPS_BLOCK=layout.groups_padded,
+            FEW=few,
+            BLOCK=min(BLOCK, layout.padded),
+            SPARE=spare_size,
+        ),
+        warps=16,
     )
-    tensors = (logits, work, table, rows, positions, scan.partial, scan.groups, order, spare, ids)
-    _CUT.launch((n, 1, 1), tensors, (rows_at, positions_at, n), constants, warps=16)
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _cut_kernel(
     logits,
     work,
@@ -153,6 +177,3 @@ def _cut_of_few(far, mass, rule):
     if top_p < 1.0:
         last = tl.minimum(farthest(far, weights, left * top_p), last)
     return tl.minimum(last.to(tl.float32, bitcast=True), tl.load(rule + REACH).to(tl.float32, bitcast=True)), by_k
-
-
-_CUT = Kernel(_cut_kernel)
