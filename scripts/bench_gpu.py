@@ -18,7 +18,7 @@ from pathlib import Path
 
 import bench_attention
 import torch
-from gpu_steps import SPECS, captured, random_decoder, random_pool, random_step, seconds
+from gpu_steps import SPECS, captured, new_step, random_decoder, random_pool, random_step, seconds
 
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -56,7 +56,7 @@ def decode_steps(decoder: Decoder, limits: dict[tuple[int, int], float]) -> Iter
         ids = torch.randint(decoder.spec.vocab, (sequences,), device="cuda", dtype=torch.int32)
 
         def step(ids=ids, batch=batch, pool=pool) -> torch.Tensor:
-            return decoder.logits(decoder.forward(ids, batch, pool)).argmax(-1)
+            return decoder.logits(decoder.forward(ids, new_step(batch), pool)).argmax(-1)
 
         name = f"{decoder.spec.family} decode step {sequences} x {context}"
         yield figure(name + " eager", seconds(step) * 1e3, "ms", limit, less_is_better=True)
@@ -74,7 +74,7 @@ def prefill_steps(decoder: Decoder, limits: dict[tuple[int, int], float]) -> Ite
         ids = torch.randint(decoder.spec.vocab, (each * length,), device="cuda", dtype=torch.int32)
 
         def step(ids=ids, batch=batch, pool=pool) -> torch.Tensor:
-            return decoder.logits(decoder.forward(ids, batch, pool, ends_only=True)).argmax(-1)
+            return decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=True)).argmax(-1)
 
         rate = each * length / seconds(step, repeats=10)
         yield figure(f"{decoder.spec.family} prefill {sequences} x {length}", rate, "tokens/s", limit)
@@ -89,7 +89,7 @@ def mixed_step(decoder: Decoder) -> Figure:
     ids = torch.randint(decoder.spec.vocab, (batch.tokens,), device="cuda", dtype=torch.int32)
 
     def step() -> torch.Tensor:
-        return decoder.logits(decoder.forward(ids, batch, pool, ends_only=True)).argmax(-1)
+        return decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=True)).argmax(-1)
 
     title = f"{decoder.spec.family} mixed step {sequences} x {context} and {new} new"
     return figure(title, seconds(step) * 1e3, "ms", 0.0)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import round_up
+
 ALIGNED = 4
 """Words: 16 bytes."""
 FIRST_WORDS = 1 << 16
@@ -39,7 +41,7 @@ class PinnedUpload:
         """Uploads integers below 2^31. Kernels find `edits` by their offsets, `parts` by views. Both begin at multiples
         of ALIGNED: kernels take addresses like that, and are launched faster."""
         lengths = [len(array) for array in (*edits, *parts)]
-        starts = [0, *accumulate(-(-length // ALIGNED) * ALIGNED for length in lengths)]
+        starts = [0, *accumulate(round_up(length, ALIGNED) for length in lengths)]
         words, first = self._carry((*edits, *parts), starts), len(edits)
         empty = words[:0]
         places = zip(starts[first:], lengths[first:], strict=False)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from lightllm_mp.kernels.table import Rotation
+    from lightllm_mp.kernels.triton.attention.schedule import DecodeShares
+
+
+@dataclass(slots=True)
+class AttentionSchedule:
+    """How a step's attention is shared out among the programs of a GPU: the first layer of a kind fills it, the others
+    read it. Empty on a CPU."""
+
+    decode: dict[tuple, DecodeShares] = field(default_factory=dict)
+    """Of sequences with one new token, by what it depends on beside the lengths: heads, window, blocks."""
+    prefill: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Of sequences with more: tiles int32 [tiles, 2], by the queries of a tile (see `prefill_tiles`)."""
 
 
 @dataclass(slots=True)
@@ -40,6 +52,8 @@ class Batch:
     Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
     rotation: Rotation | None = None
     """Tables of this step alone, in place of the model's: a decoder makes them of a `rotary_at` of three components."""
+    schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
+    """Its own for each step: where the same tensors are filled anew, they make a new batch."""
 
     @property
     def tokens(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 ACTIVATION_BLOCK = 1024
@@ -26,7 +27,7 @@ def _norm(x: Tensor, residual: Tensor, by: Norm, *, add: bool) -> Tensor:
     out = torch.empty_like(x)
     tokens, width = x.shape
     if tokens:
-        block = triton.next_power_of_2(width)
+        block = next_power_of_2(width)
         warps = min(16, max(1, block // 512))
         bias = by.weight if by.bias is None else by.bias
         _norm_kernel.launch(

@@ -10,9 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.triton.block_sizes import round_up
 from lightllm_mp.kernels.triton.launch import kernel
 
 BLOCK = 1024
+ALIGNED_WORDS = 4
+"""int32 tensors of such a length keep what follows them aligned."""
 
 
 class DecodeInputs:
@@ -22,7 +25,7 @@ class DecodeInputs:
     """
 
     def __init__(self, most: int, spare_row: int, device: torch.device) -> None:
-        most = padded(most)
+        most = round_up(most, ALIGNED_WORDS)
         self.most, self.spare_row = most, spare_row
         self.seqs = torch.empty((2, most), dtype=torch.int32, device=device)
         self.seqs[0].fill_(spare_row)
@@ -31,7 +34,7 @@ class DecodeInputs:
 
     def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
         """Ids int32 [size] and inputs of the first `size` sequences, read off the tables [rows + 1, width]."""
-        made = torch.empty((4, padded(size)), dtype=torch.int32, device=tokens.device)
+        made = torch.empty((4, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
         ids, positions, places, rotary_at = made[:, :size]
         _lay_out_kernel.launch(
             (triton.cdiv(size, BLOCK), 1, 1),
@@ -59,11 +62,6 @@ class DecodeInputs:
             max_context=tokens.shape[1],
             rotary_at=rotary_at,
         )
-
-
-def padded(count: int) -> int:
-    """The next multiple of 4: int32 tensors of that length keep what follows them aligned."""
-    return -(-count // 4) * 4
 
 
 class TableEdit(NamedTuple):

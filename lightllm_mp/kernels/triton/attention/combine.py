@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.schedule import owner_of
 
 
@@ -78,9 +79,7 @@ def _combine(
     """Weights the pieces of the heads [head, heads), at most FEW, by their sums. They come past the L1 cache, from
     other processors."""
     part, g, d = tl.arange(0, PARTS)[:, None], tl.arange(0, FEW)[None, :], tl.arange(0, DIM_BLOCK)
-    best = tl.full([FEW], float("-inf"), tl.float32)
-    total = tl.zeros([FEW], tl.float32)
-    sums = tl.zeros([FEW, DIM_BLOCK], tl.float32)
+    best, total, sums = empty_softmax(FEW, DIM_BLOCK)
     for base in range(0, pieces, PARTS):
         place = (first + base + part).to(tl.int64) * HEADS + tl.minimum(head + g, heads - 1)
         there = tl.broadcast_to(base + part < pieces, [PARTS, FEW])
@@ -88,12 +87,8 @@ def _combine(
         wide = there[:, :, None] & (d < DIM)[None, None, :]
         at = partial + place[:, :, None] * DIM + d[None, None, :]
         result = tl.load(at, mask=wide, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(best, tl.max(weight, 0))
-        weight = tl.exp2(weight - higher[None, :])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(weight, 0)
+        weight, shrink, best, total = softmax_block(weight, best, total, 1.0, 0, False)
         sums = sums * shrink[:, None] + tl.sum(weight[:, :, None] * result, 0)
-        best = higher
     own = head + tl.arange(0, FEW)[:, None]
     inside = (own < heads) & (d < DIM)[None, :]
     tl.store(out + own * DIM + d[None, :], (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)

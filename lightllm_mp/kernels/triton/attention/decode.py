@@ -6,17 +6,18 @@ combines them (`combine.py`). The counters of arrivals are zero again after each
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention.combine import finish
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, even_of, odd_of, pairs
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
-from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, padded, precision, wide
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 PARTS_EACH = 64
@@ -28,7 +29,7 @@ def attend(
 ) -> None:
     """Fills the lines of `out` that belong to sequences with one new token."""
     group = layout.heads // layout.kv_heads
-    few = triton.next_power_of_2(group)
+    few = next_power_of_2(group)
     more, how = extras(q, kv, layout), pairs(kv.keys, q.dtype)
     _part_kernel.launch(
         (layout.kv_heads, shares.programs, 1),
@@ -53,9 +54,9 @@ def attend(
             programs=shares.programs,
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
-            GROUP_BLOCK=padded(group),
+            GROUP_BLOCK=dot_block(group),
             DIM=layout.head_dim,
-            DIM_BLOCK=padded(layout.head_dim) if how.kind == WHOLE else 2 * padded(layout.head_dim // 2),
+            DIM_BLOCK=dot_block(layout.head_dim) if how.kind == WHOLE else 2 * dot_block(layout.head_dim // 2),
             WINDOW=layout.window,
             READ=more.read,
             FACTOR=more.factor,
@@ -152,9 +153,7 @@ def _part_kernel(
             hidden = 0
             if WINDOW:
                 hidden = tl.maximum(length - WINDOW, 0) // KEYS
-            best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-            total_weight = tl.zeros([GROUP_BLOCK], tl.float32)
-            sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
+            best, total_weight, sums = empty_softmax(GROUP_BLOCK, DIM_BLOCK // EACH)
             if KIND:
                 odd_sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
             for block in range(first_block + hidden, last_block + hidden):
@@ -178,10 +177,7 @@ def _part_kernel(
                     scores *= scales_at(key_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
                 scores = bent(scores, (key - length + 1)[None, :], slope[:, None], FACTOR, CAP, SLOPED)
                 scores = tl.where(seen[None, :], scores, float("-inf"))
-                higher = tl.maximum(best, tl.max(scores, 1) * LEFT)
-                weights = tl.exp2(scores * LEFT - higher[:, None])
-                shrink = tl.exp2(best - higher)
-                total_weight = total_weight * shrink + tl.sum(weights, 1)
+                weights, shrink, best, total_weight = softmax_block(scores, best, total_weight, LEFT, 1, False)
                 if READ:
                     weights *= scales_at(value_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
                 v = tl.load(values + place, mask=there, other=0)
@@ -192,7 +188,6 @@ def _part_kernel(
                     odd_sums = tl.dot(weights, odd, odd_sums * shrink[:, None], input_precision=PRECISION)
                 else:
                     sums = tl.dot(weights, v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
-                best = higher
             if KIND:
                 sums = tl.interleave(sums, odd_sums)
             finish(

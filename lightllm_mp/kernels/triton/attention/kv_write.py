@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
@@ -28,8 +29,8 @@ def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None
     if not tokens:
         return
     x = x if x.stride(2) == 1 else x.contiguous()
-    block = triton.next_power_of_2(dim)
-    each = min(HEADS_EACH, triton.next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
+    block = next_power_of_2(dim)
+    each = min(HEADS_EACH, next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
     _write_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
         _write_kernel.arguments(

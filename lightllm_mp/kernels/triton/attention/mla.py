@@ -13,9 +13,11 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton.attention.combine import finish
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import LOG2E
-from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, padded, precision, wide
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 FEW_HEADS, PARTS_EACH = 8, 4
@@ -53,9 +55,9 @@ def attend_single(
             programs=shares.programs,
             HEADS=layout.heads,
             VALUE=layout.values,
-            VALUE_BLOCK=padded(layout.values),
+            VALUE_BLOCK=dot_block(layout.values),
             REST=rest,
-            REST_BLOCK=padded(rest),
+            REST_BLOCK=dot_block(rest),
             SCALE=layout.scale * LOG2E,
             PRECISION=precision(q.dtype),
             WIDE=wide(keys),
@@ -94,9 +96,9 @@ def attend_chunks(
             table_stride=batch.slot_table.stride(0),
             HEADS=layout.heads,
             VALUE=layout.values,
-            VALUE_BLOCK=padded(layout.values),
+            VALUE_BLOCK=dot_block(layout.values),
             REST=rest,
-            REST_BLOCK=padded(rest),
+            REST_BLOCK=dot_block(rest),
             SCALE=layout.scale * LOG2E,
             PRECISION=precision(q.dtype),
             WIDE=wide(keys),
@@ -110,7 +112,7 @@ def attend_chunks(
 
 
 def _heads_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
-    return min(blocks.queries, triton.next_power_of_2(layout.heads))
+    return min(blocks.queries, next_power_of_2(layout.heads))
 
 
 @kernel(numbers=["table_stride", "sequences", "programs"])
@@ -160,9 +162,7 @@ def _single_kernel(
             place = token * HEADS + head
             query, query_rest = _query(q, place, head < HEADS, VALUE, VALUE_BLOCK, REST, REST_BLOCK)
             position = tl.zeros([GROUP], tl.int32) + length - 1
-            best = tl.full([GROUP], float("-inf"), tl.float32)
-            weight = tl.zeros([GROUP], tl.float32)
-            sums = tl.zeros([GROUP, VALUE_BLOCK], tl.float32)
+            best, weight, sums = empty_softmax(GROUP, VALUE_BLOCK)
             best, weight, sums = _walk(
                 first_block * KEYS, tl.minimum(last_block * KEYS, length), query, query_rest, keys, slots,
                 position, length, best, weight, sums,
@@ -216,9 +216,7 @@ def _chunks_kernel(
         first = length - new + before
         high = tl.minimum(first + LINES // GROUP, length)
         shut = (first + 1) // KEYS * KEYS
-        best = tl.full([LINES], float("-inf"), tl.float32)
-        weight = tl.zeros([LINES], tl.float32)
-        sums = tl.zeros([LINES, VALUE_BLOCK], tl.float32)
+        best, weight, sums = empty_softmax(LINES, VALUE_BLOCK)
         position = length - new + line
         best, weight, sums = _walk(
             0, shut, query, query_rest, keys, slots, position, length, best, weight, sums,
@@ -289,10 +287,6 @@ def _walk(
         if MASKED:
             seen = (key[None, :] <= position[:, None]) & within[None, :]
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1) * SCALE)
-        weights = tl.exp2(scores * SCALE - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        weight = weight * shrink + tl.sum(weights, 1)
+        weights, shrink, best, weight = softmax_block(scores, best, weight, SCALE, 1, False)
         sums = tl.dot(weights.to(k.dtype), k, sums * shrink[:, None], input_precision=PRECISION)
-        best = higher
     return best, weight, sums

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
-from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, padded, precision, wide
+from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block
 from lightllm_mp.kernels.triton.launch import kernel
 
 
@@ -37,7 +39,7 @@ def attend(
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
             DIM=layout.head_dim,
-            DIM_BLOCK=padded(layout.head_dim),
+            DIM_BLOCK=dot_block(layout.head_dim),
             WINDOW=layout.window,
             READ=more.read,
             FACTOR=more.factor,
@@ -109,9 +111,7 @@ def _tile_attention_kernel(
         if WINDOW:
             low = tl.maximum(first - WINDOW + 1, 0) // KEYS * KEYS
             open_ = tl.minimum(tl.cdiv(tl.maximum(high - WINDOW, 0), KEYS) * KEYS, shut)
-        best = tl.full([QUERIES], float("-inf"), tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        sums = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+        best, total, sums = empty_softmax(QUERIES, DIM_BLOCK)
         if WINDOW:
             best, total, sums = _walk(
                 low, open_, query, keys, values, key_scales, value_scales, slope, kv_head,
@@ -191,13 +191,7 @@ def _walk(
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1) * LEFT)
-        top = higher
-        if MASKED and WINDOW:
-            top = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores * LEFT - top[:, None])
-        shrink = tl.exp2(best - top)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, shrink, best, total = softmax_block(scores, best, total, LEFT, 1, MASKED and WINDOW > 0)
         if READ:
             weights *= scales_at(value_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
         if MASKED:
@@ -207,5 +201,4 @@ def _walk(
         else:
             v = tl.load(v_head + at)
         sums = tl.dot(weights.to(query.dtype), v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
-        best = higher
     return best, total, sums

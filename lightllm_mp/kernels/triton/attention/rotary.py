@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, Rotation
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
@@ -22,7 +23,7 @@ def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> T
     if not tokens or not half:
         return out.copy_(x)
     x = x if x.stride(2) == 1 else x.contiguous()
-    each, rest = min(HEADS_EACH, triton.next_power_of_2(heads)), dim - 2 * half
+    each, rest = min(HEADS_EACH, next_power_of_2(heads)), dim - 2 * half
     _rotate_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
         _rotate_kernel.arguments(
@@ -36,8 +37,8 @@ def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> T
             HEADS=heads,
             DIM=dim,
             HALF=half,
-            HALF_BLOCK=triton.next_power_of_2(half),
-            REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+            HALF_BLOCK=next_power_of_2(half),
+            REST_BLOCK=next_power_of_2(rest) if rest else 0,
             INTERLEAVED=layout.interleaved,
             EACH=each,
         ),

@@ -12,6 +12,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
 from lightllm_mp.kernels.triton.attention.kv_write import in_steps, largest, scale_of
 from lightllm_mp.kernels.triton.attention.rotary import turned
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 HEADS_EACH = 16
@@ -51,8 +52,8 @@ def rotary_kv_write(
             KV_HEADS=layout.kv_heads,
             DIM=layout.head_dim,
             HALF=half,
-            HALF_BLOCK=triton.next_power_of_2(half) if half else 0,
-            REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+            HALF_BLOCK=next_power_of_2(half) if half else 0,
+            REST_BLOCK=next_power_of_2(rest) if rest else 0,
             INTERLEAVED=layout.interleaved,
             QUERY_SCALED=query_scale is not None,
             LARGEST=largest(kv.keys, kv.key_scales),

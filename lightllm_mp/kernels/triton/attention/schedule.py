@@ -10,7 +10,6 @@ Prefill: the query blocks ("tiles") of all sequences with more new tokens, at mo
 
 from __future__ import annotations
 
-import weakref
 from typing import NamedTuple
 
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks
+from lightllm_mp.kernels.triton.block_sizes import processors
 from lightllm_mp.kernels.triton.launch import kernel
 
 CHUNK = 256
 """Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
-INTERPRETED_PROCESSORS = 6
 
 
 class DecodeShares(NamedTuple):
@@ -42,8 +41,24 @@ class DecodeShares(NamedTuple):
     """int32 [sequences, columns]: pieces of a context that are done; zero between layers."""
 
 
+def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
+    """The decode shares of the step under way, which all layers of one kind use. `columns`: how many programs, side by
+    side, share the heads."""
+    known, key = batch.schedule.decode, (layout.heads, layout.values, layout.window, blocks, columns)
+    if key not in known:
+        known[key] = decode_shares(batch, layout, blocks, columns)
+    return known[key]
+
+
+def tiles_of(batch: Batch, queries: int) -> Tensor:
+    """The prefill tiles of the step under way."""
+    known = batch.schedule.prefill
+    if queries not in known:
+        known[queries] = prefill_tiles(batch, queries)
+    return known[queries]
+
+
 def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-    """`columns`: how many programs, side by side, share the heads."""
     device, sequences = batch.context.device, batch.sequences
     programs = max(1, processors(device) * blocks.programs // columns)
     plan = torch.empty(programs + sequences + 2, dtype=torch.int32, device=device)
@@ -82,13 +97,6 @@ def prefill_tiles(batch: Batch, queries: int) -> Tensor:
         _tile_kernel.arguments(seq_start=batch.seq_start, tiles=tiles, sequences=sequences, BLOCK=queries, CHUNK=CHUNK),
     )
     return tiles
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; few where the kernels are interpreted."""
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -177,39 +185,3 @@ def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.con
         before += tl.sum(blocks)
     tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
     tl.store(tiles + 2 * t + 1, end - 1 - t)
-
-
-class StepSchedule:
-    """The schedules of one step, made when its first layer asks. A layer that asks again means that a new step began,
-    with other numbers in the same tensors perhaps: inside a CUDA graph the scheduling kernels are part of the graph."""
-
-    def __init__(self, batch: Batch, keys: Tensor) -> None:
-        self._batch = weakref.ref(batch.context)
-        self._first_layer = keys.data_ptr()
-        self._shares: dict[tuple, DecodeShares] = {}
-        self._tiles: dict[int, Tensor] = {}
-
-    def serves(self, batch: Batch, keys: Tensor) -> bool:
-        """Whether this is the schedule of the step that a layer with these keys takes part in."""
-        return self._batch() is batch.context and self._first_layer != keys.data_ptr()
-
-    def decode(self, batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-        key = (layout.heads, layout.values, layout.window, blocks, columns)
-        if key not in self._shares:
-            self._shares[key] = decode_shares(batch, layout, blocks, columns)
-        return self._shares[key]
-
-    def prefill(self, batch: Batch, queries: int) -> Tensor:
-        if queries not in self._tiles:
-            self._tiles[queries] = prefill_tiles(batch, queries)
-        return self._tiles[queries]
-
-
-_current: list[StepSchedule] = []
-
-
-def step_schedule(batch: Batch, keys: Tensor) -> StepSchedule:
-    """The schedule of the step under way."""
-    if not _current or not _current[0].serves(batch, keys):
-        _current[:] = [StepSchedule(batch, keys)]
-    return _current[0]

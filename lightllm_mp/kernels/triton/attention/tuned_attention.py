@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import dot_block
+
 
 class PrefillBlocks(NamedTuple):
     """Queries and keys a program holds at a time, its warps, and the stages its loop is cut into: a key's slot, the key
@@ -47,8 +49,8 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (128, 4): PrefillBlocks(32, 32, 4, 1),
     (256, 4): PrefillBlocks(16, 16, 4, 1),
 }
-"""By head_dim padded to a power of two (at least 64), and bytes of a stored element: 4 also for float32 queries over
-8-bit keys, 1 for others."""
+"""By head_dim rounded up to a power of two (at least 64), and bytes of a stored element. Over 8-bit keys it is 4 for
+float32 queries, 1 for others."""
 
 FEW_QUERIES = 24576
 """Query heads of a step below which blocks of PREFILL would leave multiprocessors idle."""
@@ -84,11 +86,6 @@ LATENT_PREFILL: dict[int, PrefillBlocks] = {2: PrefillBlocks(64, 32, 8, 2), 4: P
 """By bytes of an element; `queries` counts lines: tokens times heads."""
 
 
-def padded(size: int) -> int:
-    """The next power of two, at least 16: what a block of a matrix product may be."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
 def precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: exactly; 16-bit ones are always."""
     return "ieee" if dtype == torch.float32 else "tf32"
@@ -101,12 +98,12 @@ def wide(pool: Tensor) -> bool:
 
 def prefill_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype, queries: int) -> PrefillBlocks:
     """For a step of `queries` query heads, all tokens together, over keys of type `stored`."""
-    key = (max(64, padded(head_dim)), _bytes(dtype, stored))
+    key = (max(64, dot_block(head_dim)), _bytes(dtype, stored))
     return (PREFILL_FEW if queries < FEW_QUERIES and key in PREFILL_FEW else PREFILL)[key]
 
 
 def decode_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
-    return DECODE[max(64, padded(head_dim)), _bytes(dtype, stored)]
+    return DECODE[max(64, dot_block(head_dim)), _bytes(dtype, stored)]
 
 
 def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
@@ -116,7 +113,7 @@ def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
 def latent_decode_blocks(heads: int, dtype: torch.dtype) -> tuple[int, DecodeBlocks]:
     """How many heads a program takes, and its blocks: as many heads as their sums fit into registers."""
     most = max(rows for rows, size in LATENT_DECODE if size == dtype.itemsize)
-    rows = min(padded(heads), most)
+    rows = min(dot_block(heads), most)
     return rows, LATENT_DECODE[rows, dtype.itemsize]
 
 

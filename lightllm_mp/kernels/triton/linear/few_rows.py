@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.attention.schedule import processors
-from lightllm_mp.kernels.triton.attention.tuned_attention import padded
+from lightllm_mp.kernels.triton.block_sizes import dot_block, processors
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.linear.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
 
@@ -77,7 +76,7 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
     """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32."""
     rows, n, k = x.shape[0], weight.outputs, weight.inputs
     inputs = 2 * weight.run if weight.group else blocks.inputs
-    many = min(padded(rows), ROWS_AT_A_TIME)
+    many = min(dot_block(rows), ROWS_AT_A_TIME)
     row_tiles = triton.cdiv(rows, many)
     steps = triton.cdiv(n, blocks.outputs) * (k // inputs)
     programs = min(max(1, processors(x.device) * blocks.programs // row_tiles), steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import ALIGNED, kernel
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
@@ -99,7 +100,7 @@ def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
     _rows_kernel.launch(
         (rows, 1, 1),
         _rows_kernel.arguments(
-            x=x, values=values, scales=scales, inputs=k, INPUTS=triton.next_power_of_2(k), LARGEST=LARGEST["fp8"]
+            x=x, values=values, scales=scales, inputs=k, INPUTS=next_power_of_2(k), LARGEST=LARGEST["fp8"]
         ),
         warps=ROW_WARPS,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightllm_mp.kernels.triton.attention.tuned_attention import padded
+from lightllm_mp.kernels.triton.block_sizes import dot_block
 
 
 class LinearBlocks(NamedTuple):
@@ -53,5 +53,5 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
 
 def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:
     """With as many inputs at a time as divide those that there are."""
-    best = BLOCKS[form][min(padded(rows), ROWS_AT_A_TIME)]
+    best = BLOCKS[form][min(dot_block(rows), ROWS_AT_A_TIME)]
     return best._replace(inputs=min(best.inputs, inputs & -inputs))

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 MOST_AT_ONCE = 2048
@@ -38,7 +39,7 @@ def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
     by_expert = assignments // rows + experts
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
     tiles = torch.empty((min(assignments, by_expert), 3), dtype=torch.int32, device=numbers.device)
-    chunk = min(MOST_AT_ONCE, max(32, triton.next_power_of_2(assignments)))
+    chunk = min(MOST_AT_ONCE, max(32, next_power_of_2(assignments)))
     _tiles_kernel.launch(
         (experts, 1, 1),
         _tiles_kernel.arguments(

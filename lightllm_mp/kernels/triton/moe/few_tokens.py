@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, AloneBlocks
 
@@ -57,7 +58,7 @@ def experts_alone(
 
 def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
     """The same work per thread where there are fewer inputs than the block holds."""
-    at = min(blocks.inputs, triton.next_power_of_2(inputs))
+    at = min(blocks.inputs, next_power_of_2(inputs))
     return AloneBlocks(blocks.outputs, at, max(1, blocks.warps * at // blocks.inputs))
 
 

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -51,7 +52,7 @@ def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
     tokens, top_k = weights.shape
     width = each.shape[1]
     out = each.new_empty((tokens, width))
-    block = min(SUM_BLOCK, triton.next_power_of_2(width))
+    block = min(SUM_BLOCK, next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block), 1)
     _sum_kernel.launch(
         grid, _sum_kernel.arguments(each=each, weights=weights, out=out, TOP_K=top_k, WIDTH=width, BLOCK=block)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 
@@ -26,12 +26,12 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
                 numbers=numbers,
                 scale=routing.scale,
                 EACH=each,
-                EACH_PAD=triton.next_power_of_2(each),
+                EACH_PAD=next_power_of_2(each),
                 GROUPS=routing.groups,
-                GROUPS_PAD=triton.next_power_of_2(routing.groups),
+                GROUPS_PAD=next_power_of_2(routing.groups),
                 TOP_GROUPS=routing.top_groups if routing.groups > 1 else 1,
                 TOP_K=routing.top_k,
-                TOP_PAD=triton.next_power_of_2(routing.top_k),
+                TOP_PAD=next_power_of_2(routing.top_k),
                 RENORMALISE=routing.renormalise,
             ),
             warps=1,

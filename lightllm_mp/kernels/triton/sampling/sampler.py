@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.sampling.noise import (
     INFINITE,
@@ -46,22 +47,22 @@ FLOOR = tl.constexpr(-9999.0)
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How rows of `vocab` logits are cut up."""
+    """How rows of `vocab` logits are cut up. A block is a power of two."""
 
     vocab: int
-    padded: int
+    vocab_block: int
     chunk: int
     chunks: int
-    chunks_padded: int
+    chunks_block: int
     groups: int
-    groups_padded: int
+    groups_block: int
 
     @classmethod
     def of(cls, vocab: int) -> RowLayout:
-        padded = triton.next_power_of_2(max(vocab, GROUP))
-        chunk = min(CHUNK, padded)
+        vocab_block = next_power_of_2(max(vocab, GROUP))
+        chunk = min(CHUNK, vocab_block)
         chunks, groups = triton.cdiv(vocab, chunk), triton.cdiv(vocab, GROUP)
-        return cls(vocab, padded, chunk, chunks, triton.next_power_of_2(chunks), groups, triton.next_power_of_2(groups))
+        return cls(vocab, vocab_block, chunk, chunks, next_power_of_2(chunks), groups, next_power_of_2(groups))
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ class RowScan:
                 count=n,
                 VOCAB=layout.vocab,
                 CHUNKS=layout.chunks,
-                CHUNKS_BLOCK=layout.chunks_padded,
+                CHUNKS_BLOCK=layout.chunks_block,
             ),
             warps=1,
         )

@@ -52,7 +52,7 @@ def draw_cut(
 ) -> None:
     """Writes to `ids` int64 [n] the draws of the rows that have limits; see `RowScan` for the rest."""
     layout, n = scan.layout, logits.shape[0]
-    few, spare_size = min(FEW, layout.groups_padded), min(SPARE, layout.padded)
+    few, spare_size = min(FEW, layout.groups_block), min(SPARE, layout.vocab_block)
     _cut_kernel.launch(
         (n, 1, 1),
         _cut_kernel.arguments(
@@ -71,11 +71,11 @@ def draw_cut(
             count=n,
             VOCAB=layout.vocab,
             CHUNKS=layout.chunks,
-            CHUNKS_BLOCK=layout.chunks_padded,
+            CHUNKS_BLOCK=layout.chunks_block,
             GROUP=GROUP,
-            GROUPS_BLOCK=layout.groups_padded,
+            GROUPS_BLOCK=layout.groups_block,
             FEW=few,
-            BLOCK=min(BLOCK, layout.padded),
+            BLOCK=min(BLOCK, layout.vocab_block),
             SPARE=spare_size,
         ),
         warps=16,
