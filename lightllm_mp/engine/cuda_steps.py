@@ -1,4 +1,4 @@
-"""How a step is carried out on a GPU: one upload, a CUDA graph for decode steps, nothing that waits for the device."""
+"""Carries out steps on a GPU: one upload, a CUDA graph for decode steps, and nothing that waits for the device."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StepParts(NamedTuple, Generic[Part]):
 
 
 class CudaSteps:
-    """Has TorchSteps' methods. A step's tensors are views of its one upload."""
+    """A StepRunner (see interfaces.py). A step's tensors are views of its one upload."""
 
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
@@ -68,7 +68,6 @@ class CudaSteps:
         model.reserve(tables.width)
 
     def capture(self, largest_only: bool = False) -> None:
-        """Captures decode steps of all sizes, or of the largest, to see what memory they need."""
         if self._graphs is not None:
             self._graphs.capture(1 if largest_only else None)
 

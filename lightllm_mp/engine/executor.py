@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightllm_mp.engine.image_embeddings import ImageEmbeddings
-from lightllm_mp.engine.interfaces import Model
+from lightllm_mp.engine.interfaces import Model, StepRunner
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.logprobs import Alternatives
 from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_logprobs
@@ -31,9 +31,6 @@ from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.length_class import class_firsts
 from lightllm_mp.plan import Plan, unpack
-
-if TYPE_CHECKING:
-    from lightllm_mp.engine.cuda_steps import CudaSteps
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
@@ -221,7 +218,7 @@ def logit_lines(vocab: int, device: torch.device) -> int:
     return max(1, LOGIT_ELEMENTS[device.type] // vocab)
 
 
-def _steps(device: torch.device) -> type[CudaSteps] | type[TorchSteps]:
+def _steps(device: torch.device) -> Callable[[Model, RowTables, RuleTable, KVPool], StepRunner]:
     if device.type == "cpu" or not find_spec("triton"):
         return TorchSteps
     from lightllm_mp.engine.cuda_steps import CudaSteps  # needs triton
