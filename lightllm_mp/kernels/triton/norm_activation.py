@@ -1,4 +1,4 @@
-"""Normalisation and activation, one pass over device memory each."""
+"""Normalisation and activation: each is one pass over device memory."""
 
 from __future__ import annotations
 

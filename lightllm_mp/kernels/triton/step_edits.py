@@ -1,4 +1,4 @@
-"""What surrounds a forward pass on the device: the plan's edits, a decode step's inputs, and the sampled ids."""
+"""Kernels around a forward pass: they write a plan's edits, a decode step's inputs, and the sampled ids."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightllm_mp.kernels.triton.launch import kernel
 
 BLOCK = 1024
 ALIGNED_WORDS = 4
-"""int32 tensors of such a length keep what follows them aligned."""
+"""int32 tensors of a multiple of this length keep the next one aligned."""
 
 
 class DecodeInputs:
-    """The sequences of a decode step at a fixed place, so that one CUDA graph serves all steps of a size.
+    """The sequences of a decode step at a fixed address, so that one CUDA graph serves all steps of a size.
 
     `seqs` int32 [2, most]: rows, and lengths after the step. Padding is row `spare_row` with length 1.
     """
@@ -33,7 +33,7 @@ class DecodeInputs:
         self._seq_start = torch.arange(most + 1, dtype=torch.int32, device=device)
 
     def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
-        """Ids int32 [size] and inputs of the first `size` sequences, read off the tables [rows + 1, width]."""
+        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables [rows + 1, width]."""
         made = torch.empty((4, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
         ids, positions, places, rotary_at = made[:, :size]
         _lay_out_kernel.launch(
@@ -65,12 +65,12 @@ class DecodeInputs:
 
 
 class TableEdit(NamedTuple):
-    """Where in a step's words the edits of one table stand."""
+    """Where the edits of one table are in a step's words."""
 
     indices: int
-    """The first of the flat indices that are written to."""
+    """Offset of the flat indices to write to."""
     values: int
-    """The first of the values."""
+    """Offset of the values."""
     length: int
 
 
@@ -108,7 +108,7 @@ def edit(words: Tensor, edits: TableEdits, tokens: Tensor, slots: Tensor, rotary
 
 
 def place(rows: Tensor, ends: Tensor, size: int, to: DecodeInputs) -> None:
-    """Puts the sequences of a decode step where its graph reads them, and padding up to `size` sequences."""
+    """Writes the sequences of a decode step, padded to `size`, where its graph reads them."""
     _place_kernel.launch(
         (triton.cdiv(size, BLOCK), 1, 1),
         _place_kernel.arguments(
@@ -125,8 +125,8 @@ def place(rows: Tensor, ends: Tensor, size: int, to: DecodeInputs) -> None:
 
 
 def commit(tokens: Tensor, rows: Tensor, positions: Tensor, ids: Tensor, logprobs: Tensor, report: Tensor) -> None:
-    """Writes sampled `ids` (int64 [n]) to their place in the token table, and with the bits of their float32
-    `logprobs` to `report`, int32 [2, n]."""
+    """Writes sampled `ids` (int64 [n]) to the token table, and ids and the bits of float32 `logprobs` to `report`,
+    int32 [2, n]."""
     count = ids.shape[0]
     _commit_kernel.launch(
         (triton.cdiv(count, BLOCK), 1, 1),

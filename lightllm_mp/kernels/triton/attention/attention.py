@@ -1,4 +1,4 @@
-"""Attention of a step in which sequences with one new token and chunks of prompts may share."""
+"""The attention op: sequences with one new token and chunks of prompts may share a step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lightllm_mp.kernels.triton.attention.tuned_attention import (
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
-    """Asks the device for nothing: which kernels run follows from the shapes of the batch. Every sequence has at least
-    one key, its new token.
+    """Never waits for the device: the shapes of the batch decide which kernels run. Every sequence has at least one
+    key, its new token.
 
-    Heads beyond MAX_HEAD_DIM, values of their own width that are stored apart from the keys, and latent keys with a
-    window, cap or bias take the reference, which does wait for the device; no model family has them.
+    The reference, which does wait, serves heads beyond MAX_HEAD_DIM, values of their own width that are not part of
+    the keys, and latent keys with a window, cap or bias. No model family has them.
     """
     shared = kv.values.data_ptr() == kv.keys.data_ptr()
     if not batch.sequences or not (_latent_fits(layout) if shared else _fits(layout)):

@@ -1,5 +1,5 @@
-"""Puts together the parts of a context that several programs have worked on: always in the order of the context, so
-that the result does not depend on who arrives when."""
+"""Combines the partial results of a context that several programs share, always in the order of the context, so that
+the result does not depend on which program is last."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def finish(
     FEW: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Program p has the result [GROUP_BLOCK, DIM_BLOCK] of its piece of sequence i, whose keys stand in the line at
-    [first_unit, after), for the heads of one column of programs. A whole context's result is stored at once."""
+    """Program p has the result [GROUP_BLOCK, DIM_BLOCK] of its part of sequence i, whose keys are the units
+    [first_unit, after) of the queue, for the heads of one column of programs. If the part is the whole context, the
+    result is stored directly."""
     g, d = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK)
     head = column * GROUP + g
     inside = (g < GROUP) & (head < HEADS)
@@ -50,7 +51,7 @@ def finish(
         place = (p + i).to(tl.int64) * HEADS + head
         tl.store(partial + place[:, None] * DIM + d[None, :], result, mask=wide)
         tl.store(logsum + place, weight, mask=inside)
-        tl.debug_barrier()  # all threads have stored before one of them says so
+        tl.debug_barrier()  # all threads store before one of them counts
         arrivals = arrived + i * columns + column
         if tl.atomic_add(arrivals, 1, sem="acq_rel") == pieces - 1:
             for some in range(0, GROUP, FEW):
@@ -76,8 +77,8 @@ def _combine(
     FEW: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Weights the pieces of the heads [head, heads), at most FEW, by their sums. They come past the L1 cache, from
-    other processors."""
+    """Weights the parts of the heads [head, heads), at most FEW, by their sums. Loads bypass the L1 cache, because
+    other multiprocessors wrote the parts."""
     part, g, d = tl.arange(0, PARTS)[:, None], tl.arange(0, FEW)[None, :], tl.arange(0, DIM_BLOCK)
     best, total, sums = empty_softmax(FEW, DIM_BLOCK)
     for base in range(0, pieces, PARTS):

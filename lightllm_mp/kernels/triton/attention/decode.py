@@ -1,7 +1,7 @@
-"""Attention of single new tokens over long contexts: every program takes an equal share of all contexts together.
+"""Decode attention: single new tokens over long contexts. Programs take equal shares of all contexts together.
 
-Where a context is cut, each piece's result goes to memory, and the program that finds itself the last to arrive
-combines them (`combine.py`). The counters of arrivals are zero again after each layer.
+Where a context is cut, each part's result goes to memory, and the last program to arrive combines them (`combine.py`).
+The arrival counters are zero again after each layer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 PARTS_EACH = 64
-"""Partial results, of one head each, that are combined at a time."""
+"""Partial results of one head that are combined at a time."""
 
 
 def attend(
     q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, shares: DecodeShares
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with one new token."""
+    """Fills the rows of `out` that belong to sequences with one new token."""
     group = layout.heads // layout.kv_heads
     few = next_power_of_2(group)
     more, how = extras(q, kv, layout), pairs(kv.keys, q.dtype)
@@ -128,7 +128,7 @@ def _part_kernel(
     at, end = share_of(p, total, programs)
 
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    EACH: tl.constexpr = 2 if KIND else 1  # elements of a unit of a line
+    EACH: tl.constexpr = 2 if KIND else 1  # elements of a word
     if KIND:
         keys, values = as_words(keys), as_words(values)
     g, d, n = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK // EACH), tl.arange(0, KEYS)

@@ -1,7 +1,7 @@
-"""Attention over latent keys (DeepSeek-V2): one vector a token serves all heads, its first part as the value too.
+"""Attention over latent keys (DeepSeek-V2): one vector per token serves all heads; its first part is the value too.
 
-Each block of keys is read once and used in both products. A vector is held as its value part and the rest, which with
-their own sizes (512 and 64, say) waste less than the next power of two of both together.
+Each block of keys is read once and used in both products. A kernel holds a vector's value part and the rest apart
+(512 and 64, for example): one block of the next power of two would waste more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 FEW_HEADS, PARTS_EACH = 8, 4
-"""Heads and partial results that are combined at a time."""
+"""Heads and partial results combined at a time."""
 
 
 def attend_single(
@@ -34,7 +34,7 @@ def attend_single(
     blocks: DecodeBlocks,
     shares: DecodeShares,
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with one new token. A program takes `heads` heads."""
+    """Fills the rows of `out` that belong to sequences with one new token. A program takes `heads` heads."""
     rest = layout.head_dim - layout.values
     _single_kernel.launch(
         (triton.cdiv(layout.heads, heads), shares.programs, 1),
@@ -80,7 +80,7 @@ def tokens_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
 def attend_chunks(
     q: Tensor, keys: Tensor, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with more than one new token."""
+    """Fills the rows of `out` that belong to sequences with more than one new token."""
     heads, rest = _heads_each(layout, blocks), layout.head_dim - layout.values
     _chunks_kernel.launch(
         (triton.cdiv(layout.heads, heads), tiles.shape[0], 1),
@@ -200,7 +200,7 @@ def _chunks_kernel(
     LINES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Line r of a program is head r % GROUP of its token r // GROUP."""
+    """Row r of a program is head r % GROUP of its token r // GROUP."""
     column, t = tl.program_id(0), tl.program_id(1)
     i = tl.load(tiles + 2 * t)
     if i >= 0:
@@ -241,7 +241,7 @@ def _query(
     REST: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ):
-    """Both parts of the queries in these lines."""
+    """Both parts of the queries at `place`."""
     d, e = tl.arange(0, VALUE_BLOCK), tl.arange(0, REST_BLOCK)
     lines = q + place[:, None] * (VALUE + REST)
     front = tl.load(lines + d[None, :], mask=there[:, None] & (d < VALUE)[None, :], other=0.0)
@@ -271,7 +271,7 @@ def _walk(
     WIDE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Folds the keys [start, end) into the running maximum, sum of exponentials and weighted values of each line."""
+    """Folds the keys [start, end) into the running maximum, sum of exponentials and weighted values of each row."""
     n, d, e = tl.arange(0, KEYS), tl.arange(0, VALUE_BLOCK)[None, :], tl.arange(0, REST_BLOCK)[None, :]
     for base in range(start, end, KEYS):
         key = base + n

@@ -1,4 +1,4 @@
-"""Attention of chunks of new tokens over their sequences' slots, cached prefixes included."""
+"""Prefill attention: chunks of new tokens over their sequences' slots, cached prefixes included."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightllm_mp.kernels.triton.launch import kernel
 def attend(
     q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with more than one new token."""
+    """Fills the rows of `out` that belong to sequences with more than one new token."""
     more = extras(q, kv, layout)
     _tile_attention_kernel.launch(
         (layout.heads, tiles.shape[0], 1),
@@ -104,7 +104,8 @@ def _tile_attention_kernel(
         if SLOPED:
             slope = tl.load(slopes + head)
 
-        # Keys [low, open) are hidden from some queries by the window, [open, shut) from none, [shut, high) as future.
+        # The window hides keys [low, open) from some queries; [shut, high) are in the future of some; [open, shut) are
+        # visible to all.
         high = tl.minimum(first + QUERIES, length)
         shut = (first + 1) // KEYS * KEYS
         low, open_ = 0, 0

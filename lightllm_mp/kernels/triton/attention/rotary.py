@@ -1,4 +1,4 @@
-"""Rotary embedding alone, for heads that are not stored as they are rotated."""
+"""Rotary embedding without a KV write (latent attention)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
-"""Heads of one token that a program handles, at most."""
+"""The most heads of one token that a program handles."""
 
 
 def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> Tensor:
-    """`x` may be a view whose components are next to each other; the result is contiguous."""
+    """`x` may be a view; the result is contiguous."""
     tokens, heads, dim = x.shape
     half = rotation.cos.shape[1]
     out = x.new_empty((tokens, heads, dim))
@@ -48,7 +48,7 @@ def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> T
 
 @triton.jit
 def turned(first, second, cos, sin, line, pair, HALF: tl.constexpr):
-    """Pairs of float32 components [heads, pairs], turned by the angles in one line of the tables."""
+    """Pairs of float32 components [heads, pairs], rotated by the angles in row `line` of the tables."""
     at = line * HALF + pair
     c = tl.load(cos + at, mask=pair < HALF, other=0.0)
     s = tl.load(sin + at, mask=pair < HALF, other=0.0)

@@ -1,4 +1,4 @@
-"""Head norms, rotary embedding of queries and keys, and the KV write, one kernel."""
+"""Head norms, rotary embedding of queries and keys, and the KV write, in one kernel."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def rotary_kv_write(
 
 
 class _NormArguments(NamedTuple):
-    """Head norms as the kernel takes them. Tensors of norms that there are not may be any."""
+    """Head norms as the kernel takes them. A tensor that the norms do not have may be any."""
 
     q_weight: Tensor
     k_weight: Tensor
@@ -141,7 +141,7 @@ def _rotary_kernel(
     EACH: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """A head is held as the components that turn, `first` and `second` of each pair, and the `rest`."""
+    """A program holds a head as the rotated components, `first` and `second` of each pair, and the `rest`."""
     wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
@@ -249,7 +249,7 @@ def _weighted(
     K_BY_HEAD: tl.constexpr,
     BIASED: tl.constexpr,
 ):
-    """Components `at` of queries and keys times factor and weight, plus bias; values as they are."""
+    """Components `at` of queries and keys times factor and weight, plus bias; values unchanged."""
     of_q, of_k = inside & (head < HEADS), inside & (head >= HEADS) & (head < HEADS + KV_HEADS)
     q_at, k_at = head * (DIM * Q_BY_HEAD) + at, (head - HEADS) * (DIM * K_BY_HEAD) + at
     weight = tl.load(q_weight + q_at, mask=of_q, other=0.0).to(tl.float32)
@@ -265,7 +265,7 @@ def _weighted(
 def _to_place(
     to_q, to_k, to_v, at, x, step, inside, head, is_key, is_value, HEADS: tl.constexpr, LARGEST: tl.constexpr
 ):
-    """Queries to the result, keys and values to their slot."""
+    """Stores queries in the result, keys and values in their slot."""
     tl.store(to_q + at, x.to(to_q.dtype.element_ty), mask=inside & (head < HEADS))
     stored = x
     if LARGEST > 0.0:

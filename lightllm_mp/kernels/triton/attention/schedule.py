@@ -1,10 +1,10 @@
-"""Shares attention work out among programs, on the device: no length is known to the host, so a grid never changes.
+"""Splits attention work among GPU programs, on the device: the host knows no lengths, so a grid never changes.
 
-Decode: the key blocks of all sequences with one new token stand in one line, which `programs` programs cut into equal
-shares. A unit of the line is the time that a block takes; each sequence has some empty units before its blocks, for
-beginning it takes time too, and programs that meet many short contexts must not be the last to finish. Where program p
-meets sequence i it leaves a partial result at p + i: going along the line each partial raises p or i, so no two share a
-place and `programs + sequences` places suffice.
+Decode: the key blocks of all sequences with one new token form one queue, which `programs` programs cut into equal
+shares. A unit of the queue is the time that one block takes. Each sequence has some empty units before its blocks,
+because starting a sequence takes time too: otherwise programs with many short contexts would finish last. Program p
+writes its partial result of sequence i to place p + i. Along the queue each partial result raises p or i, so no two
+share a place, and `programs + sequences` places suffice.
 Prefill: the query blocks ("tiles") of all sequences with more new tokens, at most tokens // block + sequences of them.
 """
 
@@ -24,26 +24,25 @@ from lightllm_mp.kernels.triton.block_sizes import processors
 from lightllm_mp.kernels.triton.launch import kernel
 
 CHUNK = 256
-"""Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
+"""Sequences that a scheduling program reads at a time. It is fixed, so that the kernels are compiled once."""
 
 
 class DecodeShares(NamedTuple):
-    """`plan` int32: the line's length; the first sequence of each program; where each sequence begins in the line, and
-    the line's length. The partial results (float32) serve every layer in turn."""
+    """`plan` int32: the queue's length; the first sequence of each program; where each sequence begins in the queue,
+    and the queue's length. All layers use the same partial results (float32) in turn."""
 
     programs: int
     plan: Tensor
     partial: Tensor
     """[programs + sequences, heads, value_dim]: normalised results of parts of contexts."""
     logsum: Tensor
-    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials; their weight."""
+    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials, its weight."""
     arrived: Tensor
-    """int32 [sequences, columns]: pieces of a context that are done; zero between layers."""
+    """int32 [sequences, columns]: parts of a context that are done; zero between layers."""
 
 
 def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-    """The decode shares of the step under way, which all layers of one kind use. `columns`: how many programs, side by
-    side, share the heads."""
+    """The step's decode shares, which all layers of a kind use. `columns`: programs that split the heads."""
     known, key = batch.schedule.decode, (layout.heads, layout.values, layout.window, blocks, columns)
     if key not in known:
         known[key] = decode_shares(batch, layout, blocks, columns)
@@ -51,7 +50,7 @@ def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: i
 
 
 def tiles_of(batch: Batch, queries: int) -> Tensor:
-    """The prefill tiles of the step under way."""
+    """The step's prefill tiles."""
     known = batch.schedule.prefill
     if queries not in known:
         known[queries] = prefill_tiles(batch, queries)
@@ -88,7 +87,7 @@ def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, column
 
 
 def prefill_tiles(batch: Batch, queries: int) -> Tensor:
-    """int32 [tiles, 2]: sequence (-1: no tile) and block of so many queries, the last block of a sequence first."""
+    """int32 [tiles, 2]: sequence (-1: no tile) and block of `queries` queries, a sequence's last block first."""
     sequences = batch.sequences
     tiles = torch.empty((batch.tokens // queries + sequences, 2), dtype=torch.int32, device=batch.context.device)
     grid = (tiles.shape[0], 1, 1)
@@ -101,15 +100,15 @@ def prefill_tiles(batch: Batch, queries: int) -> Tensor:
 
 @triton.jit
 def share_of(p, total, programs):
-    """Where the share of program p begins and ends in a line of `total` units. No program that has a share has an
-    empty one: of fewer units than programs each goes to one program."""
+    """Where the share of program p begins and ends in a queue of `total` units. If there are fewer units than programs,
+    each of the first `total` programs has one unit."""
     active = tl.maximum(tl.minimum(programs, total), 1)
     return tl.minimum(p, active) * total // active, tl.minimum(p + 1, active) * total // active
 
 
 @triton.jit
 def owner_of(unit, total, programs):
-    """The program whose share has this unit: the last p with p * total // active <= unit."""
+    """The program that has this unit: the last p with p * total // active <= unit."""
     active = tl.maximum(tl.minimum(programs, total), 1)
     return ((unit + 1) * active - 1) // total
 
@@ -157,7 +156,7 @@ def _units(
     START: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Units in the line of each of CHUNK sequences: the blocks of keys it reads and START, if it has one new token."""
+    """Units of each of CHUNK sequences: START and the key blocks that it reads; 0 unless it has one new token."""
     lane = base + tl.arange(0, CHUNK)
     inside = lane < sequences
     length = tl.load(context + lane, mask=inside, other=0)

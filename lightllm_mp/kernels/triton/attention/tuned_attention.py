@@ -1,7 +1,7 @@
 """Block sizes of the attention kernels for an H100, as data.
 
-`scripts/bench_attention.py --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
-dimension of 128; the others are of an earlier form of the kernels or chosen by hand.
+`scripts/bench_attention.py --sweep` found those of decode over 16-bit and 8-bit keys and of prefill over 16-bit keys at
+head dimension 128. The others come from an earlier form of the kernels, or are chosen by hand.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block
 
 
 class PrefillBlocks(NamedTuple):
-    """Queries and keys a program holds at a time, its warps, and the stages its loop is cut into: a key's slot, the key
-    and the work on it are one each, so that only from 5 on keys are loaded while others are worked on."""
+    """Queries and keys that a program holds at a time, its warps, and the stages of its loop. A key's slot, the key and
+    the work on it are one stage each: only with 5 or more are keys loaded while others are worked on."""
 
     queries: int
     keys: int
@@ -25,8 +25,8 @@ class PrefillBlocks(NamedTuple):
 
 
 class DecodeBlocks(NamedTuple):
-    """Keys a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and how many
-    blocks of keys it could read in the time that beginning with a sequence takes."""
+    """Keys that a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and the
+    time to start a sequence, in blocks of keys."""
 
     keys: int
     warps: int
@@ -53,7 +53,7 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
 float32 queries, 1 for others."""
 
 FEW_QUERIES = 24576
-"""Query heads of a step below which blocks of PREFILL would leave multiprocessors idle."""
+"""With fewer query heads in a step, the blocks of PREFILL leave multiprocessors idle."""
 
 PREFILL_FEW: dict[tuple[int, int], PrefillBlocks] = {
     (64, 2): PrefillBlocks(64, 128, 4, 2),
@@ -80,19 +80,19 @@ LATENT_DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 2): DecodeBlocks(32, 8, 5, 1),
     (16, 4): DecodeBlocks(16, 4, 1, 1),
 }
-"""By heads of a program, and bytes of an element."""
+"""By heads per program, and bytes per element."""
 
 LATENT_PREFILL: dict[int, PrefillBlocks] = {2: PrefillBlocks(64, 32, 8, 2), 4: PrefillBlocks(16, 16, 4, 1)}
-"""By bytes of an element; `queries` counts lines: tokens times heads."""
+"""By bytes per element; `queries` counts tokens times heads."""
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: exactly; 16-bit ones are always."""
+    """Triton's name of the products of `dtype`: exact for float32; 16-bit products always are."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def wide(pool: Tensor) -> bool:
-    """Whether a place in the pool takes 64 bits; 32 leave more registers for the sums."""
+    """Whether an index into the pool takes 64 bits; 32 leave more registers for the sums."""
     return pool.numel() >= 1 << 31
 
 
@@ -111,7 +111,7 @@ def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
 
 
 def latent_decode_blocks(heads: int, dtype: torch.dtype) -> tuple[int, DecodeBlocks]:
-    """How many heads a program takes, and its blocks: as many heads as their sums fit into registers."""
+    """Heads per program, as many as have sums that fit into registers, and the program's blocks."""
     most = max(rows for rows, size in LATENT_DECODE if size == dtype.itemsize)
     rows = min(dot_block(heads), most)
     return rows, LATENT_DECODE[rows, dtype.itemsize]

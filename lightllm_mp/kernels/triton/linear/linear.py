@@ -1,5 +1,5 @@
-"""Projections of plain and quantised weights. A single token by a plain weight has its own kernel, more go to cuBLAS,
-which no kernel for few rows was found to beat (`scripts/bench_linear.py`)."""
+"""Projections. A single token by a plain weight has its own kernel; more tokens go to cuBLAS, which no kernel for few
+rows beats (`scripts/bench_linear.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import Streamed, counters, prefetch
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
-"""Outputs of a program, inputs that it reads at a time, and its warps."""
+"""Outputs per program, inputs that it reads at a time, and its warps."""
 
 
 def prepare_linear(weight: Tensor, bias: Tensor | None) -> Streamed:
@@ -26,7 +26,7 @@ def linear(x: Tensor, prepared: Streamed) -> Tensor:
 
 
 def linear_float(x: Tensor, prepared: Streamed) -> Tensor:
-    """A product of 16-bit operands keeps its float32 sums as they are."""
+    """The float32 sums of 16-bit operands are not rounded."""
     return _product(x, prepared, torch.float32)
 
 

@@ -1,7 +1,7 @@
-"""Tokens collected by expert, on the device: sizes of grids and buffers follow from the shapes alone.
+"""Groups tokens by expert, on the device: sizes of grids and buffers depend on shapes alone.
 
-An assignment is a token's i-th expert, number token * top_k + i. Sorted by expert, and by number within an expert,
-assignments form tiles of up to `rows` that share one expert. Tiles have fixed places, of which some stay empty.
+An assignment is a token's i-th expert; its number is token * top_k + i. Assignments are sorted by expert, then by
+number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 MOST_AT_ONCE = 2048
-"""Assignments that a program looks at together."""
+"""Assignments that a program reads at a time."""
 
 
 class ExpertTiles(NamedTuple):
-    """All int32 on the device."""
+    """int32 tensors on the device."""
 
     order: Tensor
-    """[assignments]: their numbers, sorted."""
+    """[assignments]: numbers of assignments, sorted."""
     tiles: Tensor
-    """[places, 3]: expert or -1 where there is no tile, first in `order`, how many."""
+    """[places, 3]: expert (-1: no tile), first assignment in `order`, count."""
 
     @property
     def places(self) -> int:
@@ -34,7 +34,7 @@ class ExpertTiles(NamedTuple):
 
 
 def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
-    """numbers [tokens, top_k]. Deterministic; nothing waits for the device."""
+    """numbers [tokens, top_k]. Deterministic; does not wait for the device."""
     assignments = numbers.numel()
     by_expert = assignments // rows + experts
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
@@ -68,8 +68,8 @@ def _tiles_kernel(
     LEADERS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One expert. A tile stands at the number of its first assignment (LEADERS), or at floor(b / ROWS) + expert on,
-    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for the n of this one."""
+    """One expert. A tile's place is the number of its first assignment (LEADERS), or from floor(b / ROWS) + expert on,
+    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
     expert = tl.program_id(0)
     before, count = 0, 0
     for base in range(0, assignments, CHUNK):

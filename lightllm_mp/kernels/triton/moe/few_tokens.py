@@ -1,4 +1,4 @@
-"""Experts of very few tokens: each token's rows on their own, since reading the weights is all there is to do."""
+"""Experts for very few tokens: each token is multiplied alone, because reading the weights takes all the time."""
 
 from __future__ import annotations
 

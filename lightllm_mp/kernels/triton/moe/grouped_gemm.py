@@ -1,4 +1,4 @@
-"""Products of rows with the weights of their own expert, tile by tile."""
+"""The grouped product: rows times the weights of their expert, tile by tile."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _launch(
     top_k: int = 1,
     gate: int = -1,
 ) -> None:
-    """`gate`: the number of the activation of gated outputs; -1: they are not gated."""
+    """`gate`: the activation's number if outputs are gated, else -1."""
     n, k = out.shape[1], x.shape[1]
     programs = triton.cdiv(at.places, together) * together * triton.cdiv(n, by.columns)
     _grouped_kernel.launch(
@@ -88,7 +88,7 @@ def _grouped_kernel(
     INPUTS: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """Neighbouring programs take neighbouring tiles, which often share the expert, with the same columns."""
+    """Neighbouring programs take the same columns of neighbouring tiles, which often share the expert."""
     BLOCKS: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
     tile = program // (TOGETHER * BLOCKS) * TOGETHER + program % TOGETHER

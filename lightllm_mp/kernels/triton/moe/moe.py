@@ -1,4 +1,4 @@
-"""Mixture of experts on CUDA: no copy of the weights, no waiting for the device, no atomics: results are repeatable."""
+"""Mixture of experts on CUDA. It never waits for the device, and without atomics its results are repeatable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
 
 @lru_cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have; the interpreter knows no limit."""
+    """Bytes that a program may have; the interpreter has no limit."""
     if device.type != "cuda":
         return tuned_moe.LARGE_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

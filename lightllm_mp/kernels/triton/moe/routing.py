@@ -1,4 +1,4 @@
-"""The choice of experts in one kernel, a token a program."""
+"""Chooses experts in one kernel, with one program per token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightllm_mp.kernels.triton.launch import kernel
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """Of equal weights the smallest number comes first. A NaN counts as a weight of 0, so that numbers are valid."""
+    """Of equal weights the smallest expert comes first. A NaN counts as weight 0, so that experts are valid."""
     tokens, experts = logits.shape
     weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)
     numbers = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)
@@ -54,7 +54,7 @@ def _route_kernel(
     TOP_PAD: tl.constexpr,
     RENORMALISE: tl.constexpr,
 ):
-    """A lane is an expert; those of a group lie side by side. Weights below 0 mark lanes that may not be chosen."""
+    """A lane is an expert; lanes of a group are neighbours. Weights below 0 mark lanes that cannot be chosen."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, GROUPS_PAD * EACH_PAD)
     group, place = lane // EACH_PAD, lane % EACH_PAD

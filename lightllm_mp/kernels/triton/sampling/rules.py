@@ -1,7 +1,7 @@
-"""The sampling rules of all rows on the device, and what they do to logits before a draw: bias, ban, penalties.
+"""The sampling rules of all rows on the device, and the kernels that apply bias, ban and penalties to logits.
 
-A row's rules are one line of a table of words; neutral values mean that a rule is off, so kernels ask no host. Biases
-and banned ids are entries of a tail: distinct ids, those to ban with BANNED set, and as many values to add.
+A row's rules are one record of a table of words; neutral values turn a rule off. Biases and banned ids are entries of
+a tail: distinct ids, those to ban with BANNED set, then as many values to add.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ RULE = np.dtype(
         ("spare", "<i8"),
     ]
 )
-"""One row. `top_k` 0, `top_p` 1 and `reach` infinity: off; `reach` is how far a score may be below the best,
--log(min_p). Penalties count from position `counted_from` on; ids are banned where the position to sample is less than
+"""One row. `top_k` 0, `top_p` 1 and `reach` infinity: off. `reach` is the largest distance of a score below the best,
+-log(min_p). Penalties count from position `counted_from` on; ids are banned while the position to sample is below
 `ban_until`."""
 RULE_WORDS = RULE.itemsize // 4
 PENALIZED, BIASED, DRAWN, CUT = 1, 2, 4, 8
-"""Bits of `flags`: there are penalties, biases, noise, and limits on what is drawn."""
+"""Bits of `flags`: the row has penalties, biases, noise, or limits (top-k, top-p, min-p)."""
 BANNED = -(1 << 31)
 
 BLOCK = 1024
@@ -59,11 +59,11 @@ COUNTED_FROM, BAN_UNTIL = _word("counted_from"), _word("ban_until")
 TAIL_START, TAIL_COUNT = _word("tail_start"), _word("tail_count")
 IS_PENALIZED, IS_BIASED, IS_DRAWN, IS_CUT = (tl.constexpr(bit) for bit in (PENALIZED, BIASED, DRAWN, CUT))
 IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED)
-"""Or where the position is below `ban_until`."""
+"""A row is adjusted with one of these flags, or while the position is below `ban_until`."""
 
 
 class SampledSequences(NamedTuple):
-    """Where the sequences of a step begin that are sampled together: their rows, and the positions to sample."""
+    """The sequences that are sampled together: where their rows and the positions to sample begin."""
 
     rows: Tensor
     """int32, from `rows_at` on."""
@@ -97,7 +97,7 @@ def adjust(
     *,
     penalties: bool,
 ) -> None:
-    """Applies bias, ban and `penalties` to the lines of `work` float32 [n, vocab] whose rows have them, in place.
+    """Applies bias, ban and `penalties` in place to `work` float32 [n, vocab], for sequences that have them.
 
     `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
     `longest` the largest position.
@@ -195,7 +195,7 @@ def _adjust_kernel(
 def _penalize_kernel(
     work, counts, tokens, rules, rows, positions, rows_at, positions_at, width, VOCAB: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Goes over the history again: whoever takes an id's count away applies it, so counts are zero afterwards."""
+    """Reads the history again: the program that takes an id's count applies it, so counts are zero afterwards."""
     part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     row = tl.load(rows + rows_at + line)
     position = tl.load(positions + positions_at + line)

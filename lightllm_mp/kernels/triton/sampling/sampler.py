@@ -1,10 +1,11 @@
-"""Chooses the next token of every sequence, without a sort and without the host.
+"""Samples the next token of every sequence, without a sort and without waiting for the host.
 
-The meaning is that of engine/sampling/torch_sampler.py.
+Results are those of engine/sampling/torch_sampler.py.
 
-Rows are read in chunks, whose number depends on the vocabulary alone, so that nothing a row gets depends on the other
-rows: `scan` leaves a few words for each chunk, `finish` puts them together. An id drawn with noise is the best of its
-chunk by scores relative to the chunk's largest logit; the winners of the chunks meet by scores relative to the row's.
+Rows of logits are read in chunks. Their number depends on the vocabulary alone, so that a row's result does not depend
+on other rows. `scan` writes a few words per chunk, `finish` combines them. An id drawn with noise is the best of its
+chunk by scores relative to the chunk's largest logit; `finish` compares the chunks' winners by scores relative to the
+row's largest.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from lightllm_mp.kernels.triton.sampling.rules import (
 
 CHUNK = 4096
 GROUP = 32
-"""Ids whose largest logit is kept for truncated rows: a cache line."""
+"""Ids per group, whose largest logit is kept for truncated rows: a cache line."""
 FLOOR = tl.constexpr(-9999.0)
 """As in engine/sampling/logprobs.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How rows of `vocab` logits are cut up. A block is a power of two."""
+    """How rows of `vocab` logits are cut. A block is a power of two."""
 
     vocab: int
     vocab_block: int
@@ -67,15 +68,14 @@ class RowLayout:
 
 @dataclass(slots=True)
 class RowScan:
-    """What a pass over `n` rows leaves."""
+    """Results of a pass over `n` rows."""
 
     layout: RowLayout
     partial: Tensor
-    """int32 [5, n, chunks]: key of the largest raw logit, bits of the sum of exp, each relative to the largest; then of
-    the logits that are chosen from: the key of the largest, the id that wins, and the sum of exp of scores (rows that
-    are cut)."""
+    """int32 [5, n, chunks]: key of the largest raw logit, and bits of the sum of exp relative to it; then of adjusted
+    logits: key of the largest, id of the winner, and (rows that are cut) bits of the sum of exp of scores."""
     groups: Tensor
-    """float32 [n, groups]: the largest logit of each group of ids, of rows that are cut; else whatever."""
+    """float32 [n, groups]: the largest logit of each group of ids, in rows that are cut; undefined in others."""
 
     @classmethod
     def of(cls, logits: Tensor, layout: RowLayout, *, cut: bool) -> RowScan:
@@ -84,8 +84,8 @@ class RowScan:
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
 
     def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, *, adjusted: bool) -> None:
-        """Over `logits` float32 [n, vocab], copying to `work` the rows that will be adjusted; `adjusted`: over the rows
-        in `work` that have been. `table` holds the rules."""
+        """Scans `logits` float32 [n, vocab] and copies to `work` the rows that will be adjusted; with `adjusted`, scans
+        those rows of `work`. `table` holds the rules."""
         layout, n = self.layout, logits.shape[0]
         _scan_kernel.launch(
             (layout.chunks, n, 1),
@@ -111,8 +111,8 @@ class RowScan:
     def finish(
         self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
-        """Completes `ids` int64 [n], which holds the ids of rows that were cut, and writes to `scores` float32 [2, n]
-        the ids' logprobs and the log of each row's sum of exp (no number where there is no choice)."""
+        """Completes `ids` int64 [n], which holds the ids of rows that were cut. Writes to `scores` float32 [2, n] the
+        ids' logprobs and the log of each row's sum of exp (NaN if the row offers no choice)."""
         layout, n = self.layout, logits.shape[0]
         _finish_kernel.launch(
             (n, 1, 1),

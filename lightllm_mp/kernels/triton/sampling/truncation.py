@@ -1,11 +1,11 @@
 """Draws from rows with top-k, top-p or min-p: finds the least score that is kept, without sorting, then draws.
 
-Scores are taken as distances: how far they lie below the row's largest. Every limit is a largest distance such that
-what is nearer weighs too little: fewer than k entries, or less than top_p of the mass; it is searched for among the bit
-patterns of floats, which are ordered like them. One program takes a row: first it looks at the FEW groups of ids with
-the largest logits, which nearly always hold all that is kept and so answer for the row; else it goes over the row some
-ten times (`sampling_row.py`). Sums are made in an order that depends on the vocabulary alone, so a cut is a function
-of the row. Distances beyond 128 count as 128: such ids have no mass and no chance.
+A score is taken as its distance below the row's largest. A limit is the largest distance such that nearer entries weigh
+too little: fewer than k entries, or less than top_p of the mass. It is searched among the bit patterns of floats, which
+have the order of the floats. One program takes a row. It first reads the FEW groups of ids with the largest logits,
+which nearly always hold all that is kept; if not, it reads the row about ten times (`large_row.py`). The order of
+sums depends on the vocabulary alone, so a cut is a function of the row. Distances beyond 128 count as 128: such ids
+have no mass and no chance.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from lightllm_mp.kernels.triton.sampling.rules import (
 from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan
 
 FEW = 128
-"""Groups that are looked at first."""
+"""Groups that are read first."""
 BLOCK = 4096
-"""Ids of a row at a time, where all must be looked at."""
+"""Ids read at a time, if the whole row must be read."""
 SPARE = 4096
-"""Ids that the search through a whole row ends among."""
+"""Ids among which the search of a whole row ends."""
 
 
 def draw_cut(
     scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor
 ) -> None:
-    """Writes to `ids` int64 [n] the draws of the rows that have limits; see `RowScan` for the rest."""
+    """Writes to `ids` int64 [n] the draws of rows that have limits. The other arguments are those of `RowScan`."""
     layout, n = scan.layout, logits.shape[0]
     few, spare_size = min(FEW, layout.groups_block), min(SPARE, layout.vocab_block)
     _cut_kernel.launch(
@@ -147,7 +147,7 @@ def _cut_kernel(
 
 @triton.jit
 def _best_groups(groups, order, best, GROUPS: tl.constexpr, GROUPS_BLOCK: tl.constexpr, FEW: tl.constexpr):
-    """int32 [FEW]: the groups with the largest logits; and how far below `best` all others are at least."""
+    """int32 [FEW]: the groups with the largest logits; and the least distance of all others below `best`."""
     rank = tl.arange(0, FEW)
     if GROUPS <= FEW:
         return rank, tl.full([], float("inf"), tl.float32)
@@ -160,13 +160,13 @@ def _best_groups(groups, order, best, GROUPS: tl.constexpr, GROUPS_BLOCK: tl.con
         ranks = tl.cumsum(nearer.to(tl.int32) + (equal.to(tl.int32) << 16), 0)
         ranks = tl.where(nearer, ranks & 0xFFFF, tl.sum(nearer.to(tl.int32), 0) + (ranks >> 16)) - 1
         tl.store(order + ranks, g, mask=(nearer | equal) & (ranks < FEW))
-        tl.debug_barrier()  # other threads have stored what is loaded next
+        tl.debug_barrier()  # the next loads read what other threads store
         return tl.load(order + rank), last
 
 
 @triton.jit
 def _cut_of_few(far, mass, rule):
-    """The cut, and that of top-k alone (0: there is none), as far as the distances `far` of some scores tell."""
+    """The cut, and the cut of top-k alone (0: no top-k), from the distances `far` of some scores."""
     top_k, top_p = tl.load(rule + TOP_K), tl.load(rule + TOP_P).to(tl.float32, bitcast=True)
     last, by_k, left = tl.full([], DEEPEST, tl.int32), tl.zeros([], tl.float32), mass
     weights = tl.exp(-far)
