@@ -28,25 +28,25 @@ Part = TypeVar("Part", np.ndarray, Tensor)
 
 
 class StepParts(NamedTuple, Generic[Part]):
-    """A step's upload beside its edits: arrays on the host, int32 tensors on the device. Empty: the step has no use
-    for it."""
+    """A step's upload beside its edits: arrays on the host, int32 tensors on the device. A part that the step does not
+    need is empty."""
 
     rows: Part
     """[sequences]"""
     ends: Part
     """[sequences]: lengths after the step."""
     seq_start: Part
-    """[sequences + 1]; this and the next three only where the step is no graph."""
+    """[sequences + 1]; this and the next three are empty if the step is a graph."""
     positions: Part
     """[tokens]"""
     at: Part
     """[tokens]: flat table indices."""
     rotary_at: Part
-    """[tokens], or [tokens * 3] where positions have three components."""
+    """[tokens], or [tokens * 3] if positions have three components."""
     sampled_lines: Part
     """[sampled]: rows of hidden states to sample from; empty: all, in order."""
     sampled_rows: Part
-    """[sampled]; on the host this and the next are empty where all sequences are sampled."""
+    """[sampled]; on the host this and the next are empty if all sequences are sampled."""
     sampled_ends: Part
     """[sampled]"""
 
@@ -147,7 +147,7 @@ class CudaSteps:
         return self._hidden[: len(step.rows)]
 
     def _decode(self, size: int) -> None:
-        """The part of a decode step that is captured."""
+        """The captured part of a decode step."""
         tables = self._tables
         ids, batch = self._inputs.batch(size, tables.tokens, tables.slots, tables.rotary_first)
         self._hidden[:size].copy_(self._model.forward(ids, batch, self._kv))
