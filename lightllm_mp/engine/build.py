@@ -52,9 +52,7 @@ def build_engine(
 ) -> BuiltEngine:
     """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `kv_tokens`
     is the pool size that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks
-    call it, and find each other through the file `meeting`.
-
-    ModelError or ConfigError with a one-line message.
+    call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
     spec = read_model_config(path)
     device = _device(model.device, rank, engine.tp)
@@ -74,14 +72,7 @@ def build_engine(
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    # All ranks hold the same tokens and run the same steps: the rank with the least memory decides.
-    if device.type == "cuda":
-        budget = group.least(kv_budget(device, engine.mem_fraction))
-        if kv_tokens is None:
-            budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
-    else:
-        beside = group.size * step_bytes(spec, worst_step(decoder, engine, step_tokens))
-        budget = group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
+    budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
         # A restarted process must offer the size that it promised, whatever memory is free now.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
@@ -89,25 +80,27 @@ def build_engine(
     memory = plan_memory(spec, kv_dtype, engine, budget)
     executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
     executor.warm_up()
-    facts = Facts(
-        model_name=model.model_name or path.stem,
-        vocab_size=spec.vocab,
-        max_context=memory.max_context,
-        max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
-        kv_tokens=memory.kv_tokens,
-        rows=engine.running_max_req_size,
-        step_tokens=step_tokens,
-        run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
-        eos_ids=model.eos_id or spec.eos_ids,
-        device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
-        dtype=str(dtype).removeprefix("torch."),
-        weight_bytes=decoder.weight_bytes,
-        kv_bytes=memory.kv_bytes,
-        class_bounds=class_bounds(spec),
-        reward=spec.reward,
-        reward_token=-1 if spec.reward_token is None else spec.reward_token,
+    return BuiltEngine(
+        executor,
+        Facts(
+            model_name=model.model_name or path.stem,
+            vocab_size=spec.vocab,
+            max_context=memory.max_context,
+            max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+            kv_tokens=memory.kv_tokens,
+            rows=engine.running_max_req_size,
+            step_tokens=step_tokens,
+            run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+            eos_ids=model.eos_id or spec.eos_ids,
+            device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
+            dtype=str(dtype).removeprefix("torch."),
+            weight_bytes=decoder.weight_bytes,
+            kv_bytes=memory.kv_bytes,
+            class_bounds=class_bounds(spec),
+            reward=spec.reward,
+            reward_token=-1 if spec.reward_token is None else spec.reward_token,
+        ),
     )
-    return BuiltEngine(executor, facts)
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
@@ -121,6 +114,17 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
         value_bytes=decoder.dtype.itemsize,
         fused=not plain,
     )
+
+
+def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, *, probe: bool) -> int:
+    """Bytes of KV per rank. All ranks hold the same tokens and run the same steps: the rank with the least memory
+    decides. `probe`: on a GPU, run the worst steps to see what they need."""
+    group = decoder.group
+    if device.type == "cuda":
+        budget = group.least(kv_budget(device, engine.mem_fraction))
+        return _budget_beside_steps(decoder, engine, step_tokens, device, budget) if probe else budget
+    beside = group.size * step_bytes(decoder.spec, worst_step(decoder, engine, step_tokens))
+    return group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
 
 
 def _executor(

@@ -44,9 +44,9 @@ class StepParts(NamedTuple, Generic[Part]):
     rotary_at: Part
     """[tokens], or [tokens * 3] if positions have three components."""
     sampled_lines: Part
-    """[sampled]: rows of hidden states to sample from; empty: all, in order."""
+    """[sampled]: rows of hidden states to sample from. This and the next two are empty if all are sampled in order."""
     sampled_rows: Part
-    """[sampled]; on the host this and the next are empty if all sequences are sampled."""
+    """[sampled]"""
     sampled_ends: Part
     """[sampled]"""
 
@@ -107,8 +107,6 @@ class CudaSteps:
         if self._graph is not None:
             place(parts.rows, parts.ends, self._graph, self._inputs)
         self._batch = self._eager(step, parts) if eager else None
-        if not apart:
-            parts = parts._replace(sampled_rows=parts.rows, sampled_ends=parts.ends)
         self._parts = parts
 
     def _edit(self, uploaded: Uploaded, edits: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -159,7 +157,9 @@ class CudaSteps:
 
     def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
         assert self._parts is not None
-        rows, ends = self._parts.sampled_rows[part], self._parts.sampled_ends[part]
+        parts = self._parts
+        rows, ends = (parts.sampled_rows, parts.sampled_ends) if len(parts.sampled_rows) else (parts.rows, parts.ends)
+        rows, ends = rows[part], ends[part]
         choice = self._sampler.choose(logits, step.sampled_rows[part], step.sampled_ends[part], (rows, ends))
         self._model.group.from_first(choice.ids)
         report = torch.empty((2, len(rows)), dtype=torch.int32, device=logits.device)

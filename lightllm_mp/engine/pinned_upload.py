@@ -56,7 +56,8 @@ class PinnedUpload:
         host = self._free_buffer(starts[-1])[: starts[-1]]
         words = host.numpy()
         for part, start in zip(parts, starts, strict=False):
-            words[start : start + len(part)] = part
+            if len(part):
+                words[start : start + len(part)] = part
         there = torch.empty(starts[-1], dtype=torch.int32, device=self._device).copy_(host, non_blocking=True)
         self._mark()
         return there
