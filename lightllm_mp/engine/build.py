@@ -80,27 +80,25 @@ def build_engine(
     memory = plan_memory(spec, kv_dtype, engine, budget)
     executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
     executor.warm_up()
-    return BuiltEngine(
-        executor,
-        Facts(
-            model_name=model.model_name or path.stem,
-            vocab_size=spec.vocab,
-            max_context=memory.max_context,
-            max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
-            kv_tokens=memory.kv_tokens,
-            rows=engine.running_max_req_size,
-            step_tokens=step_tokens,
-            run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
-            eos_ids=model.eos_id or spec.eos_ids,
-            device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
-            dtype=str(dtype).removeprefix("torch."),
-            weight_bytes=decoder.weight_bytes,
-            kv_bytes=memory.kv_bytes,
-            class_bounds=class_bounds(spec),
-            reward=spec.reward,
-            reward_token=-1 if spec.reward_token is None else spec.reward_token,
-        ),
+    facts = Facts(
+        model_name=model.model_name or path.stem,
+        vocab_size=spec.vocab,
+        max_context=memory.max_context,
+        max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+        kv_tokens=memory.kv_tokens,
+        rows=engine.running_max_req_size,
+        step_tokens=step_tokens,
+        run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+        eos_ids=model.eos_id or spec.eos_ids,
+        device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=decoder.weight_bytes,
+        kv_bytes=memory.kv_bytes,
+        class_bounds=class_bounds(spec),
+        reward=spec.reward,
+        reward_token=-1 if spec.reward_token is None else spec.reward_token,
     )
+    return BuiltEngine(executor, facts)
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:

@@ -18,8 +18,8 @@ from torch import Tensor
 ALIGNED = 16
 """Bytes. Triton compiles a kernel differently for pointers that are multiples of this."""
 EARLY_START = True
-"""Whether kernels that can start early do so, where the GPU can; `--early` and `--no-early` of scripts/bench_gpu.py,
-bench_linear.py and profile_step.py compare both."""
+"""Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of tools.bench.steps
+and tools.bench.linear compare."""
 
 _dtype_of = attrgetter("dtype")
 

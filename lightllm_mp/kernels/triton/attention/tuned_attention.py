@@ -1,7 +1,7 @@
 """Block sizes of the attention kernels for an H100, as data.
 
-`scripts/bench_attention.py --sweep` found those of decode over 16-bit and 8-bit keys and of prefill over 16-bit keys at
-head dimension 128. The others come from an earlier form of the kernels, or are chosen by hand.
+`tools.bench.attention --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
+dimension of 128; the others are of an earlier form of the kernels or chosen by hand.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Projections. A single token by a plain weight has its own kernel; more tokens go to cuBLAS, which no kernel for few
-rows beats (`scripts/bench_linear.py`)."""
+"""Projections of plain and quantised weights. A single token by a plain weight has its own kernel, more go to cuBLAS,
+which no kernel for few rows was found to beat (`tools.bench.linear`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Block sizes of the projections of few rows by quantised weights for an H100, as data: the best for the MLP weights of
-Llama-2-7B and Llama-3-8B together (`scripts/bench_linear.py`)."""
+"""Blocks of the projections of few rows by quantised weights for an H100, as data; `tools.bench.linear` measures
+them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block sizes of the experts' kernels for an H100, as data: chosen by hand, measured with `scripts/bench_moe.py`."""
+"""Block sizes of the experts' kernels for an H100, as data: chosen by hand, measured with `tools.bench.moe`."""
 
 from __future__ import annotations
 
