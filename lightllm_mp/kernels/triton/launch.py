@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 ALIGNED = 16
-"""Bytes. Triton compiles a kernel differently for pointers that are multiples of this."""
+"""Bytes; what Triton makes of a kernel depends on whether every pointer is a multiple of this."""
 EARLY_START = True
 """Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of tools.bench.steps
 and tools.bench.linear compare."""
