@@ -1,4 +1,4 @@
-"""From configuration to an engine that has run its worst step: device, dtype, weights, KV size, executor."""
+"""Builds an engine from a configuration: device, dtype, weights, KV size, executor, warm-up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
-"""Most tokens of a step: with more a dense model is no faster, and those who decode wait longer for a step's end."""
+"""The most tokens of a step: with more a dense model is no faster, and decoding sequences wait longer."""
 RUN_AHEAD = {"cpu": 0, "cuda": 1}
 CPU = torch.device("cpu")
 
@@ -50,11 +50,9 @@ def build_engine(
     rank: int = 0,
     meeting: str = "",
 ) -> BuiltEngine:
-    """Load and warm up; `progress` is told (bytes read, bytes in all), `stage` what begins. `kv_tokens` repeats the
-    size that an earlier process had found. With tensor parallelism this is one `rank` of engine.tp, all ranks do the
-    same, and find each other in the file `meeting`.
-
-    Raises ModelError or ConfigError with one line that says what is wrong.
+    """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `kv_tokens`
+    is the pool size that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks
+    call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
     spec = read_model_config(path)
     device = _device(model.device, rank, engine.tp)
@@ -70,20 +68,13 @@ def build_engine(
         group=group,
         dummy=model.load_format == "dummy",
     )
-    spec = decoder.spec  # of this rank's part
+    spec = decoder.spec  # this rank's part
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    # Every rank holds the same tokens and must run the same steps: the one with the least memory decides.
-    if device.type == "cuda":
-        budget = group.least(kv_budget(device, engine.mem_fraction))
-        if kv_tokens is None:
-            budget = _budget_beside_steps(decoder, engine, step_tokens, device, budget)
-    else:
-        beside = group.size * step_bytes(spec, worst_step(decoder, engine, step_tokens))
-        budget = group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
+    budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
-        # A replaced process must offer what was promised, whatever the machine's free memory says at this moment.
+        # A restarted process must offer the size that it promised, whatever memory is free now.
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
         budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
     memory = plan_memory(spec, kv_dtype, engine, budget)
@@ -126,6 +117,17 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
     )
 
 
+def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, *, probe: bool) -> int:
+    """Bytes of KV per rank. All ranks hold the same tokens and run the same steps: the rank with the least memory
+    decides. `probe`: on a GPU, run the worst steps to see what they need."""
+    group = decoder.group
+    if device.type == "cuda":
+        budget = group.least(kv_budget(device, engine.mem_fraction))
+        return _budget_beside_steps(decoder, engine, step_tokens, device, budget) if probe else budget
+    beside = group.size * step_bytes(decoder.spec, worst_step(decoder, engine, step_tokens))
+    return group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
+
+
 def _executor(
     decoder: Decoder, kv_tokens: int, max_context: int, engine: EngineConfig, step_tokens: int, device: torch.device
 ) -> Executor:
@@ -143,8 +145,8 @@ def _executor(
 def _budget_beside_steps(
     decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int
 ) -> int:
-    """What is left of `budget` when the worst steps have run and hold on to their memory, so that no step later has
-    to ask for more than there is."""
+    """What is left of `budget` when the worst steps have run and keep their memory, so that no later step needs more
+    memory than is free."""
     kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
     most = plan_memory(decoder.spec, kv_dtype, engine, budget)
     probe = _executor(decoder, 1, most.max_context, engine, step_tokens, device)

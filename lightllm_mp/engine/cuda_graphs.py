@@ -1,4 +1,4 @@
-"""CUDA graphs of decode steps, one for each of a ladder of sizes; a step takes the next larger one."""
+"""CUDA graphs of decode steps, one for each of a ladder of sizes; a step takes the next larger size."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Callable
 import torch
 
 GRAPH_BYTES = 4 << 20
-"""What the driver keeps for a captured step, at most."""
+"""An upper bound of what the driver keeps for a captured step."""
 
 
 def graph_bytes(most: int) -> int:
-    """Device memory of all graphs of steps of up to `most` sequences, beside what the largest needs to run."""
+    """Device memory of the graphs of steps of up to `most` sequences, beside what the largest needs to run."""
     return GRAPH_BYTES * len(ladder(most))
 
 
 def ladder(most: int) -> list[int]:
-    """Sizes up to `most`, so that padding adds little: 1, 2, 4, 8, then steps of 8, 16 and 32."""
+    """Sizes up to `most` that keep padding small: 1, 2, 4, 8, then steps of 8, 16 and 32."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, most, 32)]
     return [size for size in sizes if size < most] + [most]
 
 
 class DecodeGraphs:
-    """`work(size)` is captured for each size, the largest first, so that smaller ones fit into its memory."""
+    """Captures `work(size)` for each size, the largest first, so that smaller graphs fit into its memory."""
 
     def __init__(self, work: Callable[[int], None], most: int) -> None:
         self._work = work
@@ -35,7 +35,7 @@ class DecodeGraphs:
     def capture(self, count: int | None = None) -> None:
         """Capture all sizes, or the `count` largest."""
         gc.collect()
-        gc.disable()  # a tensor or graph that is freed meanwhile would break the capture
+        gc.disable()  # freeing a tensor or graph would break the capture
         try:
             for size in self._sizes[::-1][:count]:
                 self._capture(size)
@@ -43,7 +43,7 @@ class DecodeGraphs:
             gc.enable()
 
     def _capture(self, size: int) -> None:
-        self._work(size)  # compiles and sets up what capturing may not
+        self._work(size)  # compiles and sets up what a capture must not
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -51,7 +51,7 @@ class DecodeGraphs:
         self._graphs[size] = graph
 
     def size_for(self, sequences: int) -> int | None:
-        """The size whose graph serves so many sequences; None: there is none."""
+        """The size of the graph that serves so many sequences, or None."""
         at = bisect_left(self._sizes, sequences)
         size = self._sizes[at] if at < len(self._sizes) else None
         return size if size in self._graphs else None

@@ -1,23 +1,23 @@
-"""Carries out step plans on one device: tables, forward pass, sampling. It knows rows and slots, no requests.
+"""Carries out step plans on one device: row tables, forward pass, sampling. It knows rows and slots, not requests.
 
-Token ids stay on the device within a step and between steps: what is sampled goes straight into the token table, where
-the next plan's forward pass finds it, and to the host only for the report.
+Token ids stay on the device within and between steps: sampled ids go into the token table, where the next step's
+forward pass finds them, and to the host only for the report.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightllm_mp.engine.image_embeddings import ImageEmbeddings
-from lightllm_mp.engine.interfaces import Model
+from lightllm_mp.engine.interfaces import Model, StepRunner
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.logprobs import Alternatives
 from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_logprobs
@@ -32,32 +32,28 @@ from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.length_class import class_firsts
 from lightllm_mp.plan import Plan, unpack
 
-if TYPE_CHECKING:
-    from lightllm_mp.engine.cuda_steps import CudaSteps
-
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits are made in blocks of about this many: on CPU so few that the memory is reused from step to step (beyond
-32 MiB the allocator asks the system each time), on a GPU so many that the head's weights are read once."""
+"""Elements in a block of logits: on a CPU few enough that memory is reused from step to step (beyond 32 MiB the
+allocator asks the system each time), on a GPU enough that the head's weights are read once."""
 PROMPT_LINES = 64
-"""Logits of prompts are made of as many lines at a time as there are rows, for with the logprobs made from them they
-then take what a decode step takes with its sampler, which is known before KV is sized; where rows are few, of so
-many."""
+"""Compute prompt logits in blocks of max(rows, PROMPT_LINES) tokens: with their logprobs they need no more memory than
+the decode step, sampler included, that sized the pool."""
 
 
 @dataclass(slots=True)
 class _Result:
-    """A step's answer, on its way to the host: complete when `arrived` (CUDA only) has happened."""
+    """A step's answer on its way to the host: complete when the event `arrived` (CUDA only) has happened."""
 
     step: int
     choices: list[Choice]
     prompt: list[ChunkLogprobs]
     scores: Tensor | None = None
-    """Float32, of the sequences that are scored."""
+    """Float32: one for each scored sequence."""
     seconds: float = 0.0
     arrived: torch.cuda.Event | None = None
 
     def send_to_host(self) -> None:
-        """Queue the copies behind the step itself, so that a later step need not end before they are read."""
+        """Queues the copies behind the step itself, so that reading them does not wait for a later step."""
         for choice in self.choices:
             choice.ids, choice.logprobs = _pinned(choice.ids), _pinned(choice.logprobs)
             choice.top = [(lines, (_pinned(ids), _pinned(best))) for lines, (ids, best) in choice.top]
@@ -70,9 +66,9 @@ class _Result:
 
 
 class Executor:
-    """Runs plans in the order of `submit`; `collect` answers in the same order.
+    """Runs plans in the order of `submit`; `collect` returns answers in the same order.
 
-    Device memory: the KV pool of `kv_tokens` slots and one spare, and two tables of `rows` lines. A row holds up to
+    Device memory: the KV pool of `kv_tokens` slots and a spare one, and two tables of `rows` rows. A row holds up to
     `max_context` tokens, a step up to `step_tokens`.
     """
 
@@ -91,7 +87,7 @@ class Executor:
         self.model = model
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
         self.kv = KVPool(model.spec, kv_tokens, dtype=kv_dtype or model.dtype, device=self.device)
-        # The token sampled after a full context has a position too, which no step computes.
+        # The token sampled after a full context has a position too; no step computes it.
         self._sections = model.spec.rope is not None and bool(model.spec.rope.sections)
         firsts = class_firsts(model.spec)
         self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections)
@@ -103,13 +99,14 @@ class Executor:
         self._images: ImageEmbeddings | None = None
 
     def images(self, view: memoryview) -> None:
-        """Where plans find embeddings of images; once, before the first plan that names one. `view` is kept."""
+        """Sets the memory in which plans find image embeddings; called once, before the first plan with images. Keeps
+        `view`."""
         spec = self.model.spec
         self._images = ImageEmbeddings(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
-        """Starts a step. ValueError for bytes that are no plan, or that reach outside the tables."""
+        """Starts a step. ValueError for bytes that are not a plan or reach outside the tables."""
         began = time.perf_counter()
         todo = unpack(bytearray(plan))  # torch does not wrap read-only memory
         result = self._run(todo)
@@ -120,16 +117,16 @@ class Executor:
 
     @property
     def pending(self) -> int:
-        """Steps submitted and not yet collected."""
+        """Steps that are submitted and not yet collected."""
         return len(self._results)
 
     @property
     def ready(self) -> bool:
-        """Whether `collect` would answer without waiting for the device."""
+        """Whether `collect` returns without waiting for the device."""
         return bool(self._results) and (self._results[0].arrived is None or self._results[0].arrived.query())
 
     def collect(self) -> StepDone:
-        """Answers the oldest step that has not been answered. RuntimeError if there is none."""
+        """Answers the oldest pending step. RuntimeError if no step is pending."""
         if not self._results:
             raise RuntimeError("collect without submit")
         result = self._results.popleft()
@@ -139,10 +136,9 @@ class Executor:
 
     @torch.inference_mode()
     def warm_up(self, *, probe_tokens: int | None = None) -> None:
-        """On a GPU runs the worst steps there can be, so that later ones find memory touched and code compiled, and
-        captures decode steps as graphs. `probe_tokens`: it is done to see what memory steps need beside a pool of so
-        many tokens; only the largest graph is captured. On a CPU, where nothing is compiled and memory is computed
-        (step_memory.py), runs small steps that go through the same code.
+        """On a GPU: runs the worst steps, so that later steps find memory allocated and kernels compiled, and captures
+        decode steps as graphs. With `probe_tokens` it measures what steps need beside a pool of so many tokens, and
+        captures the largest graph only. On a CPU, where memory is computed (step_memory.py): runs small steps.
 
         Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan.
         """
@@ -163,8 +159,7 @@ class Executor:
         )
 
     def _warm_up_small(self) -> None:
-        """Beside a pool of its own: to write to the spare slots of the real one would take a huge page for each layer
-        where the system provides memory in these."""
+        """Uses a pool of its own: writing to the spare slot of the real pool may allocate a huge page per layer."""
         steps, pool = self._steps, KVPool(self.model.spec, 1, dtype=self.kv.data.dtype, device=self.device)
         self._steps = _steps(self.device)(self.model, self.tables, self.rules, pool)
         self._run_unseen(
@@ -177,14 +172,14 @@ class Executor:
         self._steps = steps
 
     def _run_unseen(self, **sizes: int) -> None:
-        """The steps of `warm_up_plans`, whose answers nobody wants."""
+        """Runs the steps of `warm_up_plans` and drops their answers."""
         for plan in warm_up_plans(score=self.model.spec.reward, sections=self._sections, **sizes):
             self.submit(plan)
             self.collect()
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Forgets rows and unanswered steps; KV memory stays as it is."""
+        """Forgets rows and pending steps; KV memory stays as it is."""
         self._results.clear()
         self._steps.clear()
 
@@ -212,16 +207,16 @@ class Executor:
         if not len(plan.images):
             return []
         if step is None or self._images is None:
-            raise ValueError("a plan names images, but there is no image memory or no sequence that takes them")
+            raise ValueError("a plan names images, but it has no sequences, or there is no image memory")
         return self._images.rows_of(plan.images, step)
 
 
 def logit_lines(vocab: int, device: torch.device) -> int:
-    """How many lines of logits are made at a time, at most."""
+    """The most rows of logits that are computed at a time."""
     return max(1, LOGIT_ELEMENTS[device.type] // vocab)
 
 
-def _steps(device: torch.device) -> type[CudaSteps] | type[TorchSteps]:
+def _steps(device: torch.device) -> Callable[[Model, RowTables, RuleTable, KVPool], StepRunner]:
     if device.type == "cpu" or not find_spec("triton"):
         return TorchSteps
     from lightllm_mp.engine.cuda_steps import CudaSteps  # needs triton
@@ -230,7 +225,7 @@ def _steps(device: torch.device) -> type[CudaSteps] | type[TorchSteps]:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """A copy in pinned host memory, under way."""
+    """A copy in pinned host memory; the copy is queued."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of images as a worker reads them: in place, in the memory that the visual actor writes."""
+"""Image embeddings, which a worker reads in place in the memory that the visual actor writes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from lightllm_mp.plan import Ints
 log = logging.getLogger("lightllm_mp.worker")
 
 PORTABLE, READ_ONLY = 0x01, 0x08
-"""cudaHostRegisterPortable (for all devices) and cudaHostRegisterReadOnly"""
+"""cudaHostRegisterPortable (for all devices) and cudaHostRegisterReadOnly."""
 
 
 class ImageEmbeddings:
-    """Blocks of [rows, hidden] in `dtype` somewhere in `view`, which stays mapped as long as the process lives.
+    """Blocks of [rows, hidden] in `dtype` anywhere in `view`, which stays mapped as long as the process lives.
 
-    For a CUDA `device` the memory is registered, once and whole, so that copies from it are made by the device beside
-    the host's work. Whoever sends plans sees to it that a block stays until the steps that name it are answered.
+    For a CUDA `device` the whole memory is pinned once, so that copies from it are asynchronous. The sender of plans
+    keeps a block until the steps that name it are answered.
     """
 
     def __init__(self, view: memoryview, *, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a read-only mapping would not notice writes: nobody writes
+            warnings.simplefilter(
+                "ignore"
+            )  # torch warns that writes to a read-only mapping are undefined; no code here writes
             self._bytes = torch.frombuffer(view, dtype=torch.uint8)
         self._hidden, self._dtype = hidden, dtype
         self._row_bytes = hidden * dtype.itemsize
@@ -35,7 +37,7 @@ class ImageEmbeddings:
             pin(self._bytes, device, READ_ONLY if view.readonly else 0)
 
     def rows_of(self, images: Ints, step: Step) -> list[ImageRows]:
-        """What a plan's `images` (see plan.py) are for a step. ValueError where they reach outside memory or step."""
+        """A plan's `images` (see plan.py) for a step. ValueError if they reach outside the memory or the step."""
         if not len(images):
             return []
         lines = step.lines_of(images[:, :3]).tolist()
@@ -55,9 +57,8 @@ class ImageEmbeddings:
 
 
 def pin(memory: torch.Tensor, device: torch.device, flags: int) -> None:
-    """Pins `memory` for a CUDA `device`. Where that is refused, copies are correct all the same but keep the host
-    waiting."""
+    """Pins `memory` for a CUDA `device`. If CUDA refuses, logs a warning: copies are correct, but the host waits."""
     with torch.cuda.device(device):
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), flags)
     if int(error) != 0:
-        log.warning("image memory of %d bytes could not be pinned: %s", memory.numel(), error)
+        log.warning("CUDA cannot pin image memory of %d bytes (%s): copies will be slower", memory.numel(), error)

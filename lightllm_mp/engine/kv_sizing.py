@@ -1,4 +1,4 @@
-"""How many tokens of KV a device holds, and so how long a sequence may be."""
+"""Sizes the KV pool: how many tokens a device holds, and how long a sequence may be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.spec import ModelSpec
 
 LEAST_TOKENS = 2
-"""A sequence has a prompt token and an answer token."""
+"""One prompt token and one answer token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +25,28 @@ class MemoryPlan:
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes that a token's keys and values take over all layers."""
+    """Bytes of a token's keys and values in all layers."""
     return KVPool.token_bytes(spec, dtype)
 
 
 def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> torch.dtype:
-    """What keys and values of a model that runs in `dtype` are stored in. ConfigError where the model cannot."""
+    """The type that keys and values of a model in `dtype` are stored in. ConfigError if the model cannot."""
     if config.kv_cache_dtype == "auto":
         return dtype
     if spec.mla is not None:
         raise ConfigError(
-            f"--kv-cache-dtype {config.kv_cache_dtype}: this model's latent keys and values are stored in its own type",
+            f"--kv-cache-dtype {config.kv_cache_dtype}: this model stores its latent KV in its own type; use auto",
             param="kv_cache_dtype",
         )
     return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[config.kv_cache_dtype]
 
 
 def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None = None, *, step_bytes: int = 0) -> int:
-    """Bytes that the KV pool may take; ask when the weights are loaded and, on CUDA, the worst step has run.
+    """Bytes that the KV pool may take. Call it when the weights are loaded and, on CUDA, the worst step has run.
 
-    CPU: a third of `mem_fraction` of the memory that is free now, less `step_bytes` for the worst step (at most half of
-    it: on a small machine requests are refused rather than the start). CUDA: what is free now, less the share of
-    `free_before` (free bytes before anything was loaded; by default the device's whole memory) that stays free.
+    CPU: a third of `mem_fraction` of the free memory, less `step_bytes` for the worst step (at most half of the free
+    memory: a small machine refuses requests rather than the start). CUDA: the free memory, less the share of
+    `free_before` (free bytes before loading; by default the device's whole memory) that stays free.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -58,9 +58,9 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
 def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:
     """Sizes the KV pool within `budget` bytes (see `kv_budget`).
 
-    `max_total_token_num` is taken as it is; otherwise the pool gets what fits, at most what all rows can ever use. The
-    context is the shortest of the model's, `max_req_total_len` and the pool. ConfigError when flags ask for more than
-    there is, ModelError when the model leaves no room for a single sequence.
+    A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
+    The context is the shortest of the model's, `max_req_total_len` and the pool. ConfigError if flags ask for more than
+    fits, ModelError if the model leaves no room for a single sequence.
     """
     token_bytes = kv_bytes_per_token(spec, dtype)
     room = budget // token_bytes - 1  # the pool has one spare slot

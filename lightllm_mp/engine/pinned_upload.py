@@ -1,47 +1,63 @@
-"""Carries a step's numbers to the device: one copy from pinned memory, which nobody waits for."""
+"""Uploads a step's numbers in one asynchronous copy from pinned memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import round_up
+
 ALIGNED = 4
 """Words: 16 bytes."""
 FIRST_WORDS = 1 << 16
-"""Buffers are this long at first and grow to what a step needs."""
+"""Buffers begin with this length and grow to what a step needs."""
+
+
+class Uploaded(NamedTuple):
+    """One upload on the device."""
+
+    words: Tensor
+    """int32: everything."""
+    starts: list[int]
+    """Where each edit begins in `words`."""
+    views: list[Tensor]
+    """Views of the parts."""
 
 
 class PinnedUpload:
-    """A ring of pinned buffers: one is filled again only when its copy has been made."""
+    """A ring of pinned buffers. A buffer is filled again only when its copy is done."""
 
     def __init__(self, device: torch.device, depth: int = 3) -> None:
         self._device, self._next = device, 0
         self._buffers = [_pinned(FIRST_WORDS, device) for _ in range(depth)]
         self._copied: list[torch.cuda.Event | None] = [None] * depth
 
-    def send(self, parts: Sequence[np.ndarray]) -> tuple[Tensor, list[int], list[Tensor]]:
-        """All parts (integers below 2^31) as one int32 tensor on the device, where each part begins in it, and each
-        part's view. Parts begin at multiples of ALIGNED: kernels take addresses like that, and are launched faster."""
-        lengths = [len(part) for part in parts]
-        starts = [0, *accumulate(-(-length // ALIGNED) * ALIGNED for length in lengths)]
-        there = self._carry(parts, starts)
-        views = [there[start : start + length] for start, length in zip(starts, lengths, strict=False)]
-        return there, starts[:-1], views
+    def send(self, edits: Sequence[np.ndarray], parts: Sequence[np.ndarray] = ()) -> Uploaded:
+        """Uploads integers below 2^31. Kernels find `edits` by offsets, `parts` by views. Each array begins at a
+        multiple of ALIGNED: launches with such addresses are faster."""
+        lengths = [len(array) for array in (*edits, *parts)]
+        starts = [0, *accumulate(round_up(length, ALIGNED) for length in lengths)]
+        words, first = self._carry((*edits, *parts), starts), len(edits)
+        empty = words[:0]
+        places = zip(starts[first:], lengths[first:], strict=False)
+        return Uploaded(words, starts[:first], [words[at : at + length] if length else empty for at, length in places])
 
     def send_close(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """All parts as one int32 tensor, without room between them."""
+        """Uploads all parts as one int32 tensor without gaps."""
         return self._carry(parts, [0, *accumulate(len(part) for part in parts)])
 
     def _carry(self, parts: Sequence[np.ndarray], starts: list[int]) -> Tensor:
-        """The last of `starts` is the length of the whole."""
+        """The last of `starts` is the total length."""
         host = self._free_buffer(starts[-1])[: starts[-1]]
         words = host.numpy()
         for part, start in zip(parts, starts, strict=False):
-            words[start : start + len(part)] = part
+            if len(part):
+                words[start : start + len(part)] = part
         there = torch.empty(starts[-1], dtype=torch.int32, device=self._device).copy_(host, non_blocking=True)
         self._mark()
         return there

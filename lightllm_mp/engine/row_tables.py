@@ -1,4 +1,4 @@
-"""The device's two tables: per row and position a token id and a KV slot."""
+"""The device's row tables: a token id and a KV slot for each row and position."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
 class RowTables:
     """`tokens` and `slots`, int32 [rows + 1, width]; entry (row, position) has the flat index row * width + position.
 
-    The last row is spare: sequences that pad a step stand there.
+    The last row is spare, for sequences that pad a step.
     """
 
     def __init__(
         self, rows: int, width: int, device: torch.device, class_firsts: Sequence[int] = (0,), *, shifted: bool = False
     ) -> None:
-        """`class_firsts`: the rotary tables' line for position 0 of every length class. `shifted`: rows may stand at
-        another line by their `rotary_shift`."""
+        """`class_firsts`: the row of the rotary tables for position 0 of every length class. `shifted`: rows may add
+        their `rotary_shift`."""
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
         self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
         self.slots = lazy_zeros((rows + 1, width), torch.int32, device)
         self._used = np.zeros(rows + 1, np.bool_)
-        """Rows that plans have written to since `clear`."""
+        """Rows that plans wrote to since `clear`."""
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
-        """What is added to a position of each row to get its line in the rotary tables; may be negative."""
+        """Per row: offset from a position to its row in the rotary tables; may be negative."""
         self.classed = shifted or len(class_firsts) > 1
-        """Rows differ in it."""
+        """Whether rows differ in `rotary_first`."""
         self.host_rotary_first = np.zeros(rows + 1, np.int32)
         self._class_firsts = np.array(class_firsts, np.int32)
 
     def clear(self) -> None:
-        if self.device.type == "cpu":  # to zero what is zero would make the system provide it
+        if self.device.type == "cpu":  # writing zeros to unused pages would allocate them
             used = torch.from_numpy(np.flatnonzero(self._used))
             self.tokens[used] = 0
             self.slots[used] = 0
@@ -57,7 +57,7 @@ class RowTables:
         self.host_rotary_first[:] = 0
 
     def start_rows(self, setups: Sequence[RowSetup]) -> tuple[Ints, Ints]:
-        """Notes on the host the length class and shift of rows that start; (rows, first rotary lines) for the device.
+        """Records length class and shift of rows that start; returns (rows, their `rotary_first`) for the device.
 
         ValueError for a class that the model does not have.
         """
@@ -73,9 +73,9 @@ class RowTables:
     def check(self, lines: Ints) -> int:
         """The largest count among `lines`, int32 [n > 0, 3] of (row, position, count).
 
-        Raises ValueError unless all lie inside the tables: a run past a row's end would write into the next row.
+        ValueError unless all lie inside the tables: a run past a row's end would write into the next row.
         """
-        row, start, count = lines.astype("<u4").max(0).tolist()  # unsigned: what is negative becomes too large
+        row, start, count = lines.astype("<u4").max(0).tolist()  # unsigned: negative numbers become too large
         last = int((lines[:, 1] + lines[:, 2]).max())
         if row >= self.rows or max(start, count, last) > self.width:
             raise ValueError(f"a plan reaches outside the tables of {self.rows} rows and {self.width} positions")
@@ -86,7 +86,7 @@ class RowTables:
         return rows.astype(np.int64) * self.width + positions
 
     def edits(self, edit: PositionRuns) -> tuple[NDArray[np.int64], Ints]:
-        """The flat indices that the runs of a plan write to, and the values. ValueError as `check`."""
+        """The flat indices that a plan's runs write to, and the values. ValueError as for `check`."""
         if not len(edit.runs):
             return np.empty(0, np.int64), edit.values
         rows, starts, counts = edit.runs.T
@@ -98,7 +98,7 @@ class RowTables:
         return at, edit.values
 
     def write(self, table: Tensor, edit: PositionRuns) -> None:
-        """Writes the runs of a plan into one of the tables."""
+        """Writes a plan's runs to one of the tables."""
         at, values = self.edits(edit)
         if len(at):
             table.view(-1)[torch.from_numpy(at).to(self.device)] = torch.from_numpy(values).to(self.device)

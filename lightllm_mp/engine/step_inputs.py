@@ -1,4 +1,4 @@
-"""The sequences of one step as arrays: what a plan names, in the form that forward pass and sampler take."""
+"""The sequences of one step as host arrays, in the form that forward pass and sampler take."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Longs = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Step:
-    """Host arrays; a line is a new token's place among all new tokens of the step."""
+    """Host arrays. A line is the index of a new token among all new tokens of the step."""
 
     rows: Ints
     """[sequences]"""
     starts: Ints
     ends: Ints
-    """[sequences]: the sequence's length after the step, which is the position of its next token."""
+    """[sequences]: lengths after the step, which are the positions of the next tokens."""
     seq_start: Ints
-    """[sequences + 1]: the first line of each sequence; the last entry is the number of lines."""
+    """[sequences + 1]: each sequence's first line; the last entry is the number of lines."""
     positions: Ints
     """[lines]"""
     at: Longs
     """[lines]: flat table indices of the new tokens."""
     sampled: Longs
-    """The sequences that are sampled, in plan order."""
+    """Sequences that are sampled, in plan order."""
     scored: Longs
-    """The sequences that are scored, in plan order."""
+    """Sequences that are scored, in plan order."""
     rotary_first: Ints | None
-    """[rows] of the tables: what is added to a position to get its rotary line, known when the plan's rows are set up;
-    None: 0 for all."""
+    """[rows] of the tables: offset from a position to its row in the rotary tables, known when the plan's rows are set
+    up. None: 0 for all."""
     rotary: PositionRuns | None
-    """Rotary lines by component of some of the positions; None: components do not differ."""
+    """Rows in the rotary tables by component, for some positions. None: components do not differ."""
     max_count: int
-    """Most new tokens of a sequence."""
+    """The most new tokens of a sequence."""
     max_end: int
     ends_only: bool = False
-    """Whether the forward pass gives the last line of each sequence alone."""
+    """Whether the forward pass returns only the last line of each sequence."""
 
     @classmethod
     def of(cls, seqs: Ints, tables: RowTables, rotary: PositionRuns | None = None) -> Step:
-        """From the sequences of a plan, int32 [n > 0, 4], and its `rotary` section. ValueError if a sequence is empty
-        or reaches outside the tables."""
+        """From the sequences of a plan, int32 [n > 0, 4], and its `rotary` section. ValueError if a sequence has no new
+        token or reaches outside the tables."""
         longest = tables.check(seqs[:, :3])
         rows, starts, counts, flags = np.ascontiguousarray(seqs.T)
         ends = starts + counts
@@ -75,7 +75,7 @@ class Step:
 
     @property
     def rotary_at(self) -> Ints:
-        """[lines]: each new token's line in the rotary tables; [lines, 3] where components differ."""
+        """[lines]: each new token's row in the rotary tables; [lines, 3] if components differ."""
         at = self.positions
         if self.rotary_first is not None:
             at = at + self.rotary_first[self.rows].repeat(self.ends - self.starts)
@@ -86,8 +86,8 @@ class Step:
         return at
 
     def lines_of(self, runs: Ints) -> Longs:
-        """The first line of each of the runs int32 [n, 3] of (row, position, count). ValueError for one that the step
-        does not compute."""
+        """The first line of each run, int32 [n, 3] of (row, position, count). ValueError for a run that the step does
+        not compute."""
         order = self.rows.argsort()
         row, position, count = runs.T
         place = self.rows[order].searchsorted(row)
@@ -99,12 +99,12 @@ class Step:
 
     @property
     def scored_lines(self) -> Longs:
-        """Where the forward pass gives the last line of each scored sequence."""
+        """Index of each scored sequence's last line in the result of the forward pass."""
         return self._last_lines(self.scored)
 
     @property
     def sampled_lines(self) -> Longs:
-        """Where the forward pass gives the last line of each sampled sequence."""
+        """Index of each sampled sequence's last line in the result of the forward pass."""
         return self._last_lines(self.sampled)
 
     def _last_lines(self, sequences: Longs) -> Longs:
@@ -117,11 +117,11 @@ class Step:
 
     @property
     def sampled_ends(self) -> Longs:
-        """Where the next token of each sampled sequence stands."""
+        """The position of each sampled sequence's next token."""
         return self.ends[self.sampled].astype(np.int64)
 
     def batch(self, tables: RowTables, at: torch.Tensor) -> Batch:
-        """The forward pass's view of the step; `at` is this step's `at` on the device."""
+        """The step as the forward pass takes it; `at` is this step's `at` on the device."""
 
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)

@@ -1,8 +1,7 @@
-"""How much memory the worst step takes on a CPU, beside weights, KV and the row tables: computed, so that no start has
-to run that step. Imports no torch.
+"""Computes the memory of the worst step on a CPU, beside weights, KV and row tables, so that a start need not run it.
 
-What counts is what lives at the same time. A step's forward pass and its sampler follow one another, but memory that
-the first gave back may be in pieces that do not fit the second, so both are counted.
+It counts tensors that live at the same time. The sampler runs after the forward pass, but may not fit into the pieces
+of memory that the forward pass gave back, so both count. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ FLOAT, LONG = 4, 8
 INPUT = 7
 """Of each input of a product: in float32; or rounded to 16 bits with its block's sums, and again as digits for AMX."""
 VOCABULARIES = 12
-"""Float32 arrays [lines, vocab] that live at once while rows are sorted whole: logits, log-softmax and counts of
-penalties; the rows with noise, those of them that are cut, and again those whose candidates were too few, twice; the
-sorted row, its weights, their sums, and what selects from them."""
+"""Float32 arrays [lines, vocab] that live at once while whole rows are sorted: logits, log-softmax and penalty counts;
+rows with noise, of these the rows that are cut, and twice the rows with too few candidates; sorted rows, their weights,
+the sums of weights, and the masks."""
 CANDIDATE_BYTES = 48
-"""Of each candidate of a row: its score and id, its word of noise, the noise, its weight, and sums of weights."""
+"""Per candidate of a row: score, id, noise word, noise, weight, and sums of weights."""
 CANDIDATES = 8192
 HISTORY_BYTES = 64
-"""Of each position of a row's context whose tokens penalties count."""
+"""Per position of a context whose tokens penalties count."""
 SCORES = 9
-"""Float32 arrays [heads, new tokens, context] of attention in plain torch: products, scaled, biased, masked, softmax,
-and what the two products put in order; as measured."""
+"""Float32 arrays [heads, new tokens, context] of attention in plain torch, as measured: products, scaled, biased,
+masked, softmax, and copies that the two products make contiguous."""
 PLAIN = 3
-"""How many times more the other operations take in plain torch, which works in float32 and keeps what it came from."""
+"""Factor of the other operations in plain torch, which computes in float32 and keeps its inputs."""
 SLACK = 1.25
-"""For what the allocator has in pieces that nobody fits into."""
+"""Factor for fragmentation in the allocator."""
 FIXED = 8 << 20
-"""Noise of whole rows is made in blocks of a fixed size; so is what the libraries keep for their threads."""
+"""Bytes for blocks of noise, and for what libraries keep per thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +40,19 @@ class WorstStep:
     tokens: int
     """New tokens."""
     lines: int
-    """Lines of logits that exist at once."""
+    """Rows of logits that exist at once."""
     context: int
     """Longest sequence."""
     value_bytes: int
-    """Bytes of a number of the model's type."""
+    """Bytes per number of the model's type."""
     fused: bool
-    """The C extension computes attention, which keeps no scores in memory, and everything else."""
+    """The C extension computes everything; its attention keeps no scores in memory."""
 
 
 def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
-    """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` is of that rank's part."""
+    """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` describes that rank's part."""
     attention, mlp = _attention_width(spec), _mlp_bytes(spec, worst.value_bytes)
-    stream = 4 * spec.hidden  # residual, normalised, the branch before and the one that is being made
+    stream = 4 * spec.hidden  # residual, normalised, the previous branch and the next
     widest = max(spec.hidden, spec.q_size, spec.intermediate)
     token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * INPUT + 8 * LONG
     forward = worst.tokens * token if worst.fused else PLAIN * worst.tokens * token + _plain_attention(spec, worst)
@@ -61,7 +60,7 @@ def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
 
 
 def _attention_width(spec: ModelSpec) -> int:
-    """Numbers of the model's type that attention holds for each new token."""
+    """Numbers of the model's type that attention holds per new token."""
     if spec.mla is None:
         normalised = 2 * (spec.q_size + spec.kv_size) if spec.head_norm else 0
         return 3 * spec.q_size + 2 * spec.kv_size + normalised
@@ -72,7 +71,7 @@ def _attention_width(spec: ModelSpec) -> int:
 
 
 def _mlp_bytes(spec: ModelSpec, value: int) -> int:
-    """Bytes that the widest MLP holds for each new token: gate and up, their product."""
+    """Bytes that the widest MLP holds per new token: gate, up, and their product."""
     plain = 3 * spec.intermediate * value
     if spec.moe is None:
         return plain
@@ -83,7 +82,7 @@ def _mlp_bytes(spec: ModelSpec, value: int) -> int:
 
 
 def _plain_attention(spec: ModelSpec, worst: WorstStep) -> int:
-    """Bytes of one sequence's attention in plain torch, where all new tokens are its own, and of the head there."""
+    """Bytes of attention in plain torch, if all new tokens are of one sequence, and of the head."""
     new = min(worst.tokens, worst.context)
     keys = 2 * spec.kv_size if spec.mla is None else 2 * (spec.mla.kv_lora + spec.mla.rope_dim)
     scores = SCORES * FLOAT * spec.heads * new + 2 * new

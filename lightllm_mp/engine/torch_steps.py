@@ -1,4 +1,4 @@
-"""How a step is carried out with plain torch calls: on CPU, where a copy to the device is none."""
+"""Carries out steps with plain torch calls: on a CPU, and on a GPU without Triton."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from lightllm_mp.plan import Plan
 
 
 class TorchSteps:
-    """The calls come in this order for each step: `begin`, `forward`, `last`, and `sample` for parts of the lines."""
+    """A StepRunner (see interfaces.py)."""
 
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
         self._sampler = TorchSampler(rules, tables.tokens)
 
     def capture(self, largest_only: bool = False) -> None:
-        """There is nothing to prepare."""
+        """A CPU has no graphs."""
 
     def clear(self) -> None:
         self._rules.clear()
         self._tables.clear()
 
     def begin(self, plan: Plan, step: Step | None) -> None:
-        """Takes over a plan's rules and edits; `step`: its sequences, if there are any."""
         for setup in plan.setups:
             self._rules.set(setup)
         if self._tables.classed:
@@ -45,20 +44,16 @@ class TorchSteps:
             step.ends_only = not asks_for_lines(step, self._rules)
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
-        """Hidden states of the step's lines or, if nobody asks for more, of each sequence's last one alone; `images`
-        stand in place of some lines' embeddings."""
         tables = self._tables
         at = self._put(step.at)
         ids, batch = tables.tokens.view(-1)[at], step.batch(tables, at)
         return self._model.forward(ids, batch, self._kv, images, ends_only=step.ends_only)
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:
-        """The lines of `hidden` that are sampled from."""
         lines = step.sampled_lines
         return hidden if len(lines) == hidden.shape[0] else hidden[self._put(lines)]
 
     def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
-        """Samples for `part` of the step's sampled sequences and writes the ids to the token table."""
         rows, positions = step.sampled_rows[part], step.sampled_ends[part]
         choice = self._sampler.choose(logits, rows, positions)
         self._model.group.from_first(choice.ids)

@@ -1,4 +1,4 @@
-"""Plans that stand for the worst steps there can be: the longest prefill, the largest decode batch, every rule."""
+"""Plans of the worst steps: the longest prefill, the largest decode batch, every sampling rule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HARDEST = (
     Sampling(seed=1),
     EVERYTHING,
     Sampling(seed=1, temperature=1.0),
-    # So hot that no candidate list reaches the mass: rows are sorted whole.
+    # Hot enough that no candidate list reaches the mass, so that whole rows are sorted.
     Sampling(seed=1, temperature=1e4, top_p=0.999),
 )
 
@@ -45,11 +45,11 @@ def warm_up_plans(
     score: bool = False,
     sections: bool = False,
 ) -> Iterator[bytes]:
-    """One prefill step of `step_tokens`, a decode step of all rows, which obey HARDEST by turns, and the small steps
-    that other kernels serve: a lone token, a short chunk, and a short chunk beside a decode token.
+    """A prefill step of `step_tokens`, a decode step of all rows, which take the rules of HARDEST in turn, and small
+    steps that other kernels serve: a single token, a short chunk, and a short chunk beside a decode token.
 
-    All KV goes to `spare_slot`. Decode rows are as long as the pool of `kv_tokens` allows when all are. With `score`
-    there are only prefill steps, and what they end with is scored. `sections`: the first has positions of three
+    All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `score`
+    there are only prefill steps, which score their last tokens. `sections`: the first step has positions of three
     components.
     """
     yield _prefill(rows, max_context, step_tokens, spare_slot, score, sections)
@@ -67,7 +67,7 @@ def warm_up_plans(
 def _prefill(
     rows: int, max_context: int, step_tokens: int, spare_slot: int, score: bool = False, sections: bool = False
 ) -> bytes:
-    """A step's tokens as few long sequences, the last part of a full context where one sequence takes them all."""
+    """A step's tokens in as few sequences as possible, each the last part of a full context."""
     builder, left = PlanBuilder(0), step_tokens
     for row in range(rows):
         count = min(left, max_context)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from lightllm_mp.kernels.table import Rotation
+    from lightllm_mp.kernels.triton.attention.schedule import DecodeShares
+
+
+@dataclass(slots=True)
+class AttentionSchedule:
+    """How a step's attention work is split among GPU programs. The first layer of a kind fills it, the other layers
+    read it. On a CPU it stays empty."""
+
+    decode: dict[tuple, DecodeShares] = field(default_factory=dict)
+    """Of sequences with one new token, by heads, value width, window, blocks and columns."""
+    prefill: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Of sequences with more new tokens: int32 [tiles, 2], by queries per tile (see `prefill_tiles`)."""
 
 
 @dataclass(slots=True)
 class Batch:
     """One step without padding: the new tokens of all sequences, concatenated. All tensors are int32.
 
-    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; those of its new tokens
-    are in `slots` too. The host-side numbers let an op size its work without asking the device.
+    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; `slots` has those of its
+    new tokens too. The host-side numbers let an op size its work without waiting for the device.
     """
 
     positions: torch.Tensor
@@ -28,18 +40,20 @@ class Batch:
     context: torch.Tensor
     """[sequences]: length of each sequence, new tokens included."""
     rows: torch.Tensor
-    """[sequences]: the sequence's line in `slot_table`."""
+    """[sequences]: the sequence's row in `slot_table`."""
     slot_table: torch.Tensor
-    """[rows, longest context]: the device's whole table."""
+    """[rows, longest context]: the table of all rows."""
     max_query: int
-    """Most new tokens of any sequence, at least."""
+    """An upper bound of a sequence's new tokens."""
     max_context: int
-    """Longest `context`, at least."""
+    """An upper bound of `context`."""
     rotary_at: torch.Tensor
-    """[tokens]: each new token's line in the rotary tables; its position, but for models that count differently.
-    Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
+    """[tokens]: each new token's row in the rotary tables; its position, except in models that count differently.
+    Where a position has three components (`RopeSpec.sections`), a decoder takes [tokens, 3]; ops never see that."""
     rotation: Rotation | None = None
-    """Tables of this step alone, in place of the model's: a decoder makes them of a `rotary_at` of three components."""
+    """Tables for this step only, which replace the model's: a decoder makes them from a `rotary_at` [tokens, 3]."""
+    schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
+    """Every step has its own: a batch whose tensors are filled again with other lengths needs a new one."""
 
     @property
     def tokens(self) -> int:
@@ -51,7 +65,7 @@ class Batch:
 
     @classmethod
     def of(cls, queries: list[int], contexts: list[int], rows: list[int], slot_table: torch.Tensor) -> Batch:
-        """From host lists: new tokens, total length and table line of each sequence; slots are read off the table."""
+        """From host lists: new tokens, total length and row of each sequence. Slots are read from the table."""
         device = slot_table.device
         start = [0]
         positions: list[int] = []

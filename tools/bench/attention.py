@@ -21,9 +21,10 @@ import torch
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention import tuned_attention
+from lightllm_mp.kernels.triton.block_sizes import dot_block
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
-from tools.harness.gpu import PRODUCT, best, captured, random_step, require_gpus, seconds
+from tools.harness.gpu import PRODUCT, best, captured, new_step, random_step, require_gpus, seconds
 
 COPY = 3.0e12
 """Bytes a second."""
@@ -114,8 +115,9 @@ class Case:
         return max(self.bytes / COPY, self.operations / PRODUCT)
 
     def run(self) -> None:
+        batch = new_step(self.batch)
         for layer in self.layers:
-            self.attention(self.q, layer, self.batch, self.layout)
+            self.attention(self.q, layer, batch, self.layout)
 
     def seconds(self, repeats: int = 20) -> float:
         """Of one layer, inside a CUDA graph of all layers."""
@@ -145,7 +147,7 @@ def sweep_decode(dim: int, stored: str) -> None:
     wide, narrow = heads(32, 32, dim), heads(32, 8, dim)
     sizes = [(wide, DECODE["16 x 1088"]), (narrow, DECODE["64 x 1088"]), (wide, UNEVEN), (narrow, UNEVEN)]
     cases = [Case(layout, STORED[stored], lengths) for layout, lengths in sizes]
-    key = (tuned_attention.padded(dim), STORED[stored].itemsize)
+    key = (dot_block(dim), STORED[stored].itemsize)
     shapes = itertools.product((32, 64, 128), (2, 4), STAGES, (2, 3, 4, 6))
     chosen = swept(tuned_attention.DECODE, key, (tuned_attention.DecodeBlocks(*trial) for trial in shapes), cases)
     swept(tuned_attention.DECODE, key, (chosen._replace(start=start) for start in (0, 1, 2, 3, 4)), cases)
@@ -156,7 +158,7 @@ def sweep_prefill(dim: int, stored: str) -> None:
     cases = [Case(layout, STORED[stored], lengths) for layout, lengths in sizes]
     shapes = itertools.product((128,), (32, 64, 128), (4, 8), STAGES)
     trials = [*shapes, (256, 64, 8, 3), (256, 64, 8, 5), (256, 32, 8, 5), (64, 64, 4, 3), (64, 64, 4, 5)]
-    key = (tuned_attention.padded(dim), STORED[stored].itemsize)
+    key = (dot_block(dim), STORED[stored].itemsize)
     swept(tuned_attention.PREFILL, key, (tuned_attention.PrefillBlocks(*trial) for trial in trials), cases)
     if key not in tuned_attention.PREFILL_FEW:
         return

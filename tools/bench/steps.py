@@ -38,6 +38,7 @@ from tools.harness.gpu import (
     SPECS,
     captured,
     device_facts,
+    new_step,
     random_decoder,
     random_pool,
     random_step,
@@ -67,7 +68,7 @@ def step_of(decoder: Decoder, new: list[int], contexts: list[int]) -> Callable[[
     """Forward pass, logits of each sequence's last token and the likeliest one, on memory of its own."""
     pool, batch, prompts = random_pool(decoder.spec, sum(contexts)), random_step(new, contexts), max(new) > 1
     ids = torch.randint(decoder.spec.vocab, (batch.tokens,), device="cuda", dtype=torch.int32)
-    return lambda: decoder.logits(decoder.forward(ids, batch, pool, ends_only=prompts)).argmax(-1)
+    return lambda: decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=prompts)).argmax(-1)
 
 
 def decode(figures: Figures, name: str, decoder: Decoder) -> None:

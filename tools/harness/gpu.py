@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
 
-from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.batch import AttentionSchedule, Batch
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.batch import KVPool
@@ -84,6 +85,11 @@ def random_step(new: list[int], contexts: list[int]) -> Batch:
     for row, part in enumerate(slots.int().split(contexts)):
         table[row, : len(part)] = part
     return Batch.of(new, contexts, list(range(len(contexts))), table)
+
+
+def new_step(batch: Batch) -> Batch:
+    """The same tensors as those of a step that has not begun."""
+    return replace(batch, schedule=AttentionSchedule())
 
 
 def seconds(work: Callable[[], object], *, repeats: int = 20, warm_up: int = 3) -> float:

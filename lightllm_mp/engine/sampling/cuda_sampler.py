@@ -1,4 +1,4 @@
-"""The sampler for CUDA: same results as torch_sampler.py, never waits for the device, uploads new rules only."""
+"""The sampler for CUDA: the results of torch_sampler.py without waiting for the device; uploads only new rules."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     PENALIZED,
     RULE,
     RULE_WORDS,
+    SampledSequences,
     adjust,
     store_rules,
 )
-from lightllm_mp.kernels.triton.sampling.sampler import RowLayout, RowScan, Sequences
+from lightllm_mp.kernels.triton.sampling.sampler import RowLayout, RowScan
 from lightllm_mp.kernels.triton.sampling.truncation import draw_cut
 from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
 FIRST_TAIL_WORDS = 1 << 14
-"""Room for biases and banned ids at first; it grows with what the rows need."""
+"""Initial room for biases and banned ids; it grows with what the rows need."""
 NO_TAIL = np.empty(0, np.int32)
 
 
@@ -42,7 +43,7 @@ class DeviceRules:
         self.table = torch.zeros((rows, RULE_WORDS), dtype=torch.int32, device=device)
         self.tails = torch.empty(FIRST_TAIL_WORDS, dtype=torch.int32, device=device)
         self.ban_until = np.zeros(rows, np.int64)
-        """The position from which on each row bans nothing."""
+        """Per row: the position from which on it bans nothing."""
         self._tails: dict[int, Ints] = {}
         self._starts = np.zeros(rows, np.int32)
         self._used = 0
@@ -57,7 +58,7 @@ class DeviceRules:
         self._used = 0
 
     def change(self, row: int, setup: RowSetup) -> None:
-        """`row` has new rules, which `upload` will take to the device."""
+        """`row` has new rules; `upload` takes them to the device."""
         self._changed[row] = None
         self._tails[row] = self._tail(setup) if self._rules.needs[row] & (BIAS | BAN) else NO_TAIL
 
@@ -74,7 +75,7 @@ class DeviceRules:
         return np.concatenate((entries, values.view(np.int32)))
 
     def upload(self) -> None:
-        """One copy and one kernel for all changes."""
+        """Takes all changes to the device by one copy and one kernel."""
         if not self._changed:
             return
         tails = [self._tails[row] for row in self._changed]
@@ -89,7 +90,7 @@ class DeviceRules:
         self._changed.clear()
 
     def _lay_out_anew(self) -> list[Ints]:
-        """Makes room: all rows with tails are written again, without what former sequences left."""
+        """Makes room: writes the tails of all rows again, without those of former sequences."""
         for row, tail in self._tails.items():
             if len(tail):
                 self._changed[row] = None
@@ -145,8 +146,8 @@ class CudaSampler:
         self._device_rules.clear()
 
     def choose(self, logits: Tensor, rows: Ints, positions: Lines, at: tuple[Tensor, Tensor]) -> Choice:
-        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, to stand at `positions` (both [n]),
-        which `at` holds on the device as int32."""
+        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]); `at` holds
+        both on the device as int32."""
         needs = self.rules.needs[rows]
         wanted = int(np.bitwise_or.reduce(needs))
         if wanted & BAN and not (positions < self._device_rules.ban_until[rows]).any():
@@ -171,7 +172,7 @@ class CudaSampler:
             choice.top = self._alternatives(logits, scores[1], np.flatnonzero(needs & TOP), rows)
         return choice
 
-    def _adjust(self, work: Tensor, sequences: Sequences, longest: int, *, penalties: bool) -> None:
+    def _adjust(self, work: Tensor, sequences: SampledSequences, longest: int, *, penalties: bool) -> None:
         if penalties and work.shape[0] > self._counts.shape[0]:
             self._counts = self._counts.new_zeros(work.shape)
         rules = self._device_rules
@@ -180,7 +181,7 @@ class CudaSampler:
     def _alternatives(
         self, logits: Tensor, norms: Tensor, lines: Lines, rows: Ints
     ) -> list[tuple[Lines, Alternatives]]:
-        """Rows are taken in the order of how many alternatives they want, so that those of a kind lie together."""
+        """Orders rows by their number of alternatives, so that rows with the same number are together."""
         counts = self.rules.records["top_logprobs"][rows[lines]]
         order = counts.argsort(kind="stable")
         lines, counts = lines[order], counts[order]
@@ -194,15 +195,14 @@ class CudaSampler:
         return [(lines[part], (ids[part, : counts[part.start]], values[part, : counts[part.start]])) for part in parts]
 
     def _put(self, lines: Lines) -> Tensor:
-        """int32 on the device; the lines of one step are often those of the last."""
+        """int32 on the device; a step often has the lines of the previous step."""
         known = lines.tobytes()
         if self._lines is None or self._lines[0] != known:
             self._lines = known, self._staging.send_close((lines,))
         return self._lines[1]
 
 
-def _sequences(rows: Tensor, positions: Tensor) -> Sequences:
-    """Tensors at the beginning of their storages, and where the sequences stand: kernels are launched faster on
-    aligned addresses."""
+def _sequences(rows: Tensor, positions: Tensor) -> SampledSequences:
+    """The storages of the tensors and the offsets of the sequences: launches with aligned addresses are faster."""
     first, second = (x.as_strided((1,), (1,), 0) for x in (rows, positions))
-    return first, second, int(rows.storage_offset()), int(positions.storage_offset())
+    return SampledSequences(first, second, int(rows.storage_offset()), int(positions.storage_offset()))

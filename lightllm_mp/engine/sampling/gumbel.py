@@ -1,7 +1,7 @@
-"""Draws ids from scores with noise: the largest sum of a score and its Gumbel noise (the Gumbel-max trick).
+"""Draws ids: the id with the largest sum of score and Gumbel noise (the Gumbel-max trick).
 
-A draw is the same to the last bit whichever route finds it, among candidates or over the whole row, because the cut is
-a function of the row's values and the noise one of the id. Equal sums go to the smallest id.
+A draw among candidates and a draw over the whole row give the same bits, because the cut is a function of the row's
+values and the noise is a function of the id. Of equal sums the smallest id wins.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from lightllm_mp.engine.sampling.topk import falling, first_argmax, largest
 from lightllm_mp.engine.sampling.truncation import TruncationRules, contains, least_kept, whole_mass
 
 WIDTHS = (512, 8192)
-"""Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row: on to the next
-where an id that was not looked at may be in."""
+"""Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row, as long as an
+id outside the candidates may be kept."""
 
 NOISE_ELEMENTS = 1 << 17
-"""Noise of whole rows is made in blocks of about this many ids, small enough for the cache of a core."""
+"""Noise of whole rows is made in blocks of about this many ids, which fit into a core's cache."""
 
 NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(slots=True)
 class GumbelRows:
-    """n rows to draw from."""
+    """The n rows to draw from."""
 
     scores: Tensor
     """float32 [n, vocab]: logits over temperature, the largest of each row 0."""
@@ -40,18 +40,18 @@ class GumbelRows:
 
 
 def draw_whole(field: GumbelRows, *, min_p: bool) -> Tensor:
-    """int64 [n]: draws by min-p alone. `min_p`: some row has it."""
+    """int64 [n]: draws with min-p only. `min_p`: whether a row has it."""
     return _draw_above(field, field.limits.log_min_p if min_p else None)
 
 
 def draw_truncated(field: GumbelRows, *, top_p_alone: bool) -> Tensor:
-    """int64 [n]: draws by all limits. `top_p_alone`: some row has top-p and no top-k."""
+    """int64 [n]: draws with all limits. `top_p_alone`: whether a row has top-p without top-k."""
     mass = whole_mass(field.scores) if top_p_alone else torch.ones_like(field.limits.top_p)
     return _draw_cut(field, mass, WIDTHS)
 
 
 def _draw_cut(field: GumbelRows, mass: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """int64 [n]: draws by all limits, first among `widths[0]` candidates."""
+    """int64 [n]: draws with all limits, first among `widths[0]` candidates."""
     if not widths:
         return _draw_above(field, least_kept(falling(field.scores), mass, field.limits))
     top, ids = largest(field.scores, widths[0])
@@ -74,7 +74,7 @@ def _draw_among(top: Tensor, ids: Tensor, cut: Tensor, field: GumbelRows) -> Ten
 
 
 def _draw_above(field: GumbelRows, cut: Tensor | None) -> Tensor:
-    """int64 [n]: draws over whole rows, among scores not below `cut` [n, 1] (None: among all)."""
+    """int64 [n]: draws over whole rows among scores not below `cut` [n, 1] (None: all)."""
     vocab = field.scores.shape[-1]
     words, block = id_words(vocab, field.scores.device), max(1, NOISE_ELEMENTS // vocab)
     drawn = []

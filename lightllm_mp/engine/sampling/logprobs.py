@@ -1,9 +1,7 @@
-"""Log probabilities that are reported: log-softmax of the model's own logits, in float32.
+"""Reported log probabilities: log-softmax of the model's raw logits, in float32.
 
-They are taken before bias, penalties, temperature and truncation, so they say what the model thought of a token,
-whatever the rules of the request made of it; this is also what the common engines report by default. A value that is
-no number, or below FLOOR (an id outside the vocabulary, a logit of minus infinity), is reported as FLOOR, which JSON
-can carry.
+They are taken before bias, penalties, temperature and truncation, as other engines do by default. NaN and values below
+FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can carry.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ Alternatives = tuple[Tensor, Tensor]
 
 
 def logprobs_at(table: Tensor, ids: Tensor) -> Tensor:
-    """float32 [n]: the entries of `table` [n, vocab] (a log-softmax) at `ids` int64 [n], as they are."""
+    """float32 [n]: the entries of `table` [n, vocab] (a log-softmax) at `ids` int64 [n]."""
     return table.gather(-1, ids[:, None])[:, 0]
 
 
 def known_logprobs_at(table: Tensor, ids: Tensor) -> Tensor:
-    """Like `logprobs_at`; an id outside the vocabulary (a placeholder for an image, say) has minus infinity."""
+    """Like `logprobs_at`; minus infinity for an id outside the vocabulary (such as an image placeholder)."""
     inside = (ids >= 0) & (ids < table.shape[-1])
     return logprobs_at(table, ids.where(inside, 0)).masked_fill_(~inside, float("-inf"))
 
@@ -37,5 +35,5 @@ def alternatives(table: Tensor, count: int) -> Alternatives:
 
 
 def reportable(logprobs: Tensor) -> Tensor:
-    """`logprobs` with FLOOR for what is smaller or no number."""
+    """`logprobs` with FLOOR in place of NaN and smaller values."""
     return torch.fmax(logprobs, torch.full((), FLOOR, device=logprobs.device))

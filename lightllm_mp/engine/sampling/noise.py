@@ -10,9 +10,9 @@ hash-prospector). The keys then go into a second lowbias32 round:
     u  = float32(x) * (1 - 2^-24) * 2^-31 + 2^-32                                     uniform in (0, 1)
     noise = -log(-log1p(-u))                                                          standard Gumbel
 
-(The round's last `x ^= x >> 16` is left out: it would only touch low bits, which `u` all but rounds away.) `u` near 0
-is the tail that lets unlikely ids win, and float32 resolves it down to 2^-32: ids of probability 1e-9 still get their
-share. The integer part is the same on every device; the two logarithms are the device's own.
+The round's last `x ^= x >> 16` is left out: it changes only low bits, which `u` nearly rounds away. `u` near 0 is the
+tail in which unlikely ids win; float32 resolves it down to 2^-32, so ids of probability 1e-9 get their share. The
+integer part is the same on every device; the two logarithms are the device's own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[
 
 @lru_cache(maxsize=4)
 def id_words(vocab: int, device: torch.device) -> Tensor:
-    """int32 [vocab]: what each token id contributes before the keys."""
+    """int32 [vocab]: the word of each token id, before the keys."""
     x = torch.arange(vocab, dtype=torch.int32, device=device) + _signed(GOLDEN32)
     spare = torch.empty_like(x)
     _shift_xor(x, 16, spare).mul_(_signed(0x7FEB352D))
@@ -67,7 +67,7 @@ def log_exponential(words: Tensor, keys: Tensor) -> Tensor:
 
 
 def _shift_xor(x: Tensor, bits: int, spare: Tensor) -> Tensor:
-    """x ^= x >> bits with zeros shifted in; int32 shifts copies of the sign in, so they are masked off."""
+    """x ^= x >> bits with zeros shifted in: an int32 shift copies the sign, so these bits are masked."""
     torch.bitwise_right_shift(x, bits, out=spare)
     return x.bitwise_xor_(spare.bitwise_and_(0xFFFFFFFF >> bits))
 

@@ -1,4 +1,4 @@
-"""What a request adds to or takes from logits before sampling: bias, penalties, banned ids. All work in place."""
+"""Changes of logits before sampling, in place: bias, penalties, banned ids."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NEGATIVE_INFINITY = float("-inf")
 
 @dataclass(slots=True)
 class History:
-    """The tokens that penalties of n rows count, and how much they weigh."""
+    """The tokens that the penalties of n rows count, and the penalties."""
 
     tokens: Tensor
     """int64 [n, width]"""
     counted: Tensor
-    """bool [n, width]: which of them count."""
+    """bool [n, width]: whether each token counts."""
     presence: Tensor
     """float32 [n, 1]; likewise the next two."""
     frequency: Tensor
@@ -35,7 +35,7 @@ def ban(logits: Tensor, lines: Tensor, ids: Tensor) -> None:
 
 
 class Penalizer:
-    """Applies penalties at the ids that occurred, so its cost grows with the history and not with the vocabulary."""
+    """Applies penalties only at ids that occurred: the cost grows with the history, not with the vocabulary."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.vocab = vocab
@@ -49,7 +49,7 @@ class Penalizer:
         """
         tokens = history.tokens
         counted = history.counted & (tokens >= 0) & (tokens < self.vocab)
-        tokens = tokens.where(counted, 0)  # adds nothing to id 0, and writes to it what the formula gives for it
+        tokens = tokens.where(counted, 0)  # id 0 gains no count, and gets the value of the formula
         seen = self._count(tokens, counted)
         at = tokens + lines[:, None] * self.vocab
         value = logits.take(at)

@@ -1,4 +1,4 @@
-"""Logprobs of prompt tokens, from the chunks in which a prompt is computed."""
+"""Logprobs of prompt tokens, chunk by chunk as the prompt is computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class ChunkLogprobs:
-    """For positions start .. start + n - 1 of one sequence, about the tokens at start + 1 .. start + n."""
+    """Of one sequence: positions start .. start + n - 1, which predict the tokens at start + 1 .. start + n."""
 
     sequence: int
     """Index in the plan."""
@@ -29,17 +29,17 @@ class ChunkLogprobs:
 
 
 def asks_for_lines(step: Step, rules: RuleTable) -> bool:
-    """Whether a sequence of the step wants more than what follows its last token."""
+    """Whether a sequence of the step needs logits of more than its last token."""
     return bool((rules.needs[step.rows] & PROMPT).any())
 
 
 def prompt_logprobs(
     logits: Logits, hidden: Tensor, step: Step, tokens: Tensor, rules: RuleTable, block: int
 ) -> Iterator[ChunkLogprobs]:
-    """For each sequence of the step whose row asked for it, the chunk's positions whose next token is in the prompt.
+    """For each sequence whose row asks for it: the positions of its chunk whose next token is in the prompt.
 
-    `hidden` [lines, hidden] is the step's, `tokens` the device's token table, in which the prompt must stand one
-    position past the chunk. At most `block` lines of logits exist at once.
+    `hidden` [lines, hidden] is the step's; `tokens` is the device's token table, which must hold the prompt up to one
+    position past the chunk. At most `block` rows of logits exist at once.
     """
     for sequence in np.flatnonzero(rules.needs[step.rows] & PROMPT).tolist():
         row, start, first = int(step.rows[sequence]), int(step.starts[sequence]), int(step.seq_start[sequence])

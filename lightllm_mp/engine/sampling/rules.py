@@ -1,4 +1,4 @@
-"""The sampling rules of every row, on the host: they come with plans, so no step waits for the device to know them."""
+"""The sampling rules of every row, on the host: they come with plans, so no step waits for the device."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lightllm_mp.engine.sampling.truncation import TruncationRules
 from lightllm_mp.plan import PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 
 NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT = (1 << bit for bit in range(9))
-"""What a row needs beside an argmax, as bits of a `needs` word (MASS: top-p over the whole row)."""
+"""Bits of a `needs` word: what a row needs beside an argmax (MASS: top-p over the whole row)."""
 CHANGES_CHOICE = NOISE | PENALTY | BIAS | BAN
 
 Lines = NDArray[np.int64]
-"""Line numbers of sequences within a step's logits."""
+"""Indices of sequences within a step's logits."""
 
 
 class RuleTable:
-    """One record per row. A row that was never set up is greedy, without rules."""
+    """One record per row. A row that is not set up is greedy, without rules."""
 
     def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
         self.vocab, self.device = vocab, device
         self.records = np.zeros(rows, SETUP_DTYPE)
         self.needs = np.zeros(rows, np.uint16)
-        """Bits of what each row needs."""
+        """Per row: bits of what it needs."""
         self._bias: dict[int, tuple[Ints, NDArray[np.float32]]] = {}
         self._banned: dict[int, Ints] = {}
         self.clear()
 
     def clear(self) -> None:
-        """All rows are greedy, without rules."""
+        """Makes all rows greedy, without rules."""
         self.records[:] = np.zeros(1, SETUP_DTYPE)
         self.records["prompt_logprobs"] = -1
         self.needs[:] = 0
@@ -42,7 +42,7 @@ class RuleTable:
         self._banned.clear()
 
     def set(self, setup: RowSetup) -> None:
-        """Row `setup.rules["row"]` starts a new sequence. Biased or banned ids outside the vocabulary are ignored.
+        """Row `setup.rules["row"]` starts a new sequence. Ignores biased or banned ids outside the vocabulary.
 
         ValueError for a row that does not exist.
         """
@@ -89,13 +89,13 @@ class RuleTable:
         )
 
     def bias(self, lines: Lines, rows: Ints) -> tuple[Tensor, Tensor, Tensor]:
-        """(line, id, value) of every bias of the sequences at `lines`, which are in `rows`."""
+        """(line, id, value) of every bias of the sequences `lines`, which are in `rows`."""
         tails = [self._bias[row] for row in rows.tolist()]
         ids, values = (np.concatenate([tail[part] for tail in tails]) for part in (0, 1))
         return *self._flat(lines, [len(tail[0]) for tail in tails], ids), torch.from_numpy(values).to(self.device)
 
     def banned(self, lines: Lines, rows: Ints) -> tuple[Tensor, Tensor]:
-        """(line, id) of every banned id of the sequences at `lines`, which are in `rows`."""
+        """(line, id) of every banned id of the sequences `lines`, which are in `rows`."""
         tails = [self._banned[row] for row in rows.tolist()]
         return self._flat(lines, [len(tail) for tail in tails], np.concatenate(tails))
 
@@ -104,10 +104,10 @@ class RuleTable:
         return tuple(flat.to(self.device))
 
     def history(self, rows: Ints, positions: Lines, tokens: Tensor) -> History:
-        """What penalties count for sequences in `rows` whose next token stands at `positions`.
+        """What penalties count for sequences in `rows` whose next token is at `positions`.
 
-        `tokens` int32 [rows, context] is the device's token table. Counted from it anew at each step, so a sequence
-        that is resumed elsewhere counts the same.
+        `tokens` int32 [rows, context] is the device's token table. Every step counts from it again, so that a resumed
+        sequence counts the same.
         """
         records = self.records[rows]
         whole = (records["flags"] & PENALIZE_PROMPT) != 0

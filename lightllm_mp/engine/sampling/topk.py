@@ -1,4 +1,4 @@
-"""Largest entries of each row: numpy's vectorised selection on CPU (several times faster there), torch elsewhere.
+"""Largest entries of each row: numpy's vectorised selection on a CPU (several times faster), torch elsewhere.
 
 Ties: `first_argmax` takes the smallest index; `largest` may take any of equal entries at its lower end. NaN counts as
 the largest value.
@@ -34,9 +34,11 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(row: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the `k` largest entries and of all that equal the last of them; half the price of argpartition."""
+    """Indices of the `k` largest entries and of all that equal the last of them; half the cost of argpartition."""
     found = np.flatnonzero(row >= np.partition(row, -k)[-k])
-    return found if len(found) >= k else np.argpartition(row, -k)[-k:]  # fewer: NaN compares with nothing
+    return (
+        found if len(found) >= k else np.argpartition(row, -k)[-k:]
+    )  # fewer if there are NaN: they compare with nothing
 
 
 def falling(x: Tensor) -> Tensor:

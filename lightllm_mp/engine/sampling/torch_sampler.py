@@ -1,12 +1,12 @@
-"""Chooses the next token of every sequence of a step, each by its own rules.
+"""Samples the next token of every sequence of a step, each by its own rules.
 
 Order: bias, penalties, banned ids, temperature, top-k, top-p, min-p, and then the id with the largest sum of score and
 Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what they use: a
-greedy row without rules costs an argmax and the log-softmax that its logprob needs. Which id a row gets depends on its
-own logits, rules, seed and position only, to the last bit, never on the other rows.
+greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its own logits,
+rules, seed and position, to the last bit, never on other rows.
 
-Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit that is
-no number or plus infinity, or every id banned) gets id 0.
+Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit is NaN
+or plus infinity, or every id is banned) gets id 0.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from lightllm_mp.plan import Ints
 
 @dataclass(slots=True)
 class Choice:
-    """What a block of sequences got."""
+    """Sampled ids of a block of sequences."""
 
     ids: Tensor
     """int64 [n]"""
     logprobs: Tensor
-    """float32 [n]: log-softmax of the untouched logits (see logprobs.py)."""
+    """float32 [n]: log-softmax of the raw logits (see logprobs.py)."""
     top: list[tuple[Lines, Alternatives]] = field(default_factory=list)
-    """Alternatives of the sequences that want them: their lines in the block, and a table for them."""
+    """Alternatives of the sequences that ask for them, with their indices in the block."""
 
 
 class TorchSampler:
@@ -60,9 +60,9 @@ class TorchSampler:
         self._table = torch.empty((0, rules.vocab), dtype=torch.float32, device=rules.device)
 
     def choose(self, logits: Tensor, rows: Ints, positions: Lines) -> Choice:
-        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, to stand at `positions` (both [n]).
+        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]).
 
-        `logits` is used up.
+        Overwrites `logits`.
         """
         needs = self._needs(rows, positions)
         wanted = int(np.bitwise_or.reduce(needs))
@@ -91,7 +91,7 @@ class TorchSampler:
         return needs
 
     def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
-        """int64 [n]: `ids`, and for sequences with rules what their adjusted logits or a draw say."""
+        """int64 [n]: `ids`, except for sequences with rules: there the ids of adjusted logits or of a draw."""
         changed = np.flatnonzero(needs & (PENALTY | BIAS | BAN))
         if len(changed):
             self._adjust(logits, needs, rows, positions)
@@ -118,7 +118,7 @@ class TorchSampler:
             ban(logits, *self.rules.banned(lines, rows[lines]))
 
     def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
-        """int64 [n]: draws with noise; `logits` is overwritten with scores."""
+        """int64 [n]: draws with noise. Overwrites `logits` with scores."""
         best = logits.amax(-1, keepdim=True)
         field = GumbelRows(
             scores=logits.sub_(best).div_(self.rules.column("temperature", rows)),

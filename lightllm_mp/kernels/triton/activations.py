@@ -1,4 +1,4 @@
-"""Activations inside a kernel, chosen by a number that is known when it is compiled."""
+"""Activations inside a kernel, chosen by a compile-time number."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import triton
 import triton.language as tl
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
-"""The names of the op table as `activated` takes them."""
+"""Numbers for `activated`, by the op table's names."""
 
 
 @triton.jit
 def activated(x, KIND: tl.constexpr):
-    """Of a float32 block. gelu_tanh is x * sigmoid(2 u), which is 0.5 x (1 + tanh u)."""
+    """The activation of a float32 block. gelu_tanh is x * sigmoid(2 u), which is 0.5 x (1 + tanh u)."""
     if KIND == 0:
         result = x / (1.0 + tl.exp(-x))
     elif KIND == 1:

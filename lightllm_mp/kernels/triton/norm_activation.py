@@ -1,4 +1,4 @@
-"""Normalisation and activation, one pass over device memory each."""
+"""Normalisation and activation: each is one pass over device memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 ACTIVATION_BLOCK = 1024
 
@@ -26,16 +27,30 @@ def _norm(x: Tensor, residual: Tensor, by: Norm, *, add: bool) -> Tensor:
     out = torch.empty_like(x)
     tokens, width = x.shape
     if tokens:
-        block = triton.next_power_of_2(width)
+        block = next_power_of_2(width)
         warps = min(16, max(1, block // 512))
         bias = by.weight if by.bias is None else by.bias
-        tensors = (x, residual, by.weight, bias, out)
-        constants = (width, add, by.kind == "layer", by.bias is not None, block)
-        _NORM.launch((tokens, 1, 1), tensors, (by.eps,), constants, warps=warps)
+        _norm_kernel.launch(
+            (tokens, 1, 1),
+            _norm_kernel.arguments(
+                x=x,
+                residual=residual,
+                weight=by.weight,
+                bias=bias,
+                out=out,
+                eps=by.eps,
+                WIDTH=width,
+                ADD=add,
+                CENTRED=by.kind == "layer",
+                BIASED=by.bias is not None,
+                BLOCK=block,
+            ),
+            warps=warps,
+        )
     return out
 
 
-@triton.jit
+@kernel(numbers=["eps"], waits=True)
 def _norm_kernel(
     x,
     residual,
@@ -81,13 +96,21 @@ def activate(x: Tensor, activation: str) -> Tensor:
 def _activation(x: Tensor, out: Tensor, activation: str) -> Tensor:
     tokens, width = out.shape
     if tokens:
-        grid = (tokens, triton.cdiv(width, ACTIVATION_BLOCK), 1)
-        constants = (width, x.shape[1] != width, ACTIVATIONS[activation], ACTIVATION_BLOCK)
-        _ACTIVATION.launch(grid, (x, out), (), constants)
+        _activation_kernel.launch(
+            (tokens, triton.cdiv(width, ACTIVATION_BLOCK), 1),
+            _activation_kernel.arguments(
+                x=x,
+                out=out,
+                WIDTH=width,
+                GATED=x.shape[1] != width,
+                KIND=ACTIVATIONS[activation],
+                BLOCK=ACTIVATION_BLOCK,
+            ),
+        )
     return out
 
 
-@triton.jit
+@kernel(waits=True)
 def _activation_kernel(
     x,
     out,
@@ -107,6 +130,3 @@ def _activation_kernel(
     if GATED:
         result *= tl.load(line + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * WIDTH + at, result.to(value.dtype), mask=inside)
-
-
-_NORM, _ACTIVATION = Kernel(_norm_kernel, waits=True), Kernel(_activation_kernel, waits=True)

@@ -1,4 +1,4 @@
-"""The CUDA op table: Triton for all but the projections of many tokens and the embedding, which torch does."""
+"""The CUDA op table: Triton kernels, except for the embedding and projections of many tokens, which torch does."""
 
 from __future__ import annotations
 

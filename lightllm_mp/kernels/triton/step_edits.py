@@ -1,6 +1,8 @@
-"""What surrounds a forward pass on the device: the plan's edits, a decode step's inputs, and the sampled ids."""
+"""Kernels around a forward pass: they write a plan's edits, a decode step's inputs, and the sampled ids."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -8,19 +10,22 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import round_up
+from lightllm_mp.kernels.triton.launch import kernel
 
 BLOCK = 1024
+ALIGNED_WORDS = 4
+"""int32 tensors of a multiple of this length keep the next one aligned."""
 
 
 class DecodeInputs:
-    """The sequences of a decode step at a fixed place, so that one CUDA graph serves all steps of a size.
+    """The sequences of a decode step at a fixed address, so that one CUDA graph serves all steps of a size.
 
     `seqs` int32 [2, most]: rows, and lengths after the step. Padding is row `spare_row` with length 1.
     """
 
     def __init__(self, most: int, spare_row: int, device: torch.device) -> None:
-        most = padded(most)
+        most = round_up(most, ALIGNED_WORDS)
         self.most, self.spare_row = most, spare_row
         self.seqs = torch.empty((2, most), dtype=torch.int32, device=device)
         self.seqs[0].fill_(spare_row)
@@ -28,12 +33,24 @@ class DecodeInputs:
         self._seq_start = torch.arange(most + 1, dtype=torch.int32, device=device)
 
     def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
-        """Ids int32 [size] and inputs of the first `size` sequences, read off the tables [rows + 1, width]."""
-        made = torch.empty((4, padded(size)), dtype=torch.int32, device=tokens.device)
+        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables [rows + 1, width]."""
+        made = torch.empty((4, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
         ids, positions, places, rotary_at = made[:, :size]
-        numbers = (size, made.shape[1], self.most, tokens.shape[1])
-        tensors = (self.seqs, tokens, slots, rotary_first, made)
-        _LAY_OUT.launch((triton.cdiv(size, BLOCK), 1, 1), tensors, numbers, (BLOCK,))
+        _lay_out_kernel.launch(
+            (triton.cdiv(size, BLOCK), 1, 1),
+            _lay_out_kernel.arguments(
+                seqs=self.seqs,
+                tokens=tokens,
+                slots=slots,
+                rotary_first=rotary_first,
+                made=made,
+                size=size,
+                stride=made.shape[1],
+                most=self.most,
+                width=tokens.shape[1],
+                BLOCK=BLOCK,
+            ),
+        )
         return ids, Batch(
             positions=positions,
             slots=places,
@@ -47,47 +64,87 @@ class DecodeInputs:
         )
 
 
-def padded(count: int) -> int:
-    """The next multiple of 4: int32 tensors of that length keep what follows them aligned."""
-    return -(-count // 4) * 4
+class TableEdit(NamedTuple):
+    """Where the edits of one table are in a step's words."""
+
+    indices: int
+    """Offset of the flat indices to write to."""
+    values: int
+    """Offset of the values."""
+    length: int
 
 
-def edit(words: Tensor, edits: list[tuple[int, int, int]], tables: tuple[Tensor, ...]) -> None:
-    """Carries out a plan's edits: for each of the `tables` (tokens, slots, first rotary lines) where in `words` (int32)
-    flat indices and values begin, and how many there are."""
-    most = max(count for _, _, count in edits)
+class TableEdits(NamedTuple):
+    """A plan's edits of the row tables."""
+
+    tokens: TableEdit
+    slots: TableEdit
+    rotary_first: TableEdit
+
+
+def edit(words: Tensor, edits: TableEdits, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> None:
+    """Writes the edits in `words` (int32) to the tables (int32)."""
+    most = max(edits.tokens.length, edits.slots.length, edits.rotary_first.length)
     if most:
-        numbers = tuple(number for one in edits for number in one)
-        _EDIT.launch((triton.cdiv(most, BLOCK), len(edits), 1), (words, *tables), numbers, (BLOCK,))
+        _edit_kernel.launch(
+            (triton.cdiv(most, BLOCK), len(edits), 1),
+            _edit_kernel.arguments(
+                words=words,
+                tokens=tokens,
+                slots=slots,
+                rotary_first=rotary_first,
+                ids_at=edits.tokens.indices,
+                ids=edits.tokens.values,
+                id_count=edits.tokens.length,
+                slots_at=edits.slots.indices,
+                places=edits.slots.values,
+                slot_count=edits.slots.length,
+                rows_at=edits.rotary_first.indices,
+                firsts=edits.rotary_first.values,
+                row_count=edits.rotary_first.length,
+                BLOCK=BLOCK,
+            ),
+        )
 
 
 def place(rows: Tensor, ends: Tensor, size: int, to: DecodeInputs) -> None:
-    """Puts the sequences of a decode step where its graph reads them, and padding up to `size` sequences."""
-    numbers = (rows.shape[0], size, to.most, to.spare_row)
-    _PLACE.launch((triton.cdiv(size, BLOCK), 1, 1), (rows, ends, to.seqs), numbers, (BLOCK,))
+    """Writes the sequences of a decode step, padded to `size`, where its graph reads them."""
+    _place_kernel.launch(
+        (triton.cdiv(size, BLOCK), 1, 1),
+        _place_kernel.arguments(
+            rows=rows,
+            ends=ends,
+            to=to.seqs,
+            count=rows.shape[0],
+            size=size,
+            most=to.most,
+            spare_row=to.spare_row,
+            BLOCK=BLOCK,
+        ),
+    )
 
 
 def commit(tokens: Tensor, rows: Tensor, positions: Tensor, ids: Tensor, logprobs: Tensor, report: Tensor) -> None:
-    """Writes sampled `ids` (int64 [n]) to their place in the token table, and with the bits of their float32
-    `logprobs` to `report`, int32 [2, n]."""
+    """Writes sampled `ids` (int64 [n]) to the token table, and ids and the bits of float32 `logprobs` to `report`,
+    int32 [2, n]."""
     count = ids.shape[0]
-    tensors = (tokens, rows, positions, ids, logprobs, report)
-    _COMMIT.launch((triton.cdiv(count, BLOCK), 1, 1), tensors, (count, tokens.shape[1]), (BLOCK,))
+    _commit_kernel.launch(
+        (triton.cdiv(count, BLOCK), 1, 1),
+        _commit_kernel.arguments(
+            tokens=tokens,
+            rows=rows,
+            positions=positions,
+            ids=ids,
+            logprobs=logprobs,
+            report=report,
+            count=count,
+            width=tokens.shape[1],
+            BLOCK=BLOCK,
+        ),
+    )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "ids_at",
-        "ids",
-        "id_count",
-        "slots_at",
-        "places",
-        "slot_count",
-        "rows_at",
-        "firsts",
-        "row_count",
-    ]
-)
+@kernel(numbers=["ids_at", "ids", "id_count", "slots_at", "places", "slot_count", "rows_at", "firsts", "row_count"])
 def _edit_kernel(
     words,
     tokens,
@@ -121,14 +178,14 @@ def _write(words, table, indices, values, count, at):
     tl.store(table + index, tl.load(words + values + at, mask=inside), mask=inside)
 
 
-@triton.jit(do_not_specialize=["count", "size", "most", "spare_row"])
+@kernel(numbers=["count", "size", "most", "spare_row"])
 def _place_kernel(rows, ends, to, count, size, most, spare_row, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(to + at, tl.load(rows + at, mask=at < count, other=spare_row), mask=at < size)
     tl.store(to + most + at, tl.load(ends + at, mask=at < count, other=1), mask=at < size)
 
 
-@triton.jit(do_not_specialize=["size", "stride", "most", "width"])
+@kernel(numbers=["size", "stride", "most", "width"])
 def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, stride, most, width, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -141,7 +198,7 @@ def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, stride, most,
     tl.store(made + 3 * stride + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
 
 
-@triton.jit(do_not_specialize=["count", "width"])
+@kernel(numbers=["count", "width"])
 def _commit_kernel(tokens, rows, positions, ids, logprobs, report, count, width, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
@@ -153,7 +210,3 @@ def _commit_kernel(tokens, rows, positions, ids, logprobs, report, count, width,
     tl.store(report + at, token, mask=inside)
     logprob = tl.load(logprobs + at, mask=inside, other=0.0)
     tl.store(report + count + at, logprob.to(tl.int32, bitcast=True), mask=inside)
-
-
-_EDIT, _PLACE = Kernel(_edit_kernel), Kernel(_place_kernel)
-_LAY_OUT, _COMMIT = Kernel(_lay_out_kernel), Kernel(_commit_kernel)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.batch import AttentionSchedule, Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton import overlay  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.attention import schedule, tuned_attention
@@ -143,7 +145,7 @@ def test_shares_cover_every_block_once(sequences, start):
 
 
 def test_lengths_may_change_in_place():
-    """A step's tensors may be filled anew: the first layer's next call sees the new numbers."""
+    """A step's tensors may be filled anew: a new batch of them sees the new numbers, in all its layers."""
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=64, scale=0.125)
     step = RandomStep([(1, 350), (1, 20)], layout, torch.float32)
     batch, first, second = on_device(step.batch), step.keys.to(DEVICE), step.keys.to(DEVICE) + 1
@@ -151,9 +153,25 @@ def test_lengths_may_change_in_place():
     for contexts in ([350, 20], [3, 20], [200, 1]):
         batch.context.copy_(torch.tensor(contexts))
         step.batch.context.copy_(torch.tensor(contexts))
+        batch = replace(batch, schedule=AttentionSchedule())
         for keys in (first, second):
             got = TRITON.attention(q, LayerKV(keys, values), batch, layout)
             close(got, REFERENCE.attention(step.q, LayerKV(keys.cpu(), step.values), step.batch, layout))
+
+
+def test_a_step_is_scheduled_once_for_layers_of_a_kind():
+    """Windows and heads make kinds; the schedule belongs to the batch, and two batches have nothing in common."""
+    wide, narrow = LAYOUTS[0], replace(LAYOUTS[0], window=20)
+    step = RandomStep([(1, 90), (20, 30), (1, 5)], wide, torch.float32)
+    kv, batch = kv_on_device(step.kv), on_device(step.batch)
+    for layout in (wide, narrow, wide):
+        TRITON.attention(step.q.to(DEVICE), kv, batch, layout)
+    shares = list(batch.schedule.decode.values())
+    assert (len(shares), len(batch.schedule.prefill)) == (2, 1)
+    assert all(not share.arrived.any() for share in shares)
+    TRITON.attention(step.q.to(DEVICE), kv, batch, wide)
+    assert list(batch.schedule.decode.values()) == shares
+    assert not on_device(batch).schedule.decode
 
 
 @pytest.mark.gpu
@@ -165,6 +183,7 @@ def test_nothing_waits_for_the_device(layout, stored):
     kv = kv_on_device(step.kv if stored == torch.bfloat16 else step.stored_as(stored))
     arguments = (step.q.cuda(), kv, on_device(step.batch), layout)
     TRITON.attention(*arguments)
+    arguments[2].schedule = AttentionSchedule()
     torch.cuda.set_sync_debug_mode("error")
     try:
         TRITON.attention(*arguments)
@@ -186,7 +205,8 @@ def test_one_graph_serves_all_lengths(dtype, layout, stored):
     layers = [kv_on_device(kv), kv_on_device(kv)._replace(values=kv.values.roll(1, 0).cuda())]
 
     def attend() -> list[torch.Tensor]:
-        return [TRITON.attention(q, layer, batch, layout) for layer in layers]
+        new = replace(batch, schedule=AttentionSchedule())
+        return [TRITON.attention(q, layer, new, layout) for layer in layers]
 
     attend()
     graph = torch.cuda.CUDAGraph()

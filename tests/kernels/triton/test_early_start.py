@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lightllm_mp.kernels.batch import AttentionSchedule
 from lightllm_mp.kernels.table import HeadLayout, Norm, Rotation
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.kernels.triton.overlay import TABLE
@@ -41,11 +44,12 @@ class Chain:
     def run(self, x: torch.Tensor) -> torch.Tensor:
         self.kv.keys.copy_(self.keys[0])
         self.kv.values.copy_(self.keys[1])
+        batch = replace(self.batch, schedule=AttentionSchedule())
         residual, branch = x.clone(), torch.zeros_like(x)
         for qkv, out, gate_up, down in self.layers:
             line = TABLE.linear(TABLE.add_norm(branch, residual, self.by), qkv)
-            q = TABLE.rotary_kv_write(line, self.rotation, self.kv, self.batch, LAYOUT, None)
-            branch = TABLE.linear(TABLE.attention(q, self.kv, self.batch, LAYOUT), out)
+            q = TABLE.rotary_kv_write(line, self.rotation, self.kv, batch, LAYOUT, None)
+            branch = TABLE.linear(TABLE.attention(q, self.kv, batch, LAYOUT), out)
             inner = TABLE.linear(TABLE.add_norm(branch, residual, self.by), gate_up)
             branch = TABLE.linear(TABLE.gated(inner, "silu"), down)
         return TABLE.add_norm(branch, residual, self.by)

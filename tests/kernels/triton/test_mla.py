@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.batch import AttentionSchedule
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton import overlay  # after the choice of the interpreter
 from tests.kernels.random_batch import RandomStep
@@ -58,6 +59,7 @@ def test_a_graph_of_latent_attention(layout):
     step = RandomStep([(1, length) for length in most], layout, torch.bfloat16)
     q, kv, batch = step.q.cuda(), kv_on_device(step.kv), on_device(step.batch)
     TRITON.attention(q, kv, batch, layout)
+    batch.schedule = AttentionSchedule()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = TRITON.attention(q, kv, batch, layout)

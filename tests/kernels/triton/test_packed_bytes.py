@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from lightllm_mp.kernels.triton.attention.packed_bytes import as_words, even_of, odd_of, pairs
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 from tests.kernels.triton.triton_case import CUDA, DEVICE, triton  # which chooses the interpreter
 
 tl = triton.language
 BLOCK = 1024
 
 
-@triton.jit
+@kernel()
 def _unpack_kernel(stored, even, odd, KIND: tl.constexpr, PTX: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = tl.load(as_words(stored) + at)
@@ -29,7 +29,12 @@ def test_every_pair(stored: torch.dtype, like: torch.dtype) -> None:
     even, odd = (torch.empty(len(both), dtype=like, device=DEVICE) for _ in range(2))
     how = pairs(both, like)
     assert (how.ptx is None) == (not CUDA or like == torch.float32)
-    Kernel(_unpack_kernel).launch((len(both) // BLOCK, 1, 1), (both, even, odd), (), (*how, BLOCK))
+    _unpack_kernel.launch(
+        (len(both) // BLOCK, 1, 1),
+        _unpack_kernel.arguments(
+            stored=both, even=even, odd=odd, KIND=how.kind, PTX=how.ptx, SHIFT=how.shift, BLOCK=BLOCK
+        ),
+    )
     known = ~both.float().isnan()
     assert torch.equal(even[known[:, 0]], both[:, 0].to(like)[known[:, 0]])
     assert torch.equal(odd[known[:, 1]], both[:, 1].to(like)[known[:, 1]])

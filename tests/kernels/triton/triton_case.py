@@ -61,7 +61,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def on_device(batch: Batch) -> Batch:
-    moved = {f.name: getattr(batch, f.name) for f in fields(Batch)}
+    moved = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "schedule"}
     return Batch(**{name: x.to(DEVICE, copy=True) if isinstance(x, torch.Tensor) else x for name, x in moved.items()})
 
 

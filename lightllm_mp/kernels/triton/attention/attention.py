@@ -1,4 +1,4 @@
-"""Attention of a step in which sequences with one new token and chunks of prompts may share."""
+"""The attention op: sequences with one new token and chunks of prompts may share a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention import decode, mla, prefill
-from lightllm_mp.kernels.triton.attention.schedule import StepSchedule, step_schedule
+from lightllm_mp.kernels.triton.attention.schedule import shares_of, tiles_of
 from lightllm_mp.kernels.triton.attention.tuned_attention import (
     MAX_HEAD_DIM,
     MAX_LATENT_DIM,
@@ -20,17 +20,17 @@ from lightllm_mp.kernels.triton.attention.tuned_attention import (
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
-    """Asks the device for nothing: which kernels run follows from the shapes of the batch. Every sequence has at least
-    one key, its new token.
+    """Never waits for the device: the shapes of the batch decide which kernels run. Every sequence has at least one
+    key, its new token.
 
-    Heads beyond MAX_HEAD_DIM, values of their own width that are stored apart from the keys, and latent keys with a
-    window, cap or bias take the reference, which does wait for the device; no model family has them.
+    The reference, which does wait, serves heads beyond MAX_HEAD_DIM, values of their own width that are not part of
+    the keys, and latent keys with a window, cap or bias. No model family has them.
     """
     shared = kv.values.data_ptr() == kv.keys.data_ptr()
     if not batch.sequences or not (_latent_fits(layout) if shared else _fits(layout)):
         return reference.TABLE.attention(q, kv, batch, layout)
     out = q.new_empty((batch.tokens, layout.heads * layout.values))
-    (_latent if shared else _plain)(q, kv, out, batch, layout, step_schedule(batch, kv.keys))
+    (_latent if shared else _plain)(q, kv, out, batch, layout)
     return out
 
 
@@ -43,24 +43,24 @@ def _may_have_single(batch: Batch) -> bool:
     return batch.tokens == batch.sequences or batch.sequences > 1
 
 
-def _plain(q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, made: StepSchedule) -> None:
+def _plain(q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout) -> None:
     dim, stored = layout.head_dim, kv.keys.dtype
     if _has_chunks(batch):
         blocks = prefill_blocks(dim, q.dtype, stored, batch.tokens * layout.heads)
-        prefill.attend(q, kv, out, batch, layout, blocks, made.prefill(batch, blocks.queries))
+        prefill.attend(q, kv, out, batch, layout, blocks, tiles_of(batch, blocks.queries))
     if _may_have_single(batch):
         few = decode_blocks(dim, q.dtype, stored)
-        decode.attend(q, kv, out, batch, layout, few, made.decode(batch, layout, few, layout.kv_heads))
+        decode.attend(q, kv, out, batch, layout, few, shares_of(batch, layout, few, layout.kv_heads))
 
 
-def _latent(q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, made: StepSchedule) -> None:
+def _latent(q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout) -> None:
     if _has_chunks(batch):
         blocks = latent_prefill_blocks(q.dtype)
-        tiles = made.prefill(batch, mla.tokens_each(layout, blocks))
+        tiles = tiles_of(batch, mla.tokens_each(layout, blocks))
         mla.attend_chunks(q, kv.keys, out, batch, layout, blocks, tiles)
     if _may_have_single(batch):
         heads, few = latent_decode_blocks(layout.heads, q.dtype)
-        shares = made.decode(batch, layout, few, -(-layout.heads // heads))
+        shares = shares_of(batch, layout, few, -(-layout.heads // heads))
         mla.attend_single(q, kv.keys, out, batch, layout, heads, few, shares)
 
 

@@ -1,11 +1,12 @@
-"""Puts together the parts of a context that several programs have worked on: always in the order of the context, so
-that the result does not depend on who arrives when."""
+"""Combines the partial results of a context that several programs share, always in the order of the context, so that
+the result does not depend on which program is last."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.schedule import owner_of
 
 
@@ -34,8 +35,9 @@ def finish(
     FEW: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Program p has the result [GROUP_BLOCK, DIM_BLOCK] of its piece of sequence i, whose keys stand in the line at
-    [first_unit, after), for the heads of one column of programs. A whole context's result is stored at once."""
+    """Program p has the result [GROUP_BLOCK, DIM_BLOCK] of its part of sequence i, whose keys are the units
+    [first_unit, after) of the queue, for the heads of one column of programs. If the part is the whole context, the
+    result is stored directly."""
     g, d = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK)
     head = column * GROUP + g
     inside = (g < GROUP) & (head < HEADS)
@@ -49,7 +51,7 @@ def finish(
         place = (p + i).to(tl.int64) * HEADS + head
         tl.store(partial + place[:, None] * DIM + d[None, :], result, mask=wide)
         tl.store(logsum + place, weight, mask=inside)
-        tl.debug_barrier()  # all threads have stored before one of them says so
+        tl.debug_barrier()  # all threads store before one of them counts
         arrivals = arrived + i * columns + column
         if tl.atomic_add(arrivals, 1, sem="acq_rel") == pieces - 1:
             for some in range(0, GROUP, FEW):
@@ -75,12 +77,10 @@ def _combine(
     FEW: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Weights the pieces of the heads [head, heads), at most FEW, by their sums. They come past the L1 cache, from
-    other processors."""
+    """Weights the parts of the heads [head, heads), at most FEW, by their sums. Loads bypass the L1 cache, because
+    other multiprocessors wrote the parts."""
     part, g, d = tl.arange(0, PARTS)[:, None], tl.arange(0, FEW)[None, :], tl.arange(0, DIM_BLOCK)
-    best = tl.full([FEW], float("-inf"), tl.float32)
-    total = tl.zeros([FEW], tl.float32)
-    sums = tl.zeros([FEW, DIM_BLOCK], tl.float32)
+    best, total, sums = empty_softmax(FEW, DIM_BLOCK)
     for base in range(0, pieces, PARTS):
         place = (first + base + part).to(tl.int64) * HEADS + tl.minimum(head + g, heads - 1)
         there = tl.broadcast_to(base + part < pieces, [PARTS, FEW])
@@ -88,12 +88,8 @@ def _combine(
         wide = there[:, :, None] & (d < DIM)[None, None, :]
         at = partial + place[:, :, None] * DIM + d[None, None, :]
         result = tl.load(at, mask=wide, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(best, tl.max(weight, 0))
-        weight = tl.exp2(weight - higher[None, :])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(weight, 0)
+        weight, shrink, best, total = softmax_block(weight, best, total, 1.0, 0, False)
         sums = sums * shrink[:, None] + tl.sum(weight[:, :, None] * result, 0)
-        best = higher
     own = head + tl.arange(0, FEW)[:, None]
     inside = (own < heads) & (d < DIM)[None, :]
     tl.store(out + own * DIM + d[None, :], (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)

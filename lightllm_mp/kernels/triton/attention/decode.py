@@ -1,75 +1,84 @@
-"""Attention of single new tokens over long contexts: every program takes an equal share of all contexts together.
+"""Decode attention: single new tokens over long contexts. Programs take equal shares of all contexts together.
 
-Where a context is cut, each piece's result goes to memory, and the program that finds itself the last to arrive
-combines them (`combine.py`). The counters of arrivals are zero again after each layer.
+Where a context is cut, each part's result goes to memory, and the last program to arrive combines them (`combine.py`).
+The arrival counters are zero again after each layer.
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention.combine import finish
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, even_of, odd_of, pairs
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
-from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 PARTS_EACH = 64
-"""Partial results, of one head each, that are combined at a time."""
+"""Partial results of one head that are combined at a time."""
 
 
 def attend(
     q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, shares: DecodeShares
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with one new token."""
+    """Fills the rows of `out` that belong to sequences with one new token."""
     group = layout.heads // layout.kv_heads
-    few = triton.next_power_of_2(group)
+    few = next_power_of_2(group)
     more, how = extras(q, kv, layout), pairs(kv.keys, q.dtype)
-    _PART.launch(
+    _part_kernel.launch(
         (layout.kv_heads, shares.programs, 1),
-        (
-            q,
-            kv.keys,
-            kv.values,
-            *more.tensors,
-            shares.plan,
-            shares.partial,
-            shares.logsum,
-            shares.arrived,
-            out,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
-        ),
-        (batch.slot_table.stride(0), batch.sequences, shares.programs),
-        (
-            layout.heads,
-            layout.kv_heads,
-            padded(group),
-            layout.head_dim,
-            padded(layout.head_dim) if how.kind == WHOLE else 2 * padded(layout.head_dim // 2),
-            layout.window,
-            *more.constants,
-            *how,
-            blocks.keys,
-            blocks.start,
-            few,
-            max(1, PARTS_EACH // few),
-            precision(q.dtype),
-            wide(kv.keys),
+        _part_kernel.arguments(
+            q=q,
+            keys=kv.keys,
+            values=kv.values,
+            key_scales=more.key_scales,
+            value_scales=more.value_scales,
+            slopes=more.slopes,
+            plan=shares.plan,
+            partial=shares.partial,
+            logsum=shares.logsum,
+            arrived=shares.arrived,
+            out=out,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            sequences=batch.sequences,
+            programs=shares.programs,
+            HEADS=layout.heads,
+            KV_HEADS=layout.kv_heads,
+            GROUP_BLOCK=dot_block(group),
+            DIM=layout.head_dim,
+            DIM_BLOCK=dot_block(layout.head_dim) if how.kind == WHOLE else 2 * dot_block(layout.head_dim // 2),
+            WINDOW=layout.window,
+            READ=more.read,
+            FACTOR=more.factor,
+            CAP=more.cap,
+            SLOPED=more.sloped,
+            LEFT=more.left,
+            KIND=how.kind,
+            PTX=how.ptx,
+            SHIFT=how.shift,
+            KEYS=blocks.keys,
+            START=blocks.start,
+            FEW=few,
+            PARTS=max(1, PARTS_EACH // few),
+            PRECISION=precision(q.dtype),
+            WIDE=wide(kv.keys),
         ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
 
 
-@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
+@kernel(numbers=["table_stride", "sequences", "programs"], waits=True)
 def _part_kernel(
     q,
     keys,
@@ -119,7 +128,7 @@ def _part_kernel(
     at, end = share_of(p, total, programs)
 
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    EACH: tl.constexpr = 2 if KIND else 1  # elements of a unit of a line
+    EACH: tl.constexpr = 2 if KIND else 1  # elements of a word
     if KIND:
         keys, values = as_words(keys), as_words(values)
     g, d, n = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK // EACH), tl.arange(0, KEYS)
@@ -144,9 +153,7 @@ def _part_kernel(
             hidden = 0
             if WINDOW:
                 hidden = tl.maximum(length - WINDOW, 0) // KEYS
-            best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-            total_weight = tl.zeros([GROUP_BLOCK], tl.float32)
-            sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
+            best, total_weight, sums = empty_softmax(GROUP_BLOCK, DIM_BLOCK // EACH)
             if KIND:
                 odd_sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
             for block in range(first_block + hidden, last_block + hidden):
@@ -170,10 +177,7 @@ def _part_kernel(
                     scores *= scales_at(key_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
                 scores = bent(scores, (key - length + 1)[None, :], slope[:, None], FACTOR, CAP, SLOPED)
                 scores = tl.where(seen[None, :], scores, float("-inf"))
-                higher = tl.maximum(best, tl.max(scores, 1) * LEFT)
-                weights = tl.exp2(scores * LEFT - higher[:, None])
-                shrink = tl.exp2(best - higher)
-                total_weight = total_weight * shrink + tl.sum(weights, 1)
+                weights, shrink, best, total_weight = softmax_block(scores, best, total_weight, LEFT, 1, False)
                 if READ:
                     weights *= scales_at(value_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
                 v = tl.load(values + place, mask=there, other=0)
@@ -184,7 +188,6 @@ def _part_kernel(
                     odd_sums = tl.dot(weights, odd, odd_sums * shrink[:, None], input_precision=PRECISION)
                 else:
                     sums = tl.dot(weights, v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
-                best = higher
             if KIND:
                 sums = tl.interleave(sums, odd_sums)
             finish(
@@ -194,6 +197,3 @@ def _part_kernel(
             )  # fmt: skip
         at = stop
         i += 1
-
-
-_PART = Kernel(_part_kernel, waits=True)

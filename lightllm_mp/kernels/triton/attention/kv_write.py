@@ -1,4 +1,4 @@
-"""Writes keys and values to their tokens' slots, rounded to 8 bits where they are stored so."""
+"""The KV write: keys and values go to their tokens' slots, rounded where the pool stores 8 bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
-"""Heads of one token that a program handles, at most."""
+"""The most heads of one token that a program handles."""
 ELEMENTS_EACH = 8192
 
 
@@ -23,23 +24,33 @@ def kv_write(keys: Tensor, values: Tensor, kv: LayerKV, batch: Batch) -> None:
 
 
 def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None:
-    """`x` [tokens, heads, dim] may be a view whose components are next to each other."""
+    """`x` [tokens, heads, dim] may be a view; its last dimension is contiguous, or is made so."""
     tokens, heads, dim = x.shape
     if not tokens:
         return
     x = x if x.stride(2) == 1 else x.contiguous()
-    block = triton.next_power_of_2(dim)
-    each = min(HEADS_EACH, triton.next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
-    _WRITE.launch(
+    block = next_power_of_2(dim)
+    each = min(HEADS_EACH, next_power_of_2(heads), max(1, ELEMENTS_EACH // block))
+    _write_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
-        (x, pool, pool if scales is None else scales, batch.slots),
-        (x.stride(0), x.stride(1)),
-        (heads, dim, block, each, largest(pool, scales)),
+        _write_kernel.arguments(
+            x=x,
+            pool=pool,
+            scales=pool if scales is None else scales,
+            slots=batch.slots,
+            token_stride=x.stride(0),
+            head_stride=x.stride(1),
+            HEADS=heads,
+            DIM=dim,
+            BLOCK=block,
+            EACH=each,
+            LARGEST=largest(pool, scales),
+        ),
     )
 
 
 def largest(pool: Tensor, scales: Tensor | None) -> float:
-    """The largest value that an 8-bit pool stores: 127 means integers; 0: the pool has no scales."""
+    """The largest value that an 8-bit pool stores: 127 for integers; 0 if the pool has no scales."""
     if scales is None:
         return 0.0
     return 127.0 if pool.dtype == torch.int8 else torch.finfo(pool.dtype).max
@@ -47,7 +58,7 @@ def largest(pool: Tensor, scales: Tensor | None) -> float:
 
 @triton.jit
 def scale_of(magnitude, LARGEST: tl.constexpr):
-    """Of heads with these largest magnitudes: the float16 to store, and what to divide by. Float16 has no normal
+    """For heads with these largest magnitudes: the float16 scale to store, and the divisor. Float16 has no normal
     number below 2^-14."""
     scale = tl.div_rn(magnitude, tl.full(magnitude.shape, LARGEST, tl.float32)).to(tl.float16)
     return scale, tl.maximum(scale.to(tl.float32), 6.103515625e-05)
@@ -55,14 +66,14 @@ def scale_of(magnitude, LARGEST: tl.constexpr):
 
 @triton.jit
 def in_steps(x, step, LARGEST: tl.constexpr):
-    """x / step as it is stored, still in float32: to the nearest integer, ties to even, where integers are stored."""
+    """x / step as it is stored, still float32: if integers are stored, rounded to the nearest, ties to even."""
     steps = tl.div_rn(x, tl.broadcast_to(step, x.shape))
     if LARGEST == 127.0:
         steps = (steps + 12582912.0) - 12582912.0  # 1.5 * 2^23: float32 has no fractions there
     return tl.minimum(tl.maximum(steps, -LARGEST), LARGEST)
 
 
-@triton.jit(do_not_specialize=["token_stride", "head_stride"])
+@kernel(numbers=["token_stride", "head_stride"])
 def _write_kernel(
     x,
     pool,
@@ -89,6 +100,3 @@ def _write_kernel(
         tl.store(pool + place * DIM + d, in_steps(wide, step, LARGEST).to(pool.dtype.element_ty), mask=inside)
     else:
         tl.store(pool + place * DIM + d, value.to(pool.dtype.element_ty), mask=inside)
-
-
-_WRITE = Kernel(_write_kernel)

@@ -1,7 +1,7 @@
-"""Attention over latent keys (DeepSeek-V2): one vector a token serves all heads, its first part as the value too.
+"""Attention over latent keys (DeepSeek-V2): one vector per token serves all heads; its first part is the value too.
 
-Each block of keys is read once and used in both products. A vector is held as its value part and the rest, which with
-their own sizes (512 and 64, say) waste less than the next power of two of both together.
+Each block of keys is read once and used in both products. A kernel holds a vector's value part and the rest apart
+(512 and 64, for example): one block of the next power of two would waste more.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton.attention.combine import finish
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import LOG2E
-from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, PrefillBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 
 FEW_HEADS, PARTS_EACH = 8, 4
-"""Heads and partial results that are combined at a time."""
+"""Heads and partial results combined at a time."""
 
 
 def attend_single(
@@ -32,24 +34,39 @@ def attend_single(
     blocks: DecodeBlocks,
     shares: DecodeShares,
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with one new token. A program takes `heads` heads."""
-    _SINGLE.launch(
+    """Fills the rows of `out` that belong to sequences with one new token. A program takes `heads` heads."""
+    rest = layout.head_dim - layout.values
+    _single_kernel.launch(
         (triton.cdiv(layout.heads, heads), shares.programs, 1),
-        (
-            q,
-            keys,
-            shares.plan,
-            shares.partial,
-            shares.logsum,
-            shares.arrived,
-            out,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
+        _single_kernel.arguments(
+            q=q,
+            keys=keys,
+            plan=shares.plan,
+            partial=shares.partial,
+            logsum=shares.logsum,
+            arrived=shares.arrived,
+            out=out,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            sequences=batch.sequences,
+            programs=shares.programs,
+            HEADS=layout.heads,
+            VALUE=layout.values,
+            VALUE_BLOCK=dot_block(layout.values),
+            REST=rest,
+            REST_BLOCK=dot_block(rest),
+            SCALE=layout.scale * LOG2E,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(keys),
+            GROUP=heads,
+            KEYS=blocks.keys,
+            START=blocks.start,
+            FEW=FEW_HEADS,
+            PARTS=PARTS_EACH,
         ),
-        (batch.slot_table.stride(0), batch.sequences, shares.programs),
-        (*_sizes(q, keys, layout), heads, blocks.keys, blocks.start, FEW_HEADS, PARTS_EACH),
         warps=blocks.warps,
         stages=blocks.stages,
     )
@@ -63,29 +80,42 @@ def tokens_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
 def attend_chunks(
     q: Tensor, keys: Tensor, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with more than one new token."""
-    heads = _heads_each(layout, blocks)
-    _CHUNKS.launch(
+    """Fills the rows of `out` that belong to sequences with more than one new token."""
+    heads, rest = _heads_each(layout, blocks), layout.head_dim - layout.values
+    _chunks_kernel.launch(
         (triton.cdiv(layout.heads, heads), tiles.shape[0], 1),
-        (q, keys, out, tiles, batch.seq_start, batch.context, batch.rows, batch.slot_table),
-        (batch.slot_table.stride(0),),
-        (*_sizes(q, keys, layout), heads, blocks.queries, blocks.keys),
+        _chunks_kernel.arguments(
+            q=q,
+            keys=keys,
+            out=out,
+            tiles=tiles,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            HEADS=layout.heads,
+            VALUE=layout.values,
+            VALUE_BLOCK=dot_block(layout.values),
+            REST=rest,
+            REST_BLOCK=dot_block(rest),
+            SCALE=layout.scale * LOG2E,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(keys),
+            GROUP=heads,
+            LINES=blocks.queries,
+            KEYS=blocks.keys,
+        ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
 
 
 def _heads_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
-    return min(blocks.queries, triton.next_power_of_2(layout.heads))
+    return min(blocks.queries, next_power_of_2(layout.heads))
 
 
-def _sizes(q: Tensor, keys: Tensor, layout: HeadLayout) -> tuple[int | float | str, ...]:
-    rest = layout.head_dim - layout.values
-    scale = layout.scale * LOG2E
-    return layout.heads, layout.values, padded(layout.values), rest, padded(rest), scale, precision(q.dtype), wide(keys)
-
-
-@triton.jit(do_not_specialize=["table_stride", "sequences", "programs"])
+@kernel(numbers=["table_stride", "sequences", "programs"])
 def _single_kernel(
     q,
     keys,
@@ -132,9 +162,7 @@ def _single_kernel(
             place = token * HEADS + head
             query, query_rest = _query(q, place, head < HEADS, VALUE, VALUE_BLOCK, REST, REST_BLOCK)
             position = tl.zeros([GROUP], tl.int32) + length - 1
-            best = tl.full([GROUP], float("-inf"), tl.float32)
-            weight = tl.zeros([GROUP], tl.float32)
-            sums = tl.zeros([GROUP, VALUE_BLOCK], tl.float32)
+            best, weight, sums = empty_softmax(GROUP, VALUE_BLOCK)
             best, weight, sums = _walk(
                 first_block * KEYS, tl.minimum(last_block * KEYS, length), query, query_rest, keys, slots,
                 position, length, best, weight, sums,
@@ -149,7 +177,7 @@ def _single_kernel(
         i += 1
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel(numbers=["table_stride"])
 def _chunks_kernel(
     q,
     keys,
@@ -172,7 +200,7 @@ def _chunks_kernel(
     LINES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Line r of a program is head r % GROUP of its token r // GROUP."""
+    """Row r of a program is head r % GROUP of its token r // GROUP."""
     column, t = tl.program_id(0), tl.program_id(1)
     i = tl.load(tiles + 2 * t)
     if i >= 0:
@@ -188,9 +216,7 @@ def _chunks_kernel(
         first = length - new + before
         high = tl.minimum(first + LINES // GROUP, length)
         shut = (first + 1) // KEYS * KEYS
-        best = tl.full([LINES], float("-inf"), tl.float32)
-        weight = tl.zeros([LINES], tl.float32)
-        sums = tl.zeros([LINES, VALUE_BLOCK], tl.float32)
+        best, weight, sums = empty_softmax(LINES, VALUE_BLOCK)
         position = length - new + line
         best, weight, sums = _walk(
             0, shut, query, query_rest, keys, slots, position, length, best, weight, sums,
@@ -215,7 +241,7 @@ def _query(
     REST: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ):
-    """Both parts of the queries in these lines."""
+    """Both parts of the queries at `place`."""
     d, e = tl.arange(0, VALUE_BLOCK), tl.arange(0, REST_BLOCK)
     lines = q + place[:, None] * (VALUE + REST)
     front = tl.load(lines + d[None, :], mask=there[:, None] & (d < VALUE)[None, :], other=0.0)
@@ -245,7 +271,7 @@ def _walk(
     WIDE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Folds the keys [start, end) into the running maximum, sum of exponentials and weighted values of each line."""
+    """Folds the keys [start, end) into the running maximum, sum of exponentials and weighted values of each row."""
     n, d, e = tl.arange(0, KEYS), tl.arange(0, VALUE_BLOCK)[None, :], tl.arange(0, REST_BLOCK)[None, :]
     for base in range(start, end, KEYS):
         key = base + n
@@ -261,13 +287,6 @@ def _walk(
         if MASKED:
             seen = (key[None, :] <= position[:, None]) & within[None, :]
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1) * SCALE)
-        weights = tl.exp2(scores * SCALE - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        weight = weight * shrink + tl.sum(weights, 1)
+        weights, shrink, best, weight = softmax_block(scores, best, weight, SCALE, 1, False)
         sums = tl.dot(weights.to(k.dtype), k, sums * shrink[:, None], input_precision=PRECISION)
-        best = higher
     return best, weight, sums
-
-
-_SINGLE, _CHUNKS = Kernel(_single_kernel), Kernel(_chunks_kernel)

@@ -1,4 +1,4 @@
-"""Attention of chunks of new tokens over their sequences' slots, cached prefixes included."""
+"""Prefill attention: chunks of new tokens over their sequences' slots, cached prefixes included."""
 
 from __future__ import annotations
 
@@ -8,49 +8,55 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
-from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, padded, precision, wide
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, precision, wide
+from lightllm_mp.kernels.triton.block_sizes import dot_block
+from lightllm_mp.kernels.triton.launch import kernel
 
 
 def attend(
     q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout, blocks: PrefillBlocks, tiles: Tensor
 ) -> None:
-    """Fills the lines of `out` that belong to sequences with more than one new token."""
+    """Fills the rows of `out` that belong to sequences with more than one new token."""
     more = extras(q, kv, layout)
-    _TILE.launch(
+    _tile_attention_kernel.launch(
         (layout.heads, tiles.shape[0], 1),
-        (
-            q,
-            kv.keys,
-            kv.values,
-            *more.tensors,
-            out,
-            tiles,
-            batch.seq_start,
-            batch.context,
-            batch.rows,
-            batch.slot_table,
-        ),
-        (batch.slot_table.stride(0),),
-        (
-            layout.heads,
-            layout.kv_heads,
-            layout.head_dim,
-            padded(layout.head_dim),
-            layout.window,
-            *more.constants,
-            blocks.queries,
-            blocks.keys,
-            precision(q.dtype),
-            wide(kv.keys),
+        _tile_attention_kernel.arguments(
+            q=q,
+            keys=kv.keys,
+            values=kv.values,
+            key_scales=more.key_scales,
+            value_scales=more.value_scales,
+            slopes=more.slopes,
+            out=out,
+            tiles=tiles,
+            seq_start=batch.seq_start,
+            context=batch.context,
+            rows=batch.rows,
+            slot_table=batch.slot_table,
+            table_stride=batch.slot_table.stride(0),
+            HEADS=layout.heads,
+            KV_HEADS=layout.kv_heads,
+            DIM=layout.head_dim,
+            DIM_BLOCK=dot_block(layout.head_dim),
+            WINDOW=layout.window,
+            READ=more.read,
+            FACTOR=more.factor,
+            CAP=more.cap,
+            SLOPED=more.sloped,
+            LEFT=more.left,
+            QUERIES=blocks.queries,
+            KEYS=blocks.keys,
+            PRECISION=precision(q.dtype),
+            WIDE=wide(kv.keys),
         ),
         warps=blocks.warps,
         stages=blocks.stages,
     )
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel(numbers=["table_stride"])
 def _tile_attention_kernel(
     q,
     keys,
@@ -98,16 +104,15 @@ def _tile_attention_kernel(
         if SLOPED:
             slope = tl.load(slopes + head)
 
-        # Keys [low, open) are hidden from some queries by the window, [open, shut) from none, [shut, high) as future.
+        # The window hides keys [low, open) from some queries; [shut, high) are in the future of some; [open, shut) are
+        # visible to all.
         high = tl.minimum(first + QUERIES, length)
         shut = (first + 1) // KEYS * KEYS
         low, open_ = 0, 0
         if WINDOW:
             low = tl.maximum(first - WINDOW + 1, 0) // KEYS * KEYS
             open_ = tl.minimum(tl.cdiv(tl.maximum(high - WINDOW, 0), KEYS) * KEYS, shut)
-        best = tl.full([QUERIES], float("-inf"), tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        sums = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+        best, total, sums = empty_softmax(QUERIES, DIM_BLOCK)
         if WINDOW:
             best, total, sums = _walk(
                 low, open_, query, keys, values, key_scales, value_scales, slope, kv_head,
@@ -187,13 +192,7 @@ def _walk(
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1) * LEFT)
-        top = higher
-        if MASKED and WINDOW:
-            top = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores * LEFT - top[:, None])
-        shrink = tl.exp2(best - top)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, shrink, best, total = softmax_block(scores, best, total, LEFT, 1, MASKED and WINDOW > 0)
         if READ:
             weights *= scales_at(value_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
         if MASKED:
@@ -203,8 +202,4 @@ def _walk(
         else:
             v = tl.load(v_head + at)
         sums = tl.dot(weights.to(query.dtype), v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
-        best = higher
     return best, total, sums
-
-
-_TILE = Kernel(_tile_attention_kernel)

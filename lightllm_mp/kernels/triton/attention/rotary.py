@@ -1,4 +1,4 @@
-"""Rotary embedding alone, for heads that are not stored as they are rotated."""
+"""Rotary embedding without a KV write (latent attention)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, Rotation
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 
 HEADS_EACH = 16
-"""Heads of one token that a program handles, at most."""
+"""The most heads of one token that a program handles."""
 
 
 def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> Tensor:
-    """`x` may be a view whose components are next to each other; the result is contiguous."""
+    """`x` may be a view; the result is contiguous."""
     tokens, heads, dim = x.shape
     half = rotation.cos.shape[1]
     out = x.new_empty((tokens, heads, dim))
     if not tokens or not half:
         return out.copy_(x)
     x = x if x.stride(2) == 1 else x.contiguous()
-    each, rest = min(HEADS_EACH, triton.next_power_of_2(heads)), dim - 2 * half
-    _ROTATE.launch(
+    each, rest = min(HEADS_EACH, next_power_of_2(heads)), dim - 2 * half
+    _rotate_kernel.launch(
         (tokens, triton.cdiv(heads, each), 1),
-        (x, out, rotation.cos, rotation.sin, batch.rotary_at),
-        (x.stride(0), x.stride(1)),
-        (
-            heads,
-            dim,
-            half,
-            triton.next_power_of_2(half),
-            triton.next_power_of_2(rest) if rest else 0,
-            layout.interleaved,
-            each,
+        _rotate_kernel.arguments(
+            x=x,
+            out=out,
+            cos=rotation.cos,
+            sin=rotation.sin,
+            rotary_at=batch.rotary_at,
+            token_stride=x.stride(0),
+            head_stride=x.stride(1),
+            HEADS=heads,
+            DIM=dim,
+            HALF=half,
+            HALF_BLOCK=next_power_of_2(half),
+            REST_BLOCK=next_power_of_2(rest) if rest else 0,
+            INTERLEAVED=layout.interleaved,
+            EACH=each,
         ),
     )
     return out
@@ -42,14 +48,14 @@ def rotate(x: Tensor, rotation: Rotation, batch: Batch, layout: HeadLayout) -> T
 
 @triton.jit
 def turned(first, second, cos, sin, line, pair, HALF: tl.constexpr):
-    """Pairs of float32 components [heads, pairs], turned by the angles in one line of the tables."""
+    """Pairs of float32 components [heads, pairs], rotated by the angles in row `line` of the tables."""
     at = line * HALF + pair
     c = tl.load(cos + at, mask=pair < HALF, other=0.0)
     s = tl.load(sin + at, mask=pair < HALF, other=0.0)
     return first * c - second * s, second * c + first * s
 
 
-@triton.jit(do_not_specialize=["token_stride", "head_stride"])
+@kernel(numbers=["token_stride", "head_stride"])
 def _rotate_kernel(
     x,
     out,
@@ -86,6 +92,3 @@ def _rotate_kernel(
         d = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
         beyond = (head < HEADS) & (d < DIM)
         tl.store(to + d, tl.load(source + d, mask=beyond, other=0.0), mask=beyond)
-
-
-_ROTATE = Kernel(_rotate_kernel)

@@ -1,6 +1,8 @@
-"""Head norms, rotary embedding of queries and keys, and the KV write, one kernel."""
+"""Head norms, rotary embedding of queries and keys, and the KV write, in one kernel."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -10,7 +12,8 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
 from lightllm_mp.kernels.triton.attention.kv_write import in_steps, largest, scale_of
 from lightllm_mp.kernels.triton.attention.rotary import turned
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 HEADS_EACH = 16
 """Heads of one token that a program handles."""
@@ -25,45 +28,85 @@ def rotary_kv_write(
     if not tokens:
         return q
     rest = layout.head_dim - 2 * half
-    weights, norm_constants = _norm_arguments(norms, qkv)
-    scales = (kv.keys, kv.values) if kv.key_scales is None else (kv.key_scales, kv.value_scales)
+    by = _norm_arguments(norms, qkv)
     query_scale = rotation.query_scale
-    tensors = (rotation.cos, rotation.sin, batch.rotary_at, batch.slots, qkv if query_scale is None else query_scale)
-    _ROTARY.launch(
+    _rotary_kernel.launch(
         (tokens, triton.cdiv(layout.heads + 2 * layout.kv_heads, HEADS_EACH), 1),
-        (qkv, q, kv.keys, kv.values, *scales, *tensors, *weights),
-        (),
-        (
-            layout.heads,
-            layout.kv_heads,
-            layout.head_dim,
-            half,
-            triton.next_power_of_2(half) if half else 0,
-            triton.next_power_of_2(rest) if rest else 0,
-            layout.interleaved,
-            query_scale is not None,
-            largest(kv.keys, kv.key_scales),
-            *norm_constants,
-            HEADS_EACH,
+        _rotary_kernel.arguments(
+            qkv=qkv,
+            out=q,
+            keys=kv.keys,
+            values=kv.values,
+            key_scales=kv.keys if kv.key_scales is None else kv.key_scales,
+            value_scales=kv.values if kv.value_scales is None else kv.value_scales,
+            cos=rotation.cos,
+            sin=rotation.sin,
+            rotary_at=batch.rotary_at,
+            slots=batch.slots,
+            query_scale=qkv if query_scale is None else query_scale,
+            q_weight=by.q_weight,
+            k_weight=by.k_weight,
+            q_bias=by.q_bias,
+            k_bias=by.k_bias,
+            HEADS=layout.heads,
+            KV_HEADS=layout.kv_heads,
+            DIM=layout.head_dim,
+            HALF=half,
+            HALF_BLOCK=next_power_of_2(half) if half else 0,
+            REST_BLOCK=next_power_of_2(rest) if rest else 0,
+            INTERLEAVED=layout.interleaved,
+            QUERY_SCALED=query_scale is not None,
+            LARGEST=largest(kv.keys, kv.key_scales),
+            NORM=by.kind,
+            Q_BY_HEAD=by.q_by_head,
+            K_BY_HEAD=by.k_by_head,
+            BIASED=by.biased,
+            Q_EPS=by.q_eps,
+            K_EPS=by.k_eps,
+            EACH=HEADS_EACH,
         ),
     )
     return q
 
 
-def _norm_arguments(norms: HeadNorms | None, unused: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
-    """Weights and biases of queries and keys, and constants: kind, which have a line per head, biased, epsilons."""
+class _NormArguments(NamedTuple):
+    """Head norms as the kernel takes them. A tensor that the norms do not have may be any."""
+
+    q_weight: Tensor
+    k_weight: Tensor
+    q_bias: Tensor
+    k_bias: Tensor
+    kind: int = 0
+    """0: no norm."""
+    q_by_head: bool = False
+    """Whether each head has its own weights."""
+    k_by_head: bool = False
+    biased: bool = False
+    q_eps: float = 0.0
+    k_eps: float = 0.0
+
+
+def _norm_arguments(norms: HeadNorms | None, unused: Tensor) -> _NormArguments:
     if norms is None:
-        return (unused,) * 4, (0, False, False, False, 0.0, 0.0)
+        return _NormArguments(unused, unused, unused, unused)
     query, key = norms
     assert query.kind == key.kind
     assert (query.bias is None) == (key.bias is None)
-    biased = query.bias is not None
-    biases = (query.bias, key.bias) if biased else (unused, unused)
-    by_head = (query.weight.dim() == 2, key.weight.dim() == 2)
-    return (query.weight, key.weight, *biases), (NORMS[query.kind], *by_head, biased, query.eps, key.eps)
+    return _NormArguments(
+        query.weight,
+        key.weight,
+        unused if query.bias is None else query.bias,
+        unused if key.bias is None else key.bias,
+        NORMS[query.kind],
+        query.weight.dim() == 2,
+        key.weight.dim() == 2,
+        query.bias is not None,
+        query.eps,
+        key.eps,
+    )
 
 
-@triton.jit
+@kernel(waits=True)
 def _rotary_kernel(
     qkv,
     out,
@@ -98,7 +141,7 @@ def _rotary_kernel(
     EACH: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """A head is held as the components that turn, `first` and `second` of each pair, and the `rest`."""
+    """A program holds a head as the rotated components, `first` and `second` of each pair, and the `rest`."""
     wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]
@@ -206,7 +249,7 @@ def _weighted(
     K_BY_HEAD: tl.constexpr,
     BIASED: tl.constexpr,
 ):
-    """Components `at` of queries and keys times factor and weight, plus bias; values as they are."""
+    """Components `at` of queries and keys times factor and weight, plus bias; values unchanged."""
     of_q, of_k = inside & (head < HEADS), inside & (head >= HEADS) & (head < HEADS + KV_HEADS)
     q_at, k_at = head * (DIM * Q_BY_HEAD) + at, (head - HEADS) * (DIM * K_BY_HEAD) + at
     weight = tl.load(q_weight + q_at, mask=of_q, other=0.0).to(tl.float32)
@@ -222,13 +265,10 @@ def _weighted(
 def _to_place(
     to_q, to_k, to_v, at, x, step, inside, head, is_key, is_value, HEADS: tl.constexpr, LARGEST: tl.constexpr
 ):
-    """Queries to the result, keys and values to their slot."""
+    """Stores queries in the result, keys and values in their slot."""
     tl.store(to_q + at, x.to(to_q.dtype.element_ty), mask=inside & (head < HEADS))
     stored = x
     if LARGEST > 0.0:
         stored = in_steps(x, step, LARGEST)
     tl.store(to_k + at, stored.to(to_k.dtype.element_ty), mask=inside & is_key)
     tl.store(to_v + at, stored.to(to_v.dtype.element_ty), mask=inside & is_value)
-
-
-_ROTARY = Kernel(_rotary_kernel, waits=True)

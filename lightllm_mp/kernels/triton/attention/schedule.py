@@ -1,16 +1,15 @@
-"""Shares attention work out among programs, on the device: no length is known to the host, so a grid never changes.
+"""Splits attention work among GPU programs, on the device: the host knows no lengths, so a grid never changes.
 
-Decode: the key blocks of all sequences with one new token stand in one line, which `programs` programs cut into equal
-shares. A unit of the line is the time that a block takes; each sequence has some empty units before its blocks, for
-beginning it takes time too, and programs that meet many short contexts must not be the last to finish. Where program p
-meets sequence i it leaves a partial result at p + i: going along the line each partial raises p or i, so no two share a
-place and `programs + sequences` places suffice.
+Decode: the key blocks of all sequences with one new token form one queue, which `programs` programs cut into equal
+shares. A unit of the queue is the time that one block takes. Each sequence has some empty units before its blocks,
+because starting a sequence takes time too: otherwise programs with many short contexts would finish last. Program p
+writes its partial result of sequence i to place p + i. Along the queue each partial result raises p or i, so no two
+share a place, and `programs + sequences` places suffice.
 Prefill: the query blocks ("tiles") of all sequences with more new tokens, at most tokens // block + sequences of them.
 """
 
 from __future__ import annotations
 
-import weakref
 from typing import NamedTuple
 
 import torch
@@ -21,29 +20,44 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import processors
+from lightllm_mp.kernels.triton.launch import kernel
 
 CHUNK = 256
-"""Sequences that a scheduling program looks at in one go: always so many, for the kernels to be compiled once."""
-INTERPRETED_PROCESSORS = 6
+"""Sequences that a scheduling program reads at a time. It is fixed, so that the kernels are compiled once."""
 
 
 class DecodeShares(NamedTuple):
-    """`plan` int32: the line's length; the first sequence of each program; where each sequence begins in the line, and
-    the line's length. The partial results (float32) serve every layer in turn."""
+    """`plan` int32: the queue's length; the first sequence of each program; where each sequence begins in the queue,
+    and the queue's length. All layers use the same partial results (float32) in turn."""
 
     programs: int
     plan: Tensor
     partial: Tensor
     """[programs + sequences, heads, value_dim]: normalised results of parts of contexts."""
     logsum: Tensor
-    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials; their weight."""
+    """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials, its weight."""
     arrived: Tensor
-    """int32 [sequences, columns]: pieces of a context that are done; zero between layers."""
+    """int32 [sequences, columns]: parts of a context that are done; zero between layers."""
+
+
+def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
+    """The step's decode shares, which all layers of a kind use. `columns`: programs that split the heads."""
+    known, key = batch.schedule.decode, (layout.heads, layout.values, layout.window, blocks, columns)
+    if key not in known:
+        known[key] = decode_shares(batch, layout, blocks, columns)
+    return known[key]
+
+
+def tiles_of(batch: Batch, queries: int) -> Tensor:
+    """The step's prefill tiles."""
+    known = batch.schedule.prefill
+    if queries not in known:
+        known[queries] = prefill_tiles(batch, queries)
+    return known[queries]
 
 
 def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-    """`columns`: how many programs, side by side, share the heads."""
     device, sequences = batch.context.device, batch.sequences
     programs = max(1, processors(device) * blocks.programs // columns)
     plan = torch.empty(programs + sequences + 2, dtype=torch.int32, device=device)
@@ -55,46 +69,51 @@ def decode_shares(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, column
         torch.empty(places, dtype=torch.float32, device=device),
         torch.zeros((sequences, columns), dtype=torch.int32, device=device),
     )
-    _SHARE.launch(
+    _share_kernel.launch(
         (programs, 1, 1),
-        (batch.seq_start, batch.context, plan),
-        (sequences, programs),
-        (layout.window, blocks.keys, blocks.start, CHUNK),
+        _share_kernel.arguments(
+            seq_start=batch.seq_start,
+            context=batch.context,
+            plan=plan,
+            sequences=sequences,
+            programs=programs,
+            WINDOW=layout.window,
+            BLOCK=blocks.keys,
+            START=blocks.start,
+            CHUNK=CHUNK,
+        ),
     )
     return shares
 
 
 def prefill_tiles(batch: Batch, queries: int) -> Tensor:
-    """int32 [tiles, 2]: sequence (-1: no tile) and block of so many queries, the last block of a sequence first."""
+    """int32 [tiles, 2]: sequence (-1: no tile) and block of `queries` queries, a sequence's last block first."""
     sequences = batch.sequences
     tiles = torch.empty((batch.tokens // queries + sequences, 2), dtype=torch.int32, device=batch.context.device)
-    _TILES.launch((tiles.shape[0], 1, 1), (batch.seq_start, tiles), (sequences,), (queries, CHUNK))
+    grid = (tiles.shape[0], 1, 1)
+    _tile_kernel.launch(
+        grid,
+        _tile_kernel.arguments(seq_start=batch.seq_start, tiles=tiles, sequences=sequences, BLOCK=queries, CHUNK=CHUNK),
+    )
     return tiles
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; few where the kernels are interpreted."""
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
 def share_of(p, total, programs):
-    """Where the share of program p begins and ends in a line of `total` units. No program that has a share has an
-    empty one: of fewer units than programs each goes to one program."""
+    """Where the share of program p begins and ends in a queue of `total` units. If there are fewer units than programs,
+    each of the first `total` programs has one unit."""
     active = tl.maximum(tl.minimum(programs, total), 1)
     return tl.minimum(p, active) * total // active, tl.minimum(p + 1, active) * total // active
 
 
 @triton.jit
 def owner_of(unit, total, programs):
-    """The program whose share has this unit: the last p with p * total // active <= unit."""
+    """The program that has this unit: the last p with p * total // active <= unit."""
     active = tl.maximum(tl.minimum(programs, total), 1)
     return ((unit + 1) * active - 1) // total
 
 
-@triton.jit(do_not_specialize=["sequences", "programs"])
+@kernel(numbers=["sequences", "programs"])
 def _share_kernel(
     seq_start,
     context,
@@ -137,7 +156,7 @@ def _units(
     START: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Units in the line of each of CHUNK sequences: the blocks of keys it reads and START, if it has one new token."""
+    """Units of each of CHUNK sequences: START and the key blocks that it reads; 0 unless it has one new token."""
     lane = base + tl.arange(0, CHUNK)
     inside = lane < sequences
     length = tl.load(context + lane, mask=inside, other=0)
@@ -149,7 +168,7 @@ def _units(
     return tl.where(new == 1, blocks + START, 0)
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@kernel(numbers=["sequences"])
 def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     t = tl.program_id(0)
     sequence, before, end = 0, 0, 0
@@ -165,42 +184,3 @@ def _tile_kernel(seq_start, tiles, sequences, BLOCK: tl.constexpr, CHUNK: tl.con
         before += tl.sum(blocks)
     tl.store(tiles + 2 * t, tl.where(t < before, sequence, -1))
     tl.store(tiles + 2 * t + 1, end - 1 - t)
-
-
-_SHARE, _TILES = Kernel(_share_kernel), Kernel(_tile_kernel)
-
-
-class StepSchedule:
-    """The schedules of one step, made when its first layer asks. A layer that asks again means that a new step began,
-    with other numbers in the same tensors perhaps: inside a CUDA graph the scheduling kernels are part of the graph."""
-
-    def __init__(self, batch: Batch, keys: Tensor) -> None:
-        self._batch = weakref.ref(batch.context)
-        self._first_layer = keys.data_ptr()
-        self._shares: dict[tuple, DecodeShares] = {}
-        self._tiles: dict[int, Tensor] = {}
-
-    def serves(self, batch: Batch, keys: Tensor) -> bool:
-        """Whether this is the schedule of the step that a layer with these keys takes part in."""
-        return self._batch() is batch.context and self._first_layer != keys.data_ptr()
-
-    def decode(self, batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-        key = (layout.heads, layout.values, layout.window, blocks, columns)
-        if key not in self._shares:
-            self._shares[key] = decode_shares(batch, layout, blocks, columns)
-        return self._shares[key]
-
-    def prefill(self, batch: Batch, queries: int) -> Tensor:
-        if queries not in self._tiles:
-            self._tiles[queries] = prefill_tiles(batch, queries)
-        return self._tiles[queries]
-
-
-_current: list[StepSchedule] = []
-
-
-def step_schedule(batch: Batch, keys: Tensor) -> StepSchedule:
-    """The schedule of the step under way."""
-    if not _current or not _current[0].serves(batch, keys):
-        _current[:] = [StepSchedule(batch, keys)]
-    return _current[0]

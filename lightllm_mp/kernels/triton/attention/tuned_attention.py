@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.triton.block_sizes import dot_block
+
 
 class PrefillBlocks(NamedTuple):
-    """Queries and keys a program holds at a time, its warps, and the stages its loop is cut into: a key's slot, the key
-    and the work on it are one each, so that only from 5 on keys are loaded while others are worked on."""
+    """Queries and keys that a program holds at a time, its warps, and the stages of its loop. A key's slot, the key and
+    the work on it are one stage each: only with 5 or more are keys loaded while others are worked on."""
 
     queries: int
     keys: int
@@ -23,8 +25,8 @@ class PrefillBlocks(NamedTuple):
 
 
 class DecodeBlocks(NamedTuple):
-    """Keys a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and how many
-    blocks of keys it could read in the time that beginning with a sequence takes."""
+    """Keys that a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and the
+    time to start a sequence, in blocks of keys."""
 
     keys: int
     warps: int
@@ -47,11 +49,11 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (128, 4): PrefillBlocks(32, 32, 4, 1),
     (256, 4): PrefillBlocks(16, 16, 4, 1),
 }
-"""By head_dim padded to a power of two (at least 64), and bytes of a stored element: 4 also for float32 queries over
-8-bit keys, 1 for others."""
+"""By head_dim rounded up to a power of two (at least 64), and bytes of a stored element. Over 8-bit keys it is 4 for
+float32 queries, 1 for others."""
 
 FEW_QUERIES = 24576
-"""Query heads of a step below which blocks of PREFILL would leave multiprocessors idle."""
+"""With fewer query heads in a step, the blocks of PREFILL leave multiprocessors idle."""
 
 PREFILL_FEW: dict[tuple[int, int], PrefillBlocks] = {
     (64, 2): PrefillBlocks(64, 128, 4, 2),
@@ -78,35 +80,30 @@ LATENT_DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 2): DecodeBlocks(32, 8, 5, 1),
     (16, 4): DecodeBlocks(16, 4, 1, 1),
 }
-"""By heads of a program, and bytes of an element."""
+"""By heads per program, and bytes per element."""
 
 LATENT_PREFILL: dict[int, PrefillBlocks] = {2: PrefillBlocks(64, 32, 8, 2), 4: PrefillBlocks(16, 16, 4, 1)}
-"""By bytes of an element; `queries` counts lines: tokens times heads."""
-
-
-def padded(size: int) -> int:
-    """The next power of two, at least 16: what a block of a matrix product may be."""
-    return max(16, 1 << (size - 1).bit_length())
+"""By bytes per element; `queries` counts tokens times heads."""
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: exactly; 16-bit ones are always."""
+    """Triton's name of the products of `dtype`: exact for float32; 16-bit products always are."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def wide(pool: Tensor) -> bool:
-    """Whether a place in the pool takes 64 bits; 32 leave more registers for the sums."""
+    """Whether an index into the pool takes 64 bits; 32 leave more registers for the sums."""
     return pool.numel() >= 1 << 31
 
 
 def prefill_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype, queries: int) -> PrefillBlocks:
     """For a step of `queries` query heads, all tokens together, over keys of type `stored`."""
-    key = (max(64, padded(head_dim)), _bytes(dtype, stored))
+    key = (max(64, dot_block(head_dim)), _bytes(dtype, stored))
     return (PREFILL_FEW if queries < FEW_QUERIES and key in PREFILL_FEW else PREFILL)[key]
 
 
 def decode_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
-    return DECODE[max(64, padded(head_dim)), _bytes(dtype, stored)]
+    return DECODE[max(64, dot_block(head_dim)), _bytes(dtype, stored)]
 
 
 def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
@@ -114,9 +111,9 @@ def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
 
 
 def latent_decode_blocks(heads: int, dtype: torch.dtype) -> tuple[int, DecodeBlocks]:
-    """How many heads a program takes, and its blocks: as many heads as their sums fit into registers."""
+    """Heads per program, as many as have sums that fit into registers, and the program's blocks."""
     most = max(rows for rows, size in LATENT_DECODE if size == dtype.itemsize)
-    rows = min(padded(heads), most)
+    rows = min(dot_block(heads), most)
     return rows, LATENT_DECODE[rows, dtype.itemsize]
 
 

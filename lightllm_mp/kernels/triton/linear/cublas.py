@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """x [rows, k] @ weight.T + bias. For float32 the sums of 16-bit operands are not rounded before the bias."""
+    """x [rows, k] @ weight.T + bias in `dtype`; float32 sums of 16-bit operands are not rounded before the bias."""
     if dtype == x.dtype:
         return functional.linear(x, weight, bias)
     if x.is_cuda:

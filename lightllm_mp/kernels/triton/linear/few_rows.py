@@ -1,9 +1,9 @@
-"""Projections of few rows, where reading the weight is what takes time: plain, 8-bit and 4-bit weights.
+"""Projections of few rows, where reading the weight takes the time: plain, 8-bit and 4-bit weights (stream-K).
 
-The weight is cut into tiles of some outputs and steps of some inputs. All steps of all tiles stand in one line, which
-the programs cut into equal shares, so that every multiprocessor reads as much as any other and loads run ahead over the
-ends of tiles. Where a tile is cut, each piece's sums go to memory, and the program that finds itself the last to arrive
-adds them in their order: the result does not depend on who that is. The counters of arrivals are zero again afterwards.
+The weight is cut into tiles of some outputs and steps of some inputs. All steps of all tiles form one queue, which the
+programs cut into equal shares: every multiprocessor reads as much as any other, and loads run ahead over the ends of
+tiles. Where a tile is cut, each part's sums go to memory, and the last program to arrive adds them in their order, so
+that the result does not depend on which program that is. The arrival counters are zero again afterwards.
 """
 
 from __future__ import annotations
@@ -15,35 +15,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.attention.schedule import processors
-from lightllm_mp.kernels.triton.attention.tuned_attention import padded
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.block_sizes import dot_block, processors
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.linear.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
 
 LEAST_OUTPUTS = 16
-"""The fewest outputs of a tile; there are counters for tiles of this size."""
+"""The fewest outputs of a tile; there are enough counters for tiles of this size."""
 LEAST_INPUTS = 16
-"""The least inputs of a matrix instruction."""
+"""The fewest inputs of a matrix instruction."""
 ROW_TILES = 2
-"""The most times ROWS_AT_A_TIME rows of one product."""
+"""The most tiles of ROWS_AT_A_TIME rows in one product."""
 
 
 class Streamed(NamedTuple):
-    """A weight as the kernel reads it: [n, k] of 16 or 8 bits, or [n, k / 2] with two codes of 4 bits a byte."""
+    """A weight as the kernel reads it: [n, k] of 16 or 8 bits, or [n, k / 2] bytes with two 4-bit codes each."""
 
     weight: Tensor
     bias: Tensor | None
     arrived: Tensor
-    """int32, zero between products: pieces of each cut tile that are done. Its own, so that two streams may multiply by
-    different weights at a time."""
+    """int32, zero between products: parts of each cut tile that are done. Each weight has its own, so that two streams
+    may multiply by different weights at the same time."""
     scales: Tensor | None = None
-    """Float32 [n] of an 8-bit weight, any floating type [k / group, n] of a 4-bit one."""
+    """8 bits: float32 [n]; 4 bits: any floating type [k / group, n]."""
     zeros: Tensor | None = None
-    """uint8 [k / group, n] of a 4-bit weight."""
+    """4 bits: uint8 [k / group, n]."""
     group: int = 0
-    """Inputs that share a scale in a 4-bit weight. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
+    """4 bits: inputs that share a scale, else 0. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
     order: Tensor | None = None
-    """The order of inputs in which a 4-bit weight is stored; None: as they come."""
+    """4 bits: the order of inputs in which the weight is stored; None: unchanged."""
 
     @property
     def run(self) -> int:
@@ -59,7 +58,7 @@ class Streamed(NamedTuple):
 
 
 def run_of(group: int) -> int:
-    """How far apart the two inputs of a byte are: the largest power of two up to 64 that divides half a group."""
+    """The distance of the two inputs of a byte: the largest power of two up to 64 that divides half a group."""
     return min(64, (group // 2) & -(group // 2))
 
 
@@ -68,7 +67,7 @@ def counters(outputs: int, device: torch.device) -> Tensor:
 
 
 def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
-    """Whether the kernel can do it."""
+    """Whether `streamed` can compute the product."""
     step = 2 * weight.run if weight.group else blocks.inputs
     return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and weight.inputs % step == 0
 
@@ -77,34 +76,34 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
     """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32."""
     rows, n, k = x.shape[0], weight.outputs, weight.inputs
     inputs = 2 * weight.run if weight.group else blocks.inputs
-    many = min(padded(rows), ROWS_AT_A_TIME)
+    many = min(dot_block(rows), ROWS_AT_A_TIME)
     row_tiles = triton.cdiv(rows, many)
     steps = triton.cdiv(n, blocks.outputs) * (k // inputs)
     programs = min(max(1, processors(x.device) * blocks.programs // row_tiles), steps)
     out = torch.empty((rows, n), dtype=dtype, device=x.device)
     partial = torch.empty((row_tiles, programs, 2, many, blocks.outputs), dtype=torch.float32, device=x.device)
-    _STREAM.launch(
+    _stream_kernel.launch(
         (row_tiles, programs, 1),
-        (
-            x,
-            weight.weight,
-            out if weight.scales is None else weight.scales,
-            out if weight.zeros is None else weight.zeros,
-            out if weight.bias is None else weight.bias,
-            out,
-            partial,
-            weight.arrived,
-        ),
-        (rows, n, k),
-        (
-            weight.scales is not None and not weight.group,
-            weight.group,
-            weight.bias is not None,
-            many,
-            blocks.outputs,
-            inputs,
-            blocks.swapped,
-            "ieee" if x.dtype == torch.float32 else "tf32",
+        _stream_kernel.arguments(
+            x=x,
+            weight=weight.weight,
+            scales=out if weight.scales is None else weight.scales,
+            zeros=out if weight.zeros is None else weight.zeros,
+            bias=out if weight.bias is None else weight.bias,
+            out=out,
+            partial=partial,
+            arrived=weight.arrived,
+            rows=rows,
+            outputs=n,
+            inputs=k,
+            SCALED=weight.scales is not None and not weight.group,
+            GROUP=weight.group,
+            BIASED=weight.bias is not None,
+            ROWS=many,
+            OUTPUTS=blocks.outputs,
+            INPUTS=inputs,
+            SWAPPED=blocks.swapped,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         ),
         warps=blocks.warps,
         stages=blocks.stages,
@@ -112,7 +111,7 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
     return out
 
 
-@triton.jit(do_not_specialize=["rows", "outputs"])
+@kernel(numbers=["rows", "outputs", "inputs"], specialised=["inputs"], waits=True)
 def _stream_kernel(
     x,
     weight,
@@ -201,7 +200,7 @@ def _stream_kernel(
             scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
 
     first, last = begin // blocks, (end - 1) // blocks
-    tl.debug_barrier()  # all threads have stored before one of them says so
+    tl.debug_barrier()  # all threads store before one of them counts
     for cut in range(first, last + 1, tl.maximum(last - first, 1)):
         owner = ((cut * blocks + 1) * parts - 1) // steps
         others = ((cut * blocks + blocks) * parts - 1) // steps - owner
@@ -210,7 +209,7 @@ def _stream_kernel(
                 total = tl.zeros([ROWS, OUTPUTS], tl.float32)
                 for p in range(owner, owner + others + 1):
                     slot = p * 2 + (cut * blocks >= steps * p // parts).to(tl.int32)
-                    # past the L1 cache: they come from other multiprocessors
+                    # bypass the L1 cache: other multiprocessors wrote them
                     total += tl.load(partial + slot * (ROWS * OUTPUTS) + place, cache_modifier=".cg")
                 _finish(total, scales, bias, out, m, cut * OUTPUTS + o, rows, outputs, SCALED, BIASED)
                 tl.store(arrived + cut, 0)
@@ -218,7 +217,7 @@ def _stream_kernel(
 
 @triton.jit
 def prefetch(weight, n, begin, outputs, width):
-    """Asks for the first lines of the weight, which no kernel writes, while the kernel in front of this one ends."""
+    """Prefetches the beginning of the weight, which no kernel writes, while the previous kernel ends."""
     i = begin + tl.arange(0, 8) * (128 // (weight.dtype.element_ty.primitive_bitwidth // 8))
     line = tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * width
     at = (weight + line + tl.minimum(i, width - 1)[None, :]).to(tl.int64)
@@ -237,8 +236,8 @@ def _group(scales, zeros, n, group, outputs):
 
 @triton.jit
 def _number(code, element: tl.constexpr):
-    """A code of 4 bits plus a constant, exactly. In 16 bits by putting it behind the exponent of 1024 or 128, whose
-    last bit is worth 1: cheaper than a conversion, and the constant goes when the zero point is taken off."""
+    """A 4-bit code plus a constant, exactly. In 16 bits the code becomes the last bits of 1024 or 128, of which the
+    last is worth 1: cheaper than a conversion. The constant cancels when the zero point is subtracted."""
     if element == tl.float16:
         return (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
     elif element == tl.bfloat16:
@@ -255,6 +254,3 @@ def _finish(sums, scales, bias, out, m, n, rows, outputs, SCALED: tl.constexpr, 
         sums += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     inside = (m[:, None] < rows) & (n[None, :] < outputs)
     tl.store(out + m[:, None] * outputs + n[None, :], sums.to(out.dtype.element_ty), mask=inside)
-
-
-_STREAM = Kernel(_stream_kernel, waits=True)

@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel, wait_for_inputs
+from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.linear import quantised
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import Streamed, counters, prefetch
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
-"""Outputs of a program, inputs that it reads at a time, and its warps."""
+"""Outputs per program, inputs that it reads at a time, and its warps."""
 
 
 def prepare_linear(weight: Tensor, bias: Tensor | None) -> Streamed:
@@ -26,7 +26,7 @@ def linear(x: Tensor, prepared: Streamed) -> Tensor:
 
 
 def linear_float(x: Tensor, prepared: Streamed) -> Tensor:
-    """A product of 16-bit operands keeps its float32 sums as they are."""
+    """The float32 sums of 16-bit operands are not rounded."""
     return _product(x, prepared, torch.float32)
 
 
@@ -42,17 +42,25 @@ def of_one_token(x: Tensor, prepared: Streamed, dtype: torch.dtype) -> Tensor:
     weight, bias = prepared.weight, prepared.bias
     n, k = weight.shape
     out = torch.empty((1, n), dtype=dtype, device=x.device)
-    _ONE.launch(
+    _one_token_kernel.launch(
         (triton.cdiv(n, OUTPUTS_EACH), 1, 1),
-        (x, weight, weight if bias is None else bias, out),
-        (),
-        (n, k, bias is not None, OUTPUTS_EACH, INPUTS_EACH),
+        _one_token_kernel.arguments(
+            x=x,
+            weight=weight,
+            bias=weight if bias is None else bias,
+            out=out,
+            N=n,
+            K=k,
+            BIASED=bias is not None,
+            EACH=OUTPUTS_EACH,
+            AT=INPUTS_EACH,
+        ),
         warps=WARPS,
     )
     return out
 
 
-@triton.jit
+@kernel(waits=True)
 def _one_token_kernel(
     x,
     weight,
@@ -80,6 +88,3 @@ def _one_token_kernel(
     if BIASED:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + n, result.to(out.dtype.element_ty), mask=n < N)
-
-
-_ONE = Kernel(_one_token_kernel, waits=True)

@@ -1,4 +1,4 @@
-"""Quantised weights on a GPU: read as they are for few rows, expanded for many (or, fp8, multiplied in 8 bits)."""
+"""Quantised weights on a GPU: read as stored for few rows; for many, expanded or (fp8) multiplied in 8 bits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor
 
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
-from lightllm_mp.kernels.triton.launch import ALIGNED, Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import ALIGNED, kernel
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
 from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS, MOST_ROWS_BEFORE_8_BITS, quantised_blocks
 
 EXPANDED_OUTPUTS, EXPANDED_INPUTS = 32, 128
-"""What a program expands."""
+"""The part of the weight that a program expands."""
 ROW_WARPS = 8
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
-    """4-bit weights whose groups are of unequal size or no multiple of 32 inputs become plain ones of `dtype`."""
+    """4-bit weights with groups of unequal size, or no multiple of 32 inputs, become plain weights of `dtype`."""
     assert not isinstance(weight, BlockWeight), "block_types names none"
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
@@ -41,13 +42,13 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch
 
 
 def _group_size(weight: GroupedWeight) -> int:
-    """Inputs of each group; 1 where groups differ in size."""
+    """Inputs of each group; 1 if groups differ in size."""
     sizes = torch.bincount(weight.group_of.long(), minlength=weight.scales.shape[1]).tolist()
     return sizes[0] if len(set(sizes)) == 1 else 1
 
 
 def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
-    """x [rows, k] @ what the weight stands for + bias, [rows, n] of `dtype`."""
+    """x [rows, k] @ expanded weight.T + bias, [rows, n] of `dtype`."""
     if weight.order is not None:
         x = x.index_select(1, weight.order)
     form, rows = form_of(weight), x.shape[0]
@@ -68,26 +69,42 @@ def form_of(weight: Streamed) -> str:
 
 
 def expand(weight: Streamed, dtype: torch.dtype) -> Tensor:
-    """The weight [n, k], its inputs in the order they are stored in."""
+    """The weight [n, k] in `dtype`, its inputs in stored order."""
     n, k = weight.outputs, weight.inputs
     out = torch.empty((n, k), dtype=dtype, device=weight.weight.device)
     inputs = 2 * weight.run if weight.group else EXPANDED_INPUTS
     zeros = out if weight.zeros is None else weight.zeros
-    _EXPAND.launch(
+    _expand_kernel.launch(
         (triton.cdiv(k, inputs), triton.cdiv(n, EXPANDED_OUTPUTS), 1),
-        (weight.weight, weight.scales, zeros, out),
-        (n, k),
-        (weight.group, EXPANDED_OUTPUTS, inputs, k % ALIGNED == 0),
+        _expand_kernel.arguments(
+            weight=weight.weight,
+            scales=weight.scales,
+            zeros=zeros,
+            out=out,
+            outputs=n,
+            inputs=k,
+            GROUP=weight.group,
+            OUTPUTS=EXPANDED_OUTPUTS,
+            INPUTS=inputs,
+            EVEN=k % ALIGNED == 0,
+        ),
     )
     return out
 
 
 def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
-    """Both operands in fp8, each row of x scaled by its largest magnitude; bfloat16. Needs compute capability 9.0."""
+    """The product in bfloat16 of both operands in fp8. Each row of x is scaled by its largest magnitude. Needs compute
+    capability 9.0."""
     rows, k = x.shape
     values = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    _ROWS.launch((rows, 1, 1), (x, values, scales), (k,), (triton.next_power_of_2(k), LARGEST["fp8"]), warps=ROW_WARPS)
+    _rows_kernel.launch(
+        (rows, 1, 1),
+        _rows_kernel.arguments(
+            x=x, values=values, scales=scales, inputs=k, INPUTS=next_power_of_2(k), LARGEST=LARGEST["fp8"]
+        ),
+        warps=ROW_WARPS,
+    )
     assert weight.scales is not None
     result = torch._scaled_mm(
         values,
@@ -109,7 +126,7 @@ def _has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-@triton.jit(do_not_specialize=["outputs"])
+@kernel(numbers=["outputs", "inputs"], specialised=["inputs"])
 def _expand_kernel(
     weight,
     scales,
@@ -122,7 +139,7 @@ def _expand_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """`EVEN` says nothing to the kernel but keeps the one compiled for inputs of a multiple of 16 from other inputs."""
+    """The kernel ignores `EVEN`: it keeps kernels that are compiled for multiples of 16 inputs from other inputs."""
     block = tl.program_id(0)
     n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     line, there = n.to(tl.int64)[:, None], n < outputs
@@ -144,7 +161,7 @@ def _expand_kernel(
         tl.store(out + line * inputs + at, (values * scale).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel(numbers=["inputs"], specialised=["inputs"])
 def _rows_kernel(x, values, scales, inputs, INPUTS: tl.constexpr, LARGEST: tl.constexpr):
     row = tl.program_id(0)
     i = tl.arange(0, INPUTS)
@@ -152,10 +169,6 @@ def _rows_kernel(x, values, scales, inputs, INPUTS: tl.constexpr, LARGEST: tl.co
     largest = tl.max(tl.abs(line), 0)
     scale = tl.where(largest > 0, largest / LARGEST, 1.0)
     tl.store(scales + row, scale)
-    # Division by a scale so found may exceed the largest value by its rounding.
+    # Rounding may bring the quotient above the largest value.
     line = tl.minimum(tl.maximum(line / scale, -LARGEST), LARGEST)
     tl.store(values + row.to(tl.int64) * inputs + i, line.to(values.dtype.element_ty), mask=i < inputs)
-
-
-_EXPAND = Kernel(_expand_kernel)
-_ROWS = Kernel(_rows_kernel)

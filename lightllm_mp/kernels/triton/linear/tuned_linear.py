@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightllm_mp.kernels.triton.attention.tuned_attention import padded
+from lightllm_mp.kernels.triton.block_sizes import dot_block
 
 
 class LinearBlocks(NamedTuple):
-    """Outputs and inputs a program holds at a time, programs per multiprocessor, warps, how many loads run ahead, and
-    whether the weight is the left operand of the product (so that its outputs, not the few rows, fill the wide side of
+    """Outputs and inputs that a program holds at a time, programs per multiprocessor, warps, loads that run ahead, and
+    whether the weight is the left operand of the product (then its outputs, not the few rows, fill the wide side of
     Hopper's matrix instruction)."""
 
     outputs: int
@@ -22,11 +22,11 @@ class LinearBlocks(NamedTuple):
 
 
 ROWS_AT_A_TIME = 128
-"""The most rows of one program."""
+"""The most rows per program."""
 MOST_ROWS = {"int8": 256, "fp8": 128, "int4": 128}
-"""Rows up to which a quantised weight is read as it is; for more it is expanded."""
+"""Rows up to which a quantised weight is read as stored; for more it is expanded."""
 MOST_ROWS_BEFORE_8_BITS = 16
-"""The same where the GPU can multiply in 8 bits: for more, activations are rounded to fp8 too."""
+"""The same if the GPU can multiply in 8 bits: for more rows, activations are rounded to fp8 too."""
 
 BLOCKS: dict[str, dict[int, LinearBlocks]] = {
     "int8": {
@@ -48,10 +48,10 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
         128: LinearBlocks(128, 128, 1, 8, 4, True),
     },
 }
-"""By padded rows of one program."""
+"""By `dot_block` of the rows of a program."""
 
 
 def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:
-    """With as many inputs at a time as divide those that there are."""
-    best = BLOCKS[form][min(padded(rows), ROWS_AT_A_TIME)]
+    """The blocks, with a number of inputs at a time that divides `inputs`."""
+    best = BLOCKS[form][min(dot_block(rows), ROWS_AT_A_TIME)]
     return best._replace(inputs=min(best.inputs, inputs & -inputs))

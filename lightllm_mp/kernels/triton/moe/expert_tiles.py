@@ -1,7 +1,7 @@
-"""Tokens collected by expert, on the device: sizes of grids and buffers follow from the shapes alone.
+"""Groups tokens by expert, on the device: sizes of grids and buffers depend on shapes alone.
 
-An assignment is a token's i-th expert, number token * top_k + i. Sorted by expert, and by number within an expert,
-assignments form tiles of up to `rows` that share one expert. Tiles have fixed places, of which some stay empty.
+An assignment is a token's i-th expert; its number is token * top_k + i. Assignments are sorted by expert, then by
+number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 
 MOST_AT_ONCE = 2048
-"""Assignments that a program looks at together."""
+"""Assignments that a program reads at a time."""
 
 
 class ExpertTiles(NamedTuple):
-    """All int32 on the device."""
+    """int32 tensors on the device."""
 
     order: Tensor
-    """[assignments]: their numbers, sorted."""
+    """[assignments]: numbers of assignments, sorted."""
     tiles: Tensor
-    """[places, 3]: expert or -1 where there is no tile, first in `order`, how many."""
+    """[places, 3]: expert (-1: no tile), first assignment in `order`, count."""
 
     @property
     def places(self) -> int:
@@ -33,18 +34,30 @@ class ExpertTiles(NamedTuple):
 
 
 def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
-    """numbers [tokens, top_k]. Deterministic; nothing waits for the device."""
+    """numbers [tokens, top_k]. Deterministic; does not wait for the device."""
     assignments = numbers.numel()
     by_expert = assignments // rows + experts
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
     tiles = torch.empty((min(assignments, by_expert), 3), dtype=torch.int32, device=numbers.device)
-    chunk = min(MOST_AT_ONCE, max(32, triton.next_power_of_2(assignments)))
-    constants = (experts, rows, assignments < by_expert, chunk)
-    _TILES.launch((experts, 1, 1), (numbers, order, tiles), (assignments,), constants, warps=max(1, chunk // 512))
+    chunk = min(MOST_AT_ONCE, max(32, next_power_of_2(assignments)))
+    _tiles_kernel.launch(
+        (experts, 1, 1),
+        _tiles_kernel.arguments(
+            numbers=numbers,
+            order=order,
+            tiles=tiles,
+            assignments=assignments,
+            EXPERTS=experts,
+            ROWS=rows,
+            LEADERS=assignments < by_expert,
+            CHUNK=chunk,
+        ),
+        warps=max(1, chunk // 512),
+    )
     return ExpertTiles(order, tiles)
 
 
-@triton.jit(do_not_specialize=["assignments"])
+@kernel(numbers=["assignments"])
 def _tiles_kernel(
     numbers,
     order,
@@ -55,8 +68,8 @@ def _tiles_kernel(
     LEADERS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One expert. A tile stands at the number of its first assignment (LEADERS), or at floor(b / ROWS) + expert on,
-    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for the n of this one."""
+    """One expert. A tile's place is the number of its first assignment (LEADERS), or from floor(b / ROWS) + expert on,
+    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
     expert = tl.program_id(0)
     before, count = 0, 0
     for base in range(0, assignments, CHUNK):
@@ -86,6 +99,3 @@ def _store_tile(tiles, place, used, expert, first, left, mask, ROWS: tl.constexp
     tl.store(tiles + 3 * place, tl.where(used, expert, -1), mask=mask)
     tl.store(tiles + 3 * place + 1, first, mask=mask)
     tl.store(tiles + 3 * place + 2, tl.minimum(left, ROWS), mask=mask)
-
-
-_TILES = Kernel(_tiles_kernel)

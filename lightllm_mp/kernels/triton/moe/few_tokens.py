@@ -1,4 +1,4 @@
-"""Experts of very few tokens: each token's rows on their own, since reading the weights is all there is to do."""
+"""Experts for very few tokens: each token is multiplied alone, because reading the weights takes all the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, AloneBlocks
 
 
@@ -19,22 +20,49 @@ def experts_alone(
     n, top_k = down.shape[2], numbers.shape[1]
     hidden, out = x.new_empty((tokens * top_k, n)), torch.empty_like(x)
     each, at, warps = _fitting(ALONE_GATE_UP, k)
-    constants = (top_k, ACTIVATIONS[activation], n, k, each, at)
-    grid = (triton.cdiv(n, each), tokens * top_k, 1)
-    _GATE_UP.launch(grid, (x, gate_up, numbers, hidden), (), constants, warps=warps)
+    _gate_up_kernel.launch(
+        (triton.cdiv(n, each), tokens * top_k, 1),
+        _gate_up_kernel.arguments(
+            x=x,
+            weight=gate_up,
+            numbers=numbers,
+            hidden=hidden,
+            TOP_K=top_k,
+            KIND=ACTIVATIONS[activation],
+            N=n,
+            K=k,
+            EACH=each,
+            AT=at,
+        ),
+        warps=warps,
+    )
     each, at, warps = _fitting(ALONE_DOWN, n)
-    grid = (triton.cdiv(k, each), tokens, 1)
-    _DOWN.launch(grid, (hidden, down, weights, numbers, out), (), (top_k, k, n, each, at), warps=warps)
+    _down_kernel.launch(
+        (triton.cdiv(k, each), tokens, 1),
+        _down_kernel.arguments(
+            hidden=hidden,
+            weight=down,
+            weights=weights,
+            numbers=numbers,
+            out=out,
+            TOP_K=top_k,
+            N=k,
+            K=n,
+            EACH=each,
+            AT=at,
+        ),
+        warps=warps,
+    )
     return out
 
 
 def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
     """The same work per thread where there are fewer inputs than the block holds."""
-    at = min(blocks.inputs, triton.next_power_of_2(inputs))
+    at = min(blocks.inputs, next_power_of_2(inputs))
     return AloneBlocks(blocks.outputs, at, max(1, blocks.warps * at // blocks.inputs))
 
 
-@triton.jit
+@kernel()
 def _gate_up_kernel(
     x,
     weight,
@@ -60,7 +88,7 @@ def _gate_up_kernel(
     tl.store(hidden + assignment * N + n, result.to(hidden.dtype.element_ty), mask=n < N)
 
 
-@triton.jit
+@kernel()
 def _down_kernel(
     hidden,
     weight,
@@ -87,6 +115,3 @@ def _down_kernel(
             sums += value * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
         total += sums * tl.load(weights + assignment)
     tl.store(out + token * N + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=n < N)
-
-
-_GATE_UP, _DOWN = Kernel(_gate_up_kernel), Kernel(_down_kernel)

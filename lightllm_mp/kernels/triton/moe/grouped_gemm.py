@@ -1,4 +1,4 @@
-"""Products of rows with the weights of their own expert, tile by tile."""
+"""The grouped product: rows times the weights of their expert, tile by tile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe.expert_tiles import ExpertTiles
 from lightllm_mp.kernels.triton.moe.tuned_moe import ProductBlocks
 
@@ -24,25 +24,53 @@ def gate_up(
 ) -> None:
     """out[i] = activation(gate) * up of the i-th assignment in order; x [tokens, k], weight [experts, 2 * n, k]."""
     top_k = at.order.shape[0] // x.shape[0]
-    _launch(x, weight, at, out, rows, by, together, (True, top_k, ACTIVATIONS[activation]))
+    _launch(x, weight, at, out, rows, by, together, top_k, ACTIVATIONS[activation])
 
 
 def down(x: Tensor, weight: Tensor, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int) -> None:
     """out[a] = x[i] @ weight.T where assignment a is the i-th in order; weight [experts, n, k]."""
-    _launch(x, weight, at, out, rows, by, together, (False, 1, -1))
+    _launch(x, weight, at, out, rows, by, together)
 
 
 def _launch(
-    x: Tensor, weight: Tensor, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int, kind: tuple
+    x: Tensor,
+    weight: Tensor,
+    at: ExpertTiles,
+    out: Tensor,
+    rows: int,
+    by: ProductBlocks,
+    together: int,
+    top_k: int = 1,
+    gate: int = -1,
 ) -> None:
+    """`gate`: the activation's number if outputs are gated, else -1."""
     n, k = out.shape[1], x.shape[1]
     programs = triton.cdiv(at.places, together) * together * triton.cdiv(n, by.columns)
-    constants = (*kind, n, k, rows, by.columns, by.inputs, together)
-    tensors = (x, weight, at.order, at.tiles, out)
-    _GROUPED.launch((programs, 1, 1), tensors, (at.places,), constants, warps=by.warps, stages=by.stages)
+    _grouped_kernel.launch(
+        (programs, 1, 1),
+        _grouped_kernel.arguments(
+            x=x,
+            weight=weight,
+            order=at.order,
+            tiles=at.tiles,
+            out=out,
+            places=at.places,
+            GATED=gate >= 0,
+            TOP_K=top_k,
+            KIND=gate,
+            N=n,
+            K=k,
+            ROWS=rows,
+            COLUMNS=by.columns,
+            INPUTS=by.inputs,
+            TOGETHER=together,
+        ),
+        warps=by.warps,
+        stages=by.stages,
+    )
 
 
-@triton.jit(do_not_specialize=["places"])
+@kernel(numbers=["places"])
 def _grouped_kernel(
     x,
     weight,
@@ -60,7 +88,7 @@ def _grouped_kernel(
     INPUTS: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """Neighbouring programs take neighbouring tiles, which often share the expert, with the same columns."""
+    """Neighbouring programs take the same columns of neighbouring tiles, which often share the expert."""
     BLOCKS: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
     tile = program // (TOGETHER * BLOCKS) * TOGETHER + program % TOGETHER
@@ -100,6 +128,3 @@ def _grouped_kernel(
     target = place if GATED else assignment
     inside = (lane < count)[:, None] & (column < N)[None, :]
     tl.store(out + target.to(tl.int64)[:, None] * N + column[None, :], sums.to(out.dtype.element_ty), mask=inside)
-
-
-_GROUPED = Kernel(_grouped_kernel)

@@ -1,4 +1,4 @@
-"""Mixture of experts on CUDA: no copy of the weights, no waiting for the device, no atomics: results are repeatable."""
+"""Mixture of experts on CUDA. It never waits for the device, and without atomics its results are repeatable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.reference.moe import Experts
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
@@ -40,7 +41,7 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
 
 @lru_cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have; the interpreter knows no limit."""
+    """Bytes that a program may have; the interpreter has no limit."""
     if device.type != "cuda":
         return tuned_moe.LARGE_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -51,12 +52,15 @@ def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
     tokens, top_k = weights.shape
     width = each.shape[1]
     out = each.new_empty((tokens, width))
-    block = min(SUM_BLOCK, triton.next_power_of_2(width))
-    _SUM.launch((tokens, triton.cdiv(width, block), 1), (each, weights, out), (), (top_k, width, block))
+    block = min(SUM_BLOCK, next_power_of_2(width))
+    grid = (tokens, triton.cdiv(width, block), 1)
+    _sum_kernel.launch(
+        grid, _sum_kernel.arguments(each=each, weights=weights, out=out, TOP_K=top_k, WIDTH=width, BLOCK=block)
+    )
     return out
 
 
-@triton.jit
+@kernel()
 def _sum_kernel(each, weights, out, TOP_K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -66,6 +70,3 @@ def _sum_kernel(each, weights, out, TOP_K: tl.constexpr, WIDTH: tl.constexpr, BL
         line = each + (token * TOP_K + i) * WIDTH
         sums += tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * WIDTH + at, sums.to(out.dtype.element_ty), mask=inside)
-
-
-_SUM = Kernel(_sum_kernel)

@@ -1,38 +1,45 @@
-"""The choice of experts in one kernel, a token a program."""
+"""Chooses experts in one kernel, with one program per token."""
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Routing
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """Of equal weights the smallest number comes first. A NaN counts as a weight of 0, so that numbers are valid."""
+    """Of equal weights the smallest expert comes first. A NaN counts as weight 0, so that experts are valid."""
     tokens, experts = logits.shape
     weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)
     numbers = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)
     if tokens:
         each = experts // routing.groups
-        constants = (
-            each,
-            triton.next_power_of_2(each),
-            routing.groups,
-            triton.next_power_of_2(routing.groups),
-            routing.top_groups if routing.groups > 1 else 1,
-            routing.top_k,
-            triton.next_power_of_2(routing.top_k),
-            routing.renormalise,
+        _route_kernel.launch(
+            (tokens, 1, 1),
+            _route_kernel.arguments(
+                logits=logits,
+                weights=weights,
+                numbers=numbers,
+                scale=routing.scale,
+                EACH=each,
+                EACH_PAD=next_power_of_2(each),
+                GROUPS=routing.groups,
+                GROUPS_PAD=next_power_of_2(routing.groups),
+                TOP_GROUPS=routing.top_groups if routing.groups > 1 else 1,
+                TOP_K=routing.top_k,
+                TOP_PAD=next_power_of_2(routing.top_k),
+                RENORMALISE=routing.renormalise,
+            ),
+            warps=1,
         )
-        _ROUTE.launch((tokens, 1, 1), (logits, weights, numbers), (routing.scale,), constants, warps=1)
     return weights, numbers
 
 
-@triton.jit
+@kernel(numbers=["scale"])
 def _route_kernel(
     logits,
     weights,
@@ -47,7 +54,7 @@ def _route_kernel(
     TOP_PAD: tl.constexpr,
     RENORMALISE: tl.constexpr,
 ):
-    """A lane is an expert; those of a group lie side by side. Weights below 0 mark lanes that may not be chosen."""
+    """A lane is an expert; lanes of a group are neighbours. Weights below 0 mark lanes that cannot be chosen."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, GROUPS_PAD * EACH_PAD)
     group, place = lane // EACH_PAD, lane % EACH_PAD
@@ -73,6 +80,3 @@ def _route_kernel(
         chosen /= tl.sum(chosen, 0)
     tl.store(weights + token * TOP_K + rank, chosen * scale, mask=rank < TOP_K)
     tl.store(numbers + token * TOP_K + rank, who, mask=rank < TOP_K)
-
-
-_ROUTE = Kernel(_route_kernel)

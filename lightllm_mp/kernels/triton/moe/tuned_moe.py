@@ -8,7 +8,7 @@ import torch
 
 
 class ProductBlocks(NamedTuple):
-    """Outputs and inputs a program holds at a time, its warps, and how many loads run ahead."""
+    """Outputs and inputs that a program holds at a time, its warps, and loads that run ahead."""
 
     columns: int
     inputs: int
@@ -17,17 +17,17 @@ class ProductBlocks(NamedTuple):
 
 
 class ExpertBlocks(NamedTuple):
-    """Of both products, which share the tiles of `rows` tokens of one expert."""
+    """Blocks of both products, which share the tiles of `rows` tokens of one expert."""
 
     rows: int
     gate_up: ProductBlocks
     down: ProductBlocks
     together: int
-    """Tiles that meet the same weights, one after another, before the next weights come."""
+    """Tiles in a row that use the same weights before the next weights."""
 
 
 class AloneBlocks(NamedTuple):
-    """Of steps that are multiplied row by row: outputs and inputs a program holds at a time, and its warps."""
+    """Blocks of steps that are multiplied token by token: outputs and inputs at a time, and warps."""
 
     outputs: int
     inputs: int
@@ -35,12 +35,12 @@ class AloneBlocks(NamedTuple):
 
 
 ALONE_TOKENS = 1
-"""Tokens of a 16-bit step up to which each token reads its own experts' weights."""
+"""Steps of up to so many tokens in 16 bits are multiplied token by token."""
 ALONE_GATE_UP = AloneBlocks(1, 2048, 8)
 ALONE_DOWN = AloneBlocks(1, 2048, 8)
 
 Table = dict[int, list[tuple[float, ExpertBlocks]]]
-"""By bytes of an element: the mean number of rows of an expert up to which the blocks serve."""
+"""By bytes per element: the largest mean number of rows per expert, and the blocks for it."""
 
 LARGE_SHARED = 160 * 1024
 """Bytes of shared memory that the blocks of H100 need."""
@@ -69,6 +69,6 @@ OTHERS: Table = {
 
 
 def expert_blocks(assignments: int, experts: int, dtype: torch.dtype, shared: int) -> ExpertBlocks:
-    """For `assignments` rows that spread over all experts, on a GPU with `shared` bytes of shared memory a program."""
+    """For `assignments` rows over all experts, on a GPU with `shared` bytes of shared memory per program."""
     table = H100 if shared >= LARGE_SHARED else OTHERS
     return next(blocks for most, blocks in table[dtype.itemsize] if assignments <= most * experts)

@@ -1,7 +1,7 @@
-"""The cut and the draw of a row of which many ids are kept: one program goes over all of it, several times.
+"""The cut and the draw of a row that keeps many ids: one program reads the whole row several times.
 
-Distances are those of sampling_cut.py. The bit patterns between which the cut lies are quartered by each pass, until
-few enough ids lie between them to be gathered and searched in place.
+Distances are those of truncation.py. Each pass quarters the range of bit patterns that holds the cut, until few enough
+ids are left to be gathered and searched in place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ DEEPEST = tl.constexpr(0x43000000)
 ENDLESS = tl.constexpr(0x7F800000)
 """The bits of infinity."""
 NARROW = tl.constexpr(1 << 17)
-"""Bit patterns, a 64th of a doubling, between which few enough ids lie as a rule."""
+"""A range of bit patterns, 1/64 of a doubling, that usually holds few enough ids."""
 
 
 @triton.jit
 def farthest(far, weights, target):
-    """The bits of the largest distance such that all nearer entries weigh less than `target`, found bit by bit; some
-    word beyond ENDLESS where they never weigh as much."""
+    """The bits of the largest distance such that all nearer entries weigh less than `target`, found bit by bit; a word
+    beyond ENDLESS if all entries together weigh less."""
     found = tl.zeros([], tl.int32)
     for bit in range(31):
         word = found | (0x40000000 >> bit)
@@ -46,10 +46,10 @@ def cut_of_row(
     BLOCK: tl.constexpr,
     SPARE: tl.constexpr,
 ):
-    """The largest distance kept. The first limit is not nearer than the bits `known`; what is nearer weighs `near`."""
+    """The largest distance kept. The first limit is at least the bits `known`; nearer entries weigh `near`."""
     top_k, top_p = tl.load(rule + TOP_K), tl.load(rule + TOP_P).to(tl.float32, bitcast=True)
     last, left = tl.full([], DEEPEST, tl.int32), mass
-    for limit in range(2):  # one piece of code for both, or compiling takes twice as long
+    for limit in range(2):  # a loop: two copies of the code take twice as long to compile
         target, by_mass, wanted = top_k.to(tl.float32), tl.zeros([], tl.float32), top_k > 0
         if limit == 1:
             target, by_mass, wanted = left * top_p, tl.full([], 1.0, tl.float32), top_p < 1.0
@@ -78,8 +78,8 @@ def _farthest_of_row(
     BLOCK: tl.constexpr,
     SPARE: tl.constexpr,
 ):
-    """What `farthest` gives, from a whole row's mass (`by_mass` 1) or number of entries (0): from `low`, nearer than
-    which `near` lies, up to below `high`."""
+    """`farthest` for a whole row's mass (`by_mass` 1) or number of entries (0), at least `low` and below `high`;
+    entries nearer than `low` weigh `near`."""
     width = tl.full([], NARROW, tl.int32)
     while high - low > 1:
         while high - low > width:
@@ -112,7 +112,7 @@ def _farthest_of_row(
 
 @triton.jit
 def _mass_within(source, best, scale, last, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The mass of a row's entries no farther than `last`."""
+    """The mass of a row's entries up to the distance `last`."""
     mass = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -123,7 +123,7 @@ def _mass_within(source, best, scale, last, VOCAB: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _nearer(source, best, scale, first, second, third, by_mass, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The mass, or number, of a row's entries nearer than each of three distances."""
+    """The mass or number of a row's entries below each of three distances."""
     a, b, c = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -137,8 +137,8 @@ def _nearer(source, best, scale, first, second, third, by_mass, VOCAB: tl.conste
 
 @triton.jit
 def _gather(source, best, scale, begin, end, spare, VOCAB: tl.constexpr, BLOCK: tl.constexpr, SPARE: tl.constexpr):
-    """Writes the distances from `begin` to below `end` to `spare`, in the order of ids, then infinity; and how many
-    there are: more than SPARE are not all written."""
+    """Writes the distances from `begin` to below `end` to `spare`, in the order of ids, then infinity. Returns their
+    number; if it is more than SPARE, the rest is not written."""
     found = tl.zeros([], tl.int32)
     for start in range(0, VOCAB, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -149,13 +149,13 @@ def _gather(source, best, scale, begin, end, spare, VOCAB: tl.constexpr, BLOCK: 
         found += tl.sum(between.to(tl.int32), 0)
     rest = tl.arange(0, SPARE)
     tl.store(spare + rest, tl.full([SPARE], float("inf"), tl.float32), mask=rest >= found)
-    tl.debug_barrier()  # other threads have stored what is loaded next
+    tl.debug_barrier()  # the next loads read what other threads store
     return found
 
 
 @triton.jit
 def draw_of_row(source, best, scale, cut, key0, key1, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The id with the largest sum of score and noise among those no farther than `cut`."""
+    """The id with the largest sum of score and noise, among distances up to `cut`."""
     most = tl.full([BLOCK], float("-inf"), tl.float32)
     ids = tl.arange(0, BLOCK)
     for start in range(0, VOCAB, BLOCK):

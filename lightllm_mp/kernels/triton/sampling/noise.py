@@ -1,4 +1,4 @@
-"""Floats in the order of their bits, and the sampling noise of engine/sampling/noise.py, made where it is used."""
+"""Order-preserving keys of floats, and the sampling noise of engine/sampling/noise.py."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from lightllm_mp.kernels.triton.sampling.rules import SEED, TEMPERATURE
 LOWEST = tl.constexpr(-2139095041)
 """The key of minus infinity."""
 INFINITE = tl.constexpr(2139095040)
-"""The key of infinity; that of no number is larger."""
+"""The key of infinity; NaN has a larger one."""
 NEVER = tl.constexpr(-(1 << 31))
 """Less than every key."""
 
 
 @triton.jit
 def ordered(x):
-    """int32 keys of float32 `x`: larger for larger numbers, one for both zeros, the largest for what is no number."""
+    """int32 keys of float32 `x`: larger for larger numbers, one for both zeros, the largest for NaN."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     return tl.where(x == x, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), 0x7FFFFFFF)
 
 
 @triton.jit
 def value(key):
-    """The float32 whose key it is."""
+    """The float32 with this key."""
     return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def score_scale(rule):
-    """One over the temperature, kept among the normal numbers: 0 times it must be 0."""
+    """One over the temperature, clamped to normal numbers: 0 times it must be 0."""
     return tl.minimum(tl.maximum(1.0 / tl.load(rule + TEMPERATURE).to(tl.float32, bitcast=True), 1e-37), 1e38)
 
 
 @triton.jit
 def first_largest(x, ids, there):
-    """The smallest of the int32 `ids` at which `x` is largest, among those that are `there`."""
+    """The smallest of the int32 `ids` with the largest `x`, where `there` is true."""
     key = tl.where(there, ordered(x), NEVER)
     return tl.min(tl.where(key == tl.max(key, 0), ids, 0x7FFFFFFF), 0)
 
 
 @triton.jit
 def noise_keys(rule, position):
-    """The two uint32 keys of a row, whose rules lie at `rule`, at a position."""
+    """The two uint32 keys of a position of the row whose rules are at `rule`."""
     low = tl.load(rule + SEED).to(tl.uint32, bitcast=True).to(tl.uint64)
     high = tl.load(rule + SEED + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
     x = low | (high << 32)

@@ -1,17 +1,19 @@
-"""The sampling rules of all rows on the device, and what they do to logits before a draw: bias, ban, penalties.
+"""The sampling rules of all rows on the device, and the kernels that apply bias, ban and penalties to logits.
 
-A row's rules are one line of a table of words; neutral values mean that a rule is off, so kernels ask no host. Biases
-and banned ids are entries of a tail: distinct ids, those to ban with BANNED set, and as many values to add.
+A row's rules are one record of a table of words; neutral values turn a rule off. Biases and banned ids are entries of
+a tail: distinct ids, those to ban with BANNED set, then as many values to add.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 
 RULE = np.dtype(
     [
@@ -31,12 +33,12 @@ RULE = np.dtype(
         ("spare", "<i8"),
     ]
 )
-"""One row. `top_k` 0, `top_p` 1 and `reach` infinity: off; `reach` is how far a score may be below the best,
--log(min_p). Penalties count from position `counted_from` on; ids are banned where the position to sample is less than
+"""One row. `top_k` 0, `top_p` 1 and `reach` infinity: off. `reach` is the largest distance of a score below the best,
+-log(min_p). Penalties count from position `counted_from` on; ids are banned while the position to sample is below
 `ban_until`."""
 RULE_WORDS = RULE.itemsize // 4
 PENALIZED, BIASED, DRAWN, CUT = 1, 2, 4, 8
-"""Bits of `flags`: there are penalties, biases, noise, and limits on what is drawn."""
+"""Bits of `flags`: the row has penalties, biases, noise, or limits (top-k, top-p, min-p)."""
 BANNED = -(1 << 31)
 
 BLOCK = 1024
@@ -57,14 +59,31 @@ COUNTED_FROM, BAN_UNTIL = _word("counted_from"), _word("ban_until")
 TAIL_START, TAIL_COUNT = _word("tail_start"), _word("tail_count")
 IS_PENALIZED, IS_BIASED, IS_DRAWN, IS_CUT = (tl.constexpr(bit) for bit in (PENALIZED, BIASED, DRAWN, CUT))
 IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED)
-"""Or where the position is below `ban_until`."""
+"""A row is adjusted with one of these flags, or while the position is below `ban_until`."""
+
+
+class SampledSequences(NamedTuple):
+    """The sequences that are sampled together: where their rows and the positions to sample begin."""
+
+    rows: Tensor
+    """int32, from `rows_at` on."""
+    positions: Tensor
+    """int32, from `positions_at` on."""
+    rows_at: int
+    positions_at: int
 
 
 def store_rules(table: Tensor, tails: Tensor, words: Tensor, rows: int, tail_at: int) -> None:
     """Writes `words` int32, which hold row numbers, RULE records of as many `rows`, and tail entries, to `table` int32
     [any, RULE_WORDS] and to `tails` int32 from `tail_at` on."""
     rest = words.shape[0] - rows
-    _STORE.launch((-(-rest // BLOCK), 1, 1), (table, tails, words), (rows, rest, tail_at), (BLOCK,))
+    grid = (triton.cdiv(rest, BLOCK), 1, 1)
+    _store_kernel.launch(
+        grid,
+        _store_kernel.arguments(
+            table=table, tails=tails, words=words, rows=rows, rest=rest, tail_at=tail_at, BLOCK=BLOCK
+        ),
+    )
 
 
 def adjust(
@@ -73,26 +92,55 @@ def adjust(
     tokens: Tensor,
     table: Tensor,
     tails: Tensor,
-    sequences: tuple[Tensor, Tensor, int, int],
+    sequences: SampledSequences,
     longest: int,
     *,
     penalties: bool,
 ) -> None:
-    """Applies bias, ban and `penalties` to the lines of `work` float32 [n, vocab] whose rows have them, in place.
+    """Applies bias, ban and `penalties` in place to `work` float32 [n, vocab], for sequences that have them.
 
     `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
-    `sequences` the rows and positions as in `sampling.py`, `longest` the largest position.
+    `longest` the largest position.
     """
-    rows, positions, rows_at, positions_at = sequences
     n, vocab = work.shape
-    grid = (min(MOST_PARTS, -(-longest // BLOCK)) if penalties else 1, n, 1)
-    numbers = (rows_at, positions_at, tokens.shape[1])
-    _ADJUST.launch(grid, (work, counts, tokens, table, tails, rows, positions), numbers, (vocab, BLOCK))
+    grid = (min(MOST_PARTS, triton.cdiv(longest, BLOCK)) if penalties else 1, n, 1)
+    _adjust_kernel.launch(
+        grid,
+        _adjust_kernel.arguments(
+            work=work,
+            counts=counts,
+            tokens=tokens,
+            rules=table,
+            tails=tails,
+            rows=sequences.rows,
+            positions=sequences.positions,
+            rows_at=sequences.rows_at,
+            positions_at=sequences.positions_at,
+            width=tokens.shape[1],
+            VOCAB=vocab,
+            BLOCK=BLOCK,
+        ),
+    )
     if penalties:
-        _PENALIZE.launch(grid, (work, counts, tokens, table, rows, positions), numbers, (vocab, BLOCK))
+        _penalize_kernel.launch(
+            grid,
+            _penalize_kernel.arguments(
+                work=work,
+                counts=counts,
+                tokens=tokens,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                width=tokens.shape[1],
+                VOCAB=vocab,
+                BLOCK=BLOCK,
+            ),
+        )
 
 
-@triton.jit(do_not_specialize=["rows", "rest", "tail_at"])
+@kernel(numbers=["rows", "rest", "tail_at"])
 def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(words + rows + at, mask=at < rest, other=0)
@@ -102,7 +150,7 @@ def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr)
     tl.store(tails + tail_at + at - rows * WORDS, word, mask=(at < rest) & (at >= rows * WORDS))
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+@kernel(numbers=["rows_at", "positions_at", "width"])
 def _adjust_kernel(
     work,
     counts,
@@ -143,11 +191,11 @@ def _adjust_kernel(
             tl.atomic_add(counts + begin + token, 1, mask=(token >= 0) & (token < VOCAB), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "width"])
+@kernel(numbers=["rows_at", "positions_at", "width"])
 def _penalize_kernel(
     work, counts, tokens, rules, rows, positions, rows_at, positions_at, width, VOCAB: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Goes over the history again: whoever takes an id's count away applies it, so counts are zero afterwards."""
+    """Reads the history again: the program that takes an id's count applies it, so counts are zero afterwards."""
     part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     row = tl.load(rows + rows_at + line)
     position = tl.load(positions + positions_at + line)
@@ -169,6 +217,3 @@ def _penalize_kernel(
             scaled = tl.where(value > 0, value / repetition, value * repetition)
             scaled -= frequency * seen.to(tl.float32) + presence
             tl.store(work + begin + token, scaled, mask=mine & (value > float("-inf")))
-
-
-_STORE, _ADJUST, _PENALIZE = Kernel(_store_kernel), Kernel(_adjust_kernel), Kernel(_penalize_kernel)

@@ -1,12 +1,11 @@
-"""Chooses the next token of every sequence, without a sort and without the host.
+"""Samples the next token of every sequence, without a sort and without waiting for the host.
 
-The meaning is that of engine/sampling/torch_sampler.py.
+Results are those of engine/sampling/torch_sampler.py.
 
-Rows are read in chunks, whose number depends on the vocabulary alone, so that nothing a row gets depends on the other
-rows: `scan` leaves a few words for each chunk, `finish` puts them together. An id drawn with noise is the best of its
-chunk by scores relative to the chunk's largest logit; the winners of the chunks meet by scores relative to the row's.
-
-`sequences` stands for (rows, positions, rows_at, positions_at): int32 tensors, and where in them the first sequence is.
+Rows of logits are read in chunks. Their number depends on the vocabulary alone, so that a row's result does not depend
+on other rows. `scan` writes a few words per chunk, `finish` combines them. An id drawn with noise is the best of its
+chunk by scores relative to the chunk's largest logit; `finish` compares the chunks' winners by scores relative to the
+row's largest.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.sampling.noise import (
     INFINITE,
     LOWEST,
@@ -29,48 +29,53 @@ from lightllm_mp.kernels.triton.sampling.noise import (
     score_scale,
     value,
 )
-from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, IS_DRAWN, WORDS
+from lightllm_mp.kernels.triton.sampling.rules import (
+    BAN_UNTIL,
+    FLAGS,
+    IS_ADJUSTED,
+    IS_CUT,
+    IS_DRAWN,
+    WORDS,
+    SampledSequences,
+)
 
 CHUNK = 4096
 GROUP = 32
-"""Ids whose largest logit is kept for truncated rows: a cache line."""
+"""Ids per group, whose largest logit is kept for truncated rows: a cache line."""
 FLOOR = tl.constexpr(-9999.0)
 """As in engine/sampling/logprobs.py."""
-
-Sequences = tuple[Tensor, Tensor, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How rows of `vocab` logits are cut up."""
+    """How rows of `vocab` logits are cut. A block is a power of two."""
 
     vocab: int
-    padded: int
+    vocab_block: int
     chunk: int
     chunks: int
-    chunks_padded: int
+    chunks_block: int
     groups: int
-    groups_padded: int
+    groups_block: int
 
     @classmethod
     def of(cls, vocab: int) -> RowLayout:
-        padded = triton.next_power_of_2(max(vocab, GROUP))
-        chunk = min(CHUNK, padded)
+        vocab_block = next_power_of_2(max(vocab, GROUP))
+        chunk = min(CHUNK, vocab_block)
         chunks, groups = triton.cdiv(vocab, chunk), triton.cdiv(vocab, GROUP)
-        return cls(vocab, padded, chunk, chunks, triton.next_power_of_2(chunks), groups, triton.next_power_of_2(groups))
+        return cls(vocab, vocab_block, chunk, chunks, next_power_of_2(chunks), groups, next_power_of_2(groups))
 
 
 @dataclass(slots=True)
 class RowScan:
-    """What a pass over `n` rows leaves."""
+    """Results of a pass over `n` rows."""
 
     layout: RowLayout
     partial: Tensor
-    """int32 [5, n, chunks]: key of the largest raw logit, bits of the sum of exp, each relative to the largest; then of
-    the logits that are chosen from: the key of the largest, the id that wins, and the sum of exp of scores (rows that
-    are cut)."""
+    """int32 [5, n, chunks]: key of the largest raw logit, and bits of the sum of exp relative to it; then of adjusted
+    logits: key of the largest, id of the winner, and (rows that are cut) bits of the sum of exp of scores."""
     groups: Tensor
-    """float32 [n, groups]: the largest logit of each group of ids, of rows that are cut; else whatever."""
+    """float32 [n, groups]: the largest logit of each group of ids, in rows that are cut; undefined in others."""
 
     @classmethod
     def of(cls, logits: Tensor, layout: RowLayout, *, cut: bool) -> RowScan:
@@ -78,29 +83,60 @@ class RowScan:
         partial = torch.empty((5, n, layout.chunks), dtype=torch.int32, device=logits.device)
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
 
-    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, *, adjusted: bool) -> None:
-        """Over `logits` float32 [n, vocab], copying to `work` the rows that will be adjusted; `adjusted`: over the rows
-        in `work` that have been. `table` holds the rules."""
-        rows, positions, rows_at, positions_at = sequences
+    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, *, adjusted: bool) -> None:
+        """Scans `logits` float32 [n, vocab] and copies to `work` the rows that will be adjusted; with `adjusted`, scans
+        those rows of `work`. `table` holds the rules."""
         layout, n = self.layout, logits.shape[0]
-        tensors = (logits, work, table, rows, positions, self.partial, self.groups)
-        constants = (layout.vocab, layout.chunk, GROUP, int(adjusted))
-        warps = max(1, layout.chunk // 512)
-        _SCAN.launch((layout.chunks, n, 1), tensors, (rows_at, positions_at, n), constants, warps=warps)
+        _scan_kernel.launch(
+            (layout.chunks, n, 1),
+            _scan_kernel.arguments(
+                logits=logits,
+                work=work,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                partial=self.partial,
+                groups=self.groups,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                count=n,
+                VOCAB=layout.vocab,
+                CHUNK=layout.chunk,
+                GROUP=GROUP,
+                ADJUSTED=int(adjusted),
+            ),
+            warps=max(1, layout.chunk // 512),
+        )
 
     def finish(
-        self, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor, scores: Tensor
+        self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
-        """Completes `ids` int64 [n], which holds the ids of rows that were cut, and writes to `scores` float32 [2, n]
-        the ids' logprobs and the log of each row's sum of exp (no number where there is no choice)."""
-        rows, positions, rows_at, positions_at = sequences
+        """Completes `ids` int64 [n], which holds the ids of rows that were cut. Writes to `scores` float32 [2, n] the
+        ids' logprobs and the log of each row's sum of exp (NaN if the row offers no choice)."""
         layout, n = self.layout, logits.shape[0]
-        tensors = (logits, work, table, rows, positions, self.partial, ids, scores)
-        constants = (layout.vocab, layout.chunks, layout.chunks_padded)
-        _FINISH.launch((n, 1, 1), tensors, (rows_at, positions_at, n), constants, warps=1)
+        _finish_kernel.launch(
+            (n, 1, 1),
+            _finish_kernel.arguments(
+                logits=logits,
+                work=work,
+                rules=table,
+                rows=sequences.rows,
+                positions=sequences.positions,
+                partial=self.partial,
+                ids=ids,
+                scores=scores,
+                rows_at=sequences.rows_at,
+                positions_at=sequences.positions_at,
+                count=n,
+                VOCAB=layout.vocab,
+                CHUNKS=layout.chunks,
+                CHUNKS_BLOCK=layout.chunks_block,
+            ),
+            warps=1,
+        )
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _scan_kernel(
     logits,
     work,
@@ -156,7 +192,7 @@ def _scan_kernel(
             tl.store(place + 3 * stride, winner)
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _finish_kernel(
     logits,
     work,
@@ -213,6 +249,3 @@ def _finish_kernel(
     tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
     tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), FLOOR))
     tl.store(scores + count + line, tl.where(good, norm, float("nan")))
-
-
-_SCAN, _FINISH = Kernel(_scan_kernel), Kernel(_finish_kernel)

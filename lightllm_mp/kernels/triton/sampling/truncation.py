@@ -1,11 +1,11 @@
 """Draws from rows with top-k, top-p or min-p: finds the least score that is kept, without sorting, then draws.
 
-Scores are taken as distances: how far they lie below the row's largest. Every limit is a largest distance such that
-what is nearer weighs too little: fewer than k entries, or less than top_p of the mass; it is searched for among the bit
-patterns of floats, which are ordered like them. One program takes a row: first it looks at the FEW groups of ids with
-the largest logits, which nearly always hold all that is kept and so answer for the row; else it goes over the row some
-ten times (`sampling_row.py`). Sums are made in an order that depends on the vocabulary alone, so a cut is a function
-of the row. Distances beyond 128 count as 128: such ids have no mass and no chance.
+A score is taken as its distance below the row's largest. A limit is the largest distance such that nearer entries weigh
+too little: fewer than k entries, or less than top_p of the mass. It is searched among the bit patterns of floats, which
+have the order of the floats. One program takes a row. It first reads the FEW groups of ids with the largest logits,
+which nearly always hold all that is kept; if not, it reads the row about ten times (`large_row.py`). The order of
+sums depends on the vocabulary alone, so a cut is a function of the row. Distances beyond 128 count as 128: such ids
+have no mass and no chance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.launch import Kernel
+from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.sampling.large_row import DEEPEST, ENDLESS, cut_of_row, draw_of_row, farthest
 from lightllm_mp.kernels.triton.sampling.noise import (
     INFINITE,
@@ -26,39 +26,63 @@ from lightllm_mp.kernels.triton.sampling.noise import (
     score_scale,
     value,
 )
-from lightllm_mp.kernels.triton.sampling.rules import BAN_UNTIL, FLAGS, IS_ADJUSTED, IS_CUT, REACH, TOP_K, TOP_P, WORDS
-from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan, Sequences
+from lightllm_mp.kernels.triton.sampling.rules import (
+    BAN_UNTIL,
+    FLAGS,
+    IS_ADJUSTED,
+    IS_CUT,
+    REACH,
+    TOP_K,
+    TOP_P,
+    WORDS,
+    SampledSequences,
+)
+from lightllm_mp.kernels.triton.sampling.sampler import GROUP, RowScan
 
 FEW = 128
-"""Groups that are looked at first."""
+"""Groups that are read first."""
 BLOCK = 4096
-"""Ids of a row at a time, where all must be looked at."""
+"""Ids read at a time, if the whole row must be read."""
 SPARE = 4096
-"""Ids that the search through a whole row ends among."""
+"""Ids among which the search of a whole row ends."""
 
 
-def draw_cut(scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: Sequences, ids: Tensor) -> None:
-    """Writes to `ids` int64 [n] the draws of the rows that have limits; see `RowScan` for the rest."""
-    rows, positions, rows_at, positions_at = sequences
+def draw_cut(
+    scan: RowScan, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor
+) -> None:
+    """Writes to `ids` int64 [n] the draws of rows that have limits. The other arguments are those of `RowScan`."""
     layout, n = scan.layout, logits.shape[0]
-    few = min(FEW, layout.groups_padded)
-    order = torch.empty((n, few), dtype=torch.int32, device=ids.device)
-    spare = logits.new_empty((n, min(SPARE, layout.padded)))
-    constants = (
-        layout.vocab,
-        layout.chunks,
-        layout.chunks_padded,
-        GROUP,
-        layout.groups_padded,
-        few,
-        min(BLOCK, layout.padded),
-        min(SPARE, layout.padded),
+    few, spare_size = min(FEW, layout.groups_block), min(SPARE, layout.vocab_block)
+    _cut_kernel.launch(
+        (n, 1, 1),
+        _cut_kernel.arguments(
+            logits=logits,
+            work=work,
+            rules=table,
+            rows=sequences.rows,
+            positions=sequences.positions,
+            partial=scan.partial,
+            groups=scan.groups,
+            order=torch.empty((n, few), dtype=torch.int32, device=ids.device),
+            spare=logits.new_empty((n, spare_size)),
+            ids=ids,
+            rows_at=sequences.rows_at,
+            positions_at=sequences.positions_at,
+            count=n,
+            VOCAB=layout.vocab,
+            CHUNKS=layout.chunks,
+            CHUNKS_BLOCK=layout.chunks_block,
+            GROUP=GROUP,
+            GROUPS_BLOCK=layout.groups_block,
+            FEW=few,
+            BLOCK=min(BLOCK, layout.vocab_block),
+            SPARE=spare_size,
+        ),
+        warps=16,
     )
-    tensors = (logits, work, table, rows, positions, scan.partial, scan.groups, order, spare, ids)
-    _CUT.launch((n, 1, 1), tensors, (rows_at, positions_at, n), constants, warps=16)
 
 
-@triton.jit(do_not_specialize=["rows_at", "positions_at", "count"])
+@kernel(numbers=["rows_at", "positions_at", "count"])
 def _cut_kernel(
     logits,
     work,
@@ -123,7 +147,7 @@ def _cut_kernel(
 
 @triton.jit
 def _best_groups(groups, order, best, GROUPS: tl.constexpr, GROUPS_BLOCK: tl.constexpr, FEW: tl.constexpr):
-    """int32 [FEW]: the groups with the largest logits; and how far below `best` all others are at least."""
+    """int32 [FEW]: the groups with the largest logits; and the least distance of all others below `best`."""
     rank = tl.arange(0, FEW)
     if GROUPS <= FEW:
         return rank, tl.full([], float("inf"), tl.float32)
@@ -136,13 +160,13 @@ def _best_groups(groups, order, best, GROUPS: tl.constexpr, GROUPS_BLOCK: tl.con
         ranks = tl.cumsum(nearer.to(tl.int32) + (equal.to(tl.int32) << 16), 0)
         ranks = tl.where(nearer, ranks & 0xFFFF, tl.sum(nearer.to(tl.int32), 0) + (ranks >> 16)) - 1
         tl.store(order + ranks, g, mask=(nearer | equal) & (ranks < FEW))
-        tl.debug_barrier()  # other threads have stored what is loaded next
+        tl.debug_barrier()  # the next loads read what other threads store
         return tl.load(order + rank), last
 
 
 @triton.jit
 def _cut_of_few(far, mass, rule):
-    """The cut, and that of top-k alone (0: there is none), as far as the distances `far` of some scores tell."""
+    """The cut, and the cut of top-k alone (0: no top-k), from the distances `far` of some scores."""
     top_k, top_p = tl.load(rule + TOP_K), tl.load(rule + TOP_P).to(tl.float32, bitcast=True)
     last, by_k, left = tl.full([], DEEPEST, tl.int32), tl.zeros([], tl.float32), mass
     weights = tl.exp(-far)
@@ -153,6 +177,3 @@ def _cut_of_few(far, mass, rule):
     if top_p < 1.0:
         last = tl.minimum(farthest(far, weights, left * top_p), last)
     return tl.minimum(last.to(tl.float32, bitcast=True), tl.load(rule + REACH).to(tl.float32, bitcast=True)), by_k
-
-
-_CUT = Kernel(_cut_kernel)
