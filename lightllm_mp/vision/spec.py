@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from lightllm_mp.errors import ModelError
+
 Kind = Literal["clip", "qwen_vl", "qwen2_5_vl"]
+TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
 CLIP_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
@@ -74,7 +77,7 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     temporal: int = 1
     """Frames that one patch spans; a still picture is repeated."""
     norm: Literal["layer", "rms"] = "layer"
-    activation: Literal["quick_gelu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: TowerActivation = "gelu"
     gated: bool = False
     """The MLP is down(activation(gate x) * up x)."""
     positions: int = 0
@@ -117,10 +120,24 @@ class VisionModel:
     """The vision half of a model."""
 
     spec: VisionSpec
-    layout: str
-    """How files name the weights: `llava_orig`, `llava_hf`, `qwen_vl`, `qwen2_5_vl`, or in a GGUF file `mmproj` and
-    `mmproj_swapped` (see weights.py)."""
+    family: str
+    """Name of the family in the registry (`lightllm_mp.models.families`)."""
     folder: Path
     """Or the GGUF file."""
     tower: Path
     """Folder of the tower's weights: another one than `folder` where the configuration names a tower."""
+    layout: Literal["hf", "mmproj", "mmproj_swapped"] = "hf"
+    """How the weights are named: as in the family's Hugging Face folder, or as in an mmproj file (see mmproj.py)."""
+
+
+def tower_activation(name: Any) -> TowerActivation:
+    """An activation by the name that configurations give it."""
+    kinds: dict[str, TowerActivation] = {
+        "quick_gelu": "quick_gelu",
+        "gelu": "gelu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "silu": "silu",
+    }
+    if name not in kinds:
+        raise ModelError(f"activation {name!r} of the vision tower is not supported")
+    return kinds[name]

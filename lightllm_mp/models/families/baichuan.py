@@ -7,6 +7,7 @@ head's rows.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
@@ -14,10 +15,13 @@ from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import NAMES as GGUF_NAMES
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, NO_OTHER, SYSTEM_FIRST, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(qkv=("self_attn.W_pack",))
@@ -25,6 +29,18 @@ WIDTH_13B = 5120
 LAYERS_13B = 40
 ALIBI_BIAS = 8.0
 FIRST_VOCAB, SECOND_VOCAB = 64000, 125696
+
+USER_ID, ASSISTANT_ID = 195, 196
+"""Role tokens of a chat, unless generation_config.json names others."""
+RESERVED = re.compile(r"<reserved_\d+>")
+CHAT = (
+    EACH_MESSAGE
+    + "{% if role == 'user' %}{{ 'USER' ~ content }}"
+    + "{% elif role == 'assistant' %}{{ 'ASSISTANT' ~ content ~ END }}"
+    + (SYSTEM_FIRST + "{{ content }}")
+    + NO_OTHER
+    + "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}{{ 'ASSISTANT' }}{% endif %}"
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -73,12 +89,48 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     return decoder(spec, GGUF_NAMES, rotary_order(spec))
 
 
+def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:
+    """Makes role tokens cut the text: upstream encodes each message between them on its own."""
+    from tokenizers import AddedToken
+
+    roles = _roles(backend, folder)
+    if roles is not None:
+        backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in roles])
+    return {}
+
+
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    """The chat format. Only the first generation writes the end-of-sequence token after an answer."""
+    roles = _roles(backend, folder)
+    if roles is None:
+        return None
+    user, assistant = roles
+    end = "eos_token" if user == "<reserved_102>" else "''"
+    return CHAT.replace("END", end).replace("USER", user).replace("ASSISTANT", assistant)
+
+
+def _roles(backend: Backend, folder: ModelFolder) -> tuple[str, str] | None:
+    """The tokens before a message of the user and of the assistant; None for a base model."""
+    if folder.generation and "user_token_id" not in folder.generation:
+        return None
+    ids = (
+        folder.generation.get("user_token_id", USER_ID),
+        folder.generation.get("assistant_token_id", ASSISTANT_ID),
+    )
+    user, assistant = (backend.id_to_token(id_) if isinstance(id_, int) and id_ >= 0 else None for id_ in ids)
+    if user is None or assistant is None or not (RESERVED.fullmatch(user) and RESERVED.fullmatch(assistant)):
+        return None
+    return user, assistant
+
+
 BAICHUAN = Family(
     name="baichuan",
+    models="Baichuan 7B and 13B, Baichuan2 7B and 13B",
     model_types=("baichuan",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("baichuan",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,
+    text=TextHalf(tokenizer_classes=("BaichuanTokenizer", "BaiChuanTokenizer"), template=template, complete=complete),
 )

@@ -85,6 +85,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 BLOOM = Family(
     name="bloom",
+    models="BLOOM, BLOOMZ",
     model_types=("bloom",),
     read_hf=read_hf,
     hf_weights=hf_weights,

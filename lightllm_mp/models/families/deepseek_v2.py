@@ -211,6 +211,7 @@ def _turned(head: int) -> Transform:
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
+    models="DeepSeek-V2, V2-Lite, Coder-V2 (latent attention)",
     model_types=("deepseek_v2",),
     read_hf=read_hf,
     hf_weights=hf_weights,

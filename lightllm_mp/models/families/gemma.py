@@ -180,6 +180,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 IGNORE = (INV_FREQ, r"^lm_head\.weight$")
 GEMMA = Family(
     name="gemma",
+    models="Gemma 2B, 7B",
     model_types=("gemma",),
     read_hf=read_gemma,
     hf_weights=hf_weights,
@@ -190,6 +191,7 @@ GEMMA = Family(
 )
 GEMMA2 = Family(
     name="gemma2",
+    models="Gemma 2",
     model_types=("gemma2",),
     read_hf=read_gemma2,
     hf_weights=hf_weights,
@@ -200,6 +202,7 @@ GEMMA2 = Family(
 )
 GEMMA3 = Family(
     name="gemma3",
+    models="Gemma 3 (text)",
     model_types=("gemma3_text",),
     read_hf=read_gemma3,
     hf_weights=hf_weights,

@@ -10,11 +10,24 @@ from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, END_EACH, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import decoder, linear, norm
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
+
+TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
+"""Start and end of a turn. Early releases name the two tokens by their places in the vocabulary."""
+CHAT = (
+    "{{ bos_token }}"
+    + EACH_MESSAGE
+    + "{{ 'START' ~ role ~ '\n' ~ content ~ 'END\n' }}"
+    + END_EACH
+    + "{% if add_generation_prompt %}{{ 'STARTassistant\n' }}{% endif %}"
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -74,12 +87,25 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     return decoder(spec, NAMES, rotary_order(spec))
 
 
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    for start, end in TURN_TOKENS:
+        if backend.token_to_id(start) is not None and backend.token_to_id(end) is not None:
+            return CHAT.replace("START", start).replace("END", end)
+    return None
+
+
 INTERNLM2 = Family(
     name="internlm2",
+    models="InternLM2, InternLM2-reward",
     model_types=("internlm2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("internlm2",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,
+    text=TextHalf(
+        tokenizer_classes=("InternLM2Tokenizer", "InternLM2TokenizerFast"),
+        template=template,
+        ends=tuple(end for _, end in TURN_TOKENS),
+    ),
 )

@@ -54,6 +54,7 @@ def _yi_old_weights(spec: ModelSpec) -> list[Param]:
 
 LLAMA = Family(
     name="llama",
+    models="Llama 1, 2, 3.x, Yi, SmolLM",
     model_types=("llama",),
     read_hf=read_hf,
     hf_weights=hf_weights,
@@ -62,5 +63,12 @@ LLAMA = Family(
     gguf_weights=gguf_weights,
 )
 
-YI_OLD = Family(name="yi", model_types=("Yi",), read_hf=read_hf, hf_weights=_yi_old_weights)
+YI_OLD = Family(
+    name="yi",
+    models="first releases of Yi",
+    model_types=("Yi",),
+    read_hf=read_hf,
+    hf_weights=_yi_old_weights,
+    gguf_written_as="llama",
+)
 """Yi's first releases: Llama under other norm names."""

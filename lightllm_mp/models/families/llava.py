@@ -44,15 +44,21 @@ def read_nested(config: dict[str, Any]) -> ModelSpec:
 
 LLAVA_ORIG = Family(
     name="llava_orig",
+    models="LLaVA-1.5 in its original layout",
+    gguf_written_as="llama",
     model_types=(),
+    detect=lambda config: bool(config.get("mm_vision_tower")),
     read_hf=read_original,
     hf_weights=llama.hf_weights,
     ignore=(INV_FREQ, r"^model\.mm_projector\.", r"^model\.vision_tower\.", r"^model\.image_newline$"),
+    vision="lightllm_mp.vision.families.llava:ORIGINAL",
 )
-"""Told by the key `mm_vision_tower`; `model_type` is `llava`, `llava_llama` or `llama`."""
+"""`model_type` is `llava`, `llava_llama` or `llama`."""
 
 LLAVA_HF = Family(
     name="llava_hf",
+    models="LLaVA-1.5 in the Hugging Face layout",
+    gguf_written_as="llama",
     model_types=("llava",),
     read_hf=read_nested,
     hf_weights=llama.hf_weights,
@@ -62,4 +68,5 @@ LLAVA_HF = Family(
         ("language_model.lm_head.", "lm_head."),
         ("model.language_model.", "model."),
     ),
+    vision="lightllm_mp.vision.families.llava:HUGGING_FACE",
 )

@@ -57,6 +57,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 MINICPM = Family(
     name="minicpm",
+    models="MiniCPM 1B and 2B",
     model_types=("minicpm",),
     read_hf=read_hf,
     hf_weights=llama.hf_weights,

@@ -21,4 +21,11 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     )
 
 
-MISTRAL = Family(name="mistral", model_types=("mistral",), read_hf=read_hf, hf_weights=llama.hf_weights)
+MISTRAL = Family(
+    name="mistral",
+    models="Mistral 7B (sliding window)",
+    model_types=("mistral",),
+    read_hf=read_hf,
+    hf_weights=llama.hf_weights,
+    gguf_written_as="llama",
+)

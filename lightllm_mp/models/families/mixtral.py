@@ -30,4 +30,11 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return with_experts(spec, llama.hf_weights(spec), block="block_sparse_moe", names=("w1", "w3", "w2"))
 
 
-MIXTRAL = Family(name="mixtral", model_types=("mixtral",), read_hf=read_hf, hf_weights=hf_weights)
+MIXTRAL = Family(
+    name="mixtral",
+    models="Mixtral 8x7B, 8x22B",
+    model_types=("mixtral",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    gguf_written_as="llama",
+)

@@ -50,6 +50,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 PHI = Family(
     name="phi",
+    models="Phi-1, 1.5, 2",
     model_types=("phi",),
     read_hf=read_hf,
     hf_weights=hf_weights,

@@ -24,6 +24,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
     names_in,
     rope_divisors,
 )
+from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
@@ -106,6 +107,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 PHI3 = Family(
     name="phi3",
+    models="Phi-3, Phi-3.5 (longrope)",
     model_types=("phi3",),
     read_hf=read_hf,
     hf_weights=hf_weights,
@@ -114,5 +116,6 @@ PHI3 = Family(
     gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
     gguf_ignore=(GGUF_FREQS, r"^rope_factors_(long|short)\.weight$"),
+    text=TextHalf(gguf_no_rstrip=("<s>", "<|endoftext|>")),
 )
 """Files of tied models may carry a head that is not used."""

@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, names_in
+from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, END_EACH, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
 """Ids of the vocabulary of all released checkpoints; base models end with the first, chats with the others too."""
+CHAT = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    + EACH_MESSAGE
+    + "{{ '<|im_start|>' ~ role ~ '\n' ~ content ~ '<|im_end|>\n' }}"
+    + END_EACH
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -84,12 +95,18 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
     return decoder(spec, names_in(file))
 
 
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    return CHAT if folder.generation.get("chat_format", "chatml") == "chatml" else None
+
+
 QWEN = Family(
     name="qwen",
+    models="Qwen 1.8B to 72B (dynamic NTK, log n)",
     model_types=("qwen",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("qwen",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,
+    text=TextHalf(tokenizer_classes=("QWenTokenizer",), template=template, ends=("<|im_end|>", "<|im_start|>")),
 )

@@ -70,6 +70,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 QWEN2 = Family(
     name="qwen2",
+    models="Qwen1.5, Qwen2, Qwen2.5, Qwen2 reward models",
     model_types=("qwen2",),
     read_hf=read_hf,
     hf_weights=hf_weights,

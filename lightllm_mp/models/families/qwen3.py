@@ -40,6 +40,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 QWEN3 = Family(
     name="qwen3",
+    models="Qwen3 0.6B to 32B",
     model_types=("qwen3",),
     read_hf=read_hf,
     hf_weights=hf_weights,

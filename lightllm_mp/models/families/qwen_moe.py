@@ -99,6 +99,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
+    models="Qwen3-30B-A3B, Qwen3-235B-A22B",
     model_types=("qwen3_moe",),
     read_hf=read_qwen3,
     hf_weights=qwen3_weights,
@@ -110,6 +111,7 @@ QWEN3_MOE = Family(
 
 QWEN2_MOE = Family(
     name="qwen2_moe",
+    models="Qwen1.5-MoE, Qwen2-57B-A14B",
     model_types=("qwen2_moe",),
     read_hf=read_qwen2,
     hf_weights=qwen2_weights,

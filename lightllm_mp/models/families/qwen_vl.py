@@ -39,15 +39,20 @@ def _with_sections(spec: ModelSpec) -> ModelSpec:
 
 QWEN_VL = Family(
     name="qwen_vl",
+    models="Qwen-VL, Qwen-VL-Chat",
     model_types=(),
+    detect=lambda config: config.get("model_type") == "qwen" and "visual" in config,
     read_hf=read_qwen_vl,
     hf_weights=qwen.hf_weights,
     ignore=(INV_FREQ, r"^transformer\.visual\."),
+    vision="lightllm_mp.vision.families.qwen_vl:QWEN_VL",
+    text=qwen.QWEN.text,
 )
-"""Told by the key `visual`; `model_type` is `qwen`."""
+"""`model_type` is `qwen`, as of the text models."""
 
 QWEN2_5_VL = Family(
     name="qwen2_5_vl",
+    models="Qwen2.5-VL",
     model_types=("qwen2_5_vl",),
     read_hf=read_qwen2_5_vl,
     hf_weights=llama.hf_weights,
@@ -56,4 +61,5 @@ QWEN2_5_VL = Family(
     gguf_weights=qwen2.gguf_weights,
     ignore=(*qwen2.QWEN2.ignore, r"^(model\.)?visual\."),
     spellings=(("model.language_model.", "model."),),
+    vision="lightllm_mp.vision.families.qwen2_5_vl:QWEN2_5_VL",
 )

@@ -68,6 +68,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 STABLELM = Family(
     name="stablelm",
+    models="StableLM-2 1.6B and 12B, StableLM 3B",
     model_types=("stablelm", "stablelm_epoch"),
     read_hf=read_hf,
     hf_weights=hf_weights,

@@ -86,6 +86,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 STARCODER = Family(
     name="starcoder",
+    models="StarCoder, SantaCoder (gpt_bigcode)",
     model_types=("gpt_bigcode",),
     read_hf=read_hf,
     hf_weights=hf_weights,

@@ -49,6 +49,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 STARCODER2 = Family(
     name="starcoder2",
+    models="StarCoder2 3B, 7B, 15B",
     model_types=("starcoder2",),
     read_hf=read_hf,
     hf_weights=hf_weights,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
@@ -16,32 +17,52 @@ if TYPE_CHECKING:
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
-
-
 GGUF_FREQS = r"^rope_freqs\.weight$"
 """A tensor of GGUF files that the rotary options are read from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One family: which checkpoints it claims, how it reads their configuration, and where its weights are."""
+    """One model family: which checkpoints it claims, and how each of its halves is read.
+
+    The docstring of `models/families/__init__.py` says how to add one.
+    """
 
     name: str
+    models: str
+    """What people call the models; a cell of the table in docs/models.md."""
+
+    # The network, from a Hugging Face folder.
     model_types: tuple[str, ...]
+    """Values of `model_type` in config.json."""
+    detect: Callable[[Mapping[str, Any]], bool] | None = None
+    """Claims a config.json by other keys, before `model_type` is looked at."""
     read_hf: Callable[[dict[str, Any]], ModelSpec]
+    """The spec of a config.json, which has generation_config.json under the key `generation_config`."""
     hf_weights: Callable[[ModelSpec], list[Param]]
+    ignore: tuple[str, ...] = (INV_FREQ,)
+    """Patterns of tensor names that a folder may contain and that are not used."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """(prefix of tensor names in some files, what the rules and `ignore` have in its place); the first match counts."""
+
+    # The network, from a GGUF file.
     gguf_architectures: tuple[str, ...] = ()
+    """Values of `general.architecture`."""
+    gguf_written_as: str = ""
+    """The family that reads this family's GGUF files, where converters write its models as that one's."""
     read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
     gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
-    ignore: tuple[str, ...] = (INV_FREQ,)
-    """Patterns of tensor names that may be in a Hugging Face folder and are not used."""
     gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
-    """As `ignore`, of a GGUF file."""
-    spellings: tuple[tuple[str, str], ...] = ()
-    """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
+    """As `ignore`, for a GGUF file."""
+
+    # The other halves.
+    vision: str | None = None
+    """"module:name" of the `VisionFamily` in `vision/families`, imported when images are served; None: text only."""
+    text: TextHalf | None = None
+    """Tokenizer and chat format; None: the folder's files say everything."""
 
     def known(self, name: str) -> str:
-        """What the rules call a tensor of a file."""
+        """The name that the rules have for a tensor of a file."""
         for old, new in self.spellings:
             if name.startswith(old):
                 return new + name.removeprefix(old)
