@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.group import RankGroup
 from lightllm_mp.models.spec import ModelSpec
 

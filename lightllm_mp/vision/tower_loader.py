@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, open_folder
 from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.spec import VisionModel
 from lightllm_mp.vision.tower_rules import TowerSection, sections
-
-DEVIATION = 0.02
-"""Of weights that nobody trained."""
 
 
 def load_encoder(
@@ -46,13 +43,15 @@ def load_weights(
     """
     device = torch.device(device)
     weights: dict[str, Tensor] = {}
-    if load_format == "dummy":
-        for section in sections(model):
-            weights |= _random(section.params, device, dtype)
-    else:
-        checkpoints = {folder: _opened(folder) for folder in {model.folder, model.tower}}
-        for section in sections(model):
-            weights |= _read(section, checkpoints[section.folder], device, dtype)
+    opened: dict[Path, Checkpoint] = {}
+    for section in sections(model):
+        if load_format == "dummy":
+            made = RandomWeights(section.params, device=device, dtype=dtype)
+            weights |= _assembled(section.params, made.stream(set(made.shapes)), device, dtype)
+            continue
+        if section.folder not in opened:
+            opened[section.folder] = _opened(section.folder)
+        weights |= _read(section, opened[section.folder], device, dtype)
     if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
         weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
     return weights
@@ -97,19 +96,4 @@ def _assembled(
     for name, tensor in tensors:
         target, row, piece = places[name]
         weights[target][row : row + piece.shape[0]].copy_(piece.transform(tensor) if piece.transform else tensor)
-    return weights
-
-
-def _random(params: Iterable[Param], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Matrices normal around 0, norms that leave their input's scale, biases of zero."""
-    weights = {}
-    for param in params:
-        made = torch.empty(param.shape, dtype=dtype, device=device)
-        if param.target.endswith("norm"):
-            weights[param.target] = made.fill_(1.0)
-        elif param.target.endswith(".bias"):
-            weights[param.target] = made.zero_()
-        else:
-            generator = torch.Generator(device).manual_seed(zlib.crc32(param.target.encode()))
-            weights[param.target] = made.normal_(0.0, DEVIATION, generator=generator)
     return weights

@@ -12,12 +12,12 @@ import torch
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.machine import free_memory
 from lightllm_mp.model_files.language_model_path import language_half
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, RenamedCheckpoint, open_folder
-from lightllm_mp.models.checkpoint.memory_check import check_room
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -108,8 +108,35 @@ def _made_up(
         raise ModelError(f"{path}: random weights need a folder with a config.json")
     family, spec = hf_model(path)
     params = family.hf_weights(spec)
-    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
+    return (
+        spec,
+        RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
+        params,
+        family.ignore,
+    )
 
 
 def _names(params: list[Param]) -> set[str]:
     return {piece.name for param in params for piece in param.pieces}
+
+
+def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:
+    """ModelError when a rank's weights of `needed` bytes do not fit into free memory.
+
+    `ranks` share the memory of a CPU, where the kernel would kill the process instead of refusing memory. On CUDA the
+    free memory of `device` counts.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        needed, free = needed * ranks, free_memory()
+    if needed > free:
+        raise ModelError(
+            f"no memory for the model: its weights take {_mebibytes(needed)}, and {_mebibytes(free)} is free; "
+            "free memory, or choose a smaller --data-type or model"
+        )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.alibi import alibi_slopes
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.norms import read_head_norms
 from lightllm_mp.models.decoder.rotary import RotaryTable
-from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -65,3 +65,17 @@ def read_attention(
         weights.linear(at + "qkv"),
         weights.linear(at + "o"),
     )
+
+
+def alibi_slopes(all_heads: int, first: int, count: int) -> tuple[float, ...]:
+    """Slopes of `count` query heads from number `first`, of a model with `all_heads`; 0 for heads that pad the model.
+
+    Linear biases of attention: Press et al., arXiv 2108.12409.
+    A number of heads that is no power of two takes the slopes of the power below, then every other slope of the power
+    above, as BLOOM and Baichuan do.
+    """
+    power = 1 << (all_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    slopes += [2.0 ** (-4.0 * i / power) for i in range(1, 2 * (all_heads - power), 2)]
+    slopes += [0.0] * (first + count - all_heads)
+    return tuple(slopes[first : first + count])

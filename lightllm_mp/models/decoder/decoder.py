@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
-from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.moe import Mixture, read_mixture
 from lightllm_mp.models.decoder.norms import read_norm
 from lightllm_mp.models.decoder.rotary import rotary_tables
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
-from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 

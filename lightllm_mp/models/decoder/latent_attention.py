@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, Norm, OpTable, Prepared
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.rotary import RotaryTable
 from lightllm_mp.models.spec import MlaSpec, ModelSpec
 

@@ -4,7 +4,7 @@ Qwen's first models (dynamic NTK) and Phi-3's long ones choose their frequencies
 them for the whole answer. All lengths with the same frequencies are a class; the rotary table has a block of
 `ModelSpec.max_context` lines per class, so a token's line (`Batch.rotary_at`) is
 
-    length_class(spec, prompt tokens) * spec.max_context + position
+    class * spec.max_context + position
 
 Keys of one class are wrong for another: prefixes may only be shared within a class, and a sequence that is resumed
 keeps the class of its prompt.
@@ -15,16 +15,6 @@ from __future__ import annotations
 import math
 
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-
-def length_class(spec: ModelSpec, prompt: int) -> int:
-    """Class of a prompt of `prompt` tokens; 0 for models whose frequencies do not depend on it."""
-    last = class_count(spec.rope, spec.max_context) - 1
-    if spec.rope is None or last <= 0 or prompt <= spec.rope.original_context:
-        return 0
-    if spec.rope.scaling == "longrope":
-        return last
-    return min(last, math.ceil(math.log2(prompt / spec.rope.original_context)))
 
 
 def class_count(rope: RopeSpec | None, max_context: int) -> int:

@@ -20,7 +20,6 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.parallel.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 MULTIPLE = 16
@@ -28,6 +27,21 @@ MULTIPLE = 16
 
 BY_WIDTH = {"gate_up": 2, "up": 1}
 """Projections into an MLP, and how many blocks of its width they stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a rank must know besides its local `ModelSpec`, whose heads, key-value heads and widths are the rank's own
+    and whose `vocab` is the whole model's. The default is the whole model."""
+
+    rank: int = 0
+    size: int = 1
+    vocab_start: int = 0
+    """The id that the first line of this rank's `embed` and `head` stands for. All ranks have equally many lines."""
+    first_head: int = 0
+    """Number of this rank's first query head in the whole model."""
+    all_heads: int | None = None
+    """Query heads of the whole model; None: as many as the spec says."""
 
 
 class RowRun(NamedTuple):

@@ -1,4 +1,4 @@
-"""The inputs of one forward step, and the KV memory it reads and writes."""
+"""The KV cache: keys and values of all layers, by slot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import math
 import numpy as np
 import torch
 
-from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
-
-__all__ = ["Batch", "KVPool", "lazy_zeros"]
 
 SCALE_TYPE = torch.float16
 """Of the scales that 8-bit keys and values have, one per token and head."""
