@@ -1,4 +1,4 @@
-"""Reads what a checkpoint says about itself. Imports no torch."""
+"""Reads a checkpoint's configuration into a `ModelSpec`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_CONFIG_BYTES = 16 << 20
 
 
 def read_model_config(path: Path | str) -> ModelSpec:
-    """The spec of a Hugging Face folder or a `.gguf` file; of a folder that names its language model, that one's.
+    """The spec of a Hugging Face folder, of a `.gguf` file, or of the language model that a folder names.
 
     Raises ModelError when the path, its configuration or its architecture cannot be served.
     """
@@ -44,11 +44,13 @@ def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFFile]:
     """Family, spec and opened header of a GGUF file."""
-    from lightllm_mp.models.checkpoint.gguf import read_gguf  # brings the gguf library along, which folders do not need
+    from lightllm_mp.models.checkpoint.gguf import read_gguf  # loads the gguf library, which folders do not need
 
     file = read_gguf(path)
     if (parts := file.metadata.get("split.count", 1)) != 1:
-        raise ModelError(f"{path}: one of {parts} parts of a model; join them with llama-gguf-split --merge")
+        raise ModelError(
+            f"{path}: the file is one of {parts} parts of a model; join them with llama-gguf-split --merge"
+        )
     architecture = file.metadata.get("general.architecture")
     family = by_gguf_architecture(architecture, where=str(path))
     assert family.read_gguf is not None
@@ -59,19 +61,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size, or ModelError."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+            raise ModelError(f"{path}: the file is larger than {MAX_CONFIG_BYTES} bytes")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from error
+        raise ModelError(f"{path}: the file is not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: a JSON object is expected")
+        raise ModelError(f"{path}: the file does not hold a JSON object")
     return value
 
 
 def _mapped(mapping: Any, source: Any, where: str) -> ModelSpec:
-    """Runs a family's mapping; whatever is absent or of a wrong type becomes one clear line."""
+    """Runs a family's mapping. Absent keys and values of a wrong type become a ModelError of one line."""
     try:
         spec = mapping(source)
     except ModelError as error:
@@ -89,7 +91,7 @@ def _check(spec: ModelSpec, where: str) -> None:
         if getattr(spec, name) < 1:
             raise ModelError(f"{where}: {name} must be positive, it is {getattr(spec, name)}")
     if spec.heads % spec.kv_heads:
-        raise ModelError(f"{where}: {spec.heads} heads are no multiple of {spec.kv_heads} key-value heads")
+        raise ModelError(f"{where}: {spec.heads} heads are not a multiple of {spec.kv_heads} key-value heads")
     if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
         raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
     if spec.window is not None and spec.window < 1:

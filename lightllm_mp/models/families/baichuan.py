@@ -68,20 +68,20 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def _unit_rows(tensor: Any) -> Any:
-    """Each row of the head has length 1 (`NormHead`); the file holds rows as they were trained."""
+    """Scales each row of the head to length 1 (`NormHead`); the file holds them as trained."""
     rows = tensor.float()
     return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """The first generation: files of the second do not say whether the rows of their head have length 1."""
+    """The first generation only: files of the second do not say whether their head is normalised."""
     keys = GGUFKeys(file)
     keys.refuse_unless("attention.max_alibi_bias", ALIBI_BIAS)
     alibi = keys.count("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
     rope = None if alibi else gguf_rope(file, dim=keys.head_dim)
     spec = gguf_spec(file, family="baichuan", rope=rope, alibi=alibi)
     if spec.vocab == SECOND_VOCAB:
-        raise ModelError("Baichuan2 is not supported as GGUF, which does not say whether its head is normalised")
+        raise ModelError("Baichuan2 is not supported as GGUF: the file does not say whether its head is normalised")
     return spec
 
 
@@ -90,7 +90,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 
 def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:
-    """Makes role tokens cut the text: upstream encodes each message between them on its own."""
+    """Makes the role tokens split text, because upstream encodes each message on its own."""
     from tokenizers import AddedToken
 
     roles = _roles(backend, folder)
@@ -100,7 +100,7 @@ def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:
 
 
 def template(backend: Backend, folder: ModelFolder) -> str | None:
-    """The chat format. Only the first generation writes the end-of-sequence token after an answer."""
+    """The chat format. Only the first generation ends an answer with the end-of-sequence token."""
     roles = _roles(backend, folder)
     if roles is None:
         return None

@@ -24,11 +24,11 @@ NAMES = TensorNames(
     down="mlp.dense_4h_to_h",
 )
 CONTEXT = 2048
-"""What all released checkpoints were trained on; alibi itself has no limit."""
+"""Training length of all released checkpoints; alibi itself has no limit."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Some checkpoints say `n_embed` and `num_attention_heads` where others say `hidden_size` and `n_head`."""
+    """Some checkpoints have `n_embed` and `num_attention_heads`, others `hidden_size` and `n_head`."""
     refuse(config, apply_residual_connection_post_layernorm=False)
     hidden = int(config.get("hidden_size") or config["n_embed"])
     heads = int(config.get("n_head") or config["num_attention_heads"])
@@ -79,7 +79,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    """The converter has put all queries, keys and values together."""
+    """The converter groups all queries, all keys and all values."""
     return decoder(spec, names_in(file, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
 
 

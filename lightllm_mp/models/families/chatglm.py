@@ -46,7 +46,7 @@ CHATGLM2 = (
     + NO_OTHER
 )
 
-# The space stands for the one that SentencePiece puts before a content that is encoded on its own.
+# The space is the one that SentencePiece adds before a content that upstream encodes on its own.
 CHATGLM3 = (
     "{{ '[gMASK]<|sop|>' }}"
     + EACH_MESSAGE
@@ -59,7 +59,7 @@ CHATGLM3 = (
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`kv_channels` is the width of a head; the heads together need not be as wide as the hidden state."""
+    """`kv_channels` is the width of a head; the heads together may be narrower than the hidden state."""
     if "kv_channels" not in config:
         raise ModelError("ChatGLM of the first generation is not supported")
     refuse(config, apply_residual_connection_post_layernorm=False, post_layer_norm=True)
@@ -90,8 +90,8 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
-    """`rope_ratio` divides positions in ChatGLM2-32k and multiplies the base in all later models; nothing but its name
-    tells the former."""
+    """`rope_ratio` divides positions in ChatGLM2-32k, which only its name tells, and multiplies the base in later
+    models."""
     ratio = float(config.get("rope_ratio") or 1.0)
     if ratio != 1.0 and "chatglm2" in str(config.get("_name_or_path", "")).lower():
         return RopeSpec(theta=THETA, dim=dim, interleaved=True, scaling="linear", factor=ratio)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LatentNames:
-    """What the parts of latent attention are called, without `.weight`."""
+    """Names of the parts of latent attention, without `.weight`."""
 
     q: str = "q_proj"
     q_a: str = "q_a_proj"
@@ -74,14 +74,14 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _stretch(config: dict[str, Any]) -> float:
-    """Factor on queries and keys that goes with yarn's (arXiv 2309.00071, section 3.4), here on all components."""
+    """YaRN's factor on queries and keys (arXiv 2309.00071, section 3.4), here on all components."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     factor, weight = float(scaling.get("factor") or 1.0), float(scaling.get("mscale_all_dim") or 0.0)
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _moe(config: dict[str, Any]) -> MoeSpec:
-    """The factor on the weights counts only where they are not renormalised."""
+    """The factor on the weights applies only where they are not renormalised."""
     method = config.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise ModelError(f"topk_method {method!r} is not supported")
@@ -141,7 +141,7 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Files of before 2025 say the width of a head under the plain keys; later ones that of the latent there."""
+    """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
     keys = GGUFKeys(file)
     keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
@@ -195,8 +195,8 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 
 
 def _split_kv_b(spec: ModelSpec, mla: MlaSpec, to: str, at: str) -> Param:
-    """`kv_b` from one tensor of keys [heads, kv_lora, nope_dim], turned, and one of values [heads, value_dim, kv_lora].
-    It is no plain projection, so it is never held in the file's quantised form, and turning it is safe."""
+    """`kv_b` from one tensor of keys [heads, kv_lora, nope_dim], transposed, and one of values [heads, value_dim,
+    kv_lora]. It is not a plain projection, so it is never kept in quantised form, and transposing it is safe."""
     key, value = (mla.nope_dim, mla.kv_lora), (mla.value_dim, mla.kv_lora)
     pieces = []
     for head in range(spec.heads):

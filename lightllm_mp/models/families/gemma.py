@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
 LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
 PERIOD = 6
-"""Every so manieth layer of Gemma 3 sees everything."""
+"""Every sixth layer of Gemma 3 is global: it has no window."""
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 BRANCH_NAMES = TensorNames(post_norm="pre_feedforward_layernorm")
 
 
 def read_gemma(config: dict[str, Any]) -> ModelSpec:
-    """The first release's `hidden_act` says gelu and means its tanh form."""
+    """`hidden_act` gelu of the first release means the tanh form."""
     return _spec(config, family="gemma", activation=activation(config.get("hidden_activation") or "gelu_pytorch_tanh"))
 
 
@@ -42,8 +42,8 @@ def read_gemma2(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_gemma3(config: dict[str, Any]) -> ModelSpec:
-    """Layers with a window have a rotary embedding of their own, which is never scaled. The number of positions holds
-    what scaling adds."""
+    """Layers with a window have their own rotary embedding, which is never scaled. `max_position_embeddings` includes
+    the scaling of the others."""
     layers, period = range(int(config["num_hidden_layers"])), int(config.get("sliding_window_pattern") or PERIOD)
     by_kind = config.get("rope_parameters") or {}
     head_dim = int(config.get("head_dim") or HEAD_DIM)
@@ -84,7 +84,7 @@ def _spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
 
 
 def _global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
-    """As newer configurations spell it out, else by the family's rule."""
+    """From `layer_types` of newer configurations, else `default`, the family's rule."""
     kinds = config.get("layer_types")
     if kinds is None:
         return default
@@ -143,14 +143,14 @@ def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
-    """The converter has added 1 to the norms' weights."""
+    """The converter adds 1 to the norms' weights."""
     scale = math.sqrt(GGUFKeys(file).integer("embedding_length"))
     return gguf_spec(file, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
 
 
 def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
-    """The converter does not write the factor on scores. It follows from the width of a head, but in the models of 27B,
-    told by their layers, from the hidden size."""
+    """The factor on scores, which the converter does not write. It follows from the width of a head, but in the 27B
+    models, recognised by their number of layers, from the hidden size."""
     if keys.count("block_count") == layers_of_27b:
         width = keys.integer("embedding_length") // keys.count("attention.head_count")
     else:
@@ -159,7 +159,7 @@ def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
 
 
 def _gguf_global_layers(keys: GGUFKeys) -> tuple[int, ...]:
-    """By the family's rule, or as the file says: the period, or for each layer whether it has a window."""
+    """By the family's rule, or by the file: a period, or for each layer whether it has a window."""
     layers, pattern = range(keys.count("block_count")), keys.get("attention.sliding_window_pattern")
     if pattern is None or isinstance(pattern, int):
         period = pattern or PERIOD

@@ -25,7 +25,7 @@ CHAT = (
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`rotary` is the family's own spelling of base and scaling; its type `origin` is plain rope."""
+    """`rotary` is the family's own key for base and scaling; its type `origin` is plain rope."""
     own = config.get("rotary") or {}
     if own:
         scaling = (

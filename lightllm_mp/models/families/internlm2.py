@@ -1,4 +1,4 @@
-"""InternLM2 and 2.5, and their reward models: one fused projection whose rows come group by group."""
+"""InternLM2 and 2.5, and their reward models: the rows of one fused QKV projection come group by group."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHAT = (
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`bias` is that of attention. A reward model says so in `architectures`."""
+    """`bias` concerns attention. `architectures` tells a reward model."""
     bias = bool(config.get("bias", False))
     reward = "RewardModel" in "".join(config.get("architectures") or ())
     token = config.get("reward_token_id")
@@ -68,7 +68,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def _by_kind(spec: ModelSpec):
-    """The file has, per key-value head, its queries, its key, its value; the decoder all queries, keys, values."""
+    """The file has queries, key and value of one key-value head after the other; the decoder groups them by kind."""
     group, dim = spec.heads // spec.kv_heads, spec.head_dim
     blocks = [kv * (group + 2) + j for kv in range(spec.kv_heads) for j in range(group)]
     blocks += [kv * (group + 2) + group + j for j in range(2) for kv in range(spec.kv_heads)]

@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3, and what shares its network: Yi, SmolLM, and Mistral as a GGUF file."""
+"""Llama 1, 2 and 3, and models with the same network: Yi, SmolLM, and Mistral as a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Spec of a `config.json` under Llama's keys. Llama 1 lacks the kv head count and theta."""
+    """From a `config.json` with Llama's keys. Llama 1 lacks `num_key_value_heads` and `rope_theta`."""
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"activation {config['hidden_act']!r} is not supported for this family")
     bias = bool(config.get("attention_bias", False))
@@ -37,7 +37,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Spec of a GGUF file of architecture `llama`, which also holds Mistral, Mixtral, SmolLM and InternLM."""
+    """From a GGUF file of architecture `llama`: also Mistral, Mixtral, SmolLM and InternLM."""
     moe = gguf_moe(file, renormalise=True) if GGUFKeys(file).get("expert_count") else None
     return gguf_spec(file, family="llama" if moe is None else "mixtral", moe=moe)
 
@@ -71,4 +71,4 @@ YI_OLD = Family(
     hf_weights=_yi_old_weights,
     gguf_written_as="llama",
 )
-"""Yi's first releases: Llama under other norm names."""
+"""The first releases of Yi: Llama with other names of the norms."""

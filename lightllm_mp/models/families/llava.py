@@ -1,4 +1,4 @@
-"""The language half of LLaVA 1.5: Llama, in the layout of the original files and in that of Hugging Face."""
+"""LLaVA 1.5: Llama with images, in the layout of the original files and in that of Hugging Face."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LLAMA_DEFAULTS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Of transformers' LlamaConfig: LLaVA's files leave out what is equal to these."""
+"""Defaults of transformers' LlamaConfig: LLaVA's files leave out keys with these values."""
 
 
 def read_original(config: dict[str, Any]) -> ModelSpec:
-    """The keys of a Llama beside those of the pictures."""
+    """The keys of a Llama stand beside those of the images."""
     return msgspec.structs.replace(llama.read_hf(config), family="llava_orig")
 
 
 def read_nested(config: dict[str, Any]) -> ModelSpec:
-    """`text_config`, completed by LlamaConfig's defaults; a few keys may stand outside it."""
+    """`text_config`, completed by LlamaConfig's defaults; a few keys may be outside it."""
     inner = config.get("text_config") or {}
     if inner.get("model_type", "llama") != "llama":
         raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")

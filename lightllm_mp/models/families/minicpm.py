@@ -23,7 +23,7 @@ SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """The head is tied unless the configuration says otherwise, which real ones never do."""
+    """The head is tied unless the configuration says otherwise; released ones do not."""
     if config.get("num_experts"):
         raise ModelError("mixtures of experts are not supported for this family")
     spec = llama.read_hf(config)
@@ -38,7 +38,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
+    """The oldest files lack the three factors; those of MiniCPM 2B are taken."""
     keys = GGUFKeys(file)
     keys.refuse_unless("expert_count", 0)
     hidden, layers = keys.integer("embedding_length"), keys.count("block_count")

@@ -11,7 +11,7 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.spec import ModelSpec
 
 WINDOW = 4096
-"""Where the configuration does not mention one; later versions say null."""
+"""Window where the configuration has no key for it; in later versions the key is null."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

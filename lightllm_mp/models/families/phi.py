@@ -1,4 +1,4 @@
-"""Phi 1, 1.5 and 2: parallel halves, layer norms, a part of each head rotated, biases everywhere."""
+"""Phi 1, 1.5 and 2: parallel attention and MLP, layer norms, partial rotary embedding, biases everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4 mini: Llama with fused projections; the long ones scale each frequency by a factor of their own."""
+"""Phi-3 and Phi-4 mini: Llama with fused projections; long variants divide each rotary frequency (longrope)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
-    """`longrope`, once called `su` (arXiv 2402.13753): prompts beyond the trained length have other factors."""
+    """`longrope`, once called `su` (arXiv 2402.13753): prompts beyond the training length have other divisors."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (scaling.get("rope_type") or scaling.get("type")) not in ("longrope", "su"):
         return rope_spec(config, dim=dim)
@@ -58,7 +58,7 @@ def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
     trained = int(trained or context)
     long, short = (tuple(float(x) for x in scaling[name]) for name in ("long_factor", "short_factor"))
     if len(long) != dim // 2 or len(short) != dim // 2:
-        raise ModelError(f"rope scaling has {len(long)} and {len(short)} factors, {dim // 2} are expected")
+        raise ModelError(f"rope scaling has {len(long)} and {len(short)} factors, expected are {dim // 2}")
     amplitude = scaling.get("attention_factor")
     return RopeSpec(
         theta=float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0),
@@ -84,7 +84,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
 
 
 def _gguf_rope(file: GGUFFile) -> RopeSpec:
-    """Two tensors hold the factors of `longrope`, where the model has it."""
+    """Two tensors hold the divisors of `longrope`, where the model has it."""
     keys = GGUFKeys(file)
     if not keys.has("rope_factors_long.weight"):
         return gguf_rope(file, dim=keys.head_dim)
@@ -118,4 +118,4 @@ PHI3 = Family(
     gguf_ignore=(GGUF_FREQS, r"^rope_factors_(long|short)\.weight$"),
     text=TextHalf(gguf_no_rstrip=("<s>", "<|endoftext|>")),
 )
-"""Files of tied models may carry a head that is not used."""
+"""Files of tied models may contain an unused head."""

@@ -1,4 +1,4 @@
-"""Qwen, first version: dynamic NTK whose factor the prompt's length decides, and log n attention."""
+"""Qwen, first version: dynamic NTK by the length of the prompt, and log n attention."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
-"""Ids of the vocabulary of all released checkpoints; base models end with the first, chats with the others too."""
+"""Ids in all released checkpoints; base models end with the first, chat models with the others too."""
 CHAT = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
@@ -29,7 +29,7 @@ CHAT = (
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`intermediate_size` is twice the MLP's width; `seq_length` is the length that training used."""
+    """`intermediate_size` is twice the MLP's width; `seq_length` is the training length."""
     heads, head_dim, vocab = (int(config[name]) for name in ("num_attention_heads", "kv_channels", "vocab_size"))
     trained, bias = int(config["seq_length"]), not config.get("no_bias", True)
     return ModelSpec(
@@ -61,7 +61,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _eos_ids(config: dict[str, Any], vocab: int) -> tuple[int, ...]:
-    """What the files say, else the family's; a chat also ends where its turn does."""
+    """The ids of the files, else the family's; a chat model also ends with a turn."""
     found = eos_ids(config) or (END_OF_TEXT,)
     if config.get("generation_config", {}).get("chat_format") == "chatml":
         found += (IM_END, IM_START)
@@ -86,8 +86,8 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Neither the dynamic NTK nor the log n attention is in the file, nor the length that training used: it is served
-    without them, as the format's own program does."""
+    """The file has neither dynamic NTK, log n attention nor the training length; it is served without, as by
+    llama.cpp."""
     return gguf_spec(file, family="qwen", intermediate=GGUFKeys(file).integer("feed_forward_length") // 2)
 
 

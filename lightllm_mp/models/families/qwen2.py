@@ -1,4 +1,4 @@
-"""Qwen2 and 2.5: Llama with biased queries, keys and values. Its reward models and one-label classifiers score."""
+"""Qwen2 and 2.5: Llama with biases on queries, keys and values; also reward models and one-label classifiers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassificati
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """A reward model says so in `architectures`: a layer of ReLU before the score, or a plain projection."""
+    """`architectures` tells a reward model: an MLP with ReLU before the score, or a plain projection."""
     kinds = config.get("architectures") or ()
     if "Qwen2ForProcessRewardModel" in kinds:
         raise ModelError("process reward models (a score per step) are not supported")
     if LINEAR_REWARD in kinds and _labels(config) != 1:
-        raise ModelError(f"a classifier of {_labels(config)} labels is not supported, only a single score")
+        raise ModelError(f"a classifier of {_labels(config)} labels is not supported; only one with a single score is")
     spec = llama.read_hf({**config, "attention_bias": False, "mlp_bias": False})
     return msgspec.structs.replace(
         windowed(spec, config),
@@ -38,7 +38,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def windowed(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
-    """The window of Qwen2 and 3 holds from layer `max_window_layers` on, and only if `use_sliding_window`."""
+    """Qwen2 and 3 have the window from layer `max_window_layers` on, if `use_sliding_window` is set."""
     window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
     first = int(config.get("max_window_layers", 28))
     if window is None or first >= spec.layers:
@@ -79,4 +79,4 @@ QWEN2 = Family(
     gguf_weights=gguf_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )
-"""Reward checkpoints and tied models may carry a head that is not used."""
+"""Reward checkpoints and tied models may contain an unused head."""

@@ -1,4 +1,4 @@
-"""Qwen3: Llama with normalised query and key heads."""
+"""Qwen3: Llama with norms on query and key heads."""
 
 from __future__ import annotations
 

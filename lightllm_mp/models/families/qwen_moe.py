@@ -1,4 +1,4 @@
-"""The mixtures of experts of Qwen: Qwen3-MoE, and Qwen2-MoE, which has a gated MLP beside its experts."""
+"""Qwen2-MoE and Qwen3-MoE; the former has a gated MLP beside its experts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_qwen2(config: dict[str, Any]) -> ModelSpec:
 
 
 def _moe(config: dict[str, Any], layers: int) -> MoeSpec:
-    """Every `decoder_sparse_step`-th layer has experts, those of `mlp_only_layers` not."""
+    """Every `decoder_sparse_step`-th layer has experts, except those of `mlp_only_layers`."""
     step, dense = int(config.get("decoder_sparse_step", 1)), config.get("mlp_only_layers") or ()
     return MoeSpec(
         experts=int(config.get("num_experts") or config["num_local_experts"]),
@@ -73,13 +73,13 @@ def qwen2_weights(spec: ModelSpec) -> list[Param]:
 
 
 def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
-    """The converter does not say whether weights are renormalised; in all released Qwen3 they are."""
+    """The converter does not write whether weights are renormalised; in all released Qwen3 models they are."""
     return gguf_spec(file, family="qwen3_moe", head_norm="rms", moe=gguf_moe(file, renormalise=True))
 
 
 def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
-    """As of Qwen3, but in all released Qwen2 they are not. The first files say the width of an expert by that of the
-    MLP that stands beside the experts."""
+    """Not written either, and in all released Qwen2 models weights are not renormalised. In the first files the width
+    of an expert follows from that of the MLP beside the experts."""
     keys = GGUFKeys(file)
     whole = keys.integer("feed_forward_length")
     moe = gguf_moe(

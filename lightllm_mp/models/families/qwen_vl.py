@@ -1,4 +1,4 @@
-"""The language halves of Qwen-VL (Qwen with a visual tower in the same file) and of Qwen2.5-VL (Qwen2 with mrope)."""
+"""Qwen-VL (Qwen, with a vision tower in the same file) and Qwen2.5-VL (Qwen2 with mrope)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_qwen2_5_vl(config: dict[str, Any]) -> ModelSpec:
-    """The language model's keys stand outside in older files, in `text_config` in newer ones."""
+    """The language model's keys are at the top in older files, in `text_config` in newer ones."""
     inner = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
     return _with_sections(msgspec.structs.replace(qwen2.read_hf({**config, **inner}), family="qwen2_5_vl"))
 
 
 def read_qwen2_5_vl_gguf(file: GGUFFile) -> ModelSpec:
-    """The language half, which is also that of Qwen2-VL."""
+    """The language model, which is also that of Qwen2-VL."""
     return _with_sections(gguf_spec(file, family="qwen2_5_vl"))
 
 
 def _with_sections(spec: ModelSpec) -> ModelSpec:
     if spec.rope is None or not spec.rope.sections:
-        raise ModelError("mrope_section is missing in the rope scaling")
+        raise ModelError("mrope_section is missing in rope_scaling")
     return spec
 
 
@@ -48,7 +48,7 @@ QWEN_VL = Family(
     vision="lightllm_mp.vision.families.qwen_vl:QWEN_VL",
     text=qwen.QWEN.text,
 )
-"""`model_type` is `qwen`, as of the text models."""
+"""`model_type` is `qwen`, as for the text models."""
 
 QWEN2_5_VL = Family(
     name="qwen2_5_vl",

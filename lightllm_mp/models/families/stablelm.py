@@ -1,4 +1,4 @@
-"""StableLM 2 and 3B: layer norms, a part of each head rotated; the 12B has parallel halves and head norms."""
+"""StableLM 2 and 3B: layer norms, partial rotary embedding; the 12B has parallel attention and MLP, and head norms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """The oldest checkpoints (`stablelm_epoch`) say `rope_pct` and `norm_eps`."""
+    """The oldest checkpoints (`stablelm_epoch`) have `rope_pct` and `norm_eps`."""
     head_dim = int(config["hidden_size"]) // int(config["num_attention_heads"])
     rope = rope_spec(config, dim=rotary_dim(config, head_dim, float(config.get("rope_pct", 0.25))))
     return standard_spec(
@@ -56,7 +56,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
         file,
         family="stablelm",
         norm="layer",
-        parallel=not keys.has("blk.0.ffn_norm.weight"),  # some files say so by key where it is not true
+        parallel=not keys.has("blk.0.ffn_norm.weight"),  # the key for it is wrong in some files
         head_norm="layer" if normed else "",
         each_head_norm=normed,
     )

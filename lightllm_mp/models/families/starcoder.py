@@ -1,4 +1,4 @@
-"""StarCoder and SantaCoder (gpt_bigcode): GPT-2 with one key-value head for all queries."""
+"""StarCoder and SantaCoder (gpt_bigcode): GPT-2 with multi-query attention."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    """Only without multi-query does the file mix the three kinds of rows."""
+    """Without multi-query the file stores query, key and value head by head."""
     transforms = {} if spec.kv_heads == 1 else {QKV: heads_apart(spec.heads)}
     table = (("transformer.wpe", spec.learned_positions),)
     return decoder(spec, NAMES, transforms) + linear("positions", "", table, spec.hidden, False)
 
 
 def read_gguf(file: GGUFFile) -> ModelSpec:
-    """The file does not say which gelu it is; the tanh form is what the format's own program computes."""
+    """The file does not say which gelu it is; llama.cpp computes the tanh form."""
     positions = GGUFKeys(file).integer("context_length")
     return gguf_spec(
         file,
@@ -95,4 +95,4 @@ STARCODER = Family(
     gguf_weights=gguf_weights,
     ignore=(r"^lm_head\.weight$", r"\.attn\.(masked_)?bias$"),
 )
-"""A tied head may be in the file or not."""
+"""Files of tied models may contain an unused head."""

@@ -1,4 +1,4 @@
-"""StarCoder2: rope and grouped queries, with layer norms, biases and an MLP without gate."""
+"""StarCoder2: rope, grouped queries, layer norms, biases, and an MLP without gate."""
 
 from __future__ import annotations
 

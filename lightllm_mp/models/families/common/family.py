@@ -1,4 +1,4 @@
-"""What a family declares, and the config readings that most families share."""
+"""The declaration of a model family, and readers of config.json keys that most families share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile  # brings the gguf library along
+    from lightllm_mp.models.checkpoint.gguf import GGUFFile  # loads the gguf library
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
@@ -88,7 +88,7 @@ def file_dtype(config: dict[str, Any]) -> str:
 
 
 def activation(name: Any) -> Activation:
-    """An activation by the name that configurations give it. `gelu` alone is the exact one."""
+    """An activation by its name in configurations. Plain `gelu` is the exact one."""
     kinds: dict[str, Activation] = {
         **dict.fromkeys(("silu", "swish"), "silu"),
         **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_tanh"), "gelu_tanh"),
@@ -101,21 +101,21 @@ def activation(name: Any) -> Activation:
 
 
 def refuse(config: dict[str, Any], **served: Any) -> None:
-    """ModelError where a key of the configuration has another value than the one that is served."""
+    """Raises ModelError where a key of the configuration has another value than the served one."""
     for key, value in served.items():
         if config.get(key, value) not in (value, None):
             raise ModelError(f"{key} {config[key]!r} is not supported for this family")
 
 
 def rotary_dim(config: dict[str, Any], head_dim: int, default: float = 1.0) -> int:
-    """Components of a head that are rotated, where that is said as a share of all."""
+    """Rotated components of a head, where the configuration gives their share of all."""
     scaling = config.get("rope_parameters") or {}
     part = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or default
     return int(head_dim * float(part))
 
 
 def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> ModelSpec:
-    """A spec from the keys that most configurations share; `fields` stand before what the configuration says."""
+    """A spec from the keys that most configurations share; `fields` override them."""
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     head_dim = int(config.get("head_dim") or hidden // heads)
     rope = fields["rope"] if "rope" in fields else rope_spec(config, dim=head_dim)
@@ -172,7 +172,7 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
 
 
 def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
-    """Section 3.4 of the YaRN paper (arXiv 2309.00071), with the `mscale` pair that some checkpoints give."""
+    """Attention factor of YaRN (arXiv 2309.00071, section 3.4), with the `mscale` pair of some checkpoints."""
 
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -185,7 +185,7 @@ def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
 
 
 def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
-    """Positions a model serves: `max_position_embeddings`, times the factor for the kinds that leave it unscaled."""
+    """Served positions: `max_position_embeddings`, times the factor for scalings that do not include it."""
     context = int(config["max_position_embeddings"])
     if rope.scaling in ("linear", "dynamic"):
         return int(context * rope.factor)
