@@ -33,7 +33,7 @@ class MmprojFile(GGUFKeys):
 
     @classmethod
     def open(cls, path: Path, model: Path) -> MmprojFile:
-        from lightllm_mp.models.checkpoint.gguf import read_gguf  # brings the gguf library along
+        from lightllm_mp.models.checkpoint.gguf import read_gguf  # loads the gguf library
 
         wanted = ("general.architecture", ".embedding_length", "tokenizer.ggml.tokens")
         header = read_header(model, wanted=lambda key: key.endswith(wanted))
@@ -48,12 +48,12 @@ class MmprojFile(GGUFKeys):
         return VisionModel(spec, family, self.path, self.path, "mmproj_swapped" if self._swapped(spec) else "mmproj")
 
     def _swapped(self, spec: VisionSpec) -> bool:
-        """The converter of LLaVA calls the two projections of the MLP by each other's names."""
+        """The converter of LLaVA swaps the names of the two projections of the MLP."""
         down = self.file.tensors.get("v.blk.0.ffn_down.weight")
         return down is not None and down.shape[0] == spec.intermediate and spec.intermediate != spec.width
 
     def spec(self, **fields: Any) -> VisionSpec:
-        """A spec with the sizes that all mmproj files give; `fields` are the others."""
+        """A spec with the sizes that all mmproj files have; `fields` are the others."""
         return VisionSpec(
             width=self.integer("vision.embedding_length"),
             heads=self.integer("vision.attention.head_count"),
@@ -86,18 +86,18 @@ class MmprojFile(GGUFKeys):
 
 
 def beside(model: Path) -> Path | None:
-    """The one GGUF file in the folder of `model` whose name says mmproj. ModelError where there are several."""
+    """The GGUF file in the folder of `model` with mmproj in its name, if any. Raises ModelError for several."""
     files = sorted(file for file in model.parent.glob("*mmproj*.gguf") if file.name != model.name)
     if len(files) > 1:
-        raise ModelError(f"{model.parent}: {len(files)} mmproj files, of which it is not known which to take")
+        raise ModelError(f"{model.parent}: the folder has {len(files)} mmproj files; leave one of them there")
     return files[0] if files else None
 
 
 def read_mmproj(file: Path, model: Path) -> VisionModel:
-    """What `file` says about images for the language model in `model`."""
+    """The vision half in `file` for the language model in `model`."""
     keys = MmprojFile.open(file, model)
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:
-        raise ModelError(f"GGUF architecture {found!r} is no vision tower")
+        raise ModelError(f"GGUF architecture {found!r} is not a vision tower")
     kind = keys.get("projector_type") or keys.get("vision.projector_type") or DEFAULT_PROJECTOR
     readers = {
         name: family.read_gguf for family in _vision_families() if family.read_gguf for name in family.projector_types
@@ -106,7 +106,7 @@ def read_mmproj(file: Path, model: Path) -> VisionModel:
         raise ModelError(f"projector {kind!r} is not supported (supported: {', '.join(readers)})")
     result = readers[kind](keys)
     if result.spec.out != keys.hidden:
-        raise ModelError(f"it gives embeddings of {result.spec.out}, the language model takes {keys.hidden}")
+        raise ModelError(f"the projector gives embeddings of {result.spec.out}, the language model takes {keys.hidden}")
     return result
 
 
@@ -115,9 +115,9 @@ def _vision_families() -> list[VisionFamily]:
 
 
 def tower_params(model: VisionModel) -> tuple[Param, ...]:
-    """Rules of the tower. The kernels of a patch's frames are tensors of their own, stacked along dimension 0 here.
+    """Rules of the tower. The kernels of a patch's frames are separate tensors, stacked along dimension 0 here.
 
-    Layout `mmproj_swapped`: the two projections of the MLP have each other's names.
+    Layout `mmproj_swapped`: the names of the two projections of the MLP are swapped.
     """
     s, swapped = model.spec, model.layout == "mmproj_swapped"
     kernel, layers = (s.width, 3, s.patch, s.patch), s.norm == "layer"

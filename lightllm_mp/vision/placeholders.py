@@ -1,7 +1,7 @@
-"""Where images stand in a prompt: tags in text become slots with pseudo token ids. Imports no torch.
+"""Images in a prompt: tags in text become KV slots with pseudo token ids. Imports no torch.
 
-An image's slots carry ids that follow from its digest, at or above the vocabulary: a prefix tree keyed by ids reuses an
-image's KV like any other, and the worker takes the embeddings of those positions from the image, not from the table.
+The ids of an image's slots are derived from its digest and lie at or above the vocabulary. So the prefix tree, which is
+keyed by ids, reuses an image's KV like any other, and the worker takes these positions' embeddings from the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ids = NDArray[np.int32]
 ID_END = 1 << 31
 PARAM = "multimodal_params"
 SURE_SLOTS = 4
-"""Slots that tell two images apart beyond doubt: each has 31 bits less what the vocabulary takes."""
+"""Slots that suffice to tell two images apart: each has nearly 31 bits."""
 
 
 class ImageSlots(NamedTuple):
@@ -50,7 +50,7 @@ class ExpandedPrompt:
 
 
 def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
-    """int32 [tokens] in [vocab, 2^31): the digest drawn out, so equal for equal images and independent otherwise."""
+    """int32 [tokens] in [vocab, 2^31), expanded from the digest: equal for equal images, independent otherwise."""
     drawn = hashlib.shake_128(image.digest).digest(4 * image.tokens)
     return (vocab + np.frombuffer(drawn, dtype="<u4").astype(np.int64) % (ID_END - vocab)).astype(np.int32)
 
@@ -58,7 +58,7 @@ def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
 def expand_ids(
     ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID
 ) -> ExpandedPrompt:
-    """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
+    """Replaces each `marker` by the slots of the next image; start and end ids are already in the prompt.
 
     Raises InvalidRequest where the counts differ.
     """
@@ -70,8 +70,8 @@ def expand_ids(
 
 
 def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
-    """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
-    around them. Only the first chunk may have been encoded with special tokens."""
+    """Token ids of the texts from `split_text`, with the images' slots between them, inside the family's own ids. Only
+    the first chunk may be encoded with special tokens."""
     before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
     last = len(chunks) - 1
     whole = [
@@ -93,8 +93,8 @@ def _joined(chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> 
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
     """The texts before, between and after the image tags: one more than there are images.
 
-    For Qwen-VL each image is announced by `Picture k:` and followed by a newline, as LightLLM does, unless the prompt
-    has that already. Raises InvalidRequest where the tags are not as many as the images, or are incomplete.
+    For Qwen-VL `Picture k:` precedes and a newline follows each image, as in LightLLM, unless the prompt has them.
+    Raises InvalidRequest where tags are incomplete or their number is not that of the images.
     """
     pattern, name = TAGS[tags.style]
     _check_counts(sum(1 for _ in pattern.finditer(text)), f"tag {name}", images)
@@ -112,7 +112,7 @@ TAGS = {
         "<|vision_start|><|image_pad|><|vision_end|>",
     ),
 }
-"""By style: a whole tag, and its name. What stands inside `<img></img>` is of no matter."""
+"""Style -> (pattern of a whole tag, its name). The content of `<img></img>` is ignored."""
 REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
@@ -122,7 +122,7 @@ _ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
 
 
 def _announced(chunks: list[str]) -> list[str]:
-    """`Picture k:` before and a newline after each image, where they are not there."""
+    """Adds `Picture k:` before and a newline after each image, where they are missing."""
     last = len(chunks) - 1
     result = []
     for i, chunk in enumerate(chunks):
@@ -140,9 +140,9 @@ def _check_counts(found: int, what: str, images: int) -> None:
 
 
 def sure_match(matched: int, spans: Sequence[ImagePositions]) -> int:
-    """How many of `matched` leading ids of a prompt may be taken as the same prompt.
+    """How many of `matched` leading ids are surely those of the same prompt.
 
-    A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in
+    A match that ends after a few slots of an image may be of two images whose first ids are equal by chance (one in
     two thousand million) or by design: it is cut back to the image's start.
     """
     for start, end in spans:

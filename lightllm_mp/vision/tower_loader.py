@@ -1,4 +1,4 @@
-"""Loads the vision half of a model folder into a `VisionEncoder`, reading no tensor of the language model."""
+"""Loads the vision half of a model into a `VisionEncoder`; reads no tensor of the language model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_encoder(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> VisionEncoder:
-    """The encoder of `load_weights`."""
+    """The encoder with the weights of `load_weights`."""
     return VisionEncoder(model.spec, load_weights(model, device=device, dtype=dtype, load_format=load_format))
 
 
@@ -37,9 +37,10 @@ def load_weights(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> dict[str, Tensor]:
-    """Weights by target (see weights.py), of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+    """Weights by target (see tower_rules.py), of `dtype` on `device`; `dummy`: random ones, without reading weight
+    files.
 
-    Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
+    Raises ModelError, naming the tensor or file, for anything missing, surplus, mis-shaped or corrupt.
     """
     device = torch.device(device)
     weights: dict[str, Tensor] = {}
@@ -52,7 +53,7 @@ def load_weights(
         if section.folder not in opened:
             opened[section.folder] = _opened(section.folder)
         weights |= _read(section, opened[section.folder], device, dtype)
-    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
+    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # kernels of the frames, stacked
         weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
     return weights
 
@@ -85,7 +86,7 @@ def _streamed(checkpoint: Checkpoint, prefix: str, params: Iterable[Param]) -> I
 def _assembled(
     params: Iterable[Param], tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Parameters by target: pieces are stacked along the first dimension as they come."""
+    """Parameters by target; pieces are stacked along the first dimension."""
     weights = {param.target: torch.empty(param.shape, dtype=dtype, device=device) for param in params}
     places = {}
     for param in params:

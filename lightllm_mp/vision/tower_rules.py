@@ -1,6 +1,6 @@
-"""Weight rules of vision towers: which tensors of which files make up which parameter. Imports no torch.
+"""Weight rules of vision towers: the tensors and files that make up each parameter. Imports no torch.
 
-The rules of each family stand in `vision/families/`.
+The rules of each family are in `vision/families/`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class VisionFamily:
 
 
 def vision_family(family: Family) -> VisionFamily | None:
-    """What `family.vision` names; None for a family of text."""
+    """Imports what `family.vision` names; None for a family of text."""
     if family.vision is None:
         return None
     module, _, name = family.vision.partition(":")
@@ -60,7 +60,7 @@ def vision_family(family: Family) -> VisionFamily | None:
 
 
 def sections(model: VisionModel) -> tuple[TowerSection, ...]:
-    """All that the vision half of a model consists of."""
+    """The weight rules of the vision half of a model."""
     family = vision_family(by_name(model.family))
     assert family is not None
     if model.layout == "hf":
@@ -76,6 +76,6 @@ def norm(target: str, name: str, width: int, bias: bool = True) -> list[Param]:
 
 
 def unused_layers(layers: int, at: str) -> tuple[str, ...]:
-    """Pattern of the tensors of layers above the first `layers`; `at`: pattern of what precedes a layer's number."""
+    """Pattern of the tensors of layers above the first `layers`; `at` is the pattern before a layer's number."""
     used = "|".join(str(i) for i in range(layers))
     return (rf"^{at}(?!(?:{used})\.)\d+\.",)

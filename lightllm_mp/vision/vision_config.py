@@ -1,4 +1,4 @@
-"""Finds out whether a model folder takes pictures, and how. Imports no torch."""
+"""Reads the vision half of a model's configuration. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from lightllm_mp.vision.tower_rules import vision_family
 
 
 def read_vision(path: Path | str) -> VisionModel | None:
-    """What a Hugging Face folder says about pictures, or the mmproj file beside a GGUF file; None for a model of text
-    only.
+    """The vision half of a Hugging Face folder, or in the mmproj file beside a GGUF file; None for a model of text.
 
     Raises ModelError for a configuration that cannot be served.
     """
@@ -31,7 +30,7 @@ def read_vision(path: Path | str) -> VisionModel | None:
 
 
 def _checked(read: Callable[[], VisionModel], where: Path) -> VisionModel:
-    """Whatever is absent or of a wrong type becomes one clear line."""
+    """Absent keys and values of a wrong type become a ModelError of one line."""
     try:
         model = read()
     except ModelError as error:
@@ -52,8 +51,10 @@ def _check(spec: VisionSpec, where: str) -> None:
         raise ModelError(f"{where}: a vision tower {spec.width} wide cannot have {spec.heads} heads")
     fixed = spec.preprocess.mode != "dynamic"
     if fixed and (spec.preprocess.size < spec.patch or spec.preprocess.size % spec.patch):
-        raise ModelError(f"{where}: images of {spec.preprocess.size} pixels are not cut into patches of {spec.patch}")
+        raise ModelError(f"{where}: images of {spec.preprocess.size} pixels cannot be cut into patches of {spec.patch}")
     if spec.queries and (spec.query_heads < 1 or spec.out % spec.query_heads):
         raise ModelError(f"{where}: a resampler {spec.out} wide cannot have {spec.query_heads} heads")
     if not fixed and (spec.window < 1 or spec.head_dim % 4):
-        raise ModelError(f"{where}: window or head size of the vision tower does not fit its patches")
+        raise ModelError(
+            f"{where}: window {spec.window} or head size {spec.head_dim} of the vision tower does not fit its patches"
+        )

@@ -15,7 +15,7 @@ from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionModel, VisionSp
 from lightllm_mp.vision.tower_rules import TowerSection, VisionFamily, norm, unused_layers
 
 BESIDE_CLIP = (r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$")
-"""What a CLIP folder holds besides the vision model."""
+"""Tensors of a CLIP folder beside the vision model."""
 
 
 def read_original(config: dict[str, Any], folder: Path) -> VisionModel:
@@ -39,13 +39,13 @@ def read_original(config: dict[str, Any], folder: Path) -> VisionModel:
 
 
 def _tower_folder(folder: Path, name: str) -> Path:
-    """`./x` and `../x` are relative to the model folder; the tower of a hub name is looked for inside and beside it."""
+    """`./x` and `../x` are relative to the model folder; a hub name is searched inside and beside it."""
     last = Path(name).name
     for place in (folder / name, folder / last, folder.parent / name, folder.parent / last):
         if (place / "config.json").is_file():
             return place
     raise ModelError(
-        f"the vision tower {name!r} (mm_vision_tower) is not there: put its folder inside or beside the model folder"
+        f"the vision tower {name!r} (mm_vision_tower) is missing: put its folder inside or beside the model folder"
     )
 
 
@@ -97,12 +97,12 @@ def _clip(
     projector_bias: bool = True,
     marker: int | None = None,
 ) -> VisionSpec:
-    """Keys that are missing have the values of CLIP ViT-L/14-336, as in transformers' LlavaConfig."""
+    """Missing keys have the values of CLIP ViT-L/14-336, as in transformers' LlavaConfig."""
     size, layers = int(vision.get("image_size", 336)), int(vision.get("num_hidden_layers", 24))
     patch = int(vision.get("patch_size", 14))
     computed = layers + 1 + select if select < 0 else select
     if not 1 <= computed <= layers:
-        raise ModelError(f"feature layer {select} is none of a tower of {layers} layers")
+        raise ModelError(f"feature layer {select} does not exist: the vision tower has {layers} layers")
     return VisionSpec(
         kind="clip",
         width=int(vision.get("hidden_size", 1024)),
@@ -124,9 +124,9 @@ def _clip(
 
 
 def read_gguf(file: MmprojFile) -> VisionModel:
-    """The file ends with the layer whose output counts, or says which it is."""
+    """The file ends with the feature layer, or names it."""
     if file.get("vision.image_grid_pinpoints") is not None:
-        raise ModelError("pictures cut into tiles (LLaVA 1.6) are not supported")
+        raise ModelError("images cut into tiles (LLaVA 1.6) are not supported")
     features = file.get("vision.feature_layer")
     layers = [file.count("vision.block_count")] if features is None else [int(i) for i in features]
     if len(layers) != 1:
@@ -151,7 +151,7 @@ def read_gguf(file: MmprojFile) -> VisionModel:
 
 
 def original_weights(model: VisionModel) -> tuple[TowerSection, ...]:
-    """Tower and projector lie in two folders."""
+    """Tower and projector are in two folders."""
     spec = model.spec
     names = ("",) if spec.projector_layers == 1 else tuple(f".{2 * i}" for i in range(spec.projector_layers))
     return (
@@ -201,7 +201,7 @@ def _tower(s: VisionSpec) -> tuple[Param, ...]:
 
 
 def _unused(s: VisionSpec) -> tuple[str, ...]:
-    """The layers above the chosen one, what follows them, and a buffer of old files."""
+    """The layers above the feature layer, the final norm, and a buffer of old files."""
     return (*unused_layers(s.layers, r"encoder\.layers\."), r"^post_layernorm\.", r"position_ids$")
 
 

@@ -14,7 +14,7 @@ from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionModel, VisionSp
 from lightllm_mp.vision.tower_rules import TowerSection, VisionFamily, norm
 
 WINDOW, MERGE, TEMPORAL = 112, 2, 2
-"""Of all released models: pixels, patches and frames."""
+"""Values of all released models, in pixels, patches and frames."""
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -112,7 +112,7 @@ def _tower(s: VisionSpec) -> list[Param]:
 
 
 def _projector(s: VisionSpec, at: str) -> tuple[Param, ...]:
-    """The two layers that follow the merging of patches."""
+    """The two linear layers after the merge of patches."""
     joined = s.width * s.merge * s.merge
     return (
         *linear("merge_up", at, (("0", joined),), joined, True),

@@ -16,7 +16,7 @@ RESAMPLER_HEAD = 128
 
 
 def read_hf(config: dict[str, Any], folder: Path) -> VisionModel:
-    """The MLP's width is cut to a whole number, as Qwen-VL's visual.py does it."""
+    """The MLP's width is truncated to an integer, as in Qwen-VL's visual.py."""
     visual = config["visual"]
     width, out, start = int(visual["width"]), int(visual["output_dim"]), int(visual["image_start_id"])
     spec = VisionSpec(

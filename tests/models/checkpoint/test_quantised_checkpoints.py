@@ -225,7 +225,7 @@ def test_quantised_twice(packed):
         ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "differ between modules"),
         ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
         ({}, "quant_method None"),
-        ("awq", "no object"),
+        ("awq", "not an object"),
     ],
 )
 def test_refused(tmp_path, config, reason):
