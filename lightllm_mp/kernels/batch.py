@@ -1,4 +1,4 @@
-"""The inputs of one forward step."""
+"""The inputs of one forward step, as the ops take them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Batch:
     """One step without padding: the new tokens of all sequences, concatenated. All tensors are int32.
 
-    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; those of its new tokens
-    are in `slots` too. The host-side numbers let an op size its work without asking the device.
+    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; `slots` repeats those of
+    its new tokens. With the two host-side numbers an op sizes its work without a read from the device.
     """
 
     positions: torch.Tensor
@@ -24,22 +24,22 @@ class Batch:
     slots: torch.Tensor
     """[tokens]: the KV slot each new token is written to."""
     seq_start: torch.Tensor
-    """[sequences + 1]: where each sequence's new tokens begin; the last entry is the number of tokens."""
+    """[sequences + 1]: index of each sequence's first new token; the last entry is the number of tokens."""
     context: torch.Tensor
     """[sequences]: length of each sequence, new tokens included."""
     rows: torch.Tensor
-    """[sequences]: the sequence's line in `slot_table`."""
+    """[sequences]: the sequence's row in `slot_table`."""
     slot_table: torch.Tensor
     """[rows, longest context]: the device's whole table."""
     max_query: int
-    """Most new tokens of any sequence, at least."""
+    """Upper bound of the new tokens of a sequence."""
     max_context: int
-    """Longest `context`, at least."""
+    """Upper bound of `context`."""
     rotary_at: torch.Tensor
-    """[tokens]: each new token's line in the rotary tables; its position, but for models that count differently.
+    """[tokens]: each new token's row in the rotary tables; its position, unless the model has length classes.
     Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
     rotation: Rotation | None = None
-    """Tables of this step alone, in place of the model's: a decoder makes them of a `rotary_at` of three components."""
+    """Tables of this step alone, which a decoder makes from a `rotary_at` of three components; None: the model's."""
 
     @property
     def tokens(self) -> int:
@@ -51,14 +51,14 @@ class Batch:
 
     @classmethod
     def of(cls, queries: list[int], contexts: list[int], rows: list[int], slot_table: torch.Tensor) -> Batch:
-        """From host lists: new tokens, total length and table line of each sequence; slots are read off the table."""
+        """From host lists: new tokens, total length and table row of each sequence; slots come from the table."""
         device = slot_table.device
         start = [0]
         positions: list[int] = []
-        lines: list[int] = []
+        table_rows: list[int] = []
         for count, context, row in zip(queries, contexts, rows, strict=True):
             positions += range(context - count, context)
-            lines += [row] * count
+            table_rows += [row] * count
             start.append(start[-1] + count)
 
         def tensor(values: list[int]) -> torch.Tensor:
@@ -67,7 +67,7 @@ class Batch:
         at = tensor(positions)
         return cls(
             positions=at,
-            slots=slot_table[tensor(lines).long(), at.long()],
+            slots=slot_table[tensor(table_rows).long(), at.long()],
             seq_start=tensor(start),
             context=tensor(contexts),
             rows=tensor(rows),

@@ -50,7 +50,9 @@ def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixe
     """(width, height), multiples of `factor` near the old shape, with an area within the limits: the function of that
     name in Qwen2-VL's image processor. Halves are rounded to even, as in Python."""
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise InvalidRequest(f"an image of {width} x {height} pixels has one edge longer than {MAX_RATIO} times the other")
+        raise InvalidRequest(
+            f"an image of {width} x {height} pixels has one edge longer than {MAX_RATIO} times the other"
+        )
     across, down = round(width / factor) * factor, round(height / factor) * factor
     if across * down > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)
