@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.language_model_path import language_half
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -42,19 +40,20 @@ def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
     return family, _mapped(family.read_hf, config, str(folder / "config.json"))
 
 
-def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFFile]:
-    """Family, spec and opened header of a GGUF file."""
+def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:
+    """Family, spec and keys of a GGUF file."""
     from lightllm_mp.models.checkpoint.gguf import read_gguf  # loads the gguf library, which folders do not need
 
-    file = read_gguf(path)
-    if (parts := file.metadata.get("split.count", 1)) != 1:
+    keys = GGUFKeys(read_gguf(path))
+    metadata = keys.file.metadata
+    if (parts := metadata.get("split.count", 1)) != 1:
         raise ModelError(
             f"{path}: the file is one of {parts} parts of a model; join them with llama-gguf-split --merge"
         )
-    architecture = file.metadata.get("general.architecture")
+    architecture = metadata.get("general.architecture")
     family = by_gguf_architecture(architecture, where=str(path))
     assert family.read_gguf is not None
-    return family, _mapped(family.read_gguf, file, str(path)), file
+    return family, _mapped(family.read_gguf, keys, str(path)), keys
 
 
 def read_json(path: Path) -> dict[str, Any]:

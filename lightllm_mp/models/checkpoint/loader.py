@@ -86,9 +86,9 @@ def _opened(
     path: Path, device: torch.device | str, block_types: Set[int]
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
-        family, spec, file = gguf_model(path)
+        family, spec, keys = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec, file), family.gguf_ignore
+        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_ignore
     if not path.is_dir():
         read_model_config(path)  # raises: the path does not exist
     family, spec = hf_model(path)

@@ -27,12 +27,12 @@ def check_weights(path: Path) -> ModelSpec:
     """
     folder, path = path, language_half(path)
     if path.is_file():
-        family, spec, file = gguf_model(path)
+        family, spec, keys = gguf_model(path)
         if path != folder:
             _check_width(folder, spec.hidden)
         assert family.gguf_weights is not None
-        found = {name: tensor.shape for name, tensor in file.tensors.items()}
-        check_names(family.gguf_weights(spec, file), found, family.gguf_ignore, str(path))
+        found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
+        check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
         return spec
     if not path.is_dir():
         return read_model_config(path)  # raises: the path does not exist

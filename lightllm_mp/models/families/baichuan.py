@@ -22,8 +22,6 @@ from lightllm_mp.models.spec import ModelSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 NAMES = TensorNames(qkv=("self_attn.W_pack",))
 WIDTH_13B = 5120
 LAYERS_13B = 40
@@ -73,19 +71,18 @@ def _unit_rows(tensor: Any) -> Any:
     return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The first generation only: files of the second do not say whether their head is normalised."""
-    keys = GGUFKeys(file)
     keys.refuse_unless("attention.max_alibi_bias", ALIBI_BIAS)
     alibi = keys.count("block_count") == LAYERS_13B or keys.get("attention.max_alibi_bias") is not None
-    rope = None if alibi else gguf_rope(file, dim=keys.head_dim)
-    spec = gguf_spec(file, family="baichuan", rope=rope, alibi=alibi)
+    rope = None if alibi else gguf_rope(keys, dim=keys.head_dim)
+    spec = gguf_spec(keys, family="baichuan", rope=rope, alibi=alibi)
     if spec.vocab == SECOND_VOCAB:
         raise ModelError("Baichuan2 is not supported as GGUF: the file does not say whether its head is normalised")
     return spec
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, GGUF_NAMES, rotary_order(spec))
 
 

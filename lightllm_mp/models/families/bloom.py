@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, norm
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "self_attention.query_key_value"
 NAMES = TensorNames(
@@ -65,9 +62,9 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return rules + norm("embed_norm", "word_embeddings_layernorm", spec)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(
-        file,
+        keys,
         family="bloom",
         rope=None,
         alibi=True,
@@ -78,9 +75,9 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     """The converter groups all queries, all keys and all values."""
-    return decoder(spec, names_in(file, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
+    return decoder(spec, names_in(keys, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
 
 
 BLOOM = Family(

@@ -17,8 +17,6 @@ from lightllm_mp.models.spec import ModelSpec, RopeSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 NAMES = TensorNames(
     embed="transformer.embedding.word_embeddings",
     norm="transformer.encoder.final_layernorm",
@@ -102,13 +100,13 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    rope = gguf_rope(file, dim=GGUFKeys(file).head_dim // 2)
-    return gguf_spec(file, family="chatglm", rope=msgspec.structs.replace(rope, interleaved=True))
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    rope = gguf_rope(keys, dim=keys.head_dim // 2)
+    return gguf_spec(keys, family="chatglm", rope=msgspec.structs.replace(rope, interleaved=True))
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file, ONE_UP))
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    return decoder(spec, names_in(keys, ONE_UP))
 
 
 def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:

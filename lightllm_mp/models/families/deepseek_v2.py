@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -24,9 +24,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
 )
 from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +137,11 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
     ]
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
-    keys = GGUFKeys(file)
     keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
-    rope = gguf_rope(file, dim=keys.integer("rope.dimension_count"))
+    rope = gguf_rope(keys, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(
         q_lora=keys.integer("attention.q_lora_rank", 0),
         kv_lora=keys.integer("attention.kv_lora_rank"),
@@ -155,7 +151,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
     stretch = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     return gguf_spec(
-        file,
+        keys,
         family="deepseek_v2",
         kv_heads=1,
         head_dim=width,
@@ -163,16 +159,15 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
         rope=msgspec.structs.replace(rope, interleaved=True, amplitude=1.0 if stretch else rope.amplitude),
         attention_scale=width**-0.5 * (1 + stretch * math.log(rope.factor)) ** 2,
         mla=mla,
-        moe=_gguf_moe(file),
+        moe=_gguf_moe(keys),
     )
 
 
-def _gguf_moe(file: GGUFFile) -> MoeSpec:
-    keys = GGUFKeys(file)
+def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
     shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
     groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(
-        file,
+        keys,
         renormalise=False,
         shared_intermediate=shared,
         groups=groups,
@@ -182,13 +177,13 @@ def _gguf_moe(file: GGUFFile) -> MoeSpec:
     return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     assert spec.mla is not None
-    params = with_stacked_experts(spec, _without_attention(decoder(spec, NAMES)), file) + shared_expert(spec, file)
+    params = with_stacked_experts(spec, _without_attention(decoder(spec, NAMES)), keys) + shared_expert(spec, keys)
     for i in range(spec.layers):
         at, to = f"blk.{i}.", f"layers.{i}."
         latent = _latent(spec, spec.mla, to, at, GGUF_LATENT)
-        if at + "attn_k_b.weight" in file.tensors:
+        if at + "attn_k_b.weight" in keys.file.tensors:
             latent = [p if p.target != to + "kv_b" else _split_kv_b(spec, spec.mla, to, at) for p in latent]
         params += latent
     return params

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
@@ -11,9 +11,6 @@ from lightllm_mp.models.families.common.family import INV_FREQ, Family, activati
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_rope, gguf_spec, head_norms
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
 LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
@@ -107,14 +104,13 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_gemma_gguf(file: GGUFFile) -> ModelSpec:
-    return _gguf_spec(file, "gemma")
+def read_gemma_gguf(keys: GGUFKeys) -> ModelSpec:
+    return _gguf_spec(keys, "gemma")
 
 
-def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
+def read_gemma2_gguf(keys: GGUFKeys) -> ModelSpec:
     return _gguf_spec(
-        file,
+        keys,
         "gemma2",
         branch_norms=True,
         window=keys.integer("attention.sliding_window", WINDOW),
@@ -125,11 +121,10 @@ def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
-    rope = gguf_rope(file, dim=keys.head_dim)
+def read_gemma3_gguf(keys: GGUFKeys) -> ModelSpec:
+    rope = gguf_rope(keys, dim=keys.head_dim)
     return _gguf_spec(
-        file,
+        keys,
         "gemma3",
         branch_norms=True,
         head_norm="rms",
@@ -142,10 +137,10 @@ def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
+def _gguf_spec(keys: GGUFKeys, family: str, **fields: Any) -> ModelSpec:
     """The converter adds 1 to the norms' weights."""
-    scale = math.sqrt(GGUFKeys(file).integer("embedding_length"))
-    return gguf_spec(file, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
+    scale = math.sqrt(keys.integer("embedding_length"))
+    return gguf_spec(keys, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
 
 
 def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
@@ -169,7 +164,7 @@ def _gguf_global_layers(keys: GGUFKeys) -> tuple[int, ...]:
     return tuple(i for i in layers if not pattern[i])
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     params = decoder(spec, NAMES) + head_norms(spec)
     for i in range(spec.layers if spec.branch_norms else 0):
         params += norm(f"layers.{i}.attention_out_norm", f"blk.{i}.post_attention_norm", spec)

@@ -9,15 +9,13 @@ import msgspec
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
 from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, END_EACH, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import decoder, linear, norm
 from lightllm_mp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
 """Start and end of a turn. Early releases name the two tokens by their places in the vocabulary."""
@@ -79,11 +77,11 @@ def _by_kind(spec: ModelSpec):
     return reorder
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="internlm2")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="internlm2")
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, NAMES, rotary_order(spec))
 
 

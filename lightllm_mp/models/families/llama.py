@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -17,9 +17,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
 )
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -36,16 +33,16 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, TensorNames())
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """From a GGUF file of architecture `llama`: also Mistral, Mixtral, SmolLM and InternLM."""
-    moe = gguf_moe(file, renormalise=True) if GGUFKeys(file).get("expert_count") else None
-    return gguf_spec(file, family="llama" if moe is None else "mixtral", moe=moe)
+    moe = gguf_moe(keys, renormalise=True) if keys.get("expert_count") else None
+    return gguf_spec(keys, family="llama" if moe is None else "mixtral", moe=moe)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     """Weight rules under the GGUF names."""
     params = decoder(spec, NAMES, rotary_order(spec))
-    return params if spec.moe is None else with_stacked_experts(spec, params, file)
+    return params if spec.moe is None else with_stacked_experts(spec, params, keys)
 
 
 def _yi_old_weights(spec: ModelSpec) -> list[Param]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -14,9 +14,6 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
 from lightllm_mp.models.families.common.weight_rules import decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
 """`scale_emb`, `scale_depth` and `dim_model_base` of MiniCPM 2B."""
@@ -37,13 +34,12 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     )
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The oldest files lack the three factors; those of MiniCPM 2B are taken."""
-    keys = GGUFKeys(file)
     keys.refuse_unless("expert_count", 0)
     hidden, layers = keys.integer("embedding_length"), keys.count("block_count")
     return gguf_spec(
-        file,
+        keys,
         family="minicpm",
         embed_scale=keys.number("embedding_scale", SCALE_2B),
         residual_scale=keys.number("residual_scale", DEPTH_2B / math.sqrt(layers)),
@@ -51,7 +47,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, NAMES, rotary_order(spec))
 
 

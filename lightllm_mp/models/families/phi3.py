@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -27,9 +27,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
 from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
@@ -79,15 +76,14 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="phi3", rope=_gguf_rope(file))
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="phi3", rope=_gguf_rope(keys))
 
 
-def _gguf_rope(file: GGUFFile) -> RopeSpec:
+def _gguf_rope(keys: GGUFKeys) -> RopeSpec:
     """Two tensors hold the divisors of `longrope`, where the model has it."""
-    keys = GGUFKeys(file)
     if not keys.has("rope_factors_long.weight"):
-        return gguf_rope(file, dim=keys.head_dim)
+        return gguf_rope(keys, dim=keys.head_dim)
     dim, context = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("context_length")
     trained = keys.integer("rope.scaling.original_context_length")
     return RopeSpec(
@@ -96,13 +92,13 @@ def _gguf_rope(file: GGUFFile) -> RopeSpec:
         scaling="longrope",
         original_context=trained,
         amplitude=keys.number("rope.scaling.attn_factor", _amplitude(context / trained, trained)),
-        divisors=rope_divisors(file, "rope_factors_long.weight", dim),
-        short_divisors=rope_divisors(file, "rope_factors_short.weight", dim),
+        divisors=rope_divisors(keys, "rope_factors_long.weight", dim),
+        short_divisors=rope_divisors(keys, "rope_factors_short.weight", dim),
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file, ONE_UP))
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    return decoder(spec, names_in(keys, ONE_UP))
 
 
 PHI3 = Family(

@@ -14,8 +14,6 @@ from lightllm_mp.models.spec import ModelSpec, RopeSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
 """Ids in all released checkpoints; base models end with the first, chat models with the others too."""
 CHAT = (
@@ -85,14 +83,14 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The file has neither dynamic NTK, log n attention nor the training length; it is served without, as by
     llama.cpp."""
-    return gguf_spec(file, family="qwen", intermediate=GGUFKeys(file).integer("feed_forward_length") // 2)
+    return gguf_spec(keys, family="qwen", intermediate=keys.integer("feed_forward_length") // 2)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file))
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    return decoder(spec, names_in(keys))
 
 
 def template(backend: Backend, folder: ModelFolder) -> str | None:

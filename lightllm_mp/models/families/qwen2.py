@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -10,12 +10,9 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec
 from lightllm_mp.models.families.common.weight_rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
 
@@ -60,11 +57,11 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params + inner + linear("score", "", (("score.2", 1),), spec.hidden, True)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="qwen2")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="qwen2")
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, NAMES)
 
 

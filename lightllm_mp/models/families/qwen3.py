@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, head_norms
+from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
 from lightllm_mp.models.families.common.weight_rules import decoder
 from lightllm_mp.models.families.qwen2 import windowed
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -30,11 +27,11 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     ]
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="qwen3", head_norm="rms")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="qwen3", head_norm="rms")
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, NAMES) + head_norms(spec)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -21,9 +21,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
 )
 from lightllm_mp.models.families.common.weight_rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:
@@ -72,29 +69,28 @@ def qwen2_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
+def read_qwen3_gguf(keys: GGUFKeys) -> ModelSpec:
     """The converter does not write whether weights are renormalised; in all released Qwen3 models they are."""
-    return gguf_spec(file, family="qwen3_moe", head_norm="rms", moe=gguf_moe(file, renormalise=True))
+    return gguf_spec(keys, family="qwen3_moe", head_norm="rms", moe=gguf_moe(keys, renormalise=True))
 
 
-def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
+def read_qwen2_gguf(keys: GGUFKeys) -> ModelSpec:
     """Not written either, and in all released Qwen2 models weights are not renormalised. In the first files the width
     of an expert follows from that of the MLP beside the experts."""
-    keys = GGUFKeys(file)
     whole = keys.integer("feed_forward_length")
     moe = gguf_moe(
-        file,
+        keys,
         renormalise=False,
         intermediate=keys.integer("expert_feed_forward_length", whole // keys.count("expert_used_count")),
         shared_intermediate=keys.integer("expert_shared_feed_forward_length", whole),
         shared_gate=True,
     )
-    return gguf_spec(file, family="qwen2_moe", moe=moe)
+    return gguf_spec(keys, family="qwen2_moe", moe=moe)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    params = with_stacked_experts(spec, decoder(spec, NAMES), file)
-    return params + head_norms(spec) + shared_expert(spec, file)
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    params = with_stacked_experts(spec, decoder(spec, NAMES), keys)
+    return params + head_norms(spec) + shared_expert(spec, keys)
 
 
 QWEN3_MOE = Family(

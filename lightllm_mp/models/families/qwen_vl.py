@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama, qwen, qwen2
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
@@ -26,9 +23,9 @@ def read_qwen2_5_vl(config: dict[str, Any]) -> ModelSpec:
     return _with_sections(msgspec.structs.replace(qwen2.read_hf({**config, **inner}), family="qwen2_5_vl"))
 
 
-def read_qwen2_5_vl_gguf(file: GGUFFile) -> ModelSpec:
+def read_qwen2_5_vl_gguf(keys: GGUFKeys) -> ModelSpec:
     """The language model, which is also that of Qwen2-VL."""
-    return _with_sections(gguf_spec(file, family="qwen2_5_vl"))
+    return _with_sections(gguf_spec(keys, family="qwen2_5_vl"))
 
 
 def _with_sections(spec: ModelSpec) -> ModelSpec:

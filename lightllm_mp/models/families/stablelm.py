@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -49,11 +46,10 @@ def _head(name: str, spec: ModelSpec) -> Piece:
     return Piece(name + ".weight", (spec.head_dim,))
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     normed = keys.has("blk.0.attn_q_norm.weight")
     return gguf_spec(
-        file,
+        keys,
         family="stablelm",
         norm="layer",
         parallel=not keys.has("blk.0.ffn_norm.weight"),  # the key for it is wrong in some files
@@ -62,7 +58,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, NAMES) + head_norms(spec)
 
 

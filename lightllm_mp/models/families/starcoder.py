@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "attn.c_attn"
 NAMES = TensorNames(
@@ -65,11 +62,11 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES, transforms) + linear("positions", "", table, spec.hidden, False)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The file does not say which gelu it is; llama.cpp computes the tanh form."""
-    positions = GGUFKeys(file).integer("context_length")
+    positions = keys.integer("context_length")
     return gguf_spec(
-        file,
+        keys,
         family="starcoder",
         rope=None,
         learned_positions=positions,
@@ -79,9 +76,9 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     table = (("position_embd", spec.learned_positions),)
-    return decoder(spec, names_in(file, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
+    return decoder(spec, names_in(keys, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
 
 
 STARCODER = Family(

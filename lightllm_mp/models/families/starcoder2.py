@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(up=("mlp.c_fc",), down="mlp.c_proj")
 
@@ -39,11 +36,11 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     return decoder(spec, ONE_UP)
 
 

@@ -13,7 +13,7 @@ from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile  # loads the gguf library
+    from lightllm_mp.models.families.common.gguf_rules import GGUFKeys  # it imports this module
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
@@ -50,8 +50,8 @@ class Family:
     """Values of `general.architecture`."""
     gguf_written_as: str = ""
     """The family that reads this family's GGUF files, where converters write its models as that one's."""
-    read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
-    gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
+    read_gguf: Callable[[GGUFKeys], ModelSpec] | None = None
+    gguf_weights: Callable[[ModelSpec, GGUFKeys], list[Param]] | None = None
     gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
     """As `ignore`, for a GGUF file."""
 

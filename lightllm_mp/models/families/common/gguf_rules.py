@@ -90,19 +90,18 @@ class GGUFKeys:
         return f"{self.file.metadata['general.architecture']}.{name}"
 
 
-def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
+def gguf_spec(keys: GGUFKeys, *, family: str, **fields: Any) -> ModelSpec:
     """A spec from the keys and tensors that most files have; `fields` override them."""
-    keys = GGUFKeys(file)
     keys.refuse_unless("attention.causal", True)
-    if (layers := keys.count("block_count")) > len(file.tensors):
-        raise ModelError(f"{layers} layers cannot consist of {len(file.tensors)} tensors")
+    if (layers := keys.count("block_count")) > len(keys.file.tensors):
+        raise ModelError(f"{layers} layers cannot consist of {len(keys.file.tensors)} tensors")
     heads, head_dim = keys.count("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
-    rope = fields["rope"] if "rope" in fields else gguf_rope(file, dim=head_dim)
+    rope = fields["rope"] if "rope" in fields else gguf_rope(keys, dim=head_dim)
     if "mla" not in fields:
         keys.refuse_unless("attention.value_length", head_dim)
-    context, bos = keys.integer("context_length"), file.metadata.get("tokenizer.ggml.bos_token_id")
+    context, bos = keys.integer("context_length"), keys.file.metadata.get("tokenizer.ggml.bos_token_id")
     read: dict[str, Any] = {
-        "vocab": file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
+        "vocab": keys.file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
         "hidden": keys.integer("embedding_length"),
         "layers": layers,
         "heads": heads,
@@ -112,9 +111,9 @@ def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
         "norm_eps": _norm_eps(keys),
         "rope": rope,
         "max_context": context if rope is None else stretched_context({"max_position_embeddings": context}, rope),
-        "eos_ids": _eos_ids(file),
+        "eos_ids": _eos_ids(keys),
         "bos_id": None if bos is None else int(bos),
-        "file_dtype": file.most_common_type(),
+        "file_dtype": keys.file.most_common_type(),
         "tied": not keys.has("output.weight"),
         "head_bias": keys.has("output.bias"),
         "norm_bias": keys.has("output_norm.bias"),
@@ -131,17 +130,16 @@ def _norm_eps(keys: GGUFKeys) -> float:
     return keys.number("attention.layer_norm_epsilon" if keys.get(rms) is None else rms)
 
 
-def _eos_ids(file: GGUFFile) -> tuple[int, ...]:
-    ids = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+def _eos_ids(keys: GGUFKeys) -> tuple[int, ...]:
+    ids = (keys.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
+def gguf_rope(keys: GGUFKeys, *, dim: int) -> RopeSpec:
     """Rotary options; `dim` rotated components of a head unless the file says otherwise."""
-    keys = GGUFKeys(file)
     dim, theta = keys.integer("rope.dimension_count", dim), keys.number("rope.freq_base", 10000.0)
     if keys.has("rope_freqs.weight"):
-        return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(file, "rope_freqs.weight", dim))
+        return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(keys, "rope_freqs.weight", dim))
     keys.refuse_unless("rope.scaling.yarn_ext_factor", 1.0)
     kind, sections = keys.get("rope.scaling.type"), keys.get("rope.dimension_sections")
     scaling = {
@@ -157,19 +155,19 @@ def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
     return rope_spec({"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, dim=dim)
 
 
-def rope_divisors(file: GGUFFile, name: str, dim: int) -> tuple[float, ...]:
+def rope_divisors(keys: GGUFKeys, name: str, dim: int) -> tuple[float, ...]:
     """Divisors of the dim / 2 inverse frequencies, from the tensor `name`."""
-    if name not in file.tensors:
+    if name not in keys.file.tensors:
         raise ModelError(f"missing tensor {name}")
-    divisors = tuple(float(x) for x in file.read(name).reshape(-1))
+    divisors = tuple(float(x) for x in keys.file.read(name).reshape(-1))
     if len(divisors) != dim // 2:
         raise ModelError(f"tensor {name} has {len(divisors)} values, expected are {dim // 2}")
     return divisors
 
 
-def names_in(file: GGUFFile, names: TensorNames = NAMES) -> TensorNames:
+def names_in(keys: GGUFKeys, names: TensorNames = NAMES) -> TensorNames:
     """`names`, with one name for queries, keys and values where the file joins them."""
-    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in file.tensors else names
+    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in keys.file.tensors else names
 
 
 def pairs_apart(heads: int) -> Transform:
@@ -205,9 +203,8 @@ def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
     return Piece(name, (shape[0] * shape[1],), lambda tensor: tensor.reshape(-1), stored=shape)
 
 
-def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
+def gguf_moe(keys: GGUFKeys, *, renormalise: bool, **fields: Any) -> MoeSpec:
     """Experts; `renormalise` is the architecture's rule where the file does not give one."""
-    keys = GGUFKeys(file)
     keys.refuse_unless("expert_gating_func", SOFTMAX)
     layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
     read: dict[str, Any] = {
@@ -221,12 +218,12 @@ def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
     return MoeSpec(**(read | fields))
 
 
-def with_stacked_experts(spec: ModelSpec, params: list[Param], file: GGUFFile) -> list[Param]:
+def with_stacked_experts(spec: ModelSpec, params: list[Param], keys: GGUFKeys) -> list[Param]:
     """`params` with router and experts in place of the MLP of every layer that has them: one tensor [experts, rows,
     columns] for each kind of projection, or, in files of 2023, one for each expert."""
     moe = spec.moe
     assert moe is not None
-    rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in file.tensors) else _stacked
+    rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in keys.file.tensors) else _stacked
     return instead_of_mlps(spec, params, lambda layer: rule(spec, moe, layer))
 
 
@@ -253,7 +250,7 @@ def _one_by_one(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
     return mixture(spec, layer, at + "ffn_gate_inp", names)
 
 
-def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def shared_expert(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     """The MLP beside the experts, with its gate, if any, which is stored as a vector or as a matrix of one row."""
     assert spec.moe is not None
     params: list[Param] = []
@@ -268,7 +265,7 @@ def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
         params += linear(to + "shared.down", at, (("ffn_down_shexp", spec.hidden),), width, False)
         if spec.moe.shared_gate:
             name, shape = at + "ffn_gate_inp_shexp.weight", (1, spec.hidden)
-            vector = name in file.tensors and len(file.tensors[name].shape) == 1
+            vector = name in keys.file.tensors and len(keys.file.tensors[name].shape) == 1
             stored = shape[1:] if vector else shape
             params.append(Param(to + "shared_gate", (Piece(name, shape, lambda x: x.reshape(1, -1), stored=stored),)))
     return params
