@@ -16,7 +16,7 @@ from lightllm_mp.models.families import FAMILIES
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.models.families.common.weight_rules import linear
 from lightllm_mp.vision.spec import RGB, VisionModel, VisionSpec
-from lightllm_mp.vision.tower_rules import VisionFamily, norm, vision_family
+from lightllm_mp.vision.tower_rules import norm, vision_family
 
 ARCHITECTURE = "clip"
 DEFAULT_PROJECTOR = "mlp"
@@ -99,19 +99,14 @@ def read_mmproj(file: Path, model: Path) -> VisionModel:
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:
         raise ModelError(f"GGUF architecture {found!r} is not a vision tower")
     kind = keys.get("projector_type") or keys.get("vision.projector_type") or DEFAULT_PROJECTOR
-    readers = {
-        name: family.read_gguf for family in _vision_families() if family.read_gguf for name in family.projector_types
-    }
+    towers = [tower for family in FAMILIES if (tower := vision_family(family)) is not None]
+    readers = {name: tower.read_gguf for tower in towers if tower.read_gguf for name in tower.projector_types}
     if kind not in readers:
         raise ModelError(f"projector {kind!r} is not supported (supported: {', '.join(readers)})")
     result = readers[kind](keys)
     if result.spec.out != keys.hidden:
         raise ModelError(f"the projector gives embeddings of {result.spec.out}, the language model takes {keys.hidden}")
     return result
-
-
-def _vision_families() -> list[VisionFamily]:
-    return [vision for family in FAMILIES if (vision := vision_family(family)) is not None]
 
 
 def tower_params(model: VisionModel) -> tuple[Param, ...]:

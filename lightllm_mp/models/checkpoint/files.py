@@ -5,6 +5,7 @@ Opening reads headers only, so names and shapes are checked before any data is r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,10 +67,7 @@ class SafetensorsFiles:
         if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
             raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
-        count = 1
-        for extent in self.shapes[name]:
-            count *= extent
-        self.sizes[name] = count * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
+        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:

@@ -33,8 +33,7 @@ from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
 from lightllm_mp.models.families.llava import LLAVA_HF, LLAVA_ORIG
 from lightllm_mp.models.families.minicpm import MINICPM
-from lightllm_mp.models.families.mistral import MISTRAL
-from lightllm_mp.models.families.mixtral import MIXTRAL
+from lightllm_mp.models.families.mistral import MISTRAL, MIXTRAL
 from lightllm_mp.models.families.phi import PHI
 from lightllm_mp.models.families.phi3 import PHI3
 from lightllm_mp.models.families.qwen import QWEN
