@@ -8,19 +8,16 @@ head's rows.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import NAMES as GGUF_NAMES
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, NO_OTHER, SYSTEM_FIRST, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 NAMES = TensorNames(qkv=("self_attn.W_pack",))
 WIDTH_13B = 5120
@@ -32,7 +29,7 @@ USER_ID, ASSISTANT_ID = 195, 196
 """Role tokens of a chat, unless generation_config.json names others."""
 RESERVED = re.compile(r"<reserved_\d+>")
 CHAT = (
-    EACH_MESSAGE
+    EACH
     + "{% if role == 'user' %}{{ 'USER' ~ content }}"
     + "{% elif role == 'assistant' %}{{ 'ASSISTANT' ~ content ~ END }}"
     + (SYSTEM_FIRST + "{{ content }}")

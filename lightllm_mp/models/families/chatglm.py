@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -10,12 +10,9 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_rope, gguf_spec, names_in
-from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, NO_OTHER, SYSTEM_FIRST, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 NAMES = TensorNames(
     embed="transformer.embedding.word_embeddings",
@@ -36,7 +33,7 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 CHATGLM2 = (
     "{{ '[gMASK]<|sop|>' }}{% set ns = namespace(round=0) %}"
-    + EACH_MESSAGE
+    + EACH
     + "{% if role == 'user' %}{% set ns.round = ns.round + 1 %}"
     + "{{ '[Round ' ~ ns.round ~ ']\n\n问：' ~ content ~ '\n\n答：' }}"
     + "{% elif role == 'assistant' %}{{ content ~ '\n\n' }}"
@@ -47,7 +44,7 @@ CHATGLM2 = (
 # The space is the one that SentencePiece adds before a content that upstream encodes on its own.
 CHATGLM3 = (
     "{{ '[gMASK]<|sop|>' }}"
-    + EACH_MESSAGE
+    + EACH
     + "{% if role in ['system', 'user', 'assistant', 'observation', 'tool'] %}"
     + "{{ '<|' ~ role.replace('tool', 'observation') ~ '|>' ~ (message['metadata'] or '') ~ '\n' }}"
     + "{% if content %}{{ ' ' ~ content }}{% endif %}"

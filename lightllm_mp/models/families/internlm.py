@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family, rope_spec, stretched_context
-from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, NO_OTHER, SYSTEM_FIRST, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 CHAT = (
     "{{ bos_token }}"
-    + EACH_MESSAGE
+    + EACH
     + "{% if role == 'user' %}{{ '<|User|>:' ~ content ~ 'END\n<|Bot|>:' }}"
     + "{% elif role == 'assistant' %}{{ content ~ '<eoa>\n' }}"
     + (SYSTEM_FIRST + "{{ '<|System|>:' ~ content ~ '\n' }}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -10,18 +10,15 @@ from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, END_EACH, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import decoder, linear, norm
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
 """Start and end of a turn. Early releases name the two tokens by their places in the vocabulary."""
 CHAT = (
     "{{ bos_token }}"
-    + EACH_MESSAGE
+    + EACH
     + "{{ 'START' ~ role ~ '\n' ~ content ~ 'END\n' }}"
     + END_EACH
     + "{% if add_generation_prompt %}{{ 'STARTassistant\n' }}{% endif %}"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, names_in
-from lightllm_mp.models.families.common.text_half import EACH_MESSAGE, END_EACH, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
 """Ids in all released checkpoints; base models end with the first, chat models with the others too."""
 CHAT = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    + EACH_MESSAGE
+    + EACH
     + "{{ '<|im_start|>' ~ role ~ '\n' ~ content ~ '<|im_end|>\n' }}"
     + END_EACH
     + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+else:
+    Backend = Any
 
 _MAX_CODE_BYTES = 1 << 20
 
-EACH_MESSAGE = "{% for message in messages %}{% set role, content = message['role'], message['content'] or '' %}"
+EACH = "{% for message in messages %}{% set role, content = message['role'], message['content'] or '' %}"
 SYSTEM_FIRST = (
     "{% elif role == 'system' %}"
     "{% if not loop.first %}{{ raise_exception('the system message is not the first one') }}{% endif %}"
