@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from lightllm_mp.models.families import FAMILIES, Family, by_hf_config, by_name
+from lightllm_mp.models.families import FAMILIES, Family, by_hf_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, GOLDENS = ROOT / "docs" / "models.md", ROOT / "tests" / "goldens"
@@ -45,7 +45,7 @@ def lines(family: Family) -> int:
 
 def gguf(family: Family) -> str:
     """What `general.architecture` is in its GGUF files."""
-    names = by_name(family.gguf_written_as).gguf_architectures if family.gguf_written_as else family.gguf_architectures
+    names = (family.gguf_written_as,) if family.gguf_written_as else family.gguf_architectures
     return ", ".join(f"`{name}`" for name in names)
 
 

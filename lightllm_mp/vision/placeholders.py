@@ -22,7 +22,7 @@ Ids = NDArray[np.int32]
 ID_END = 1 << 31
 PARAM = "multimodal_params"
 SURE_SLOTS = 4
-"""Slots that suffice to tell two images apart: each has nearly 31 bits."""
+"""Slots that tell two images apart beyond doubt: each has 31 bits less what the vocabulary takes."""
 
 
 class ImageSlots(NamedTuple):
@@ -50,7 +50,7 @@ class ExpandedPrompt:
 
 
 def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
-    """int32 [tokens] in [vocab, 2^31), expanded from the digest: equal for equal images, independent otherwise."""
+    """int32 [tokens] in [vocab, 2^31): the digest drawn out, so equal for equal images and independent otherwise."""
     drawn = hashlib.shake_128(image.digest).digest(4 * image.tokens)
     return (vocab + np.frombuffer(drawn, dtype="<u4").astype(np.int64) % (ID_END - vocab)).astype(np.int32)
 
@@ -58,7 +58,7 @@ def pseudo_ids(image: ImageSlots, vocab: int) -> Ids:
 def expand_ids(
     ids: Sequence[int] | Ids, images: Sequence[ImageSlots], vocab: int, marker: int = IMAGE_ID
 ) -> ExpandedPrompt:
-    """Replaces each `marker` by the slots of the next image; start and end ids are already in the prompt.
+    """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
 
     Raises InvalidRequest where the counts differ.
     """
@@ -70,8 +70,8 @@ def expand_ids(
 
 
 def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageSlots], vocab: int) -> ExpandedPrompt:
-    """Token ids of the texts from `split_text`, with the images' slots between them, inside the family's own ids. Only
-    the first chunk may be encoded with special tokens."""
+    """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
+    around them. Only the first chunk may have been encoded with special tokens."""
     before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
     last = len(chunks) - 1
     whole = [
@@ -140,9 +140,9 @@ def _check_counts(found: int, what: str, images: int) -> None:
 
 
 def sure_match(matched: int, spans: Sequence[ImagePositions]) -> int:
-    """How many of `matched` leading ids are surely those of the same prompt.
+    """How many of `matched` leading ids of a prompt may be taken as the same prompt.
 
-    A match that ends after a few slots of an image may be of two images whose first ids are equal by chance (one in
+    A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in
     two thousand million) or by design: it is cut back to the image's start.
     """
     for start, end in spans:

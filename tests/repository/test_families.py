@@ -11,7 +11,7 @@ from importlib import import_module
 
 import pytest
 
-from lightllm_mp.models.families import FAMILIES, Family, by_name, find_gguf_text_half, find_text_half
+from lightllm_mp.models.families import FAMILIES, Family, by_gguf_architecture, find_gguf_text_half, find_text_half
 from lightllm_mp.models.families.common.text_half import ModelFolder
 from lightllm_mp.vision.tower_rules import VisionFamily, vision_family
 from tests.paths import ROOT
@@ -67,7 +67,7 @@ def test_a_family_declares_both_sides_of_what_it_has(family: Family) -> None:
     assert bool(family.gguf_architectures) == bool(family.read_gguf) == bool(family.gguf_weights)
     if family.gguf_written_as:
         assert not family.gguf_architectures
-        assert by_name(family.gguf_written_as).gguf_architectures
+        assert by_gguf_architecture(family.gguf_written_as, where="")
     if (tower := vision_family(family)) is not None:
         assert bool(tower.projector_types) == bool(tower.read_gguf) == bool(tower.gguf_weights)
 

@@ -9,8 +9,9 @@ To add a family (docs/models.md has the details of each step):
 3. Only where the model takes images: write `vision/families/<name>.py` with a `VisionFamily` (`vision/tower_rules.py`)
    and pass `vision="lightllm_mp.vision.families.<name>:<NAME>"`. It is named by a string because the package `vision`
    stands above `models`, and because servers of text need not import it.
-4. Put a golden folder into `tests/goldens` and its name into `FOLDERS` of `tests/models/test_goldens.py`; run
-   `scripts/models_table.py --write`, `pytest tests/models tests/vision -k <name>` and `pytest tests/repository`.
+4. Put a golden folder into `tests/goldens` and its name into `FOLDERS` of `tests/models/test_goldens.py`. Write the
+   table of docs/models.md (models_table, `--write`). Run `pytest tests/models tests/vision -k <name>` and
+   `pytest tests/repository`.
 
 No other table in text/ or vision/ is keyed by a family's `model_type` or GGUF architecture; a test checks this.
 """

@@ -49,7 +49,7 @@ class Family:
     gguf_architectures: tuple[str, ...] = ()
     """Values of `general.architecture`."""
     gguf_written_as: str = ""
-    """The family that reads this family's GGUF files, where converters write its models as that one's."""
+    """The architecture of this family's GGUF files, where another family claims and reads it."""
     read_gguf: Callable[[GGUFKeys], ModelSpec] | None = None
     gguf_weights: Callable[[ModelSpec, GGUFKeys], list[Param]] | None = None
     gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
