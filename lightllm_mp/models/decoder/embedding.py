@@ -55,9 +55,9 @@ class Embedding:
 
     def _summed(self, ids: Tensor) -> Tensor:
         """The row of an id is on one rank; the others add zeros."""
-        line = ids - self._start
-        elsewhere = (line < 0) | (line >= self._rows)
-        part = self._ops.embedding(line.clamp(0, self._rows - 1), self.table)
+        row = ids - self._start
+        elsewhere = (row < 0) | (row >= self._rows)
+        part = self._ops.embedding(row.clamp(0, self._rows - 1), self.table)
         return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 

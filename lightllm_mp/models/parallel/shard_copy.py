@@ -37,7 +37,7 @@ def part_of_packed(weight: GroupedWeight, cut: ShardCut, first: int) -> tuple[in
     if not rows:
         return None
     if cut.rows is not None:
-        weight = weight.reordered(lambda lines: torch.cat([lines[_slice(row)] for row in rows]))
+        weight = weight.reordered(lambda x: torch.cat([x[_slice(row)] for row in rows]))
     if cut.columns is not None:
         begin, count, _ = cut.columns.runs[0]
         weight = weight.columns(begin, begin + count)
