@@ -12,9 +12,9 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import NAMES as GGUF_NAMES
-from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec
 from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
@@ -79,10 +79,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return spec
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, GGUF_NAMES, rotary_order(spec))
-
-
 def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:
     """Makes the role tokens split text, because upstream encodes each message on its own."""
     from tokenizers import AddedToken
@@ -125,6 +121,6 @@ BAICHUAN = Family(
     hf_weights=hf_weights,
     gguf_architectures=("baichuan",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=llama.gguf_weights,
     text=TextHalf(tokenizer_classes=("BaichuanTokenizer", "BaiChuanTokenizer"), template=template, complete=complete),
 )

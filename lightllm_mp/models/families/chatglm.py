@@ -9,7 +9,12 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_rope, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import (
+    GGUFKeys,
+    gguf_rope,
+    gguf_spec,
+    plain_weights,
+)
 from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
@@ -102,10 +107,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="chatglm", rope=msgspec.structs.replace(rope, interleaved=True))
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, names_in(keys, ONE_UP))
-
-
 def complete(backend: Backend, folder: ModelFolder) -> dict[int, str]:
     """The special tokens follow the vocabulary, and "[gMASK] sop" begins every text."""
     from tokenizers import AddedToken, processors
@@ -144,7 +145,7 @@ CHATGLM = Family(
     hf_weights=hf_weights,
     gguf_architectures=("chatglm",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(r"rotary_pos_emb\.inv_freq$",),
     text=TextHalf(
         tokenizer_classes=("ChatGLMTokenizer",),

@@ -9,9 +9,9 @@ import msgspec
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import decoder, linear, norm
+from lightllm_mp.models.families.common.weight_rules import linear, norm
 from lightllm_mp.models.spec import ModelSpec
 
 TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
@@ -78,10 +78,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="internlm2")
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, NAMES, rotary_order(spec))
-
-
 def template(backend: Backend, folder: ModelFolder) -> str | None:
     for start, end in TURN_TOKENS:
         if backend.token_to_id(start) is not None and backend.token_to_id(end) is not None:
@@ -97,7 +93,7 @@ INTERNLM2 = Family(
     hf_weights=hf_weights,
     gguf_architectures=("internlm2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=llama.gguf_weights,
     text=TextHalf(
         tokenizer_classes=("InternLM2Tokenizer", "InternLM2TokenizerFast"),
         template=template,

@@ -8,11 +8,9 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.weight_rules import decoder
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.spec import ModelSpec
 
 SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
@@ -47,10 +45,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, NAMES, rotary_order(spec))
-
-
 MINICPM = Family(
     name="minicpm",
     models="MiniCPM 1B and 2B",
@@ -59,5 +53,5 @@ MINICPM = Family(
     hf_weights=llama.hf_weights,
     gguf_architectures=("minicpm",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=llama.gguf_weights,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
@@ -41,10 +41,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="phi", norm="layer", parallel=True, gated=False, activation="gelu_tanh")
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, names_in(keys, ONE_UP))
-
-
 PHI = Family(
     name="phi",
     models="Phi-1, 1.5, 2",
@@ -53,5 +49,5 @@ PHI = Family(
     hf_weights=hf_weights,
     gguf_architectures=("phi2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
 )

@@ -17,11 +17,10 @@ from lightllm_mp.models.families.common.family import (
     standard_spec,
 )
 from lightllm_mp.models.families.common.gguf_rules import (
-    ONE_UP,
     GGUFKeys,
     gguf_rope,
     gguf_spec,
-    names_in,
+    plain_weights,
     rope_divisors,
 )
 from lightllm_mp.models.families.common.text_half import TextHalf
@@ -97,10 +96,6 @@ def _gguf_rope(keys: GGUFKeys) -> RopeSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, names_in(keys, ONE_UP))
-
-
 PHI3 = Family(
     name="phi3",
     models="Phi-3, Phi-3.5 (longrope)",
@@ -109,7 +104,7 @@ PHI3 = Family(
     hf_weights=hf_weights,
     gguf_architectures=("phi3",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
     gguf_ignore=(GGUF_FREQS, r"^rope_factors_(long|short)\.weight$"),
     text=TextHalf(gguf_no_rstrip=("<s>", "<|endoftext|>")),

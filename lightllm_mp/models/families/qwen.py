@@ -6,9 +6,9 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
+from lightllm_mp.models.families.common.weight_rules import ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
@@ -86,10 +86,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="qwen", intermediate=keys.integer("feed_forward_length") // 2)
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, names_in(keys))
-
-
 def template(backend: Backend, folder: ModelFolder) -> str | None:
     return CHAT if folder.generation.get("chat_format", "chatml") == "chatml" else None
 
@@ -102,6 +98,6 @@ QWEN = Family(
     hf_weights=hf_weights,
     gguf_architectures=("qwen",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     text=TextHalf(tokenizer_classes=("QWenTokenizer",), template=template, ends=("<|im_end|>", "<|im_start|>")),
 )

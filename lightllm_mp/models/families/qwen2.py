@@ -10,8 +10,8 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec
-from lightllm_mp.models.families.common.weight_rules import decoder, linear
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
+from lightllm_mp.models.families.common.weight_rules import linear
 from lightllm_mp.models.spec import ModelSpec
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
@@ -61,10 +61,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="qwen2")
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, NAMES)
-
-
 QWEN2 = Family(
     name="qwen2",
     models="Qwen1.5, Qwen2, Qwen2.5, Qwen2 reward models",
@@ -73,7 +69,7 @@ QWEN2 = Family(
     hf_weights=hf_weights,
     gguf_architectures=("qwen2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )
 """Reward checkpoints and tied models may contain an unused head."""

@@ -9,8 +9,7 @@ import msgspec
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
-from lightllm_mp.models.families.common.weight_rules import decoder
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen2 import windowed
 from lightllm_mp.models.spec import ModelSpec
 
@@ -31,10 +30,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="qwen3", head_norm="rms")
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, NAMES) + head_norms(spec)
-
-
 QWEN3 = Family(
     name="qwen3",
     models="Qwen3 0.6B to 32B",
@@ -43,6 +38,6 @@ QWEN3 = Family(
     hf_weights=hf_weights,
     gguf_architectures=("qwen3",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

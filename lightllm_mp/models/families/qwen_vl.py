@@ -9,7 +9,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama, qwen, qwen2
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -55,7 +55,7 @@ QWEN2_5_VL = Family(
     hf_weights=llama.hf_weights,
     gguf_architectures=("qwen2vl",),
     read_gguf=read_qwen2_5_vl_gguf,
-    gguf_weights=qwen2.gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(*qwen2.QWEN2.ignore, r"^(model\.)?visual\."),
     spellings=(("model.language_model.", "model."),),
     vision="lightllm_mp.vision.families.qwen2_5_vl:QWEN2_5_VL",

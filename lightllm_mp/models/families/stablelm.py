@@ -6,7 +6,7 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
@@ -58,10 +58,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, NAMES) + head_norms(spec)
-
-
 STABLELM = Family(
     name="stablelm",
     models="StableLM-2 1.6B and 12B, StableLM 3B",
@@ -70,5 +66,5 @@ STABLELM = Family(
     hf_weights=hf_weights,
     gguf_architectures=("stablelm",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
 )

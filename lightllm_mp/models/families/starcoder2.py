@@ -6,7 +6,7 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
@@ -40,10 +40,6 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(keys, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
 
 
-def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
-    return decoder(spec, ONE_UP)
-
-
 STARCODER2 = Family(
     name="starcoder2",
     models="StarCoder2 3B, 7B, 15B",
@@ -52,6 +48,6 @@ STARCODER2 = Family(
     hf_weights=hf_weights,
     gguf_architectures=("starcoder2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

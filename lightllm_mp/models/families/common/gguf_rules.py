@@ -14,7 +14,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
 from lightllm_mp.models.families.common.family import rope_spec, stretched_context
-from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, linear
+from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 
 if TYPE_CHECKING:
@@ -184,6 +184,12 @@ def pairs_apart(heads: int) -> Transform:
 def rotary_order(spec: ModelSpec) -> dict[str, Transform]:
     """`pairs_apart` for the queries and keys of `NAMES`."""
     return {"attn_q": pairs_apart(spec.heads), "attn_k": pairs_apart(spec.kv_heads)}
+
+
+def plain_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    """`gguf_weights` of most families: no experts, rows in the decoder's order, projections joined as in the file."""
+    names = NAMES if keys.has("blk.0.ffn_gate.weight") else ONE_UP
+    return decoder(spec, names_in(keys, names)) + head_norms(spec)
 
 
 def head_norms(spec: ModelSpec) -> list[Param]:
