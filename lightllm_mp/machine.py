@@ -1,6 +1,6 @@
-"""What this process may take of its machine: memory and cores, within the limits of its control groups (v2 or v1).
+"""Free memory and CPU cores of this computer, within the limits of the process's control groups (v2 or v1).
 
-A limit holds for a group and all below it, so each one from this process's group up to the root is asked.
+The limit of a group also binds the groups below it. So every group from this process's own up to the root is read.
 """
 
 from __future__ import annotations
@@ -10,25 +10,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NO_LIMIT = 1 << 60
-"""Control groups v1 say "no limit" with a number near 2^63."""
+"""Bytes. Control groups v1 write a number near 2^63 for "no limit"."""
 PROC, CGROUP, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 
 def free_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """Bytes: MemAvailable, or less where a control group leaves less."""
+    """Bytes that this process can still allocate: MemAvailable, or less if a control group leaves less."""
     return min(_available(proc), *_left_in_groups(proc, cgroup), NO_LIMIT)
 
 
 def physical_cores(proc: Path = PROC, cgroup: Path = CGROUP, cpus: Path = CPUS) -> int:
-    """Cores, not hyperthreads, that this process may run on, or less where a control group gives it less time than
-    these have; at least 1. A part of a core is not counted: a thread that is not let run keeps all others waiting."""
+    """Number of cores (not hyperthreads) that this process may use; at least 1. CPU affinity and the quotas of control
+    groups limit it. A fraction of a core does not count: one thread that has to pause keeps all others waiting."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = len({_siblings(cpus, cpu) for cpu in allowed})
     return max(1, min([cores, *(int(share) for share in _cpu_shares(proc, cgroup))]))
 
 
+def compute_threads(wanted: int = 0, ranks: int = 1) -> int:
+    """Threads for the CPU ops of one process: `wanted`, or if 0 this rank's share of the physical cores; at least 1."""
+    return wanted or max(1, physical_cores() // ranks)
+
+
+def format_bytes(count: int) -> str:
+    """A size for a person, in three significant digits: "92 MiB", "1.25 GiB"."""
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1024
+        del units[0]
+    return f"{size:.3g} {units[0]}"
+
+
 def _siblings(cpus: Path, cpu: int) -> str:
-    """What names the core of a CPU: its hyperthreads, or itself where the system does not tell."""
+    """An identifier of the CPU's core: the list of its hyperthreads, or the CPU itself if the system has no list."""
     try:
         return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
@@ -55,7 +69,7 @@ def _left_in_groups(proc: Path, cgroup: Path) -> Iterator[int]:
 
 
 def _cpu_shares(proc: Path, cgroup: Path) -> Iterator[float]:
-    """How many CPUs' time each group is given; nothing for one without a limit."""
+    """The quota of each group that has one, in CPUs."""
     for folder, version in _groups(proc, cgroup, "cpu"):
         if version == 2:
             quota, _, period = _text(folder / "cpu.max").partition(" ")
@@ -66,10 +80,10 @@ def _cpu_shares(proc: Path, cgroup: Path) -> Iterator[float]:
 
 
 def _groups(proc: Path, cgroup: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """(folder, version) of each group that holds this process.
+    """(folder, version) of each group that contains this process.
 
-    A container often sees the group's path of the host while its own group is mounted as the root; then the folders
-    that the path names do not exist, and the root is what counts.
+    A container often sees the host's path of its group, but its group is mounted as the root. Then the folders of the
+    path do not exist, and only the root has limits.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         hierarchy, _, rest = line.partition(":")
@@ -87,7 +101,7 @@ def _groups(proc: Path, cgroup: Path, controller: str) -> Iterator[tuple[Path, i
 
 
 def _text(file: Path) -> str:
-    """What the file says; nothing where there is none."""
+    """The content of the file; "" if it does not exist."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -95,12 +109,12 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """The file's number; None for no file, or the word "max"."""
+    """The number in the file; None if there is no file, or it says "max"."""
     text = _text(file)
     return int(text) if text.isdigit() else None
 
 
 def _reclaimable(stat: Path, counter: str) -> int:
-    """Bytes of file cache that the kernel gives up before it refuses memory."""
+    """Bytes of file cache that the kernel frees before it refuses memory."""
     entries = dict(line.split(maxsplit=1) for line in _text(stat).splitlines())
     return int(entries.get(counter, 0))

@@ -8,7 +8,7 @@ import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.spec import ModelSpec
 
@@ -68,8 +68,8 @@ def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budge
     tokens = config.max_total_token_num or min(room, config.running_max_req_size * longest)
     if config.max_total_token_num is not None and tokens > room:
         raise ConfigError(
-            f"--max-total-token-num {tokens} needs {_size((tokens + 1) * token_bytes)} of KV memory, but there is room "
-            f"for {max(room, 0)} tokens ({_size(budget)}); lower it, or raise --mem-fraction",
+            f"--max-total-token-num {tokens} needs {format_bytes((tokens + 1) * token_bytes)} of KV memory, but there "
+            f"is room for {max(room, 0)} tokens ({format_bytes(budget)}); lower it, or raise --mem-fraction",
             param="max_total_token_num",
         )
     if tokens < LEAST_TOKENS:
@@ -89,14 +89,10 @@ def _refuse_tiny(config: EngineConfig, tokens: int, token_bytes: int, budget: in
             f"--max-total-token-num {tokens}: a request needs at least {LEAST_TOKENS}", param="max_total_token_num"
         )
     raise ModelError(
-        f"no memory for a single request: a token's KV takes {_size(token_bytes)}, and {_size(budget)} is left for it; "
-        "free memory, raise --mem-fraction, or choose a smaller --data-type or model"
+        f"no memory for a single request: a token's KV takes {format_bytes(token_bytes)}, and {format_bytes(budget)} "
+        "is left for it; free memory, raise --mem-fraction, or choose a smaller --data-type or model"
     )
 
 
 def _bound(config: EngineConfig) -> str:
     return "--mem-fraction" if config.max_total_token_num is None else "--max-total-token-num"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file."""
+"""Reads the tokenizer of a GGUF file."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _TEMPLATE = "tokenizer.chat_template"
 _BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
-"""Control tokens that end a turn in the families that have them. Most files name only what ends a text by key."""
+"""Control tokens that end a turn of a chat. Most files have a key only for the token that ends a text."""
 
 
 def load_gguf(path: Path) -> TokenizerSource:
-    """Reads the tokenizer.* keys of `path`. Raises ModelError where they are missing or of an unsupported kind."""
+    """Reads the tokenizer.* keys of `path`. NoTokenizer if there are none, ModelError if the kind is not supported."""
     header = read_header(path, wanted=lambda key: key.startswith(("tokenizer.", _ARCHITECTURE)))
     keys = {key.removeprefix(_KEY): value for key, value in header.items() if key.startswith(_KEY)}
     tokens, architecture = keys.get("tokens"), header.get(_ARCHITECTURE)
     if not isinstance(tokens, list) or keys.get("model", "none") == "none":
-        raise NoTokenizer(f"{path.name} holds no tokenizer")
+        raise NoTokenizer(f"{path.name} contains no tokenizer")
     family = TextHalf()  # what families declare concerns their SentencePiece tokenizers
     if keys.get("model") == "llama":
         family = find_gguf_text_half(architecture) or family
@@ -59,7 +59,7 @@ def _backend(keys: dict[str, Any], tokens: list[str], family: TextHalf) -> Backe
     kind, pre = keys.get("model"), keys.get("pre", "default")
     types = [int(t) for t in keys.get("token_type", [TokenType.NORMAL] * len(tokens))]
     if len(types) != len(tokens):
-        raise ModelError("the GGUF tokenizer has a token type list of another length than its token list")
+        raise ModelError("the GGUF tokenizer's lists of tokens and of token types differ in length")
     if kind == "gpt2":
         backend = byte_level_bpe(tokens, _merges(keys), pre)
         add_bos = keys.get("add_bos_token", pre in _BOS_BY_DEFAULT)
@@ -92,7 +92,7 @@ def _merges(keys: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _id(keys: dict[str, Any], key: str) -> int | None:
-    """A token id of the header, None where it is absent or outside the vocabulary."""
+    """A token id of the header; None if it is absent or outside the vocabulary."""
     value = keys.get(key)
     return value if isinstance(value, int) and 0 <= value < len(keys["tokens"]) else None
 

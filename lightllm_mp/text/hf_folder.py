@@ -1,4 +1,4 @@
-"""The tokenizer files of a Hugging Face folder. Nothing of the folder is ever imported or executed."""
+"""Reads the tokenizer files of a Hugging Face folder. Never imports or executes code of the folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
+from lightllm_mp.machine import format_bytes
 from lightllm_mp.models.families import find_text_half
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
@@ -25,7 +26,7 @@ _FLAGGED = ("Llama", "CodeLlama", "Gemma", "Cohere")
 def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
     """Reads tokenizer.json ("auto", "fast"), else tokenizer.model, vocab.json with merges.txt, or a tiktoken table.
 
-    Special tokens are recognised wherever a text spells them out, in what users write too, as transformers does.
+    A text that spells a special token yields its id, also in a user's message, as in transformers.
     """
     config, model = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "config.json")
     facts = ModelFolder(folder, model, config, _read_json(folder / "generation_config.json"))
@@ -36,7 +37,7 @@ def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
     for source in (_read_json(folder / "special_tokens_map.json"), config):
         specials |= {name: value for name, value in source.items() if value is not None}
     if not _reads_json(folder, mode):
-        # The tokenizers of the other files look for added tokens in the text as it comes.
+        # The tokenizers of the other files search for added tokens in the text before normalization.
         declared = {id_: {**entry, "normalized": False} for id_, entry in declared.items() if isinstance(entry, dict)}
     _add_declared_tokens(backend, declared, specials, but_not=set(spellings.values()))
     bos = _token_id(backend, specials.get("bos_token"))
@@ -47,18 +48,18 @@ def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
 
 
 def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[Backend, dict[str, Any]]:
-    """The pipeline, and the names of special tokens that the vocabulary file itself knows."""
+    """The pipeline, and the names of the special tokens that the vocabulary file itself defines."""
     folder, config = facts.path, facts.tokenizer
     as_json, as_sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
     merges, tables = (folder / "vocab.json", folder / "merges.txt"), sorted(folder.glob("*.tiktoken"))
     is_slow = as_sentencepiece.is_file() or bool(tables) or all(file.is_file() for file in merges)
     if not as_json.is_file() and not is_slow:
-        remark = "; its own tokenizer code is not run" if "auto_map" in config else ""
+        remark = "; its own tokenizer code is never run" if "auto_map" in config else ""
         raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
     if mode == "fast" and not as_json.is_file():
         raise ConfigError(f"tokenizer mode fast: {folder.name} has no tokenizer.json", param="tokenizer_mode")
     if mode == "slow" and not is_slow:
-        message = f"tokenizer mode slow: {folder.name} has only tokenizer.json, for the modes auto and fast"
+        message = f"tokenizer mode slow: {folder.name} has only tokenizer.json; use mode auto or fast"
         raise ConfigError(message, param="tokenizer_mode")
     if _reads_json(folder, mode):
         return _from_tokenizer_json(as_json), {}
@@ -102,19 +103,19 @@ def _from_vocab_and_merges(folder: Path, config: Mapping[str, Any]) -> Backend:
 
 
 def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, Any]:
-    """Tokens that the files beside the vocabulary declare, by id."""
+    """The tokens that added_tokens.json and tokenizer_config.json declare, by id."""
     more = _read_json(folder / "added_tokens.json")
     try:
         declared = {int(id_): {"content": content, "special": False} for content, id_ in more.items()}
         return declared | {int(id_): entry for id_, entry in dict(config.get("added_tokens_decoder") or {}).items()}
     except (TypeError, ValueError):
-        raise ModelError("the added tokens are not a table of ids and tokens") from None
+        raise ModelError("the added tokens of the tokenizer are not a table of ids and tokens") from None
 
 
 def _add_declared_tokens(
     backend: Backend, declared: dict[int, Any], specials: dict[str, Any], *, but_not: set[str]
 ) -> None:
-    """Registers tokens that only the files beside the vocabulary know, in the order of their ids."""
+    """Registers declared tokens that the vocabulary file does not have, in the order of their ids."""
     known = backend.get_added_tokens_decoder()
     for id_ in sorted(set(declared) - set(known)):
         token = _added_token(declared[id_])
@@ -122,7 +123,7 @@ def _add_declared_tokens(
             continue
         backend.add_special_tokens([token]) if token.special else backend.add_tokens([token])
         if backend.token_to_id(token.content) != id_:
-            raise ModelError(f"added token {token.content[:64]!r} does not get its declared id {id_}")
+            raise ModelError(f"the added token {token.content[:64]!r} cannot have its declared id {id_}")
     registered = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     for name in _named_specials(specials):
         if name not in registered | but_not and backend.token_to_id(name) is not None:
@@ -158,9 +159,9 @@ def _follow_flags(backend: Backend, config: dict[str, Any], bos: int | None, eos
 def _end_ids(
     backend: Backend, facts: ModelFolder, specials: dict[str, Any], family_ends: Sequence[str]
 ) -> tuple[int, ...]:
-    """The tokenizer's own end first, then those of generation_config.json, or of config.json where there is none.
+    """End-of-sequence ids: the tokenizer's own first, then those of generation_config.json, or else of config.json.
 
-    Last come the ends of a chat turn that the family's own code adds.
+    The ends of a chat turn that the family's own code adds come last.
     """
     ends = [_token_id(backend, specials.get("eos_token"))]
     declared = facts.generation.get("eos_token_id")
@@ -200,7 +201,7 @@ def _content(entry: Any) -> str | None:
 
 
 def _read_json(path: Path, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The object in `path`, {} where there is no such file."""
+    """The JSON object in `path`; {} if the file does not exist. ModelError if it is too large or not an object."""
     if not path.is_file():
         return {}
     _check_size(path, limit)
@@ -209,10 +210,10 @@ def _read_json(path: Path, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path.name} does not hold a JSON object")
+        raise ModelError(f"{path.name} does not contain a JSON object")
     return value
 
 
 def _check_size(path: Path, limit: int) -> None:
     if path.stat().st_size > limit:
-        raise ModelError(f"{path.name} is larger than {limit >> 20} MiB")
+        raise ModelError(f"{path.name} is larger than {format_bytes(limit)}")

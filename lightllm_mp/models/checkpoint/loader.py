@@ -12,7 +12,7 @@ import torch
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.machine import free_memory
+from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.model_files.language_model_path import language_half
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
@@ -132,10 +132,6 @@ def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:
         needed, free = needed * ranks, free_memory()
     if needed > free:
         raise ModelError(
-            f"no memory for the model: its weights take {_mebibytes(needed)}, and {_mebibytes(free)} is free; "
+            f"no memory for the model: its weights take {format_bytes(needed)}, and {format_bytes(free)} is free; "
             "free memory, or choose a smaller --data-type or model"
         )
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"

@@ -18,7 +18,7 @@ def test_a_model_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(loader, "free_memory", lambda: size - 1)
     read: list[int] = []
     with pytest.raises(
-        ModelError, match=r"no memory for the model: its weights take [\d.]+ MiB, and [\d.]+ MiB is free"
+        ModelError, match=r"no memory for the model: its weights take [\d.]+ [KM]iB, and [\d.]+ [KM]iB is free"
     ):
         load_model(GOLDEN, dtype=torch.float32, progress=lambda done, total: read.append(done))
     assert not read
