@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,8 @@ def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:
     keys = GGUFKeys(read_gguf(path))
     metadata = keys.file.metadata
     if (parts := metadata.get("split.count", 1)) != 1:
-        raise ModelError(
-            f"{path}: the file is one of {parts} parts of a model; join them with llama-gguf-split --merge"
-        )
-    architecture = metadata.get("general.architecture")
-    family = by_gguf_architecture(architecture, where=str(path))
+        raise ModelError(f"{path}: it is one of {parts} parts of a model; join them with llama-gguf-split --merge")
+    family = by_gguf_architecture(metadata.get("general.architecture"), where=str(path))
     assert family.read_gguf is not None
     return family, _mapped(family.read_gguf, keys, str(path)), keys
 
@@ -71,16 +70,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _mapped(mapping: Any, source: Any, where: str) -> ModelSpec:
-    """Runs a family's mapping. Absent keys and values of a wrong type become a ModelError of one line."""
+@contextmanager
+def config_errors(where: str, of: str = "") -> Iterator[None]:
+    """Turns absent keys and values of a wrong type (`of`: of what) into a ModelError of one line that names `where`."""
     try:
-        spec = mapping(source)
+        yield
     except ModelError as error:
         raise ModelError(f"{where}: {error.message}") from error
     except KeyError as error:
-        raise ModelError(f"{where}: key {error} is missing") from error
+        raise ModelError(f"{where}: key {error}{of} is missing") from error
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
-        raise ModelError(f"{where}: a value cannot be used ({error})") from error
+        raise ModelError(f"{where}: a value{of} cannot be used ({error})") from error
+
+
+def _mapped(mapping: Callable[[Any], ModelSpec], source: Any, where: str) -> ModelSpec:
+    with config_errors(where):
+        spec = mapping(source)
     _check(spec, where)
     return spec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import is_gguf
 from lightllm_mp.models.families import find_hf_family
-from lightllm_mp.models.model_config import read_json
+from lightllm_mp.models.model_config import config_errors, read_json
 from lightllm_mp.vision.mmproj import beside, read_mmproj
 from lightllm_mp.vision.spec import VisionModel, VisionSpec
 from lightllm_mp.vision.tower_rules import vision_family
@@ -30,15 +30,8 @@ def read_vision(path: Path | str) -> VisionModel | None:
 
 
 def _checked(read: Callable[[], VisionModel], where: Path) -> VisionModel:
-    """Absent keys and values of a wrong type become a ModelError of one line."""
-    try:
+    with config_errors(str(where), " of the vision tower"):
         model = read()
-    except ModelError as error:
-        raise ModelError(f"{where}: {error.message}") from error
-    except KeyError as error:
-        raise ModelError(f"{where}: key {error} of the vision tower is missing") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        raise ModelError(f"{where}: a value of the vision tower cannot be used ({error})") from error
     _check(model.spec, str(where))
     return model
 
