@@ -22,41 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, GOLDENS = ROOT / "docs" / "models.md", ROOT / "tests" / "goldens"
 BEGIN, END = "<!-- table: tools/models_table.py -->", "<!-- end of table -->"
 
-MODELS = {
-    "llama": "Llama 1, 2, 3.x, Yi, SmolLM",
-    "yi": "first releases of Yi",
-    "mistral": "Mistral 7B (sliding window)",
-    "mixtral": "Mixtral 8x7B, 8x22B",
-    "minicpm": "MiniCPM 1B and 2B",
-    "internlm": "InternLM 7B, 20B",
-    "internlm2": "InternLM2, InternLM2-reward",
-    "qwen": "Qwen 1.8B to 72B (dynamic NTK, log n)",
-    "qwen2": "Qwen1.5, Qwen2, Qwen2.5, Qwen2 reward models",
-    "qwen2_moe": "Qwen1.5-MoE, Qwen2-57B-A14B",
-    "qwen3": "Qwen3 0.6B to 32B",
-    "qwen3_moe": "Qwen3-30B-A3B, Qwen3-235B-A22B",
-    "bloom": "BLOOM, BLOOMZ",
-    "starcoder": "StarCoder, SantaCoder (gpt_bigcode)",
-    "starcoder2": "StarCoder2 3B, 7B, 15B",
-    "stablelm": "StableLM-2 1.6B and 12B, StableLM 3B",
-    "baichuan": "Baichuan 7B and 13B, Baichuan2 7B and 13B",
-    "chatglm": "ChatGLM2, ChatGLM3",
-    "gemma": "Gemma 2B, 7B",
-    "gemma2": "Gemma 2",
-    "gemma3": "Gemma 3 (text)",
-    "deepseek_v2": "DeepSeek-V2, V2-Lite, Coder-V2 (latent attention)",
-    "phi": "Phi-1, 1.5, 2",
-    "phi3": "Phi-3, Phi-3.5 (longrope)",
-    "llava_orig": "LLaVA-1.5 in its original layout",
-    "llava_hf": "LLaVA-1.5 in the Hugging Face layout",
-    "qwen_vl": "Qwen-VL, Qwen-VL-Chat",
-    "qwen2_5_vl": "Qwen2.5-VL",
-}
-"""By family: what people call the models."""
-
-AS_LLAMA = ("yi", "mistral", "mixtral", "internlm", "llava_orig", "llava_hf")
-"""Families whose GGUF files say that they are Llama, of LLaVA the language half."""
-
 
 def goldens() -> dict[str, list[str]]:
     """Golden folders by the family that reads them."""
@@ -82,7 +47,7 @@ def lines(family: Family) -> int:
 
 def gguf(family: Family) -> str:
     """What `general.architecture` is in its GGUF files."""
-    names = ("llama",) if family.name in AS_LLAMA else family.gguf_architectures
+    names = (family.gguf_written_as,) if family.gguf_written_as else family.gguf_architectures
     return ", ".join(f"`{name}`" for name in names)
 
 
@@ -93,7 +58,7 @@ def table() -> str:
         types = ", ".join(f"`{name}`" for name in family.model_types)
         folders = ", ".join(by_family[family.name])
         told = "yes" if compared(family) else ""
-        row = (family.name, MODELS[family.name], types, gguf(family), folders, told, lines(family))
+        row = (family.name, family.models, types, gguf(family), folders, told, lines(family))
         rows.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(rows)
 

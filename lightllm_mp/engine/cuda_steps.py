@@ -18,9 +18,10 @@ from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.engine.step_inputs import Step
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.triton.step_edits import DecodeInputs, TableEdit, TableEdits, commit, edit, place
-from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.plan import Plan
 
 NOTHING = np.empty(0, np.int32)

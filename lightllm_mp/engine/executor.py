@@ -27,8 +27,8 @@ from lightllm_mp.engine.step_inputs import Step
 from lightllm_mp.engine.torch_steps import TorchSteps
 from lightllm_mp.engine.warm_up import HARDEST, SHORT, warm_up_plans
 from lightllm_mp.messages import StepDone
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.length_class import class_firsts
 from lightllm_mp.plan import Plan, unpack
 

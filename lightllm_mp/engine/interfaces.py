@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.engine.step_inputs import Step
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.group import RankGroup
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.plan import Plan

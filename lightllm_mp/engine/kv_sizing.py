@@ -9,7 +9,7 @@ import torch
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.machine import format_bytes, free_memory
-from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.spec import ModelSpec
 
 LEAST_TOKENS = 2

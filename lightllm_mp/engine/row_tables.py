@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightllm_mp.models.decoder.batch import lazy_zeros
+from lightllm_mp.models.decoder.kv_pool import lazy_zeros
 from lightllm_mp.plan import Ints, PositionRuns, RowSetup
 
 

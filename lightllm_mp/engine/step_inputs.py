@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightllm_mp.engine.row_tables import RowTables, ramp
-from lightllm_mp.models.decoder.batch import Batch
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.plan import SAMPLE, SCORE, Ints, PositionRuns
 
 Longs = NDArray[np.int64]

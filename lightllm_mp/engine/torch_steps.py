@@ -14,8 +14,8 @@ from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice, TorchSampler
 from lightllm_mp.engine.step_inputs import Step
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.plan import Plan
 
 

@@ -1,4 +1,4 @@
-"""The inputs of one forward step."""
+"""The inputs of one forward step, as the ops take them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class AttentionSchedule:
 class Batch:
     """One step without padding: the new tokens of all sequences, concatenated. All tensors are int32.
 
-    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; `slots` has those of its
-    new tokens too. The host-side numbers let an op size its work without waiting for the device.
+    The KV slots of sequence i, in order of position, are `slot_table[rows[i], :context[i]]`; `slots` repeats those of
+    its new tokens. With the two host-side numbers an op sizes its work without a read from the device.
     """
 
     positions: torch.Tensor
@@ -36,7 +36,7 @@ class Batch:
     slots: torch.Tensor
     """[tokens]: the KV slot each new token is written to."""
     seq_start: torch.Tensor
-    """[sequences + 1]: where each sequence's new tokens begin; the last entry is the number of tokens."""
+    """[sequences + 1]: index of each sequence's first new token; the last entry is the number of tokens."""
     context: torch.Tensor
     """[sequences]: length of each sequence, new tokens included."""
     rows: torch.Tensor
@@ -44,16 +44,16 @@ class Batch:
     slot_table: torch.Tensor
     """[rows, longest context]: the table of all rows."""
     max_query: int
-    """An upper bound of a sequence's new tokens."""
+    """Upper bound of the new tokens of a sequence."""
     max_context: int
-    """An upper bound of `context`."""
+    """Upper bound of `context`."""
     rotary_at: torch.Tensor
-    """[tokens]: each new token's row in the rotary tables; its position, except in models that count differently.
-    Where a position has three components (`RopeSpec.sections`), a decoder takes [tokens, 3]; ops never see that."""
+    """[tokens]: each new token's row in the rotary tables; its position, unless the model has length classes.
+    Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
     rotation: Rotation | None = None
-    """Tables for this step only, which replace the model's: a decoder makes them from a `rotary_at` [tokens, 3]."""
+    """Tables of this step alone, which a decoder makes from a `rotary_at` of three components; None: the model's."""
     schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
-    """Every step has its own: a batch whose tensors are filled again with other lengths needs a new one."""
+    """Each step has its own: a batch whose tensors are refilled with other lengths needs a new one."""
 
     @property
     def tokens(self) -> int:
@@ -65,14 +65,14 @@ class Batch:
 
     @classmethod
     def of(cls, queries: list[int], contexts: list[int], rows: list[int], slot_table: torch.Tensor) -> Batch:
-        """From host lists: new tokens, total length and row of each sequence. Slots are read from the table."""
+        """From host lists: new tokens, total length and table row of each sequence; slots come from the table."""
         device = slot_table.device
         start = [0]
         positions: list[int] = []
-        lines: list[int] = []
+        table_rows: list[int] = []
         for count, context, row in zip(queries, contexts, rows, strict=True):
             positions += range(context - count, context)
-            lines += [row] * count
+            table_rows += [row] * count
             start.append(start[-1] + count)
 
         def tensor(values: list[int]) -> torch.Tensor:
@@ -81,7 +81,7 @@ class Batch:
         at = tensor(positions)
         return cls(
             positions=at,
-            slots=slot_table[tensor(lines).long(), at.long()],
+            slots=slot_table[tensor(table_rows).long(), at.long()],
             seq_start=tensor(start),
             context=tensor(contexts),
             rows=tensor(rows),

@@ -1,8 +1,8 @@
-"""Quantised weights as values, whatever a backend makes of them.
+"""Quantised weights, independent of the backend that packs them.
 
-Three forms: one scale per output (made at load from a plain weight), codes of 4 bits with a scale and a zero point per
-group of inputs (AWQ and GPTQ checkpoints), and rows of ggml blocks (GGUF files). What each stands for is defined in
-`reference/quantised.py`.
+Three forms: one scale per output (made at load from a plain weight), 4-bit codes with a scale and a zero point per
+group of inputs (AWQ and GPTQ checkpoints), and rows of ggml blocks (GGUF files). `reference/quantised.py` defines their
+values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ScaledWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a backend keeps."""
+        """Bytes in a backend."""
         return self.values.nbytes + self.scales.nbytes
 
 
@@ -36,7 +36,7 @@ class GroupedWeight:
     """weight[o, i] = (codes[o, i] - zeros[o, g]) * scales[o, g] with g = group_of[i]."""
 
     codes: Tensor
-    """[n, k] uint8 from 0 to 15, one a byte: a form to load and cut in, not to keep."""
+    """[n, k] uint8 from 0 to 15, one per byte: a form for loading and cutting, not for keeping."""
     scales: Tensor
     """[n, groups], any floating type."""
     zeros: Tensor
@@ -46,16 +46,16 @@ class GroupedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a backend keeps: two codes a byte."""
+        """Bytes in a backend, with two codes per byte."""
         return self.codes.nbytes // 2 + self.scales.nbytes + self.zeros.nbytes
 
     def rows(self, begin: int, end: int) -> GroupedWeight:
-        """Some of the outputs."""
+        """The outputs begin .. end - 1."""
         part = slice(begin, end)
         return GroupedWeight(self.codes[part], self.scales[part], self.zeros[part], self.group_of)
 
     def columns(self, begin: int, end: int) -> GroupedWeight:
-        """Some of the inputs, with the groups that they belong to."""
+        """The inputs begin .. end - 1, with their groups."""
         groups, group_of = torch.unique(self.group_of[begin:end], return_inverse=True)
         groups = groups.long()
         return GroupedWeight(
@@ -63,7 +63,7 @@ class GroupedWeight:
         )
 
     def reordered(self, rows: Callable[[Tensor], Tensor]) -> GroupedWeight:
-        """Outputs in another order; `rows` reorders the first dimension of any tensor of two."""
+        """Outputs in another order; `rows` reorders the first dimension of a matrix."""
         return GroupedWeight(rows(self.codes), rows(self.scales), rows(self.zeros), self.group_of)
 
     def to(self, device: torch.device | str) -> GroupedWeight:
@@ -71,7 +71,7 @@ class GroupedWeight:
 
 
 class BlockRows(NamedTuple):
-    """Rows of a GGUF file as they stand there."""
+    """Rows of a matrix as stored in a GGUF file."""
 
     rows: Tensor
     """uint8 [n, bytes of a row]."""
@@ -84,26 +84,26 @@ class BlockRows(NamedTuple):
         return self.rows.shape[1] // size * inputs
 
     def cut(self, begin: int, end: int) -> BlockRows | None:
-        """Some of the inputs; None where the cut does not fall between blocks."""
+        """The inputs begin .. end - 1; None where the cut is not between blocks."""
         inputs, size = GGML_QUANT_SIZES[self.type]
         if begin % inputs or end % inputs:
             return None
         return BlockRows(self.rows[:, begin // inputs * size : end // inputs * size], self.type)
 
     def zeros(self, count: int) -> BlockRows:
-        """Rows of zeros: in every type a block of zero bytes stands for zeros."""
+        """Rows of zeros: in every type a block of zero bytes means zeros."""
         return BlockRows(self.rows.new_zeros(count, self.rows.shape[1]), self.type)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockWeight:
-    """Rows of ggml blocks, stacked: the parts may be of different types."""
+    """Stacked rows of ggml blocks; the parts may have different types."""
 
     parts: tuple[BlockRows, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a backend keeps."""
+        """Bytes in a backend."""
         return sum(part.rows.nbytes for part in self.parts)
 
 
@@ -111,7 +111,7 @@ QuantisedWeight = ScaledWeight | GroupedWeight | BlockWeight
 
 
 def stacked(parts: Sequence[GroupedWeight]) -> GroupedWeight | None:
-    """The outputs of several weights over the same inputs as one weight; None where their groups differ."""
+    """Several weights over the same inputs as one, outputs stacked; None where their groups differ."""
     first = parts[0].group_of
     if any(not torch.equal(part.group_of, first) for part in parts[1:]):
         return None

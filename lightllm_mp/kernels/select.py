@@ -1,4 +1,4 @@
-"""Chooses, for this process: the op table, the number of threads, and the dtype a model runs in."""
+"""Chooses the op table, the number of CPU threads and the dtype of a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {
     **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
     **dict.fromkeys(("float16", "fp16"), torch.float16),
 }
-"""By the names of --data-type."""
+"""Dtypes by the names of --data-type."""
 
 
 class StoredAs(Protocol):
@@ -28,13 +28,15 @@ class StoredAs(Protocol):
 
 
 def op_table(device: torch.device | str, dtype: torch.dtype) -> OpTable:
-    """The fastest ops for tensors of this device and dtype. ConfigError where the environment asks for instructions
-    that the processor has not."""
+    """The fastest ops for tensors of this device and dtype.
+
+    Raises ConfigError where the environment asks for instructions that the processor lacks.
+    """
     if torch.device(device).type == "cpu" and dtype in overlay.TYPES and (table := overlay.table()):
         runtime.obey_environment()
         return table
     if torch.device(device).type == "cuda" and find_spec("triton"):
-        from lightllm_mp.kernels.triton import overlay as triton_overlay  # not on machines without a GPU
+        from lightllm_mp.kernels.triton import overlay as triton_overlay  # needs a GPU machine's triton
 
         if dtype in triton_overlay.TYPES:
             return triton_overlay.TABLE
@@ -57,10 +59,10 @@ def set_threads(count: int = 0) -> int:
 
 
 def default_dtype(spec: StoredAs, device: torch.device | str = "cpu") -> torch.dtype:
-    """What a model runs in unless told otherwise: the file's own 16 or 32 bit type, bfloat16 for quantised files.
+    """The dtype of `--data-type auto`: the file's own 16 or 32 bit type, bfloat16 for quantised files.
 
-    On a CPU it is bfloat16 with the C extension (half the memory traffic of float32, and AMX or AVX512-BF16 where the
-    processor has them), float32 without it; float16 has no fast path there.
+    On a CPU with the C extension 16-bit types run as bfloat16 (half the memory traffic of float32, and AMX or
+    AVX512-BF16 where the processor has them; float16 has no fast path), without it as float32.
     """
     own = {"float32": torch.float32, "float16": torch.float16}.get(spec.file_dtype, torch.bfloat16)
     if torch.device(device).type != "cpu" or own == torch.float32:

@@ -1,8 +1,8 @@
-"""The op table: every operation a decoder is made of, as callables of fixed meaning.
+"""The op table: every operation of a decoder, as callables with a fixed contract.
 
-A table is filled once per process by `select`. The functions in `kernels/reference` define each op; faster ones must
-agree with them within rounding. Activations are [tokens, features], contiguous, in the model's dtype; arithmetic
-inside an op is float32, rounded once at its end.
+`select` chooses a table once per process. The functions in `kernels/reference` define each op; faster ones agree with
+them within rounding. Activations are [tokens, features], contiguous, in the model's dtype; an op computes in float32
+and rounds once at its end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.quantised import QuantisedWeight
 
 Prepared = Any
-"""A weight in the form that the table's own `linear` or `experts` wants."""
+"""A weight in the form that the same table's `linear` or `experts` takes."""
 
 
 ExpertWeights = Any
@@ -26,7 +26,7 @@ ExpertWeights = Any
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """How a fused projection row is cut: `heads` queries, then `kv_heads` keys, then `kv_heads` values."""
+    """Layout of a row of the fused projection: `heads` queries, then `kv_heads` keys, then `kv_heads` values."""
 
     heads: int
     kv_heads: int
@@ -42,7 +42,7 @@ class HeadLayout:
     interleaved: bool = False
     """Rotary pairs are (2i, 2i + 1) and not (i, i + dim / 2)."""
     value_dim: int = 0
-    """Components of a value; 0: as many as of a key."""
+    """Components of a value; 0: `head_dim`."""
 
     @property
     def values(self) -> int:
@@ -54,7 +54,7 @@ class Norm(NamedTuple):
     """A normalisation. rms: x / sqrt(mean(x^2) + eps) * weight; layer: (x - mean) / sqrt(variance + eps) * weight."""
 
     weight: Tensor
-    """[features], in the model's dtype, or float32 where the family's formula needs its bits."""
+    """[features], in the model's dtype, or float32 where the family's formula needs the precision."""
     eps: float
     bias: Tensor | None = None
     kind: str = "rms"
@@ -69,90 +69,91 @@ class HeadNorms(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """Tables of the rotary embedding, float32. A token uses the line that `Batch.rotary_at` names."""
+    """Tables of the rotary embedding, float32. A token uses the row `Batch.rotary_at`."""
 
     cos: Tensor
-    """[lines, dim / 2]; dim 0: nothing is rotated."""
+    """[rows, dim / 2]; dim 0: nothing is rotated."""
     sin: Tensor
     query_scale: Tensor | None = None
-    """[lines]: factor on the rotated query (Qwen's log n attention)."""
+    """[rows]: factor on the rotated query (Qwen's log n attention)."""
 
 
 class LayerKV(NamedTuple):
-    """Keys and values of one layer. With scales (int8 and fp8) an element stands for itself times its scale."""
+    """Keys and values of one layer. With scales (int8 and fp8) the value of an element is element * scale."""
 
     keys: Tensor
     """[slots + 1, kv_heads, head_dim]"""
     values: Tensor
     """[slots + 1, kv_heads, value_dim]"""
     key_scales: Tensor | None = None
-    """float16 [slots + 1, kv_heads]: of each token and head."""
+    """float16 [slots + 1, kv_heads], one per token and head."""
     value_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How a mixture of experts picks."""
+    """How a mixture of experts routes a token."""
 
     top_k: int
     renormalise: bool
     """The chosen weights are divided by their sum."""
     scale: float = 1.0
-    """Factor on the weights at last."""
+    """Factor on the weights after that."""
     groups: int = 1
-    """Experts stand in this many groups of equal size; only the `top_groups` with the largest maximum take part."""
+    """Number of equal groups of experts; only the `top_groups` with the largest maximum take part."""
     top_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class OpTable:
-    """One callable per op. `name` says whose they are, `exact_rows` whether a token's result is bitwise independent
-    of the other tokens of the step."""
+    """One callable per op. `name` names the backend. `exact_rows`: a token's result is bitwise independent of the other
+    tokens of the step."""
 
     name: str
     exact_rows: bool
 
     prepare_linear: Callable[[Tensor, Tensor | None], Prepared]
-    """(weight [n, k], bias [n] or None) -> what `linear` takes. May copy; the caller drops the originals."""
+    """(weight [n, k], bias [n] or None) -> input of `linear`. May copy; the caller drops the originals."""
     prepare_quantised: Callable[[QuantisedWeight, Tensor | None, dtype], Prepared]
-    """As `prepare_linear` for a weight that was quantised; the dtype is that of activations. May expand it."""
+    """As `prepare_linear` for a quantised weight and activations of the dtype. May expand it."""
     linear: Callable[[Tensor, Prepared], Tensor]
     """(x [tokens, k]) -> x @ weight.T + bias, [tokens, n] in x's dtype."""
     linear_float: Callable[[Tensor, Prepared], Tensor]
-    """As `linear`, but the result is float32 and not rounded to x's dtype: for logits."""
+    """As `linear`, with a float32 result that is not rounded to x's dtype: for logits."""
     embedding: Callable[[Tensor, Tensor | Prepared], Tensor]
-    """(ids [tokens], table [vocab, hidden], or what `prepare_quantised` made of it) -> [tokens, hidden]."""
+    """(ids [tokens], table [vocab, hidden] or its result of `prepare_quantised`) -> [tokens, hidden]."""
     norm: Callable[[Tensor, Norm], Tensor]
-    """(x, norm) -> x normalised, times the weight, plus the bias."""
+    """(x, norm) -> normalised x * weight + bias."""
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
     """(x, residual, norm): residual += x in place, rounded to its dtype; returns norm(residual)."""
     rotary_kv_write: Callable[[Tensor, Rotation, LayerKV, Batch, HeadLayout, HeadNorms | None], Tensor]
     """(qkv, rotation, kv, batch, layout, head norms): normalises and rotates queries and keys, writes keys and values
-    of the new tokens to their slots (rounded to nearest where they are stored in 8 bits), returns the queries
-    [tokens, heads * head_dim]. It may use qkv's memory for the result."""
+    of the new tokens to their slots (rounded to nearest if stored in 8 bits), returns the queries
+    [tokens, heads * head_dim], possibly in qkv's memory."""
     attention: Callable[[Tensor, LayerKV, Batch, HeadLayout], Tensor]
     """(q [tokens, heads * head_dim], kv, batch, layout): causal attention of each new token over its sequence's
     slots, [tokens, heads * value_dim]."""
     full_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """(q [sequences, queries, heads, dim], k and v [sequences, keys, heads, dim], maybe views of one projection): every
-    query sees every key of its sequence, scores are scaled by dim^-0.5; [sequences, queries, heads * dim]."""
+    """(q [sequences, queries, heads, dim], k and v [sequences, keys, heads, dim], possibly views of one projection):
+    every query sees every key of its sequence, scores are scaled by dim^-0.5; -> [sequences, queries, heads * dim]."""
     rotate: Callable[[Tensor, Rotation, Batch, HeadLayout], Tensor]
-    """(x [tokens, heads, dim], rotation, batch, layout) -> the same rotated; `layout` says which components pair."""
+    """(x [tokens, heads, dim], rotation, batch, layout) -> x rotated; `layout` says which components form a pair."""
     kv_write: Callable[[Tensor, Tensor, LayerKV, Batch], None]
     """(keys [tokens, kv_heads, head_dim], values [tokens, kv_heads, value_dim] or a view of the keys, kv, batch):
-    writes them as they are to the new tokens' slots. Where `kv.values` shares `kv.keys`' memory, only keys count."""
+    writes them unchanged to the new tokens' slots. Where `kv.values` shares `kv.keys`' memory, only keys are
+    written."""
     gated: Callable[[Tensor, str], Tensor]
-    """(gate and up side by side [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
+    """(gate beside up [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
     `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`."""
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
-    """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and experts' numbers
-    int32 [tokens, top_k], the likeliest first."""
+    """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and expert numbers
+    int32 [tokens, top_k], in descending order of weight."""
     prepare_experts: Callable[[ExpertWeights, ExpertWeights], Prepared]
-    """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> what `experts` takes."""
+    """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> input of `experts`."""
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
-    """(x [tokens, k], prepared, weights, numbers, activation): the weighted sum of each token's experts, each
-    down(activation(gate x) * up x), [tokens, k]."""
+    """(x [tokens, k], prepared, weights, numbers, activation) -> [tokens, k]: the weighted sum of each token's experts,
+    each down(activation(gate x) * up x)."""
     block_types: frozenset[int] = frozenset()
-    """ggml's numbers of the types whose blocks `prepare_quantised` keeps, for activations in bfloat16."""
+    """ggml's numbers of the block types that `prepare_quantised` keeps packed, for activations in bfloat16."""

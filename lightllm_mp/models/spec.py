@@ -1,6 +1,6 @@
-"""What a decoder-only model is, as data. A family maps its configuration file to a `ModelSpec`; `Decoder` obeys it.
+"""A decoder-only model as data: a family maps its configuration to a `ModelSpec`, which `Decoder` obeys.
 
-This module imports no torch: the command line and the router read specs too.
+Imports no torch: the command line and the router read specs too.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotary embedding of one model. Rotates the first `dim` components of each head, in pairs."""
+    """Rotary embedding: the first `dim` components of each head are rotated in pairs."""
 
     theta: float
     """Base of the geometric series of wavelengths."""
     dim: int
-    """Components of a head that are rotated, even."""
+    """Rotated components of a head, an even number."""
     interleaved: bool = False
     """Pairs are (2i, 2i + 1) and not (i, i + dim / 2)."""
     scaling: str = "default"
     """One of `default`, `linear`, `dynamic`, `llama3`, `yarn`, `longrope`, `qwen`."""
     factor: float = 1.0
-    """By how much the context is stretched."""
+    """Factor by which the context is stretched."""
     original_context: int = 0
     """Positions the model was trained on before scaling."""
     low_freq_factor: float = 1.0
@@ -36,12 +36,12 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     amplitude: float = 1.0
     """Factor on cos and sin (yarn's attention factor)."""
     divisors: tuple[float, ...] = ()
-    """What each inverse frequency is divided by, where the file says so itself (GGUF `rope_freqs.weight`, longrope)."""
+    """A divisor for each inverse frequency, where the file gives them (GGUF `rope_freqs.weight`, longrope)."""
     short_divisors: tuple[float, ...] = ()
-    """longrope: the same for prompts up to `original_context`; `divisors` are those of longer ones."""
+    """longrope: the divisors for prompts up to `original_context`; `divisors` are for longer ones."""
     sections: tuple[int, ...] = ()
-    """Positions have three components (frame, row, column), and so many pairs turn by each: together dim / 2
-    (multimodal rotary embedding of Qwen2-VL, arXiv 2409.12191). Empty: a position is one number."""
+    """mrope (Qwen2-VL, arXiv 2409.12191): pairs that turn by each component (frame, row, column) of a position, dim / 2
+    in all. Empty: a position is one number."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +58,9 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     groups: int = 1
     top_groups: int = 1
     shared_intermediate: int = 0
-    """Width of the MLP that every token takes besides; 0: none."""
+    """Width of the MLP that every token passes besides; 0: none."""
     shared_gate: bool = False
-    """The shared MLP's result is multiplied with the sigmoid of a projection (Qwen2-MoE)."""
+    """The shared MLP's output is multiplied by the sigmoid of a projection (Qwen2-MoE)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
 
@@ -95,14 +95,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     eos_ids: tuple[int, ...]
     bos_id: int | None = None
     file_dtype: str = "float32"
-    """What most weights are stored in: a torch dtype name, or the GGUF name of a quantised type."""
+    """Type that most weights are stored in: a torch dtype name, or the GGUF name of a quantised type."""
 
     # embedding and head
     tied: bool = False
     """The output head is the embedding matrix."""
     head_bias: bool = False
     learned_positions: int = 0
-    """Lines of a table of position embeddings; 0: none."""
+    """Rows of the table of position embeddings; 0: none."""
     embed_norm: bool = False
     """The embedding is normalised (with the model's kind of norm)."""
     embed_scale: float = 1.0
@@ -111,11 +111,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap); 0: off."""
     reward: bool = False
-    """There is no head but one score per token (`score`, [1, hidden])."""
+    """A reward model: one score per token (`score`, [1, hidden]) instead of the head."""
     reward_mlp: bool = False
-    """The score is taken of relu(`score_in` x), [hidden, hidden]; both have a bias."""
+    """The score's input is relu(`score_in` x), [hidden, hidden]; both projections have a bias."""
     reward_token: int | None = None
-    """Id that a sequence to be scored ends with; it is appended where it is missing."""
+    """Id of the last token of a scored sequence; it is appended where it is missing."""
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
@@ -123,19 +123,19 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     norm_offset: bool = False
     """The factor is 1 + weight (Gemma)."""
     branch_norms: bool = False
-    """What attention and MLP give is normalised before it is added (Gemma 2 and 3)."""
+    """The outputs of attention and MLP are normalised before they are added (Gemma 2 and 3)."""
     residual_scale: float = 1.0
-    """Factor on what attention and MLP give before it is added."""
+    """Factor on the outputs of attention and MLP before they are added."""
     parallel: bool = False
-    """Attention and MLP both take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
+    """Attention and MLP take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
 
     # attention
     window: int | None = None
     """A query sees itself and the `window - 1` keys before it; None: all keys before it."""
     global_layers: tuple[int, ...] = ()
-    """Layers that `window` and `local_rope` do not concern."""
+    """Layers without `window` and `local_rope`."""
     local_rope: RopeSpec | None = None
-    """Rotary embedding of layers with a window, where it is another (Gemma 3)."""
+    """Rotary embedding of layers with a window, where it differs (Gemma 3)."""
     alibi: bool = False
     attention_scale: float | None = None
     """Factor on scores; None: head_dim ** -0.5."""
@@ -167,7 +167,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kv_elements(self) -> int:
-        """Numbers that one token's keys and values are, over all layers."""
+        """Elements of one token's keys and values over all layers."""
         width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
         return self.layers * width
 

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ModelError, NoTokenizer
 from lightllm_mp.model_files.gguf_header import read_header
+from lightllm_mp.models.families import find_gguf_text_half
+from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
@@ -17,7 +19,6 @@ from lightllm_mp.text.bpe_builder import (
     sentencepiece_bpe,
     set_bos_eos,
 )
-from lightllm_mp.text.tokenizer_families import ModelFolder, family_of
 from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 _KEY = "tokenizer.ggml."
@@ -27,10 +28,6 @@ _BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 """Control tokens that end a turn of a chat. Most files have a key only for the token that ends a text."""
-_NO_RSTRIP = ("<s>", "<|endoftext|>")
-"""Special tokens of Phi-3 that do not include the white space after them."""
-_GLM = {"sop": "<|sop|>", "eop": "<|eop|>"}
-"""New names for control tokens of ChatGLM whose own names are parts of ordinary words."""
 
 
 def load_gguf(path: Path) -> TokenizerSource:
@@ -40,15 +37,15 @@ def load_gguf(path: Path) -> TokenizerSource:
     tokens, architecture = keys.get("tokens"), header.get(_ARCHITECTURE)
     if not isinstance(tokens, list) or keys.get("model", "none") == "none":
         raise NoTokenizer(f"{path.name} contains no tokenizer")
-    if keys.get("pre") == "chatglm-spm":
-        tokens = [_GLM.get(token, token) for token in tokens]
-    backend = _backend(keys, tokens, architecture)
-    ends, templates, spellings = _ends(keys, backend), _templates(header), {}
-    facts = ModelFolder(path, {"model_type": architecture}, {}, {})
-    if keys.get("model") == "llama" and (family := family_of(facts)) is not None:
-        spellings = family.complete(backend, facts)
-        ends += tuple(id_ for name in family.ends if (id_ := backend.token_to_id(name)) is not None and id_ not in ends)
-        templates = family.templates(templates, backend, facts, renamed=bool(spellings))
+    family = TextHalf()  # what families declare concerns their SentencePiece tokenizers
+    if keys.get("model") == "llama":
+        family = find_gguf_text_half(architecture) or family
+    tokens = [family.gguf_names.get(token, token) for token in tokens]
+    backend = _backend(keys, tokens, family)
+    facts = ModelFolder(path, {}, {}, {})
+    spellings, ends = family.complete(backend, facts), _ends(keys, backend)
+    ends += tuple(id_ for name in family.ends if (id_ := backend.token_to_id(name)) is not None and id_ not in ends)
+    templates = family.templates(_templates(header), backend, facts, renamed=bool(spellings))
     return TokenizerSource(backend, _id(keys, "bos_token_id"), ends, templates, spellings)
 
 
@@ -58,7 +55,7 @@ def _ends(keys: dict[str, Any], backend: Backend) -> tuple[int, ...]:
     return tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None))
 
 
-def _backend(keys: dict[str, Any], tokens: list[str], architecture: Any) -> Backend:
+def _backend(keys: dict[str, Any], tokens: list[str], family: TextHalf) -> Backend:
     kind, pre = keys.get("model"), keys.get("pre", "default")
     types = [int(t) for t in keys.get("token_type", [TokenType.NORMAL] * len(tokens))]
     if len(types) != len(tokens):
@@ -75,8 +72,7 @@ def _backend(keys: dict[str, Any], tokens: list[str], architecture: Any) -> Back
         add_bos = keys.get("add_bos_token", True)
     else:
         raise ModelError(f"GGUF tokenizer model {str(kind)[:64]!r} is not supported; supported are gpt2 and llama")
-    strips = architecture == "phi3" and kind == "llama"
-    add_typed_tokens(backend, tokens, types, but_space=_NO_RSTRIP if strips else None)
+    add_typed_tokens(backend, tokens, types, but_space=family.gguf_no_rstrip)
     bos = _id(keys, "bos_token_id") if add_bos else None
     set_bos_eos(backend, bos, _id(keys, "eos_token_id") if keys.get("add_eos_token") else None)
     return backend

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
 from lightllm_mp.machine import format_bytes
+from lightllm_mp.models.families import find_text_half
+from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
-from lightllm_mp.text.tokenizer_families import ModelFolder, family_of
 from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
@@ -31,8 +32,8 @@ def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
     facts = ModelFolder(folder, model, config, _read_json(folder / "generation_config.json"))
     declared = _declared_tokens(folder, config)
     backend, specials = _backend(facts, declared, mode)
-    family = family_of(facts)
-    spellings = family.complete(backend, facts) if family is not None else {}
+    family = find_text_half(facts) or TextHalf()
+    spellings = family.complete(backend, facts)
     for source in (_read_json(folder / "special_tokens_map.json"), config):
         specials |= {name: value for name, value in source.items() if value is not None}
     if not _reads_json(folder, mode):
@@ -41,10 +42,8 @@ def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
     _add_declared_tokens(backend, declared, specials, but_not=set(spellings.values()))
     bos = _token_id(backend, specials.get("bos_token"))
     _follow_flags(backend, config, bos, _token_id(backend, specials.get("eos_token")))
-    ends = _end_ids(backend, facts, specials, family.ends if family is not None else ())
-    templates = _chat_templates(folder, config)
-    if family is not None:
-        templates = family.templates(templates, backend, facts, renamed=bool(spellings))
+    ends = _end_ids(backend, facts, specials, family.ends)
+    templates = family.templates(_chat_templates(folder, config), backend, facts, renamed=bool(spellings))
     return TokenizerSource(backend, bos, ends, templates, spellings)
 
 

@@ -1,15 +1,15 @@
-"""Which images' embeddings are kept, for whom, and since when: the bookkeeping of the image cache. Imports no torch.
+"""Bookkeeping of the image cache: which embeddings are kept, and which requests lease them. Imports no torch.
 
 Legal states of an image::
 
     ABSENT --granted to a request--> FILLING --ready--> READY --least recently used, unleased--> ABSENT
                                      FILLING --fail--> ABSENT
 
-A request asks for all its images at once and is granted all of them at once, in the order of asking, so two requests
-that each hold a part of what they need cannot exist. What is granted is leased until `release`. A request for an image
-that is FILLING joins those who wait for it: one encoding serves all. Only what is READY and unleased is ever evicted.
+A request asks for all its images at once and gets all of them at once, in the order of asking, so no two requests can
+block each other with a part of their images. Granted images are leased until `release`. A request for a FILLING image
+waits for the same encoding as the others. Only READY images without a lease are evicted.
 
-A request that needs no new space may overtake a first one that waits for space, but only so often.
+A request that needs no new space may overtake the first one that waits for space, at most OVERTAKES times.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 OVERTAKES = 32
-"""So many requests may overtake the same one."""
+"""Requests that may overtake the same one."""
 
 
 class BlockStore(Protocol):
-    """Where blocks come from (shm/arena.py)."""
+    """The source of memory blocks (shm/arena.py)."""
 
     capacity: int
 
@@ -44,7 +44,7 @@ class WantedImage(NamedTuple):
 
 
 class LeaseGrant(NamedTuple):
-    """A request that has its leases now. `missing`: its images that nobody has asked for before, now FILLING."""
+    """A request that now has its leases. `missing`: those of its images that were ABSENT and are now FILLING."""
 
     rid: int
     missing: tuple[WantedImage, ...]
@@ -59,12 +59,12 @@ class CachedImage:
     ready: bool = False
     leases: int = 0
     waiters: list[int] = field(default_factory=list)
-    """Requests that cannot go on before it is READY."""
+    """Requests that wait until it is READY."""
 
 
 @dataclass(slots=True)
 class CacheCounts:
-    """What has happened, in images; `refusals` in requests."""
+    """Counts of images; `refusals` counts requests."""
 
     hits: int = 0
     joins: int = 0
@@ -80,11 +80,11 @@ class ImageCache:
         self._store = store
         self._entries: dict[bytes, CachedImage] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
-        """READY and unleased, the least recently used first."""
+        """READY images without a lease, the least recently used first."""
         self._queue: OrderedDict[int, tuple[WantedImage, ...]] = OrderedDict()
         self._held: dict[int, tuple[bytes, ...]] = {}
         self._lacking: dict[int, int] = {}
-        """Images of a granted request that are FILLING."""
+        """Number of FILLING images of each granted request."""
         self._overtaken = 0
 
     @property
@@ -93,30 +93,30 @@ class ImageCache:
 
     @property
     def leased(self) -> int:
-        """Images that somebody holds a lease of."""
+        """Number of leased images."""
         return sum(entry.leases > 0 for entry in self._entries.values())
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for space."""
+        """Number of requests that wait for space."""
         return len(self._queue)
 
     @property
     def granted(self) -> int:
-        """Requests that hold leases."""
+        """Number of requests that hold leases."""
         return len(self._held)
 
     def entry(self, key: bytes) -> CachedImage | None:
         return self._entries.get(key)
 
     def fits(self, wanted: Iterable[WantedImage]) -> bool:
-        """Whether a request for these images could have all of them, were the cache empty."""
+        """Whether an empty cache could hold all these images."""
         images = {image.key: image for image in wanted}.values()
         size = sum(self._store.footprint(image.nbytes) for image in images)
         return len(images) <= self.capacity and size <= self._store.capacity
 
     def ask(self, rid: int, wanted: Sequence[WantedImage]) -> bool:
-        """Join the queue. False: the request can never be granted, or is known already, and nothing has changed."""
+        """Joins the queue. False, and no change: the request can never be granted, or is already known."""
         images = tuple({image.key: image for image in wanted}.values())
         if rid in self._queue or rid in self._held or not self.fits(images):
             self.counts.refusals += 1
@@ -125,13 +125,13 @@ class ImageCache:
         return True
 
     def grant(self) -> list[LeaseGrant]:
-        """Everybody who can have all images now."""
+        """Grants the requests that can have all their images now."""
         granted: list[LeaseGrant] = []
         while self._queue:
             rid, images = next(iter(self._queue.items()))
             missing = self._take(rid, images)
             if missing is None and not self._held:
-                # Its own images lie in the way of the others: all of them once more.
+                # Its READY images fragment the free space: evict them and encode all again.
                 while self._idle:
                     self._evict()
                 missing = self._take(rid, images)
@@ -142,15 +142,15 @@ class ImageCache:
         return granted + self._overtaking()
 
     def complete(self, rid: int) -> bool:
-        """All images of a granted request are READY."""
+        """Whether all images of a granted request are READY."""
         return rid in self._held and not self._lacking.get(rid)
 
     def images(self, rid: int) -> list[CachedImage]:
-        """What a granted request holds."""
+        """The images of a granted request."""
         return [self._entries[key] for key in self._held[rid]]
 
     def ready(self, key: bytes) -> list[int]:
-        """FILLING -> READY. Returns the requests that are complete with it."""
+        """FILLING -> READY. Returns the requests that it completes."""
         entry = self._entries[key]
         entry.ready = True
         waiters, entry.waiters = entry.waiters, []
@@ -161,7 +161,7 @@ class ImageCache:
         return [rid for rid in waiters if not self._lacking[rid]]
 
     def fail(self, key: bytes) -> list[int]:
-        """FILLING -> ABSENT. Returns the requests that waited for it; they have lost all their leases."""
+        """FILLING -> ABSENT. Returns the requests that waited for it; they lose all their leases."""
         waiters = list(self._entries[key].waiters)
         for rid in waiters:
             self.release(rid)
@@ -169,7 +169,7 @@ class ImageCache:
         return waiters
 
     def release(self, rid: int) -> list[bytes]:
-        """The request is over, granted or not; an unknown one is no error. Returns keys FILLING for nobody now."""
+        """Ends a request, granted, queued or unknown. Returns the keys that are FILLING without a request."""
         if self._queue.pop(rid, None) is not None:
             return []
         orphans = []
@@ -188,13 +188,13 @@ class ImageCache:
         return orphans
 
     def release_all(self) -> None:
-        """Forget all requests and keep the images."""
+        """Forgets all requests and keeps the images."""
         for rid in [*self._queue, *self._held]:
             self.release(rid)
         self._overtaken = 0
 
     def _overtaking(self) -> list[LeaseGrant]:
-        """Requests behind the first one that need no space."""
+        """Grants requests behind the first one that need no space."""
         granted = []
         for rid, images in list(self._queue.items())[1:]:
             if self._overtaken >= OVERTAKES:
@@ -205,10 +205,11 @@ class ImageCache:
         return granted
 
     def _take(self, rid: int, images: tuple[WantedImage, ...]) -> tuple[WantedImage, ...] | None:
-        """Lease all `images`, with space for the missing ones; None: not now, and nobody holds more than before."""
+        """Leases all `images`, with space for the missing ones, which it returns. None: not now, and nothing
+        changed."""
         present = [image.key for image in images if image.key in self._entries]
         missing = tuple(image for image in images if image.key not in self._entries)
-        for key in present:  # so that space for the others is not made of these
+        for key in present:  # so that they are not evicted to make space for the others
             self._idle.pop(key, None)
         blocks = self._space(missing)
         if blocks is None:
@@ -236,7 +237,7 @@ class ImageCache:
         self.counts.misses += missing
 
     def _space(self, missing: tuple[WantedImage, ...]) -> list[Any] | None:
-        """Blocks for `missing`, and room among the items; None, and nothing taken, when leases stand against it."""
+        """Blocks for `missing`, within the cache's capacity. None, and nothing taken: leased images leave no space."""
         store = self._store
         surplus = len(self._entries) + len(missing) - self.capacity
         idle = sum(store.footprint(self._entries[key].wanted.nbytes) for key in self._idle)
@@ -249,7 +250,7 @@ class ImageCache:
         for image in missing:
             while (block := store.alloc(image.nbytes)) is None and self._idle:
                 self._evict()
-            if block is None:  # what is free lies in pieces
+            if block is None:  # the free space is fragmented
                 for taken in blocks:
                     store.free(taken)
                 return None

@@ -1,4 +1,4 @@
-"""Where each image format keeps width, height and EXIF orientation. Reads integers at offsets and nothing else."""
+"""Reads width, height and EXIF orientation from each image format: only integers at offsets."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
-"""Tags of a TIFF directory; EXIF data are a TIFF file too."""
+"""Tags of a TIFF directory; EXIF data is a TIFF file too."""
 MAX_BLOCKS = 10_000
-"""Chunks, segments or fill bytes that are looked at before a file counts as damaged."""
+"""Chunks, segments or fill bytes that are read before a file counts as damaged."""
 MAX_SUB_BLOCKS = 100_000
-"""The same for the blocks of a GIF, of 255 bytes at most."""
+"""The same for the blocks of a GIF, which have at most 255 bytes."""
 MAX_TAGS = 4096
-"""Entries of a TIFF directory; real ones have a few dozen."""
+"""Most entries of a TIFF directory; real ones have a few dozen."""
 
 
 class Damaged(Exception):
@@ -69,7 +69,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise Damaged
         at += 1
         kind = _uint(data, at, 1)
-        if kind == 0xFF:  # markers may be preceded by fill bytes
+        if kind == 0xFF:  # fill bytes may precede a marker
             continue
         at += 1
         if kind == 0xDA:
@@ -114,10 +114,10 @@ def _webp_orientation(data: bytes) -> int:
 
 
 def gif(data: bytes) -> StoredSize:
-    """GIF: the screen, or more where the first frame reaches beyond it."""
+    """GIF: the size of the screen, or more where the first frame exceeds it."""
     width, height = _uint(data, 6, 2, "little"), _uint(data, 8, 2, "little")
     at = 13 + _colour_table(data[10])
-    inside = False  # of an extension: sub-blocks until one is empty
+    inside = False  # an extension: sub-blocks until an empty one
     for _ in range(MAX_SUB_BLOCKS):
         first = _uint(data, at, 1)
         if inside:
@@ -137,7 +137,7 @@ def _colour_table(flags: int) -> int:
 
 
 def bmp(data: bytes) -> StoredSize:
-    """BMP: the old header of OS/2 or one of Windows'; a negative height says that the top row comes first."""
+    """BMP: the header of OS/2 or one of Windows'; a negative height means that the top row comes first."""
     if _uint(data, 14, 4, "little") == 12:
         return StoredSize(_uint(data, 18, 2, "little"), _uint(data, 20, 2, "little"))
     height = _uint(data, 22, 4, "little")
@@ -145,7 +145,7 @@ def bmp(data: bytes) -> StoredSize:
 
 
 def tiff(data: bytes) -> StoredSize:
-    """TIFF: tags of the first directory. Pillow turns the rows of this format itself, so the size is that as shown."""
+    """TIFF: tags of the first directory. Pillow rotates this format itself, so the size is the displayed one."""
     tags = _directory(data)
     if WIDTH not in tags or HEIGHT not in tags:
         raise Damaged
@@ -155,7 +155,7 @@ def tiff(data: bytes) -> StoredSize:
 
 
 def _orientation(exif: bytes) -> int:
-    """1 where the data are damaged: a picture is not refused for its notes."""
+    """1 where the data is damaged: an image is not refused for its metadata."""
     try:
         return _directory(exif).get(ORIENTATION, 1)
     except Damaged:
@@ -163,7 +163,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _directory(data: bytes) -> dict[int, int]:
-    """Tags of the first directory of a TIFF file that hold one whole number."""
+    """Tags of the first directory of a TIFF file that hold one integer."""
     order = {b"II": "little", b"MM": "big"}.get(data[:2], "")
     if not order or _uint(data, 2, 2, order) != 42:
         raise Damaged

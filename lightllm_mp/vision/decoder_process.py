@@ -1,8 +1,8 @@
 """A process that decodes image files for the visual actor: `python -m lightllm_mp.vision.decoder_process FD SPEC`.
 
-A picture is decoded by C code from a file that anybody sent. What goes wrong there ends this process and no other: it
-holds no model, no secret and no descriptor but a piece of memory of its own (FD), in which files come and pixels go. A
-line of JSON on standard input asks for one image, a line on standard output answers; at the end of input it leaves.
+C code decodes files from untrusted clients, and a crash must end no other process. So this one holds no model, no
+secret and no descriptor but its own piece of memory (FD), through which files come in and pixels go out. A line of JSON
+on standard input asks for one image, a line on standard output answers; at the end of input the process exits.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lightllm_mp.vision.spec import VisionSpec
 
 PR_SET_PDEATHSIG = 1
 BASE_MEMORY, BYTES_PER_PIXEL = 2 << 30, 24
-"""Address space: the interpreter and its libraries, and what a pixel takes on its way (grey of 16 bits takes most)."""
+"""Limit of the address space in bytes: the interpreter with its libraries, and per pixel (most for 16-bit grey)."""
 NICE = 5
-"""Text goes first."""
+"""Niceness: text has priority."""
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What this process is told once, as an argument."""
+    """The settings of this process, an argument on its command line."""
 
     spec: VisionSpec
     max_bytes: int
@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class DecodeTask(msgspec.Struct, frozen=True):
-    """An image file of `length` bytes at the start of the memory, as large as its header had said."""
+    """An image file of `length` bytes at the start of the memory, and the size that its header gave."""
 
     length: int
     width: int
@@ -47,12 +47,12 @@ class DecodeTask(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """float32 pixels of this shape at the start of the memory, or why there are none."""
+    """float32 pixels of this shape at the start of the memory, or an error."""
 
     shape: tuple[int, ...] = ()
     grid: tuple[int, int, int] = (0, 0, 0)
     status: int = 0
-    """0: all is well."""
+    """HTTP status of the error; 0: success."""
     message: str = ""
     code: str = ""
 
@@ -80,7 +80,7 @@ def answer(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
         return _failed(PayloadTooLarge("an image needs too much memory to be decoded"))
     except EngineError as error:
         return _failed(error)
-    except Exception:  # whatever a reader of a hostile file stumbles over
+    except Exception:  # anything that a hostile file makes a reader raise
         return _failed(InvalidRequest("an image cannot be decoded"))
 
 

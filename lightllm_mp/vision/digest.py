@@ -1,4 +1,4 @@
-"""What an image is known by. Two requests share an embedding exactly when these digests are equal. Imports no torch."""
+"""Digests that identify an image. Two requests share an embedding exactly when they are equal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from lightllm_mp.vision.spec import VisionSpec
 
 
 def content_digest(data: bytes | memoryview) -> bytes:
-    """SHA-256 of an image file as it was uploaded or fetched, 32 bytes."""
+    """SHA-256 of an image file as uploaded or fetched, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 def model_digest(spec: VisionSpec, weights: str, dtype: str) -> bytes:
-    """SHA-256 of all that turns a file into an embedding besides the file: the spec (tower and preprocessing),
-    the weights by a name of the caller's (the model folder), and the dtype. Constant for a server."""
+    """SHA-256 of all that determines an embedding besides the file: the spec (tower and preprocessing), a name for the
+    weights (the model folder), and the dtype. Constant for a server."""
     return hashlib.sha256(_joined(msgspec.json.encode(spec), weights.encode(), dtype.encode())).digest()
 
 
 def image_key(content: bytes, model: bytes, tenant: bytes = b"") -> bytes:
-    """SHA-256 over a content digest, a model digest and what tells the tenant: nothing is shared between tenants."""
+    """SHA-256 over a content digest, a model digest and the tenant: tenants share nothing."""
     return hashlib.sha256(_joined(content, model, tenant)).digest()
 
 
 def _joined(*fields: bytes) -> bytes:
-    """Lengths are included, so that no two different lists of fields give the same bytes."""
+    """Includes lengths, so different lists of fields give different bytes."""
     return b"".join(len(field).to_bytes(8, "little") + field for field in fields)

@@ -1,4 +1,4 @@
-"""Turns preprocessed pictures into embeddings of the language model."""
+"""Turns preprocessed images into embeddings of the language model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
 
 
 class VisionEncoder:
-    """A vision tower and its way to the language model, of weights by target (see weights.py) in one dtype on one
-    device; it takes them out of the dictionary. Batches are as large as the caller makes them: memory grows with the
-    sum of `image.grid.patches`."""
+    """A vision tower with its projector. It takes its weights, by target (see tower_rules.py) in one dtype on one
+    device, out of the dictionary. Memory of a batch grows with the sum of `image.grid.patches`; the caller limits
+    it."""
 
     @torch.inference_mode()
     def __init__(self, spec: VisionSpec, weights: dict[str, Tensor], ops: OpTable | None = None) -> None:
@@ -41,10 +41,9 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Preprocessed]) -> list[Tensor]:
-        """Embeddings [tokens, out] of each picture, in the tower's dtype on its device.
+        """Embeddings [tokens, out] of each image, in the tower's dtype on its device.
 
-        What comes out for a picture does not depend on its companions, but for the rounding of sums where the op table
-        is not exact by rows.
+        An embedding does not depend on the other images, except for rounding where the op table lacks `exact_rows`.
         """
         if not images:
             return []
@@ -53,7 +52,7 @@ class VisionEncoder:
         return self._encode_dynamic(images, self._merge)
 
     def _pixels(self, images: Sequence[Preprocessed]) -> Tensor:
-        """All pixels, stacked along the first dimension, or for pictures of a fixed size along a new one."""
+        """All pixels, concatenated along the first dimension, or for images of a fixed size along a new one."""
         join = np.stack if self._fixed is not None else np.concatenate
         return torch.from_numpy(join([image.pixels for image in images])).to(self.device).to(self.dtype)
 
@@ -83,7 +82,7 @@ class VisionEncoder:
 
 
 class _FixedEnds:
-    """What stands before and after the layers where all pictures have one size: [pictures, tokens, width]."""
+    """Input and output stages for images of a fixed size: [images, tokens, width]."""
 
     def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.spec = spec
@@ -102,7 +101,7 @@ class _FixedEnds:
         return self.ops.norm(x.flatten(0, 1), self._norm).view_as(x)
 
     def finish(self, x: Tensor) -> Tensor:
-        """[pictures, slots, out]"""
+        """[images, slots, out]"""
         if self._project is None:
             assert self._resample is not None
             return self._resample(x)

@@ -1,4 +1,4 @@
-"""Encodes pictures in batches, in a thread of its own: the loop that asks never waits for a tower."""
+"""Encodes images in batches, in a thread of its own: the event loop never waits for a tower."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lightllm_mp.vision.preprocess import Preprocessed
 log = logging.getLogger("lightllm_mp.visual")
 
 HOPELESS = 3
-"""So many batches in a row that fail are no accident of pictures: the process must be replaced."""
+"""After this many failing batches in a row the images are not the cause: the process must be replaced."""
 
 Write = Callable[[torch.Tensor], None]
-"""Puts the embeddings [rows, out] of one picture where they belong; called in the encoder's thread."""
+"""Stores the embeddings [rows, out] of one image; called in the encoder's thread."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Waiting:
 
 
 class EncoderBatcher:
-    """`budget` is the most patches of one batch; a picture that has more is a batch of its own."""
+    """Batches of up to `budget` patches; a larger image is a batch of its own."""
 
     def __init__(self, encoder: VisionEncoder, budget: int) -> None:
         self.budget = budget
@@ -41,16 +41,16 @@ class EncoderBatcher:
         self.images = 0
         self.seconds = 0.0
         self._failed = 0
-        """Batches in a row of which nothing could be used."""
+        """Number of batches in a row that failed entirely."""
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._queue: deque[_Waiting] = deque()
         self._batch: list[_Waiting] = []
-        """What is being encoded."""
+        """The images that are being encoded."""
 
     @property
     def waiting(self) -> int:
-        """Patches that no batch has taken yet."""
+        """Patches that are not in a batch yet."""
         return sum(one.image.grid.patches for one in self._queue)
 
     @property
@@ -60,12 +60,12 @@ class EncoderBatcher:
 
     @property
     def queued(self) -> int:
-        """Pictures that are decoded and not yet encoded."""
+        """Images that are decoded and not yet encoded."""
         return len(self._queue) + len(self._batch)
 
     def encode(self, image: Preprocessed, write: Write) -> asyncio.Future[None]:
-        """Done when the embeddings are written. EngineError where that was not possible, RuntimeError where it is not
-        any more."""
+        """Done when the embeddings are written. Fails with EngineError for this image, or with RuntimeError when the
+        encoder is broken or closed."""
         one = _Waiting(image, write, asyncio.get_running_loop().create_future())
         self._queue.append(one)
         if not self._batch:
@@ -82,7 +82,7 @@ class EncoderBatcher:
             work.add_done_callback(lambda done: self._finished(batch, done))
 
     def _next_batch(self) -> list[_Waiting]:
-        """What fits, in order."""
+        """The next images that fit, in order."""
         batch: list[_Waiting] = []
         room = self.budget
         while self._queue and (not batch or self._queue[0].image.grid.patches <= room):
@@ -101,8 +101,8 @@ class EncoderBatcher:
         return found
 
     def _encode(self, batch: list[_Waiting]) -> list[EngineError | None]:
-        """What went wrong with each, None where nothing did. A batch that fails is tried in halves, so that one picture
-        does not take the others with it."""
+        """The error of each image, None for success. A failing batch is retried in halves, so that one image does not
+        fail the others."""
         try:
             for one, rows in zip(batch, self._encoder.encode([one.image for one in batch]), strict=True):
                 one.write(rows)

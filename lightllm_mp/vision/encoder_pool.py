@@ -1,4 +1,4 @@
-"""Several copies of a tower, each on a device of its own and with a thread of its own, behind the face of one."""
+"""Several copies of a vision tower, each with its own device and thread, behind one interface."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightllm_mp.vision.preprocess import Preprocessed
 
 
 class EncoderPool:
-    """A picture goes to the encoder with the fewest patches before it. `budget` is the most patches of one batch; what
-    this says of itself is the sum over all encoders."""
+    """An image goes to the encoder with the fewest unencoded patches. `budget` is the most patches of one batch.
+    Counters are sums over all encoders."""
 
     def __init__(self, encoders: Sequence[VisionEncoder], budget: int) -> None:
         self._all = [EncoderBatcher(encoder, budget) for encoder in encoders]
@@ -22,12 +22,12 @@ class EncoderPool:
 
     @property
     def full(self) -> bool:
-        """Every encoder has its next two batches already."""
+        """Every encoder has its next two batches."""
         return all(one.waiting >= 2 * one.budget for one in self._all)
 
     @property
     def queued(self) -> int:
-        """Pictures that are decoded and not yet encoded."""
+        """Images that are decoded and not yet encoded."""
         return sum(one.queued for one in self._all)
 
     @property
@@ -43,7 +43,7 @@ class EncoderPool:
         return sum(one.seconds for one in self._all)
 
     def encode(self, image: Preprocessed, write: Write) -> asyncio.Future[None]:
-        """As EncoderBatches.encode; `write` is called in the thread of whichever encoder it is."""
+        """As EncoderBatcher.encode; `write` is called in the thread of the encoder that takes the image."""
         return min(self._all, key=lambda one: one.load).encode(image, write)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Format and size of a picture from the first bytes of its file, before anything is decoded.
+"""Format and size of an image from the first bytes of its file, before anything is decoded.
 
-Nothing here decompresses or allocates by what a file claims, and no image library is loaded, so a file can be judged in
-any process. What the headers say is checked again when the picture is decoded.
+Nothing here decompresses, allocates by a size that a file claims, or loads an image library, so any process can check a
+file. Decoding checks the header's claims again.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ READERS: dict[Format, tuple[Callable[[bytes], bool], Callable[[bytes], container
     "BMP": (lambda data: data.startswith(b"BM"), containers.bmp),
     "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*")), containers.tiff),
 }
-"""Format to (is it this one, its size)."""
+"""Format -> (test for it, reader of its size)."""
 ALLOWED = tuple(READERS)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may be at most."""
+    """Limits of one image."""
 
     max_bytes: int = 32 << 20
-    """Of the file."""
+    """Size of the file."""
     max_pixels: int = 64_000_000
-    """Decoded; three bytes each. Pillow itself decodes no more than 178 million."""
+    """Decoded pixels of three bytes each. Pillow itself decodes at most 178 million."""
     max_edge: int = 65_500
     """Pixels along one edge."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says about its picture (of an animation: the first frame)."""
+    """The claims of a file about its image (of an animation: the first frame)."""
 
     format: Format
     stored_width: int
     stored_height: int
     orientation: int = 1
-    """EXIF tag 0x0112, 1..8: how the stored rows are turned. Of a TIFF, always 1: its reader turns it."""
+    """EXIF tag 0x0112, 1..8: how the stored rows are rotated. Always 1 for TIFF, whose reader rotates it."""
 
     @property
     def width(self) -> int:
-        """Width as shown, after the turn: the one that counts for slots and positions."""
+        """Displayed width, after rotation: the one that counts for slots and positions."""
         return self.stored_height if self.orientation >= 5 else self.stored_width
 
     @property
     def height(self) -> int:
-        """Height as shown."""
+        """Displayed height."""
         return self.stored_width if self.orientation >= 5 else self.stored_height
 
 

@@ -5,158 +5,135 @@ Keys are those of the `gguf` library (`clip.*`). Imports no torch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import read_header
+from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families import FAMILIES
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
-from lightllm_mp.vision.spec import RGB, ImageTags, Preprocess, VisionModel, VisionSpec
+from lightllm_mp.models.families.common.weight_rules import linear
+from lightllm_mp.vision.spec import RGB, VisionModel, VisionSpec
+from lightllm_mp.vision.tower_rules import norm, vision_family
 
 ARCHITECTURE = "clip"
-CLIP, QWEN2_5_VL = "mlp", "qwen2.5vl_merger"
-"""Values of `clip.projector_type`."""
-WINDOW, MERGE, TEMPORAL = 112, 2, 2
-"""Of all released Qwen2.5-VL: pixels, patches and frames."""
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+DEFAULT_PROJECTOR = "mlp"
+Activation = Literal["quick_gelu", "gelu", "silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class MmprojFile(GGUFKeys):
+    """The keys of an mmproj file, and the width and tokens of the language model beside it."""
+
+    path: Path
+    hidden: int
+    tokens: list[str]
+
+    @classmethod
+    def open(cls, path: Path, model: Path) -> MmprojFile:
+        from lightllm_mp.models.checkpoint.gguf import read_gguf  # loads the gguf library
+
+        wanted = ("general.architecture", ".embedding_length", "tokenizer.ggml.tokens")
+        header = read_header(model, wanted=lambda key: key.endswith(wanted))
+        hidden = int(header[f"{header['general.architecture']}.embedding_length"])
+        return cls(read_gguf(path), path, hidden, header.get("tokenizer.ggml.tokens") or [])
+
+    def token(self, name: str) -> int | None:
+        """Id of a token of the language model."""
+        return self.tokens.index(name) if name in self.tokens else None
+
+    def model(self, spec: VisionSpec, family: str) -> VisionModel:
+        return VisionModel(spec, family, self.path, self.path, "mmproj_swapped" if self._swapped(spec) else "mmproj")
+
+    def _swapped(self, spec: VisionSpec) -> bool:
+        """The converter of LLaVA swaps the names of the two projections of the MLP."""
+        down = self.file.tensors.get("v.blk.0.ffn_down.weight")
+        return down is not None and down.shape[0] == spec.intermediate and spec.intermediate != spec.width
+
+    def spec(self, **fields: Any) -> VisionSpec:
+        """A spec with the sizes that all mmproj files have; `fields` are the others."""
+        return VisionSpec(
+            width=self.integer("vision.embedding_length"),
+            heads=self.integer("vision.attention.head_count"),
+            intermediate=self.integer("vision.feed_forward_length"),
+            patch=self.integer("vision.patch_size"),
+            norm_eps=self.number("vision.attention.layer_norm_epsilon"),
+            **fields,
+        )
+
+    def rows(self, name: str) -> int:
+        """Rows of a matrix. Raises ModelError where it is missing."""
+        if not self.has(name):
+            raise ModelError(f"missing tensor {name}")
+        return self.file.tensors[name].shape[0]
+
+    def activation(self, default: Activation) -> Activation:
+        if self.get("use_silu"):
+            return "silu"
+        return "gelu" if self.get("use_gelu") else default
+
+    def normalisation(self) -> tuple[RGB, RGB]:
+        """Mean and standard deviation of the channels."""
+        found = []
+        for name in ("vision.image_mean", "vision.image_std"):
+            if (values := self.get(name)) is None:
+                raise KeyError(f"clip.{name}")
+            red, green, blue = (float(x) for x in values)
+            found.append((red, green, blue))
+        return found[0], found[1]
 
 
 def beside(model: Path) -> Path | None:
-    """The one GGUF file in the folder of `model` whose name says mmproj. ModelError where there are several."""
+    """The GGUF file in the folder of `model` with mmproj in its name, if any. Raises ModelError for several."""
     files = sorted(file for file in model.parent.glob("*mmproj*.gguf") if file.name != model.name)
     if len(files) > 1:
-        raise ModelError(f"{model.parent}: {len(files)} mmproj files, of which it is not known which to take")
+        raise ModelError(f"{model.parent}: the folder has {len(files)} mmproj files; leave one of them there")
     return files[0] if files else None
 
 
 def read_mmproj(file: Path, model: Path) -> VisionModel:
-    """What `file` says about pictures for the language model in `model`."""
-    from lightllm_mp.models.checkpoint.gguf import read_gguf  # brings the gguf library along
-
-    keys = GGUFKeys(read_gguf(file))
+    """The vision half in `file` for the language model in `model`."""
+    keys = MmprojFile.open(file, model)
     if (found := keys.file.metadata.get("general.architecture")) != ARCHITECTURE:
-        raise ModelError(f"GGUF architecture {found!r} is no vision tower")
-    kind = keys.get("projector_type") or keys.get("vision.projector_type") or CLIP
-    if kind not in (CLIP, QWEN2_5_VL):
-        raise ModelError(f"projector {kind!r} is not supported (supported: {CLIP}, {QWEN2_5_VL})")
-    text = _Language(model)
-    spec = _clip(keys, text) if kind == CLIP else _qwen2_5_vl(keys, text)
-    if spec.out != text.hidden:
-        raise ModelError(f"it gives embeddings of {spec.out}, the language model takes {text.hidden}")
-    return VisionModel(spec, "mmproj_swapped" if _swapped(keys, spec) else "mmproj", file, file)
+        raise ModelError(f"GGUF architecture {found!r} is not a vision tower")
+    kind = keys.get("projector_type") or keys.get("vision.projector_type") or DEFAULT_PROJECTOR
+    towers = [tower for family in FAMILIES if (tower := vision_family(family)) is not None]
+    readers = {name: tower.read_gguf for tower in towers if tower.read_gguf for name in tower.projector_types}
+    if kind not in readers:
+        raise ModelError(f"projector {kind!r} is not supported (supported: {', '.join(readers)})")
+    result = readers[kind](keys)
+    if result.spec.out != keys.hidden:
+        raise ModelError(f"the projector gives embeddings of {result.spec.out}, the language model takes {keys.hidden}")
+    return result
 
 
-class _Language:
-    """Width and tokens of the language model."""
+def tower_params(model: VisionModel) -> tuple[Param, ...]:
+    """Rules of the tower. The kernels of a patch's frames are separate tensors, stacked along dimension 0 here.
 
-    def __init__(self, path: Path) -> None:
-        wanted = ("general.architecture", ".embedding_length", "tokenizer.ggml.tokens")
-        header = read_header(path, wanted=lambda key: key.endswith(wanted))
-        self.hidden = int(header[f"{header['general.architecture']}.embedding_length"])
-        self._tokens = header.get("tokenizer.ggml.tokens") or []
-
-    def find(self, token: str) -> int | None:
-        return self._tokens.index(token) if token in self._tokens else None
-
-
-def _swapped(keys: GGUFKeys, spec: VisionSpec) -> bool:
-    """The converter of LLaVA calls the two projections of the MLP by each other's names."""
-    down = keys.file.tensors.get("v.blk.0.ffn_down.weight")
-    return down is not None and down.shape[0] == spec.intermediate and spec.intermediate != spec.width
-
-
-def _clip(keys: GGUFKeys, text: _Language) -> VisionSpec:
-    """The file ends with the layer whose output counts, or says which it is."""
-    if keys.get("vision.image_grid_pinpoints") is not None:
-        raise ModelError("pictures cut into tiles (LLaVA 1.6) are not supported")
-    features = keys.get("vision.feature_layer")
-    layers = [keys.count("vision.block_count")] if features is None else [int(i) for i in features]
-    if len(layers) != 1:
-        raise ModelError(f"features of {len(layers)} layers are not supported")
-    size, patch = keys.integer("vision.image_size"), keys.integer("vision.patch_size")
-    ratio = keys.get("vision.image_aspect_ratio") or "pad"
-    if ratio not in ("pad", "square"):
-        raise ModelError(f"image_aspect_ratio {ratio!r} is not supported (supported: pad, square)")
-    mean, std = _normalisation(keys)
-    return _spec(
-        keys,
-        kind="clip",
-        layers=layers[0],
-        out=_rows(keys, "mm.2.weight" if keys.has("mm.2.weight") else "mm.0.weight"),
-        preprocess=Preprocess(mode="crop", size=size, edge=size, pad=ratio == "pad", mean=mean, std=std),
-        tags=ImageTags(style="image", marker=text.find("<image>")),
-        activation=_activation(keys, "quick_gelu"),
-        positions=(size // patch) ** 2,
-        class_token=True,
-        projector_layers=1 + keys.has("mm.2.weight"),
-    )
-
-
-def _qwen2_5_vl(keys: GGUFKeys, text: _Language) -> VisionSpec:
-    start, end, pad = (text.find(token) for token in VISION_TOKENS)
-    if start is None or end is None or pad is None:
-        raise ModelError(f"the language model lacks one of the tokens {', '.join(VISION_TOKENS)}")
-    layers, patch = keys.count("vision.block_count"), keys.integer("vision.patch_size")
-    merge = keys.integer("vision.spatial_merge_size", MERGE)
-    listed, period = keys.get("vision.fullatt_block_indexes"), keys.get("vision.n_wa_pattern")
-    if listed is None and period is None:
-        raise KeyError("clip.vision.n_wa_pattern")
-    mean, std = _normalisation(keys)
-    low, high = Preprocess(mode="dynamic").min_pixels, Preprocess(mode="dynamic").max_pixels
-    return _spec(
-        keys,
-        kind="qwen2_5_vl",
-        layers=layers,
-        out=_rows(keys, "mm.2.weight"),
-        preprocess=Preprocess(
-            mode="dynamic",
-            mean=mean,
-            std=std,
-            min_pixels=keys.integer("vision.image_min_pixels", low),
-            max_pixels=keys.integer("vision.image_max_pixels", high),
-        ),
-        tags=ImageTags(style="vision", before=(start,), after=(end,), marker=pad),
-        temporal=TEMPORAL,
-        norm="rms",
-        activation=_activation(keys, "silu"),
-        gated=True,
-        window=keys.integer("vision.window_size", WINDOW) // merge // patch,
-        full_layers=tuple(range(layers)[period - 1 :: period]) if listed is None else tuple(int(i) for i in listed),
-        merge=merge,
-    )
-
-
-def _spec(keys: GGUFKeys, **fields: Any) -> VisionSpec:
-    return VisionSpec(
-        width=keys.integer("vision.embedding_length"),
-        heads=keys.integer("vision.attention.head_count"),
-        intermediate=keys.integer("vision.feed_forward_length"),
-        patch=keys.integer("vision.patch_size"),
-        norm_eps=keys.number("vision.attention.layer_norm_epsilon"),
-        **fields,
-    )
-
-
-def _rows(keys: GGUFKeys, name: str) -> int:
-    if not keys.has(name):
-        raise ModelError(f"missing tensor {name}")
-    return keys.file.tensors[name].shape[0]
-
-
-Activation = Literal["quick_gelu", "gelu", "silu"]
-
-
-def _activation(keys: GGUFKeys, default: Activation) -> Activation:
-    if keys.get("use_silu"):
-        return "silu"
-    return "gelu" if keys.get("use_gelu") else default
-
-
-def _normalisation(keys: GGUFKeys) -> tuple[RGB, RGB]:
-    found = []
-    for name in ("vision.image_mean", "vision.image_std"):
-        if (values := keys.get(name)) is None:
-            raise KeyError(f"clip.{name}")
-        red, green, blue = (float(x) for x in values)
-        found.append((red, green, blue))
-    return found[0], found[1]
+    Layout `mmproj_swapped`: the names of the two projections of the MLP are swapped.
+    """
+    s, swapped = model.spec, model.layout == "mmproj_swapped"
+    kernel, layers = (s.width, 3, s.patch, s.patch), s.norm == "layer"
+    names = ("patch_embd.weight", *(f"patch_embd.weight.{i}" for i in range(1, s.temporal)))
+    params = [Param("patch", tuple(Piece(name, kernel) for name in names))]
+    if s.class_token:
+        params.append(Param("class", (Piece("class_embd", (s.width,)),)))
+        params.append(Param("positions", (Piece("position_embd.weight", (s.positions + 1, s.width)),)))
+        params += norm("pre_norm", "pre_ln", s.width)
+    else:
+        params += norm("merge_norm", "post_ln", s.width, False)
+    up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
+    for i in range(s.layers):
+        at, to = f"blk.{i}.", f"layers.{i}."
+        wide = tuple((name, s.intermediate) for name in (("ffn_gate", up) if s.gated else (up,)))
+        params += [
+            *norm(to + "input_norm", at + "ln1", s.width, layers),
+            *linear(to + "qkv", at, tuple((f"attn_{name}", s.width) for name in "qkv"), s.width, True),
+            *linear(to + "o", at, (("attn_out", s.width),), s.width, True),
+            *norm(to + "post_norm", at + "ln2", s.width, layers),
+            *linear(to + ("gate_up" if s.gated else "up"), at, wide, s.width, True),
+            *linear(to + "down", at, ((down, s.width),), s.intermediate, True),
+        ]
+    return tuple(params)

@@ -1,4 +1,4 @@
-"""The weights of a tower as the op table takes them."""
+"""The weights of a tower in the form that the op table takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lightllm_mp.kernels.table import Norm, OpTable, Prepared
 
 
 class TowerParameters:
-    """Weights by target (see weights.py). What is taken leaves the dictionary that was given, so that a projection is
-    not held in its plain form too."""
+    """Weights by target (see tower_rules.py). Each is taken out of the given dictionary, so a projection is not kept in
+    its plain form too."""
 
     def __init__(self, weights: dict[str, Tensor], ops: OpTable) -> None:
         self._weights = weights
@@ -19,16 +19,17 @@ class TowerParameters:
         return target in self._weights
 
     def tensor(self, target: str) -> Tensor:
-        """One that is used as it is."""
+        """A weight that is used as it is."""
         return self._weights.pop(target)
 
     def linear(self, target: str) -> Prepared:
-        """A projection, with its bias where the file has one. Kernels of convolutions become lines of a matrix."""
+        """A projection, with its bias where the file has one. A convolution kernel becomes a matrix, one row per
+        output."""
         weight, bias = self._weights.pop(target), self._weights.pop(target + ".bias", None)
         return self.ops.prepare_linear(weight.flatten(1), bias)
 
     def linears(self, target: str, parts: int) -> list[Prepared]:
-        """Projections whose outputs are stacked in one weight, and their biases."""
+        """`parts` projections whose outputs are stacked in one weight, with their biases."""
         weight, bias = self._weights.pop(target), self._weights.pop(target + ".bias")
         pairs = zip(weight.chunk(parts), bias.chunk(parts), strict=True)
         return [self.ops.prepare_linear(some, of_them) for some, of_them in pairs]

@@ -1,7 +1,7 @@
-"""In which order the patches of a batch of pictures stand, and which of them see each other. Pure numpy.
+"""The order of the patches in a batch of images, and which of them attend to each other. Pure numpy.
 
-Attention wants sequences of equal length side by side, so windows of one length are put together, of all pictures of
-the batch; where every patch sees its whole picture, pictures of one size are.
+Attention wants sequences of equal length side by side, so windows of one length are grouped over all images of the
+batch. In layers where every patch sees its whole image, images of one size are grouped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SequenceRun:
-    """`count` sequences of `length` rows each, one after the other from row `start`."""
+    """`count` consecutive sequences of `length` rows each, from row `start`."""
 
     start: int
     count: int
@@ -28,19 +28,19 @@ class SequenceRun:
 
 @dataclass(frozen=True, slots=True)
 class WindowLayout:
-    """A batch of pictures whose patches attend within windows, and in some layers within their picture."""
+    """Layout of a batch whose patches attend within windows, and in some layers within their image."""
 
     order: Ints
-    """[patches]: which patch stands at each row; a merged group of patches stays together."""
+    """[patches]: the patch at each row; a merged group of patches stays together."""
     units_back: Ints
-    """[merged patches]: the row of merged patches that holds each of them."""
+    """[merged patches]: the row of each merged patch."""
     windows: tuple[SequenceRun, ...]
     full_rows: Ints
-    """[patches]: the rows, picture after picture, pictures of one size together."""
+    """[patches]: the rows, image after image, images of one size together."""
     full: tuple[SequenceRun, ...]
     """Sequences of the rows in that order."""
     coordinates: Ints
-    """[2, patches]: row and column in its picture of the patch that stands at each row."""
+    """[2, patches]: row and column, in its image, of the patch at each row."""
 
 
 def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
@@ -49,7 +49,7 @@ def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
 
 
 def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> WindowLayout:
-    """The layout for pictures whose patches come as preprocessing gives them: block after block of merge x merge.
+    """The layout for images whose patches come from preprocessing block after block of merge x merge.
 
     `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL).
     """
@@ -71,7 +71,7 @@ def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> Window
 
 
 def _window_of_blocks(grids: Sequence[PatchGrid], merge: int, window: int) -> Ints:
-    """The window's number of every block of the batch; frames have their own windows."""
+    """The window number of every block of the batch; frames have their own windows."""
     numbers, base = [], 0
     for grid in grids:
         frame, row, column = np.indices((grid.frames, grid.rows // merge, grid.columns // merge))
@@ -90,7 +90,7 @@ def _groups(lengths: Ints, counts: Ints, unit: int) -> tuple[SequenceRun, ...]:
 
 
 def _by_size(sizes: Ints) -> tuple[tuple[SequenceRun, ...], Ints]:
-    """Pictures by number of patches, and their patches in that order."""
+    """Images grouped by number of patches, and their patches in that order."""
     starts = np.cumsum(sizes) - sizes
     ranked = np.argsort(sizes, kind="stable")
     patches = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in ranked])
@@ -98,7 +98,7 @@ def _by_size(sizes: Ints) -> tuple[tuple[SequenceRun, ...], Ints]:
 
 
 def _coordinates(grid: PatchGrid, merge: int) -> Ints:
-    """[2, patches]: row and column of each patch of one picture, block after block."""
+    """[2, patches]: row and column of each patch of one image, block after block."""
     shape = (grid.frames, grid.rows // merge, grid.columns // merge, merge, merge)
     _, row, column, inner_row, inner_column = np.indices(shape)
     return np.stack([(row * merge + inner_row).reshape(-1), (column * merge + inner_column).reshape(-1)])

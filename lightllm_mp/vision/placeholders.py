@@ -1,7 +1,7 @@
-"""Where images stand in a prompt: tags in text become slots with pseudo token ids. Imports no torch.
+"""Images in a prompt: tags in text become KV slots with pseudo token ids. Imports no torch.
 
-An image's slots carry ids that follow from its digest, at or above the vocabulary: a prefix tree keyed by ids reuses an
-image's KV like any other, and the worker takes the embeddings of those positions from the image, not from the table.
+The ids of an image's slots are derived from its digest and lie at or above the vocabulary. So the prefix tree, which is
+keyed by ids, reuses an image's KV like any other, and the worker takes these positions' embeddings from the image.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _joined(chunks: Sequence[Ids], images: Sequence[ImageInfo], vocab: int) -> P
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
     """The texts before, between and after the image tags: one more than there are images.
 
-    For Qwen-VL each image is announced by `Picture k:` and followed by a newline, as LightLLM does, unless the prompt
-    has that already. Raises InvalidRequest where the tags are not as many as the images, or are incomplete.
+    For Qwen-VL `Picture k:` precedes and a newline follows each image, as in LightLLM, unless the prompt has them.
+    Raises InvalidRequest where tags are incomplete or their number is not that of the images.
     """
     pattern, name = TAGS[tags.style]
     _check_counts(sum(1 for _ in pattern.finditer(text)), f"tag {name}", images)
@@ -89,7 +89,7 @@ TAGS = {
         "<|vision_start|><|image_pad|><|vision_end|>",
     ),
 }
-"""By style: a whole tag, and its name. What stands inside `<img></img>` is of no matter."""
+"""Style -> (pattern of a whole tag, its name). The content of `<img></img>` is ignored."""
 REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
@@ -99,7 +99,7 @@ _ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
 
 
 def _announced(chunks: list[str]) -> list[str]:
-    """`Picture k:` before and a newline after each image, where they are not there."""
+    """Adds `Picture k:` before and a newline after each image, where they are missing."""
     last = len(chunks) - 1
     result = []
     for i, chunk in enumerate(chunks):

@@ -1,4 +1,4 @@
-"""Reads `preprocessor_config.json`: what was done to pictures when the model was trained. Imports no torch."""
+"""Reads `preprocessor_config.json`: how images were preprocessed in training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NO_CHANGE: tuple[RGB, RGB] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def clip_preprocess(folder: Path, size: int, *, pad: bool) -> Preprocess:
-    """CLIP's: the shorter edge is resized and the middle cut out; without the file, both to `size`, the tower's.
+    """CLIP's: resize the shorter edge, crop the middle; without the file, both to the tower's `size`.
 
-    Raises ModelError for steps that are not served and where the result has another size than the tower wants.
+    Raises ModelError for unsupported steps and where the result does not have the tower's size.
     """
     found = _found(folder)
     mean, std = _normalisation(found)
@@ -41,14 +41,14 @@ def clip_preprocess(folder: Path, size: int, *, pad: bool) -> Preprocess:
 
 
 def dynamic_preprocess(folder: Path) -> Preprocess:
-    """Qwen2-VL's: any size that is a whole number of merged patches, within two areas."""
+    """Qwen2-VL's: any size of whole merged patches with an area between two limits."""
     found = _found(folder)
     mean, std = _normalisation(found)
     size = found.get("size") or {}
     low = found.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge") or 56 * 56
     high = found.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
     if not 0 < int(low) <= int(high):
-        raise ModelError(f"min_pixels {low} and max_pixels {high} do not fit (preprocessor_config.json)")
+        raise ModelError(f"min_pixels {low} and max_pixels {high} are not a range (preprocessor_config.json)")
     return Preprocess(
         mode="dynamic",
         mean=mean,

@@ -1,4 +1,4 @@
-"""From the patches of a tower to embeddings of the language model: projector, resampler, merger."""
+"""Projectors from a tower's output to embeddings of the language model: linear layers, merger, resampler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightllm_mp.vision.spec import VisionSpec
 
 
 class Projector:
-    """LLaVA's: linear layers with exact gelu between them."""
+    """LLaVA's projector: linear layers with exact gelu between them."""
 
     def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.ops = parameters.ops
@@ -27,7 +27,7 @@ class Projector:
 
 
 class Merger:
-    """Qwen2.5-VL's: merge^2 neighbouring patches become one."""
+    """Qwen2.5-VL's projector: merge^2 neighbouring patches become one."""
 
     def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.ops = parameters.ops
@@ -42,9 +42,9 @@ class Merger:
 
 
 class Resampler:
-    """Qwen-VL's: learned queries look at the patches of a picture, then a norm and a projection.
+    """Qwen-VL's projector: learned queries attend to the patches of an image, then a norm and a projection follow.
 
-    Positions are added to queries and keys, not to values; the keys' are interpolated to the grid of patches.
+    Positions are added to queries and keys, not to values; those of keys are interpolated to the patch grid.
     """
 
     def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
@@ -59,25 +59,25 @@ class Resampler:
         self._kv_norm, self._final_norm = parameters.norm("kv_norm", eps), parameters.norm("final_norm", eps)
         self._out, self._final = parameters.linear("out"), parameters.linear("final")
 
-    def _heads(self, x: Tensor, pictures: int) -> Tensor:
-        return x.view(pictures, -1, self.spec.query_heads, self.spec.out // self.spec.query_heads)
+    def _heads(self, x: Tensor, images: int) -> Tensor:
+        return x.view(images, -1, self.spec.query_heads, self.spec.out // self.spec.query_heads)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[pictures, patches, width] -> [pictures, queries, out]."""
-        ops, pictures = self.ops, x.shape[0]
+        """[images, patches, width] -> [images, queries, out]."""
+        ops, images = self.ops, x.shape[0]
         x = x.flatten(0, 1)
         x = ops.norm(x if self._kv is None else ops.linear(x, self._kv), self._kv_norm)
-        at = self._key_positions.repeat(pictures, 1)
+        at = self._key_positions.repeat(images, 1)
         keys, values = ops.linear(x + at, self._key_in), ops.linear(x, self._value_in)
         looked = ops.full_attention(
-            self._query.expand(pictures, -1, -1, -1), self._heads(keys, pictures), self._heads(values, pictures)
+            self._query.expand(images, -1, -1, -1), self._heads(keys, images), self._heads(values, images)
         )
         normed = ops.norm(ops.linear(looked.flatten(0, 1), self._out), self._final_norm)
-        return ops.linear(normed, self._final).unflatten(0, (pictures, -1))
+        return ops.linear(normed, self._final).unflatten(0, (images, -1))
 
 
 def interpolated(table: Tensor, edge: int) -> Tensor:
-    """A square table of positions, [n * n, width], brought to [edge * edge, width] bicubically, in float32."""
+    """A square table of positions [n * n, width], interpolated bicubically in float32 to [edge * edge, width]."""
     side = isqrt(table.shape[0])
     if side == edge:
         return table

@@ -1,4 +1,4 @@
-"""How many slots a picture takes, and the positions of a prompt with pictures. Imports no torch."""
+"""Counts the KV slots of an image, and computes the positions of a prompt with images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_RATIO = 200
-"""How many times longer than wide a picture may be where its shape is kept (upstream's limit too)."""
+"""Largest ratio of an image's edges with a dynamic size (upstream's limit)."""
 
 
 class PatchGrid(NamedTuple):
-    """Patches of a picture: frames, rows, columns."""
+    """Patches of an image: frames, rows, columns."""
 
     frames: int
     rows: int
@@ -30,16 +30,16 @@ class PatchGrid(NamedTuple):
 
 
 class PlacedImage(NamedTuple):
-    """A picture in a prompt: its slots are the positions [start, start + tokens)."""
+    """An image in a prompt: its slots are the positions [start, start + tokens)."""
 
     start: int
     grid: PatchGrid
 
 
 def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels that a picture has when the tower sees it.
+    """(width, height) in pixels of an image after preprocessing.
 
-    Raises InvalidRequest for a picture that is far too long and thin.
+    Raises InvalidRequest for an image that is too long and thin.
     """
     if spec.preprocess.mode != "dynamic":
         return spec.preprocess.size, spec.preprocess.size
@@ -47,10 +47,12 @@ def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
 
 
 def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height), multiples of `factor` within the two areas and near the old shape: the function of that name
-    in Qwen2-VL's image processor. Halves are rounded to even, as Python does."""
+    """(width, height), multiples of `factor` near the old shape, with an area within the limits: the function of that
+    name in Qwen2-VL's image processor. Halves are rounded to even, as in Python."""
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise InvalidRequest(f"an image of {width} x {height} pixels is longer than {MAX_RATIO} times its width")
+        raise InvalidRequest(
+            f"an image of {width} x {height} pixels has one edge longer than {MAX_RATIO} times the other"
+        )
     across, down = round(width / factor) * factor, round(height / factor) * factor
     if across * down > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)
@@ -63,30 +65,30 @@ def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixe
 
 
 def patch_grid(spec: VisionSpec, width: int, height: int) -> PatchGrid:
-    """The patches of a picture of so many pixels (as it is shown, see header.py)."""
+    """The patches of an image of width x height pixels as displayed (see header.py)."""
     across, down = resized(spec, width, height)
     return PatchGrid(1, down // spec.patch, across // spec.patch)
 
 
 def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
-    """Slots in the prompt for a picture of this grid."""
+    """Slots of an image of this grid."""
     if spec.queries:
         return spec.queries
     return grid.patches // (spec.merge * spec.merge) + spec.keep_class
 
 
 def image_tokens(spec: VisionSpec, width: int, height: int) -> int:
-    """Slots in the prompt for a picture of so many pixels (as it is shown)."""
+    """Slots of an image of width x height pixels as displayed."""
     return grid_tokens(spec, patch_grid(spec, width, height))
 
 
 def mrope_positions(length: int, images: Sequence[PlacedImage], merge: int) -> tuple[NDArray[np.int32], int]:
     """Positions of a prompt for multimodal rotary embedding (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-    Returns int32 [3, length] (frame, row, column; all three are the same for text) and rope_delta: what is added to the
-    index of a later token to get its position. `images` stand in the order of the prompt.
+    Returns int32 [3, length] (frame, row, column; equal for text) and rope_delta, the difference between position and
+    index of later tokens. `images` are in the order of the prompt.
     """
-    import numpy as np  # the front, which counts slots, does without
+    import numpy as np  # the front counts slots without it
 
     positions = np.empty((3, length), dtype=np.int32)
     at, next_position = 0, 0

@@ -1,39 +1,42 @@
-"""What a vision tower is, as data: sizes and options that the encoder obeys, and how pictures become its input.
+"""A vision tower as data: its sizes and options, and how images are preprocessed and placed in prompts.
 
-This module imports no torch: the tokenizer and the front read specs too.
+Imports no torch: the tokenizer and the front read specs too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from lightllm_mp.errors import ModelError
+
 Kind = Literal["clip", "qwen_vl", "qwen2_5_vl"]
+TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
 CLIP_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_ID = -200
-"""What stands for an image in a prompt that comes as token ids (LLaVA's IMAGE_TOKEN_INDEX)."""
+"""Placeholder of an image in a prompt of token ids (LLaVA's IMAGE_TOKEN_INDEX)."""
 BICUBIC = 3
-"""Pillow's number of the filter that all families resize with."""
+"""Pillow's number of the resize filter of all families."""
 
 
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
-    """How an RGB picture becomes numbers: resized, scaled to 0..1, and normalised per channel."""
+    """Preprocessing of an RGB image: resize, scale to 0..1, normalise per channel."""
 
     mode: Literal["crop", "stretch", "dynamic"]
-    """crop: the shorter edge becomes `edge`, the middle square of `size` is kept. stretch: a square of `size`, whatever
-    the shape was. dynamic: both edges are rounded to whole merged patches within `min_pixels` and `max_pixels`."""
+    """crop: the shorter edge is resized to `edge`, the middle square of `size` is kept. stretch: resized to a square of
+    `size`. dynamic: both edges are rounded to whole merged patches, with an area of `min_pixels` to `max_pixels`."""
     size: int = 0
     """Edge of the square in pixels (crop and stretch)."""
     edge: int = 0
-    """crop: what the shorter edge becomes first."""
+    """crop: length of the shorter edge before the crop."""
     pad: bool = False
-    """crop: the picture is first centred on a square of the mean colour, so that nothing is cut off."""
+    """crop: the image is first centred on a square of the mean colour, so nothing is cut off."""
     mean: RGB = CLIP_MEAN
     std: RGB = CLIP_STD
     scale: float = 1 / 255
@@ -43,24 +46,24 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a picture stands in a prompt."""
+    """How a prompt names an image."""
 
     style: Literal["image", "img", "vision"]
     """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`."""
     before: tuple[int, ...] = ()
-    """Token ids that text prompts get before a picture's slots, in place of the tag."""
+    """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
     marker: int | None = None
-    """Id of the tokenizer's own token for a picture, where there is one."""
+    """Id of the tokenizer's own token for an image, if it has one."""
 
 
 class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A vision transformer and what brings its output to the language model. Sizes are counts of elements."""
+    """A vision transformer and its projector. Sizes are counts of elements."""
 
     kind: Kind
     width: int
     layers: int
-    """Layers that are computed: those above the chosen feature layer are left out."""
+    """Computed layers: those above the chosen feature layer are left out."""
     heads: int
     intermediate: int
     patch: int
@@ -72,27 +75,27 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: ImageTags
 
     temporal: int = 1
-    """Frames that one patch spans; a still picture is repeated."""
+    """Frames of one patch; a still image is repeated."""
     norm: Literal["layer", "rms"] = "layer"
-    activation: Literal["quick_gelu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: TowerActivation = "gelu"
     gated: bool = False
     """The MLP is down(activation(gate x) * up x)."""
     positions: int = 0
-    """Lines of the learned position table, without the class token's; 0: the heads are rotated (2-D rotary)."""
+    """Rows of the learned position table, without the class token's; 0: 2-D rotary embedding instead."""
     class_token: bool = False
     keep_class: bool = False
-    """The class token is passed on to the language model, before the patches."""
+    """The language model gets the class token, before the patches."""
     rope_theta: float = 10000.0
     window: int = 0
-    """Edge of an attention window in merged patches; 0: every patch sees its whole picture."""
+    """Edge of an attention window in merged patches; 0: every patch sees its whole image."""
     full_layers: tuple[int, ...] = ()
-    """Layers that `window` does not concern."""
+    """Layers without `window`."""
 
     projector_layers: int = 2
     """clip: linear layers of the projector, with gelu between them."""
     projector_bias: bool = True
     queries: int = 0
-    """qwen_vl: slots that the resampler gives."""
+    """qwen_vl: slots per image, the resampler's output."""
     query_heads: int = 0
     merge: int = 1
     """qwen2_5_vl: merge x merge neighbouring patches become one slot."""
@@ -108,7 +111,7 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def patch_values(self) -> int:
-        """Numbers that one patch consists of."""
+        """Numbers of one patch."""
         return 3 * self.temporal * self.patch * self.patch
 
 
@@ -117,10 +120,24 @@ class VisionModel:
     """The vision half of a model."""
 
     spec: VisionSpec
-    layout: str
-    """How files name the weights: `llava_orig`, `llava_hf`, `qwen_vl`, `qwen2_5_vl`, or in a GGUF file `mmproj` and
-    `mmproj_swapped` (see weights.py)."""
+    family: str
+    """Name of the family in the registry (`lightllm_mp.models.families`)."""
     folder: Path
-    """Or the GGUF file."""
+    """The model folder, or the mmproj file."""
     tower: Path
-    """Folder of the tower's weights: another one than `folder` where the configuration names a tower."""
+    """Folder of the tower's weights; differs from `folder` where the configuration names a tower."""
+    layout: Literal["hf", "mmproj", "mmproj_swapped"] = "hf"
+    """Tensor names: as in the family's Hugging Face folder, or as in an mmproj file (see mmproj.py)."""
+
+
+def tower_activation(name: Any) -> TowerActivation:
+    """An activation by its name in configurations."""
+    kinds: dict[str, TowerActivation] = {
+        "quick_gelu": "quick_gelu",
+        "gelu": "gelu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "silu": "silu",
+    }
+    if name not in kinds:
+        raise ModelError(f"activation {name!r} of the vision tower is not supported")
+    return kinds[name]

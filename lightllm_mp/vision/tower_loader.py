@@ -1,8 +1,7 @@
-"""Loads the vision half of a model folder into a `VisionEncoder`, reading no tensor of the language model."""
+"""Loads the vision half of a model into a `VisionEncoder`; reads no tensor of the language model."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, open_folder
 from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.spec import VisionModel
 from lightllm_mp.vision.tower_rules import TowerSection, sections
-
-DEVIATION = 0.02
-"""Of weights that nobody trained."""
 
 
 def load_encoder(
@@ -29,7 +26,7 @@ def load_encoder(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> VisionEncoder:
-    """The encoder of `load_weights`."""
+    """The encoder with the weights of `load_weights`."""
     return VisionEncoder(model.spec, load_weights(model, device=device, dtype=dtype, load_format=load_format))
 
 
@@ -40,20 +37,23 @@ def load_weights(
     dtype: torch.dtype,
     load_format: Literal["auto", "dummy"] = "auto",
 ) -> dict[str, Tensor]:
-    """Weights by target (see weights.py), of `dtype` on `device`; `dummy` makes random ones and reads no weight file.
+    """Weights by target (see tower_rules.py), of `dtype` on `device`; `dummy`: random ones, without reading weight
+    files.
 
-    Raises ModelError, naming tensor or file, for anything that is missing, surplus, mis-shaped or corrupt.
+    Raises ModelError, naming the tensor or file, for anything missing, surplus, mis-shaped or corrupt.
     """
     device = torch.device(device)
     weights: dict[str, Tensor] = {}
-    if load_format == "dummy":
-        for section in sections(model):
-            weights |= _random(section.params, device, dtype)
-    else:
-        checkpoints = {folder: _opened(folder) for folder in {model.folder, model.tower}}
-        for section in sections(model):
-            weights |= _read(section, checkpoints[section.folder], device, dtype)
-    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # a kernel for each frame, one after the other
+    opened: dict[Path, Checkpoint] = {}
+    for section in sections(model):
+        if load_format == "dummy":
+            made = RandomWeights(section.params, device=device, dtype=dtype)
+            weights |= _assembled(section.params, made.stream(set(made.shapes)), device, dtype)
+            continue
+        if section.folder not in opened:
+            opened[section.folder] = _opened(section.folder)
+        weights |= _read(section, opened[section.folder], device, dtype)
+    if model.spec.temporal > 1 and weights["patch"].dim() == 4:  # kernels of the frames, stacked
         weights["patch"] = weights["patch"].unflatten(0, (model.spec.temporal, -1)).movedim(0, 2).contiguous()
     return weights
 
@@ -86,7 +86,7 @@ def _streamed(checkpoint: Checkpoint, prefix: str, params: Iterable[Param]) -> I
 def _assembled(
     params: Iterable[Param], tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Parameters by target: pieces are stacked along the first dimension as they come."""
+    """Parameters by target; pieces are stacked along the first dimension."""
     weights = {param.target: torch.empty(param.shape, dtype=dtype, device=device) for param in params}
     places = {}
     for param in params:
@@ -97,19 +97,4 @@ def _assembled(
     for name, tensor in tensors:
         target, row, piece = places[name]
         weights[target][row : row + piece.shape[0]].copy_(piece.transform(tensor) if piece.transform else tensor)
-    return weights
-
-
-def _random(params: Iterable[Param], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Matrices normal around 0, norms that leave their input's scale, biases of zero."""
-    weights = {}
-    for param in params:
-        made = torch.empty(param.shape, dtype=dtype, device=device)
-        if param.target.endswith("norm"):
-            weights[param.target] = made.fill_(1.0)
-        elif param.target.endswith(".bias"):
-            weights[param.target] = made.zero_()
-        else:
-            generator = torch.Generator(device).manual_seed(zlib.crc32(param.target.encode()))
-            weights[param.target] = made.normal_(0.0, DEVIATION, generator=generator)
     return weights

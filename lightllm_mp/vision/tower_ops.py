@@ -1,4 +1,4 @@
-"""The ops of a tower: the C extension's on a CPU; torch's own on CUDA, where a picture is large enough for them."""
+"""The ops of a tower: the C extension's on a CPU, torch's own on CUDA, where images are large enough for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightllm_mp.kernels.table import Norm, OpTable
 
 
 def tower_ops(device: torch.device, dtype: torch.dtype) -> OpTable:
-    """For towers of this dtype on this device. ConfigError as `op_table`."""
+    """The op table for towers of this dtype on this device. Raises ConfigError as `op_table`."""
     return op_table(device, dtype) if device.type == "cpu" else TORCH
 
 
@@ -47,4 +47,4 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 TORCH = replace(reference.TABLE, name="torch", norm=norm, add_norm=add_norm, activate=activate, gated=gated)
-"""In the dtype of the tower, with few kernels."""
+"""torch's ops, in the dtype of the tower, with few kernels."""

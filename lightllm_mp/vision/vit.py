@@ -1,4 +1,4 @@
-"""The layers of a vision transformer, as the spec says: norms, attention over groups of sequences, MLP."""
+"""The layers of a vision transformer: norms, attention over groups of sequences, MLP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightllm_mp.vision.spec import VisionSpec
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Which rows see each other. `rows` [rows] is the order in which the groups stand, None for the rows' own order;
+    """The rows that attend to each other. `rows` [rows] is the order of the groups, None for the rows' own order;
     `back` undoes it."""
 
     groups: Sequence[SequenceRun]
@@ -26,7 +26,7 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class PatchRotation:
-    """2-D rotary embedding: float32 [rows, 1, 1, head_dim / 2]; the first half of the angles is of the patch's row."""
+    """2-D rotary embedding: float32 [rows, 1, 1, head_dim / 2]; the first half of the angles is for the patch's row."""
 
     cos: Tensor
     sin: Tensor
@@ -48,7 +48,7 @@ def _attend_group(ops: OpTable, qkv: Tensor, group: SequenceRun) -> Tensor:
 
 @dataclass(slots=True)
 class VitLayer:
-    """One block, normalised before each half. `up` is gate and up where the MLP is gated."""
+    """One block with a norm before each half. `up` is gate and up where the MLP is gated."""
 
     input_norm: Norm
     qkv: Prepared
@@ -59,7 +59,7 @@ class VitLayer:
 
 
 class VisionTransformer:
-    """All layers. Rows are patches (and class tokens) of any number of pictures."""
+    """All layers. Rows are patches (and class tokens) of any number of images."""
 
     def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
         self.spec = spec
@@ -80,7 +80,7 @@ class VisionTransformer:
     def __call__(
         self, x: Tensor, whole: Sequences, windows: Sequences, rotation: PatchRotation | None = None
     ) -> Tensor:
-        """x [rows, width] -> the same after the last layer, in x's memory. `whole` has a sequence per picture."""
+        """x [rows, width] -> the output of the last layer, in x's memory. `whole` has a sequence per image."""
         spec, ops, residual = self.spec, self.ops, x
         branch: Tensor | None = None
         for i, layer in enumerate(self._layers):
@@ -111,7 +111,7 @@ def _rotate(x: Tensor, rotation: PatchRotation) -> None:
 
 
 def rotation(spec: VisionSpec, coordinates: Tensor) -> PatchRotation:
-    """Angles of patches at `coordinates` [2, rows] (row, column): each turns half of the pairs of a head."""
+    """Angles of patches at `coordinates` [2, rows] (row, column); each rotates half of the pairs of a head."""
     half = spec.head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device).float() / half
     angles = coordinates.float()[:, :, None] * spec.rope_theta**-exponents

@@ -16,7 +16,7 @@ from lightllm_mp.cli.inspect.machine import Machine
 from lightllm_mp.cli.inspect.report import ModelReport, inspect
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.model_config import read_model_config
 from tests.paths import GOLDENS
 

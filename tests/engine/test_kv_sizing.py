@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from lightllm_mp.config import EngineConfig
 from lightllm_mp.engine.kv_sizing import MemoryPlan, kv_budget, kv_bytes_per_token, plan_memory
 from lightllm_mp.errors import ConfigError, ModelError
-from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from tests.engine.tiny_model import spec
 
 MODEL = spec(max_context=64)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.executor import Executor
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import ImageRows
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.group import SingleRank
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from lightllm_mp.plan import PlanBuilder

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
-from lightllm_mp.models.decoder.batch import Batch
 
 SLOTS, WIDTH = 1500, 400
 

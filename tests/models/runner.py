@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import torch
 
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.embedding import ImageRows
-from lightllm_mp.models.decoder.length_class import length_class
+from lightllm_mp.models.decoder.kv_pool import KVPool
+from lightllm_mp.models.decoder.length_class import class_bounds
+from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 from tests.models.golden import Prompt, Slots
+
+
+def length_class(spec: ModelSpec, prompt: int) -> int:
+    """Class of a prompt of `prompt` tokens, as the scheduler counts it; the last one for longer prompts than served."""
+    return bisect_left(class_bounds(spec), prompt)
 
 
 @dataclass

@@ -78,7 +78,7 @@ def test_end_ids_of_both_files(tmp_path):
         ({"hidden_size": "wide"}, "cannot be used"),
         ({"hidden_size": -64}, "must be positive"),
         ({"num_attention_heads": 0}, "cannot be used"),
-        ({"num_key_value_heads": 3}, "no multiple of 3"),
+        ({"num_key_value_heads": 3}, "not a multiple of 3"),
         ({"head_dim": 15}, "rotary dimension 15"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "'longrope' is not supported"),

@@ -51,7 +51,7 @@ def same_as_golden(folder: Path, name: str) -> bool:
 
 
 def test_kinds() -> None:
-    assert [model(name).layout for name in FOLDERS] == list(FOLDERS)
+    assert [model(name).family for name in FOLDERS] == list(FOLDERS)
     assert [model(name).spec.kind for name in FOLDERS] == ["clip", "clip", "qwen_vl", "qwen2_5_vl"]
     assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, False, False, False]
 

@@ -32,8 +32,8 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.select import op_table, set_threads
 from lightllm_mp.model_files.default_model import find_default_model
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.text.tokenizer import load_tokenizer
 from tools.harness.command_line import ToolParser, words
 from tools.harness.figures import Figures

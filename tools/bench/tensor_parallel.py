@@ -22,8 +22,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.group import SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 from tools.harness.command_line import ToolParser, words

@@ -25,13 +25,13 @@ def convert(gguf: Path, folder: Path) -> None:
 
     from lightllm_mp.models.model_config import gguf_model
 
-    family, spec, file = gguf_model(gguf)
+    family, spec, keys = gguf_model(gguf)
     assert family.gguf_weights is not None
     assert spec.rope is not None
     tensors = {}
-    for ours, theirs in zip(family.gguf_weights(spec, file), family.hf_weights(spec), strict=True):
+    for ours, theirs in zip(family.gguf_weights(spec, keys), family.hf_weights(spec), strict=True):
         for piece, named in zip(ours.pieces, theirs.pieces, strict=True):
-            value = torch.from_numpy(file.read(piece.name).copy())
+            value = torch.from_numpy(keys.file.read(piece.name).copy())
             value = piece.transform(value) if piece.transform else value
             tensors[named.name] = value.to(torch.bfloat16).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

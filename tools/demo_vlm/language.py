@@ -81,10 +81,10 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _read(path: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[ModelSpec, dict[str, Tensor]]:
-    family, spec, file = gguf_model(path)
+    family, spec, keys = gguf_model(path)
     assert family.gguf_weights is not None
     weights = {}
-    for param in family.gguf_weights(spec, file):
-        parts = [(piece.transform or np.asarray)(file.read(piece.name)) for piece in param.pieces]
+    for param in family.gguf_weights(spec, keys):
+        parts = [(piece.transform or np.asarray)(keys.file.read(piece.name)) for piece in param.pieces]
         weights[param.target] = torch.from_numpy(np.concatenate(parts)).to(device, dtype)
     return spec, weights

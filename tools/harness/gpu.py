@@ -14,8 +14,8 @@ import torch
 from lightllm_mp.kernels.batch import AttentionSchedule, Batch
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.families.llama import LLAMA
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from tools.harness.command_line import skip

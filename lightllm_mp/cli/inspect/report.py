@@ -94,10 +94,10 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
 def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     """Spec, weights, architecture and files of a GGUF file, or of a folder whose language model is a GGUF file."""
     half = language_half(path)
-    family, spec, file = gguf_model(half)
+    family, spec, keys = gguf_model(half)
     assert family.gguf_weights is not None
     check_weights(path)
-    return spec, family.gguf_weights(spec, file), str(file.metadata["general.architecture"]), [half]
+    return spec, family.gguf_weights(spec, keys), str(keys.file.metadata["general.architecture"]), [half]
 
 
 def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:

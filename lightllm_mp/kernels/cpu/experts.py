@@ -1,5 +1,5 @@
-"""Mixture of experts over the C extension: products of tokens collected by expert, a token's experts summed in its own
-order, so that no other token changes a bit of its result."""
+"""Mixture of experts in the C extension. Tokens are gathered by expert; each token's experts are summed in its own
+order, so its result is bitwise independent of other tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _c = native()
 
 
 class PlainExperts(NamedTuple):
-    """In the extension's panel order, expert after expert."""
+    """Plain weights in the extension's panel order, expert after expert."""
 
     packed: Tensor
     """uint8 [experts, bytes]"""
@@ -42,36 +42,36 @@ class PlainExperts(NamedTuple):
 
 
 class QuantisedExperts(NamedTuple):
-    """In the bits that they come in: each expert's weight in as many parts as the others'."""
+    """Weights that stay quantised; every expert has equally many parts."""
 
     packed: tuple[tuple[Tensor, ...], ...]
-    """Of each expert, its parts'."""
-    lines: Tensor
+    """Packed parts of each expert."""
+    table: Tensor
     """int64 [experts, parts, 5]: `struct quantised` of native.h."""
     k: int
 
     @property
     def number(self) -> int:
-        return self.lines.shape[0]
+        return self.table.shape[0]
 
     @property
     def address(self) -> int:
-        return self.lines.data_ptr()
+        return self.table.data_ptr()
 
     @property
     def parts(self) -> int:
-        return self.lines.shape[1]
+        return self.table.shape[1]
 
 
 class PackedExperts(NamedTuple):
-    """All experts' weights, as the extension takes them."""
+    """All experts' weights in the form that the extension takes."""
 
     gate_up: PlainExperts | QuantisedExperts
     down: PlainExperts | QuantisedExperts
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """Of equal weights the smallest number comes first."""
+    """As `OpTable.route`; of equal weights the smaller expert number comes first."""
     m, experts = logits.shape
     if experts > MAX_EXPERTS:
         return reference.TABLE.route(logits, routing)
@@ -93,7 +93,7 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights) -> PackedExperts:
-    """Each a tensor [experts, n, k], or a weight of ggml blocks for every expert."""
+    """Each weight is a tensor [experts, n, k], or a tuple of ggml block weights, one per expert."""
     return PackedExperts(_prepared(gate_up), _prepared(down))
 
 
@@ -101,7 +101,7 @@ def _prepared(weights: ExpertWeights) -> PlainExperts | QuantisedExperts:
     if isinstance(weights, Tensor):
         return PlainExperts(_packed(weights), weights.shape[2])
     each = [prepare_blocks(weight, None) for weight in weights]
-    if len({one.parts.shape for one in each}) > 1:  # a rank's part that is filled up with zeros may be cut unevenly
+    if len({one.parts.shape for one in each}) > 1:  # the padded part of a rank may be cut unevenly
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
         return PlainExperts(_packed(whole), whole.shape[2])
     return QuantisedExperts(tuple(one.packed for one in each), torch.stack([one.parts for one in each]), each[0].k)

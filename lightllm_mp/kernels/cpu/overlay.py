@@ -1,4 +1,4 @@
-"""The CPU op table over the C extension. Float32 and bfloat16, heads of a multiple of 16 up to 256."""
+"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 256."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PackedLinear(NamedTuple):
 
 
 def table() -> OpTable | None:
-    """The overlay, or None where the extension was not built."""
+    """The op table, or None where the extension was not built."""
     if _c is None:
         return None
     return replace(
@@ -65,7 +65,7 @@ def table() -> OpTable | None:
 
 
 def set_threads(count: int) -> None:
-    """How many threads the extension uses, the caller's included."""
+    """Sets the number of threads of the extension, including the caller's."""
     _c.set_threads(count)
 
 
@@ -82,8 +82,8 @@ def prepare_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
 def prepare_projection(
     weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> PackedLinear | QuantisedLinear:
-    """In as many bits as it comes, for products with activations of 16 bits, where the model runs in bfloat16; in
-    float32, which is asked for to be exact, it is expanded."""
+    """With a model in bfloat16 the weight stays quantised, for products with 16-bit activations. In float32, which
+    users choose for exactness, it is expanded."""
     packed = prepare_quantised(weight, bias) if dtype == torch.bfloat16 else None
     return packed or prepare_linear(expanded(weight, dtype), bias)
 
@@ -123,7 +123,7 @@ def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
 
 
 def _norm(added: int, residual: Tensor, by: Norm) -> Tensor:
-    """residual [..., n]; a weight of several lines, one a head say, meets them in turn."""
+    """residual [..., n]; a weight of several rows (one per head) applies to the rows of `residual` in turn."""
     out = torch.empty_like(residual)
     weight, bias = by.weight, by.bias
     n = residual.shape[-1]
@@ -239,9 +239,9 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     sequences, queries, heads, dim = q.shape
     if dim > MAX_HEAD_DIM:
         return reference.TABLE.full_attention(q, k, v)
-    if dim % 16:  # zeros add nothing to a score
+    if dim % 16:  # pad with zeros: they do not change a score
         q, k, v = (functional.pad(x, (0, -dim % 16)) for x in (q, k, v))
-    q, k, v = _in_lines(q), _in_lines(k), _in_lines(v)
+    q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
     if k.stride(1) != v.stride(1):
         k, v = k.contiguous(), v.contiguous()
     out = torch.empty(q.shape, dtype=q.dtype)
@@ -276,15 +276,15 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out[..., :dim].flatten(2)
 
 
-def _in_lines(x: Tensor) -> Tensor:
-    """x [sequences, rows, heads, dim] with heads side by side and all rows at one distance."""
-    lines = x.stride(3) == 1 and x.stride(2) == x.shape[3] and x.stride(0) == x.shape[1] * x.stride(1)
-    return x if lines else x.contiguous()
+def _dense_rows(x: Tensor) -> Tensor:
+    """x [sequences, rows, heads, dim] with adjacent heads and one stride for all rows; copied if necessary."""
+    dense = x.stride(3) == 1 and x.stride(2) == x.shape[3] and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if dense else x.contiguous()
 
 
 @lru_cache(maxsize=64)
 def _sequences(count: int, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `attention` reads of `count` sequences that lie one after another: starts, contexts, rows and slots."""
+    """The inputs of the attention kernel for `count` consecutive sequences: starts, contexts, rows and slots."""
     rows = torch.arange(count + 1, dtype=torch.int32)
     return rows * queries, torch.full((count,), keys, dtype=torch.int32), rows, torch.arange(count * keys).int()
 

@@ -1,4 +1,4 @@
-"""Quantised weights over the C extension: kept in the bits they come in, multiplied by activations of 16 bits."""
+"""Quantised weights in the C extension: they stay quantised and are multiplied by 16-bit activations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightllm_mp.kernels.cpu.values import TYPES
 from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, ScaledWeight
 
 INPUTS = 32
-"""Of a block of the packed form (native.h)."""
+"""Inputs of a block of the packed form (native.h)."""
 ROWS_INT8, GROUPS_INT4 = 12, 13
-"""Numbers of the formats that are not ggml's (native.h)."""
+"""Numbers of the formats beside ggml's (native.h)."""
 
 _c = native()
 
@@ -26,7 +26,7 @@ BLOCK_TYPES = frozenset(
 
 
 class QuantisedLinear(NamedTuple):
-    """A weight in parts, each in a packed form of its own."""
+    """A weight in parts, each with its own packed format."""
 
     packed: tuple[Tensor, ...]
     bias: Tensor | None
@@ -35,15 +35,15 @@ class QuantisedLinear(NamedTuple):
     n: int
     k: int
     pieces: int
-    """How many `parts` there are."""
+    """Number of `parts`."""
     address: int
-    """Of `parts`."""
+    """Address of `parts`."""
     order: Tensor | None
-    """int64 [k]: in which order the weight takes its inputs, where it is not theirs."""
+    """int64 [k]: the order in which the weight takes its inputs; None: as they are."""
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> QuantisedLinear | None:
-    """None for a form that is not kept: 8-bit floats, and groups of 4 bits that are no multiple of 32 inputs."""
+    """None for forms that cannot be packed: 8-bit floats, and 4-bit groups that are not a multiple of 32 inputs."""
     bias = None if bias is None else bias.float().contiguous()
     if isinstance(weight, BlockWeight):
         return prepare_blocks(weight, bias)
@@ -97,19 +97,19 @@ def _prepared_groups(weight: GroupedWeight, bias: Tensor | None) -> QuantisedLin
 
 
 def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | None = None) -> QuantisedLinear:
-    lines, row = [], 0
+    entries, row = [], 0
     for part in parts:
         own_bias = 0 if bias is None else bias[row:].data_ptr()
-        lines.append((part.packed.data_ptr(), own_bias, part.n, part.format, part.per))
+        entries.append((part.packed.data_ptr(), own_bias, part.n, part.format, part.per))
         row += part.n
-    table = torch.tensor(lines)
+    table = torch.tensor(entries)
     return QuantisedLinear(
         tuple(part.packed for part in parts), bias, table, row, k, len(parts), table.data_ptr(), order
     )
 
 
 def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
-    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers, sums of a row are its own."""
+    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers; rows are summed independently."""
     if w.order is not None:
         x = x.index_select(1, w.order)
     m = x.shape[0]
@@ -119,7 +119,7 @@ def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
 
 
 def expanded_rows(ids: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
-    """Lines `ids` [count] of a weight of ggml blocks as values: [count, k] of `dtype`."""
+    """Rows `ids` [count] of a weight of ggml blocks, dequantised: [count, k] of `dtype`."""
     assert w.order is None
     ids = ids.long().contiguous()
     out = torch.empty((ids.shape[0], w.k), dtype=dtype)

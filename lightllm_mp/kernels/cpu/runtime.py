@@ -1,4 +1,4 @@
-"""The C extension, and which of its levels of instructions is in use."""
+"""Loads the C extension and selects its level of instructions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from lightllm_mp.errors import ConfigError
 
 VARIABLE = "LIGHTLLM_MP_CPU"
-"""Environment variable that names a lower level than the processor's best, for tests and comparisons."""
+"""Environment variable that selects a lower level than the processor's highest, for tests and comparisons."""
 
 _NAME = "lightllm_mp.kernels.cpu._native"
 
 
 def native() -> Any:
-    """The extension, or None where it was not built (there was no compiler when the package was installed)."""
+    """The extension, or None where it was not built (no compiler at installation)."""
     try:
         return import_module(_NAME)
     except ImportError:
@@ -24,7 +24,7 @@ def native() -> Any:
 
 
 def levels() -> list[str]:
-    """Levels that this processor has, the lowest first. Packed weights are the same for all."""
+    """Levels of this processor, the lowest first. All share the packed weights."""
     return native().levels()
 
 
@@ -34,14 +34,16 @@ def level() -> str:
 
 
 def use_level(name: str) -> None:
-    """ConfigError for a level that this processor has not."""
+    """Selects a level. Raises ConfigError where this processor lacks it."""
     if name not in levels():
-        raise ConfigError(f"{VARIABLE}={name}: this processor has {', '.join(levels())}", param=VARIABLE)
+        raise ConfigError(
+            f"{VARIABLE}={name}: not a level of this processor; choose one of {', '.join(levels())}", param=VARIABLE
+        )
     native().use_level(name)
 
 
 @cache
 def obey_environment() -> None:
-    """Once in a process: uses the level that the environment names, where it names one. ConfigError as `use_level`."""
+    """Selects the level of the environment variable, if set, once per process. Raises ConfigError as `use_level`."""
     if name := os.environ.get(VARIABLE):
         use_level(name)

@@ -1,4 +1,4 @@
-"""Python values as the extension takes them: it knows integers only."""
+"""Converts Python values for the extension, which takes only integers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""Of activations and plain weights."""
+"""Numbers of the types of activations and plain weights."""
 KV_TYPES = {**TYPES, torch.int8: 2, torch.float8_e4m3fn: 3}
-"""Of stored keys and values."""
+"""Numbers of the types of stored keys and values."""
 CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
-"""Activations by their names in the op table."""
+"""Numbers of the activations, by their names in the op table."""
 
 
 def float_bits(value: float) -> int:
-    """A float32 as its bit pattern."""
+    """The bit pattern of a float32."""
     bits = _FLOAT_BITS.get(value)
     if bits is None:
         bits = _FLOAT_BITS[value] = struct.unpack("<I", struct.pack("<f", value))[0]
@@ -29,5 +29,5 @@ _FLOAT_BITS: dict[float, int] = {}
 
 @lru_cache
 def floats(values: tuple[float, ...]) -> Tensor:
-    """A float32 tensor of the values, kept so that its address stays good."""
+    """A float32 tensor of the values; the cache keeps it alive, so its address stays valid."""
     return torch.tensor(values, dtype=torch.float32)

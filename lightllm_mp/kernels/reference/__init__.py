@@ -1,4 +1,4 @@
-"""Torch functions that define every op: clear rather than fast, exact in float32, on any device."""
+"""The definition of every op in plain torch: clear rather than fast, exact in float32, on any device."""
 
 from __future__ import annotations
 

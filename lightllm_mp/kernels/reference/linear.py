@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class PlainLinear(NamedTuple):
-    """A weight as torch holds it."""
+    """A plain weight and its bias."""
 
     weight: Tensor
     bias: Tensor | None

@@ -1,4 +1,4 @@
-"""Reference mixture of experts: tokens are collected by expert, one expert at a time."""
+"""Reference mixture of experts: gathers the tokens of one expert at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.kernels.table import Routing
 
 
 class Experts(NamedTuple):
-    """All experts' weights as torch holds them."""
+    """Plain weights of all experts."""
 
     gate_up: Tensor
     """[experts, 2 * n, k]"""

@@ -1,4 +1,4 @@
-"""What quantised weights stand for, and how plain weights become quantised ones: the exact definitions."""
+"""The exact definitions of quantised weights: their values, and how plain weights are quantised."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightllm_mp.kernels.reference.linear import PlainLinear, prepare_linear
 
 Kind = Literal["int8", "fp8"]
 LARGEST = {"int8": 127.0, "fp8": 448.0}
-"""The largest value of int8 (symmetric, so -128 is not used) and of float8 e4m3."""
+"""Largest value of int8 (symmetric: -128 is not used) and of float8 e4m3."""
 
 
 def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
-    """[n, k] of any floating type, each output scaled so that its largest magnitude is the largest value there is.
+    """Quantises [n, k] of any floating type. The largest magnitude of each output becomes the type's largest value.
 
     int8 rounds to the nearest, ties to even; fp8 as torch casts to float8_e4m3fn.
     """
@@ -30,7 +30,7 @@ def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
 
 
 def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
-    """The weight [n, k] that a quantised one stands for: worked out in float32, rounded to `dtype` once."""
+    """The values [n, k] of a quantised weight: computed in float32, rounded once to `dtype`."""
     if isinstance(weight, BlockWeight):
         parts = (torch.from_numpy(dequantize(part.rows.numpy(), part.type)) for part in weight.parts)
         return torch.cat([part.to(dtype) for part in parts])
@@ -42,5 +42,5 @@ def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> PlainLinear:
-    """Expanded once."""
+    """The expanded weight."""
     return prepare_linear(expanded(weight, dtype), bias)

@@ -1,4 +1,4 @@
-"""Puts streamed tensors together into the parameters that a decoder asks for."""
+"""Assembles the tensors of a checkpoint, as they are read, into the parameters of a decoder."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from lightllm_mp.models.parallel.shard_copy import (
 from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 
 EXPERTS = ("experts.gate_up", "experts.down")
-"""Ends of the names of the weights of all experts of a layer."""
+"""Suffixes of the weights of all experts of a layer."""
 
 NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
-"""Ends of the names of matrices that are no plain projections: they stay as they are, and `tensor` gives them."""
+"""Suffixes of matrices that are not plain projections: they are stored as they are, for `tensor`."""
 
 NOT_QUANTISED = ("router", "shared_gate")
-"""Ends of the names of projections that are too small and too delicate to gain from it."""
+"""Suffixes of projections that are too small and too delicate to gain from quantisation."""
 
 
 class ModelWeights:
-    """Parameters by target name. Projections are prepared for the op table as soon as they are whole, and their
-    plain form is dropped, so that loading needs little more memory than the loaded model. `cuts` says by target what
-    this rank keeps, where that is not everything."""
+    """Parameters by target name. A projection is prepared for the op table as soon as it is complete, and its plain
+    form is dropped, so loading needs little more memory than the loaded model. `cuts` has this rank's part by target;
+    the others are kept whole."""
 
     def __init__(
         self,
@@ -70,26 +70,26 @@ class ModelWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, and of all that is not quantised."""
+        """Dtype of activations and of everything that is not quantised."""
         return self._dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters in the dtype or the quantised form they are held in."""
+        """Bytes of all parameters, in the dtype or quantised form in which they are held."""
         return sum(map(math.prod, self._shapes.values())) * self._dtype.itemsize - self._saved
 
     def partly(self, name: str) -> bool:
-        """Whether this rank needs only a part of a tensor of the file, as it stands there."""
+        """Whether this rank needs only a part of a tensor of the file, and that part untransformed."""
         places = self._place[name]
         return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
 
     def keeps_blocks(self, name: str) -> bool:
-        """Whether a tensor of the file may stay in ggml blocks: it is used as projections and as the embedding."""
+        """Whether a tensor of the file may stay in ggml blocks: all its uses are projections or the embedding."""
         return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
 
     def add(self, name: str, tensor: Sliceable | GroupedWeight | BlockRows) -> None:
-        """Copies one tensor of the file to where it belongs. What the file has in 4 bits stays so in the projections of
-        layers and is expanded elsewhere; ggml blocks stay so in the embedding and the head too."""
+        """Copies one tensor of the file into its parameters. 4-bit weights stay packed in the projections of layers and
+        are expanded elsewhere; ggml blocks stay in the embedding and the head too."""
         for param, piece, row in self._place[name]:
             if isinstance(tensor, BlockRows):
                 self._add_blocks(param, piece, row, tensor)
@@ -105,7 +105,7 @@ class ModelWeights:
             self._prepare_if_whole(param.target.removesuffix(".bias"))
 
     def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
-        if _may_be_blocks(param.target):  # what brings lines into order does the same to lines of blocks
+        if _may_be_blocks(param.target):  # transforms reorder rows of blocks as they reorder plain rows
             own = BlockRows(piece.transform(blocks.rows), blocks.type) if piece.transform else blocks
             if (parts := parts_of_blocks(own, self._cuts[param.target], row)) is not None:
                 self._blocks.setdefault(param.target, []).extend(parts)
@@ -136,12 +136,12 @@ class ModelWeights:
         whole = self._tensors.pop(target, None)
         if blocks and whole is None:
             return self._quantised(target, BlockWeight(without_gaps(blocks, self._shapes[target][0])), bias)
-        for row, some in blocks:  # some are blocks, and some are not
+        for row, some in blocks:  # some pieces are blocks, others are not
             assert whole is not None
             whole[row : row + some.rows.shape[0]].copy_(expanded(BlockWeight((some,)), self._dtype))
         if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
             return self._quantised(target, joined, bias)
-        if parts:  # not all are packed, or their groups differ
+        if parts:  # some pieces are plain, or their groups differ
             if whole is None:
                 whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
             for row, part in parts.items():
@@ -159,7 +159,7 @@ class ModelWeights:
         return prepared
 
     def shape(self, target: str) -> tuple[int, ...]:
-        """Of this rank's part."""
+        """Shape of this rank's part."""
         return self._shapes[target]
 
     def tensor(self, target: str) -> torch.Tensor:
@@ -169,15 +169,15 @@ class ModelWeights:
         return self._tensors[target]
 
     def take(self, target: str) -> torch.Tensor:
-        """As `tensor`, for what is wanted once, in another form: it is not kept."""
+        """As `tensor`, but the parameter is not kept: the caller converts it."""
         self.tensor(target)
         return self._tensors.pop(target)
 
     def experts(self, target: str, count: int) -> torch.Tensor | tuple[BlockWeight, ...]:
-        """Weights of `count` experts, wanted once: [count, n, k], or each one's ggml blocks."""
+        """Weights of `count` experts, which are not kept: [count, n, k], or the ggml blocks of each."""
         if target not in self._blocks or target in self._tensors:
             whole = self.take(target)
-            for row, part in self._blocks.pop(target, []):  # some are blocks, and some are not
+            for row, part in self._blocks.pop(target, []):  # some pieces are blocks, others are not
                 whole[row : row + part.rows.shape[0]].copy_(expanded(BlockWeight((part,)), self._dtype))
             return whole.view(count, -1, whole.shape[1])
         whole_blocks = without_gaps(self._blocks.pop(target), self._shapes[target][0])
@@ -186,7 +186,7 @@ class ModelWeights:
         return in_equal_parts(whole_blocks, count)
 
     def table(self, target: str) -> torch.Tensor | Prepared:
-        """What the op `embedding` takes."""
+        """The table for the op `embedding`."""
         return self._linears[target] if target in self._linears else self.tensor(target)
 
     def linear(self, target: str) -> Prepared:
@@ -197,12 +197,12 @@ class ModelWeights:
 
 
 def _may_be_quantised(target: str) -> bool:
-    """A projection inside a layer: not the head, which decides between near scores."""
+    """True for a projection inside a layer, not for the head, which decides between near scores."""
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
 
 
 def _may_be_blocks(target: str) -> bool:
-    """A projection, the head and those of experts too, or the embedding."""
+    """True for a projection (also the head and those of experts) and the embedding."""
     return target.endswith(("embed", *EXPERTS)) or not target.endswith((*NO_PROJECTIONS, ".bias"))
 
 

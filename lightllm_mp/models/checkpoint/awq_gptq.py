@@ -1,9 +1,9 @@
-"""AWQ and GPTQ checkpoints as if they held their projections' weights: `X.weight` for `X.qweight` and what is with it.
+"""AWQ and GPTQ checkpoints, presented as if they held plain weights: `X.weight` for `X.qweight`, `X.scales` and so on.
 
-A projection is packed where the file has a `qweight` of it; the others are plain. Formats: eight codes of 4 bits in an
-int32, the first in its lowest bits. GPTQ packs along the inputs ([k / 8, n]) and names each input's group in `g_idx`;
-AWQ packs along the outputs ([k, n / 8]) and puts output `AWQ_ORDER[i]` of eight in place i. Zero points are packed
-along the outputs in both, scales are [groups, n].
+Projections with a `qweight` are packed, the others plain. Format: eight 4-bit codes in an int32, the first in the
+lowest bits. GPTQ packs along the inputs ([k / 8, n]) and gives each input's group in `g_idx`; AWQ packs along the
+outputs ([k, n / 8]) with output `AWQ_ORDER[i]` of eight in place i. In both, zero points are packed along the outputs
+and scales are [groups, n].
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ EACH = 8
 
 
 class PackedCheckpoint:
-    """A checkpoint whose `stream` unpacks on `device`. `wanted` are the names that the model asks for: a bias that is
-    not among them is let pass if it is zero, as old GPTQ files have one for every projection."""
+    """A checkpoint whose `stream` unpacks on `device`. A bias that is not in `wanted`, the model's tensor names, is
+    ignored if it is zero: old GPTQ files have one for every projection."""
 
     def __init__(
         self, inner: Checkpoint, packing: QuantConfig, wanted: set[str], *, device: torch.device | str, where: str
@@ -46,15 +46,15 @@ class PackedCheckpoint:
             del self.shapes[name], self.sizes[name]
 
     def _join(self, stem: str) -> None:
-        """Puts `stem.weight` in the place of its parts."""
+        """Replaces the parts of `stem.weight` by the whole."""
         whole = stem + ".weight"
         if whole in self.shapes:
-            raise ModelError(f"{self._where}: tensor {whole} is there packed and plain")
+            raise ModelError(f"{self._where}: tensor {whole} is both packed and plain")
         expected = self._expected(stem)
         for name, shape in expected.items():
             if self.shapes.get(name) != shape:
                 found = list(self.shapes[name]) if name in self.shapes else "missing"
-                raise ModelError(f"{self._where}: tensor {name} is {found}, {list(shape)} is expected")
+                raise ModelError(f"{self._where}: tensor {name} is {found}, expected is {list(shape)}")
         self._parts[stem] = list(expected)
         self.sizes[whole] = 0
         for name in expected:
@@ -68,9 +68,9 @@ class PackedCheckpoint:
         return (columns, rows * EACH) if self._packing.method == "gptq" else (columns * EACH, rows)
 
     def _expected(self, stem: str) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors that make up a weight."""
+        """Names and shapes of the tensors of a packed weight."""
         if len(self._inner.shapes[stem + ".qweight"]) != 2:
-            raise ModelError(f"{self._where}: tensor {stem}.qweight is no matrix")
+            raise ModelError(f"{self._where}: tensor {stem}.qweight is not a matrix")
         n, k = self._shape(stem)
         groups = self._packing.groups(k)
         expected: dict[str, tuple[int, ...]] = {
@@ -83,7 +83,7 @@ class PackedCheckpoint:
         return expected
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor | GroupedWeight]]:
-        """Plain tensors as they come, packed weights as soon as all their parts have been read."""
+        """Yields plain tensors as they are read and packed weights when all their parts are read."""
         stems = {stem for stem in self._parts if stem + ".weight" in wanted}
         names = (wanted & self._inner.shapes.keys()) | self._zero
         names |= {name for stem in stems for name in self._parts[stem]}
@@ -122,7 +122,7 @@ class PackedCheckpoint:
             each = k if self._packing.group < 0 else self._packing.group
             return torch.arange(k, device=self._device, dtype=torch.int32) // each
         if named.numel() and not 0 <= int(named.min()) <= int(named.max()) < groups:
-            raise ModelError(f"{self._where}: tensor {stem}.g_idx names groups beyond {groups - 1}")
+            raise ModelError(f"{self._where}: tensor {stem}.g_idx has groups beyond {groups - 1}")
         return named.to(torch.int32)
 
 

@@ -1,26 +1,29 @@
-"""Weights that nobody trained, for benchmarks: of a model's folder only the configuration is read."""
+"""Random weights for benchmarks (`--load-format dummy`): only the configuration of a model folder is read."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 import torch
 
 from lightllm_mp.models.checkpoint.files import Tensors
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import ModelSpec
 
 DEVIATION = 0.02
 
 
 class RandomWeights:
-    """A `Checkpoint` made up on the device: matrices are normal around 0, norms leave their input's scale as it is,
-    biases are zero. A tensor depends on its name alone, so that all ranks agree on it."""
+    """A `Checkpoint` of random tensors, made on the device: matrices are normal around 0, norms `norm`, biases 0.
 
-    def __init__(self, spec: ModelSpec, params: list[Param], *, device: torch.device | str, dtype: torch.dtype) -> None:
-        self._norm = 0.0 if spec.norm_offset else 1.0
+    A tensor depends on its name alone, so all ranks agree on it.
+    """
+
+    def __init__(
+        self, params: Iterable[Param], *, norm: float = 1.0, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        params, self._norm = list(params), norm
         self._device, self._dtype = torch.device(device), dtype
         self._targets = {piece.name: param.target for param in params for piece in param.pieces}
         self.shapes = {piece.name: piece.shape for param in params for piece in param.pieces}

@@ -1,10 +1,11 @@
-"""Where weights come from: safetensors files, torch `.bin` files, or one GGUF file, behind one interface.
+"""One interface to weight files: safetensors, torch `.bin`, GGUF.
 
-Opening reads headers only, so names and shapes can be checked before any data is read.
+Opening reads headers only, so names and shapes are checked before any data is read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,15 +19,15 @@ from lightllm_mp.models.checkpoint.gguf import GGUFFile
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 
 Tensors = Iterator[tuple[str, Any]]
-"""Names and tensors, or what stands for a tensor in the file."""
+"""Names and tensors, or lazy slices and packed forms of tensors."""
 
 PACKED = (".qweight", ".qzeros", ".g_idx")
-"""Ends of the names of tensors that hold int32 (see packed_checkpoint.py); all others hold floating point numbers."""
+"""Suffixes of int32 tensors (see awq_gptq.py); all others hold floating point numbers."""
 
 
 class Checkpoint(Protocol):
-    """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may come as something that reads from
-    the file what it is indexed with. `sizes` are bytes as stored, for progress."""
+    """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may be lazy slices, which read only
+    what is indexed. `sizes` are bytes as stored, for progress."""
 
     shapes: dict[str, tuple[int, ...]]
     sizes: dict[str, int]
@@ -41,7 +42,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 BUFFERS = (".position_ids",)
-"""Counters that old CLIP checkpoints carry beside their weights."""
+"""Suffixes of integer buffers that old CLIP checkpoints carry beside their weights."""
 
 
 class SafetensorsFiles:
@@ -54,7 +55,7 @@ class SafetensorsFiles:
         for file in files:
             try:
                 with safe_open(str(file), framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - the handle is no mapping
+                    for name in opened.keys():  # noqa: SIM118 - the handle is not a mapping
                         if not name.endswith(BUFFERS):
                             self._add(file, name, opened.get_slice(name))
             except (SafetensorError, OSError, ValueError) as error:
@@ -66,10 +67,7 @@ class SafetensorsFiles:
         if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
             raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
-        count = 1
-        for extent in self.shapes[name]:
-            count *= extent
-        self.sizes[name] = count * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
+        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:
@@ -83,7 +81,7 @@ class SafetensorsFiles:
 
 
 class TorchFiles:
-    """One or more `.bin` files of tensors. Anything else in the pickle is refused by torch's restricted reader."""
+    """One or more `.bin` files of tensors. torch's restricted reader refuses anything else in the pickle."""
 
     def __init__(self, files: list[Path]) -> None:
         self.parts = [_load_bin(file) for file in files]
@@ -94,7 +92,7 @@ class TorchFiles:
                 if name.endswith(BUFFERS):
                     continue
                 if not isinstance(tensor, torch.Tensor) or not _is_weight(name, tensor):
-                    raise ModelError(f"{file}: {name} is no tensor of floating point numbers")
+                    raise ModelError(f"{file}: {name} is not a tensor of floating point numbers")
                 if name in self.shapes:
                     raise ModelError(f"{file}: tensor {name} is in another file too")
                 self.shapes[name] = tuple(tensor.shape)
@@ -115,16 +113,16 @@ def _load_bin(file: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files older than the zip format cannot be mapped
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a malformed file makes the reader raise is no documented set
+    except Exception as error:  # the reader's errors for malformed files are not documented
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{file}: not a readable weight file ({reason})") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: a dictionary of tensors is expected")
+        raise ModelError(f"{file}: the file does not hold a dictionary of tensors")
     return content
 
 
 class RenamedCheckpoint:
-    """A checkpoint whose tensors have the names that `known` gives; ModelError where two would have the same."""
+    """A checkpoint with tensors renamed by `known`. Raises ModelError where two get the same name."""
 
     def __init__(self, whole: Checkpoint, known: Callable[[str], str]) -> None:
         self._whole = whole
@@ -132,7 +130,7 @@ class RenamedCheckpoint:
         self.shapes = {self._names[name]: shape for name, shape in whole.shapes.items()}
         self.sizes = {self._names[name]: size for name, size in whole.sizes.items()}
         if len(self.shapes) < len(whole.shapes):
-            raise ModelError("a checkpoint that holds a tensor under two spellings of its name")
+            raise ModelError("the checkpoint holds a tensor under two spellings of its name")
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         names = {name for name, known in self._names.items() if known in wanted}
@@ -141,7 +139,7 @@ class RenamedCheckpoint:
 
 
 class GGUFTensors:
-    """A GGUF file. Matrices of `block_types` (ggml's numbers) come as rows of blocks, all else is dequantised."""
+    """A GGUF file. Matrices of `block_types` (ggml's numbers) are yielded as rows of blocks, others dequantised."""
 
     def __init__(self, file: GGUFFile, block_types: Set[int] = frozenset()) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""GGUF files: where each tensor lies, from the checked header; its data is dequantised by the `gguf` library.
+"""GGUF files: finds tensors by the checked header; the `gguf` library dequantises their data.
 
 Imports no torch.
 """
@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where a tensor lies. `shape` is in numpy order (rows first), `start` and `size` in bytes of the file."""
+    """Place of a tensor. `shape` is in numpy order (rows first); `start` and `size` are bytes of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,14 +61,14 @@ class GGUFFile:
         return np.frombuffer(self._view, np.uint8, tensor.size, tensor.start).reshape(*tensor.shape[:-1], -1)
 
     def forget(self, name: str) -> None:
-        """Gives back the memory of a tensor that was read: its pages are read again when they are looked at again."""
+        """Frees the pages of a tensor that was read; another access reads them from the file again."""
         tensor, page = self.tensors[name], mmap.PAGESIZE
         begin, end = tensor.start // page * page, (tensor.start + tensor.size) // page * page
         if end > begin:
             self._view.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def most_common_type(self) -> str:
-        """Name of the type that most weight matrices are stored in, in lower case."""
+        """Name, in lower case, of the type of most weight matrices."""
         kinds = Counter(t.type.name for t in self.tensors.values() if len(t.shape) > 1)
         names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         kind = kinds.most_common(1)[0][0] if kinds else "F32"
@@ -87,7 +87,7 @@ def read_gguf(path: Path) -> GGUFFile:
     infos = [_tensor_info(cursor) for _ in range(_sane(cursor, count, len(view)))]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.corrupt(f"alignment {alignment!r} is no power of two")
+        raise cursor.corrupt(f"alignment {alignment!r} is not a power of two")
     start = -(-cursor.at // alignment) * alignment
     return GGUFFile(path, view, metadata, _tensors(cursor, infos, start, len(view)))
 
@@ -97,7 +97,7 @@ Info = tuple[str, tuple[int, ...], int, int]
 
 
 def _sane(cursor: GGUFCursor, count: int, size: int) -> int:
-    """A number of tensors: each description takes more than one byte of what is left."""
+    """Checks a number of tensors against the bytes left: each description takes more than one."""
     if count > size - cursor.at:
         raise cursor.corrupt(f"{count} tensors")
     return count

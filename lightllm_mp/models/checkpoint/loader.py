@@ -1,4 +1,4 @@
-"""Loads a checkpoint into a `Decoder`."""
+"""Loads a model folder or GGUF file into a `Decoder`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.model_files.language_model_path import language_half
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, RenamedCheckpoint, open_folder
-from lightllm_mp.models.checkpoint.memory_check import check_room
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -27,7 +27,7 @@ from lightllm_mp.models.parallel.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, bytes in all) after each tensor."""
+"""Called with (bytes read, total bytes) after each tensor."""
 
 
 def load_model(
@@ -43,16 +43,15 @@ def load_model(
 ) -> Decoder:
     """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
 
-    `ops` replaces the op table that `kernels.select` would choose. `quantization` is what becomes of the projections
-    inside the layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits, and GGUF files in the
-    blocks that the op table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights, of the
-    folder only config.json is read. Raises ModelError, naming the tensor or file, for anything that is missing,
-    surplus, mis-shaped or corrupt.
+    `ops` replaces the op table that `kernels.select` would choose. `quantization` applies to the projections inside the
+    layers, one by one as they are read; AWQ and GPTQ checkpoints stay in 4 bits, GGUF files in the blocks that the op
+    table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights, and only config.json of the
+    folder is read. Raises ModelError, naming the tensor or file, for anything missing, surplus, mis-shaped or corrupt.
     """
     path = language_half(Path(path))
     ops = ops or op_table(device, dtype)
     block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
-    spec, checkpoint, params, ignore = _made_up(path, device, dtype) if dummy else _opened(path, device, block_types)
+    spec, checkpoint, params, ignore = _random(path, device, dtype) if dummy else _opened(path, device, block_types)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -62,7 +61,7 @@ def load_model(
     params = [param for param in params if param.target in cuts]
     weights = ModelWeights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
     if torch.device(device).type == "cpu" or (quantization == "none" and not isinstance(checkpoint, PackedCheckpoint)):
-        # Elsewhere it takes less, and how much less is known at the end.
+        # Quantised on a GPU, weights take less than this, and how much less is known only at the end.
         check_room(weights.nbytes - _saved_by_blocks(checkpoint, weights) // group.size, device, group.size)
     wanted = _names(params)
     total, done = sum(checkpoint.sizes[name] for name in wanted), 0
@@ -76,7 +75,7 @@ def load_model(
 
 
 def _saved_by_blocks(checkpoint: Checkpoint, weights: ModelWeights) -> int:
-    """Bytes by which a GGUF file's own blocks are fewer than the model's dtype would take."""
+    """Bytes that the blocks of a GGUF file save against the model's dtype."""
     if not isinstance(checkpoint, GGUFTensors):
         return 0
     kept = [name for name in checkpoint.in_blocks if weights.keeps_blocks(name)]
@@ -87,11 +86,11 @@ def _opened(
     path: Path, device: torch.device | str, block_types: Set[int]
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
-        family, spec, file = gguf_model(path)
+        family, spec, keys = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(file, block_types), family.gguf_weights(spec, file), family.gguf_ignore
+        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_ignore
     if not path.is_dir():
-        read_model_config(path)  # says what is wrong with the path
+        read_model_config(path)  # raises: the path does not exist
     family, spec = hf_model(path)
     checkpoint, params = open_folder(path), family.hf_weights(spec)
     if family.spellings:
@@ -101,15 +100,38 @@ def _opened(
     return spec, checkpoint, params, family.ignore
 
 
-def _made_up(
+def _random(
     path: Path, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
     if path.is_file():
-        raise ModelError(f"{path}: random weights need a folder with a config.json")
+        raise ModelError(f"{path}: random weights (--load-format dummy) need a folder with a config.json")
     family, spec = hf_model(path)
     params = family.hf_weights(spec)
-    return spec, RandomWeights(spec, params, device=device, dtype=dtype), params, family.ignore
+    return (
+        spec,
+        RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
+        params,
+        family.ignore,
+    )
 
 
 def _names(params: list[Param]) -> set[str]:
     return {piece.name for param in params for piece in param.pieces}
+
+
+def check_room(needed: int, device: torch.device | str, ranks: int = 1) -> None:
+    """ModelError when a rank's weights of `needed` bytes do not fit into free memory.
+
+    `ranks` share the memory of a CPU, where the kernel would kill the process instead of refusing memory. On CUDA the
+    free memory of `device` counts.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        needed, free = needed * ranks, free_memory()
+    if needed > free:
+        raise ModelError(
+            f"no memory for the model: its weights take {format_bytes(needed)}, and {format_bytes(free)} is free; "
+            "free memory, or choose a smaller --data-type or model"
+        )

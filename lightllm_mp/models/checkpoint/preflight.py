@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from the headers of its files: enough to see that it fits its configuration. No torch."""
+"""Checks before start, from file headers alone, that a checkpoint fits its configuration. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lightllm_mp.models.spec import ModelSpec
 
 OLD_BIN = b"\x80\x02"
 MAX_HEADER = 100_000_000
-"""Bytes of a header, at most, as the format itself says."""
+"""Bytes of the largest header that the format allows."""
 
 
 def check_weights(path: Path) -> ModelSpec:
-    """The model's spec; ModelError naming the tensor or file that is missing, surplus, mis-shaped or not whole.
+    """The model's spec. Raises ModelError naming the tensor or file that is missing, surplus, mis-shaped or truncated.
 
-    `.bin` files have no header, so only that they are whole is looked at here, and packed weights have other names:
-    both are compared with the configuration when they are loaded.
+    `.bin` files have no header and are only checked for completeness; packed weights have other names. Both are
+    compared with the configuration when they are loaded.
     """
     folder, path = path, language_half(path)
     if path.is_file():
-        family, spec, file = gguf_model(path)
+        family, spec, keys = gguf_model(path)
         if path != folder:
             _check_width(folder, spec.hidden)
         assert family.gguf_weights is not None
-        found = {name: tensor.shape for name, tensor in file.tensors.items()}
-        check_names(family.gguf_weights(spec, file), found, family.gguf_ignore, str(path))
+        found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
+        check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
         return spec
     if not path.is_dir():
-        return read_model_config(path)  # says what is wrong with the path
+        return read_model_config(path)  # raises: the path does not exist
     family, spec = hf_model(path)
     files = weight_files(path)
     if files[0].suffix != ".safetensors":
@@ -50,14 +50,14 @@ def check_weights(path: Path) -> ModelSpec:
 
 
 def _check_width(folder: Path, hidden: int) -> None:
-    """Of a vision tower that stands apart from its language model."""
+    """Checks the width of a vision tower that lies apart from its language model."""
     given = (read_json(folder / "config.json").get("text_config") or {}).get("hidden_size")
     if given != hidden:
-        raise ModelError(f"{folder}: hidden_size of text_config is {given}, that of the language model {hidden}")
+        raise ModelError(f"{folder}: hidden_size of text_config is {given}, but the language model has {hidden}")
 
 
 def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Of all tensors. ModelError for a file that is not whole."""
+    """Shapes of all tensors. Raises ModelError for a truncated file."""
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         found.update(_shapes(file))
@@ -65,7 +65,7 @@ def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_archive(file: Path) -> None:
-    """A `.bin` file is a zip archive, whose directory stands at its end, or an old one that begins as a pickle does."""
+    """A `.bin` file is a zip archive with its directory at the end, or in old releases a pickle."""
     try:
         with file.open("rb") as opened:
             old = opened.read(2) == OLD_BIN

@@ -1,4 +1,4 @@
-"""How a checkpoint with quantised weights is packed, as its configuration says. Imports no torch."""
+"""Reads `quantization_config`: how AWQ and GPTQ checkpoints pack their weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class QuantConfig:
     group: int
     """Inputs that share a scale; -1: all."""
     zero_offset: int = 0
-    """What is added to a stored zero point (1 in GPTQ's first format)."""
+    """Added to a stored zero point (1 in GPTQ's first format)."""
 
     def groups(self, inputs: int) -> int:
         return 1 if self.group < 0 else -(-inputs // self.group)
 
 
 def packing_of(config: dict[str, Any], where: str) -> QuantConfig | None:
-    """What `quantization_config` in a `config.json` says; None: the weights are plain.
+    """The packing that a `config.json` declares; None: the weights are plain.
 
-    Raises ModelError for whatever is neither AWQ (its gemm layout) nor GPTQ of 4 bits.
+    Raises ModelError for anything but 4-bit AWQ (gemm layout) and GPTQ.
     """
     given = config.get("quantization_config")
     if given is None:
         return None
     if not isinstance(given, dict):
-        raise ModelError(f"{where}: quantization_config is no object")
+        raise ModelError(f"{where}: quantization_config is not an object")
     method: Any = given.get("quant_method")
     bits = given.get("bits", given.get("w_bit"))
     group: Any = given.get("group_size", given.get("q_group_size", -1))

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights. Imports no torch."""
+"""Finds the weight files of a model folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from lightllm_mp.models.model_config import read_json
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Safetensors files where present, else `.bin` files: those of the index, the single file, or shards without an
-    index. ModelError when there are none, or an index names one that is not there."""
+    """Safetensors files where present, else `.bin` files: those of the index, the single file, or shards without index.
+
+    Raises ModelError when there are none, or when the index names a missing file.
+    """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if files := _named(folder, stem, suffix):
             return files

@@ -1,4 +1,4 @@
-"""Weight rules: which tensors of a checkpoint make up which parameter of the decoder. Imports no torch."""
+"""Weight rules: the tensors of a checkpoint that make up each parameter of the decoder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 from lightllm_mp.errors import ModelError
 
 SHOWN = 3
-"""How many tensor names an error message spells out."""
+"""Tensor names that an error message lists at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the file, or a part of it. `transform` brings it into the decoder's row order and `shape`. That of
-    a projection inside a layer only reorders, splits or joins lines, so it does the same to packed lines; it takes
-    numpy arrays as well as torch tensors."""
+    """One tensor of the file, or a part of it. `transform` brings it into the decoder's row order and `shape`. For a
+    projection inside a layer it only reorders, splits or joins rows, so it works on packed rows too; it takes numpy
+    arrays as well as torch tensors."""
 
     name: str
     shape: tuple[int, ...]
     transform: Callable[[Any], Any] | None = None
     stored: tuple[int, ...] = ()
-    """Shape in the file, where it is another."""
+    """Shape in the file, where it differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
     """One parameter of the decoder: its pieces stacked along the first dimension.
 
-    Targets of a whole model: `embed` [vocab, hidden], `positions` [lines, hidden], `embed_norm`, `norm` [hidden],
+    Targets of a whole model: `embed` [vocab, hidden], `positions` [rows, hidden], `embed_norm`, `norm` [hidden],
     `head` [vocab, hidden], or `score` [1, hidden] for a reward model. Of layer i, under `layers.<i>.`:
 
     input_norm, post_norm                  [hidden], before attention and before the MLP
-    attention_out_norm, mlp_out_norm       [hidden], on what they give (`branch_norms`)
+    attention_out_norm, mlp_out_norm       [hidden], on their outputs (`branch_norms`)
     qkv                                    [q_size + 2 * kv_size, hidden]: all queries, all keys, all values
     q_norm, k_norm                         [head_dim], or [heads * head_dim] with `each_head_norm`
     o                                      [hidden, q_size]
@@ -61,8 +61,7 @@ def check_names(
 ) -> None:
     """Compares the rules with the names and shapes in a checkpoint, before any data is read.
 
-    Raises ModelError naming the tensors that are missing, surplus (unless matched by a pattern in `ignore`) or of
-    another shape.
+    Raises ModelError naming tensors that are missing, surplus (unless a pattern of `ignore` matches) or mis-shaped.
     """
     wanted = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
     if missing := sorted(wanted.keys() - found.keys()):

@@ -1,4 +1,4 @@
-"""The attention half of a layer: fused projection, rotary embedding, KV write, attention, output projection."""
+"""The attention of a layer: fused QKV projection, rotary embedding, KV write, attention, output projection."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.alibi import alibi_slopes
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.norms import read_head_norms
 from lightllm_mp.models.decoder.rotary import RotaryTable
-from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -42,14 +42,14 @@ class Attention:
     qkv: Prepared
     o: Prepared
 
-    def forward(self, x: Tensor, batch: Batch, kv: KVPool, lines: Tensor | None = None) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden], or of some `lines` alone; writes the new tokens' keys and values."""
+    def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], or only its `rows`; writes the new tokens' keys and values."""
         layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
         rotation = batch.rotation or self.rotary.rotation
         q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
         out = self.ops.attention(q, layer, batch, self.layout)
-        return self.ops.linear(out if lines is None else out[lines], self.o)
+        return self.ops.linear(out if rows is None else out[rows], self.o)
 
 
 def read_attention(
@@ -65,3 +65,17 @@ def read_attention(
         weights.linear(at + "qkv"),
         weights.linear(at + "o"),
     )
+
+
+def alibi_slopes(all_heads: int, first: int, count: int) -> tuple[float, ...]:
+    """Slopes of `count` query heads from number `first`, of a model with `all_heads`; 0 for heads that pad the model.
+
+    Linear biases of attention: Press et al., arXiv 2108.12409.
+    Where `all_heads` is not a power of two, the slopes of the power below come first, then every other slope of the
+    power above, as in BLOOM and Baichuan.
+    """
+    power = 1 << (all_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    slopes += [2.0 ** (-4.0 * i / power) for i in range(1, 2 * (all_heads - power), 2)]
+    slopes += [0.0] * (first + count - all_heads)
+    return tuple(slopes[first : first + count])

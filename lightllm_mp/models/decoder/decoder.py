@@ -1,4 +1,4 @@
-"""One decoder for every family: what it computes follows from its `ModelSpec`."""
+"""The decoder of every model family; its `ModelSpec` says what it computes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
-from lightllm_mp.models.decoder.batch import Batch, KVPool
 from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.moe import Mixture, read_mixture
 from lightllm_mp.models.decoder.norms import read_norm
 from lightllm_mp.models.decoder.rotary import rotary_tables
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
-from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
 @dataclass(slots=True)
 class DecoderLayer:
-    """One transformer block, normalised before each half, and after it too where `*_out_norm` is given."""
+    """One transformer block. Each half has a norm before it and, where `*_out_norm` is given, one after it."""
 
     input_norm: Norm
     attention: Attention | LatentAttention
     attention_out_norm: Norm | None
     post_norm: Norm | None
-    """None: both halves take the same input."""
+    """None: both halves take the same normalised input."""
     mlp: GatedMLP | PlainMLP | Mixture
     mlp_out_norm: Norm | None
 
@@ -39,7 +40,7 @@ class DecoderLayer:
 class Decoder:
     """A loaded model, or one rank's part of it. It holds weights and no request state; the caller owns the KV pool.
 
-    `spec` and `shard` say what this rank holds (see `Shard`), `group` reaches the others.
+    `spec` and `shard` say what this rank holds (see `Shard`); `group` connects it to the other ranks.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class Decoder:
         return self._dtype
 
     def reserve(self, positions: int) -> None:
-        """Makes room for sequences of this length, once and for all: later steps then change no tensor of the model,
-        so that captured graphs stay valid."""
+        """Grows the rotary tables to this many positions. Steps within them change no tensor of the model, so captured
+        CUDA graphs stay valid."""
         self.rotary.reserve(positions)
         self._local_rotary.reserve(positions)
 
@@ -101,11 +102,11 @@ class Decoder:
     def forward(
         self, ids: Tensor, batch: Batch, kv: KVPool, images: Sequence[ImageRows] = (), *, ends_only: bool = False
     ) -> Tensor:
-        """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`; `images` stand
-        in place of some tokens' embeddings.
+        """Runs the new tokens `ids` [tokens] (int32 or int64) and writes their keys and values to `kv`. `images`
+        replace the embeddings of some tokens.
 
-        Returns their hidden states [tokens, hidden] after the final norm, in the model's dtype, or with `ends_only`
-        those of each sequence's last token [sequences, hidden]: the last layer then leaves out what others would need.
+        Returns the hidden states [tokens, hidden] after the final norm, in the model's dtype. With `ends_only` these
+        are of each sequence's last token, [sequences, hidden], and the last layer computes no others.
         """
         ops = self.ops
         self.reserve(batch.max_context)
@@ -120,10 +121,10 @@ class Decoder:
                 if branch is None
                 else self._add(branch, residual, layer.input_norm)
             )
-            lines = ends if layer is self.layers[-1] else None
-            branch = layer.attention.forward(x, batch, kv, lines)
-            if lines is not None:
-                x, residual = x[lines], residual[lines]
+            rows = ends if layer is self.layers[-1] else None
+            branch = layer.attention.forward(x, batch, kv, rows)
+            if rows is not None:
+                x, residual = x[rows], residual[rows]
             if layer.post_norm is None:
                 branch = branch.add_(layer.mlp.forward(x))
             else:
@@ -134,7 +135,7 @@ class Decoder:
         return self._add(branch, residual, self.norm)
 
     def _whole(self, branch: Tensor, norm: Norm | None) -> Tensor:
-        """What a half of a layer gives, from the parts that the ranks computed."""
+        """The output of attention or MLP: the sum of the ranks' parts, normalised where the model does so."""
         branch = self.group.sum(branch)
         return branch if norm is None else self.ops.norm(branch, norm)
 
@@ -145,10 +146,10 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 [n, vocab] of the hidden states [n, hidden] asked for."""
+        """Float32 logits [n, vocab] of hidden states [n, hidden]."""
         return self.head.logits(hidden)
 
     @torch.inference_mode()
     def scores(self, hidden: Tensor) -> Tensor:
-        """Float32 [n]: a reward model's score of the sequence that ends at each of the hidden states [n, hidden]."""
+        """Float32 [n]: a reward model's score of the sequences that end at the hidden states [n, hidden]."""
         return self.head.scores(hidden)

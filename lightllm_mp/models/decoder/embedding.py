@@ -1,6 +1,6 @@
-"""The two ends of a decoder: from ids to hidden states, and from hidden states to logits or scores.
+"""The ends of a decoder: token embedding, and the output head that gives logits or scores.
 
-Both matrices may be cut by lines of the vocabulary over a group of ranks.
+The rows (vocabulary) of both matrices may be split over the ranks.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.batch import Batch
 from lightllm_mp.models.decoder.norms import read_norm
 from lightllm_mp.models.parallel.group import RankGroup
-from lightllm_mp.models.parallel.shard import Shard
+from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
 class ImageRows(NamedTuple):
-    """Part of an image: what the tokens of a step from `line` on have in place of their embeddings."""
+    """Part of an image: it replaces the embeddings of a step's tokens from row `line` on."""
 
     line: int
     rows: Tensor
-    """[tokens, hidden] in the model's dtype, on any device. Host memory has to be pinned for the copy to run behind
-    the caller's back, and must stay as it is until the step is done."""
+    """[tokens, hidden] in the model's dtype, on any device. A copy from pinned host memory is asynchronous: the memory
+    must not change before the step is done."""
 
 
 class Embedding:
-    """Token embedding, scaled, plus a learned position, normalised: as far as the model has these."""
+    """Token embedding, with the scale, learned positions and norm that the model has."""
 
     def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup, shard: Shard) -> None:
-        self.table, self._lines = weights.table("embed"), weights.shape("embed")[0]
+        self.table, self._rows = weights.table("embed"), weights.shape("embed")[0]
         self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
         self._positions = weights.tensor("positions") if spec.learned_positions else None
         self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
         self._scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()  # rounded as upstream does
 
     def forward(self, ids: Tensor, batch: Batch, images: Sequence[ImageRows] = ()) -> Tensor:
-        """ids [tokens] -> [tokens, hidden], freshly allocated. Ids that `images` stand for may lie outside the
-        vocabulary. Image rows are not scaled; every rank has all of them, so they are put in after the sum."""
+        """ids [tokens] -> [tokens, hidden], newly allocated. Ids that `images` replace may lie outside the vocabulary.
+        Image rows are not scaled. Every rank has all of them, so they are written after the sum over ranks."""
         if images:
             ids = ids.clamp(max=self._vocab - 1)
         x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
@@ -54,15 +54,15 @@ class Embedding:
         return x if self._norm is None else self._ops.norm(x, self._norm)
 
     def _summed(self, ids: Tensor) -> Tensor:
-        """Every id is on one rank; the others give zeros."""
-        line = ids - self._start
-        elsewhere = (line < 0) | (line >= self._lines)
-        part = self._ops.embedding(line.clamp(0, self._lines - 1), self.table)
+        """The row of an id is on one rank; the others add zeros."""
+        row = ids - self._start
+        elsewhere = (row < 0) | (row >= self._rows)
+        part = self._ops.embedding(row.clamp(0, self._rows - 1), self.table)
         return self._group.sum(part.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 
 class OutputHead:
-    """The output projection: to the vocabulary, or to one score."""
+    """The projection to the vocabulary, or to one score."""
 
     def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup) -> None:
         self._spec, self._ops, self._group = spec, ops, group

@@ -1,7 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), with the up-projections absorbed.
 
-A token's entry in the pool is its normalised latent and its rotated key part, shared by all heads. Keys and values are
-never unfolded: the queries are brought into the latent space, and so is taken out of it what attention gives.
+A token's entry in the KV pool is its normalised latent and its rotated key part, shared by all heads. Keys and values
+are never expanded: queries are projected into the latent space, attention runs there, and its output is projected out
+of it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, Norm, OpTable, Prepared
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
-from lightllm_mp.models.decoder.batch import Batch, KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.rotary import RotaryTable
 from lightllm_mp.models.spec import MlaSpec, ModelSpec
 
 LATENT_EPS = 1e-6
-"""Of the norms inside, whatever the configuration says of the others."""
+"""Epsilon of the norms inside, which `norm_eps` of the configuration does not set."""
 
 
 @dataclass(slots=True)
@@ -40,13 +42,13 @@ class LatentAttention:
     """[heads, kv_lora, value_dim]"""
     o: Prepared
 
-    def forward(self, x: Tensor, batch: Batch, kv: KVPool, lines: Tensor | None = None) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden], or of some `lines` alone; writes the new tokens' latents."""
+    def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], or only its `rows`; writes the new tokens' latents."""
         layer = kv.layers[self.layer]
         keys = self._keys(x, batch)
         self.ops.kv_write(keys, keys[..., : self.mla.kv_lora], layer, batch)
         out = self.ops.attention(self._queries(x, batch), layer, batch, self.layout)
-        out = out if lines is None else out[lines]
+        out = out if rows is None else out[rows]
         latent = out.view(-1, self.layout.heads, self.mla.kv_lora).transpose(0, 1)
         values = torch.bmm(latent, self.value_up).transpose(0, 1)
         return self.ops.linear(values.reshape(out.shape[0], -1), self.o)

@@ -1,13 +1,13 @@
-"""Rotary embeddings that depend on how long the prompt is. Imports no torch.
+"""Length classes: rotary embeddings that depend on the length of the prompt. Imports no torch.
 
-Qwen's first models (dynamic NTK) and Phi-3's long ones choose their frequencies by the length of the prompt and keep
-them for the whole answer. All lengths with the same frequencies are a class; the rotary table has a block of
-`ModelSpec.max_context` lines per class, so a token's line (`Batch.rotary_at`) is
+The first Qwen models (dynamic NTK) and Phi-3's long ones choose their frequencies by the prompt's length and keep them
+for the whole answer. All lengths with the same frequencies are a class. The rotary table has a block of
+`ModelSpec.max_context` rows per class, so a token's row (`Batch.rotary_at`) is
 
-    length_class(spec, prompt tokens) * spec.max_context + position
+    class * spec.max_context + position
 
-Keys of one class are wrong for another: prefixes may only be shared within a class, and a sequence that is resumed
-keeps the class of its prompt.
+Keys of one class are wrong for another: prefixes are shared only within a class, and a resumed sequence keeps the
+class of its prompt.
 """
 
 from __future__ import annotations
@@ -17,18 +17,8 @@ import math
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 
-def length_class(spec: ModelSpec, prompt: int) -> int:
-    """Class of a prompt of `prompt` tokens; 0 for models whose frequencies do not depend on it."""
-    last = class_count(spec.rope, spec.max_context) - 1
-    if spec.rope is None or last <= 0 or prompt <= spec.rope.original_context:
-        return 0
-    if spec.rope.scaling == "longrope":
-        return last
-    return min(last, math.ceil(math.log2(prompt / spec.rope.original_context)))
-
-
 def class_count(rope: RopeSpec | None, max_context: int) -> int:
-    """How many classes there are for prompts up to `max_context`."""
+    """Number of classes for prompts of up to `max_context` tokens."""
     if rope is None or max_context <= rope.original_context:
         return 1
     if rope.scaling == "longrope":
@@ -39,16 +29,16 @@ def class_count(rope: RopeSpec | None, max_context: int) -> int:
 
 
 def ntk_alpha(number: int) -> float:
-    """By what Qwen stretches the base for class `number`: 2 ** (ceil(log2(length / trained)) + 1) - 1."""
+    """Qwen's factor on the base for class `number`: 2 ** (ceil(log2(length / trained)) + 1) - 1."""
     return float((2 << number) - 1)
 
 
 def class_bounds(spec: ModelSpec) -> tuple[int, ...]:
-    """The longest prompt of every class but the last; empty where there is one class."""
+    """The longest prompt of every class but the last; empty for a single class."""
     count = class_count(spec.rope, spec.max_context)
     return tuple(spec.rope.original_context << number for number in range(count - 1)) if spec.rope else ()
 
 
 def class_firsts(spec: ModelSpec) -> tuple[int, ...]:
-    """The rotary table's line for position 0 of every class."""
+    """The rotary table's row for position 0 of every class."""
     return tuple(number * spec.max_context for number in range(class_count(spec.rope, spec.max_context)))

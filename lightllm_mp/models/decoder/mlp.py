@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer."""
+"""The MLP of a layer, with or without a gate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PlainMLP:
 
 
 def read_mlp(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) -> GatedMLP | PlainMLP:
-    """The MLP whose parameters are called `<at>gate_up` (or `<at>up`) and `<at>down`."""
+    """The MLP of the parameters `<at>gate_up` (or `<at>up`) and `<at>down`."""
     down = weights.linear(at + "down")
     if spec.gated:
         return GatedMLP(ops, spec.activation, weights.linear(at + "gate_up"), down)

@@ -1,4 +1,4 @@
-"""The mixture of experts that takes the place of a layer's MLP."""
+"""The mixture of experts of a layer, in place of its MLP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightllm_mp.models.spec import Activation, ModelSpec
 
 @dataclass(slots=True)
 class Mixture:
-    """The weighted sum of the experts that each token chooses, plus the MLP that all tokens share."""
+    """The weighted sum of the experts that a token is routed to, plus the MLP that all tokens share."""
 
     ops: OpTable
     activation: Activation
@@ -37,7 +37,7 @@ class Mixture:
 
 
 def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) -> Mixture:
-    """The mixture of the layer whose parameters begin with `at`."""
+    """The mixture of a layer; `at` is the prefix of its parameters."""
     moe = spec.moe
     assert moe is not None
     gate_up, down = (weights.experts(at + name, moe.experts) for name in EXPERTS)

@@ -1,4 +1,4 @@
-"""Normalisations of a loaded model."""
+"""Reads the norms of a model from its weights."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def _head_norm(weights: ModelWeights, target: str, spec: ModelSpec) -> Norm:
 
 
 def _factor(weights: ModelWeights, target: str, spec: ModelSpec) -> Tensor:
-    """1 + weight is kept in float32: in 16 bits the sum would lose the weight's low bits."""
+    """The weight, or 1 + weight in float32: in 16 bits the sum would lose the weight's low bits."""
     weight = weights.tensor(target)
     return weight.float() + 1.0 if spec.norm_offset else weight

@@ -16,10 +16,10 @@ FIRST_ROWS = 1024
 
 
 class RotaryTable:
-    """Float32 `cos` and `sin`, [lines, dim / 2], and the queries' scale, [lines], grown on demand.
+    """Float32 `cos` and `sin`, [rows, dim / 2], and the queries' scale, [rows], grown on demand.
 
-    A line depends on its position alone; but where the frequencies follow from the prompt's length, there is a block
-    of `max_context` lines for each length class (see `length_class`), and all are made at once.
+    A row is of one position. Where the frequencies depend on the prompt's length, there is a block of `max_context`
+    rows for each length class (see `length_class`), and all blocks are made at once.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RotaryTable:
         self.device = torch.device(device)
         parts = [i for i, pairs in enumerate(spec.sections) for _ in range(pairs)] if spec else []
         self._sections = torch.tensor(parts, device=self.device) if parts else None
-        """[dim / 2]: which component of a position each pair turns by."""
+        """[dim / 2]: the component of a position that each pair turns by."""
         self.rotation = Rotation(torch.empty(0, 0), torch.empty(0, 0))
         self.reserve(max_context if self.classes > 1 else FIRST_ROWS)
 
@@ -52,14 +52,15 @@ class RotaryTable:
         )
 
     def by_sections(self, batch: Batch) -> Batch:
-        """A step whose tokens have three positions each, as one with a line of its own tables for every token: pairs of
-        a section turn by that section's position. One gather for all layers, so ops know one kind of position."""
+        """A step whose tokens have three positions each, as one with tables of its own that have a row per token: the
+        pairs of a section turn by that section's position. This is one gather for all layers; ops see plain
+        positions."""
         assert self._sections is not None
         assert self.rotation.query_scale is None
         at = batch.rotary_at.long().index_select(1, self._sections)
         rotation = Rotation(self.cos.gather(0, at), self.sin.gather(0, at))
-        lines = torch.arange(batch.tokens, dtype=torch.int32, device=self.device)
-        return replace(batch, rotary_at=lines, rotation=rotation)
+        rows = torch.arange(batch.tokens, dtype=torch.int32, device=self.device)
+        return replace(batch, rotary_at=rows, rotation=rotation)
 
     @property
     def cos(self) -> torch.Tensor:
@@ -71,7 +72,7 @@ class RotaryTable:
 
 
 def rotary_tables(spec: ModelSpec, device: torch.device | str) -> tuple[RotaryTable, RotaryTable]:
-    """The tables of layers that see everything and of layers with a window; mostly one and the same."""
+    """The tables of layers without and with a window; in most models one and the same."""
     everywhere = RotaryTable(spec.rope, max_context=spec.max_context, log_n=spec.log_n_scale, device=device)
     if spec.local_rope is None:
         return everywhere, everywhere
@@ -84,7 +85,7 @@ def log_n_scale(positions: torch.Tensor, trained: int) -> torch.Tensor:
 
 
 def rope_lines(spec: RopeSpec, positions: torch.Tensor, classes: int) -> torch.Tensor:
-    """Angles of every length class, one block after the other: float32 [classes * positions, dim / 2]."""
+    """Angles of every length class, block after block: float32 [classes * positions, dim / 2]."""
     if spec.scaling == "qwen":
         growth = spec.dim / (spec.dim - 2)
         bases = [spec.theta * ntk_alpha(i) ** growth for i in range(classes)]
@@ -109,7 +110,7 @@ def geometric(theta: float, dim: int) -> torch.Tensor:
 
 
 def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
-    """Float32 [dim / 2], of every scaling whose frequencies depend neither on the position nor on the length."""
+    """Float32 [dim / 2], for scalings whose frequencies depend neither on the position nor on the length."""
     base = geometric(spec.theta, spec.dim)
     if spec.divisors:
         return base / torch.tensor(spec.divisors)
@@ -146,8 +147,8 @@ def _yarn(spec: RopeSpec, base: torch.Tensor) -> torch.Tensor:
 
 
 def _dynamic_angles(spec: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
-    """Dynamic NTK: the base grows with the length. Position p takes the base of length p + 1, which is what decoding
-    token by token uses; so a key does not depend on how long the prompt was, and cached prefixes stay valid."""
+    """Dynamic NTK: the base grows with the length. Position p takes the base of length p + 1, as decoding token by
+    token does, so a key does not depend on the prompt's length and cached prefixes stay valid."""
     length = (positions + 1).clamp(min=spec.original_context).double()
     growth = spec.factor * length / spec.original_context - (spec.factor - 1)
     theta = spec.theta * growth ** (spec.dim / (spec.dim - 2))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, norm
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "self_attention.query_key_value"
 NAMES = TensorNames(
@@ -24,11 +21,11 @@ NAMES = TensorNames(
     down="mlp.dense_4h_to_h",
 )
 CONTEXT = 2048
-"""What all released checkpoints were trained on; alibi itself has no limit."""
+"""Training length of all released checkpoints; alibi itself has no limit."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Some checkpoints say `n_embed` and `num_attention_heads` where others say `hidden_size` and `n_head`."""
+    """Some checkpoints have `n_embed` and `num_attention_heads`, others `hidden_size` and `n_head`."""
     refuse(config, apply_residual_connection_post_layernorm=False)
     hidden = int(config.get("hidden_size") or config["n_embed"])
     heads = int(config.get("n_head") or config["num_attention_heads"])
@@ -65,9 +62,9 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return rules + norm("embed_norm", "word_embeddings_layernorm", spec)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     return gguf_spec(
-        file,
+        keys,
         family="bloom",
         rope=None,
         alibi=True,
@@ -78,13 +75,14 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    """The converter has put all queries, keys and values together."""
-    return decoder(spec, names_in(file, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    """The converter groups all queries, all keys and all values."""
+    return decoder(spec, names_in(keys, ONE_UP)) + norm("embed_norm", "token_embd_norm", spec)
 
 
 BLOOM = Family(
     name="bloom",
+    models="BLOOM, BLOOMZ",
     model_types=("bloom",),
     read_hf=read_hf,
     hf_weights=hf_weights,

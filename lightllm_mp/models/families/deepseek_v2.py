@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -25,13 +25,10 @@ from lightllm_mp.models.families.common.gguf_rules import (
 from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 
 @dataclass(frozen=True, slots=True)
 class LatentNames:
-    """What the parts of latent attention are called, without `.weight`."""
+    """Names of the parts of latent attention, without `.weight`."""
 
     q: str = "q_proj"
     q_a: str = "q_a_proj"
@@ -74,14 +71,14 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _stretch(config: dict[str, Any]) -> float:
-    """Factor on queries and keys that goes with yarn's (arXiv 2309.00071, section 3.4), here on all components."""
+    """YaRN's factor on queries and keys (arXiv 2309.00071, section 3.4), here on all components."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     factor, weight = float(scaling.get("factor") or 1.0), float(scaling.get("mscale_all_dim") or 0.0)
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _moe(config: dict[str, Any]) -> MoeSpec:
-    """The factor on the weights counts only where they are not renormalised."""
+    """The factor on the weights applies only where they are not renormalised."""
     method = config.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise ModelError(f"topk_method {method!r} is not supported")
@@ -140,12 +137,11 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
     ]
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Files of before 2025 say the width of a head under the plain keys; later ones that of the latent there."""
-    keys = GGUFKeys(file)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
     keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
-    rope = gguf_rope(file, dim=keys.integer("rope.dimension_count"))
+    rope = gguf_rope(keys, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(
         q_lora=keys.integer("attention.q_lora_rank", 0),
         kv_lora=keys.integer("attention.kv_lora_rank"),
@@ -155,7 +151,7 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
     stretch = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     return gguf_spec(
-        file,
+        keys,
         family="deepseek_v2",
         kv_heads=1,
         head_dim=width,
@@ -163,16 +159,15 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
         rope=msgspec.structs.replace(rope, interleaved=True, amplitude=1.0 if stretch else rope.amplitude),
         attention_scale=width**-0.5 * (1 + stretch * math.log(rope.factor)) ** 2,
         mla=mla,
-        moe=_gguf_moe(file),
+        moe=_gguf_moe(keys),
     )
 
 
-def _gguf_moe(file: GGUFFile) -> MoeSpec:
-    keys = GGUFKeys(file)
+def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
     shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
     groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(
-        file,
+        keys,
         renormalise=False,
         shared_intermediate=shared,
         groups=groups,
@@ -182,21 +177,21 @@ def _gguf_moe(file: GGUFFile) -> MoeSpec:
     return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     assert spec.mla is not None
-    params = with_stacked_experts(spec, _without_attention(decoder(spec, NAMES)), file) + shared_expert(spec, file)
+    params = with_stacked_experts(spec, _without_attention(decoder(spec, NAMES)), keys) + shared_expert(spec, keys)
     for i in range(spec.layers):
         at, to = f"blk.{i}.", f"layers.{i}."
         latent = _latent(spec, spec.mla, to, at, GGUF_LATENT)
-        if at + "attn_k_b.weight" in file.tensors:
+        if at + "attn_k_b.weight" in keys.file.tensors:
             latent = [p if p.target != to + "kv_b" else _split_kv_b(spec, spec.mla, to, at) for p in latent]
         params += latent
     return params
 
 
 def _split_kv_b(spec: ModelSpec, mla: MlaSpec, to: str, at: str) -> Param:
-    """`kv_b` from one tensor of keys [heads, kv_lora, nope_dim], turned, and one of values [heads, value_dim, kv_lora].
-    It is no plain projection, so it is never held in the file's quantised form, and turning it is safe."""
+    """`kv_b` from one tensor of keys [heads, kv_lora, nope_dim], transposed, and one of values [heads, value_dim,
+    kv_lora]. It is not a plain projection, so it is never kept in quantised form, and transposing it is safe."""
     key, value = (mla.nope_dim, mla.kv_lora), (mla.value_dim, mla.kv_lora)
     pieces = []
     for head in range(spec.heads):
@@ -211,6 +206,7 @@ def _turned(head: int) -> Transform:
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
+    models="DeepSeek-V2, V2-Lite, Coder-V2 (latent attention)",
     model_types=("deepseek_v2",),
     read_hf=read_hf,
     hf_weights=hf_weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
@@ -12,19 +12,16 @@ from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096
 LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
 PERIOD = 6
-"""Every so manieth layer of Gemma 3 sees everything."""
+"""Every sixth layer of Gemma 3 is global: it has no window."""
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 BRANCH_NAMES = TensorNames(post_norm="pre_feedforward_layernorm")
 
 
 def read_gemma(config: dict[str, Any]) -> ModelSpec:
-    """The first release's `hidden_act` says gelu and means its tanh form."""
+    """`hidden_act` gelu of the first release means the tanh form."""
     return _spec(config, family="gemma", activation=activation(config.get("hidden_activation") or "gelu_pytorch_tanh"))
 
 
@@ -42,8 +39,8 @@ def read_gemma2(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_gemma3(config: dict[str, Any]) -> ModelSpec:
-    """Layers with a window have a rotary embedding of their own, which is never scaled. The number of positions holds
-    what scaling adds."""
+    """Layers with a window have their own rotary embedding, which is never scaled. `max_position_embeddings` includes
+    the scaling of the others."""
     layers, period = range(int(config["num_hidden_layers"])), int(config.get("sliding_window_pattern") or PERIOD)
     by_kind = config.get("rope_parameters") or {}
     head_dim = int(config.get("head_dim") or HEAD_DIM)
@@ -84,7 +81,7 @@ def _spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
 
 
 def _global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
-    """As newer configurations spell it out, else by the family's rule."""
+    """From `layer_types` of newer configurations, else `default`, the family's rule."""
     kinds = config.get("layer_types")
     if kinds is None:
         return default
@@ -107,14 +104,13 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_gemma_gguf(file: GGUFFile) -> ModelSpec:
-    return _gguf_spec(file, "gemma")
+def read_gemma_gguf(keys: GGUFKeys) -> ModelSpec:
+    return _gguf_spec(keys, "gemma")
 
 
-def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
+def read_gemma2_gguf(keys: GGUFKeys) -> ModelSpec:
     return _gguf_spec(
-        file,
+        keys,
         "gemma2",
         branch_norms=True,
         window=keys.integer("attention.sliding_window", WINDOW),
@@ -125,11 +121,10 @@ def read_gemma2_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
-    rope = gguf_rope(file, dim=keys.head_dim)
+def read_gemma3_gguf(keys: GGUFKeys) -> ModelSpec:
+    rope = gguf_rope(keys, dim=keys.head_dim)
     return _gguf_spec(
-        file,
+        keys,
         "gemma3",
         branch_norms=True,
         head_norm="rms",
@@ -142,15 +137,15 @@ def read_gemma3_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def _gguf_spec(file: GGUFFile, family: str, **fields: Any) -> ModelSpec:
-    """The converter has added 1 to the norms' weights."""
-    scale = math.sqrt(GGUFKeys(file).integer("embedding_length"))
-    return gguf_spec(file, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
+def _gguf_spec(keys: GGUFKeys, family: str, **fields: Any) -> ModelSpec:
+    """The converter adds 1 to the norms' weights."""
+    scale = math.sqrt(keys.integer("embedding_length"))
+    return gguf_spec(keys, family=family, activation="gelu_tanh", embed_scale=scale, **fields)
 
 
 def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
-    """The converter does not write the factor on scores. It follows from the width of a head, but in the models of 27B,
-    told by their layers, from the hidden size."""
+    """The factor on scores, which the converter does not write. It follows from the width of a head, but in the 27B
+    models, recognised by their number of layers, from the hidden size."""
     if keys.count("block_count") == layers_of_27b:
         width = keys.integer("embedding_length") // keys.count("attention.head_count")
     else:
@@ -159,7 +154,7 @@ def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
 
 
 def _gguf_global_layers(keys: GGUFKeys) -> tuple[int, ...]:
-    """By the family's rule, or as the file says: the period, or for each layer whether it has a window."""
+    """By the family's rule, or by the file: a period, or for each layer whether it has a window."""
     layers, pattern = range(keys.count("block_count")), keys.get("attention.sliding_window_pattern")
     if pattern is None or isinstance(pattern, int):
         period = pattern or PERIOD
@@ -169,7 +164,7 @@ def _gguf_global_layers(keys: GGUFKeys) -> tuple[int, ...]:
     return tuple(i for i in layers if not pattern[i])
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     params = decoder(spec, NAMES) + head_norms(spec)
     for i in range(spec.layers if spec.branch_norms else 0):
         params += norm(f"layers.{i}.attention_out_norm", f"blk.{i}.post_attention_norm", spec)
@@ -180,6 +175,7 @@ def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
 IGNORE = (INV_FREQ, r"^lm_head\.weight$")
 GEMMA = Family(
     name="gemma",
+    models="Gemma 2B, 7B",
     model_types=("gemma",),
     read_hf=read_gemma,
     hf_weights=hf_weights,
@@ -190,6 +186,7 @@ GEMMA = Family(
 )
 GEMMA2 = Family(
     name="gemma2",
+    models="Gemma 2",
     model_types=("gemma2",),
     read_hf=read_gemma2,
     hf_weights=hf_weights,
@@ -200,6 +197,7 @@ GEMMA2 = Family(
 )
 GEMMA3 = Family(
     name="gemma3",
+    models="Gemma 3 (text)",
     model_types=("gemma3_text",),
     read_hf=read_gemma3,
     hf_weights=hf_weights,

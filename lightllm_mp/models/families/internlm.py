@@ -8,11 +8,21 @@ import msgspec
 
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family, rope_spec, stretched_context
+from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
 from lightllm_mp.models.spec import ModelSpec
+
+CHAT = (
+    "{{ bos_token }}"
+    + EACH
+    + "{% if role == 'user' %}{{ '<|User|>:' ~ content ~ 'END\n<|Bot|>:' }}"
+    + "{% elif role == 'assistant' %}{{ content ~ '<eoa>\n' }}"
+    + (SYSTEM_FIRST + "{{ '<|System|>:' ~ content ~ '\n' }}")
+    + NO_OTHER
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`rotary` is the family's own spelling of base and scaling; its type `origin` is plain rope."""
+    """`rotary` is the family's own key for base and scaling; its type `origin` is plain rope."""
     own = config.get("rotary") or {}
     if own:
         scaling = (
@@ -26,4 +36,20 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     )
 
 
-INTERNLM = Family(name="internlm", model_types=("internlm",), read_hf=read_hf, hf_weights=llama.hf_weights)
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    """The chat format. The first release ends a question with <eoh>, later ones do not."""
+    if backend.token_to_id("<eoa>") is None:
+        return None
+    is_first = folder.mentions("modeling_internlm.py", "<eoh>") and backend.token_to_id("<eoh>") is not None
+    return CHAT.replace("END", "<eoh>" if is_first else "")
+
+
+INTERNLM = Family(
+    name="internlm",
+    models="InternLM 7B, 20B",
+    gguf_written_as="llama",
+    model_types=("internlm",),
+    read_hf=read_hf,
+    hf_weights=llama.hf_weights,
+    text=TextHalf(tokenizer_classes=("InternLMTokenizer",), template=template, ends=("<eoa>",)),
+)

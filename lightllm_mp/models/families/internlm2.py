@@ -1,24 +1,32 @@
-"""InternLM2 and 2.5, and their reward models: one fused projection whose rows come group by group."""
+"""InternLM2 and 2.5, and their reward models: the rows of one fused QKV projection come group by group."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.weight_rules import decoder, linear, norm
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
+from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.weight_rules import linear, norm
 from lightllm_mp.models.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
+TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
+"""Start and end of a turn. Early releases name the two tokens by their places in the vocabulary."""
+CHAT = (
+    "{{ bos_token }}"
+    + EACH
+    + "{{ 'START' ~ role ~ '\n' ~ content ~ 'END\n' }}"
+    + END_EACH
+    + "{% if add_generation_prompt %}{{ 'STARTassistant\n' }}{% endif %}"
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`bias` is that of attention. A reward model says so in `architectures`."""
+    """`bias` concerns attention. `architectures` tells a reward model."""
     bias = bool(config.get("bias", False))
     reward = "RewardModel" in "".join(config.get("architectures") or ())
     token = config.get("reward_token_id")
@@ -55,7 +63,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def _by_kind(spec: ModelSpec):
-    """The file has, per key-value head, its queries, its key, its value; the decoder all queries, keys, values."""
+    """The file has queries, key and value of one key-value head after the other; the decoder groups them by kind."""
     group, dim = spec.heads // spec.kv_heads, spec.head_dim
     blocks = [kv * (group + 2) + j for kv in range(spec.kv_heads) for j in range(group)]
     blocks += [kv * (group + 2) + group + j for j in range(2) for kv in range(spec.kv_heads)]
@@ -66,20 +74,29 @@ def _by_kind(spec: ModelSpec):
     return reorder
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="internlm2")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="internlm2")
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, NAMES, rotary_order(spec))
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    for start, end in TURN_TOKENS:
+        if backend.token_to_id(start) is not None and backend.token_to_id(end) is not None:
+            return CHAT.replace("START", start).replace("END", end)
+    return None
 
 
 INTERNLM2 = Family(
     name="internlm2",
+    models="InternLM2, InternLM2-reward",
     model_types=("internlm2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("internlm2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=llama.gguf_weights,
+    text=TextHalf(
+        tokenizer_classes=("InternLM2Tokenizer", "InternLM2TokenizerFast"),
+        template=template,
+        ends=tuple(end for _, end in TURN_TOKENS),
+    ),
 )

@@ -1,8 +1,8 @@
-"""Llama 1, 2 and 3, and what shares its network: Yi, SmolLM, and Mistral as a GGUF file."""
+"""Llama 1, 2 and 3, and models with the same network: Yi, SmolLM, and Mistral as a GGUF file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -18,12 +18,9 @@ from lightllm_mp.models.families.common.gguf_rules import (
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Spec of a `config.json` under Llama's keys. Llama 1 lacks the kv head count and theta."""
+    """From a `config.json` with Llama's keys. Llama 1 lacks `num_key_value_heads` and `rope_theta`."""
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"activation {config['hidden_act']!r} is not supported for this family")
     bias = bool(config.get("attention_bias", False))
@@ -36,16 +33,16 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, TensorNames())
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Spec of a GGUF file of architecture `llama`, which also holds Mistral, Mixtral, SmolLM and InternLM."""
-    moe = gguf_moe(file, renormalise=True) if GGUFKeys(file).get("expert_count") else None
-    return gguf_spec(file, family="llama" if moe is None else "mixtral", moe=moe)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    """From a GGUF file of architecture `llama`: also Mistral, Mixtral, SmolLM and InternLM."""
+    moe = gguf_moe(keys, renormalise=True) if keys.get("expert_count") else None
+    return gguf_spec(keys, family="llama" if moe is None else "mixtral", moe=moe)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     """Weight rules under the GGUF names."""
     params = decoder(spec, NAMES, rotary_order(spec))
-    return params if spec.moe is None else with_stacked_experts(spec, params, file)
+    return params if spec.moe is None else with_stacked_experts(spec, params, keys)
 
 
 def _yi_old_weights(spec: ModelSpec) -> list[Param]:
@@ -54,6 +51,7 @@ def _yi_old_weights(spec: ModelSpec) -> list[Param]:
 
 LLAMA = Family(
     name="llama",
+    models="Llama 1, 2, 3.x, Yi, SmolLM",
     model_types=("llama",),
     read_hf=read_hf,
     hf_weights=hf_weights,
@@ -62,5 +60,12 @@ LLAMA = Family(
     gguf_weights=gguf_weights,
 )
 
-YI_OLD = Family(name="yi", model_types=("Yi",), read_hf=read_hf, hf_weights=_yi_old_weights)
-"""Yi's first releases: Llama under other norm names."""
+YI_OLD = Family(
+    name="yi",
+    models="first releases of Yi",
+    model_types=("Yi",),
+    read_hf=read_hf,
+    hf_weights=_yi_old_weights,
+    gguf_written_as="llama",
+)
+"""The first releases of Yi: Llama with other names of the norms."""

@@ -1,4 +1,4 @@
-"""The language half of LLaVA 1.5: Llama, in the layout of the original files and in that of Hugging Face."""
+"""LLaVA 1.5: Llama with images, in the layout of the original files and in that of Hugging Face."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LLAMA_DEFAULTS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Of transformers' LlamaConfig: LLaVA's files leave out what is equal to these."""
+"""Defaults of transformers' LlamaConfig: LLaVA's files leave out keys with these values."""
 
 
 def read_original(config: dict[str, Any]) -> ModelSpec:
-    """The keys of a Llama beside those of the pictures."""
+    """The keys of a Llama stand beside those of the images."""
     return msgspec.structs.replace(llama.read_hf(config), family="llava_orig")
 
 
 def read_nested(config: dict[str, Any]) -> ModelSpec:
-    """`text_config`, completed by LlamaConfig's defaults; a few keys may stand outside it."""
+    """`text_config`, completed by LlamaConfig's defaults; a few keys may be outside it."""
     inner = config.get("text_config") or {}
     if inner.get("model_type", "llama") != "llama":
         raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
@@ -44,15 +44,21 @@ def read_nested(config: dict[str, Any]) -> ModelSpec:
 
 LLAVA_ORIG = Family(
     name="llava_orig",
+    models="LLaVA-1.5 in its original layout",
+    gguf_written_as="llama",
     model_types=(),
+    detect=lambda config: bool(config.get("mm_vision_tower")),
     read_hf=read_original,
     hf_weights=llama.hf_weights,
     ignore=(INV_FREQ, r"^model\.mm_projector\.", r"^model\.vision_tower\.", r"^model\.image_newline$"),
+    vision="lightllm_mp.vision.families.llava:ORIGINAL",
 )
-"""Told by the key `mm_vision_tower`; `model_type` is `llava`, `llava_llama` or `llama`."""
+"""`model_type` is `llava`, `llava_llama` or `llama`."""
 
 LLAVA_HF = Family(
     name="llava_hf",
+    models="LLaVA-1.5 in the Hugging Face layout",
+    gguf_written_as="llama",
     model_types=("llava",),
     read_hf=read_nested,
     hf_weights=llama.hf_weights,
@@ -62,4 +68,5 @@ LLAVA_HF = Family(
         ("language_model.lm_head.", "lm_head."),
         ("model.language_model.", "model."),
     ),
+    vision="lightllm_mp.vision.families.llava:HUGGING_FACE",
 )

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, rotary_order
-from lightllm_mp.models.families.common.weight_rules import decoder
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 SCALE_2B, DEPTH_2B, BASE_2B = 12.0, 1.4, 256
 """`scale_emb`, `scale_depth` and `dim_model_base` of MiniCPM 2B."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """The head is tied unless the configuration says otherwise, which real ones never do."""
+    """The head is tied unless the configuration says otherwise; released ones do not."""
     if config.get("num_experts"):
         raise ModelError("mixtures of experts are not supported for this family")
     spec = llama.read_hf(config)
@@ -37,13 +32,12 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     )
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    """The oldest files lack the three factors, which are those of MiniCPM 2B then."""
-    keys = GGUFKeys(file)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    """The oldest files lack the three factors; those of MiniCPM 2B are taken."""
     keys.refuse_unless("expert_count", 0)
     hidden, layers = keys.integer("embedding_length"), keys.count("block_count")
     return gguf_spec(
-        file,
+        keys,
         family="minicpm",
         embed_scale=keys.number("embedding_scale", SCALE_2B),
         residual_scale=keys.number("residual_scale", DEPTH_2B / math.sqrt(layers)),
@@ -51,16 +45,13 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, NAMES, rotary_order(spec))
-
-
 MINICPM = Family(
     name="minicpm",
+    models="MiniCPM 1B and 2B",
     model_types=("minicpm",),
     read_hf=read_hf,
     hf_weights=llama.hf_weights,
     gguf_architectures=("minicpm",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=llama.gguf_weights,
 )

@@ -1,17 +1,14 @@
-"""Phi 1, 1.5 and 2: parallel halves, layer norms, a part of each head rotated, biases everywhere."""
+"""Phi 1, 1.5 and 2: parallel attention and MLP, layer norms, partial rotary embedding, biases everywhere."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec, names_in
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(norm="model.final_layernorm", o="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
 
@@ -40,20 +37,17 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="phi", norm="layer", parallel=True, gated=False, activation="gelu_tanh")
-
-
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file, ONE_UP))
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="phi", norm="layer", parallel=True, gated=False, activation="gelu_tanh")
 
 
 PHI = Family(
     name="phi",
+    models="Phi-1, 1.5, 2",
     model_types=("phi",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("phi2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
 )

@@ -1,9 +1,9 @@
-"""Phi-3 and Phi-4 mini: Llama with fused projections; the long ones scale each frequency by a factor of their own."""
+"""Phi-3 and Phi-4 mini: Llama with fused projections; long variants divide each rotary frequency (longrope)."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -17,18 +17,15 @@ from lightllm_mp.models.families.common.family import (
     standard_spec,
 )
 from lightllm_mp.models.families.common.gguf_rules import (
-    ONE_UP,
     GGUFKeys,
     gguf_rope,
     gguf_spec,
-    names_in,
+    plain_weights,
     rope_divisors,
 )
+from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
@@ -48,7 +45,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
-    """`longrope`, once called `su` (arXiv 2402.13753): prompts beyond the trained length have other factors."""
+    """`longrope`, once called `su` (arXiv 2402.13753): prompts beyond the training length have other divisors."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (scaling.get("rope_type") or scaling.get("type")) not in ("longrope", "su"):
         return rope_spec(config, dim=dim)
@@ -57,7 +54,7 @@ def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
     trained = int(trained or context)
     long, short = (tuple(float(x) for x in scaling[name]) for name in ("long_factor", "short_factor"))
     if len(long) != dim // 2 or len(short) != dim // 2:
-        raise ModelError(f"rope scaling has {len(long)} and {len(short)} factors, {dim // 2} are expected")
+        raise ModelError(f"rope scaling has {len(long)} and {len(short)} factors, expected are {dim // 2}")
     amplitude = scaling.get("attention_factor")
     return RopeSpec(
         theta=float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0),
@@ -78,15 +75,14 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="phi3", rope=_gguf_rope(file))
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="phi3", rope=_gguf_rope(keys))
 
 
-def _gguf_rope(file: GGUFFile) -> RopeSpec:
-    """Two tensors hold the factors of `longrope`, where the model has it."""
-    keys = GGUFKeys(file)
+def _gguf_rope(keys: GGUFKeys) -> RopeSpec:
+    """Two tensors hold the divisors of `longrope`, where the model has it."""
     if not keys.has("rope_factors_long.weight"):
-        return gguf_rope(file, dim=keys.head_dim)
+        return gguf_rope(keys, dim=keys.head_dim)
     dim, context = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("context_length")
     trained = keys.integer("rope.scaling.original_context_length")
     return RopeSpec(
@@ -95,24 +91,22 @@ def _gguf_rope(file: GGUFFile) -> RopeSpec:
         scaling="longrope",
         original_context=trained,
         amplitude=keys.number("rope.scaling.attn_factor", _amplitude(context / trained, trained)),
-        divisors=rope_divisors(file, "rope_factors_long.weight", dim),
-        short_divisors=rope_divisors(file, "rope_factors_short.weight", dim),
+        divisors=rope_divisors(keys, "rope_factors_long.weight", dim),
+        short_divisors=rope_divisors(keys, "rope_factors_short.weight", dim),
     )
-
-
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file, ONE_UP))
 
 
 PHI3 = Family(
     name="phi3",
+    models="Phi-3, Phi-3.5 (longrope)",
     model_types=("phi3",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("phi3",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
     gguf_ignore=(GGUF_FREQS, r"^rope_factors_(long|short)\.weight$"),
+    text=TextHalf(gguf_no_rstrip=("<s>", "<|endoftext|>")),
 )
-"""Files of tied models may carry a head that is not used."""
+"""Files of tied models may contain an unused head."""

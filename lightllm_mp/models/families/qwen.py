@@ -1,24 +1,30 @@
-"""Qwen, first version: dynamic NTK whose factor the prompt's length decides, and log n attention."""
+"""Qwen, first version: dynamic NTK by the length of the prompt, and log n attention."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
-from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import decoder, ends, linear, norm
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
+from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
+from lightllm_mp.models.families.common.weight_rules import ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645
-"""Ids of the vocabulary of all released checkpoints; base models end with the first, chats with the others too."""
+"""Ids in all released checkpoints; base models end with the first, chat models with the others too."""
+CHAT = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    + EACH
+    + "{{ '<|im_start|>' ~ role ~ '\n' ~ content ~ '<|im_end|>\n' }}"
+    + END_EACH
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`intermediate_size` is twice the MLP's width; `seq_length` is the length that training used."""
+    """`intermediate_size` is twice the MLP's width; `seq_length` is the training length."""
     heads, head_dim, vocab = (int(config[name]) for name in ("num_attention_heads", "kv_channels", "vocab_size"))
     trained, bias = int(config["seq_length"]), not config.get("no_bias", True)
     return ModelSpec(
@@ -50,7 +56,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _eos_ids(config: dict[str, Any], vocab: int) -> tuple[int, ...]:
-    """What the files say, else the family's; a chat also ends where its turn does."""
+    """The ids of the files, else the family's; a chat model also ends with a turn."""
     found = eos_ids(config) or (END_OF_TEXT,)
     if config.get("generation_config", {}).get("chat_format") == "chatml":
         found += (IM_END, IM_START)
@@ -74,22 +80,24 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    """Neither the dynamic NTK nor the log n attention is in the file, nor the length that training used: it is served
-    without them, as the format's own program does."""
-    return gguf_spec(file, family="qwen", intermediate=GGUFKeys(file).integer("feed_forward_length") // 2)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    """The file has neither dynamic NTK, log n attention nor the training length; it is served without, as by
+    llama.cpp."""
+    return gguf_spec(keys, family="qwen", intermediate=keys.integer("feed_forward_length") // 2)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, names_in(file))
+def template(backend: Backend, folder: ModelFolder) -> str | None:
+    return CHAT if folder.generation.get("chat_format", "chatml") == "chatml" else None
 
 
 QWEN = Family(
     name="qwen",
+    models="Qwen 1.8B to 72B (dynamic NTK, log n)",
     model_types=("qwen",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("qwen",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
+    text=TextHalf(tokenizer_classes=("QWenTokenizer",), template=template, ends=("<|im_end|>", "<|im_start|>")),
 )

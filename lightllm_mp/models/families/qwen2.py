@@ -1,8 +1,8 @@
-"""Qwen2 and 2.5: Llama with biased queries, keys and values. Its reward models and one-label classifiers score."""
+"""Qwen2 and 2.5: Llama with biases on queries, keys and values; also reward models and one-label classifiers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -10,23 +10,20 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec
-from lightllm_mp.models.families.common.weight_rules import decoder, linear
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
+from lightllm_mp.models.families.common.weight_rules import linear
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """A reward model says so in `architectures`: a layer of ReLU before the score, or a plain projection."""
+    """`architectures` tells a reward model: an MLP with ReLU before the score, or a plain projection."""
     kinds = config.get("architectures") or ()
     if "Qwen2ForProcessRewardModel" in kinds:
         raise ModelError("process reward models (a score per step) are not supported")
     if LINEAR_REWARD in kinds and _labels(config) != 1:
-        raise ModelError(f"a classifier of {_labels(config)} labels is not supported, only a single score")
+        raise ModelError(f"a classifier of {_labels(config)} labels is not supported; only one with a single score is")
     spec = llama.read_hf({**config, "attention_bias": False, "mlp_bias": False})
     return msgspec.structs.replace(
         windowed(spec, config),
@@ -38,7 +35,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def windowed(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
-    """The window of Qwen2 and 3 holds from layer `max_window_layers` on, and only if `use_sliding_window`."""
+    """Qwen2 and 3 have the window from layer `max_window_layers` on, if `use_sliding_window` is set."""
     window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
     first = int(config.get("max_window_layers", 28))
     if window is None or first >= spec.layers:
@@ -60,22 +57,19 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return params + inner + linear("score", "", (("score.2", 1),), spec.hidden, True)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="qwen2")
-
-
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, NAMES)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="qwen2")
 
 
 QWEN2 = Family(
     name="qwen2",
+    models="Qwen1.5, Qwen2, Qwen2.5, Qwen2 reward models",
     model_types=("qwen2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("qwen2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )
-"""Reward checkpoints and tied models may carry a head that is not used."""
+"""Reward checkpoints and tied models may contain an unused head."""

@@ -1,21 +1,17 @@
-"""Qwen3: Llama with normalised query and key heads."""
+"""Qwen3: Llama with norms on query and key heads."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
-from lightllm_mp.models.families.common.gguf_rules import NAMES, gguf_spec, head_norms
-from lightllm_mp.models.families.common.weight_rules import decoder
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen2 import windowed
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -30,21 +26,18 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     ]
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="qwen3", head_norm="rms")
-
-
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, NAMES) + head_norms(spec)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="qwen3", head_norm="rms")
 
 
 QWEN3 = Family(
     name="qwen3",
+    models="Qwen3 0.6B to 32B",
     model_types=("qwen3",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("qwen3",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

@@ -1,8 +1,8 @@
-"""The mixtures of experts of Qwen: Qwen3-MoE, and Qwen2-MoE, which has a gated MLP beside its experts."""
+"""Qwen2-MoE and Qwen3-MoE; the former has a gated MLP beside its experts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -22,9 +22,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
 from lightllm_mp.models.families.common.weight_rules import decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:
     spec = qwen3.read_hf(config)
@@ -42,7 +39,7 @@ def read_qwen2(config: dict[str, Any]) -> ModelSpec:
 
 
 def _moe(config: dict[str, Any], layers: int) -> MoeSpec:
-    """Every `decoder_sparse_step`-th layer has experts, those of `mlp_only_layers` not."""
+    """Every `decoder_sparse_step`-th layer has experts, except those of `mlp_only_layers`."""
     step, dense = int(config.get("decoder_sparse_step", 1)), config.get("mlp_only_layers") or ()
     return MoeSpec(
         experts=int(config.get("num_experts") or config["num_local_experts"]),
@@ -72,33 +69,33 @@ def qwen2_weights(spec: ModelSpec) -> list[Param]:
     return params
 
 
-def read_qwen3_gguf(file: GGUFFile) -> ModelSpec:
-    """The converter does not say whether weights are renormalised; in all released Qwen3 they are."""
-    return gguf_spec(file, family="qwen3_moe", head_norm="rms", moe=gguf_moe(file, renormalise=True))
+def read_qwen3_gguf(keys: GGUFKeys) -> ModelSpec:
+    """The converter does not write whether weights are renormalised; in all released Qwen3 models they are."""
+    return gguf_spec(keys, family="qwen3_moe", head_norm="rms", moe=gguf_moe(keys, renormalise=True))
 
 
-def read_qwen2_gguf(file: GGUFFile) -> ModelSpec:
-    """As of Qwen3, but in all released Qwen2 they are not. The first files say the width of an expert by that of the
-    MLP that stands beside the experts."""
-    keys = GGUFKeys(file)
+def read_qwen2_gguf(keys: GGUFKeys) -> ModelSpec:
+    """Not written either, and in all released Qwen2 models weights are not renormalised. In the first files the width
+    of an expert follows from that of the MLP beside the experts."""
     whole = keys.integer("feed_forward_length")
     moe = gguf_moe(
-        file,
+        keys,
         renormalise=False,
         intermediate=keys.integer("expert_feed_forward_length", whole // keys.count("expert_used_count")),
         shared_intermediate=keys.integer("expert_shared_feed_forward_length", whole),
         shared_gate=True,
     )
-    return gguf_spec(file, family="qwen2_moe", moe=moe)
+    return gguf_spec(keys, family="qwen2_moe", moe=moe)
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    params = with_stacked_experts(spec, decoder(spec, NAMES), file)
-    return params + head_norms(spec) + shared_expert(spec, file)
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    params = with_stacked_experts(spec, decoder(spec, NAMES), keys)
+    return params + head_norms(spec) + shared_expert(spec, keys)
 
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
+    models="Qwen3-30B-A3B, Qwen3-235B-A22B",
     model_types=("qwen3_moe",),
     read_hf=read_qwen3,
     hf_weights=qwen3_weights,
@@ -110,6 +107,7 @@ QWEN3_MOE = Family(
 
 QWEN2_MOE = Family(
     name="qwen2_moe",
+    models="Qwen1.5-MoE, Qwen2-57B-A14B",
     model_types=("qwen2_moe",),
     read_hf=read_qwen2,
     hf_weights=qwen2_weights,

@@ -1,21 +1,18 @@
-"""StableLM 2 and 3B: layer norms, a part of each head rotated; the 12B has parallel halves and head norms."""
+"""StableLM 2 and 3B: layer norms, partial rotary embedding; the 12B has parallel attention and MLP, and head norms."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_spec, head_norms
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
-
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """The oldest checkpoints (`stablelm_epoch`) say `rope_pct` and `norm_eps`."""
+    """The oldest checkpoints (`stablelm_epoch`) have `rope_pct` and `norm_eps`."""
     head_dim = int(config["hidden_size"]) // int(config["num_attention_heads"])
     rope = rope_spec(config, dim=rotary_dim(config, head_dim, float(config.get("rope_pct", 0.25))))
     return standard_spec(
@@ -49,29 +46,25 @@ def _head(name: str, spec: ModelSpec) -> Piece:
     return Piece(name + ".weight", (spec.head_dim,))
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    keys = GGUFKeys(file)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
     normed = keys.has("blk.0.attn_q_norm.weight")
     return gguf_spec(
-        file,
+        keys,
         family="stablelm",
         norm="layer",
-        parallel=not keys.has("blk.0.ffn_norm.weight"),  # some files say so by key where it is not true
+        parallel=not keys.has("blk.0.ffn_norm.weight"),  # the key for it is wrong in some files
         head_norm="layer" if normed else "",
         each_head_norm=normed,
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, NAMES) + head_norms(spec)
-
-
 STABLELM = Family(
     name="stablelm",
+    models="StableLM-2 1.6B and 12B, StableLM 3B",
     model_types=("stablelm", "stablelm_epoch"),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("stablelm",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
 )

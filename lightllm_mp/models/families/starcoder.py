@@ -1,17 +1,14 @@
-"""StarCoder and SantaCoder (gpt_bigcode): GPT-2 with one key-value head for all queries."""
+"""StarCoder and SantaCoder (gpt_bigcode): GPT-2 with multi-query attention."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import Family, activation, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 QKV = "attn.c_attn"
 NAMES = TensorNames(
@@ -59,17 +56,17 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    """Only without multi-query does the file mix the three kinds of rows."""
+    """Without multi-query the file stores query, key and value head by head."""
     transforms = {} if spec.kv_heads == 1 else {QKV: heads_apart(spec.heads)}
     table = (("transformer.wpe", spec.learned_positions),)
     return decoder(spec, NAMES, transforms) + linear("positions", "", table, spec.hidden, False)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    """The file does not say which gelu it is; the tanh form is what the format's own program computes."""
-    positions = GGUFKeys(file).integer("context_length")
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    """The file does not say which gelu it is; llama.cpp computes the tanh form."""
+    positions = keys.integer("context_length")
     return gguf_spec(
-        file,
+        keys,
         family="starcoder",
         rope=None,
         learned_positions=positions,
@@ -79,13 +76,14 @@ def read_gguf(file: GGUFFile) -> ModelSpec:
     )
 
 
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
     table = (("position_embd", spec.learned_positions),)
-    return decoder(spec, names_in(file, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
+    return decoder(spec, names_in(keys, ONE_UP)) + linear("positions", "", table, spec.hidden, False)
 
 
 STARCODER = Family(
     name="starcoder",
+    models="StarCoder, SantaCoder (gpt_bigcode)",
     model_types=("gpt_bigcode",),
     read_hf=read_hf,
     hf_weights=hf_weights,
@@ -94,4 +92,4 @@ STARCODER = Family(
     gguf_weights=gguf_weights,
     ignore=(r"^lm_head\.weight$", r"\.attn\.(masked_)?bias$"),
 )
-"""A tied head may be in the file or not."""
+"""Files of tied models may contain an unused head."""

@@ -1,17 +1,14 @@
-"""StarCoder2: rope and grouped queries, with layer norms, biases and an MLP without gate."""
+"""StarCoder2: rope, grouped queries, layer norms, biases, and an MLP without gate."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
-from lightllm_mp.models.families.common.gguf_rules import ONE_UP, gguf_spec
+from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile
 
 NAMES = TensorNames(up=("mlp.c_fc",), down="mlp.c_proj")
 
@@ -39,21 +36,18 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return decoder(spec, NAMES)
 
 
-def read_gguf(file: GGUFFile) -> ModelSpec:
-    return gguf_spec(file, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
-
-
-def gguf_weights(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    return decoder(spec, ONE_UP)
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(keys, family="starcoder2", norm="layer", gated=False, activation="gelu_tanh")
 
 
 STARCODER2 = Family(
     name="starcoder2",
+    models="StarCoder2 3B, 7B, 15B",
     model_types=("starcoder2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
     gguf_architectures=("starcoder2",),
     read_gguf=read_gguf,
-    gguf_weights=gguf_weights,
+    gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
 )

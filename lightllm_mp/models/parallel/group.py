@@ -1,4 +1,4 @@
-"""The tensor-parallel ranks that compute a step together, as a decoder sees them."""
+"""The group of tensor-parallel ranks, as a decoder sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class RankGroup(Protocol):
-    """All ranks call the same methods in the same order. Results are the same on every rank, to the last bit."""
+    """All ranks call the same methods in the same order. Results are bitwise equal on every rank."""
 
     @property
     def rank(self) -> int: ...
@@ -25,11 +25,11 @@ class RankGroup(Protocol):
         ...
 
     def from_first(self, x: Tensor) -> Tensor:
-        """Rank 0's `x`, written into every rank's in place."""
+        """Rank 0's `x`, written in place into every rank's `x`."""
         ...
 
     def least(self, value: int) -> int:
-        """The smallest of every rank's `value`, between the processes: no device takes part."""
+        """The smallest of the ranks' `value`; it travels between the processes, not their devices."""
         ...
 
 

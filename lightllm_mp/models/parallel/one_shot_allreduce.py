@@ -1,8 +1,8 @@
-"""Sums of small tensors over GPUs of one host without NCCL: every rank reads its peers' memory and adds, in rank order.
+"""All-reduce of small tensors over GPUs of one host: every rank reads its peers' memory and adds in rank order.
 
-NCCL's latency is made of its protocol's steps; here a sum is one kernel that copies the rank's own part to memory that
-all ranks see, waits for the peers to have done the same, and adds. It reads (size - 1) whole tensors, so that it is for
-small ones.
+A sum is one kernel, without the protocol steps that make up NCCL's latency. It copies the rank's part to memory that
+all ranks can read, waits until the peers have done so, and adds. It reads size - 1 whole tensors, so it suits small
+ones.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ log = logging.getLogger(__name__)
 
 TYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT = 16
-"""Bytes of the accesses of the kernel; smaller pieces are slow."""
+"""Bytes of the kernel's accesses; smaller ones are slow."""
 
 
 class Peers(Protocol):
-    """What the set-up asks of the group."""
+    """The part of the group that the set-up needs."""
 
     def least(self, value: int) -> int: ...
 
 
 class OneShotAllreduce:
-    """Memory of `limit` bytes on each rank that its peers can read. Where that cannot be had, `takes` takes nothing.
+    """Holds memory of `limit` bytes on each rank that its peers can read. Without such memory `takes` is always False.
 
-    One sum at a time: sums of one process must not run on two streams at once.
+    Sums of one process must not run on two streams at once.
     """
 
     def __init__(self, limit: int, device: torch.device, peers: Peers) -> None:
         self.limit = limit
-        """The largest sum in bytes that is taken; may be lowered, on all ranks alike."""
+        """Bytes of the largest sum that is taken; may be lowered, on all ranks alike."""
         self._group = dist.group.WORLD.group_name
         self._buffers: dict[torch.dtype, Tensor] = {}
         shared = self._shared(limit, device)
-        # All ranks or none: they must take the same way.
+        # All ranks or none: a sum must go the same way on every rank.
         if peers.least(int(shared is not None)) and shared is not None:
             self._buffers = {dtype: shared.view(dtype) for dtype in TYPES}
 
     def takes(self, x: Tensor) -> bool:
-        """Whether `sum` can and should be used for `x`; the same on all ranks for equal shapes and types."""
+        """Whether to use `sum` for `x`; the answer is equal on all ranks for equal shapes and dtypes."""
         buffer = self._buffers.get(x.dtype)
         size, offset = x.numel() * x.element_size(), x.storage_offset() * x.element_size()
         aligned = size % ALIGNMENT == offset % ALIGNMENT == 0
         return buffer is not None and 0 < size <= self.limit and aligned and x.is_contiguous()
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over the ranks, in memory of its own."""
+        """The sum over the ranks, in newly allocated memory."""
         shared = self._buffers[x.dtype][: x.numel()].view(x.shape)
         return torch.ops.symm_mem.one_shot_all_reduce_copy(shared, x, "sum", self._group)
 

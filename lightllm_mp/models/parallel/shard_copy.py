@@ -1,4 +1,4 @@
-"""Copies what a rank keeps of a checkpoint's tensors to where it belongs."""
+"""Copies a rank's part of the checkpoint's tensors into its parameters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightllm_mp.models.parallel.sharding import RowRun, ShardCut, ShardRows
 
 
 class Sliceable(Protocol):
-    """A tensor, or one in a file that is read as far as it is indexed."""
+    """A tensor, or one in a file of which only the indexed part is read."""
 
     def __getitem__(self, at: slice | tuple[slice, ...], /) -> Tensor: ...
 
 
 def place(source: Sliceable, target: Tensor, cut: ShardCut, first: int, count: int) -> None:
-    """`source` is lines first .. first + count - 1 of a parameter, `target` the rank's own part of that parameter."""
+    """Copies rows first .. first + count - 1 of a parameter, `source`, as far as the rank keeps them, to `target`."""
     for row in _rows(cut, first, count):
         if cut.columns is None:
             target[row.to : row.to + row.length].copy_(source[_slice(row)])
@@ -29,13 +29,15 @@ def place(source: Sliceable, target: Tensor, cut: ShardCut, first: int, count: i
 
 
 def part_of_packed(weight: GroupedWeight, cut: ShardCut, first: int) -> tuple[int, GroupedWeight] | None:
-    """The rank's part of a packed piece that begins at line `first` of its parameter, and its first line in the rank's
-    own. None: the part is empty. The cut must not be padded: no packed form stands for zeros."""
+    """(first row in the rank's own parameter, the rank's part) of a packed piece from row `first` of the parameter on.
+
+    None: the part is empty. The cut must not be padded: packed codes cannot express zeros.
+    """
     rows = _rows(cut, first, weight.codes.shape[0])
     if not rows:
         return None
     if cut.rows is not None:
-        weight = weight.reordered(lambda lines: torch.cat([lines[_slice(row)] for row in rows]))
+        weight = weight.reordered(lambda x: torch.cat([x[_slice(row)] for row in rows]))
     if cut.columns is not None:
         begin, count, _ = cut.columns.runs[0]
         weight = weight.columns(begin, begin + count)
@@ -43,8 +45,10 @@ def part_of_packed(weight: GroupedWeight, cut: ShardCut, first: int) -> tuple[in
 
 
 def parts_of_blocks(blocks: BlockRows, cut: ShardCut, first: int) -> list[tuple[int, BlockRows]] | None:
-    """The rank's parts of a piece that begins at line `first` of its parameter, each with its first line in the rank's
-    own; a part without lines where it has none. None where columns cannot be cut between blocks."""
+    """The rank's parts of a piece from row `first` of the parameter on, each with its first row in the rank's own.
+
+    One part without rows where the rank keeps none. None: columns cannot be cut between blocks.
+    """
     if cut.columns is not None:
         (run,) = cut.columns.runs
         own = blocks.cut(run.start, run.start + run.length)
@@ -56,7 +60,7 @@ def parts_of_blocks(blocks: BlockRows, cut: ShardCut, first: int) -> list[tuple[
 
 
 def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockRows, ...]:
-    """Parts by their first line, filled up with zeros to `count` lines."""
+    """Parts in the order of their first rows, filled up with rows of zeros to `count`."""
     whole: list[BlockRows] = []
     at = 0
     for to, part in sorted(parts, key=lambda entry: entry[0]):
@@ -70,7 +74,7 @@ def without_gaps(parts: list[tuple[int, BlockRows]], count: int) -> tuple[BlockR
 
 
 def in_equal_parts(blocks: tuple[BlockRows, ...], count: int) -> tuple[BlockWeight, ...]:
-    """Stacked rows as `count` weights of equally many."""
+    """Stacked rows as `count` weights with equally many rows."""
     each = sum(part.rows.shape[0] for part in blocks) // count
     weights: list[list[BlockRows]] = [[]]
     left = each

@@ -1,13 +1,13 @@
-"""What one tensor-parallel rank keeps of each parameter. Imports no torch.
+"""Tensor parallelism: what one rank keeps of each parameter. Imports no torch.
 
-Attention is cut by heads. With at least as many key-value heads as ranks, each rank gets the same number of them,
-rounded up, and the queries that they serve; otherwise each key-value head is copied to `size // kv_heads` ranks, which
-share its queries. The last ranks are filled up with heads of zeros: such a head has zero queries, keys and values, and
-its columns of the output projection are zero, so that the sum over the ranks is exact.
+Attention is split by heads. With at least as many key-value heads as ranks, each rank gets the same number of them,
+rounded up, with their query heads. Otherwise each key-value head is copied to `size // kv_heads` ranks, which share its
+query heads. The last ranks are padded with heads whose queries, keys, values and columns of the output projection are
+zero, so the sum over the ranks is exact.
 
-MLPs and experts are cut by width, every rank a slice of every expert; embedding and head by lines of the vocabulary.
-Both are rounded up to a multiple of MULTIPLE and filled up with zeros. What is added after a sum over ranks (the bias
-of an output projection) is on rank 0 alone. All else is on every rank.
+MLPs and experts are split by width (every rank has a slice of every expert), embedding and head by rows (vocabulary).
+Both are rounded up to a multiple of MULTIPLE and padded with zeros. What is added after a sum over ranks (the bias of
+an output projection) is on rank 0 alone. Everything else is on every rank.
 """
 
 from __future__ import annotations
@@ -20,18 +20,32 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.parallel.shard import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 MULTIPLE = 16
-"""Local widths are a multiple of this: matrix units want aligned lines."""
+"""Local widths are a multiple of this, because matrix units need aligned rows."""
 
 BY_WIDTH = {"gate_up": 2, "up": 1}
-"""Projections into an MLP, and how many blocks of its width they stack."""
+"""Projections into an MLP -> number of blocks of its width that they stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a rank knows besides its local `ModelSpec`, which has the rank's own heads, key-value heads and widths and
+    the whole model's `vocab`. The default is the whole model."""
+
+    rank: int = 0
+    size: int = 1
+    vocab_start: int = 0
+    """Token id of the first row of this rank's `embed` and `head`. All ranks have equally many rows."""
+    first_head: int = 0
+    """Number of this rank's first query head in the whole model."""
+    all_heads: int | None = None
+    """Query heads of the whole model; None: as many as the spec says."""
 
 
 class RowRun(NamedTuple):
-    """`length` lines from `start` of the whole parameter, which stand at `to` in the rank's own."""
+    """`length` rows from `start` of the whole parameter, which are at `to` in the rank's own."""
 
     start: int
     length: int
@@ -40,7 +54,7 @@ class RowRun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """The lines that a rank keeps along one dimension; those that no run fills are zero."""
+    """The rows that a rank keeps along one dimension; those that no run fills are zero."""
 
     runs: tuple[RowRun, ...]
     count: int
@@ -50,7 +64,7 @@ class ShardRows:
         return sum(run.length for run in self.runs) < self.count
 
     def within(self, begin: int, end: int) -> list[RowRun]:
-        """The runs' parts in lines begin .. end - 1 of the whole, counted from `begin`."""
+        """The runs' parts in rows begin .. end - 1 of the whole, counted from `begin`."""
         parts = [(max(run.start, begin), min(run.start + run.length, end), run) for run in self.runs]
         return [
             RowRun(first - begin, last - first, run.to + first - run.start)
@@ -61,15 +75,15 @@ class ShardRows:
 
 @dataclass(frozen=True, slots=True)
 class ShardCut:
-    """A rank's part of a parameter; None: all lines of that dimension."""
+    """A rank's part of a parameter; None: all of that dimension."""
 
     rows: ShardRows | None = None
     columns: ShardRows | None = None
 
     @property
     def padded(self) -> bool:
-        """Zeros fill it up."""
-        return any(lines is not None and lines.padded for lines in (self.rows, self.columns))
+        """It is padded with zeros."""
+        return any(part is not None and part.padded for part in (self.rows, self.columns))
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """The part's shape, for a parameter of shape `whole`."""
@@ -81,7 +95,7 @@ WHOLE = ShardCut()
 
 
 class HeadShare(NamedTuple):
-    """A rank's attention heads: which of the model's it has, and how many with those that pad."""
+    """A rank's attention heads: its run of the model's, and their number with padding."""
 
     queries: RowRun
     heads: int
@@ -90,7 +104,7 @@ class HeadShare(NamedTuple):
 
 
 def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
-    """The rule above. Latent attention has a key-value head per query head in this sense."""
+    """The rule in the module's docstring. Latent attention counts as one key-value head per query head."""
     total = spec.heads if spec.mla else spec.kv_heads
     group = spec.heads // total  # queries per key-value head
     copies, kv_heads = max(1, size // total), -(-total // size)
@@ -103,7 +117,7 @@ def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
 
 
 def share(width: int, rank: int, size: int) -> ShardRows:
-    """A rank's part of `width` equal lines."""
+    """A rank's part of `width` rows."""
     count = _local(width, size)
     return ShardRows((_run(rank * count, count, width),), count)
 
@@ -128,11 +142,13 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
 def check_ranks(spec: ModelSpec, size: int) -> None:
     """ConfigError when a model is too small for `size` ranks."""
     if size > spec.heads:
-        raise ConfigError(f"--tp {size}: the model has {spec.heads} attention heads, at most as many ranks", param="tp")
+        raise ConfigError(
+            f"--tp {size}: the model has {spec.heads} attention heads; choose at most as many ranks", param="tp"
+        )
 
 
 def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | None:
-    """What a rank keeps of a parameter of the whole model's `spec`; None: nothing, the rank does without it."""
+    """What a rank keeps of a parameter; `spec` is the whole model's. None: nothing."""
     if size == 1:
         return WHOLE
     target = re.sub(r"^layers\.\d+\.", "", param.target)
@@ -160,8 +176,8 @@ def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Sha
     if name == "o":
         return ShardCut(columns=_scaled(queries, param.shape[1] // spec.heads))
     if name in ("q_norm", "k_norm"):
-        lines, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
-        return ShardCut(_scaled(lines, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
+        rows, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
+        return ShardCut(_scaled(rows, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
     return ShardCut(_scaled(queries, param.shape[0] // spec.heads))
 
 
@@ -171,17 +187,17 @@ def _experts(spec: ModelSpec) -> int:
 
 
 def _local(width: int, size: int) -> int:
-    """Lines of each rank's part."""
+    """Rows of each rank's part."""
     return -(-width // (size * MULTIPLE)) * MULTIPLE
 
 
 def _run(start: int, count: int, end: int) -> RowRun:
-    """The part of `count` lines from `start` that lies before `end`."""
+    """The part of `count` rows from `start` that lies before `end`."""
     return RowRun(start, max(0, min(count, end - start)))
 
 
 def _stacked(parts: tuple[ShardRows, ...], wholes: tuple[int, ...]) -> ShardRows:
-    """Parts of blocks that are stacked, of `wholes` lines each, as a part of the stack."""
+    """Parts of stacked blocks of `wholes` rows each, as one part of the stack."""
     runs: list[RowRun] = []
     start = to = 0
     for part, whole in zip(parts, wholes, strict=True):
@@ -195,5 +211,5 @@ def _repeated(part: ShardRows, blocks: int, whole: int) -> ShardRows:
 
 
 def _scaled(part: ShardRows, width: int) -> ShardRows:
-    """Lines of `width` elements each, as elements."""
+    """Rows of `width` elements each, as elements."""
     return ShardRows(tuple(RowRun(*(width * number for number in run)) for run in part.runs), width * part.count)

@@ -1,7 +1,7 @@
 """Tensor-parallel ranks that meet through torch.distributed: gloo between CPU processes, NCCL between GPUs.
 
-The ranks find each other through a file that only they have, and talk over the loopback device alone. Whoever waits for
-a rank that is gone is ended by the supervisor, which sees a death at once and a hang by its watchdog.
+The ranks find each other through a file that only they can open, and talk over the loopback device alone. The
+supervisor kills ranks that wait for a lost one: it sees a death at once and a hang by its watchdog.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
     "NVSHMEM_DISABLE_NVLS": "1",
-    # A communicator in trouble ends its process; nothing waits for a report about it.
+    # A communicator that fails ends its process; no report about it is collected.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
 
 ONE_SHOT_BYTES = {2: 2 << 20, 4: 512 << 10, 8: 256 << 10}
-"""Sums up to this size, by ranks, are computed by every rank from its peers' memory."""
+"""Number of ranks -> bytes of the largest sum that goes through `OneShotAllreduce`."""
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class TorchGroup:
-    """The group as one process sees it (see models/parallel/group.py); a process has one. Raises RuntimeError when a
-    peer is lost.
+    """The `RankGroup` of one process, which has only one. Methods raise RuntimeError when a peer is lost.
 
-    `meeting` is a file that all ranks can open and that is empty at first, `timeout` (seconds) how long they wait for
-    each other. On CUDA, sums of up to `one_shot_bytes` (None: a default by `size`; 0: none) of float32 or bfloat16 do
-    without NCCL; they must not run on two streams at once. All methods but `least` may be captured in a CUDA graph.
+    `meeting` is a file, empty at first, that all ranks can open; they wait `timeout` seconds for each other. On CUDA,
+    sums of up to `one_shot_bytes` (None: a default by `size`; 0: none) of float32 or bfloat16 go without NCCL and must
+    not run on two streams at once. All methods but `least` may be captured in a CUDA graph.
     """
 
     def __init__(
@@ -88,6 +87,6 @@ class TorchGroup:
         return int(least)
 
     def close(self) -> None:
-        """Leave the group; all ranks do so at about the same time."""
+        """Leaves the group; all ranks call it at about the same time."""
         self.one_shot = None
         dist.destroy_process_group()

@@ -100,7 +100,7 @@ def test_a_matrix_that_is_turned_is_expanded_first(tmp_path):
     folder = random_folder(tmp_path / "hf", {**SIZES, **DEEPSEEK, **sizes})
     path = tmp_path / "model.gguf"
     write_gguf(path, folder, kind=GGMLQuantizationType.Q8_0)
-    assert gguf_model(path)[2].tensors["blk.0.attn_k_b.weight"].type == GGMLQuantizationType.Q8_0
+    assert gguf_model(path)[2].file.tensors["blk.0.attn_k_b.weight"].type == GGMLQuantizationType.Q8_0
     blocks, plain = load(path), load(path, blocks=False)
     for mine, theirs in zip(blocks.layers, plain.layers, strict=True):
         assert torch.equal(mine.attention.key_up, theirs.attention.key_up)

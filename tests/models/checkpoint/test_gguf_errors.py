@@ -68,9 +68,9 @@ def test_no_value_of_a_key_is_more_than_an_error(tmp_path, folder, monkeypatch):
     for key, value in itertools.product(told, ODD):
         file.metadata = told | {key: value}
         try:
-            family, spec, _ = gguf_model(path)
+            family, spec, keys = gguf_model(path)
             assert family.gguf_weights is not None
-            check_names(family.gguf_weights(spec, file), shapes, family.gguf_ignore, str(path))
+            check_names(family.gguf_weights(spec, keys), shapes, family.gguf_ignore, str(path))
         except ModelError as error:
             messages.append(error.message)
     assert len(messages) > len(told)

@@ -257,10 +257,11 @@ def test_rows_may_stay_packed(tmp_path, folder):
     path, kind = tmp_path / "model.gguf", GGMLQuantizationType.Q8_0
     source = random_folder(tmp_path / "hf", {**SIZES, **RANDOM[folder]}) if folder in RANDOM else folder
     write_gguf(path, source, kind=kind)
-    family, spec, file = gguf_model(path)
+    family, spec, keys = gguf_model(path)
+    file = keys.file
     data, moved = path.read_bytes(), 0
     assert family.gguf_weights is not None
-    for param in family.gguf_weights(spec, file):
+    for param in family.gguf_weights(spec, keys):
         for piece in param.pieces:
             tensor = file.tensors[piece.name]
             if piece.transform is None or tensor.type != kind or param.target.endswith("kv_b"):
@@ -275,9 +276,10 @@ def test_rows_may_stay_packed(tmp_path, folder):
 def test_transforms_take_numpy_and_torch(tmp_path, name):
     path = tmp_path / "model.gguf"
     write_gguf(path, name, keys=SAID_BY_KEYS.get(name))
-    family, spec, file = gguf_model(path)
+    family, spec, keys = gguf_model(path)
+    file = keys.file
     assert family.gguf_weights is not None
-    for param in family.gguf_weights(spec, file):
+    for param in family.gguf_weights(spec, keys):
         for piece in param.pieces:
             values = file.read(piece.name)
             theirs = piece.transform(values) if piece.transform else values

@@ -178,26 +178,26 @@ def test_biases_of_old_files(packed):
 def test_groups_out_of_range(packed):
     folder, tensors = packed
     tensors["model.layers.0.mlp.up_proj.g_idx"][5] = 4
-    assert "up_proj.g_idx names groups beyond 3" in refusal(folder, tensors)
+    assert "up_proj.g_idx has groups beyond 3" in refusal(folder, tensors)
 
 
 def test_missing_part(packed):
     folder, tensors = packed
     del tensors["model.layers.0.mlp.up_proj.scales"]
-    assert "up_proj.scales is missing, [4, 144] is expected" in refusal(folder, tensors)
+    assert "up_proj.scales is missing, expected is [4, 144]" in refusal(folder, tensors)
 
 
 def test_misshaped_part(packed):
     folder, tensors = packed
     name = "model.layers.0.self_attn.q_proj.qweight"
     tensors[name] = tensors[name][:, :32].contiguous()
-    assert "q_proj.qzeros is [4, 8], [4, 4] is expected" in refusal(folder, tensors)
+    assert "q_proj.qzeros is [4, 8], expected is [4, 4]" in refusal(folder, tensors)
 
 
 def test_packed_and_plain(packed):
     folder, tensors = packed
     tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(144, 64)
-    assert "up_proj.weight is there packed and plain" in refusal(folder, tensors)
+    assert "up_proj.weight is both packed and plain" in refusal(folder, tensors)
 
 
 def test_codes_of_another_type(packed):
@@ -225,7 +225,7 @@ def test_quantised_twice(packed):
         ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "differ between modules"),
         ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
         ({}, "quant_method None"),
-        ("awq", "no object"),
+        ("awq", "not an object"),
     ],
 )
 def test_refused(tmp_path, config, reason):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightllm_mp.models.decoder.alibi import alibi_slopes
+from lightllm_mp.models.decoder.attention import alibi_slopes
 
 
 def upstream(heads: int) -> list[float]:

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 import torch
 
-from lightllm_mp.models.decoder.length_class import class_bounds, class_firsts, length_class
+from lightllm_mp.models.decoder.length_class import class_bounds, class_firsts
 from lightllm_mp.models.decoder.rotary import RotaryTable, geometric
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
+from tests.models.runner import length_class
 
 QWEN = RopeSpec(theta=1e4, dim=16, scaling="qwen", original_context=32)
 LONG = RopeSpec(

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.model_config import read_model_config
 from tests.models.golden import GOLDENS, movement, observed_movement, prompts
 from tests.models.runner import Runner

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save
 
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 from tests.models.golden import GOLDENS, prompts
 from tests.models.runner import Runner

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightllm_mp.models.checkpoint.loader import load_model
-from lightllm_mp.models.decoder.batch import KVPool
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.model_config import read_model_config
 from tests.models.golden import GOLDENS, TOLERANCE, check_greedy, check_prompt, prompts
 from tests.models.parallel.ranks_run import run

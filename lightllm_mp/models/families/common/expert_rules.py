@@ -1,4 +1,4 @@
-"""Weight rules of mixtures of experts: what stands in place of a layer's MLP."""
+"""Weight rules of mixtures of experts, which replace the MLP of a layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NAMES = ("gate_proj", "up_proj", "down_proj")
 def with_experts(
     spec: ModelSpec, params: list[Param], *, block: str = "mlp", names: tuple[str, str, str] = NAMES
 ) -> list[Param]:
-    """`params` of a model under Llama's names, with router and experts for the MLP of every layer that has them.
+    """`params` under Llama's names, with router and experts in place of the MLP of every layer that has them.
 
-    `block` holds `gate` and `experts.<number>`, whose gate, up and down projections are called `names`.
+    `block` is the prefix of `gate` and `experts.<number>`; `names` are an expert's gate, up and down projections.
     """
 
     def rule(layer: int) -> list[Param]:
@@ -29,7 +29,7 @@ def with_experts(
 
 
 def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], list[Param]]) -> list[Param]:
-    """`params` with what `rule` gives for the MLP of every layer that has experts."""
+    """`params` with the MLP of every layer that has experts replaced by `rule(layer)`."""
     assert spec.moe is not None
     sparse = [i for i in range(spec.layers) if i not in spec.moe.dense_layers]
     replaced = {f"layers.{i}.{name}" for i in sparse for name in ("gate_up", "down")}
@@ -38,7 +38,7 @@ def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], 
 
 
 def mixture(spec: ModelSpec, layer: int, router: str, experts: Sequence[Sequence[str]]) -> list[Param]:
-    """Router and experts of a layer; `experts` are the names of each one's gate, up and down projection."""
+    """Router and experts of a layer; `experts` has the names of gate, up and down projection of each expert."""
     moe, to = spec.moe, f"layers.{layer}."
     assert moe is not None
     first, last = (moe.intermediate, spec.hidden), (spec.hidden, moe.intermediate)

@@ -1,47 +1,68 @@
-"""What a family declares, and the config readings that most families share."""
+"""The declaration of a model family, and readers of config.json keys that most families share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
-    from lightllm_mp.models.checkpoint.gguf import GGUFFile  # brings the gguf library along
+    from lightllm_mp.models.families.common.gguf_rules import GGUFKeys  # it imports this module
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
-
-
 GGUF_FREQS = r"^rope_freqs\.weight$"
 """A tensor of GGUF files that the rotary options are read from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One family: which checkpoints it claims, how it reads their configuration, and where its weights are."""
+    """One model family: which checkpoints it claims, and how each of its halves is read.
+
+    The docstring of `models/families/__init__.py` says how to add one.
+    """
 
     name: str
+    models: str
+    """What people call the models; a cell of the table in docs/models.md."""
+
+    # The network, from a Hugging Face folder.
     model_types: tuple[str, ...]
+    """Values of `model_type` in config.json."""
+    detect: Callable[[Mapping[str, Any]], bool] | None = None
+    """Claims a config.json by other keys, before `model_type` is looked at."""
     read_hf: Callable[[dict[str, Any]], ModelSpec]
+    """The spec of a config.json, which has generation_config.json under the key `generation_config`."""
     hf_weights: Callable[[ModelSpec], list[Param]]
-    gguf_architectures: tuple[str, ...] = ()
-    read_gguf: Callable[[GGUFFile], ModelSpec] | None = None
-    gguf_weights: Callable[[ModelSpec, GGUFFile], list[Param]] | None = None
     ignore: tuple[str, ...] = (INV_FREQ,)
-    """Patterns of tensor names that may be in a Hugging Face folder and are not used."""
-    gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
-    """As `ignore`, of a GGUF file."""
+    """Patterns of tensor names that a folder may contain and that are not used."""
     spellings: tuple[tuple[str, str], ...] = ()
-    """Beginnings of names in some files, and what the rules and `ignore` have in their place: the first that fits."""
+    """(prefix of tensor names in some files, what the rules and `ignore` have in its place); the first match counts."""
+
+    # The network, from a GGUF file.
+    gguf_architectures: tuple[str, ...] = ()
+    """Values of `general.architecture`."""
+    gguf_written_as: str = ""
+    """The architecture of this family's GGUF files, where another family claims and reads it."""
+    read_gguf: Callable[[GGUFKeys], ModelSpec] | None = None
+    gguf_weights: Callable[[ModelSpec, GGUFKeys], list[Param]] | None = None
+    gguf_ignore: tuple[str, ...] = (GGUF_FREQS,)
+    """As `ignore`, for a GGUF file."""
+
+    # The other halves.
+    vision: str | None = None
+    """"module:name" of the `VisionFamily` in `vision/families`, imported when images are served; None: text only."""
+    text: TextHalf | None = None
+    """Tokenizer and chat format; None: the folder's files say everything."""
 
     def known(self, name: str) -> str:
-        """What the rules call a tensor of a file."""
+        """The name that the rules have for a tensor of a file."""
         for old, new in self.spellings:
             if name.startswith(old):
                 return new + name.removeprefix(old)
@@ -67,7 +88,7 @@ def file_dtype(config: dict[str, Any]) -> str:
 
 
 def activation(name: Any) -> Activation:
-    """An activation by the name that configurations give it. `gelu` alone is the exact one."""
+    """An activation by its name in configurations. Plain `gelu` is the exact one."""
     kinds: dict[str, Activation] = {
         **dict.fromkeys(("silu", "swish"), "silu"),
         **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_tanh"), "gelu_tanh"),
@@ -80,21 +101,21 @@ def activation(name: Any) -> Activation:
 
 
 def refuse(config: dict[str, Any], **served: Any) -> None:
-    """ModelError where a key of the configuration has another value than the one that is served."""
+    """Raises ModelError where a key of the configuration has another value than the served one."""
     for key, value in served.items():
         if config.get(key, value) not in (value, None):
             raise ModelError(f"{key} {config[key]!r} is not supported for this family")
 
 
 def rotary_dim(config: dict[str, Any], head_dim: int, default: float = 1.0) -> int:
-    """Components of a head that are rotated, where that is said as a share of all."""
+    """Rotated components of a head, where the configuration gives their share of all."""
     scaling = config.get("rope_parameters") or {}
     part = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or default
     return int(head_dim * float(part))
 
 
 def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> ModelSpec:
-    """A spec from the keys that most configurations share; `fields` stand before what the configuration says."""
+    """A spec from the keys that most configurations share; `fields` override them."""
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     head_dim = int(config.get("head_dim") or hidden // heads)
     rope = fields["rope"] if "rope" in fields else rope_spec(config, dim=head_dim)
@@ -151,7 +172,7 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
 
 
 def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
-    """Section 3.4 of the YaRN paper (arXiv 2309.00071), with the `mscale` pair that some checkpoints give."""
+    """Attention factor of YaRN (arXiv 2309.00071, section 3.4), with the `mscale` pair of some checkpoints."""
 
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -164,7 +185,7 @@ def _yarn_amplitude(scaling: dict[str, Any], factor: float) -> float:
 
 
 def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
-    """Positions a model serves: `max_position_embeddings`, times the factor for the kinds that leave it unscaled."""
+    """Served positions: `max_position_embeddings`, times the factor for scalings that do not include it."""
     context = int(config["max_position_embeddings"])
     if rope.scaling in ("linear", "dynamic"):
         return int(context * rope.factor)

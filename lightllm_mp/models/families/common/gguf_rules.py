@@ -1,7 +1,7 @@
-"""What GGUF files of all families share: the architecture's keys, rotary options, tensor names, experts.
+"""Readers of GGUF keys and tensor names that families share.
 
-The keys are those of ggml's docs/gguf.md and of the `gguf` library. Facts that no key tells (biases, a tied head,
-layers without experts) follow from the tensors that are there.
+The keys are those of ggml's docs/gguf.md and of the `gguf` library. Facts without a key (biases, a tied head, layers
+without experts) follow from the tensors of the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
 from lightllm_mp.models.families.common.family import rope_spec, stretched_context
-from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, linear
+from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ NAMES = TensorNames(
     down="ffn_down",
 )
 ONE_UP = replace(NAMES, up=("ffn_up",))
-"""Of an MLP without gate, or with gate and up in one tensor."""
+"""Names for an MLP without gate, or with gate and up in one tensor."""
 
 SOFTMAX = 1
-"""The number of `expert_gating_func` for it."""
+"""Value of `expert_gating_func` for softmax."""
 
 MAX_PARTS = 4096
-"""Of layers, heads or experts: a file is not trusted, and what it says is counted before its tensors are looked for."""
+"""Most layers, heads or experts: files are not trusted, and these counts size loops before any tensor is found."""
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFKeys:
-    """The keys `<architecture>.<name>` of a file, and which tensors it has."""
+    """The keys `<architecture>.<name>` of a file, and the names of its tensors."""
 
     file: GGUFFile
 
@@ -53,17 +53,17 @@ class GGUFKeys:
         return self.file.metadata.get(self._whole(name))
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A number of things. Raises KeyError where it is absent and there is no `default`."""
+        """An integer. Raises KeyError where it is absent and there is no `default`."""
         return int(self._value(name, default))
 
     def count(self, name: str, default: int | None = None) -> int:
-        """As `integer`, of parts that rules are made for one by one. ModelError for more than any model has."""
+        """As `integer`, for a number of parts. Raises ModelError above MAX_PARTS."""
         if (found := self.integer(name, default)) > MAX_PARTS:
             raise ModelError(f"{self._whole(name)} {found} is not supported")
         return found
 
     def number(self, name: str, default: float | None = None) -> float:
-        """As `integer`, of a float."""
+        """As `integer`, for a float."""
         return float(self._value(name, default))
 
     @property
@@ -76,7 +76,7 @@ class GGUFKeys:
         return tensor in self.file.tensors
 
     def refuse_unless(self, name: str, served: Any) -> None:
-        """ModelError where a key is there with another value than the one that is served."""
+        """Raises ModelError where a key is present with another value than the served one."""
         if self.get(name) not in (served, None):
             raise ModelError(f"{self._whole(name)} {self.get(name)!r} is not supported")
 
@@ -90,19 +90,18 @@ class GGUFKeys:
         return f"{self.file.metadata['general.architecture']}.{name}"
 
 
-def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
-    """A spec from the keys and tensors that most files have; `fields` stand before what the file says."""
-    keys = GGUFKeys(file)
+def gguf_spec(keys: GGUFKeys, *, family: str, **fields: Any) -> ModelSpec:
+    """A spec from the keys and tensors that most files have; `fields` override them."""
     keys.refuse_unless("attention.causal", True)
-    if (layers := keys.count("block_count")) > len(file.tensors):
-        raise ModelError(f"{layers} layers are more than the {len(file.tensors)} tensors can make up")
+    if (layers := keys.count("block_count")) > len(keys.file.tensors):
+        raise ModelError(f"{layers} layers cannot consist of {len(keys.file.tensors)} tensors")
     heads, head_dim = keys.count("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
-    rope = fields["rope"] if "rope" in fields else gguf_rope(file, dim=head_dim)
+    rope = fields["rope"] if "rope" in fields else gguf_rope(keys, dim=head_dim)
     if "mla" not in fields:
         keys.refuse_unless("attention.value_length", head_dim)
-    context, bos = keys.integer("context_length"), file.metadata.get("tokenizer.ggml.bos_token_id")
+    context, bos = keys.integer("context_length"), keys.file.metadata.get("tokenizer.ggml.bos_token_id")
     read: dict[str, Any] = {
-        "vocab": file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
+        "vocab": keys.file.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0,
         "hidden": keys.integer("embedding_length"),
         "layers": layers,
         "heads": heads,
@@ -112,9 +111,9 @@ def gguf_spec(file: GGUFFile, *, family: str, **fields: Any) -> ModelSpec:
         "norm_eps": _norm_eps(keys),
         "rope": rope,
         "max_context": context if rope is None else stretched_context({"max_position_embeddings": context}, rope),
-        "eos_ids": _eos_ids(file),
+        "eos_ids": _eos_ids(keys),
         "bos_id": None if bos is None else int(bos),
-        "file_dtype": file.most_common_type(),
+        "file_dtype": keys.file.most_common_type(),
         "tied": not keys.has("output.weight"),
         "head_bias": keys.has("output.bias"),
         "norm_bias": keys.has("output_norm.bias"),
@@ -131,17 +130,16 @@ def _norm_eps(keys: GGUFKeys) -> float:
     return keys.number("attention.layer_norm_epsilon" if keys.get(rms) is None else rms)
 
 
-def _eos_ids(file: GGUFFile) -> tuple[int, ...]:
-    ids = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+def _eos_ids(keys: GGUFKeys) -> tuple[int, ...]:
+    ids = (keys.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
-    """Rotary options; `dim` components of a head are rotated unless the file says otherwise."""
-    keys = GGUFKeys(file)
+def gguf_rope(keys: GGUFKeys, *, dim: int) -> RopeSpec:
+    """Rotary options; `dim` rotated components of a head unless the file says otherwise."""
     dim, theta = keys.integer("rope.dimension_count", dim), keys.number("rope.freq_base", 10000.0)
     if keys.has("rope_freqs.weight"):
-        return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(file, "rope_freqs.weight", dim))
+        return RopeSpec(theta=theta, dim=dim, divisors=rope_divisors(keys, "rope_freqs.weight", dim))
     keys.refuse_unless("rope.scaling.yarn_ext_factor", 1.0)
     kind, sections = keys.get("rope.scaling.type"), keys.get("rope.dimension_sections")
     scaling = {
@@ -157,24 +155,24 @@ def gguf_rope(file: GGUFFile, *, dim: int) -> RopeSpec:
     return rope_spec({"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, dim=dim)
 
 
-def rope_divisors(file: GGUFFile, name: str, dim: int) -> tuple[float, ...]:
-    """What inverse frequencies are divided by, from the tensor `name`: one number for each of dim / 2 pairs."""
-    if name not in file.tensors:
+def rope_divisors(keys: GGUFKeys, name: str, dim: int) -> tuple[float, ...]:
+    """Divisors of the dim / 2 inverse frequencies, from the tensor `name`."""
+    if name not in keys.file.tensors:
         raise ModelError(f"missing tensor {name}")
-    divisors = tuple(float(x) for x in file.read(name).reshape(-1))
+    divisors = tuple(float(x) for x in keys.file.read(name).reshape(-1))
     if len(divisors) != dim // 2:
-        raise ModelError(f"tensor {name} has {len(divisors)} values, {dim // 2} are expected")
+        raise ModelError(f"tensor {name} has {len(divisors)} values, expected are {dim // 2}")
     return divisors
 
 
-def names_in(file: GGUFFile, names: TensorNames = NAMES) -> TensorNames:
-    """`names`, with one for queries, keys and values together where the file has them so."""
-    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in file.tensors else names
+def names_in(keys: GGUFKeys, names: TensorNames = NAMES) -> TensorNames:
+    """`names`, with one name for queries, keys and values where the file joins them."""
+    return replace(names, qkv=("attn_qkv",)) if "blk.0.attn_qkv.weight" in keys.file.tensors else names
 
 
 def pairs_apart(heads: int) -> Transform:
-    """Undoes the row order that llama.cpp's converter gives queries and keys of some architectures: it puts the two
-    members of a rotary pair side by side, and the decoder has them half a head apart."""
+    """Undoes the row order of llama.cpp's converter for queries and keys of some architectures: there the two members
+    of a rotary pair are adjacent, in the decoder half a head apart."""
 
     def reorder(tensor: Any) -> Any:
         pairs = tensor.shape[0] // heads // 2
@@ -188,6 +186,12 @@ def rotary_order(spec: ModelSpec) -> dict[str, Transform]:
     return {"attn_q": pairs_apart(spec.heads), "attn_k": pairs_apart(spec.kv_heads)}
 
 
+def plain_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    """`gguf_weights` of most families: no experts, rows in the decoder's order, projections joined as in the file."""
+    names = NAMES if keys.has("blk.0.ffn_gate.weight") else ONE_UP
+    return decoder(spec, names_in(keys, names)) + head_norms(spec)
+
+
 def head_norms(spec: ModelSpec) -> list[Param]:
     """Norms of the query and key heads, where the model has them."""
     shapes = {"q": (spec.heads, spec.head_dim), "k": (spec.kv_heads, spec.head_dim)}
@@ -199,15 +203,14 @@ def head_norms(spec: ModelSpec) -> list[Param]:
 
 
 def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
-    """One for all heads [head_dim], or one line for each head [heads, head_dim]."""
+    """One for all heads [head_dim], or one row per head [heads, head_dim]."""
     if not each:
         return Piece(name, shape[1:])
     return Piece(name, (shape[0] * shape[1],), lambda tensor: tensor.reshape(-1), stored=shape)
 
 
-def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
-    """Experts; `renormalise` is what the architecture does where the file does not say it."""
-    keys = GGUFKeys(file)
+def gguf_moe(keys: GGUFKeys, *, renormalise: bool, **fields: Any) -> MoeSpec:
+    """Experts; `renormalise` is the architecture's rule where the file does not give one."""
     keys.refuse_unless("expert_gating_func", SOFTMAX)
     layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
     read: dict[str, Any] = {
@@ -215,18 +218,18 @@ def gguf_moe(file: GGUFFile, *, renormalise: bool, **fields: Any) -> MoeSpec:
         "top_k": keys.count("expert_used_count"),
         "intermediate": keys.integer("expert_feed_forward_length", keys.get("feed_forward_length")),
         "renormalise": bool(keys.integer("expert_weights_norm", renormalise)),
-        "scale": scale or 1.0,  # writers leave 0 for none
+        "scale": scale or 1.0,  # 0 stands for none
         "dense_layers": tuple(i for i in layers if not keys.has(f"blk.{i}.ffn_gate_inp.weight")),
     }
     return MoeSpec(**(read | fields))
 
 
-def with_stacked_experts(spec: ModelSpec, params: list[Param], file: GGUFFile) -> list[Param]:
-    """`params` with router and experts for the MLP of every layer that has them: one tensor [experts, rows, columns]
-    for each kind of projection, or as in files of 2023 one for each expert."""
+def with_stacked_experts(spec: ModelSpec, params: list[Param], keys: GGUFKeys) -> list[Param]:
+    """`params` with router and experts in place of the MLP of every layer that has them: one tensor [experts, rows,
+    columns] for each kind of projection, or, in files of 2023, one for each expert."""
     moe = spec.moe
     assert moe is not None
-    rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in file.tensors) else _stacked
+    rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in keys.file.tensors) else _stacked
     return instead_of_mlps(spec, params, lambda layer: rule(spec, moe, layer))
 
 
@@ -238,12 +241,12 @@ def _stacked(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
         for i in range(count)
         for name in ("ffn_gate", "ffn_up")
     )
-    down = Piece(f"{at}ffn_down_exps.weight", (count * columns, rows), _lines, stored=(count, columns, rows))
+    down = Piece(f"{at}ffn_down_exps.weight", (count * columns, rows), _flat_rows, stored=(count, columns, rows))
     router = linear(to + "router", at, (("ffn_gate_inp", count),), columns, False)
     return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", (down,))]
 
 
-def _lines(tensor: Any) -> Any:
+def _flat_rows(tensor: Any) -> Any:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
@@ -253,8 +256,8 @@ def _one_by_one(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
     return mixture(spec, layer, at + "ffn_gate_inp", names)
 
 
-def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
-    """The MLP beside the experts, with its gate where it has one, which is written as a vector or as one line."""
+def shared_expert(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    """The MLP beside the experts, with its gate, if any, which is stored as a vector or as a matrix of one row."""
     assert spec.moe is not None
     params: list[Param] = []
     width = spec.moe.shared_intermediate
@@ -267,8 +270,8 @@ def shared_expert(spec: ModelSpec, file: GGUFFile) -> list[Param]:
         )
         params += linear(to + "shared.down", at, (("ffn_down_shexp", spec.hidden),), width, False)
         if spec.moe.shared_gate:
-            name, line = at + "ffn_gate_inp_shexp.weight", (1, spec.hidden)
-            vector = name in file.tensors and len(file.tensors[name].shape) == 1
-            stored = line[1:] if vector else line
-            params.append(Param(to + "shared_gate", (Piece(name, line, lambda x: x.reshape(1, -1), stored=stored),)))
+            name, shape = at + "ffn_gate_inp_shexp.weight", (1, spec.hidden)
+            vector = name in keys.file.tensors and len(keys.file.tensors[name].shape) == 1
+            stored = shape[1:] if vector else shape
+            params.append(Param(to + "shared_gate", (Piece(name, shape, lambda x: x.reshape(1, -1), stored=stored),)))
     return params

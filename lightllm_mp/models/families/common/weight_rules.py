@@ -1,4 +1,4 @@
-"""Weight rules that families share."""
+"""Weight rules that families share: projections, norms, the plain decoder."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def ends(
 
 @dataclass(frozen=True, slots=True)
 class TensorNames:
-    """What a family calls the parts of a decoder, without `.weight` and `.bias`; the default is Llama's way."""
+    """A family's names of the parts of a decoder, without `.weight` and `.bias`; the defaults are Llama's."""
 
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"
     head: str = "lm_head"
     layer: str = "model.layers.{}."
-    """Begins the names of all that follow, with the layer's number."""
+    """Prefix of all names below, formatted with the layer's number."""
     input_norm: str = "input_layernorm"
     post_norm: str = "post_attention_layernorm"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    """Three projections, or one that holds all."""
+    """Three projections, or a fused one."""
     o: str = "self_attn.o_proj"
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    """Gate and up, or one projection that holds both, or the only one of an MLP without gate."""
+    """Gate and up, a fused projection of both, or the only one of an MLP without gate."""
     down: str = "mlp.down_proj"
 
 
 def decoder(spec: ModelSpec, names: TensorNames, transforms: Mapping[str, Transform] | None = None) -> list[Param]:
-    """All parameters of a decoder with plain attention and MLP; `transforms` by part name bring rows into order."""
+    """All parameters of a decoder with plain attention and MLP; `transforms` by part name reorder rows."""
     s, by = spec, transforms or {}
     params = ends(s, embed=names.embed, norm_name=names.norm, head=names.head, transforms=by)
     for i in range(s.layers):
@@ -103,7 +103,7 @@ def _parts(names: tuple[str, ...], rows: tuple[int, ...]) -> tuple[tuple[str, in
 
 
 def heads_apart(heads: int) -> Transform:
-    """For files that have query, key and value of one head after the other: all queries first, then keys, values."""
+    """For files that store query, key and value head by head: all queries first, then all keys, then all values."""
 
     def reorder(tensor: Any) -> Any:
         dim = tensor.shape[0] // heads // 3

@@ -1,4 +1,4 @@
-"""The inputs of one forward step, and the KV memory it reads and writes."""
+"""The KV cache: keys and values of all layers, by slot."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import math
 import numpy as np
 import torch
 
-from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
 
-__all__ = ["Batch", "KVPool", "lazy_zeros"]
-
 SCALE_TYPE = torch.float16
-"""Of the scales that 8-bit keys and values have, one per token and head."""
-ALIGNED_LINES = 8
+"""Type of the scales of 8-bit keys and values, one per token and head."""
+ALIGNED_ROWS = 8
 
 
 class KVPool:
-    """Keys and values of all layers, one slot per token. Slot `slots` is spare: padding may write there.
+    """Keys and values of all layers, one slot per token. Slot `slots` is a spare one that padding writes to.
 
-    `dtype` is what they are stored in: the model's own type, or int8 or float8_e4m3fn with scales.
+    They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales.
     """
 
     def __init__(self, spec: ModelSpec, slots: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
@@ -31,9 +28,9 @@ class KVPool:
         kinds = 1 if latent else 2
         self.data = lazy_zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
         scaled = dtype.itemsize == 1
-        # Rounded up, so that every layer's scales begin at a multiple of 16 bytes.
-        lines = -(slots + 1) % ALIGNED_LINES + slots + 1
-        self.scales = lazy_zeros((spec.layers, kinds, lines, heads), SCALE_TYPE, device) if scaled else None
+        # A multiple of 8 rows: every layer's scales begin at a multiple of 16 bytes.
+        rows = -(slots + 1) % ALIGNED_ROWS + slots + 1
+        self.scales = lazy_zeros((spec.layers, kinds, rows, heads), SCALE_TYPE, device) if scaled else None
         self.layers = [self._layer(i, latent) for i in range(spec.layers)]
 
     def _layer(self, i: int, latent: int) -> LayerKV:
@@ -47,21 +44,21 @@ class KVPool:
 
     @staticmethod
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-        """Bytes that one token's keys and values take over all layers."""
+        """Bytes of one token's keys and values over all layers."""
         heads, width, latent = _entry(spec)
         scale = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0
         return spec.layers * (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
 
 
 def _entry(spec: ModelSpec) -> tuple[int, int, int]:
-    """Heads of a token's entry, their width, and how much of a latent key is its value (0: values are stored)."""
+    """(heads of a token's entry, their width, width of the part of a latent key that is its value; 0: no latents)."""
     if spec.mla is None:
         return spec.kv_heads, spec.head_dim, 0
     return 1, spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """Zeros. On a CPU the system provides pages when they are first written: what is not used costs nothing."""
+    """Zeros. On a CPU the kernel provides pages at the first write, so unused memory costs nothing."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
