@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from lightllm_mp.errors import ConfigError
+
 Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
@@ -141,6 +143,10 @@ class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_image_bytes_live: Annotated[int, Meta(ge=1024)] = 1 << 29
     """Maximum size of the image files of all live requests together, in bytes; equal files count once. Requests beyond
     it get 429."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.visual_gpu_ids)) < len(self.visual_gpu_ids):
+            raise ConfigError("--visual-gpu-ids names a GPU twice", param="visual_gpu_ids")
 
 
 class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

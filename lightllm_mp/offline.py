@@ -28,12 +28,11 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP
 from lightllm_mp.actors.supervision.supervisor import Supervisor
+from lightllm_mp.cli.model_check import check_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatMessage, Facts, Terms
 from lightllm_mp.model_files.default_model import find_model
-from lightllm_mp.models.model_config import read_model_config
-from lightllm_mp.models.parallel.sharding import check_ranks
 from lightllm_mp.sampling_parameters import SCORE, RequestParameters, terms
 
 T = TypeVar("T")
@@ -71,9 +70,9 @@ class Engine:
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
         model = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        if config.engine.tp > 1:
-            check_ranks(read_model_config(model), config.engine.tp)
-        self._model = str(model)
+        self._model = check_model(
+            model, ranks=config.engine.tp, weights=False, images=config.multimodal.enable_multimodal
+        )
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)

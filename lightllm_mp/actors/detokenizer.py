@@ -79,7 +79,7 @@ class DetokenizerActor(BlockingActor):
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
-            self._tokenizer = load_tokenizer(Path(birth.model_path), mode=birth.config.model.tokenizer_mode)
+            self._tokenizer = load_tokenizer(Path(birth.model.path), mode=birth.config.model.tokenizer_mode)
 
     def on_begin(self, begin: Begin) -> None:
         self._eos = frozenset(begin.facts.eos_ids)

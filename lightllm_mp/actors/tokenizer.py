@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
-from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -41,13 +40,13 @@ class TokenizerActor(BlockingActor):
         super().__init__(mailbox, stats)
         self._front = birth.front
         self._max_input = self._vocab = 0
-        vision = find_vision(birth.config, birth.model_path)
+        vision = birth.model.vision
         self._vision = vision.spec if vision else None
         self._tokenizer: Tokenizer | None = None
         self._template: str | None = None
         model = birth.config.model
         try:
-            self._tokenizer = load_tokenizer(Path(birth.model_path), mode=model.tokenizer_mode)
+            self._tokenizer = load_tokenizer(Path(birth.model.path), mode=model.tokenizer_mode)
         except NoTokenizer as error:
             log.warning("%s: only token ids are served, without text", error.message)
             self.facts = Facts(has_tokenizer=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
 from typing import NoReturn
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
@@ -51,7 +50,7 @@ class WorkerActor(RankActor):
         self._steps = 0
         self._step_seconds = 0.0
         engine = build_engine(
-            Path(birth.model_path),
+            birth.model,
             config.model,
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),

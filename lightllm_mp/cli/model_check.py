@@ -1,5 +1,5 @@
-"""Checks the files of a model before any actor starts. The check runs in a child process: it imports torch, and the
-supervisor, which lives as long as the server, shall not keep that memory."""
+"""Checks the files of a model before any actor starts, in a child process: the supervisor, which lives as long as the
+server, does not keep the memory of the libraries that this takes."""
 
 from __future__ import annotations
 
@@ -10,37 +10,48 @@ from pathlib import Path
 import msgspec
 
 from lightllm_mp.errors import ConfigError, EngineError, ModelError, StartupError
+from lightllm_mp.model_description import ModelDescription, describe, from_plain, to_plain
+from lightllm_mp.model_files.model_source import ModelSource
 
 
-def check_model(path: Path, *, ranks: int, dummy: bool) -> None:
-    """ModelError if the files cannot be served, ConfigError if the model cannot be split into `ranks`. `dummy`: the
-    folder has no weights, so only its configuration is checked."""
-    from lightllm_mp.models.checkpoint.preflight import check_weights
-    from lightllm_mp.models.model_config import read_model_config
+def check_model(path: Path, *, ranks: int, weights: bool, images: bool) -> ModelDescription:
+    """The model's description. ModelError if the files cannot be served, ConfigError if the model cannot be split into
+    `ranks`. Without `weights` only the configuration is checked; with `images` the vision half is read."""
     from lightllm_mp.models.parallel.sharding import check_ranks
 
-    check_ranks(read_model_config(path) if dummy else check_weights(path), ranks)
+    found = describe(ModelSource(path), weights=weights, images=images)
+    check_ranks(found.spec, ranks)
+    return found
 
 
-def check_model_apart(path: Path, *, ranks: int, dummy: bool) -> None:
+def check_model_apart(path: Path, *, ranks: int, weights: bool, images: bool) -> ModelDescription:
     """Runs `check_model` in a child process and raises its errors. StartupError if the child itself fails."""
-    asked = msgspec.json.encode((str(path), ranks, dummy)).decode()
+    asked = msgspec.json.encode((str(path), ranks, weights, images)).decode()
     done = subprocess.run([sys.executable, "-m", __name__, asked], stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise StartupError(f"the process that checks the model's files ended with code {done.returncode}")
-    if done.stdout:
-        is_config, message, param = msgspec.msgpack.decode(done.stdout, type=tuple[bool, str, str | None])
-        raise ConfigError(message, param=param) if is_config else ModelError(message)
+    reply = msgspec.msgpack.decode(done.stdout, type=Reply, dec_hook=from_plain)
+    if reply.description is None:
+        raise ConfigError(reply.message, param=reply.param) if reply.is_config else ModelError(reply.message)
+    return reply.description
+
+
+class Reply(msgspec.Struct):
+    """What the child process found: a description, or an error."""
+
+    description: ModelDescription | None = None
+    message: str = ""
+    is_config: bool = False
+    param: str | None = None
 
 
 def main() -> None:
-    """The child process: writes the error to stdout, or nothing."""
-    path, ranks, dummy = msgspec.json.decode(sys.argv[1], type=tuple[str, int, bool])
+    path, ranks, weights, images = msgspec.json.decode(sys.argv[1], type=tuple[str, int, bool, bool])
     try:
-        check_model(Path(path), ranks=ranks, dummy=dummy)
+        reply = Reply(check_model(Path(path), ranks=ranks, weights=weights, images=images))
     except EngineError as error:
-        said = msgspec.msgpack.encode((isinstance(error, ConfigError), error.message, error.param))
-        sys.stdout.buffer.write(said)
+        reply = Reply(None, error.message, isinstance(error, ConfigError), error.param)
+    sys.stdout.buffer.write(msgspec.msgpack.encode(reply, enc_hook=to_plain))
 
 
 if __name__ == "__main__":

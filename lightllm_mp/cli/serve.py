@@ -17,7 +17,6 @@ from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
-from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.supervision.console import Console
 from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
@@ -27,6 +26,7 @@ from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
+from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.default_model import find_model
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -46,18 +46,22 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         server_context(config.http)
         Origins(config.http.cors_allow_origin)
         model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        check_model_apart(model_path, ranks=config.engine.tp, dummy=config.model.load_format == "dummy")
-        sees = find_vision(config, model_path) is not None
+        model = check_model_apart(
+            model_path,
+            ranks=config.engine.tp,
+            weights=config.model.load_format != "dummy",
+            images=config.multimodal.enable_multimodal,
+        )
         listen = bind(config.http)
     except EngineError as error:
         return _refused(config, error)
-    if config.multimodal.enable_multimodal and not sees:
+    if config.multimodal.enable_multimodal and model.vision is None:
         log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")
     if not keys and not is_loopback(config.http.host):
         log.warning("ANYBODY who reaches %s can use this server; set --api-key-file", config.http.host)
     with listen:
         try:
-            return asyncio.run(_run(config, str(model_path), listen, bool(keys), parent_fd, status_fd))
+            return asyncio.run(_run(config, model, listen, bool(keys), parent_fd, status_fd))
         except EngineError as error:  # no shared memory for the lanes; no process has started yet
             return _refused(config, error)
 
@@ -71,7 +75,9 @@ def _refused(config: Config, error: EngineError) -> int:
     return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_START_FAILED
 
 
-async def _run(config: Config, model: str, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int) -> int:
+async def _run(
+    config: Config, model: ModelDescription, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int
+) -> int:
     console = Console(json=config.supervisor.log_json)
     url = url_of(listen, secure=config.http.ssl_certfile is not None)
 

@@ -20,10 +20,10 @@ from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
-from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 
@@ -40,7 +40,7 @@ class BuiltEngine:
 
 
 def build_engine(
-    path: Path,
+    description: ModelDescription,
     model: ModelConfig,
     engine: EngineConfig,
     *,
@@ -54,7 +54,7 @@ def build_engine(
     is the pool size that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks
     call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
-    spec = read_model_config(path)
+    path, spec = Path(description.path), description.spec
     device = _device(model.device, rank, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0

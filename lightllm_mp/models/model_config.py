@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.model_files.model_source import ModelSource, read_json
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.models.spec import ModelSpec
 
-MAX_CONFIG_BYTES = 16 << 20
 
-
-def read_model_config(path: Path | str) -> ModelSpec:
+def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
     """The spec of a Hugging Face folder, of a `.gguf` file, or of the language model that a folder names.
 
     Raises ModelError when the path, its configuration or its architecture cannot be served.
     """
-    path = language_half(Path(path))
-    if path.is_dir():
-        return hf_model(path)[1]
-    if path.is_file():
-        return gguf_model(path)[1]
-    raise ModelError(f"{path}: no such model folder or file")
+    source = ModelSource.of(model)
+    if source.language.is_dir():
+        return hf_model(source)[1]
+    if source.language.is_file():
+        return gguf_model(source.language)[1]
+    raise ModelError(f"{source.language}: no such model folder or file")
 
 
-def hf_model(folder: Path) -> tuple[Family, ModelSpec]:
+def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     """Family and spec of a folder with a `config.json`."""
-    config = read_json(folder / "config.json")
+    source = ModelSource.of(model)
+    folder, config = source.path, dict(source.config)
     family = by_hf_config(config, where=str(folder))
     packing_of(config, str(folder))
     generation = folder / "generation_config.json"
@@ -53,21 +51,6 @@ def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:
     family = by_gguf_architecture(metadata.get("general.architecture"), where=str(path))
     assert family.read_gguf is not None
     return family, _mapped(family.read_gguf, keys, str(path)), keys
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size, or ModelError."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{path}: the file is larger than {MAX_CONFIG_BYTES} bytes")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: the file is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: the file does not hold a JSON object")
-    return value
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 
 from lightllm_mp.errors import ConfigError, ModelError, NoTokenizer
 from lightllm_mp.machine import format_bytes
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.families import find_text_half
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
@@ -23,19 +24,20 @@ _MAX_TOKENIZER_BYTES = 256 << 20
 _FLAGGED = ("Llama", "CodeLlama", "Gemma", "Cohere")
 
 
-def load_folder(folder: Path, mode: str = "auto") -> TokenizerSource:
+def load_folder(source: ModelSource, mode: str = "auto") -> TokenizerSource:
     """Reads tokenizer.json ("auto", "fast"), else tokenizer.model, vocab.json with merges.txt, or a tiktoken table.
 
     A text that spells a special token yields its id, also in a user's message, as in transformers.
     """
-    config, model = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "config.json")
+    folder = source.path
+    config, model = _read_json(folder / "tokenizer_config.json"), source.config if source.has_config else {}
     facts = ModelFolder(folder, model, config, _read_json(folder / "generation_config.json"))
     declared = _declared_tokens(folder, config)
     backend, specials = _backend(facts, declared, mode)
     family = find_text_half(facts) or TextHalf()
     spellings = family.complete(backend, facts)
-    for source in (_read_json(folder / "special_tokens_map.json"), config):
-        specials |= {name: value for name, value in source.items() if value is not None}
+    for named in (_read_json(folder / "special_tokens_map.json"), config):
+        specials |= {name: value for name, value in named.items() if value is not None}
     if not _reads_json(folder, mode):
         # The tokenizers of the other files search for added tokens in the text before normalization.
         declared = {id_: {**entry, "normalized": False} for id_, entry in declared.items() if isinstance(entry, dict)}

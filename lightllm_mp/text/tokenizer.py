@@ -10,7 +10,7 @@ import numpy as np
 
 from lightllm_mp.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
 from lightllm_mp.model_files.gguf_header import is_gguf
-from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.text.length_bounds import LengthBound, length_bound
 from lightllm_mp.text.token_bytes import piece_rule
 from lightllm_mp.text.tokenizer_source import TokenizerSource
@@ -32,7 +32,8 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
     del trust_remote_code
     if mode not in MODES:
         raise ConfigError(f"tokenizer mode {mode[:32]!r} is not one of {', '.join(MODES)}", param="tokenizer_mode")
-    path = language_half(Path(path))
+    source = ModelSource(path)
+    path = source.language
     if is_gguf(path):
         from lightllm_mp.text.gguf_tokenizer import load_gguf
 
@@ -41,7 +42,7 @@ def load_tokenizer(path: Path, *, mode: str = "auto", trust_remote_code: bool = 
         raise ModelError(f"{path.name} is neither a model folder nor a GGUF file")
     from lightllm_mp.text.hf_folder import load_folder
 
-    return Tokenizer(load_folder(path, mode))
+    return Tokenizer(load_folder(source, mode))
 
 
 class Tokenizer:

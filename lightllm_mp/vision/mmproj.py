@@ -13,8 +13,8 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import read_header
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import FAMILIES
+from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
-from lightllm_mp.models.families.common.weight_rules import linear
 from lightllm_mp.vision.spec import RGB, VisionModel, VisionSpec
 from lightllm_mp.vision.tower_rules import norm, vision_family
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.model_config import read_json
+from lightllm_mp.model_files.model_source import read_json
 from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preprocess
 
 FILTERS = range(6)

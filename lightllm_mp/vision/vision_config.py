@@ -7,21 +7,23 @@ from pathlib import Path
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import is_gguf
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.families import find_hf_family
-from lightllm_mp.models.model_config import config_errors, read_json
+from lightllm_mp.models.model_config import config_errors
 from lightllm_mp.vision.mmproj import beside, read_mmproj
 from lightllm_mp.vision.spec import VisionModel, VisionSpec
 from lightllm_mp.vision.tower_rules import vision_family
 
 
-def read_vision(path: Path | str) -> VisionModel | None:
+def read_vision(model: ModelSource | Path | str) -> VisionModel | None:
     """The vision half of a Hugging Face folder, or in the mmproj file beside a GGUF file; None for a model of text.
 
     Raises ModelError for a configuration that cannot be served.
     """
-    path = Path(path)
+    source = ModelSource.of(model)
+    path = source.path
     if path.is_dir():
-        config = read_json(path / "config.json")
+        config = source.config
         family = find_hf_family(config)
         vision = None if family is None else vision_family(family)
         return None if vision is None else _checked(lambda: vision.read_hf(config, path), path)

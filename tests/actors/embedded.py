@@ -23,6 +23,10 @@ from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
 from lightllm_mp.messages import Output, Sampling, Terms
+from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.vision.vision_config import read_vision
+from tests.paths import GOLDENS
 
 T = TypeVar("T")
 DEADLINE = 240.0
@@ -143,6 +147,13 @@ class Embedded:
         return self.supervisor.pids[name]
 
 
+def described(folder: Path, *, images: bool = False) -> ModelDescription:
+    """The model of a folder; of one without a configuration, whose worker is a mock, that of a tiny Llama."""
+    real = (folder / "config.json").is_file()
+    spec = read_model_config(folder if real else GOLDENS / "llama")
+    return ModelDescription(str(folder), spec, read_vision(folder) if images else None)
+
+
 @contextlib.asynccontextmanager
 async def embedded(
     folder: Path, settings: Config | None = None, plan: Topology | None = None, **shown: Any
@@ -150,7 +161,9 @@ async def embedded(
     """A running engine; at exit everything is stopped, also when the test failed. `shown`: what Supervisor tells."""
     write_byte_tokenizer(folder)
     plan = plan or mocked(topology(front=EMBEDDED, max_body=1 << 20))
-    supervisor = Supervisor(settings or config(), str(folder), listen=None, plan=plan, **shown)
+    settings = settings or config()
+    model = described(folder, images=settings.multimodal.enable_multimodal)
+    supervisor = Supervisor(settings, model, listen=None, plan=plan, **shown)
     running = asyncio.create_task(supervisor.run())
     await asyncio.sleep(0)
     birth = supervisor.embedded_birth()

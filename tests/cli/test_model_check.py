@@ -17,7 +17,7 @@ from tests.paths import GOLDENS
 
 def test_a_model_that_can_be_served() -> None:
     before = sorted(os.listdir("/proc/self/fd"))
-    check_model_apart(GOLDENS / "llama", ranks=2, dummy=False)
+    check_model_apart(GOLDENS / "llama", ranks=2, weights=True, images=False)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -32,25 +32,25 @@ def torn(tmp_path: Path) -> Path:
 
 def test_what_is_wrong_is_told_as_it_would_be_here(torn: Path) -> None:
     with pytest.raises(ModelError) as here:
-        check_model(torn, ranks=1, dummy=False)
+        check_model(torn, ranks=1, weights=True, images=False)
     with pytest.raises(ModelError) as told:
-        check_model_apart(torn, ranks=1, dummy=False)
+        check_model_apart(torn, ranks=1, weights=True, images=False)
     assert told.value.message == here.value.message
-    check_model_apart(torn, ranks=1, dummy=True)  # there are no weights to look at
+    check_model_apart(torn, ranks=1, weights=False, images=False)  # there are no weights to look at
 
 
 def test_ranks_that_do_not_fit_are_a_mistake_of_the_flags() -> None:
     with pytest.raises(ConfigError) as here:
-        check_model(GOLDENS / "llama", ranks=1000, dummy=False)
+        check_model(GOLDENS / "llama", ranks=1000, weights=True, images=False)
     with pytest.raises(ConfigError) as told:
-        check_model_apart(GOLDENS / "llama", ranks=1000, dummy=False)
+        check_model_apart(GOLDENS / "llama", ranks=1000, weights=True, images=False)
     assert (told.value.message, told.value.param) == (here.value.message, here.value.param)
 
 
 def test_a_bug_there_is_no_silence_here(capfd: pytest.CaptureFixture[str]) -> None:
     many: Any = "many"
     with pytest.raises(StartupError, match="ended with code 1"):
-        check_model_apart(GOLDENS / "llama", ranks=many, dummy=False)
+        check_model_apart(GOLDENS / "llama", ranks=many, weights=True, images=False)
     assert "ValidationError" in capfd.readouterr().err
 
 
@@ -59,7 +59,7 @@ def test_what_it_imports_does_not_stay() -> None:
 import sys
 from pathlib import Path
 from lightllm_mp.cli import serve
-serve.check_model_apart(Path({str(GOLDENS / "llama")!r}), ranks=1, dummy=False)
+serve.check_model_apart(Path({str(GOLDENS / "llama")!r}), ranks=1, weights=True, images=False)
 print(*({{"numpy", "gguf", "torch", "aiohttp", "lightllm_mp.models.checkpoint.preflight"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -8,6 +8,7 @@ import torch
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine import build
 from lightllm_mp.errors import ConfigError
+from tests.actors.embedded import described
 from tests.paths import GOLDENS
 
 GOLDEN = GOLDENS / "llama"
@@ -15,7 +16,7 @@ GOLDEN = GOLDENS / "llama"
 
 def test_facts_of_a_small_checkpoint() -> None:
     model = ModelConfig(device="cpu", data_type="float32")
-    facts = build.build_engine(GOLDEN, model, EngineConfig(max_total_token_num=500)).facts
+    facts = build.build_engine(described(GOLDEN), model, EngineConfig(max_total_token_num=500)).facts
     assert (facts.engine.kv_tokens, facts.engine.max_context, facts.engine.max_input) == (500, 500, 499)
     assert (facts.model_name, facts.dtype, facts.engine.run_ahead) == ("llama", "float32", 0)
     assert facts.weight_bytes > 0
@@ -25,8 +26,8 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
     """Also when less memory is free at that moment than when the first one measured it."""
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
     with pytest.raises(ConfigError, match="max-total-token-num"):
-        build.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
-    built = build.build_engine(GOLDEN, ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
+        build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
+    built = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
     assert built.facts.engine.kv_tokens == 3000
 
 
@@ -34,7 +35,7 @@ def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
     model, tokens = ModelConfig(device="cpu", data_type="float32"), {}
     for name, stored in (("auto", torch.float32), ("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
-        built = build.build_engine(GOLDEN, model, EngineConfig(kv_cache_dtype=name))
+        built = build.build_engine(described(GOLDEN), model, EngineConfig(kv_cache_dtype=name))
         tokens[name] = built.facts.engine.kv_tokens
         assert built.executor.kv.data.dtype == stored
         assert built.facts.kv_bytes <= 100_000
@@ -44,10 +45,10 @@ def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_latent_kv_is_not_stored_in_8_bits() -> None:
     folder, asked = GOLDEN.parent / "deepseek_v2", EngineConfig(kv_cache_dtype="int8")
     with pytest.raises(ConfigError, match=r"--kv-cache-dtype int8: .*latent"):
-        build.build_engine(folder, ModelConfig(device="cpu"), asked)
+        build.build_engine(described(folder), ModelConfig(device="cpu"), asked)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no CUDA device"):
-        build.build_engine(GOLDEN, ModelConfig(device="cuda"), EngineConfig())
+        build.build_engine(described(GOLDEN), ModelConfig(device="cuda"), EngineConfig())

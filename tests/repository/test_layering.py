@@ -16,6 +16,7 @@ LAYERS = (
     "models",
     "text",
     "vision",
+    "model_description",
     "scheduler",
     "engine",
     "actors",

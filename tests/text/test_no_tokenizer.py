@@ -29,6 +29,9 @@ from lightllm_mp.messages import (
     Tokens,
     Wire,
 )
+from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.models.model_config import read_model_config
+from tests.paths import GOLDENS
 
 FRONT = "front"
 
@@ -58,7 +61,7 @@ def started(kind: type, folder, outbox: Outbox):
         front=FRONT,
         ring="auto",
         config=config,
-        model_path=str(folder),
+        model=ModelDescription(str(folder), read_model_config(GOLDENS / "llama")),
         bell=(-1, -1),
         peers=(),
         stats=-1,

@@ -24,7 +24,9 @@ from lightllm_mp.cli.bench.workload import make
 from lightllm_mp.cli.flags import resolve
 from lightllm_mp.engine.build import BuiltEngine, build_engine
 from lightllm_mp.messages import Sampling, Terms, Tokenized
+from lightllm_mp.model_description import describe
 from lightllm_mp.model_files.default_model import find_default_model
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.plan import unpack
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tools.harness.command_line import ToolParser
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, _ = resolve(["--running-max-req-size", "512", *engine_flags], os.environ)
     path = Path(config.model.model_dir) if config.model.model_dir else find_default_model()
     figures, began = Figures(), time.perf_counter()
-    engine = build_engine(path, config.model, config.engine)
+    engine = build_engine(describe(ModelSource(path), weights=False, images=False), config.model, config.engine)
     figures.add("start", time.perf_counter() - began, "s")
     figures.add("KV tokens", engine.facts.engine.kv_tokens, "tokens")
     serve(figures, engine, requests(flags.num_requests, flags.lengths, engine.facts.engine.vocab_size), flags.rate)

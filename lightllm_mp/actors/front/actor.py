@@ -6,7 +6,6 @@ from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
-from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -63,7 +62,7 @@ class FrontActor(AsyncActor):
 
 def _image_lane(birth: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
     """The way to the visual actor, where there is one."""
-    vision = find_vision(birth.config, birth.model_path)
+    vision = birth.model.vision
     if vision is None or VISUAL not in {peer.name for peer in birth.peers}:
         return None
     return ImageLane(

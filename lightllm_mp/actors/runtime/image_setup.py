@@ -1,39 +1,17 @@
-"""Whether this server takes images, and how much memory that needs. Imports no torch."""
+"""How much shared memory a server of images needs. Imports no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from lightllm_mp.actors.topology import ImageArenas
 from lightllm_mp.config import Config
-from lightllm_mp.errors import ConfigError
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
-
-if TYPE_CHECKING:
-    from lightllm_mp.vision.vision_config import VisionModel
 
 GRANULE = 65536
 DEFAULT_CACHE = 1 << 30
 """Most bytes of the image cache where nobody says more."""
 HALF = ("bfloat16", "float16", "bf16", "fp16")
-
-
-def find_vision(config: Config, model_path: Path | str) -> VisionModel | None:
-    """The model's vision tower; None where there is none or images were not asked for.
-
-    Raises ModelError for a tower that cannot be served, ConfigError for what contradicts itself.
-    """
-    if not config.multimodal.enable_multimodal:
-        return None
-    gpus = config.multimodal.visual_gpu_ids
-    if len(set(gpus)) < len(gpus):
-        raise ConfigError("--visual-gpu-ids names a GPU twice", param="visual_gpu_ids")
-    from lightllm_mp.vision.vision_config import read_vision  # not in a server of text
-
-    return read_vision(Path(model_path))
 
 
 def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
 from lightllm_mp.messages import Facts
+from lightllm_mp.model_description import ModelDescription, from_plain, to_plain
 
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 STACKS_SIGNAL = signal.SIGUSR1
@@ -41,7 +42,7 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
     ring: str
     """Which implementation of the ring all lanes use."""
     config: Config
-    model_path: str
+    model: ModelDescription
     bell: tuple[int, int]
     peers: tuple[PeerFds, ...]
     """The supervisor first."""
@@ -63,7 +64,7 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
         fd = os.memfd_create(f"birth-{self.name}")
-        os.write(fd, msgspec.msgpack.encode(self))
+        os.write(fd, msgspec.msgpack.encode(self, enc_hook=to_plain))
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
@@ -73,7 +74,7 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
         with os.fdopen(fd, "rb") as file:
             data = file.read()
         try:
-            return msgspec.msgpack.decode(data, type=LaunchSpec)
+            return msgspec.msgpack.decode(data, type=LaunchSpec, dec_hook=from_plain)
         except msgspec.DecodeError as error:
             raise StartupError(f"the start message of this process is damaged: {error}") from None
 

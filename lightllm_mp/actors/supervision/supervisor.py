@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
-from lightllm_mp.actors.runtime.image_setup import find_vision, image_arenas
+from lightllm_mp.actors.runtime.image_setup import image_arenas
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, renumbered
 from lightllm_mp.actors.supervision.actions import (
     Action,
@@ -37,6 +37,7 @@ from lightllm_mp.actors.supervision.worker_group import WorkerGroup
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.config import Config
 from lightllm_mp.messages import Facts, Loading, Wire
+from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.shm import implementation
 
 log = logging.getLogger("lightllm_mp.supervisor")
@@ -52,7 +53,7 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        model_path: str,
+        model: ModelDescription,
         *,
         listen: socket.socket | None,
         on_progress: Callable[[str, Loading], None] = lambda name, loading: None,
@@ -60,7 +61,7 @@ class Supervisor:
         plan: Topology | None = None,
     ) -> None:
         self._config = config
-        self._model_path = model_path
+        self._model = model
         self._listen = listen
         self._on_progress, self._on_serving = on_progress, on_serving
         self.topology = plan or self._usual_topology(HTTP if listen is not None else EMBEDDED)
@@ -74,7 +75,7 @@ class Supervisor:
         self._control = ControlLanes(self.wiring, self.topology.actors, self._on_control)
 
     def _usual_topology(self, front: str) -> Topology:
-        vision = find_vision(self._config, self._model_path)
+        vision = self._model.vision
         images = image_arenas(self._config, vision.spec) if vision else None
         most = self._config.http.max_body_bytes
         return topology(ranks=self._config.engine.tp, front=front, max_body=most, images=images)
@@ -201,7 +202,7 @@ class Supervisor:
             front=front,
             ring=implementation(),
             config=self._config,
-            model_path=self._model_path,
+            model=self._model,
             bell=self.wiring.bells[name].fds,
             peers=self.wiring.peers(name),
             stats=self.wiring.stats[name].fd,

@@ -11,13 +11,11 @@ import logging
 import os
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import torch
 
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
-from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -39,7 +37,6 @@ from lightllm_mp.messages import (
     Release,
     Wire,
 )
-from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
@@ -92,7 +89,7 @@ class VisualActor(AsyncActor):
         self._decoded = self._failures = self._answered = 0
         self._decode_seconds = self._wait_seconds = 0.0
         config = birth.config
-        vision = find_vision(config, birth.model_path)
+        vision = birth.model.vision
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
@@ -120,7 +117,7 @@ class VisualActor(AsyncActor):
         there = torch.cuda.is_available()
         model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
         named = DTYPES.get(config.model.data_type)
-        dtype = named or default_dtype(read_model_config(Path(self._birth.model_path)), model_device)
+        dtype = named or default_dtype(self._birth.model.spec, model_device)
         asked = config.multimodal.visual_device
         if asked == "cuda" and not there:
             raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")

@@ -11,12 +11,12 @@ from msgspec import Struct
 from lightllm_mp.cli.inspect.machine import Machine, this_machine
 from lightllm_mp.config import EngineConfig
 from lightllm_mp.errors import EngineError, NoTokenizer
-from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.preflight import check_weights
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.model_config import gguf_model, hf_model, read_json
+from lightllm_mp.models.model_config import gguf_model, hf_model
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.vision.vision_config import read_vision
 
@@ -55,12 +55,13 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     machine = machine or this_machine()
     notes: list[str] = []
     problems: list[str] = []
-    if (apart := language_half(path)) != path:
+    source = ModelSource(path)
+    if (apart := source.language) != path:
         notes.append(f"the language model is {apart}")
-        notes += _media(path, {}, problems)
+        notes += _media(source, {}, problems)
     elif path.is_file():
-        notes += _media(path, {}, notes)  # text is served even if the projector file beside the model is broken
-    spec, params, architecture, files = _gguf(path) if apart.is_file() else _folder(path, notes, problems)
+        notes += _media(source, {}, notes)  # text is served even if the projector file beside the model is broken
+    spec, params, architecture, files = _gguf(source) if apart.is_file() else _folder(source, notes, problems)
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)
     weights, kv = parameters * WIDTHS[data_type], spec.kv_elements * WIDTHS[data_type]
@@ -91,37 +92,39 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     )
 
 
-def _gguf(path: Path) -> tuple[ModelSpec, list[Param], str, list[Path]]:
+def _gguf(source: ModelSource) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     """Spec, weights, architecture and files of a GGUF file, or of a folder whose language model is a GGUF file."""
-    half = language_half(path)
+    half = source.language
     family, spec, keys = gguf_model(half)
     assert family.gguf_weights is not None
-    check_weights(path)
+    check_weights(source)
     return spec, family.gguf_weights(spec, keys), str(keys.file.metadata["general.architecture"]), [half]
 
 
-def _folder(path: Path, notes: list[str], problems: list[str]) -> tuple[ModelSpec, list[Param], str, list[Path]]:
-    config = read_json(path / "config.json")
-    family, spec = hf_model(path)
+def _folder(
+    source: ModelSource, notes: list[str], problems: list[str]
+) -> tuple[ModelSpec, list[Param], str, list[Path]]:
+    path, config = source.path, source.config
+    family, spec = hf_model(source)
     params, packing = family.hf_weights(spec), packing_of(config, str(path))
     files: list[Path] = []
     try:
         files = weight_files(path)
-        check_weights(path)
+        check_weights(source)
     except EngineError as error:
         problems.append(error.message)
     if packing is not None:
         notes.append(f"weights are packed in 4 bits ({packing.method}); the sizes here are unpacked")
     if config.get("auto_map"):
         notes.append("the Python code of the folder is not used")
-    notes += _media(path, config, problems)
+    notes += _media(source, config, problems)
     architecture = ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type"))
     return spec, params, architecture, files
 
 
-def _media(path: Path, config: dict[str, Any], problems: list[str]) -> list[str]:
+def _media(source: ModelSource, config: dict[str, Any], problems: list[str]) -> list[str]:
     try:
-        if (pictures := read_vision(path)) is not None:
+        if (pictures := read_vision(source)) is not None:
             return [f"images with --enable-multimodal ({pictures.spec.kind})"]
     except EngineError as error:
         problems.append(error.message)

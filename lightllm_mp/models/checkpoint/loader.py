@@ -13,7 +13,7 @@ from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.machine import format_bytes, free_memory
-from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
@@ -21,7 +21,7 @@ from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, Renamed
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.models.decoder.decoder import Decoder
-from lightllm_mp.models.model_config import gguf_model, hf_model, read_json, read_model_config
+from lightllm_mp.models.model_config import gguf_model, hf_model, read_model_config
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.sharding import cut_of, local_model
 from lightllm_mp.models.spec import ModelSpec
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def load_model(
-    path: Path | str,
+    model: ModelSource | Path | str,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype,
@@ -48,10 +48,11 @@ def load_model(
     table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights, and only config.json of the
     folder is read. Raises ModelError, naming the tensor or file, for anything missing, surplus, mis-shaped or corrupt.
     """
-    path = language_half(Path(path))
+    source = ModelSource.of(model)
+    path = source.language
     ops = ops or op_table(device, dtype)
     block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
-    spec, checkpoint, params, ignore = _random(path, device, dtype) if dummy else _opened(path, device, block_types)
+    spec, checkpoint, params, ignore = _random(source, device, dtype) if dummy else _opened(source, device, block_types)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -83,29 +84,31 @@ def _saved_by_blocks(checkpoint: Checkpoint, weights: ModelWeights) -> int:
 
 
 def _opened(
-    path: Path, device: torch.device | str, block_types: Set[int]
+    source: ModelSource, device: torch.device | str, block_types: Set[int]
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+    path = source.language
     if path.is_file():
         family, spec, keys = gguf_model(path)
         assert family.gguf_weights is not None
         return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_ignore
     if not path.is_dir():
-        read_model_config(path)  # raises: the path does not exist
-    family, spec = hf_model(path)
+        read_model_config(source)  # raises: the path does not exist
+    family, spec = hf_model(source)
     checkpoint, params = open_folder(path), family.hf_weights(spec)
     if family.spellings:
         checkpoint = RenamedCheckpoint(checkpoint, family.known)
-    if packing := packing_of(read_json(path / "config.json"), str(path)):
+    if packing := packing_of(source.config, str(path)):
         checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
     return spec, checkpoint, params, family.ignore
 
 
 def _random(
-    path: Path, device: torch.device | str, dtype: torch.dtype
+    source: ModelSource, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[ModelSpec, Checkpoint, list[Param], tuple[str, ...]]:
+    path = source.language
     if path.is_file():
         raise ModelError(f"{path}: random weights (--load-format dummy) need a folder with a config.json")
-    family, spec = hf_model(path)
+    family, spec = hf_model(source)
     params = family.hf_weights(spec)
     return (
         spec,

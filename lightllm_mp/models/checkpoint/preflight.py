@@ -7,11 +7,11 @@ import zipfile
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.model_files.language_model_path import language_half
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 from lightllm_mp.models.checkpoint.weight_rules import check_names
-from lightllm_mp.models.model_config import gguf_model, hf_model, read_json, read_model_config
+from lightllm_mp.models.model_config import gguf_model, hf_model, read_model_config
 from lightllm_mp.models.spec import ModelSpec
 
 OLD_BIN = b"\x80\x02"
@@ -19,41 +19,42 @@ MAX_HEADER = 100_000_000
 """Bytes of the largest header that the format allows."""
 
 
-def check_weights(path: Path) -> ModelSpec:
+def check_weights(model: ModelSource | Path) -> ModelSpec:
     """The model's spec. Raises ModelError naming the tensor or file that is missing, surplus, mis-shaped or truncated.
 
     `.bin` files have no header and are only checked for completeness; packed weights have other names. Both are
     compared with the configuration when they are loaded.
     """
-    folder, path = path, language_half(path)
+    source = ModelSource.of(model)
+    path = source.language
     if path.is_file():
         family, spec, keys = gguf_model(path)
-        if path != folder:
-            _check_width(folder, spec.hidden)
+        if path != source.path:
+            _check_width(source, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
         check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
         return spec
     if not path.is_dir():
-        return read_model_config(path)  # raises: the path does not exist
-    family, spec = hf_model(path)
+        return read_model_config(source)  # raises: the path does not exist
+    family, spec = hf_model(source)
     files = weight_files(path)
     if files[0].suffix != ".safetensors":
         for archive in files:
             _check_archive(archive)
         return spec
     found = shapes(files)
-    if packing_of(read_json(path / "config.json"), str(path)) is None:
+    if packing_of(source.config, str(path)) is None:
         found = {family.known(name): shape for name, shape in found.items()}
         check_names(family.hf_weights(spec), found, family.ignore, str(path))
     return spec
 
 
-def _check_width(folder: Path, hidden: int) -> None:
+def _check_width(source: ModelSource, hidden: int) -> None:
     """Checks the width of a vision tower that lies apart from its language model."""
-    given = (read_json(folder / "config.json").get("text_config") or {}).get("hidden_size")
+    given = (source.config.get("text_config") or {}).get("hidden_size")
     if given != hidden:
-        raise ModelError(f"{folder}: hidden_size of text_config is {given}, but the language model has {hidden}")
+        raise ModelError(f"{source.path}: hidden_size of text_config is {given}, but the language model has {hidden}")
 
 
 def shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

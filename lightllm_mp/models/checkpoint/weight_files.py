@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.model_config import read_json
+from lightllm_mp.model_files.model_source import read_json
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,10 +13,10 @@ from typing import Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_rope, gguf_spec
 from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 NAMES = TensorNames(qkv=("self_attn.W_pack",))

@@ -8,6 +8,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import (
     GGUFKeys,
@@ -16,7 +17,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
     plain_weights,
 )
 from lightllm_mp.models.families.common.text_half import EACH, NO_OTHER, SYSTEM_FIRST, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 NAMES = TensorNames(

@@ -11,6 +11,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.families.common.expert_rules import with_experts
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
@@ -22,7 +23,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
     shared_expert,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder, norm
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_rope, gguf_spec, head_norms
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 HEAD_DIM, SCALAR, WINDOW = 256, 256, 4096

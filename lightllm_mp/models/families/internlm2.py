@@ -8,10 +8,10 @@ import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.common.decoder_weights import linear, norm
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import linear, norm
 from lightllm_mp.models.spec import ModelSpec
 
 TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder
 from lightllm_mp.models.families.common.family import Family, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -15,7 +16,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
     rotary_order,
     with_stacked_experts,
 )
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder
 from lightllm_mp.models.families.common.family import (
     GGUF_FREQS,
     INV_FREQ,
@@ -24,7 +25,6 @@ from lightllm_mp.models.families.common.gguf_rules import (
     rope_divisors,
 )
 from lightllm_mp.models.families.common.text_half import TextHalf
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 NAMES = TensorNames(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))

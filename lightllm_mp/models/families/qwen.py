@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import ends, linear, norm
 from lightllm_mp.models.families.common.family import Family, bos_id, eos_ids, file_dtype
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.families.common.weight_rules import ends, linear, norm
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
 END_OF_TEXT, IM_START, IM_END = 151643, 151644, 151645

@@ -9,9 +9,9 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
-from lightllm_mp.models.families.common.weight_rules import linear
 from lightllm_mp.models.spec import ModelSpec
 
 MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"

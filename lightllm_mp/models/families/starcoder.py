@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder, heads_apart, linear
 from lightllm_mp.models.families.common.family import Family, activation, bos_id, eos_ids, file_dtype, refuse
 from lightllm_mp.models.families.common.gguf_rules import ONE_UP, GGUFKeys, gguf_spec, names_in
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder, heads_apart, linear
 from lightllm_mp.models.spec import ModelSpec
 
 QKV = "attn.c_attn"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
-from lightllm_mp.models.families.common.weight_rules import TensorNames, decoder
 from lightllm_mp.models.spec import ModelSpec
 
 NAMES = TensorNames(up=("mlp.c_fc",), down="mlp.c_proj")

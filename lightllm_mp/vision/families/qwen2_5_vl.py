@@ -7,7 +7,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
-from lightllm_mp.models.families.common.weight_rules import linear
+from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.vision.mmproj import MmprojFile, tower_params
 from lightllm_mp.vision.preprocessor_config import dynamic_preprocess
 from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionModel, VisionSpec, tower_activation

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
-from lightllm_mp.models.families.common.weight_rules import heads_apart, linear
+from lightllm_mp.models.families.common.decoder_weights import heads_apart, linear
 from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionModel, VisionSpec
 from lightllm_mp.vision.tower_rules import TowerSection, VisionFamily, norm
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 from lightllm_mp.actors.front.image_files import ImageLane
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.runtime.image_setup import find_vision, image_arenas
+from lightllm_mp.actors.runtime.image_setup import image_arenas
 from lightllm_mp.actors.topology import EMBEDDED, VISUAL, topology
 from lightllm_mp.config import Config, MultimodalConfig
 from lightllm_mp.messages import Sampling, Terms
-from tests.actors.embedded import Embedded, config, embedded, mocked
+from tests.actors.embedded import Embedded, config, described, embedded, mocked
 from tests.paths import GOLDENS
 
 TOWER = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -84,7 +84,7 @@ async def seeing(
     for name in TOWER:
         shutil.copy(GOLDENS / tower / name, folder)
     settings = settings or with_images()
-    vision = find_vision(settings, folder)
+    vision = described(folder, images=True).vision
     assert vision is not None
     images = image_arenas(settings, vision.spec)
     plan = mocked(topology(front=EMBEDDED, max_body=1 << 20, images=images))

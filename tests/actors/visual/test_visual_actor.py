@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightllm_mp.actors.runtime.image_setup import find_vision
 from lightllm_mp.actors.supervision.state_machine import State
 from lightllm_mp.actors.visual.actor import VisualActor
 from lightllm_mp.errors import ConfigError, InvalidRequest, Overloaded, PayloadTooLarge
-from tests.actors.embedded import Shared, config, in_time, on_shared
+from tests.actors.embedded import Shared, config, described, in_time, on_shared
 from tests.actors.visual.late_visual import MARKS
 from tests.actors.visual.seeing import GOLDENS, Seeing, png, seeing, with_images
 
@@ -105,11 +104,10 @@ def test_where_towers_are(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     model = GOLDENS / "llava_hf"
-    settings = with_images(visual_gpu_ids=gpus, visual_device=place)
 
     def found() -> list[str]:
-        find_vision(settings, model)
-        actor: Any = SimpleNamespace(_birth=SimpleNamespace(config=settings, model_path=str(model)))
+        settings = with_images(visual_gpu_ids=gpus, visual_device=place)
+        actor: Any = SimpleNamespace(_birth=SimpleNamespace(config=settings, model=described(model, images=True)))
         return [str(device) for device in VisualActor._placed(actor)[0]]
 
     if isinstance(expected, list):

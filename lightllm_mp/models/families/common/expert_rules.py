@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
-from lightllm_mp.models.families.common.weight_rules import linear
+from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.spec import ModelSpec
 
 NAMES = ("gate_proj", "up_proj", "down_proj")

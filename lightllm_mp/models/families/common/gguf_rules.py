@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
 from lightllm_mp.models.families.common.family import rope_spec, stretched_context
-from lightllm_mp.models.families.common.weight_rules import TensorNames, Transform, decoder, linear
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 
 if TYPE_CHECKING:

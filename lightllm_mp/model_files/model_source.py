@@ -1,0 +1,74 @@
+"""A model folder or GGUF file: its config.json, read once, and the path of its language model.
+
+A folder may hold only the vision tower, a few megabytes, and name a language model that exists elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.model_files.default_model import find_default_model
+
+KEY = "language_model"
+DEFAULT = "default"
+MAX_CONFIG_BYTES = 16 << 20
+
+
+class ModelSource:
+    """What a path holds, read when it is first asked for."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @staticmethod
+    def of(model: ModelSource | Path | str) -> ModelSource:
+        return model if isinstance(model, ModelSource) else ModelSource(model)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the folder. Raises ModelError."""
+        return read_json(self.path / "config.json")
+
+    @property
+    def has_config(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    @cached_property
+    def language(self) -> Path:
+        """`path`, unless it is a folder whose config.json has the key `language_model`. Then the default model if the
+        value is "default", else the file of that name in the folder.
+
+        ModelError if that file does not exist. A config.json that cannot be read is ignored here; its users report it.
+        """
+        name = None
+        if self.path.is_dir():
+            with suppress(ModelError):
+                name = self.config.get(KEY)
+        if not isinstance(name, str):
+            return self.path
+        if name == DEFAULT:
+            return find_default_model()
+        file = self.path / name
+        if Path(name).name != name or not file.is_file():
+            raise ModelError(f"{self.path}: {KEY} {name[:64]!r} is neither {DEFAULT!r} nor a file in the folder")
+        return file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size, or ModelError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{path}: the file is larger than {MAX_CONFIG_BYTES} bytes")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: the file is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: the file does not hold a JSON object")
+    return value
