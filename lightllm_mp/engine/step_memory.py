@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from lightllm_mp.models.spec import ModelSpec
 
 FLOAT, LONG = 4, 8
-INPUT = 7
-"""Of each input of a product: in float32; or rounded to 16 bits with its block's sums, and again as digits for AMX."""
+INPUT = 4
+"""Bytes per input of a product: float32, or 16 bits with the scale and the sums of its block."""
 VOCABULARIES = 12
 """Float32 arrays [lines, vocab] that live at once while whole rows are sorted: logits, log-softmax and penalty counts;
 rows with noise, of these the rows that are cut, and twice the rows with too few candidates; sorted rows, their weights,

@@ -73,16 +73,14 @@ static void quantised_task(void *arg, long task) {
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type) {
     long blocks = (k + INPUTS - 1) / INPUTS, each = m * blocks;
-    int with_digits = kernels->rows_for_digits && m >= kernels->rows_for_digits;
-    char *scratch = malloc(each * (INPUTS * sizeof(int16_t) + sizeof(float) + SUMS * (sizeof(int32_t) + sizeof(float)) +
-                                   with_digits * 2 * INPUTS * sizeof(uint16_t)));
+    char *scratch =
+        malloc(each * (INPUTS * sizeof(int16_t) + sizeof(float) + SUMS * (sizeof(int32_t) + sizeof(float))));
     if (scratch == NULL) return -1;
     struct rounded rounded = {.x = x, .m = m, .k = k, .blocks = blocks, .type = type};
     rounded.values = (int16_t *)scratch;
     rounded.scales = (float *)(rounded.values + each * INPUTS);
     rounded.sums = (int32_t *)(rounded.scales + each);
     rounded.weighted = (float *)(rounded.sums + SUMS * each);
-    if (with_digits) rounded.digits = (uint16_t *)(rounded.weighted + SUMS * each);
     over_rows(kernels->round_rows, &rounded, m, k);
     struct quantised_job job = {{&rounded, weights, out, 0, 0, out_type}, 0};
     for (long i = 0; i < count; i++) {

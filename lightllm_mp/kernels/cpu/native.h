@@ -118,7 +118,6 @@ struct rounded { /* rows of x as integers of 16 bits, each block of INPUTS with 
     float *scales;   /* [m, blocks] */
     int32_t *sums;   /* [m, blocks, SUMS]: of the values of each half of a block, and of the WHOLE */
     float *weighted; /* [m, blocks, SUMS]: sums times the scale */
-    uint16_t *digits; /* or NULL; bfloat16 [m, blocks, 2, INPUTS]: high and low parts of the values, see multiply_tiles.h */
 };
 #define SUMS 3
 #define WHOLE 2
@@ -240,7 +239,6 @@ struct kernels {
     const char *name;
     int bf16_as_it_is; /* bfloat16 products take x in bfloat16, padded to 32; else in float32 */
     void (*widen)(const uint16_t *from, float *to, long m, long k, long padded_k);
-    long rows_for_digits; /* from so many on, products take the digits of rounded rows; 0: never */
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);

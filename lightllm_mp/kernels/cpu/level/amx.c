@@ -23,10 +23,6 @@ struct tile_config {
     uint8_t rows[16];
 };
 
-#define DOT_PANELS 2
-#define MULTIPLY "multiply_tiles.h"
-#include "quantised.h"
-
 /* Tiles 0-3: sums (upper, lower rows) x (left, right columns); 4, 5: x; 6, 7: weight. */
 static inline void configure(int upper, int lower) {
     struct tile_config config = {.palette = 1};
@@ -273,41 +269,6 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
     finish_rows(&s.rows, job, BFLOAT16);
 }
 
-/* Quantised weights times many rows; few rows, and formats whose sums float32 does not hold, go the way of the level
- * below, to the same bits. */
-static void (*round_vectors)(const void *, long, long);
-static void (*quantised_vectors)(const struct product *, long, long, long, long);
-
-static __m512i times_in_bf16(__m512i v, float factor) { /* small integers of 16 bits */
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(v)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(v, 1)));
-    __m512 by = _mm512_set1_ps(factor);
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, by), _mm512_mul_ps(low, by));
-}
-
-static void round_rows(const void *arg, long from, long to) {
-    const struct rounded *job = arg;
-    round_vectors(arg, from, to);
-    if (job->digits == NULL) return;
-    for (long block = from * job->blocks; block < to * job->blocks; block++) {
-        __m512i v = _mm512_loadu_si512(job->values + block * INPUTS);
-        __m512i low = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); /* in [-128, 127]; v - low is a multiple of 256 */
-        __m512i high = _mm512_add_epi16(_mm512_srai_epi16(v, 8), _mm512_srli_epi16(low, 15));
-        uint16_t *digits = job->digits + block * 2 * INPUTS;
-        _mm512_storeu_si512(digits, times_in_bf16(high, 256));
-        _mm512_storeu_si512(digits + INPUTS, times_in_bf16(low, 1));
-    }
-}
-
-static void quantised_tiles(const struct product *job, long row, long rows, long panel, long count) {
-    if (job->x->digits == NULL || !in_tiles(&formats[job->w->format])) {
-        quantised_vectors(job, row, rows, panel, count);
-        return;
-    }
-    quantised_panels(job, row, rows, panel, count);
-    _tile_release();
-}
-
 static void (*attend_vectors)(const struct attention *, long, long, long, long);
 
 static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
@@ -317,11 +278,6 @@ static void attend(const struct attention *job, long seq, long query, long count
 
 void amx_level(struct kernels *to) {
     attend_vectors = to->attend;
-    round_vectors = to->round_rows;
-    quantised_vectors = to->quantised_panels;
-    to->rows_for_digits = 2 * TILE_ROWS;
-    to->round_rows = round_rows;
-    to->quantised_panels = quantised_tiles;
     to->bf16_panel = bf16_panel;
     to->attend = attend;
 }

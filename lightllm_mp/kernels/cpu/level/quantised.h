@@ -5,17 +5,13 @@
  * own values alone.
  *
  * A level gives
- *   DOT_PANELS the panels at once, where it is not one: 2. Their outputs lie side by side in WIDTH.
- *   MULTIPLY   where it is not multiply.h: a file with multiply_all (adds products of rows with unpacked blocks) */
+ *   DOT_PANELS the panels at once, where it is not one: 2. Their outputs lie side by side in WIDTH. */
 #define CHUNK_BLOCKS 8 /* unpacked at once */
 #ifndef AHEAD
 #define AHEAD 8192 /* bytes of a panel */
 #endif
 #ifndef DOT_PANELS
 #define DOT_PANELS 1
-#endif
-#ifndef MULTIPLY
-#define MULTIPLY "multiply.h"
 #endif
 #define WIDTH (DOT_PANELS * OUTPUTS)
 #define PARTS (WIDTH / LANES)
@@ -134,7 +130,7 @@ INLINE void unpack(const struct format *f, long per, const uint8_t *panel, long 
     }
 }
 
-#include MULTIPLY
+#include "multiply.h"
 
 /* What is read AHEAD of a panel's blocks: weights are read once, and the processor's prefetchers stop where a page ends.
  * After a panel comes the one that its thread takes next. */
