@@ -1,7 +1,7 @@
 """The actors of the engine and the lanes between them, as data. With `messages.py` this is the map of the program.
 
 Each pair of actors that talk is one `Edge`: a lane in each direction, and an arena for messages above 64 KiB where
-they occur. The supervisor has an edge with every actor for control messages, which so never wait behind data.
+they occur. The supervisor has an edge with every actor, so control messages never wait behind data.
 """
 
 from __future__ import annotations
