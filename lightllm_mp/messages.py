@@ -1,10 +1,10 @@
-"""What actors say to each other: every message of the engine, and nothing else.
+"""The messages between actors: every message of the engine, and nothing else.
 
 Rules. Structs are tagged and encoded as msgpack arrays (`array_like`), so fields are only ever added at the end.
 Anything that grows with tokens is a column: `bytes` holding little-endian int32 (`ids`), int64 (`rids`) or float32
-(`logprobs`), never a list of numbers. `rid` names one sequence: the front counts them up and a rid is never used twice
-while the front lives; a request with n answers uses n consecutive rids. A message about a rid that the receiver does
-not know is dropped. Who says what to whom stands in `actors/topology.py`.
+(`logprobs`), never a list of numbers. `rid` names one sequence: the front counts rids up and never uses one twice
+while it lives; a request with n answers uses n consecutive rids. A receiver drops a message about a rid that it does
+not know. `actors/topology.py` says which actors talk to each other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
         return ErrorInfo(error.status, error.message, error.type, error.code, error.param)
 
     def rebuilt(self) -> EngineError:
-        """The error that this was made from, as near as this process knows it."""
+        """The original error, in the closest class that this process knows."""
         kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == self.code), EngineError)
         error = kind(self.message, param=self.param)
         error.status, error.type, error.code = self.status, self.type, self.code
@@ -45,7 +45,7 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 
 
 class TextPart(Wire, tag="text"):
-    """Text inside a chat message. A part for an image joins it once a route takes one there."""
+    """Text inside a chat message. A part for images is added once a route accepts them there."""
 
     text: str
 
@@ -56,10 +56,10 @@ class ChatMessage(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Sampling(Struct, frozen=True, array_like=True, gc=False):
-    """How the next token is chosen. Validated at the front; neutral values switch a rule off."""
+    """How the next token is chosen. The front validates it; neutral values switch a rule off."""
 
     seed: int
-    """64-bit; noise is a pure function of (seed, position), so a resumed sequence goes on as if undisturbed."""
+    """64-bit; noise is a pure function of (seed, position), so a resumed sequence gets the same noise."""
     temperature: float = 0.0
     """0: greedy."""
     top_k: int = 0
@@ -72,18 +72,18 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     penalize_prompt: bool = False
     """Penalties count the prompt's tokens too, not only produced ones."""
     max_new_tokens: int = 16
-    """0: nothing is produced, the prompt is scored (reward models)."""
+    """0: no token is produced, the prompt is scored (reward models)."""
     min_new_tokens: int = 1
     """End-of-sequence and stop ids are masked until this many tokens are produced."""
     ignore_eos: bool = False
     stop_ids: bytes = b""
-    """int32 column: ids that end the sequence beside the model's own end-of-sequence ids."""
+    """int32 column: ids that end the sequence, in addition to the model's end-of-sequence ids."""
     bias_ids: bytes = b""
     """int32 column of logit_bias."""
     bias_values: bytes = b""
     """float32 column of logit_bias, same length."""
     top_logprobs: int = 0
-    """How many alternatives each produced token reports (0: only its own logprob)."""
+    """Number of alternatives reported for each produced token (0: only its own logprob)."""
     prompt_logprobs: int = -1
     """-1: none. n >= 0: logprob of each prompt token and its n best alternatives."""
 
@@ -100,7 +100,7 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
-    """What a request asks for, beside its prompt. A route makes it; it travels unchanged to the scheduler."""
+    """What a request asks for, beside its prompt. A route makes it, and the scheduler gets it unchanged."""
 
     sampling: Sampling
     output: Output = Output()
@@ -111,11 +111,11 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     reuse_prompt: bool = True
     """May use and feed the prefix cache."""
     tenant: bytes = b""
-    """Whose request this is: tenants share the engine fairly."""
+    """The tenant that sent the request: tenants share the engine fairly."""
     start_by: float = 0.0
-    """Monotonic time in seconds after which its prefill does not begin any more; the earliest goes first; 0: none."""
+    """Deadline for the start of its prefill, monotonic time in seconds; the earliest goes first; 0: none."""
     begun: bool = False
-    """It began before a repair: `start_by` only orders it."""
+    """The request began before a repair, so `start_by` only orders it."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -130,9 +130,9 @@ class ImageInfo(Struct, frozen=True, array_like=True, gc=False):
     height: int
     """Pixels, as shown."""
     tokens: int
-    """Embeddings, and so slots in the prompt (vision/sizing.py)."""
+    """Number of embeddings, which is also the number of KV slots in the prompt (vision/sizing.py)."""
     grid: tuple[int, ...] = ()
-    """(t, h, w) in patches, where positions depend on them."""
+    """(t, h, w) in patches, for models whose positions depend on them."""
 
 
 class ImageSpan(Struct, frozen=True, array_like=True, gc=False):
@@ -156,14 +156,14 @@ class RawImage(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Encode(Wire, tag="Encode"):
-    """Front -> visual, beside Generate: the images of a request in order; one may occur twice."""
+    """Front -> visual, beside Generate: the images of a request in order; an image may occur twice."""
 
     rid: int
     images: tuple[RawImage, ...]
 
 
 class ImageBlock(Struct, frozen=True, array_like=True, gc=False):
-    """An image's embeddings: `rows` lines in the language model's dtype at `offset` (bytes) of the visual arena."""
+    """An image's embeddings: `rows` rows in the language model's dtype at `offset` (bytes) of the visual arena."""
 
     key: bytes
     offset: int
@@ -172,14 +172,14 @@ class ImageBlock(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Embedded(Wire, tag="Embedded"):
-    """Visual -> router: all images of the request are there, and stay until Release."""
+    """Visual -> router: the embeddings of all images of the request are ready, and stay until Release."""
 
     rid: int
     images: tuple[ImageBlock, ...]
 
 
 class Release(Wire, tag="Release"):
-    """Router -> visual: nobody reads the images of this request any more."""
+    """Router -> visual: no sequence reads the images of this request any more."""
 
     rid: int
 
@@ -209,7 +209,7 @@ class Generate(Wire, tag="Generate"):
 
 
 class Count(Wire, tag="Count"):
-    """How many tokens is this text? Answered by Counted or Rejected."""
+    """Asks for the number of tokens of a text. Counted or Rejected answers it."""
 
     rid: int
     text: str
@@ -233,8 +233,8 @@ class Tokenized(Wire, tag="Tokenized"):
 
 
 class Abort(Wire, tag="Abort"):
-    """The client is gone. Sent to the router directly and once more through the tokenizer, so that it can neither be
-    late nor overtake the request it ends; for a request with images also through visual, behind its Embedded."""
+    """The client is gone. The front sends it to the router and once more through the tokenizer, so that it is neither
+    late nor ahead of the request that it ends; for a request with images also through visual, after its Embedded."""
 
     rid: int
 
@@ -246,7 +246,7 @@ class Scheduled(Wire, tag="Scheduled"):
 
 
 class Rejected(Wire, tag="Rejected"):
-    """The only answer to rid (and its n - 1 followers): a request error."""
+    """A request error, the only answer to rid and the n - 1 rids after it."""
 
     rid: int
     error: ErrorInfo
@@ -255,13 +255,13 @@ class Rejected(Wire, tag="Rejected"):
 # --- router -> detokenizer -> front -----------------------------------------------------------------------------------
 
 RUNNING, STOP, LENGTH, ABORT = range(4)
-"""Values of a `finish` column: still running; end-of-sequence, stop id or string; token limit; ended by us."""
+"""Values of a `finish` column: still running; end-of-sequence, stop id or string; token limit; ended by the engine."""
 
 FINISH_REASONS = (None, "stop", "length", "abort")
 
 
 class Open(Wire, tag="Open"):
-    """A sequence starts (or resumes): what the detokenizer needs before its first token."""
+    """A sequence starts or resumes: what the detokenizer needs before its first token."""
 
     rid: int
     output: Output
@@ -274,7 +274,7 @@ class Open(Wire, tag="Open"):
 
 
 class Tokens(Wire, tag="Tokens"):
-    """What one step produced, a column entry per sequence."""
+    """The tokens that one step produced; columns have one entry per sequence."""
 
     rids: bytes
     ids: bytes
@@ -292,7 +292,7 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     ids: bytes
     """int32: the whole prompt."""
     logprobs: bytes
-    """float32 of tokens 1..; token 0 has none."""
+    """float32 of tokens 1 and later; token 0 has none."""
     top_n: int
     top_ids: bytes = b""
     """int32 [len(logprobs), top_n]"""
@@ -309,7 +309,7 @@ class Scored(Wire, tag="Scored"):
 
 
 class Close(Wire, tag="Close"):
-    """Forget this sequence, nobody waits for it."""
+    """Router -> detokenizer: forget this sequence, no client waits for it."""
 
     rid: int
 
@@ -327,7 +327,7 @@ class Texts(Wire, tag="Texts"):
     ids: bytes
     logprobs: bytes
     counts: bytes
-    """int32: how many tokens the sequence has produced, this one included."""
+    """int32: number of tokens that the sequence has produced, this one included."""
     prompt_tokens: bytes
     cached_tokens: bytes
     special: bytes
@@ -355,21 +355,21 @@ class StepDone(Wire, tag="StepDone"):
     seconds: float = 0.0
     """Time the step took on the worker."""
     scores: bytes = b""
-    """float32 column: of the sequences that are scored, in plan order."""
+    """float32 column: scores of the scored sequences, in plan order."""
 
 
-# --- supervisor <-> everybody -----------------------------------------------------------------------------------------
+# --- supervisor <-> all actors ----------------------------------------------------------------------------------------
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):
-    """What the worker offers: sizes in tokens."""
+    """The limits of the worker: sizes in tokens."""
 
     kv_tokens: int = 0
     """KV slots in total, one per token."""
     rows: int = 0
-    """Most sequences at once."""
+    """Rows of the worker's tables: most sequences at once."""
     max_context: int = 0
-    """Longest prompt plus answer."""
+    """Most tokens of a prompt and its answer together."""
     max_input: int = 0
     """Longest prompt."""
     step_tokens: int = 0
@@ -379,36 +379,36 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Ids that end a sequence."""
     prompt_cache: bool = True
     run_ahead: int = 0
-    """Steps that are planned before the oldest is answered."""
+    """Number of steps that are planned before the oldest one is answered."""
     class_bounds: tuple[int, ...] = ()
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     reward: bool = False
     """Requests are scored, not continued."""
     reward_token: int = -1
-    """Id that a scored sequence ends with; -1: none."""
+    """Id that the prompt of a scored sequence ends with; -1: none."""
 
     @property
     def running(self) -> int:
-        """Most running sequences: each gets at least one token of every step, so none is left behind."""
+        """Most running sequences: a step has at least one token for each of them."""
         return min(self.rows, self.step_tokens)
 
     @property
     def width(self) -> int:
-        """Most ids of one sequence. The last one is never computed, so it needs no slot."""
+        """Most ids of one sequence. The last id is never computed, so it needs no slot."""
         return min(self.max_context, self.kv_tokens + 1)
 
     def rope_class(self, prompt_tokens: int) -> int:
-        """The rotary length class of a prompt. It holds for the whole answer, however long that becomes."""
+        """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""
         return bisect_left(self.class_bounds, prompt_tokens)
 
 
 class Facts(Struct, frozen=True, array_like=True):
-    """What the processes found out while starting, merged by the supervisor and told to everybody with Begin."""
+    """What the processes find out at their start; the supervisor merges it and sends it to all actors with Begin."""
 
     model_name: str = ""
     engine: EngineLimits = EngineLimits()
     eos_ids: tuple[int, ...] = ()
-    """Of the tokenizer and the model's configuration together."""
+    """End-of-sequence ids of the tokenizer and the model's configuration together."""
     device: str = ""
     dtype: str = ""
     weight_bytes: int = 0
@@ -422,13 +422,13 @@ class Ready(Wire, tag="Ready"):
 
 
 class Failed(Wire, tag="Failed"):
-    """The process cannot start (reason for the operator, one line); it exits after sending this."""
+    """The process cannot start and exits after this message. `reason`: one line for the operator."""
 
     reason: str
 
 
 class Loading(Wire, tag="Loading"):
-    """Progress of a long start: bytes `done` of `total`, or the stage that begins, where `total` is 0."""
+    """Progress of a long start: bytes `done` of `total`, or the stage that begins if `total` is 0."""
 
     what: str
     done: int = 0
@@ -436,7 +436,7 @@ class Loading(Wire, tag="Loading"):
 
 
 class Reset(Wire, tag="Reset"):
-    """A process died: leave the data lanes alone, drop request state, keep what is expensive, answer ResetDone."""
+    """A process died: do not touch the data lanes, drop request state, keep what is expensive, answer ResetDone."""
 
     epoch: int
 
@@ -446,7 +446,7 @@ class ResetDone(Wire, tag="ResetDone"):
 
 
 class Begin(Wire, tag="Begin"):
-    """All lanes are fresh and everybody is there: work. `restarted` names the processes that lost their memory."""
+    """All lanes are fresh and all actors are ready: start work. `restarted`: processes that lost their memory."""
 
     epoch: int
     facts: Facts
@@ -454,7 +454,7 @@ class Begin(Wire, tag="Begin"):
 
 
 class Health(Wire, tag="Health"):
-    """Supervisor -> front: ok, or what is wrong. `draining`: finish what runs, refuse what comes."""
+    """Supervisor -> front: ok, or the reason why not. `draining`: finish live requests, refuse new ones."""
 
     ok: bool
     reason: str = ""
@@ -462,7 +462,7 @@ class Health(Wire, tag="Health"):
 
 
 class Drained(Wire, tag="Drained"):
-    """Front -> supervisor: no live request is left after draining began."""
+    """Front -> supervisor: draining has begun and no live request is left."""
 
 
 class Ping(Wire, tag="Ping"):
@@ -474,7 +474,7 @@ class Pong(Wire, tag="Pong"):
 
 
 class Stop(Wire, tag="Stop"):
-    """Leave your loop, close what you hold, exit 0."""
+    """Leave the loop, close all resources, exit with 0."""
 
 
 Message = (

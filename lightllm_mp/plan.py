@@ -1,23 +1,23 @@
 """The step plan: everything one step computes, as one int32 buffer that all ranks receive and one upload can carry.
 
-The worker keeps two tables per row (a row is a running sequence's line): `token_table[row, position]` with token ids
-and `slot_table[row, position]` with KV slots. A plan first edits them, then names the sequences of the step:
+The worker keeps two tables with one row per running sequence: `token_table[row, position]` with token ids and
+`slot_table[row, position]` with KV slots. A plan first edits them, then names the sequences of the step:
 
     header   16 words   MAGIC, VERSION, step, words, then the section sizes below
     setups   SETUP_WORDS each, then their variable tails (bias ids, bias values, masked ids)
     ids      runs (row, position, count) and the ids themselves          -> token_table
     slots    runs (row, position, count) and the slots themselves        -> slot_table
-    seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids stand in
+    seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
     images   (row, position, count, offset low, offset high, first): positions position .. position + count - 1, which
              the step computes, take rows first .. first + count - 1 of the embeddings at that offset (bytes) of image
              memory in place of their ids' embeddings
-    rotary   runs (row, position, count) and three numbers for each: positions that the step computes, and their lines
-             in the rotary tables by component, where these are not `rotary_shift` + position
+    rotary   runs (row, position, count) and three numbers per position: for positions that the step computes, their
+             rows in the rotary tables by component, where these are not `rotary_shift` + position
 
-A sequence with SAMPLE set has its next id sampled from its last position's logits and written to
-`token_table[row, start + count]`; one with SCORE set has its last position scored (reward models). Sequences of one
-token stand first (decode), chunks after them. Floats travel as their bit patterns. All numbers are little-endian.
+With SAMPLE set, the step samples the next id from the logits of the sequence's last position and writes it to
+`token_table[row, start + count]`; with SCORE set, it scores the last position (reward models). Sequences of one token
+(decode) come first, chunks after them. Floats are sent as their bit patterns. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SETUP_DTYPE = np.dtype(
         ("rotary_shift", "<i4"),
     ]
 )
-"""One row's sampling rules, the rotary length class of its prompt, and what is added to a position to get its line in
+"""One row's sampling rules, the rotary length class of its prompt, and what is added to a position to get its row in
 the class's rotary tables; `biases` and `masked` count the entries of its tail."""
 SETUP_WORDS = SETUP_DTYPE.itemsize // 4
 
@@ -125,7 +125,7 @@ class PlanBuilder:
         rope_class: int = 0,
         rotary_shift: int = 0,
     ) -> None:
-        """Row `row` gets the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
+        """Give row `row` the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
         bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
         masked = np.asarray(masked_ids, "<i4")
         record = np.zeros(1, SETUP_DTYPE)
@@ -163,12 +163,12 @@ class PlanBuilder:
         self._seqs.append(_columns(rows, starts, 1, SAMPLE))
 
     def add_image(self, row: int, position: int, count: int, offset: int, first: int) -> None:
-        """Positions of a chunk take rows of an image: those from `first` on of the block at `offset`, in bytes."""
+        """`count` positions of a chunk take image rows: those from `first` on of the block at `offset` (bytes)."""
         low, high = np.array([offset], "<i8").view("<i4").tolist()
         self._images.append(np.array((row, position, count, low, high, first), "<i4"))
 
     def write_rotary(self, row: int, position: int, lines: np.ndarray) -> None:
-        """The rotary lines of a chunk's positions, int-like [positions, 3]."""
+        """Give a chunk's positions their rows in the rotary tables, int-like [positions, 3]."""
         self._rotary_runs.append(np.array((row, position, len(lines)), "<i4"))
         self._rotary.append(lines.ravel())
 
@@ -185,7 +185,7 @@ class PlanBuilder:
 
 
 def unpack(data: bytes | bytearray) -> Plan:
-    """Read a packed plan. Views into `data`, no copies. ValueError when it is not a plan of this version."""
+    """Read a packed plan as views into `data`, without copies. ValueError when it is not a plan of this version."""
     words = np.frombuffer(data, "<i4")
     if len(words) < HEADER_WORDS or words[0] != MAGIC or words[1] != VERSION or words[3] != len(words):
         raise ValueError("not a step plan of this version")

@@ -1,4 +1,4 @@
-"""The detokenizer actor: ids become text, one event per token. It owns what of a text cannot be shown yet."""
+"""The detokenizer actor turns ids into text, one event per token. It holds back text that cannot be shown yet."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Columns:
-    """The entries of a Texts message while it is put together."""
+    """The columns of a Texts message, entry by entry."""
 
     rids: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -141,7 +141,7 @@ class DetokenizerActor(BlockingActor):
             self.mailbox.post(self._front, columns.message())
 
     def _next_text(self, sequence: _Sequence, rid: int, token: int, finish: int) -> tuple[str, int]:
-        """Text of this token's event and whether the sequence ends with it."""
+        """Text of this token's event, and the finish reason (RUNNING if the sequence goes on)."""
         sequence.count += 1
         if sequence.text is None or self._tokenizer is None:
             text = ""

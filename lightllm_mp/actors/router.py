@@ -1,4 +1,4 @@
-"""The router actor: a scheduler on lanes. It owns the queue, the KV slots and the plan of every step, and no tensor."""
+"""The router actor runs the scheduler. It owns the queue, the KV slots and the plan of every step, but no tensor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RouterActor(BlockingActor):
         self._front = birth.front
         self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
         self._scheduler = Scheduler(EngineLimits())
-        """Until the first Begin one that can take nothing."""
+        """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()
         self._begun = False
         self._run_ahead = 0
@@ -51,7 +51,7 @@ class RouterActor(BlockingActor):
             self._begun = True
             self._scheduler = Scheduler(replace(begin.facts.engine, eos_ids=begin.facts.eos_ids))
         else:
-            # A new worker has empty KV memory, so what the tree promises is gone.
+            # A new worker has empty KV memory, so the prefixes in the tree are gone.
             self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))
         self._was_idle = False
 
@@ -84,12 +84,12 @@ class RouterActor(BlockingActor):
                 self.mailbox.post(VISUAL, Release(request.rid))
 
     def _drop(self, rid: int) -> None:
-        """A request that is not whole will not be served."""
+        """Drop the half of a request whose other half will not be served."""
         if self._halves.drop(rid):
             self.mailbox.post(VISUAL, Release(rid))
 
     def after_batch(self) -> None:
-        """Keep the workers busy, pass on what happened, and look over the books when there is nothing to do."""
+        """Send plans to the workers, pass on events, and check the scheduler's integrity when it goes idle."""
         scheduler = self._scheduler
         planned, now = False, monotonic()
         while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan(now)) is not None:
@@ -99,7 +99,7 @@ class RouterActor(BlockingActor):
         idle = not scheduler.in_flight and not scheduler.has_work
         if idle and not self._was_idle:
             scheduler.check_integrity()
-        if planned or idle != self._was_idle:  # before the events: who has an answer finds it counted
+        if planned or idle != self._was_idle:  # before the events: a client with an answer finds it counted
             self.stats.write(scheduler.gauges())
         self._was_idle = idle
         for event in scheduler.take_events():
@@ -114,10 +114,10 @@ class RouterActor(BlockingActor):
 
 
 class ImageHalves:
-    """Requests with images come in two halves, in any order: ids from the tokenizer, embeddings from the visual actor.
+    """Joins the halves of requests with images: ids from the tokenizer, embeddings from the visual actor, in any order.
 
-    Nothing stays here for ever: lanes keep order, and a front that gives a request up sends Abort on each lane, so an
-    Abort comes behind every half.
+    No half stays here for ever: lanes keep order, and a front that gives up a request sends Abort on each lane, so an
+    Abort follows every half.
     """
 
     def __init__(self) -> None:
@@ -128,19 +128,19 @@ class ImageHalves:
         return len(self._tokenized) + len(self._embedded)
 
     def tokenized(self, request: Tokenized) -> Embedded | None:
-        """The other half of a request with images, or None: it is held."""
+        """The other half of a request with images; None if it is missing, then this half is held."""
         if (other := self._embedded.pop(request.rid, None)) is None:
             self._tokenized[request.rid] = request
         return other
 
     def embedded(self, message: Embedded) -> Tokenized | None:
-        """The other half, or None: it is held, and with it the lease."""
+        """The other half; None if it is missing, then this half is held, and with it the lease."""
         if (other := self._tokenized.pop(message.rid, None)) is None:
             self._embedded[message.rid] = message
         return other
 
     def drop(self, rid: int) -> bool:
-        """Nobody wants this request any more. Whether that leaves a lease to be given back."""
+        """Forget a request that no client waits for. True if a lease has to be given back."""
         self._tokenized.pop(rid, None)
         return self._embedded.pop(rid, None) is not None
 

@@ -1,4 +1,4 @@
-"""The tokenizer actor: text and chats become ids. It owns the tokenizer and the chat template, and keeps no request."""
+"""The tokenizer actor: text and chats become ids. It owns the tokenizer and the chat template; it keeps no requests."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TokenizerActor(BlockingActor):
         return self._ids_of(self._render(request.chat), False, request.images, self._max_input)
 
     def _ids_of(self, text: str, special: bool, images: tuple[ImageInfo, ...], max_tokens: int | None) -> Prompted:
-        """Without a vision tower a tag is text like any other."""
+        """Ids and image spans of a text. Without a vision tower, an image tag is ordinary text."""
         encode = self._need().encode
         if self._vision is None:
             return encode(text, special, max_tokens=max_tokens), ()
@@ -128,7 +128,7 @@ class TokenizerActor(BlockingActor):
 
 
 def _usable_template(tokenizer: Tokenizer) -> str | None:
-    """The chat template, if it compiles: a model with a broken one can still complete text."""
+    """The chat template, or None if it does not compile: such a model can still complete text."""
     if tokenizer.chat_template is None:
         return None
     try:
@@ -140,7 +140,7 @@ def _usable_template(tokenizer: Tokenizer) -> str | None:
 
 
 def _as_dict(message: ChatMessage) -> dict[str, object]:
-    """A chat message in the form that templates of the field expect."""
+    """A chat message in the form that Hugging Face chat templates expect."""
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
     return {"role": message.role, "content": "".join(part.text for part in message.content)}

@@ -1,7 +1,7 @@
-"""Who exists and who talks to whom, as data. Beside `messages.py` this is the map of the program.
+"""The actors of the engine and the lanes between them, as data. With `messages.py` this is the map of the program.
 
-Every pair of actors that talk is one `Edge`: a lane in each direction, and an arena for messages above 64 KiB where
-they occur. The supervisor has an edge with everybody: control messages travel there and are never stuck behind data.
+Each pair of actors that talk is one `Edge`: a lane in each direction, and an arena for messages above 64 KiB where
+they occur. The supervisor has an edge with every actor, so control messages never wait behind data.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ KIB, MIB = 1 << 10, 1 << 20
 
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
 VISUAL = "visual"
-"""Only where images are served."""
+"""Exists only where images are served."""
 HTTP, EMBEDDED = "http", "engine"
-"""The two kinds of front: the process with the port, or an actor inside the embedding program."""
+"""The two kinds of front: the process with the port, or an actor inside the program that embeds the engine."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A pair of lanes between two actors. Sizes in bytes; an arena of 0 means there are no large messages that way."""
+    """A pair of lanes between two actors. Sizes in bytes; an arena of 0 means no large messages in that direction."""
 
     first: str
     second: str
@@ -32,18 +32,18 @@ class Edge:
 
 @dataclass(frozen=True)
 class Child:
-    """A process of the engine. The order of a plan's children is the start order; stop is the reverse."""
+    """A process of the engine. The order of a topology's children is the start order; stop is the reverse."""
 
     name: str
     program: str
-    """module:class, imported only in the process itself, so that torch is loaded by workers alone."""
+    """module:class, imported only in the process itself, so that only processes that need torch load it."""
     patience: float = 1.0
-    """How many watchdog timeouts it may stay silent before it counts as hung (a step or a prompt can be long)."""
+    """Watchdog timeouts that it may stay silent before it counts as hung (a step or a prompt can be long)."""
     rank: int = 0
     shares_fate: bool = False
-    """With one of those, all that have this are replaced."""
+    """If one process with this flag dies, all processes with this flag are replaced."""
     dispensable: bool = False
-    """While it is being replaced, the others go on with what needs it not."""
+    """While it is replaced, the others go on with requests that do not need it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ImageArenas:
     """Shared memory for images, in bytes."""
 
     cache: int
-    """Embeddings: visual writes, workers read in place."""
+    """Embeddings: visual writes them, workers read them in place."""
     files: int
     """Image files on their way from the front to visual."""
 
@@ -62,7 +62,7 @@ class Topology:
     children: tuple[Child, ...]
     edges: tuple[Edge, ...]
     image_cache: int = 0
-    """Bytes of the arena that visual and the workers share; 0: there is none."""
+    """Bytes of the arena that visual and the workers share; 0: no arena."""
 
     @property
     def actors(self) -> tuple[str, ...]:
@@ -78,8 +78,8 @@ def worker(rank: int) -> str:
 def topology(
     *, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB, images: ImageArenas | None = None
 ) -> Topology:
-    """The engine with `ranks` workers, and with a visual actor where `images` are served. `max_body` (bytes) bounds one
-    request's text; the arena holds two of them."""
+    """The engine with `ranks` workers, and with a visual actor if `images` are served. `max_body` (bytes) bounds the
+    text of one request; the front's arena to the tokenizer holds two such texts."""
     workers = tuple(
         Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank, shares_fate=True)
         for rank in range(ranks)
@@ -98,7 +98,7 @@ def topology(
     edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
         Edge(front, ROUTER, 256 * KIB, 256 * KIB),
-        # Behind the front nobody is refused where a lane is full: messages wait in outboxes.
+        # Behind the front no request is refused when a lane is full: messages wait in outboxes.
         Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),
         Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),

@@ -1,4 +1,4 @@
-"""The worker actor: one rank of the model. It turns plans into sampled ids; it knows slots and rows, and no request."""
+"""The worker actor: one rank of the model. It turns plans into sampled ids. It knows slots and rows, not requests."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lightllm_mp.shm import Segment
 log = logging.getLogger("lightllm_mp.worker")
 
 LOOK_AGAIN = 200e-6
-"""Seconds between two looks at a device that is computing; nobody looks at an idle one."""
+"""Seconds between two polls of a device that is computing; an idle device is not polled."""
 
 STUCK = 4.0
-"""A device that computes one step for this many watchdog timeouts will not finish it."""
+"""A device that takes more than this many watchdog timeouts for one step counts as hung."""
 
 
 class RankActor(BlockingActor):
-    """One of `ranks` actors that get the same plans and compute each of them together."""
+    """One of `ranks` actors that get the same plans and compute each plan together."""
 
     ranks = 1
 
     def handle(self, received: list[Received]) -> None:
-        """Ranks leave after the same step, else one would wait for the others in it for ever. They are told to when the
-        router is gone from its lanes: every plan that there will be is here or still in the lane."""
+        """Put Reset and Stop after all plans: ranks leave after the same step, else one would wait in it for the others
+        for ever. When these messages come, the router has left its lanes, so all its plans are here or in the lane."""
         if self.ranks > 1 and any(_ends(message) for _, message in received):
             while more := self.mailbox.receive():
                 received = received + more
@@ -69,7 +69,7 @@ class WorkerActor(RankActor):
     def run(self) -> None:
         super().run()
         if self.ranks > 1:
-            # Communicators would be torn down one after the other, each waiting for peers that are leaving too.
+            # A normal exit tears down communicators one by one, and each waits for peers that are leaving too.
             _leave(0)
 
     def on_reset(self) -> None:
@@ -79,7 +79,7 @@ class WorkerActor(RankActor):
         self._executor.submit(plan)
 
     def after_batch(self) -> None:
-        """Answer every step that is done. While the device computes, the next plan is submitted as soon as it comes."""
+        """Answer every step that is done. While the device computes, submit the next plan as soon as it comes."""
         executor, patience = self._executor, self._patience
         since = time.monotonic()
         while executor.pending:

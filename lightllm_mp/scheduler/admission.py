@@ -1,4 +1,4 @@
-"""Who may start, and how prompts that have started share a step."""
+"""Admission: which waiting sequences may start, and how the prompts of running sequences share a step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Admission:
         self.lengths = OutputLengths()
 
     def admits(self, candidate: Sequence, cached: int) -> bool:
-        """Does the memory hold the candidate beside those that run? `cached` of its ids are locked in the tree.
+        """Whether KV memory holds the candidate beside the running sequences. The tree has `cached` of its ids locked.
 
-        A sequence is charged what it computes itself; the slots that nobody running has computed are a constant."""
+        A sequence is charged for what it computes itself; used slots that no running sequence computed are constant."""
         rows, running = self._rows, self._rows.running()
         planned, borrowed = rows.planned[running], rows.borrowed[running]
         length = np.append(np.maximum(planned, rows.target[running]), len(candidate.ids))
@@ -39,13 +39,13 @@ class Admission:
 
 
 def service_order(prompts: Seq[tuple[int, int]], budget: int) -> Iterator[tuple[int, int]]:
-    """How prompts share the tokens that decoding leaves of a step. `prompts`: (priority, tokens left) in order of
-    service. Yields (index, most tokens it may take), until the budget is used up; the first index comes twice.
+    """Share the `budget` of tokens that decode leaves in a step. `prompts`: (priority, tokens left) in service order.
+    Yields (index, most tokens it may take); the caller stops when the budget is used up. The first index comes twice.
 
-    First come, first served lets a long prompt hold up every short one behind it; with equal shares all long prompts
-    finish late together. So the first prompt gets half, and the other half goes to the prompt that needs least: a short
-    prompt starts at once, long ones finish one after the other, and the first is slowed down by two at most. A higher
-    priority goes first in both halves.
+    First come, first served lets a long prompt block every short one behind it; with equal shares all long prompts
+    finish late together. So the first prompt gets half, and the prompt with the fewest tokens left gets the rest: a
+    short prompt starts at once, long prompts finish one after the other, and the first takes at most twice as long. A
+    higher priority goes first in both halves.
     """
     if not prompts:
         return

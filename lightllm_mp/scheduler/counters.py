@@ -1,4 +1,4 @@
-"""What the scheduler has counted since the process began. Counters never decrease, a reset does not touch them."""
+"""Counters of the scheduler since its process started. They never decrease; a reset keeps them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Counters:
     finished_length: int = 0
     finished_abort: int = 0
     prompt_tokens: int = 0
-    """Of sequences that have started."""
+    """Prompt tokens of the sequences that have started."""
     generation_tokens: int = 0
     prefix_queries_tokens: int = 0
-    """Prompt tokens that were looked up in the prefix tree."""
+    """Tokens that were looked up in the prefix tree."""
     prefix_hit_tokens: int = 0
-    """Those of them that were found."""
+    """Tokens that the prefix tree had."""
     evicted_tokens: int = 0
 
     def by_name(self) -> dict[str, int]:
-        """Each step asks: `asdict` takes several times as long."""
+        """Called at every step; `asdict` takes several times as long."""
         return {name: getattr(self, name) for name in NAMES}
 
 

@@ -1,4 +1,4 @@
-"""Which of the sequences that got an id are over."""
+"""Finish reasons of the sequences that got a token in a step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Top = tuple[tuple[int, bytes, bytes], ...]
 
 
 def finish_reasons(columns: Rows, eos_ids: Series[int], rows: np.ndarray, ends: np.ndarray, ids: Ints) -> np.ndarray:
-    """uint8 [n] finish reasons of rows that got `ids` at positions `ends`. An end-of-sequence or stop id counts as
-    such even if it is the last one allowed."""
+    """uint8 [n] finish reasons of rows that got `ids` at positions `ends`. An end-of-sequence or stop id gives STOP
+    even if it is the last id that the limit allows."""
     finish = np.where(ends + 1 == columns.limit[rows], np.uint8(LENGTH), np.uint8(RUNNING))
     stopped = np.zeros(len(rows), np.bool_)
     for eos in eos_ids:
@@ -30,7 +30,7 @@ def finish_reasons(columns: Rows, eos_ids: Series[int], rows: np.ndarray, ends: 
 
 
 def renumber(top: Top, keep: np.ndarray) -> Top:
-    """Alternatives of the samples that are kept, by their index among those."""
+    """The alternatives of the kept samples, each with its index among the kept samples."""
     if not top:
         return ()
     index = np.cumsum(keep) - 1

@@ -1,4 +1,4 @@
-"""The books of KV memory and queues, added up. Meant for every time the scheduler goes idle, and for tests."""
+"""Integrity checks of KV slots, queues and image leases. They run when the scheduler goes idle, and in tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from lightllm_mp.scheduler.wait_queue import Ordered, WaitQueue
 
 
 class IntegrityError(AssertionError):
-    """The books are wrong; the message says where."""
+    """The scheduler's bookkeeping is wrong; the message says where."""
 
 
 def check(rows: Rows, kv: KvMemory) -> None:
-    """Every slot is exactly once free, in the tree or owned by a running sequence; locks and counts add up.
-
-    O(slots + nodes)."""
+    """IntegrityError unless each slot is either free, in the tree or owned by one running sequence, and locks and
+    counts add up. O(slots + nodes)."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
     _check_slots(rows, kv, running)
     _check_tree(kv.tree, running)
@@ -33,17 +32,17 @@ def check(rows: Rows, kv: KvMemory) -> None:
 
 
 def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: Ordered) -> None:
-    """Every live sequence either waits or has a row; those whose prompt is not planned to its end are prefilling."""
+    """IntegrityError unless each live sequence either waits or has a row, and `prefilling` holds exactly those running
+    sequences whose prompt is not planned to its end."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
-    everybody = sorted(sequence.rid for sequence in [*waiting, *running])
-    _equal("live sequences", sorted(live), everybody)
+    _equal("live sequences", sorted(live), sorted(sequence.rid for sequence in [*waiting, *running]))
     _equal("rows in use", len(running), rows.total - rows.free)
     unfinished = [s.rid for s in running if rows.planned[s.row] < rows.target[s.row]]
     _equal("prefilling sequences", sorted(s.rid for s in prefilling), sorted(unfinished))
 
 
 def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) -> None:
-    """Images are held for the live sequences that have them, and else only while a step is in flight."""
+    """IntegrityError unless leases match the live sequences with images; others last only while a step is in flight."""
     holders: dict[int, int] = {}
     for sequence in live.values():
         if sequence.images is not None:
@@ -62,7 +61,7 @@ def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
     held = np.zeros(total, np.bool_)
     held[holders] = True
     if len(holders) == total and held.all():
-        return  # as many as there are, and each of them: so each once
+        return  # `total` holders cover all `total` slots, so each slot has one
     twice = np.flatnonzero(np.bincount(holders, minlength=total) > 1)
     lost = np.flatnonzero(~held)
     raise IntegrityError(
@@ -92,7 +91,7 @@ def _check_tree(tree: PrefixTree, running: list[Sequence]) -> None:
 
 
 def _check_prefix(rows: Rows, sequence: Sequence) -> None:
-    """The positions a sequence shares are those of the path that it has locked."""
+    """The positions that a sequence shares are those of its locked path."""
     row = sequence.row
     nodes = path(sequence.node) if sequence.node is not None else []
     slots = np.concatenate([EMPTY, *(node.slots for node in nodes)])

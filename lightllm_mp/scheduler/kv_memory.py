@@ -1,7 +1,7 @@
-"""Who holds which KV slot. Each is exactly once free, in the prefix tree, or owned by one running sequence.
+"""KV memory: each slot is either free, in the prefix tree, or owned by one running sequence.
 
-A sequence holds its first `Rows.treed` positions through a lock on the tree and owns the rest. What it has computed
-goes to the tree when its prefill is done, so that others share it, and when it leaves; only answered steps count.
+A sequence holds its first `Rows.treed` positions through a lock on the tree and owns the rest. The tree gets the
+positions of answered steps when the prefill is done, so that other sequences share them, and when the sequence leaves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KvMemory:
         self.tree.clear()
 
     def take(self, n: int) -> Ints | None:
-        """int32 [n] slots, at the cost of cached prefixes if need be; None when even that is not enough."""
+        """int32 [n] slots; evicts cached prefixes if needed. None when that is not enough."""
         missing = n - self.pool.free
         if missing > self.tree.evictable:
             return None
@@ -49,7 +49,7 @@ class KvMemory:
 
     def borrow(self, sequence: Sequence) -> Ints:
         """Lock the longest known prefix of a sequence in place of the one it held; returns its slots. The last id is
-        always computed, for its logits."""
+        never part of it: the sequence needs its logits, so the id is computed."""
         if not sequence.reads_cache:
             return EMPTY
         slots, node = self._match(sequence)
@@ -59,14 +59,14 @@ class KvMemory:
         return slots
 
     def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix that is surely the same: see `sure_match`."""
+        """The longest known prefix that surely has the same images (see `sure_match`): its slots and last node."""
         slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
         sure = sure_match(len(slots), sequence.spans)
         return (slots, node) if sure == len(slots) else self.tree.match(sequence.ids[:sure], sequence.namespace)
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
-        """How many of the ids that a sequence has computed may go to the tree: not the beginning of an image alone,
-        and nothing behind what the tree has under the same ids and may be another image."""
+        """How many of a sequence's computed `ids` may go to the tree: never only the start of an image. If the tree's
+        match ends in what may be another image (see `sure_match`), only the ids before that image."""
         if not sequence.spans:
             return len(ids)
         known = len(self.tree.match(ids, sequence.namespace)[0])
@@ -80,8 +80,8 @@ class KvMemory:
         sequence.node = None
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
-        """Hand what a running sequence has computed to the tree. Where the tree had the same prefix by now, the
-        sequence moves over to the tree's slots: returns those positions, start and end."""
+        """Give the computed positions of a running sequence to the tree. Where the tree already has the same prefix,
+        the sequence switches to the tree's slots; returns the start and end of those positions."""
         row, rows = sequence.row, self._rows
         start, end = int(rows.treed[row]), int(rows.confirmed[row])
         end = self._sharable(sequence, rows.ids[row, :end])
@@ -97,8 +97,8 @@ class KvMemory:
         return start, max(start, known)
 
     def catch_up(self, sequence: Sequence) -> tuple[int, int]:
-        """Somebody else may have computed more of a running sequence's prompt than itself: then that is used. Returns
-        the positions whose slots have changed, start and end."""
+        """Use what other sequences have computed of a running sequence's prompt, if that is more than it has planned
+        itself. Returns the start and end of the positions whose slots have changed."""
         row, rows = sequence.row, self._rows
         start, planned = int(rows.treed[row]), int(rows.planned[row])
         if not sequence.reads_cache or sequence.tree_version == self.tree.version:
@@ -115,7 +115,7 @@ class KvMemory:
         return start, len(slots)
 
     def release(self, sequence: Sequence) -> None:
-        """A running sequence gives up all its slots; the tree gets what is computed."""
+        """Take all slots from a running sequence; if it is `cached`, the tree gets the computed positions."""
         row, rows = sequence.row, self._rows
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         slots = rows.slots[row, :planned]

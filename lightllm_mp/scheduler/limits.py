@@ -1,4 +1,4 @@
-"""What of a request fits into the engine."""
+"""Fits a request into the engine's limits: prompt length, token ids, context and KV memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.plan import Ints
 def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
     """The request's ids and its max_new_tokens, cut to what the context and the KV memory hold beside the prompt.
 
-    InvalidRequest or PromptTooLong when it can never be served; ValueError when the sender broke the protocol."""
+    InvalidRequest or PromptTooLong for a request that never fits; ValueError when the sender broke the protocol."""
     ids = np.frombuffer(request.ids, "<i4")
     emitted = len(ids) - request.prompt_tokens
     if emitted < 0 or request.terms.n < 1 or (emitted and request.terms.n > 1):
@@ -37,7 +37,7 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
 
 
 def to_score(request: Tokenized, limits: EngineLimits) -> Tokenized:
-    """The request, ending with the id whose score is wanted if the model has such an id."""
+    """The request with the id that a reward model scores at its end, if the model has such an id."""
     token = np.array([limits.reward_token], "<i4").tobytes()
     if limits.reward_token < 0 or not request.ids or request.ids.endswith(token):
         return request
@@ -57,7 +57,7 @@ def _check_prompt(ids: Ints, request: Tokenized, limits: EngineLimits) -> None:
 
 
 def _without_images(ids: Ints, request: Tokenized, limits: EngineLimits) -> Ints:
-    """The ids outside image spans. ValueError for spans that overlap, lie outside the prompt or hold ids of text."""
+    """The ids outside image spans. ValueError if spans overlap, lie outside the prompt or hold vocabulary ids."""
     parts, at = [], 0
     for span in request.spans:
         if span.start < at or span.image.tokens < 1 or span.end > request.prompt_tokens:

@@ -1,10 +1,10 @@
-"""Who may start: the largest number of KV tokens ever held if every sequence ends where its distribution says.
+"""Output length prediction for admission: the peak of KV tokens held if sequences end at their predicted lengths.
 
 After "Past-Future Scheduler for LLM Serving under SLA Guarantees" (ASPLOS'25): output lengths are sampled from those of
-recently finished requests, conditioned on what has been produced, and the worst peak of a few samples has to fit.
-Three things are different here. A sequence keeps its draws while it lives, so asking again does not mean asking until a
-lucky draw. One more entry, the sequence's own limit, stands for every length not yet seen, so an empty window is the
-most cautious one. Slots that several sequences share are counted once.
+recently finished requests, given the tokens produced so far, and the worst peak of a few samples has to fit. Three
+things differ from the paper. A sequence keeps its draws while it lives, so repeated tests do not wait for a lucky draw.
+The sequence's own limit is one more entry and stands for every length not yet seen, so an empty window gives the most
+cautious prediction. Slots that several sequences share are counted once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 1000
-"""Finished lengths that are remembered."""
+"""Number of finished lengths that are kept."""
 SAMPLES = 4
 RESERVE = 0.04
-"""Share of the KV memory that admission leaves free for wrong predictions."""
+"""Share of KV memory that admission leaves free for wrong predictions."""
 
 
 class OutputLengths:
@@ -33,8 +33,8 @@ class OutputLengths:
         self._sorted = None
 
     def predict(self, produced: NDArray, limit: NDArray, draws: NDArray) -> NDArray[np.int64]:
-        """Final output lengths [samples, n], above `produced` [n] and at most `limit` [n], by `draws` [samples, n] in
-        0..1: quantiles of the remembered lengths above `produced`, with `limit` as one more entry at the end."""
+        """Final output lengths [samples, n], above `produced` [n] and at most `limit` [n]. `draws` [samples, n] in 0..1
+        are quantiles of the kept lengths above `produced`, with `limit` as one more entry at the end."""
         if self._sorted is None:
             finished = np.sort(self._ring[: min(self._count, WINDOW)])
             self._sorted = np.append(finished, np.iinfo(np.int64).max)
@@ -45,11 +45,11 @@ class OutputLengths:
 
 
 def peak(held: NDArray, left: NDArray) -> int:
-    """Most tokens ever held at once by sequences that hold `held` [n] now, grow by one token a step, end after
-    `left` [samples, n] more and then give back all; the worst of the samples.
+    """The most tokens held at once, in the worst sample. A sequence holds `held` [n] tokens now, grows by one token a
+    step, ends after `left` [samples, n] steps and then frees all its tokens.
 
     Sorted by `left`, descending: just before sequence i ends, it and all before it have grown by left[i]."""
-    keys = (left.astype(np.int64) << 32) + held  # one sort of numbers is much faster than an argsort
+    keys = (left.astype(np.int64) << 32) + held  # sorting packed integers is much faster than argsort
     keys.sort(axis=1)
     keys = keys[:, ::-1]
     left, held = keys >> 32, keys & 0xFFFF_FFFF
@@ -62,5 +62,5 @@ def capacity(kv_tokens: int) -> int:
 
 
 def most(held: NDArray, left: NDArray) -> int:
-    """No peak is above this: everybody holds everything at once. Much cheaper than `peak`."""
+    """An upper bound of `peak` and much cheaper: all sequences hold all their tokens at once."""
     return int((held + left).sum())

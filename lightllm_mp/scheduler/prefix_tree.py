@@ -1,9 +1,9 @@
-"""The prefix tree: which token prefixes have their KV in which slots.
+"""The prefix tree, a radix tree: which token prefixes have their KV in which slots.
 
-Token grain: an edge is a run of ids of any length, split where two prompts part. A node is locked while a running
-sequence reads its slots (a lock holds the whole path to the root); what is not locked is evictable, leaves first, the
-longest unused one first. The tree owns the slots of its nodes and nothing else: it never allocates, and evicted slots
-are returned to the caller. Stamps count tree operations, so runs are repeatable.
+Its grain is one token: an edge holds any number of ids and is split where two prompts differ. A running sequence locks
+the node whose slots it reads, and with it the path to the root. Nodes without a lock are evictable, leaves first, the
+least recently used leaf first. The tree owns the slots of its nodes and nothing else: it never allocates, and eviction
+returns slots to the caller. Use stamps count tree operations, so runs are repeatable.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ EMPTY = np.empty(0, np.int32)
 
 
 class PrefixNode:
-    """`ids` and `slots` are int32 of one length; the root has none."""
+    """`ids` and `slots` are int32 of equal length, empty in a root."""
 
     __slots__ = ("children", "ids", "last_use", "locks", "parent", "queued", "slots")
 
     def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
         self.children: dict[int, PrefixNode] = {}
-        """By their first id."""
+        """By first id."""
         self.locks = 0
         self.last_use = 0
         self.queued = False
-        """Stands in the queue of eviction candidates."""
+        """The node is in the queue of eviction candidates."""
 
     @property
     def evictable(self) -> bool:
@@ -39,11 +39,11 @@ class PrefixNode:
 
 
 class LruLeaves:
-    """Which leaf of the tree was unused for longest, without a walk over the tree.
+    """Finds the least recently used leaf without a walk over the tree.
 
-    A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is only noticed when
-    it comes up. So a touch costs nothing, and the oldest leaf is found in O(log n) on average.
-    Every evictable leaf stands in the queue once (`PrefixNode.queued`), under a stamp not above its last use.
+    A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is noticed only when
+    it comes up. So a use costs nothing, and finding the oldest leaf takes O(log n) on average.
+    Each evictable leaf is in the heap once (`PrefixNode.queued`), with a stamp not above its last use.
     """
 
     def __init__(self) -> None:
@@ -51,13 +51,13 @@ class LruLeaves:
         self._order = count()
 
     def offer(self, node: PrefixNode) -> None:
-        """`node` has changed; it joins if it is now evictable."""
+        """Queue a changed `node` if it is evictable and not yet queued."""
         if node.evictable and not node.queued:
             node.queued = True
             heapq.heappush(self._heap, (node.last_use, next(self._order), node))
 
     def oldest(self) -> PrefixNode | None:
-        """The evictable leaf whose last use is longest ago. It stays in the queue."""
+        """The least recently used evictable leaf, or None. It stays in the queue."""
         while self._heap:
             stamp, _, node = self._heap[0]
             if not node.evictable:
@@ -71,31 +71,31 @@ class LruLeaves:
 
 
 class PrefixTree:
-    """Prefixes are kept apart by `namespace` (0 unless two prompts of equal ids may not share KV)."""
+    """Each `namespace` has its own prefixes (0 unless two prompts of equal ids may not share KV)."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything; the slots are the caller's business."""
+        """Forget all prefixes; the caller frees the slots."""
         self._roots: dict[int, PrefixNode] = {}
         self._leaves = LruLeaves()
         self._clock = 0
         self.tokens = 0
         """Slots owned by the tree."""
         self.evictable = 0
-        """Those of them that no lock holds."""
+        """Slots of the tree that no lock holds."""
         self.version = 0
-        """Grows whenever a prefix is added, so a failed match need not be tried again before."""
+        """Grows when a prefix is added; until then a failed match need not be tried again."""
 
     def match(self, ids: Ints, namespace: int = 0) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix of `ids`: its slots (int32) and its last node, to be locked before they are used."""
+        """The longest known prefix of `ids`: its int32 slots and last node. Lock the node before using the slots."""
         node, found = self._descend(ids, namespace)
         return (np.concatenate(found) if found else EMPTY), node
 
     def insert(self, ids: Ints, slots: Ints, namespace: int = 0) -> tuple[PrefixNode, int]:
-        """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: the tree keeps
-        its own slots for those and takes over `slots` from there on."""
+        """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: for those the
+        tree keeps its own slots, for the rest it takes over `slots`."""
         node, found = self._descend(ids, namespace)
         known = sum(map(len, found))
         if known < len(ids):
@@ -116,7 +116,7 @@ class PrefixTree:
                 self._leaves.offer(part)
 
     def evict(self, n: int) -> Ints:
-        """Forget the `n` longest unused tokens (fewer if fewer are evictable); returns their slots."""
+        """Forget the `n` least recently used tokens (fewer if fewer are evictable); returns their slots."""
         freed: list[Ints] = []
         while n > 0 and (leaf := self._leaves.oldest()) is not None:
             freed.append(self._trim(leaf, min(n, len(leaf.slots))))
@@ -131,7 +131,7 @@ class PrefixTree:
             left.extend(node.children.values())
 
     def _descend(self, ids: Ints, namespace: int) -> tuple[PrefixNode, list[Ints]]:
-        """The node where the known prefix of `ids` ends (split there if need be) and the slots on the way."""
+        """The node where the known prefix of `ids` ends (split there if needed) and the slots on the way."""
         node = self._roots.get(namespace)
         if node is None:
             node = self._roots[namespace] = PrefixNode(EMPTY, EMPTY, None)
@@ -149,7 +149,7 @@ class PrefixTree:
         return node, found
 
     def _split(self, node: PrefixNode, at: int) -> PrefixNode:
-        """Cut `node` in two and return the upper part. `node` itself becomes the lower one: locks hold their end."""
+        """Cut `node` in two and return the upper part. `node` becomes the lower part: locks refer to their end."""
         upper = PrefixNode(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
         upper.locks, upper.last_use = node.locks, node.last_use
         assert node.parent is not None
@@ -169,7 +169,7 @@ class PrefixTree:
         return node
 
     def _trim(self, leaf: PrefixNode, n: int) -> Ints:
-        """Take the last `n` tokens off a leaf; without tokens it is gone."""
+        """Take the last `n` tokens off a leaf and remove it once it has none; returns their slots."""
         keep = len(leaf.slots) - n
         slots = leaf.slots[keep:]
         self.tokens -= n

@@ -1,4 +1,4 @@
-"""The images of a prompt as the scheduler knows them: where they stand, where their embeddings lie, who reads them."""
+"""The images of a prompt in the scheduler: their positions, the place of their embeddings, and the leases on them."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ class ImagePart(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PromptImages:
-    """Shared by the n sequences of a request. `offsets`: of each span's block, in bytes of image memory."""
+    """The images of a request, shared by its n sequences. `offsets`: of each span's block, in bytes of image memory."""
 
     rid: int
     spans: tuple[ImageSpan, ...]
     offsets: tuple[int, ...]
     rotary: Ints | None = None
-    """int32 [positions up to the last image's end, 3]: rotary lines by component, for models with such positions."""
+    """int32 [end of the last image, 3]: rows of the rotary tables by component, for models with such positions."""
     shift: int = 0
-    """What later positions are moved by."""
+    """Added to later positions."""
 
     def parts(self, start: int, end: int) -> Iterator[ImagePart]:
-        """What the chunk of positions start .. end - 1 reads of the images."""
+        """The image parts that the chunk of positions start .. end - 1 reads."""
         for span, offset in zip(self.spans, self.offsets, strict=True):
             first, last = max(start, span.start), min(end, span.end)
             if first < last:
                 yield ImagePart(first, last - first, offset, first - span.start)
 
     def rotary_lines(self, start: int, end: int) -> Ints:
-        """Those of the chunk that `shift` does not tell: int32 [n, 3] from position `start` on, perhaps none."""
+        """Rotary rows of the chunk that `shift` does not give: int32 [n, 3] from position `start` on; n may be 0."""
         return np.empty((0, 3), np.int32) if self.rotary is None else self.rotary[start:end]
 
 
 def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages | None:
-    """What a request with image spans says, and what the visual actor has for it; None: there are no images.
+    """The image spans of a request joined with the visual actor's embeddings; None for a request without images.
 
-    ValueError when these do not go together: one of them broke the protocol.
+    ValueError when the two do not match, because one of the senders broke the protocol.
     """
     if not request.spans:
         return None
@@ -71,7 +71,7 @@ def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages
 
 
 def _rotary(spans: Sequence[ImageSpan]) -> tuple[Ints | None, int]:
-    """Lines up to the end of the last image, and the shift of what follows. A slot is merge x merge patches."""
+    """Rotary rows up to the end of the last image and the shift of later positions. A slot is merge x merge patches."""
     if not any(span.image.grid for span in spans):
         return None, 0
     merge = math.isqrt(math.prod(spans[0].image.grid) // spans[0].image.tokens)
@@ -81,24 +81,24 @@ def _rotary(spans: Sequence[ImageSpan]) -> tuple[Ints | None, int]:
 
 
 class Leases:
-    """Which requests' embeddings the visual actor has to keep, and which may go.
+    """Tracks which requests' embeddings the visual actor has to keep, and which it may drop.
 
-    A lease is held until the last of the request's sequences has ended: whoever is preempted may have to read the
-    images again. Even then a step in flight may read them, so it is given back when the newest of these is answered.
+    A lease lasts until the last sequence of the request has ended, because a preempted sequence may read the images
+    again. Steps in flight may read them even then, so the lease is given back when the newest of these is answered.
     """
 
     def __init__(self) -> None:
         self.held: dict[int, int] = {}
-        """By the request's rid: sequences that have not ended."""
+        """By the request's rid: how many of its sequences have not ended."""
         self._leaving: dict[int, int] = {}
-        """By rid: the step whose answer is waited for."""
+        """By rid: the step whose answer ends the lease."""
 
     def hold(self, images: PromptImages | None, sequences: int) -> None:
         if images is not None:
             self.held[images.rid] = sequences
 
     def let_go(self, images: PromptImages | None, newest: int | None) -> list[int]:
-        """One of the sequences has ended; `newest` is the last step in flight. The rids to be given back now."""
+        """One of the sequences has ended; `newest` is the newest step in flight. Returns the rids to give back now."""
         if images is None:
             return []
         self.held[images.rid] -= 1
@@ -111,18 +111,18 @@ class Leases:
         return []
 
     def answered(self, step: int) -> list[int]:
-        """A step is done: the rids to be given back now."""
+        """A step is answered. Returns the rids to give back now."""
         free = [rid for rid, newest in self._leaving.items() if newest <= step]
         for rid in free:
             del self._leaving[rid]
         return free
 
     def clear(self) -> None:
-        """The visual actor forgets its leases too."""
+        """Forget all leases; the visual actor does the same."""
         self.held.clear()
         self._leaving.clear()
 
     @property
     def leaving(self) -> int:
-        """Requests that only a step in flight keeps."""
+        """Number of requests whose lease only a step in flight holds."""
         return len(self._leaving)

@@ -1,7 +1,7 @@
-"""The running sequences as columns: what a decode step reads and writes is one numpy operation for all of them.
+"""The table of running sequences, in columns: a decode step updates all rows with one numpy operation a column.
 
-For a sequence with ids 0 .. k - 1 known, positions below `planned` are computed by plans given out, those below
-`confirmed` by plans that have been answered. Computing position p samples id p + 1.
+Plans that have been given out compute a sequence's positions below `planned`; plans that have been answered have
+computed those below `confirmed`. Computing position p samples id p + 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightllm_mp.scheduler.sequence import Sequence
 
 
 class Rows:
-    """Row numbers are the worker's; the lowest free one is taken. An empty row has life 0 and limit 0."""
+    """Row numbers are those of the worker; a sequence gets the lowest free row. An empty row has life 0 and limit 0."""
 
     def __init__(self, limits: EngineLimits) -> None:
         self.total = limits.running
@@ -29,21 +29,21 @@ class Rows:
         n = self.total
         self.sequences: list[Sequence | None] = [None] * n
         self.life = np.zeros(n, np.int64)
-        """Number of the row's present stay; a step's answer for an earlier one is dropped."""
+        """Number of the present sequence's stay in the row; an answer for an earlier stay is dropped."""
         self.rid = np.zeros(n, np.int64)
         self.prompt = np.zeros(n, np.int64)
         self.target = np.zeros(n, np.int64)
-        """Ids known at the start: below this is prefill, from here on decode."""
+        """Ids known at the start: positions below this are prefill, later ones decode."""
         self.limit = np.zeros(n, np.int64)
         self.planned = np.zeros(n, np.int64)
         self.confirmed = np.zeros(n, np.int64)
         self.treed = np.zeros(n, np.int64)
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
         self.borrowed = np.zeros(n, np.int64)
-        """Leading positions that somebody else has computed."""
+        """Leading positions that another sequence has computed."""
         self.tenant = np.zeros(n, np.int64)
         self.scored = np.zeros(n, np.bool_)
-        """Prompts that get a score in place of an answer."""
+        """The prompt gets a score in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
@@ -73,7 +73,7 @@ class Rows:
         self.start_from(row, slots)
 
     def start_from(self, row: int, slots: Ints) -> None:
-        """The row's first len(slots) positions need no computing."""
+        """The row's first len(slots) positions are computed already, in these slots."""
         known = len(slots)
         self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
         self.slots[row, :known] = slots

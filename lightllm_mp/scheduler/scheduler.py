@@ -1,15 +1,15 @@
-"""What is computed next, for whom, with which slots.
+"""The scheduler (continuous batching): it chooses the sequences, tokens and KV slots of each step.
 
 The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
-before `done`. One thread, no clock of its own: the same calls give the same plans.
+before `done`. The scheduler has one thread and reads no clock: the same calls give the same plans.
 
 A plan gives every decoding sequence one token and shares the rest of its tokens between prompts. admission.py decides
 which sequence may start and how prompts share a step. When slots run out, the scheduler evicts cached prefixes; when
 that is not enough, it preempts the youngest sequence of the lowest priority, whose tokens stay in the prefix tree until
 their slots are needed. After a preemption no sequence starts before another has ended.
 
-The queue serves the tenant that has been served least (wait_queue.py), then by priority, earliest deadline, arrival. A
-sequence past its deadline does not begin; the front tells its client and aborts it.
+The queue serves the tenant that has been served least (wait_queue.py), and each tenant's sequences by priority, then
+earliest deadline, then arrival. A sequence past its deadline does not begin; the front tells its client and aborts it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
 from lightllm_mp.scheduler.wait_queue import Ordered, Shares, WaitQueue
 
 BURST = 32
-"""Sequences that are admitted in one step even if fewer fill it."""
+"""Number of sequences that one step admits even if fewer fill it."""
 
 
 class Scheduler:
@@ -54,7 +54,7 @@ class Scheduler:
         self._rows = Rows(limits)
         self._counters = Counters()
         self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
-        self._gate = Admission(limits, self._rows, self._kv)
+        self._admission = Admission(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()
         self._waiting, self._prefilling = WaitQueue(self._shares), Ordered()
@@ -63,7 +63,7 @@ class Scheduler:
         self._moved: list[tuple[int, int, int, int]] = []
         """(row, life, start, end): positions whose slots the worker does not know yet."""
         self._held = False
-        """Somebody was preempted and nobody has ended since."""
+        """A sequence was preempted and none has ended since."""
         self._arrivals = 0
         self._leases = Leases()
         self._random = np.random.Generator(np.random.PCG64(0))
@@ -71,9 +71,9 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------------------------
 
     def add(self, request: Tokenized, embedded: Embedded | None = None) -> None:
-        """Queue the n sequences of a request; with images, `embedded` says where these are, and once the request is
-        taken in, a Release among the events gives them back. PromptTooLong or InvalidRequest when it can never be
-        served."""
+        """Queue the n sequences of a request. `embedded` says where its images are; if the request is queued, a Release
+        among later events gives them back. PromptTooLong or InvalidRequest when it can never be served, ValueError when
+        one of its rids is live."""
         sequences = sequences_of(request, self.limits, self._arrivals, self._random, embedded)
         if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
             raise ValueError(f"sequences {known} are already here")
@@ -85,28 +85,28 @@ class Scheduler:
             self._waiting.add(sequence)
 
     def abort(self, rid: int) -> None:
-        """Nobody waits for this sequence any more."""
+        """End a sequence that no client waits for."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, ABORT)
             if sequence.opened and not sequence.scored:
                 self._events.append(Close(rid))
 
     def stop_matched(self, rid: int) -> None:
-        """The text of this sequence ended at a stop string."""
+        """End a sequence whose text ended at a stop string."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, STOP)
 
     def reset(self, keep_cache: bool) -> None:
-        """Drop all requests and steps. The prefix tree holds only what answered steps have computed, so it may be
-        kept if the worker kept its memory."""
+        """Drop all requests and steps. The prefix tree holds only positions of answered steps, so the caller may keep
+        it if the worker kept its memory."""
         for sequence in self._live.values():
             if sequence.row >= 0:
                 self._leave(sequence)
         if not keep_cache:
             self._kv.clear()
-        held = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
-        for queue in held:
-            queue.clear()
+        state = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
+        for part in state:
+            part.clear()
         self._leases.clear()
         self._held = False
 
@@ -114,10 +114,10 @@ class Scheduler:
 
     def plan(self, now: float = 0.0) -> bytes | None:
         """The next step, packed (see plan.py), or None when nothing can be computed before the next `done` or `add`.
-        `now`: monotonic time in seconds; what should have begun before it does not begin.
+        `now`: monotonic time in seconds; sequences whose deadline is before it do not begin.
 
-        Answers are not waited for: a plan names rows and positions only. Out of slots with a step in flight it is
-        None, because that step's answer may free some."""
+        A plan needs no answer of an earlier step, because it names only rows and positions. When slots run out with a
+        step in flight, the result is None, because that step's answer may free some."""
         decoding = self._decode()
         if decoding is None:
             return None
@@ -131,7 +131,7 @@ class Scheduler:
         return self._write(decoding, chunks)
 
     def done(self, answer: StepDone) -> None:
-        """The oldest step in flight has been computed. RuntimeError when this is not its answer."""
+        """Take the answer to the oldest step in flight. RuntimeError when it does not match that step."""
         flight = self._flights.popleft() if self._flights else None
         if flight is None or flight.step != answer.step:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
@@ -154,7 +154,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """A sequence waits or runs."""
+        """True while a sequence waits or runs."""
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
@@ -166,7 +166,7 @@ class Scheduler:
     # --- composing a step ---------------------------------------------------------------------------------------------
 
     def _decode(self) -> np.ndarray | None:
-        """Give every decoding row a slot for its next token; the rows, or None to wait for a step in flight."""
+        """Give every decoding row a slot for its next token. Returns the rows, or None to wait for a step in flight."""
         rows = self._rows
         decoding = rows.decoding()
         while (slots := self._kv.take(len(decoding))) is None:
@@ -180,8 +180,8 @@ class Scheduler:
         return decoding
 
     def _admit(self, now: float) -> None:
-        """Seat sequences from the queue, in order, as long as the gate lets them pass. A burst is taken in over several
-        steps, each as many as fill it, so that those who decode need not wait for all the tests."""
+        """Seat waiting sequences in order, as long as admission accepts them. A burst is spread over several steps,
+        each with as many sequences as fill it, so that decode does not wait for all the tests."""
         if not len(self._waiting) or (self._held and self._rows.free < self._rows.total):
             return
         admitted: list[Sequence] = []
@@ -205,7 +205,7 @@ class Scheduler:
     def _seat(self, sequence: Sequence) -> bool:
         slots = self._kv.borrow(sequence)
         alone = self._rows.free == self._rows.total
-        if not alone and not self._gate.admits(sequence, len(slots)):
+        if not alone and not self._admission.admits(sequence, len(slots)):
             self._kv.let_go(sequence)
             return False
         self._rows.seat(sequence, slots)
@@ -215,7 +215,7 @@ class Scheduler:
         return True
 
     def _chunks(self, budget: int) -> dict[Sequence, int]:
-        """Give prompts slots for their next chunks; the sequences with their chunk's start."""
+        """Give prompts slots for their next chunks. Returns the start of each sequence's chunk."""
         prompts = list(self._prefilling)
         rows, starts = self._rows, dict[Sequence, int]()
         left = [(s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
@@ -237,13 +237,13 @@ class Scheduler:
         return starts
 
     def _catch_up(self, sequence: Sequence) -> None:
-        """Since it was admitted, somebody else may have computed more of its prompt."""
+        """Use what other sequences have computed of its prompt since it was admitted."""
         start, end = self._kv.catch_up(sequence)
         if sequence.uploaded and start < end:
             self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
 
     def _announce(self, sequence: Sequence, cached: int) -> None:
-        """Its first chunk is planned: the detokenizer learns of a sequence, once; it has no part in scores."""
+        """Tell the detokenizer, once, that a sequence's first chunk is planned; of a scored sequence tell the front."""
         sequence.opened = True
         self._events.append(Scheduled(sequence.rid) if sequence.scored else sequence.open(cached))
         self._counters.prompt_tokens += sequence.prompt_tokens
@@ -268,7 +268,7 @@ class Scheduler:
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
-        """Prompts computed to their end go to the tree; who waited for them may start."""
+        """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
             whole = alive[index] and (flight.sampled[index] or flight.scored[index])
             sequence = self._rows.sequences[flight.rows[index]] if whole else None
@@ -326,7 +326,7 @@ class Scheduler:
     # --- leaving ------------------------------------------------------------------------------------------------------
 
     def _end(self, sequence: Sequence, reason: int) -> None:
-        """A sequence is over: its slots are free at once, because plans are executed in order."""
+        """End a sequence. Its slots are free at once, because plans are executed in order."""
         produced = len(sequence.ids)
         if sequence.row >= 0:
             produced = self._rows.known(sequence.row)
@@ -338,7 +338,7 @@ class Scheduler:
         self._shares.leave(sequence.tenant)
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
-            self._gate.lengths.record(produced - sequence.prompt_tokens)
+            self._admission.lengths.record(produced - sequence.prompt_tokens)
         self._count_end(reason)
 
     def _give_back(self, rids: list[int]) -> None:
@@ -350,7 +350,8 @@ class Scheduler:
         self._counters.finished_abort += reason == ABORT
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue, to its place by arrival; nothing is in flight. What it has produced is now its prompt."""
+        """Put a running sequence back into the queue, at its place by arrival, while no step is in flight. When it
+        resumes, the ids it has produced are prefilled like its prompt."""
         row = sequence.row
         sequence.ids = self._rows.ids[row, : self._rows.known(row)].copy()
         self._leave(sequence)
@@ -361,7 +362,7 @@ class Scheduler:
         self._held = True
 
     def _leave(self, sequence: Sequence) -> None:
-        """A running sequence gives up its slots and its row."""
+        """Take the slots and the row from a running sequence."""
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         if sequence.group is not None and sequence.group.leader is sequence:
@@ -371,13 +372,13 @@ class Scheduler:
         sequence.uploaded = 0
 
     def _youngest(self) -> Sequence:
-        """Of the running sequences the one that is served last."""
+        """The running sequence that is last in service order."""
         return max((s for s in self._rows.sequences if s is not None), key=lambda s: s.order)
 
     # --- looking at it ------------------------------------------------------------------------------------------------
 
     def gauges(self) -> dict[str, float]:
-        """What is the case now, and the counters (which never decrease)."""
+        """Gauges of the present state, and the counters (which never decrease)."""
         return {
             "running": self._rows.total - self._rows.free,
             "waiting": len(self._waiting),
@@ -388,7 +389,7 @@ class Scheduler:
         }
 
     def check_integrity(self) -> None:
-        """IntegrityError when a slot, a lock or a sequence is not accounted for exactly once."""
+        """IntegrityError when a slot, a lock, a sequence or a lease is not accounted for exactly once."""
         check(self._rows, self._kv)
         check_queues(self._rows, self._live, self._waiting, self._prefilling)
         check_leases(self._live, self._leases, bool(self._flights))

@@ -18,7 +18,7 @@ from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
 from lightllm_mp.scheduler.prompt_logprobs import OwedLogprobs
 
 TAIL = 16
-"""Prompt ids that the detokenizer gets as context."""
+"""How many of the last prompt ids the detokenizer gets as context."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +31,7 @@ class SequenceGroup:
 
 @dataclass(slots=True, eq=False)
 class StartDeadline:
-    """When a request has to begin, shared by its sequences."""
+    """The time by which a request has to begin, shared by its sequences."""
 
     by: float = math.inf
     """Monotonic time in seconds."""
@@ -43,34 +43,34 @@ class StartDeadline:
 class Sequence:
     rid: int
     arrival: int
-    """Counts all sequences; it is kept when the sequence is preempted."""
+    """Number in order of arrival; a preempted sequence keeps it."""
     terms: Terms
-    """As the request's, but with the seed and the token limit of this sequence."""
+    """The request's terms with the seed and the token limit of this sequence."""
     ids: Ints
     """Prompt and produced ids, as known when the sequence began to wait."""
     prompt_tokens: int
     limit: int
-    """It ends with this many ids at the latest."""
+    """Most ids, prompt included: the sequence ends there at the latest."""
     cached: bool
     """Reads and feeds the prefix tree."""
     draws: NDArray[np.float64]
-    """In 0..1: where among the output lengths to come this sequence is taken to lie, once per sample."""
+    """float64 [SAMPLES] in 0..1: the quantile of output lengths at which this sequence is predicted to end."""
     group: SequenceGroup | None = None
     stop_ids: frozenset[int] = frozenset()
     masked_ids: tuple[int, ...] = ()
     opened: bool = False
-    """The detokenizer knows it."""
+    """The detokenizer knows the sequence; for a scored one, the front does."""
     row: int = -1
     node: PrefixNode | None = None
-    """Locked end of the prefix it shares with the tree."""
+    """Last node of the prefix shared with the tree, locked."""
     tree_version: int = -1
-    """What the tree was when `node` was last looked up."""
+    """`PrefixTree.version` when the prefix was last looked up."""
     uploaded: int = 0
-    """Leading ids that the worker has; 0: it does not know the row."""
+    """Number of leading ids that the worker has; 0: it does not know the row."""
     owed_logprobs: OwedLogprobs | None = None
-    """Prompt logprobs that are still owed."""
+    """Prompt logprobs that the client asked for and that are not sent yet."""
     rope_class: int = 0
-    """Rotary length class: that of the prompt, also when it is resumed with more ids."""
+    """Rotary length class of the prompt; a sequence that resumes with more ids keeps it."""
     images: PromptImages | None = None
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
@@ -85,11 +85,11 @@ class Sequence:
 
     @property
     def order(self) -> tuple[int, float, int]:
-        """Who comes first: higher priority, then the earlier deadline, then arrival."""
+        """Service order: higher priority, then the earlier deadline, then arrival."""
         return (-self.priority, self.due.by, self.arrival)
 
     def expired(self, now: float) -> bool:
-        """Nobody waits for it any more; the front is about to say so."""
+        """Its deadline passed before it began; the front tells the client and aborts it."""
         return now > self.due.by and not self.due.begun
 
     @property
@@ -98,22 +98,22 @@ class Sequence:
 
     @property
     def namespace(self) -> int:
-        """Sequences share prefixes only within one: keys of another length class are other keys."""
+        """Sequences share prefixes only within a namespace, because keys differ between length classes."""
         return self.rope_class
 
     @property
     def spans(self) -> tuple[ImageSpan, ...]:
-        """Positions of images, whose ids are none of the vocabulary's."""
+        """Positions of images; their ids lie outside the vocabulary."""
         return self.images.spans if self.images is not None else ()
 
     @property
     def scored(self) -> bool:
-        """Its prompt gets a score and no answer."""
+        """The prompt gets a score and no answer."""
         return self.sampling.max_new_tokens == 0
 
     @property
     def reads_cache(self) -> bool:
-        """Whoever owes prompt logprobs has to compute the whole prompt."""
+        """False while prompt logprobs are owed, because they need the whole prompt computed."""
         return self.cached and self.owed_logprobs is None
 
     def open(self, cached_tokens: int) -> Open:
@@ -128,7 +128,7 @@ class Sequence:
         )
 
     def logprobs_sent(self) -> None:
-        """The prompt logprobs are out; the worker is not asked for them again."""
+        """The prompt logprobs are sent; do not ask the worker for them again."""
         self.owed_logprobs = None
         self.terms = replace(self.terms, sampling=replace(self.sampling, prompt_logprobs=-1))
 

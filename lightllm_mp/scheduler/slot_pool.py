@@ -1,4 +1,4 @@
-"""The KV slots that nobody uses: a stack of slot numbers, one per token."""
+"""The pool of free KV slots, one slot per token: a stack of slot numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SlotPool:
         self.clear()
 
     def clear(self) -> None:
-        """Everything is free again."""
+        """All slots are free again."""
         self._stack = np.arange(self.total - 1, -1, -1, dtype=np.int32)
         self._is_free = np.ones(self.total, np.bool_)
         self.free = self.total
@@ -30,7 +30,7 @@ class SlotPool:
         return slots
 
     def give_back(self, slots: Ints) -> None:
-        """Slots from `alloc` are free again. RuntimeError when one already is: that would be a bug of the owner."""
+        """Free slots from `alloc`. RuntimeError when one is free already, which is a bug of its owner."""
         if self._is_free[slots].any():
             raise RuntimeError(f"slots freed twice: {slots[self._is_free[slots]].tolist()[:8]}")
         self._stack[self.free : self.free + len(slots)] = slots[::-1]

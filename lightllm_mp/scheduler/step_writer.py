@@ -1,4 +1,4 @@
-"""Turns what the scheduler has decided for a step into a plan's bytes."""
+"""Writes the scheduler's decisions for a step as the bytes of a plan."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightllm_mp.scheduler.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class InFlightStep:
-    """A plan that has been given out and not yet answered. One entry per sequence, in plan order; the first `decodes`
-    are decode tokens."""
+    """A plan that has been given out and not yet answered. Arrays have one entry per sequence, in plan order; the first
+    `decodes` are decode tokens."""
 
     step: int
     rows: NDArray[np.int64]
     lives: NDArray[np.int64]
-    """Whose entries these are: a row may have passed to another sequence when the answer comes."""
+    """`Rows.life` of the entries: a row may belong to another sequence when the answer comes."""
     ends: NDArray[np.int64]
     """First position after the computed ones; the sampled id belongs there."""
     sampled: NDArray[np.bool_]
-    """Whose next id the answer holds."""
+    """Sequences whose next id the answer holds."""
     decodes: int
     scored: NDArray[np.bool_]
-    """Whose score the answer holds."""
+    """Sequences whose score the answer holds."""
 
 
 def write_step(
@@ -38,8 +38,8 @@ def write_step(
     decoding: np.ndarray,
     chunks: Mapping[Sequence, int],
 ) -> tuple[bytes, InFlightStep]:
-    """Rows `decoding` compute their last planned position, the sequences of `chunks` what they have planned from the
-    given start on. `moved`: (row, start, end) of positions whose slots have changed. Notes what is uploaded."""
+    """Rows `decoding` compute their last planned position, the sequences of `chunks` their planned positions from the
+    given start on. `moved`: (row, start, end) of positions whose slots have changed. Updates `Sequence.uploaded`."""
     builder = PlanBuilder(step)
     for row, start, end in moved:
         builder.write_slots(row, start, rows.slots[row, start:end])
@@ -59,7 +59,7 @@ def write_step(
 
 
 def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
-    """One-token chunks stand beside the decode tokens, those that are sampled first."""
+    """Sort key: chunks of one token come first, next to the decode tokens; among equals those that are sampled."""
     end = rows.planned[sequence.row]
     return bool(end - start > 1), bool(end < rows.target[sequence.row])
 
@@ -72,7 +72,7 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
         builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class, shift)
     first = start if sequence.uploaded else 0
     builder.write_slots(row, first, rows.slots[row, first:end])
-    # One id more than is computed: the prompt logprob that belongs to the chunk's last position needs it.
+    # Upload one id more than is computed: the prompt logprob at the chunk's last position needs it.
     upto = min(end + 1, target)
     if sequence.uploaded < upto:
         builder.write_ids(row, sequence.uploaded, rows.ids[row, sequence.uploaded : upto])
@@ -82,5 +82,5 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     if sequence.images is not None:
         for part in sequence.images.parts(start, end):
             builder.add_image(row, *part)
-        if len(lines := sequence.images.rotary_lines(start, end)):
-            builder.write_rotary(row, start, lines)
+        if len(rotary := sequence.images.rotary_lines(start, end)):
+            builder.write_rotary(row, start, rotary)

@@ -1,8 +1,8 @@
-"""Who is served next when several tenants wait: the one that has been served least.
+"""The queue of waiting sequences. It is fair between tenants: the tenant that has been served least comes next.
 
-Virtual token counters after "Fairness in Serving Large Language Models" (OSDI'24): each tenant is charged for the
-prompt tokens that are computed for it and for the tokens it gets; whoever comes back after a pause is lifted to the
-least of those who stayed, so that nobody saves up a claim. A tenant that has the engine for itself uses all of it.
+Virtual token counters after "Fairness in Serving Large Language Models" (OSDI'24): each tenant is charged for its
+computed prompt tokens and its produced tokens. A tenant that returns after a pause is lifted to the lowest counter of
+those that stayed, so no tenant saves up a claim. A tenant that is alone uses the whole engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightllm_mp.scheduler.sequence import Sequence
 
 OUTPUT_WEIGHT = 2.0
-"""What a produced token costs in computed prompt tokens, as in the paper."""
+"""Cost of a produced token in computed prompt tokens, as in the paper."""
 
 
 _order = attrgetter("order")
@@ -53,7 +53,7 @@ class Ordered:
 
 
 class Shares:
-    """What each tenant has been served, in prompt tokens. Tenants are numbers counted from 0 as they come."""
+    """How much each tenant has been served, in prompt tokens. Tenants are numbered from 0 in order of arrival."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
@@ -65,9 +65,9 @@ class Shares:
         self._served, self._live = np.zeros(0), np.zeros(0, np.int64)
 
     def enter(self, tenant: bytes, sequences: int) -> int:
-        """So many sequences of the tenant have come; its number."""
+        """Count new sequences of a tenant. Returns the tenant's number."""
         if not self._live.any():
-            self.clear()  # what was before all was quiet does not count
+            self.clear()  # what tenants got before the engine was idle does not count
         number = self._numbers.setdefault(tenant, len(self._numbers))
         if number == len(self._served):
             self._served, self._live = np.append(self._served, 0.0), np.append(self._live, 0)
@@ -81,21 +81,21 @@ class Shares:
         self._live[number] -= 1
 
     def computes(self, number: int, tokens: int) -> None:
-        """So many prompt tokens are going to be computed for the tenant."""
+        """Charge a tenant for prompt tokens that are going to be computed."""
         self._served[number] += tokens
 
     def produces(self, numbers: NDArray[np.int64]) -> None:
-        """One token for each entry [n] of `numbers`."""
+        """Charge the tenant of each entry [n] of `numbers` for one produced token."""
         if len(self._served) > 1:
             self._served += OUTPUT_WEIGHT * np.bincount(numbers, minlength=len(self._served))
 
     def least(self, numbers: Iterable[int]) -> int:
-        """Of these tenants the one that has been served least."""
+        """The tenant that has been served least of these."""
         return min(numbers, key=lambda number: (self._served[number], number))
 
 
 class WaitQueue:
-    """Waiting sequences: of the tenant that has been served least, the first in order."""
+    """Waiting sequences. The next is the first in order of the tenant that has been served least."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -114,8 +114,8 @@ class WaitQueue:
         self._queues.clear()
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Whom to serve, asked anew after each: what is charged to its tenant meanwhile counts. Nobody may come or go
-        while this is running."""
+        """Sequences in service order. Each pick counts what tenants have been charged since the one before. Do not add
+        or remove sequences during the iteration."""
         left = {tenant: iter(queue) for tenant, queue in self._queues.items()}
         while left:
             tenant = self._shares.least(left) if len(left) > 1 else next(iter(left))
