@@ -62,14 +62,14 @@ class RequestTable:
         to_tokenizer: Send,
         to_router: Send,
         *,
-        door: RequestLimits,
+        limits: RequestLimits,
         queue_seconds: float = 0.0,
         images: ImageLane | NoImageLane | None = None,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
         self.images = images or NoImageLane()
-        self.door = door
-        self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
+        self.limits = limits
+        self._deadlines = Deadlines(queue_seconds, self._give_up, limits.retry_after)
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
@@ -179,7 +179,7 @@ class RequestTable:
         live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
         live.sent = self._connected
         self._deadlines.watch(live)
-        self.door.enter(terms.tenant)
+        self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
@@ -202,12 +202,12 @@ class RequestTable:
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()
         self._counts[request.rid] = (request, future)
-        self.door.enter(tenant)
+        self.limits.enter(tenant)
         try:
             return await future
         finally:
             del self._counts[request.rid]
-            self.door.leave(tenant)
+            self.limits.leave(tenant)
             self._check_drained()
 
     def forget(self, live: LiveRequest) -> None:
@@ -215,7 +215,7 @@ class RequestTable:
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
-            self.door.leave(live.request.terms.tenant)
+            self.limits.leave(live.request.terms.tenant)
             self.images.let_go(live.images)
             self.observer.ended(live)
         self._check_drained()
@@ -228,10 +228,10 @@ class RequestTable:
         if self.state.draining and not self._staying:
             self.observer.refused("draining")
             raise Unavailable("the server is shutting down")
-        if reason := self.door.refusal(tenant):
+        if reason := self.limits.refusal(tenant):
             self.observer.refused(reason)
-            whose = f"{self.door.most} requests are" if reason == FULL else "this key's share of requests is"
-            raise Overloaded(f"{whose} live already", retry_after=self.door.retry_after())
+            whose = f"{self.limits.most} requests are" if reason == FULL else "this key's share of requests is"
+            raise Overloaded(f"{whose} live already", retry_after=self.limits.retry_after())
 
     # --- the engine's side ---
 
@@ -243,7 +243,7 @@ class RequestTable:
             self._rejected(message)
         elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
             self._give_up(self._answers[message.rid].live, message.error.rebuilt())
-            self.door.finished()
+            self.limits.finished()
         elif isinstance(message, say.Counted):
             _, future = self._counts.get(message.rid, (None, None))
             if future is not None and not future.done():
@@ -307,7 +307,7 @@ class RequestTable:
             del self._answers[answer.rid]
             live.open -= 1
             if not live.open:
-                self.door.finished()
+                self.limits.finished()
         if not live.put(answer, event):
             self._overflow(live)
 
@@ -324,7 +324,7 @@ class RequestTable:
         live.first = answer.last = now
         self.observer.first_token(live, now - live.started)
         live.open -= 1
-        self.door.finished()
+        self.limits.finished()
         live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
@@ -338,14 +338,14 @@ class RequestTable:
                 self.images.abort(answer.rid)
             # Its followers are rejected with it, or running if they were resumed one by one.
             self._give_up(live, message.error.rebuilt())
-            self.door.finished()
+            self.limits.finished()
 
     # --- inside ---
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):
             self.observer.refused("lane_full")
-            raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
+            raise Overloaded("the request queue is full", retry_after=self.limits.retry_after())
 
     def _give_up(self, live: LiveRequest, error: EngineError) -> None:
         self._abort(live)

@@ -20,13 +20,13 @@ from lightllm_mp.messages import Begin, Health, Wire
 
 
 class HttpActor(FrontActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        self._config, self._listen_fd = birth.config, birth.listen_fd
-        self._first = birth.facts is None
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        self._config, self._listen_fd = launch.config, launch.listen_fd
+        self._first = launch.facts is None
         self._keys = load_keys(self._config.http, os.environ)
         self._tls = server_context(self._config.http)
         super().__init__(
-            birth, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
+            launch, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
         )
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()

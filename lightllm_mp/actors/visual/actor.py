@@ -73,9 +73,9 @@ class EncodeJob:
 
 
 class VisualActor(AsyncActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._birth, self._front = birth, birth.front
+        self._launch, self._front = launch, launch.front
         self._jobs: deque[EncodeJob] = deque()
         """Not begun: their files lie in the front's memory."""
         self._working: dict[asyncio.Task[None], int] = {}
@@ -88,8 +88,8 @@ class VisualActor(AsyncActor):
         """When the requests came that are not answered yet."""
         self._decoded = self._failures = self._answered = 0
         self._decode_seconds = self._wait_seconds = 0.0
-        config = birth.config
-        vision = birth.model.vision
+        config = launch.config
+        vision = launch.model.vision
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
@@ -98,7 +98,7 @@ class VisualActor(AsyncActor):
         if kind == "cpu":
             os.nice(NICE)
             set_threads(config.engine.threads)
-        self._arena = Arena.adopt(birth.images_fd)
+        self._arena = Arena.adopt(launch.images_fd)
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
@@ -113,11 +113,11 @@ class VisualActor(AsyncActor):
 
     def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
         """Where the towers run (devices of one kind), the language model's dtype, and the towers'."""
-        config = self._birth.config
+        config = self._launch.config
         there = torch.cuda.is_available()
         model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
         named = DTYPES.get(config.model.data_type)
-        dtype = named or default_dtype(self._birth.model.spec, model_device)
+        dtype = named or default_dtype(self._launch.model.spec, model_device)
         asked = config.multimodal.visual_device
         if asked == "cuda" and not there:
             raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")
@@ -133,7 +133,7 @@ class VisualActor(AsyncActor):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        settings = self._birth.config.multimodal
+        settings = self._launch.config.multimodal
         limits = Settings(self._spec, settings.max_bytes_per_image, settings.max_pixels_per_image)
         self._pool = DecoderPool(limits, min(DECODERS * len(self._towers), physical_cores()))
         await self._pool.start()

@@ -116,7 +116,7 @@ class PrometheusPage(Collector):
         yield self._counter("prompt_tokens_cached", "Of these from the prefix cache", [((), meter.cached_tokens)])
         yield self._counter("generation_tokens", "Tokens produced", [((), meter.generation_tokens)])
         yield self._gauge("live_requests", "Requests accepted and not yet answered", [((), frontend.live)])
-        yield self._gauge("retry_after_seconds", "What a refused client is told", [((), frontend.door.retry_after())])
+        yield self._gauge("retry_after_seconds", "What a refused client is told", [((), frontend.limits.retry_after())])
 
     def _histograms(self) -> Iterator[Metric]:
         meter = self._meter
