@@ -1,4 +1,4 @@
-"""What the HTTP process and the embedded engine share as actors: a request table on a mailbox, on an asyncio loop."""
+"""The base actor of the HTTP process and of the embedded engine: a request table on a mailbox, on an asyncio loop."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class FrontActor(AsyncActor):
         self._pages = {name: stats if name == launch.name else StatsPage.attach(fd) for name, fd in launch.all_stats}
 
     def close(self) -> None:
-        """Give every descriptor back."""
+        """Close every file descriptor."""
         self.mailbox.close()
         for page in {self.stats, *self._pages.values()}:
             page.close()
 
     def all_stats(self) -> dict[str, dict[str, float]]:
-        """{actor: {name: value}}, read from everybody's page; nobody is asked."""
+        """{actor: {name: value}}, read from every actor's stats page in shared memory; sends no message."""
         found = {name: page.read() for name, page in self._pages.items()}
         supervisor = found.get(SUPERVISOR, {})
         lanes = {name: value for name, value in supervisor.items() if "->" in name}
@@ -61,7 +61,7 @@ class FrontActor(AsyncActor):
 
 
 def _image_lane(launch: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
-    """The way to the visual actor, where there is one."""
+    """The lane to the visual actor; None if there is no visual actor."""
     vision = launch.model.vision
     if vision is None or VISUAL not in {peer.name for peer in launch.peers}:
         return None

@@ -1,9 +1,9 @@
-"""The record of every live request: what was asked, what has been passed on, who waits for it.
+"""The table of live requests: for each its prompt, the tokens emitted so far, and its consumer.
 
-A front is the HTTP actor or the embedded engine; both keep one `RequestTable`. It is single-threaded asyncio code and
-never blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
-repaired (`reset`, then `begin`) every unfinished sequence is submitted again with the ids it has already passed on, and
-its consumer sees nothing but a pause.
+A front is the HTTP actor or the embedded engine; each has one `RequestTable`. It is single-threaded asyncio code and
+never blocks: a full lane refuses a new request, and every other message waits for `flush`. When the engine is repaired
+(`reset`, then `begin`), every unfinished sequence is submitted again with the ids it has emitted; its consumer only
+sees a pause.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lightllm_mp.messages import Facts, Terms, Wire
 
 
 class Observer(Protocol):
-    """Who counts. Called from the hot path: cheap, never raises."""
+    """Receives request events for metrics. Called from the hot path: must be cheap and must not raise."""
 
     def accepted(self, live: LiveRequest) -> None: ...
     def refused(self, reason: str) -> None: ...
@@ -53,8 +53,8 @@ class NoObserver:
 class RequestTable:
     """All live requests of one front.
 
-    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
-    visual actor, where there is one. A request that is not begun after `queue_seconds` is refused; 0: it waits.
+    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the lane to the
+    visual actor, if there is one. A request not scheduled within `queue_seconds` fails; 0: it waits.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class RequestTable:
         self.state = say.Health(ok=True)
         self.observer: Observer = NoObserver()
         self.on_drained: Callable[[], None] = lambda: None
-        """Called once, when draining and no live request is left."""
+        """Called once, when the server drains and no live request is left."""
 
     # --- the supervisor's side ---
 
     def begin(self, message: say.Begin) -> None:
-        """Fresh lanes are there: submit everything that is unfinished again."""
+        """The lanes are new: submit all unfinished requests again."""
         self.facts = message.facts
         self.reset()
         self._connected = True
@@ -99,7 +99,7 @@ class RequestTable:
             self._lanes[0].push(request)
 
     def reset(self) -> None:
-        """The lanes are gone. Keep every record and send nothing until `begin`."""
+        """The lanes are gone. Keep all requests and send nothing until `begin`."""
         self._connected = False
         self._quarantine.clear()
         for lane in (*self._lanes, self.images):
@@ -110,23 +110,23 @@ class RequestTable:
         self._check_drained()
 
     def flush(self) -> None:
-        """There may be room in the lanes again: send what was held back."""
+        """The lanes may have room again: send waiting messages."""
         for lane in (*self._lanes, self.images):
             lane.flush()
 
     @property
     def live(self) -> int:
-        """Requests accepted and not yet given back by their consumer, token counts included."""
+        """Number of requests accepted and not yet closed by their consumer, token counts included."""
         return len(self._lives) + len(self._counts)
 
     @property
     def ready(self) -> bool:
-        """New work is served at once."""
+        """The engine serves new requests at once."""
         return self._connected and self.state.ok and not self.state.draining
 
     @property
     def trouble(self) -> str:
-        """Why there is no progress; empty when all is well."""
+        """Why the engine makes no progress; empty if it does."""
         if self.facts is None:
             return "starting"
         if not self.state.ok:
@@ -137,7 +137,7 @@ class RequestTable:
         return self.state.draining and not self.live and not self._staying
 
     def stay(self, staying: bool) -> None:
-        """While staying, new work is taken in though the server drains."""
+        """While staying, the front accepts new requests although the server drains."""
         self._staying = staying
         self._check_drained()
 
@@ -153,9 +153,9 @@ class RequestTable:
         stream: bool = True,
         deadline: float = math.inf,
     ) -> LiveRequest:
-        """Start a request, to be complete at `deadline` (monotonic); its `start_by` is set here. Raises InvalidRequest,
-        PromptTooLong, Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or
-        DeadlineExceeded."""
+        """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Raises
+        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine
@@ -194,7 +194,7 @@ class RequestTable:
         images: Sequence[say.ImageInfo] = (),
         tenant: bytes = b"",
     ) -> int:
-        """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
+        """Number of tokens of `text` with these images in its placeholders. Raises like `submit`."""
         self.admit(tenant)
         assert self.facts is not None
         validation.check_prompt(text, self.facts.engine)
@@ -211,7 +211,7 @@ class RequestTable:
             self._check_drained()
 
     def forget(self, live: LiveRequest) -> None:
-        """The consumer is done with `live`; called by Live.close()."""
+        """The consumer is done with `live`; called by LiveRequest.close()."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
@@ -221,7 +221,7 @@ class RequestTable:
         self._check_drained()
 
     def admit(self, tenant: bytes) -> None:
-        """Would a request of this tenant be taken in now? Raises Overloaded or Unavailable."""
+        """Check that a request of this tenant may enter now. Raises Overloaded or Unavailable."""
         if self.facts is None:
             self.observer.refused("starting")
             raise Unavailable("the server is starting")
@@ -236,7 +236,7 @@ class RequestTable:
     # --- the engine's side ---
 
     def deliver(self, message: Wire) -> None:
-        """A message from the tokenizer, the router or the detokenizer. Unknown rids are dropped."""
+        """Handle a message from the tokenizer, router, detokenizer or visual actor. Drops unknown rids."""
         if isinstance(message, say.Texts):
             self._texts(message)
         elif isinstance(message, say.Rejected):
@@ -279,7 +279,7 @@ class RequestTable:
                 continue
             if count <= len(answer.ids):
                 if not finish:
-                    continue  # passed on before the repair
+                    continue  # emitted before the repair
                 token = -1
             reason = say.FINISH_REASONS[finish]
             event = Event(
@@ -336,11 +336,11 @@ class RequestTable:
             live = answer.live
             if live.images:
                 self.images.abort(answer.rid)
-            # Its followers are rejected with it, or running if they were resumed one by one.
+            # The other n - 1 answers are rejected with it, or still run if they were resumed one by one.
             self._give_up(live, message.error.rebuilt())
             self.limits.finished()
 
-    # --- inside ---
+    # --- internals ---
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):
@@ -364,7 +364,7 @@ class RequestTable:
         return first
 
     def _abort(self, live: LiveRequest) -> None:
-        """Tell the engine that nobody waits for the unfinished answers of `live`."""
+        """Abort the unfinished answers of `live` in the engine."""
         for answer in live.answers:
             if self._answers.pop(answer.rid, None) is not None and self._connected:
                 for lane in self._lanes:
