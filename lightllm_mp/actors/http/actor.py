@@ -1,4 +1,4 @@
-"""The HTTP actor: the front with a port. It serves from its first moment, 503 until the engine has begun."""
+"""The HTTP actor: the front with a port. It serves from its start and answers 503 until the engine has begun."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class HttpActor(FrontActor):
         )
         sharing = self._config.http.reuse_port
         self.frontend.stay(sharing)
-        if sharing and self._first:  # the other server has all connections until this one is ready
+        if sharing and self._first:  # the old server keeps all connections until this one is ready
             await _first_of(self._begun.wait(), self.until_stopped())
             if self.stopped:
                 return
@@ -66,11 +66,11 @@ class HttpActor(FrontActor):
                 await port.leave()
                 self.frontend.stay(False)
         await self.until_stopped()
-        await port.close()  # not after a bug: its handlers wait for what does not come
+        await port.close()  # skipped after a bug: its handlers would wait for ever
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Until one of them is over; raises what it raises."""
+    """Wait until one of them ends; raises what it raised."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
