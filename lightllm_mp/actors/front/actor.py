@@ -1,4 +1,4 @@
-"""What the HTTP process and the embedded engine share as actors: a request table on a mailbox, on an asyncio loop."""
+"""The base actor of the HTTP process and of the embedded engine: a request table on a mailbox, on an asyncio loop."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class FrontActor(AsyncActor):
     """`tenants`: how many API keys there are. `queue_seconds`: see RequestTable."""
 
     def __init__(
-        self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
+        self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
     ) -> None:
         super().__init__(mailbox, stats)
         self.frontend = RequestTable(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
-            door=RequestLimits(birth.config.http.max_live_requests, tenants),
+            limits=RequestLimits(launch.config.http.max_live_requests, tenants),
             queue_seconds=queue_seconds,
-            images=_image_lane(birth, mailbox),
+            images=_image_lane(launch, mailbox),
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
-        self._pages = {name: stats if name == birth.name else StatsPage.attach(fd) for name, fd in birth.all_stats}
+        self._pages = {name: stats if name == launch.name else StatsPage.attach(fd) for name, fd in launch.all_stats}
 
     def close(self) -> None:
-        """Give every descriptor back."""
+        """Close every file descriptor."""
         self.mailbox.close()
         for page in {self.stats, *self._pages.values()}:
             page.close()
 
     def all_stats(self) -> dict[str, dict[str, float]]:
-        """{actor: {name: value}}, read from everybody's page; nobody is asked."""
+        """{actor: {name: value}}, read from every actor's stats page in shared memory; sends no message."""
         found = {name: page.read() for name, page in self._pages.items()}
         supervisor = found.get(SUPERVISOR, {})
         lanes = {name: value for name, value in supervisor.items() if "->" in name}
@@ -60,14 +60,14 @@ class FrontActor(AsyncActor):
         self.frontend.flush()
 
 
-def _image_lane(birth: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
-    """The way to the visual actor, where there is one."""
-    vision = birth.model.vision
-    if vision is None or VISUAL not in {peer.name for peer in birth.peers}:
+def _image_lane(launch: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
+    """The lane to the visual actor; None if there is no visual actor."""
+    vision = launch.model.vision
+    if vision is None or VISUAL not in {peer.name for peer in launch.peers}:
         return None
     return ImageLane(
-        ImageJudge(birth.config, vision),
-        Files(birth.config.multimodal.max_image_bytes_live),
+        ImageJudge(launch.config, vision),
+        Files(launch.config.multimodal.max_image_bytes_live),
         lambda data, known: mailbox.lend(VISUAL, data, known),
         lambda ref: mailbox.take_back(VISUAL, ref),
         lambda message: mailbox.send(VISUAL, message),

@@ -1,4 +1,4 @@
-"""When a request has to be begun, and when it has to be complete: whoever is late is told so by the front."""
+"""Request deadlines: one to start by and one to finish by. The front fails a request that misses either."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ GiveUp = Callable[[LiveRequest, EngineError], None]
 
 
 class Deadlines:
-    """One timer a request. `queue_seconds`: how long any request may wait for its turn; 0: for ever."""
+    """One timer per request. `queue_seconds`: how long a request may wait to be scheduled; 0: no limit."""
 
     def __init__(self, queue_seconds: float, give_up: GiveUp, retry_after: Callable[[], float]) -> None:
         self._queue_seconds = queue_seconds
         self._give_up, self._retry_after = give_up, retry_after
 
     def start_by(self, deadline: float) -> float:
-        """When a request has to begin that comes now and is to be complete at `deadline`; 0: whenever."""
+        """Latest start (monotonic) of a request that arrives now and must finish by `deadline`; 0: no limit."""
         latest = monotonic() + self._queue_seconds if self._queue_seconds else math.inf
         latest = min(latest, deadline)
         return latest if latest < math.inf else 0.0
 
     def watch(self, live: LiveRequest) -> None:
-        """Look at the request again when its next deadline is there."""
+        """Start the timer for the request's next deadline, if it has one."""
         start_by = 0.0 if live.scheduled else live.request.terms.start_by
         moment = min(start_by or math.inf, live.deadline)
         if moment < math.inf:

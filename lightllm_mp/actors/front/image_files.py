@@ -1,4 +1,4 @@
-"""Image files at the front: judged by their headers, held while their requests live, lent to the visual actor."""
+"""Image files at the front: checked by their headers, kept while their requests live, lent to the visual actor."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 PARAM = "multimodal_params"
 TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
 RETRY = 2.0
-"""Seconds after which there may be room for more image files."""
+"""Retry-After in seconds when image files fill their memory."""
 
 Lend = Callable[[bytes, BlockRef | None], BlockRef | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
-    """An image file that may be served."""
+    """An image file that passed the checks."""
 
     image: ImageInfo
     data: bytes
@@ -41,7 +41,7 @@ class Upload:
 
 
 class ImageJudge:
-    """What image files this server takes, and what they are known by. Thread-safe."""
+    """Checks image files against the server's limits and computes their cache keys. Thread-safe."""
 
     def __init__(self, config: Config, vision: VisionModel) -> None:
         self.spec, self.limits = vision.spec, config.multimodal
@@ -49,19 +49,19 @@ class ImageJudge:
         self._model = model_digest(vision.spec, str(vision.folder), config.model.data_type)
 
     def upload(self, data: bytes, tenant: bytes = b"") -> Upload:
-        """Raises InvalidRequest, PayloadTooLarge or UnsupportedMedia for a file that is none of ours."""
+        """Raises InvalidRequest, PayloadTooLarge or UnsupportedMedia for a file that the server does not accept."""
         header = read_header(data, self._header)
         key = image_key(content_digest(data), self._model, tenant)
         return Upload(self.described(header.width, header.height, key), data)
 
     def described(self, width: int, height: int, key: bytes = b"") -> ImageInfo:
-        """An image of this size in pixels. Raises InvalidRequest for a shape that the model does not take."""
+        """ImageInfo of an image of this size in pixels. Raises InvalidRequest for a shape the model does not accept."""
         grid = patch_grid(self.spec, width, height)
         told = tuple(grid) if self.spec.preprocess.mode == "dynamic" else ()
         return ImageInfo(key, width, height, grid_tokens(self.spec, grid), told)
 
     def check(self, uploads: Sequence[Upload]) -> None:
-        """What one request may bring."""
+        """Check the limits of one request. Raises InvalidRequest or PayloadTooLarge."""
         files = {upload.key: upload for upload in uploads}
         limits = self.limits
         if len(uploads) > limits.max_images_per_request:
@@ -81,17 +81,17 @@ class ImageJudge:
 
 
 class Files:
-    """The image files of all live requests, each once, and the bytes of those that are still arriving."""
+    """The image files of all live requests, each stored once, and the bytes of files still arriving; at most `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._held: dict[bytes, tuple[Upload, int]] = {}
-        """key -> (file, requests)"""
+        """key -> (file, number of requests that use it)"""
         self.bytes = 0
 
     @contextmanager
     def arriving(self) -> Iterator[Callable[[int], None]]:
-        """Call what this gives for every piece that has come. Raises Overloaded when all together are too much."""
+        """Yields a function to call with the size of every received piece; it raises Overloaded above the limit."""
         taken = 0
 
         def take(size: int) -> None:
@@ -105,7 +105,7 @@ class Files:
             self.bytes -= taken
 
     def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
-        """The same files, those that are here already in place of new copies. Raises Overloaded."""
+        """Keep the files and return them; a file already held replaces its new copy. Raises Overloaded."""
         files = {upload.key: upload for upload in uploads}
         self._reserve(sum(len(file.data) for key, file in files.items() if key not in self._held))
         for key, file in files.items():
@@ -114,7 +114,7 @@ class Files:
         return tuple(self._held[upload.key][0] for upload in uploads)
 
     def let_go(self, uploads: Sequence[Upload]) -> list[bytes]:
-        """The request is over. Returns the keys that nobody holds any more."""
+        """Release a request's files. Returns the keys that no request holds any more."""
         gone = []
         for key in {upload.key for upload in uploads}:
             file, requests = self._held.pop(key)
@@ -132,9 +132,9 @@ class Files:
 
 
 class ImageLane:
-    """The way to the visual actor: files go into shared memory, then an Encode tells of them. What finds no room waits.
+    """The lane to the visual actor: files go into shared memory, then an Encode names them. What does not fit waits.
 
-    `lend(data, known)` lends bytes, in the `known` block if that still holds them; `send` puts a message on the lane.
+    `lend(data, known)` lends bytes and reuses the `known` block if it still holds them; `send` is a Send on the lane.
     """
 
     def __init__(
@@ -143,14 +143,14 @@ class ImageLane:
         self.judge, self.files = judge, files
         self._lend, self._take_back, self._send = lend, take_back, send
         self._held: deque[tuple[int, tuple[Upload, ...]]] = deque()
-        """Requests, and, without files, their ends."""
+        """Requests that wait; an entry without files is an Abort."""
         self._lent: dict[bytes, BlockRef] = {}
-        """Where a file lay last; perhaps given back since."""
+        """A file's last block; the visual actor may have given it back since."""
 
     takes_images = True
 
     def check(self, uploads: Sequence[Upload], max_input: int) -> None:
-        """What one request may bring. Raises InvalidRequest, PromptTooLong or PayloadTooLarge."""
+        """Check the limits of one request. Raises InvalidRequest, PromptTooLong or PayloadTooLarge."""
         self.judge.check(uploads)
         slots = sum(upload.image.tokens for upload in uploads)
         if max_input and slots > max_input:
@@ -165,7 +165,7 @@ class ImageLane:
         self.flush()
 
     def abort(self, rid: int) -> None:
-        """The request is over; the visual actor need not hear of one that it was not told of."""
+        """Drop the request's Encode if it still waits, else send an Abort."""
         for entry in self._held:
             if entry[0] == rid and entry[1]:
                 self._held.remove(entry)
@@ -193,7 +193,7 @@ class ImageLane:
             self._held.popleft()
 
     def clear(self) -> None:
-        """The lane is gone, and what was lent with it."""
+        """The lane is gone, and all lent blocks with it."""
         self._held.clear()
         self._lent.clear()
 
@@ -210,21 +210,21 @@ class ImageLane:
         else:
             if self._send(Encode(rid, tuple(images))):
                 return True
-        # All or nothing: files that lie here and wait could keep each other from their room for ever.
+        # All or nothing: partly lent requests could block each other for ever.
         for image in images:
             self._take_back(BlockRef(image.offset, image.length, image.generation))
         return False
 
 
 class NoImageLane:
-    """In place of an ImageLane in a server that takes text only: no request has images."""
+    """Stands in for ImageLane in a text-only server: refuses every image."""
 
     takes_images = False
     file_bytes = waiting = 0
 
     @property
     def judge(self) -> ImageJudge:
-        """Raises InvalidRequest: there is no image to judge."""
+        """Raises InvalidRequest: the server takes text only."""
         raise InvalidRequest(TEXT_ONLY, param=PARAM)
 
     def check(self, uploads: Sequence[Upload], max_input: int) -> None:

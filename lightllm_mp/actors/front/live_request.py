@@ -1,4 +1,4 @@
-"""A live request as its consumer sees it: events while it is streamed, or all answers at its end."""
+"""A live request as its consumer sees it: one event per token (stream) or all answers at the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Generate, PromptLogprobs, Texts
 
 QUEUE_BYTES = 1 << 20
-"""Most bytes that wait for the consumer of one streamed request."""
+"""Most bytes queued for the consumer of one streamed request."""
 EVENT_BYTES = 256
-"""What an event without its text is counted as."""
+"""Bytes that an event counts as, without its text."""
 
 
 class Alternative(Struct, frozen=True, gc=False):
-    """One of the best tokens at a position."""
+    """One of the most likely tokens at a position."""
 
     id: int
     logprob: float
@@ -32,7 +32,7 @@ class Alternative(Struct, frozen=True, gc=False):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """One token of one sequence. `id` is -1 where a sequence ends without a further token."""
+    """One token of one sequence. `id` is -1 if the sequence ends without another token."""
 
     index: int
     """Which of the n answers."""
@@ -50,7 +50,7 @@ class Event(Struct, frozen=True, gc=False):
 class Answer:
     """One of the n answers of a request, in columns: int32 ids, float32 logprobs, texts and special flags per token.
 
-    Only `ids` is filled for a streamed request; they are what a resumed sequence starts from.
+    A streamed request fills `ids` only; a resumed sequence starts from them.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Answer:
         self.tops: list[tuple[Alternative, ...]] = []
         self.finish: str | None = None
         self.score: float | None = None
-        """A reward model's answer."""
+        """The score of a reward model."""
         self.prompt_tokens = self.cached_tokens = 0
         self.last = 0.0
 
@@ -109,31 +109,31 @@ class LiveRequest:
         self._forget = forget
         self.request = request
         self.images = images
-        """Kept to the end: whatever dies, the request can be begun again."""
+        """Kept to the end, so that the request can be submitted again after a crash."""
         self.rid = request.rid
         self.stream = stream
         self.answers = [Answer(self, index) for index in range(request.terms.n)]
         self.open = request.terms.n
-        """Answers that have not finished."""
+        """Number of unfinished answers."""
         self.prompt_logprobs: PromptLogprobs | None = None
         self.started = monotonic()
         self.scheduled = 0.0
-        """When its prefill began (monotonic), 0: not yet."""
+        """When its prefill began (monotonic); 0: not yet."""
         self.first = 0.0
-        """When the first token came (monotonic), 0: not yet."""
+        """When the first token came (monotonic); 0: not yet."""
         self.deadline = deadline
-        """When the answer has to be complete (monotonic)."""
+        """When the answer must be complete (monotonic)."""
         self.timer: asyncio.TimerHandle | None = None
         self.sent = False
-        """The engine has it, or had it until the present repair."""
+        """The engine has the request, or had it when the current repair began."""
         self.fruitless = 0
-        """Times that the same process has died since the last token, while the engine had the request."""
+        """How often the same process died since the last token while the engine had the request."""
         self.blamed: frozenset[str] = frozenset()
-        """These processes died each of those times."""
+        """The processes that died every one of those times."""
         self.error: EngineError | None = None
         self.closed = False
         self.on_overflow: Callable[[], None] | None = None
-        """Called when the consumer was too slow and the request was given up."""
+        """Called when the request fails because its consumer is too slow."""
         self._events: deque[Event] = deque()
         self._queued = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -142,7 +142,7 @@ class LiveRequest:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event of any of the answers; ends when all have finished; raises what the engine answered."""
+        """The next event of any answer; stops when all have finished. Raises `error` if the request failed."""
         while not self._events:
             if self.error is not None:
                 raise self.error
@@ -154,7 +154,7 @@ class LiveRequest:
         return event
 
     async def batch(self) -> list[Event]:
-        """All events that are there, at least one; empty at the end. Raises what the engine answered."""
+        """All queued events, at least one; empty at the end. Raises `error` if the request failed."""
         while not self._events:
             if self.error is not None:
                 raise self.error
@@ -167,7 +167,7 @@ class LiveRequest:
         return events
 
     async def answer(self) -> list[Answer]:
-        """All n answers when the last one has finished (`stream=False`). Raises what the engine answered."""
+        """All n answers once the last has finished (`stream=False`). Raises `error` if the request failed."""
         while self.open and self.error is None and not self.closed:
             await self._wait()
         if self.error is not None:
@@ -175,7 +175,7 @@ class LiveRequest:
         return self.answers
 
     def close(self) -> None:
-        """Give up what is unfinished or unread and forget the request. Idempotent."""
+        """Abort unfinished answers, drop unread events and forget the request. Idempotent."""
         if not self.closed:
             self.closed = True
             if self.timer is not None:
@@ -187,7 +187,7 @@ class LiveRequest:
     abort = close
 
     def again(self, answer: Answer) -> Generate:
-        """The request of one unfinished answer, to go on from what has been passed on; seed `index` further, as n."""
+        """A request that resumes one unfinished answer after its emitted ids. Its seed is `index` higher, as for n."""
         terms = self.request.terms
         sampling = replace(terms.sampling, seed=terms.sampling.seed + answer.index)
         if self.prompt_logprobs is not None:
@@ -196,7 +196,7 @@ class LiveRequest:
         return replace(self.request, rid=answer.rid, terms=terms, emitted=answer.ids.tobytes())
 
     def put(self, answer: Answer, event: Event) -> bool:
-        """Hand an event to the consumer; False: it is too far behind."""
+        """Queue an event for the consumer; False: the consumer is more than QUEUE_BYTES behind."""
         if not self.stream:
             answer.keep(event)
             if not self.open:
@@ -208,7 +208,7 @@ class LiveRequest:
         return self._queued <= QUEUE_BYTES
 
     def fail(self, error: EngineError, *, drop: bool = False) -> None:
-        """Raise `error` in the consumer, after what it has not read yet or (`drop`) instead of it."""
+        """Raise `error` in the consumer, after its unread events or (`drop`) in their place."""
         self.error = error
         if drop:
             self._events.clear()
@@ -228,7 +228,7 @@ class LiveRequest:
 
 
 def alternatives(m: Texts) -> dict[int, tuple[Alternative, ...]]:
-    """Index into the columns -> its alternatives; their texts are empty where there is no tokenizer."""
+    """Index into the columns -> alternatives; their texts are empty without a tokenizer."""
     return {
         i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
         for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)

@@ -1,9 +1,8 @@
-"""Which request breaks the engine? After repeated repairs those that may be the cause go on one at a time.
+"""Finds the request that crashes the engine: after repeated repairs, suspects run one at a time.
 
-A request is suspected while the same process has died again and again since its last token. Everybody is submitted
-again after a first death. After a second one the suspects wait for each other: the next is submitted when the one
-before has got a token or has ended. Whoever is there when that process dies a third time is given up, and the others
-go on.
+A request is a suspect if the same process has died repeatedly since the request's last token. After the first death all
+requests are submitted again. After the second the suspects run one by one: the next is submitted when the one before
+got a token or ended. A suspect that is running when that process dies a third time fails; the others go on.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Callable
 from lightllm_mp.actors.front.live_request import LiveRequest
 
 ALONE, GIVEN_UP = 2, 3
-"""Deaths of one process since the last token after which a request is submitted alone, or not at all. The restart
-budget (3 by default) allows both."""
+"""Deaths of one process since the last token after which a request is submitted alone, or fails. The restart budget
+(3 by default) allows both."""
 
 
 class Quarantine:
@@ -25,16 +24,16 @@ class Quarantine:
         self._submit = submit
         self._held: deque[LiveRequest] = deque()
         self._alone: LiveRequest | None = None
-        """The suspect that the engine has."""
+        """The suspect that the engine is running."""
 
     def clear(self) -> None:
-        """The engine has forgotten everybody."""
+        """The engine has lost all requests."""
         self._held.clear()
         self._alone = None
 
     def take_back(self, live: LiveRequest, restarted: frozenset[str]) -> bool:
-        """Submit an unfinished request after a repair in which these processes were replaced, now or in its turn.
-        False: it is to be given up."""
+        """Submit an unfinished request after a repair that replaced these processes, now or in its turn.
+        False: the caller must fail it."""
         if live.sent and restarted:
             again = live.blamed & restarted
             live.fruitless = live.fruitless + 1 if again else 1
@@ -49,7 +48,7 @@ class Quarantine:
         return True
 
     def cleared(self, live: LiveRequest) -> None:
-        """The request got a token or is over."""
+        """The request got a token or ended: it is no suspect."""
         live.fruitless, live.blamed = 0, frozenset()
         if live is self._alone:
             self._alone = None
@@ -58,7 +57,7 @@ class Quarantine:
             self._held.remove(live)
 
     def go_on(self) -> None:
-        """Submit the next suspect, if the engine has none."""
+        """Submit the next suspect if the engine runs none."""
         if self._alone is None and self._held:
             self._alone = self._held.popleft()
             self._submit(self._alone)

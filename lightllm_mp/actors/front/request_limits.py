@@ -1,4 +1,4 @@
-"""How many requests may be live at once, how many of them one tenant may have, and when to come again."""
+"""Admission limits: live requests in total and per tenant, and the Retry-After estimate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DRAIN_WINDOW = 10.0
 """Time constant of the measured drain rate, in seconds."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 RETRY_UNKNOWN = 5.0
-"""Said while nothing has finished yet. All in seconds."""
+"""Used while nothing has finished yet. All in seconds."""
 
 
 class RequestLimits:
-    """Counts live requests. Half of the `most` is kept for the `tenants` (API keys), the same number for each; the
-    other half is for whoever comes. A single tenant has all of it."""
+    """Counts live requests. Half of `most` is reserved for the `tenants` (API keys) in equal shares; any tenant may use
+    the other half. A single tenant has all of it."""
 
     def __init__(self, most: int, tenants: int = 1) -> None:
         self.most = most
@@ -24,13 +24,13 @@ class RequestLimits:
         self._common = most - self._own * tenants
         self._live: Counter[bytes] = Counter()
         self._beyond = 0
-        """Requests beyond their tenants' own shares."""
+        """Requests above their tenants' reserved shares."""
         self._busy, self._since = 0.0, 0.0
-        """Seconds with something live before now, and since when it has been so (monotonic)."""
+        """Seconds of past busy periods (some request live), and the start of the current one (monotonic)."""
         self._rate = DrainRate(0.0)
 
     def refusal(self, tenant: bytes) -> str:
-        """Why another request of this tenant is refused; empty: it is not."""
+        """FULL or OVER_SHARE if another request of this tenant must be refused, else empty."""
         if self._live[tenant] < self._own or self._beyond < self._common:
             return ""
         return FULL if self._live.total() >= self.most else OVER_SHARE
@@ -50,22 +50,22 @@ class RequestLimits:
             del self._live[tenant]
 
     def finished(self) -> None:
-        """A request has got its final answer."""
+        """A request got its final answer."""
         self._rate.finished(self._clock())
 
     def retry_after(self) -> float:
-        """Seconds until what is live now is done, at the rate measured while there was something to do."""
+        """Seconds until the live requests are done, at the drain rate of busy periods."""
         rate = self._rate.value(self._clock())
         seconds = self._live.total() / rate if rate > 0 else RETRY_UNKNOWN
         return min(max(seconds, RETRY_LEAST), RETRY_MOST)
 
     def _clock(self) -> float:
-        """Stands still while nothing is live: idle time says nothing about how fast requests finish."""
+        """Busy seconds: the clock stops while nothing is live, because idle time must not lower the rate."""
         return self._busy + (monotonic() - self._since if self._live else 0.0)
 
 
 class DrainRate:
-    """Finished requests per second, an exponentially decaying mean over DRAIN_WINDOW."""
+    """Finished requests per second: an exponentially decaying mean with time constant DRAIN_WINDOW."""
 
     def __init__(self, now: float) -> None:
         self._begin = self._last = now

@@ -1,9 +1,9 @@
-"""The record of every live request: what was asked, what has been passed on, who waits for it.
+"""The table of live requests: for each its prompt, the tokens emitted so far, and its consumer.
 
-A front is the HTTP actor or the embedded engine; both keep one `RequestTable`. It is single-threaded asyncio code and
-never blocks: lanes that are full refuse a new request and hold back everything else until `flush`. When the engine is
-repaired (`reset`, then `begin`) every unfinished sequence is submitted again with the ids it has already passed on, and
-its consumer sees nothing but a pause.
+A front is the HTTP actor or the embedded engine; each has one `RequestTable`. It is single-threaded asyncio code and
+never blocks: a full lane refuses a new request, and every other message waits for `flush`. When the engine is repaired
+(`reset`, then `begin`), every unfinished sequence is submitted again with the ids it has emitted; its consumer only
+sees a pause.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lightllm_mp.messages import Facts, Terms, Wire
 
 
 class Observer(Protocol):
-    """Who counts. Called from the hot path: cheap, never raises."""
+    """Receives request events for metrics. Called from the hot path: must be cheap and must not raise."""
 
     def accepted(self, live: LiveRequest) -> None: ...
     def refused(self, reason: str) -> None: ...
@@ -53,8 +53,8 @@ class NoObserver:
 class RequestTable:
     """All live requests of one front.
 
-    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the way to the
-    visual actor, where there is one. A request that is not begun after `queue_seconds` is refused; 0: it waits.
+    `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the lane to the
+    visual actor, if there is one. A request not scheduled within `queue_seconds` fails; 0: it waits.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class RequestTable:
         to_tokenizer: Send,
         to_router: Send,
         *,
-        door: RequestLimits,
+        limits: RequestLimits,
         queue_seconds: float = 0.0,
         images: ImageLane | NoImageLane | None = None,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
         self.images = images or NoImageLane()
-        self.door = door
-        self._deadlines = Deadlines(queue_seconds, self._give_up, door.retry_after)
+        self.limits = limits
+        self._deadlines = Deadlines(queue_seconds, self._give_up, limits.retry_after)
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
@@ -82,12 +82,12 @@ class RequestTable:
         self.state = say.Health(ok=True)
         self.observer: Observer = NoObserver()
         self.on_drained: Callable[[], None] = lambda: None
-        """Called once, when draining and no live request is left."""
+        """Called once, when the server drains and no live request is left."""
 
     # --- the supervisor's side ---
 
     def begin(self, message: say.Begin) -> None:
-        """Fresh lanes are there: submit everything that is unfinished again."""
+        """The lanes are new: submit all unfinished requests again."""
         self.facts = message.facts
         self.reset()
         self._connected = True
@@ -99,7 +99,7 @@ class RequestTable:
             self._lanes[0].push(request)
 
     def reset(self) -> None:
-        """The lanes are gone. Keep every record and send nothing until `begin`."""
+        """The lanes are gone. Keep all requests and send nothing until `begin`."""
         self._connected = False
         self._quarantine.clear()
         for lane in (*self._lanes, self.images):
@@ -110,23 +110,23 @@ class RequestTable:
         self._check_drained()
 
     def flush(self) -> None:
-        """There may be room in the lanes again: send what was held back."""
+        """The lanes may have room again: send waiting messages."""
         for lane in (*self._lanes, self.images):
             lane.flush()
 
     @property
     def live(self) -> int:
-        """Requests accepted and not yet given back by their consumer, token counts included."""
+        """Number of requests accepted and not yet closed by their consumer, token counts included."""
         return len(self._lives) + len(self._counts)
 
     @property
     def ready(self) -> bool:
-        """New work is served at once."""
+        """The engine serves new requests at once."""
         return self._connected and self.state.ok and not self.state.draining
 
     @property
     def trouble(self) -> str:
-        """Why there is no progress; empty when all is well."""
+        """Why the engine makes no progress; empty if it does."""
         if self.facts is None:
             return "starting"
         if not self.state.ok:
@@ -137,7 +137,7 @@ class RequestTable:
         return self.state.draining and not self.live and not self._staying
 
     def stay(self, staying: bool) -> None:
-        """While staying, new work is taken in though the server drains."""
+        """While staying, the front accepts new requests although the server drains."""
         self._staying = staying
         self._check_drained()
 
@@ -153,9 +153,9 @@ class RequestTable:
         stream: bool = True,
         deadline: float = math.inf,
     ) -> LiveRequest:
-        """Start a request, to be complete at `deadline` (monotonic); its `start_by` is set here. Raises InvalidRequest,
-        PromptTooLong, Overloaded or Unavailable; never blocks. Later the consumer may get QueueTimeout or
-        DeadlineExceeded."""
+        """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Raises
+        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine
@@ -179,7 +179,7 @@ class RequestTable:
         live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
         live.sent = self._connected
         self._deadlines.watch(live)
-        self.door.enter(terms.tenant)
+        self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
         self._lives[live.rid] = live
         self._answers.update((answer.rid, answer) for answer in live.answers)
@@ -194,7 +194,7 @@ class RequestTable:
         images: Sequence[say.ImageInfo] = (),
         tenant: bytes = b"",
     ) -> int:
-        """How many tokens `text` has, with these images in its places for them. Raises like `submit`."""
+        """Number of tokens of `text` with these images in its placeholders. Raises like `submit`."""
         self.admit(tenant)
         assert self.facts is not None
         validation.check_prompt(text, self.facts.engine)
@@ -202,48 +202,48 @@ class RequestTable:
         self._send_new(request)
         future = asyncio.get_running_loop().create_future()
         self._counts[request.rid] = (request, future)
-        self.door.enter(tenant)
+        self.limits.enter(tenant)
         try:
             return await future
         finally:
             del self._counts[request.rid]
-            self.door.leave(tenant)
+            self.limits.leave(tenant)
             self._check_drained()
 
     def forget(self, live: LiveRequest) -> None:
-        """The consumer is done with `live`; called by Live.close()."""
+        """The consumer is done with `live`; called by LiveRequest.close()."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
-            self.door.leave(live.request.terms.tenant)
+            self.limits.leave(live.request.terms.tenant)
             self.images.let_go(live.images)
             self.observer.ended(live)
         self._check_drained()
 
     def admit(self, tenant: bytes) -> None:
-        """Would a request of this tenant be taken in now? Raises Overloaded or Unavailable."""
+        """Check that a request of this tenant may enter now. Raises Overloaded or Unavailable."""
         if self.facts is None:
             self.observer.refused("starting")
             raise Unavailable("the server is starting")
         if self.state.draining and not self._staying:
             self.observer.refused("draining")
             raise Unavailable("the server is shutting down")
-        if reason := self.door.refusal(tenant):
+        if reason := self.limits.refusal(tenant):
             self.observer.refused(reason)
-            whose = f"{self.door.most} requests are" if reason == FULL else "this key's share of requests is"
-            raise Overloaded(f"{whose} live already", retry_after=self.door.retry_after())
+            whose = f"{self.limits.most} requests are" if reason == FULL else "this key's share of requests is"
+            raise Overloaded(f"{whose} live already", retry_after=self.limits.retry_after())
 
     # --- the engine's side ---
 
     def deliver(self, message: Wire) -> None:
-        """A message from the tokenizer, the router or the detokenizer. Unknown rids are dropped."""
+        """Handle a message from the tokenizer, router, detokenizer or visual actor. Drops unknown rids."""
         if isinstance(message, say.Texts):
             self._texts(message)
         elif isinstance(message, say.Rejected):
             self._rejected(message)
         elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
             self._give_up(self._answers[message.rid].live, message.error.rebuilt())
-            self.door.finished()
+            self.limits.finished()
         elif isinstance(message, say.Counted):
             _, future = self._counts.get(message.rid, (None, None))
             if future is not None and not future.done():
@@ -279,7 +279,7 @@ class RequestTable:
                 continue
             if count <= len(answer.ids):
                 if not finish:
-                    continue  # passed on before the repair
+                    continue  # emitted before the repair
                 token = -1
             reason = say.FINISH_REASONS[finish]
             event = Event(
@@ -307,7 +307,7 @@ class RequestTable:
             del self._answers[answer.rid]
             live.open -= 1
             if not live.open:
-                self.door.finished()
+                self.limits.finished()
         if not live.put(answer, event):
             self._overflow(live)
 
@@ -324,7 +324,7 @@ class RequestTable:
         live.first = answer.last = now
         self.observer.first_token(live, now - live.started)
         live.open -= 1
-        self.door.finished()
+        self.limits.finished()
         live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
@@ -336,16 +336,16 @@ class RequestTable:
             live = answer.live
             if live.images:
                 self.images.abort(answer.rid)
-            # Its followers are rejected with it, or running if they were resumed one by one.
+            # The other n - 1 answers are rejected with it, or still run if they were resumed one by one.
             self._give_up(live, message.error.rebuilt())
-            self.door.finished()
+            self.limits.finished()
 
-    # --- inside ---
+    # --- internals ---
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):
             self.observer.refused("lane_full")
-            raise Overloaded("the request queue is full", retry_after=self.door.retry_after())
+            raise Overloaded("the request queue is full", retry_after=self.limits.retry_after())
 
     def _give_up(self, live: LiveRequest, error: EngineError) -> None:
         self._abort(live)
@@ -364,7 +364,7 @@ class RequestTable:
         return first
 
     def _abort(self, live: LiveRequest) -> None:
-        """Tell the engine that nobody waits for the unfinished answers of `live`."""
+        """Abort the unfinished answers of `live` in the engine."""
         for answer in live.answers:
             if self._answers.pop(answer.rid, None) is not None and self._connected:
                 for lane in self._lanes:

@@ -1,4 +1,4 @@
-"""What the front sends: at once, or, in order, as soon as there is room."""
+"""Sends the front's messages at once, or in order as soon as the lane has room."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Send = Callable[[Wire], bool]
 
 
 class SendQueue:
-    """A lane and what waits until it has room, in order."""
+    """A lane and the messages that wait for room in it, in order."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._held: deque[Wire] = deque()
 
     def offer(self, message: Wire) -> bool:
-        """Send now or not at all."""
+        """Send now or not at all; False: not sent."""
         return not self._held and self._send(message)
 
     def push(self, message: Wire) -> None:
-        """Send now or as soon as there is room."""
+        """Send now or as soon as the lane has room."""
         if not self.offer(message):
             self._held.append(message)
 

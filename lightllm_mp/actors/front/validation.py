@@ -1,4 +1,4 @@
-"""What is refused at the door: what this engine can never serve, seen without a tokenizer."""
+"""Checks a request before tokenization: refuses what this engine can never serve."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Prompt = str | bytes | tuple[ChatMessage, ...]
 
 MAX_N = 64
 CHARS_PER_TOKEN = 16
-"""A text longer than this times the longest prompt is refused before anybody tokenizes it."""
+"""A text with more characters than this times the longest prompt's tokens is refused before tokenization."""
 
 
 def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = False) -> None:
-    """Raises InvalidRequest or PromptTooLong. `sees`: ids may have places for images."""
+    """Raises InvalidRequest or PromptTooLong. `sees`: ids may contain image placeholders."""
     sampling = terms.sampling
     if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
@@ -52,7 +52,7 @@ def _texts(message: ChatMessage) -> list[str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """A text that UTF-8, and so a message, can carry."""
+    """Whether UTF-8, and so a message, can carry the text."""
     if text.isascii():
         return True
     try:
@@ -63,8 +63,8 @@ def _is_unicode(text: str) -> bool:
 
 
 def _check_column(column: bytes, limits: EngineLimits, param: str, marker: int | None = None) -> None:
-    """Ids that no row of the vocabulary belongs to would be read out of bounds by a worker. `marker`: may stand there
-    too, for the tokenizer to replace."""
+    """Refuse ids outside the vocabulary, which a worker would read out of bounds. `marker`: an id that is allowed too,
+    because the tokenizer replaces it."""
     ids = {*memoryview(column).cast("i")} - {marker}
     if ids and limits.vocab_size and not (min(ids) >= 0 and max(ids) < limits.vocab_size):
         raise InvalidRequest(f"token ids must lie between 0 and {limits.vocab_size - 1}", param=param)

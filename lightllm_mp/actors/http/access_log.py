@@ -1,4 +1,4 @@
-"""One log line per request, without prompts and keys, and the label it is known by."""
+"""The access log: one line per request, without prompts and keys; and the request's label (X-Request-Id)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("lightllm_mp.access")
 
 HEADER = "X-Request-Id"
 GONE = 499
-"""The status logged and counted for a client that left."""
+"""The status logged and counted for a client that disconnected."""
 BARE = ("request", "method", "path", "status")
 _LABEL = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -57,22 +57,22 @@ def observe(meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool) 
 
 
 def label(request: web.Request) -> str:
-    """The client's X-Request-Id if it is harmless, else a new one. Only a label: nothing is looked up by it."""
+    """The client's X-Request-Id if it matches _LABEL, else a new one. Only a label: no look-up uses it."""
     given = request.headers.get(HEADER, "")
     return given if _LABEL.fullmatch(given) else secrets.token_hex(8)
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal on_response_prepare: the headers that every response has."""
+    """on_response_prepare signal: add the headers that every response has."""
     response.headers["Server"] = "lightllm-mp"
     if LABEL in request:
         response.headers[HEADER] = request[LABEL]
 
 
 def fields(request: web.Request, status: int, begin: float, seconds: float) -> dict[str, Any]:
-    """What is told about a request, in the order of its line: who, what, the outcome, and for a generation its tokens
-    and when each of its stages was over. Times are milliseconds since the headers were there, but for those of old:
-    `queue_ms` and `ttft_ms` begin when the body had been read. The path is percent-encoded as it came."""
+    """The fields of a request's log line, in order: label, method, path, status, and for a generation its token counts
+    and the end of each stage. Times are milliseconds since the headers were complete; only `queue_ms` and `ttft_ms`
+    count from the end of the body. The path stays percent-encoded."""
     found: dict[str, Any] = {
         "request": request[LABEL],
         "method": request.method[:16],
@@ -109,14 +109,14 @@ def _generation(live: LiveRequest, begin: float) -> dict[str, Any]:
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """`label method path status` and the rest as `name=value`."""
+    """The log line: `label method path status`, then the rest as `name=value`."""
     who, method, path, status, *_ = found.values()
     rest = [f"{name}={value}" for name, value in found.items() if name not in BARE]
     return " ".join([f"{who} {method} {path} {status}", *rest])
 
 
 def client(digest: bytes) -> str:
-    """A name for the holder of a key that tells nothing about the key."""
+    """A name for the holder of a key; it does not reveal the key."""
     return sha256(b"client of lightllm-mp" + digest).hexdigest()[:8]
 
 

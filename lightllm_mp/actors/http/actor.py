@@ -1,4 +1,4 @@
-"""The HTTP actor: the front with a port. It serves from its first moment, 503 until the engine has begun."""
+"""The HTTP actor: the front with a port. It serves from its start and answers 503 until the engine has begun."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightllm_mp.messages import Begin, Health, Wire
 
 
 class HttpActor(FrontActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        self._config, self._listen_fd = birth.config, birth.listen_fd
-        self._first = birth.facts is None
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        self._config, self._listen_fd = launch.config, launch.listen_fd
+        self._first = launch.facts is None
         self._keys = load_keys(self._config.http, os.environ)
         self._tls = server_context(self._config.http)
         super().__init__(
-            birth, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
+            launch, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
         )
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
@@ -55,7 +55,7 @@ class HttpActor(FrontActor):
         )
         sharing = self._config.http.reuse_port
         self.frontend.stay(sharing)
-        if sharing and self._first:  # the other server has all connections until this one is ready
+        if sharing and self._first:  # the old server keeps all connections until this one is ready
             await _first_of(self._begun.wait(), self.until_stopped())
             if self.stopped:
                 return
@@ -66,11 +66,11 @@ class HttpActor(FrontActor):
                 await port.leave()
                 self.frontend.stay(False)
         await self.until_stopped()
-        await port.close()  # not after a bug: its handlers wait for what does not come
+        await port.close()  # skipped after a bug: its handlers would wait for ever
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Until one of them is over; raises what it raises."""
+    """Wait until one of them ends; raises what it raised."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The routes, and the aiohttp application made of them."""
+"""The route table and the aiohttp application built from it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Route:
     paths: tuple[str, ...]
     handler: Handler
     access: Access
-    """Who may call it. Said for each, so that nothing is open by oversight."""
+    """Who may call it. It has no default, so that no route is open by oversight."""
     quiet: bool = False
     """Not in the access log."""
 
 
 LOOK = ("GET", "HEAD")
 ACCESS = web.AppKey("access", dict[Handler, Access])
-"""Where the application says who may call which handler."""
+"""The application's map from handler to access."""
 
 
 def routes(generate: GenerateRoutes, status: StatusRoutes, exposition: PrometheusPage) -> tuple[Route, ...]:
@@ -67,8 +67,8 @@ def create_app(
 ) -> web.Application:
     """The HTTP API over `frontend`.
 
-    `stats` returns every actor's numbers. With no `keys` everybody may do everything. `public_metrics` serves /metrics
-    without a key. Raises ConfigError for origins that are none.
+    `stats` returns every actor's numbers. Without `keys` any client may call any route. `public_metrics` serves
+    /metrics without a key. Raises ConfigError for an invalid origin.
     """
     meter = HttpMetrics()
     media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)

@@ -1,4 +1,4 @@
-"""Reading a request's body: bounded in bytes and time, never decompressed."""
+"""Reads a request's body: bounded in bytes and time, never decompressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
 
 BODIES = 8
-"""All bodies that are being received together may be as large as this many of the largest ones."""
+"""All bodies being received may together hold this many times the size limit of one body."""
 
 
 class RequestTimeout(EngineError):
@@ -21,15 +21,15 @@ class RequestTimeout(EngineError):
 
 
 class BodyReader:
-    """Reads bodies of at most `most` bytes that arrive within `seconds`, and bounds what all of them hold together."""
+    """Reads bodies of at most `most` bytes that arrive within `seconds`, and bounds their total size."""
 
     def __init__(self, *, most: int, seconds: float) -> None:
         self._most, self._seconds = most, seconds
         self._held = 0
-        """Bytes of all bodies that are being received."""
+        """Bytes of all bodies being received."""
 
     async def read(self, request: web.Request) -> bytes:
-        """The whole body; any content type, chunked or not."""
+        """The whole body, of any content type, chunked or not."""
         codings = (request.headers.get(name, "").strip().lower() for name in ("Content-Encoding", "Transfer-Encoding"))
         if any(coding not in ("", "identity", "chunked") for coding in codings):
             raise UnsupportedMedia("a compressed request body is not accepted")

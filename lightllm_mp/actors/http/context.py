@@ -1,4 +1,4 @@
-"""What the handlers share."""
+"""State that the HTTP handlers share, and the keys of what a request carries."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     DEADLINE = web.RequestKey("deadline", float)
 else:
     LABEL, LIVE, TENANT, FAILURE, DEADLINE = "label", "live", "tenant", "failure", "deadline"
-"""Where a request carries what it is called, its Live, the digest of its API key, the code of its error, and when its
-answer has to be complete."""
+"""Keys of a request's label, its LiveRequest, the digest of its API key, its error's code, and its deadline (monotonic
+seconds)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Context:
     stats: Stats
     media: ImageInputs
     authenticated: bool
-    """A key is needed."""
+    """Clients need a key."""
 
     @property
     def model_name(self) -> str:

@@ -1,4 +1,4 @@
-"""X-Request-Timeout: when the client needs its answer."""
+"""The header X-Request-Timeout: the seconds within which the client needs its answer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOST = 86400.0
 
 
 def deadline(request: web.Request) -> float:
-    """Monotonic time in seconds at which the answer has to be complete; infinite where the client does not say.
-    InvalidRequest for anything but a number of seconds from 0 (exclusive) to a day."""
+    """Monotonic time in seconds at which the answer must be complete; infinite without the header.
+    Raises InvalidRequest for anything but a number of seconds from 0 (exclusive) to a day."""
     given = request.headers.get(HEADER)
     if given is None:
         return math.inf

@@ -1,4 +1,4 @@
-"""Every error leaves as `{"error": {message, type, param, code}}` with the right status, and none shows our insides."""
+"""Turns errors into `{"error": {message, type, param, code}}` with the right status, without internal details."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge, Unautho
 log = logging.getLogger(__name__)
 
 RETRY_WHEN_UNAVAILABLE = 5
-"""Seconds: about what a repair takes, or a balancer needs to notice that this server goes away."""
+"""Seconds: about what a repair takes, or what a load balancer needs to notice that this server shuts down."""
 
 
 class BadRoute(EngineError):
-    """No such path, or not with this method."""
+    """The path does not exist, or not with this method."""
 
     status = 404
     type = "invalid_request_error"
@@ -36,7 +36,7 @@ def error_response(error: EngineError) -> web.Response:
     elif isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout | PayloadTooLarge):
-        response.force_close()  # the rest of the body is not worth reading
+        response.force_close()  # do not read the rest of the body
     return response
 
 
@@ -50,7 +50,7 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         return _of_http(error)
     except (ConnectionError, MemoryError):
-        raise  # the client is gone; this process must go
+        raise  # ConnectionError: the client is gone; MemoryError: this process must end
     except Exception:
         log.exception("a request failed")
         request[FAILURE] = EngineError.code

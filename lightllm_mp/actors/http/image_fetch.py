@@ -1,4 +1,4 @@
-"""Fetches images from URLs that strangers name: bounded in time, bytes and hops, and never from inside our network."""
+"""Fetches images from clients' URLs: bounded in time, bytes and redirects, never from the internal network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARAM = "multimodal_params"
 MAX_URL = 8192
 MAX_HOPS = 3
 MAX_AT_ONCE = 256
-"""Connections, of all requests."""
+"""Connections of all requests together."""
 PIECE = 65536
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "lightllm-mp"}
@@ -29,7 +29,7 @@ class FetchFailed(InvalidRequest):
 
 
 class Fetcher:
-    """One session for all fetches of a front; made at the first one. Close it."""
+    """One HTTP session for all fetches of a front, created at the first fetch. Close it."""
 
     def __init__(self, config: MultimodalConfig) -> None:
         self._config = config
@@ -37,9 +37,9 @@ class Fetcher:
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, take: Callable[[int], None]) -> bytes:
-        """The bytes behind `url`. `take` is told of every piece that comes, and may raise.
+        """The bytes behind `url`. Calls `take` with the size of every received piece; `take` may raise.
 
-        Raises FetchFailed, ForbiddenAddress or PayloadTooLarge; cancel it to give up.
+        Raises FetchFailed, ForbiddenAddress or PayloadTooLarge. Can be cancelled.
         """
         seconds = self._config.media_timeout
         try:
@@ -49,7 +49,7 @@ class Fetcher:
             raise FetchFailed(f"an image was not fetched within {seconds:g} s", param=PARAM) from None
         except EngineError:
             raise
-        except (aiohttp.ClientError, OSError, ValueError, IndexError) as error:  # the last is yarl's, see checked
+        except (aiohttp.ClientError, OSError, ValueError, IndexError) as error:  # IndexError: from yarl, see checked
             if (judged := _judgement(error)) is not None:
                 raise judged from None
             raise FetchFailed("an image could not be fetched", param=PARAM) from None
@@ -99,11 +99,11 @@ class Fetcher:
 
 
 def checked(url: str) -> URL:
-    """Raises FetchFailed for what is no plain http(s) URL."""
+    """The parsed URL without its fragment. Raises FetchFailed unless it is a plain http(s) URL."""
     try:
         found = URL(url).with_fragment(None) if len(url) <= MAX_URL else None
-        host = found.host if found is not None else None  # parsed here, and may fail
-    except (ValueError, IndexError):  # the second is yarl's for http://[::]@
+        host = found.host if found is not None else None  # yarl parses the host here and may raise
+    except (ValueError, IndexError):  # yarl raises IndexError for http://[::]@
         found = host = None
     if found is None or not host or found.scheme not in ("http", "https"):
         raise FetchFailed("an image's URL is not an http or https URL", param=PARAM)
@@ -113,7 +113,7 @@ def checked(url: str) -> URL:
 
 
 def _judgement(error: BaseException) -> ForbiddenAddress | None:
-    """aiohttp wraps what its resolver raises."""
+    """The ForbiddenAddress that aiohttp wrapped when its resolver raised it, if any."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ForbiddenAddress):

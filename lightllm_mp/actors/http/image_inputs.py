@@ -1,8 +1,8 @@
-"""The images of a request: `multimodal_params.images`, as LightLLM's clients send them, become uploads.
+"""Turns a request's `multimodal_params.images`, in LightLLM's format, into uploads.
 
 An entry is `{"type": "base64", "data": ...}` (plain base64, no `data:` prefix; white space is ignored), or `{"type":
-"url", "data": "https://..."}`, or, where tokens are counted, `{"type": "image_size", "data": [width, height]}`. One of
-the first two kinds may also say its `image_size`, so that tokens are counted without its data.
+"url", "data": "https://..."}`, or, for counting tokens only, `{"type": "image_size", "data": [width, height]}`. The
+first two may also give `image_size`, so that tokens are counted without reading the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightllm_mp.messages import ImageInfo
 
 WHITE = str.maketrans("", "", " \t\r\n")
 SHORT = 1 << 16
-"""Bytes that are judged in the loop; more in a thread."""
+"""Up to this many bytes are checked in the event loop; more in a thread."""
 
 Edge = Annotated[int, Meta(ge=1, le=1 << 20)]
 
@@ -43,7 +43,7 @@ _items = msgspec.json.Decoder(ImageItem)
 
 
 class ImageInputs:
-    """Turns what clients send into uploads. `fetched` is told how many seconds each fetch of an image took."""
+    """Turns image items into uploads. Calls `fetched` with the seconds that each fetch of an image took."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class ImageInputs:
         await self._fetcher.close()
 
     def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
-        """Counts bytes that are being received; see image_files.Files."""
+        """Counts bytes being received; see image_files.Files."""
         return self._lane.arriving()
 
     async def uploads(
         self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None]
     ) -> tuple[Upload, ...]:
-        """The images in order. Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or Overloaded. One that cannot
-        be used ends the fetching of the others; each distinct URL is fetched once."""
+        """The images in order. Each distinct URL is fetched once; the first bad image cancels the other fetches.
+        Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or Overloaded."""
         items = self._read(media)
         if not items:
             return ()
@@ -80,7 +80,7 @@ class ImageInputs:
         return tuple(tasks[item].result() for item in items)
 
     async def infos(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[ImageInfo, ...]:
-        """The same for counting tokens: only images that do not say their size are looked at."""
+        """The same for counting tokens: reads only images without a given size."""
         found = []
         for item in self._read(media):
             size = item.data if item.type == "image_size" else item.image_size
@@ -118,20 +118,20 @@ class ImageInputs:
 
 
 def item(raw: Raw) -> ImageItem:
-    """Raises InvalidRequest."""
+    """One decoded item. Raises InvalidRequest."""
     return schema.decode(_items, raw, PARAM + ".images")
 
 
 async def _apart(size: int, work: Callable[[], Upload]) -> Upload:
-    """In a thread if it takes long enough to be felt."""
+    """Run `work` in a thread if `size` is above SHORT, so that it does not block the loop."""
     return work() if size <= SHORT else await asyncio.to_thread(work)
 
 
 def decoded(text: str) -> bytes:
-    """Raises InvalidRequest for what is no base64."""
+    """The bytes of a base64 text. Raises InvalidRequest if it is not base64."""
     if text.lstrip()[:5].lower() == "data:":
         raise InvalidRequest("an image's base64 must be sent without the prefix `data:...;base64,`", param=PARAM)
     try:
         return binascii.a2b_base64(text.translate(WHITE), strict_mode=True)
-    except ValueError:  # binascii.Error is one
+    except ValueError:  # binascii.Error is a subclass
         raise InvalidRequest("an image's data is not base64", param=PARAM) from None

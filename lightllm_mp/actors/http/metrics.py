@@ -1,4 +1,4 @@
-"""What the front counts itself. Plain numbers, because the hot path adds to them for every token."""
+"""The front's own metrics. Plain numbers, because the hot path adds to them for every token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTHS = tuple(float(2**i) for i in range(18))
 
 REFUSALS = ("max_live_requests", "tenant_share", "lane_full", "draining", "starting")
 EXPIRED = ("queue_timeout", "deadline_exceeded")
-"""Codes of requests that were too late."""
+"""Error codes of requests that missed a deadline."""
 
 
 class Histogram:
@@ -32,7 +32,7 @@ class Histogram:
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound, observations up to it), as the text format wants them."""
+        """Pairs (upper bound, observations up to it), as Prometheus' text format needs them."""
         total, rows = 0, []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             total += count
@@ -86,7 +86,7 @@ class HttpMetrics:
             self.gap.add(gap)
 
     def ended(self, live: LiveRequest) -> None:
-        """The consumer has given `live` back."""
+        """The consumer has closed `live`."""
         now = monotonic()
         if live.error is not None:
             self.failure[live.error.code] += 1

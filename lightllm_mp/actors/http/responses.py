@@ -1,4 +1,4 @@
-"""What clients get, in LightLLM's shapes, encoded once per event."""
+"""Response bodies and stream events in LightLLM's format, as encoded JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERNAL = "internal error"
 OPERATORS = frozenset(error.code for error in (ConfigError, ModelError, NoTokenizer, StartupError))
 
 Ranked = dict[str, dict[str, Any]]
-"""id -> {logprob, rank, decoded_token}; rank is null where it is not known."""
+"""id -> {logprob, rank, decoded_token}; rank is null if unknown."""
 
 
 class Token(Struct, frozen=True, gc=False):
@@ -53,7 +53,7 @@ class TokenDetail(Struct, frozen=True, gc=False):
 
 
 class WholeAnswer(Struct, frozen=True):
-    """The answer of /generate. Lists of n where n > 1; `generated_text` is always a list."""
+    """The answer of /generate. Fields are lists of n if n > 1; `generated_text` is always a list."""
 
     generated_text: list[str]
     count_output_tokens: int | list[int]
@@ -96,14 +96,14 @@ def failure_event(error: EngineError) -> bytes:
 
 
 def failure(error: EngineError) -> bytes:
-    """Messages meant for the operator, which name files, stay here."""
+    """The error's JSON. Operator errors name files, so the client gets only INTERNAL."""
     message, param = (INTERNAL, None) if error.code in OPERATORS else (error.message, error.param)
     return encode(ErrorReply(ErrorBody(message, error.type, param, error.code)))
 
 
 def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: PromptLogprobs | None) -> bytes:
-    """`details` adds the tokens and the cached prompt tokens, `logprobs` the alternatives, `prompt` those of the
-    prompt."""
+    """The JSON of /generate. `details` adds tokens and the number of cached prompt tokens, `logprobs` the alternatives,
+    `prompt` the prompt's ids and logprobs."""
     first = answers[0]
 
     def shape(values: list[Any]) -> Any:

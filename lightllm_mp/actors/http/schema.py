@@ -1,7 +1,7 @@
-"""What clients may send, with the bounds in the types: a body that decodes is in order, apart from the vocabulary.
+"""Request bodies, with the bounds in the types: a body that decodes is valid, apart from the vocabulary's bounds.
 
-LightLLM's fields of 2024 and of today together. A field given as `null` has its default. Fields that nobody knows are
-ignored, as LightLLM does, and named in a warning header.
+The fields are those of LightLLM in 2024 and today. A field given as `null` has its default. Unknown fields are ignored,
+as in LightLLM; unknown parameters are named in a warning header.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
 MAX_INPUT_IDS = 1 << 22
 
 InputId = Annotated[int, Meta(ge=-200, le=MAX_ID)]
-"""-200 is the place of an image; the vocabulary's bounds are checked by the front."""
+"""-200 is an image placeholder; the front checks the vocabulary's bounds."""
 
 
 class Multimodal(Struct, frozen=True):
@@ -33,7 +33,7 @@ class GenerateBody(Struct, frozen=True):
     parameters: Raw = Raw(b"{}")
     multimodal_params: Multimodal | None = None
     stream: bool | None = None
-    """Only looked at on /."""
+    """Read on / only."""
 
 
 class TokensBody(Struct, frozen=True):
@@ -45,7 +45,7 @@ class TokensBody(Struct, frozen=True):
 
 
 class ScoreBody(Struct, frozen=True):
-    """POST /get_score, with one of `chat`, the conversation as text, and `ids`."""
+    """POST /get_score, with exactly one of `chat` (the conversation as text) and `ids`."""
 
     chat: str | None = None
     ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_INPUT_IDS)] | None = None
@@ -82,7 +82,7 @@ def score_body(data: bytes) -> ScoreBody:
 
 
 def parameters(raw: Raw) -> tuple[RequestParameters, tuple[str, ...]]:
-    """The typed parameters, and the names (safe for a header, at most 16) of those that nobody knows."""
+    """The typed parameters, and the names (safe for a header, at most 16) of unknown parameters."""
     known = decode(_parameters, raw, "parameters") or RequestParameters()
     names = decode(_keys, raw, "parameters") or {}
     unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]
@@ -90,7 +90,7 @@ def parameters(raw: Raw) -> tuple[RequestParameters, tuple[str, ...]]:
 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, prefix: str = "") -> T:
-    """Decode, or say what is wrong without repeating the client's data."""
+    """Decode. Raises InvalidRequest that says what is wrong without repeating the client's data."""
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Server-sent events: one event per token, each its own chunk and its own write."""
+"""Server-sent events: one event per token, each in its own chunk and write."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 async def stream(request: web.Request, live: LiveRequest, headers: Mapping[str, str]) -> web.StreamResponse:
-    """Write `live` to the client until it has finished. The status waits for the first token, so that a refused
-    request gets the right one; a later error is an event. Raises what is raised before the first token."""
+    """Write `live` to the client until it has finished. The status is sent with the first token, so that a refused
+    request gets the right one; a later error becomes an event. Raises errors that precede the first token."""
     events = await live.batch()
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
     response.content_type = "text/event-stream"
     if request.transport is not None:
-        live.on_overflow = request.transport.abort  # it could not be told anyway
+        live.on_overflow = request.transport.abort  # the client does not read, so no error event reaches it
     await response.prepare(request)
     try:
         while events:
@@ -29,11 +29,11 @@ async def stream(request: web.Request, live: LiveRequest, headers: Mapping[str, 
                 await response.write(responses.event(event))
             events = await live.batch()
     except ConnectionError:
-        return response  # the client has left; nobody is told
+        return response  # the client has left
     except EngineError as error:
         await response.write(responses.failure_event(error))
     except MemoryError:
-        raise  # this process must go
+        raise  # this process must end
     except Exception:
         log.exception("a stream failed")
         await response.write(responses.failure_event(EngineError("internal error")))

@@ -1,4 +1,4 @@
-"""How much shared memory a server of images needs. Imports no torch."""
+"""Sizes the shared memory that image input needs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lightllm_mp.vision.spec import VisionSpec
 
 GRANULE = 65536
 DEFAULT_CACHE = 1 << 30
-"""Most bytes of the image cache where nobody says more."""
+"""Most bytes of the image cache by default; more only if one image needs more."""
 HALF = ("bfloat16", "float16", "bf16", "fp16")
 
 
 def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
-    """Bytes of the image cache, and of the files on their way to it."""
+    """Bytes of the image cache and of the arena for files sent to the visual actor."""
     settings = config.multimodal
     value = 2 if config.model.data_type in HALF else 4
     image = _granules(BLOCK_HEADER + most_rows(spec) * spec.out * value)
@@ -26,7 +26,7 @@ def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
 
 
 def most_rows(spec: VisionSpec) -> int:
-    """Embeddings of the largest picture."""
+    """Embedding rows of the largest image."""
     steps = spec.preprocess
     if steps.mode != "dynamic":
         return grid_tokens(spec, patch_grid(spec, steps.size, steps.size))

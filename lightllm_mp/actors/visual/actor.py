@@ -1,7 +1,7 @@
-"""The visual actor: image files become embeddings in shared memory. It owns the image cache (vision/cache.py).
+"""The visual actor: encodes image files to embeddings in shared memory. It owns the image cache (vision/cache.py).
 
-Messages are worked on in one loop that never computes: files are decoded in processes of their own, each tower runs in
-a thread. So a request whose images are all there is answered at once, whatever is being decoded or encoded meanwhile.
+One event loop handles messages and never computes: decoder processes decode files, and each tower runs in a thread. So
+a request whose images are all cached is answered at once, even while other images are decoded or encoded.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from lightllm_mp.vision.tower_loader import load_encoder
 log = logging.getLogger("lightllm_mp.visual")
 
 PATCHES = {"cpu": 2400, "cuda": 40_000}
-"""Of one batch: four pictures of a usual tower on CPU, seventy on CUDA."""
+"""Most patches per batch: about four images of a usual tower on CPU, seventy on CUDA."""
 DECODERS = 4
-"""Most decoder processes for one tower."""
+"""Most decoder processes per tower."""
 PIXELS = 100_000_000
-"""Of all pictures that are being decoded together, if there are several."""
+"""Most pixels of all images being decoded at once; a single image may have more."""
 NICE = 5
-"""On CPU the text goes first."""
+"""Niceness of this process on CPU: text generation has priority."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """An image to decode and encode. `ref`: its file, lent by the front."""
+    """An image to decode and encode. `ref`: the block with its file, lent by the front."""
 
     image: ImageInfo
     ref: BlockRef
@@ -73,23 +73,23 @@ class EncodeJob:
 
 
 class VisualActor(AsyncActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._birth, self._front = birth, birth.front
+        self._launch, self._front = launch, launch.front
         self._jobs: deque[EncodeJob] = deque()
-        """Not begun: their files lie in the front's memory."""
+        """Jobs that have not begun; their files lie in the front's shared memory."""
         self._working: dict[asyncio.Task[None], int] = {}
-        """What is being decoded or encoded, and the pixels of what is being decoded."""
+        """Tasks that decode or encode -> pixels being decoded; 0 once decoded."""
         self._files: dict[int, dict[bytes, RawImage]] = {}
-        """Files of the requests that wait for space in the cache."""
+        """rid -> files of a request that waits for space in the cache."""
         self._passed_on: set[int] = set()
-        """Requests that the router holds the leases of."""
+        """Requests whose leases the router holds."""
         self._since: dict[int, float] = {}
-        """When the requests came that are not answered yet."""
+        """rid -> when an unanswered request came (perf_counter)."""
         self._decoded = self._failures = self._answered = 0
         self._decode_seconds = self._wait_seconds = 0.0
-        config = birth.config
-        vision = birth.model.vision
+        config = launch.config
+        vision = launch.model.vision
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
@@ -98,7 +98,7 @@ class VisualActor(AsyncActor):
         if kind == "cpu":
             os.nice(NICE)
             set_threads(config.engine.threads)
-        self._arena = Arena.adopt(birth.images_fd)
+        self._arena = Arena.adopt(launch.images_fd)
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
         self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
@@ -109,15 +109,15 @@ class VisualActor(AsyncActor):
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
         self._publish()
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- start and stop -----------------------------------------------------------------------------------------------
 
     def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
-        """Where the towers run (devices of one kind), the language model's dtype, and the towers'."""
-        config = self._birth.config
+        """The towers' devices (all of one kind), the language model's dtype, and the towers' dtype."""
+        config = self._launch.config
         there = torch.cuda.is_available()
         model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
         named = DTYPES.get(config.model.data_type)
-        dtype = named or default_dtype(self._birth.model.spec, model_device)
+        dtype = named or default_dtype(self._launch.model.spec, model_device)
         asked = config.multimodal.visual_device
         if asked == "cuda" and not there:
             raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")
@@ -133,7 +133,7 @@ class VisualActor(AsyncActor):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        settings = self._birth.config.multimodal
+        settings = self._launch.config.multimodal
         limits = Settings(self._spec, settings.max_bytes_per_image, settings.max_pixels_per_image)
         self._pool = DecoderPool(limits, min(DECODERS * len(self._towers), physical_cores()))
         await self._pool.start()
@@ -148,7 +148,7 @@ class VisualActor(AsyncActor):
             self._towers.close()
 
     def on_reset(self) -> None:
-        """Keep the images; forget who wanted them, and files in memory that is about to be emptied."""
+        """Keep cached images; drop all leases, requests and files: the front's memory is about to be emptied."""
         self._cache.release_all()
         for job in self._jobs:
             self._cache.fail(job.key)
@@ -193,7 +193,7 @@ class VisualActor(AsyncActor):
         )
 
     def _abort(self, rid: int) -> None:
-        if rid in self._passed_on:  # behind its Embedded; the router gives the leases back
+        if rid in self._passed_on:  # sent after its Embedded; the router returns the leases
             self.mailbox.post(ROUTER, Abort(rid))
             return
         self._drop(rid)
@@ -210,12 +210,12 @@ class VisualActor(AsyncActor):
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Grant what can be granted, decode what can be decoded, and publish the numbers."""
+        """Grant leases and start decoding where there is room, and publish the stats."""
         for grant in self._cache.grant():
             self._granted(grant)
         while self._jobs and self._may_begin(self._jobs[0]):
             job = self._jobs.popleft()
-            # Now and not in the task: the front's memory is emptied at the next repair.
+            # Copy here, not in the task: the next repair empties the front's memory.
             data = self.mailbox.read(self._front, job.ref)
             self.mailbox.give_back(self._front, job.ref)
             task = asyncio.create_task(self._fill(job, data))
@@ -224,7 +224,7 @@ class VisualActor(AsyncActor):
         self._publish()
 
     def _may_begin(self, job: EncodeJob) -> bool:
-        """Decoders are free, a tower keeps up, and not too much memory is filled with pixels."""
+        """Whether a decoder is free, the towers keep up, and the pixels being decoded stay within PIXELS."""
         pixels = sum(self._working.values())
         return (
             len(self._working) < self._pool.size + self._towers.queued
@@ -242,7 +242,7 @@ class VisualActor(AsyncActor):
             self._embedded(grant.rid)
 
     async def _fill(self, job: EncodeJob, data: bytes) -> None:
-        """From file to embeddings."""
+        """Decode and encode one file into its cache block; answer the requests that wait for it."""
         entry = self._cache.entry(job.key)
         assert entry is not None
         try:
@@ -262,7 +262,7 @@ class VisualActor(AsyncActor):
             self._embedded(rid)
 
     def _decoded_one(self) -> None:
-        """A decoder is free again, and the picture as large as the tower wants it."""
+        """The current task's image is decoded: its decoder is free and its pixels no longer count."""
         task = asyncio.current_task()
         assert task is not None
         self._working[task] = 0
@@ -270,7 +270,7 @@ class VisualActor(AsyncActor):
             self._go_on()
 
     def _write(self, entry: CachedImage, rows: torch.Tensor) -> None:
-        """In an encoder's thread. A block that is FILLING belongs to nobody else."""
+        """Write embeddings to the block. Runs in an encoder's thread; only this job uses a FILLING block."""
         with self._arena.payload(entry.block) as room:
             place = torch.frombuffer(room, dtype=self._dtype, count=rows.numel())
             place.view(rows.shape).copy_(rows)

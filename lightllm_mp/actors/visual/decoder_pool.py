@@ -1,6 +1,6 @@
-"""The visual actor's decoder processes (vision/decoder_process.py): a bad image costs one of them and its request.
+"""The visual actor's decoder processes (vision/decoder_process.py): a bad image costs one process and its request.
 
-Processes and not threads, because only a process can be ended in the middle of a decoder that takes too long or breaks.
+Processes, not threads, because only a process can be killed while it decodes too long or crashes.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from lightllm_mp.vision.spec import VisionSpec
 log = logging.getLogger("lightllm_mp.visual")
 
 SECONDS = 20.0
-"""For one image, a start of the process included."""
+"""Most seconds to decode one image, the process's start included."""
 SLACK = 4 << 20
-"""Bytes of pixels beyond what the area of a dynamic size says: edges are rounded."""
+"""Extra bytes of pixels for dynamic sizes, because edges are rounded."""
 
 
 class DecoderProcess:
-    """One process, started when it is first needed, and again after it had to be ended."""
+    """One decoder process, started at its first use, and again after it was killed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = msgspec.json.encode(settings).decode()
         self._fd = os.memfd_create("pixels")
-        os.ftruncate(self._fd, max(settings.max_bytes, _pixel_bytes(settings.spec)))  # its pages come with their use
+        os.ftruncate(self._fd, max(settings.max_bytes, _pixel_bytes(settings.spec)))  # pages are allocated on first use
         self._memory = mmap.mmap(self._fd, 0)
         self._process: asyncio.subprocess.Process | None = None
         self._done = msgspec.json.Decoder(Done)
 
     async def decode(self, data: bytes, width: int, height: int) -> Preprocessed:
-        """Raises EngineError for an image that cannot be used."""
+        """The preprocessed pixels. Raises EngineError for an image that cannot be used."""
         try:
             async with asyncio.timeout(SECONDS):
                 done = await self._ask(data, DecodeTask(len(data), width, height))
@@ -63,7 +63,7 @@ class DecoderProcess:
         )
 
     async def _ask(self, data: bytes, task: DecodeTask) -> Done | None:
-        """None: the process is gone."""
+        """The process's reply; None: the process is gone."""
         process = self._process or await self.start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -105,7 +105,7 @@ class DecoderProcess:
 
 
 class DecoderPool:
-    """`size` decoders; who asks for more at once waits."""
+    """`size` decoder processes; further calls wait for a free one."""
 
     def __init__(self, settings: Settings, size: int) -> None:
         self.size = size
@@ -114,7 +114,7 @@ class DecoderPool:
         self._turn = asyncio.Semaphore(size)
 
     async def start(self) -> None:
-        """Start all processes; they get ready by themselves."""
+        """Start all processes without waiting until they are ready."""
         for decoder in self._all:
             await decoder.start()
 
@@ -132,7 +132,7 @@ class DecoderPool:
 
 
 def _environment() -> dict[str, str]:
-    """Without our own variables: one of them holds the API keys."""
+    """The child environment without LIGHTLLM_MP_ variables, because one of them holds the API keys."""
     ours = {name: value for name, value in child_environment().items() if not name.startswith("LIGHTLLM_MP_")}
     return {**ours, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

@@ -34,8 +34,8 @@ class Lanes:
 
 def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[RequestTable, Lanes]:
     lanes = Lanes()
-    door = RequestLimits(max_live, tenants)
-    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=door, queue_seconds=queue_seconds)
+    limits = RequestLimits(max_live, tenants)
+    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=limits, queue_seconds=queue_seconds)
     frontend.begin(say.Begin(epoch=0, facts=FACTS))
     return frontend, lanes
 

@@ -148,7 +148,7 @@ def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
 
 def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:
     lanes = Lanes()
-    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=RequestLimits(8), images=way.lane)
+    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane)
     frontend.begin(say.Begin(epoch=0, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=100))))
     return frontend, lanes
 

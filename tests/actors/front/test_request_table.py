@@ -157,7 +157,7 @@ def test_full_lane_refuses_new_work_and_holds_back_the_rest():
 def test_not_begun_and_draining_refuse():
     async def body():
         lanes = Lanes()
-        frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, door=RequestLimits(2))
+        frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(2))
         done = []
         frontend.on_drained = lambda: done.append(1)
         assert (frontend.ready, frontend.trouble) == (False, "starting")
@@ -264,11 +264,11 @@ def test_retry_after_is_the_queue_over_the_rate():
     async def body():
         frontend, _ = make(max_live=50)
         lives = [submit(frontend) for _ in range(20)]
-        assert frontend.door.retry_after() == 5.0  # nothing has finished yet
+        assert frontend.limits.retry_after() == 5.0  # nothing has finished yet
         for live in lives[:10]:
             frontend.deliver(texts((live.rid, 1, "a", 1, STOP)))
             live.close()
-        assert 1.0 <= frontend.door.retry_after() < 5.0
+        assert 1.0 <= frontend.limits.retry_after() < 5.0
 
     asyncio.run(body())
 

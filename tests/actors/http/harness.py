@@ -203,8 +203,10 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
     config = HttpConfig(port=0, **options)
     engine = engine or Engine()
-    door = RequestLimits(config.max_live_requests, len(app_options.get("keys") or ()))
-    frontend = RequestTable(engine.to_tokenizer, engine.to_router, door=door, queue_seconds=config.max_queue_seconds)
+    limits = RequestLimits(config.max_live_requests, len(app_options.get("keys") or ()))
+    frontend = RequestTable(
+        engine.to_tokenizer, engine.to_router, limits=limits, queue_seconds=config.max_queue_seconds
+    )
     engine.frontend = frontend
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
     sock = socket.create_server(("127.0.0.1", 0))

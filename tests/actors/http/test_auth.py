@@ -167,7 +167,7 @@ def test_a_route_that_was_not_declared_is_an_admin_route():
 
 
 def test_every_route_says_who_may_call_it():
-    frontend = RequestTable(lambda message: True, lambda message: True, door=RequestLimits(1))
+    frontend = RequestTable(lambda message: True, lambda message: True, limits=RequestLimits(1))
     app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
     declared = app[ACCESS]
     undeclared = [str(route) for route in app.router.routes() if route.handler not in declared]

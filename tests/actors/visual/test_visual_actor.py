@@ -107,7 +107,7 @@ def test_where_towers_are(
 
     def found() -> list[str]:
         settings = with_images(visual_gpu_ids=gpus, visual_device=place)
-        actor: Any = SimpleNamespace(_birth=SimpleNamespace(config=settings, model=described(model, images=True)))
+        actor: Any = SimpleNamespace(_launch=SimpleNamespace(config=settings, model=described(model, images=True)))
         return [str(device) for device in VisualActor._placed(actor)[0]]
 
     if isinstance(expected, list):

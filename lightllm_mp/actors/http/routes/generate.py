@@ -1,4 +1,4 @@
-"""POST /generate, /generate_stream and /, /get_score, and /tokens: LightLLM's native API."""
+"""Routes of LightLLM's native API: POST /generate, /generate_stream, / and /get_score; GET or POST /tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARNING = "X-LightLLM-Warning"
 
 
 class GenerateRoutes:
-    """The handlers that make the engine work."""
+    """The handlers that send work to the engine."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -73,7 +73,7 @@ class GenerateRoutes:
         return _json(data, unknown)
 
     async def _body(self, request: web.Request) -> bytes:
-        """The body of a request that may come in: nothing is read for one that is refused anyway."""
+        """The body of an admitted request. A request that is not admitted is refused before its body is read."""
         self._context.frontend.admit(_tenant(request))
         request[DEADLINE] = deadline(request)
         return await self._bodies.read(request)
@@ -81,7 +81,7 @@ class GenerateRoutes:
     async def _whole(self, request: web.Request, body: schema.GenerateBody) -> web.StreamResponse:
         parameters, unknown = schema.parameters(body.parameters)
         live = await self._submit(request, body, parameters, streamed=False)
-        del body  # with the images in it
+        del body  # frees the images in it
         try:
             answers = await live.answer()
             data = responses.whole(
@@ -99,7 +99,7 @@ class GenerateRoutes:
         if sampling_parameters.choices(parameters) > 1:
             raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
         if parameters.prompt_logprobs is not None and parameters.prompt_logprobs >= 0:
-            unknown += ("prompt_logprobs",)  # an event has no place for them
+            unknown += ("prompt_logprobs",)  # stream events have no field for them
         live = await self._submit(request, body, parameters, streamed=True)
         del body
         try:

@@ -1,7 +1,7 @@
-"""GET /metrics: the front's numbers and those of all actors in Prometheus' text format.
+"""GET /metrics: the metrics of the front and of all actors in Prometheus' text format.
 
-LightLLM's names and the ones that other engines' dashboards know, all with the prefix `lightllm_` and the label
-`model_name`. A number that no actor reports is not exported.
+Metrics have LightLLM's names and those that other engines' dashboards use, all with the prefix `lightllm_` and the
+label `model_name`. A number that no actor reports is not exported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GAUGES = {
     "kv_cached": ("cache_length",),
     "kv_total": ("kv_capacity_tokens",),
 }
-"""Router's name -> ours."""
+"""Key on the router's stats page -> metric names."""
 COUNTERS = {
     "prefix_queries_tokens": ("prefix_cache_queries",),
     "prefix_hit_tokens": ("prefix_cache_hits",),
@@ -68,18 +68,18 @@ IMAGE_COUNTERS = {
     "answered": "image_requests_embedded",
     "wait_seconds": "image_wait_seconds",
 }
-"""Visual's name -> ours; encoded / batches is the mean size of a batch."""
+"""Key on the visual actor's stats page -> metric name; encoded / batches is the mean batch size."""
 WORKER_COUNTERS = (
     ("steps", "worker_steps", "Steps computed"),
     ("step_seconds", "step_seconds", "Time spent in steps"),
 )
-"""Worker's name, ours, and what it is."""
+"""Key on a worker's stats page, metric name, help text."""
 LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes", "depth": "queue_depth"}
 LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 
 
 class PrometheusPage(Collector):
-    """Collects at scrape time, without asking any process anything."""
+    """Collects at scrape time from stats pages in shared memory; sends no message to any process."""
 
     def __init__(self, context: Context, meter: HttpMetrics) -> None:
         self._context, self._meter = context, meter
@@ -116,7 +116,7 @@ class PrometheusPage(Collector):
         yield self._counter("prompt_tokens_cached", "Of these from the prefix cache", [((), meter.cached_tokens)])
         yield self._counter("generation_tokens", "Tokens produced", [((), meter.generation_tokens)])
         yield self._gauge("live_requests", "Requests accepted and not yet answered", [((), frontend.live)])
-        yield self._gauge("retry_after_seconds", "What a refused client is told", [((), frontend.door.retry_after())])
+        yield self._gauge("retry_after_seconds", "What a refused client is told", [((), frontend.limits.retry_after())])
 
     def _histograms(self) -> Iterator[Metric]:
         meter = self._meter
@@ -186,7 +186,7 @@ class PrometheusPage(Collector):
                 yield self._counter(name, f"Lane: {field}", self._grow(name, rows), "from", "to")
 
     def _grow(self, name: str, rows: Rows) -> Rows:
-        """A counter goes on where it was when the process that counts was replaced and begins at 0."""
+        """Keep counters monotonic: when a replaced process counts from 0 again, add its predecessor's count."""
         grown = []
         for labels, value in rows:
             key = (name, *labels)

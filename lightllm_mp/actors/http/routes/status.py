@@ -1,4 +1,4 @@
-"""Health, load and facts about the server."""
+"""Routes for health, load and server facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.actors.http.responses import encode
 
 
 class StatusRoutes:
-    """The handlers that only look."""
+    """The handlers that only read state."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -26,18 +26,18 @@ class StatusRoutes:
         return _json({"message": "Ok"})
 
     async def liveness(self, request: web.Request) -> web.Response:
-        """This process answers."""
+        """200 while this process answers."""
         return _json({"status": "ok"})
 
     async def readiness(self, request: web.Request) -> web.Response:
-        """New work is served at once."""
+        """200 if new requests are served at once, else 503 with the reason."""
         frontend = self._context.frontend
         if frontend.ready:
             return _json({"status": "ok"})
         return _json({"status": "error", "reason": frontend.trouble or "draining"}, 503)
 
     async def token_load(self, request: web.Request) -> web.Response:
-        """Shares of the KV memory: held now, and the most that the running requests are expected to hold."""
+        """Shares of the KV slots: in use now, and the expected peak of the running requests."""
         router = self._context.stats().get("router", {})
         total = router.get("kv_total") or 1.0
         current = router.get("kv_used", 0.0) / total
@@ -45,7 +45,7 @@ class StatusRoutes:
         return _json({"current_load": current, "logical_max_load": most, "dynamic_max_load": most})
 
     async def server_info(self, request: web.Request) -> web.Response:
-        """What is served and how, without secrets and paths."""
+        """The model and the server's settings, without secrets and paths."""
         context = self._context
         facts = context.frontend.facts
         config = context.config

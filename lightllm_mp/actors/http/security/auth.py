@@ -1,6 +1,6 @@
-"""API keys. With a key set every route needs one that does not call itself public, existing or not.
+"""Checks API keys. Once a key is set, every path needs one, existing or not, except routes declared public.
 
-Every route declares who may call it: everybody (public), whoever has a key (user), whoever has an admin key (admin).
+Every route declares who may call it: any client (public), holders of any key (user), holders of an admin key (admin).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BEARER = re.compile(r"bearer +(\S+)\s*", re.IGNORECASE | re.ASCII)
 
 
 def guard(keys: ApiKeys, access: Mapping[Handler, Access]) -> Middleware:
-    """Lets a request through that has the key its handler asks for: any key where there is no handler (404, 405), an
-    admin key where the handler is not in `access`."""
+    """Middleware that passes a request with the key that its handler needs: any key if there is no handler (404, 405),
+    an admin key if the handler is not in `access`."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -37,7 +37,7 @@ def guard(keys: ApiKeys, access: Mapping[Handler, Access]) -> Middleware:
 
 
 def _admitted(given: bytes, keys: ApiKeys, needed: Access) -> bytes:
-    """The digest again. Raises Unauthorized or Forbidden. Every key is compared with, whatever the outcome."""
+    """Returns `given`. Raises Unauthorized or Forbidden. Always compares with every key, for constant time."""
     user, admin = _known(given, keys.users), _known(given, keys.admins)
     if not (user or admin):
         raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")

@@ -1,5 +1,5 @@
-"""What a browser is told before a page of another origin calls this server (see origins.py). Credentials (cookies) are
-never allowed, so a page has to know a key like any other client."""
+"""CORS preflight responses for pages of other origins (see origins.py). Credentials (cookies) are never allowed, so a
+page must know a key like any other client."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightllm_mp.actors.http.security.origins import Origins
 METHODS = "GET, POST"
 HEADERS = "Authorization, Content-Type, X-Request-Id, X-Request-Timeout"
 MAX_AGE = "600"
-"""Seconds a browser may remember the answer to a preflight."""
+"""Seconds for which a browser may cache a preflight response."""
 
 
 def preflights(origins: Origins) -> Middleware:
-    """Answers a browser's question before a request, for every path alike and without a key: it cannot send one."""
+    """Middleware that answers preflights on every path without a key, because a browser cannot send one with them."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

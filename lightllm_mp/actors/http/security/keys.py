@@ -1,4 +1,4 @@
-"""API keys, as the operator gives them. Imports no HTTP library: whether they can be read is known before any start."""
+"""Loads the operator's API keys. Imports no HTTP library, so that the start can check the keys before anything else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import ConfigError
 
 ENVIRONMENT, ADMIN_ENVIRONMENT = "LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"
-"""Keys separated by commas or white space."""
+"""Environment variables with keys, separated by commas or white space."""
 ADMIN_PREFIX = "admin:"
-"""A line of the key file that begins so holds an admin key."""
+"""Prefix of the key file's lines that hold an admin key."""
 
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """SHA-256 digests of the keys. An admin key opens what a user's key opens, too. False without any key."""
+    """SHA-256 digests of the keys. An admin key opens user routes too. False if there is no key."""
 
     users: frozenset[bytes] = frozenset()
     admins: frozenset[bytes] = frozenset()
@@ -29,7 +29,7 @@ class ApiKeys:
 
 
 def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> ApiKeys:
-    """All keys of the file and the environment. Raises ConfigError if keys were asked for and none is there."""
+    """All keys of the file and the environment. Raises ConfigError if a source is set but has no key."""
     users, admins = _split(environment, ENVIRONMENT), _split(environment, ADMIN_ENVIRONMENT)
     for line in _lines(config.api_key_file):
         if line.startswith(ADMIN_PREFIX):
@@ -61,5 +61,5 @@ def _digests(keys: Collection[str]) -> frozenset[bytes]:
 
 
 def digest(key: str) -> bytes:
-    """What a key is known by."""
+    """The SHA-256 digest that stands for a key in comparisons."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,7 +1,7 @@
-"""The origins whose web pages may call this server from a browser. None, unless they were named.
+"""The origins whose web pages may call this server from a browser: none, unless the operator names them.
 
-Origins are compared whole and never guessed from the request. Imports no HTTP library: mistakes are known before any
-start.
+An origin must match in full and is never derived from the request. Imports no HTTP library, so that the start can check
+the setting before anything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?", re.AS
 
 
 class Origins:
-    """The pages that may call. Raises ConfigError for what is no origin."""
+    """The allowed origins. Raises ConfigError for an invalid origin."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         for origin in origins:
@@ -36,14 +36,14 @@ class Origins:
         return bool(self._origins)
 
     def allowed(self, request: web.Request) -> str | None:
-        """What Access-Control-Allow-Origin says to this request; None: nothing."""
+        """Value of Access-Control-Allow-Origin for this request; None: no such header."""
         if ANY in self._origins:
             return ANY
         origin = request.headers.get("Origin")
         return origin if origin in self._origins else None
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Signal on_response_prepare: every response says whether the page may read it."""
+        """on_response_prepare signal: tell the browser whether the page may read this response."""
         response.headers["Vary"] = "Origin"
         if allowed := self.allowed(request):
             response.headers["Access-Control-Allow-Origin"] = allowed

@@ -1,4 +1,4 @@
-"""The port's certificate."""
+"""The TLS context of the HTTPS port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightllm_mp.errors import ConfigError
 
 
 def server_context(config: HttpConfig) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer with this certificate; None: plain HTTP. ConfigError says in one line what is wrong."""
+    """TLS 1.2 or newer with the configured certificate; None: plain HTTP. Raises ConfigError with one line."""
     if config.ssl_certfile is None:
         if config.ssl_keyfile is not None:
             raise ConfigError("--ssl-keyfile without --ssl-certfile", param="ssl_certfile")

@@ -1,7 +1,7 @@
-"""Which addresses an image may be fetched from: public ones, and whatever hosts the operator names.
+"""Decides which addresses images may be fetched from: public addresses, and hosts that the operator allows.
 
-A name is resolved once for each connection, all its addresses are judged, and the connection goes to one of those that
-were judged: a name that answers differently the second time gains nothing.
+A name is resolved once per connection, all its addresses are checked, and the connection goes to one of them: a name
+that resolves differently the second time (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from lightllm_mp.errors import InvalidRequest
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
-"""RFC 8215: for use inside a network only."""
+"""RFC 8215: only for use inside a network."""
 COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
 THREADS = 16
-"""Of their own: names that are slow to resolve must not keep anything else waiting."""
+"""The resolver's own threads, so that slow look-ups block nothing else."""
 
 
 class ForbiddenAddress(InvalidRequest):
-    """The address of an image is not public."""
+    """The address of an image's host is not public."""
 
     code = "image_address_forbidden"
 
 
 def is_public(address: IPv4 | IPv6) -> bool:
-    """Neither private, loopback, link-local, multicast, reserved nor unspecified; of addresses that stand for an IPv4
-    one (mapped, NAT64, 6to4, Teredo) that one counts too."""
+    """Whether an address is neither private, loopback, link-local, multicast, reserved nor unspecified. An IPv6 address
+    that embeds an IPv4 one (mapped, NAT64, 6to4, Teredo) is judged by that one."""
     if isinstance(address, IPv6):
         if address in NAT64_LOCAL or address in COMPATIBLE or address.is_site_local or address.scope_id:
             return False
@@ -47,7 +47,7 @@ def is_public(address: IPv4 | IPv6) -> bool:
 
 
 def _embedded(address: IPv6) -> IPv4 | None:
-    """The IPv4 address that packets to `address` end up at."""
+    """The IPv4 address that packets to `address` reach, if it embeds one."""
     if address in NAT64:
         return IPv4(int(address) & 0xFFFFFFFF)
     if address.teredo is not None:
@@ -56,7 +56,7 @@ def _embedded(address: IPv6) -> IPv4 | None:
 
 
 class UrlGuard:
-    """Judges hosts and addresses. `allowed`: hosts, as they stand in URLs, that need no public address."""
+    """Checks hosts and addresses. `allowed`: hosts, spelled as in URLs, that may have any address."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(map(_plain, allowed))
@@ -65,11 +65,11 @@ class UrlGuard:
         return _plain(host) in self._allowed
 
     def check_literal(self, host: str) -> None:
-        """A host that is an address is not resolved, so it is judged here. Raises ForbiddenAddress."""
+        """Check a host that is an address: it is not resolved. Raises ForbiddenAddress."""
         try:
             address = ipaddress.ip_address(_plain(host))
         except ValueError:
-            # 127.1 and 2130706433 are addresses to sockets, and to aiohttp, which would ask no resolver.
+            # Sockets and aiohttp take 127.1 and 2130706433 as addresses; aiohttp would not call the resolver.
             if not self.allows(host) and (":" in host or host.replace(".", "").isdigit()):
                 raise ForbiddenAddress(
                     "an image's URL has an address in an old form", param="multimodal_params"
@@ -78,13 +78,13 @@ class UrlGuard:
         self.check(host, [address])
 
     def check(self, host: str, addresses: Iterable[IPv4 | IPv6]) -> None:
-        """All must be good: which one a connection takes is not ours to say."""
+        """All addresses must be public, because aiohttp picks one. Raises ForbiddenAddress."""
         if not self.allows(host) and not all(map(is_public, addresses)):
             raise ForbiddenAddress("the address of an image's URL is not public", param="multimodal_params")
 
 
 class PinnedResolver(AbstractResolver):
-    """The system's resolver, each answer judged. What it gives is what aiohttp connects to."""
+    """The system's resolver with every answer checked. aiohttp connects to exactly what it returns."""
 
     def __init__(self, guard: UrlGuard) -> None:
         self._guard = guard

@@ -1,4 +1,4 @@
-"""The listening socket and its address. Imports no HTTP library: a taken port is known before any start."""
+"""The listening socket and its URL. Imports no HTTP library, so that a taken port is found before anything starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightllm_mp.config import HttpConfig
 from lightllm_mp.errors import StartupError
 
 BACKLOG = 1024
-"""Connections that wait to be accepted."""
+"""Most connections that wait to be accepted."""
 
 
 def bind(config: HttpConfig) -> socket.socket:
-    """The listening socket, made here so that a taken port is an error before any model is loaded."""
+    """The bound socket. Raises StartupError for a taken port before any model is loaded."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -23,7 +23,7 @@ def bind(config: HttpConfig) -> socket.socket:
         if config.reuse_port:
             listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listen.bind(address)
-        if not config.reuse_port:  # a shared port gets connections as soon as it listens, so when all is ready
+        if not config.reuse_port:  # a shared port gets connections once it listens: listen when all is ready
             listen.listen(BACKLOG)
     except OSError as error:
         raise StartupError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None

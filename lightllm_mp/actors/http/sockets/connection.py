@@ -1,4 +1,4 @@
-"""aiohttp's connection with the two timers that it lacks: for half-sent headers, and for clients that do not read."""
+"""aiohttp's connection plus two timers that it lacks: for half-sent headers, and for clients that do not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.errors import EngineError, InvalidRequest
 
 
 class HeadersTooLarge(InvalidRequest):
-    """A line of the head is longer, or it has more lines, than anybody needs."""
+    """A request's head has a line that is too long or too many lines."""
 
     status = 431
     code = "headers_too_large"
@@ -22,8 +22,8 @@ class HeadersTooLarge(InvalidRequest):
 class Connection(web.RequestHandler):
     """One client connection.
 
-    A request's headers have `header_timeout` seconds from the first byte, the first request's from the connection's
-    begin. A connection whose write buffer is full and does not shrink for `write_timeout` seconds is cut off.
+    A request's headers must arrive within `header_timeout` seconds of its first byte (first request: of the start of
+    the connection). A connection whose full write buffer does not shrink for `write_timeout` seconds is aborted.
     """
 
     def __init__(self, server: web.Server, *, header_timeout: float, write_timeout: float, **options: Any) -> None:
@@ -32,13 +32,13 @@ class Connection(web.RequestHandler):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread = 0
-        """Bytes in the write buffer when the write timer was started."""
+        """Bytes in the write buffer when the write timer started."""
         self._busy = False
         self._pipelined = False
-        """Bytes of a next request came while this one was served."""
+        """Bytes of the next request came while this one was served."""
 
     def headers_complete(self) -> None:
-        """A request is being served."""
+        """The middleware calls this: the headers are complete, the request is being served."""
         self._busy, self._pipelined = True, False
         self._stop_header_timer()
 
@@ -56,7 +56,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: Any, response: web.StreamResponse, *rest: Any
     ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(response, web.HTTPException):  # which no middleware has seen: an Expect that nobody knows
+        if isinstance(response, web.HTTPException):  # an unknown Expect, which no middleware sees
             response = error_response(_judged(response.status, None))
         try:
             return await super().finish_response(request, response, *rest)
@@ -81,11 +81,11 @@ class Connection(web.RequestHandler):
     def handle_error(
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """What the parser or aiohttp refuses, without repeating the client's bytes."""
+        """The error response to what the parser or aiohttp refuses; it does not repeat the client's bytes."""
         if isinstance(exc, UnicodeEncodeError) and isinstance(request, web.Request) and "Expect" in request.headers:
-            status = 417  # aiohttp wanted to repeat the header, which is no text
+            status = 417  # aiohttp cannot encode the header to repeat it
         if isinstance(exc, MemoryError):
-            raise exc  # is not answered; comes back in log_exception
+            raise exc  # no response; aiohttp passes it to log_exception
         if status >= 500:
             self.logger.error("unhandled error", exc_info=exc)
         response = error_response(_judged(status, exc))
@@ -93,8 +93,8 @@ class Connection(web.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """What nobody has answered for; the connection is closed after it. The loop's handler decides whether this
-        process can go on."""
+        """Log an unhandled error; aiohttp then closes the connection. A MemoryError goes to the loop's handler, which
+        decides whether this process can go on."""
         error = options.get("exc_info")
         if isinstance(error, MemoryError):
             self._loop.call_exception_handler({"message": "no memory for a request", "exception": error})

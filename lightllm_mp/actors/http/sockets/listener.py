@@ -1,4 +1,4 @@
-"""The listening port: accepts connections for an application, and closes them when told."""
+"""The HTTP server on the listening socket: accepts connections for an application, leaves a shared port, shuts down."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ log = logging.getLogger("lightllm_mp.http")
 Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
 ACCEPTS = 32
-"""Connections that are accepted in one turn of the loop."""
+"""Connections accepted per turn of the event loop."""
 KEEP_ALIVE = 75.0
-"""An idle connection is kept for this long, in seconds; longer than the usual proxy keeps it."""
+"""Seconds for which an idle connection is kept; longer than usual proxies keep it."""
 LINGER = 2.0
-"""How long the rest of an unread body is still taken before a connection is closed, in seconds."""
+"""Seconds for which the rest of an unread body is still received before the connection is closed."""
 
 
 class HttpServer:
-    """A running HTTP server; made by `serve`."""
+    """A running HTTP server, created by `serve`."""
 
     def __init__(self, runner: web.AppRunner, server: asyncio.Server, connect: reuseport_handover.Take) -> None:
         self._runner, self._server, self._connect = runner, server, connect
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port it really listens on."""
+        """The host and port that it listens on."""
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
 
     async def leave(self) -> None:
-        """Let another server on the same port have new connections, and stop listening; connections that are idle then
-        are closed, others after their answer."""
+        """Leave new connections to another server on the same port and stop listening. Then close idle connections at
+        once and the others after their response."""
         listening = self._server.sockets[0]
         mine = socket.socket(fileno=os.dup(listening.fileno()))
         self._server.close()
@@ -54,7 +54,7 @@ class HttpServer:
             connection.close()
 
     async def close(self) -> None:
-        """Stop listening, let running handlers finish for `shutdown` seconds, then cut them off."""
+        """Stop listening, let running handlers finish for `shutdown` seconds, then cancel them."""
         self._server.close()
         await self._runner.cleanup()
 
@@ -67,7 +67,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     shutdown: float = 1.0,
 ) -> HttpServer:
-    """Serve `app` on `sock`, bound already, with `tls` as HTTPS. The Port is to be closed; it closes the socket."""
+    """Serve `app` on the bound `sock`, with `tls` as HTTPS. Close the returned HttpServer; it closes the socket."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown)
     await runner.setup()
     loop = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ async def serve(
         )
 
     secure: dict[str, Any] = {}
-    if tls is not None:  # not to shake hands is not to send headers
+    if tls is not None:  # the TLS handshake has the time limit of headers
         secure = {"ssl": tls, "ssl_handshake_timeout": config.header_timeout, "ssl_shutdown_timeout": LINGER}
     connecting = set[asyncio.Task[Any]]()
 
@@ -97,7 +97,7 @@ async def serve(
         task.add_done_callback(connecting.discard)
 
     server = await loop.create_server(connection, sock=sock, backlog=ACCEPTS, **secure)
-    # To asyncio a backlog is also how often it tries to accept in one turn, and complains where descriptors lack.
+    # asyncio also uses the backlog as accepts per turn, and logs each failure if descriptors run out: set it apart.
     sock.listen(BACKLOG)
     loop.set_exception_handler(_complaining(loop.get_exception_handler()))
     if config.reuse_port:
@@ -106,7 +106,7 @@ async def serve(
 
 
 def _complaining(earlier: Handler | None) -> Handler:
-    """Says in one line why nobody can be accepted, and leaves everything else to the handler that was there."""
+    """Logs one line when no connection can be accepted; passes everything else to the `earlier` handler."""
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if "socket" in context and isinstance(error := context.get("exception"), OSError):

@@ -1,9 +1,9 @@
-"""Leaving a port that another server shares (SO_REUSEPORT) without refusing one connection.
+"""Leaves a port that another server shares (SO_REUSEPORT) without refusing a connection.
 
-The kernel spreads new connections over the sockets that listen on a port, and resets those that nobody has accepted
-when their socket is closed. So they are steered to another socket first: a filter that the sockets of a port have in
-common returns the number of the one to take (SO_ATTACH_REUSEPORT_CBPF, Linux 4.6 for TCP; numbers count the sockets as
-they began to listen). Which number is not ours, a connection of our own tells.
+The kernel spreads new connections over the sockets that listen on a port. When a socket is closed, the kernel resets
+its connections that are not accepted yet. So we first steer new connections to another socket: a filter that the port's
+sockets share returns the number of the socket to take (SO_ATTACH_REUSEPORT_CBPF, Linux 4.6 for TCP; sockets count in
+the order in which they began to listen). A probe connection of our own tells whether a number is ours.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from collections.abc import Callable
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
 BPF_RET_K = 0x06
 PATIENCE = 1.0
-"""Time for connections that the kernel had begun to give us, and for clients to ask on those they have, in seconds."""
+"""Seconds to accept connections already on their way to us and to let clients send on open connections."""
 PROBE = 0.25
-"""How long a connection to this machine may take, in seconds."""
+"""Most seconds for the probe connection to this machine."""
 
 Take = Callable[[socket.socket], None]
 
 
 def share_evenly(listening: socket.socket) -> None:
-    """Undo what a server that has left has told the kernel; for a socket that listens."""
-    with contextlib.suppress(OSError):  # nothing was told, or an older kernel
+    """Remove the filter that a server that left has set. `listening` must listen already."""
+    with contextlib.suppress(OSError):  # no filter is set, or the kernel is older
         listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
 
 
 async def leave(listening: socket.socket, take: Take) -> None:
-    """Give new connections to somebody else and hand those that still come to `take`; then stop listening. Takes
-    `listening` over, of which nobody else accepts any more, and closes it."""
+    """Steer new connections to the other server, pass those that still come to `take`, then stop listening. Owns and
+    closes `listening`; the caller must no longer accept on it."""
     guests = _Guests(listening, take)
     try:
         await guests.steer_away()
@@ -43,7 +43,7 @@ async def leave(listening: socket.socket, take: Take) -> None:
 
 
 class _Guests:
-    """Accepts what still comes."""
+    """Accepts the connections that still come."""
 
     def __init__(self, listening: socket.socket, take: Take) -> None:
         self._listening, self._take = listening, take
@@ -55,12 +55,12 @@ class _Guests:
     async def close(self) -> None:
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
-        self._listening.shutdown(socket.SHUT_RDWR)  # other processes have it open, too
+        self._listening.shutdown(socket.SHUT_RDWR)  # other processes have it open too
         self._listening.close()
 
     async def steer_away(self) -> None:
-        """Tell the kernel another socket's number; where we are alone, or it cannot be told, all goes on as before."""
-        for number in (1, 0):  # we were the first, if the other one is to replace us
+        """Set the filter to another socket's number. If there is none, or no filter, connections still come to us."""
+        for number in (1, 0):  # the socket that replaces ours listens second
             try:
                 _steer(self._listening, number)
             except OSError:
@@ -99,7 +99,7 @@ class _Guests:
 
 
 def _steer(listening: socket.socket, number: int) -> None:
-    """New connections of this port go to socket `number`; if there is none, wherever they like."""
+    """Steer new connections of this port to socket `number`; without such a socket the kernel spreads them."""
     program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RET_K, 0, 0, number))
     described = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
     listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, described)
