@@ -230,9 +230,9 @@ class Engine:
         supervisor = Supervisor(self._config, self._model, listen=None, on_serving=self._serving.set_result)
         self._supervisor = supervisor
         running = asyncio.create_task(supervisor.run())
-        birth = supervisor.embedded_birth()
-        mailbox = Mailbox(birth)
-        self._front = FrontActor(birth, mailbox, StatsPage.attach(birth.stats))
+        launch = supervisor.embedded_launch()
+        mailbox = Mailbox(launch)
+        self._front = FrontActor(launch, mailbox, StatsPage.attach(launch.stats))
         self._front.listen()
         self._front.ready()
         watch = asyncio.create_task(self._watch_front())

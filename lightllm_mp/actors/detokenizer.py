@@ -71,15 +71,15 @@ class _Columns:
 
 
 class DetokenizerActor(BlockingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._front = birth.front
+        self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
-            self._tokenizer = load_tokenizer(Path(birth.model.path), mode=birth.config.model.tokenizer_mode)
+            self._tokenizer = load_tokenizer(Path(launch.model.path), mode=launch.config.model.tokenizer_mode)
 
     def on_begin(self, begin: Begin) -> None:
         self._eos = frozenset(begin.facts.eos_ids)

@@ -33,10 +33,10 @@ from lightllm_mp.scheduler.scheduler import Scheduler
 
 
 class RouterActor(BlockingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._front = birth.front
-        self._workers = [worker(rank) for rank in range(birth.config.engine.tp)]
+        self._front = launch.front
+        self._workers = [worker(rank) for rank in range(launch.config.engine.tp)]
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()

@@ -36,17 +36,17 @@ log = logging.getLogger("lightllm_mp.tokenizer")
 
 
 class TokenizerActor(BlockingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._front = birth.front
+        self._front = launch.front
         self._max_input = self._vocab = 0
-        vision = birth.model.vision
+        vision = launch.model.vision
         self._vision = vision.spec if vision else None
         self._tokenizer: Tokenizer | None = None
         self._template: str | None = None
-        model = birth.config.model
+        model = launch.config.model
         try:
-            self._tokenizer = load_tokenizer(Path(birth.model.path), mode=model.tokenizer_mode)
+            self._tokenizer = load_tokenizer(Path(launch.model.path), mode=model.tokenizer_mode)
         except NoTokenizer as error:
             log.warning("%s: only token ids are served, without text", error.message)
             self.facts = Facts(has_tokenizer=False)

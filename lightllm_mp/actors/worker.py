@@ -41,29 +41,29 @@ class RankActor(BlockingActor):
 
 
 class WorkerActor(RankActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        config = birth.config
+        config = launch.config
         self.ranks = config.engine.tp
-        self._rank = birth.rank
+        self._rank = launch.rank
         self._patience = STUCK * config.supervisor.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
         engine = build_engine(
-            birth.model,
+            launch.model,
             config.model,
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
-            kv_tokens=birth.facts.engine.kv_tokens if birth.facts else None,
-            rank=birth.rank,
-            meeting=f"/proc/self/fd/{birth.meeting_fd}",
+            kv_tokens=launch.facts.engine.kv_tokens if launch.facts else None,
+            rank=launch.rank,
+            meeting=f"/proc/self/fd/{launch.meeting_fd}",
         )
         self._executor = engine.executor
-        if birth.images_fd >= 0:
-            self._images = Segment.attach(birth.images_fd)
+        if launch.images_fd >= 0:
+            self._images = Segment.attach(launch.images_fd)
             self._executor.images(self._images.view)
-        if birth.rank == 0:
+        if launch.rank == 0:
             self.facts = engine.facts
 
     def run(self) -> None:

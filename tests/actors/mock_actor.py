@@ -15,9 +15,9 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 
 
 class MockWorkerActor(BlockingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._kv_tokens = birth.config.engine.max_total_token_num or 20_000
+        self._kv_tokens = launch.config.engine.max_total_token_num or 20_000
         self._worker = self._fresh()
         self.facts = Facts(
             engine=EngineLimits(
@@ -27,7 +27,7 @@ class MockWorkerActor(BlockingActor):
                 kv_tokens=self._kv_tokens,
                 rows=ROWS,
                 step_tokens=STEP_TOKENS,
-                run_ahead=max(0, birth.config.engine.run_ahead),
+                run_ahead=max(0, launch.config.engine.run_ahead),
             ),
             model_name="mock",
             eos_ids=(0,),
@@ -43,5 +43,5 @@ class MockWorkerActor(BlockingActor):
 
 
 class BrokenWorkerActor(MockWorkerActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         raise ModelError("the weights are made of cheese")

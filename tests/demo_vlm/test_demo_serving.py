@@ -159,5 +159,5 @@ def test_a_language_model_that_is_not_there(folder: Path, name: str) -> None:
 def test_a_tower_of_another_width(folder: Path) -> None:
     check_weights(folder)
     write_random(folder, Shape(image=48, width=32, layers=2, heads=2, out=64), "tiny.gguf")
-    with pytest.raises(ModelError, match="64, that of the language model 48"):
+    with pytest.raises(ModelError, match="64, but the language model has 48"):
         check_weights(folder)

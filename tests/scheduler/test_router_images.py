@@ -49,12 +49,12 @@ class World:
     """A router, what it says, and everybody it says it to. Lanes to it keep their own order and nothing else."""
 
     def __init__(self) -> None:
-        birth: Any = SimpleNamespace(
+        launch: Any = SimpleNamespace(
             front=FRONT, config=SimpleNamespace(engine=SimpleNamespace(disable_prompt_cache=False, tp=1))
         )
         mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan))
         stats: Any = SimpleNamespace(write=lambda gauges: None)
-        self.router = RouterActor(birth, mailbox, stats)
+        self.router = RouterActor(launch, mailbox, stats)
         self.lanes: dict[str, deque[Wire]] = {name: deque() for name in (FRONT, TOKENIZER, VISUAL)}
         self.images = MockImages(VOCAB)
         self.requests: dict[int, Tokenized] = {}

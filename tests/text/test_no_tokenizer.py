@@ -54,7 +54,7 @@ def outbox() -> Outbox:
 def started(kind: type, folder, outbox: Outbox):
     (folder / "config.json").write_text('{"model_type": "llama"}')
     config = Config()
-    birth = LaunchSpec(
+    launch = LaunchSpec(
         name="it",
         program="it",
         rank=0,
@@ -66,7 +66,7 @@ def started(kind: type, folder, outbox: Outbox):
         peers=(),
         stats=-1,
     )
-    actor = kind(birth, outbox, None)
+    actor = kind(launch, outbox, None)
     actor.on_begin(Begin(0, Facts(engine=EngineLimits(max_input=100), eos_ids=(2,))))
     return actor, actor.facts
 

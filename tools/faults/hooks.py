@@ -39,9 +39,9 @@ class Hooked:
 
     mailbox: Any
 
-    def __init__(self, birth: Any, mailbox: Any, stats: Any) -> None:
+    def __init__(self, launch: Any, mailbox: Any, stats: Any) -> None:
         self._ordered = 0
-        self._name, self._folder = birth.name, Path(os.environ[FOLDER])
+        self._name, self._folder = launch.name, Path(os.environ[FOLDER])
         for number in (RAISE, EXIT, HANG, CORRUPT, GRAB):
             signal.signal(number, self._order)
         signal.signal(BOOKS, self._write_books)
@@ -49,7 +49,7 @@ class Hooked:
         if slow.exists():
             slow.unlink()
             time.sleep(SLOW_START)
-        super().__init__(birth, mailbox, stats)  # type: ignore[call-arg]
+        super().__init__(launch, mailbox, stats)  # type: ignore[call-arg]
 
     def on_message(self, peer: str, message: Any) -> None:
         self._obey()

@@ -31,30 +31,30 @@ def main() -> int:
     faulthandler.enable()
     # The signal handler itself writes the stacks: this works in an endless loop, in a lock and in C code.
     faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
-    birth = LaunchSpec.read(int(sys.argv[2]))
+    launch = LaunchSpec.read(int(sys.argv[2]))
     # The supervisor decides when to stop: Ctrl-C or SIGTERM to the whole process group must not race with its drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent(birth.parent_fd)
-    os.environ["LIGHTLLM_MP_RING"] = birth.ring
-    settings = birth.config.supervisor
-    set_up_logging(settings.log_level, json=settings.log_json, actor=birth.name)
-    mailbox = Mailbox(birth)
-    stats = StatsPage.attach(birth.stats)
+    die_with_parent(launch.parent_fd)
+    os.environ["LIGHTLLM_MP_RING"] = launch.ring
+    settings = launch.config.supervisor
+    set_up_logging(settings.log_level, json=settings.log_json, actor=launch.name)
+    mailbox = Mailbox(launch)
+    stats = StatsPage.attach(launch.stats)
     try:
-        return _live(birth, mailbox, stats)
+        return _live(launch, mailbox, stats)
     finally:
         mailbox.close()
 
 
-def _live(birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
-    log = logging.getLogger(f"lightllm_mp.{birth.name}")
+def _live(launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
+    log = logging.getLogger(f"lightllm_mp.{launch.name}")
     try:
         mailbox.send(SUPERVISOR, Loading("importing libraries"))
-        program = _load(birth.program)
+        program = _load(launch.program)
         gc.freeze()
         gc.enable()
-        actor = program(birth, mailbox, stats)
+        actor = program(launch, mailbox, stats)
     except Exception as error:
         # The operator gets one line; only a bug gets a traceback.
         if not isinstance(error, EngineError):

@@ -63,7 +63,7 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
-        fd = os.memfd_create(f"birth-{self.name}")
+        fd = os.memfd_create(f"launch-{self.name}")
         os.write(fd, msgspec.msgpack.encode(self, enc_hook=to_plain))
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
@@ -79,8 +79,8 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
             raise StartupError(f"the start message of this process is damaged: {error}") from None
 
 
-def renumbered(birth: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
-    """`birth` with every descriptor replaced by its duplicate."""
+def renumbered(launch: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
+    """`launch` with every descriptor replaced by its duplicate."""
     peers = tuple(
         msgspec.structs.replace(
             peer,
@@ -90,14 +90,14 @@ def renumbered(birth: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
             own_arena=fds.get(peer.own_arena, -1),
             peer_arena=fds.get(peer.peer_arena, -1),
         )
-        for peer in birth.peers
+        for peer in launch.peers
     )
     return msgspec.structs.replace(
-        birth,
-        bell=(fds[birth.bell[0]], fds[birth.bell[1]]),
+        launch,
+        bell=(fds[launch.bell[0]], fds[launch.bell[1]]),
         peers=peers,
-        stats=fds[birth.stats],
-        all_stats=tuple((name, fds[fd]) for name, fd in birth.all_stats),
+        stats=fds[launch.stats],
+        all_stats=tuple((name, fds[fd]) for name, fd in launch.all_stats),
         parent_fd=-1,
     )
 

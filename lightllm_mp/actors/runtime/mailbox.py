@@ -97,10 +97,10 @@ class _Link:
 
 
 class Mailbox:
-    def __init__(self, birth: LaunchSpec) -> None:
-        self.bell = Bell.attach(*birth.bell)
+    def __init__(self, launch: LaunchSpec) -> None:
+        self.bell = Bell.attach(*launch.bell)
         self.bell.claim()
-        self._peers = [_Peer.attach(fds) for fds in birth.peers]
+        self._peers = [_Peer.attach(fds) for fds in launch.peers]
         self._links: dict[str, _Link] = {}
         self._names: list[str] = []
         self._inbox = Inbox(self.bell)

@@ -26,11 +26,11 @@ class ChildProcess:
     The running loop calls `on_exit(reason)` once, after it has reaped the process.
     """
 
-    def __init__(self, birth: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
-        birth_fd = birth.to_memfd()
-        self._stacks = os.memfd_create(f"stacks-{birth.name}")
-        own = (birth_fd, self._stacks)
-        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", birth.name, *map(str, own)]
+    def __init__(self, launch: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
+        launch_fd = launch.to_memfd()
+        self._stacks = os.memfd_create(f"stacks-{launch.name}")
+        own = (launch_fd, self._stacks)
+        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
         try:
             self._popen = subprocess.Popen(
                 command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL
@@ -39,11 +39,11 @@ class ChildProcess:
             os.close(self._stacks)
             raise
         finally:
-            os.close(birth_fd)
+            os.close(launch_fd)
         self.pid = self._popen.pid
         self._pidfd = os.pidfd_open(self.pid)
         self._on_exit = on_exit
-        self._name = birth.name
+        self._name = launch.name
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property

@@ -71,7 +71,7 @@ class Supervisor:
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.wiring = SharedMemory(self.topology)
         self._parent_read, self._parent_write = os.pipe()
-        self._crew = WorkerGroup(self._machine.ranks, self.wiring)
+        self._group = WorkerGroup(self._machine.ranks, self.wiring)
         self._control = ControlLanes(self.wiring, self.topology.actors, self._on_control)
 
     def _usual_topology(self, front: str) -> Topology:
@@ -123,7 +123,7 @@ class Supervisor:
             for process in self._processes.values():
                 process.kill()
             self._control.close()
-            self._crew.close()
+            self._group.close()
             os.close(self._parent_write)
             os.close(self._parent_read)
             self.wiring.close()
@@ -136,10 +136,10 @@ class Supervisor:
         """Refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call: now."""
         self._do(self._machine.drain())
 
-    def embedded_birth(self) -> LaunchSpec:
+    def embedded_launch(self) -> LaunchSpec:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
         duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
-        return renumbered(self._birth(Child(EMBEDDED, "")), duplicates)
+        return renumbered(self._launch(Child(EMBEDDED, "")), duplicates)
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
@@ -149,8 +149,8 @@ class Supervisor:
                 case Send(name, message):
                     self._control.send(name, message)
                 case Spawn(names, replace):
-                    if replace and names == self._crew.members:
-                        self._crew.part()
+                    if replace and names == self._group.members:
+                        self._group.part()
                     for name in names:
                         if replace:
                             self._control.reset(name)
@@ -160,9 +160,9 @@ class Supervisor:
                         self._processes[name].kill(silent)
                 case ResetData(epoch):
                     self.wiring.reset_data(epoch)
-                    self._crew.begin()
+                    self._group.begin()
                 case CompareRanks():
-                    self._do(self._machine.ranks_compared(self._crew.torn, time.monotonic()))
+                    self._do(self._machine.ranks_compared(self._group.torn, time.monotonic()))
                 case After(seconds, event, args):
                     self._later(seconds, event, *args)
                 case Progress(name, loading):
@@ -182,18 +182,18 @@ class Supervisor:
         asyncio.get_running_loop().call_later(seconds, expire)
 
     def _spawn(self, child: Child) -> None:
-        birth = self._birth(child)
+        launch = self._launch(child)
         fds = [*self.wiring.fds(child.name), self._parent_read]
-        fds += [fd for fd in (birth.listen_fd, birth.meeting_fd) if fd >= 0]
+        fds += [fd for fd in (launch.listen_fd, launch.meeting_fd) if fd >= 0]
         try:
-            process = ChildProcess(birth, fds, functools.partial(self._on_exit, child.name))
+            process = ChildProcess(launch, fds, functools.partial(self._on_exit, child.name))
         except OSError as error:  # no memory or no descriptor for it: as if it had died
             self._later(0.0, self._machine.exited, child.name, f"cannot be started: {error}", time.monotonic())
             return
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
 
-    def _birth(self, child: Child) -> LaunchSpec:
+    def _launch(self, child: Child) -> LaunchSpec:
         name, front = child.name, self.topology.front
         return LaunchSpec(
             name=name,
@@ -210,7 +210,7 @@ class Supervisor:
             parent_fd=self._parent_read,
             listen_fd=self._listen.fileno() if self._listen and name == HTTP else -1,
             facts=self.facts if self.epoch else None,
-            meeting_fd=self._crew.meeting if name in self._crew.members else -1,
+            meeting_fd=self._group.meeting if name in self._group.members else -1,
             images_fd=self.wiring.images_fd(name),
         )
 

@@ -12,7 +12,7 @@ from lightllm_mp.messages import EngineLimits, Facts
 
 
 class HangingActor(BlockingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self.facts = Facts(
             engine=EngineLimits(
@@ -48,6 +48,6 @@ class SleepingActor(HangingActor):
 
 
 class SlowStartActor(HangingActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         time.sleep(3600)
-        super().__init__(birth, mailbox, stats)
+        super().__init__(launch, mailbox, stats)

@@ -18,9 +18,9 @@ SLOW = 6.0
 
 
 class OddActor(MockWorkerActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        super().__init__(birth, mailbox, stats)
-        self.replaces = birth.facts is not None
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(launch, mailbox, stats)
+        self.replaces = launch.facts is not None
         self._steps = 0
 
     def on_plan(self, plan: bytes) -> None:
@@ -46,14 +46,14 @@ class SlowStepActor(OddActor):
 class SlowStartActor(MockWorkerActor):
     """Says what it is doing, and takes long."""
 
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        super().__init__(birth, mailbox, stats)
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(launch, mailbox, stats)
         self.stage("thinking")
         time.sleep(1.5 * STAGE_SHOWN)
 
 
 class DiesAtEveryRestartActor(OddActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        super().__init__(birth, mailbox, stats)
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(launch, mailbox, stats)
         if self.replaces:
             os._exit(3)

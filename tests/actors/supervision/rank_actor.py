@@ -20,11 +20,11 @@ CELL = struct.Struct("<QQ")
 
 
 class MockRankActor(RankActor, MockWorkerActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        super().__init__(birth, mailbox, stats)
-        self.ranks, self._rank = birth.config.engine.tp, birth.rank
-        os.ftruncate(birth.meeting_fd, mmap.PAGESIZE)
-        self._cells = mmap.mmap(birth.meeting_fd, mmap.PAGESIZE)
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(launch, mailbox, stats)
+        self.ranks, self._rank = launch.config.engine.tp, launch.rank
+        os.ftruncate(launch.meeting_fd, mmap.PAGESIZE)
+        self._cells = mmap.mmap(launch.meeting_fd, mmap.PAGESIZE)
         self._count = self._checksum = 0
         if self._rank:
             self.facts = Facts()

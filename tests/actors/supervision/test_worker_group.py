@@ -143,7 +143,7 @@ def test_sends_to_every_rank_are_counted_in_an_epoch() -> None:
 
 
 @on_shared
-async def test_a_rank_dies_while_the_crew_is_being_replaced(engine: Embedded) -> None:
+async def test_a_rank_dies_while_the_group_is_being_replaced(engine: Embedded) -> None:
     expected = await undisturbed(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.1)

@@ -16,10 +16,10 @@ MARKS = "LIGHTLLM_TEST_MARKS"
 
 
 class HangsOnce(VisualActor):
-    def __init__(self, birth: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         marks = Path(os.environ[MARKS])
         number = len(list(marks.iterdir()))
         (marks / str(number)).touch()
         if number == 1:
             time.sleep(600)
-        super().__init__(birth, mailbox, stats)
+        super().__init__(launch, mailbox, stats)
