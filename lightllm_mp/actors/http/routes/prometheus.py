@@ -110,7 +110,7 @@ class PrometheusPage(Collector):
         yield self._counter("request_count", "Requests accepted", [((), meter.requests)])
         yield self._counter("request_success", "Requests finished", _rows(meter.success), "finished_reason")
         yield self._counter("request_failure", "Requests that failed", _rows(meter.failure), "reason")
-        yield self._counter("admission_rejections", "Requests refused at the door", _rows(meter.rejections), "reason")
+        yield self._counter("admission_rejections", "Requests refused on arrival", _rows(meter.rejections), "reason")
         yield self._counter("http_responses", "HTTP responses", _rows(meter.responses), "status")
         yield self._counter("prompt_tokens", "Prompt tokens of started requests", [((), meter.prompt_tokens)])
         yield self._counter("prompt_tokens_cached", "Of these from the prefix cache", [((), meter.cached_tokens)])
