@@ -10,8 +10,10 @@ not know. `actors/topology.py` says which actors talk to each other.
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
 
@@ -415,6 +417,11 @@ class Facts(Struct, frozen=True, array_like=True):
     kv_bytes: int = 0
     has_tokenizer: bool = True
     has_chat_template: bool = False
+
+    def flat(self) -> dict[str, Any]:
+        """Everything by name, the engine's limits among it: what users of the API see."""
+        own = asdict(self)
+        return {**asdict(own.pop("engine")), **own}
 
 
 class Ready(Wire, tag="Ready"):

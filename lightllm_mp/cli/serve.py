@@ -10,9 +10,6 @@ import signal
 import socket
 import sys
 
-import msgspec
-from msgspec.structs import asdict
-
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
@@ -87,7 +84,7 @@ async def _run(
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
         sd_notify("READY=1")
         if status_fd >= 0:
-            os.write(status_fd, json.dumps({"url": url, **msgspec.to_builtins(asdict(facts))}).encode() + b"\n")
+            os.write(status_fd, json.dumps({"url": url, **facts.flat()}).encode() + b"\n")
 
     supervisor = Supervisor(config, model, listen=listen, on_progress=console.progress, on_serving=serving)
     loop = asyncio.get_running_loop()

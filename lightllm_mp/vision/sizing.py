@@ -77,11 +77,6 @@ def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
     return grid.patches // (spec.merge * spec.merge) + spec.keep_class
 
 
-def image_tokens(spec: VisionSpec, width: int, height: int) -> int:
-    """Slots of an image of width x height pixels as displayed."""
-    return grid_tokens(spec, patch_grid(spec, width, height))
-
-
 def mrope_positions(length: int, images: Sequence[PlacedImage], merge: int) -> tuple[NDArray[np.int32], int]:
     """Positions of a prompt for multimodal rotary embedding (Qwen2-VL, arXiv 2409.12191, section 2.1).
 

@@ -152,6 +152,8 @@ def test_all_processes_take_little_memory_beside_the_weights(default_model: Path
     taken = 0
     with launch(Config(http=HttpConfig(port=0), model=ModelConfig(device="cpu"))) as server:
         weights = server.wait_ready(START).facts["weight_bytes"]
+        assert server.facts["max_context"] == 8192
+        assert server.facts["eos_ids"]
         for pid in (server.pid, *children(server).values()):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             taken += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) << 10

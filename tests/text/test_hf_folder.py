@@ -128,9 +128,8 @@ def test_code_of_the_folder_is_never_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     (tmp_path / "tokenization_own.py").write_text(f"open({str(marker)!r}, 'w').close()")
     write_json(tmp_path, tokenizer_config={"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}})
-    for trust in (False, True):
-        with pytest.raises(NoTokenizer, match="its own tokenizer code is never run"):
-            load_tokenizer(tmp_path, trust_remote_code=trust)
+    with pytest.raises(NoTokenizer, match="its own tokenizer code is never run"):
+        load_tokenizer(tmp_path)
     assert not marker.exists()
 
 

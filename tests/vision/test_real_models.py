@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lightllm_mp.vision.sizing import image_tokens
 from lightllm_mp.vision.tower_rules import sections
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
+from tests.vision.vision_golden import image_tokens
 
 CLIP = {"hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "num_attention_heads": 16}
 CLIP |= {"num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "model_type": "clip_vision_model"}

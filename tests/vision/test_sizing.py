@@ -7,8 +7,8 @@ import pytest
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, image_tokens, mrope_positions, patch_grid, smart_resize
-from tests.vision.vision_golden import FOLDERS, facts, image_bytes, model, tensors, with_preprocess
+from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions, patch_grid, smart_resize
+from tests.vision.vision_golden import FOLDERS, facts, image_bytes, image_tokens, model, tensors, with_preprocess
 
 REAL = with_preprocess(model("qwen2_5_vl").spec, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
+from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.paths import GOLDENS
@@ -72,3 +73,8 @@ def image_bytes(folder: str, image: str) -> bytes:
 def prepared(case: Case) -> Preprocessed:
     data = image_bytes(case.folder, case.image)
     return preprocess(decode(data, read_header(data)), case.spec)
+
+
+def image_tokens(spec: VisionSpec, width: int, height: int) -> int:
+    """Slots of an image of width x height pixels as displayed."""
+    return grid_tokens(spec, patch_grid(spec, width, height))

@@ -34,6 +34,9 @@ LENGTH = struct.Struct("<I")
 
 
 class Transport:
+    """A way between two processes: its server is a loop of its own (`server`), an asyncio task (`serve_async`), or
+    either; the other way is not there."""
+
     def client(self) -> tuple[Send, Receive]:
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 
 if TYPE_CHECKING:
-    from lightllm_mp.vision.vision_config import VisionModel
+    from lightllm_mp.vision.spec import VisionModel
 
 PARAM = "multimodal_params"
 TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"

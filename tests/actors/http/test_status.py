@@ -7,10 +7,11 @@ import json
 import logging
 import re
 
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_mp import messages as say
-from tests.actors.http.harness import Engine, Site, run
+from tests.actors.http.harness import FACTS, Engine, Site, run
 
 BODY = {"inputs": "my prompt", "parameters": {"max_new_tokens": 4}}
 
@@ -80,12 +81,14 @@ def test_server_info_has_facts_and_no_secrets():
         info = json.loads((await s.get("/get_server_info"))[1])
         assert info["model_name"] == "fake"
         assert info["facts"]["vocab_size"] == 1000
+        assert info["facts"]["eos_ids"] == [2]
+        assert "engine" not in info["facts"]
         assert info["authentication"] is False
         assert info["trust_remote_code"] is False
         assert "api_key" not in json.dumps(info)
         assert "model_dir" not in json.dumps(info)
 
-    run(body)
+    run(body, engine=Engine(facts=replace(FACTS, eos_ids=(2,))))
 
 
 def test_request_metrics():

@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from aiohttp import web
-from msgspec.structs import asdict
 
 from lightllm_mp.actors.http.context import Context
 from lightllm_mp.actors.http.responses import encode
@@ -59,7 +58,7 @@ class StatusRoutes:
             "live_requests": context.frontend.live,
             "takes_images": context.frontend.images.takes_images,
         }
-        return _json(info | {"facts": {**asdict(facts), **asdict(facts.engine), "engine": None} if facts else None})
+        return _json(info | {"facts": facts.flat() if facts else None})
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
