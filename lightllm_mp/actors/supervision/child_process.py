@@ -21,7 +21,7 @@ MOST_STACKS = 1 << 16
 
 
 class ChildProcess:
-    """`python -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`.
+    """`python -P -m lightllm_mp.actors.runtime.child_main NAME FD STACKS_FD`.
 
     The running loop calls `on_exit(reason)` once, after it has reaped the process.
     """
@@ -30,7 +30,7 @@ class ChildProcess:
         launch_fd = launch.to_memfd()
         self._stacks = os.memfd_create(f"stacks-{launch.name}")
         own = (launch_fd, self._stacks)
-        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
+        command = [sys.executable, "-P", "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
         try:
             self._popen = subprocess.Popen(
                 command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL

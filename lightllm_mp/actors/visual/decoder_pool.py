@@ -79,6 +79,7 @@ class DecoderProcess:
     async def start(self) -> asyncio.subprocess.Process:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "lightllm_mp.vision.decoder_process",
             str(self._fd),

@@ -114,7 +114,7 @@ def see_torch(deadline: float, program: str = LOOK) -> TorchReport:
     """Imports torch in a child process, so a torch that hangs or crashes is a finding and does not end this command."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline, check=False
+            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=deadline, check=False
         )
     except subprocess.TimeoutExpired:
         return TorchReport(torch="?", error=f"the import takes more than {deadline:.0f} s")
