@@ -1,6 +1,9 @@
 """The visual actor's decoder processes (vision/decoder_process.py): a bad image costs one process and its request.
 
-Processes, not threads, because only a process can be killed while it decodes too long or crashes.
+Processes, not threads, because only a process can be killed while it decodes too long or crashes, and only a process
+can be confined. Its code may be that of an attacker. So its answers are of a closed type and say no sizes, and the
+memory that it shares is read and written with system calls: whatever it does to that memory is an error here, never a
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import mmap
+import math
 import os
 import sys
 
@@ -16,36 +19,47 @@ import msgspec
 import numpy as np
 
 from lightllm_mp.actors.runtime.launch_spec import child_environment
-from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from lightllm_mp.vision.decoder_process import DecodeTask, Done, Settings
+from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
+from lightllm_mp.shm import Segment
+from lightllm_mp.vision.decoder_process import Confined, DecodeTask, Done, Settings
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import PatchGrid
+from lightllm_mp.vision.sizing import patch_grid, pixel_shape
 from lightllm_mp.vision.spec import VisionSpec
 
 log = logging.getLogger("lightllm_mp.visual")
 
+PROGRAM = "lightllm_mp.vision.decoder_process"
 SECONDS = 20.0
 """Most seconds to decode one image, the process's start included."""
 SLACK = 4 << 20
 """Extra bytes of pixels for dynamic sizes, because edges are rounded."""
+ENVIRONMENT = ("PATH", "LANG", "PYTHON", "LC_", "LD_", "OPENBLAS_")
+"""Beginnings of the names of environment variables that a decoder gets. No other one: there are keys among them."""
 
 
 class DecoderProcess:
     """One decoder process, started at its first use, and again after it was killed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, program: str = PROGRAM) -> None:
+        self.missing: tuple[str, ...] = ()
+        """Layers that the confinement of the process lacks."""
+        self._spec, self._program = settings.spec, program
         self._settings = msgspec.json.encode(settings).decode()
-        self._fd = os.memfd_create("pixels")
-        os.ftruncate(self._fd, max(settings.max_bytes, _pixel_bytes(settings.spec)))  # pages are allocated on first use
-        self._memory = mmap.mmap(self._fd, 0)
+        # Pages are reserved before each image, as many as it needs.
+        self._memory = Segment.create("pixels", max(settings.max_bytes, _pixel_bytes(settings.spec)), sparse=True)
         self._process: asyncio.subprocess.Process | None = None
-        self._done = msgspec.json.Decoder(Done)
+        self._confined, self._done = msgspec.json.Decoder(Confined), msgspec.json.Decoder(Done)
+        self._is_new = True
+        """The process has not said yet that it is ready."""
 
     async def decode(self, data: bytes, width: int, height: int) -> Preprocessed:
         """The preprocessed pixels. Raises EngineError for an image that cannot be used."""
+        grid = patch_grid(self._spec, width, height)
+        pixels = np.empty(pixel_shape(self._spec, grid), np.float32)
+        self._put(data, pixels.nbytes)
         try:
             async with asyncio.timeout(SECONDS):
-                done = await self._ask(data, DecodeTask(len(data), width, height))
+                done = await self._ask(DecodeTask(len(data), width, height))
         except TimeoutError:
             await self.end()
             raise InvalidRequest(f"an image took longer than {SECONDS:g} s to decode") from None
@@ -55,37 +69,49 @@ class DecoderProcess:
         if done is None:
             await self.end()
             raise InvalidRequest("an image cannot be decoded")
-        if done.status:
+        if done.code:
             raise _error(done)
-        count = int(np.prod(done.shape))
-        return Preprocessed(
-            np.frombuffer(self._memory, np.float32, count).reshape(done.shape).copy(), PatchGrid(*done.grid)
-        )
+        if os.preadv(self._memory.fd, [pixels.data], 0) != pixels.nbytes or not math.isfinite(np.ptp(pixels)):
+            await self.end()
+            raise InvalidRequest("an image cannot be decoded")
+        return Preprocessed(pixels, grid)
 
-    async def _ask(self, data: bytes, task: DecodeTask) -> Done | None:
-        """The process's reply; None: the process is gone."""
+    def _put(self, data: bytes, pixel_bytes: int) -> None:
+        """Reserves memory for the file and its pixels, and writes the file."""
+        size = max(len(data), pixel_bytes)
+        if size > self._memory.size:
+            raise PayloadTooLarge("an image becomes too large")
+        if not self._memory.back(0, size):
+            raise Overloaded("there is too little memory to decode an image", retry_after=1.0)
+        os.pwrite(self._memory.fd, data, 0)
+
+    async def _ask(self, task: DecodeTask) -> Done | None:
+        """The process's reply; None: the process is gone, or says what no decoder says."""
         process = self._process or await self.start()
         assert process.stdin is not None
         assert process.stdout is not None
-        self._memory[: len(data)] = data
         try:
             process.stdin.write(msgspec.json.encode(task) + b"\n")
             await process.stdin.drain()
-            line = await process.stdout.readline()
-        except (ConnectionError, BrokenPipeError):
-            line = b""
-        return self._done.decode(line) if line.endswith(b"\n") else None
+            if self._is_new:
+                self.missing = self._confined.decode(await process.stdout.readline()).missing
+                self._is_new = False
+            return self._done.decode(await process.stdout.readline())
+        except (OSError, ValueError) as error:  # it ended; a line too long; msgspec's errors are ValueErrors
+            log.warning("a decoder process is replaced: %s", type(error).__name__)
+            return None
 
     async def start(self) -> asyncio.subprocess.Process:
+        self._is_new = True
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "lightllm_mp.vision.decoder_process",
-            str(self._fd),
+            self._program,
+            str(self._memory.fd),
             self._settings,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self._fd,),
+            pass_fds=(self._memory.fd,),
             env=_environment(),
         )
         return self._process
@@ -101,7 +127,6 @@ class DecoderProcess:
     async def close(self) -> None:
         await self.end()
         self._memory.close()
-        os.close(self._fd)
 
 
 class DecoderPool:
@@ -112,6 +137,7 @@ class DecoderPool:
         self._all = [DecoderProcess(settings) for _ in range(size)]
         self._free = list(self._all)
         self._turn = asyncio.Semaphore(size)
+        self._has_warned = False
 
     async def start(self) -> None:
         """Start all processes without waiting until they are ready."""
@@ -125,6 +151,15 @@ class DecoderPool:
                 return await decoder.decode(data, width, height)
             finally:
                 self._free.append(decoder)
+                self._warn(decoder)
+
+    def _warn(self, decoder: DecoderProcess) -> None:
+        if decoder.missing and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "image files are decoded without %s: the kernel or the container refuses it; see lightllm-mp doctor",
+                " and ".join(decoder.missing),
+            )
 
     async def close(self) -> None:
         for decoder in self._all:
@@ -132,9 +167,8 @@ class DecoderPool:
 
 
 def _environment() -> dict[str, str]:
-    """The child environment without LIGHTLLM_MP_ variables, because one of them holds the API keys."""
-    ours = {name: value for name, value in child_environment().items() if not name.startswith("LIGHTLLM_MP_")}
-    return {**ours, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    passed = {name: value for name, value in child_environment().items() if name.startswith(ENVIRONMENT)}
+    return {**passed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _pixel_bytes(spec: VisionSpec) -> int:
