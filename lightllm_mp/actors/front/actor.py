@@ -10,7 +10,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER, VISUAL
-from lightllm_mp.messages import Begin, Drained, Health, Wire
+from lightllm_mp.messages import Begin, Blamed, Drained, Health, Wire
 
 
 class FrontActor(AsyncActor):
@@ -28,6 +28,7 @@ class FrontActor(AsyncActor):
             images=_image_lane(launch, mailbox),
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
+        self.frontend.quarantine.on_blame = lambda name, epoch: mailbox.post(SUPERVISOR, Blamed(name, epoch))
         self._pages = {name: stats if name == launch.name else StatsPage.attach(fd) for name, fd in launch.all_stats}
 
     def close(self) -> None:

@@ -126,8 +126,8 @@ class LiveRequest:
         self.timer: asyncio.TimerHandle | None = None
         self.sent = False
         """The engine has the request, or had it when the current repair began."""
-        self.fruitless = 0
-        """How often the same process died since the last token while the engine had the request."""
+        self.deaths: tuple[int, ...] = ()
+        """The epochs before which the same process died since the last token, while the engine had the request."""
         self.blamed: frozenset[str] = frozenset()
         """The processes that died every one of those times."""
         self.error: EngineError | None = None
@@ -137,6 +137,11 @@ class LiveRequest:
         self._events: deque[Event] = deque()
         self._queued = 0
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def fruitless(self) -> int:
+        """How often the same process died since the last token while the engine had the request."""
+        return len(self.deaths)
 
     def __aiter__(self) -> LiveRequest:
         return self

@@ -2,19 +2,27 @@
 
 A request is a suspect if the same process has died repeatedly since the request's last token. After the first death all
 requests are submitted again. After the second the suspects run one by one: the next is submitted when the one before
-got a token or ended. A suspect that is running when that process dies a third time fails; the others go on.
+got a token or ended. A suspect that is running when that process dies a third time fails; the others go on. A request
+without images is no suspect when the visual actor dies.
+
+A death that a suspect may be to blame for is not charged to the restart budget, nor is one whose suspect left before it
+could be cleared: else a client could end the server with one harmful request after another.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.topology import VISUAL
 
 ALONE, GIVEN_UP = 2, 3
 """Deaths of one process since the last token after which a request is submitted alone, or fails. The restart budget
 (3 by default) allows both."""
+LEFT_BEFORE = 5.0
+"""A request that left without a token may be to blame for a death up to so many seconds later: a step goes on."""
 
 
 class Quarantine:
@@ -22,6 +30,16 @@ class Quarantine:
 
     def __init__(self, submit: Callable[[LiveRequest], None]) -> None:
         self._submit = submit
+        self.on_blame: Callable[[str, int], None] = lambda name, epoch: None
+        """Called once in an epoch with the name of a process and the epoch that its death led to: a request may be to
+        blame for it."""
+        self._told: set[tuple[str, int]] = set()
+        self._left: dict[bool, float] = {}
+        """When the last request with (True) or without images left without a token (monotonic)."""
+        self._ended: float | None = None
+        """When the engine lost its requests; None: it runs."""
+        self._restarted: frozenset[str] = frozenset()
+        self._epoch = 0
         self._held: deque[LiveRequest] = deque()
         self._alone: LiveRequest | None = None
         """The suspect that the engine is running."""
@@ -29,16 +47,30 @@ class Quarantine:
     def clear(self) -> None:
         """The engine has lost all requests."""
         self._held.clear()
+        self._told.clear()
         self._alone = None
+        if self._ended is None:
+            self._ended = monotonic()
 
-    def take_back(self, live: LiveRequest, restarted: frozenset[str]) -> bool:
-        """Submit an unfinished request after a repair that replaced these processes, now or in its turn.
-        False: the caller must fail it."""
-        if live.sent and restarted:
-            again = live.blamed & restarted
-            live.fruitless = live.fruitless + 1 if again else 1
-            live.blamed = again or restarted
+    def begin(self, restarted: frozenset[str], epoch: int) -> None:
+        """A repair has replaced these processes."""
+        self._restarted, self._epoch = restarted, epoch
+        for images, at in self._left.items():
+            if self._ended is not None and at > self._ended - LEFT_BEFORE:
+                self._blame(self._touched(images), (epoch,))
+        self._ended = None
+        self._left.clear()
+
+    def take_back(self, live: LiveRequest) -> bool:
+        """Submit an unfinished request after `begin`, now or in its turn. False: the caller must fail it."""
+        touched = self._touched(bool(live.images))
+        if live.sent and touched:
+            again = live.blamed & touched
+            live.deaths = (*live.deaths, self._epoch) if again else (self._epoch,)
+            live.blamed = again or touched
         live.sent = False
+        if live.fruitless >= ALONE:
+            self._blame(live.blamed, live.deaths)
         if live.fruitless >= GIVEN_UP:
             return False
         if live.fruitless >= ALONE:
@@ -49,12 +81,30 @@ class Quarantine:
 
     def cleared(self, live: LiveRequest) -> None:
         """The request got a token or ended: it is no suspect."""
-        live.fruitless, live.blamed = 0, frozenset()
+        live.deaths, live.blamed = (), frozenset()
         if live is self._alone:
             self._alone = None
             self.go_on()
         elif live in self._held:
             self._held.remove(live)
+
+    def left(self, live: LiveRequest) -> None:
+        """Its consumer is done with the request, perhaps before it was cleared."""
+        if live.open:
+            self._blame(live.blamed, live.deaths)
+            if live.sent and (live.deaths or not live.first):
+                self._left[bool(live.images)] = monotonic()
+        self.cleared(live)
+
+    def _touched(self, images: bool) -> frozenset[str]:
+        """The replaced processes that a request with or without images may have ended."""
+        return self._restarted if images else self._restarted - {VISUAL}
+
+    def _blame(self, names: frozenset[str], epochs: tuple[int, ...]) -> None:
+        for death in ((name, epoch) for name in names for epoch in epochs):
+            if death not in self._told:
+                self._told.add(death)
+                self.on_blame(*death)
 
     def go_on(self) -> None:
         """Submit the next suspect if the engine runs none."""

@@ -26,8 +26,11 @@ from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.actors.topology import VISUAL
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
+
+NO_IMAGES = "the image encoder is not available: send the request again later, or without images"
 
 
 class Observer(Protocol):
@@ -74,7 +77,7 @@ class RequestTable:
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
         self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
-        self._quarantine = Quarantine(self._submit_again)
+        self.quarantine = Quarantine(self._submit_again)
         self._connected = False
         self._drained = False
         self._staying = False
@@ -91,22 +94,26 @@ class RequestTable:
         self.facts = message.facts
         self.reset()
         self._connected = True
+        self.quarantine.begin(frozenset(message.restarted), message.epoch)
         for live in list(self._lives.values()):
-            if not self._quarantine.take_back(live, frozenset(message.restarted)):
+            if not self.quarantine.take_back(live):
                 self._give_up(live, EngineError("the engine failed on this request repeatedly"))
-        self._quarantine.go_on()
+        self.quarantine.go_on()
         for request, _ in self._counts.values():
             self._lanes[0].push(request)
 
     def reset(self) -> None:
         """The lanes are gone. Keep all requests and send nothing until `begin`."""
         self._connected = False
-        self._quarantine.clear()
+        self.quarantine.clear()
         for lane in (*self._lanes, self.images):
             lane.clear()
 
     def health(self, message: say.Health) -> None:
         self.state = message
+        if self._blind:
+            for live in [live for live in self._lives.values() if live.images and live.open and live.error is None]:
+                self._give_up(live, Unavailable(NO_IMAGES))
         self._check_drained()
 
     def flush(self) -> None:
@@ -132,6 +139,11 @@ class RequestTable:
         if not self.state.ok:
             return self.state.reason or "unhealthy"
         return "" if self._connected else "repairing"
+
+    @property
+    def _blind(self) -> bool:
+        """The visual actor fails again and again."""
+        return VISUAL in self.state.away
 
     def drained(self) -> bool:
         return self.state.draining and not self.live and not self._staying
@@ -161,6 +173,9 @@ class RequestTable:
         limits = self.facts.engine
         validation.check(prompt, terms, limits, sees=self.images.takes_images)
         self.images.check(images, limits.max_input)
+        if images and self._blind:
+            self.observer.refused("images_unavailable")
+            raise Unavailable(NO_IMAGES)
         request = say.Generate(
             rid=self._rids(terms.n),
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
@@ -214,7 +229,7 @@ class RequestTable:
         """The consumer is done with `live`; called by LiveRequest.close()."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
-            self._quarantine.cleared(live)
+            self.quarantine.left(live)
             self.limits.leave(live.request.terms.tenant)
             self.images.let_go(live.images)
             self.observer.ended(live)
@@ -294,7 +309,7 @@ class RequestTable:
         if event.id >= 0:
             answer.ids.append(event.id)
             if live.fruitless:
-                self._quarantine.cleared(live)
+                self.quarantine.cleared(live)
         answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
         if answer.last:
             gaps.append(now - answer.last)

@@ -20,8 +20,9 @@ class WorkerGroup:
 
     def part(self) -> None:
         """All members are gone: their successors meet in a new file."""
+        fresh = os.memfd_create("meeting")
         self.close()
-        self.meeting = os.memfd_create("meeting")
+        self.meeting = fresh
 
     def close(self) -> None:
         if self.meeting >= 0:
