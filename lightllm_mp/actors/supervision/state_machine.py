@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import enum
 import logging
-from dataclasses import dataclass
 
 import msgspec
 
@@ -58,6 +57,7 @@ from lightllm_mp.actors.supervision.actions import (
     Serving,
     Spawn,
 )
+from lightllm_mp.actors.supervision.child_state import ChildState
 from lightllm_mp.actors.supervision.restart_budget import RestartBudget, pause_after
 from lightllm_mp.actors.topology import ROUTER, Child, Topology
 from lightllm_mp.config import SupervisorConfig
@@ -92,46 +92,6 @@ class State(enum.Enum):
     RUNNING = enum.auto()
     REPAIRING = enum.auto()
     STOPPING = enum.auto()
-
-
-@dataclass
-class ChildState:
-    """What the supervisor knows of one actor. The front of an embedded engine has no process."""
-
-    spec: Child
-    budget: RestartBudget
-    running: bool = False
-    """It has a process."""
-    ready: bool = False
-    """Ready has come from this process."""
-    ready_at: float = 0.0
-    serving: bool = False
-    """Begin was sent to this process: a request may be what ends it."""
-    resetting: bool = False
-    """It owes ResetDone."""
-    owes_since: float = 0.0
-    """Since when it owes Ready or ResetDone."""
-    failed: str = ""
-    """Why it cannot start, in its own words."""
-    refusals: int = 0
-    """How often in a row the system refused to start it."""
-    restart: tuple[tuple[str, ...], float] | None = None
-    """Its start will be tried again: with whom, and when."""
-    away: bool = False
-    """It is dispensable, and its restart budget is spent."""
-    killed_with_ranks: bool = False
-    """Another rank died, so this one is being killed: not a death of its own."""
-    replaced: bool = False
-    """It lost its memory since the last Begin."""
-    hung: bool = False
-    """It has not answered in time and is being killed."""
-    told_to_stop: bool = False
-    pinged_at: float | None = None
-    """Time of the ping that it has not answered yet."""
-    suspect: bool = False
-    stage: Loading | None = None
-    """The stage of its start that it told last, while that lasts."""
-    restarts: int = 0
 
 
 class StateMachine:
