@@ -1,4 +1,4 @@
-"""The table of a server's life, without a process: restart budgets, pauses, refused starts, and harmful requests."""
+"""The table of a server's life, without a process: restart budgets, pauses, refused starts, harmful requests."""
 
 from __future__ import annotations
 
