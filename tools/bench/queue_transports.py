@@ -34,8 +34,8 @@ LENGTH = struct.Struct("<I")
 
 
 class Transport:
-    """A way between two processes: its server is a loop of its own (`server`), an asyncio task (`serve_async`), or
-    either; the other way is not there."""
+    """Carries payloads between two processes. Its server side is a blocking loop (`server`), an asyncio task
+    (`serve_async`), or both; the side that a transport lacks raises NotImplementedError."""
 
     def client(self) -> tuple[Send, Receive]:
         raise NotImplementedError
