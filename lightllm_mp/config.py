@@ -71,6 +71,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     support them."""
     disable_prompt_cache: bool = False
     """Do not reuse the KV of earlier prompts that begin alike."""
+    share_prompt_cache: bool = False
+    """Reuse KV between the holders of different API keys too. Whoever guesses the beginning of another's prompt can see
+    that it is known, by `cached_tokens` and by the time to the first token."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Compute threads of each CPU worker. 0: the physical cores that affinity and control groups allow, divided by the
     number of ranks."""
@@ -110,6 +113,15 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Maximum time to receive the headers and body of a request."""
     write_timeout: Seconds = 60.0
     """A streaming client that reads nothing for this time is disconnected."""
+    resume_window: Annotated[float, Meta(ge=0.0, le=86400.0)] = 60.0
+    """Time in seconds for which a request is kept after its connection broke or its answer was sent. A client that
+    comes back in it (GET /requests/ID with its X-Request-Id, and Last-Event-ID for a stream) gets the rest. 0: not at
+    all."""
+    journal_size: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    """Most shared memory, in bytes, for the record of requests that outlives the HTTP process. It takes memory when it
+    needs it."""
+    max_answer_bytes_live: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+    """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
 

@@ -49,6 +49,14 @@ class Forbidden(EngineError):
     code = "forbidden"
 
 
+class NotFound(EngineError):
+    """The server does not know what the client names."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
 class PayloadTooLarge(InvalidRequest):
     status = 413
     code = "payload_too_large"

@@ -288,17 +288,20 @@ class Tokens(Wire, tag="Tokens"):
 
 
 class PromptLogprobs(Wire, tag="PromptLogprobs"):
-    """Logprobs of a prompt's tokens. Router -> detokenizer -> front, before the first token."""
+    """Logprobs of a prompt's tokens, in pieces that fit any lane. Router -> detokenizer -> front, before the first
+    token."""
 
     rid: int
     ids: bytes
-    """int32: the whole prompt."""
+    """int32: a piece of the prompt."""
     logprobs: bytes
-    """float32 of tokens 1 and later; token 0 has none."""
+    """float32 of the piece's tokens; the prompt's first token has none."""
     top_n: int
     top_ids: bytes = b""
     """int32 [len(logprobs), top_n]"""
     top_logprobs: bytes = b""
+    more: bool = False
+    """Another piece follows."""
 
 
 class Scored(Wire, tag="Scored"):
@@ -380,6 +383,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     eos_ids: tuple[int, ...] = ()
     """Ids that end a sequence."""
     prompt_cache: bool = True
+    share_prompt_cache: bool = False
+    """Tenants reuse each other's prefixes."""
     run_ahead: int = 0
     """Number of steps that are planned before the oldest one is answered."""
     class_bounds: tuple[int, ...] = ()

@@ -275,7 +275,7 @@ def _completion(answer: Answer) -> Completion:
     return Completion(
         answer.text,
         answer.ids.tolist(),
-        answer.logprobs.tolist(),
+        [event.logprob for event in answer.events() if event.id >= 0],
         answer.finish or "",
         answer.prompt_tokens,
         answer.cached_tokens,

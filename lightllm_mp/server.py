@@ -38,7 +38,7 @@ class Server:
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *map(str, fds)],
                 pass_fds=fds,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"},
                 process_group=0,
             )
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from time import monotonic
 
 from msgspec.structs import replace
@@ -40,16 +41,22 @@ class RouterActor(BlockingActor):
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()
+        self._share_prompt_cache = launch.config.engine.share_prompt_cache
+        self._unsent: deque[tuple[str, bytes]] = deque()
+        """Plans that their lanes had no room for, with the workers they are for."""
         self._begun = False
         self._run_ahead = 0
         self._was_idle = False
 
     def on_begin(self, begin: Begin) -> None:
         self._halves.clear()
+        self._unsent.clear()
         self._run_ahead = begin.facts.engine.run_ahead
         if not self._begun:
             self._begun = True
-            self._scheduler = Scheduler(replace(begin.facts.engine, eos_ids=begin.facts.eos_ids))
+            shared = self._share_prompt_cache
+            limits = replace(begin.facts.engine, eos_ids=begin.facts.eos_ids, share_prompt_cache=shared)
+            self._scheduler = Scheduler(limits)
         else:
             # A new worker has empty KV memory, so the prefixes in the tree are gone.
             self._scheduler.reset(keep_cache=not any(name in self._workers for name in begin.restarted))
@@ -92,10 +99,9 @@ class RouterActor(BlockingActor):
         """Send plans to the workers, pass on events, and check the scheduler's integrity when it goes idle."""
         scheduler = self._scheduler
         planned, now = False, monotonic()
-        while scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan(now)) is not None:
+        while self._sent() and scheduler.in_flight <= self._run_ahead and (plan := scheduler.plan(now)) is not None:
             planned = True
-            for name in self._workers:
-                self.mailbox.send_plan(name, plan)
+            self._unsent += [(name, plan) for name in self._workers]
         idle = not scheduler.in_flight and not scheduler.has_work
         if idle and not self._was_idle:
             scheduler.check_integrity()
@@ -106,6 +112,12 @@ class RouterActor(BlockingActor):
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
             self.mailbox.post(self._listener(event), event)
+
+    def _sent(self) -> bool:
+        """Send what waits. False: a lane is full, and its bell will ring."""
+        while self._unsent and self.mailbox.send_plan(*self._unsent[0]):
+            self._unsent.popleft()
+        return not self._unsent
 
     def _listener(self, event: Wire) -> str:
         if isinstance(event, Scheduled | Scored):

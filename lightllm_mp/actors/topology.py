@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 KIB, MIB = 1 << 10, 1 << 20
 
+PLANS = 64 * MIB
+"""Room for the plans of a worker's next two steps. One holds at most 8 bytes for each of `UPLOAD_POSITIONS` positions
+(admission.py), or for the positions of one longer sequence; 4 for each position whose slot has changed; and the
+logit_bias of the sequences that start. It takes memory only when plans are that large."""
+
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
 VISUAL = "visual"
 """Exists only where images are served."""
@@ -103,7 +108,7 @@ def topology(
         Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
         *(
-            Edge(ROUTER, child.name, MIB, MIB, forward_arena=8 * MIB, backward_arena=8 * MIB if child.rank == 0 else 0)
+            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=8 * MIB if child.rank == 0 else 0)
             for child in workers
         ),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from lightllm_mp.actors.runtime.launch_spec import child_environment
 from lightllm_mp.errors import ConfigError, EngineError, ModelError, StartupError
 from lightllm_mp.model_description import ModelDescription, describe, from_plain, to_plain
 from lightllm_mp.model_files.model_source import ModelSource
@@ -27,7 +28,8 @@ def check_model(path: Path, *, ranks: int, weights: bool, images: bool) -> Model
 def check_model_apart(path: Path, *, ranks: int, weights: bool, images: bool) -> ModelDescription:
     """Runs `check_model` in a child process and raises its errors. StartupError if the child itself fails."""
     asked = msgspec.json.encode((str(path), ranks, weights, images)).decode()
-    done = subprocess.run([sys.executable, "-m", __name__, asked], stdout=subprocess.PIPE, check=False)
+    command = [sys.executable, "-m", __name__, asked]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=child_environment(), check=False)
     if done.returncode:
         raise StartupError(f"the process that checks the model's files ended with code {done.returncode}")
     reply = msgspec.msgpack.decode(done.stdout, type=Reply, dec_hook=from_plain)

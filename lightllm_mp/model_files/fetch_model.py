@@ -35,7 +35,13 @@ def _download(work: Path) -> None:
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(work), REQUIREMENT]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            text=True,
+            timeout=_FETCH_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ModelError(f"the default model is not fetched after {_FETCH_SECONDS} s; {by_hand()}") from None

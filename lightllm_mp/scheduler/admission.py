@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
+
+UPLOAD_POSITIONS = 1 << 18
+"""Cached positions whose ids and slots one plan uploads, 8 bytes each, unless a single sequence has more."""
 
 
 class Admission:
@@ -38,17 +42,30 @@ class Admission:
         return peak(held, np.maximum(final + prompt - 1 - length, 0)) <= room
 
 
-def service_order(prompts: Seq[tuple[int, int]], budget: int) -> Iterator[tuple[int, int]]:
-    """Share the `budget` of tokens that decode leaves in a step. `prompts`: (priority, tokens left) in service order.
-    Yields (index, most tokens it may take); the caller stops when the budget is used up. The first index comes twice.
+def service_order(prompts: Seq[tuple[int, int, int]], budget: int) -> Iterator[tuple[int, int]]:
+    """Share the `budget` of tokens that decode leaves in a step. `prompts`: (tenant, priority, tokens left) in service
+    order. Yields (index, most tokens it may take); the caller stops when the budget is used up. The first index comes
+    twice.
 
     First come, first served lets a long prompt block every short one behind it; with equal shares all long prompts
     finish late together. So the first prompt gets half, and the prompt with the fewest tokens left gets the rest: a
     short prompt starts at once, long prompts finish one after the other, and the first takes at most twice as long. A
-    higher priority goes first in both halves.
+    higher priority goes first among the prompts of its tenant.
     """
     if not prompts:
         return
     yield 0, -(-budget // 2)
-    for index in sorted(range(len(prompts)), key=lambda i: (-prompts[i][0], prompts[i][1], i)):
+    own: dict[int, list[int]] = {}
+    for index in sorted(range(len(prompts)), key=lambda i: (-prompts[i][1], prompts[i][2], i), reverse=True):
+        own.setdefault(prompts[index][0], []).append(index)
+    first = [(prompts[indices[-1]][2], indices[-1], tenant) for tenant, indices in own.items()]
+    heapify(first)
+    while first:
+        _, index, tenant = first[0]
         yield index, budget
+        own[tenant].pop()
+        if own[tenant]:
+            following = own[tenant][-1]
+            heapreplace(first, (prompts[following][2], following, tenant))
+        else:
+            heappop(first)

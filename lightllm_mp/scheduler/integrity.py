@@ -11,7 +11,7 @@ from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree, pat
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
-from lightllm_mp.scheduler.wait_queue import Ordered, WaitQueue
+from lightllm_mp.scheduler.wait_queue import WaitQueue
 
 
 class IntegrityError(AssertionError):
@@ -31,7 +31,7 @@ def check(rows: Rows, kv: KvMemory) -> None:
         raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
 
-def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: Ordered) -> None:
+def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: WaitQueue) -> None:
     """IntegrityError unless each live sequence either waits or has a row, and `prefilling` holds exactly those running
     sequences whose prompt is not planned to its end."""
     running = [sequence for sequence in rows.sequences if sequence is not None]

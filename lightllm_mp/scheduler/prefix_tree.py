@@ -18,6 +18,9 @@ from lightllm_mp.plan import Ints
 
 EMPTY = np.empty(0, np.int32)
 
+Namespace = tuple[int, bytes]
+NO_NAMESPACE: Namespace = (0, b"")
+
 
 class PrefixNode:
     """`ids` and `slots` are int32 of equal length, empty in a root."""
@@ -71,14 +74,14 @@ class LruLeaves:
 
 
 class PrefixTree:
-    """Each `namespace` has its own prefixes (0 unless two prompts of equal ids may not share KV)."""
+    """Each `namespace` has its own prefixes (see `Sequence.namespace`)."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Forget all prefixes; the caller frees the slots."""
-        self._roots: dict[int, PrefixNode] = {}
+        self._roots: dict[Namespace, PrefixNode] = {}
         self._leaves = LruLeaves()
         self._clock = 0
         self.tokens = 0
@@ -88,12 +91,12 @@ class PrefixTree:
         self.version = 0
         """Grows when a prefix is added; until then a failed match need not be tried again."""
 
-    def match(self, ids: Ints, namespace: int = 0) -> tuple[Ints, PrefixNode]:
+    def match(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[Ints, PrefixNode]:
         """The longest known prefix of `ids`: its int32 slots and last node. Lock the node before using the slots."""
         node, found = self._descend(ids, namespace)
         return (np.concatenate(found) if found else EMPTY), node
 
-    def insert(self, ids: Ints, slots: Ints, namespace: int = 0) -> tuple[PrefixNode, int]:
+    def insert(self, ids: Ints, slots: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[PrefixNode, int]:
         """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: for those the
         tree keeps its own slots, for the rest it takes over `slots`."""
         node, found = self._descend(ids, namespace)
@@ -130,7 +133,7 @@ class PrefixTree:
             yield (node := left.pop())
             left.extend(node.children.values())
 
-    def _descend(self, ids: Ints, namespace: int) -> tuple[PrefixNode, list[Ints]]:
+    def _descend(self, ids: Ints, namespace: Namespace) -> tuple[PrefixNode, list[Ints]]:
         """The node where the known prefix of `ids` ends (split there if needed) and the slots on the way."""
         node = self._roots.get(namespace)
         if node is None:

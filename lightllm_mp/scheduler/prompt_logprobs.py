@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from lightllm_mp.messages import ImageSpan, PromptLogprobs
 from lightllm_mp.plan import Ints
 
+PIECE = 4096
+"""Most tokens of a message: with 20 alternatives it has 700 KB."""
+
 
 class OwedLogprobs:
     """Collects the logprobs of `tokens` prompt tokens (all but the first), each with `top_n` alternatives."""
@@ -30,7 +33,7 @@ class OwedLogprobs:
         self._parts.append((logprobs[: 4 * count], top_ids[:best], top_logprobs[:best]))
         self._left -= count
 
-    def message(self, rid: int, prompt: Ints, spans: Sequence[ImageSpan] = ()) -> PromptLogprobs:
+    def messages(self, rid: int, prompt: Ints, spans: Sequence[ImageSpan] = ()) -> list[PromptLogprobs]:
         """The logprobs of the prompt's text: positions in the `spans` of images are left out, and so is the first
         token's logprob. RuntimeError when the worker left tokens out."""
         if self._left:
@@ -44,7 +47,23 @@ class OwedLogprobs:
             wanted = np.flatnonzero(text)[1:] - 1
             columns = [_take_rows(column, self._tokens, wanted) for column in columns]
         logprobs, top_ids, top_logprobs = columns
-        return PromptLogprobs(rid, ids, logprobs, self._top_n, top_ids, top_logprobs)
+        found, width = [], 4 * self._top_n
+        # A prompt of images only has one empty piece.
+        for first in range(0, max(len(ids) // 4, 1), PIECE):
+            last = min(first + PIECE, len(ids) // 4)
+            low, high = max(first - 1, 0), last - 1  # token 0 has no logprob
+            found.append(
+                PromptLogprobs(
+                    rid,
+                    ids[4 * first : 4 * last],
+                    logprobs[4 * low : 4 * high],
+                    self._top_n,
+                    top_ids[width * low : width * high],
+                    top_logprobs[width * low : width * high],
+                    more=4 * last < len(ids),
+                )
+            )
+        return found
 
 
 def _take_rows(column: bytes, rows: int, wanted: NDArray[np.int64]) -> bytes:

@@ -5,9 +5,9 @@ before `done`. The scheduler has one thread and reads no clock: the same calls g
 
 A plan gives every decoding sequence one token and shares the rest of its tokens between prompts. admission.py decides
 which sequence may start and how prompts share a step. When slots run out, the scheduler evicts cached prefixes; when
-that is not enough, it preempts the youngest sequence of the lowest priority, whose tokens stay in the prefix tree until
-their slots are needed. After a preemption no sequence starts before another has ended.
-
+that is not enough, it preempts the youngest sequence of the lowest priority of the tenant that has been served most;
+its tokens stay in the prefix tree until their slots are needed. After a preemption no sequence starts before another
+has ended.
 The queue serves the tenant that has been served least (wait_queue.py), and each tenant's sequences by priority, then
 earliest deadline, then arrival. A sequence past its deadline does not begin; the front tells its client and aborts it.
 """
@@ -33,7 +33,7 @@ from lightllm_mp.messages import (
     Tokens,
     Wire,
 )
-from lightllm_mp.scheduler.admission import Admission, service_order
+from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, Admission, service_order
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
@@ -42,7 +42,7 @@ from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
 from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
-from lightllm_mp.scheduler.wait_queue import Ordered, Shares, WaitQueue
+from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
 
 BURST = 32
 """Number of sequences that one step admits even if fewer fill it."""
@@ -57,7 +57,7 @@ class Scheduler:
         self._admission = Admission(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()
-        self._waiting, self._prefilling = WaitQueue(self._shares), Ordered()
+        self._waiting, self._prefilling = WaitQueue(self._shares), WaitQueue(self._shares)
         self._flights: deque[InFlightStep] = deque()
         self._events: list[Wire] = []
         self._moved: list[tuple[int, int, int, int]] = []
@@ -217,8 +217,8 @@ class Scheduler:
     def _chunks(self, budget: int) -> dict[Sequence, int]:
         """Give prompts slots for their next chunks. Returns the start of each sequence's chunk."""
         prompts = list(self._prefilling)
-        rows, starts = self._rows, dict[Sequence, int]()
-        left = [(s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
+        rows, starts, uploads = self._rows, dict[Sequence, int](), 0
+        left = [(s.tenant, s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
         for index, most in service_order(left, budget):
             if not (budget and self._kv.available):
                 break
@@ -226,6 +226,10 @@ class Scheduler:
             row = sequence.row
             if sequence not in starts:
                 self._catch_up(sequence)
+                known = 0 if sequence.uploaded else int(rows.planned[row])
+                if uploads and uploads + known > UPLOAD_POSITIONS:
+                    continue
+                uploads += known
             start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
             slots = self._kv.take(min(count, self._kv.available))
             if slots is None or not len(slots):
@@ -275,7 +279,7 @@ class Scheduler:
             if sequence is None:
                 continue
             if sequence.owed_logprobs is not None:
-                self._events.append(sequence.owed_logprobs.message(sequence.rid, sequence.ids, sequence.spans))
+                self._events += sequence.owed_logprobs.messages(sequence.rid, sequence.ids, sequence.spans)
                 sequence.logprobs_sent()
             if sequence.cached:
                 start, end = self._kv.publish(sequence)
@@ -339,15 +343,12 @@ class Scheduler:
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._admission.lengths.record(produced - sequence.prompt_tokens)
-        self._count_end(reason)
-
-    def _give_back(self, rids: list[int]) -> None:
-        self._events += [Release(rid) for rid in rids]
-
-    def _count_end(self, reason: int) -> None:
         self._counters.finished_stop += reason == STOP
         self._counters.finished_length += reason == LENGTH
         self._counters.finished_abort += reason == ABORT
+
+    def _give_back(self, rids: list[int]) -> None:
+        self._events += [Release(rid) for rid in rids]
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back into the queue, at its place by arrival, while no step is in flight. When it
@@ -372,8 +373,10 @@ class Scheduler:
         sequence.uploaded = 0
 
     def _youngest(self) -> Sequence:
-        """The running sequence that is last in service order."""
-        return max((s for s in self._rows.sequences if s is not None), key=lambda s: s.order)
+        """The running sequence that is last in service order, of the tenant that has been served most."""
+        running = [sequence for sequence in self._rows.sequences if sequence is not None]
+        tenant = self._shares.most({sequence.tenant for sequence in running})
+        return max((s for s in running if s.tenant == tenant), key=lambda s: s.order)
 
     # --- looking at it ------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class Sequence:
     images: PromptImages | None = None
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
+    cache_owner: bytes = b""
+    """The tenant, where each has its own prefix cache."""
 
     @property
     def sampling(self) -> Sampling:
@@ -97,9 +99,10 @@ class Sequence:
         return self.group is not None and not self.group.ready and self.group.leader is not None
 
     @property
-    def namespace(self) -> int:
-        """Sequences share prefixes only within a namespace, because keys differ between length classes."""
-        return self.rope_class
+    def namespace(self) -> tuple[int, bytes]:
+        """Sequences share prefixes only within a namespace: keys differ between length classes, and a tenant must not
+        learn what another has asked."""
+        return self.rope_class, self.cache_owner
 
     @property
     def spans(self) -> tuple[ImageSpan, ...]:
@@ -173,6 +176,7 @@ def sequences_of(
             rope_class=limits.rope_class(request.prompt_tokens),
             images=images,
             due=due,
+            cache_owner=b"" if limits.share_prompt_cache else terms.tenant,
         )
         for index in range(terms.n)
     ]

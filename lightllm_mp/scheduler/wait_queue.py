@@ -89,13 +89,18 @@ class Shares:
         if len(self._served) > 1:
             self._served += OUTPUT_WEIGHT * np.bincount(numbers, minlength=len(self._served))
 
+    def most(self, numbers: Iterable[int]) -> int:
+        """The tenant that has been served most of these."""
+        return max(numbers, key=lambda number: (self._served[number], number))
+
     def least(self, numbers: Iterable[int]) -> int:
         """The tenant that has been served least of these."""
         return min(numbers, key=lambda number: (self._served[number], number))
 
 
 class WaitQueue:
-    """Waiting sequences. The next is the first in order of the tenant that has been served least."""
+    """Waiting sequences, or those whose prompts are being computed. The next is the first in order of the tenant that
+    has been served least."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -124,6 +129,10 @@ class WaitQueue:
                 del left[tenant]
             else:
                 yield sequence
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        queue = self._queues.get(sequence.tenant)
+        return queue is not None and sequence in queue
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))

@@ -9,6 +9,7 @@ from lightllm_mp.shm.doorbell import Bell
 from lightllm_mp.shm.errors import LaneClosed, LeaseError, ProtocolError
 from lightllm_mp.shm.implementation import implementation
 from lightllm_mp.shm.inbox import Inbox, Record
+from lightllm_mp.shm.journal import Journal
 from lightllm_mp.shm.lane import Lane, LaneStats
 from lightllm_mp.shm.layout import KIND_BLOCK, KIND_MESSAGE, KIND_RAW, KIND_RAW_BLOCK, KIND_RELEASE
 from lightllm_mp.shm.segment import Segment
@@ -29,6 +30,7 @@ __all__ = [
     "ChannelReceiver",
     "ChannelSender",
     "Inbox",
+    "Journal",
     "Lane",
     "LaneClosed",
     "LaneStats",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from lightllm_mp.errors import InvalidRequest
 
@@ -28,29 +29,73 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
     return unique
 
 
+class StopAutomaton:
+    """The nodes of the automaton; they do not change. About 250 bytes for each character of the stop strings."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.next: list[dict[str, int]] = [{}]
+        self.depth = [0]
+        self.match = [0]
+        """Length of the stop string that ends at the node; 0: none."""
+        for stop in stops:
+            self._insert(stop)
+        self.fail = self._failure_links()
+
+    def _insert(self, stop: str) -> None:
+        node = 0
+        for char in stop:
+            follower = self.next[node].get(char)
+            if follower is None:
+                follower = self.next[node][char] = len(self.next)
+                self.next.append({})
+                self.depth.append(self.depth[node] + 1)
+                self.match.append(0)
+            node = follower
+        self.match[node] = len(stop)
+
+    def _failure_links(self) -> list[int]:
+        """For each node the node of its longest proper suffix. Nodes inherit shorter matches along these links."""
+        fail = [0] * len(self.next)
+        queue = deque(self.next[0].values())
+        while queue:
+            node = queue.popleft()
+            for char, follower in self.next[node].items():
+                back = fail[node]
+                while back and char not in self.next[back]:
+                    back = fail[back]
+                fail[follower] = self.next[back].get(char, 0)
+                self.match[follower] = self.match[follower] or self.match[fail[follower]]
+                queue.append(follower)
+        return fail
+
+
+_automata: WeakValueDictionary[tuple[str, ...], StopAutomaton] = WeakValueDictionary()
+"""Those in use: the answers to one request, and requests with equal stop strings, share one."""
+
+
 class StopStrings:
-    """The automaton and its state in one text.
+    """The state of the automaton in one text.
 
     `held` is the length of the longest suffix of the text so far that is a prefix of a stop string. It must not be
     shown yet.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._next: list[dict[str, int]] = [{}]
-        self._depth = [0]
-        self._match = [0]
-        for stop in check_stops(stops):
-            self._insert(stop)
-        self._fail = self._failure_links()
+        key = check_stops(stops)
+        automaton = _automata.get(key)
+        if automaton is None:
+            automaton = _automata[key] = StopAutomaton(key)
+        self._automaton = automaton
         self._node = 0
 
     @property
     def held(self) -> int:
-        return self._depth[self._node]
+        return self._automaton.depth[self._node]
 
     def find(self, text: str) -> tuple[int, int] | None:
         """Reads on. Returns the end of the first match in `text`, and its length, which may exceed that end."""
-        step, fail, match, node = self._next, self._fail, self._match, self._node
+        automaton, node = self._automaton, self._node
+        step, fail, match = automaton.next, automaton.fail, automaton.match
         root = step[0]
         if not node and root.keys().isdisjoint(text):
             return None  # the usual case, without a Python loop
@@ -63,30 +108,3 @@ class StopStrings:
                 return i + 1, match[node]
         self._node = node
         return None
-
-    def _insert(self, stop: str) -> None:
-        node = 0
-        for char in stop:
-            follower = self._next[node].get(char)
-            if follower is None:
-                follower = self._next[node][char] = len(self._next)
-                self._next.append({})
-                self._depth.append(self._depth[node] + 1)
-                self._match.append(0)
-            node = follower
-        self._match[node] = len(stop)
-
-    def _failure_links(self) -> list[int]:
-        """For each node the node of its longest proper suffix. Nodes inherit shorter matches along these links."""
-        fail = [0] * len(self._next)
-        queue = deque(self._next[0].values())
-        while queue:
-            node = queue.popleft()
-            for char, follower in self._next[node].items():
-                back = fail[node]
-                while back and char not in self._next[back]:
-                    back = fail[back]
-                fail[follower] = self._next[back].get(char, 0)
-                self._match[follower] = self._match[follower] or self._match[fail[follower]]
-                queue.append(follower)
-        return fail

@@ -89,7 +89,7 @@ def text(port: int, number: int) -> str:
         return str(json.loads(data)["generated_text"][0])
     status, data, _ = ask(port, "POST", "/generate_stream", body)
     assert status == 200, data
-    events = [json.loads(line[5:]) for line in data.splitlines() if line]
+    events = [json.loads(line[5:]) for line in data.splitlines() if line.startswith(b"data:")]
     assert events[-1]["finished"]
     return "".join(event["token"]["text"] for event in events)
 

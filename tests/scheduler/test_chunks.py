@@ -5,10 +5,12 @@ from __future__ import annotations
 from lightllm_mp.scheduler.admission import service_order
 
 
-def share(prompts: list[tuple[int, int]], budget: int) -> list[int]:
+def share(prompts: list[tuple[int, ...]], budget: int) -> list[int]:
+    """`prompts`: ([tenant,] priority, tokens left)"""
     got = [0] * len(prompts)
-    for index, most in service_order(prompts, budget):
-        count = min(most, budget, prompts[index][1] - got[index])
+    full = [(0, *prompt) if len(prompt) == 2 else prompt for prompt in prompts]
+    for index, most in service_order(full, budget):  # type: ignore[arg-type]
+        count = min(most, budget, prompts[index][-1] - got[index])
         got[index] += count
         budget -= count
     return got
@@ -35,3 +37,10 @@ def test_the_first_prompt_always_gets_half() -> None:
 def test_priority_goes_first() -> None:
     assert share([(5, 500), (0, 3)], 64) == [64, 0]
     assert share([(5, 500), (5, 30), (0, 3)], 64) == [34, 30, 0]
+
+
+def test_priority_does_not_count_against_other_tenants() -> None:
+    greedy = [(1, 2**31 - 1, 500)] * 6
+    assert share([(0, 0, 300), *greedy], 64)[0] == 64  # it comes first, and has the fewest tokens left
+    assert share([*greedy, (0, 0, 300)], 64) == [32, 0, 0, 0, 0, 0, 32]
+    assert share([(1, 0, 500), (1, 9, 400), (0, 0, 450)], 60) == [30, 30, 0]

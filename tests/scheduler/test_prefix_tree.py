@@ -21,7 +21,7 @@ def run(first: int, count: int) -> np.ndarray:
 
 
 def matched(tree: PrefixTree, *values: int, namespace: int = 0) -> list[int]:
-    return tree.match(ids(*values), namespace)[0].tolist()
+    return tree.match(ids(*values), (namespace, b""))[0].tolist()
 
 
 def test_a_prefix_is_found_at_token_grain() -> None:
@@ -59,7 +59,7 @@ def test_a_failed_look_up_changes_nothing_known() -> None:
 
 def test_namespaces_share_nothing() -> None:
     tree = PrefixTree()
-    tree.insert(ids(1, 2), run(0, 2), namespace=7)
+    tree.insert(ids(1, 2), run(0, 2), namespace=(7, b""))
     assert matched(tree, 1, 2) == []
     assert matched(tree, 1, 2, namespace=7) == [0, 1]
     assert sorted(tree.evict(2).tolist()) == [0, 1]

@@ -50,9 +50,10 @@ class World:
 
     def __init__(self) -> None:
         launch: Any = SimpleNamespace(
-            front=FRONT, config=SimpleNamespace(engine=SimpleNamespace(disable_prompt_cache=False, tp=1))
+            front=FRONT,
+            config=SimpleNamespace(engine=SimpleNamespace(disable_prompt_cache=False, share_prompt_cache=False, tp=1)),
         )
-        mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan))
+        mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan) or True)
         stats: Any = SimpleNamespace(write=lambda gauges: None)
         self.router = RouterActor(launch, mailbox, stats)
         self.lanes: dict[str, deque[Wire]] = {name: deque() for name in (FRONT, TOKENIZER, VISUAL)}

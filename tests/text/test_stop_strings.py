@@ -124,3 +124,11 @@ def test_long_stop_strings_that_almost_match() -> None:
     assert stops.find("a" * 100_000) is None
     assert stops.held == 1023
     assert stops.find("q") == (1, 1024)
+
+
+def test_equal_stop_strings_share_one_automaton_and_no_state() -> None:
+    stops = [f"{i}" * 1000 for i in range(9)]
+    many = [StopStrings(stops) for _ in range(64)]
+    assert len({id(one._automaton) for one in many}) == 1
+    many[0].find("11")
+    assert [one.held for one in many[:2]] == [2, 0]

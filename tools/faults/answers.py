@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ class Answer:
     near: list[float] = field(default_factory=list)
     pause: float = 0.0
     """Longest time between two events, seconds."""
+    resumed: int = 0
+    """How often the connection broke and the client came back for the rest."""
 
     @property
     def text(self) -> str:
@@ -68,61 +71,104 @@ class Broken(Exception):
     """The connection ended before the answer."""
 
 
+RESUME_PAUSE = 0.05
+"""Seconds before a client whose connection broke comes back."""
+
+
+@dataclass
+class Reader:
+    """One request and what its client has read so far; it survives the connection."""
+
+    case: Case
+    label: str = field(default_factory=lambda: secrets.token_hex(16))
+    answer: Answer = field(default_factory=Answer)
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    events: int = 0
+    finish: str | None = None
+    last: float = field(default_factory=time.monotonic)
+
+
 async def ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
-    """One attempt. None: the client left, as it was to. Raises Refused, Broken or WrongShape."""
+    """One request, over as many connections as it takes. None: the client left, as it was to. Raises Refused, Broken
+    (the server does not know the request) or WrongShape."""
+    if case.leave_after is not None and not case.streams:
+        try:
+            return await asyncio.wait_for(_ask(session, Reader(case)), case.leave_after)
+        except TimeoutError:
+            return None
+    return await _ask(session, Reader(case))
+
+
+async def _ask(session: aiohttp.ClientSession, reader: Reader) -> Answer | None:
+    case = reader.case
     try:
-        if case.leave_after is not None and not case.streams:
-            try:
-                return await asyncio.wait_for(_ask(session, case), case.leave_after)
-            except TimeoutError:
-                return None
-        return await _ask(session, case)
+        async with session.post(case.path, json=case.body, headers={"X-Request-Id": reader.label}) as reply:
+            return await _read(reply, reader)
     except BROKEN as error:
-        raise Broken(f"{type(error).__name__}: {error}") from error
+        broken = error
+    if case.path == "/tokens":
+        raise Broken(f"{type(broken).__name__}: {broken}")
+    while True:
+        reader.answer.resumed += 1
+        await asyncio.sleep(RESUME_PAUSE)
+        try:
+            headers = {"Last-Event-ID": str(reader.events)}
+            async with session.get(f"/requests/{reader.label}", headers=headers) as reply:
+                if reply.status == 404 and not reader.events:
+                    raise Broken(f"{type(broken).__name__}: {broken}")
+                return await _read(reply, reader)
+        except (Refused, *BROKEN):
+            continue
 
 
-async def _ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
-    async with session.post(case.path, json=case.body) as reply:
-        if reply.status in (429, 503):
-            if "Retry-After" not in reply.headers:
-                raise WrongShape(f"{reply.status} without Retry-After")
-            raise Refused
-        if reply.status == 200 and case.streams:
-            return await _read_stream(reply, case)
-        data = await reply.read()
+async def _read(reply: aiohttp.ClientResponse, reader: Reader) -> Answer | None:
+    if reply.status in (429, 503):
+        if "Retry-After" not in reply.headers:
+            raise WrongShape(f"{reply.status} without Retry-After")
+        raise Refused
+    if reply.status == 200 and reader.case.streams:
+        return await _read_stream(reply, reader)
+    data = await reply.read()
     try:
         value = json.loads(data)
     except ValueError:
         raise WrongShape(f"{reply.status}: {data[:200]!r}") from None
     if reply.status != 200:
-        return Answer(reply.status, [value["error"]["code"]])
-    return _whole(value)
+        return Answer(reply.status, [value["error"]["code"]], resumed=reader.answer.resumed)
+    answer = _whole(value)
+    answer.resumed = reader.answer.resumed
+    return answer
 
 
-async def _read_stream(reply: aiohttp.ClientResponse, case: Case) -> Answer | None:
-    answer, text, ids, last, finish = Answer(), "", [], time.monotonic(), None
-    events = 0
+async def _read_stream(reply: aiohttp.ClientResponse, reader: Reader) -> Answer | None:
+    answer, case = reader.answer, reader.case
+    number = 0
     async for line in reply.content:
+        if line.startswith(b"id:"):
+            number = int(line[3:])
         if not line.startswith(b"data:"):
             continue
         now = time.monotonic()
-        answer.pause, last = max(answer.pause, now - last), now
+        answer.pause, reader.last = max(answer.pause, now - reader.last), now
         event = json.loads(line[5:])
-        if finish is not None:
+        if reader.finish is not None:
             raise WrongShape("an event after the last")
         if "error" in event:
             return Answer(reply.status, [event["error"]["code"]])
-        token, finish = event["token"], event["finish_reason"]
-        text += token["text"]
+        if number != reader.events + 1:
+            raise WrongShape(f"event {number} after event {reader.events}")
+        token, reader.finish = event["token"], event["finish_reason"]
+        reader.text += token["text"]
         if token["id"] >= 0:
-            ids.append(token["id"])
+            reader.ids.append(token["id"])
             answer.near.append(token["logprob"])
-        events += 1
-        if case.leave_after is not None and events > case.leave_after:
+        reader.events += 1
+        if case.leave_after is not None and reader.events > case.leave_after:
             return None
-    if finish is None:
-        raise Broken(f"the stream ended after {events} events without its last one")
-    answer.exact = [text, ids, finish]
+    if reader.finish is None:
+        raise aiohttp.ClientPayloadError(f"the stream ended after {reader.events} events without its last one")
+    answer.exact = [reader.text, reader.ids, reader.finish]
     return answer
 
 

@@ -11,9 +11,9 @@ answers, long prompts, n, logprobs, stop strings, images, prompts and images tha
 one fault after the other hits, until --seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the
 watchdog acts), term (SIGTERM, which an actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock,
 raise (an exception in a handler), exit 0, hang, corrupt (garbage to a peer) and slow start. The next fault comes when
-the server is healthy again and some requests have ended. Every answer must be the undisturbed one; a connection may
-break where http died, and is tried again. At the end no KV token, message, lease, image file, descriptor or process may
-be left.
+the server is healthy again and some requests have ended. Every answer must be the undisturbed one; where http died, a
+client comes back for the rest, or asks again if its request was not known yet. At the end no KV token, message, lease,
+image file, descriptor or process may be left.
 
 Prints the matrix and one line of totals; --json writes every fault and every row as JSON lines. Exit code 1 if anything
 was lost, different or left behind. `effective` faults are those after which a process was replaced; `hit` requests were

@@ -33,7 +33,9 @@ class Outcome:
     ended: float = 0.0
     refused: int = 0
     broken: int = 0
-    """Connections that broke because the http actor died; each was followed by another attempt."""
+    """Connections that broke before the http actor, which died, knew the request; each was followed by a new one."""
+    resumed: int = 0
+    """Connections that broke and whose client came back for the rest."""
     pause: float = 0.0
 
 
@@ -133,6 +135,7 @@ class Clients:
 
     @staticmethod
     def _compare(outcome: Outcome, case: Case, answer: Answer | None, want: Answer | None) -> None:
+        outcome.resumed = answer.resumed if answer is not None else 0
         if answer is None or case.leave_after is not None:
             outcome.end = "left"
         elif want is not None and answer.same(want):

@@ -15,7 +15,7 @@ CALM = ("-", "-")
 """Row of the requests that no fault touched."""
 SHOWN = 5
 """So many lost and different answers are shown at once; the JSON lines have all."""
-COUNTS = ("accepted", "finished", "identical", "different", "left", "broken", "lost", "refused")
+COUNTS = ("accepted", "finished", "identical", "different", "left", "broken", "lost", "refused", "resumed")
 
 
 def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
@@ -26,6 +26,7 @@ def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
         counts[outcome.end] += 1
         counts["broken"] += outcome.broken
         counts["refused"] += outcome.refused
+        counts["resumed"] += outcome.resumed
     counts["finished"] = counts["identical"] + counts["different"]
     counts["accepted"] = counts["finished"] + counts["left"] + counts["broken"] + counts["lost"]
     return counts
@@ -75,7 +76,7 @@ class Report:
             lived = self.rounds[first:last]
             for round in lived:
                 round.hit += outcome.started <= round.injected
-            deaths = [round for round in lived if outcome.broken and "http" in round.replaced]
+            deaths = [round for round in lived if outcome.broken + outcome.resumed and "http" in round.replaced]
             if lived:
                 (deaths or lived)[-1].outcomes.append(outcome)
             else:

@@ -23,6 +23,8 @@ from tools.harness.models import write_tiny_model
 MOCK = "LIGHTLLM_CHAOS_MOCK"
 """Environment variable: 1 where the workers have no model."""
 PROGRAM = "import sys; from tools.faults.server import serve_hooked; sys.exit(serve_hooked())"
+RESUME_WINDOW = 10.0
+"""Seconds; shorter than the wait for idle memory, so that requests whose client has left are dropped by then."""
 Kind = Literal["default", "mock", "images"]
 """The default model; no model at all; a tiny one that sees."""
 LOADS = {
@@ -57,7 +59,7 @@ class Setting:
                 run_ahead=1 if self.kind == "mock" else -1,
                 threads=1 if self.kind == "images" else 0,
             ),
-            http=HttpConfig(port=0, disable_access_log=True),
+            http=HttpConfig(port=0, disable_access_log=True, resume_window=RESUME_WINDOW),
             multimodal=MultimodalConfig(enable_multimodal=self.load.images, cache_capacity=CACHED),
             supervisor=SupervisorConfig(
                 max_restarts=1_000_000,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane
+from lightllm_mp.actors.front.request_journal import RequestJournal
 from lightllm_mp.actors.front.request_limits import RequestLimits
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -14,18 +15,29 @@ from lightllm_mp.messages import Begin, Drained, Health, Wire
 
 
 class FrontActor(AsyncActor):
-    """`tenants`: how many API keys there are. `queue_seconds`: see RequestTable."""
+    """`tenants`: how many API keys there are. `queue_seconds`, `journal`, `resume_window`: see RequestTable."""
 
     def __init__(
-        self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage, *, tenants: int = 1, queue_seconds: float = 0.0
+        self,
+        launch: LaunchSpec,
+        mailbox: Mailbox,
+        stats: StatsPage,
+        *,
+        tenants: int = 1,
+        queue_seconds: float = 0.0,
+        journal: RequestJournal | None = None,
+        resume_window: float = 0.0,
     ) -> None:
         super().__init__(mailbox, stats)
-        self.frontend = RequestTable(
+        self.frontend = ResumableTable(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
             limits=RequestLimits(launch.config.http.max_live_requests, tenants),
             queue_seconds=queue_seconds,
             images=_image_lane(launch, mailbox),
+            journal=journal,
+            resume_window=resume_window,
+            answer_bytes=launch.config.http.max_answer_bytes_live,
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
         self._pages = {name: stats if name == launch.name else StatsPage.attach(fd) for name, fd in launch.all_stats}

@@ -1,29 +1,35 @@
-"""A live request as its consumer sees it: one event per token (stream) or all answers at the end."""
+"""A live request as its consumer sees it: one event per token (stream) or all answers at the end.
+
+Events are kept encoded until the request is dropped, so a consumer that comes back can read them again from any number.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from array import array
-from collections import deque
-from collections.abc import Callable
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lightllm_mp.actors.front.image_files import Upload
-from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Generate, PromptLogprobs, Texts
+from lightllm_mp.errors import EngineError, SlowReader
+from lightllm_mp.messages import Generate, PromptLogprobs
 
 QUEUE_BYTES = 1 << 20
-"""Most bytes queued for the consumer of one streamed request."""
-EVENT_BYTES = 256
-"""Bytes that an event counts as, without its text."""
+"""Most bytes of encoded events that the consumer of a stream may be behind."""
+SLICE = 256
+"""Events that are decoded at once."""
+_ARRAY = b"\xdd"
+"""MessagePack's mark of an array with a length of 4 bytes."""
 
 
-class Alternative(Struct, frozen=True, gc=False):
+class Alternative(Struct, frozen=True, array_like=True, gc=False):
     """One of the most likely tokens at a position."""
 
     id: int
@@ -31,7 +37,7 @@ class Alternative(Struct, frozen=True, gc=False):
     text: str
 
 
-class Event(Struct, frozen=True, gc=False):
+class Event(Struct, frozen=True, array_like=True, gc=False):
     """One token of one sequence. `id` is -1 if the sequence ends without another token."""
 
     index: int
@@ -47,35 +53,34 @@ class Event(Struct, frozen=True, gc=False):
     top: tuple[Alternative, ...] = ()
 
 
-class Answer:
-    """One of the n answers of a request, in columns: int32 ids, float32 logprobs, texts and special flags per token.
+_encode_into = msgspec.msgpack.Encoder().encode_into
+decode_events = msgspec.msgpack.Decoder(list[Event]).decode
 
-    A streamed request fills `ids` only; a resumed sequence starts from them.
-    """
+
+class Answer:
+    """One of the n answers of a request: the ids produced so far, from which a resumed sequence starts, and its events,
+    encoded one after the other (about 40 bytes a token, and 20 for each alternative)."""
 
     __slots__ = (
         "cached_tokens",
+        "data",
+        "ends",
         "finish",
         "ids",
         "index",
         "last",
         "live",
-        "logprobs",
         "prompt_tokens",
         "rid",
         "score",
-        "special",
-        "texts",
-        "tops",
     )
 
     def __init__(self, live: LiveRequest, index: int) -> None:
         self.live, self.index, self.rid = live, index, live.rid + index
         self.ids = array("i")
-        self.logprobs = array("f")
-        self.texts: list[str] = []
-        self.special = bytearray()
-        self.tops: list[tuple[Alternative, ...]] = []
+        self.data = bytearray()
+        self.ends = array("q")
+        """Where each event ends in `data`."""
         self.finish: str | None = None
         self.score: float | None = None
         """The score of a reward model."""
@@ -84,38 +89,95 @@ class Answer:
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return "".join(event.text for event in self.events())
 
-    def keep(self, event: Event) -> None:
-        self.texts.append(event.text)
+    def events(self) -> Iterator[Event]:
+        for first in range(0, len(self.ends), SLICE):
+            yield from self.slice(first, first + SLICE)
+
+    def slice(self, first: int, stop: int) -> list[Event]:
+        """Events [first, stop)."""
+        stop = min(stop, len(self.ends))
+        return decode_events(_array(stop - first, self.encoded(first, stop)))
+
+    def encoded(self, first: int, stop: int) -> bytearray:
+        """Events [first, stop) as they are kept."""
+        return self.data[self.ends[first - 1] if first else 0 : self.ends[stop - 1] if stop else 0]
+
+    def keep(self, event: Event) -> int:
+        """Returns the encoded size in bytes."""
+        before = len(self.data)
+        _encode_into(event, self.data, -1)
+        self.ends.append(len(self.data))
         if event.id >= 0:
-            self.logprobs.append(event.logprob)
-            self.special.append(event.special)
-            self.tops.append(event.top)
+            self.ids.append(event.id)
+        self.prompt_tokens, self.cached_tokens = event.prompt_tokens, event.cached_tokens
+        self.finish = event.finish
+        return len(self.data) - before
+
+
+class EventCursor:
+    """Reads the events of a request in the order in which they came. `at`: number of events read."""
+
+    def __init__(self, answers: list[Answer], order: bytearray, at: int = 0) -> None:
+        self._answers, self._order, self.at = answers, order, at
+        self._read = [order.count(answer.index, 0, at) for answer in answers]
+
+    def take(self, stop: int) -> bytes:
+        """The events up to number `stop`, as a MessagePack array of `Event`s."""
+        first, self.at = self.at, stop
+        if len(self._answers) == 1:
+            return _array(stop - first, self._answers[0].encoded(first, stop))
+        parts = []
+        for index in self._order[first:stop]:
+            at = self._read[index]
+            parts.append(self._answers[index].encoded(at, at + 1))
+            self._read[index] = at + 1
+        return _array(stop - first, *parts)
+
+
+class RequestOwner(Protocol):
+    """The table that holds the request."""
+
+    def forget(self, live: LiveRequest) -> None:
+        """The consumer is done with it."""
+
+    def record(self, live: LiveRequest) -> None:
+        """Its consumer is going to see all events."""
 
 
 class LiveRequest:
-    """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`."""
+    """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`.
+
+    `label` and the request's tenant name it for a client that comes back; `form` says how the front shows its answer,
+    and means nothing here.
+    """
 
     def __init__(
         self,
         request: Generate,
-        forget: Callable[[LiveRequest], None],
+        owner: RequestOwner,
         *,
         stream: bool,
         images: tuple[Upload, ...] = (),
         deadline: float = math.inf,
+        label: str = "",
+        form: bytes = b"",
     ) -> None:
-        self._forget = forget
+        self._owner = owner
         self.request = request
         self.images = images
-        """Kept to the end, so that the request can be submitted again after a crash."""
+        """Kept while the request may be submitted again."""
         self.rid = request.rid
         self.stream = stream
+        self.label, self.form = label, form
         self.answers = [Answer(self, index) for index in range(request.terms.n)]
+        self.order = bytearray()
+        """The answer's index of each event."""
         self.open = request.terms.n
         """Number of unfinished answers."""
-        self.prompt_logprobs: PromptLogprobs | None = None
+        self.prompt_logprobs: list[PromptLogprobs] = []
+        """The pieces that have come."""
         self.started = monotonic()
         self.scheduled = 0.0
         """When its prefill began (monotonic); 0: not yet."""
@@ -132,39 +194,46 @@ class LiveRequest:
         """The processes that died every one of those times."""
         self.error: EngineError | None = None
         self.closed = False
+        self.attached = True
+        """It has a consumer. A request that the last front left has none until its client comes back."""
         self.on_overflow: Callable[[], None] | None = None
         """Called when the request fails because its consumer is too slow."""
-        self._events: deque[Event] = deque()
-        self._queued = 0
+        self.number: int | None = None
+        """The number of its record in the journal."""
+        self.recorded = EventCursor(self.answers, self.order)
+        """The events in its record."""
+        self._cursor = EventCursor(self.answers, self.order)
+        self._unread = 0
+        """Bytes of encoded events that the consumer has not taken."""
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def key(self) -> tuple[bytes, str]:
+        """Names the request for its client."""
+        return self.request.terms.tenant, self.label
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its events."""
+        return sum(len(answer.data) for answer in self.answers)
+
+    @property
+    def taken(self) -> int:
+        """Number of events that the consumer has taken."""
+        return self._cursor.at
 
     def __aiter__(self) -> LiveRequest:
         return self
 
     async def __anext__(self) -> Event:
         """The next event of any answer; stops when all have finished. Raises `error` if the request failed."""
-        while not self._events:
-            if self.error is not None:
-                raise self.error
-            if self.closed or not self.open:
-                raise StopAsyncIteration
-            await self._wait()
-        event = self._events.popleft()
-        self._queued -= EVENT_BYTES + len(event.text)
-        return event
+        if not await self._has_events():
+            raise StopAsyncIteration
+        return self._take(self.taken + 1)[0]
 
     async def batch(self) -> list[Event]:
-        """All queued events, at least one; empty at the end. Raises `error` if the request failed."""
-        while not self._events:
-            if self.error is not None:
-                raise self.error
-            if self.closed or not self.open:
-                return []
-            await self._wait()
-        events = list(self._events)
-        self._events.clear()
-        self._queued = 0
-        return events
+        """All events since the last call, at least one; empty when all answers have finished. Raises like iteration."""
+        return self._take(len(self.order)) if await self._has_events() else []
 
     async def answer(self) -> list[Answer]:
         """All n answers once the last has finished (`stream=False`). Raises `error` if the request failed."""
@@ -175,49 +244,86 @@ class LiveRequest:
         return self.answers
 
     def close(self) -> None:
-        """Abort unfinished answers, drop unread events and forget the request. Idempotent."""
+        """Abort unfinished answers and give the request back to its table. Idempotent."""
         if not self.closed:
-            self.closed = True
-            if self.timer is not None:
-                self.timer.cancel()
-            self._events.clear()
-            self._forget(self)
-            self.wake()
+            self._leave()
+            self._owner.forget(self)
 
     abort = close
+
+    def reopened(self, taken: int) -> LiveRequest:
+        """The request for another consumer, who has `taken` events already. This one's consumer reads no more."""
+        self._leave()
+        fresh = copy.copy(self)
+        fresh.closed, fresh.attached = False, True
+        fresh.error = None if isinstance(self.error, SlowReader) else self.error
+        fresh.timer = fresh.on_overflow = fresh._waiter = None
+        fresh._cursor, fresh._unread = EventCursor(self.answers, self.order, taken), 0
+        for answer in self.answers:
+            answer.live = fresh
+        return fresh
 
     def again(self, answer: Answer) -> Generate:
         """A request that resumes one unfinished answer after its emitted ids. Its seed is `index` higher, as for n."""
         terms = self.request.terms
         sampling = replace(terms.sampling, seed=terms.sampling.seed + answer.index)
-        if self.prompt_logprobs is not None:
+        if self.prompt_logprobs and self.prompt_logprobs[-1].more:
+            self.prompt_logprobs = []
+        if self.prompt_logprobs:
             sampling = replace(sampling, prompt_logprobs=-1)
         terms = replace(terms, n=1, sampling=sampling, begun=self.scheduled > 0)
         return replace(self.request, rid=answer.rid, terms=terms, emitted=answer.ids.tobytes())
 
-    def put(self, answer: Answer, event: Event) -> bool:
-        """Queue an event for the consumer; False: the consumer is more than QUEUE_BYTES behind."""
-        if not self.stream:
-            answer.keep(event)
-            if not self.open:
-                self.wake()
-            return True
-        self._events.append(event)
-        self._queued += EVENT_BYTES + len(event.text)
-        self.wake()
-        return self._queued <= QUEUE_BYTES
+    def put(self, answer: Answer, event: Event) -> int:
+        """Add an event. Returns its size in bytes."""
+        size = answer.keep(event)
+        self.order.append(answer.index)
+        if event.finish is not None:
+            self.open -= 1
+        self._unread += size
+        if self.stream or not self.open:
+            self.wake()
+        return size
+
+    @property
+    def overflows(self) -> bool:
+        """The consumer of the stream is more than QUEUE_BYTES behind."""
+        return self.stream and self.attached and self._unread > QUEUE_BYTES
 
     def fail(self, error: EngineError, *, drop: bool = False) -> None:
         """Raise `error` in the consumer, after its unread events or (`drop`) in their place."""
         self.error = error
         if drop:
-            self._events.clear()
+            self._cursor = EventCursor(self.answers, self.order, len(self.order))
         self.wake()
 
     def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _leave(self) -> None:
+        self.closed = True
+        if self.timer is not None:
+            self.timer.cancel()
+        self.wake()
+
+    async def _has_events(self) -> bool:
+        while not self.closed:
+            if self.taken < len(self.order):
+                return True
+            if self.error is not None:
+                raise self.error
+            if not self.open:
+                return False
+            await self._wait()
+        return False
+
+    def _take(self, stop: int) -> list[Event]:
+        self._owner.record(self)
+        data = self._cursor.take(stop)
+        self._unread -= len(data) - len(_array(0))
+        return decode_events(data)
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -227,9 +333,5 @@ class LiveRequest:
             self._waiter = None
 
 
-def alternatives(m: Texts) -> dict[int, tuple[Alternative, ...]]:
-    """Index into the columns -> alternatives; their texts are empty without a tokenizer."""
-    return {
-        i: tuple(map(Alternative, memoryview(ids).cast("i"), memoryview(logprobs).cast("f"), chain(texts, repeat(""))))
-        for (i, ids, logprobs), texts in zip(m.top, m.top_texts, strict=True)
-    }
+def _array(count: int, *encoded: bytes | bytearray) -> bytes:
+    return b"".join((_ARRAY, count.to_bytes(4, "big"), *encoded))

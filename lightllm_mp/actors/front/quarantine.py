@@ -56,6 +56,12 @@ class Quarantine:
         elif live in self._held:
             self._held.remove(live)
 
+    def replace(self, old: LiveRequest, new: LiveRequest) -> None:
+        """`new` is the same request with another consumer."""
+        self._held = deque(new if live is old else live for live in self._held)
+        if self._alone is old:
+            self._alone = new
+
     def go_on(self) -> None:
         """Submit the next suspect if the engine runs none."""
         if self._alone is None and self._held:

@@ -3,17 +3,15 @@
 A front is the HTTP actor or the embedded engine; each has one `RequestTable`. It is single-threaded asyncio code and
 never blocks: a full lane refuses a new request, and every other message waits for `flush`. When the engine is repaired
 (`reset`, then `begin`), every unfinished sequence is submitted again with the ids it has emitted; its consumer only
-sees a pause.
+sees a pause. A request whose consumer leaves is aborted in the engine, but may be retained for a while.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -21,40 +19,30 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
 from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
-from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest, alternatives
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
+from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
 from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
+from lightllm_mp.actors.front.request_observer import NoObserver, Observer
+from lightllm_mp.actors.front.retained_requests import RetainedRequests
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
+from lightllm_mp.actors.front.token_counts import TokenCounts
+from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
 
-
-class Observer(Protocol):
-    """Receives request events for metrics. Called from the hot path: must be cheap and must not raise."""
-
-    def accepted(self, live: LiveRequest) -> None: ...
-    def refused(self, reason: str) -> None: ...
-    def first_token(self, live: LiveRequest, seconds: float) -> None: ...
-    def tokens(self, count: int, gaps: list[float]) -> None: ...
-    def ended(self, live: LiveRequest) -> None: ...
-
-
-class NoObserver:
-    """Counts nothing."""
-
-    def accepted(self, live: LiveRequest) -> None: ...
-    def refused(self, reason: str) -> None: ...
-    def first_token(self, live: LiveRequest, seconds: float) -> None: ...
-    def tokens(self, count: int, gaps: list[float]) -> None: ...
-    def ended(self, live: LiveRequest) -> None: ...
+RECORDED = 16
+"""Events of a whole answer that a death of the front may cost."""
 
 
 class RequestTable:
     """All live requests of one front.
 
     `to_tokenizer` and `to_router` put a message on a lane and return False when it is full. `images`: the lane to the
-    visual actor, if there is one. A request not scheduled within `queue_seconds` fails; 0: it waits.
+    visual actor, if there is one. A request not scheduled within `queue_seconds` fails; 0: it waits. `journal` outlives
+    this process. A request is kept for `resume_window` seconds after its consumer has left; 0: not at all. The events
+    of all requests take at most `answer_bytes`.
     """
 
     def __init__(
@@ -65,6 +53,9 @@ class RequestTable:
         limits: RequestLimits,
         queue_seconds: float = 0.0,
         images: ImageLane | NoImageLane | None = None,
+        journal: RequestJournal | None = None,
+        resume_window: float = 0.0,
+        answer_bytes: int = 1 << 30,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
         self.images = images or NoImageLane()
@@ -73,8 +64,11 @@ class RequestTable:
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
-        self._counts: dict[int, tuple[say.Count, asyncio.Future[int]]] = {}
+        self._counts = TokenCounts()
         self._quarantine = Quarantine(self._submit_again)
+        self.journal: RequestJournal | NoJournal = journal or NoJournal()
+        self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
+        self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
         self._connected = False
         self._drained = False
         self._staying = False
@@ -95,7 +89,7 @@ class RequestTable:
             if not self._quarantine.take_back(live, frozenset(message.restarted)):
                 self._give_up(live, EngineError("the engine failed on this request repeatedly"))
         self._quarantine.go_on()
-        for request, _ in self._counts.values():
+        for request in self._counts:
             self._lanes[0].push(request)
 
     def reset(self) -> None:
@@ -152,10 +146,12 @@ class RequestTable:
         images: Sequence[Upload] = (),
         stream: bool = True,
         deadline: float = math.inf,
+        label: str = "",
+        form: bytes = b"",
     ) -> LiveRequest:
-        """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Raises
-        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
-        QueueTimeout or DeadlineExceeded."""
+        """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Its
+        tenant can `resume` it by its `label`; without one it cannot be resumed. Raises InvalidRequest, PayloadTooLarge,
+        PromptTooLong, Overloaded or Unavailable. Later the consumer may get QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine
@@ -170,19 +166,20 @@ class RequestTable:
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
-        held = self.images.hold(images)
+        held = self._hold(images)
         try:
             self._send_new(request)
         except Overloaded:
             self.images.let_go(held)
             raise
-        live = LiveRequest(request, self.forget, stream=stream, images=held, deadline=deadline)
+        live = LiveRequest(request, self, stream=stream, images=held, deadline=deadline, label=label, form=form)
         live.sent = self._connected
-        self._deadlines.watch(live)
         self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
-        self._lives[live.rid] = live
-        self._answers.update((answer.rid, answer) for answer in live.answers)
+        self._enter(live)
+        if label:
+            self.retained.name(live)
+            self.journal.add(live)
         self.observer.accepted(live)
         return live
 
@@ -200,25 +197,27 @@ class RequestTable:
         validation.check_prompt(text, self.facts.engine)
         request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
         self._send_new(request)
-        future = asyncio.get_running_loop().create_future()
-        self._counts[request.rid] = (request, future)
         self.limits.enter(tenant)
         try:
-            return await future
+            return await self._counts.result(request)
         finally:
-            del self._counts[request.rid]
             self.limits.leave(tenant)
             self._check_drained()
 
     def forget(self, live: LiveRequest) -> None:
-        """The consumer is done with `live`; called by LiveRequest.close()."""
+        """The consumer is done with `live`; called by LiveRequest.close(). It may come back to it for a while."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
             self._quarantine.cleared(live)
             self.limits.leave(live.request.terms.tenant)
-            self.images.let_go(live.images)
             self.observer.ended(live)
+        if not live.open:
+            self._let_images_go(live)
+        self.retained.left(live)
         self._check_drained()
+
+    def record(self, live: LiveRequest) -> None:
+        self.journal.events(live)
 
     def admit(self, tenant: bytes) -> None:
         """Check that a request of this tenant may enter now. Raises Overloaded or Unavailable."""
@@ -245,57 +244,32 @@ class RequestTable:
             self._give_up(self._answers[message.rid].live, message.error.rebuilt())
             self.limits.finished()
         elif isinstance(message, say.Counted):
-            _, future = self._counts.get(message.rid, (None, None))
-            if future is not None and not future.done():
-                future.set_result(message.tokens)
+            self._counts.deliver(message)
         elif isinstance(message, say.Scheduled):
             answer = self._answers.get(message.rid)
             if answer is not None and not answer.live.scheduled:
                 answer.live.scheduled = monotonic()
         elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
-            self._answers[message.rid].live.prompt_logprobs = message
+            live = self._answers[message.rid].live
+            live.prompt_logprobs.append(message)
+            if not message.more:
+                self.journal.prompt(live)
         elif isinstance(message, say.Scored) and message.rid in self._answers:
             self._scored(self._answers.pop(message.rid), message)
 
     def _texts(self, m: say.Texts) -> None:
         now = monotonic()
         tokens, gaps = 0, list[float]()
-        tops = alternatives(m) if m.top else {}
-        columns = zip(
-            memoryview(m.rids).cast("q").tolist(),
-            memoryview(m.ids).cast("i").tolist(),
-            m.texts,
-            memoryview(m.logprobs).cast("f").tolist(),
-            memoryview(m.counts).cast("i").tolist(),
-            memoryview(m.prompt_tokens).cast("i").tolist(),
-            memoryview(m.cached_tokens).cast("i").tolist(),
-            m.special,
-            m.finish,
-            strict=True,
-        )
-        for i, (rid, token, text, logprob, count, prompt, cached, special, finish) in enumerate(columns):
-            answer = self._answers.get(rid)
-            if answer is None:
-                continue
-            if count <= len(answer.ids):
-                if not finish:
-                    continue  # emitted before the repair
-                token = -1
-            reason = say.FINISH_REASONS[finish]
-            event = Event(
-                answer.index, token, text, logprob, count, prompt, cached, bool(special), reason, tops.get(i, ())
-            )
-            tokens += token >= 0
+        for answer, event in token_events(m, self._answers):
+            tokens += event.id >= 0
             self._pass_on(answer, event, now, gaps)
         self.observer.tokens(tokens, gaps)
 
     def _pass_on(self, answer: Answer, event: Event, now: float, gaps: list[float]) -> None:
         live = answer.live
-        if event.id >= 0:
-            answer.ids.append(event.id)
-            if live.fruitless:
-                self._quarantine.cleared(live)
-        answer.prompt_tokens, answer.cached_tokens = event.prompt_tokens, event.cached_tokens
+        if event.id >= 0 and live.fruitless:
+            self._quarantine.cleared(live)
+        self._answer_bytes += live.put(answer, event)
         if answer.last:
             gaps.append(now - answer.last)
         elif not live.first:
@@ -303,13 +277,23 @@ class RequestTable:
             self.observer.first_token(live, now - live.started)
         answer.last = now
         if event.finish is not None:
-            answer.finish = event.finish
             del self._answers[answer.rid]
-            live.open -= 1
             if not live.open:
                 self.limits.finished()
-        if not live.put(answer, event):
+        if not live.stream and (event.finish is not None or len(live.order) - live.recorded.at >= RECORDED):
+            self.journal.events(live)
+        if live.overflows:
             self._overflow(live)
+        if self._answer_bytes > self._most_answer_bytes:
+            self._shed()
+
+    def _shed(self) -> None:
+        """The answers take too much memory: drop one that is retained, or fail the largest."""
+        running = [live for live in self._lives.values() if live.error is None]
+        if not self.retained.evict() and running:
+            largest = max(running, key=lambda live: live.bytes)
+            message = "the answers of live requests take all memory for them, and this one takes most"
+            self._give_up(largest, Overloaded(message, retry_after=self.limits.retry_after()))
 
     def _overflow(self, live: LiveRequest) -> None:
         live.fail(SlowReader("the client reads too slowly"), drop=True)
@@ -328,11 +312,9 @@ class RequestTable:
         live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
-        if message.rid in self._counts:
-            future = self._counts[message.rid][1]
-            if not future.done():
-                future.set_exception(message.error.rebuilt())
-        elif (answer := self._answers.pop(message.rid, None)) is not None:
+        if self._counts.deliver(message):
+            return
+        if (answer := self._answers.pop(message.rid, None)) is not None:
             live = answer.live
             if live.images:
                 self.images.abort(answer.rid)
@@ -341,6 +323,30 @@ class RequestTable:
             self.limits.finished()
 
     # --- internals ---
+
+    def _enter(self, live: LiveRequest) -> None:
+        """The request is live, with those of its answers that have not finished."""
+        self._deadlines.watch(live)
+        self._lives[live.rid] = live
+        self._answers.update((answer.rid, answer) for answer in live.answers if answer.finish is None)
+
+    def _dropped(self, live: LiveRequest) -> None:
+        """Nobody comes back to it."""
+        self._let_images_go(live)
+        self._answer_bytes -= live.bytes
+
+    def _let_images_go(self, live: LiveRequest) -> None:
+        self.images.let_go(live.images)
+        live.images = ()
+
+    def _hold(self, images: Sequence[Upload]) -> tuple[Upload, ...]:
+        """Keep image files; those of retained requests make room for new ones."""
+        while True:
+            try:
+                return self.images.hold(images)
+            except Overloaded:
+                if not self.retained.evict():
+                    raise
 
     def _send_new(self, request: Wire) -> None:
         if self._connected and not self._lanes[0].offer(request):

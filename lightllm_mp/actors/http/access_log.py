@@ -57,9 +57,10 @@ def observe(meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool) 
 
 
 def label(request: web.Request) -> str:
-    """The client's X-Request-Id if it matches _LABEL, else a new one. Only a label: no look-up uses it."""
+    """The client's X-Request-Id if it matches _LABEL, else a new one that nobody can guess. The client can come back to
+    its request by it."""
     given = request.headers.get(HEADER, "")
-    return given if _LABEL.fullmatch(given) else secrets.token_hex(8)
+    return given if _LABEL.fullmatch(given) else secrets.token_hex(16)
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from lightllm_mp.actors.front.actor import FrontActor
+from lightllm_mp.actors.front.request_journal import RequestJournal
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
@@ -17,6 +18,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.messages import Begin, Health, Wire
+from lightllm_mp.shm import Journal
 
 
 class HttpActor(FrontActor):
@@ -25,8 +27,15 @@ class HttpActor(FrontActor):
         self._first = launch.facts is None
         self._keys = load_keys(self._config.http, os.environ)
         self._tls = server_context(self._config.http)
+        http = self._config.http
         super().__init__(
-            launch, mailbox, stats, tenants=len(self._keys), queue_seconds=self._config.http.max_queue_seconds
+            launch,
+            mailbox,
+            stats,
+            tenants=len(self._keys),
+            queue_seconds=http.max_queue_seconds,
+            journal=RequestJournal(Journal.open(launch.journal_fd)) if launch.journal_fd >= 0 else None,
+            resume_window=http.resume_window,
         )
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
@@ -44,6 +53,7 @@ class HttpActor(FrontActor):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        self.frontend.recover()
         self.listen()
         app = create_app(
             self.frontend,

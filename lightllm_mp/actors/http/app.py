@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.access_log import observe, sign
 from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
@@ -15,6 +15,7 @@ from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
 from lightllm_mp.actors.http.security.auth import Access, guard
 from lightllm_mp.actors.http.security.cors import preflights
@@ -39,13 +40,17 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 """The application's map from handler to access."""
 
 
-def routes(generate: GenerateRoutes, status: StatusRoutes, exposition: PrometheusPage) -> tuple[Route, ...]:
+def routes(
+    generate: GenerateRoutes, resume: ResumeRoutes, status: StatusRoutes, exposition: PrometheusPage
+) -> tuple[Route, ...]:
     return (
         Route(("POST",), ("/generate",), generate.whole, "user"),
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
         Route(("POST",), ("/",), generate.either, "user"),
         Route(("POST",), ("/get_score",), generate.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
+        Route(("GET",), ("/requests/{id}",), resume.fetch, "user"),
+        Route(("DELETE",), ("/requests/{id}",), resume.discard, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
         Route((*LOOK, "POST"), ("/liveness",), status.liveness, "public", quiet=True),
         Route((*LOOK, "POST"), ("/readiness",), status.readiness, "public", quiet=True),
@@ -56,7 +61,7 @@ def routes(generate: GenerateRoutes, status: StatusRoutes, exposition: Prometheu
 
 
 def create_app(
-    frontend: RequestTable,
+    frontend: ResumableTable,
     config: HttpConfig,
     *,
     model: ModelConfig,
@@ -75,7 +80,7 @@ def create_app(
     context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     frontend.observer = meter
     exposition = PrometheusPage(context, meter)
-    table = routes(GenerateRoutes(context), StatusRoutes(context), exposition)
+    table = routes(GenerateRoutes(context), ResumeRoutes(context), StatusRoutes(context), exposition)
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import HttpConfig, ModelConfig
 
@@ -33,9 +33,15 @@ else:
 seconds)."""
 
 
+def tenant(request: web.Request) -> bytes:
+    """The digest of the request's API key; empty without keys."""
+    found: bytes = request.get(TENANT, b"")
+    return found
+
+
 @dataclass(frozen=True)
 class Context:
-    frontend: RequestTable
+    frontend: ResumableTable
     config: HttpConfig
     model: ModelConfig
     stats: Stats

@@ -44,7 +44,7 @@ class HttpMetrics:
     """The request table's observer, and the count of answered HTTP requests. Times in seconds."""
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.requests = self.resumptions = 0
         self.success: Counter[str] = Counter({"stop": 0, "length": 0})
         self.failure: Counter[str] = Counter(dict.fromkeys(EXPIRED, 0))
         self.rejections: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
@@ -66,6 +66,9 @@ class HttpMetrics:
     def accepted(self, live: LiveRequest) -> None:
         self.requests += 1
         self.max_new_tokens.add(live.request.terms.sampling.max_new_tokens)
+
+    def resumed(self) -> None:
+        self.resumptions += 1
 
     def refused(self, reason: str) -> None:
         self.rejections[reason] += 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from lightllm_mp.actors.front.live_request import Alternative, Answer, Event
+from lightllm_mp.actors.front.live_request import SLICE, Alternative, Answer, Event
 from lightllm_mp.errors import ConfigError, EngineError, ModelError, NoTokenizer, StartupError
 from lightllm_mp.messages import PromptLogprobs
 
@@ -52,18 +52,14 @@ class TokenDetail(Struct, frozen=True, gc=False):
     text: str
 
 
-class WholeAnswer(Struct, frozen=True):
-    """The answer of /generate. Fields are lists of n if n > 1; `generated_text` is always a list."""
+class AnswerFacts(Struct, frozen=True):
+    """The small fields of the answer of /generate, lists of n if n > 1. The others are `generated_text`, a list of n
+    texts; and on demand `tokens`, `logprobs`, `prompt_token_ids` and `prompt_logprobs`."""
 
-    generated_text: list[str]
     count_output_tokens: int | list[int]
     finish_reason: str | list[str]
     prompt_tokens: int
-    tokens: Any = UNSET
-    logprobs: Any = UNSET
     cached_tokens: int | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[Ranked | None] | UnsetType = UNSET
 
 
 class ScoreAnswer(Struct, frozen=True):
@@ -85,10 +81,10 @@ class ErrorReply(Struct, frozen=True):
     error: ErrorBody
 
 
-def event(e: Event) -> bytes:
-    """One server-sent event, without a space after `data:`, as LightLLM writes it."""
+def event(e: Event, number: int) -> bytes:
+    """One server-sent event, without a space after `data:`, as LightLLM writes it. `number`: its id, counted from 1."""
     token = Token(e.id, e.text, e.logprob, e.special, e.count, e.prompt_tokens, _ranked(e) if e.top else UNSET)
-    return b"data:%b\n\n" % encode(StreamEvent(token, e.finish is not None, e.finish))
+    return b"id:%d\ndata:%b\n\n" % (number, encode(StreamEvent(token, e.finish is not None, e.finish)))
 
 
 def failure_event(error: EngineError) -> bytes:
@@ -101,27 +97,39 @@ def failure(error: EngineError) -> bytes:
     return encode(ErrorReply(ErrorBody(message, error.type, param, error.code)))
 
 
-def whole(answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: PromptLogprobs | None) -> bytes:
-    """The JSON of /generate. `details` adds tokens and the number of cached prompt tokens, `logprobs` the alternatives,
-    `prompt` the prompt's ids and logprobs."""
+def whole(
+    answers: Sequence[Answer], *, details: bool, logprobs: bool, prompt: Sequence[PromptLogprobs]
+) -> Iterator[bytes]:
+    """The JSON of /generate in pieces of at most SLICE tokens. `details` adds tokens and the number of cached prompt
+    tokens, `logprobs` the alternatives, `prompt` the prompt's ids and logprobs."""
     first = answers[0]
 
     def shape(values: list[Any]) -> Any:
         return values[0] if len(values) == 1 else values
 
-    return encode(
-        WholeAnswer(
-            generated_text=[answer.text for answer in answers],
-            count_output_tokens=shape([len(answer.ids) for answer in answers]),
-            finish_reason=shape([answer.finish for answer in answers]),
-            prompt_tokens=first.prompt_tokens,
-            tokens=shape([_details(answer) for answer in answers]) if details else UNSET,
-            logprobs=shape([_logprobs(answer) for answer in answers]) if logprobs else UNSET,
-            cached_tokens=first.cached_tokens if details else UNSET,
-            prompt_token_ids=memoryview(prompt.ids).cast("i").tolist() if prompt is not None else UNSET,
-            prompt_logprobs=_prompt_logprobs(prompt) if prompt is not None else UNSET,
-        )
+    facts = AnswerFacts(
+        count_output_tokens=shape([len(answer.ids) for answer in answers]),
+        finish_reason=shape([answer.finish for answer in answers]),
+        prompt_tokens=first.prompt_tokens,
+        cached_tokens=first.cached_tokens if details else UNSET,
     )
+    yield b'{"generated_text":['
+    for answer in answers:
+        yield b',"' if answer.index else b'"'
+        for events in _slices(answer):
+            yield encode("".join(event.text for event in events))[1:-1]
+        yield b'"'
+    yield b"]," + encode(facts)[1:-1]
+    if details:
+        yield from _column(b"tokens", answers, _detail)
+    if logprobs:
+        yield from _column(b"logprobs", answers, _ranked)
+    if prompt:
+        yield b',"prompt_token_ids":'
+        yield from _array(memoryview(piece.ids).cast("i").tolist() for piece in prompt)
+        yield b',"prompt_logprobs":'
+        yield from _array(entries for piece in prompt for entries in _prompt_logprobs(piece))
+    yield b"}"
 
 
 def score(answer: Answer) -> bytes:
@@ -129,17 +137,32 @@ def score(answer: Answer) -> bytes:
     return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 
-def _details(answer: Answer) -> list[TokenDetail]:
-    columns = zip(answer.ids, answer.logprobs, answer.special, answer.texts, strict=False)
-    return [
-        TokenDetail(id, logprob, bool(special), count, answer.prompt_tokens, text)
-        for count, (id, logprob, special, text) in enumerate(columns, 1)
-    ]
+def _slices(answer: Answer) -> Iterator[list[Event]]:
+    for first in range(0, len(answer.ends), SLICE):
+        yield answer.slice(first, first + SLICE)
 
 
-def _logprobs(answer: Answer) -> list[Ranked]:
-    columns = zip(answer.ids, answer.logprobs, answer.tops, answer.texts, strict=False)
-    return [_rank(id, logprob, text, top) for id, logprob, top, text in columns]
+def _column(name: bytes, answers: Sequence[Answer], entry: Callable[[Event], Any]) -> Iterator[bytes]:
+    """A field with an entry per token: an array, or an array of n arrays."""
+    yield b',"%b":' % name
+    yield b"[" if len(answers) > 1 else b""
+    for answer in answers:
+        yield b"," if answer.index else b""
+        yield from _array([entry(e) for e in events if e.id >= 0] for events in _slices(answer))
+    yield b"]" if len(answers) > 1 else b""
+
+
+def _array(slices: Iterable[list[Any]]) -> Iterator[bytes]:
+    """One JSON array of all slices."""
+    comma = b"["
+    for values in filter(None, slices):
+        yield comma + encode(values)[1:-1]
+        comma = b","
+    yield b"]" if comma == b"," else b"[]"
+
+
+def _detail(e: Event) -> TokenDetail:
+    return TokenDetail(e.id, e.logprob, e.special, e.count, e.prompt_tokens, e.text)
 
 
 def _ranked(e: Event) -> Ranked:
@@ -158,16 +181,20 @@ def _rank(id: int, logprob: float, text: str | None, top: Sequence[Alternative])
     return ranked
 
 
-def _prompt_logprobs(m: PromptLogprobs) -> list[Ranked | None]:
-    """One entry per prompt token; the first has none."""
+def _prompt_logprobs(m: PromptLogprobs) -> Iterator[list[Ranked | None]]:
+    """One entry per token of the piece, in slices; the prompt's first token has none."""
     ids, logprobs = memoryview(m.ids).cast("i"), memoryview(m.logprobs).cast("f")
     top_ids, top_logprobs = memoryview(m.top_ids).cast("i"), memoryview(m.top_logprobs).cast("f")
-    entries: list[Ranked | None] = [None]
-    for i, (id, logprob) in enumerate(zip(ids[1:], logprobs, strict=True)):
+
+    def entry(i: int) -> Ranked:
         row = slice(i * m.top_n, (i + 1) * m.top_n)
         top = [Alternative(t, p, "") for t, p in zip(top_ids[row], top_logprobs[row], strict=True)]
-        entry = _rank(id, logprob, None, top)
-        for value in entry.values():
+        found = _rank(ids[i + first], logprobs[i], None, top)
+        for value in found.values():
             value["decoded_token"] = None
-        entries.append(entry)
-    return entries
+        return found
+
+    first = len(ids) - len(logprobs)
+    yield [None] * first
+    for start in range(0, len(logprobs), SLICE):
+        yield [entry(i) for i in range(start, min(start + SLICE, len(logprobs)))]

@@ -16,6 +16,8 @@ from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
 
 MAX_INPUT_IDS = 1 << 22
+PARAMETERS_BYTES = 128 << 10
+"""Longest `parameters`: they are decoded while other clients wait."""
 
 InputId = Annotated[int, Meta(ge=-200, le=MAX_ID)]
 """-200 is an image placeholder; the front checks the vocabulary's bounds."""
@@ -83,6 +85,8 @@ def score_body(data: bytes) -> ScoreBody:
 
 def parameters(raw: Raw) -> tuple[RequestParameters, tuple[str, ...]]:
     """The typed parameters, and the names (safe for a header, at most 16) of unknown parameters."""
+    if memoryview(raw).nbytes > PARAMETERS_BYTES:
+        raise InvalidRequest(f"parameters: longer than {PARAMETERS_BYTES} bytes", param="parameters")
     known = decode(_parameters, raw, "parameters") or RequestParameters()
     names = decode(_keys, raw, "parameters") or {}
     unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]

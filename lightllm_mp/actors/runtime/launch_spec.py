@@ -61,6 +61,9 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
     images_fd: int = -1
     """The arena of images' embeddings, for visual and the workers; -1: no images are served."""
 
+    journal_fd: int = -1
+    """The journal of requests, only for http; -1: there is none."""
+
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
         fd = os.memfd_create(f"launch-{self.name}")
@@ -103,6 +106,8 @@ def renumbered(launch: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
 
 
 def child_environment() -> dict[str, str]:
-    """The parent's, and this package importable also when it runs from a source tree."""
+    """The parent's, with this package importable also from a source tree, and no code taken from the working directory,
+    which may be a model's folder."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *filter(None, paths)])}
+    own = {"PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *filter(None, paths)]), "PYTHONSAFEPATH": "1"}
+    return {**os.environ, **own}

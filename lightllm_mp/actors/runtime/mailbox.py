@@ -167,10 +167,9 @@ class Mailbox:
         if link is not None and not self.send(peer, message):
             link.waiting.append(message)
 
-    def send_plan(self, peer: str, plan: bytes) -> None:
-        """Send raw bytes to a peer whose lane has space by construction. RuntimeError if it is full: a bug."""
-        if not self._links[peer].port.send_raw(plan):
-            raise RuntimeError(f"the lane to {peer} cannot take a step plan of {len(plan)} bytes")
+    def send_plan(self, peer: str, plan: bytes) -> bool:
+        """Send raw bytes. False: the lane has no room now."""
+        return self._links[peer].port.send_raw(plan)
 
     def flush(self) -> None:
         """Send waiting messages, after the bell rang. LaneClosed: a lane is corrupt; the actor must be replaced."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lightllm_mp.actors.runtime.launch_spec import PeerFds
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR, VISUAL, Edge, Topology
-from lightllm_mp.shm import Arena, Bell, Lane
+from lightllm_mp.shm import Arena, Bell, Journal, Lane
 
 
 @dataclass
@@ -27,14 +27,17 @@ class _Way:
 
 
 class SharedMemory:
-    """Raises StartupError, and holds nothing, if memory is too small for all of it."""
+    """Raises StartupError, and holds nothing, if memory is too small for all of it. `journal`: bytes of the front's
+    journal; 0: there is none."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, journal: int = 0) -> None:
         self._topology = topology
         self.bells: dict[str, Bell] = {}
         self.stats: dict[str, StatsPage] = {}
         self._ways: dict[tuple[str, str], _Way] = {}
         self._images: Arena | None = None
+        self._journal_size = journal
+        self._journal: Journal | None = None
         self._see_images = {VISUAL, *(child.name for child in topology.children if child.shares_fate)}
         try:
             self._make()
@@ -54,6 +57,8 @@ class SharedMemory:
                     way.arena = Arena.create(arena)
         if self._topology.image_cache:
             self._images = Arena.create(self._topology.image_cache)
+        if self._journal_size:
+            self._journal = Journal.create(self._journal_size)
 
     def lane(self, source: str, target: str) -> Lane:
         return self._ways[source, target].lane
@@ -67,9 +72,13 @@ class SharedMemory:
         """Descriptor of the image cache for actors that write or read it; -1 for others."""
         return self._images.fd if self._images and name in self._see_images else -1
 
+    def journal_fd(self, name: str) -> int:
+        """Descriptor of the journal for the front; -1 for others, or if there is none."""
+        return self._journal.fd if self._journal and name == self._topology.front else -1
+
     def fds(self, name: str) -> list[int]:
         """Every descriptor that `name` inherits: bells, lanes, arenas and stats pages, sorted."""
-        found = [*self.bells[name].fds, self.stats[name].fd, self.images_fd(name)]
+        found = [*self.bells[name].fds, self.stats[name].fd, self.images_fd(name), self.journal_fd(name)]
         for peer in self.peers(name):
             found += [*peer.bell, *peer.to_peer, *peer.from_peer, peer.own_arena, peer.peer_arena]
         if name == self._topology.front:
@@ -109,6 +118,8 @@ class SharedMemory:
                 way.arena.close()
         if self._images:
             self._images.close()
+        if self._journal:
+            self._journal.close()
         for bell in self.bells.values():
             bell.close()
         for page in self.stats.values():

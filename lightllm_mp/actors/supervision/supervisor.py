@@ -69,7 +69,8 @@ class Supervisor:
         self._processes: dict[str, ChildProcess] = {}
         self._ping_interval = min(2.0, config.supervisor.watchdog_timeout / 5)
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.wiring = SharedMemory(self.topology)
+        journal = config.http.journal_size if listen is not None and config.http.resume_window else 0
+        self.wiring = SharedMemory(self.topology, journal=journal)
         self._parent_read, self._parent_write = os.pipe()
         self._group = WorkerGroup(self._machine.ranks, self.wiring)
         self._control = ControlLanes(self.wiring, self.topology.actors, self._on_control)
@@ -212,6 +213,7 @@ class Supervisor:
             facts=self.facts if self.epoch else None,
             meeting_fd=self._group.meeting if name in self._group.members else -1,
             images_fd=self.wiring.images_fd(name),
+            journal_fd=self.wiring.journal_fd(name),
         )
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -225,9 +227,9 @@ class Supervisor:
 
     def _tick(self) -> Iterable[Action]:
         """Every ping interval."""
+        self._later(self._ping_interval, self._tick)  # first: nothing that fails below ends the watchdog
         children = self._machine.children
         up = {f"up.{name}": float(children[name].ready) for name in self.restarts}
         restarts = {f"restarts.{name}": float(count) for name, count in self.restarts.items()}
         self.wiring.stats[SUPERVISOR].write({"epoch": self.epoch, **up, **restarts, **self.wiring.lane_gauges()})
-        self._later(self._ping_interval, self._tick)
         return self._machine.tick(time.monotonic())

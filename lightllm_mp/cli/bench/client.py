@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import resource
+import secrets
 import time
 from array import array
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,6 +22,9 @@ import aiohttp
 
 from lightllm_mp.cli.bench.events import EventCounter, decode, failure
 from lightllm_mp.cli.bench.workload import Request
+
+RESUMES, RESUME_PAUSE = 3, 0.2
+"""How often a client whose connection broke comes back, and after how many seconds."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,8 @@ class RequestOutcome:
     input_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
+    resumed: int = 0
+    """How often its connection broke and it came back."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -123,15 +129,25 @@ async def _open_loop(jobs: list[tuple[Request, bytes]], send: Send, rate: float,
 async def _one(
     session: aiohttp.ClientSession, target: BenchTarget, request: Request, body: bytes, start: float
 ) -> RequestOutcome:
+    """Send a request. If its connection breaks, come back for the rest, as a client of a server under repair does."""
     outcome = RequestOutcome(start=start, input_tokens=request.input_len)
+    name, events = secrets.token_hex(16), EventCounter()
+    again = target.url.rstrip("/") + f"/requests/{name}"
     try:
-        async with session.post(target.endpoint, data=body) as response:
-            if response.status != 200:
-                outcome.error = f"HTTP {response.status}: {_reason(await response.read())}"
-            elif target.stream:
-                await _read_stream(response, outcome)
-            else:
-                _note(outcome, decode(await response.read()))
+        for attempt in range(1 + RESUMES):
+            try:
+                if attempt:
+                    await asyncio.sleep(RESUME_PAUSE)
+                    sending = session.get(again, headers={"Last-Event-ID": events.id.decode()})
+                else:
+                    sending = session.post(target.endpoint, data=body, headers={"X-Request-Id": name})
+                async with sending as response:
+                    await _read(response, target, outcome, events)
+                break
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
+                if attempt == RESUMES:
+                    raise
+                outcome.resumed += 1
     except TimeoutError:
         outcome.error = "timeout"
     except aiohttp.ClientError as error:
@@ -140,8 +156,18 @@ async def _one(
     return outcome
 
 
-async def _read_stream(response: aiohttp.ClientResponse, outcome: RequestOutcome) -> None:
-    events = EventCounter()
+async def _read(
+    response: aiohttp.ClientResponse, target: BenchTarget, outcome: RequestOutcome, events: EventCounter
+) -> None:
+    if response.status != 200:
+        outcome.error = f"HTTP {response.status}: {_reason(await response.read())}"
+    elif target.stream:
+        await _read_stream(response, outcome, events)
+    else:
+        _note(outcome, decode(await response.read()))
+
+
+async def _read_stream(response: aiohttp.ClientResponse, outcome: RequestOutcome, events: EventCounter) -> None:
     async for chunk in response.content.iter_any():
         count = events.feed(chunk)
         if count:

@@ -15,6 +15,8 @@ class EventCounter:
     def __init__(self) -> None:
         self.last = b""
         """Data of the last complete event."""
+        self.id = b"0"
+        """Id of the last complete event that has one: where the stream can be resumed."""
         self._rest = b""
 
     def feed(self, chunk: bytes) -> int:
@@ -22,10 +24,13 @@ class EventCounter:
         *events, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(END)
         count = 0
         for event in events:
-            data = event.removeprefix(b"data:").strip()
-            if event.startswith(b"data:") and data != b"[DONE]":
-                count += 1
-                self.last = data
+            for line in event.split(b"\n"):
+                data = line.removeprefix(b"data:").strip()
+                if line.startswith(b"id:"):
+                    self.id = line.removeprefix(b"id:").strip()
+                elif line.startswith(b"data:") and data != b"[DONE]":
+                    count += 1
+                    self.last = data
         return count
 
 

@@ -9,6 +9,7 @@ import sys
 import msgspec
 from msgspec import Struct
 
+from lightllm_mp.actors.runtime.launch_spec import child_environment
 from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.cli.inspect.machine import see_gpus
 from lightllm_mp.errors import ConfigError
@@ -114,7 +115,12 @@ def see_torch(deadline: float, program: str = LOOK) -> TorchReport:
     """Imports torch in a child process, so a torch that hangs or crashes is a finding and does not end this command."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline, check=False
+            [sys.executable, "-c", program],
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=deadline,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return TorchReport(torch="?", error=f"the import takes more than {deadline:.0f} s")

@@ -52,7 +52,7 @@ def test_whole_answers_are_columns():
         frontend.deliver(texts((live.rid, 3, "c", 2, LENGTH)))
         first, second = await waiting
         assert (first.text, list(first.ids), first.finish) == ("ac", [1, 3], "length")
-        assert (second.text, list(second.logprobs), second.finish) == ("b", [-1.0], "stop")
+        assert (second.text, [e.logprob for e in second.events()], second.finish) == ("b", [-1.0], "stop")
 
     asyncio.run(body())
 
@@ -222,7 +222,7 @@ def test_ids_outside_the_vocabulary_are_refused():
 
 def test_a_consumer_that_is_too_slow_loses_its_request(monkeypatch):
     async def body():
-        monkeypatch.setattr(live_module, "QUEUE_BYTES", 2000)
+        monkeypatch.setattr(live_module, "QUEUE_BYTES", 300)
         frontend, lanes = make()
         live, whole = submit(frontend), submit(frontend, stream=False)
         cut = []

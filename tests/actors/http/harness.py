@@ -15,7 +15,7 @@ import aiohttp
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front.request_limits import RequestLimits
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
@@ -61,7 +61,7 @@ def word(position: int) -> tuple[int, str]:
 class Engine:
     """Produces `word(position)` for every running sequence in every tick, until max_new_tokens."""
 
-    frontend: RequestTable = None  # type: ignore[assignment]
+    frontend: ResumableTable = None  # type: ignore[assignment]
     facts: Facts = FACTS
     pace: float = 0.0
     """Seconds between ticks."""
@@ -157,7 +157,7 @@ class Engine:
 class Site:
     session: aiohttp.ClientSession
     engine: Engine
-    frontend: RequestTable
+    frontend: ResumableTable
     address: tuple[str, int]
 
     async def post(self, path: str, body, **options) -> tuple[int, dict, aiohttp.typedefs.CIMultiDictProxy]:
@@ -191,11 +191,23 @@ class Site:
 
 
 def parse(data: bytes) -> list[dict]:
-    """The events of a stream; each begins with `data:` without a space and ends with a blank line."""
+    """The events of a stream; see `numbered`."""
+    return [event for _, event in numbered(data)]
+
+
+def numbered(data: bytes) -> list[tuple[int | None, dict]]:
+    """(id, event) of a stream; each has a line `id:` unless it is an error, then `data:` without a space, and ends with
+    a blank line."""
     chunks = data.decode().split("\n\n")
     assert chunks.pop() == ""
-    assert all(chunk.startswith("data:{") for chunk in chunks)
-    return [json.loads(chunk[5:]) for chunk in chunks]
+    found = []
+    for chunk in chunks:
+        *ids, line = chunk.split("\n")
+        assert line.startswith("data:{")
+        event = json.loads(line[5:])
+        assert len(ids) == ("error" not in event)
+        found.append((int(ids[0].removeprefix("id:")) if ids else None, event))
+    return found
 
 
 @contextlib.asynccontextmanager
@@ -204,8 +216,12 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     config = HttpConfig(port=0, **options)
     engine = engine or Engine()
     limits = RequestLimits(config.max_live_requests, len(app_options.get("keys") or ()))
-    frontend = RequestTable(
-        engine.to_tokenizer, engine.to_router, limits=limits, queue_seconds=config.max_queue_seconds
+    frontend = ResumableTable(
+        engine.to_tokenizer,
+        engine.to_router,
+        limits=limits,
+        queue_seconds=config.max_queue_seconds,
+        resume_window=config.resume_window,
     )
     engine.frontend = frontend
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lightllm_mp.actors.front.request_limits import RequestLimits
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.app import ACCESS, Route, create_app
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.security.auth import guard
@@ -167,7 +167,7 @@ def test_a_route_that_was_not_declared_is_an_admin_route():
 
 
 def test_every_route_says_who_may_call_it():
-    frontend = RequestTable(lambda message: True, lambda message: True, limits=RequestLimits(1))
+    frontend = ResumableTable(lambda message: True, lambda message: True, limits=RequestLimits(1))
     app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
     declared = app[ACCESS]
     undeclared = [str(route) for route in app.router.routes() if route.handler not in declared]

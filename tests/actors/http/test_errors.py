@@ -132,10 +132,10 @@ def test_a_bug_is_a_plain_500(monkeypatch, caplog):
 def test_a_bug_in_a_stream_ends_it_with_an_event(monkeypatch):
     good = responses.event
 
-    def broken(e):
+    def broken(e, number):
         if e.count == 2:
             raise RuntimeError("secret")
-        return good(e)
+        return good(e, number)
 
     async def body(s: Site):
         events = await s.events(BODY)

@@ -122,7 +122,7 @@ def test_stream_is_one_event_per_token():
             assert response.headers["Content-Type"] == "text/event-stream"
             data = await response.read()
         events = parse(data)
-        assert data.startswith(b'data:{"token":{"id":100,"text":" 0')
+        assert data.startswith(b'id:1\ndata:{"token":{"id":100,"text":" 0')
         assert b"[DONE]" not in data
         assert events[0] == {
             "token": {
@@ -160,7 +160,7 @@ def test_every_event_is_its_own_chunk():
             chunked = rest[int(size, 16) + 2 :]
         assert chunks.pop() == b""
         assert len(chunks) == 5
-        assert all(c.startswith(b"data:{") and c.endswith(b"}\n\n") for c in chunks)
+        assert all(c.startswith(b"id:") and c.endswith(b"}\n\n") for c in chunks)
 
     run(body)
 

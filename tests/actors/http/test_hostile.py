@@ -89,8 +89,8 @@ def test_is_refused_quickly(name: str):
 CURIOUS = {
     "negative penalties": with_parameters('"presence_penalty":-2.0,"frequency_penalty":-2,"max_new_tokens":2'),
     "the same name twice": with_parameters('"n":5,"n":1,"max_new_tokens":2'),
-    "100,000 names that nobody knows": with_parameters(
-        '"max_new_tokens":2,' + ",".join(f'"x{i}":{i}' for i in range(100_000))
+    "5,000 names that nobody knows": with_parameters(
+        '"max_new_tokens":2,' + ",".join(f'"x{i}":{i}' for i in range(5_000))
     ),
     "nulls": with_parameters('"max_new_tokens":2,"stop_sequences":null,"seed":null,"n":null'),
     "stop strings like expressions": with_parameters(

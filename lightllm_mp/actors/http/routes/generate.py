@@ -11,12 +11,11 @@ from lightllm_mp import sampling_parameters
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http import responses, schema
 from lightllm_mp.actors.http.body import BodyReader
-from lightllm_mp.actors.http.context import DEADLINE, LIVE, TENANT, Context
+from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
-from lightllm_mp.actors.http.streaming import stream
+from lightllm_mp.actors.http.delivery import AnswerForm, deliver
+from lightllm_mp.actors.http.routes.resume import asks_to_resume, resumed
 from lightllm_mp.errors import InvalidRequest
-
-WARNING = "X-LightLLM-Warning"
 
 
 class GenerateRoutes:
@@ -33,6 +32,8 @@ class GenerateRoutes:
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """POST /generate_stream"""
+        if asks_to_resume(request):
+            return await resumed(self._context, request, request[LABEL])
         return await self._streamed(request, schema.generate_body(await self._body(request)))
 
     async def either(self, request: web.Request) -> web.StreamResponse:
@@ -44,13 +45,15 @@ class GenerateRoutes:
     async def tokens(self, request: web.Request) -> web.StreamResponse:
         """GET or POST /tokens"""
         body = schema.tokens_body(await self._body(request))
-        images = await self._context.media.infos(body.multimodal_params, _tenant(request))
+        images = await self._context.media.infos(body.multimodal_params, tenant(request))
         parameters, unknown = schema.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
         count = await self._context.frontend.count(
-            body.text, add_special_tokens=special, images=images, tenant=_tenant(request)
+            body.text, add_special_tokens=special, images=images, tenant=tenant(request)
         )
-        return _json(responses.encode({"ntokens": count}), unknown)
+        form = AnswerForm("whole", ignored=unknown)
+        data = responses.encode({"ntokens": count})
+        return web.Response(body=data, content_type="application/json", headers=form.headers)
 
     async def score(self, request: web.Request) -> web.StreamResponse:
         """POST /get_score"""
@@ -60,39 +63,27 @@ class GenerateRoutes:
         parameters, unknown = schema.parameters(body.parameters)
         live = self._context.frontend.submit(
             _column(body.ids) if body.ids is not None else body.chat or "",
-            sampling_parameters.terms(parameters, _tenant(request), sampling_parameters.SCORE),
+            sampling_parameters.terms(parameters, tenant(request), sampling_parameters.SCORE),
             add_special_tokens=parameters.add_special_tokens is not False,
             stream=False,
             deadline=request[DEADLINE],
+            label=request[LABEL],
+            form=msgspec.msgpack.encode(AnswerForm("score", ignored=unknown)),
         )
-        request[LIVE] = live
-        try:
-            data = responses.score((await live.answer())[0])
-        finally:
-            live.close()
-        return _json(data, unknown)
+        return await deliver(request, live)
 
     async def _body(self, request: web.Request) -> bytes:
         """The body of an admitted request. A request that is not admitted is refused before its body is read."""
-        self._context.frontend.admit(_tenant(request))
+        self._context.frontend.admit(tenant(request))
         request[DEADLINE] = deadline(request)
         return await self._bodies.read(request)
 
     async def _whole(self, request: web.Request, body: schema.GenerateBody) -> web.StreamResponse:
         parameters, unknown = schema.parameters(body.parameters)
-        live = await self._submit(request, body, parameters, streamed=False)
+        form = AnswerForm("whole", bool(parameters.return_details), bool(parameters.logprobs), unknown)
+        live = await self._submit(request, body, parameters, form)
         del body  # frees the images in it
-        try:
-            answers = await live.answer()
-            data = responses.whole(
-                answers,
-                details=bool(parameters.return_details),
-                logprobs=bool(parameters.logprobs),
-                prompt=live.prompt_logprobs,
-            )
-        finally:
-            live.close()
-        return _json(data, unknown)
+        return await deliver(request, live)
 
     async def _streamed(self, request: web.Request, body: schema.GenerateBody) -> web.StreamResponse:
         parameters, unknown = schema.parameters(body.parameters)
@@ -100,45 +91,30 @@ class GenerateRoutes:
             raise InvalidRequest("a stream has one answer: n and best_of must be 1", param="n")
         if parameters.prompt_logprobs is not None and parameters.prompt_logprobs >= 0:
             unknown += ("prompt_logprobs",)  # stream events have no field for them
-        live = await self._submit(request, body, parameters, streamed=True)
+        live = await self._submit(request, body, parameters, AnswerForm("stream", ignored=unknown))
         del body
-        try:
-            return await stream(request, live, _warning(unknown))
-        finally:
-            live.close()
+        return await deliver(request, live)
 
     async def _submit(
-        self, request: web.Request, body: schema.GenerateBody, parameters: schema.RequestParameters, *, streamed: bool
+        self, request: web.Request, body: schema.GenerateBody, parameters: schema.RequestParameters, form: AnswerForm
     ) -> LiveRequest:
+        streamed = form.kind == "stream"
         sampling = sampling_parameters.sampling(parameters)
         if streamed:
             sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
         with self._context.media.arriving() as take:
-            uploads = await self._context.media.uploads(body.multimodal_params, _tenant(request), take)
-        live = self._context.frontend.submit(
+            uploads = await self._context.media.uploads(body.multimodal_params, tenant(request), take)
+        return self._context.frontend.submit(
             body.inputs if isinstance(body.inputs, str) else _column(body.inputs),
-            sampling_parameters.terms(parameters, _tenant(request), sampling),
+            sampling_parameters.terms(parameters, tenant(request), sampling),
             add_special_tokens=parameters.add_special_tokens is not False,
             images=uploads,
             stream=streamed,
             deadline=request[DEADLINE],
+            label=request[LABEL],
+            form=msgspec.msgpack.encode(form),
         )
-        request[LIVE] = live
-        return live
-
-
-def _tenant(request: web.Request) -> bytes:
-    found: bytes = request.get(TENANT, b"")
-    return found
 
 
 def _column(ids: list[int]) -> bytes:
     return array("i", ids).tobytes()
-
-
-def _json(data: bytes, unknown: tuple[str, ...]) -> web.Response:
-    return web.Response(body=data, content_type="application/json", headers=_warning(unknown))
-
-
-def _warning(unknown: tuple[str, ...]) -> dict[str, str]:
-    return {WARNING: "ignored parameters: " + ", ".join(unknown)} if unknown else {}

@@ -116,6 +116,12 @@ class PrometheusPage(Collector):
         yield self._counter("prompt_tokens_cached", "Of these from the prefix cache", [((), meter.cached_tokens)])
         yield self._counter("generation_tokens", "Tokens produced", [((), meter.generation_tokens)])
         yield self._gauge("live_requests", "Requests accepted and not yet answered", [((), frontend.live)])
+        yield self._counter("requests_resumed", "Clients that came back", [((), meter.resumptions)])
+        yield self._gauge("retained_requests", "Requests kept for clients to come back", [((), len(frontend.retained))])
+        yield self._gauge("journal_bytes", "Records of requests in shared memory", [((), frontend.journal.used)])
+        yield self._counter(
+            "requests_unrecorded", "Requests that the journal had no room for", [((), frontend.journal.incomplete)]
+        )
         yield self._gauge("retry_after_seconds", "What a refused client is told", [((), frontend.limits.retry_after())])
 
     def _histograms(self) -> Iterator[Metric]:

@@ -1,0 +1,205 @@
+"""The journal of the front: what it must know of every request to go on with it after the front's own death.
+
+A record holds frames, each a letter and MessagePack. A request: H (RequestHead), then E (events that its consumer was
+going to see), P (prompt logprobs), S (its consumer left: not to be submitted until it is back), R (it is back), D (a
+front died with it). An image file has a record of its own, F, that all its requests share.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
+
+from lightllm_mp.actors.front.image_files import Upload
+from lightllm_mp.actors.front.live_request import LiveRequest, RequestOwner, decode_events
+from lightllm_mp.messages import Generate, ImageInfo, PromptLogprobs
+from lightllm_mp.shm import Journal
+
+log = logging.getLogger(__name__)
+
+FRONT_DIED = frozenset({"http"})
+"""Blamed for a request that a dead front has left."""
+
+
+class RequestHead(Struct, frozen=True, array_like=True):
+    """What is known of a request when it is accepted."""
+
+    request: Generate
+    stream: bool
+    label: str
+    form: bytes
+    deadline: float | None
+    """Monotonic; the clock is the machine's, so a deadline outlives the process."""
+
+
+class ImageFile(Struct, frozen=True, array_like=True):
+    image: ImageInfo
+    data: bytes
+
+
+@dataclass(slots=True)
+class _File:
+    number: int
+    requests: int = 0
+
+
+class NoJournal:
+    """Records nothing: the front of an embedded engine ends with its program."""
+
+    used = incomplete = 0
+
+    def add(self, live: LiveRequest) -> None: ...
+    def events(self, live: LiveRequest) -> None: ...
+    def prompt(self, live: LiveRequest) -> None: ...
+    def suspended(self, live: LiveRequest, suspended: bool) -> None: ...
+    def remove(self, live: LiveRequest) -> None: ...
+    def recover(self, owner: RequestOwner) -> list[tuple[LiveRequest, bool]]:
+        return []
+
+
+class RequestJournal:
+    """A request whose record does not fit goes on without one: only the front's death would lose it.
+
+    `make_room` frees records that no consumer waits for; it returns False if there are none.
+    """
+
+    def __init__(self, journal: Journal, make_room: Callable[[], bool] = lambda: False) -> None:
+        self._journal = journal
+        self.make_room = make_room
+        self._files: dict[bytes, _File] = {}
+        self._encode = msgspec.msgpack.Encoder().encode
+        self.incomplete = 0
+        """Requests that went on without a record, ever."""
+
+    @property
+    def used(self) -> int:
+        """Bytes."""
+        return self._journal.used
+
+    def add(self, live: LiveRequest) -> None:
+        """Start the record of a request, and of its images."""
+        deadline = live.deadline if live.deadline < math.inf else None
+        head = RequestHead(live.request, live.stream, live.label, live.form, deadline)
+        for upload in {upload.key: upload for upload in live.images}.values():
+            file = self._files.get(upload.key)
+            if file is None:
+                number = self._add(b"F", ImageFile(upload.image, upload.data))
+                if number is None:
+                    self._without(live)
+                    return
+                file = self._files[upload.key] = _File(number)
+            file.requests += 1
+        live.number = self._add(b"H", head)
+        if live.number is None:
+            self._release(live)
+            self._without(live)
+
+    def events(self, live: LiveRequest) -> None:
+        """Record all events of the request."""
+        if live.number is not None and live.recorded.at < len(live.order):
+            self._append(live, b"E" + live.recorded.take(len(live.order)))
+
+    def prompt(self, live: LiveRequest) -> None:
+        """Record its prompt logprobs, once all pieces have come."""
+        for piece in live.prompt_logprobs:
+            self._append(live, b"P" + self._encode(piece))
+
+    def suspended(self, live: LiveRequest, suspended: bool) -> None:
+        self._append(live, b"S" if suspended else b"R")
+
+    def remove(self, live: LiveRequest) -> None:
+        if live.number is not None:
+            self._journal.remove(live.number)
+            live.number = None
+            self._release(live)
+
+    def recover(self, owner: RequestOwner) -> list[tuple[LiveRequest, bool]]:
+        """The requests that the last front left, and whether each was suspended. Call it once, first."""
+        files: dict[bytes, Upload] = {}
+        heads: list[tuple[int, list[bytes]]] = []
+        for number, frames in self._journal.records():
+            if frames[0][:1] == b"F":
+                file = msgspec.msgpack.decode(frames[0][1:], type=ImageFile)
+                files[file.image.key] = Upload(file.image, file.data)
+                self._files[file.image.key] = _File(number)
+            else:
+                heads.append((number, frames))
+        found: list[tuple[LiveRequest, bool]] = []
+        for number, frames in heads:
+            try:
+                found.append(self._rebuilt(owner, number, frames, files))
+            except (msgspec.DecodeError, KeyError, IndexError) as error:
+                log.error("a request's record is damaged and dropped: %s", error)
+                self._journal.remove(number)
+        for key in [key for key, file in self._files.items() if not file.requests]:
+            self._journal.remove(self._files.pop(key).number)
+        return sorted(found, key=lambda pair: pair[0].rid)
+
+    def _rebuilt(
+        self, owner: RequestOwner, number: int, frames: list[bytes], files: dict[bytes, Upload]
+    ) -> tuple[LiveRequest, bool]:
+        head = msgspec.msgpack.decode(frames[0][1:], type=RequestHead)
+        images = tuple(files[image.key] for image in head.request.images)
+        deadline = math.inf if head.deadline is None else head.deadline
+        live = LiveRequest(
+            head.request,
+            owner,
+            stream=head.stream,
+            images=images,
+            deadline=deadline,
+            label=head.label,
+            form=head.form,
+        )
+        suspended = False
+        for frame in frames[1:]:
+            match frame[:1]:
+                case b"E":
+                    for event in decode_events(frame[1:]):
+                        live.put(live.answers[event.index], event)
+                    live.fruitless = 0
+                case b"P":
+                    live.prompt_logprobs.append(msgspec.msgpack.decode(frame[1:], type=PromptLogprobs))
+                case b"D":
+                    live.fruitless += 1
+                case kind:
+                    suspended = kind == b"S"
+        live.recorded.take(len(live.order))
+        if live.order:
+            live.scheduled = live.first = live.started
+        live.attached, live.number = False, number
+        for key in {image.key for image in head.request.images}:
+            self._files[key].requests += 1
+        if live.open and not suspended:
+            live.fruitless, live.blamed = live.fruitless + 1, FRONT_DIED
+            self._append(live, b"D")
+        return live, suspended
+
+    def _add(self, kind: bytes, content: Struct) -> int | None:
+        frame = kind + self._encode(content)
+        while (number := self._journal.add(frame)) is None:
+            if not self.make_room():
+                return None
+        return number
+
+    def _append(self, live: LiveRequest, frame: bytes) -> None:
+        while live.number is not None and not self._journal.append(live.number, frame):
+            if not self.make_room():
+                self.remove(live)
+                self._without(live)
+
+    def _without(self, live: LiveRequest) -> None:
+        if not self.incomplete:
+            log.warning("the journal is full: requests go on, but a death of http would lose them (--journal-size)")
+        self.incomplete += 1
+
+    def _release(self, live: LiveRequest) -> None:
+        for key in {image.key for image in live.request.images}:
+            file = self._files[key]
+            file.requests -= 1
+            if not file.requests:
+                self._journal.remove(self._files.pop(key).number)

@@ -1,0 +1,75 @@
+"""The request table of a front whose clients can come back.
+
+What a client needs to come back is in the journal: after the front's own death the next front recovers every request,
+and `resume` gives it to its client again. A request that was aborted because its consumer left goes on like one after a
+repair: from the ids that it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec.structs import replace
+
+from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.request_table import RequestTable
+
+
+class ResumableTable(RequestTable):
+    def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
+        """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
+        more. Raises NotFound, InvalidRequest, Overloaded or Unavailable."""
+        old = self.retained.find(tenant, label, taken)
+        suspended = old in self.retained
+        if suspended and old.open:
+            self.admit(tenant)
+        live = old.reopened(taken)
+        self.observer.resumed()
+        self.retained.name(live)
+        self._quarantine.replace(old, live)
+        if suspended:
+            self.retained.remove(old)
+        if suspended and live.open:
+            self.limits.enter(tenant)
+            rid = self._rids(len(live.answers))
+            terms = replace(live.request.terms, start_by=self._deadlines.start_by(live.deadline))
+            live.rid, live.request = rid, replace(live.request, rid=rid, terms=terms)
+            for answer in live.answers:
+                answer.rid = rid + answer.index
+            self.journal.suspended(live, False)
+            self._enter(live)
+            if self._connected:
+                self._submit_again(live)
+        elif live.rid in self._lives:
+            self._lives[live.rid] = live
+            self._deadlines.watch(live)
+        return live
+
+    def recover(self) -> None:
+        """Take over what a dead front has left. Call it once, in the running loop, before the first request."""
+        for live, suspended in self.journal.recover(self):
+            self.retained.name(live)
+            live.images = self.images.hold(live.images)
+            self._answer_bytes += live.bytes
+            if suspended or not live.open:
+                live.closed = True
+                self.retained.add(live)
+            else:
+                self.limits.enter(live.request.terms.tenant)
+                self._enter(live)
+                asyncio.get_running_loop().call_later(self.retained.seconds, self._expire, live)
+
+    def discard(self, tenant: bytes, label: str) -> None:
+        """Abort and forget a request of this tenant at once. Raises NotFound."""
+        live = self.retained.find(tenant, label)
+        self.retained.forget_name(live)
+        if live in self.retained:
+            self.retained.remove(live)
+            self.retained.left(live)
+        live.close()
+
+    def _expire(self, live: LiveRequest) -> None:
+        """Its client has not come back since the front died."""
+        if not live.closed:
+            self.retained.forget_name(live)
+            live.close()

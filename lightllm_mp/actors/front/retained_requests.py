@@ -1,0 +1,102 @@
+"""Requests by the name that their client knows, and those whose consumer has left or has everything: they are kept for
+a while, for a client that comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
+from lightllm_mp.errors import InvalidRequest, NotFound, SlowReader
+
+
+class RetainedRequests:
+    """Keeps each request for `seconds`, then drops it. Where memory is short, the oldest of the tenant that keeps most
+    goes first. `on_drop` is told of every request that nobody can come back to any more."""
+
+    def __init__(
+        self, seconds: float, journal: RequestJournal | NoJournal, on_drop: Callable[[LiveRequest], None]
+    ) -> None:
+        self.seconds = seconds
+        self._journal = journal
+        self._on_drop = on_drop
+        self._named: dict[tuple[bytes, str], LiveRequest] = {}
+        """Live and retained requests; of equal names the newest."""
+        self._timers: dict[LiveRequest, asyncio.TimerHandle] = {}
+        """The retained ones, in order of arrival."""
+        self._bytes: Counter[bytes] = Counter()
+        if isinstance(journal, RequestJournal):
+            journal.make_room = self.evict
+
+    def __len__(self) -> int:
+        return len(self._timers)
+
+    def __contains__(self, live: LiveRequest) -> bool:
+        return live in self._timers
+
+    def name(self, live: LiveRequest) -> None:
+        """From now on its client finds it."""
+        self._named[live.key] = live
+
+    def forget_name(self, live: LiveRequest) -> None:
+        """From now on nobody finds it, and it will not be retained."""
+        if self._named.get(live.key) is live:
+            del self._named[live.key]
+
+    def find(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
+        """Raises NotFound, or InvalidRequest if it has fewer than `taken` events."""
+        live = self._named.get((tenant, label))
+        if live is None:
+            raise NotFound("no request of this key has this id: it never began, or its time to come back is over")
+        if not 0 <= taken <= len(live.order):
+            raise InvalidRequest(f"the request has {len(live.order)} events, not {taken}", param="Last-Event-ID")
+        return live
+
+    def left(self, live: LiveRequest) -> None:
+        """Its consumer has left: retain it, or drop it if it failed or nobody can name it."""
+        failed = live.error is not None and not isinstance(live.error, SlowReader)
+        if self.seconds and not failed and self._named.get(live.key) is live:
+            self._journal.events(live)
+            if live.open:
+                self._journal.suspended(live, True)
+            self.add(live)
+        else:
+            self._drop(live)
+
+    def add(self, live: LiveRequest) -> None:
+        self._timers[live] = asyncio.get_running_loop().call_later(self.seconds, self._expire, live)
+        self._bytes[live.request.terms.tenant] += _weight(live)
+
+    def remove(self, live: LiveRequest) -> None:
+        """It has a consumer again."""
+        self._timers.pop(live).cancel()
+        tenant = live.request.terms.tenant
+        self._bytes[tenant] -= _weight(live)
+        if not self._bytes[tenant]:
+            del self._bytes[tenant]
+
+    def evict(self) -> bool:
+        """Drop one request. False: there is none."""
+        if not self._timers:
+            return False
+        tenant = max(self._bytes, key=self._bytes.__getitem__)
+        self._expire(next(live for live in self._timers if live.request.terms.tenant == tenant))
+        return True
+
+    def _expire(self, live: LiveRequest) -> None:
+        self.remove(live)
+        self._drop(live)
+
+    def _drop(self, live: LiveRequest) -> None:
+        self._journal.remove(live)
+        self.forget_name(live)
+        self._on_drop(live)
+
+
+def _weight(live: LiveRequest) -> int:
+    """Bytes; it does not change while the request is retained."""
+    request = live.request
+    prompt = len(request.text or "") + len(request.ids or b"")
+    return 4096 + live.bytes + prompt + sum(len(upload.data) for upload in live.images)
