@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import ssl
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 import lightllm_mp
 from lightllm_mp.config import Config, EngineConfig, HttpConfig, ModelConfig
-from tests.end_to_end.test_serve_command import GOLDEN, ROOT, Serving, run, serving
+from tests.end_to_end.test_serve_command import DEADLINE, GOLDEN, ROOT, Serving, environment, run, serving
 
 TLS = ROOT / "tests" / "data" / "tls"
 CERTIFICATE, KEY = str(TLS / "server.crt"), str(TLS / "server.key")
@@ -99,6 +101,26 @@ def test_code_of_a_model_folder_is_not_run(tmp_path: Path, flags: tuple[str, ...
         (tmp_path / name).write_text("from pathlib import Path\nPath(__file__).with_name('marker').touch()\n")
     with serving("--model-dir", str(tmp_path), *flags) as server:
         assert server.get("/health") == 200
+    assert not (tmp_path / "marker").exists()
+
+
+def test_code_of_the_working_directory_is_not_run(tmp_path: Path) -> None:
+    """It may be a model's folder: `cd model && lightllm-mp serve --model-dir .`"""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((GOLDEN / name).read_bytes())
+    for name in ("numpy", "json", "torch", "msgspec", "aiohttp", "PIL", "lightllm_mp", "safetensors", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("from pathlib import Path\nPath(__file__).with_name('marker').touch()\n")
+    with serving("--model-dir", ".", "--enable-multimodal", cwd=tmp_path) as server:
+        assert server.get("/health") == 200
+    looked = subprocess.run(
+        [sys.executable, "-P", "-m", "lightllm_mp", "doctor", "--model-dir", "."],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert "torch" in looked.stdout
     assert not (tmp_path / "marker").exists()
 
 

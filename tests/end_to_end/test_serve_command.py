@@ -27,7 +27,7 @@ DEADLINE = 90.0
 
 
 def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "lightllm_mp", "serve", "--max-total-token-num", "3000", *flags]
+    return [sys.executable, "-P", "-m", "lightllm_mp", "serve", "--max-total-token-num", "3000", *flags]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -41,9 +41,10 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 class Serving:
     """A server process whose log is read until it says what is waited for."""
 
-    def __init__(self, *flags: str, **more: str) -> None:
+    def __init__(self, *flags: str, cwd: Path | None = None, **more: str) -> None:
         self.process = subprocess.Popen(
             command("--model-dir", str(GOLDEN), "--port", "0", *flags),
+            cwd=cwd,
             env=environment(**more),
             stderr=subprocess.PIPE,
             text=True,
@@ -74,8 +75,8 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, **more: str) -> Iterator[Serving]:
-    server = Serving(*flags, **more)
+def serving(*flags: str, cwd: Path | None = None, **more: str) -> Iterator[Serving]:
+    server = Serving(*flags, cwd=cwd, **more)
     try:
         yield server
     finally:

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ import pytest
 
 from tests.actors.mock_server import WORKER, write_mock_model
 from tests.end_to_end.test_serve_command import DEADLINE, Serving, environment, gone
+from tests.paths import ROOT
 
 URL = r"url +http://127.0.0.1:(\d+)"
 RESTARTS = int(os.environ.get("LIGHTLLM_TEST_RESTARTS", "4"))
@@ -120,6 +122,22 @@ def holders(port: int, pids: list[int]) -> set[int]:
             with contextlib.suppress(OSError):
                 found |= {pid} if os.readlink(link) == socket_name else set()
     return found
+
+
+def test_the_client_of_the_readme_gets_every_event_once_although_http_is_killed(folder: Path) -> None:
+    (block,) = re.findall(r"```python\n(import http\.client, .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program: dict[str, Any] = {}
+    exec(block, program)
+    with mock_serving(folder, "--port", "0") as server:
+        whole = text(server.port, 2)
+        body = {**BODY, "parameters": {**BODY["parameters"], "seed": 2}}  # type: ignore[dict-item]
+        found = []
+        for event in program["stream"](f"127.0.0.1:{server.port}", "mine", body):
+            found.append(event["token"]["text"])
+            if len(found) in (100, 400, 700):
+                os.kill(server.actors()["http"], signal.SIGKILL)
+    assert len(found) == 1000
+    assert "".join(found) == whole
 
 
 def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Path, tmp_path: Path) -> None:
