@@ -23,8 +23,9 @@ def get(server: Server, path: str) -> Any:
         return json.load(reply)
 
 
-def stream(server: Server, body: dict[str, Any], timeout: float = 120.0) -> list[dict[str, Any]]:
-    """Every event of /generate_stream."""
-    request = urllib.request.Request(server.base_url + "/generate_stream", json.dumps(body).encode())
+def stream(server: Server, body: dict[str, Any], timeout: float = 120.0, name: str = "") -> list[dict[str, Any]]:
+    """Every event of /generate_stream; `name` is its X-Request-Id."""
+    headers = {"X-Request-Id": name} if name else {}
+    request = urllib.request.Request(server.base_url + "/generate_stream", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         return [json.loads(line[5:]) for line in reply if line.startswith(b"data:")]

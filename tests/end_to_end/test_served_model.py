@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from importlib.metadata import version
@@ -192,10 +193,11 @@ def test_a_killed_worker_of_the_default_model_changes_no_answer(server: Server) 
 
 
 def test_the_port_survives_its_process(server: Server) -> None:
-    """Connections of a killed front are broken; what it ran is dropped, and new requests are served again."""
+    """Connections of a killed front are broken; what it ran goes on until its client is back, here to drop it, and new
+    requests are served again."""
     body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
     with ThreadPoolExecutor(1) as pool:
-        broken = pool.submit(stream, server, body)
+        broken = pool.submit(stream, server, body, name="mine")
         while get(server, "/token_load")["current_load"] == 0:
             time.sleep(0.02)
         old = children(server)["http"]
@@ -209,4 +211,7 @@ def test_the_port_survives_its_process(server: Server) -> None:
     answer = post(server, "/generate", prompt(2))
     assert answer["count_output_tokens"] > 0
     assert children(server)["http"] != old
+    drop = urllib.request.Request(f"{server.base_url}/requests/mine", method="DELETE")
+    with urllib.request.urlopen(drop, timeout=10) as reply:
+        assert reply.status == 204
     until_idle(server)
