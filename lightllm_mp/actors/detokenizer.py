@@ -71,6 +71,8 @@ class _Columns:
 
 
 class DetokenizerActor(BlockingActor):
+    budget = 1  # a resumed sequence of many tokens takes a second
+
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front

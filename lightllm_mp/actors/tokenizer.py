@@ -36,6 +36,8 @@ log = logging.getLogger("lightllm_mp.tokenizer")
 
 
 class TokenizerActor(BlockingActor):
+    budget = 1  # a long text takes seconds
+
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front
@@ -74,7 +76,7 @@ class TokenizerActor(BlockingActor):
             self.mailbox.post(self._front, Rejected(rid, ErrorInfo.of(error)))
 
     def _count(self, message: Count) -> None:
-        ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, max_tokens=None)
+        ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, self._max_input or None)
         self.mailbox.post(self._front, Counted(message.rid, len(ids)))
 
     def _tokenized(self, request: Generate) -> Tokenized:

@@ -11,19 +11,23 @@ from collections import deque
 from collections.abc import Callable
 
 from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.token_counts import TokenCount
 
 ALONE, GIVEN_UP = 2, 3
 """Deaths of one process since the last token after which a request is submitted alone, or fails. The restart budget
 (3 by default) allows both."""
 
 
+Suspect = LiveRequest | TokenCount
+
+
 class Quarantine:
     """`submit` sends a request to the engine again."""
 
-    def __init__(self, submit: Callable[[LiveRequest], None]) -> None:
+    def __init__(self, submit: Callable[[Suspect], None]) -> None:
         self._submit = submit
-        self._held: deque[LiveRequest] = deque()
-        self._alone: LiveRequest | None = None
+        self._held: deque[Suspect] = deque()
+        self._alone: Suspect | None = None
         """The suspect that the engine is running."""
 
     def clear(self) -> None:
@@ -31,7 +35,7 @@ class Quarantine:
         self._held.clear()
         self._alone = None
 
-    def take_back(self, live: LiveRequest, restarted: frozenset[str]) -> bool:
+    def take_back(self, live: Suspect, restarted: frozenset[str]) -> bool:
         """Submit an unfinished request after a repair that replaced these processes, now or in its turn.
         False: the caller must fail it."""
         if live.sent and restarted:
@@ -47,7 +51,7 @@ class Quarantine:
             self._submit(live)
         return True
 
-    def cleared(self, live: LiveRequest) -> None:
+    def cleared(self, live: Suspect) -> None:
         """The request got a token or ended: it is no suspect."""
         live.fruitless, live.blamed = 0, frozenset()
         if live is self._alone:

@@ -26,7 +26,7 @@ from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
 from lightllm_mp.actors.front.request_observer import NoObserver, Observer
 from lightllm_mp.actors.front.retained_requests import RetainedRequests
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
-from lightllm_mp.actors.front.token_counts import TokenCounts
+from lightllm_mp.actors.front.token_counts import TokenCount, TokenCounts
 from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
@@ -85,12 +85,10 @@ class RequestTable:
         self.facts = message.facts
         self.reset()
         self._connected = True
-        for live in list(self._lives.values()):
-            if not self._quarantine.take_back(live, frozenset(message.restarted)):
-                self._give_up(live, EngineError("the engine failed on this request repeatedly"))
+        for suspect in (*self._lives.values(), *self._counts):
+            if not self._quarantine.take_back(suspect, frozenset(message.restarted)):
+                self._give_up(suspect, EngineError("the engine failed on this request repeatedly"))
         self._quarantine.go_on()
-        for request in self._counts:
-            self._lanes[0].push(request)
 
     def reset(self) -> None:
         """The lanes are gone. Keep all requests and send nothing until `begin`."""
@@ -190,17 +188,21 @@ class RequestTable:
         add_special_tokens: bool = True,
         images: Sequence[say.ImageInfo] = (),
         tenant: bytes = b"",
+        deadline: float = math.inf,
     ) -> int:
-        """Number of tokens of `text` with these images in its placeholders. Raises like `submit`."""
+        """Number of tokens of `text` with these images in its placeholders, by `deadline` (monotonic). Raises like
+        `submit`, or DeadlineExceeded."""
         self.admit(tenant)
         assert self.facts is not None
         validation.check_prompt(text, self.facts.engine)
         request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
         self._send_new(request)
         self.limits.enter(tenant)
+        count = TokenCount(request, sent=self._connected)
         try:
-            return await self._counts.result(request)
+            return await self._counts.result(count, deadline)
         finally:
+            self._quarantine.cleared(count)
             self.limits.leave(tenant)
             self._check_drained()
 
@@ -353,12 +355,16 @@ class RequestTable:
             self.observer.refused("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.limits.retry_after())
 
-    def _give_up(self, live: LiveRequest, error: EngineError) -> None:
-        self._abort(live)
+    def _give_up(self, live: LiveRequest | TokenCount, error: EngineError) -> None:
+        if isinstance(live, LiveRequest):
+            self._abort(live)
         live.fail(error)
 
-    def _submit_again(self, live: LiveRequest) -> None:
+    def _submit_again(self, live: LiveRequest | TokenCount) -> None:
         live.sent = True
+        if isinstance(live, TokenCount):
+            self._lanes[0].push(live.request)
+            return
         for answer in live.answers:
             if answer.rid in self._answers:
                 self._lanes[0].push(live.again(answer))

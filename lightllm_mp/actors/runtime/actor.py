@@ -8,7 +8,7 @@ it.
 
 from __future__ import annotations
 
-from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
+from lightllm_mp.actors.runtime.mailbox import BUDGET, Mailbox, Received
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.messages import Begin, Facts, Loading, Ping, Pong, Ready, Reset, ResetDone, Stop, Wire
@@ -90,6 +90,8 @@ class Actor:
 class BlockingActor(Actor):
     """Sleeps on its bell; wakes for messages and for free space in a lane that was full."""
 
+    budget = BUDGET
+    """Most messages to take at a time. The supervisor's lane has its turn between them."""
     spin_us = 0
     """Microseconds to poll for messages before sleeping; > 0 only if a core is free for it."""
 
@@ -98,7 +100,7 @@ class BlockingActor(Actor):
 
     def run(self) -> None:
         while not self.stopped:
-            received = self.mailbox.receive()
+            received = self.mailbox.receive(self.budget)
             self.handle(received)
             self.mailbox.flush()
             if self.live:

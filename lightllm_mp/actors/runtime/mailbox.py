@@ -211,10 +211,10 @@ class Mailbox:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
-    def receive(self) -> list[Received]:
-        """At most BUDGET records, decoded; [] if none has arrived."""
+    def receive(self, most: int = BUDGET) -> list[Received]:
+        """At most `most` records, decoded, of one lane after the other; [] if none has arrived."""
         early, self._early = self._early, []
-        return self.decode(early or self._inbox.drain(BUDGET))
+        return self.decode(early or self._inbox.drain(most))
 
     def wait(self, timeout: float | None = None, spin_us: int = 0) -> bool:
         """Sleep until a record may have arrived or a lane may have space again; False after `timeout` seconds."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from time import monotonic
 
 import pytest
 
 from lightllm_mp import messages as say
-from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.errors import DeadlineExceeded, EngineError, InvalidRequest
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
 from tests.actors.front.front_lanes import FACTS, collect, make, submit, texts
 
@@ -119,6 +120,40 @@ def test_suspects_go_on_one_at_a_time_and_only_the_cause_is_given_up():
         with pytest.raises(EngineError, match="repeatedly"):
             await anext(poison)
         assert first.error is last.error is None
+
+    asyncio.run(body())
+
+
+def test_a_text_to_count_may_be_the_cause():
+    async def body():
+        frontend, lanes = make()
+        live = submit(frontend)
+        poison, healthy = (asyncio.create_task(frontend.count(text)) for text in ("poison", "healthy"))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            again(frontend, lanes, "tokenizer")
+        assert [m.rid for m in lanes.tokenizer] == [live.rid]
+        lanes.tokenizer.clear()
+        frontend.deliver(texts((live.rid, 1, "a", 1, RUNNING)))
+        assert [m.text for m in lanes.tokenizer] == ["poison"]
+        again(frontend, lanes, "tokenizer")
+        with pytest.raises(EngineError, match="repeatedly"):
+            await poison
+        counting = next(m for m in lanes.tokenizer if isinstance(m, say.Count))
+        assert counting.text == "healthy"
+        frontend.deliver(say.Counted(counting.rid, 3))
+        assert await healthy == 3
+        assert frontend.live == 1
+
+    asyncio.run(body())
+
+
+def test_a_count_has_a_deadline():
+    async def body():
+        frontend, _ = make()
+        with pytest.raises(DeadlineExceeded, match="not counted"):
+            await frontend.count("a b", deadline=monotonic() + 0.05)
+        assert frontend.live == 0
 
     asyncio.run(body())
 

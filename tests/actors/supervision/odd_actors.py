@@ -1,4 +1,4 @@
-"""Mock workers with the troubles of a real one. What replaces them has none, unless it says so."""
+"""Mock workers, and a tokenizer, with the troubles of a real one. What replaces them has none, unless it says so."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.state_machine import STAGE_SHOWN
+from lightllm_mp.actors.tokenizer import TokenizerActor
+from lightllm_mp.messages import Wire
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
@@ -57,3 +59,11 @@ class DiesAtEveryRestartActor(OddActor):
         super().__init__(launch, mailbox, stats)
         if self.replaces:
             os._exit(3)
+
+
+class SlowTokenizerActor(TokenizerActor):
+    """Every text takes it a quarter of a second."""
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        time.sleep(0.25)
+        super().on_message(peer, message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -56,6 +57,17 @@ async def test_a_step_without_memory_costs_time_and_no_request(tmp_path: Path) -
         assert await answers(engine) == disturbed
         assert [len(ids) for ids, _ in disturbed] == [TOKENS] * STREAMS
         assert (await engine.until_idle())["kv_used"] == 0
+
+
+@in_time
+async def test_many_texts_do_not_make_the_tokenizer_look_hung(tmp_path: Path) -> None:
+    """It answers pings between them. All together take 7 s, and it may be silent for 2."""
+    plan = mocked(mocked(topology(front=EMBEDDED)), ODD + "SlowTokenizerActor", "tokenizer")
+    children = tuple(dataclasses.replace(child, patience=2.0) for child in plan.children)
+    async with embedded(tmp_path, config(watchdog_timeout=1.0), dataclasses.replace(plan, children=children)) as engine:
+        counts = await asyncio.gather(*(engine.front.frontend.count(f"Tell {number}") for number in range(28)))
+        assert len(counts) == 28
+        assert restarts(engine) == 0
 
 
 @in_time

@@ -49,7 +49,11 @@ class GenerateRoutes:
         parameters, unknown = schema.parameters(body.parameters)
         special = parameters.add_special_tokens is not False
         count = await self._context.frontend.count(
-            body.text, add_special_tokens=special, images=images, tenant=tenant(request)
+            body.text,
+            add_special_tokens=special,
+            images=images,
+            tenant=tenant(request),
+            deadline=request[DEADLINE],
         )
         form = AnswerForm("whole", ignored=unknown)
         data = responses.encode({"ntokens": count})
