@@ -15,6 +15,8 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 
 
 class MockWorkerActor(BlockingActor):
+    context, rows, step_tokens = CONTEXT, ROWS, STEP_TOKENS
+
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._kv_tokens = launch.config.engine.max_total_token_num or 20_000
@@ -22,11 +24,11 @@ class MockWorkerActor(BlockingActor):
         self.facts = Facts(
             engine=EngineLimits(
                 vocab_size=VOCABULARY,
-                max_context=CONTEXT,
-                max_input=CONTEXT - 1,
+                max_context=self.context,
+                max_input=self.context - 1,
                 kv_tokens=self._kv_tokens,
-                rows=ROWS,
-                step_tokens=STEP_TOKENS,
+                rows=self.rows,
+                step_tokens=self.step_tokens,
                 run_ahead=max(0, launch.config.engine.run_ahead),
             ),
             model_name="mock",
@@ -39,7 +41,15 @@ class MockWorkerActor(BlockingActor):
         self.mailbox.post(ROUTER, self._worker.step(plan))
 
     def _fresh(self) -> MockWorker:
-        return MockWorker(rows=ROWS, width=CONTEXT, kv_tokens=self._kv_tokens, vocab_size=VOCABULARY, checks=False)
+        return MockWorker(
+            rows=self.rows, width=self.context, kv_tokens=self._kv_tokens, vocab_size=VOCABULARY, checks=False
+        )
+
+
+class LargeMockWorkerActor(MockWorkerActor):
+    """With the default number of rows, and a context of 128k tokens."""
+
+    context, rows, step_tokens = 1 << 17, 256, 8192
 
 
 class BrokenWorkerActor(MockWorkerActor):
