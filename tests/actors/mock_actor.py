@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -50,6 +52,14 @@ class LargeMockWorkerActor(MockWorkerActor):
     """With the default number of rows, and a context of 128k tokens."""
 
     context, rows, step_tokens = 1 << 17, 256, 8192
+
+
+class PacedLargeMockWorkerActor(LargeMockWorkerActor):
+    """A step takes as long as on a GPU."""
+
+    def on_plan(self, plan: bytes) -> None:
+        time.sleep(0.01)
+        super().on_plan(plan)
 
 
 class BrokenWorkerActor(MockWorkerActor):
