@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,9 +128,19 @@ def test_long_stop_strings_that_almost_match() -> None:
     assert stops.find("q") == (1, 1024)
 
 
-def test_equal_stop_strings_share_one_automaton_and_no_state() -> None:
-    stops = [f"{i}" * 1000 for i in range(9)]
-    many = [StopStrings(stops) for _ in range(64)]
-    assert len({id(one._automaton) for one in many}) == 1
-    many[0].find("11")
-    assert [one.held for one in many[:2]] == [2, 0]
+def test_a_sequence_starts_without_preparation() -> None:
+    """256 sequences with lists of their own, each as large as is legal: neither time nor memory to speak of."""
+    lists = [[f"{row:03}{number:02}".ljust(1024, "x") for number in range(16)] for row in range(256)]
+    begin = process_time()
+    many = [StopStrings(stops) for stops in lists]
+    assert process_time() - begin < 0.5  # an automaton for each took 5 s
+    many[0].find("000")
+    assert [one.held for one in many[:2]] == [3, 0]
+
+
+def test_the_state_is_as_long_as_a_stop_string() -> None:
+    stops = StopStrings(["ab" * 512])
+    for _ in range(50):
+        assert stops.find("b" + "ab" * 300) is None
+        assert stops.held == 600
+    assert stops.find("ab" * 212) == (424, 1024)
