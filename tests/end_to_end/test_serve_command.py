@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -207,6 +208,19 @@ def test_readiness_is_notified_and_sigterm_ends_it_cleanly(tmp_path: Path) -> No
             assert notified.recv(100) == b"STOPPING=1"
             assert server.process.wait(8) == 0
             assert gone(pids, 0.5)
+
+
+def test_every_process_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with serving() as server:
+            server.until(r"url +(http\S+)")
+            assert len(server.children) == 5
+            for pid in server.children:
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
