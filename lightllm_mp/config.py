@@ -100,6 +100,10 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_live_requests: Positive = 1000
     """Maximum number of requests that are accepted and not yet answered. Further requests get 429 with Retry-After.
     With several API keys, half of the number is reserved for the keys in equal parts."""
+    max_connections_per_address: Annotated[int, Meta(ge=0)] | None = None
+    """Maximum number of open connections of one client address (IPv6: one /64 network); more get 503. Default: four
+    times max_live_requests and at least 1024, but at most half of the open files that the system allows. 0: no limit,
+    for a proxy that limits its own clients."""
     max_queue_seconds: Annotated[float, Meta(ge=0.0, le=86400.0)] = 600.0
     """A request gets 503 if its prefill has not begun after this time. 0: no limit. A client can send
     X-Request-Timeout: SECONDS; if its answer is not complete by then, it gets 504. The earliest deadline is served
