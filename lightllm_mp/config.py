@@ -7,6 +7,7 @@ The string below a field is its text in `serve --help`. The field `max_total_tok
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -16,6 +17,7 @@ from lightllm_mp.errors import ConfigError
 Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f]*(:[0-9a-f.]*){2,}", re.ASCII)
 CPU_KV_SHARE = 1 / 3
 """KV's share of the memory that mem_fraction allows on a CPU: other programs need memory too."""
 
@@ -97,6 +99,10 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Private key of ssl_certfile, not encrypted. Default: in the same file."""
     cors_allow_origin: tuple[str, ...] = ()
     """Origins (https://example.org) whose web pages may call this server, or * for all. May be repeated."""
+    allowed_host: tuple[str, ...] = ()
+    """Names under which clients reach this server through a proxy or tunnel on this machine. Without an API key on a
+    loopback host, requests whose Host or Origin is neither a loopback name nor one of these get 403: any web page could
+    send them. May be repeated."""
     max_live_requests: Positive = 1000
     """Maximum number of requests that are accepted and not yet answered. Further requests get 429 with Retry-After.
     With several API keys, half of the number is reserved for the keys in equal parts."""
@@ -116,6 +122,14 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A streaming client that reads nothing for this time is disconnected."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
+
+    def __post_init__(self) -> None:
+        for name in self.allowed_host:
+            if not _HOST_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"--allowed-host {name}: expected a name or address in lower case, without scheme and port",
+                    param="allowed_host",
+                )
 
 
 class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

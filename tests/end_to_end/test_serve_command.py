@@ -230,7 +230,9 @@ def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(40):
                 client = stack.enter_context(socket.create_connection((url[1], int(url[2]))))
-                client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                client.sendall(
+                    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
             time.sleep(0.1)
             server.process.send_signal(signal.SIGTERM)
             server.until("draining")

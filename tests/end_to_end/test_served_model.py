@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
     body = b'{"inputs": "Tell me a very long story", "parameters": {"max_new_tokens": 4000, "ignore_eos": true}}'
     for path in ("/generate", "/generate_stream"):
         with socket.create_connection((host, int(port)), timeout=10) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
             while get(server, "/token_load")["current_load"] == 0:
                 time.sleep(0.02)
