@@ -88,6 +88,8 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     """Number of alternatives reported for each produced token (0: only its own logprob)."""
     prompt_logprobs: int = -1
     """-1: none. n >= 0: logprob of each prompt token and its n best alternatives."""
+    allowed_ids: bytes = b""
+    """int32 column: only these ids are sampled; empty: all. At most 256, as the routes check."""
 
 
 class Output(Struct, frozen=True, array_like=True, gc=False):

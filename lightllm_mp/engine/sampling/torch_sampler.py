@@ -1,9 +1,9 @@
 """Samples the next token of every sequence of a step, each by its own rules.
 
-Order: bias, penalties, banned ids, temperature, top-k, top-p, min-p, and then the id with the largest sum of score and
-Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what they use: a
-greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its own logits,
-rules, seed and position, to the last bit, never on other rows.
+Order: bias, penalties, banned and allowed ids, temperature, top-k, top-p, min-p, and then the id with the largest sum
+of score and Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what
+they use: a greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its
+own logits, rules, seed and position, to the last bit, never on other rows.
 
 Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit is NaN
 or plus infinity, or every id is banned) gets id 0.
@@ -20,8 +20,10 @@ from torch import Tensor
 from lightllm_mp.engine.sampling.gumbel import GumbelRows, draw_truncated, draw_whole
 from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, logprobs_at, reportable
 from lightllm_mp.engine.sampling.noise import row_keys
-from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, ban
+from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, allow_only, ban
 from lightllm_mp.engine.sampling.rules import (
+    ADJUSTS,
+    ALLOW,
     BAN,
     BIAS,
     CHANGES_CHOICE,
@@ -92,7 +94,7 @@ class TorchSampler:
 
     def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: `ids`, except for sequences with rules: there the ids of adjusted logits or of a draw."""
-        changed = np.flatnonzero(needs & (PENALTY | BIAS | BAN))
+        changed = np.flatnonzero(needs & ADJUSTS)
         if len(changed):
             self._adjust(logits, needs, rows, positions)
             ids = first_argmax(logits)
@@ -116,6 +118,9 @@ class TorchSampler:
         if wanted & BAN:
             lines = np.flatnonzero(needs & BAN)
             ban(logits, *self.rules.banned(lines, rows[lines]))
+        if wanted & ALLOW:
+            lines = np.flatnonzero(needs & ALLOW)
+            allow_only(logits, self._put(lines), *self.rules.allowed(lines, rows[lines]))
 
     def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: draws with noise. Overwrites `logits` with scores."""
