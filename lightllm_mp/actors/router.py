@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 
 from msgspec.structs import replace
@@ -30,6 +31,8 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.scheduler.scheduler import Scheduler
+
+log = logging.getLogger("lightllm_mp.router")
 
 
 class RouterActor(BlockingActor):
@@ -105,10 +108,12 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
+            if isinstance(event, Rejected):
+                log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
 
     def _listener(self, event: Wire) -> str:
-        if isinstance(event, Scheduled | Scored):
+        if isinstance(event, Scheduled | Scored | Rejected):
             return self._front
         return VISUAL if isinstance(event, Release) else DETOKENIZER
 

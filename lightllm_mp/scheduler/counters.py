@@ -21,6 +21,8 @@ class Counters:
     prefix_hit_tokens: int = 0
     """Tokens that the prefix tree had."""
     evicted_tokens: int = 0
+    invalid_logits: int = 0
+    """Sequences that failed because their logits were not finite."""
 
     def by_name(self) -> dict[str, int]:
         """Called at every step; `asdict` takes several times as long."""

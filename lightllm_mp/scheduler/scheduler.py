@@ -18,6 +18,7 @@ from collections import deque
 
 import numpy as np
 
+from lightllm_mp.errors import InvalidLogits
 from lightllm_mp.messages import (
     ABORT,
     LENGTH,
@@ -25,6 +26,8 @@ from lightllm_mp.messages import (
     Close,
     Embedded,
     EngineLimits,
+    ErrorInfo,
+    Rejected,
     Release,
     Scheduled,
     Scored,
@@ -46,6 +49,7 @@ from lightllm_mp.scheduler.wait_queue import Ordered, Shares, WaitQueue
 
 BURST = 32
 """Number of sequences that one step admits even if fewer fill it."""
+INVALID_LOGITS = ErrorInfo.of(InvalidLogits("the model's logits for this request are not finite numbers"))
 
 
 class Scheduler:
@@ -137,6 +141,7 @@ class Scheduler:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
         self._give_back(self._leases.answered(answer.step))
         rows = self._rows
+        self._fail(flight, answer)
         alive = rows.life[flight.rows] == flight.lives
         taken, ends = flight.rows[alive], flight.ends[alive]
         rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
@@ -158,8 +163,8 @@ class Scheduler:
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
-        """Messages since the last call, in order: Scheduled and Scored for the front, Release for the visual actor,
-        others for the detokenizer."""
+        """Messages since the last call, in order: Scheduled, Scored and Rejected for the front, Release for the visual
+        actor, others for the detokenizer."""
         events, self._events = self._events, []
         return events
 
@@ -267,6 +272,27 @@ class Scheduler:
 
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
+    def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
+        """End the sequences whose logits or scores are not finite. Their KV may be wrong too: the tree gets none of it.
+        RuntimeError when the answer does not match the step."""
+        logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
+        sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
+        if not len(answer.ids) // 4 == len(logprobs) == len(sampled):
+            raise RuntimeError(f"step {answer.step} has {len(answer.ids) // 4} ids for {len(sampled)} sequences")
+        if len(scores) != len(scored):
+            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
+        for index in (*sampled[np.isnan(logprobs)].tolist(), *scored[~np.isfinite(scores)].tolist()):
+            row = flight.rows[index]
+            sequence = self._rows.sequences[row] if self._rows.life[row] == flight.lives[index] else None
+            if sequence is None:
+                continue
+            sequence.cached = False
+            self._end(sequence, ABORT)
+            self._counters.invalid_logits += 1
+            if not sequence.scored:
+                self._events.append(Close(sequence.rid))
+            self._events.append(Rejected(sequence.rid, INVALID_LOGITS))
+
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
@@ -286,10 +312,6 @@ class Scheduler:
 
     def _take_tokens(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
-        if not len(ids) == len(logprobs) == np.count_nonzero(flight.sampled):
-            raise RuntimeError(
-                f"step {answer.step} has {len(ids)} ids for {np.count_nonzero(flight.sampled)} sequences"
-            )
         keep = alive[flight.sampled]
         wanted = alive & flight.sampled
         rows, ends = flight.rows[wanted], flight.ends[wanted]
@@ -315,8 +337,6 @@ class Scheduler:
 
     def _take_scores(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
-        if len(scores) != len(scored):
-            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
         for index, score in zip(scored.tolist(), scores.tolist(), strict=True):
             sequence = self._rows.sequences[flight.rows[index]] if alive[index] else None
             if sequence is not None:

@@ -38,6 +38,7 @@ COUNTERS = {
     "steps": ("batch_inference_count",),
     "admitted": ("admitted_sequences",),
     "evicted_tokens": ("kv_evicted_tokens",),
+    "invalid_logits": ("invalid_logits",),
 }
 RATIOS = {
     "kv_cache_usage_perc": ("kv_used", "kv_total"),

@@ -113,7 +113,7 @@ class RowScan:
         self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
         """Completes `ids` int64 [n], which holds the ids of rows that were cut. Writes to `scores` float32 [2, n] the
-        ids' logprobs and the log of each row's sum of exp (NaN if the row offers no choice)."""
+        ids' logprobs and the log of each row's sum of exp. Both are NaN if the row's logits are not finite."""
         layout, n = self.layout, logits.shape[0]
         _finish_kernel.launch(
             (n, 1, 1),
@@ -249,5 +249,5 @@ def _finish_kernel(
     logprob = tl.load(logits + begin + chosen) - norm
     good = (top > LOWEST) & (top < INFINITE)
     tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
-    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), FLOOR))
+    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), float("nan")))
     tl.store(scores + count + line, tl.where(good, norm, float("nan")))
