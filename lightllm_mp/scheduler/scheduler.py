@@ -18,16 +18,12 @@ from collections import deque
 
 import numpy as np
 
-from lightllm_mp.errors import InvalidLogits
 from lightllm_mp.messages import (
     ABORT,
-    LENGTH,
     STOP,
     Close,
     Embedded,
     EngineLimits,
-    ErrorInfo,
-    Rejected,
     Release,
     Scheduled,
     Scored,
@@ -40,6 +36,7 @@ from lightllm_mp.scheduler.admission import Admission, service_order
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
+from lightllm_mp.scheduler.invalid_logits import failed, invalid_sequences
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
@@ -49,7 +46,6 @@ from lightllm_mp.scheduler.wait_queue import Ordered, Shares, WaitQueue
 
 BURST = 32
 """Number of sequences that one step admits even if fewer fill it."""
-INVALID_LOGITS = ErrorInfo.of(InvalidLogits("the model's logits for this request are not finite numbers"))
 
 
 class Scheduler:
@@ -273,25 +269,17 @@ class Scheduler:
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
     def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
-        """End the sequences whose logits or scores are not finite. Their KV may be wrong too: the tree gets none of it.
-        RuntimeError when the answer does not match the step."""
-        logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
-        sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
-        if not len(answer.ids) // 4 == len(logprobs) == len(sampled):
-            raise RuntimeError(f"step {answer.step} has {len(answer.ids) // 4} ids for {len(sampled)} sequences")
-        if len(scores) != len(scored):
-            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
-        for index in (*sampled[np.isnan(logprobs)].tolist(), *scored[~np.isfinite(scores)].tolist()):
+        """End the sequences whose logits are not finite. Their KV may be wrong too: the tree gets none of it."""
+        for index in invalid_sequences(flight, answer):
             row = flight.rows[index]
             sequence = self._rows.sequences[row] if self._rows.life[row] == flight.lives[index] else None
-            if sequence is None:
-                continue
-            sequence.cached = False
-            self._end(sequence, ABORT)
-            self._counters.invalid_logits += 1
-            if not sequence.scored:
-                self._events.append(Close(sequence.rid))
-            self._events.append(Rejected(sequence.rid, INVALID_LOGITS))
+            if sequence is not None:
+                sequence.cached = False
+                self._end(sequence, ABORT)
+                self._counters.invalid_logits += 1
+                self._events += (
+                    [failed(sequence.rid)] if sequence.scored else [Close(sequence.rid), failed(sequence.rid)]
+                )
 
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
@@ -359,15 +347,10 @@ class Scheduler:
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._admission.lengths.record(produced - sequence.prompt_tokens)
-        self._count_end(reason)
+        self._counters.ended(reason)
 
     def _give_back(self, rids: list[int]) -> None:
         self._events += [Release(rid) for rid in rids]
-
-    def _count_end(self, reason: int) -> None:
-        self._counters.finished_stop += reason == STOP
-        self._counters.finished_length += reason == LENGTH
-        self._counters.finished_abort += reason == ABORT
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back into the queue, at its place by arrival, while no step is in flight. When it
