@@ -102,7 +102,8 @@ def _groups(proc: Path, cgroup: Path, controller: str) -> Iterator[tuple[Path, i
         if hierarchy == "0":
             root, version = cgroup, 2
         elif controller in controllers.split(","):
-            root, version = cgroup / controller, 1
+            names = (controller, controllers)  # some systems have no link from "cpu" to "cpu,cpuacct"
+            root, version = next((cgroup / name for name in names if (cgroup / name).is_dir()), cgroup), 1
         else:
             continue
         inner = root / path.lstrip("/")

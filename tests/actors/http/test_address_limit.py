@@ -9,10 +9,13 @@ import json
 import resource
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from lightllm_mp.actors.http.sockets.address_limit import ConnectionCounts, client_address, connection_counts
+from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.config import HttpConfig
 from tests.actors.http.harness import PATIENCE, Site, run
 from tests.actors.http.test_tls import CERTIFICATE, TLS
@@ -172,3 +175,17 @@ def test_counts_forget_addresses_that_left() -> None:
     for address in "ab":
         counts.leave(address)
     assert (counts.open, list(counts._by_address)) == (0, [])
+
+
+def test_a_unix_socket_has_no_limit(tmp_path: Path) -> None:
+    async def main() -> None:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(tmp_path / "socket"))
+        server = await serve(web.Application(), listening, HttpConfig(max_connections_per_address=1))
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "socket"))
+            writer.write(LIVENESS)
+            assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 404")
+        await server.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))

@@ -91,7 +91,8 @@ class CountedSocket(socket.socket):
 
 
 class LimitedListener(socket.socket):
-    """A listening socket that refuses connections above the limit: with a 503 response, or over TLS by closing."""
+    """A listening socket that refuses connections above the limit: with a 503 response, or over TLS by closing. A Unix
+    socket has no addresses and so no limit."""
 
     def __init__(self, listening: socket.socket, counts: ConnectionCounts, *, secure: bool) -> None:
         """Takes over the descriptor of `listening`."""
@@ -100,6 +101,8 @@ class LimitedListener(socket.socket):
 
     def accept(self) -> tuple[socket.socket, Any]:
         """ConnectionAbortedError after several refusals, for the event loop to go on."""
+        if self.family == socket.AF_UNIX:
+            return super().accept()
         for _ in range(REFUSALS_PER_TURN):
             accepted, peer = super().accept()
             address = client_address(peer[0])
