@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -12,6 +13,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -121,6 +123,18 @@ def test_logprobs_and_prompt_logprobs(server: Server) -> None:
         assert detail["logprob"] <= 0
     assert len(answer["prompt_logprobs"]) == answer["prompt_tokens"] == len(answer["prompt_token_ids"])
     assert answer["prompt_logprobs"][0] is None
+
+
+def test_allowed_ids_are_all_that_is_produced(tiny: Server) -> None:
+    rules = {"max_new_tokens": 60, "ignore_eos": True, "do_sample": True, "temperature": 1000.0, "seed": 1}
+    body = {"inputs": "a", "parameters": {**rules, "allowed_token_ids": [10, 11, 12], "repetition_penalty": 100.0}}
+    assert {event["token"]["id"] for event in stream(tiny, body)} == {10, 11, 12}
+    body["parameters"]["allowed_token_ids"] = [10, 10**6]
+    for path in ("/generate", "/generate_stream"):
+        with pytest.raises(HTTPError) as caught:
+            post(tiny, path, body)
+        error = json.loads(caught.value.read())["error"]
+        assert (caught.value.code, error["code"], error["param"]) == (400, "invalid_request", "allowed_token_ids")
 
 
 def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
