@@ -36,7 +36,7 @@ from lightllm_mp.scheduler.admission import Admission, service_order
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
-from lightllm_mp.scheduler.invalid_logits import failed, invalid_sequences
+from lightllm_mp.scheduler.invalid_logits import failure, invalid_sequences
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
@@ -270,16 +270,11 @@ class Scheduler:
 
     def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
         """End the sequences whose logits are not finite. Their KV may be wrong too: the tree gets none of it."""
-        for index in invalid_sequences(flight, answer):
-            row = flight.rows[index]
-            sequence = self._rows.sequences[row] if self._rows.life[row] == flight.lives[index] else None
-            if sequence is not None:
-                sequence.cached = False
-                self._end(sequence, ABORT)
-                self._counters.invalid_logits += 1
-                self._events += (
-                    [failed(sequence.rid)] if sequence.scored else [Close(sequence.rid), failed(sequence.rid)]
-                )
+        for sequence in invalid_sequences(self._rows, flight, answer):
+            sequence.cached = False
+            self._end(sequence, ABORT)
+            self._counters.invalid_logits += 1
+            self._events += failure(sequence)
 
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
