@@ -7,6 +7,7 @@ The string below a field is its text in `serve --help`. The field `max_total_tok
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -16,6 +17,7 @@ from lightllm_mp.errors import ConfigError
 Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f]*(:[0-9a-f.]*){2,}", re.ASCII)
 CPU_KV_SHARE = 1 / 3
 """KV's share of the memory that mem_fraction allows on a CPU: other programs need memory too."""
 
@@ -100,9 +102,17 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Private key of ssl_certfile, not encrypted. Default: in the same file."""
     cors_allow_origin: tuple[str, ...] = ()
     """Origins (https://example.org) whose web pages may call this server, or * for all. May be repeated."""
+    allowed_host: tuple[str, ...] = ()
+    """Names under which clients reach this server through a proxy or tunnel on this machine. Without an API key on a
+    loopback host, requests whose Host or Origin is neither a loopback name nor one of these get 403: any web page could
+    send them. May be repeated."""
     max_live_requests: Positive = 1000
     """Maximum number of requests that are accepted and not yet answered. Further requests get 429 with Retry-After.
     With several API keys, half of the number is reserved for the keys in equal parts."""
+    max_connections_per_address: Annotated[int, Meta(ge=0)] | None = None
+    """Maximum number of open connections of one client address (IPv6: one /64 network); more get 503. Default: four
+    times max_live_requests and at least 1024, but at most half of the open files that the system allows. 0: no limit,
+    for a proxy that limits its own clients."""
     max_queue_seconds: Annotated[float, Meta(ge=0.0, le=86400.0)] = 600.0
     """A request gets 503 if its prefill has not begun after this time. 0: no limit. A client can send
     X-Request-Timeout: SECONDS; if its answer is not complete by then, it gets 504. The earliest deadline is served
@@ -124,6 +134,14 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
+
+    def __post_init__(self) -> None:
+        for name in self.allowed_host:
+            if not _HOST_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"--allowed-host {name}: expected a name or address in lower case, without scheme and port",
+                    param="allowed_host",
+                )
 
 
 class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -110,6 +110,12 @@ class Unavailable(EngineError):
     code = "unavailable"
 
 
+class InvalidLogits(EngineError):
+    """The model computed logits, or a score, that are not finite numbers, so no token can be chosen."""
+
+    code = "invalid_logits"
+
+
 class ConfigError(EngineError):
     """A flag, a file or an environment variable has a wrong value. Reported before anything starts; exit code 2."""
 

@@ -1,11 +1,13 @@
-"""Free memory and CPU cores of this computer, within the limits of the process's control groups (v2 or v1).
+"""Free memory, CPU cores and open files of this computer, within the limits of the process's control groups (v2 or v1).
 
 The limit of a group also binds the groups below it. So every group from this process's own up to the root is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def physical_cores(proc: Path = PROC, cgroup: Path = CGROUP, cpus: Path = CPUS) 
 def compute_threads(wanted: int = 0, ranks: int = 1) -> int:
     """Threads for the CPU ops of one process: `wanted`, or if 0 this rank's share of the physical cores; at least 1."""
     return wanted or max(1, physical_cores() // ranks)
+
+
+def raise_open_file_limit() -> int:
+    """Raise the soft limit of open files to the hard limit, which costs nothing. Children inherit it. Returns the soft
+    limit; RLIM_INFINITY: no limit."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):  # a hard limit above fs.nr_open cannot be set again
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def format_bytes(count: int) -> str:
@@ -91,7 +102,8 @@ def _groups(proc: Path, cgroup: Path, controller: str) -> Iterator[tuple[Path, i
         if hierarchy == "0":
             root, version = cgroup, 2
         elif controller in controllers.split(","):
-            root, version = cgroup / controller, 1
+            names = (controller, controllers)  # some systems have no link from "cpu" to "cpu,cpuacct"
+            root, version = next((cgroup / name for name in names if (cgroup / name).is_dir()), cgroup), 1
         else:
             continue
         inner = root / path.lstrip("/")

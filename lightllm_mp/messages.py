@@ -88,6 +88,8 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     """Number of alternatives reported for each produced token (0: only its own logprob)."""
     prompt_logprobs: int = -1
     """-1: none. n >= 0: logprob of each prompt token and its n best alternatives."""
+    allowed_ids: bytes = b""
+    """int32 column: only these ids are sampled; empty: all. At most 256, as the routes check."""
 
 
 class Output(Struct, frozen=True, array_like=True, gc=False):
@@ -248,7 +250,7 @@ class Scheduled(Wire, tag="Scheduled"):
 
 
 class Rejected(Wire, tag="Rejected"):
-    """A request error, the only answer to rid and the n - 1 rids after it."""
+    """A request error, the only or last answer to rid and the n - 1 rids after it."""
 
     rid: int
     error: ErrorInfo
@@ -353,6 +355,7 @@ class StepDone(Wire, tag="StepDone"):
     step: int
     ids: bytes
     logprobs: bytes
+    """float32 column; NaN: the sequence's logits are not finite, its id means nothing."""
     top: tuple[tuple[int, bytes, bytes], ...] = ()
     """(sample index, int32 ids, float32 logprobs)"""
     prompt: tuple[tuple[int, bytes, bytes, bytes], ...] = ()
@@ -360,7 +363,7 @@ class StepDone(Wire, tag="StepDone"):
     seconds: float = 0.0
     """Time the step took on the worker."""
     scores: bytes = b""
-    """float32 column: scores of the scored sequences, in plan order."""
+    """float32 column: scores of the scored sequences, in plan order; NaN as for `logprobs`."""
 
 
 # --- supervisor <-> all actors ----------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
 `slot_table[row, position]` with KV slots. A plan first edits them, then names the sequences of the step:
 
     header   16 words   MAGIC, VERSION, step, words, then the section sizes below
-    setups   SETUP_WORDS each, then their variable tails (bias ids, bias values, masked ids)
+    setups   SETUP_WORDS each, then their variable tails (bias ids, bias values, masked ids,
+             allowed ids)
     ids      runs (row, position, count) and the ids themselves          -> token_table
     slots    runs (row, position, count) and the slots themselves        -> slot_table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
@@ -33,7 +34,7 @@ from lightllm_mp.messages import Sampling
 
 Ints = NDArray[np.int32]
 
-MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 2, 16
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 3, 16
 SECTIONS = 10
 IMAGE_WORDS = 6
 NOTHING = np.empty(0, "<i4")
@@ -60,10 +61,11 @@ SETUP_DTYPE = np.dtype(
         ("masked", "<i4"),
         ("rope_class", "<i4"),
         ("rotary_shift", "<i4"),
+        ("allowed", "<i4"),
     ]
 )
 """One row's sampling rules, the rotary length class of its prompt, and what is added to a position to get its row in
-the class's rotary tables; `biases` and `masked` count the entries of its tail."""
+the class's rotary tables; `biases`, `masked` and `allowed` count the entries of its tail."""
 SETUP_WORDS = SETUP_DTYPE.itemsize // 4
 
 
@@ -76,6 +78,8 @@ class RowSetup:
     bias_values: NDArray[np.float32]
     masked_ids: Ints
     """Ids that may not be sampled before min_new_tokens are produced."""
+    allowed_ids: Ints
+    """Only these ids are sampled; empty: all."""
 
 
 @dataclass(slots=True)
@@ -127,7 +131,7 @@ class PlanBuilder:
     ) -> None:
         """Give row `row` the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
         bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
-        masked = np.asarray(masked_ids, "<i4")
+        masked, allowed = np.asarray(masked_ids, "<i4"), np.frombuffer(sampling.allowed_ids, "<i4")
         record = np.zeros(1, SETUP_DTYPE)
         for name in SETUP_DTYPE.names or ():
             if hasattr(sampling, name) and name != "seed":
@@ -136,9 +140,9 @@ class PlanBuilder:
         record["rotary_shift"] = rotary_shift
         record["flags"] = PENALIZE_PROMPT if sampling.penalize_prompt else 0
         record["seed"] = np.uint64(sampling.seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64)
-        record["biases"], record["masked"] = len(bias_ids), len(masked)
+        record["biases"], record["masked"], record["allowed"] = len(bias_ids), len(masked), len(allowed)
         self._setups.append(record.view("<i4"))
-        self._tails += [bias_ids, np.frombuffer(sampling.bias_values, "<i4"), masked]
+        self._tails += [bias_ids, np.frombuffer(sampling.bias_values, "<i4"), masked, allowed]
 
     def write_ids(self, row: int, position: int, ids: np.ndarray) -> None:
         self._id_runs.append(np.array((row, position, len(ids)), "<i4"))
@@ -209,13 +213,13 @@ def unpack(data: bytes | bytearray) -> Plan:
 def _row_setups(records: np.ndarray, tails: Ints) -> list[RowSetup]:
     found, at = [], 0
     for rules in records:
-        biases, masked = int(rules["biases"]), int(rules["masked"])
-        ids, values = tails[at : at + biases], tails[at + biases : at + 2 * biases]
-        at += 2 * biases
-        found.append(RowSetup(rules, ids, values.view("<f4"), tails[at : at + masked]))
-        at += masked
-        if min(biases, masked) < 0:
+        biases, masked, allowed = (int(rules[name]) for name in ("biases", "masked", "allowed"))
+        if min(biases, masked, allowed) < 0:
             raise ValueError("a step plan with a tail of negative length")
+        ends = [*accumulate((biases, biases, masked, allowed), initial=at)]
+        ids, values, masked_ids, allowed_ids = (tails[start:end] for start, end in pairwise(ends))
+        found.append(RowSetup(rules, ids, values.view("<f4"), masked_ids, allowed_ids))
+        at = ends[-1]
     if at != len(tails):
         raise ValueError("a step plan whose tails do not add up")
     return found

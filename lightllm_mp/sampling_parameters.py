@@ -28,9 +28,6 @@ SCORE = Sampling(seed=0, max_new_tokens=0)
 """The sampling of a request to a reward model."""
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5
-ALLOWED_BIAS = 1000.0
-"""Added to the logits of allowed_token_ids. It is far above any spread of logits, so all other tokens get probability 0
-in float32, and small enough that float32 still distinguishes the allowed ones."""
 
 
 class RequestParameters(Struct, frozen=True, kw_only=True):
@@ -65,7 +62,8 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     """Number of alternatives to report for each produced token. true: 1."""
     prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
     logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
-    allowed_token_ids: Annotated[list[Id], Meta(max_length=256)] | None = None
+    allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=256)] | None = None
+    """No other id is ever sampled."""
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     add_spaces_between_special_tokens: bool | None = None
@@ -105,7 +103,7 @@ def sampling(p: RequestParameters) -> Sampling:
         raise InvalidRequest(f"min_new_tokens must be at most max_new_tokens ({most})", param="min_new_tokens")
     temperature = _or(p.temperature, 1.0)
     greedy = not p.do_sample or temperature < GREEDY_BELOW
-    bias_ids, bias_values = _bias(p)
+    bias = p.logit_bias or {}
     return Sampling(
         seed=secrets.randbits(62) if p.seed is None or p.seed < 0 else p.seed,
         temperature=0.0 if greedy else temperature,
@@ -120,10 +118,11 @@ def sampling(p: RequestParameters) -> Sampling:
         min_new_tokens=p.min_new_tokens or 1,
         ignore_eos=bool(p.ignore_eos),
         stop_ids=_stop_ids(p),
-        bias_ids=bias_ids,
-        bias_values=bias_values,
+        bias_ids=array("i", bias).tobytes(),
+        bias_values=array("f", bias.values()).tobytes(),
         top_logprobs=int(p.logprobs or 0),
         prompt_logprobs=_or(p.prompt_logprobs, -1),
+        allowed_ids=array("i", dict.fromkeys(p.allowed_token_ids or ())).tobytes(),
     )
 
 
@@ -163,14 +162,6 @@ def _stop_ids(p: RequestParameters) -> bytes:
             "a stop sequence of several token ids is not supported; send it as a string", param="stop_sequences"
         )
     return array("i", [ids[0] for ids in lists]).tobytes()
-
-
-def _bias(p: RequestParameters) -> tuple[bytes, bytes]:
-    bias = dict(p.logit_bias or {})
-    if p.allowed_token_ids:
-        allowed = dict.fromkeys(p.allowed_token_ids, ALLOWED_BIAS)
-        bias |= {id: value + bias.get(id, 0.0) for id, value in allowed.items()}
-    return array("i", bias).tobytes(), array("f", bias.values()).tobytes()
 
 
 def _refuse_guides(p: RequestParameters) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
+from lightllm_mp.shm.memfd import create_memfd
 
 PROGRAM = "import sys; from lightllm_mp.server import _child; sys.exit(_child())"
 
@@ -27,7 +28,7 @@ class Server:
     """A running `lightllm-mp serve`. It ends when the launching program ends, even by a crash."""
 
     def __init__(self, config: Config | None = None) -> None:
-        config_fd = os.memfd_create("config")
+        config_fd = create_memfd("config")
         os.write(config_fd, msgspec.msgpack.encode(config or Config()))
         os.lseek(config_fd, 0, os.SEEK_SET)
         parent_read, self._parent_write = os.pipe()

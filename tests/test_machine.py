@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from lightllm_mp.machine import NO_LIMIT, compute_threads, format_bytes, free_memory, physical_cores
+from lightllm_mp.machine import (
+    NO_LIMIT,
+    compute_threads,
+    format_bytes,
+    free_memory,
+    physical_cores,
+    raise_open_file_limit,
+)
 
 
 def system(root: Path, available_kib: int, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -83,6 +91,12 @@ PAIRS = {f"cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n"
         (range(8), V1_CPU, {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"}, 4),
         (range(8), V1_CPU, {"cpu/a/b/cpu.cfs_quota_us": "150000\n", "cpu/a/b/cpu.cfs_period_us": "50000\n"}, 3),
         (range(8), V1_CPU, {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        (
+            range(8),
+            V1_CPU,
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "200000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            2,
+        ),
         (range(8), V2, {"a/b/cpu.max": "nonsense"}, 4),
         (range(8), V1_CPU, {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "0\n"}, 4),
     ],
@@ -124,3 +138,21 @@ def test_ranks_share_the_cores_unless_threads_are_given() -> None:
     assert compute_threads(5, ranks=2) == 5
     assert compute_threads() == physical_cores()
     assert compute_threads(ranks=1000) == 1
+
+
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+    try:
+        assert raise_open_file_limit() == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_hard_limit_that_the_kernel_does_not_grant_leaves_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(which: int, limits: tuple[int, int]) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_open_file_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]

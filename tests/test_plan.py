@@ -23,6 +23,7 @@ def test_round_trip() -> None:
         penalize_prompt=True,
         bias_ids=column(7, 9),
         bias_values=column(1.5, -100.0, dtype="<f4"),
+        allowed_ids=column(4, 0, 9),
     )
     builder.setup(3, 17, rules, masked_ids=(2, 11))
     builder.setup(5, 1, Sampling(seed=0))
@@ -45,8 +46,9 @@ def test_round_trip() -> None:
     assert first.bias_ids.tolist() == [7, 9]
     assert first.bias_values.tolist() == [1.5, -100.0]
     assert first.masked_ids.tolist() == [2, 11]
+    assert first.allowed_ids.tolist() == [4, 0, 9]
     assert int(second.rules["row"]) == 5
-    assert second.bias_ids.size == second.masked_ids.size == 0
+    assert second.bias_ids.size == second.masked_ids.size == second.allowed_ids.size == 0
     assert plan.ids.runs.tolist() == [[3, 0, 17]]
     assert plan.ids.values.tolist() == list(range(17))
     assert plan.slots.runs.tolist() == [[3, 0, 17], [1, 30, 1], [2, 40, 1]]

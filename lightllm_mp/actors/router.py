@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from time import monotonic
 
@@ -31,6 +32,8 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.scheduler.scheduler import Scheduler
+
+log = logging.getLogger("lightllm_mp.router")
 
 
 class RouterActor(BlockingActor):
@@ -111,6 +114,8 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
+            if isinstance(event, Rejected):
+                log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
 
     def _sent(self) -> bool:
@@ -120,7 +125,7 @@ class RouterActor(BlockingActor):
         return not self._unsent
 
     def _listener(self, event: Wire) -> str:
-        if isinstance(event, Scheduled | Scored):
+        if isinstance(event, Scheduled | Scored | Rejected):
             return self._front
         return VISUAL if isinstance(event, Release) else DETOKENIZER
 

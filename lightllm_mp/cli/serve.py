@@ -22,6 +22,7 @@ from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError
+from lightllm_mp.machine import raise_open_file_limit
 from lightllm_mp.messages import Facts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.default_model import find_model
@@ -37,6 +38,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
     writes its facts there as one line of JSON (see server.py). -1: not used.
     """
+    raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
         keys = load_keys(config.http, os.environ)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from lightllm_mp.messages import ABORT, LENGTH, STOP
+
 
 @dataclass(slots=True)
 class Counters:
@@ -21,6 +23,14 @@ class Counters:
     prefix_hit_tokens: int = 0
     """Tokens that the prefix tree had."""
     evicted_tokens: int = 0
+    invalid_logits: int = 0
+    """Sequences that failed because their logits were not finite."""
+
+    def ended(self, reason: int) -> None:
+        """Count a sequence that ended for one of the finish reasons."""
+        self.finished_stop += reason == STOP
+        self.finished_length += reason == LENGTH
+        self.finished_abort += reason == ABORT
 
     def by_name(self) -> dict[str, int]:
         """Called at every step; `asdict` takes several times as long."""

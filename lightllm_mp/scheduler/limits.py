@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import EngineLimits, Tokenized
+from lightllm_mp.messages import EngineLimits, Sampling, Tokenized
 from lightllm_mp.plan import Ints
 
 
@@ -21,6 +21,7 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
             f"request {request.rid}: {request.prompt_tokens=}, {len(ids)=}, {request.terms.n=} do not go together"
         )
     _check_prompt(ids, request, limits)
+    _check_allowed(request, limits)
     asked = request.terms.sampling.max_new_tokens
     if limits.reward and asked == 0:
         return ids, 0
@@ -54,6 +55,25 @@ def _check_prompt(ids: Ints, request: Tokenized, limits: EngineLimits) -> None:
     text = _without_images(ids, request, limits) if request.spans else ids
     if text.min(initial=0) < 0 or text.max(initial=0) >= limits.vocab_size:
         raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="prompt")
+
+
+def _check_allowed(request: Tokenized, limits: EngineLimits) -> None:
+    sampling = request.terms.sampling
+    allowed = np.frombuffer(sampling.allowed_ids, "<i4")
+    if allowed.min(initial=0) < 0 or allowed.max(initial=0) >= limits.vocab_size:
+        raise InvalidRequest(f"token ids lie in 0..{limits.vocab_size - 1}", param="allowed_token_ids")
+    if len(allowed) and np.isin(allowed, masked_ids(sampling, limits)).all():
+        raise InvalidRequest(
+            "every id of allowed_token_ids ends the answer, but none may before min_new_tokens "
+            f"({sampling.min_new_tokens}) are produced; allow another id",
+            param="allowed_token_ids",
+        )
+
+
+def masked_ids(sampling: Sampling, limits: EngineLimits) -> tuple[int, ...]:
+    """Ids that may not be sampled before min_new_tokens are produced: those that end the sequence."""
+    stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
+    return tuple(dict.fromkeys((*limits.eos_ids, *stop_ids))) if sampling.min_new_tokens > 0 else ()
 
 
 def _without_images(ids: Ints, request: Tokenized, limits: EngineLimits) -> Ints:

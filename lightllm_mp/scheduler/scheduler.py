@@ -20,7 +20,6 @@ import numpy as np
 
 from lightllm_mp.messages import (
     ABORT,
-    LENGTH,
     STOP,
     Close,
     Embedded,
@@ -37,6 +36,7 @@ from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, Admission, service
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
+from lightllm_mp.scheduler.invalid_logits import failure, invalid_sequences
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
@@ -137,6 +137,7 @@ class Scheduler:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
         self._give_back(self._leases.answered(answer.step))
         rows = self._rows
+        self._fail(flight, answer)
         alive = rows.life[flight.rows] == flight.lives
         taken, ends = flight.rows[alive], flight.ends[alive]
         rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
@@ -158,8 +159,8 @@ class Scheduler:
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
-        """Messages since the last call, in order: Scheduled and Scored for the front, Release for the visual actor,
-        others for the detokenizer."""
+        """Messages since the last call, in order: Scheduled, Scored and Rejected for the front, Release for the visual
+        actor, others for the detokenizer."""
         events, self._events = self._events, []
         return events
 
@@ -271,6 +272,14 @@ class Scheduler:
 
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
+    def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
+        """End the sequences whose logits are not finite. Their KV may be wrong too: the tree gets none of it."""
+        for sequence in invalid_sequences(self._rows, flight, answer):
+            sequence.cached = False
+            self._end(sequence, ABORT)
+            self._counters.invalid_logits += 1
+            self._events += failure(sequence)
+
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
@@ -290,10 +299,6 @@ class Scheduler:
 
     def _take_tokens(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
-        if not len(ids) == len(logprobs) == np.count_nonzero(flight.sampled):
-            raise RuntimeError(
-                f"step {answer.step} has {len(ids)} ids for {np.count_nonzero(flight.sampled)} sequences"
-            )
         keep = alive[flight.sampled]
         wanted = alive & flight.sampled
         rows, ends = flight.rows[wanted], flight.ends[wanted]
@@ -319,8 +324,6 @@ class Scheduler:
 
     def _take_scores(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
-        if len(scores) != len(scored):
-            raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
         for index, score in zip(scored.tolist(), scores.tolist(), strict=True):
             sequence = self._rows.sequences[flight.rows[index]] if alive[index] else None
             if sequence is not None:
@@ -343,9 +346,7 @@ class Scheduler:
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._admission.lengths.record(produced - sequence.prompt_tokens)
-        self._counters.finished_stop += reason == STOP
-        self._counters.finished_length += reason == LENGTH
-        self._counters.finished_abort += reason == ABORT
+        self._counters.ended(reason)
 
     def _give_back(self, rids: list[int]) -> None:
         self._events += [Release(rid) for rid in rids]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import Embedded, EngineLimits, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import fit, to_score
+from lightllm_mp.scheduler.limits import fit, masked_ids, to_score
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
@@ -153,7 +153,6 @@ def sequences_of(
     if resumed:
         sampling = replace(sampling, prompt_logprobs=-1)
     stop_ids = tuple(np.frombuffer(sampling.stop_ids, "<i4").tolist())
-    masked_ids = tuple(dict.fromkeys(limits.eos_ids + stop_ids)) if sampling.min_new_tokens > 0 else ()
     cached = terms.reuse_prompt and limits.prompt_cache
     owed = sampling.prompt_logprobs >= 0
     images = prompt_images(request, embedded)
@@ -171,7 +170,7 @@ def sequences_of(
             draws=random.random(SAMPLES),
             group=group,
             stop_ids=frozenset(stop_ids),
-            masked_ids=masked_ids,
+            masked_ids=masked_ids(sampling, limits),
             owed_logprobs=OwedLogprobs(request.prompt_tokens - 1, sampling.prompt_logprobs) if owed else None,
             rope_class=limits.rope_class(request.prompt_tokens),
             images=images,

@@ -10,6 +10,7 @@ import os
 
 from lightllm_mp.errors import StartupError
 from lightllm_mp.machine import format_bytes, free_memory
+from lightllm_mp.shm.memfd import create_memfd
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _WORTH_A_LOOK = 1 << 20  # bytes; smaller segments are not checked against the free memory
@@ -35,20 +36,21 @@ class Segment:
     @classmethod
     def create(cls, name: str, size: int, *, sparse: bool = False) -> Segment:
         """A new segment of `size` zero bytes. `name` appears only in /proc. StartupError if there is too little memory,
-        also for a `sparse` segment, which takes no memory yet."""
+        also for a `sparse` segment, which takes no memory yet, or if the kernel refuses a memfd."""
         if size <= 0:
             raise ValueError(f"segment {name!r}: size {size} is not positive")
-        fd = -1
+        try:
+            fd = create_memfd(name)
+        except OSError as error:
+            raise StartupError(f"no shared memory for {name!r}: {error.strerror}") from error
         try:
             _reserve(size)
-            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.fchmod(fd, 0o600)  # other users could open it through /proc/PID/fd
             os.ftruncate(fd, size) if sparse else os.posix_fallocate(fd, 0, size)
             segment = cls(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except (OSError, OverflowError, ValueError) as error:
-            if fd >= 0:
-                os.close(fd)
+            os.close(fd)
             raise StartupError(
                 f"no {size} bytes ({format_bytes(size)}) of shared memory for {name!r}: {error}. "
                 "Make the queue, cache or arena smaller, or raise the memory limit of the control group"

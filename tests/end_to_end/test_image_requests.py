@@ -165,6 +165,6 @@ def test_counts_that_differ(llava: Server) -> None:
 def test_bodies_and_files_that_are_too_large(llava: Server) -> None:
     host, port = llava.base_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
+        client.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
         assert b" 413 " in client.recv(4096).split(b"\r\n")[0]
     assert refused(llava, asking({"type": "base64", "data": "A" * (33 << 20)}))[0] == 413

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -210,6 +211,19 @@ def test_readiness_is_notified_and_sigterm_ends_it_cleanly(tmp_path: Path) -> No
             assert gone(pids, 0.5)
 
 
+def test_every_process_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with serving() as server:
+            server.until(r"url +(http\S+)")
+            assert len(server.children) == 5
+            for pid in server.children:
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
     with serving() as server:
         url = server.until(r"url +http://(\S+):(\d+)")
@@ -217,7 +231,9 @@ def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(40):
                 client = stack.enter_context(socket.create_connection((url[1], int(url[2]))))
-                client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                client.sendall(
+                    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
             time.sleep(0.1)
             server.process.send_signal(signal.SIGTERM)
             server.until("draining")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -13,6 +14,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -124,12 +126,24 @@ def test_logprobs_and_prompt_logprobs(server: Server) -> None:
     assert answer["prompt_logprobs"][0] is None
 
 
+def test_allowed_ids_are_all_that_is_produced(tiny: Server) -> None:
+    rules = {"max_new_tokens": 60, "ignore_eos": True, "do_sample": True, "temperature": 1000.0, "seed": 1}
+    body = {"inputs": "a", "parameters": {**rules, "allowed_token_ids": [10, 11, 12], "repetition_penalty": 100.0}}
+    assert {event["token"]["id"] for event in stream(tiny, body)} == {10, 11, 12}
+    body["parameters"]["allowed_token_ids"] = [10, 10**6]
+    for path in ("/generate", "/generate_stream"):
+        with pytest.raises(HTTPError) as caught:
+            post(tiny, path, body)
+        error = json.loads(caught.value.read())["error"]
+        assert (caught.value.code, error["code"], error["param"]) == (400, "invalid_request", "allowed_token_ids")
+
+
 def test_a_client_that_leaves_frees_its_slots(server: Server) -> None:
     host, port = server.base_url.removeprefix("http://").split(":")
     body = b'{"inputs": "Tell me a very long story", "parameters": {"max_new_tokens": 4000, "ignore_eos": true}}'
     for path in ("/generate", "/generate_stream"):
         with socket.create_connection((host, int(port)), timeout=10) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
             while get(server, "/token_load")["current_load"] == 0:
                 time.sleep(0.02)

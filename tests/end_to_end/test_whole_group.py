@@ -187,7 +187,7 @@ def test_restarts_in_a_row_leave_nothing_behind(folder: Path) -> None:
             assert holders(port, list(actors.values())) == {actors["http"]}
             with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
                 body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 4000, "n": 8, "ignore_eos": True}})
-                client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+                client.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
                 client.sendall(body.encode())
                 until(lambda port=port: live(port) == 1)
                 end(server.process)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightllm_mp.messages import Sampling
-from tests.engine.tiny_model import Driver, Running, TinyModel
+from tests.engine.tiny_model import Driver, Running, TinyModel, broken_beside, check_broken
 
 if torch.cuda.is_available():
     pytest.skip("kernels are compiled here; test_executor_cuda.py is about them", allow_module_level=True)
@@ -137,3 +137,41 @@ def test_kernels_get_aligned_addresses(driver: Driver) -> None:
     steps._decode(3)
     assert len(seen) > 50
     assert not any(seen)
+
+
+def with_graphs(driver: Driver) -> Driver:
+    steps = driver.executor._steps
+    steps._graphs = CapturedInName(steps._decode, 6)
+    steps.capture()
+    return driver
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "drawn"])
+def test_logits_that_are_not_finite_are_told_and_touch_no_other_row(
+    driver: Driver, graphs: bool, sampling: Sampling
+) -> None:
+    drivers = [with_graphs(each) if graphs else each for each in (driver, made())]
+    prompts = [[5, 9, 1, 30], list(range(20)), [3]]
+    broken = broken_beside(drivers[0], prompts, [sampling] * 3)
+    drivers[1].executor.kv.data.fill_(0.0)
+    whole = [Running(row, ids, sampling) for row, ids in enumerate(prompts)]
+    for each in whole:
+        drivers[1].step([(each, len(each.prompt))])
+    for _ in range(6):
+        drivers[1].step([(each, 1) for each in whole])
+    check_broken(broken, whole)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_mask_lasts_from_the_first_token_to_the_last(driver: Driver, graphs: bool) -> None:
+    if graphs:
+        with_graphs(driver)
+    rules = Sampling(seed=5, temperature=1000.0, allowed_ids=np.array([4, 7, 33], "<i4").tobytes())
+    masked, free = Running(2, [5, 9, 1], rules), Running(0, [5, 9, 1], Sampling(seed=5, temperature=1000.0))
+    for each in (masked, free):
+        driver.step([(each, 3)])
+    for _ in range(20):
+        driver.step([(masked, 1), (free, 1)])
+    assert set(masked.produced) == {4, 7, 33}
+    assert len(set(free.produced)) > 8

@@ -15,7 +15,7 @@ from lightllm_mp.engine.warm_up import warm_up_plans
 from lightllm_mp.messages import Sampling, StepDone
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.plan import PlanBuilder
-from tests.engine.tiny_model import Driver, Running, TinyModel
+from tests.engine.tiny_model import Driver, Running, TinyModel, broken_beside, check_broken
 from tests.paths import GOLDENS
 
 GREEDY = Sampling(seed=0)
@@ -323,3 +323,23 @@ def test_the_real_decoder_follows_its_golden() -> None:
     for _ in range(23):
         driver.step([(running, 1) for running in runnings])
     assert [running.produced for running in runnings] == [prompt["greedy_ids"] for prompt in prompts[:3]]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "drawn"])
+def test_logits_that_are_not_finite_are_told_and_touch_no_other_row(sampling: Sampling) -> None:
+    prompts = [[5, 9, 1, 30], list(range(20)), [3]]
+    broken = broken_beside(tiny()[1], prompts, [sampling] * 3)
+    _, driver = tiny()
+    whole = [Running(row, ids, sampling) for row, ids in enumerate(prompts)]
+    for each in whole:
+        driver.step([(each, len(each.prompt))])
+    for _ in range(6):
+        driver.step([(each, 1) for each in whole])
+    check_broken(broken, whole)
+
+
+def test_a_mask_lasts_from_the_first_token_to_the_last() -> None:
+    allowed = Sampling(seed=5, temperature=1000.0, allowed_ids=np.array([4, 7, 33], "<i4").tobytes())
+    _, driver = tiny()
+    assert set(driver.generate(Running(2, [5, 9, 1], allowed), 30)) == {4, 7, 33}
+    assert len(set(driver.generate(Running(2, [5, 9, 1], Sampling(seed=5, temperature=1000.0)), 30))) > 10

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from tests.engine.tiny_model import Driver, Running
+from tests.engine.tiny_model import Driver, Running, broken_beside, check_broken
 from tests.paths import GOLDENS
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -107,3 +108,30 @@ def test_a_steady_step_waits_for_nothing(sampling: Sampling) -> None:
         driver.step([(r, 1) for r in running])
     driver.executor = Unwaiting(driver.executor)
     driver.step([(r, 1) for r in running])
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_logits_that_are_not_finite_are_told_and_touch_no_other_row(graphs: bool, sampling: Sampling) -> None:
+    prompts = [[5, 9, 1, 30], list(range(20)), [3]]
+    broken = broken_beside(made("llama", graphs=graphs), prompts, [sampling] * 3)
+    driver, whole = made("llama", graphs=graphs), [Running(row, ids, sampling) for row, ids in enumerate(prompts)]
+    for each in whole:
+        driver.step([(each, len(each.prompt))])
+    for _ in range(6):
+        driver.step([(each, 1) for each in whole])
+    check_broken(broken, whole)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_mask_lasts_from_the_first_token_to_the_last(graphs: bool) -> None:
+    rules = Sampling(seed=5, temperature=1000.0, allowed_ids=np.array([4, 7, 33], "<i4").tobytes())
+    driver, free = made("llama", graphs=graphs), Running(0, [5, 9, 1], Sampling(seed=5, temperature=1000.0))
+    masked = Running(2, [5, 9, 1], rules)
+    for each in (masked, free):
+        driver.step([(each, 3)])
+    driver.executor = Unwaiting(driver.executor)
+    for _ in range(20):
+        driver.step([(masked, 1), (free, 1)])
+    assert set(masked.produced) == {4, 7, 33}
+    assert len(set(free.produced)) > 8

@@ -147,3 +147,23 @@ class Driver:
             left = len(running.prompt) + len(running.produced) - running.computed
             self.step([(running, min(left, chunk))])
         return running.produced
+
+
+def broken_beside(driver: Driver, prompts: list[list[int]], samplings: Sequence[Sampling]) -> list[Running]:
+    """Decodes the sequences together after the KV of the second one has become NaN."""
+    running = [Running(row, ids, sampling) for row, (ids, sampling) in enumerate(zip(prompts, samplings, strict=True))]
+    for each in running:
+        driver.step([(each, len(each.prompt))])
+    driver.executor.kv.data[:, :, torch.tensor(running[1].slots)] = float("nan")
+    for _ in range(6):
+        driver.step([(each, 1) for each in running])
+    return running
+
+
+def check_broken(broken: list[Running], whole: list[Running]) -> None:
+    """The second sequence's logprobs are NaN from its second token on; nothing else differs from `whole`."""
+    assert np.isnan(broken[1].logprobs[1:]).all()
+    assert broken[1].produced[1:] == [0] * 6
+    for one, other in ((broken[0], whole[0]), (broken[2], whole[2])):
+        assert (one.produced, one.logprobs) == (other.produced, other.logprobs)
+        assert not np.isnan(one.logprobs).any()

@@ -78,7 +78,10 @@ def test_a_record_that_msgspec_gives_up_on_poisons_its_lane(record: bytes) -> No
     peer.close()
 
 
-@pytest.mark.parametrize(("name", "value"), [("biases", 2), ("biases", -1), ("masked", 1), ("masked", 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("biases", 2), ("biases", -1), ("masked", 1), ("masked", 2**31 - 1), ("allowed", 1), ("allowed", -1)],
+)
 def test_tails_of_a_plan_that_do_not_add_up(name: str, value: int) -> None:
     builder = PlanBuilder(1)
     bias = np.arange(3, dtype="<i4").tobytes()

@@ -10,9 +10,11 @@ import numpy as np
 from lightllm_mp.messages import (
     Close,
     EngineLimits,
+    ErrorInfo,
     ImageSpan,
     Open,
     PromptLogprobs,
+    Rejected,
     Release,
     Sampling,
     Scheduled,
@@ -84,6 +86,7 @@ class Harness:
         self.top: dict[int, list[tuple[bytes, bytes]]] = {}
         self.scores: dict[int, PromptLogprobs] = {}
         self.scored: dict[int, Scored] = {}
+        self.failed: dict[int, ErrorInfo] = {}
         self.scheduled: set[int] = set()
         self.order: list[int] = []
         """rids in the order of their first token."""
@@ -156,6 +159,9 @@ class Harness:
                 assert event.rid in self.scheduled
                 assert event.rid not in self.scored
                 self.scored[event.rid] = event
+            elif isinstance(event, Rejected):
+                assert event.rid not in self.failed
+                self.failed[event.rid] = event.error
             elif isinstance(event, Release):
                 self.images.release(event.rid)
             elif isinstance(event, Close):

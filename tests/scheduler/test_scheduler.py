@@ -367,3 +367,28 @@ def test_gauges_count() -> None:
     assert gauges["prompt_tokens"] == 120
     assert gauges["generation_tokens"] == 48
     assert gauges["kv_total"] == 400
+
+
+@pytest.mark.parametrize(
+    ("allowed", "rules", "said"),
+    [
+        ([VOCAB], {}, f"token ids lie in 0..{VOCAB - 1}"),
+        ([5, 2**31 - 1], {}, "token ids lie in"),
+        ([-1, 5], {}, "token ids lie in"),
+        ([EOS], {}, r"ends the answer.*min_new_tokens \(1\)"),
+        ([EOS, 9], {"stop_ids": column([9]), "min_new_tokens": 3}, r"ends the answer.*min_new_tokens \(3\)"),
+    ],
+)
+def test_allowed_ids_that_can_not_be_served_are_a_typed_error(
+    allowed: list[int], rules: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        harness().scheduler.add(request(1, [3, 4], allowed_ids=column(allowed), **rules))
+    assert (caught.value.status, caught.value.param) == (400, "allowed_token_ids")
+
+
+def test_one_allowed_id_beside_those_that_end_the_answer_is_enough() -> None:
+    scheduler = harness().scheduler
+    scheduler.add(request(1, [3, 4], allowed_ids=column([EOS, 9])))
+    scheduler.add(request(2, [3, 4], allowed_ids=column([EOS]), min_new_tokens=0))
+    assert [setup.allowed_ids.tolist() for setup in unpack(scheduler.plan() or b"").setups] == [[EOS, 9], [EOS]]

@@ -134,6 +134,7 @@ def start(flags: argparse.Namespace, folder: Path) -> tuple[subprocess.Popen[byt
         more = ["--model-dir", str(write_mock_model(folder / "model")), "--load-format", "dummy"]
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--log-json", *more]
     command += ["--max-live-requests", str(flags.max_live)]
+    command += ["--max-connections-per-address", "0"]  # one client plays all
     with log.open("wb") as file:
         return subprocess.Popen(command, stderr=file), log
 

@@ -175,7 +175,9 @@ def _listener() -> ChannelReceiver:
 def message_seeds() -> list[bytes]:
     """One of every kind."""
     ids = array("i", [5, 6, 7]).tobytes()
-    rules = say.Sampling(seed=3, stop_ids=ids, bias_ids=ids, bias_values=array("f", [1, 2, 3]).tobytes())
+    rules = say.Sampling(
+        seed=3, stop_ids=ids, bias_ids=ids, bias_values=array("f", [1, 2, 3]).tobytes(), allowed_ids=ids
+    )
     error = say.ErrorInfo(400, "no", "invalid_request_error", "invalid_request", "inputs")
     key = bytes(32)
     chat = (say.ChatMessage("user", "hello"), say.ChatMessage("user", (say.TextPart("there"),)))
@@ -220,16 +222,19 @@ def plan(data: bytes) -> None:
     arrays: list[np.ndarray] = [found.ids.runs, found.ids.values, found.slots.runs, found.slots.values]
     arrays += [found.seqs, found.images, found.rotary.runs, found.rotary.values]
     for setup in found.setups:
-        arrays += [setup.bias_ids, setup.bias_values, setup.masked_ids]
+        arrays += [setup.bias_ids, setup.bias_values, setup.masked_ids, setup.allowed_ids]
         assert len(setup.bias_ids) == len(setup.bias_values) == setup.rules["biases"]
         assert len(setup.masked_ids) == setup.rules["masked"]
+        assert len(setup.allowed_ids) == setup.rules["allowed"]
     assert sum(array.nbytes for array in arrays) <= len(data)
     seen("plan", [size_class(len(array)) for array in arrays[:8]])
 
 
 def plan_seeds() -> list[bytes]:
     ids = array("i", [5, 6, 7]).tobytes()
-    rules = say.Sampling(seed=3, stop_ids=ids, bias_ids=ids, bias_values=array("f", [1, 2, 3]).tobytes())
+    rules = say.Sampling(
+        seed=3, stop_ids=ids, bias_ids=ids, bias_values=array("f", [1, 2, 3]).tobytes(), allowed_ids=ids
+    )
     full = PlanBuilder(7)
     full.setup(0, 3, rules, (1, 2))
     full.setup(1, 2, say.Sampling(seed=-1))

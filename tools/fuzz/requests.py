@@ -103,8 +103,9 @@ def _check_rules(rules: say.Sampling) -> None:
     assert 0 <= rules.top_logprobs <= 20
     assert -1 <= rules.prompt_logprobs <= 20
     assert len(rules.stop_ids) <= 16 * 4
-    assert len(rules.bias_ids) == len(rules.bias_values) <= (1024 + 256) * 4
-    assert all(id_ >= 0 for id_ in array("i", rules.bias_ids))
+    assert len(rules.bias_ids) == len(rules.bias_values) <= 1024 * 4
+    assert len(rules.allowed_ids) <= 256 * 4
+    assert all(id_ >= 0 for id_ in array("i", rules.bias_ids + rules.allowed_ids))
     assert all(math.isfinite(value) for value in array("f", rules.bias_values))
 
 

@@ -20,7 +20,9 @@ from lightllm_mp.actors.http.routes.status import StatusRoutes
 from lightllm_mp.actors.http.security.auth import Access, guard
 from lightllm_mp.actors.http.security.cors import preflights
 from lightllm_mp.actors.http.security.keys import ApiKeys
+from lightllm_mp.actors.http.security.local_hosts import local_only
 from lightllm_mp.actors.http.security.origins import Origins
+from lightllm_mp.actors.http.sockets.address_limit import CONNECTIONS, connection_counts
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
 
@@ -79,7 +81,8 @@ def create_app(
     media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
     context = Context(frontend, config, model, stats, media, authenticated=bool(keys))
     frontend.observer = meter
-    exposition = PrometheusPage(context, meter)
+    connections = connection_counts(config)
+    exposition = PrometheusPage(context, meter, connections)
     table = routes(GenerateRoutes(context), ResumeRoutes(context), StatusRoutes(context), exposition)
     access = {route.handler: route.access for route in table}
     if public_metrics:
@@ -87,9 +90,11 @@ def create_app(
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
     middlewares = [observe(meter, quiet, write_log=not config.disable_access_log), failures]
+    if local := local_only(config, len(keys or ()), origins):
+        middlewares.append(local)
     middlewares += [preflights(origins)] if origins else []
     app = web.Application(middlewares=[*middlewares, guard(keys or ApiKeys(), access)])
-    app[ACCESS] = access
+    app[ACCESS], app[CONNECTIONS] = access, connections
     app.on_response_prepare.append(sign)
 
     async def part(request: web.Request, response: web.StreamResponse) -> None:

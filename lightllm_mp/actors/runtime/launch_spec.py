@@ -17,6 +17,7 @@ from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
 from lightllm_mp.messages import Facts
 from lightllm_mp.model_description import ModelDescription, from_plain, to_plain
+from lightllm_mp.shm.memfd import create_memfd
 
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 STACKS_SIGNAL = signal.SIGUSR1
@@ -66,7 +67,7 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
-        fd = os.memfd_create(f"launch-{self.name}")
+        fd = create_memfd(f"launch-{self.name}")
         os.write(fd, msgspec.msgpack.encode(self, enc_hook=to_plain))
         os.lseek(fd, 0, os.SEEK_SET)
         return fd

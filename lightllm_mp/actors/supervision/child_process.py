@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec, child_environment
+from lightllm_mp.shm.memfd import create_memfd
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -28,7 +29,7 @@ class ChildProcess:
 
     def __init__(self, launch: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
         launch_fd = launch.to_memfd()
-        self._stacks = os.memfd_create(f"stacks-{launch.name}")
+        self._stacks = create_memfd(f"stacks-{launch.name}")
         own = (launch_fd, self._stacks)
         command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
         try:

@@ -6,6 +6,7 @@ import os
 
 from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.shm.memfd import create_memfd
 
 
 class WorkerGroup:
@@ -14,14 +15,14 @@ class WorkerGroup:
     def __init__(self, members: tuple[str, ...], wiring: SharedMemory) -> None:
         self.members = members
         self._wiring = wiring
-        self.meeting = os.memfd_create("meeting") if members else -1
+        self.meeting = create_memfd("meeting") if members else -1
         """Descriptor of the nameless file in which the members find each other; -1 without members."""
         self._before = self._plans()
 
     def part(self) -> None:
         """All members are gone: their successors meet in a new file."""
         self.close()
-        self.meeting = os.memfd_create("meeting")
+        self.meeting = create_memfd("meeting")
 
     def close(self) -> None:
         if self.meeting >= 0:

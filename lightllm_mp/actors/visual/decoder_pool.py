@@ -17,6 +17,7 @@ import numpy as np
 
 from lightllm_mp.actors.runtime.launch_spec import child_environment
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from lightllm_mp.shm.memfd import create_memfd
 from lightllm_mp.vision.decoder_process import DecodeTask, Done, Settings
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid
@@ -35,7 +36,7 @@ class DecoderProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = msgspec.json.encode(settings).decode()
-        self._fd = os.memfd_create("pixels")
+        self._fd = create_memfd("pixels")
         os.ftruncate(self._fd, max(settings.max_bytes, _pixel_bytes(settings.spec)))  # pages are allocated on first use
         self._memory = mmap.mmap(self._fd, 0)
         self._process: asyncio.subprocess.Process | None = None

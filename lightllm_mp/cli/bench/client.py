@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import resource
 import secrets
 import time
 from array import array
@@ -22,6 +21,7 @@ import aiohttp
 
 from lightllm_mp.cli.bench.events import EventCounter, decode, failure
 from lightllm_mp.cli.bench.workload import Request
+from lightllm_mp.machine import raise_open_file_limit
 
 RESUMES, RESUME_PAUSE = 3, 0.2
 """How often a client whose connection broke comes back, and after how many seconds."""
@@ -93,7 +93,7 @@ async def drive(
     on_done: Tick = lambda outcome: None,
 ) -> list[RequestOutcome]:
     """Send all requests: `rate` per second with Poisson arrivals (inf: all at once), else `concurrency` at a time."""
-    _allow_sockets()
+    raise_open_file_limit()  # each request has its socket
     jobs = [(request, target.body(request)) for request in requests]
     outcomes: list[RequestOutcome] = []
     async with target.session() as session:
@@ -193,9 +193,3 @@ def _reason(body: bytes) -> str:
     if isinstance(error, dict):
         return str(error.get("code") or error.get("message"))[:200]
     return body[:200].decode("utf-8", "replace")
-
-
-def _allow_sockets() -> None:
-    """Each request has its socket: raise the soft limit of open files to the hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

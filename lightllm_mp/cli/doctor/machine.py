@@ -54,14 +54,14 @@ def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Fin
 
 def limits() -> Findings:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    advice = f"ulimit -n {GOOD_FILES} before the start, or LimitNOFILE= in the systemd unit"
-    if 0 <= soft < LEAST_FILES:
-        yield fail("files", f"{soft} descriptors (RLIMIT_NOFILE)", advice)
-    elif 0 <= soft < GOOD_FILES:
-        text = f"{soft} descriptors (RLIMIT_NOFILE), fewer than --max-live-requests connections need"
+    advice = f"ulimit -Hn {GOOD_FILES} before the start, or LimitNOFILE= in the systemd unit"
+    if 0 <= hard < LEAST_FILES:
+        yield fail("files", f"{hard} descriptors (hard RLIMIT_NOFILE)", advice)
+    elif 0 <= hard < GOOD_FILES:
+        text = f"{hard} descriptors (hard RLIMIT_NOFILE), fewer than --max-live-requests connections need"
         yield warn("files", text, advice)
     else:
-        yield ok("files", f"{_limit(soft)} descriptors, at most {_limit(hard)}")
+        yield ok("files", f"{_limit(hard)} descriptors (serve raises the soft limit of {_limit(soft)})")
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     yield ok("locked memory", f"{_limit(locked)} bytes (RLIMIT_MEMLOCK)")
 

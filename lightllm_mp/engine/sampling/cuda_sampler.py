@@ -11,13 +11,26 @@ from torch import Tensor
 
 from lightllm_mp.engine.pinned_upload import PinnedUpload
 from lightllm_mp.engine.sampling.logprobs import Alternatives, reportable
-from lightllm_mp.engine.sampling.rules import BAN, BIAS, MIN_P, NOISE, PENALTY, TOP, TRUNCATE, Lines, RuleTable
+from lightllm_mp.engine.sampling.rules import (
+    ADJUSTS,
+    ALLOW,
+    BAN,
+    BIAS,
+    MIN_P,
+    NOISE,
+    PENALTY,
+    TOP,
+    TRUNCATE,
+    Lines,
+    RuleTable,
+)
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.kernels.triton.sampling.rules import (
     BANNED,
     BIASED,
     CUT,
     DRAWN,
+    MASKED,
     PENALIZED,
     RULE,
     RULE_WORDS,
@@ -30,7 +43,9 @@ from lightllm_mp.kernels.triton.sampling.truncation import draw_cut
 from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
 FIRST_TAIL_WORDS = 1 << 14
-"""Initial room for biases and banned ids; it grows with what the rows need."""
+"""Initial room for biases, banned and allowed ids; it grows with what the rows need."""
+FLAGS = ((PENALIZED, PENALTY), (BIASED, BIAS), (MASKED, ALLOW), (DRAWN, NOISE), (CUT, TRUNCATE | MIN_P))
+"""A bit of a device rule's flags, and the needs that set it."""
 NO_TAIL = np.empty(0, np.int32)
 
 
@@ -60,18 +75,23 @@ class DeviceRules:
     def change(self, row: int, setup: RowSetup) -> None:
         """`row` has new rules; `upload` takes them to the device."""
         self._changed[row] = None
-        self._tails[row] = self._tail(setup) if self._rules.needs[row] & (BIAS | BAN) else NO_TAIL
+        self._tails[row] = self._tail(setup) if self._rules.needs[row] & (BIAS | BAN | ALLOW) else NO_TAIL
 
     def _tail(self, setup: RowSetup) -> Ints:
-        biased = (setup.bias_ids >= 0) & (setup.bias_ids < self._rules.vocab)
-        banned = (setup.masked_ids >= 0) & (setup.masked_ids < self._rules.vocab)
-        known = np.concatenate((setup.bias_ids[biased], setup.masked_ids[banned]))
+        """Of a row with allowed ids, entries of those only: all other ids are masked."""
+        biased, banned, allowed = (
+            (ids >= 0) & (ids < self._rules.vocab) for ids in (setup.bias_ids, setup.masked_ids, setup.allowed_ids)
+        )
+        known = np.concatenate((setup.bias_ids[biased], setup.masked_ids[banned], setup.allowed_ids[allowed]))
         ids, at = np.unique(known, return_inverse=True)
         biases = int(biased.sum())
         values = np.zeros(len(ids), np.float32)
         np.add.at(values, at[:biases], setup.bias_values[biased])
         entries = ids.astype(np.int32)
-        entries[at[biases:]] |= np.int32(BANNED)
+        entries[at[biases : biases + banned.sum()]] |= np.int32(BANNED)
+        if len(setup.allowed_ids):
+            kept = np.isin(ids, setup.allowed_ids)
+            entries, values = entries[kept], values[kept]
         return np.concatenate((entries, values.view(np.int32)))
 
     def upload(self) -> None:
@@ -104,7 +124,7 @@ class DeviceRules:
     def _records(self, rows: Ints, lengths: Ints) -> NDArray[np.int32]:
         source, needs = self._rules.records[rows], self._rules.needs[rows]
         records = np.zeros(len(rows), RULE)
-        for bit, kinds in ((PENALIZED, PENALTY), (BIASED, BIAS), (DRAWN, NOISE), (CUT, TRUNCATE | MIN_P)):
+        for bit, kinds in FLAGS:
             records["flags"] |= np.where(needs & kinds, bit, 0)
         records["seed"] = source["seed"]
         records["temperature"] = source["temperature"]
@@ -156,11 +176,11 @@ class CudaSampler:
         logits = logits.contiguous()
         cut = bool(wanted & (TRUNCATE | MIN_P))
         scan, work = RowScan.of(logits, self._layout, cut=cut), logits
-        if wanted & (PENALTY | BIAS | BAN):
+        if wanted & ADJUSTS:
             work = torch.empty_like(logits)
         scan.run(logits, work, table, sequences, adjusted=False)
         if work is not logits:
-            self._adjust(work, sequences, int(positions.max()), penalties=bool(wanted & PENALTY))
+            self._adjust(logits, work, sequences, int(positions.max()), penalties=bool(wanted & PENALTY))
             scan.run(logits, work, table, sequences, adjusted=True)
         ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         scores = logits.new_empty((2, len(rows)))
@@ -172,11 +192,15 @@ class CudaSampler:
             choice.top = self._alternatives(logits, scores[1], np.flatnonzero(needs & TOP), rows)
         return choice
 
-    def _adjust(self, work: Tensor, sequences: SampledSequences, longest: int, *, penalties: bool) -> None:
+    def _adjust(
+        self, logits: Tensor, work: Tensor, sequences: SampledSequences, longest: int, *, penalties: bool
+    ) -> None:
         if penalties and work.shape[0] > self._counts.shape[0]:
             self._counts = self._counts.new_zeros(work.shape)
         rules = self._device_rules
-        adjust(work, self._counts, self.tokens, rules.table, rules.tails, sequences, longest, penalties=penalties)
+        adjust(
+            logits, work, self._counts, self.tokens, rules.table, rules.tails, sequences, longest, penalties=penalties
+        )
 
     def _alternatives(
         self, logits: Tensor, norms: Tensor, lines: Lines, rows: Ints

@@ -1,7 +1,8 @@
 """Reported log probabilities: log-softmax of the model's raw logits, in float32.
 
 They are taken before bias, penalties, temperature and truncation, as other engines do by default. NaN and values below
-FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can carry.
+FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can carry. Only the
+logprob of a sampled id stays NaN: it tells the scheduler that the row's logits are not finite.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Changes of logits before sampling, in place: bias, penalties, banned ids."""
+"""Changes of logits before sampling, in place: bias, penalties, banned and allowed ids."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def add_bias(logits: Tensor, lines: Tensor, ids: Tensor, values: Tensor) -> None
 def ban(logits: Tensor, lines: Tensor, ids: Tensor) -> None:
     """logits[lines[i], ids[i]] = minus infinity."""
     logits[lines, ids] = NEGATIVE_INFINITY
+
+
+def allow_only(logits: Tensor, masked: Tensor, lines: Tensor, ids: Tensor) -> None:
+    """Minus infinity everywhere in the lines `masked`, except at [lines[i], ids[i]]."""
+    kept = logits[lines, ids]
+    logits.index_fill_(0, masked, NEGATIVE_INFINITY)
+    logits[lines, ids] = kept
 
 
 class Penalizer:

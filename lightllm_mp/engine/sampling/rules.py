@@ -13,9 +13,10 @@ from lightllm_mp.engine.sampling.penalties import History
 from lightllm_mp.engine.sampling.truncation import TruncationRules
 from lightllm_mp.plan import PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 
-NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT = (1 << bit for bit in range(9))
+NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT, ALLOW = (1 << bit for bit in range(10))
 """Bits of a `needs` word: what a row needs beside an argmax (MASS: top-p over the whole row)."""
-CHANGES_CHOICE = NOISE | PENALTY | BIAS | BAN
+ADJUSTS = PENALTY | BIAS | BAN | ALLOW
+CHANGES_CHOICE = NOISE | ADJUSTS
 
 Lines = NDArray[np.int64]
 """Indices of sequences within a step's logits."""
@@ -31,6 +32,7 @@ class RuleTable:
         """Per row: bits of what it needs."""
         self._bias: dict[int, tuple[Ints, NDArray[np.float32]]] = {}
         self._banned: dict[int, Ints] = {}
+        self._allowed: dict[int, Ints] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -40,9 +42,10 @@ class RuleTable:
         self.needs[:] = 0
         self._bias.clear()
         self._banned.clear()
+        self._allowed.clear()
 
     def set(self, setup: RowSetup) -> None:
-        """Row `setup.rules["row"]` starts a new sequence. Ignores biased or banned ids outside the vocabulary.
+        """Row `setup.rules["row"]` starts a new sequence. Ignores ids of its tail outside the vocabulary.
 
         ValueError for a row that does not exist.
         """
@@ -52,6 +55,7 @@ class RuleTable:
         inside = self._inside(setup.bias_ids)
         self._bias[row] = setup.bias_ids[inside], setup.bias_values[inside]
         self._banned[row] = setup.masked_ids[self._inside(setup.masked_ids)]
+        self._allowed[row] = setup.allowed_ids[self._inside(setup.allowed_ids)]
         self.records[row] = setup.rules
         self.needs[row] = self._needs(row)
 
@@ -71,6 +75,7 @@ class RuleTable:
             | (PENALTY if penalty else 0)
             | (BIAS if len(self._bias[row][0]) else 0)
             | (BAN if len(self._banned[row]) and rules["min_new_tokens"] > 0 else 0)
+            | (ALLOW if rules["allowed"] > 0 else 0)
             | (TOP if rules["top_logprobs"] > 0 else 0)
             | (PROMPT if rules["prompt_logprobs"] >= 0 else 0)
         )
@@ -96,7 +101,14 @@ class RuleTable:
 
     def banned(self, lines: Lines, rows: Ints) -> tuple[Tensor, Tensor]:
         """(line, id) of every banned id of the sequences `lines`, which are in `rows`."""
-        tails = [self._banned[row] for row in rows.tolist()]
+        return self._listed(self._banned, lines, rows)
+
+    def allowed(self, lines: Lines, rows: Ints) -> tuple[Tensor, Tensor]:
+        """(line, id) of every allowed id of the sequences `lines`, which are in `rows`."""
+        return self._listed(self._allowed, lines, rows)
+
+    def _listed(self, ids: dict[int, Ints], lines: Lines, rows: Ints) -> tuple[Tensor, Tensor]:
+        tails = [ids[row] for row in rows.tolist()]
         return self._flat(lines, [len(tail) for tail in tails], np.concatenate(tails))
 
     def _flat(self, lines: Lines, lengths: list[int], ids: Ints) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,12 @@
 """Samples the next token of every sequence of a step, each by its own rules.
 
-Order: bias, penalties, banned ids, temperature, top-k, top-p, min-p, and then the id with the largest sum of score and
-Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what they use: a
-greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its own logits,
-rules, seed and position, to the last bit, never on other rows.
+Order: bias, penalties, banned and allowed ids, temperature, top-k, top-p, min-p, and then the id with the largest sum
+of score and Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what
+they use: a greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its
+own logits, rules, seed and position, to the last bit, never on other rows.
 
 Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit is NaN
-or plus infinity, or every id is banned) gets id 0.
+or plus infinity, all are minus infinity, or every id is banned) gets id 0, and unless its ids are banned, logprob NaN.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.sampling.gumbel import GumbelRows, draw_truncated, draw_whole
-from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, logprobs_at, reportable
+from lightllm_mp.engine.sampling.logprobs import FLOOR, Alternatives, alternatives, logprobs_at
 from lightllm_mp.engine.sampling.noise import row_keys
-from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, ban
+from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, allow_only, ban
 from lightllm_mp.engine.sampling.rules import (
+    ADJUSTS,
+    ALLOW,
     BAN,
     BIAS,
     CHANGES_CHOICE,
@@ -45,7 +47,7 @@ class Choice:
     ids: Tensor
     """int64 [n]"""
     logprobs: Tensor
-    """float32 [n]: log-softmax of the raw logits (see logprobs.py)."""
+    """float32 [n]: log-softmax of the raw logits (see logprobs.py); NaN: the row's logits are not finite."""
     top: list[tuple[Lines, Alternatives]] = field(default_factory=list)
     """Alternatives of the sequences that ask for them, with their indices in the block."""
 
@@ -71,7 +73,7 @@ class TorchSampler:
         if wanted & CHANGES_CHOICE:
             ids = self._by_rules(logits, ids, needs, rows, positions)
         logprobs = logprobs_at(table, ids)
-        choice = Choice(ids.masked_fill_(logprobs.isnan(), 0), reportable(logprobs))
+        choice = Choice(ids.masked_fill_(logprobs.isnan(), 0), logprobs.clamp_(min=FLOOR))
         if wanted & TOP:
             choice.top = self._alternatives(table, np.flatnonzero(needs & TOP), rows)
         return choice
@@ -92,7 +94,7 @@ class TorchSampler:
 
     def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: `ids`, except for sequences with rules: there the ids of adjusted logits or of a draw."""
-        changed = np.flatnonzero(needs & (PENALTY | BIAS | BAN))
+        changed = np.flatnonzero(needs & ADJUSTS)
         if len(changed):
             self._adjust(logits, needs, rows, positions)
             ids = first_argmax(logits)
@@ -116,6 +118,9 @@ class TorchSampler:
         if wanted & BAN:
             lines = np.flatnonzero(needs & BAN)
             ban(logits, *self.rules.banned(lines, rows[lines]))
+        if wanted & ALLOW:
+            lines = np.flatnonzero(needs & ALLOW)
+            allow_only(logits, self._put(lines), *self.rules.allowed(lines, rows[lines]))
 
     def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: draws with noise. Overwrites `logits` with scores."""

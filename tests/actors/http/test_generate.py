@@ -262,13 +262,14 @@ def test_greedy_unless_do_sample():
     run(body)
 
 
-def test_allowed_tokens_are_a_bias_that_decides():
+def test_allowed_tokens_are_a_mask_of_their_own():
     async def body(s: Site):
-        parameters = {"allowed_token_ids": [4, 5], "logit_bias": {"5": 2, "6": 3}}
+        parameters = {"allowed_token_ids": [4, 5, 4], "logit_bias": {"5": 2, "6": 3}}
         await s.post("/generate", {"inputs": "a", "parameters": parameters})
         rules = last_request(s).terms.sampling
-        ids = struct.unpack("<3i", rules.bias_ids)
-        assert dict(zip(ids, struct.unpack("<3f", rules.bias_values), strict=True)) == {4: 1000, 5: 1002, 6: 3}
+        assert struct.unpack("<2i", rules.allowed_ids) == (4, 5)
+        assert struct.unpack("<2i", rules.bias_ids) == (5, 6)
+        assert struct.unpack("<2f", rules.bias_values) == (2.0, 3.0)
 
     run(body)
 
@@ -320,6 +321,7 @@ BAD = [
     ({"logit_bias": {"1000": 1}}, "logit_bias"),
     ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({"allowed_token_ids": list(range(257))}, "allowed_token_ids"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
     ({"guided_json": {"type": "object"}}, "guided_json"),
     ({"regular_constraint": "a+"}, "regular_constraint"),
     ({"guided_grammar": "root ::= 'a'"}, "guided_grammar"),

@@ -37,7 +37,7 @@ async def disconnect() -> None:
     body = json.dumps({"inputs": "<image>", "multimodal_params": {"images": [{"type": "url", "data": url}]}}).encode()
     _, writer = await asyncio.open_connection(*port.address)
     try:
-        writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.write(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await asked.wait()
         while not way.lane.files.bytes:
             await asyncio.sleep(0.005)

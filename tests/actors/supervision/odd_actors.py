@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import time
 
+import numpy as np
+from msgspec.structs import replace
+
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.supervision.state_machine import STAGE_SHOWN
 from lightllm_mp.actors.tokenizer import TokenizerActor
+from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.messages import Wire
+from lightllm_mp.plan import SAMPLE, unpack
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
@@ -67,3 +72,14 @@ class SlowTokenizerActor(TokenizerActor):
     def on_message(self, peer: str, message: Wire) -> None:
         time.sleep(0.25)
         super().on_message(peer, message)
+
+
+class NanActor(MockWorkerActor):
+    """The logits of drawn sequences are NaN."""
+
+    def on_plan(self, plan: bytes) -> None:
+        done, seqs = self._worker.step(plan), unpack(plan).seqs
+        rows = seqs[(seqs[:, 3] & SAMPLE) != 0, 0]
+        drawn = np.array([self._worker._rule(row, "temperature") > 0 for row in rows], np.bool_)
+        logprobs = np.where(drawn, np.nan, np.frombuffer(done.logprobs, "<f4")).astype("<f4")
+        self.mailbox.post(ROUTER, replace(done, logprobs=logprobs.tobytes()))

@@ -14,6 +14,7 @@ import pytest
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.topology import EMBEDDED, topology
+from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Sampling, Terms
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
@@ -160,3 +161,21 @@ async def test_several_answers_of_which_one_has_ended(engine: Embedded) -> None:
         live.close()
     assert partly > 5
     assert (await engine.until_idle())["kv_used"] == 0
+
+
+@in_time
+async def test_logits_that_are_not_finite_fail_their_request_only(tmp_path: Path) -> None:
+    plan = mocked(topology(front=EMBEDDED), ODD + "NanActor")
+    async with embedded(tmp_path, plan=plan) as engine:
+        undisturbed = await answers(engine)
+        beside = asyncio.create_task(answers(engine))
+        for n in (1, 3):
+            sampling = Sampling(seed=1, temperature=1.0, max_new_tokens=50)
+            live = engine.front.frontend.submit("Tell", Terms(sampling, n=n))
+            with pytest.raises(EngineError) as caught:
+                await engine.collect(live)
+            assert (caught.value.status, caught.value.code) == (500, "invalid_logits")
+        assert await beside == undisturbed
+        numbers = await engine.until_idle()
+        assert 2 <= numbers["invalid_logits"] <= 4
+        assert restarts(engine) == 0

@@ -37,6 +37,11 @@ def bias(values: dict[int, float]) -> dict[str, bytes]:
     return {"bias_ids": ids.tobytes(), "bias_values": amounts.tobytes()}
 
 
+def only(*ids: int) -> dict[str, bytes]:
+    """The field of a Sampling that allows `ids` only."""
+    return {"allowed_ids": np.array(ids, "<i4").tobytes()}
+
+
 def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> TorchSampler:
     """A sampler whose tables hold `lines`, each in its row."""
     vocab, count = len(lines[0].logits), max(rows) + 1
@@ -60,7 +65,7 @@ def choose(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:
 
 
 def adjusted(line: Line) -> np.ndarray:
-    """float64 logits after bias, penalties and banned ids."""
+    """float64 logits after bias, penalties, banned and allowed ids."""
     rules, x = line.sampling, line.logits.astype(np.float64)
     np.add.at(x, np.frombuffer(rules.bias_ids, "<i4"), np.frombuffer(rules.bias_values, "<f4").astype(np.float64))
     for token in set(counted := (line.prompt if rules.penalize_prompt else []) + line.produced):
@@ -68,6 +73,8 @@ def adjusted(line: Line) -> np.ndarray:
         x[token] -= rules.presence_penalty + rules.frequency_penalty * counted.count(token)
     if len(line.produced) < rules.min_new_tokens:
         x[list(line.masked)] = -np.inf
+    if len(allowed := np.frombuffer(rules.allowed_ids, "<i4")):
+        x[np.isin(np.arange(len(x)), allowed, invert=True)] = -np.inf
     return x
 
 

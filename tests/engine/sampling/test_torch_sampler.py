@@ -14,7 +14,16 @@ from lightllm_mp.engine.sampling import gumbel
 from lightllm_mp.engine.sampling.logprobs import FLOOR
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, unpack
-from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, sampler_for, softmax
+from tests.engine.sampling.sampling_reference import (
+    Line,
+    adjusted,
+    bias,
+    choose,
+    distribution,
+    only,
+    sampler_for,
+    softmax,
+)
 
 CANDIDATES = gumbel.WIDTHS[0]
 LARGE = 3 * CANDIDATES + 5
@@ -51,6 +60,7 @@ RULES = {
     "prompt": Sampling(seed=0, temperature=1.0, presence_penalty=1.5, penalize_prompt=True),
     "bias": Sampling(seed=0, temperature=1.0, **bias({2: 3.0, 4: -2.0, 6: -np.inf})),
     "min_new": Sampling(seed=0, temperature=1.0, min_new_tokens=9),
+    "allowed": Sampling(seed=0, temperature=1.0, **only(5, 1, 17, 20), **bias({1: 2.0, 3: 90.0})),
     "all": ALL,
 }
 
@@ -150,10 +160,11 @@ def test_a_row_does_not_see_the_others() -> None:
     order = np.random.default_rng(6).permutation(len(lines))
     shuffled = choose([lines[i] for i in order], rows=[int(row) for row in order])
     assert shuffled.ids.tolist() == together.ids[order].tolist()
-    assert shuffled.logprobs.tolist() == together.logprobs[order].tolist()
+    np.testing.assert_array_equal(shuffled.logprobs, together.logprobs[order])  # NaN equals NaN
     for i, line in enumerate(lines):
         alone = choose([line])
-        assert (int(alone.ids), float(alone.logprobs)) == (int(together.ids[i]), float(together.logprobs[i])), i
+        assert int(alone.ids) == int(together.ids[i]), i
+        np.testing.assert_array_equal(alone.logprobs, together.logprobs[i : i + 1])
 
 
 @pytest.mark.parametrize("widths", [(), (8,), (8, 64), (LARGE,)])
@@ -227,14 +238,14 @@ def test_all_but_one_banned(rules: dict[str, float], vocab: int) -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "all"])
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("where", [slice(None), slice(5, 6)], ids=["whole row", "one logit"])
-def test_broken_logits_give_an_id(name: str, broken: float, where: slice) -> None:
+def test_broken_logits_give_an_id_and_are_told(name: str, broken: float, where: slice) -> None:
     for sampling in (RULES[name], replace(RULES[name], temperature=0.0)):
         line = random_line(sampling, LARGE)
         line.logits[where] = broken
         choice = choose([line, random_line(sampling, LARGE)])
         hopeless = not np.isfinite(softmax(line.logits.astype(np.float64))).all()
         assert int(choice.ids[0]) == 0 if hopeless else 0 <= int(choice.ids[0]) < LARGE
-        assert (float(choice.logprobs[0]) == FLOOR) == hopeless
+        assert np.isnan(float(choice.logprobs[0])) == hopeless
         assert float(choice.logprobs[1]) > FLOOR
 
 
@@ -300,3 +311,36 @@ def test_a_row_forgets_the_rules_of_its_last_sequence() -> None:
     logits = torch.from_numpy(line.logits.copy())[None]
     choice = sampler.choose(logits, np.zeros(1, np.int32), np.array([line.position]))
     assert int(choice.ids) == int(line.logits.argmax())
+
+
+HEATS = {
+    "greedy": {},
+    "hot": {"temperature": 1000.0},
+    "hot_top_k": {"temperature": 1000.0, "top_k": 5},
+    "hot_top_p": {"temperature": 1000.0, "top_p": 0.99},
+    "hot_min_p": {"temperature": 1000.0, "min_p": 0.5},
+    "cold": {"temperature": 1e-5},
+    "repetition": {"repetition_penalty": 100.0, "penalize_prompt": True},
+    "penalties": {"temperature": 80.0, "presence_penalty": 100.0, "frequency_penalty": 100.0, "penalize_prompt": True},
+    "pushed": {"temperature": 1.0, **bias({7: -100.0, 9: -100.0, 11: 100.0})},
+}
+
+
+@pytest.mark.parametrize("vocab", [48, LARGE])
+@pytest.mark.parametrize("heat", HEATS)
+def test_only_allowed_ids_are_sampled_under_every_rule(heat: str, vocab: int) -> None:
+    """As a bias of 1000 it let others through: 40 of 40 at temperature 1000, and with a repetition penalty of 100."""
+    rules = Sampling(seed=0, **HEATS[heat], **only(9, 7, 40))
+    rng = np.random.default_rng(1)
+    logits = (rng.standard_normal(vocab) * 5).astype(np.float32)
+    lines = [Line(logits, replace(rules, seed=seed), [9, 7, 40, 3], [9, 9, 7]) for seed in range(40)]
+    lines.append(Line(logits, Sampling(seed=0)))
+    ids = choose(lines).ids.tolist()
+    assert set(ids[:-1]) <= {9, 7, 40}
+    assert ids[-1] == int(logits.argmax())
+
+
+def test_allowed_ids_outside_the_vocabulary_do_not_open_the_others() -> None:
+    line = Line(np.arange(8, dtype=np.float32), Sampling(seed=0, **only(3, 8, -1)))
+    assert choose([line]).ids.tolist() == [3]
+    assert choose([dataclasses.replace(line, sampling=Sampling(seed=0, **only(8)))]).ids.tolist() == [0]

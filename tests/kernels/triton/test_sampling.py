@@ -12,7 +12,6 @@ import torch
 from msgspec.structs import replace
 
 from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
-from lightllm_mp.engine.sampling.logprobs import FLOOR
 from lightllm_mp.engine.sampling.noise import id_words, log_exponential, row_keys
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
@@ -22,7 +21,8 @@ from lightllm_mp.kernels.triton.sampling.noise import noise_keys
 from lightllm_mp.kernels.triton.sampling.rules import RULE, WORDS
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, RowSetup, unpack
-from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution
+from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, only
+from tests.engine.sampling.test_torch_sampler import HEATS
 from tests.kernels.triton.triton_case import CUDA, triton
 from tests.kernels.triton.triton_case import DEVICE as KIND
 
@@ -62,6 +62,9 @@ RULES = {
     "greedy_penalties": Sampling(seed=0, frequency_penalty=2.0, repetition_penalty=3.0, penalize_prompt=True),
     "bias": replace(HOT, **bias({2: 3.0, 4: -2.0, 6: -np.inf})),
     "min_new": replace(HOT, min_new_tokens=9),
+    "allowed": replace(HOT, **only(5, 1, 17, 20)),
+    "allowed_greedy": Sampling(seed=0, frequency_penalty=2.0, repetition_penalty=3.0, **only(80, 81, 0, 99)),
+    "allowed_all": replace(ALL, **only(*range(0, 100, 3))),
     "min_new_over": replace(HOT, min_new_tokens=2),
     "all": ALL,
 }
@@ -190,14 +193,14 @@ def test_a_row_does_not_see_the_others() -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", ["greedy", "temperature", "top_p", "all"])
-def test_broken_logits_give_an_id(name: str) -> None:
+def test_broken_logits_give_an_id_and_are_told(name: str) -> None:
     whole = [changed(random_line(RULES[name], 300), logits=np.full(300, x)) for x in (np.nan, np.inf, -np.inf)]
     one = [random_line(RULES[name], 300) for _ in range(4)]
     for line, broken in zip(one, (np.nan, -np.nan, np.inf, -np.inf), strict=True):
         line.logits[150] = broken
     choice = on_device([*whole, *one, random_line(RULES[name], 300)])
     assert choice.ids[:6].tolist() == [0] * 6
-    assert choice.logprobs[:6].tolist() == [FLOOR] * 6
+    assert choice.logprobs[:6].isnan().all()
     same(Choice(choice.ids[6:], choice.logprobs[6:]), choose([one[3], random_line(RULES[name], 300)]))
 
 
@@ -332,3 +335,36 @@ def test_nothing_waits_for_the_device() -> None:
         bench.sampler.choose(logits, np.array(rows, np.int32), positions, at)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("heat", HEATS)
+def test_only_allowed_ids_are_sampled_under_every_rule(heat: str) -> None:
+    """Beside rows without a mask, which must not notice."""
+    rules = Sampling(seed=0, **HEATS[heat], **only(9, 7, 240))
+    lines = [random_line(replace(rules, seed=seed), 300, 5.0, seed) for seed in range(6)]
+    lines = [changed(line, prompt=[9, 7, 240, 3], masked=(7,)) for line in lines]
+    plain = random_line(RULES["all"], 300)
+    choice = on_device([*lines, plain])
+    assert set(choice.ids[:-1].tolist()) <= {9, 7, 240}
+    same(choice, choose([*lines, plain]))
+
+
+def test_a_mask_ends_with_its_sequence() -> None:
+    bench = Bench(1, 100)
+    masked, free = random_line(Sampling(seed=0, **only(4, 6))), random_line(Sampling(seed=0))
+    for line in (masked, free, masked):
+        bench.place([line], [0])
+        assert int(bench.choose([line], [0]).ids) == int(adjusted(line).argmax())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("heat", HEATS)
+def test_only_allowed_ids_of_a_large_vocabulary(heat: str) -> None:
+    allowed = (9, 7, 240, 70_000, 128_255)
+    rules = Sampling(seed=0, **HEATS[heat], **only(*allowed))
+    lines = [random_line(replace(rules, seed=seed), 128256, 5.0, seed) for seed in range(128)]
+    choice, expected = on_device(lines), choose(lines)
+    assert set(choice.ids.tolist()) <= set(allowed)
+    assert (choice.ids.cpu() == expected.ids).float().mean() > 0.99

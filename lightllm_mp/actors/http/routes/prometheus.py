@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from lightllm_mp.actors.http.context import Context
 from lightllm_mp.actors.http.metrics import Histogram, HttpMetrics
+from lightllm_mp.actors.http.sockets.address_limit import ConnectionCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,6 +38,7 @@ COUNTERS = {
     "steps": ("batch_inference_count",),
     "admitted": ("admitted_sequences",),
     "evicted_tokens": ("kv_evicted_tokens",),
+    "invalid_logits": ("invalid_logits",),
 }
 RATIOS = {
     "kv_cache_usage_perc": ("kv_used", "kv_total"),
@@ -81,8 +83,8 @@ LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 class PrometheusPage(Collector):
     """Collects at scrape time from stats pages in shared memory; sends no message to any process."""
 
-    def __init__(self, context: Context, meter: HttpMetrics) -> None:
-        self._context, self._meter = context, meter
+    def __init__(self, context: Context, meter: HttpMetrics, connections: ConnectionCounts) -> None:
+        self._context, self._meter, self._connections = context, meter, connections
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._counted: dict[tuple[str, ...], tuple[float, float]] = {}
@@ -112,6 +114,9 @@ class PrometheusPage(Collector):
         yield self._counter("request_failure", "Requests that failed", _rows(meter.failure), "reason")
         yield self._counter("admission_rejections", "Requests refused on arrival", _rows(meter.rejections), "reason")
         yield self._counter("http_responses", "HTTP responses", _rows(meter.responses), "status")
+        yield self._gauge("connections", "Open client connections", [((), self._connections.open)])
+        refused = self._connections.refused
+        yield self._counter("connections_refused", "Connections above the limit of their address", [((), refused)])
         yield self._counter("prompt_tokens", "Prompt tokens of started requests", [((), meter.prompt_tokens)])
         yield self._counter("prompt_tokens_cached", "Of these from the prefix cache", [((), meter.cached_tokens)])
         yield self._counter("generation_tokens", "Tokens produced", [((), meter.generation_tokens)])

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from lightllm_mp.actors.http.sockets import reuseport_handover
+from lightllm_mp.actors.http.sockets.address_limit import CONNECTIONS, LimitedListener, connection_counts
 from lightllm_mp.actors.http.sockets.bind import BACKLOG
 from lightllm_mp.actors.http.sockets.connection import Connection
 from lightllm_mp.config import HttpConfig
@@ -96,6 +97,8 @@ async def serve(
         connecting.add(task)
         task.add_done_callback(connecting.discard)
 
+    counts = app.get(CONNECTIONS) or connection_counts(config)
+    sock = LimitedListener(sock, counts, secure=tls is not None)
     server = await loop.create_server(connection, sock=sock, backlog=ACCEPTS, **secure)
     # asyncio also uses the backlog as accepts per turn, and logs each failure if descriptors run out: set it apart.
     sock.listen(BACKLOG)

@@ -1,7 +1,8 @@
-"""The sampling rules of all rows on the device, and the kernels that apply bias, ban and penalties to logits.
+"""The sampling rules of all rows on the device, and the kernels that apply bias, ban, mask and penalties to logits.
 
 A row's rules are one record of a table of words; neutral values turn a rule off. Biases and banned ids are entries of
-a tail: distinct ids, those to ban with BANNED set, then as many values to add.
+a tail: distinct ids, those to ban with BANNED set, then as many values to add. A row with MASKED may sample the ids of
+its tail only: the scan of sampler.py copies the row to `work` as minus infinity, and `adjust` puts the tail's ids back.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ RULE = np.dtype(
 -log(min_p). Penalties count from position `counted_from` on; ids are banned while the position to sample is below
 `ban_until`."""
 RULE_WORDS = RULE.itemsize // 4
-PENALIZED, BIASED, DRAWN, CUT = 1, 2, 4, 8
-"""Bits of `flags`: the row has penalties, biases, noise, or limits (top-k, top-p, min-p)."""
+PENALIZED, BIASED, DRAWN, CUT, MASKED = 1, 2, 4, 8, 16
+"""Bits of `flags`: the row has penalties, biases, noise, limits (top-k, top-p, min-p), or allowed ids."""
 BANNED = -(1 << 31)
 
 BLOCK = 1024
@@ -57,8 +58,10 @@ TOP_K, TOP_P, REACH = _word("top_k"), _word("top_p"), _word("reach")
 PRESENCE, FREQUENCY, REPETITION = _word("presence"), _word("frequency"), _word("repetition")
 COUNTED_FROM, BAN_UNTIL = _word("counted_from"), _word("ban_until")
 TAIL_START, TAIL_COUNT = _word("tail_start"), _word("tail_count")
-IS_PENALIZED, IS_BIASED, IS_DRAWN, IS_CUT = (tl.constexpr(bit) for bit in (PENALIZED, BIASED, DRAWN, CUT))
-IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED)
+IS_PENALIZED, IS_DRAWN, IS_CUT, IS_MASKED = (tl.constexpr(bit) for bit in (PENALIZED, DRAWN, CUT, MASKED))
+HAS_TAIL = tl.constexpr(BIASED | MASKED)
+"""A row's tail counts with one of these flags, or while the position is below `ban_until`."""
+IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED | MASKED)
 """A row is adjusted with one of these flags, or while the position is below `ban_until`."""
 
 
@@ -87,6 +90,7 @@ def store_rules(table: Tensor, tails: Tensor, words: Tensor, rows: int, tail_at:
 
 
 def adjust(
+    logits: Tensor,
     work: Tensor,
     counts: Tensor,
     tokens: Tensor,
@@ -97,7 +101,8 @@ def adjust(
     *,
     penalties: bool,
 ) -> None:
-    """Applies bias, ban and `penalties` in place to `work` float32 [n, vocab], for sequences that have them.
+    """Applies bias, ban, mask and `penalties` in place to `work` float32 [n, vocab], for sequences that have them.
+    `work` holds their `logits`, or minus infinity if they are masked.
 
     `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
     `longest` the largest position.
@@ -107,6 +112,7 @@ def adjust(
     _adjust_kernel.launch(
         grid,
         _adjust_kernel.arguments(
+            logits=logits,
             work=work,
             counts=counts,
             tokens=tokens,
@@ -152,6 +158,7 @@ def _store_kernel(table, tails, words, rows, rest, tail_at, BLOCK: tl.constexpr)
 
 @kernel(numbers=["rows_at", "positions_at", "width"])
 def _adjust_kernel(
+    logits,
     work,
     counts,
     tokens,
@@ -165,7 +172,7 @@ def _adjust_kernel(
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds biases and bans, and counts the history."""
+    """Adds biases and bans, puts allowed ids back, and counts the history."""
     part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     row = tl.load(rows + rows_at + line)
     position = tl.load(positions + positions_at + line)
@@ -173,17 +180,20 @@ def _adjust_kernel(
     rule = rules + row * WORDS
     flags, banning = tl.load(rule + FLAGS), position < tl.load(rule + BAN_UNTIL)
     if ((flags & IS_ADJUSTED) != 0) | banning:
-        biasing = (flags & IS_BIASED) != 0
+        biasing = (flags & HAS_TAIL) != 0
+        source = work + begin
+        if (flags & IS_MASKED) != 0:
+            source = logits + begin
         many = tl.where(biasing | banning, tl.load(rule + TAIL_COUNT), 0)
         tail = tails + tl.load(rule + TAIL_START)
         for first in range(part * BLOCK, many, parts * BLOCK):
             at = first + tl.arange(0, BLOCK)
             entry = tl.load(tail + at, mask=at < many, other=0)
             value = tl.load(tail + many + at, mask=at < many, other=0).to(tl.float32, bitcast=True)
-            there = work + begin + (entry & 0x7FFFFFFF)
-            adjusted = tl.load(there, mask=at < many, other=0.0) + value
+            token = entry & 0x7FFFFFFF
+            adjusted = tl.load(source + token, mask=at < many, other=0.0) + value
             adjusted = tl.where((entry < 0) & banning, float("-inf"), adjusted)
-            tl.store(there, adjusted, mask=at < many)
+            tl.store(work + begin + token, adjusted, mask=at < many)
         start = tl.where((flags & IS_PENALIZED) != 0, tl.load(rule + COUNTED_FROM), position)
         for first in range(start + part * BLOCK, position, parts * BLOCK):
             at = first + tl.arange(0, BLOCK)

@@ -35,6 +35,7 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     IS_ADJUSTED,
     IS_CUT,
     IS_DRAWN,
+    IS_MASKED,
     WORDS,
     SampledSequences,
 )
@@ -84,8 +85,8 @@ class RowScan:
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
 
     def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, *, adjusted: bool) -> None:
-        """Scans `logits` float32 [n, vocab] and copies to `work` the rows that will be adjusted; with `adjusted`, scans
-        those rows of `work`. `table` holds the rules."""
+        """Scans `logits` float32 [n, vocab] and copies to `work` the rows that will be adjusted, masked ones as minus
+        infinity; with `adjusted`, scans those rows of `work`. `table` holds the rules."""
         layout, n = self.layout, logits.shape[0]
         _scan_kernel.launch(
             (layout.chunks, n, 1),
@@ -112,7 +113,7 @@ class RowScan:
         self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
         """Completes `ids` int64 [n], which holds the ids of rows that were cut. Writes to `scores` float32 [2, n] the
-        ids' logprobs and the log of each row's sum of exp (NaN if the row offers no choice)."""
+        ids' logprobs and the log of each row's sum of exp. Both are NaN if the row's logits are not finite."""
         layout, n = self.layout, logits.shape[0]
         _finish_kernel.launch(
             (n, 1, 1),
@@ -175,7 +176,8 @@ def _scan_kernel(
             tl.store(place, top)
             tl.store(place + stride, tl.sum(tl.exp(x - shift), 0).to(tl.int32, bitcast=True))
             if adjusted != 0:
-                tl.store(work + begin + at, x, mask=inside)
+                masked = (flags & IS_MASKED) != 0
+                tl.store(work + begin + at, tl.where(masked, float("-inf"), x), mask=inside)
         if adjusted == ADJUSTED:
             winner = tl.min(tl.where(key == top, at, VOCAB - 1), 0)
             if (flags & IS_DRAWN) != 0:
@@ -247,5 +249,5 @@ def _finish_kernel(
     logprob = tl.load(logits + begin + chosen) - norm
     good = (top > LOWEST) & (top < INFINITE)
     tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
-    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), FLOOR))
+    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), float("nan")))
     tl.store(scores + count + line, tl.where(good, norm, float("nan")))

@@ -1,0 +1,34 @@
+"""Finds the sequences of a step whose logits are not finite, so that they fail and no other does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_mp.errors import InvalidLogits
+from lightllm_mp.messages import Close, ErrorInfo, Rejected, StepDone, Wire
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+from lightllm_mp.scheduler.step_writer import InFlightStep
+
+ERROR = ErrorInfo.of(InvalidLogits("the model's logits for this request are not finite numbers"))
+
+
+def invalid_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list[Sequence]:
+    """The running sequences of the step whose logprob or score is not finite. RuntimeError when the answer's columns do
+    not match the step."""
+    sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
+    logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
+    ids = len(answer.ids) // 4
+    if not ids == len(logprobs) == len(sampled):
+        raise RuntimeError(f"step {answer.step} has {ids} ids for {len(sampled)} sequences")
+    if len(scores) != len(scored):
+        raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
+    broken = [*sampled[~np.isfinite(logprobs)].tolist(), *scored[~np.isfinite(scores)].tolist()]
+    running = (rows.sequences[flight.rows[i]] for i in broken if rows.life[flight.rows[i]] == flight.lives[i])
+    return [sequence for sequence in running if sequence is not None]
+
+
+def failure(sequence: Sequence) -> list[Wire]:
+    """The last messages about such a sequence: to the detokenizer, which does not know scored ones, and the front."""
+    rejected = Rejected(sequence.rid, ERROR)
+    return [rejected] if sequence.scored else [Close(sequence.rid), rejected]

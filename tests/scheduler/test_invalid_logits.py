@@ -1,0 +1,76 @@
+"""Logits that are not finite fail their own sequence with a typed error; everything else goes on untouched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from lightllm_mp.messages import StepDone
+from lightllm_mp.plan import SAMPLE, SCORE, unpack
+from tests.scheduler.harness import Harness, harness, prompt, request
+
+both_depths = pytest.mark.parametrize("depth", [0, 1])
+
+
+def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
+    """The worker's numbers for these sequences are NaN once they have produced `after` tokens."""
+    compute = h.worker.step
+
+    def step(plan: bytes) -> StepDone:
+        done, rows, seqs = compute(plan), h.scheduler._rows, unpack(plan).seqs
+        columns = {}
+        for name, flag in (("logprobs", SAMPLE), ("scores", SCORE)):
+            values = np.frombuffer(getattr(done, name), "<f4").copy()
+            for index, (row, start, count, _) in enumerate(seqs[(seqs[:, 3] & flag) != 0].tolist()):
+                if rows.rid[row] in rids and start + count >= rows.prompt[row] + after:
+                    values[index] = np.nan
+            columns[name] = values.tobytes()
+        return replace(done, **columns)
+
+    h.worker.step = step  # type: ignore[method-assign]
+    return h
+
+
+@both_depths
+@pytest.mark.parametrize("after", [0, 3])
+def test_only_the_broken_sequences_fail(depth: int, after: int) -> None:
+    h = broken(harness(depth), 2, 4, after=after)
+    h.add(*[request(rid, prompt(20, rid), ignore_eos=True, top_logprobs=rid % 3) for rid in range(1, 6)])
+    h.run().check_answers(1, 3, 5)
+    assert h.failed.keys() == h.closed == {2, 4}
+    for rid in (2, 4):
+        assert len(h.ids[rid]) == after
+        assert h.ids[rid] == h.answer_of(rid)[:after]
+        error = h.failed[rid]
+        assert (error.status, error.type, error.code) == (500, "server_error", "invalid_logits")
+    assert h.scheduler.gauges()["invalid_logits"] == 2
+
+
+@both_depths
+def test_the_prefix_tree_gets_nothing_of_a_broken_sequence(depth: int) -> None:
+    h = broken(harness(depth), 1)
+    h.add(request(1, prompt(60)))
+    h.run()
+    h.add(request(2, prompt(60)))
+    h.run().check_answers(2)
+    assert h.opened[2].cached_tokens == 0
+
+
+@both_depths
+def test_answers_of_one_prompt_go_on_beside_a_broken_one(depth: int) -> None:
+    """The front ends them; until then they are sequences as all others."""
+    h = broken(harness(depth), 1)
+    h.add(request(1, prompt(40), n=3))
+    h.run().check_answers(2, 3)
+    assert h.failed.keys() == {1}
+
+
+@both_depths
+def test_a_score_that_is_no_number_fails(depth: int) -> None:
+    h = broken(harness(depth, reward=True), 2)
+    h.add(*[request(rid, prompt(20, rid), max_new_tokens=0) for rid in (1, 2, 3)])
+    h.run()
+    assert h.scored.keys() == {1, 3}
+    assert h.failed[2].code == "invalid_logits"
+    assert not h.closed
