@@ -59,6 +59,8 @@ class DecoderProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._confined: Confined | None = None
         """The first line of the process; None: it was not read."""
+        self.restarts = -1
+        """Processes that replaced another one."""
 
     async def decode(self, data: bytes, width: int, height: int) -> Preprocessed:
         """The preprocessed pixels. Raises EngineError for an image that cannot be used."""
@@ -151,6 +153,7 @@ class DecoderProcess:
             )
         except OSError as error:
             raise Overloaded(f"the image decoder cannot be started: {error.strerror}", retry_after=1.0) from None
+        self.restarts += 1
         return self._process
 
     async def end(self) -> None:
