@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 VISIBLE = "LIGHTLLM_MP_DUMPABLE"
 """Environment variable: "1" keeps processes open to debuggers and profilers (gdb, py-spy) of the same user."""
 SECCOMP = "LIGHTLLM_MP_SECCOMP"

@@ -25,6 +25,7 @@ from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import Facts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.default_model import find_model
+from lightllm_mp.sandbox import hide
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -37,6 +38,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
     writes its facts there as one line of JSON (see server.py). -1: not used.
     """
+    hide()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
         keys = load_keys(config.http, os.environ)

@@ -24,13 +24,12 @@ import numpy as np
 from PIL import Image
 
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
-from lightllm_mp.sandbox import Layer, confine, prctl
+from lightllm_mp.sandbox import PR_SET_PDEATHSIG, Layer, confine, prctl
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import ALLOWED, Format, ImageLimits, read_header
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionSpec
 
-PR_SET_PDEATHSIG = 1
 BASE_MEMORY, BYTES_PER_PIXEL = 2 << 30, 24
 """Limit of the address space in bytes: the interpreter with its libraries, and per pixel (most for 16-bit grey)."""
 NICE = 5
