@@ -41,6 +41,8 @@ UNUSABLE = "an image cannot be decoded"
 REMEDY = f"{SECCOMP}=0 in the environment leaves the filter of system calls out"
 SECONDS = 20.0
 """Most seconds to decode one image, the process's start included."""
+START_SECONDS = 60.0
+"""Most seconds until the process that is tried at start is ready."""
 SLACK = 4 << 20
 """Extra bytes of pixels for dynamic sizes, because edges are rounded."""
 ENVIRONMENT = ("PATH", "LANG", "PYTHON", "LC_", "LD_", "OPENBLAS_", SECCOMP)
@@ -110,10 +112,10 @@ class DecoderProcess:
     async def missing_layers(self) -> tuple[Layer, ...]:
         """Waits until the process is ready. The layers that its confinement lacks; StartupError if it does not work."""
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 await self._ready()
         except TimeoutError:
-            raise StartupError(f"the image decoder is not ready after {SECONDS:g} s") from None
+            raise StartupError(f"the image decoder is not ready after {START_SECONDS:g} s") from None
         assert self._confined is not None
         return self._confined.missing
 

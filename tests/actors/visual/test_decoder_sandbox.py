@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightllm_mp.actors.visual import decoder_pool
 from lightllm_mp.actors.visual.decoder_pool import DecoderPool, DecoderProcess, check_decoder
 from lightllm_mp.errors import InvalidRequest, Overloaded, StartupError
 from lightllm_mp.sandbox import LAYERS, SECCOMP, Layer, landlock_version, missing_layers
+from lightllm_mp.shm import segment
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.decoder_process import Settings
 from lightllm_mp.vision.header import read_header
@@ -25,7 +27,7 @@ from tests.paths import GOLDENS
 from tests.vision.image_files import every_kind
 
 DECODERS = "tests.actors.visual.decoders"
-SPELLINGS = ("PermissionError", "OSError", "ValueError", "MemoryError", "ModuleNotFoundError", "FileNotFoundError")
+SPELLINGS = ("PermissionError", "OSError", "ValueError", "MemoryError", "ModuleNotFoundError", "KeyError")
 HERE = missing_layers()
 
 needs_seccomp = pytest.mark.skipif("seccomp" in HERE, reason="this machine refuses seccomp")
@@ -51,7 +53,9 @@ async def refusals(decoder: DecoderProcess, names: tuple[str, ...]) -> dict[str,
 
 
 @needs_seccomp
-def test_a_hostile_decoder_reaches_nothing(settings: Settings) -> None:
+def test_a_hostile_decoder_reaches_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTLLM_MP_API_KEYS", "secret")
+
     @in_time
     async def body() -> None:
         decoder = DecoderProcess(settings, f"{DECODERS}.hostile")
@@ -116,6 +120,40 @@ def test_what_a_hostile_decoder_says_fails_its_image_only(settings: Settings, na
         try:
             assert await refusals(decoder, (name,)) == {name: "an image cannot be decoded"}
             assert decoder.restarts == 1
+        finally:
+            await decoder.close()
+
+    body()
+
+
+def test_a_decoder_that_hangs_fails_its_image_only(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_pool, "SECONDS", 3.0)
+
+    @in_time
+    async def body() -> None:
+        decoder = DecoderProcess(settings, f"{DECODERS}.hostile")
+        try:
+            with pytest.raises(InvalidRequest, match="longer than 3 s"):
+                await decoder.decode(png(1), hostile.HANG, 30)
+            assert (await decoder.decode(png(2), 40, 30)).pixels.shape[0] == 3
+        finally:
+            await decoder.close()
+
+    body()
+
+
+def test_memory_is_reserved_before_an_image(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If there is too little, the image waits outside: no process gets a SIGBUS."""
+
+    @in_time
+    async def body() -> None:
+        decoder = DecoderProcess(settings)
+        try:
+            with monkeypatch.context() as tight:
+                tight.setattr(segment, "free_memory", lambda: 1 << 20)
+                with pytest.raises(Overloaded, match="too little memory"):
+                    await decoder.decode(png(1) + bytes(2 << 20), 40, 30)
+            assert (await decoder.decode(png(1) + bytes(2 << 20), 40, 30)).pixels.shape[0] == 3
         finally:
             await decoder.close()
 

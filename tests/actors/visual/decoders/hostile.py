@@ -67,6 +67,7 @@ def path(text: str) -> Callable[[mmap.mmap], object]:
 
 ATTACKS: dict[str, Callable[[mmap.mmap], object]] = {
     "read a file": path(__file__),
+    "read the keys it was started with": lambda _: os.environ["LIGHTLLM_MP_API_KEYS"],
     "read the keys": path(f"/proc/{PARENT}/environ"),
     "read the parent": path(f"/proc/{PARENT}/mem"),
     "write the parent": lambda _: os.open(f"/proc/{PARENT}/mem", os.O_RDWR),
@@ -122,6 +123,9 @@ ANSWERS: dict[str, bytes] = {
 }
 """What it says. Each is a failure of its image, and the end of the process."""
 
+HANG = CLIENT - 1
+"""Width of an image that is never answered."""
+
 DEEDS: dict[str, Callable[[mmap.mmap], object]] = {
     "exit": lambda _: os._exit(3),
     "exit as if well": lambda _: os._exit(0),
@@ -140,6 +144,8 @@ def width(name: str) -> int:
 
 
 def answer(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
+    while task.width == HANG:
+        pass
     if not 0 <= task.width - CLIENT < len(NAMES):
         return decode_image(task, memory, settings)
     name = NAMES[task.width - CLIENT]
