@@ -9,9 +9,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lightllm_mp.sandbox import VISIBLE
+
 # Tests run beside one another, on few cores: OpenMP's threads, which spin while they wait, would take them from each
 # other (a training run on two cores took five times as long). Servers choose their threads themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests look into the processes of servers, which hide themselves from other processes.
+os.environ.setdefault(VISIBLE, "1")
 # Before the first import of triton, which reads it once: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

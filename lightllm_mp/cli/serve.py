@@ -26,6 +26,7 @@ from lightllm_mp.machine import raise_open_file_limit
 from lightllm_mp.messages import Facts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.default_model import find_model
+from lightllm_mp.sandbox import hide
 
 log = logging.getLogger("lightllm_mp.supervisor")
 
@@ -38,6 +39,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
     `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
     writes its facts there as one line of JSON (see server.py). -1: not used.
     """
+    hide()
     raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:

@@ -132,3 +132,10 @@ def _bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], **options: ob
         return models.BPE(vocab=vocab, merges=list(merges), **options)
     except Exception as error:
         raise ModelError(f"the vocabulary and the merges do not match: {str(error)[:200]}") from error
+
+
+def check_charsmap(charsmap: bytes) -> None:
+    """ValueError if the map of a `Precompiled` normalizer is shorter than its header says. The library allocates the
+    length in the header, and aborts the process if it cannot."""
+    if int.from_bytes(charsmap[:4], "little") > len(charsmap) - 4:
+        raise ValueError("its character map is truncated")

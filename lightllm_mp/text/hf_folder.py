@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
@@ -15,7 +17,7 @@ from lightllm_mp.machine import format_bytes
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.families import find_text_half
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
-from lightllm_mp.text.bpe_builder import byte_level_bpe, set_bos_eos
+from lightllm_mp.text.bpe_builder import byte_level_bpe, check_charsmap, set_bos_eos
 from lightllm_mp.text.tokenizer_source import TokenizerSource
 
 _MAX_CONFIG_BYTES = 16 << 20
@@ -84,9 +86,35 @@ def _reads_json(folder: Path, mode: str) -> bool:
 def _from_tokenizer_json(path: Path) -> Backend:
     _check_size(path, _MAX_TOKENIZER_BYTES)
     try:
-        return Backend.from_file(str(path))
+        return Backend.from_buffer(_checked_json(path.read_bytes()))
     except Exception as error:
         raise ModelError(f"tokenizer.json cannot be read: {str(error)[:200]}") from error
+
+
+def _checked_json(data: bytes) -> bytes:
+    """The same tokenizer.json, whose character maps are as long as they say. ValueError.
+
+    Each key of it, and of its normalizer, occurs once: the library would read them all, the check only the last one.
+    """
+    parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    if "normalizer" in parts:
+        normalizer = msgspec.json.decode(parts["normalizer"])
+        for charsmap in _charsmaps(normalizer):
+            check_charsmap(base64.b64decode(charsmap))
+        parts["normalizer"] = msgspec.Raw(msgspec.json.encode(normalizer))
+    return msgspec.json.encode(parts)
+
+
+def _charsmaps(normalizer: Any) -> Iterator[str]:
+    """All character maps (base64) of a normalizer, which may be a sequence of others."""
+    if isinstance(normalizer, dict):
+        if isinstance(charsmap := normalizer.get("precompiled_charsmap"), str):
+            yield charsmap
+        for part in normalizer.values():
+            yield from _charsmaps(part)
+    elif isinstance(normalizer, list):
+        for part in normalizer:
+            yield from _charsmaps(part)
 
 
 def _from_vocab_and_merges(folder: Path, config: Mapping[str, Any]) -> Backend:

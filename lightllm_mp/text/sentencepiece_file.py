@@ -25,6 +25,7 @@ from lightllm_mp.machine import format_bytes
 from lightllm_mp.text.bpe_builder import (
     SpacePrefix,
     TokenType,
+    check_charsmap,
     finish_sentencepiece,
     sentencepiece_bpe,
     set_bos_eos,
@@ -170,9 +171,7 @@ def _add_control_tokens(backend: Tokenizer, tokens: list[str], types: list[int])
 def _normalizers(spec: dict[int, Any]) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if spec.get(2):
-        # The library allocates the length in the map's header, and aborts the process if it cannot.
-        if int.from_bytes(spec[2][:4], "little") > len(spec[2]) - 4:
-            raise ValueError("its character map is truncated")
+        check_charsmap(spec[2])
         steps.append(normalizers.Precompiled(spec[2]))
     if spec.get(4, 1):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]

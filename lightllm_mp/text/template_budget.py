@@ -1,4 +1,4 @@
-"""Limits of one rendering of a chat template: time, characters, and the size of nested values.
+"""Limits of one rendering of a chat template: time, characters, memory, and the size of nested values.
 
 A template comes with the model and is not trusted. The sandbox keeps it from running code; these limits keep it from
 running for ever. Each check comes before the operation, since an operation in C (text times a number, the text of
@@ -8,6 +8,7 @@ nested lists) cannot be interrupted.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import ItemsView, KeysView, ValuesView
 from time import monotonic
 from typing import Any
@@ -16,12 +17,21 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
 from jinja2.utils import Namespace
 
+from lightllm_mp.machine import format_bytes
+
 MAX_SECONDS = 1.0
 MAX_CHARS = 8 << 20
+MAX_BYTES = 256 << 20
+"""Memory of all values that a rendering makes, also of those that it drops again."""
 MAX_ITEMS = 1 << 20
 MAX_NESTED_VALUES = 200_000
 MAX_WIDTH = 1000
 MAX_INT_BITS = 4096
+
+_PER_ITEM = 128
+"""Bytes that one item of a list or dictionary in the template's text counts, the small value in it included."""
+_PER_OBJECT = 512
+"""Bytes that an object of the template engine counts, its attributes included."""
 
 _ITERABLES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _CONTAINERS = (*_ITERABLES, dict, Namespace)
@@ -38,12 +48,39 @@ class Budget:
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._deadline = monotonic() + seconds
-        self._written = 0
+        self._written = self._made = 0
 
     def tick(self) -> None:
         """Called in every iteration, call and operation. TemplateLimit if the time is over."""
         if monotonic() > self._deadline:
             raise TemplateLimit("the chat template takes too long")
+
+    def made(self, value: Any) -> Any:
+        """Counts the memory of a value that an operation has made, without that of its items. Returns the value."""
+        self._count(sys.getsizeof(value))
+        return value
+
+    def made_with_items(self, value: Any) -> Any:
+        """Counts the memory of a value and of its items. Returns the value."""
+        size = sys.getsizeof(value)
+        if isinstance(value, dict):
+            size += sum(map(sys.getsizeof, value.keys())) + sum(map(sys.getsizeof, value.values()))
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            size += sum(map(sys.getsizeof, value))
+        elif not isinstance(value, (str, int, float)):
+            size += _PER_OBJECT
+        self._count(size)
+        return value
+
+    def made_literal(self, value: Any) -> Any:
+        """Counts the memory of a list, tuple or dictionary that stands in the template. Returns it."""
+        self._count(_PER_ITEM * (1 + len(value) * (1 + isinstance(value, dict))))
+        return value
+
+    def _count(self, size: int) -> None:
+        self._made += size
+        if self._made > MAX_BYTES:
+            raise TemplateLimit(f"the chat template makes more than {format_bytes(MAX_BYTES)} of values")
 
     def write(self, value: Any) -> str:
         """`value` as text for the output. Counts its characters."""
@@ -104,6 +141,17 @@ def check_chars(count: int) -> None:
         raise TemplateLimit(f"the chat template makes more than {MAX_CHARS} characters")
 
 
+def check_split(text: str, separator: Any) -> None:
+    """TemplateLimit if the parts of the text are too many. `separator` None: it is split at white space."""
+    parts = text.count(separator) if isinstance(separator, str) and separator else len(text) // 2
+    check_items(parts + 1)
+
+
+def check_items(count: int) -> None:
+    if count > MAX_ITEMS:
+        raise TemplateLimit("the chat template builds a list that is too long")
+
+
 def check_width(*widths: Any) -> None:
     """TemplateLimit for widths that pad text or lists too much."""
     for width in widths:
@@ -143,8 +191,8 @@ def _check_product(left: Any, right: Any) -> None:
 def _check_sum(left: Any, right: Any) -> None:
     if isinstance(left, str) and isinstance(right, str):
         check_chars(len(left) + len(right))
-    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) + len(right) > MAX_ITEMS:
-        raise TemplateLimit("the chat template builds a list that is too long")
+    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        check_items(len(left) + len(right))
 
 
 def _check_bits(bits: int) -> None:

@@ -1,6 +1,7 @@
 """Rewrites a chat template so that each operation that costs time or space calls the sandbox, which checks its cost.
 
-The sandbox has the methods `tick`, `weigh`, `join_text` and `finalize` for this (template_sandbox.py).
+The sandbox has the methods `tick`, `weigh`, `made_literal`, `made_slice`, `join_text` and `finalize` for this
+(template_sandbox.py).
 """
 
 from __future__ import annotations
@@ -37,6 +38,24 @@ class CostPoints(NodeTransformer):
         for operand in node.ops:
             operand.expr = _weighed(operand.expr)
         return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _environment_call("made_literal", [node], node.lineno)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _environment_call("made_literal", [node], node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        # `for a, b in` and `set a, b =` make none.
+        return _environment_call("made_literal", [node], node.lineno) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        # The sandbox itself sees every other index.
+        return _environment_call("made_slice", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
         self.generic_visit(node)

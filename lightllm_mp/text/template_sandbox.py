@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn, cast
@@ -13,7 +13,16 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
-from lightllm_mp.text.template_budget import Budget, check_chars, check_format, check_join, check_replace, check_width
+from lightllm_mp.text.template_budget import (
+    Budget,
+    check_chars,
+    check_format,
+    check_items,
+    check_join,
+    check_replace,
+    check_split,
+    check_width,
+)
 from lightllm_mp.text.template_rewriting import CostPoints, GenerationTag
 
 
@@ -32,6 +41,10 @@ _FILTERS = _words(
     "int items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr "
     "slice sort string sum title tojson trim truncate unique upper urlencode"
 )
+_PICKING_FILTERS = ("attr", "d", "default", "first", "last", "max", "min")
+"""Filters that return a value that exists."""
+_LISTING_FILTERS = ("batch", "list", "reverse", "slice", "sort", "unique")
+"""Filters that may make an item of every character of a text."""
 _PADDING_FILTERS = ("batch", "center", "round", "slice", "truncate", "int")
 
 
@@ -41,6 +54,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     # Names that a client's template arguments may not take.
     OWN_GLOBALS = frozenset(("range", "dict", "cycler", "joiner", "namespace", "raise_exception", "strftime_now"))
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+    intercepted_unops = frozenset(ImmutableSandboxedEnvironment.default_unop_table)
 
     def __init__(self) -> None:
         super().__init__(
@@ -64,18 +78,25 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = __self.budget
+        if getattr(__obj, "__func__", None) in (ChatEnvironment.made_literal, ChatEnvironment.made_slice):
+            return __obj(*args)  # without weighing what is in the list
         budget.tick()
         for value in (*args, *kwargs.values()):
             budget.weigh(value)
         _check_method(__obj, args)
-        return super().call(__context, __obj, *args, **kwargs)
+        made = super().call(__context, __obj, *args, **kwargs)
+        return made if _picks(__obj) else budget.made_with_items(made)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.budget.operate(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        return self.budget.made(super().call_binop(context, operator, left, right))
+
+    def call_unop(self, context: Any, operator: str, arg: Any) -> Any:
+        return self.budget.made(super().call_unop(context, operator, arg))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        return super().getitem(obj, self.budget.weigh(argument))
+        found = super().getitem(obj, self.budget.weigh(argument))
+        return self.budget.made(found) if isinstance(obj, str) else found
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if super().wrap_str_format(value) is None:
@@ -88,7 +109,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
         return bounded
 
-    # Rewritten templates call the next three methods, see CostPoints.
+    # Rewritten templates call the next five methods, see CostPoints.
 
     def tick(self) -> None:
         self.budget.tick()
@@ -96,10 +117,17 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def weigh(self, value: Any) -> Any:
         return value  # `call` has weighed it, like every argument
 
+    def made_literal(self, value: Any) -> Any:
+        return self.budget.made_literal(value)
+
+    def made_slice(self, value: Any) -> Any:
+        self.budget.tick()
+        return self.budget.made(value)
+
     def join_text(self, *values: Any) -> str:
         parts = [self.budget.text(value) for value in values]
         check_chars(sum(map(len, parts)))
-        return "".join(parts)
+        return cast(str, self.budget.made("".join(parts)))
 
     def _bounded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         """`function` (a filter or test), with a check of its arguments."""
@@ -112,12 +140,21 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             passed = 1 if hasattr(function, "jinja_pass_arg") else 0
             before, values = args[:passed], list(args[passed:])
             self._check_filter(name, values, kwargs)
-            return function(*before, *values, **kwargs)
+            made = function(*before, *values, **kwargs)
+            if name in _PICKING_FILTERS or any(made is value for value in args):
+                return made
+            return self._counted(made) if isinstance(made, Iterator) else self.budget.made_with_items(made)
 
         return bounded
 
+    def _counted(self, values: Iterator[Any]) -> Iterator[Any]:
+        for value in values:
+            yield self.budget.made_with_items(value)
+
     def _check_filter(self, name: str, values: list[Any], kwargs: dict[str, Any]) -> None:
         rest = (*values[1:], *kwargs.values())
+        if name in _LISTING_FILTERS and isinstance(values[0], str):
+            check_items(len(values[0]))
         if name == "string":
             self.budget.printable(values[0])
         elif name in _PADDING_FILTERS:
@@ -159,6 +196,8 @@ def _check_method(function: Any, args: tuple[Any, ...]) -> None:
             raise SecurityError(f"str.{name} is not available in chat templates")
         if name == "replace" and len(args) >= 2:
             check_replace(owner, str(args[0]), str(args[1]))
+        elif name in ("split", "rsplit", "splitlines"):
+            check_split(owner, args[0] if args and name != "splitlines" else None)
         elif name == "join" and args and isinstance(args[0], (list, tuple)):
             check_join(owner, list(args[0]))
         elif name == "join":
@@ -167,6 +206,11 @@ def _check_method(function: Any, args: tuple[Any, ...]) -> None:
         isinstance(owner, (list, tuple, dict)) and name not in _CONTAINER_METHODS
     ):
         raise SecurityError(f"{type(owner).__name__}.{name} is not available in chat templates")
+
+
+def _picks(function: Any) -> bool:
+    """Whether it returns a value that exists."""
+    return isinstance(getattr(function, "__self__", None), dict) and function.__name__ == "get"
 
 
 @pass_context
@@ -194,4 +238,12 @@ def _tojson(
     """JSON as transformers writes it: plain Unicode, without HTML escapes."""
     if indent is not None and (not isinstance(indent, int) or indent > 16):
         raise SecurityError("tojson indents by at most 16 in chat templates")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    parts, chars = [], 0
+    for part in encoder.iterencode(value):  # a line of a deeply nested value is mostly indentation
+        parts.append(part)
+        chars += len(part)
+        check_chars(chars)
+    return "".join(parts)

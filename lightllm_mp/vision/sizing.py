@@ -70,6 +70,13 @@ def patch_grid(spec: VisionSpec, width: int, height: int) -> PatchGrid:
     return PatchGrid(1, down // spec.patch, across // spec.patch)
 
 
+def pixel_shape(spec: VisionSpec, grid: PatchGrid) -> tuple[int, ...]:
+    """Shape of the tower's input for an image of this grid (see Preprocessed)."""
+    if spec.preprocess.mode == "dynamic":
+        return grid.patches, spec.patch_values
+    return 3, spec.preprocess.size, spec.preprocess.size
+
+
 def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
     """Slots of an image of this grid."""
     if spec.queries:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,6 +23,7 @@ from lightllm_mp.cli.doctor.finding import Finding, fail, ok
 from lightllm_mp.cli.doctor.software import TorchReport, see_torch
 from lightllm_mp.cli.inspect.machine import GpuLine, parse_gpus
 from lightllm_mp.errors import ConfigError, StartupError
+from lightllm_mp.sandbox import SECCOMP, Layer
 from tests.paths import ROOT
 
 GOLDEN = ROOT / "tests" / "goldens" / "llama"
@@ -50,7 +52,18 @@ def test_a_machine_that_can_serve() -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True), done.stdout
     checks = {check["name"]: check["status"] for check in report["checks"]}
-    assert {"python", "torch", "queues", "memory", "shared memory", "files", "clock", "disk", "port"} <= set(checks)
+    assert {
+        "python",
+        "torch",
+        "queues",
+        "image decoder",
+        "memory",
+        "shared memory",
+        "files",
+        "clock",
+        "disk",
+        "port",
+    } <= set(checks)
     assert checks["model"] == checks["permissions"] == "OK"
 
 
@@ -127,6 +140,40 @@ def test_torch_and_gpus_explain_each_other(
     found = list(software.torch_and_gpus())
     assert worst(found).status == status
     assert any(said in finding.text for finding in found if finding.status == status)
+
+
+@pytest.mark.parametrize(
+    ("missing", "status", "said", "advice"),
+    [
+        ((), "OK", "confined by seccomp and Landlock", ""),
+        (("seccomp",), "WARN", "confined without seccomp", "allow seccomp(2) in the container's profile"),
+        (("Landlock",), "WARN", "confined without Landlock", "lsm= list"),
+        (("seccomp", "Landlock"), "WARN", "confined without seccomp and Landlock", "lsm= list"),
+        (
+            OSError("a confined process ends with code 1"),
+            "FAIL",
+            "cannot be confined: a confined",
+            "LIGHTLLM_MP_SECCOMP",
+        ),
+    ],
+)
+def test_what_confines_the_image_decoder(missing: object, status: str, said: str, advice: str) -> None:
+    def look(environment: object) -> tuple[Layer, ...]:
+        if isinstance(missing, OSError):
+            raise missing
+        return cast("tuple[Layer, ...]", missing)
+
+    (found,) = software.image_decoder(look)
+    assert (found.status, found.name) == (status, "image decoder")
+    assert said in found.text
+    assert advice in found.advice
+
+
+def test_the_confinement_is_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECCOMP, "0")
+    (found,) = software.image_decoder()
+    assert found.status == "WARN"
+    assert "seccomp" in found.text
 
 
 def test_what_nvidia_smi_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

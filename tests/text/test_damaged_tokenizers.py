@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +131,39 @@ def test_a_mode_whose_file_is_absent(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty")
     for mode in ("auto", "fast", "slow"):
         refusal(empty, NoTokenizer, mode=mode)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        '{"type": "Precompiled", "precompiled_charsmap": "MAP"}',
+        '{"type": "Sequence", "normalizers": [{"type": "NFC"},'
+        ' {"type": "Precompiled", "precompiled_charsmap": "MAP"}]}',
+        '{"type": "Precompiled", "precompiled\\u005fcharsmap": "MAP"}',
+    ],
+)
+@pytest.mark.parametrize("again", ["", ', "normalizer": null'])
+def test_a_character_map_that_is_shorter_than_it_says(tmp_path: Path, normalizer: str, again: str) -> None:
+    """The library would allocate what the map says, and end the process if it cannot. So a process of its own reads
+    the file, in little memory."""
+    charsmap = base64.b64encode(b"\xf0\xff\xff\xff" + bytes(64)).decode()
+    vocabulary = json.dumps({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"})
+    said = normalizer.replace("MAP", charsmap)
+    (tmp_path / "tokenizer.json").write_text(f'{{"normalizer": {said}{again}, "model": {vocabulary}}}')
+    program = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+from lightllm_mp.errors import ModelError
+from lightllm_mp.text.tokenizer import load_tokenizer
+from pathlib import Path
+try:
+    load_tokenizer(Path({str(tmp_path)!r}))
+    print("loaded")
+except ModelError as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    # Of two normalizers the last one counts, and only that one is read.
+    expected = "loaded" if again else "tokenizer.json cannot be read: its character map is truncated"
+    assert done.stdout.strip() == expected

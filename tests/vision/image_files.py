@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from lightllm_mp.vision.header import ALLOWED
 
 
 def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
@@ -50,3 +53,29 @@ def with_orientation(picture: Image.Image, format: str, orientation: int) -> byt
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(picture, format, exif=exif)
+
+
+def every_kind() -> Iterator[tuple[str, bytes]]:
+    """(what it is, the file) for every way to decode: formats, modes, compressions, depths, orientations, frames."""
+    for name in ALLOWED:
+        yield name, encoded(noise(), name)
+        yield f"large {name}", encoded(noise(1500, 1100), name)
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        yield f"PNG {mode}", encoded(noise(mode=mode), "PNG")
+        yield f"TIFF {mode}", encoded(noise(mode=mode), "TIFF")
+    for name in ("GIF", "WEBP", "PNG", "TIFF"):
+        yield f"animated {name}", encoded(noise(), name, save_all=True, append_images=[noise(mode="L"), noise()])
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        yield compression, encoded(noise(), "TIFF", compression=compression)
+    for orientation in range(1, 9):
+        yield f"orientation {orientation}", with_orientation(noise(), "JPEG", orientation)
+    deep = Image.fromarray(np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32))
+    yield "PNG of 16 bits", encoded(deep, "PNG")
+    yield "TIFF of 16 bits", encoded(deep, "TIFF")
+    yield "CMYK", encoded(noise(mode="CMYK"), "JPEG")
+    yield "progressive", encoded(noise(), "JPEG", progressive=True)
+    yield "lossless", encoded(noise(), "WEBP", lossless=True)
+    yield "WEBP with alpha", encoded(noise(mode="RGBA"), "WEBP")
+    yield "MPO", encoded(noise(), "MPO", save_all=True, append_images=[noise()])
+    yield "palette with transparency", encoded(noise(mode="P"), "PNG", transparency=bytes(range(256)))
+    yield "interlaced GIF", encoded(noise(), "GIF", interlace=1)

@@ -62,12 +62,22 @@ def test_models_of_text_only(name: str) -> None:
     assert read_vision(GOLDENS / name / "config.json") is None
 
 
-@pytest.mark.parametrize("said", [f"./{TOWER}", f"../{TOWER}", f"openai/{TOWER}", TOWER])
+@pytest.mark.parametrize("said", [f"./{TOWER}", f"openai/{TOWER}", TOWER])
 def test_where_a_tower_may_be(tmp_path: Path, said: str) -> None:
     folder = copied("llava_orig", tmp_path)
     copied(TOWER, folder if said.startswith("./") else tmp_path)
     change_config(folder, mm_vision_tower=said)
     assert same_as_golden(folder, "llava_orig")
+
+
+@pytest.mark.parametrize("said", [f"../{TOWER}", f"x/../../{TOWER}", "..", "/etc", "FOLDER"])
+def test_a_tower_elsewhere_is_not_read(tmp_path: Path, said: str) -> None:
+    """Not even one that is where it says: a model's author does not choose which files of the machine are read."""
+    folder, tower = copied("llava_orig", tmp_path), copied(TOWER, tmp_path)
+    (folder / "x").mkdir()
+    change_config(folder, mm_vision_tower=said.replace("FOLDER", str(tower)))
+    with pytest.raises(ModelError, match="leads out of the model folder: name the tower's folder without a path"):
+        read_vision(folder)
 
 
 def test_a_tower_that_is_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from lightllm_mp.sandbox import VISIBLE
+
+os.environ.setdefault(VISIBLE, "1")  # else the servers that a tool starts hide from it
+
 PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 MIB = float(1 << 20)
 ACTOR = re.compile(r"\0lightllm_mp\.actors\.[\w.]+\0([^\0]+)")

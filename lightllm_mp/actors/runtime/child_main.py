@@ -22,11 +22,11 @@ from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Failed, Loading
-
-PR_SET_PDEATHSIG = 1
+from lightllm_mp.sandbox import PR_SET_PDEATHSIG, hide, prctl
 
 
 def main() -> int:
+    hide()
     gc.disable()  # objects made by imports are not garbage
     faulthandler.enable()
     # The signal handler itself writes the stacks: this works in an endless loop, in a lock and in C code.
@@ -95,7 +95,7 @@ def die_with_parent(parent_fd: int) -> None:
     The kernel's signal also ends a process that is stopped or computing. The pipe covers a parent that ended before
     prctl was called.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         os.read(parent_fd, 1)

@@ -20,7 +20,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.actors.visual.decoder_pool import DecoderPool
+from lightllm_mp.actors.visual.decoder_pool import PROGRAM, DecoderPool, check_decoder
 from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
@@ -73,6 +73,9 @@ class EncodeJob:
 
 
 class VisualActor(AsyncActor):
+    DECODER = PROGRAM
+    """The module that decoder processes run."""
+
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._launch, self._front = launch, launch.front
@@ -106,6 +109,9 @@ class VisualActor(AsyncActor):
         load_format = config.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
         self._towers = EncoderPool(encoders, PATCHES[kind])
+        images = config.multimodal
+        self._decoding = Settings(self._spec, images.max_bytes_per_image, images.max_pixels_per_image)
+        check_decoder(self._decoding, self.DECODER)
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
         self._publish()
 
@@ -133,9 +139,8 @@ class VisualActor(AsyncActor):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        settings = self._launch.config.multimodal
-        limits = Settings(self._spec, settings.max_bytes_per_image, settings.max_pixels_per_image)
-        self._pool = DecoderPool(limits, min(DECODERS * len(self._towers), physical_cores()))
+        size = min(DECODERS * len(self._towers), physical_cores())
+        self._pool = DecoderPool(self._decoding, size, self.DECODER)
         await self._pool.start()
         self.listen()
         try:

@@ -42,6 +42,7 @@ def examine(
         software.python,
         software.torch_and_gpus,
         software.extensions,
+        software.image_decoder,
         machine.memory,
         machine.shared_memory,
         machine.limits,

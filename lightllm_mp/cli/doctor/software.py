@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +15,7 @@ from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.cli.inspect.machine import see_gpus
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
+from lightllm_mp.sandbox import LAYERS, SECCOMP, Layer, landlock_version, missing_layers
 from lightllm_mp.shm.implementation import extension
 
 DEADLINE = 60.0
@@ -109,6 +111,25 @@ def extensions() -> Findings:
         yield fail("cpu kernels", error.message, f"unset {runtime.VARIABLE}, or set it to one of these levels")
     else:
         yield ok("cpu kernels", f"{runtime.level()}, of {', '.join(runtime.levels())}")
+
+
+def image_decoder(look: Callable[[Mapping[str, str]], tuple[Layer, ...]] = missing_layers) -> Findings:
+    """Confines a child process as the one that decodes image files is confined."""
+    name = "image decoder"
+    try:
+        missing = look(child_environment())
+    except (OSError, subprocess.SubprocessError) as error:
+        yield fail(name, f"it cannot be confined: {error}", f"use a newer kernel, or try {SECCOMP}=0")
+        return
+    have = [f"Landlock {landlock_version()}" if layer == "Landlock" else layer for layer in LAYERS]
+    if not missing:
+        yield ok(name, f"confined by {' and '.join(have)}")
+        return
+    advice = {
+        "seccomp": f"allow seccomp(2) in the container's profile, and unset {SECCOMP}",
+        "Landlock": "add landlock to the kernel's lsm= list (Linux 5.13 or newer), and allow it in the container",
+    }
+    yield warn(name, f"confined without {' and '.join(missing)}", "; ".join(advice[layer] for layer in missing))
 
 
 def see_torch(deadline: float, program: str = LOOK) -> TorchReport:

@@ -39,7 +39,12 @@ def read_original(config: dict[str, Any], folder: Path) -> VisionModel:
 
 
 def _tower_folder(folder: Path, name: str) -> Path:
-    """`./x` and `../x` are relative to the model folder; a hub name is searched inside and beside it."""
+    """A folder of this name (`./x`, `x`) or of the last part of a hub name (`openai/x`), inside the model folder or
+    beside it. ModelError for a name that leads elsewhere."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ModelError(
+            f"mm_vision_tower {name[:200]!r} leads out of the model folder: name the tower's folder without a path"
+        )
     last = Path(name).name
     for place in (folder / name, folder / last, folder.parent / name, folder.parent / last):
         if (place / "config.json").is_file():

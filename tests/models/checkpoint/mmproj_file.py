@@ -58,7 +58,7 @@ def _clip(folder: str, config: dict[str, Any], swapped: bool) -> tuple[dict[str,
     """The last layer and the norm behind it are left out, for LLaVA takes the output of the last layer but one."""
     at = GOLDENS / folder
     if "mm_vision_tower" in config:
-        at = (at / config["mm_vision_tower"]).resolve()
+        at = GOLDENS / config["mm_vision_tower"]
     vision = json.loads((at / "config.json").read_text())
     vision = vision.get("vision_config", vision)
     layers = vision["num_hidden_layers"] - 1

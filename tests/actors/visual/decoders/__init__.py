@@ -1,0 +1,1 @@
+"""Programs that stand for the decoder process, each wrong in another way."""
