@@ -29,11 +29,14 @@ from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.token_counts import TokenCount, TokenCounts
 from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.actors.topology import VISUAL
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
 
 RECORDED = 16
 """Events of a whole answer that a death of the front may cost."""
+
+NO_IMAGES = "the image encoder is not available: send the request again later, or without images"
 
 
 class RequestTable:
@@ -65,7 +68,7 @@ class RequestTable:
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
         self._counts = TokenCounts()
-        self._quarantine = Quarantine(self._submit_again)
+        self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
         self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
         self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
@@ -76,6 +79,7 @@ class RequestTable:
         self.state = say.Health(ok=True)
         self.observer: Observer = NoObserver()
         self.on_drained: Callable[[], None] = lambda: None
+        self.on_blame: Callable[[str, int], None] = lambda name, epoch: None
         """Called once, when the server drains and no live request is left."""
 
     # --- the supervisor's side ---
@@ -85,8 +89,9 @@ class RequestTable:
         self.facts = message.facts
         self.reset()
         self._connected = True
+        self._quarantine.begin(frozenset(message.restarted), message.epoch)
         for suspect in (*self._lives.values(), *self._counts):
-            if not self._quarantine.take_back(suspect, frozenset(message.restarted)):
+            if not self._quarantine.take_back(suspect):
                 self._give_up(suspect, EngineError("the engine failed on this request repeatedly"))
         self._quarantine.go_on()
 
@@ -99,6 +104,9 @@ class RequestTable:
 
     def health(self, message: say.Health) -> None:
         self.state = message
+        if self._blind:
+            for live in [live for live in self._lives.values() if live.images and live.open and live.error is None]:
+                self._give_up(live, Unavailable(NO_IMAGES))
         self._check_drained()
 
     def flush(self) -> None:
@@ -124,6 +132,11 @@ class RequestTable:
         if not self.state.ok:
             return self.state.reason or "unhealthy"
         return "" if self._connected else "repairing"
+
+    @property
+    def _blind(self) -> bool:
+        """The visual actor fails again and again."""
+        return VISUAL in self.state.away
 
     def drained(self) -> bool:
         return self.state.draining and not self.live and not self._staying
@@ -155,6 +168,9 @@ class RequestTable:
         limits = self.facts.engine
         validation.check(prompt, terms, limits, sees=self.images.takes_images)
         self.images.check(images, limits.max_input)
+        if images and self._blind:
+            self.observer.refused("images_unavailable")
+            raise Unavailable(NO_IMAGES)
         request = say.Generate(
             rid=self._rids(terms.n),
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
@@ -202,7 +218,7 @@ class RequestTable:
         try:
             return await self._counts.result(count, deadline)
         finally:
-            self._quarantine.cleared(count)
+            self._quarantine.left(count)
             self.limits.leave(tenant)
             self._check_drained()
 
@@ -210,7 +226,7 @@ class RequestTable:
         """The consumer is done with `live`; called by LiveRequest.close(). It may come back to it for a while."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
-            self._quarantine.cleared(live)
+            self._quarantine.left(live)
             self.limits.leave(live.request.terms.tenant)
             self.observer.ended(live)
         if not live.open:
