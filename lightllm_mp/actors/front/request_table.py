@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
-from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
+from lightllm_mp.actors.front.image_files import IMAGES_AWAY, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
@@ -35,8 +35,6 @@ from lightllm_mp.messages import Facts, Terms, Wire
 
 RECORDED = 16
 """Events of a whole answer that a death of the front may cost."""
-
-NO_IMAGES = "the image encoder is not available: send the request again later, or without images"
 
 
 class RequestTable:
@@ -104,9 +102,10 @@ class RequestTable:
 
     def health(self, message: say.Health) -> None:
         self.state = message
-        if self._blind:
+        self.images.away = VISUAL in message.away
+        if self.images.away:
             for live in [live for live in self._lives.values() if live.images and live.open and live.error is None]:
-                self._give_up(live, Unavailable(NO_IMAGES))
+                self._give_up(live, Unavailable(IMAGES_AWAY))
         self._check_drained()
 
     def flush(self) -> None:
@@ -132,11 +131,6 @@ class RequestTable:
         if not self.state.ok:
             return self.state.reason or "unhealthy"
         return "" if self._connected else "repairing"
-
-    @property
-    def _blind(self) -> bool:
-        """The visual actor fails again and again."""
-        return VISUAL in self.state.away
 
     def drained(self) -> bool:
         return self.state.draining and not self.live and not self._staying
@@ -168,9 +162,6 @@ class RequestTable:
         limits = self.facts.engine
         validation.check(prompt, terms, limits, sees=self.images.takes_images)
         self.images.check(images, limits.max_input)
-        if images and self._blind:
-            self.observer.refused("images_unavailable")
-            raise Unavailable(NO_IMAGES)
         request = say.Generate(
             rid=self._rids(terms.n),
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),

@@ -14,7 +14,7 @@ LENGTHS = tuple(float(2**i) for i in range(18))
 """Bucket bounds of token counts."""
 
 
-REFUSALS = ("max_live_requests", "tenant_share", "lane_full", "draining", "starting", "images_unavailable")
+REFUSALS = ("max_live_requests", "tenant_share", "lane_full", "draining", "starting")
 EXPIRED = ("queue_timeout", "deadline_exceeded")
 """Error codes of requests that missed a deadline."""
 
