@@ -162,53 +162,41 @@ class Supervisor:
     # --- actions ------------------------------------------------------------------------------------------------------
 
     def _do(self, actions: Iterable[Action]) -> None:
-        """Execute every action. A bug in one is logged and costs none of the others: nobody watches the supervisor."""
         for action in actions:
-            try:
-                self._execute(action)
-            except Exception:
-                log.exception("cannot execute %s", type(action).__name__)
-
-    def _execute(self, action: Action) -> None:
-        match action:
-            case Send(name, message):
-                self._control.send(name, message)
-            case Spawn(names, replace):
-                self._spawn(names, replace=replace)
-            case Kill(name, silent):
-                if name in self._processes:
-                    self._processes[name].kill(silent)
-            case ResetData(epoch):
-                self.wiring.reset_data(epoch)
-                self._group.begin()
-            case CompareRanks():
-                self._do(self._machine.ranks_compared(self._group.torn, time.monotonic()))
-            case After(seconds, event, args):
-                self._later(seconds, event, *args)
-            case Progress(name, loading):
-                self._on_progress(name, loading)
-            case Serving(facts):
-                self._on_serving(facts)
-            case Log(level, text):
-                log.log(level, "%s", text)
-            case Exit(code):
-                self._exit.set_result(code)
+            match action:
+                case Send(name, message):
+                    self._control.send(name, message)
+                case Spawn(names, replace):
+                    self._spawn(names, replace=replace)
+                case Kill(name, silent):
+                    if name in self._processes:
+                        self._processes[name].kill(silent)
+                case ResetData(epoch):
+                    self.wiring.reset_data(epoch)
+                    self._group.begin()
+                case CompareRanks():
+                    self._do(self._machine.ranks_compared(self._group.torn, time.monotonic()))
+                case After(seconds, event, args):
+                    self._later(seconds, event, *args)
+                case Progress(name, loading):
+                    self._on_progress(name, loading)
+                case Serving(facts):
+                    self._on_serving(facts)
+                case Log(level, text):
+                    log.log(level, "%s", text)
+                case Exit(code):
+                    self._exit.set_result(code)
 
     def _later(self, seconds: float, event: Callable[..., Iterable[Action]], *args: object) -> None:
         def expire() -> None:
-            if self._exit.done():
-                return
-            try:
+            if not self._exit.done():
                 self._do(event(*args))
-            except Exception:
-                log.exception("an event of the supervisor failed")
 
         asyncio.get_running_loop().call_later(seconds, expire)
 
     def _spawn(self, names: tuple[str, ...], *, replace: bool) -> None:
-        """Start these. What the system does not start, or what a bug keeps from it, is told to the state machine."""
+        """Start these. The state machine is told which the system refuses."""
         left = list(names)
-        reason = ""
         try:
             if replace and names == self._group.members:
                 self._group.part()
@@ -217,13 +205,8 @@ class Supervisor:
                     self._control.reset(name)
                 self._start(self._machine.children[name].spec)
                 left.remove(name)
-        except OSError as error:
-            reason = str(error)
-        except Exception as error:
-            log.exception("cannot start %s", left[0])
-            reason = f"{type(error).__name__}: {error}"
-        if left:
-            self._later(0.0, self._machine.refused, tuple(left), reason, time.monotonic())
+        except OSError as error:  # no memory, process or descriptor for it
+            self._later(0.0, self._machine.refused, tuple(left), str(error), time.monotonic())
 
     def _start(self, child: Child) -> None:
         launch = self._launch(child)
