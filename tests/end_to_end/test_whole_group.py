@@ -214,7 +214,7 @@ def test_who_loses_its_parent_to_the_server_is_no_zombie(folder: Path) -> None:
             worker = server.actors()["worker0"]
             (orphan,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
             os.kill(worker, signal.SIGKILL)
-            until(lambda path=Path(f"/proc/{orphan}"): not path.exists())  # a zombie has its folder
+            until(lambda path=Path(f"/proc/{orphan}"): not path.exists(), 20.0)  # a zombie has its folder
             server.until(f"reaped process {orphan}, whose parent had ended")
             assert text(server.port, 1) == wanted
         assert server.log.count("worker0 was killed by SIGKILL") == 2  # the loop got the status of its own child
