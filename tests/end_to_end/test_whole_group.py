@@ -183,6 +183,8 @@ def test_a_terminal_that_closes_lets_running_requests_finish(folder: Path) -> No
         os.killpg(server.process.pid, signal.SIGHUP)
         until(lambda: ask(port, "GET", "/readiness")[0] == 503)
         os.killpg(server.process.pid, signal.SIGHUP)
+        time.sleep(0.5)
+        assert ask(port, "GET", "/readiness")[0] == 503  # not stopped
         os.kill(worker, signal.SIGCONT)
         assert [answer.result() for answer in answers] == wanted
         assert server.process.wait(DEADLINE) == 0
@@ -191,9 +193,11 @@ def test_a_terminal_that_closes_lets_running_requests_finish(folder: Path) -> No
 
 def test_with_nohup_a_terminal_that_closes_changes_nothing(folder: Path) -> None:
     with mock_serving(folder, "--port", "0", prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as server:
+        port = server.port
         os.killpg(server.process.pid, signal.SIGHUP)
-        assert text(server.port, 1)
-        assert ask(server.port, "GET", "/readiness")[0] == 200
+        time.sleep(0.5)
+        assert text(port, 1)
+        assert ask(port, "GET", "/readiness")[0] == 200
 
 
 PR_SET_CHILD_SUBREAPER = 36

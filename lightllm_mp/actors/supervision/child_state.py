@@ -20,8 +20,6 @@ class ChildState:
     ready: bool = False
     """Ready has come from this process."""
     ready_at: float = 0.0
-    serving: bool = False
-    """Begin was sent to this process: a request may be what ends it."""
     resetting: bool = False
     """It owes ResetDone."""
     owes_since: float = 0.0

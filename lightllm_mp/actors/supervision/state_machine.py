@@ -143,7 +143,7 @@ class StateMachine:
         reason = f"cannot start: {old.failed}" if old.failed else reason
         actions: list[Action] = [Log(logging.WARNING, f"{name} {reason}")]
         opens = self.epoch + (self.state is State.RUNNING)
-        may_excuse = old.serving and name != self._topology.front  # a front that is gone blames nobody
+        may_excuse = name != self._topology.front  # a front that is gone blames nobody
         child.budget.charge(now, ready=now - old.ready_at if old.ready else None, epoch=opens if may_excuse else 0)
         child.away = child.budget.spent and child.spec.dispensable
         if child.budget.spent and not child.away:
@@ -355,8 +355,6 @@ class StateMachine:
         self.epoch = 1 if first else self.epoch  # lanes are made with epoch 1
         self.state = State.RUNNING
         begin = Begin(self.epoch, self.facts, tuple(name for name, child in self.children.items() if child.replaced))
-        for child in self.children.values():
-            child.serving = child.ready
         how = "ready" if first else "serving again"
         return [
             *([] if first else [ResetData(self.epoch)]),
