@@ -77,8 +77,8 @@ class RequestTable:
         self.state = say.Health(ok=True)
         self.observer: Observer = NoObserver()
         self.on_drained: Callable[[], None] = lambda: None
-        self.on_blame: Callable[[str, int], None] = lambda name, epoch: None
         """Called once, when the server drains and no live request is left."""
+        self.on_blame: Callable[[str, int], None] = lambda name, epoch: None
 
     # --- the supervisor's side ---
 
@@ -103,9 +103,8 @@ class RequestTable:
     def health(self, message: say.Health) -> None:
         self.state = message
         self.images.away = VISUAL in message.away
-        if self.images.away:
-            for live in [live for live in self._lives.values() if live.images and live.open and live.error is None]:
-                self._give_up(live, Unavailable(IMAGES_AWAY))
+        for live in [live for live in self._lives.values() if self.images.away and live.images and live.open]:
+            self._give_up(live, Unavailable(IMAGES_AWAY))
         self._check_drained()
 
     def flush(self) -> None:
