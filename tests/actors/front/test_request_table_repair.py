@@ -274,6 +274,20 @@ def test_a_request_that_leaves_before_it_is_cleared_takes_the_blame(moment):
     asyncio.run(body())
 
 
+def test_a_count_whose_client_leaves_takes_the_blame_too():
+    async def body():
+        frontend, _, blamed = blaming()
+        counting = asyncio.create_task(frontend.count("poison"))
+        await asyncio.sleep(0)
+        frontend.reset()
+        counting.cancel()
+        await asyncio.wait([counting])
+        frontend.begin(say.Begin(epoch=2, facts=FACTS, restarted=("tokenizer",)))
+        assert blamed == [("tokenizer", 2)]
+
+    asyncio.run(body())
+
+
 def test_who_left_with_an_answer_or_long_ago_takes_no_blame(monkeypatch):
     async def body():
         frontend, lanes, blamed = blaming()
