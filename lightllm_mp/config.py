@@ -183,14 +183,16 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Start, supervision and stop of processes."""
 
     start_timeout: Seconds = 1800.0
-    """The start fails if a process is not ready after this time."""
+    """The start of a process fails if it is not ready after this time."""
     drain_timeout: Seconds = 30.0
-    """Time for running requests to finish after SIGTERM."""
+    """Time for running requests to finish after SIGTERM, SIGINT or SIGHUP."""
     watchdog_timeout: Seconds = 30.0
     """A process that answers no ping for this time is replaced; a worker after four times as long, since a step may be
     slow."""
     max_restarts: Annotated[int, Meta(ge=0)] = 3
-    """Maximum number of restarts within restart_window. One more ends the server with exit code 70."""
+    """Maximum number of restarts of a process within restart_window, and of failed starts in a row. One more ends the
+    server with exit code 70. A crash that a request may be to blame for does not count. Without its image encoder the
+    server goes on: image requests get 503 until it is back."""
     restart_window: Seconds = 60.0
     """Time over which restarts are counted."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

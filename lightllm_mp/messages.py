@@ -474,6 +474,15 @@ class Health(Wire, tag="Health"):
     ok: bool
     reason: str = ""
     draining: bool = False
+    away: tuple[str, ...] = ()
+    """Dispensable actors that fail again and again: refuse requests that need them, and serve the others."""
+
+
+class Blamed(Wire, tag="Blamed"):
+    """Front -> supervisor: a request may be to blame for the death of `name` that made the repair to this epoch."""
+
+    name: str
+    epoch: int
 
 
 class Drained(Wire, tag="Drained"):
@@ -519,6 +528,7 @@ Message = (
     | ResetDone
     | Begin
     | Health
+    | Blamed
     | Drained
     | Ping
     | Pong

@@ -97,8 +97,16 @@ async def _run(
         sd_notify("STOPPING=1")
         supervisor.drain()
 
+    def hang_up() -> None:
+        """A terminal that closes may say so twice: unlike SIGTERM, the second time is no order to stop at once."""
+        if not supervisor.draining:
+            drain()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, drain)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+    loop.add_signal_handler(signal.SIGCHLD, supervisor.reap_orphans)
     if parent_fd >= 0:
         loop.add_reader(parent_fd, supervisor.begin_stop)
     return await supervisor.run()

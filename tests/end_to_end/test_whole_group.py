@@ -4,6 +4,7 @@ The workers have no model (tests/actors/mock_server.py); everything else is what
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ BODY = {"inputs": "Tell me", "parameters": {"max_new_tokens": 1000, "ignore_eos"
 class MockServing(Serving):
     """In a process group of its own, and with a session, as a shell or a container gives it."""
 
-    def __init__(self, folder: Path, *flags: str, worker: str = "") -> None:
+    def __init__(
+        self, folder: Path, *flags: str, worker: str = "", prepare: Callable[[], object] | None = None
+    ) -> None:
         words = ["serve", "--model-dir", str(folder), "--load-format", "dummy", *flags]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.actors.mock_server", *words],
@@ -42,6 +45,7 @@ class MockServing(Serving):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=prepare,
         )
         self.log = ""
 
@@ -60,8 +64,11 @@ class MockServing(Serving):
 
 
 @contextlib.contextmanager
-def mock_serving(folder: Path, *flags: str, worker: str = "") -> Iterator[MockServing]:
-    server = MockServing(folder, *flags, worker=worker)
+def mock_serving(
+    folder: Path, *flags: str, worker: str = "", prepare: Callable[[], object] | None = None
+) -> Iterator[MockServing]:
+    """`prepare` runs in the process that becomes the server."""
+    server = MockServing(folder, *flags, worker=worker, prepare=prepare)
     try:
         yield server
     finally:
@@ -163,6 +170,60 @@ def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Pa
         assert gone(first.children)
         assert text(second.port, 3) == wanted[3]
         assert sorted(second.actors().values()) == sorted(second.children)
+
+
+def test_a_terminal_that_closes_lets_running_requests_finish(folder: Path) -> None:
+    """The whole group gets SIGHUP, and more than once."""
+    with mock_serving(folder, "--port", "0") as server, ThreadPoolExecutor(4) as pool:
+        port, worker = server.port, server.actors()["worker0"]
+        wanted = [text(port, number) for number in range(4)]
+        os.kill(worker, signal.SIGSTOP)
+        answers = [pool.submit(text, port, number) for number in range(4)]
+        until(lambda: live(port) == 4)
+        os.killpg(server.process.pid, signal.SIGHUP)
+        until(lambda: ask(port, "GET", "/readiness")[0] == 503)
+        os.killpg(server.process.pid, signal.SIGHUP)
+        time.sleep(0.5)
+        assert ask(port, "GET", "/readiness")[0] == 503  # not stopped
+        os.kill(worker, signal.SIGCONT)
+        assert [answer.result() for answer in answers] == wanted
+        assert server.process.wait(DEADLINE) == 0
+        assert gone(server.children)
+
+
+def test_with_nohup_a_terminal_that_closes_changes_nothing(folder: Path) -> None:
+    with mock_serving(folder, "--port", "0", prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as server:
+        port = server.port
+        os.killpg(server.process.pid, signal.SIGHUP)
+        time.sleep(0.5)
+        assert text(port, 1)
+        assert ask(port, "GET", "/readiness")[0] == 200
+
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def test_who_loses_its_parent_to_the_server_is_no_zombie(folder: Path) -> None:
+    """As PID 1 of a container, for which a subreaper stands, the server inherits the children of dead actors."""
+    libc = ctypes.CDLL(None)
+    with mock_serving(
+        folder,
+        "--port",
+        "0",
+        worker="tests.actors.supervision.odd_actors:ParentActor",
+        prepare=lambda: libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
+    ) as server:
+        wanted = text(server.port, 1)
+        for _ in range(2):
+            worker = server.actors()["worker0"]
+            (orphan,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+            os.kill(worker, signal.SIGKILL)
+            until(lambda path=Path(f"/proc/{orphan}"): not path.exists(), 20.0)  # a zombie has its folder
+            server.until(f"reaped process {orphan}, whose parent had ended")
+            assert text(server.port, 1) == wanted
+        assert server.log.count("worker0 was killed by SIGKILL") == 2  # the loop got the status of its own child
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(DEADLINE) == 0
 
 
 ENDS = {

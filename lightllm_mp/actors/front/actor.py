@@ -11,7 +11,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, TOKENIZER, VISUAL
-from lightllm_mp.messages import Begin, Drained, Health, Wire
+from lightllm_mp.messages import Begin, Blamed, Drained, Health, Wire
 
 
 class FrontActor(AsyncActor):
@@ -40,6 +40,7 @@ class FrontActor(AsyncActor):
             answer_bytes=launch.config.http.max_answer_bytes_live,
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
+        self.frontend.on_blame = lambda name, epoch: mailbox.post(SUPERVISOR, Blamed(name, epoch))
         self._pages = {name: stats if name == launch.name else StatsPage.attach(fd) for name, fd in launch.all_stats}
 
     def close(self) -> None:

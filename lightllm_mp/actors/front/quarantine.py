@@ -2,30 +2,49 @@
 
 A request is a suspect if the same process has died repeatedly since the request's last token. After the first death all
 requests are submitted again. After the second the suspects run one by one: the next is submitted when the one before
-got a token or ended. A suspect that is running when that process dies a third time fails; the others go on.
+got a token or ended. A suspect that is running when that process dies a third time fails; the others go on. A request
+without images is no suspect when the visual actor dies.
+
+A death that a suspect may be to blame for is not charged to the restart budget, nor is one whose suspect left before it
+could be cleared: else a client could end the server with one harmful request after another.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.token_counts import TokenCount
+from lightllm_mp.actors.topology import VISUAL
 
 ALONE, GIVEN_UP = 2, 3
 """Deaths of one process since the last token after which a request is submitted alone, or fails. The restart budget
 (3 by default) allows both."""
+LEFT_BEFORE = 5.0
+"""A request that left without a token may be to blame for a death up to so many seconds later: a step goes on."""
 
 
 Suspect = LiveRequest | TokenCount
 
 
 class Quarantine:
-    """`submit` sends a request to the engine again."""
+    """`submit` sends a request to the engine again. `blame(name, epoch)` is called once in an epoch with the name of a
+    process and the epoch that its death led to: a request may be to blame for it."""
 
-    def __init__(self, submit: Callable[[Suspect], None]) -> None:
+    def __init__(self, submit: Callable[[Suspect], None], blame: Callable[[str, int], None]) -> None:
         self._submit = submit
+        self._blame = blame
+        self._restarted: frozenset[str] = frozenset()
+        """The processes that the last repair replaced."""
+        self._deaths: dict[str, deque[int]] = {}
+        """For each process the epochs that its last deaths led to."""
+        self._told: set[tuple[str, int]] = set()
+        self._left: dict[bool, float] = {}
+        """When the last request with (True) or without images left without a token (monotonic)."""
+        self._ended: float | None = None
+        """When the engine lost its requests; None: it runs."""
         self._held: deque[Suspect] = deque()
         self._alone: Suspect | None = None
         """The suspect that the engine is running."""
@@ -33,16 +52,32 @@ class Quarantine:
     def clear(self) -> None:
         """The engine has lost all requests."""
         self._held.clear()
+        self._told.clear()
         self._alone = None
+        if self._ended is None:
+            self._ended = monotonic()
 
-    def take_back(self, live: Suspect, restarted: frozenset[str]) -> bool:
-        """Submit an unfinished request after a repair that replaced these processes, now or in its turn.
-        False: the caller must fail it."""
-        if live.sent and restarted:
-            again = live.blamed & restarted
+    def begin(self, restarted: frozenset[str], epoch: int) -> None:
+        """A repair has replaced these processes."""
+        self._restarted = restarted
+        for name in restarted:
+            self._deaths.setdefault(name, deque(maxlen=GIVEN_UP)).append(epoch)
+        for images, at in self._left.items():
+            if self._ended is not None and at > self._ended - LEFT_BEFORE:
+                self._suspect(self._touched(images), 1)
+        self._ended = None
+        self._left.clear()
+
+    def take_back(self, live: Suspect) -> bool:
+        """Submit an unfinished request after `begin`, now or in its turn. False: the caller must fail it."""
+        touched = self._touched(bool(live.images))
+        if live.sent and touched:
+            again = live.blamed & touched
             live.fruitless = live.fruitless + 1 if again else 1
-            live.blamed = again or restarted
+            live.blamed = again or touched
         live.sent = False
+        if live.fruitless >= ALONE:
+            self._suspect(live.blamed, live.fruitless)
         if live.fruitless >= GIVEN_UP:
             return False
         if live.fruitless >= ALONE:
@@ -60,6 +95,14 @@ class Quarantine:
         elif live in self._held:
             self._held.remove(live)
 
+    def left(self, live: Suspect) -> None:
+        """Its consumer is done with the request, perhaps before it was cleared."""
+        if live.open:
+            self._suspect(live.blamed, live.fruitless)
+            if live.sent and (live.fruitless or not live.first):
+                self._left[bool(live.images)] = monotonic()
+        self.cleared(live)
+
     def replace(self, old: LiveRequest, new: LiveRequest) -> None:
         """`new` is the same request with another consumer."""
         self._held = deque(new if live is old else live for live in self._held)
@@ -71,3 +114,14 @@ class Quarantine:
         if self._alone is None and self._held:
             self._alone = self._held.popleft()
             self._submit(self._alone)
+
+    def _touched(self, images: bool) -> frozenset[str]:
+        """The replaced processes that a request with or without images may have ended."""
+        return self._restarted if images else self._restarted - {VISUAL}
+
+    def _suspect(self, names: frozenset[str], deaths: int) -> None:
+        """A request may be to blame for the last `deaths` deaths of each of these processes."""
+        for death in [(name, epoch) for name in names for epoch in list(self._deaths.get(name, ()))[-deaths:]]:
+            if death not in self._told:
+                self._told.add(death)
+                self._blame(*death)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
-from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
+from lightllm_mp.actors.front.image_files import IMAGES_AWAY, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
@@ -29,6 +29,7 @@ from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.token_counts import TokenCount, TokenCounts
 from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.actors.topology import VISUAL
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
 
@@ -65,7 +66,7 @@ class RequestTable:
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
         self._counts = TokenCounts()
-        self._quarantine = Quarantine(self._submit_again)
+        self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
         self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
         self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
@@ -77,6 +78,7 @@ class RequestTable:
         self.observer: Observer = NoObserver()
         self.on_drained: Callable[[], None] = lambda: None
         """Called once, when the server drains and no live request is left."""
+        self.on_blame: Callable[[str, int], None] = lambda name, epoch: None
 
     # --- the supervisor's side ---
 
@@ -85,8 +87,9 @@ class RequestTable:
         self.facts = message.facts
         self.reset()
         self._connected = True
+        self._quarantine.begin(frozenset(message.restarted), message.epoch)
         for suspect in (*self._lives.values(), *self._counts):
-            if not self._quarantine.take_back(suspect, frozenset(message.restarted)):
+            if not self._quarantine.take_back(suspect):
                 self._give_up(suspect, EngineError("the engine failed on this request repeatedly"))
         self._quarantine.go_on()
 
@@ -99,6 +102,9 @@ class RequestTable:
 
     def health(self, message: say.Health) -> None:
         self.state = message
+        self.images.away = VISUAL in message.away
+        for live in [live for live in self._lives.values() if self.images.away and live.images and live.open]:
+            self._give_up(live, Unavailable(IMAGES_AWAY))
         self._check_drained()
 
     def flush(self) -> None:
@@ -202,7 +208,7 @@ class RequestTable:
         try:
             return await self._counts.result(count, deadline)
         finally:
-            self._quarantine.cleared(count)
+            self._quarantine.left(count)
             self.limits.leave(tenant)
             self._check_drained()
 
@@ -210,7 +216,7 @@ class RequestTable:
         """The consumer is done with `live`; called by LiveRequest.close(). It may come back to it for a while."""
         self._abort(live)
         if self._lives.pop(live.rid, None) is not None:
-            self._quarantine.cleared(live)
+            self._quarantine.left(live)
             self.limits.leave(live.request.terms.tenant)
             self.observer.ended(live)
         if not live.open:

@@ -13,11 +13,19 @@ from lightllm_mp.messages import Count, Counted, Rejected
 class TokenCount:
     """A count that the tokenizer owes. Like a live request it is sent again after a repair, and may be a suspect."""
 
+    images = ()
+    first = 0.0
+
     def __init__(self, request: Count, *, sent: bool) -> None:
         self.request, self.sent = request, sent
         self.fruitless = 0
         self.blamed: frozenset[str] = frozenset()
         self.tokens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def open(self) -> bool:
+        """It was not answered."""
+        return not self.tokens.done() or self.tokens.cancelled()
 
     def fail(self, error: EngineError) -> None:
         if not self.tokens.done():

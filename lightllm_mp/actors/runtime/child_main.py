@@ -32,9 +32,10 @@ def main() -> int:
     # The signal handler itself writes the stacks: this works in an endless loop, in a lock and in C code.
     faulthandler.register(STACKS_SIGNAL, file=int(sys.argv[3]), all_threads=True)
     launch = LaunchSpec.read(int(sys.argv[2]))
-    # The supervisor decides when to stop: Ctrl-C or SIGTERM to the whole process group must not race with its drain.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The supervisor decides when to stop: a signal to the whole process group (Ctrl-C, SIGTERM, a terminal that closes)
+    # must not race with its drain. What an actor starts ignores them too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent(launch.parent_fd)
     os.environ["LIGHTLLM_MP_RING"] = launch.ring
     settings = launch.config.supervisor

@@ -67,9 +67,14 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""
+        data = msgspec.msgpack.encode(self, enc_hook=to_plain)
         fd = create_memfd(f"launch-{self.name}")
-        os.write(fd, msgspec.msgpack.encode(self, enc_hook=to_plain))
-        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            os.write(fd, data)
+            os.lseek(fd, 0, os.SEEK_SET)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     @staticmethod

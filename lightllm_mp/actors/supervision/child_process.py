@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -28,24 +29,20 @@ class ChildProcess:
     """
 
     def __init__(self, launch: LaunchSpec, fds: Iterable[int], on_exit: Callable[[str], None]) -> None:
-        launch_fd = launch.to_memfd()
-        self._stacks = create_memfd(f"stacks-{launch.name}")
-        own = (launch_fd, self._stacks)
-        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
-        try:
-            self._popen = subprocess.Popen(
-                command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL
-            )
-        except BaseException:
-            os.close(self._stacks)
-            raise
-        finally:
-            os.close(launch_fd)
-        self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        """OSError if the system has no process, memory or descriptor left; nothing stays open then."""
         self._on_exit = on_exit
         self._name = launch.name
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        with contextlib.ExitStack() as undo:
+            self._stacks = create_memfd(f"stacks-{launch.name}")
+            undo.callback(os.close, self._stacks)
+            self._popen = _start(launch, fds, self._stacks)
+            undo.callback(self._popen.wait)
+            undo.callback(self._popen.kill)
+            self.pid = self._popen.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.callback(os.close, self._pidfd)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+            undo.pop_all()
 
     @property
     def alive(self) -> bool:
@@ -75,6 +72,16 @@ class ChildProcess:
         os.close(self._stacks)
         self._pidfd = -1
         self._on_exit(describe_exit(self._popen.wait()))
+
+
+def _start(launch: LaunchSpec, fds: Iterable[int], stacks: int) -> subprocess.Popen[bytes]:
+    launch_fd = launch.to_memfd()
+    try:
+        own = (launch_fd, stacks)
+        command = [sys.executable, "-m", "lightllm_mp.actors.runtime.child_main", launch.name, *map(str, own)]
+        return subprocess.Popen(command, pass_fds=(*fds, *own), env=child_environment(), stdin=subprocess.DEVNULL)
+    finally:
+        os.close(launch_fd)
 
 
 def describe_exit(code: int) -> str:

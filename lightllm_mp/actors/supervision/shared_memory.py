@@ -6,6 +6,7 @@ frees them with the last process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightllm_mp.actors.runtime.launch_spec import PeerFds
@@ -49,7 +50,6 @@ class SharedMemory:
         index = {name: number for number, name in enumerate((SUPERVISOR, *self._topology.actors))}
         for name, number in index.items():
             self.bells[name] = Bell.create(number)
-            self.stats[name] = StatsPage.create(name)
         for edge in self._topology.edges:
             for source, target, capacity, arena in _directions(edge):
                 way = self._ways[source, target] = _Way(Lane.create(capacity, index[source], index[target]))
@@ -59,6 +59,10 @@ class SharedMemory:
             self._images = Arena.create(self._topology.image_cache)
         if self._journal_size:
             self._journal = Journal.create(self._journal_size)
+        nobody = dict.fromkeys((child.name for child in self._topology.children), 0)
+        for name in index:
+            known = tuple(self.gauges(0, nobody, nobody)) if name == SUPERVISOR else ()
+            self.stats[name] = StatsPage.create(name, known)
 
     def lane(self, source: str, target: str) -> Lane:
         return self._ways[source, target].lane
@@ -96,7 +100,16 @@ class SharedMemory:
         for lane in (self.lane(SUPERVISOR, name), self.lane(name, SUPERVISOR)):
             lane.reset(lane.epoch + 1)
 
-    def lane_gauges(self) -> dict[str, float]:
+    def gauges(self, epoch: int, up: Mapping[str, float], restarts: Mapping[str, float]) -> dict[str, float]:
+        """All that the supervisor's stats page holds; always the same names."""
+        return {
+            "epoch": epoch,
+            **{f"up.{name}": value for name, value in up.items()},
+            **{f"restarts.{name}": value for name, value in restarts.items()},
+            **self._lane_gauges(),
+        }
+
+    def _lane_gauges(self) -> dict[str, float]:
         """Counters of every data lane, named `from->to.counter`."""
         found: dict[str, float] = {}
         for (source, target), way in self._ways.items():

@@ -7,16 +7,18 @@
     RUNNING    a death                               REPAIRING   Reset to the survivors, Spawn
                Ready of a dispensable child          REPAIRING   Reset to all; the next epoch begins with it
                a death outside the epoch             RUNNING     Spawn: only a dispensable child is outside
-               start timeout of such a child         RUNNING     Kill: its death is the next event
     REPAIRING  the last ResetDone and Ready          RUNNING     ResetData, Begin to all that are ready
                a death                               REPAIRING   Spawn; the dead child owes no ResetDone
                the router has left its lanes         REPAIRING   CompareRanks, then Reset to the ranks or Kill
-               start timeout                         STOPPING    exit code 69
     RUNNING,   a ping unanswered for half its limit  same        Health names the suspect; Pong clears it
     REPAIRING  a ping unanswered for its limit       same        Kill: its death is the next event
+               Failed, start timeout                 same        Kill: its death is the next event, a failed start
+               a failed start                        same        Spawn after a pause that grows
+               a start that the system refuses       same        Spawn after a pause; the last time: a failed start
+               a death, restart budget spent         STOPPING    exit code 70; not for a dispensable child
+               Blamed                                same        the death counts no more
                a signal                              same        drain: Health(draining) to the front
                Drained, drain timeout, 2nd signal    STOPPING    exit code 0
-               Failed, restart budget spent          STOPPING    exit code 70
     STOPPING   the awaited child is gone             STOPPING    Stop to the one that started before it
                grace period over                     STOPPING    Kill
                the last child is gone                -           Exit
@@ -24,7 +26,10 @@
 A crash costs time, never a request. Survivors of a death get `Reset`: they leave the data lanes, drop request state and
 keep what is expensive. When all survivors have answered and all new children are ready, the data lanes are emptied and
 `Begin` opens the next epoch; the front submits again what it owes its clients. The next epoch does not wait for a
-dispensable child; when that child is ready, the epoch ends for one with it.
+dispensable child; when that child is ready, the epoch ends for one with it. Every child has a restart budget of its own
+(restart_budget.py). When that of a dispensable child is spent, Health tells the front that it is away, and its start is
+tried again with growing pauses. A death that a request may be to blame for is charged to nobody: the front says so
+(front/quarantine.py), so that a crash loop ends the server and a series of harmful requests does not.
 
 Tensor-parallel ranks share one fate: a rank may wait for a dead one inside a step. When one dies the others are killed,
 and all start again when the last of them is gone, so that old ranks hold no memory. Ranks get Reset after the router
@@ -36,8 +41,6 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections import deque
-from dataclasses import dataclass
 
 import msgspec
 
@@ -54,10 +57,13 @@ from lightllm_mp.actors.supervision.actions import (
     Serving,
     Spawn,
 )
+from lightllm_mp.actors.supervision.child_state import ChildState
+from lightllm_mp.actors.supervision.restart_budget import RestartBudget, pause_after
 from lightllm_mp.actors.topology import ROUTER, Child, Topology
 from lightllm_mp.config import SupervisorConfig
 from lightllm_mp.messages import (
     Begin,
+    Blamed,
     Drained,
     Facts,
     Failed,
@@ -77,6 +83,8 @@ STOP_GRACE = 3.0
 """Seconds a child has to exit after Stop before it is killed."""
 STAGE_SHOWN = 1.0
 """Seconds after which a stage of a start is shown, if it still lasts."""
+MOST_REFUSALS = 3
+"""Refused starts in a row (no memory, process or descriptor left) that are tried again before they count as a death."""
 
 
 class State(enum.Enum):
@@ -86,51 +94,32 @@ class State(enum.Enum):
     STOPPING = enum.auto()
 
 
-@dataclass
-class ChildState:
-    """What the supervisor knows of one actor. The front of an embedded engine has no process."""
-
-    spec: Child
-    running: bool = False
-    """It has a process."""
-    ready: bool = False
-    """Ready has come from this process."""
-    resetting: bool = False
-    """It owes ResetDone."""
-    killed_with_ranks: bool = False
-    """Another rank died, so this one is being killed: not a death of its own."""
-    replaced: bool = False
-    """It lost its memory since the last Begin."""
-    hung: bool = False
-    """It has not answered in time and is being killed."""
-    told_to_stop: bool = False
-    pinged_at: float | None = None
-    """Time of the ping that it has not answered yet."""
-    suspect: bool = False
-    stage: Loading | None = None
-    """The stage of its start that it told last, while that lasts."""
-    restarts: int = 0
-
-
 class StateMachine:
     """Every public method but the constructor is an event. Times are monotonic seconds."""
 
     def __init__(self, topology: Topology, settings: SupervisorConfig, now: float) -> None:
         self._topology, self._settings = topology, settings
         known = {child.name: child for child in topology.children}
-        self.children = {name: ChildState(known.get(name) or Child(name, "")) for name in topology.actors}
         ranks = tuple(child.name for child in topology.children if child.shares_fate)
         self.ranks = ranks if len(ranks) > 1 else ()
-        """The processes that share one fate."""
+        """The processes that share one fate, and a restart budget."""
+        shared = self._new_budget()
+        self.children = {
+            name: ChildState(
+                known.get(name) or Child(name, ""),
+                shared if name in self.ranks else self._new_budget(),
+                owes_since=now,
+            )
+            for name in topology.actors
+        }
         self.state = State.STARTING
         self.epoch = 0
         self.facts = Facts()
         self.reason = ""
         """Why the server ended, if it did not end cleanly."""
         self._code = EXIT_OK
-        self._draining = False
+        self.draining = False
         self._changed_at = now
-        self._restarted_at: deque[float] = deque()
         self._leaving = ""
         """The child whose exit STOPPING waits for."""
 
@@ -139,26 +128,50 @@ class StateMachine:
     def start(self) -> list[Action]:
         if self.state is State.STOPPING:
             return []
-        names = tuple(child.name for child in self._topology.children)
-        return [self._spawn(names), After(self._settings.start_timeout, self.start_overdue, (self.epoch,))]
+        return [self._spawn(tuple(child.name for child in self._topology.children), self._changed_at)]
 
     def exited(self, name: str, reason: str, now: float) -> list[Action]:
         """A process is gone; `reason` says how, in words."""
         old = self.children[name]
-        self.children[name] = child = ChildState(old.spec, restarts=old.restarts, replaced=old.replaced)
+        self.children[name] = child = ChildState(old.spec, old.budget, restarts=old.restarts, replaced=old.replaced)
         if self.state is State.STOPPING:
             return self._stop_next() if name == self._leaving else []
         if self.state is State.STARTING:
             return self.stop(EXIT_START_FAILED, f"start failed: {name} {reason}")
         if old.killed_with_ranks:
-            return self._replace(name)
+            return self._replace(name, now)
+        reason = f"cannot start: {old.failed}" if old.failed else reason
         actions: list[Action] = [Log(logging.WARNING, f"{name} {reason}")]
-        if not self._may_restart(now):
+        opens = self.epoch + (self.state is State.RUNNING)
+        may_excuse = name != self._topology.front  # a front that is gone blames nobody
+        child.budget.charge(now, ready=now - old.ready_at if old.ready else None, epoch=opens if may_excuse else 0)
+        child.away = child.budget.spent and child.spec.dispensable
+        if child.budget.spent and not child.away:
             return actions + self.stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")
+        if child.away:
+            actions.append(Log(logging.ERROR, f"the restart budget of {name} is spent: its requests are refused"))
         child.restarts += 1
         if self.state is not State.RUNNING or old.ready:  # else this epoch began without it
             actions += self._repair(name, reason, now)
-        return actions + self._replace(name)
+        elif child.away != old.away:
+            actions.append(self._health())
+        return actions + self._replace(name, now)
+
+    def refused(self, names: tuple[str, ...], reason: str, now: float) -> list[Action]:
+        """The system started none of these: it has no memory, process or descriptor left."""
+        refusals = 1 + max(self.children[name].refusals for name in names)
+        if self.state in (State.STARTING, State.STOPPING) or refusals > MOST_REFUSALS:
+            return [action for name in names for action in self.exited(name, f"cannot be started: {reason}", now)]
+        for name in names:
+            self.children[name].running, self.children[name].refusals = False, refusals
+        told = Log(logging.WARNING, f"{', '.join(names)} cannot be started: {reason}")
+        return [told, self._restart_after(pause_after(refusals), names, now)]
+
+    def restart(self, names: tuple[str, ...], due: float) -> list[Action]:
+        """The pause before a start is over."""
+        if self.state is State.STOPPING or any(self.children[name].restart != (names, due) for name in names):
+            return []
+        return [self._spawn(names, due, replace=True)]
 
     def received(self, name: str, message: Wire, now: float) -> list[Action]:
         """A control message from an actor."""
@@ -170,19 +183,24 @@ class StateMachine:
                 return [self._health()] if was_suspect else []
             case Ready(facts):
                 self.facts = _merged(self.facts, facts)
-                child.ready, child.stage = True, None
+                child.ready, child.ready_at, child.stage, child.away = True, now, None, False
                 ended = self._end_epoch(now) if self.state is State.RUNNING else []
                 return ended + self._begin_if_complete(now)
             case ResetDone(epoch) if epoch == self.epoch:
                 child.resetting = False
                 return (self._release_ranks() if name == ROUTER else []) + self._begin_if_complete(now)
-            case Failed(reason):
-                code = EXIT_START_FAILED if self.state is State.STARTING else EXIT_GAVE_UP
-                return self.stop(code, f"{name} cannot start: {reason}")
+            case Failed(reason) if self.state is State.STARTING:
+                return self.stop(EXIT_START_FAILED, f"{name} cannot start: {reason}")
+            case Failed(reason) if self.state is not State.STOPPING:
+                child.failed = reason
+                return [Kill(name)]
+            case Blamed(culprit, epoch) if name == self._topology.front and culprit in self.children:
+                if self.children[culprit].budget.excuse(epoch):
+                    return [Log(logging.WARNING, f"a request may have ended {culprit}: the restart does not count")]
             case Loading(_, _, total):
                 child.stage = None if total else message
                 return [Progress(name, message) if total else After(STAGE_SHOWN, self.stage_lasts, (name, message))]
-            case Drained() if self._draining:
+            case Drained() if self.draining:
                 return [Log(logging.INFO, "drained"), *self.stop()]
         return []
 
@@ -191,8 +209,9 @@ class StateMachine:
         return [Progress(name, loading)] if self.children[name].stage is loading else []
 
     def tick(self, now: float) -> list[Action]:
-        """Ping every ready child; silence for half its patience makes it suspect, for all of it ends it."""
-        actions: list[Action] = []
+        """Ping every ready child; silence for half its patience makes it suspect, for all of it ends it. A start that
+        takes longer than start_timeout has failed."""
+        actions = self._end_late_starts(now)
         for name, child in self.children.items():
             if self.state is State.STOPPING or not (child.running and child.ready):
                 continue
@@ -209,17 +228,21 @@ class StateMachine:
                 actions += [Log(logging.WARNING, f"{name} has not answered for {silent:.1f} s"), self._health()]
         return actions
 
-    def start_overdue(self, epoch: int) -> list[Action]:
-        """`start_timeout` has passed since the start, or since the repair that opens `epoch` began."""
-        late = sorted(name for name, child in self.children.items() if child.resetting or not child.ready)
+    def _end_late_starts(self, now: float) -> list[Action]:
+        """Kill who owes Ready or ResetDone for too long; the first start fails with it."""
         timeout = self._settings.start_timeout
-        if epoch != self.epoch or not late or self.state is State.STOPPING:
+        late = sorted(
+            name
+            for name, child in self.children.items()
+            if (child.resetting or not child.ready) and now - child.owes_since > timeout
+        )
+        if self.state is State.STOPPING or not late:
             return []
         actions = [action for name in late for action in self._kill_hung(name, timeout)]
-        if self.state is State.RUNNING:  # only dispensable children are late: they are started once more
-            return [*actions, After(timeout, self.start_overdue, (epoch,))]
-        reason = f"start failed: {', '.join(late)} not ready after {timeout:.0f} s"
-        return actions + self.stop(EXIT_START_FAILED, reason)
+        if self.state is State.STARTING:
+            reason = f"start failed: {', '.join(late)} not ready after {timeout:.0f} s"
+            actions += self.stop(EXIT_START_FAILED, reason)
+        return actions
 
     def ranks_compared(self, torn: bool, now: float) -> list[Action]:
         """The answer to CompareRanks. `torn`: not every rank was sent the last plan."""
@@ -234,9 +257,9 @@ class StateMachine:
     def drain(self) -> list[Action]:
         """A signal: refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call,
         or one during the start, stops at once."""
-        if self._draining or self.state in (State.STARTING, State.STOPPING):
+        if self.draining or self.state in (State.STARTING, State.STOPPING):
             return self.stop()
-        self._draining = True
+        self.draining = True
         timeout = self._settings.drain_timeout
         told = Log(logging.INFO, f"draining: running requests have {timeout:.0f} s")
         return [told, self._health(), After(timeout, self.drain_overdue, ())]
@@ -294,21 +317,31 @@ class StateMachine:
         self._changed_at = now
         for child in self.children.values():
             child.replaced, child.resetting = False, child.ready
+            if child.resetting:
+                child.owes_since = now
         survivors = [name for name, child in self.children.items() if child.resetting and name not in self.ranks]
-        resets = [Send(name, Reset(self.epoch)) for name in survivors]
-        return [*resets, After(self._settings.start_timeout, self.start_overdue, (self.epoch,))]
+        return [Send(name, Reset(self.epoch)) for name in survivors]
 
     def _release_ranks(self) -> list[Action]:
         return [CompareRanks()] if any(self.children[name].resetting for name in self.ranks) else []
 
-    def _replace(self, name: str) -> list[Action]:
-        """Start it again; ranks when all of them are gone."""
+    def _replace(self, name: str, now: float) -> list[Action]:
+        """Start it again, after the pause of its budget; ranks when all of them are gone."""
         group = self._with_ranks(name)
-        return [] if any(self.children[member].running for member in group) else [self._spawn(group, replace=True)]
+        if any(self.children[member].running for member in group):
+            return []
+        pause = self.children[name].budget.not_before - now
+        return [self._restart_after(pause, group, now) if pause > 0 else self._spawn(group, now, replace=True)]
 
-    def _spawn(self, names: tuple[str, ...], *, replace: bool = False) -> Action:
+    def _restart_after(self, pause: float, names: tuple[str, ...], now: float) -> Action:
         for name in names:
-            self.children[name].running = True
+            self.children[name].restart = names, now + pause
+        return After(pause, self.restart, (names, now + pause))
+
+    def _spawn(self, names: tuple[str, ...], now: float, *, replace: bool = False) -> Action:
+        for name in names:
+            child = self.children[name]
+            child.running, child.owes_since, child.restart = True, now, None
         return Spawn(names, replace)
 
     def _begin_if_complete(self, now: float) -> list[Action]:
@@ -342,15 +375,11 @@ class StateMachine:
         suspects = ", ".join(sorted(name for name, child in self.children.items() if child.suspect))
         reason = reason or (f"{suspects} does not answer" if suspects else "")
         ok = self.state is State.RUNNING and not reason
-        return Send(self._topology.front, Health(ok, reason, self._draining))
+        away = tuple(name for name, child in self.children.items() if child.away)
+        return Send(self._topology.front, Health(ok, reason, self.draining, away))
 
-    def _may_restart(self, now: float) -> bool:
-        """Restart intensity as in Erlang/OTP: at most max_restarts within restart_window seconds."""
-        times = self._restarted_at
-        while times and now - times[0] > self._settings.restart_window:
-            times.popleft()
-        times.append(now)
-        return len(times) <= self._settings.max_restarts
+    def _new_budget(self) -> RestartBudget:
+        return RestartBudget(self._settings.max_restarts, self._settings.restart_window)
 
     def _with_ranks(self, name: str) -> tuple[str, ...]:
         """All that fall with this child, itself included."""

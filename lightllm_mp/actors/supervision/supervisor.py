@@ -7,6 +7,7 @@ executes the actions that the machine returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -137,6 +138,22 @@ class Supervisor:
         """Refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call: now."""
         self._do(self._machine.drain())
 
+    @property
+    def draining(self) -> bool:
+        return self._machine.draining
+
+    def reap_orphans(self) -> None:
+        """Reap processes that lost their parent and were given to this one, which is PID 1 or a subreaper. Only for a
+        program that starts no processes but these; the loop reaps its own children (`ChildProcess`)."""
+        own = {process.pid for process in self._processes.values() if process.alive}
+        with contextlib.suppress(ChildProcessError):  # there is no child at all
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in own:  # it hides those behind it until the loop has reaped it
+                    asyncio.get_running_loop().call_soon(self.reap_orphans)
+                    return
+                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+                log.info("reaped process %d, whose parent had ended", ended.si_pid)
+
     def embedded_launch(self) -> LaunchSpec:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
         duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
@@ -150,12 +167,7 @@ class Supervisor:
                 case Send(name, message):
                     self._control.send(name, message)
                 case Spawn(names, replace):
-                    if replace and names == self._group.members:
-                        self._group.part()
-                    for name in names:
-                        if replace:
-                            self._control.reset(name)
-                        self._spawn(self._machine.children[name].spec)
+                    self._spawn(names, replace=replace)
                 case Kill(name, silent):
                     if name in self._processes:
                         self._processes[name].kill(silent)
@@ -182,15 +194,25 @@ class Supervisor:
 
         asyncio.get_running_loop().call_later(seconds, expire)
 
-    def _spawn(self, child: Child) -> None:
+    def _spawn(self, names: tuple[str, ...], *, replace: bool) -> None:
+        """Start these. The state machine is told which the system refuses."""
+        left = list(names)
+        try:
+            if replace and names == self._group.members:
+                self._group.part()
+            for name in names:
+                if replace:
+                    self._control.reset(name)
+                self._start(self._machine.children[name].spec)
+                left.remove(name)
+        except OSError as error:  # no memory, process or descriptor for it
+            self._later(0.0, self._machine.refused, tuple(left), str(error), time.monotonic())
+
+    def _start(self, child: Child) -> None:
         launch = self._launch(child)
         fds = [*self.wiring.fds(child.name), self._parent_read]
         fds += [fd for fd in (launch.listen_fd, launch.meeting_fd) if fd >= 0]
-        try:
-            process = ChildProcess(launch, fds, functools.partial(self._on_exit, child.name))
-        except OSError as error:  # no memory or no descriptor for it: as if it had died
-            self._later(0.0, self._machine.exited, child.name, f"cannot be started: {error}", time.monotonic())
-            return
+        process = ChildProcess(launch, fds, functools.partial(self._on_exit, child.name))
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
 
@@ -226,10 +248,9 @@ class Supervisor:
         self._do(self._machine.received(name, message, time.monotonic()))
 
     def _tick(self) -> Iterable[Action]:
-        """Every ping interval."""
+        """Every ping interval. Statistics come last: no error in them ends the watchdog."""
         self._later(self._ping_interval, self._tick)  # first: nothing that fails below ends the watchdog
-        children = self._machine.children
-        up = {f"up.{name}": float(children[name].ready) for name in self.restarts}
-        restarts = {f"restarts.{name}": float(count) for name, count in self.restarts.items()}
-        self.wiring.stats[SUPERVISOR].write({"epoch": self.epoch, **up, **restarts, **self.wiring.lane_gauges()})
-        return self._machine.tick(time.monotonic())
+        self._do(self._machine.tick(time.monotonic()))
+        up = {name: self._machine.children[name].ready for name in self.restarts}
+        self.wiring.stats[SUPERVISOR].write(self.wiring.gauges(self.epoch, up, self.restarts))
+        return ()

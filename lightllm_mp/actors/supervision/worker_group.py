@@ -21,8 +21,9 @@ class WorkerGroup:
 
     def part(self) -> None:
         """All members are gone: their successors meet in a new file."""
+        fresh = create_memfd("meeting")
         self.close()
-        self.meeting = create_memfd("meeting")
+        self.meeting = fresh
 
     def close(self) -> None:
         if self.meeting >= 0:

@@ -16,7 +16,7 @@ from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
-from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge
+from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, Unavailable
 from lightllm_mp.messages import EngineLimits, ErrorInfo, Facts, Sampling, Terms
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.vision_config import read_vision
@@ -206,6 +206,43 @@ def test_after_a_repair_files_are_sent_again() -> None:
     frontend.reset()
     frontend.begin(say.Begin(epoch=2, facts=FACTS))  # nobody died: visual has joined
     assert live.fruitless == 1
+
+
+def test_without_the_visual_actor_images_are_refused_and_text_goes_on() -> None:
+    way = Way()
+    frontend, lanes = seeing_front(way)
+    image, text = submit(frontend, [way.upload(1)]), submit(frontend, [])
+    frontend.health(say.Health(True, away=("visual",)))
+    assert frontend.ready
+    assert isinstance(image.error, Unavailable)
+    assert image.error.status == 503
+    assert text.error is None
+    with pytest.raises(Unavailable, match="image encoder"):
+        submit(frontend, [way.upload(2)])
+    lanes.tokenizer.clear()
+    other = submit(frontend, [])
+    assert [m.rid for m in lanes.tokenizer] == [other.rid]  # type: ignore[attr-defined]
+    for live in (image, text, other):
+        live.close()
+    assert way.lane.files.bytes == 0
+    frontend.health(say.Health(True))
+    assert submit(frontend, [way.upload(2)]).error is None
+
+
+def test_a_visual_actor_that_dies_with_an_image_again_and_again_makes_it_a_suspect() -> None:
+    way = Way()
+    frontend, lanes = seeing_front(way)
+    blamed: list[tuple[str, int]] = []
+    frontend.on_blame = lambda name, epoch: blamed.append((name, epoch))
+    poison, text = submit(frontend, [way.upload(1)]), submit(frontend, [])
+    for epoch in (2, 3, 4):
+        frontend.reset()
+        lanes.tokenizer.clear()
+        frontend.begin(say.Begin(epoch=epoch, facts=FACTS, restarted=("visual",)))
+        assert text.rid in [m.rid for m in lanes.tokenizer]  # type: ignore[attr-defined]
+    assert isinstance(poison.error, EngineError)
+    assert text.error is None
+    assert sorted(set(blamed)) == [("visual", 2), ("visual", 3), ("visual", 4)]
 
 
 def test_limits_of_a_request() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from array import array
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from lightllm_mp import messages as say
+from lightllm_mp.actors.front import quarantine
 from lightllm_mp.errors import DeadlineExceeded, EngineError, InvalidRequest
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
 from tests.actors.front.front_lanes import FACTS, collect, make, submit, texts
@@ -197,11 +199,122 @@ def test_who_came_during_a_repair_is_not_suspected():
     asyncio.run(body())
 
 
-def again(frontend, lanes, name):
+def again(frontend, lanes, name, epoch=1):
     """A repair after the death of one process."""
     frontend.reset()
     lanes.tokenizer.clear()
-    frontend.begin(say.Begin(epoch=1, facts=FACTS, restarted=(name,)))
+    frontend.begin(say.Begin(epoch=epoch, facts=FACTS, restarted=(name,)))
+
+
+# --- whom a death is charged to ---------------------------------------------------------------------------------------
+
+
+def blaming() -> tuple[Any, Any, list[tuple[str, int]]]:
+    """A front, its lanes, and the deaths that a request may be to blame for."""
+    frontend, lanes = make()
+    blamed: list[tuple[str, int]] = []
+    frontend.on_blame = lambda name, epoch: blamed.append((name, epoch))
+    return frontend, lanes, blamed
+
+
+def test_all_deaths_of_a_suspect_are_its_own():
+    async def body():
+        frontend, lanes, blamed = blaming()
+        poison, other = submit(frontend), submit(frontend)
+        again(frontend, lanes, "worker0", 2)
+        assert blamed == []  # once is nobody's fault
+        again(frontend, lanes, "worker0", 3)
+        assert sorted(blamed) == [("worker0", 2), ("worker0", 3)]  # told once, for both suspects
+        blamed.clear()
+        again(frontend, lanes, "worker0", 4)
+        assert ("worker0", 4) in blamed
+        assert poison.error is not None
+        assert other.error is None
+
+    asyncio.run(body())
+
+
+def test_a_crash_loop_is_nobodys_fault_if_requests_make_progress_or_there_are_none():
+    async def body():
+        frontend, lanes, blamed = blaming()
+        live = submit(frontend)
+        for epoch in range(2, 9):
+            frontend.deliver(texts((live.rid, epoch, "a", epoch - 1, RUNNING)))
+            again(frontend, lanes, "worker0", epoch)
+        frontend.deliver(texts((live.rid, 1, "a", 9, STOP)))
+        live.close()
+        for epoch in range(9, 14):
+            again(frontend, lanes, "worker0", epoch)
+        assert blamed == []
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_a_request_that_leaves_before_it_is_cleared_takes_the_blame(moment):
+    """Else a client that does not wait for the third death could spend the restart budget."""
+
+    async def body():
+        frontend, lanes, blamed = blaming()
+        poison = submit(frontend)
+        if moment == "before":
+            poison.close()
+        frontend.reset()
+        if moment == "during":
+            poison.close()
+        frontend.begin(say.Begin(epoch=2, facts=FACTS, restarted=("worker0",)))
+        assert blamed == ([] if moment == "after" else [("worker0", 2)])
+        poison.close()
+        assert blamed == [("worker0", 2)]
+        again(frontend, lanes, "worker0", 3)  # a moment later
+        assert blamed[1:] == ([("worker0", 3)] if moment == "after" else [])
+        again(frontend, lanes, "worker0", 4)
+        assert ("worker0", 4) not in blamed
+
+    asyncio.run(body())
+
+
+def test_a_count_whose_client_leaves_takes_the_blame_too():
+    async def body():
+        frontend, _, blamed = blaming()
+        counting = asyncio.create_task(frontend.count("poison"))
+        await asyncio.sleep(0)
+        frontend.reset()
+        counting.cancel()
+        await asyncio.wait([counting])
+        frontend.begin(say.Begin(epoch=2, facts=FACTS, restarted=("tokenizer",)))
+        assert blamed == [("tokenizer", 2)]
+
+    asyncio.run(body())
+
+
+def test_who_left_with_an_answer_or_long_ago_takes_no_blame(monkeypatch):
+    async def body():
+        frontend, lanes, blamed = blaming()
+        done, begun, old = (submit(frontend) for _ in range(3))
+        frontend.deliver(texts((done.rid, 1, "a", 1, STOP), (begun.rid, 1, "a", 1, RUNNING)))
+        for live in (done, begun, old):
+            live.close()
+        now = quarantine.monotonic()
+        monkeypatch.setattr(quarantine, "monotonic", lambda: now + quarantine.LEFT_BEFORE)
+        again(frontend, lanes, "worker0", 2)
+        assert blamed == []
+
+    asyncio.run(body())
+
+
+def test_text_is_no_suspect_when_the_visual_actor_dies():
+    async def body():
+        frontend, lanes, blamed = blaming()
+        live = submit(frontend)
+        for epoch in range(2, 8):
+            again(frontend, lanes, "visual", epoch)
+            assert [m.rid for m in lanes.tokenizer] == [live.rid]
+        live.close()
+        again(frontend, lanes, "visual", 8)
+        assert (live.error, blamed) == (None, [])
+
+    asyncio.run(body())
 
 
 def test_the_time_in_the_queue_ends_when_the_router_says_so():

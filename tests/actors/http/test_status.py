@@ -49,6 +49,11 @@ def test_health_means_progress():
         assert (await s.get("/liveness"))[0] == 200
         s.frontend.health(say.Health(ok=True))
         assert (await s.get("/health"))[0] == 200
+        s.frontend.health(say.Health(ok=True, away=("visual",)))
+        status, text, _ = await s.get("/health")
+        assert (status, json.loads(text)) == (200, {"message": "Ok", "unavailable": ["visual"]})
+        assert (await s.get("/readiness"))[0] == 200
+        assert (await s.post("/generate", BODY))[0] == 200
 
     run(body)
 

@@ -21,6 +21,7 @@ from lightllm_mp.messages import (
     Health,
     Ready,
     Reset,
+    ResetDone,
     Wire,
 )
 
@@ -104,3 +105,14 @@ def replaced(*names: str) -> list[Action]:
 
 def trouble(name: str, reason: str = DIES) -> Action:
     return Send(HTTP, Health(False, f"{name} {reason} and is being replaced"))
+
+
+def recovers(server: Server, name: str) -> list[Action]:
+    """Its replacement is ready, and the next epoch begins."""
+    epoch = server.machine.epoch
+    survivors = [other for other in server.plan.actors if other != name and server.machine.children[other].ready]
+    for other in survivors:
+        server.says(other, ResetDone(epoch))
+    actions = server.says(name, Ready(Facts()))
+    assert server.state is State.RUNNING
+    return actions

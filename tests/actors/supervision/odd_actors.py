@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 import numpy as np
@@ -22,6 +23,9 @@ STEP = 50
 """The one that goes wrong."""
 SLOW = 6.0
 """Seconds that a slow step takes."""
+POISON = "~" * 16
+POISON_IDS = [ord("~") - ord("!")] * len(POISON)
+"""What the byte tokenizer makes of it."""
 
 
 class OddActor(MockWorkerActor):
@@ -83,3 +87,20 @@ class NanActor(MockWorkerActor):
         drawn = np.array([self._worker._rule(row, "temperature") > 0 for row in rows], np.bool_)
         logprobs = np.where(drawn, np.nan, np.frombuffer(done.logprobs, "<f4")).astype("<f4")
         self.mailbox.post(ROUTER, replace(done, logprobs=logprobs.tobytes()))
+
+
+class PoisonedActor(MockWorkerActor):
+    """Dies of every prompt that holds POISON."""
+
+    def on_plan(self, plan: bytes) -> None:
+        if bytes(POISON_IDS) in bytes(unpack(plan).ids.values.astype("uint8")):
+            os._exit(3)
+        super().on_plan(plan)
+
+
+class ParentActor(MockWorkerActor):
+    """Has a child that ends by itself when the actor is gone."""
+
+    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+        super().__init__(launch, mailbox, stats)
+        self.child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)

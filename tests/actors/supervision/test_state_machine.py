@@ -46,7 +46,7 @@ from tests.actors.supervision.fake_server import DIES, SETTINGS, START_ORDER, Se
 def test_a_start() -> None:
     server = Server()
     assert server.take(server.machine.start()) == [Spawn(START_ORDER)]
-    assert [timer.seconds for timer in server.timers] == [SETTINGS.start_timeout]
+    assert server.timers == []
     for name in START_ORDER[1:]:
         assert server.says(name, Ready(Facts())) == []
     server.now = 4.0
@@ -93,19 +93,27 @@ def test_a_child_that_cannot_start() -> None:
 
 def test_a_start_that_takes_too_long() -> None:
     server = started()
-    timers = server.timers
     server.all_say(Ready(Facts()), "http", "tokenizer", "router")
-    server.timers = timers
-    assert server.expire() == [Kill("detokenizer", 60.0), Kill("worker0", 60.0), Send("http", Stop())]
+    server.ticks(0.0)
+    server.all_say(Pong(0), "http", "tokenizer", "router")
+    assert server.ticks(60.0) == [Send(name, Ping(0)) for name in ("router", "tokenizer", "http")]
+    server.all_say(Pong(0), "http", "tokenizer", "router")
+    assert server.ticks(0.1) == [Kill("detokenizer", 60.0), Kill("worker0", 60.0), Send("http", Stop())]
     assert server.machine.reason == "start failed: detokenizer, worker0 not ready after 60 s"
 
 
-def test_the_timer_of_a_start_that_is_over_does_nothing() -> None:
-    server = started()
-    timers = server.timers
-    server.all_say(Ready(Facts()), *START_ORDER)
-    server.timers = timers
-    assert server.expire() == []
+def test_a_start_that_is_over_is_not_late() -> None:
+    server = running()
+    assert server.ticks(10 * SETTINGS.start_timeout) == [Send(name, Ping(1)) for name in START_ORDER]
+
+
+def test_an_embedded_front_that_does_not_come_fails_the_start() -> None:
+    server = started(front=EMBEDDED)
+    server.all_say(Ready(Facts()), *START_ORDER[:-1])
+    server.ticks(0.0)
+    server.all_say(Pong(0), *START_ORDER[:-1])
+    server.ticks(60.1)
+    assert server.machine.reason == "start failed: engine not ready after 60 s"
 
 
 def test_a_signal_during_the_start_ends_it() -> None:
@@ -180,7 +188,7 @@ def test_a_suspect_that_answers_is_none() -> None:
 
 def test_who_is_not_ready_is_not_pinged() -> None:
     server = started()
-    assert server.ticks(100.0) == []
+    assert server.ticks(50.0) == []
     server.all_say(Ready(Facts()), *START_ORDER)
     server.dies("router")
     assert server.ticks(0.0) == [Send(name, Ping(2)) for name in START_ORDER if name != "router"]

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from lightllm_mp.actors.supervision.actions import (
     CompareRanks,
-    Exit,
     Kill,
     ResetData,
     Send,
     Serving,
 )
+from lightllm_mp.actors.supervision.restart_budget import FIRST_PAUSE
 from lightllm_mp.actors.supervision.state_machine import (
-    EXIT_GAVE_UP,
     State,
 )
 from lightllm_mp.messages import (
     Begin,
     Facts,
-    Failed,
+    Ping,
+    Pong,
     Ready,
     ResetDone,
-    Stop,
 )
 from tests.actors.supervision.fake_server import (
     SETTINGS,
@@ -40,7 +39,7 @@ def test_a_death_and_its_repair() -> None:
     server = running()
     survivors = ("worker0", "router", "detokenizer", "http")
     assert server.dies("tokenizer") == [*resets(2, *survivors), trouble("tokenizer"), *replaced("tokenizer")]
-    assert [timer.seconds for timer in server.timers] == [SETTINGS.start_timeout]
+    assert server.timers == []
     assert (server.state, server.machine.epoch) == (State.REPAIRING, 2)
     assert server.all_say(ResetDone(2), *survivors) == []
     server.now = 2.5
@@ -74,7 +73,9 @@ def test_a_second_death_during_the_repair() -> None:
 def test_the_new_process_dies_before_it_is_ready() -> None:
     server = running()
     server.dies("tokenizer")
-    assert server.dies("tokenizer") == [trouble("tokenizer"), *replaced("tokenizer")]
+    assert server.dies("tokenizer") == [trouble("tokenizer")]
+    assert [timer.seconds for timer in server.timers] == [FIRST_PAUSE]
+    assert server.expire() == replaced("tokenizer")
     server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
     assert server.says("tokenizer", Ready(Facts()))[0] == ResetData(2)
 
@@ -109,55 +110,35 @@ def test_a_ready_that_comes_with_the_news_of_the_death() -> None:
     assert server.says("tokenizer", Ready(Facts()))[0] == ResetData(2)
 
 
-def test_a_repair_that_takes_too_long() -> None:
+def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
+    """A survivor that does not leave its lanes too; both are tried again."""
     server = running()
     server.dies("tokenizer")
-    timers = server.timers
+    survivors = ("worker0", "router", "detokenizer", "http")
     server.all_say(ResetDone(2), "worker0", "detokenizer", "http")
-    server.timers = timers
-    assert server.expire() == [Kill("router", 60.0), Kill("tokenizer", 60.0), Send("http", Stop())]
-    assert server.machine.reason == "start failed: router, tokenizer not ready after 60 s"
+    server.ticks(0.0)
+    server.all_say(Pong(2), *survivors)
+    assert Kill("router", 60.0) not in server.ticks(60.0)
+    server.all_say(Pong(2), *survivors)
+    assert server.ticks(0.1)[:2] == [Kill("router", 60.0), Kill("tokenizer", 60.0)]
+    server.all_say(Pong(2), *survivors)
+    assert not [action for action in server.ticks(0.1) if isinstance(action, Kill)]  # once
+    assert server.dies("router") == [trouble("router"), *replaced("router")]
+    assert server.dies("tokenizer") == [trouble("tokenizer")]
+    assert server.expire() == replaced("tokenizer")
+    server.all_say(Pong(2), "worker0", "detokenizer", "http")
+    assert not [action for action in server.ticks(59.0) if isinstance(action, Kill)]  # their time begins anew
+    assert server.all_say(Ready(Facts()), "router", "tokenizer")[0] == ResetData(2)
 
 
-def test_the_timer_of_an_earlier_repair_does_nothing() -> None:
+def test_the_time_of_a_repair_ends_with_it() -> None:
     server = running()
     server.dies("tokenizer")
-    timers = server.timers
     server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
     server.says("tokenizer", Ready(Facts()))
-    server.dies("tokenizer")
-    server.timers = timers
-    assert server.expire() == []
-
-
-def test_a_death_at_every_start_spends_the_budget() -> None:
-    server = running()
-    for _ in range(SETTINGS.max_restarts):
-        assert server.dies("tokenizer", "exited with code 3")[-1:] == replaced("tokenizer")
-    assert server.dies("tokenizer", "exited with code 3") == [Send("http", Stop())]
-    assert server.machine.reason == "giving up: tokenizer exited with code 3, and the restart budget is spent"
-    for name in ("http", "detokenizer", "router"):
-        server.dies(name, "exited with code 0")
-    assert server.dies("worker0", "exited with code 0") == [Exit(EXIT_GAVE_UP)]
-    assert server.log.count("tokenizer exited with code 3") == SETTINGS.max_restarts + 1
-    assert server.log[-1] == server.machine.reason
-
-
-def test_the_budget_is_one_of_a_window() -> None:
-    server = running()
-    for _ in range(3 * SETTINGS.max_restarts):
-        server.now += SETTINGS.restart_window / 2
-        assert server.dies("tokenizer")[-1:] == replaced("tokenizer")
-
-
-def test_a_replacement_that_cannot_start() -> None:
-    server = running()
-    server.dies("worker0")
-    server.says("worker0", Failed("out of memory"))
-    assert (server.state, server.machine.reason) == (State.STOPPING, "worker0 cannot start: out of memory")
-    for name in ("http", "tokenizer", "detokenizer", "router"):
-        server.dies(name)
-    assert server.dies("worker0") == [Exit(EXIT_GAVE_UP)]
+    server.ticks(0.0)
+    server.all_say(Pong(2), *START_ORDER)
+    assert server.ticks(10 * SETTINGS.start_timeout) == [Send(name, Ping(2)) for name in START_ORDER]
 
 
 # --- a dispensable child ----------------------------------------------------------------------------------------------
@@ -171,7 +152,8 @@ def test_the_others_begin_without_a_dispensable_child() -> None:
     last = server.all_say(ResetDone(2), *others)
     assert last == [ResetData(2), *begins(server, *others, restarted=("visual",))]
     # Its next death, before it is ready, ends no epoch.
-    assert server.dies("visual") == replaced("visual")
+    assert server.dies("visual") == []
+    assert server.expire() == replaced("visual")
     assert server.state is State.RUNNING
     # When it is ready, the epoch ends for one with everybody.
     assert server.says("visual", Ready(Facts())) == resets(3, *everybody)
@@ -194,21 +176,6 @@ def test_a_dispensable_child_is_ready_during_a_repair() -> None:
     server.all_say(ResetDone(3), "worker0", "router", "detokenizer", "http")
     last = server.says("tokenizer", Ready(Facts()))
     assert Send("visual", Begin(3, Facts(), ("tokenizer",))) in last
-
-
-def test_a_dispensable_child_that_hangs_at_its_start_is_killed() -> None:
-    server = running(images=True)
-    server.dies("visual")
-    timers = server.timers
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "tokenizer", "http")
-    server.timers = timers
-    assert server.expire() == [Kill("visual", 60.0)]
-    assert [timer.seconds for timer in server.timers] == [60.0]
-    timers = server.timers
-    assert server.dies("visual") == replaced("visual")
-    server.timers = timers
-    assert server.expire() == [Kill("visual", 60.0)]
-    assert server.state is State.RUNNING
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
@@ -278,7 +245,8 @@ def test_a_rank_dies_while_the_ranks_are_being_replaced() -> None:
     assert server.dies("worker0") == [Kill("worker1"), trouble("worker0")]
     # Ready of a rank that is being killed, with the news of its death: neither it nor its successor is ready.
     assert server.says("worker1", Ready(Facts())) == []
-    assert server.dies("worker1") == replaced(*BOTH)
+    assert server.dies("worker1") == []
+    assert server.expire() == replaced(*BOTH)
     server.all_say(ResetDone(2), "router", "detokenizer", "tokenizer", "http")
     assert server.says("worker0", Ready(Facts())) == []
     assert server.says("worker1", Ready(Facts()))[0] == ResetData(2)

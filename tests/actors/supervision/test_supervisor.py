@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from lightllm_mp.actors.supervision import supervisor
+from lightllm_mp.actors.supervision import restart_budget, supervisor
 from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
@@ -164,7 +164,8 @@ async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
 
 
 @in_time
-async def test_a_process_that_cannot_be_started_counts_as_dead(tmp_path: Path) -> None:
+async def test_a_process_that_cannot_be_started_counts_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart_budget, "FIRST_PAUSE", 0.1)
     failing = mock.patch.object(supervisor, "ChildProcess", side_effect=OSError(errno.EAGAIN, "no more processes"))
     with failing:
         async with embedded(tmp_path) as engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -169,3 +170,15 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert set(os.listdir("/dev/shm")) == before
     assert sorted(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_refused_meeting_place_leaves_the_one_before() -> None:
+    """It is tried again, and closed once."""
+    with contextlib.closing(SharedMemory(topology(ranks=RANKS, front=EMBEDDED))) as wiring:
+        group = WorkerGroup(("worker0", "worker1"), wiring)
+        refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        with mock.patch.object(os, "memfd_create", side_effect=refused), pytest.raises(OSError, match="open files"):
+            group.part()
+        os.fstat(group.meeting)
+        group.part()
+        group.close()

@@ -18,11 +18,13 @@ class StatusRoutes:
         self._context = context
 
     async def health(self, request: web.Request) -> web.Response:
-        """Forward progress: 503 with the reason while an actor is down or hung."""
+        """Forward progress: 503 with the reason while an actor is down or hung. `unavailable` names actors without
+        which the others go on: requests that need them get 503."""
         trouble = self._context.frontend.trouble
         if trouble:
             return _json({"message": "Error", "reason": trouble}, 503)
-        return _json({"message": "Ok"})
+        away = self._context.frontend.state.away
+        return _json({"message": "Ok"} | ({"unavailable": list(away)} if away else {}))
 
     async def liveness(self, request: web.Request) -> web.Response:
         """200 while this process answers."""
