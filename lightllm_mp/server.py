@@ -12,11 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from select import select
 from typing import Any
 
 import msgspec
 
+from lightllm_mp import client
 from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
 from lightllm_mp.shm.memfd import create_memfd
@@ -87,6 +89,11 @@ class Server:
                 return reply.status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+    def stream(self, body: dict[str, Any], *, key: str = "") -> Iterator[dict[str, Any]]:
+        """The events of an answer of /generate_stream, each once, although connections break and processes die. Raises
+        like `client.stream`."""
+        return client.stream(self.base_url, body, key=key, trust=self._trust)
 
     def drain(self, timeout: float | None = None) -> int:
         """Refuse new requests, finish running ones, then end. Returns the exit code. subprocess.TimeoutExpired after

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from lightllm_mp import client
+from lightllm_mp.errors import EngineError
 from tests.actors.mock_server import WORKER, write_mock_model
 from tests.end_to_end.test_serve_command import DEADLINE, Serving, environment, gone
 from tests.paths import ROOT
@@ -131,20 +133,36 @@ def holders(port: int, pids: list[int]) -> set[int]:
     return found
 
 
-def test_the_client_of_the_readme_gets_every_event_once_although_http_is_killed(folder: Path) -> None:
+def readme_stream(port: int, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     (block,) = re.findall(r"```python\n(import http\.client, .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     program: dict[str, Any] = {}
     exec(block, program)
+    return program["stream"](f"127.0.0.1:{port}", "mine", body)
+
+
+def handle_stream(port: int, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """As `Server.stream` calls it."""
+    return client.stream(f"http://127.0.0.1:{port}", body)
+
+
+@pytest.mark.parametrize("stream", [readme_stream, handle_stream])
+def test_every_event_comes_once_although_http_is_killed(folder: Path, stream: Any) -> None:
     with mock_serving(folder, "--port", "0") as server:
         whole = text(server.port, 2)
         body = {**BODY, "parameters": {**BODY["parameters"], "seed": 2}}  # type: ignore[dict-item]
         found = []
-        for event in program["stream"](f"127.0.0.1:{server.port}", "mine", body):
+        for event in stream(server.port, body):
             found.append(event["token"]["text"])
             if len(found) in (100, 400, 700):
                 os.kill(server.actors()["http"], signal.SIGKILL)
     assert len(found) == 1000
     assert "".join(found) == whole
+
+
+def test_a_refusal_is_said_by_the_client(folder: Path) -> None:
+    refused = pytest.raises(EngineError, match="token ids must lie between 0 and 255")
+    with mock_serving(folder, "--port", "0") as server, refused:
+        next(handle_stream(server.port, {"inputs": [70_000]}))
 
 
 def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Path, tmp_path: Path) -> None:
