@@ -18,11 +18,12 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
+from lightllm_mp.actors.front.fair_shares import FULL
 from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
-from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
+from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_observer import NoObserver, Observer
 from lightllm_mp.actors.front.retained_requests import RetainedRequests
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
@@ -110,8 +111,9 @@ class RequestTable:
 
     @property
     def live(self) -> int:
-        """Number of requests accepted and not yet closed by their consumer, token counts included."""
-        return len(self._lives) + len(self._counts)
+        """Number of requests admitted and not yet closed by their consumer: those that still arrive and token counts
+        included."""
+        return self.limits.live
 
     @property
     def ready(self) -> bool:
@@ -166,7 +168,7 @@ class RequestTable:
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
-        held = self._hold(images)
+        held = self._hold(images, terms.tenant)
         try:
             self._send_new(request)
         except Overloaded:
@@ -339,13 +341,13 @@ class RequestTable:
         self.images.let_go(live.images)
         live.images = ()
 
-    def _hold(self, images: Sequence[Upload]) -> tuple[Upload, ...]:
-        """Keep image files; those of retained requests make room for new ones."""
+    def _hold(self, images: Sequence[Upload], tenant: bytes) -> tuple[Upload, ...]:
+        """Keep image files; those that the largest holder retains make room for new ones."""
         while True:
             try:
-                return self.images.hold(images)
+                return self.images.hold(images, tenant)
             except Overloaded:
-                if not self.retained.evict():
+                if not self.retained.evict_images(self.images.largest_holder()):
                     raise
 
     def _send_new(self, request: Wire) -> None:

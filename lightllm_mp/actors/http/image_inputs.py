@@ -25,6 +25,8 @@ from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
 from lightllm_mp.messages import ImageInfo
 
 WHITE = str.maketrans("", "", " \t\r\n")
+PIECE = 1 << 18
+"""Characters of base64 that are decoded at once."""
 SHORT = 1 << 16
 """Up to this many bytes are checked in the event loop; more in a thread."""
 
@@ -54,22 +56,20 @@ class ImageInputs:
         self._config, self._lane, self._fetched = config, lane, fetched
         self._fetcher = Fetcher(config)
 
-    async def close(self) -> None:
-        await self._fetcher.close()
-
-    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+    def arriving(self, tenant: bytes) -> AbstractContextManager[Callable[[int], None]]:
         """Counts bytes being received; see image_files.Files."""
-        return self._lane.arriving()
+        return self._lane.arriving(tenant)
 
     async def uploads(
-        self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None]
+        self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None], payer: bytes = b""
     ) -> tuple[Upload, ...]:
         """The images in order. Each distinct URL is fetched once; the first bad image cancels the other fetches.
-        Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or Overloaded."""
+        `payer`: whose share of connections they take. Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or
+        Overloaded."""
         items = self._read(media)
         if not items:
             return ()
-        tasks = {item: asyncio.create_task(self._upload(item, tenant, take)) for item in dict.fromkeys(items)}
+        tasks = {item: asyncio.create_task(self._upload(item, tenant, take, payer)) for item in dict.fromkeys(items)}
         try:
             await asyncio.gather(*tasks.values())
         except BaseException:
@@ -79,7 +79,7 @@ class ImageInputs:
             raise
         return tuple(tasks[item].result() for item in items)
 
-    async def infos(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[ImageInfo, ...]:
+    async def infos(self, media: schema.Multimodal | None, tenant: bytes, payer: bytes = b"") -> tuple[ImageInfo, ...]:
         """The same for counting tokens: reads only images without a given size."""
         found = []
         for item in self._read(media):
@@ -87,27 +87,29 @@ class ImageInputs:
             if isinstance(size, tuple):
                 found.append(self._lane.judge.described(*size))
             else:
-                with self.arriving() as take:
-                    found.append((await self._upload(item, tenant, take)).image)
+                with self.arriving(tenant) as take:
+                    found.append((await self._upload(item, tenant, take, payer)).image)
         return tuple(found)
 
     def _read(self, media: schema.Multimodal | None) -> Sequence[ImageItem]:
-        if media is not None and media.audios:
+        if media is None:
+            return []
+        if schema.items(media.audios, PARAM + ".audios"):
             raise InvalidRequest("sound is not supported", param=PARAM)
-        raw: list[Raw] = (media.images if media is not None else None) or []
+        raw = schema.items(media.images, PARAM + ".images")
         if raw and not self._lane.takes_images:
             raise InvalidRequest(TEXT_ONLY, param=PARAM)
         if len(raw) > (most := self._config.max_images_per_request):
             raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
         return [item(one) for one in raw]
 
-    async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None]) -> Upload:
+    async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None], payer: bytes) -> Upload:
         if not isinstance(item.data, str):
             raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
         judge, most = self._lane.judge, self._config.max_bytes_per_image
         if item.type == "url":
             begin = perf_counter()
-            data = await self._fetcher.fetch(item.data, take)
+            data = await self._fetcher.fetch(item.data, take, payer)
             self._fetched(perf_counter() - begin)
             return await _apart(len(data), lambda: judge.upload(data, tenant))
         text = item.data
@@ -131,7 +133,16 @@ def decoded(text: str) -> bytes:
     """The bytes of a base64 text. Raises InvalidRequest if it is not base64."""
     if text.lstrip()[:5].lower() == "data:":
         raise InvalidRequest("an image's base64 must be sent without the prefix `data:...;base64,`", param=PARAM)
+    found, rest, padded = bytearray(), "", False
     try:
-        return binascii.a2b_base64(text.translate(WHITE), strict_mode=True)
+        for at in range(0, len(text), PIECE):  # in pieces, because other threads wait for each
+            rest += text[at : at + PIECE].translate(WHITE)
+            whole = len(rest) if at + PIECE >= len(text) else len(rest) // 4 * 4
+            if padded and rest:
+                raise ValueError
+            piece, rest = rest[:whole], rest[whole:]
+            found += binascii.a2b_base64(piece, strict_mode=True)
+            padded = piece.endswith("=")
     except ValueError:  # binascii.Error is a subclass
         raise InvalidRequest("an image's data is not base64", param=PARAM) from None
+    return bytes(found)

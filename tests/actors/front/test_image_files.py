@@ -13,6 +13,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
@@ -124,7 +125,7 @@ def test_files_are_held_once_and_bounded() -> None:
     first = files.hold([way.upload(1)])
     second = files.hold([way.upload(1), way.upload(2)])
     assert second[0] is first[0]
-    assert files.bytes == 2 * size
+    assert files.size == 2 * size
     with files.arriving() as take:
         take(size)
         with pytest.raises(Overloaded):
@@ -133,7 +134,7 @@ def test_files_are_held_once_and_bounded() -> None:
         files.hold([way.upload(3), way.upload(4)])
     assert files.let_go(first) == []
     assert set(files.let_go(second)) == {upload.key for upload in second}
-    assert files.bytes == 0
+    assert files.size == 0
 
 
 def test_keys_tell_contents_and_tenants_apart() -> None:
@@ -146,9 +147,9 @@ def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
     return frontend.submit("<image>" * len(images), Terms(Sampling(seed=7), n=n), images=images, stream=False)
 
 
-def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:
+def seeing_front(way: Way) -> tuple[ResumableTable, Lanes]:
     lanes = Lanes()
-    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane)
+    frontend = ResumableTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane)
     frontend.begin(say.Begin(epoch=0, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=100))))
     return frontend, lanes
 
@@ -163,7 +164,7 @@ def test_the_front_tells_tokenizer_and_visual_at_once() -> None:
     assert way.rids() == [(say.Encode, live.rid)]
     live.close()
     assert way.rids()[1:] == [(say.Abort, live.rid), (say.Abort, live.rid + 1)]
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
 
 
 def test_a_failed_image_ends_the_request_everywhere() -> None:
@@ -179,7 +180,7 @@ def test_a_failed_image_ends_the_request_everywhere() -> None:
         assert [(type(m), m.rid) for m in lanes.tokenizer[1:]] == ends  # type: ignore[attr-defined]
         assert [(type(m), m.rid) for m in lanes.router] == ends  # type: ignore[attr-defined]
         live.close()
-        assert way.lane.files.bytes == 0
+        assert way.lane.files.size == 0
 
     asyncio.run(body())
 
@@ -231,7 +232,7 @@ def test_limits_of_a_request() -> None:
 
 
 def media(*images: dict[str, Any]) -> schema.Multimodal:
-    return msgspec.convert({"images": [msgspec.Raw(msgspec.json.encode(image)) for image in images]}, schema.Multimodal)
+    return schema.Multimodal(images=msgspec.Raw(msgspec.json.encode(images)))
 
 
 def base64_image(data: bytes) -> dict[str, str]:
@@ -241,10 +242,8 @@ def base64_image(data: bytes) -> dict[str, str]:
 def uploads(way: Way | None, *images: dict[str, Any]) -> tuple[Upload, ...]:
     async def body() -> tuple[Upload, ...]:
         desk = ImageInputs(way.settings if way else MultimodalConfig(), way.lane if way else NoImageLane())
-        with desk.arriving() as take:
-            found = await desk.uploads(media(*images), b"", take)
-        await desk.close()
-        return found
+        with desk.arriving(b"") as take:
+            return await desk.uploads(media(*images), b"", take)
 
     return asyncio.run(body())
 
@@ -255,7 +254,7 @@ def test_base64_in_order_with_lines_and_twice() -> None:
     found = uploads(way, base64_image(png(1)), base64_image(png(2)), lines, base64_image(png(1)))
     assert [upload.data for upload in found] == [png(1), png(2), png(1), png(1)]
     assert found[0].key == found[2].key
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
 
 
 def test_sizes_are_judged_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +264,7 @@ def test_sizes_are_judged_before_anything_is_decoded(monkeypatch: pytest.MonkeyP
     way = Way(max_image_bytes_live=1024)
     with pytest.raises(Overloaded):
         uploads(way, {"type": "base64", "data": "A" * 2000})
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
 
 
 def test_a_text_server_says_so() -> None:
@@ -277,7 +276,7 @@ def test_a_text_server_says_so() -> None:
 def test_each_url_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    async def fetch(self: object, url: str, take: object) -> bytes:
+    async def fetch(self: object, url: str, *rest: object) -> bytes:
         asked.append(url)
         await asyncio.sleep(0)
         return png(1)
