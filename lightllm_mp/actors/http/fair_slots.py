@@ -40,10 +40,8 @@ class FairSlots:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if not self._remove(tenant, future) and not future.cancelled():
                 self.release(tenant)  # the slot came in the same turn
-            else:
-                self._remove(tenant, future)
             raise
 
     def release(self, tenant: bytes) -> None:
@@ -54,10 +52,16 @@ class FairSlots:
                 return
             future = next(iter(self._waiting[chosen]))
             self._remove(chosen, future)
-            self._shares.take(chosen)
-            future.set_result(None)
+            if not future.done():  # else its wait was cancelled in this turn
+                self._shares.take(chosen)
+                future.set_result(None)
 
-    def _remove(self, tenant: bytes, future: asyncio.Future[None]) -> None:
-        del self._waiting[tenant][future]
-        if not self._waiting[tenant]:
+    def _remove(self, tenant: bytes, future: asyncio.Future[None]) -> bool:
+        """False: it does not wait any more."""
+        futures = self._waiting.get(tenant, {})
+        if future not in futures:
+            return False
+        del futures[future]
+        if not futures:
             del self._waiting[tenant]
+        return True

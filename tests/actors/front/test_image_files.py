@@ -137,6 +137,49 @@ def test_files_are_held_once_and_bounded() -> None:
     assert files.size == 0
 
 
+def test_image_bytes_of_one_tenant_leave_room_for_another() -> None:
+    way = Way()
+    size = len(way.upload(1).data)
+    files = Files(8 * size + 8, tenants=2)
+    held = [files.hold([way.upload(number, b"greedy")], b"greedy") for number in range(6)]
+    with files.arriving(b"greedy") as take, pytest.raises(Overloaded, match="this key's"):
+        take(size)
+    with pytest.raises(Overloaded, match="this key's"):
+        files.hold([way.upload(7, b"greedy")], b"greedy")
+    with files.arriving(b"other") as take:
+        take(2 * size)
+    held += [files.hold([way.upload(number, b"other")], b"other") for number in range(2)]
+    with pytest.raises(Overloaded, match="take all"):
+        files.hold([way.upload(7, b"other")], b"other")
+    for uploads in held:
+        files.let_go(uploads)
+    assert files.size == 0
+
+
+def test_images_retained_for_a_tenant_make_room_for_those_of_that_tenant_only() -> None:
+    """A retained image of the largest holder goes when memory is short, and nobody else's."""
+
+    async def body() -> None:
+        size = len(Way().upload(1).data)
+        way = Way(max_image_bytes_live=max(1024, 8 * size))
+        way.lane.files = Files(8 * size, tenants=2)
+        frontend, _ = seeing_front(way, resume_window=60.0)
+
+        def ask(number: int, tenant: bytes):
+            terms = Terms(Sampling(seed=7), tenant=tenant)
+            return frontend.submit("<image>", terms, images=[way.upload(number, tenant)], label=f"{number}")
+
+        for number in range(2):
+            ask(number, b"other").close()
+        for number in range(6):
+            ask(10 + number, b"greedy").close()
+        ask(20, b"greedy").close()
+        assert way.lane.files.shares.held(b"other") == 2 * len(way.upload(0).data)
+        assert len(frontend.retained) == 8
+
+    asyncio.run(body())
+
+
 def test_keys_tell_contents_and_tenants_apart() -> None:
     way = Way()
     uploads = [way.upload(1), way.upload(1), way.upload(2), way.upload(1, b"tenant"), way.upload(1, b"other")]
@@ -147,9 +190,9 @@ def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
     return frontend.submit("<image>" * len(images), Terms(Sampling(seed=7), n=n), images=images, stream=False)
 
 
-def seeing_front(way: Way) -> tuple[ResumableTable, Lanes]:
+def seeing_front(way: Way, **options: Any) -> tuple[ResumableTable, Lanes]:
     lanes = Lanes()
-    frontend = ResumableTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane)
+    frontend = ResumableTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane, **options)
     frontend.begin(say.Begin(epoch=0, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=100))))
     return frontend, lanes
 
