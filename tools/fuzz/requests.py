@@ -125,11 +125,11 @@ def _images(found: schema.Multimodal | None) -> None:
     assert len(images) <= 64
     for raw in images:
         item = image_inputs.item(raw)
-        if isinstance(item.data, str):
+        if bytes(item.data)[:1] == b'"':
             if item.type == "url":
-                url(item.data.encode())
+                url(schema.text(item.data, "data", 0).encode())
             elif item.type == "base64":
-                assert len(image_inputs.decoded(item.data)) <= len(item.data)
+                assert len(image_inputs.decoded(item.data, MAX_BODY)) <= len(bytes(item.data))
 
 
 def _sent(message: say.Wire) -> None:

@@ -40,7 +40,7 @@ PARAMETERS_BYTES = (
     + (32 << 10)  # all other fields
 )
 """Longest `parameters`, about 290 KiB: they are decoded while other clients wait. Guides are refused anyway."""
-MAX_BRACKETS = 1 << 22
+MAX_BRACKETS = 1 << 21
 """Most opening brackets in a body: what nests is skipped slowly, about 8 ns a bracket."""
 PIECE = 1 << 16
 """Bytes of token ids that are decoded while other clients wait."""
@@ -164,10 +164,12 @@ def text(raw: Raw, name: str, max_input: int) -> str:
 
 async def _column(raw: Raw, name: str, decoder: msgspec.json.Decoder[Any], max_input: int) -> bytes:
     """The int32 column of a list of ids. It is decoded in pieces, and other clients are served between them."""
-    data, ids, start = bytes(raw), array("i"), 1
-    most = max_input or MAX_INPUT_IDS
-    if data[:1] != b"[":
-        decode(decoder, data, name)  # raises
+    ids, start, most = array("i"), 1, max_input or MAX_INPUT_IDS
+    if _first(raw) != b"[":
+        decode(decoder, raw, name)  # raises
+    if memoryview(raw).nbytes > PIECE:
+        await asyncio.sleep(0)
+    data = bytes(raw)
     while True:
         comma = data.find(b",", start + PIECE)
         piece = data[start:comma] + b"]" if comma >= 0 else data[start:]

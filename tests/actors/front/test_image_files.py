@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, N
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.resumable_table import ResumableTable
-from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge
@@ -301,13 +302,39 @@ def test_base64_in_order_with_lines_and_twice() -> None:
 
 
 def test_sizes_are_judged_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightllm_mp.actors.http.image_inputs.decoded", lambda text: pytest.fail("decoded"))
+    monkeypatch.setattr("lightllm_mp.actors.http.image_inputs.decoded", lambda *rest: pytest.fail("decoded"))
     with pytest.raises(PayloadTooLarge, match="larger than 1024 bytes"):
         uploads(Way(max_bytes_per_image=1024), {"type": "base64", "data": "A" * 2000})
     way = Way(max_image_bytes_live=1024)
     with pytest.raises(Overloaded):
         uploads(way, {"type": "base64", "data": "A" * 2000})
     assert way.lane.files.size == 0
+
+
+def test_base64_is_decoded_in_pieces_like_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 3
+    text = base64.encodebytes(data).decode()
+    forms = [
+        json.dumps(text),
+        json.dumps(text).replace("/", "\\/"),
+        '"' + "".join(f"\\u{ord(letter):04x}" for letter in text) + '"',
+        json.dumps(base64.b64encode(data + b"x").decode() + " " * 50),
+    ]
+    for piece in (7, 8, 13, 100, 1 << 18):
+        monkeypatch.setattr(image_inputs, "PIECE", piece)
+        assert [image_inputs.decoded(msgspec.Raw(form.encode()), 1000) for form in forms] == [data] * 3 + [data + b"x"]
+        with pytest.raises(PayloadTooLarge, match="larger than 700 bytes"):
+            image_inputs.decoded(msgspec.Raw(forms[0].encode()), 700)
+        for wrong in (
+            "QUI=QUJD",
+            "QUI=" + " " * 200 + "QUJD",
+            "é" * 99,
+            "A" * 99 + "\\",
+            "Q",
+            "data:," + text,
+        ):
+            with pytest.raises(InvalidRequest):
+                image_inputs.decoded(msgspec.Raw(json.dumps(wrong).encode()), 1000)
 
 
 def test_a_text_server_says_so() -> None:
