@@ -122,7 +122,7 @@ class ImageInputs:
     async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None], payer: bytes) -> Upload:
         judge, most, data = self._lane.judge, self._config.max_bytes_per_image, memoryview(item.data)
         if item.type == "image_size" or data[:1] != b'"':
-            raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
+            raise InvalidRequest(f"{PARAM}: an image of type {item.type} needs its data as text", param=PARAM)
         if item.type == "url":
             begin = perf_counter()
             file = await self._fetcher.fetch(_url(item.data), take, payer)
