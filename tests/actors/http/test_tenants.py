@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.fair_slots import FairSlots
 from lightllm_mp.actors.http.image_fetch import MAX_AT_ONCE, Fetcher, FetchFailed
 from lightllm_mp.actors.http.security.keys import ApiKeys, digest
 from lightllm_mp.actors.http.security.name_lookups import MOST, NameLookups
 from lightllm_mp.config import MultimodalConfig
+from lightllm_mp.errors import Overloaded
 from tests.actors.http.harness import PATIENCE, Site, run
 from tests.actors.http.test_image_fetch import HOST, nothing, origin
 
@@ -84,6 +86,41 @@ def test_without_keys_the_address_is_the_tenant() -> None:
         await s.settled(lambda: s.frontend.live == 0)
 
     served(body, keys=ApiKeys())
+
+
+class Sent:
+    """A request whose body has come in one piece."""
+
+    def __init__(self, size: int) -> None:
+        self.headers: dict[str, str] = {}
+        self.content_length, self.content = size, self
+        self._pieces = [b"x" * size, b""]
+
+    async def readany(self) -> bytes:
+        return self._pieces.pop(0)
+
+
+def test_a_body_yields_also_while_its_images_are_fetched() -> None:
+    async def body() -> None:
+        reader, preparing = BodyReader(most=100, seconds=60.0), asyncio.Event()
+
+        async def ask(size: int, tenant: bytes) -> None:
+            async with reader.receive(Sent(size), tenant):  # type: ignore[arg-type]
+                await preparing.wait()
+
+        held = [asyncio.create_task(ask(100, b"greedy")) for _ in range(8)]
+        await asyncio.sleep(0)
+        other = asyncio.create_task(ask(50, b"other"))
+        await asyncio.wait(held, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        preparing.set()
+        errors = await asyncio.gather(*held, other, return_exceptions=True)
+        assert [type(error) for error in errors if error is not None] == [Overloaded]
+        assert errors[-1] is None
+        with pytest.raises(TimeoutError):  # one that is not the reader's
+            async with reader.receive(Sent(5), b"other"):  # type: ignore[arg-type]
+                raise TimeoutError
+
+    asyncio.run(body())
 
 
 # --- requests that arrive ---
