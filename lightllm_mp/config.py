@@ -171,8 +171,8 @@ class MultimodalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_image_bytes_per_request: Annotated[int, Meta(ge=1024, le=1 << 30)] = 64 << 20
     """Maximum size of all image files of one request together, in bytes."""
     max_image_bytes_live: Annotated[int, Meta(ge=1024)] = 1 << 29
-    """Maximum size of the image files of all live requests together, in bytes; equal files count once. Requests beyond
-    it get 429."""
+    """Maximum size of the image files of all live requests together, in bytes; equal files of a key count once.
+    Requests beyond it get 429. With several API keys, half of it is reserved for the keys in equal parts."""
 
     def __post_init__(self) -> None:
         if len(set(self.visual_gpu_ids)) < len(self.visual_gpu_ids):

@@ -15,7 +15,8 @@ from lightllm_mp.messages import Output, Sampling, Terms
 T = TypeVar("T")
 
 MAX_ID = 2**31 - 1
-MAX_STOP_BYTES = 1024
+MAX_STOPS, MAX_STOP_BYTES = 16, 1024
+MAX_BIASES, MAX_ALLOWED = 1024, 256
 Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Count = Annotated[int, Meta(ge=1, le=MAX_ID)]
 Choices = Annotated[int, Meta(ge=1, le=64)]
@@ -49,7 +50,7 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     max_new_tokens: Count | None = None
     """Default 16. Reduced to what fits the context."""
     min_new_tokens: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
-    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=16)] | None = None
+    stop_sequences: Stop | Annotated[list[Stop | StopIds], Meta(max_length=MAX_STOPS)] | None = None
     include_stop_str_in_output: bool | None = None
     """Keep the stop string at the end of the text. Default: remove it."""
     n: Choices | None = None
@@ -61,8 +62,8 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
     """Number of alternatives to report for each produced token. true: 1."""
     prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
-    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=1024)] | None = None
-    allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=256)] | None = None
+    logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=MAX_BIASES)] | None = None
+    allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_ALLOWED)] | None = None
     """No other id is ever sampled."""
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None

@@ -38,11 +38,7 @@ def test_a_url_that_breaks_the_parser_is_the_clients_error(url: str) -> None:
         checked(url)
 
     async def fetch() -> None:
-        fetcher = Fetcher(MultimodalConfig())
-        try:
-            await fetcher.fetch(url, lambda size: None)
-        finally:
-            await fetcher.close()
+        await Fetcher(MultimodalConfig()).fetch(url, lambda size: None)
 
     with pytest.raises(FetchFailed):
         asyncio.run(fetch())

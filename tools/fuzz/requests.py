@@ -7,8 +7,9 @@ import ipaddress
 import json
 import math
 from array import array
+from collections.abc import Coroutine
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -29,6 +30,8 @@ from lightllm_mp.errors import EngineError
 from tools.fuzz.features import seen, size_class
 from tools.fuzz.refusal import check_refusal
 
+T = TypeVar("T")
+
 MAX_BODY = 2000
 KEY, ADMIN_KEY = "user-key", "admin-key"
 _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(say.Message)
@@ -43,7 +46,18 @@ def body(data: bytes) -> None:
         seen(error.message[:100])
 
 
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that waits for nothing but its turn."""
+    while True:
+        try:
+            work.send(None)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+
 def _generate(data: bytes) -> None:
+    _at_once(schema.check_nesting(data))
     found = schema.generate_body(data)
     parameters = _parameters(found.parameters)
     terms = sampling_parameters.terms(parameters)
@@ -52,10 +66,11 @@ def _generate(data: bytes) -> None:
     assert len(terms.output.stop) <= 16
     assert all(1 <= len(stop.encode()) <= sampling_parameters.MAX_STOP_BYTES for stop in terms.output.stop)
     _images(found.multimodal_params)
-    if isinstance(found.inputs, str):
-        _sent(say.Generate(1, terms, text=found.inputs))
+    prompt = _at_once(schema.prompt(found.inputs, 0))
+    if isinstance(prompt, str):
+        _sent(say.Generate(1, terms, text=prompt))
     else:
-        ids = array("i", found.inputs)
+        ids = array("i", prompt)
         assert 1 <= len(ids) <= schema.MAX_INPUT_IDS
         assert min(ids) >= -200
         _sent(say.Generate(1, terms, ids=ids.tobytes()))
@@ -65,18 +80,15 @@ def _tokens(data: bytes) -> None:
     found = schema.tokens_body(data)
     _parameters(found.parameters)
     _images(found.multimodal_params)
-    _sent(say.Count(1, found.text))
+    _sent(say.Count(1, schema.text(found.text, "text", 0)))
 
 
 def _score(data: bytes) -> None:
     found = schema.score_body(data)
     _parameters(found.parameters)
-    assert (found.chat is None) != (found.ids is None)
-    _sent(
-        say.Generate(
-            1, say.Terms(sampling_parameters.SCORE), text=found.chat, ids=array("i", found.ids or ()).tobytes()
-        )
-    )
+    prompt = _at_once(schema.conversation(found, 0))
+    text, ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+    _sent(say.Generate(1, say.Terms(sampling_parameters.SCORE), text=text, ids=ids))
 
 
 def _parameters(raw: msgspec.Raw) -> schema.RequestParameters:
@@ -110,15 +122,15 @@ def _check_rules(rules: say.Sampling) -> None:
 
 
 def _images(found: schema.Multimodal | None) -> None:
-    images = (found.images if found is not None else None) or []
+    images = schema.items(found.images, "images") if found is not None else []
     assert len(images) <= 64
     for raw in images:
         item = image_inputs.item(raw)
-        if isinstance(item.data, str):
+        if bytes(item.data)[:1] == b'"':
             if item.type == "url":
-                url(item.data.encode())
+                url(schema.text(item.data, "data", 0).encode())
             elif item.type == "base64":
-                assert len(image_inputs.decoded(item.data)) <= len(item.data)
+                assert len(image_inputs.decoded(item.data, MAX_BODY)) <= len(bytes(item.data))
 
 
 def _sent(message: say.Wire) -> None:
@@ -254,7 +266,8 @@ class Server:
         return runner.server
 
     async def _decode(self, request: web.Request) -> web.Response:
-        found = schema.generate_body(await self._bodies.read(request))
+        async with self._bodies.receive(request) as data:
+            found = schema.generate_body(data)
         _check_rules(sampling_parameters.sampling(_parameters(found.parameters)))
         return web.Response(text="decoded")
 

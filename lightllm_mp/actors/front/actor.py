@@ -34,7 +34,7 @@ class FrontActor(AsyncActor):
             lambda message: mailbox.send(ROUTER, message),
             limits=RequestLimits(launch.config.http.max_live_requests, tenants),
             queue_seconds=queue_seconds,
-            images=_image_lane(launch, mailbox),
+            images=_image_lane(launch, mailbox, tenants),
             journal=journal,
             resume_window=resume_window,
             answer_bytes=launch.config.http.max_answer_bytes_live,
@@ -73,14 +73,14 @@ class FrontActor(AsyncActor):
         self.frontend.flush()
 
 
-def _image_lane(launch: LaunchSpec, mailbox: Mailbox) -> ImageLane | None:
+def _image_lane(launch: LaunchSpec, mailbox: Mailbox, tenants: int) -> ImageLane | None:
     """The lane to the visual actor; None if there is no visual actor."""
     vision = launch.model.vision
     if vision is None or VISUAL not in {peer.name for peer in launch.peers}:
         return None
     return ImageLane(
         ImageJudge(launch.config, vision),
-        Files(launch.config.multimodal.max_image_bytes_live),
+        Files(launch.config.multimodal.max_image_bytes_live, tenants),
         lambda data, known: mailbox.lend(VISUAL, data, known),
         lambda ref: mailbox.take_back(VISUAL, ref),
         lambda message: mailbox.send(VISUAL, message),

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightllm_mp.actors.front.fair_shares import FULL, FairShares
 from lightllm_mp.actors.front.send_queue import Send
 from lightllm_mp.config import Config
 from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge, PromptTooLong, Unavailable
@@ -82,54 +83,64 @@ class ImageJudge:
 
 
 class Files:
-    """The image files of all live requests, each stored once, and the bytes of files still arriving; at most `most`."""
+    """The image files of all live requests, each stored once, and the bytes of files still arriving; at most `most`, of
+    which each of the `tenants` has a fair share. No two tenants share a file, since its key covers the tenant."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held: dict[bytes, tuple[Upload, int]] = {}
-        """key -> (file, number of requests that use it)"""
-        self.bytes = 0
+    def __init__(self, most: int, tenants: int = 1) -> None:
+        self.shares = FairShares(most, max(tenants, 1))
+        self._held: dict[bytes, tuple[Upload, bytes, int]] = {}
+        """key -> (file, tenant, number of requests that use it)"""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.shares.total
 
     @contextmanager
-    def arriving(self) -> Iterator[Callable[[int], None]]:
+    def arriving(self, tenant: bytes = b"") -> Iterator[Callable[[int], None]]:
         """Yields a function to call with the size of every received piece; it raises Overloaded above the limit."""
         taken = 0
 
         def take(size: int) -> None:
             nonlocal taken
-            self._reserve(size)
+            self._check(tenant, size)
+            self.shares.take(tenant, size)
             taken += size
 
         try:
             yield take
         finally:
-            self.bytes -= taken
+            self.shares.give_back(tenant, taken)
 
-    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
-        """Keep the files and return them; a file already held replaces its new copy. Raises Overloaded."""
+    def hold(self, uploads: Sequence[Upload], tenant: bytes = b"", *, checked: bool = True) -> tuple[Upload, ...]:
+        """Keep the files and return them; a file already held replaces its new copy. Raises Overloaded if `checked`."""
         files = {upload.key: upload for upload in uploads}
-        self._reserve(sum(len(file.data) for key, file in files.items() if key not in self._held))
+        size = sum(len(file.data) for key, file in files.items() if key not in self._held)
+        if checked and size:
+            self._check(tenant, size)
+        self.shares.take(tenant, size)
         for key, file in files.items():
-            known, requests = self._held.get(key, (file, 0))
-            self._held[key] = (known, requests + 1)
+            known, owner, requests = self._held.get(key, (file, tenant, 0))
+            self._held[key] = (known, owner, requests + 1)
         return tuple(self._held[upload.key][0] for upload in uploads)
 
     def let_go(self, uploads: Sequence[Upload]) -> list[bytes]:
         """Release a request's files. Returns the keys that no request holds any more."""
         gone = []
         for key in {upload.key for upload in uploads}:
-            file, requests = self._held.pop(key)
+            file, tenant, requests = self._held.pop(key)
             if requests > 1:
-                self._held[key] = (file, requests - 1)
+                self._held[key] = (file, tenant, requests - 1)
             else:
-                self.bytes -= len(file.data)
+                self.shares.give_back(tenant, len(file.data))
                 gone.append(key)
         return gone
 
-    def _reserve(self, size: int) -> None:
-        if self.bytes + size > self._most:
-            raise Overloaded("the images of live requests take all memory for them", retry_after=RETRY)
-        self.bytes += size
+    def _check(self, tenant: bytes, size: int) -> None:
+        """Raises Overloaded if the tenant must not take `size` bytes more."""
+        if reason := self.shares.refusal(tenant, size):
+            whose = "live requests take all" if reason == FULL else "this key's requests take their share of"
+            raise Overloaded(f"the images of {whose} memory for them", retry_after=RETRY)
 
 
 class ImageLane:
@@ -179,15 +190,19 @@ class ImageLane:
 
     @property
     def file_bytes(self) -> int:
-        return self.files.bytes
+        return self.files.size
 
-    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+    def arriving(self, tenant: bytes) -> AbstractContextManager[Callable[[int], None]]:
         """See Files.arriving."""
-        return self.files.arriving()
+        return self.files.arriving(tenant)
 
-    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
-        """Keep the files until `let_go`. Raises Overloaded."""
-        return self.files.hold(uploads)
+    def hold(self, uploads: Sequence[Upload], tenant: bytes, *, checked: bool = True) -> tuple[Upload, ...]:
+        """Keep the files until `let_go`. Raises Overloaded if `checked`."""
+        return self.files.hold(uploads, tenant, checked=checked)
+
+    def largest_holder(self) -> bytes | None:
+        """The tenant whose files take most memory."""
+        return self.files.shares.largest()
 
     def let_go(self, uploads: Sequence[Upload]) -> None:
         for key in self.files.let_go(uploads):
@@ -237,11 +252,14 @@ class NoImageLane:
         if uploads:
             raise InvalidRequest(TEXT_ONLY, param=PARAM)
 
-    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+    def arriving(self, tenant: bytes) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(lambda size: None)
 
-    def hold(self, uploads: Sequence[Upload]) -> tuple[Upload, ...]:
+    def hold(self, uploads: Sequence[Upload], tenant: bytes, *, checked: bool = True) -> tuple[Upload, ...]:
         return ()
+
+    def largest_holder(self) -> bytes | None:
+        return None
 
     def push(self, rid: int, uploads: tuple[Upload, ...]) -> None: ...
     def abort(self, rid: int) -> None: ...

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from time import monotonic
 
-FULL, OVER_SHARE = "max_live_requests", "tenant_share"
+from lightllm_mp.actors.front.fair_shares import FairShares
+
 DRAIN_WINDOW = 10.0
 """Time constant of the measured drain rate, in seconds."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
@@ -15,39 +15,34 @@ RETRY_UNKNOWN = 5.0
 
 
 class RequestLimits:
-    """Counts live requests. Half of `most` is reserved for the `tenants` (API keys) in equal shares; any tenant may use
-    the other half. A single tenant has all of it."""
+    """Counts live requests, at most `most`, of which each of the `tenants` (API keys) has a fair share."""
 
     def __init__(self, most: int, tenants: int = 1) -> None:
         self.most = most
-        self._own = most // (2 * tenants) if tenants > 1 else 0
-        self._common = most - self._own * tenants
-        self._live: Counter[bytes] = Counter()
-        self._beyond = 0
-        """Requests above their tenants' reserved shares."""
+        self._shares = FairShares(most, max(tenants, 1))
         self._busy, self._since = 0.0, 0.0
         """Seconds of past busy periods (some request live), and the start of the current one (monotonic)."""
         self._rate = DrainRate(0.0)
 
+    @property
+    def live(self) -> int:
+        """Requests that have entered and not left."""
+        return self._shares.total
+
     def refusal(self, tenant: bytes) -> str:
         """FULL or OVER_SHARE if another request of this tenant must be refused, else empty."""
-        if self._live[tenant] < self._own or self._beyond < self._common:
-            return ""
-        return FULL if self._live.total() >= self.most else OVER_SHARE
+        return self._shares.refusal(tenant)
 
     def enter(self, tenant: bytes) -> None:
-        if not self._live:
+        if not self.live:
             self._since = monotonic()
-        self._beyond += self._live[tenant] >= self._own
-        self._live[tenant] += 1
+        self._shares.take(tenant)
 
     def leave(self, tenant: bytes) -> None:
-        self._live[tenant] -= 1
-        self._beyond -= self._live[tenant] >= self._own
-        if not self._live[tenant]:
-            self._busy = self._clock()
-            self._since = monotonic()
-            del self._live[tenant]
+        busy = self._clock()
+        self._shares.give_back(tenant)
+        if not self.live:
+            self._busy = busy
 
     def finished(self) -> None:
         """A request got its final answer."""
@@ -56,12 +51,12 @@ class RequestLimits:
     def retry_after(self) -> float:
         """Seconds until the live requests are done, at the drain rate of busy periods."""
         rate = self._rate.value(self._clock())
-        seconds = self._live.total() / rate if rate > 0 else RETRY_UNKNOWN
+        seconds = self.live / rate if rate > 0 else RETRY_UNKNOWN
         return min(max(seconds, RETRY_LEAST), RETRY_MOST)
 
     def _clock(self) -> float:
         """Busy seconds: the clock stops while nothing is live, because idle time must not lower the rate."""
-        return self._busy + (monotonic() - self._since if self._live else 0.0)
+        return self._busy + (monotonic() - self._since if self.live else 0.0)
 
 
 class DrainRate:

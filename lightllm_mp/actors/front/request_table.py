@@ -18,11 +18,12 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
+from lightllm_mp.actors.front.fair_shares import FULL
 from lightllm_mp.actors.front.image_files import IMAGES_AWAY, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
-from lightllm_mp.actors.front.request_limits import FULL, RequestLimits
+from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_observer import NoObserver, Observer
 from lightllm_mp.actors.front.retained_requests import RetainedRequests
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
@@ -114,8 +115,8 @@ class RequestTable:
 
     @property
     def live(self) -> int:
-        """Number of requests accepted and not yet closed by their consumer, token counts included."""
-        return len(self._lives) + len(self._counts)
+        """Requests admitted and not yet closed by their consumer: also token counts, and those that still arrive."""
+        return self.limits.live
 
     @property
     def ready(self) -> bool:
@@ -170,7 +171,7 @@ class RequestTable:
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
-        held = self._hold(images)
+        held = self._hold(images, terms.tenant)
         try:
             self._send_new(request)
         except Overloaded:
@@ -266,8 +267,7 @@ class RequestTable:
             self._scored(self._answers.pop(message.rid), message)
 
     def _texts(self, m: say.Texts) -> None:
-        now = monotonic()
-        tokens, gaps = 0, list[float]()
+        now, tokens, gaps = monotonic(), 0, list[float]()
         for answer, event in token_events(m, self._answers):
             tokens += event.id >= 0
             self._pass_on(answer, event, now, gaps)
@@ -297,10 +297,10 @@ class RequestTable:
 
     def _shed(self) -> None:
         """The answers take too much memory: drop one that is retained, or fail the largest."""
-        running = [live for live in self._lives.values() if live.error is None]
-        if not self.retained.evict() and running:
-            largest = max(running, key=lambda live: live.bytes)
-            message = "the answers of live requests take all memory for them, and this one takes most"
+        running = (live for live in self._lives.values() if live.error is None)
+        largest = max(running, key=lambda live: live.bytes, default=None)
+        if not self.retained.evict() and largest is not None:
+            message = "answers of live requests take all memory for them, this one most"
             self._give_up(largest, Overloaded(message, retry_after=self.limits.retry_after()))
 
     def _overflow(self, live: LiveRequest) -> None:
@@ -347,13 +347,13 @@ class RequestTable:
         self.images.let_go(live.images)
         live.images = ()
 
-    def _hold(self, images: Sequence[Upload]) -> tuple[Upload, ...]:
-        """Keep image files; those of retained requests make room for new ones."""
+    def _hold(self, images: Sequence[Upload], tenant: bytes) -> tuple[Upload, ...]:
+        """Keep image files; those that the largest holder retains make room for new ones."""
         while True:
             try:
-                return self.images.hold(images)
+                return self.images.hold(images, tenant)
             except Overloaded:
-                if not self.retained.evict():
+                if not self.retained.evict_images(self.images.largest_holder()):
                     raise
 
     def _send_new(self, request: Wire) -> None:

@@ -8,6 +8,8 @@ repair: from the ids that it has.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
@@ -16,6 +18,18 @@ from lightllm_mp.actors.front.request_table import RequestTable
 
 
 class ResumableTable(RequestTable):
+    @contextmanager
+    def arriving(self, tenant: bytes) -> Iterator[None]:
+        """A request of this tenant counts as live while its body and images arrive. It leaves at the end of the context
+        and must be submitted in the same turn of the loop, so that its place is still free. Raises like `admit`."""
+        self.admit(tenant)
+        self.limits.enter(tenant)
+        try:
+            yield
+        finally:
+            self.limits.leave(tenant)
+            self._check_drained()
+
     def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
         more. Raises NotFound, InvalidRequest, Overloaded or Unavailable."""
@@ -49,7 +63,7 @@ class ResumableTable(RequestTable):
         """Take over what a dead front has left. Call it once, in the running loop, before the first request."""
         for live, suspended in self.journal.recover(self):
             self.retained.name(live)
-            live.images = self.images.hold(live.images)
+            live.images = self.images.hold(live.images, live.request.terms.tenant, checked=False)
             self._answer_bytes += live.bytes
             if suspended or not live.open:
                 live.closed = True

@@ -85,6 +85,13 @@ class RetainedRequests:
         self._expire(next(live for live in self._timers if live.request.terms.tenant == tenant))
         return True
 
+    def evict_images(self, tenant: bytes | None) -> bool:
+        """Drop one request of this tenant that has images. False: there is none."""
+        found = next((live for live in self._timers if live.images and live.request.terms.tenant == tenant), None)
+        if found is not None:
+            self._expire(found)
+        return found is not None
+
     def _expire(self, live: LiveRequest) -> None:
         self.remove(live)
         self._drop(live)

@@ -106,10 +106,6 @@ def create_app(
     if origins:
         app.on_response_prepare.append(origins.sign)
 
-    async def close(app: web.Application) -> None:
-        await media.close()
-
-    app.on_cleanup.append(close)
     for route in table:
         for path in route.paths:
             for method in route.methods:

@@ -1,15 +1,18 @@
-"""Reads a request's body: bounded in bytes and time, never decompressed."""
+"""Reads a request's body: bounded in bytes and time, never decompressed, and charged to whoever sends it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
 
 BODIES = 8
-"""All bodies being received may together hold this many times the size limit of one body."""
+"""All bodies may together hold this many times the size limit of one body."""
 
 
 class RequestTimeout(EngineError):
@@ -20,43 +23,93 @@ class RequestTimeout(EngineError):
     code = "request_timeout"
 
 
+class ReceivedBody:
+    """A body that is being received, or kept while its request is prepared. `payer`: whom its bytes are charged to."""
+
+    def __init__(self, payer: bytes, timer: asyncio.Timeout) -> None:
+        self.payer, self.timer = payer, timer
+        self.data = bytearray()
+        self.size = 0
+        """Bytes charged; 0 once it has yielded."""
+        self.yielded = False
+
+    def yield_memory(self) -> None:
+        """Free its memory for others; its reader gets TimeoutError at its next await."""
+        self.yielded = True
+        self.data = bytearray()
+        if not self.timer.expired():
+            self.timer.reschedule(asyncio.get_running_loop().time())
+
+
 class BodyReader:
-    """Reads bodies of at most `most` bytes that arrive within `seconds`, and bounds their total size."""
+    """Reads bodies of at most `most` bytes that arrive within `seconds`, and bounds their total size.
+
+    Any client may use the memory that is free. When it is full, the largest body of the client that holds most yields,
+    so a client that holds little always finds room.
+    """
 
     def __init__(self, *, most: int, seconds: float) -> None:
         self._most, self._seconds = most, seconds
-        self._held = 0
-        """Bytes of all bodies being received."""
+        self._bodies = set[ReceivedBody]()
+        self._charged: Counter[bytes] = Counter()
+        """Bytes of each payer."""
 
-    async def read(self, request: web.Request) -> bytes:
-        """The whole body, of any content type, chunked or not."""
+    @asynccontextmanager
+    async def receive(self, request: web.Request, payer: bytes = b"") -> AsyncIterator[bytes]:
+        """The whole body, of any content type, chunked or not. It stays charged to the end of the context, where it may
+        still have to yield: raises Overloaded there too."""
         codings = (request.headers.get(name, "").strip().lower() for name in ("Content-Encoding", "Transfer-Encoding"))
         if any(coding not in ("", "identity", "chunked") for coding in codings):
             raise UnsupportedMedia("a compressed request body is not accepted")
         if (request.content_length or 0) > self._most:
             raise self._too_large()
-        body = bytearray()
+        timer = asyncio.timeout(self._seconds)
+        body = ReceivedBody(payer, timer)
+        self._bodies.add(body)
         try:
-            async with asyncio.timeout(self._seconds):
-                await self._receive(request, body)
+            async with timer:
+                data = await self._receive(request, body)
+                if not body.yielded:
+                    timer.reschedule(None)
+                    yield data
         except TimeoutError:
-            raise RequestTimeout(f"the body did not arrive within {self._seconds:g} s") from None
+            if not timer.expired():
+                raise
+            if not body.yielded:
+                raise RequestTimeout(f"the body did not arrive within {self._seconds:g} s") from None
         except web.RequestPayloadError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None
             raise InvalidRequest("the body is not encoded as its headers say") from None
         finally:
-            self._held -= len(body)
-        return bytes(body)
+            self._bodies.discard(body)
+            self._charge(body, -body.size)
+        if body.yielded:
+            raise Overloaded("too many large bodies at once, and this client's take most memory", retry_after=1.0)
 
-    async def _receive(self, request: web.Request, body: bytearray) -> None:
-        while chunk := await request.content.readany():
-            body += chunk
-            self._held += len(chunk)
-            if len(body) > self._most:
+    async def _receive(self, request: web.Request, body: ReceivedBody) -> bytes:
+        while (chunk := await request.content.readany()) and not body.yielded:
+            body.data += chunk
+            self._charge(body, len(chunk))
+            if body.size > self._most:
                 raise self._too_large()
-            if self._held > BODIES * self._most:
-                raise Overloaded("too many large bodies at once", retry_after=1.0)
+            self._make_room()
+        data = bytes(body.data)
+        body.data = bytearray()
+        return data
+
+    def _make_room(self) -> None:
+        while self._charged.total() > BODIES * self._most:
+            payer = max(self._charged, key=self._charged.__getitem__)
+            largest = max((body for body in self._bodies if body.payer == payer), key=lambda body: body.size)
+            self._charge(largest, -largest.size)
+            largest.yield_memory()
+
+    def _charge(self, body: ReceivedBody, size: int) -> None:
+        body.size += size
+        self._charged[body.payer] += size
+        if not self._charged[body.payer]:
+            del self._charged[body.payer]
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is larger than {self._most} bytes")

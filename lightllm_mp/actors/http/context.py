@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,18 @@ def tenant(request: web.Request) -> bytes:
     """The digest of the request's API key; empty without keys."""
     found: bytes = request.get(TENANT, b"")
     return found
+
+
+def payer(request: web.Request) -> bytes:
+    """Whom memory, connections and look-ups are charged to: the tenant; without keys the client's network, which is its
+    address or of IPv6 the first 64 bits of it."""
+    if key := tenant(request):
+        return key
+    try:
+        address = ipaddress.ip_address(request.remote or "")
+    except ValueError:
+        return b""
+    return address.packed[:8] if address.version == 6 and address.ipv4_mapped is None else address.packed
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import aiohttp
 from yarl import URL
 
+from lightllm_mp.actors.http.fair_slots import FairSlots
+from lightllm_mp.actors.http.security.name_lookups import NameLookups
 from lightllm_mp.actors.http.security.url_guard import ForbiddenAddress, PinnedResolver, UrlGuard
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
@@ -16,7 +18,7 @@ PARAM = "multimodal_params"
 MAX_URL = 8192
 MAX_HOPS = 3
 MAX_AT_ONCE = 256
-"""Connections of all requests together."""
+"""Connections of all requests together. Tenants have fair shares of them."""
 PIECE = 65536
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "lightllm-mp"}
@@ -29,22 +31,24 @@ class FetchFailed(InvalidRequest):
 
 
 class Fetcher:
-    """One HTTP session for all fetches of a front, created at the first fetch. Close it."""
+    """Fetches for all requests of a front. Each fetch has its own session, since no connection is used twice."""
 
     def __init__(self, config: MultimodalConfig) -> None:
         self._config = config
         self._guard = UrlGuard(config.allow_media_host)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections, self._lookups = FairSlots(MAX_AT_ONCE), NameLookups()
 
-    async def fetch(self, url: str, take: Callable[[int], None]) -> bytes:
-        """The bytes behind `url`. Calls `take` with the size of every received piece; `take` may raise.
+    async def fetch(self, url: str, take: Callable[[int], None], tenant: bytes = b"") -> bytes:
+        """The bytes behind `url`. Calls `take` with the size of every received piece; `take` may raise. `tenant`: whose
+        share of connections and look-ups it takes.
 
         Raises FetchFailed, ForbiddenAddress or PayloadTooLarge. Can be cancelled.
         """
         seconds = self._config.media_timeout
         try:
-            async with asyncio.timeout(seconds):
-                return await self._follow(checked(url), take)
+            address = checked(url)
+            async with asyncio.timeout(seconds), self._connections.slot(tenant), self._session(tenant) as session:
+                return await self._follow(session, address, take)
         except TimeoutError:
             raise FetchFailed(f"an image was not fetched within {seconds:g} s", param=PARAM) from None
         except EngineError:
@@ -54,14 +58,10 @@ class Fetcher:
                 raise judged from None
             raise FetchFailed("an image could not be fetched", param=PARAM) from None
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def _follow(self, url: URL, take: Callable[[int], None]) -> bytes:
+    async def _follow(self, session: aiohttp.ClientSession, url: URL, take: Callable[[int], None]) -> bytes:
         for _ in range(MAX_HOPS + 1):
             self._guard.check_literal(url.host or "")
-            async with self._get().get(url, allow_redirects=False, headers=HEADERS) as response:
+            async with session.get(url, allow_redirects=False, headers=HEADERS) as response:
                 if response.status not in REDIRECTS:
                     return await self._body(response, take)
                 url = checked(str(url.join(URL(response.headers.get("Location", "")))))
@@ -83,19 +83,15 @@ class Fetcher:
                 raise _too_large(most)
         return bytes(body)
 
-    def _get(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                resolver=PinnedResolver(self._guard), use_dns_cache=False, force_close=True, limit=MAX_AT_ONCE
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=None),
-            )
-        return self._session
+    def _session(self, tenant: bytes) -> aiohttp.ClientSession:
+        resolver = PinnedResolver(self._guard, self._lookups, tenant)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
 
 
 def checked(url: str) -> URL:

@@ -19,12 +19,14 @@ from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.front.image_files import PARAM, TEXT_ONLY, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.image_fetch import Fetcher
+from lightllm_mp.actors.http.image_fetch import MAX_URL, Fetcher
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
 from lightllm_mp.messages import ImageInfo
 
 WHITE = str.maketrans("", "", " \t\r\n")
+PIECE = 1 << 18
+"""Bytes of base64 that are decoded at once."""
 SHORT = 1 << 16
 """Up to this many bytes are checked in the event loop; more in a thread."""
 
@@ -35,11 +37,18 @@ class ImageItem(Struct, frozen=True):
     """One image as the client sends it."""
 
     type: Literal["base64", "url", "image_size"]
-    data: str | tuple[Edge, Edge] | None = None
+    data: Raw = Raw(b"null")
     image_size: tuple[Edge, Edge] | None = None
+
+    @property
+    def size(self) -> tuple[Edge, Edge] | None:
+        """Width and height in pixels, if it gives them. Raises InvalidRequest."""
+        return schema.decode(_size, self.data, PARAM + ".images.data") if self.type == "image_size" else self.image_size
 
 
 _items = msgspec.json.Decoder(ImageItem)
+_size = msgspec.json.Decoder(tuple[Edge, Edge])
+_text = msgspec.json.Decoder(str)
 
 
 class ImageInputs:
@@ -54,22 +63,24 @@ class ImageInputs:
         self._config, self._lane, self._fetched = config, lane, fetched
         self._fetcher = Fetcher(config)
 
-    async def close(self) -> None:
-        await self._fetcher.close()
-
-    def arriving(self) -> AbstractContextManager[Callable[[int], None]]:
+    def arriving(self, tenant: bytes) -> AbstractContextManager[Callable[[int], None]]:
         """Counts bytes being received; see image_files.Files."""
-        return self._lane.arriving()
+        return self._lane.arriving(tenant)
 
     async def uploads(
-        self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None]
+        self, media: schema.Multimodal | None, tenant: bytes, take: Callable[[int], None], payer: bytes = b""
     ) -> tuple[Upload, ...]:
         """The images in order. Each distinct URL is fetched once; the first bad image cancels the other fetches.
-        Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or Overloaded."""
-        items = self._read(media)
+        `payer`: whose share of connections they take. Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or
+        Overloaded."""
+        items = await self._read(media)
         if not items:
             return ()
-        tasks = {item: asyncio.create_task(self._upload(item, tenant, take)) for item in dict.fromkeys(items)}
+        keys = [bytes(item.data) if item.type == "url" else number for number, item in enumerate(items)]
+        tasks = {
+            key: asyncio.create_task(self._upload(item, tenant, take, payer))
+            for key, item in dict(zip(keys, items, strict=True)).items()
+        }
         try:
             await asyncio.gather(*tasks.values())
         except BaseException:
@@ -77,44 +88,62 @@ class ImageInputs:
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
             raise
-        return tuple(tasks[item].result() for item in items)
+        return tuple(tasks[key].result() for key in keys)
 
-    async def infos(self, media: schema.Multimodal | None, tenant: bytes) -> tuple[ImageInfo, ...]:
+    async def infos(self, media: schema.Multimodal | None, tenant: bytes, payer: bytes = b"") -> tuple[ImageInfo, ...]:
         """The same for counting tokens: reads only images without a given size."""
         found = []
-        for item in self._read(media):
-            size = item.data if item.type == "image_size" else item.image_size
-            if isinstance(size, tuple):
+        for item in await self._read(media):
+            if size := item.size:
                 found.append(self._lane.judge.described(*size))
             else:
-                with self.arriving() as take:
-                    found.append((await self._upload(item, tenant, take)).image)
+                with self.arriving(tenant) as take:
+                    found.append((await self._upload(item, tenant, take, payer)).image)
         return tuple(found)
 
-    def _read(self, media: schema.Multimodal | None) -> Sequence[ImageItem]:
-        if media is not None and media.audios:
+    async def _read(self, media: schema.Multimodal | None) -> Sequence[ImageItem]:
+        """Other clients are served between two large ones."""
+        if media is None:
+            return []
+        if schema.items(media.audios, PARAM + ".audios"):
             raise InvalidRequest("sound is not supported", param=PARAM)
-        raw: list[Raw] = (media.images if media is not None else None) or []
+        await _pause(media.images)
+        raw = schema.items(media.images, PARAM + ".images")
         if raw and not self._lane.takes_images:
             raise InvalidRequest(TEXT_ONLY, param=PARAM)
         if len(raw) > (most := self._config.max_images_per_request):
             raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
-        return [item(one) for one in raw]
+        found = []
+        for one in raw:
+            await _pause(one)
+            found.append(item(one))
+        return found
 
-    async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None]) -> Upload:
-        if not isinstance(item.data, str):
-            raise InvalidRequest(f"an image of type {item.type} needs its data as text", param=PARAM)
-        judge, most = self._lane.judge, self._config.max_bytes_per_image
+    async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None], payer: bytes) -> Upload:
+        judge, most, data = self._lane.judge, self._config.max_bytes_per_image, memoryview(item.data)
+        if item.type == "image_size" or data[:1] != b'"':
+            raise InvalidRequest(f"{PARAM}: an image of type {item.type} needs its data as text", param=PARAM)
         if item.type == "url":
             begin = perf_counter()
-            data = await self._fetcher.fetch(item.data, take)
+            file = await self._fetcher.fetch(_url(item.data), take, payer)
             self._fetched(perf_counter() - begin)
-            return await _apart(len(data), lambda: judge.upload(data, tenant))
-        text = item.data
-        if len(text) * 3 // 4 > most + 3:
-            raise PayloadTooLarge(f"an image is larger than {most} bytes", param=PARAM)
-        take(len(text) * 3 // 4)
-        return await _apart(len(text), lambda: judge.upload(decoded(text), tenant))
+            return await _apart(len(file), lambda: judge.upload(file, tenant))
+        size = data.nbytes * 3 // 4
+        if size > most + 6 and b"\\" not in bytes(data):
+            raise _too_large(most)
+        take(size)
+        return await _apart(size, lambda: judge.upload(decoded(item.data, most), tenant))
+
+
+async def _pause(raw: Raw) -> None:
+    """Let others run first if decoding takes long."""
+    if memoryview(raw).nbytes > SHORT:
+        await asyncio.sleep(0)
+
+
+def _url(raw: Raw) -> str:
+    """Raises InvalidRequest for what is no text, or is too long for a URL."""
+    return schema.decode(_text, raw if memoryview(raw).nbytes < 2 * schema.ESCAPED * MAX_URL else b'""', PARAM)
 
 
 def item(raw: Raw) -> ImageItem:
@@ -127,11 +156,32 @@ async def _apart(size: int, work: Callable[[], Upload]) -> Upload:
     return work() if size <= SHORT else await asyncio.to_thread(work)
 
 
-def decoded(text: str) -> bytes:
-    """The bytes of a base64 text. Raises InvalidRequest if it is not base64."""
-    if text.lstrip()[:5].lower() == "data:":
-        raise InvalidRequest("an image's base64 must be sent without the prefix `data:...;base64,`", param=PARAM)
+def decoded(raw: Raw, most: int) -> bytes:
+    """The bytes of a JSON string of base64. Raises InvalidRequest if it is not base64, PayloadTooLarge above `most`."""
+    data, found, rest, padded = bytes(raw), bytearray(), "", False
+    at, last = 1, len(data) - 1
     try:
-        return binascii.a2b_base64(text.translate(WHITE), strict_mode=True)
-    except ValueError:  # binascii.Error is a subclass
+        while at < last:  # in pieces, because the event loop waits for each
+            end = min(at + PIECE, last)
+            if end < last and (cut := data.rfind(b"\\", end - schema.ESCAPED, end)) >= 0:
+                end = cut  # no escape is cut in two
+            text = _text.decode(b'"' + data[at:end] + b'"')
+            if at == 1 and text.lstrip()[:5].lower() == "data:":
+                raise InvalidRequest(
+                    "an image's base64 must be sent without the prefix `data:...;base64,`", param=PARAM
+                )
+            at, rest = end, rest + text.translate(WHITE)
+            if padded and rest:
+                raise ValueError
+            whole = len(rest) if at >= last else len(rest) // 4 * 4
+            found += binascii.a2b_base64(rest[:whole], strict_mode=True)
+            padded, rest = padded or rest[:whole].endswith("="), rest[whole:]
+            if len(found) > most:
+                raise _too_large(most)
+    except (ValueError, msgspec.DecodeError):  # binascii.Error is a ValueError
         raise InvalidRequest("an image's data is not base64", param=PARAM) from None
+    return bytes(found)
+
+
+def _too_large(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"an image is larger than {most} bytes", param=PARAM)

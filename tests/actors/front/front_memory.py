@@ -102,7 +102,7 @@ class Images:
     def flush(self) -> None: ...
     def clear(self) -> None: ...
 
-    def hold(self, uploads):
+    def hold(self, uploads, tenant, *, checked=True):
         self.held += [upload.key for upload in uploads]
         return tuple(uploads)
 

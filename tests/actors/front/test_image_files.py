@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable
-from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.front.resumable_table import ResumableTable
+from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, Unavailable
@@ -124,7 +126,7 @@ def test_files_are_held_once_and_bounded() -> None:
     first = files.hold([way.upload(1)])
     second = files.hold([way.upload(1), way.upload(2)])
     assert second[0] is first[0]
-    assert files.bytes == 2 * size
+    assert files.size == 2 * size
     with files.arriving() as take:
         take(size)
         with pytest.raises(Overloaded):
@@ -133,7 +135,51 @@ def test_files_are_held_once_and_bounded() -> None:
         files.hold([way.upload(3), way.upload(4)])
     assert files.let_go(first) == []
     assert set(files.let_go(second)) == {upload.key for upload in second}
-    assert files.bytes == 0
+    assert files.size == 0
+
+
+def test_image_bytes_of_one_tenant_leave_room_for_another() -> None:
+    way = Way()
+    size = len(way.upload(1).data)
+    files = Files(8 * size + 8, tenants=2)
+    held = [files.hold([way.upload(number, b"greedy")], b"greedy") for number in range(6)]
+    with files.arriving(b"greedy") as take, pytest.raises(Overloaded, match="this key's"):
+        take(size)
+    with pytest.raises(Overloaded, match="this key's"):
+        files.hold([way.upload(7, b"greedy")], b"greedy")
+    with files.arriving(b"other") as take:
+        take(2 * size)
+    held += [files.hold([way.upload(number, b"other")], b"other") for number in range(2)]
+    with pytest.raises(Overloaded, match="take all"):
+        files.hold([way.upload(7, b"other")], b"other")
+    held.append(files.hold([way.upload(7, b"other")], b"other", checked=False))  # what a dead front had accepted
+    for uploads in held:
+        files.let_go(uploads)
+    assert files.size == 0
+
+
+def test_images_retained_for_a_tenant_make_room_for_those_of_that_tenant_only() -> None:
+    """A retained image of the largest holder goes when memory is short, and nobody else's."""
+
+    async def body() -> None:
+        size = len(Way().upload(1).data)
+        way = Way(max_image_bytes_live=max(1024, 8 * size))
+        way.lane.files = Files(8 * size, tenants=2)
+        frontend, _ = seeing_front(way, resume_window=60.0)
+
+        def ask(number: int, tenant: bytes):
+            terms = Terms(Sampling(seed=7), tenant=tenant)
+            return frontend.submit("<image>", terms, images=[way.upload(number, tenant)], label=f"{number}")
+
+        for number in range(2):
+            ask(number, b"other").close()
+        for number in range(6):
+            ask(10 + number, b"greedy").close()
+        ask(20, b"greedy").close()
+        assert way.lane.files.shares.held(b"other") == 2 * len(way.upload(0).data)
+        assert len(frontend.retained) == 8
+
+    asyncio.run(body())
 
 
 def test_keys_tell_contents_and_tenants_apart() -> None:
@@ -146,9 +192,9 @@ def submit(frontend: RequestTable, images: list[Upload], n: int = 1):
     return frontend.submit("<image>" * len(images), Terms(Sampling(seed=7), n=n), images=images, stream=False)
 
 
-def seeing_front(way: Way) -> tuple[RequestTable, Lanes]:
+def seeing_front(way: Way, **options: Any) -> tuple[ResumableTable, Lanes]:
     lanes = Lanes()
-    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane)
+    frontend = ResumableTable(lanes.to_tokenizer, lanes.to_router, limits=RequestLimits(8), images=way.lane, **options)
     frontend.begin(say.Begin(epoch=0, facts=Facts(engine=EngineLimits(vocab_size=100, max_input=100))))
     return frontend, lanes
 
@@ -163,7 +209,7 @@ def test_the_front_tells_tokenizer_and_visual_at_once() -> None:
     assert way.rids() == [(say.Encode, live.rid)]
     live.close()
     assert way.rids()[1:] == [(say.Abort, live.rid), (say.Abort, live.rid + 1)]
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
 
 
 def test_a_failed_image_ends_the_request_everywhere() -> None:
@@ -179,7 +225,7 @@ def test_a_failed_image_ends_the_request_everywhere() -> None:
         assert [(type(m), m.rid) for m in lanes.tokenizer[1:]] == ends  # type: ignore[attr-defined]
         assert [(type(m), m.rid) for m in lanes.router] == ends  # type: ignore[attr-defined]
         live.close()
-        assert way.lane.files.bytes == 0
+        assert way.lane.files.size == 0
 
     asyncio.run(body())
 
@@ -268,7 +314,7 @@ def test_limits_of_a_request() -> None:
 
 
 def media(*images: dict[str, Any]) -> schema.Multimodal:
-    return msgspec.convert({"images": [msgspec.Raw(msgspec.json.encode(image)) for image in images]}, schema.Multimodal)
+    return schema.Multimodal(images=msgspec.Raw(msgspec.json.encode(images)))
 
 
 def base64_image(data: bytes) -> dict[str, str]:
@@ -278,10 +324,8 @@ def base64_image(data: bytes) -> dict[str, str]:
 def uploads(way: Way | None, *images: dict[str, Any]) -> tuple[Upload, ...]:
     async def body() -> tuple[Upload, ...]:
         desk = ImageInputs(way.settings if way else MultimodalConfig(), way.lane if way else NoImageLane())
-        with desk.arriving() as take:
-            found = await desk.uploads(media(*images), b"", take)
-        await desk.close()
-        return found
+        with desk.arriving(b"") as take:
+            return await desk.uploads(media(*images), b"", take)
 
     return asyncio.run(body())
 
@@ -292,17 +336,43 @@ def test_base64_in_order_with_lines_and_twice() -> None:
     found = uploads(way, base64_image(png(1)), base64_image(png(2)), lines, base64_image(png(1)))
     assert [upload.data for upload in found] == [png(1), png(2), png(1), png(1)]
     assert found[0].key == found[2].key
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
 
 
 def test_sizes_are_judged_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightllm_mp.actors.http.image_inputs.decoded", lambda text: pytest.fail("decoded"))
+    monkeypatch.setattr("lightllm_mp.actors.http.image_inputs.decoded", lambda *rest: pytest.fail("decoded"))
     with pytest.raises(PayloadTooLarge, match="larger than 1024 bytes"):
         uploads(Way(max_bytes_per_image=1024), {"type": "base64", "data": "A" * 2000})
     way = Way(max_image_bytes_live=1024)
     with pytest.raises(Overloaded):
         uploads(way, {"type": "base64", "data": "A" * 2000})
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
+
+
+def test_base64_is_decoded_in_pieces_like_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 3
+    text = base64.encodebytes(data).decode()
+    forms = [
+        json.dumps(text),
+        json.dumps(text).replace("/", "\\/"),
+        '"' + "".join(f"\\u{ord(letter):04x}" for letter in text) + '"',
+        json.dumps(base64.b64encode(data + b"x").decode() + " " * 50),
+    ]
+    for piece in (7, 8, 13, 100, 1 << 18):
+        monkeypatch.setattr(image_inputs, "PIECE", piece)
+        assert [image_inputs.decoded(msgspec.Raw(form.encode()), 1000) for form in forms] == [data] * 3 + [data + b"x"]
+        with pytest.raises(PayloadTooLarge, match="larger than 700 bytes"):
+            image_inputs.decoded(msgspec.Raw(forms[0].encode()), 700)
+        for wrong in (
+            "QUI=QUJD",
+            "QUI=" + " " * 200 + "QUJD",
+            "é" * 99,
+            "A" * 99 + "\\",
+            "Q",
+            "data:," + text,
+        ):
+            with pytest.raises(InvalidRequest):
+                image_inputs.decoded(msgspec.Raw(json.dumps(wrong).encode()), 1000)
 
 
 def test_a_text_server_says_so() -> None:
@@ -314,7 +384,7 @@ def test_a_text_server_says_so() -> None:
 def test_each_url_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    async def fetch(self: object, url: str, take: object) -> bytes:
+    async def fetch(self: object, url: str, *rest: object) -> bytes:
         asked.append(url)
         await asyncio.sleep(0)
         return png(1)

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from lightllm_mp.actors.front import request_limits as door_module
-from lightllm_mp.actors.front.request_limits import FULL, OVER_SHARE, RETRY_UNKNOWN, RequestLimits
+from lightllm_mp.actors.front.fair_shares import FULL, OVER_SHARE
+from lightllm_mp.actors.front.request_limits import RETRY_UNKNOWN, RequestLimits
 
 
 def enter(limits: RequestLimits, tenant: bytes) -> int:

@@ -29,10 +29,12 @@ def serve(data: bytes) -> None:
     body = schema.generate_body(data)
     parameters, unknown = schema.parameters(body.parameters)
     assert all(name.isascii() for name in unknown)
-    for image in (body.multimodal_params and body.multimodal_params.images) or ():
-        image_inputs.item(image)
+    if body.multimodal_params is not None:
+        for image in schema.items(body.multimodal_params.images, "images"):
+            image_inputs.item(image)
     rules = sampling_parameters.sampling(parameters)
-    message = (body.inputs, rules, sampling_parameters.output(parameters), sampling_parameters.choices(parameters))
+    prompt = asyncio.run(schema.prompt(body.inputs, 0))
+    message = (prompt, rules, sampling_parameters.output(parameters), sampling_parameters.choices(parameters))
     msgspec.msgpack.encode(message)
     assert 0 <= rules.seed < 2**63
     assert len(rules.bias_ids) == len(rules.bias_values)

@@ -96,10 +96,7 @@ def run(test: Callable[[Origin, Fetcher], Awaitable[None]], **options) -> None:
     async def main() -> None:
         fetcher = Fetcher(MultimodalConfig(**{"allow_media_host": (HOST,), "media_timeout": 2.0, **options}))
         async with asyncio.timeout(15), origin() as source:
-            try:
-                await test(source, fetcher)
-            finally:
-                await fetcher.close()
+            await test(source, fetcher)
 
     asyncio.run(main())
 

@@ -39,11 +39,11 @@ async def disconnect() -> None:
     try:
         writer.write(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await asked.wait()
-        while not way.lane.files.bytes:
+        while not way.lane.files.size:
             await asyncio.sleep(0.005)
         writer.transport.abort()
         await left.wait()  # the download has been stopped
-        while way.lane.files.bytes:
+        while way.lane.files.size:
             await asyncio.sleep(0.005)
         assert (frontend.live, lanes.tokenizer, way.sent, way.lent) == (0, [], [], {})
     finally:

@@ -51,7 +51,7 @@ def test_ids_and_parameters():
     [
         ({}, "one of chat (text) and ids"),
         ({"chat": "a", "ids": [1]}, "one of chat (text) and ids"),
-        ({"chat": [{"role": "user", "content": "a"}]}, "chat: Expected `str | null`"),
+        ({"chat": [{"role": "user", "content": "a"}]}, "chat: Expected `str`"),
         ({"ids": []}, "ids: "),
         ({"ids": [-1]}, "ids: "),
         ({"ids": [1000]}, "token ids must lie between 0 and 999"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
+from array import array
 
 import pytest
 
@@ -23,9 +25,10 @@ def test_example(has_tokenizer: bool, reward: bool) -> None:
     if reward:
         score = schema.score_body(body.encode())
         assert url == f"{URL}/get_score"
-        assert (score.ids if not has_tokenizer else score.chat) in ([1, 2, 3], "What is AI?")
+        prompt = asyncio.run(schema.conversation(score, 0))
+        assert prompt == ("What is AI?" if has_tokenizer else array("i", [1, 2, 3]).tobytes())
     else:
-        prompt = schema.generate_body(body.encode()).inputs
+        prompt = asyncio.run(schema.prompt(schema.generate_body(body.encode()).inputs, 0))
         assert url == f"{URL}/generate"
         assert isinstance(prompt, str) == has_tokenizer
 

@@ -72,7 +72,7 @@ class Seeing:
             numbers = self.numbers
             busy = numbers["leased"] or numbers["waiting"] or numbers["working"]
             mailbox = self.engine.front.mailbox
-            if not (busy or mailbox.leased or mailbox.backlog or self.lane.waiting or self.lane.files.bytes):
+            if not (busy or mailbox.leased or mailbox.backlog or self.lane.waiting or self.lane.files.size):
                 return numbers
             await asyncio.sleep(0.01)
 

@@ -173,7 +173,7 @@ async def test_files_wait_for_room_in_shared_memory(tmp_path: Path) -> None:
         lives += [s.submit([png(number, 400, 250)]) for number in range(24, 27)]
         with pytest.raises(Overloaded):
             s.submit([png(27, 400, 250)])
-        assert s.lane.files.bytes <= 8 << 20
+        assert s.lane.files.size <= 8 << 20
         with pytest.raises(PayloadTooLarge, match="the request's images have"):
             s.submit(images[:4])
         await asyncio.gather(*map(s.engine.collect, lives))

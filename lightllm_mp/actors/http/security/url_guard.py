@@ -6,27 +6,21 @@ that resolves differently the second time (DNS rebinding) gains nothing.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address as IPv4
 from ipaddress import IPv6Address as IPv6
-from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from lightllm_mp.actors.http.security.name_lookups import NameLookups
 from lightllm_mp.errors import InvalidRequest
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
 """RFC 8215: only for use inside a network."""
 COMPATIBLE = ipaddress.IPv6Network("::/96")
-
-
-THREADS = 16
-"""The resolver's own threads, so that slow look-ups block nothing else."""
 
 
 class ForbiddenAddress(InvalidRequest):
@@ -84,18 +78,15 @@ class UrlGuard:
 
 
 class PinnedResolver(AbstractResolver):
-    """The system's resolver with every answer checked. aiohttp connects to exactly what it returns."""
+    """The system's resolver for one tenant, with every answer checked. aiohttp connects to exactly what it returns."""
 
-    def __init__(self, guard: UrlGuard) -> None:
-        self._guard = guard
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="resolver")
+    def __init__(self, guard: UrlGuard, lookups: NameLookups, tenant: bytes) -> None:
+        self._guard, self._lookups, self._tenant = guard, lookups, tenant
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found: list[Any] = await asyncio.get_running_loop().run_in_executor(
-            self._threads, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
-        )
+        found = await self._lookups.find(self._tenant, host, port, family)
         addresses = [entry[4] for entry in found]
         self._guard.check(host, [ipaddress.ip_address(address[0]) for address in addresses])
         return [
@@ -111,7 +102,7 @@ class PinnedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """There is nothing to close."""
 
 
 def _plain(host: str) -> str:
