@@ -96,19 +96,23 @@ class Watch:
                 self.liveness = max(self.liveness, time.monotonic() - begin)
 
     def read(self) -> None:
-        """Read a stream until the end."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
-        with contextlib.closing(connection):
-            _, body = generate("Tell me everything", max_new_tokens=CONTEXT - 100)
-            connection.request("POST", "/generate_stream", body)
-            response, last = connection.getresponse(), 0.0
-            while not self._ended.is_set():
-                line = response.readline()
-                assert line, "the stream ended"
-                if line.startswith(b"data:"):
-                    now = time.monotonic()
-                    self.gap = max(self.gap, now - last if last else 0.0)
-                    last = now
+        """Read streams until the end, one after the other."""
+        while not self._ended.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+            with contextlib.closing(connection):
+                _, body = generate("Tell me everything", max_new_tokens=CONTEXT - 100)
+                connection.request("POST", "/generate_stream", body)
+                self._follow(connection.getresponse())
+
+    def _follow(self, response: http.client.HTTPResponse) -> None:
+        last, line = 0.0, b""
+        while not self._ended.is_set() and b'"finished":true' not in line:
+            line = response.readline()
+            assert line, "the stream broke"
+            if line.startswith(b"data:"):
+                now = time.monotonic()
+                self.gap = max(self.gap, now - last if last else 0.0)
+                last = now
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

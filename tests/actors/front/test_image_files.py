@@ -270,7 +270,7 @@ def test_without_the_visual_actor_images_are_refused_and_text_goes_on() -> None:
     assert [m.rid for m in lanes.tokenizer] == [other.rid]  # type: ignore[attr-defined]
     for live in (image, text, other):
         live.close()
-    assert way.lane.files.bytes == 0
+    assert way.lane.files.size == 0
     frontend.health(say.Health(True))
     assert submit(frontend, [way.upload(2)]).error is None
 
