@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tracemalloc
 from array import array
 
 import pytest
@@ -234,6 +235,30 @@ def test_a_consumer_that_is_too_slow_loses_its_request(monkeypatch):
         with pytest.raises(SlowReader):
             await collect(live)
         assert len(whole.answers[0].ids) == 19
+
+    asyncio.run(body())
+
+
+def test_what_a_slow_consumer_leaves_unread_is_bounded_with_all_its_alternatives():
+    """20 a token: everything that is kept counts, not the texts alone."""
+
+    async def body():
+        frontend, _ = make()
+        live = submit(frontend)
+        best = (0, bytes(80), bytes(80))
+        tracemalloc.start()
+        try:
+            for count in range(1, 1 << 14):
+                step = texts((live.rid, 1, "a", count, RUNNING))
+                frontend.deliver(structs.replace(step, top=(best,), top_texts=(tuple("b" * 20),)))
+                if live.error is not None:
+                    break
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert isinstance(live.error, SlowReader)
+        assert 1000 < count < 1 << 13
+        assert held < 2 * live_module.QUEUE_BYTES
 
     asyncio.run(body())
 
