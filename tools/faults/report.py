@@ -19,8 +19,8 @@ COUNTS = ("accepted", "finished", "identical", "different", "left", "broken", "l
 
 
 def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Accepted requests end in one way each: finished (identical or different), left, broken or lost. A request that
-    broke is asked again, which is accepted anew."""
+    """Accepted requests end in one way each: finished (identical or different), left or lost. One whose connection
+    broke is resumed; `broken` are those that the dead front had not accepted, and that were sent again."""
     counts = dict.fromkeys(COUNTS, 0)
     for outcome in outcomes:
         counts[outcome.end] += 1
@@ -28,7 +28,7 @@ def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
         counts["refused"] += outcome.refused
         counts["resumed"] += outcome.resumed
     counts["finished"] = counts["identical"] + counts["different"]
-    counts["accepted"] = counts["finished"] + counts["left"] + counts["broken"] + counts["lost"]
+    counts["accepted"] = counts["finished"] + counts["left"] + counts["lost"]
     return counts
 
 
@@ -150,8 +150,8 @@ def in_words(total: dict[str, Any]) -> str:
     """Everything in one line."""
     return (
         "{injected} faults injected, {effective} effective; {accepted} requests accepted, {finished} finished, "
-        "{identical} identical, {broken} broken (http died), {refused} refused (and tried again), {left} left by the "
-        "client, {lost} lost, {different} different"
+        "{identical} identical, {resumed} connections resumed, {broken} not accepted when http died (and sent again), "
+        "{refused} refused (and tried again), {left} left by the client, {lost} lost, {different} different"
     ).format(**total)
 
 
