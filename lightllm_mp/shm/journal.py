@@ -107,6 +107,12 @@ class Journal:
         blocks, length = self._tails[record], self._table[2 * record + 1]
         content = len(frame).to_bytes(_FRAME, "little") + frame
         end = length + len(content)
+        number, inside = divmod(length, BLOCK - _LINK)
+        if inside and inside + len(content) <= BLOCK - _LINK:  # the usual case
+            start = self._start(blocks[number]) + _LINK + inside
+            self.segment.view[start : start + len(content)] = content
+            self._table[2 * record + 1] = end
+            return True
         if not self._extend(blocks, -(-end // (BLOCK - _LINK)) - len(blocks)):
             return False
         at = 0

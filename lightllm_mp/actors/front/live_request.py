@@ -25,8 +25,8 @@ QUEUE_BYTES = 1 << 20
 """Most bytes of encoded events that the consumer of a stream may be behind."""
 SLICE = 256
 """Events that are decoded at once."""
-_ARRAY = b"\xdd"
-"""MessagePack's mark of an array with a length of 4 bytes."""
+_SHORT = tuple(bytes([0x90 | count]) for count in range(16))
+"""MessagePack's heads of short arrays."""
 
 
 class Alternative(Struct, frozen=True, array_like=True, gc=False):
@@ -123,6 +123,12 @@ class EventCursor:
         self._answers, self._order, self.at = answers, order, at
         self._read = [order.count(answer.index, 0, at) for answer in answers]
 
+    def skip(self, stop: int) -> None:
+        """Go on to number `stop`."""
+        for index in self._order[self.at : stop]:
+            self._read[index] += 1
+        self.at = stop
+
     def take(self, stop: int) -> bytes:
         """The events up to number `stop`, as a MessagePack array of `Event`s."""
         first, self.at = self.at, stop
@@ -142,8 +148,8 @@ class RequestOwner(Protocol):
     def forget(self, live: LiveRequest) -> None:
         """The consumer is done with it."""
 
-    def record(self, live: LiveRequest) -> None:
-        """Its consumer is going to see all events."""
+    def record(self, live: LiveRequest, first: int, data: bytes) -> None:
+        """Its consumer is going to see these events (an encoded array), of which the first has this number."""
 
 
 class LiveRequest:
@@ -320,9 +326,10 @@ class LiveRequest:
         return False
 
     def _take(self, stop: int) -> list[Event]:
-        self._owner.record(self)
+        first = self.taken
         data = self._cursor.take(stop)
-        self._unread -= len(data) - len(_array(0))
+        self._owner.record(self, first, data)
+        self._unread -= len(data) - len(_head(stop - first))
         return decode_events(data)
 
     async def _wait(self) -> None:
@@ -334,4 +341,9 @@ class LiveRequest:
 
 
 def _array(count: int, *encoded: bytes | bytearray) -> bytes:
-    return b"".join((_ARRAY, count.to_bytes(4, "big"), *encoded))
+    return b"".join((_head(count), *encoded))
+
+
+def _head(count: int) -> bytes:
+    """Of a MessagePack array."""
+    return _SHORT[count] if count < len(_SHORT) else b"\xdd" + count.to_bytes(4, "big")

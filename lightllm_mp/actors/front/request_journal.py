@@ -55,6 +55,7 @@ class NoJournal:
 
     def add(self, live: LiveRequest) -> None: ...
     def events(self, live: LiveRequest) -> None: ...
+    def seen(self, live: LiveRequest, first: int, data: bytes) -> None: ...
     def prompt(self, live: LiveRequest) -> None: ...
     def suspended(self, live: LiveRequest, suspended: bool) -> None: ...
     def remove(self, live: LiveRequest) -> None: ...
@@ -103,6 +104,14 @@ class RequestJournal:
         """Record all events of the request."""
         if live.number is not None and live.recorded.at < len(live.order):
             self._append(live, b"E" + live.recorded.take(len(live.order)))
+
+    def seen(self, live: LiveRequest, first: int, data: bytes) -> None:
+        """Record these events (an encoded array; the first has this number) before its consumer sees them."""
+        if live.number is not None and live.recorded.at == first:
+            live.recorded.skip(live.taken)
+            self._append(live, b"E" + data)
+        elif live.recorded.at < live.taken:
+            self.events(live)
 
     def prompt(self, live: LiveRequest) -> None:
         """Record its prompt logprobs, once all pieces have come."""

@@ -225,8 +225,8 @@ class RequestTable:
         self.retained.left(live)
         self._check_drained()
 
-    def record(self, live: LiveRequest) -> None:
-        self.journal.events(live)
+    def record(self, live: LiveRequest, first: int, data: bytes) -> None:
+        self.journal.seen(live, first, data)
 
     def admit(self, tenant: bytes) -> None:
         """Check that a request of this tenant may enter now. Raises Overloaded or Unavailable."""
