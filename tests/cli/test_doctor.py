@@ -56,7 +56,7 @@ def test_a_machine_that_can_serve() -> None:
         "python",
         "torch",
         "queues",
-        "image decoder",
+        "decoder",
         "memory",
         "shared memory",
         "files",
@@ -164,7 +164,7 @@ def test_what_confines_the_image_decoder(missing: object, status: str, said: str
         return cast("tuple[Layer, ...]", missing)
 
     (found,) = software.image_decoder(look)
-    assert (found.status, found.name) == (status, "image decoder")
+    assert (found.status, found.name) == (status, "decoder")
     assert said in found.text
     assert advice in found.advice
 

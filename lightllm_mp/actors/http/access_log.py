@@ -73,7 +73,8 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
 def fields(request: web.Request, status: int, begin: float, seconds: float) -> dict[str, Any]:
     """The fields of a request's log line, in order: label, method, path, status, and for a generation its token counts
     and the end of each stage. Times are milliseconds since the headers were complete; only `queue_ms` and `ttft_ms`
-    count from the end of the body. The path stays percent-encoded."""
+    count from the end of the body. Of an answer that is resumed, `resumed` names its first request, and stages that
+    ended before this one are left out. The path stays percent-encoded."""
     found: dict[str, Any] = {
         "request": request[LABEL],
         "method": request.method[:16],
@@ -102,9 +103,10 @@ def _generation(live: LiveRequest, begin: float) -> dict[str, Any]:
         found["queue_ms"] = _ms(live.scheduled - live.started)
     if live.first:
         found["ttft_ms"] = _ms(live.first - live.started)
-    found["received_ms"] = _ms(live.started - begin)
-    stages = (("scheduled_ms", live.scheduled), ("first_ms", live.first), ("last_ms", last))
-    found |= {name: _ms(moment - begin) for name, moment in stages if moment}
+    stages = {"received_ms": live.started, "scheduled_ms": live.scheduled, "first_ms": live.first, "last_ms": last}
+    found |= {name: _ms(moment - begin) for name, moment in stages.items() if moment >= begin}
+    if live.started < begin:
+        found["resumed"] = live.label
     found["finish"] = ",".join(answer.finish or "none" for answer in live.answers[:8])
     return found
 

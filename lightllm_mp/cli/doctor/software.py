@@ -115,7 +115,7 @@ def extensions() -> Findings:
 
 def image_decoder(look: Callable[[Mapping[str, str]], tuple[Layer, ...]] = missing_layers) -> Findings:
     """Confines a child process as the one that decodes image files is confined."""
-    name = "image decoder"
+    name = "decoder"
     try:
         missing = look(child_environment())
     except (OSError, subprocess.SubprocessError) as error:

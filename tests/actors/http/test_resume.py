@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 from lightllm_mp.actors.http import delivery
 from lightllm_mp.actors.http.security.keys import ApiKeys, digest
@@ -43,6 +44,22 @@ def test_a_broken_stream_is_read_to_its_end_exactly_once():
             assert more[-1][1]["finish_reason"] == "length"
 
     run(body, engine=Engine(pace=0.01))
+
+
+def test_the_access_log_names_the_request_that_is_resumed(caplog):
+    names: list[str] = []
+
+    async def body(s: Site):
+        name, seen = await broken_stream(s, events=5)
+        await rest(s, f"/requests/{name}", seen[-1][0])
+        names.append(name)
+
+    with caplog.at_level(logging.INFO, "lightllm_mp.access"):
+        run(body, engine=Engine(pace=0.01))
+    lines = [r.getMessage() for r in caplog.records if f" GET /requests/{names[0]} 200 " in r.getMessage()]
+    assert len(lines) == 1
+    assert f"resumed={names[0]}" in lines[0]
+    assert "=-" not in lines[0]  # no time before its own beginning
 
 
 def test_an_event_source_that_sends_its_request_again_gets_the_rest():
