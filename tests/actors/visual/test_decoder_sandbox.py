@@ -197,7 +197,7 @@ async def test_confined_pixels_are_the_same(settings: Settings) -> None:
     [
         (f"{DECODERS}.mute", "the image decoder ends at its start"),
         ("tests.actors.visual.decoders.absent", "the image decoder ends at its start"),
-        pytest.param(f"{DECODERS}.clipped", "decoder", marks=needs_seccomp),
+        pytest.param(f"{DECODERS}.clipped", "image decoder", marks=needs_seccomp),
     ],
 )
 def test_a_decoder_that_cannot_work_is_an_error_at_start(settings: Settings, program: str, message: str) -> None:
