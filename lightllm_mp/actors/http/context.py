@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
@@ -43,10 +44,13 @@ def tenant(request: web.Request) -> bytes:
 def payer(request: web.Request) -> bytes:
     """Whom memory, connections and look-ups are charged to: the tenant; without keys the client's network, which is its
     address or of IPv6 the first 64 bits of it."""
-    if key := tenant(request):
-        return key
+    return tenant(request) or _network(request.remote or "")
+
+
+@lru_cache(1024)
+def _network(remote: str) -> bytes:
     try:
-        address = ipaddress.ip_address(request.remote or "")
+        address = ipaddress.ip_address(remote)
     except ValueError:
         return b""
     return address.packed[:8] if address.version == 6 and address.ipv4_mapped is None else address.packed

@@ -11,6 +11,7 @@ import resource
 import socket
 import weakref
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
@@ -70,6 +71,7 @@ def connection_counts(config: HttpConfig) -> ConnectionCounts:
     return ConnectionCounts(limit if files == resource.RLIM_INFINITY else max(1, min(limit, files // 2)))
 
 
+@lru_cache(1024)
 def client_address(host: str) -> str:
     """What counts as one address: an IPv4 address, or the /64 network of an IPv6 address, which one client owns."""
     address = ipaddress.ip_address(host.partition("%")[0])
