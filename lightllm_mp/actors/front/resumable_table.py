@@ -63,7 +63,8 @@ class ResumableTable(RequestTable):
         """Take over what a dead front has left. Call it once, in the running loop, before the first request."""
         for live, suspended in self.journal.recover(self):
             self.retained.name(live)
-            live.images = self.images.hold(live.images, live.request.terms.tenant, checked=False)
+            images = live.images if live.open else ()  # a complete answer needs none
+            live.images = self.images.hold(images, live.request.terms.tenant, checked=False)
             self._answer_bytes += live.bytes
             if suspended or not live.open:
                 live.closed = True

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
@@ -13,6 +11,7 @@ from aiohttp import web
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.image_inputs import ImageInputs
+from lightllm_mp.actors.http.sockets.address_limit import client_address
 from lightllm_mp.config import HttpConfig, ModelConfig
 
 Stats = Callable[[], Mapping[str, Mapping[str, float]]]
@@ -42,18 +41,14 @@ def tenant(request: web.Request) -> bytes:
 
 
 def payer(request: web.Request) -> bytes:
-    """Whom memory, connections and look-ups are charged to: the tenant; without keys the client's network, which is its
-    address or of IPv6 the first 64 bits of it."""
-    return tenant(request) or _network(request.remote or "")
-
-
-@lru_cache(1024)
-def _network(remote: str) -> bytes:
+    """Whom memory, connections and look-ups are charged to: the tenant; without keys the client's address (see
+    `client_address`)."""
+    if key := tenant(request):
+        return key
     try:
-        address = ipaddress.ip_address(remote)
-    except ValueError:
+        return client_address(request.remote or "").encode()
+    except ValueError:  # a Unix socket has none
         return b""
-    return address.packed[:8] if address.version == 6 and address.ipv4_mapped is None else address.packed
 
 
 @dataclass(frozen=True)

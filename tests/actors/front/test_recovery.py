@@ -166,3 +166,19 @@ def test_images_survive_the_front_too(memory):
         assert table.journal.used == 0
 
     run(body)
+
+
+def test_a_recovered_answer_that_is_complete_holds_no_images(memory):
+    async def body():
+        image = Upload(ImageInfo(b"i" * 32, 4, 4, 2), b"file" * 100)
+        table, _ = memory.front(images=Images())
+        live = submit(table, images=(image,), stream=False)
+        produce(table, live, 1, 3, finish=True)
+        lane = Images()
+        table, _ = memory.front(images=lane)
+        assert lane.held == []
+        again = table.resume(KEY, "id")
+        assert (await again.answer())[0].text == "<1><2><3>"
+        again.close()
+
+    run(body)
