@@ -241,6 +241,12 @@ class LiveRequest:
         """All events since the last call, at least one; empty when all answers have finished. Raises like iteration."""
         return self._take(len(self.order)) if await self._has_events() else []
 
+    def seen(self) -> Iterator[list[Event]]:
+        """The events that the consumer had when it began, in slices."""
+        stop, cursor = self.taken, EventCursor(self.answers, self.order)
+        while cursor.at < stop:
+            yield decode_events(cursor.take(min(cursor.at + SLICE, stop)))
+
     async def answer(self) -> list[Answer]:
         """All n answers once the last has finished (`stream=False`). Raises `error` if the request failed."""
         while self.open and self.error is None and not self.closed:

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler
 
 from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.access_log import observe, sign
+from lightllm_mp.actors.http.arrival import Arrivals
 from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
@@ -83,7 +84,7 @@ def create_app(
     frontend.observer = meter
     connections = connection_counts(config)
     exposition = PrometheusPage(context, meter, connections)
-    table = routes(GenerateRoutes(context), ResumeRoutes(context), StatusRoutes(context), exposition)
+    table = routes(GenerateRoutes(context, Arrivals(context)), ResumeRoutes(context), StatusRoutes(context), exposition)
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"

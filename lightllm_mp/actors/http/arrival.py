@@ -1,0 +1,74 @@
+"""How a request arrives: it is admitted, its body is received, and in the end it is submitted.
+
+A request counts as live of its tenant from its admission on. While it arrives, `frontend.arriving` holds its place; it
+is submitted in the same turn of the loop in which it gives the place back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from lightllm_mp.actors.front.image_files import Upload
+from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.http.body import BodyReader
+from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
+from lightllm_mp.actors.http.deadline_header import deadline
+from lightllm_mp.actors.http.delivery import deliver
+from lightllm_mp.actors.http.dialects.forms import encode_form
+from lightllm_mp.actors.http.dialects.writer import AnswerForm
+from lightllm_mp.messages import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a route makes of a body: a request for the engine, and the form of its answer."""
+
+    prompt: Prompt
+    terms: Terms
+    form: AnswerForm
+    add_special_tokens: bool = True
+    images: tuple[Upload, ...] = ()
+
+
+class Arrivals:
+    def __init__(self, context: Context) -> None:
+        self._frontend = context.frontend
+        config = context.config
+        self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
+
+    @property
+    def max_input(self) -> int:
+        """The longest prompt in tokens; 0 before the engine has begun."""
+        facts = self._frontend.facts
+        return facts.engine.max_input if facts else 0
+
+    @asynccontextmanager
+    async def receive(self, request: web.Request) -> AsyncIterator[bytes]:
+        """The body of an admitted request. A request that is not admitted is refused before its body is read."""
+        with self._frontend.arriving(tenant(request)):
+            request[DEADLINE] = deadline(request)
+            async with self._bodies.receive(request, payer(request)) as data:
+                await schema.check_nesting(data)
+                yield data
+
+    async def answer(self, request: web.Request, work: Awaitable[Work]) -> web.StreamResponse:
+        """Answer with the work that arrives."""
+        return await deliver(request, self.submit(request, await work))
+
+    def submit(self, request: web.Request, work: Work) -> LiveRequest:
+        return self._frontend.submit(
+            work.prompt,
+            work.terms,
+            add_special_tokens=work.add_special_tokens,
+            images=work.images,
+            stream=work.form.streamed,
+            deadline=request[DEADLINE],
+            label=request[LABEL],
+            form=encode_form(work.form),
+        )

@@ -1,0 +1,17 @@
+"""All forms of answers, as they are kept with their requests."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lightllm_mp.actors.http.dialects.native import NativeForm
+from lightllm_mp.actors.http.dialects.writer import AnswerForm
+
+Form = NativeForm
+
+encode_form = msgspec.msgpack.Encoder().encode
+_forms = msgspec.msgpack.Decoder(Form)
+
+
+def decode_form(data: bytes) -> AnswerForm:
+    return _forms.decode(data)
