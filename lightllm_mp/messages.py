@@ -46,15 +46,27 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 # --- parts of a request ---------------------------------------------------------------------------------------------
 
 
-class TextPart(Wire, tag="text"):
-    """Text inside a chat message. A part for images is added once a route accepts them there."""
+class ChatPrompt(Struct, frozen=True, array_like=True, gc=False):
+    """A conversation; the tokenizer renders it with the model's chat template. Everything is JSON, as templates take
+    it."""
 
-    text: str
+    messages: bytes
+    """An array of objects with `role` and `content`: text, or parts {"type": "text", "text": ...} and {"type":
+    "image"}; an image part for each image of the request, in their order."""
+    tools: bytes = b""
+    """An array of functions, in OpenAI's form; empty: none."""
+    kwargs: bytes = b""
+    """The client's own arguments for the template, an object; empty: none."""
+    add_generation_prompt: bool = True
+    continue_final: bool = False
+    """The answer goes on with the last message."""
+    template: str = ""
+    """The client's own template; empty: the model's."""
 
-
-class ChatMessage(Struct, frozen=True, array_like=True, gc=False):
-    role: str
-    content: str | tuple[TextPart, ...]
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.messages) + len(self.tools) + len(self.kwargs) + len(self.template)
 
 
 class Sampling(Struct, frozen=True, array_like=True, gc=False):
@@ -120,6 +132,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """Deadline for the start of its prefill, monotonic time in seconds; the earliest goes first; 0: none."""
     begun: bool = False
     """The request began before a repair, so `start_by` only orders it."""
+    cache_salt: bytes = b""
+    """Requests of a tenant reuse each other's prefixes only where this is equal."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -205,7 +219,7 @@ class Generate(Wire, tag="Generate"):
     terms: Terms
     text: str | None = None
     ids: bytes | None = None
-    chat: tuple[ChatMessage, ...] | None = None
+    chat: ChatPrompt | None = None
     add_special_tokens: bool = True
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
@@ -425,6 +439,12 @@ class Facts(Struct, frozen=True, array_like=True):
     kv_bytes: int = 0
     has_tokenizer: bool = True
     has_chat_template: bool = False
+    tool_call_format: str = ""
+    """How the model writes tool calls (parsers/); empty: unknown."""
+    reasoning_format: str = ""
+    """How the model writes its reasoning; empty: it has none."""
+    thinking: tuple[bool, bool, bool] = (False, False, False)
+    """Whether a rendered chat ends inside reasoning: by default, with thinking switched on, and switched off."""
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""

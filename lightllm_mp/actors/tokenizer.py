@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
@@ -13,11 +14,11 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.errors import EngineError, InvalidRequest, NoTokenizer
+from lightllm_mp.errors import EngineError, InvalidRequest, ModelError, NoTokenizer
 from lightllm_mp.messages import (
     Abort,
     Begin,
-    ChatMessage,
+    ChatPrompt,
     Count,
     Counted,
     ErrorInfo,
@@ -30,9 +31,12 @@ from lightllm_mp.messages import (
 )
 from lightllm_mp.text.chat import compile_template, render_chat
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
-from lightllm_mp.vision.placeholders import Prompted, expand_ids, join_chunks, split_text
+from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chunks, split_text
 
 log = logging.getLogger("lightllm_mp.tokenizer")
+
+
+_json = msgspec.json.Decoder().decode
 
 
 class TokenizerActor(BlockingActor):
@@ -112,16 +116,25 @@ class TokenizerActor(BlockingActor):
         chunks = [encode(chunk, special and not i, max_tokens=max_tokens) for i, chunk in enumerate(texts)]
         return join_chunks(tags, chunks, images, self._vocab)
 
-    def _render(self, chat: tuple[ChatMessage, ...]) -> str:
+    def _render(self, chat: ChatPrompt) -> str:
         tokenizer = self._need()
-        if self._template is None:
+        template = chat.template or self._template
+        if template is None:
             raise InvalidRequest("this model has no chat template that can be used", param="messages")
-        return render_chat(
-            self._template,
-            [_as_dict(message) for message in chat],
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        )
+        try:
+            return render_chat(
+                template,
+                _json(chat.messages),
+                add_generation_prompt=chat.add_generation_prompt,
+                continue_final=chat.continue_final,
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+                tools=_json(chat.tools) if chat.tools else None,
+                kwargs=_json(chat.kwargs) if chat.kwargs else None,
+                picture_tag=TAGS[self._vision.tags.style][1] if self._vision else None,
+            )
+        except ModelError as error:  # of the client's template
+            raise InvalidRequest(error.message, param="chat_template") from None
 
     def _need(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -139,10 +152,3 @@ def _usable_template(tokenizer: Tokenizer) -> str | None:
         log.warning("the chat template cannot be used: %s", error.message)
         return None
     return tokenizer.chat_template
-
-
-def _as_dict(message: ChatMessage) -> dict[str, object]:
-    """A chat message in the form that Hugging Face chat templates expect."""
-    if isinstance(message.content, str):
-        return {"role": message.role, "content": message.content}
-    return {"role": message.role, "content": "".join(part.text for part in message.content)}
