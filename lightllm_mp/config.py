@@ -132,6 +132,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     needs it."""
     max_answer_bytes_live: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
     """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
+    allow_chat_template: bool = False
+    """Render chats with a template that the client sends (chat_template). It runs in the sandbox of the model's own."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
 

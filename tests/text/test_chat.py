@@ -95,9 +95,7 @@ def test_default_model() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("last", "end"), [("It is", "It is"), ("It is ", "It is "), ("user", "user")]
-)
+@pytest.mark.parametrize(("last", "end"), [("It is", "It is"), ("It is ", "It is "), ("user", "user")])
 def test_the_answer_goes_on_with_the_last_message(last: str, end: str) -> None:
     chat = [*CHAT[:2], {"role": "assistant", "content": last}]
     text = render_chat(sample("default").chat_template, chat, continue_final=True)

@@ -167,7 +167,7 @@ class RequestTable:
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
-            chat=prompt if isinstance(prompt, tuple) else None,
+            chat=prompt if isinstance(prompt, say.ChatPrompt) else None,
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -60,6 +61,8 @@ class Context:
     media: ImageInputs
     authenticated: bool
     """Clients need a key."""
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970."""
 
     @property
     def model_name(self) -> str:
