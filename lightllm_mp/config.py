@@ -40,6 +40,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """fast: read tokenizer.json. slow: read the vocabulary file that the model was published with. auto: tokenizer.json
     if the folder has one, else that file."""
+    tool_call_parser: str | None = None
+    """How the model writes tool calls: hermes, qwen3_coder, llama3_json, mistral, ... none: calls stay text. Default:
+    found out from the chat template."""
+    reasoning_parser: str | None = None
+    """How the model writes its reasoning: qwen3, deepseek_r1, ... none: it stays in the text. Default: found out from
+    the chat template."""
     trust_remote_code: bool = False
     """Accepted for compatibility. The server never runs Python code of a model folder."""
     eos_id: tuple[int, ...] = ()

@@ -426,6 +426,20 @@ class EngineLimits(Struct, frozen=True, array_like=True):
         return bisect_left(self.class_bounds, prompt_tokens)
 
 
+class ChatFacts(Struct, frozen=True, array_like=True):
+    """How the model is asked in chats, and how it writes tool calls and reasoning (names of formats in parsers/)."""
+
+    template: bool = False
+    """It has a chat template."""
+    tool_calls: str | None = None
+    reasoning: str | None = None
+    """None: it does not reason."""
+    special_markers: dict[str, int] = {}
+    """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
+    thinking: tuple[bool, bool, bool] = (False, False, False)
+    """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
+
+
 class Facts(Struct, frozen=True, array_like=True):
     """What the processes find out at their start; the supervisor merges it and sends it to all actors with Begin."""
 
@@ -438,18 +452,12 @@ class Facts(Struct, frozen=True, array_like=True):
     weight_bytes: int = 0
     kv_bytes: int = 0
     has_tokenizer: bool = True
-    has_chat_template: bool = False
-    tool_call_format: str = ""
-    """How the model writes tool calls (parsers/); empty: unknown."""
-    reasoning_format: str = ""
-    """How the model writes its reasoning; empty: it has none."""
-    thinking: tuple[bool, bool, bool] = (False, False, False)
-    """Whether a rendered chat ends inside reasoning: by default, with thinking switched on, and switched off."""
+    chat: ChatFacts = ChatFacts()
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
         own = asdict(self)
-        return {**asdict(own.pop("engine")), **own}
+        return {**asdict(own.pop("engine")), **own, "chat": asdict(self.chat)}
 
 
 class Ready(Wire, tag="Ready"):

@@ -30,6 +30,7 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.chat import compile_template, render_chat
+from lightllm_mp.text.chat_facts import chat_facts
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chunks, split_text
 
@@ -59,7 +60,14 @@ class TokenizerActor(BlockingActor):
             return
         self._template = _usable_template(self._tokenizer)
         eos = tuple(model.eos_id or self._tokenizer.eos_ids)
-        self.facts = Facts(eos_ids=eos, has_chat_template=self._template is not None)
+        chat = chat_facts(
+            self._tokenizer,
+            self._template,
+            launch.model.spec.family,
+            tool_calls=model.tool_call_parser,
+            reasoning=model.reasoning_parser,
+        )
+        self.facts = Facts(eos_ids=eos, chat=chat)
 
     def on_begin(self, begin: Begin) -> None:
         self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size

@@ -52,6 +52,11 @@ def payer(request: web.Request) -> bytes:
         return b""
 
 
+def unix_time() -> int:
+    """Seconds since 1970, for clients."""
+    return int(time.time())
+
+
 @dataclass(frozen=True)
 class Context:
     frontend: ResumableTable
@@ -61,7 +66,7 @@ class Context:
     media: ImageInputs
     authenticated: bool
     """Clients need a key."""
-    started: int = field(default_factory=lambda: int(time.time()))
+    started: int = field(default_factory=unix_time)
     """Seconds since 1970."""
 
     @property

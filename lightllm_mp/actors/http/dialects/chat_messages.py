@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -21,6 +21,7 @@ PIECE = 1 << 16
 """Bytes of messages that are decoded while other clients wait."""
 PARAM = "messages"
 
+T = TypeVar("T")
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -100,7 +101,7 @@ async def read_messages(raw: Raw) -> ReadChat:
     found, since = ReadChat(), 0
     if memoryview(raw).nbytes > PIECE:
         await asyncio.sleep(0)
-    items = schema.decode(_list, raw, PARAM)
+    items = _decode(_list, raw)
     if not 1 <= len(items) <= MAX_MESSAGES:
         raise InvalidRequest(f"a chat has from 1 to {MAX_MESSAGES} messages", param=PARAM)
     for item in items:
@@ -120,8 +121,8 @@ def read_tools(raw: Raw) -> list[FunctionTool]:
 
 
 def _read_message(raw: Raw, chat: ReadChat) -> dict[str, Any]:
-    message = schema.decode(_message, raw, PARAM)
-    for name, value in schema.decode(_keys, raw, PARAM).items():
+    message = _decode(_message, raw)
+    for name, value in _decode(_keys, raw).items():
         # Clients send answers back as they got them, with fields of other servers that are empty.
         if name not in _KNOWN and bytes(value) not in _EMPTY:
             raise InvalidRequest(f"messages: {name[:64]!r} is not a field that this server knows", param=PARAM)
@@ -147,8 +148,8 @@ def _read_message(raw: Raw, chat: ReadChat) -> dict[str, Any]:
 
 
 def _content(message: Message, chat: ReadChat) -> Iterator[dict[str, str]]:
-    for raw in schema.decode(_list, message.content, PARAM):
-        part = schema.decode(_part, raw, PARAM)
+    for raw in _decode(_list, message.content):
+        part = _decode(_part, raw)
         match part.type:
             case "text" | "input_text" | "output_text" if part.text is not None:
                 yield {"type": "text", "text": part.text}
@@ -163,7 +164,7 @@ def _content(message: Message, chat: ReadChat) -> Iterator[dict[str, str]]:
 
 def _image(raw: Raw, chat: ReadChat) -> ImageItem:
     if bytes(memoryview(raw)[:1]) == b"{":
-        given = schema.decode(_image_url, raw, PARAM)
+        given = _decode(_image_url, raw)
         raw = given.url
         if given.detail not in (None, "auto"):
             chat.ignored.add("image_url.detail")
@@ -181,9 +182,17 @@ def image_of_url(raw: Raw) -> ImageItem:
     return ImageItem("base64", Raw(b'"' + memoryview(raw)[comma + 1 :]))
 
 
+def _decode(decoder: msgspec.json.Decoder[T], raw: Raw) -> T:
+    try:
+        return schema.decode(decoder, raw, PARAM)
+    except InvalidRequest as error:
+        error.param = PARAM
+        raise
+
+
 def _is_list(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b"["
 
 
 def _string(raw: Raw) -> str | None:
-    return None if raw == NULL else schema.decode(_text, raw, PARAM + ".content")
+    return None if raw == NULL else _decode(_text, raw)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import replace
 
+from lightllm_mp.actors.http.context import unix_time
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
 from lightllm_mp.actors.http.dialects.chat_messages import FunctionTool, Name, ReadChat, read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import (
@@ -18,8 +19,10 @@ from lightllm_mp.actors.http.dialects.openai_fields import (
     refuse,
     request_terms,
 )
+from lightllm_mp.actors.http.dialects.reply import ReplyForm, reply_form
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import ChatPrompt, Facts, Terms
+from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.sampling_parameters import Count
 
 MAX_TEMPLATE = 1 << 16
@@ -111,6 +114,7 @@ class ChatRequest:
             raise InvalidRequest(message, param="chat_template")
         self._tools = read_tools(body.tools)
         self._kwargs = self._template_arguments()
+        self._reply = self._how_to_read()
 
     async def read(self) -> ReadChat:
         return await read_messages(self._body.messages)
@@ -132,26 +136,57 @@ class ChatRequest:
         most = body.max_completion_tokens or body.max_tokens
         if most == 0:
             raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
-        return request_terms(
+        terms = request_terms(
             body,
             tenant,
             max_tokens=most or max(self._facts.engine.max_context, 1),
             top_logprobs=body.top_logprobs or 0,
         )
+        if self._facts.chat.special_markers and not self._reply.plain:
+            return replace(terms, output=replace(terms.output, skip_special_tokens=False))
+        return terms
 
     def form(self, model: str, *, numbered: bool, ignored: tuple[str, ...] = ()) -> ChatForm:
         body = self._body
         options = body.stream_options or StreamOptions()
         return ChatForm(
             stream=bool(body.stream),
-            created=int(time.time()),
+            created=unix_time(),
             model=model,
             numbered=numbered,
             usage=bool(options.include_usage),
             continuous_usage=bool(options.continuous_usage_stats),
             logprobs=bool(body.logprobs),
+            reply=self._reply,
+            show_reasoning=body.include_reasoning is not False,
             token_ids=bool(body.return_token_ids),
             ignored=ignored,
+        )
+
+    def _how_to_read(self) -> ReplyForm:
+        body, tools = self._body, [_as_parser_takes_it(tool) for tool in self._tools]
+        known = {tool.name for tool in tools}
+        match body.tool_choice:
+            case "none":
+                tools = []
+            case FunctionChoice(function):
+                names = {function.name}
+            case AllowedTools(choice):
+                names = {tool.function.name for tool in choice.tools}
+            case choice:
+                names = known
+                if choice is not None and not tools:
+                    raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+        if body.tool_choice != "none":
+            if missing := names - known:
+                raise InvalidRequest(f"tool_choice: {min(missing)} is not one of the tools", param="tool_choice")
+            tools = [tool for tool in tools if tool.name in names]
+        thinking = self._kwargs.get("enable_thinking", self._kwargs.get("thinking"))
+        return reply_form(
+            self._facts.chat,
+            tools,
+            reasoning=body.separate_reasoning is not False,
+            thinking=thinking if isinstance(thinking, bool) else None,
         )
 
     def _template_arguments(self) -> dict[str, Any]:
@@ -160,6 +195,11 @@ class ChatRequest:
         if body.reasoning_effort is not None:
             effort = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
         return effort | (body.chat_template_kwargs or {})
+
+
+def _as_parser_takes_it(tool: FunctionTool) -> Tool:
+    function = tool.function
+    return Tool(function.name, function.parameters, bool(function.strict))
 
 
 def _as_template_takes_it(tool: FunctionTool) -> dict[str, Any]:
