@@ -9,7 +9,8 @@ from lightllm_mp.parsers.text_reader import Malformed, Parsing, Sink, TextReader
 
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _SCALAR = re.compile(r"[-+.0-9a-zA-Z]*")
-_SCALARS = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false|null")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_WORDS = ("true", "false", "null")
 _HEX = re.compile(r"[0-9a-fA-F]{4}")
 
 
@@ -98,7 +99,7 @@ def _key(reader: TextReader, sink: Sink) -> Parsing[None]:
 
 def _scalar(reader: TextReader, sink: Sink) -> Parsing[None]:
     text = yield from reader.token(_SCALAR)
-    if not _SCALARS.fullmatch(text):
+    if text not in _WORDS and not NUMBER.fullmatch(text):
         raise Malformed
     sink(text)
 
