@@ -100,7 +100,7 @@ class DeltaWriter:
             self._deltas.append(ToolCallBegin(self._calls, self._name, self._call_ids(self._calls)))
             self._calls += 1
             self._early, self.begun = [], True
-            self._reader.recorded()
+        self._reader.record()  # what was read is handed on
         self._text(None, text)
 
     def _spaced(self, kind: _Text, text: str) -> None:

@@ -31,16 +31,20 @@ def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) ->
 
 
 def _list(reader: TextReader, writer: DeltaWriter, read: str) -> Parsing[None]:
-    before = "["
-    while (yield from attempt(reader, writer, _list_item(reader, writer, before), read)):
-        before, read = ",", ""
-        if (yield from reader.spaces()) == "]":
+    called = yield from attempt(reader, writer, _first_item(reader, writer), read)
+    while called:
+        what = yield from reader.spaces()
+        if what in ("]", ","):
             reader.take(1)
-            return
+        called = what == "," and (yield from attempt(reader, writer, _item(reader, writer)))
 
 
-def _list_item(reader: TextReader, writer: DeltaWriter, before: str) -> Parsing[None]:
-    yield from reader.expect(before)
+def _first_item(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
+    yield from reader.expect("[")
+    yield from _item(reader, writer)
+
+
+def _item(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from reader.spaces()
     yield from json_call(reader, writer)
 

@@ -21,27 +21,30 @@ BEGIN, END = "<|python_start|>", "<|python_end|>"
 
 def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) -> Parsing[None]:
     if (yield from reader.spaces(writer.content)) == "[":
-        yield from _calls(reader, writer, tools, "")
+        yield from _list(reader, writer, tools, "")
     while (yield from reader.until((BEGIN,), writer.content)):
-        if (yield from _calls(reader, writer, tools, BEGIN)):
+        yield from _list(reader, writer, tools, BEGIN)
+
+
+def _list(reader: TextReader, writer: DeltaWriter, names: Collection[str], read: str) -> Parsing[None]:
+    called = yield from attempt(reader, writer, _first_call(reader, writer, names), read)
+    while called:
+        what = yield from reader.spaces()
+        if what in ("]", ","):
+            reader.take(1)
+        called = what == "," and (yield from attempt(reader, writer, _call(reader, writer, names)))
+        if what == "]":
+            yield from reader.spaces()
             yield from reader.starts(END)
 
 
-def _calls(reader: TextReader, writer: DeltaWriter, names: Collection[str], read: str) -> Parsing[bool]:
-    """A list of calls. Returns whether all of it is well formed."""
-    before = "["
-    while (yield from attempt(reader, writer, _call(reader, writer, names, before), read)):
-        before, read = ",", ""
-        if (yield from reader.spaces()) == "]":
-            reader.take(1)
-            yield from reader.spaces()
-            return True
-    return False
-
-
-def _call(reader: TextReader, writer: DeltaWriter, names: Collection[str], before: str) -> Parsing[None]:
+def _first_call(reader: TextReader, writer: DeltaWriter, names: Collection[str]) -> Parsing[None]:
     yield from reader.spaces()
-    yield from reader.expect(before)
+    yield from reader.expect("[")
+    yield from _call(reader, writer, names)
+
+
+def _call(reader: TextReader, writer: DeltaWriter, names: Collection[str]) -> Parsing[None]:
     yield from reader.spaces()
     yield from python_call(reader, writer, names)
 
