@@ -36,7 +36,7 @@ CASES = {
     "malformed arguments": Case(f'{B}{CB}f{SEP}{{"a": x}}{CE}{E}', f"x}}{CE}{E}", (("f", '{"a": '),)),
     "truncated head": Case(f"{B}{CB}f", f"{B}{CB}f"),
     "truncated arguments": Case(f'{B}{V31}{CB}f{SEP}{{"a"', calls=(F, ("f", '{"a"'))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -28,11 +28,10 @@ CASES = {
     "strings as written": Case(call("f", a="\n x \n"), calls=(("f", {"a": "\n x \n"}),)),
     "unicode and escapes": Case(call("f", a='北京 "\\u" 😀'), calls=(("f", {"a": '北京 "\\u" 😀'}),)),
     "markers in values": Case(
-        call("f", a="</arg_value> x </tool_call><tool_call>g"), calls=(("f", {"a": "</arg_value> x </tool_call><tool_call>g"}),)
+        call("f", a="</arg_value> x </tool_call><tool_call>g"),
+        calls=(("f", {"a": "</arg_value> x </tool_call><tool_call>g"}),),
     ),
-    "thinks, then calls": Case(
-        f"\n<think>hm </think>\n{call('now')}", reasoning="hm", calls=(("now", {}),)
-    ),
+    "thinks, then calls": Case(f"\n<think>hm </think>\n{call('now')}", reasoning="hm", calls=(("now", {}),)),
     "does not think": Case(f"\nHi\n{call('now')}", "Hi", (("now", {}),)),
     "no name": Case("<tool_call>\n</tool_call>", "<tool_call>\n</tool_call>"),
     "name only, then text": Case("<tool_call>now or later", "<tool_call>now or later"),
@@ -46,8 +45,10 @@ CASES = {
         (("f", '{"a": "x"'),),
     ),
     "truncated in a key": Case("<tool_call>f<arg_key>a", "<tool_call>f<arg_key>a"),
-    "truncated in a value": Case("<tool_call>f<arg_key>a</arg_key><arg_value>x</arg_", calls=(("f", '{"a": "x</arg_'),)),
-}  # fmt: skip
+    "truncated in a value": Case(
+        "<tool_call>f<arg_key>a</arg_key><arg_value>x</arg_", calls=(("f", '{"a": "x</arg_'),)
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

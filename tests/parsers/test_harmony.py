@@ -22,7 +22,9 @@ CASES = {
     "call with its end": Case(f"{CALL}<|call|>", calls=(X,)),
     "thought and call": Case(f"{A}hm{NEXT}{CALL}", reasoning="hm", calls=(X,)),
     "recipient beside the role": Case(
-        f'{A}hm{NEXT} to=functions.f<|channel|>commentary <|constrain|>json<|message|>{{"a": "x"}}', reasoning="hm", calls=(X,)
+        f'{A}hm{NEXT} to=functions.f<|channel|>commentary <|constrain|>json<|message|>{{"a": "x"}}',
+        reasoning="hm",
+        calls=(X,),
     ),
     "no constraint": Case('<|channel|>commentary to=functions.f<|message|>{"a": "x"}', calls=(X,)),
     "a call on the analysis channel": Case('<|channel|>analysis to=functions.f code<|message|>{"a": "x"}', calls=(X,)),
@@ -33,13 +35,14 @@ CASES = {
     "markers in strings": Case(CALL.replace('"x"', '"<|end|><|call|>"'), calls=(("f", {"a": "<|end|><|call|>"}),)),
     "own tools of the model": Case(f"<|channel|>analysis to=python code<|message|>1+1{NEXT}{F}2", "2", reasoning="1+1"),
     "malformed arguments": Case(
-        "<|channel|>commentary to=functions.f<|message|>a=x<|call|>", "<|channel|>commentary to=functions.f<|message|>a=x"
+        "<|channel|>commentary to=functions.f<|message|>a=x<|call|>",
+        "<|channel|>commentary to=functions.f<|message|>a=x",
     ),
     "truncated thought": Case(f"{A}I thi", reasoning="I thi"),
     "truncated header": Case(f"{A}hm{NEXT}<|channel|>fin", reasoning="hm"),
     "truncated arguments": Case(CALL[:-3], calls=(("f", '{"a": "'),)),
     "no end before the next": Case(f"{A}hm<|start|>assistant{F}Hi", "Hi", reasoning="hm"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -26,12 +26,14 @@ CASES = {
         calls=(("f", {"a": [{"é": "é"}]}),),
     ),
     "no end": Case('<|action_start|><|plugin|>{"name": "f"}', calls=(("f", {}),)),
-    "interpreter": Case("<|action_start|><|interpreter|>1+1<|action_end|>", "<|action_start|><|interpreter|>1+1<|action_end|>"),
+    "interpreter": Case(
+        "<|action_start|><|interpreter|>1+1<|action_end|>", "<|action_start|><|interpreter|>1+1<|action_end|>"
+    ),
     "malformed": Case("<|action_start|><|plugin|>\nf()<|action_end|>", "<|action_start|><|plugin|>\nf()<|action_end|>"),
     "partial marker": Case("x<|action_start|", "x<|action_start|"),
     "truncated head": Case("<|action_start|><|plug", "<|action_start|><|plug"),
     "truncated arguments": Case('<|action_start|><|plugin|>{"name": "f", "parameters": {', calls=(("f", "{"),)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -37,7 +37,7 @@ CASES = {
     "truncated in the head": Case('{"name": "f", "param', '{"name": "f", "param'),
     "truncated in arguments": Case('{"name": "f", "parameters": {"a": "x', calls=(("f", '{"a": "x'),)),
     "malformed arguments": Case('{"name": "f", "parameters": {"a" "x"}}', '"x"}}', (("f", '{"a" '),)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

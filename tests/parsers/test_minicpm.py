@@ -12,12 +12,17 @@ B, E = "<|tool_call_start|>\n```python\n", "```\n<|tool_call_end|>"
 CASES = {
     "text": Case("a <|tool f(a=1)", "a <|tool f(a=1)"),
     "one": Case(f'{B}f(a="x")\n{E}', calls=(("f", {"a": "x"}),)),
-    "several": Case(f"{B}f(a=1,b=[2])\nnow()\nf(b={{'x': None}})\n{E}\n", calls=(("f", {"a": 1, "b": [2]}), ("now", {}), ("f", {"b": {"x": None}}))),
+    "several": Case(
+        f"{B}f(a=1,b=[2])\nnow()\nf(b={{'x': None}})\n{E}\n",
+        calls=(("f", {"a": 1, "b": [2]}), ("now", {}), ("f", {"b": {"x": None}})),
+    ),
     "thought and text": Case(
         f"<|thought_start|>\nhm\n<|thought_end|>\n{B}now()\n{E}\nbye", "\nbye", (("now", {}),), reasoning="hm"
     ),
     "without the block": Case("<|tool_call_start|>now()<|tool_call_end|>", calls=(("now", {}),)),
-    "markers in strings": Case(f"{B}f(a='```\\n<|tool_call_end|>')\n{E}", calls=(("f", {"a": "```\n<|tool_call_end|>"}),)),
+    "markers in strings": Case(
+        f"{B}f(a='```\\n<|tool_call_end|>')\n{E}", calls=(("f", {"a": "```\n<|tool_call_end|>"}),)
+    ),
     "unicode": Case(f"{B}f(a='日\\u672c')\n{E}", calls=(("f", {"a": "日本"}),)),
     "malformed": Case(f"{B}f(1)\n{E}", f"{B}f(1)\n{E}"),
     "second is malformed": Case(f"{B}now()\nx = 1\n{E}", f"x = 1\n{E}", (("now", {}),)),
@@ -25,7 +30,7 @@ CASES = {
     "partial marker": Case("x <|tool_call_", "x <|tool_call_"),
     "truncated": Case(f"{B}f(a='x", calls=(("f", '{"a": "x'),)),
     "truncated between calls": Case(f"{B}now()\nf(", "f(", calls=(("now", {}),)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -35,7 +35,7 @@ CASES = {
     "truncated list": Case(f"[TOOL_CALLS][{ITEM}, ", calls=(F,)),
     "truncated arguments": Case('[TOOL_CALLS]f[ARGS]{"a": "x', calls=(("f", '{"a": "x'),)),
     "truncated head": Case("[TOOL_CALLS]f[ARGS]", "[TOOL_CALLS]f[ARGS]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -11,13 +11,24 @@ CASES = {
     "text": Case("Call [f(a=1)] or [now()].", "Call [f(a=1)] or [now()]."),
     "one": Case("[f(a='x')]", calls=(("f", {"a": "x"}),)),
     "no arguments": Case("[now()]", calls=(("now", {}),)),
-    "several": Case('[f(a="x", b=2), now( ), f( b = 3 , )]\n', calls=(("f", {"a": "x", "b": 2}), ("now", {}), ("f", {"b": 3}))),
+    "several": Case(
+        '[f(a="x", b=2), now( ), f( b = 3 , )]\n', calls=(("f", {"a": "x", "b": 2}), ("now", {}), ("f", {"b": 3}))
+    ),
     "markers": Case("Well.\n<|python_start|>[now()]<|python_end|>", "Well.", (("now", {}),)),
     "literals": Case(
         "[f(a=[True, False, None, true, null], b={'x': (1, 2), \"y\": [], 3: {}}, c=-1.5e3, d=.5, e=1_000, g=2.)]",
         calls=(
-            ("f", {"a": [True, False, None, True, None], "b": {"x": [1, 2], "y": [], "3": {}},
-                   "c": -1500.0, "d": 0.5, "e": 1000, "g": 2.0}),
+            (
+                "f",
+                {
+                    "a": [True, False, None, True, None],
+                    "b": {"x": [1, 2], "y": [], "3": {}},
+                    "c": -1500.0,
+                    "d": 0.5,
+                    "e": 1000,
+                    "g": 2.0,
+                },
+            ),
         ),
     ),
     "strings": Case(
@@ -30,7 +41,9 @@ CASES = {
     ),
     "surrogates": Case(r"[f(a='\ud83d\ude00')]", calls=(("f", {"a": "😀"}),)),
     "unicode": Case("[f(a='日本 😀')]", calls=(("f", {"a": "日本 😀"}),)),
-    "markers in strings": Case("[f(a=')] <|python_end|> [now()]')]", calls=(("f", {"a": ")] <|python_end|> [now()]"}),)),
+    "markers in strings": Case(
+        "[f(a=')] <|python_end|> [now()]')]", calls=(("f", {"a": ")] <|python_end|> [now()]"}),)
+    ),
     "call, then text": Case("[now()] and so", "and so", (("now", {}),)),
     "unknown tool": Case("[g(a=1)]", "[g(a=1)]"),
     "other lists": Case("[1, 2]", "[1, 2]"),
@@ -46,7 +59,7 @@ CASES = {
     "truncated in the head": Case("[f(a", "[f(a"),
     "truncated in a string": Case("[f(a='xy\\", calls=(("f", '{"a": "xy'),)),
     "truncated between calls": Case("[now(), ", calls=(("now", {}),)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

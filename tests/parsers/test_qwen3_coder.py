@@ -27,12 +27,16 @@ CASES = {
     "no arguments": Case(call("now"), calls=(("now", {}),)),
     "several": Case(f"Hm.\n{call('now')}\n{call('f', a='1')}", "Hm.", (("now", {}), ("f", {"a": "1"}))),
     "text around": Case(f"a\n{call('now')}\nb\n{call('now')}\nc", "a\nb\nc", (("now", {}), ("now", {}))),
-    "without <tool_call>": Case("<function=f>\n<parameter=a>\nx\n</parameter>\n</function>", calls=(("f", {"a": "x"}),)),
+    "without <tool_call>": Case(
+        "<function=f>\n<parameter=a>\nx\n</parameter>\n</function>", calls=(("f", {"a": "x"}),)
+    ),
     "without </function>": Case(
         "<tool_call><function=f><parameter=a>x</parameter></tool_call>\nok", "ok", (("f", {"a": "x"}),)
     ),
     "types": Case(
-        call("get_weather", city="12", days=" 3 ", share="1.5", now="True", note="null", where='{"x": 1}', tags='["a"]'),
+        call(
+            "get_weather", city="12", days=" 3 ", share="1.5", now="True", note="null", where='{"x": 1}', tags='["a"]'
+        ),
         calls=(weather(city="12", days=3, share=1.5, now=True, note=None, where={"x": 1}, tags=["a"]),),
     ),
     "types, Python's way": Case(
@@ -59,7 +63,9 @@ CASES = {
         call("f", a="</function>\n</tool_call> </parameter> x <parameter=b> </param"),
         calls=(("f", {"a": "</function>\n</tool_call> </parameter> x <parameter=b> </param"}),),
     ),
-    "spaces in names": Case("<tool_call><function= f ><parameter= a >x</parameter></function>", calls=(("f", {"a": "x"}),)),
+    "spaces in names": Case(
+        "<tool_call><function= f ><parameter= a >x</parameter></function>", calls=(("f", {"a": "x"}),)
+    ),
     "partial markers": Case("<tool_call <function <tool_cal", "<tool_call <function <tool_cal"),
     "no name": Case("<tool_call><function=></function>", "<tool_call><function=></function>"),
     "no function": Case("<tool_call>\n{}</tool_call>", "<tool_call>\n{}</tool_call>"),
@@ -72,8 +78,10 @@ CASES = {
     "truncated in the head": Case("<tool_call>\n<function=f>\n<param", "<tool_call>\n<function=f>\n<param"),
     "truncated in a value": Case("<tool_call><function=f><parameter=a>\nxy", calls=(("f", '{"a": "xy'),)),
     "truncated in a number": Case("<tool_call><function=f><parameter=b>\n12", calls=(("f", '{"b": '),)),
-    "truncated behind a value": Case("<tool_call><function=f><parameter=a>\nx\n</parameter>\n", calls=(("f", '{"a": "x"'),)),
-}  # fmt: skip
+    "truncated behind a value": Case(
+        "<tool_call><function=f><parameter=a>\nx\n</parameter>\n", calls=(("f", '{"a": "x"'),)
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -28,7 +28,7 @@ CASES = {
     "partial begin": Case("<thi", "<thi"),
     "ends in thoughts": Case("<think>a </thi", reasoning="a </thi"),
     "ends in the prompt's thoughts": Case("a\n", reasoning="a", thinking=True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1", "glm45", "qwen3"])
