@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from random import Random
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolArguments, ToolCallBegin
 from lightllm_mp.parsers.formats import Formats
@@ -61,17 +63,11 @@ def read(
 def joined(deltas: Iterable[Delta]) -> list[Delta]:
     """Neighbours of one kind made one."""
     sums: list[Delta] = []
-    for delta in deltas:
-        last = sums[-1] if sums else None
-        match last, delta:
-            case (Content(a), Content(b)):
-                sums[-1] = Content(a + b)
-            case (Reasoning(a), Reasoning(b)):
-                sums[-1] = Reasoning(a + b)
-            case (ToolArguments(i, a), ToolArguments(j, b)) if i == j:
-                sums[-1] = ToolArguments(i, a + b)
-            case _:
-                sums.append(delta)
+    for _, group in groupby(deltas, key=lambda delta: (type(delta), getattr(delta, "index", 0))):
+        first, *others = group
+        if others:
+            first = replace(first, text="".join(delta.text for delta in (first, *others)))
+        sums.append(first)
     return sums
 
 
