@@ -36,9 +36,12 @@ class LarkRules:
         return self._numbered("text", "/(?s:.*)/", options=f"[suffix={literal(marker)}]")
 
     def json(self, schema: Mapping[str, Any], *, strict: bool) -> str:
-        """JSON of `schema`. Without `strict`, keywords that llguidance does not know are skipped, not refused."""
-        whole = {**schema} if strict else {**schema, "x-guidance": {"lenient": True}}
-        return self._numbered("json", f"%json {json.dumps(whole)}")
+        """JSON of `schema`, with the white space that templates write, so that a model cannot lose itself in more.
+
+        Without `strict`, keywords that llguidance does not know are skipped, not refused.
+        """
+        options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": not strict}
+        return self._numbered("json", f"%json {json.dumps({**schema, 'x-guidance': options})}")
 
     def arguments(self, tool: Tool) -> str:
         """The arguments of a tool, a JSON object."""

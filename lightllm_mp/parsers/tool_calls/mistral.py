@@ -62,7 +62,7 @@ def list_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
     body = choice([rules.json_call(tool, "arguments") for tool in tools])
     call = rules.rule("call", body)
     more = f'(", " {call})*' if parallel else ""
-    return f'{rules.marker(CALLS)} "[" {call} {more} "]"'
+    return f'{rules.marker(CALLS)} " "? "[" {call} {more} "]"'
 
 
 def named_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
