@@ -160,10 +160,11 @@ class DetokenizerActor(BlockingActor):
     def _text_of(self, state: IncrementalText, opened: Open, token: int, finish: int) -> str:
         assert self._tokenizer is not None
         ends = finish == STOP and token in self._eos
-        text = "" if ends else state.push(token)
+        text = "" if ends and not state.stops_at(token) else state.push(token)
         if finish != RUNNING:
             text += state.finish()
-        if ends and opened.output.print_eos_token:
+        kept = state.stops_at(token) and opened.output.keep_stop
+        if ends and opened.output.print_eos_token and not kept:
             text += self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 
