@@ -43,7 +43,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     trust_remote_code: bool = False
     """Accepted for compatibility. The server never runs Python code of a model folder."""
     eos_id: tuple[int, ...] = ()
-    """End-of-sequence token ids. Default: those of the checkpoint."""
+    """End-of-sequence token ids beside those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model. auto: cuda if a GPU is available."""
 

@@ -54,8 +54,9 @@ class TokenizerActor(BlockingActor):
             self.facts = Facts(has_tokenizer=False)
             return
         self._template = _usable_template(self._tokenizer)
-        eos = tuple(model.eos_id or self._tokenizer.eos_ids)
-        self.facts = Facts(eos_ids=eos, has_chat_template=self._template is not None)
+        for end in set(model.eos_id) - self._tokenizer.added.keys():
+            log.warning("--eos-id %d: %r is ordinary text; answers end at it", end, self._tokenizer.decode([end]))
+        self.facts = Facts(eos_ids=self._tokenizer.eos_ids, has_chat_template=self._template is not None)
 
     def on_begin(self, begin: Begin) -> None:
         self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size

@@ -95,7 +95,7 @@ def build_engine(
             reward=spec.reward,
             reward_token=-1 if spec.reward_token is None else spec.reward_token,
         ),
-        eos_ids=model.eos_id or spec.eos_ids,
+        eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=decoder.weight_bytes,

@@ -22,6 +22,12 @@ def test_facts_of_a_small_checkpoint() -> None:
     assert facts.weight_bytes > 0
 
 
+def test_given_end_ids_add_to_those_of_the_checkpoint() -> None:
+    own = described(GOLDEN).spec.eos_ids
+    model = ModelConfig(device="cpu", eos_id=(7, *own))
+    assert build.build_engine(described(GOLDEN), model, EngineConfig(max_total_token_num=99)).facts.eos_ids == (7, *own)
+
+
 def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when less memory is free at that moment than when the first one measured it."""
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
