@@ -61,6 +61,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Longest prompt plus answer, in tokens. Default: the model's context, or less if the KV pool is smaller."""
     max_req_input_len: Positive | None = None
     """Longest prompt, in tokens. Default: max_req_total_len - 1."""
+    long_truncation_mode: Literal["head", "center"] | None = None
+    """Cut a prompt that is longer than max_req_input_len instead of refusing it. head: remove its beginning. center:
+    remove its middle. What remains leaves room for the answer, up to half of the context. Prompts with images and those
+    of more than 65,536 ids (or 1,048,576 characters) are refused."""
     running_max_req_size: Positive = 256
     """Maximum number of sequences that run at once."""
     batch_max_tokens: Positive | None = None

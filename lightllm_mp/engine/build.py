@@ -94,6 +94,7 @@ def build_engine(
             class_bounds=class_bounds(spec),
             reward=spec.reward,
             reward_token=-1 if spec.reward_token is None else spec.reward_token,
+            long_truncation_mode=engine.long_truncation_mode or "",
         ),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),

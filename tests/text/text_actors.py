@@ -9,6 +9,7 @@ from lightllm_mp.config import Config
 from lightllm_mp.messages import Begin, EngineLimits, Facts, Wire
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.vision.spec import VisionModel
 from tests.paths import GOLDENS
 
 FRONT = "front"
@@ -24,7 +25,15 @@ class Outbox:
         self.posted.append((peer, message))
 
 
-def started(kind: type, path: Path, outbox: Outbox, facts: Facts, *, config: Config | None = None):
+def started(
+    kind: type,
+    path: Path,
+    outbox: Outbox,
+    facts: Facts,
+    *,
+    config: Config | None = None,
+    vision: VisionModel | None = None,
+):
     """An actor of this kind whose text files lie at `path`. Returns it and the facts that it found."""
     launch = LaunchSpec(
         name="it",
@@ -33,7 +42,7 @@ def started(kind: type, path: Path, outbox: Outbox, facts: Facts, *, config: Con
         front=FRONT,
         ring="auto",
         config=config or Config(),
-        model=ModelDescription(str(path), read_model_config(GOLDENS / "llama")),
+        model=ModelDescription(str(path), read_model_config(GOLDENS / "llama"), vision),
         bell=(-1, -1),
         peers=(),
         stats=-1,

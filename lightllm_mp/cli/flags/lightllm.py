@@ -70,7 +70,6 @@ ACCEPTED = {
     "use --log-level debug": "detail_log",
     "the supervisor always watches every process; see /health": "health_monitor",
     "one HTTP process serves all clients": "httpserver_workers",
-    "a prompt that is too long is refused with an error, never truncated": "long_truncation_mode",
     "each request asks for prompt logprobs itself": "enable_prompt_logprobs",
     "a reward model is recognised by its checkpoint": "use_reward_model",
     "it is only a label": "model_owner job_name grouping_key push_interval",

@@ -63,7 +63,7 @@ class GenerateRoutes:
     @property
     def _max_input(self) -> int:
         facts = self._context.frontend.facts
-        return facts.engine.max_input if facts else 0
+        return facts.engine.longest_prompt if facts else 0
 
     @asynccontextmanager
     async def _arriving(self, request: web.Request) -> AsyncIterator[bytes]:
