@@ -55,6 +55,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Number of tensor-parallel ranks. Each rank is a process with its own GPU and a part of every layer."""
     max_total_token_num: Positive | None = None
     """Size of the KV pool, in tokens. Default: computed from the free memory."""
+    clamp_max_total_token_num: bool = False
+    """Lower max_total_token_num and max_req_total_len, with a warning, to what fits the memory. Otherwise the start
+    fails if they do not fit."""
     mem_fraction: Fraction = 0.93
     """Share of the device's free memory for weights, activations and KV. On a CPU the KV pool gets a third of it."""
     max_req_total_len: Positive | None = None
@@ -123,6 +126,9 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first."""
     max_body_bytes: Positive = 32 << 20
     """Largest request body, in bytes."""
+    no_skipping_special_tokens: bool = False
+    """Show special tokens in the answers of requests that do not say skip_special_tokens, as LightLLM does since 2025.
+    Tool calls of many models begin with special tokens. The token that ends an answer is never shown."""
     header_timeout: Seconds = 30.0
     """Maximum time to receive the headers and body of a request."""
     write_timeout: Seconds = 60.0

@@ -101,7 +101,8 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
     """Leave the stop string at the end of the text (default: trimmed)."""
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
+    """None: as the server's flag says."""
     spaces_between_special_tokens: bool = True
     print_eos_token: bool = False
 

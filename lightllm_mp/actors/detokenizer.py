@@ -78,6 +78,7 @@ class DetokenizerActor(BlockingActor):
         self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
+        self._skips = not launch.config.http.no_skipping_special_tokens
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
@@ -108,7 +109,7 @@ class DetokenizerActor(BlockingActor):
             text = IncrementalText(
                 self._tokenizer,
                 prompt_tail=np.frombuffer(opened.prompt_tail, "<i4").tolist(),
-                skip_special_tokens=output.skip_special_tokens,
+                skip_special_tokens=self._skips if output.skip_special_tokens is None else output.skip_special_tokens,
                 spaces_between_special_tokens=output.spaces_between_special_tokens,
                 stop=output.stop,
                 keep_stop=output.keep_stop,

@@ -37,6 +37,16 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
     assert built.facts.engine.kv_tokens == 3000
 
 
+def test_a_pool_that_does_not_fit_is_clamped_where_the_operator_allows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
+    asked = EngineConfig(max_total_token_num=64000, max_req_total_len=64000, clamp_max_total_token_num=True)
+    limits = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), asked).facts.engine
+    assert 2 < limits.max_context <= limits.kv_tokens < 3000
+    assert caplog.messages == [f"--max-total-token-num 64000: only {limits.kv_tokens} fit"]
+
+
 def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
     model, tokens = ModelConfig(device="cpu", data_type="float32"), {}

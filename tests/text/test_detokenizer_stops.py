@@ -7,20 +7,24 @@ import pytest
 
 from lightllm_mp.actors.detokenizer import DetokenizerActor
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.messages import RUNNING, STOP, EngineLimits, Facts, Open, Output, StopMatched, Texts, Tokens
+from lightllm_mp.config import Config, HttpConfig
+from lightllm_mp.messages import LENGTH, RUNNING, STOP, EngineLimits, Facts, Open, Output, StopMatched, Texts, Tokens
 from tests.text.text_actors import Outbox, started
 from tests.text.tokenizer_samples import default_model, sample
 
 END = "<|im_end|>"
 
 
-def answer(output: Output, finish: int, *, eos: bool) -> tuple[str, int, list[object]]:
-    """Text, finish reason and other messages of `Hello<|im_end|>`, whose last token the router gives this reason."""
+def answer(output: Output, finish: int, *, eos: bool, show: bool = False) -> tuple[str, int, list[object]]:
+    """Text, finish reason and other messages of `Hello<|im_end|>`, whose last token the router gives this reason.
+    `show`: the server shows special tokens by default."""
     tokenizer, path = sample("default"), default_model()
     outbox = Outbox()
     ends = (tokenizer.token_to_id(END),)
     facts = Facts(engine=EngineLimits(vocab_size=tokenizer.vocab_size), eos_ids=ends if eos else ())
-    actor, _ = started(DetokenizerActor, path, outbox, facts)
+    actor, _ = started(
+        DetokenizerActor, path, outbox, facts, config=Config(http=HttpConfig(no_skipping_special_tokens=show))
+    )
     actor.on_message(ROUTER, Open(1, output, prompt_tokens=1, cached_tokens=0, prompt_tail=b""))
     reasons = (RUNNING, finish)
     for token, reason in zip((tokenizer.token_to_id("Hello"), *ends), reasons, strict=True):
@@ -49,3 +53,12 @@ def test_an_end_of_the_model_that_is_a_stop_string_is_shown_once(keep: bool, pri
 def test_it_stops_although_ends_are_ignored() -> None:
     """With ignore_eos the router goes on; the stop string is the client's own."""
     assert answer(Output(stop=(END,)), RUNNING, eos=True) == ("Hello", STOP, [StopMatched(1)])
+
+
+@pytest.mark.parametrize("show", [True, False])
+@pytest.mark.parametrize("skip", [True, False, None])
+def test_the_flag_says_whether_special_tokens_are_shown_unless_the_request_does(show: bool, skip: bool | None) -> None:
+    shown = show if skip is None else not skip
+    text = answer(Output(skip_special_tokens=skip), LENGTH, eos=False, show=show)[0]
+    assert text == ("Hello" + END if shown else "Hello")
+    assert answer(Output(skip_special_tokens=skip), STOP, eos=True, show=show)[0] == "Hello", "the end is no text"

@@ -129,7 +129,6 @@ BY_VALUE = {
 """Name: the values that have no effect, and why others are refused."""
 
 LATER = {
-    "send skip_special_tokens: false in the request": "no_skipping_special_tokens",
     "send add_spaces_between_special_tokens: false in the request": "no_spaces_between_special_tokens",
     "send prompt_logprobs in the request": "return_all_prompt_logprobs",
     "use --api-key-file: with it every route except health requires a key": "enable_monitor_auth",

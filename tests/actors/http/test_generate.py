@@ -43,7 +43,7 @@ def test_defaults_of_2024():
         request = last_request(s)
         assert request.terms.sampling.temperature == 0.0
         assert request.terms.sampling.max_new_tokens == 16
-        assert request.terms.output.skip_special_tokens
+        assert request.terms.output.skip_special_tokens is None, "the server decides"
         assert request.terms.n == 1
         assert request.terms.reuse_prompt
         assert request.add_special_tokens
@@ -244,7 +244,7 @@ def test_sampling_reaches_the_engine():
         assert r.terms.sampling.stop_ids == struct.pack("<i", 13)
         assert r.terms.sampling.bias_ids == struct.pack("<2i", 5, 6)
         assert r.terms.sampling.bias_values == struct.pack("<2f", -2.5, 1)
-        assert not r.terms.output.skip_special_tokens
+        assert r.terms.output.skip_special_tokens is False
         assert not r.terms.output.spaces_between_special_tokens
         assert r.terms.output.print_eos_token
         assert (r.add_special_tokens, r.terms.reuse_prompt, r.terms.priority) == (False, False, 3)
