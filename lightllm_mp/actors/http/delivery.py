@@ -26,12 +26,14 @@ JSON_BYTES = 1 << 18
 
 
 class AnswerForm(Struct, frozen=True, array_like=True):
-    """`details`, `logprobs`: what a whole answer shows beside its texts. `ignored`: unknown parameters."""
+    """`details`, `logprobs`: what a whole answer shows beside its texts. `ignored`: unknown parameters. `numbered`: the
+    events of a stream say their numbers."""
 
     kind: Literal["stream", "whole", "score"]
     details: bool = False
     logprobs: bool = False
     ignored: tuple[str, ...] = ()
+    numbered: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -68,7 +70,7 @@ async def _stream(request: web.Request, live: LiveRequest, form: AnswerForm) -> 
     try:
         while events:
             for event in events:
-                await response.write(responses.event(event, number))
+                await response.write(responses.event(event, number if form.numbered else 0))
                 number += 1
             events = await live.batch()
     except ConnectionError:

@@ -17,7 +17,7 @@ from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import AnswerForm, deliver
-from lightllm_mp.actors.http.routes.resume import asks_to_resume, resumed
+from lightllm_mp.actors.http.routes.resume import asks_to_resume, resumed, understands_events
 from lightllm_mp.errors import InvalidRequest
 
 Submit = Callable[[], LiveRequest]
@@ -118,7 +118,7 @@ class GenerateRoutes:
                 if sampling.prompt_logprobs >= 0:
                     unknown += ("prompt_logprobs",)  # stream events have no field for them
                 sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
-                form = AnswerForm("stream", ignored=unknown)
+                form = AnswerForm("stream", ignored=unknown, numbered=understands_events(request))
             else:
                 form = AnswerForm("whole", bool(parameters.return_details), bool(parameters.logprobs), unknown)
             prompt = await schema.prompt(body.inputs, self._max_input)
