@@ -17,6 +17,9 @@ from msgspec.structs import asdict
 
 from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
 
+LONGEST_CUT = 1 << 16
+"""Tokens of the longest prompt that is cut where cutting is allowed, however short the longest possible one is."""
+
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Base of all messages."""
@@ -110,7 +113,8 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
     """Leave the stop string at the end of the text (default: trimmed)."""
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
+    """None: as the server's flag says."""
     spaces_between_special_tokens: bool = True
     print_eos_token: bool = False
     prompt_texts: bool = False
@@ -434,6 +438,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Requests are scored, not continued."""
     reward_token: int = -1
     """Id that the prompt of a scored sequence ends with; -1: none."""
+    long_truncation_mode: str = ""
+    """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
     @property
     def running(self) -> int:
@@ -444,6 +450,11 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     def width(self) -> int:
         """Most ids of one sequence. The last id is never computed, so it needs no slot."""
         return min(self.max_context, self.kv_tokens + 1)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt that a client may send, for it may be cut; 0: not known yet."""
+        return max(self.max_input, LONGEST_CUT) if self.max_input and self.long_truncation_mode else self.max_input
 
     def rope_class(self, prompt_tokens: int) -> int:
         """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""

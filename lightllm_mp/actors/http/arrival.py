@@ -48,7 +48,7 @@ class Arrivals:
     def max_input(self) -> int:
         """The longest prompt in tokens; 0 before the engine has begun."""
         facts = self._frontend.facts
-        return facts.engine.max_input if facts else 0
+        return facts.engine.longest_prompt if facts else 0
 
     @asynccontextmanager
     async def receive(self, request: web.Request) -> AsyncIterator[bytes]:

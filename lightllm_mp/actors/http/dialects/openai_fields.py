@@ -165,7 +165,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         prompt_logprobs=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
         logit_bias=body.logit_bias,
         allowed_token_ids=body.allowed_token_ids,
-        skip_special_tokens=body.skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens is not False,
         add_spaces_between_special_tokens=body.spaces_between_special_tokens,
         priority=-(body.priority or 0),
         **({"n": body.n} | more),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from lightllm_mp.actors.http.access_log import HEADER as REQUEST_ID
 from lightllm_mp.actors.http.arrival import Arrivals, Work
 from lightllm_mp.actors.http.context import Context, payer, tenant
 from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
@@ -16,6 +15,7 @@ from lightllm_mp.actors.http.dialects.completion_request import (
 )
 from lightllm_mp.actors.http.dialects.openai_fields import openai_errors
 from lightllm_mp.actors.http.responses import encode
+from lightllm_mp.actors.http.routes.resume import understands_events
 from lightllm_mp.errors import NotFound
 
 
@@ -56,7 +56,7 @@ class OpenAIRoutes:
                 asked.prompt(chat),
                 asked.terms(tenant(request)),
                 asked.form(
-                    context.model_name, numbered=REQUEST_ID in request.headers, ignored=tuple(sorted(chat.ignored))
+                    context.model_name, numbered=understands_events(request), ignored=tuple(sorted(chat.ignored))
                 ),
                 images=images,
             )
@@ -67,7 +67,7 @@ class OpenAIRoutes:
             assert facts is not None, "a request that arrives was admitted"
             body = completion_body(data)
             found = await prompts(body, facts.chat, self._arrivals.max_input)
-            numbered = REQUEST_ID in request.headers
+            numbered = understands_events(request)
             form = completion_form(body, context.model_name, numbered=numbered, prompts=len(found))
             special = body.add_special_tokens is not False
             return [
