@@ -227,17 +227,35 @@ class Generate(Wire, tag="Generate"):
 
 
 class Count(Wire, tag="Count"):
-    """Asks for the number of tokens of a text. Counted or Rejected answers it."""
+    """Asks for the number of tokens of a text, or of a chat if there is one. Counted or Rejected answers it."""
 
     rid: int
     text: str
     add_special_tokens: bool = True
     images: tuple[ImageInfo, ...] = ()
+    chat: ChatPrompt | None = None
+    listed: bool = False
+    """The ids are wanted too; only without images."""
 
 
 class Counted(Wire, tag="Counted"):
     rid: int
     tokens: int
+    ids: bytes = b""
+    """int32 column, where they are wanted."""
+
+
+class Detokenize(Wire, tag="Detokenize"):
+    """Asks for the text of ids (int32 column). Detokenized or Rejected answers it."""
+
+    rid: int
+    ids: bytes
+    skip_special_tokens: bool = False
+
+
+class Detokenized(Wire, tag="Detokenized"):
+    rid: int
+    text: str
 
 
 class Tokenized(Wire, tag="Tokenized"):
@@ -533,6 +551,8 @@ Message = (
     Generate
     | Count
     | Counted
+    | Detokenize
+    | Detokenized
     | Tokenized
     | Encode
     | Embedded

@@ -21,6 +21,8 @@ from lightllm_mp.messages import (
     ChatPrompt,
     Count,
     Counted,
+    Detokenize,
+    Detokenized,
     ErrorInfo,
     Facts,
     Generate,
@@ -36,6 +38,9 @@ from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chu
 
 log = logging.getLogger("lightllm_mp.tokenizer")
 
+
+MAX_TEXT = 32 << 20
+"""Longest text of ids, in bytes; its lane holds two."""
 
 _json = msgspec.json.Decoder().decode
 
@@ -78,6 +83,8 @@ class TokenizerActor(BlockingActor):
                 self._answer(rid, lambda: self.mailbox.post(ROUTER, self._tokenized(message)))
             case Count(rid=rid):
                 self._answer(rid, lambda: self._count(message))
+            case Detokenize(rid=rid):
+                self._answer(rid, lambda: self._text(message))
             case Abort():
                 self.mailbox.post(ROUTER, message)
 
@@ -88,8 +95,19 @@ class TokenizerActor(BlockingActor):
             self.mailbox.post(self._front, Rejected(rid, ErrorInfo.of(error)))
 
     def _count(self, message: Count) -> None:
-        ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, self._max_input or None)
-        self.mailbox.post(self._front, Counted(message.rid, len(ids)))
+        text, special = message.text, message.add_special_tokens
+        if message.chat is not None:
+            text, special = self._render(message.chat), False
+        ids, _ = self._ids_of(text, special, message.images, self._max_input or None)
+        listed = np.ascontiguousarray(ids, "<i4").tobytes() if message.listed else b""
+        self.mailbox.post(self._front, Counted(message.rid, len(ids), listed))
+
+    def _text(self, message: Detokenize) -> None:
+        ids = np.frombuffer(message.ids, "<i4").tolist()
+        text = self._need().decode(ids, skip_special_tokens=message.skip_special_tokens)
+        if 4 * len(text) > MAX_TEXT and len(text.encode()) > MAX_TEXT:
+            raise InvalidRequest(f"the text of these tokens is longer than {MAX_TEXT} bytes", param="tokens")
+        self.mailbox.post(self._front, Detokenized(message.rid, text))
 
     def _tokenized(self, request: Generate) -> Tokenized:
         found, spans = self._prompt_ids(request)
