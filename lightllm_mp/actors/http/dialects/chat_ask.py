@@ -41,17 +41,20 @@ class ChatAsk:
     continue_final: bool = False
     template: str = ""
     """The client's own; empty: the model's."""
+    stops: tuple[str, ...] = ()
+    """Stop strings that the answer is to end with: the client is told which one it was."""
 
     @cached_property
     def reply(self) -> ReplyForm:
         """How the answer is read. Raises InvalidRequest for a choice of tools that there are not."""
         thinking = self.template_arguments.get("enable_thinking", self.template_arguments.get("thinking"))
-        return reply_form(
+        form = reply_form(
             self.facts.chat,
             self._callable(),
             reasoning=self.reasoning,
             thinking=thinking if isinstance(thinking, bool) else None,
         )
+        return replace(form, thinking=form.thinking and not self.continue_final, stops=self.stops)
 
     @property
     def longest_answer(self) -> int:
@@ -71,8 +74,10 @@ class ChatAsk:
 
     def terms(self, terms: Terms) -> Terms:
         """The API's terms, with what the form of the answer needs."""
+        if self.stops:
+            terms = replace(terms, output=replace(terms.output, stop=self.stops, keep_stop=True))
         if self.facts.chat.special_markers and not self.reply.plain:
-            return replace(terms, output=replace(terms.output, skip_special_tokens=False))
+            terms = replace(terms, output=replace(terms.output, skip_special_tokens=False))
         return terms
 
     def _callable(self) -> list[Tool]:

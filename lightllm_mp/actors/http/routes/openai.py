@@ -6,10 +6,10 @@ from aiohttp import web
 
 from lightllm_mp.actors.http.access_log import HEADER as REQUEST_ID
 from lightllm_mp.actors.http.arrival import Arrivals, Work
-from lightllm_mp.actors.http.context import Context, payer, tenant
+from lightllm_mp.actors.http.context import Context, tenant
 from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
 from lightllm_mp.actors.http.responses import encode
-from lightllm_mp.errors import InvalidRequest, NotFound
+from lightllm_mp.errors import NotFound
 
 
 class OpenAIRoutes:
@@ -33,16 +33,11 @@ class OpenAIRoutes:
     async def _chat(self, request: web.Request) -> Work:
         async with self._arrivals.receive(request) as data:
             context = self._context
-            facts = context.frontend.facts
-            assert facts is not None, "a request that arrives was admitted"
-            asked = ChatRequest(chat_body(data), facts, open_templates=context.config.allow_chat_template)
+            asked = ChatRequest(
+                chat_body(data), self._arrivals.facts, open_templates=context.config.allow_chat_template
+            )
             chat = await asked.read()
-            try:
-                with context.media.arriving(tenant(request)) as take:
-                    images = await context.media.upload_all(chat.images, tenant(request), take, payer(request))
-            except InvalidRequest as error:
-                error.param = "messages"
-                raise
+            images = await self._arrivals.chat_images(request, chat.images)
             return Work(
                 asked.prompt(chat),
                 asked.terms(tenant(request)),
