@@ -14,6 +14,7 @@ from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
+from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
@@ -47,6 +48,7 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 def routes(
     generate: GenerateRoutes,
     openai: OpenAIRoutes,
+    anthropic: AnthropicRoutes,
     resume: ResumeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
@@ -61,6 +63,8 @@ def routes(
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
         Route(LOOK, ("/v1/models",), openai.models, "user"),
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
+        Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),
+        Route(("POST",), ("/v1/messages/count_tokens",), anthropic.count_tokens, "user"),
         Route(("GET",), ("/requests/{id}",), resume.fetch, "user"),
         Route(("DELETE",), ("/requests/{id}",), resume.discard, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
@@ -97,6 +101,7 @@ def create_app(
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
+        AnthropicRoutes(context, arrivals),
         ResumeRoutes(context),
         StatusRoutes(context),
         exposition,

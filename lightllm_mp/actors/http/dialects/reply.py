@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from lightllm_mp.actors.front.live_request import Answer, Event
+from lightllm_mp.actors.http.dialects.stop_cut import StopCut
 from lightllm_mp.messages import ChatFacts
 from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolCallBegin
 from lightllm_mp.parsers.formats import Formats
@@ -22,6 +23,8 @@ class ReplyForm(Struct, frozen=True, array_like=True):
     tools: tuple[Tool, ...] = ()
     thinking: bool = False
     """The prompt ends within reasoning."""
+    stops: tuple[str, ...] = ()
+    """Stop strings that are left in the text (`Output.keep_stop`), and are cut off here."""
 
     @property
     def plain(self) -> bool:
@@ -49,15 +52,24 @@ class ReplyReader:
                 thinking=form.thinking,
                 call_ids=lambda call: _call_id(f"{name}:{call}", short),
             )
+        self._stop = StopCut(form.stops) if form.stops else None
         self._within = form.thinking and form.formats.reasoning is not None
         self.reasoning_tokens = 0
         self.calls = 0
         """Tool calls that have begun."""
 
+    @property
+    def stop_string(self) -> str | None:
+        """The one of the form's `stops` that ended the answer."""
+        return self._stop.found if self._stop is not None else None
+
     def read(self, event: Event) -> list[Delta]:
+        text = event.text
+        if self._stop is not None:
+            text = self._stop.cut(text, last=event.finish is not None)
         if self._parser is None:
-            return [Content(event.text)] if event.text else []
-        deltas = self._parser.push(event.text) if event.text else []
+            return [Content(text)] if text else []
+        deltas = self._parser.push(text) if text else []
         if event.finish is not None:
             deltas = deltas + self._parser.finish()
         for delta in deltas:
