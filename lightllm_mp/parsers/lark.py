@@ -9,20 +9,40 @@ from typing import Any
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.typed_arguments import schema_types
 
+ANY = "/(?s:.*)/"
+"""Any text without special tokens."""
 _DEFINITIONS = ("$defs", "definitions")
 
 
 class LarkRules:
-    """The rules of one grammar. `special_tokens`: ids of the special tokens, which no text in a grammar matches."""
+    """The rules of one grammar.
 
-    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+    `special_tokens`: ids of the special tokens, which no text in a grammar matches. `required`: the answer is nothing
+    but calls; else text may stand before and between them.
+    """
+
+    def __init__(self, special_tokens: Mapping[str, int], *, parallel: bool, required: bool) -> None:
         self._special_tokens = special_tokens
+        self.parallel = parallel
+        self.required = required
         self._rules: list[str] = []
 
     def marker(self, marker: str) -> str:
         """A marker, as the special token that it is in this vocabulary, or as text."""
         token = self._special_tokens.get(marker)
         return literal(marker) if token is None else f"<[{token}]>"
+
+    def opening(self, marker: str) -> str:
+        """The marker at which calls begin, with the text before it where there may be text."""
+        return self.marker(marker) if self.required else self.until(marker)
+
+    def several(self, call: str, between: str) -> str:
+        """A call, or several if they may be parallel. `between`: the expression between two."""
+        return f"{call} ({between} {call})*" if self.parallel else call
+
+    def opened(self, call: str, between: str) -> str:
+        """As `several`, of a call that has its own `opening`."""
+        return self.several(call, between if self.required else "")
 
     def rule(self, name: str, *parts: str) -> str:
         """Adds a rule. Returns its name."""
@@ -32,8 +52,8 @@ class LarkRules:
     def until(self, marker: str) -> str:
         """Any text, and the marker at its end."""
         if marker in self._special_tokens:
-            return f"/(?s:.*)/ {self.marker(marker)}"
-        return self._numbered("text", "/(?s:.*)/", options=f"[suffix={literal(marker)}]")
+            return f"{ANY} {self.marker(marker)}"
+        return self._numbered("text", ANY, options=f"[suffix={literal(marker)}]")
 
     def json(self, schema: Mapping[str, Any], *, strict: bool) -> str:
         """JSON of `schema`, with the white space that templates write, so that a model cannot lose itself in more.

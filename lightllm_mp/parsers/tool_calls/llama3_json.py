@@ -44,10 +44,10 @@ def _next_call(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool
     yield from _call(reader, writer, tools)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     body = choice([rules.json_call(tool, "parameters") for tool in tools])
     call = rules.rule("call", body)
-    return f'{call} ("; " {call})*' if parallel else call
+    return rules.several(call, '"; "')
 
 
-LLAMA3_JSON = CallFormat((TAG,), parse, calls)
+LLAMA3_JSON = CallFormat((TAG,), parse, calls, bare="{")
