@@ -70,7 +70,7 @@ def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
             literal("json"),
             rules.marker(MESSAGE),
             rules.arguments(tool),
-            rules.marker(CALL),
+            rules.marker(CALL) + "?",
         )
         for index, tool in enumerate(tools)
     ]
