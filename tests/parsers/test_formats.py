@@ -42,7 +42,7 @@ CASES = [
         "deepseek_r1",
     ),
     (
-        "{{'<｜Assistant｜>'}}{{'</think>'}}{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + name + '<｜tool▁sep｜>'}}",
+        "{{'<｜Assistant｜>'}}{{'</think>'}}{{'<｜tool▁call▁begin｜>' + name + '<｜tool▁sep｜>'}}",
         "deepseek_v3",
         "deepseek_v31",
         "deepseek_r1",
