@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.formats import Formats
 from lightllm_mp.parsers.lark import ANY, LarkRules
 from lightllm_mp.parsers.tool import Tool
@@ -23,12 +24,16 @@ def grammar(
     `required`: the answer is nothing but calls; else it may be text, or text and calls, and what begins as a call is a
     valid one. `special_tokens`: the ids of those of `formats.marker_tokens` that are special tokens of the vocabulary.
     The grammar begins behind `formats.reasoning_end`; that of harmony begins with the answer and lets the model think.
+    InvalidRequest if the tools' schemas are too large or too deep.
     """
     assert formats.tool_calls is not None
     assert tools
     rules = LarkRules(special_tokens or {}, parallel=parallel, required=required)
     called = CALL_FORMATS[formats.tool_calls]
-    calls = called.calls(rules, tools)
+    try:
+        calls = called.calls(rules, tools)
+    except RecursionError:
+        raise InvalidRequest("a tool's schema is nested too deeply", param="tools") from None
     if formats.harmony:
         start = calls
     elif required:

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.typed_arguments import schema_types
 
 ANY = "/(?s:.*)/"
 """Any text without special tokens."""
+MAX_CHARS = 1 << 20
+"""Longest grammar."""
 _DEFINITIONS = ("$defs", "definitions")
 
 
@@ -26,6 +29,7 @@ class LarkRules:
         self.parallel = parallel
         self.required = required
         self._rules: list[str] = []
+        self._size = 0
 
     def marker(self, marker: str) -> str:
         """A marker, as the special token that it is in this vocabulary, or as text."""
@@ -45,8 +49,12 @@ class LarkRules:
         return self.several(call, between if self.required else "")
 
     def rule(self, name: str, *parts: str) -> str:
-        """Adds a rule. Returns its name."""
-        self._rules.append(f"{name}: {' '.join(parts)}")
+        """Adds a rule. Returns its name. InvalidRequest if the grammar grows too long."""
+        rule = f"{name}: {' '.join(parts)}"
+        self._size += len(rule)
+        if self._size > MAX_CHARS:
+            raise InvalidRequest(f"a grammar of the tools is longer than {MAX_CHARS} characters", param="tools")
+        self._rules.append(rule)
         return name
 
     def until(self, marker: str) -> str:
@@ -86,11 +94,13 @@ class LarkRules:
         for name, schema, required in _properties(tool):
             value = self.json(_with_definitions(schema, tool), strict=tool.strict)
             (needed if required else optional).append(self._numbered("argument", literal(f"{name}="), value))
-        tails = [f'(", " {part})?' for part in optional]
+        firsts, more = list[str](), ""
+        for part in reversed(optional):
+            firsts.append(f"{part} {more}")
+            more = self._numbered("more", f'(", " {part})? {more}')
         if needed:
-            keywords = " ".join((' ", " '.join(needed), *tails))
+            keywords = ' ", " '.join(needed) + f" {more}"
         else:
-            firsts = [" ".join((part, *tails[index + 1 :])) for index, part in enumerate(optional)]
             keywords = choice(firsts) + "?" if firsts else ""
         return self._numbered("python_call", literal(tool.name + "("), keywords, '")"')
 
@@ -134,4 +144,6 @@ def _properties(tool: Tool) -> list[tuple[str, Mapping[str, Any], bool]]:
 
 def _with_definitions(schema: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
     """`schema` with what its references point at."""
+    if "$ref" not in json.dumps(schema):
+        return dict(schema)
     return {**schema, **{key: value for key, value in (tool.parameters or {}).items() if key in _DEFINITIONS}}

@@ -63,9 +63,7 @@ class TextReader:
 
     def peek(self) -> Parsing[str]:
         """The next character, not yet read; empty at the end."""
-        while self.at == len(self.text) and not self.ended:
-            yield
-        return self.text[self.at : self.at + 1]
+        return (yield from self.ahead(1))
 
     def ahead(self, count: int) -> Parsing[str]:
         """The next `count` characters, not yet read; fewer at the end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
@@ -12,7 +12,8 @@ from lightllm_mp.parsers.python_text import python_value
 from lightllm_mp.parsers.text_reader import Malformed, Parsing, Sink, TextReader
 from lightllm_mp.parsers.tool import Tool
 
-_MAX_REFERENCES = 16
+MAX_SCHEMAS = 64
+"""Schemas that are looked at to find an argument's type."""
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
 _NULLS = ("null", "None")
 _WHOLE = re.compile(r"(-?[0-9]+)\.0+")
@@ -86,12 +87,17 @@ class TypedArguments:
         self._held, self._open = [], True
 
 
-def schema_types(schema: Any, root: Any, references: int = 0) -> frozenset[str] | None:
+def schema_types(schema: Any, root: Any) -> frozenset[str] | None:
     """The JSON types of the values that `schema` allows, as far as it names them; None: any."""
-    if not isinstance(schema, dict) or references > _MAX_REFERENCES:
+    return _types(schema, root, iter(range(MAX_SCHEMAS)))
+
+
+def _types(schema: Any, root: Any, left: Iterator[int]) -> frozenset[str] | None:
+    """`left`: the schemas that may still be looked at; references may form circles."""
+    if not isinstance(schema, dict) or next(left, None) is None:
         return None
     if isinstance(target := schema.get("$ref"), str):
-        return schema_types(_referred(target, root), root, references + 1)
+        return _types(_referred(target, root), root, left)
     if isinstance(name := schema.get("type"), str):
         return frozenset((name,))
     if isinstance(name, list):
@@ -100,11 +106,13 @@ def schema_types(schema: Any, root: Any, references: int = 0) -> frozenset[str] 
     if isinstance(values, list) and values:
         return frozenset(map(_type_of, values))
     for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list):
-            parts = [schema_types(part, root, references + 1) for part in schema[key][:_MAX_REFERENCES]]
-            known = [part for part in parts if part is not None]
-            if known and (key == "allOf" or len(known) == len(schema[key])):
-                return frozenset.intersection(*known) if key == "allOf" else frozenset.union(*known)
+        if isinstance(parts := schema.get(key), list):
+            found = [_types(part, root, left) for part in parts[:MAX_SCHEMAS]]
+            known = [part for part in found if part is not None]
+            if known and key == "allOf":
+                return frozenset.intersection(*known)
+            if known and len(known) == len(parts):
+                return frozenset.union(*known)
     return None
 
 

@@ -50,7 +50,7 @@ CASES = [
     ("{{'<｜Assistant｜><think>\\n'}}", "qwen2", "hermes", "deepseek_r1"),
     # Llama 3.1, 3.2, 4
     (
-        '{{- \'Respond in the format {"name": function name, "parameters": dictionary of argument name\' }}<|python_tag|>',
+        '{{- \'Respond in the format {"name": function name, "parameters": dictionary\' }}<|python_tag|>',
         "llama",
         "llama3_json",
         None,

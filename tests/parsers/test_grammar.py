@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.formats import Formats, marker_tokens
 from lightllm_mp.parsers.grammar import grammar
 from lightllm_mp.parsers.tool import Tool
@@ -97,6 +98,48 @@ def test_calls_as_templates_write_them_are_allowed(name: str) -> None:
     assert not accepts(lark, written(name, "get_weather", {"days": 3}))
     assert not accepts(lark, written(name, "get_weather", {"city": "Bern", "days": "x"}))
     assert not accepts(lark, written(name, "g", {}))
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_names_of_any_characters(name: str) -> None:
+    names = ["a'b", 'a"b', "a\\b", "a/b", "é😀", "a b", "\x01", "\u2028"]
+    if name not in PYTHON:
+        properties = {key: {"type": kind} for key, kind in zip(names, ["string", "integer"] * 4, strict=True)}
+        matcher(grammar(Formats(name), [Tool("f", {"properties": properties})], parallel=True))
+    for key in names:
+        matcher(grammar(Formats(name), [Tool(key)], parallel=True))
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_optional_arguments_in_their_order(name: str) -> None:
+    kinds = {key: {"type": "integer"} for key in "abcd"}
+    for required in ([], ["b"]):
+        lark = grammar(Formats(name), [Tool("f", {"properties": kinds, "required": required})], parallel=False)
+        for keys in (
+            ("b", "ab", "bc", "abcd", "bd") if name not in PYTHON or not required else ("b", "ba", "bd", "bacd")
+        ):
+            assert accepts(lark, written(name, "f", dict.fromkeys(keys, 1)))
+        assert accepts(lark, written(name, "f", {"a": 1, "c": 2})) == (required == [])
+        assert accepts(lark, written(name, "f", {})) == (required == [])
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_hostile_schemas_are_refused(name: str) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(20_000):
+        deep = {"properties": {"a": deep}}
+    definitions = {"x": {"description": "x" * 100_000}}
+    references = {
+        "properties": {f"p{i}": {"type": "object", "$ref": "#/$defs/x"} for i in range(100)},
+        "$defs": definitions,
+    }
+    for schema in (deep, references | {"description": "x" * 1_000_000}):
+        with pytest.raises(InvalidRequest):
+            grammar(
+                Formats(name),
+                [Tool("f", {"properties": {"a": {"type": "object", **schema}}, "$defs": definitions})],
+                parallel=True,
+            )
 
 
 def test_several_calls_only_if_they_are_wanted() -> None:
