@@ -138,6 +138,18 @@ class TextReader:
             yield
 
 
+def read_all(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
+    """What `read` hands on of a whole text. Malformed if it does not read all of it."""
+    reader = TextReader()
+    reader.feed(text)
+    reader.ended = True
+    pieces: list[str] = []
+    next(read(reader, pieces.append), None)
+    if not reader.at_end:
+        raise Malformed
+    return "".join(pieces)
+
+
 class _Search:
     """Finds the first of some markers. None may lie within another, except at its end."""
 

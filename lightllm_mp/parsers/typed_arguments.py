@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_text import escaped, json_value
 from lightllm_mp.parsers.python_text import python_value
-from lightllm_mp.parsers.text_reader import Malformed, Parsing, Sink, TextReader
+from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader, read_all
 from lightllm_mp.parsers.tool import Tool
 
 MAX_SCHEMAS = 64
@@ -118,8 +119,7 @@ def _types(schema: Any, root: Any, left: Iterator[int]) -> frozenset[str] | None
 
 def typed_value(text: str, types: frozenset[str] | None) -> str:
     """The JSON of an argument that is written as `text`. Strings are written without quotes."""
-    word = text.strip()
-    value = _whole(json_value, word) or _whole(python_value, word)
+    value = _read(text.strip())
     kind = _kind(value) if value else "string"
     if kind == "string":
         return _string(text)
@@ -130,17 +130,12 @@ def typed_value(text: str, types: frozenset[str] | None) -> str:
     return _string(text) if "string" in types else value
 
 
-def _whole(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
-    """What `read` hands on of `text`, empty if it does not read all of it."""
-    reader, pieces = TextReader(), list[str]()
-    reader.feed(text)
-    reader.ended = True
-    try:
-        for _ in read(reader, pieces.append):
-            pass
-    except Malformed:
-        return ""
-    return "" if reader.at < len(text) else "".join(pieces)
+def _read(text: str) -> str:
+    """The JSON of a text that is JSON or a Python literal; empty if it is neither."""
+    for read in (json_value, python_value):
+        with suppress(Malformed):
+            return read_all(read, text)
+    return ""
 
 
 def _kind(value: str) -> str:
