@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
+from lightllm_mp.errors import EngineError, InvalidGuide, InvalidRequest, PromptTooLong, Unavailable
 
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
@@ -37,7 +37,8 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 
     def rebuilt(self) -> EngineError:
         """The original error, in the closest class that this process knows."""
-        kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == self.code), EngineError)
+        kinds = (PromptTooLong, InvalidGuide, InvalidRequest, Unavailable)
+        kind = next((k for k in kinds if k.code == self.code), EngineError)
         error = kind(self.message, param=self.param)
         error.status, error.type, error.code = self.status, self.type, self.code
         return error
@@ -103,6 +104,17 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     print_eos_token: bool = False
 
 
+class Guide(Struct, frozen=True, array_like=True, gc=False):
+    """What an answer must be: a constraint on its text (guides/)."""
+
+    kind: str
+    """json_schema, json_object, regex, choice, lark or gbnf."""
+    source: str = ""
+    """JSON text of the schema; nothing for json_object; the regex; a JSON list of strings; the grammar."""
+    after: str = ""
+    """The constraint begins after this text, for example the end of reasoning; what stands before it is free."""
+
+
 class Terms(Struct, frozen=True, array_like=True, gc=False):
     """What a request asks for, beside its prompt. A route makes it, and the scheduler gets it unchanged."""
 
@@ -120,6 +132,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """Deadline for the start of its prefill, monotonic time in seconds; the earliest goes first; 0: none."""
     begun: bool = False
     """The request began before a repair, so `start_by` only orders it."""
+    guide: Guide | None = None
+    """What each answer must be; None: anything."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -256,6 +270,57 @@ class Rejected(Wire, tag="Rejected"):
     error: ErrorInfo
 
 
+# --- router <-> guide -> worker ---------------------------------------------------------------------------------------
+
+
+class OpenGuide(Wire, tag="OpenGuide"):
+    """Router -> guide: the n answers of a request are constrained. GuideReady or Rejected answers it."""
+
+    rid: int
+    guide: Guide
+    n: int = 1
+    ignore_eos: bool = False
+    """An answer ends only where it cannot go on."""
+    emitted: bytes = b""
+    """int32 column: ids that the answer has already (only with n = 1)."""
+
+
+class GuideReady(Wire, tag="GuideReady"):
+    """Guide -> router: the constraint is compiled; the request may start."""
+
+    rid: int
+
+
+class Advance(Wire, tag="Advance"):
+    """Router -> guide: constrained answers go on with these ids."""
+
+    rids: bytes
+    ids: bytes
+
+
+class NeedMasks(Wire, tag="NeedMasks"):
+    """Router -> guide: the step samples these constrained answers, in this order."""
+
+    step: int
+    rids: bytes
+    counts: bytes
+    """int32 column: number of ids that each answer has before the one that is sampled."""
+
+
+class Masks(Wire, tag="Masks"):
+    """Guide -> worker 0: which ids the step may sample. Other ranks get rank 0's ids, so they need no masks."""
+
+    step: int
+    bits: bytes
+    """uint32 [constrained answers, ceil(vocab_size / 32)], the lowest bit first."""
+
+
+class CloseGuide(Wire, tag="CloseGuide"):
+    """Router -> guide: these answers have ended."""
+
+    rids: bytes
+
+
 # --- router -> detokenizer -> front -----------------------------------------------------------------------------------
 
 RUNNING, STOP, LENGTH, ABORT = range(4)
@@ -355,7 +420,8 @@ class StepDone(Wire, tag="StepDone"):
     step: int
     ids: bytes
     logprobs: bytes
-    """float32 column; NaN: the sequence's logits are not finite, its id means nothing."""
+    """float32 column; NaN: the sequence's logits are not finite; minus infinity: its mask and its rules together allow
+    no id. Then its id means nothing."""
     top: tuple[tuple[int, bytes, bytes], ...] = ()
     """(sample index, int32 ids, float32 logprobs)"""
     prompt: tuple[tuple[int, bytes, bytes, bytes], ...] = ()
@@ -511,6 +577,12 @@ Message = (
     | Release
     | ImageFailed
     | Abort
+    | OpenGuide
+    | GuideReady
+    | Advance
+    | NeedMasks
+    | Masks
+    | CloseGuide
     | Scheduled
     | Rejected
     | Open

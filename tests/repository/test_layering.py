@@ -15,6 +15,7 @@ LAYERS = (
     "kernels",
     "models",
     "text",
+    "guides",
     "vision",
     "model_description",
     "scheduler",
