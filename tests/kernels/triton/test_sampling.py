@@ -21,7 +21,7 @@ from lightllm_mp.kernels.triton.sampling.noise import noise_keys
 from lightllm_mp.kernels.triton.sampling.rules import RULE, WORDS
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, RowSetup, unpack
-from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, only
+from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, masks_of, only
 from tests.engine.sampling.test_torch_sampler import HEATS
 from tests.kernels.triton.triton_case import CUDA, triton
 from tests.kernels.triton.triton_case import DEVICE as KIND
@@ -82,7 +82,7 @@ def random_line(sampling: Sampling, vocab: int = 100, spread: float = 2.0, seed:
 def setups(lines: Sequence[Line], rows: Sequence[int]) -> list[RowSetup]:
     builder = PlanBuilder(0)
     for line, row in zip(lines, rows, strict=True):
-        builder.setup(row, len(line.prompt), line.sampling, line.masked)
+        builder.setup(row, len(line.prompt), line.sampling, line.masked, guided=line.guide is not None)
     return unpack(builder.pack()).setups
 
 
@@ -105,7 +105,7 @@ class Bench:
         both = np.concatenate((rows, positions)).astype(np.int32)
         at = torch.from_numpy(both).to(DEVICE).split(len(lines))  # unaligned, as parts of one upload are
         with torch.inference_mode():
-            return self.sampler.choose(logits, np.array(rows, np.int32), positions, at)
+            return self.sampler.choose(logits, np.array(rows, np.int32), positions, at, masks_of(lines))
 
 
 def on_device(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:
@@ -348,6 +348,47 @@ def test_only_allowed_ids_are_sampled_under_every_rule(heat: str) -> None:
     choice = on_device([*lines, plain])
     assert set(choice.ids[:-1].tolist()) <= {9, 7, 240}
     same(choice, choose([*lines, plain]))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("vocab", [100, 300])
+def test_masks_choose_as_on_the_cpu(vocab: int) -> None:
+    """Every rule with a mask, beside the same rules without."""
+    plain = [random_line(rules, vocab, seed=seed) for seed, rules in enumerate(RULES.values())]
+    guides = [tuple(range(number % 3, vocab, 3 + number % 5)) for number in range(len(plain))]
+    lines = [changed(line, guide=guide) for line, guide in zip(plain, guides, strict=True)]
+    both = [line for pair in zip(lines, plain, strict=True) for line in pair]
+    choice = on_device(both)
+    same(choice, choose(both))
+    assert all(token in guide for token, guide in zip(choice.ids.tolist()[::2], guides, strict=True))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("heat", HEATS)
+def test_only_ids_of_the_mask_are_sampled_under_every_rule(heat: str) -> None:
+    lines = [
+        changed(random_line(Sampling(seed=seed, **HEATS[heat]), 300, 5.0, seed), prompt=[9, 7, 240, 3], guide=(9, 240))
+        for seed in range(6)
+    ]
+    choice = on_device(lines)
+    assert set(choice.ids.tolist()) <= {9, 240}
+    same(choice, choose(lines))
+
+
+def test_a_mask_and_rules_that_leave_no_id_are_told() -> None:
+    early, line = replace(HOT, min_new_tokens=9), random_line(HOT)
+    lines = [
+        changed(line, sampling=early, masked=(3,), guide=(3,)),
+        changed(line, sampling=early, masked=(3,), guide=(3, 4)),
+        changed(line, guide=()),
+        changed(line, sampling=Sampling(seed=0, **only(7)), guide=(8,)),
+        changed(line, sampling=replace(HOT, top_p=0.5), guide=()),
+        line,
+    ]
+    choice = on_device(lines)
+    assert torch.isneginf(choice.logprobs).tolist() == [True, False, True, True, True, False]
+    assert choice.ids[1] == 4
+    same(choice, choose(lines))
 
 
 def test_a_mask_ends_with_its_sequence() -> None:
