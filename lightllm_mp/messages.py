@@ -316,9 +316,9 @@ class Masks(Wire, tag="Masks"):
 
 
 class CloseGuide(Wire, tag="CloseGuide"):
-    """Router -> guide: these answers have ended."""
+    """Router -> guide: this answer has ended."""
 
-    rids: bytes
+    rid: int
 
 
 # --- router -> detokenizer -> front -----------------------------------------------------------------------------------
