@@ -94,7 +94,7 @@ def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None
         priority=p.priority or 0,
         reuse_prompt=not p.disable_prompt_cache,
         tenant=tenant,
-        guide=guide(p) if how is None else None,
+        guide=None if how is SCORE else guide(p),
     )
 
 
