@@ -17,8 +17,8 @@ def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
     """The worker's numbers for these sequences are NaN once they have produced `after` tokens."""
     compute = h.worker.step
 
-    def step(plan: bytes) -> StepDone:
-        done, rows, seqs = compute(plan), h.scheduler._rows, unpack(plan).seqs
+    def step(plan: bytes, masks: bytes = b"") -> StepDone:
+        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
         columns = {}
         for name, flag in (("logprobs", SAMPLE), ("scores", SCORE)):
             values = np.frombuffer(getattr(done, name), "<f4").copy()
