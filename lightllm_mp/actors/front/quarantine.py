@@ -12,7 +12,7 @@ could be cleared: else a client could end the server with one harmful request af
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
 from lightllm_mp.actors.front.live_request import LiveRequest
@@ -68,6 +68,10 @@ class Quarantine:
                 self._suspect(self._touched(needed), 1)
         self._ended = None
         self._left.clear()
+
+    def recall(self, name: str, epochs: Iterable[int]) -> None:
+        """Deaths of this process that a front before this one saw."""
+        self._deaths[name] = deque(sorted(epochs), maxlen=GIVEN_UP)
 
     def take_back(self, live: Suspect) -> bool:
         """Submit an unfinished request after `begin`, now or in its turn. False: the caller must fail it."""

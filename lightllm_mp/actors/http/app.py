@@ -77,6 +77,7 @@ def routes(
         Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
+        Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
     )
 
 

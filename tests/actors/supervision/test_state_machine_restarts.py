@@ -275,12 +275,21 @@ def test_a_failed_start_is_nobodys_fault() -> None:
     assert server.dies("worker0") == [Send("http", Stop())]
 
 
-def test_the_front_excuses_no_death_of_its_own() -> None:
+def test_a_front_excuses_the_deaths_of_those_before_it() -> None:
+    """It has found in their journal the request that ended them."""
     server = running()
+    for _ in range(5):
+        epochs = []
+        for _ in range(SETTINGS.max_restarts):
+            server.dies("http")
+            epochs.append(server.machine.epoch)
+            recovers(server, "http")
+        for epoch in epochs:
+            server.says("http", Blamed("http", epoch))
+    assert server.state is State.RUNNING
     for _ in range(SETTINGS.max_restarts):
         server.dies("http")
         recovers(server, "http")
-        server.says("http", Blamed("http", server.machine.epoch))
     server.dies("http")
     assert server.state is State.STOPPING
 
