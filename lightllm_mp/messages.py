@@ -541,6 +541,8 @@ class ChatFacts(Struct, frozen=True, array_like=True):
     """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
     thinking: tuple[bool, bool, bool] = (False, False, False)
     """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
+    thought: tuple[bool, bool, bool] = (False, False, False)
+    """The same, for a chat that ends behind reasoning, so that the answer has none."""
 
 
 class Facts(Struct, frozen=True, array_like=True):

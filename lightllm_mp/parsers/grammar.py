@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.formats import Formats
@@ -17,12 +18,14 @@ def grammar(
     *,
     parallel: bool,
     required: bool = True,
+    answer: Mapping[str, Any] | None = None,
     special_tokens: Mapping[str, int] | None = None,
 ) -> str:
     """llguidance's Lark of an answer that calls `tools`: once or, with `parallel`, more often.
 
     `required`: the answer is nothing but calls; else it may be text, or text and calls, and what begins as a call is a
-    valid one. `special_tokens`: the ids of those of `formats.marker_tokens` that are special tokens of the vocabulary.
+    valid one. `answer`: the JSON schema of an answer that is not a call.
+    `special_tokens`: the ids of those of `formats.marker_tokens` that are special tokens of the vocabulary.
     The grammar begins behind `formats.reasoning_end`; that of harmony begins with the answer and lets the model think.
     InvalidRequest if the tools' schemas are too large or too deep.
     """
@@ -38,6 +41,8 @@ def grammar(
         start = calls
     elif required:
         start = f"/\\n{{0,2}}/ {calls}" if formats.reasoning else calls
+    elif answer is not None:
+        start = f"{calls} | {rules.json(answer, strict=True)}"
     elif called.bare:
         start = f"{calls} | /\\s*[^\\s\\{called.bare}](?s:.*)/ | "
     else:
