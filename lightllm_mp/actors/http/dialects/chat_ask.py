@@ -55,7 +55,8 @@ class ChatAsk:
             reasoning=self.reasoning,
             thinking=self._thinking,
         )
-        return replace(form, thinking=form.thinking and not self.continue_final, stops=self.stops)
+        thinking = form.thinking and not self.continue_final
+        return replace(form, thinking=thinking, one_call=not self.parallel_calls, stops=self.stops)
 
     @property
     def longest_answer(self) -> int:
