@@ -151,7 +151,7 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
-            if isinstance(event, Rejected):
+            if isinstance(event, Rejected) and event.error.status >= 500:
                 log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
 

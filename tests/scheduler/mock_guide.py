@@ -43,6 +43,10 @@ class MockGuide:
             case CloseGuide(rid):
                 del self._ids[rid]
 
+    def close(self, rid: int) -> None:
+        """As the actor does: whoever is not there is gone already."""
+        self._ids.pop(rid, None)
+
     def masks(self, count: int) -> bytes:
         """The masks of the oldest step that needs `count` of them; every id that it follows has been heard."""
         if not count:
