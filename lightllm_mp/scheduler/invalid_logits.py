@@ -14,8 +14,8 @@ ERROR = ErrorInfo.of(InvalidLogits("the model's logits for this request are not 
 
 
 def invalid_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list[Sequence]:
-    """The running sequences of the step whose logprob or score is not finite. RuntimeError when the answer's columns do
-    not match the step."""
+    """The running sequences of the step of which a logprob or the score is not finite. RuntimeError when the answer's
+    columns do not match the step."""
     sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
     logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
     ids = len(answer.ids) // 4
@@ -24,7 +24,10 @@ def invalid_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> lis
     if len(scores) != len(scored):
         raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
     broken = [*sampled[~np.isfinite(logprobs)].tolist(), *scored[~np.isfinite(scores)].tolist()]
-    running = (rows.sequences[flight.rows[i]] for i in broken if rows.life[flight.rows[i]] == flight.lives[i])
+    broken += [index for index, column, _, _ in answer.prompt if not np.isfinite(np.frombuffer(column, "<f4")).all()]
+    running = (
+        rows.sequences[flight.rows[i]] for i in dict.fromkeys(broken) if rows.life[flight.rows[i]] == flight.lives[i]
+    )
     return [sequence for sequence in running if sequence is not None]
 
 
