@@ -35,9 +35,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     subprocess.run(["cp", "-r", str(ROOT / "compat" / "lightllm"), str(source)], check=True)
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source / "lightllm")]
-    subprocess.run(wheel, check=True, timeout=DEADLINE)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(wheel, env=own, check=True, timeout=DEADLINE)
     (built,) = folder.glob("lightllm-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(built)], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(built)], env=own, check=True)
     return folder / "site"
 
 
