@@ -467,7 +467,8 @@ class StepDone(Wire, tag="StepDone"):
     top: tuple[tuple[int, bytes, bytes], ...] = ()
     """(sample index, int32 ids, float32 logprobs)"""
     prompt: tuple[tuple[int, bytes, bytes, bytes], ...] = ()
-    """(sequence index, float32 logprobs of the chunk's next tokens, int32 top ids, float32 top logprobs)"""
+    """(sequence index, float32 logprobs of the chunk's next tokens (NaN as for `logprobs`), int32 top ids, float32 top
+    logprobs)"""
     seconds: float = 0.0
     """Time the step took on the worker."""
     scores: bytes = b""

@@ -17,7 +17,7 @@ DEAD_END = ErrorInfo.of(
 
 
 def failed_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list[tuple[Sequence, ErrorInfo]]:
-    """The running sequences of the step whose logprob or score is not finite, with the reason. RuntimeError when the
+    """The running sequences of the step of which a logprob or the score is not finite, with the reason. RuntimeError when the
     answer's columns do not match the step."""
     sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
     logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
@@ -27,11 +27,14 @@ def failed_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list
     if len(scores) != len(scored):
         raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
     ended = np.isneginf(logprobs)
-    broken = [(i, DEAD_END) for i in sampled[ended].tolist()]
-    broken += [(i, NOT_FINITE) for i in sampled[~np.isfinite(logprobs) & ~ended].tolist()]
-    broken += [(i, NOT_FINITE) for i in scored[~np.isfinite(scores)].tolist()]
+    broken = dict.fromkeys(sampled[ended].tolist(), DEAD_END)
+    for index, column, _, _ in answer.prompt:
+        if not np.isfinite(np.frombuffer(column, "<f4")).all():
+            broken[index] = NOT_FINITE
+    broken |= dict.fromkeys(sampled[~np.isfinite(logprobs) & ~ended].tolist(), NOT_FINITE)
+    broken |= dict.fromkeys(scored[~np.isfinite(scores)].tolist(), NOT_FINITE)
     found = []
-    for index, error in broken:
+    for index, error in broken.items():
         row = flight.rows[index]
         sequence = rows.sequences[row] if rows.life[row] == flight.lives[index] else None
         if sequence is not None:
