@@ -17,8 +17,8 @@ DEAD_END = ErrorInfo.of(
 
 
 def failed_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list[tuple[Sequence, ErrorInfo]]:
-    """The running sequences of the step of which a logprob or the score is not finite, with the reason. RuntimeError when the
-    answer's columns do not match the step."""
+    """The running sequences of the step of which a logprob or the score is not finite, with the reason. RuntimeError
+    when the answer's columns do not match the step."""
     sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
     logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
     ids = len(answer.ids) // 4

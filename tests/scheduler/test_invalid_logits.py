@@ -83,8 +83,8 @@ def test_a_prompt_whose_logits_are_not_finite_fails_where_its_logprobs_are_asked
     h = harness(depth, step_tokens=16)
     compute = h.worker.step
 
-    def step(plan: bytes) -> StepDone:
-        done, rows, seqs = compute(plan), h.scheduler._rows, unpack(plan).seqs
+    def step(plan: bytes, masks: bytes = b"") -> StepDone:
+        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
         found = []
         for index, column, top_ids, top_logprobs in done.prompt:
             row, start, _, _ = seqs[index].tolist()
