@@ -10,7 +10,7 @@ not know. `actors/topology.py` says which actors talk to each other.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -74,7 +74,7 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     penalize_prompt: bool = False
     """Penalties count the prompt's tokens too, not only produced ones."""
     max_new_tokens: int = 16
-    """0: no token is produced, the prompt is scored (reward models)."""
+    """0: no token is produced, the prompt gets a row of numbers (embeddings and scores)."""
     min_new_tokens: int = 1
     """End-of-sequence and stop ids are masked until this many tokens are produced."""
     ignore_eos: bool = False
@@ -120,6 +120,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """Deadline for the start of its prefill, monotonic time in seconds; the earliest goes first; 0: none."""
     begun: bool = False
     """The request began before a repair, so `start_by` only orders it."""
+    task: Literal["generate", "embed", "score"] = "generate"
+    """Whether tokens are asked for, or the row of numbers of a model that does this."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -306,11 +308,12 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     """Another piece follows."""
 
 
-class Scored(Wire, tag="Scored"):
-    """Router -> front: a reward model's answer, the only one to rid."""
+class Pooled(Wire, tag="Pooled"):
+    """Router -> front: the row of numbers (an embedding, or a score) that answers a prompt, the only answer to rid."""
 
     rid: int
-    score: float
+    row: bytes
+    """float32 column."""
     prompt_tokens: int
     cached_tokens: int = 0
 
@@ -362,11 +365,25 @@ class StepDone(Wire, tag="StepDone"):
     """(sequence index, float32 logprobs of the chunk's next tokens, int32 top ids, float32 top logprobs)"""
     seconds: float = 0.0
     """Time the step took on the worker."""
-    scores: bytes = b""
-    """float32 column: scores of the scored sequences, in plan order; NaN as for `logprobs`."""
+    pooled: bytes = b""
+    """float32 column: the rows of the pooled sequences, in plan order and of equal width; NaN as for `logprobs`."""
 
 
 # --- supervisor <-> all actors ----------------------------------------------------------------------------------------
+
+
+class PooledFacts(Struct, frozen=True):
+    """A model that answers a prompt with one row of numbers in place of tokens."""
+
+    task: Literal["embed", "score"]
+    width: int
+    """Numbers of a row; 1 for a score."""
+    end_token: int = -1
+    """Id that the prompt ends with; it is appended where it is missing; -1: none."""
+    whole_prompts: bool = False
+    """A prompt is computed in one step: its tokens see those after them."""
+    shorter: tuple[int, ...] | None = None
+    """Lengths to which an embedding may be cut; (): any; None: it may not."""
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):
@@ -392,10 +409,13 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Number of steps that are planned before the oldest one is answered."""
     class_bounds: tuple[int, ...] = ()
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
-    reward: bool = False
-    """Requests are scored, not continued."""
-    reward_token: int = -1
-    """Id that the prompt of a scored sequence ends with; -1: none."""
+    pooled: PooledFacts | None = None
+    """None: the model generates."""
+
+    @property
+    def task(self) -> str:
+        """`generate`, `embed` or `score`."""
+        return "generate" if self.pooled is None else self.pooled.task
 
     @property
     def running(self) -> int:
@@ -404,8 +424,9 @@ class EngineLimits(Struct, frozen=True, array_like=True):
 
     @property
     def width(self) -> int:
-        """Most ids of one sequence. The last id is never computed, so it needs no slot."""
-        return min(self.max_context, self.kv_tokens + 1)
+        """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
+        one."""
+        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
 
     def rope_class(self, prompt_tokens: int) -> int:
         """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""
@@ -516,7 +537,7 @@ Message = (
     | Open
     | Tokens
     | PromptLogprobs
-    | Scored
+    | Pooled
     | Close
     | StopMatched
     | Texts

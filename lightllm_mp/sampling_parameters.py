@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Raw, Struct
 
@@ -25,8 +25,8 @@ Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
 StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
 Guide = Annotated[str, Meta(max_length=1 << 16)]
 
-SCORE = Sampling(seed=0, max_new_tokens=0)
-"""The sampling of a request to a reward model."""
+POOLED = Sampling(seed=0, max_new_tokens=0)
+"""The sampling of a request for an embedding or a score."""
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5
 
@@ -77,8 +77,16 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     guided_json: Guide | dict[str, Raw] | None = None
 
 
-def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None) -> Terms:
+def terms(
+    p: RequestParameters,
+    tenant: bytes = b"",
+    how: Sampling | None = None,
+    *,
+    task: Literal["generate", "embed", "score"] = "generate",
+) -> Terms:
     """The terms of a request of `tenant`; `how` replaces its own sampling. Raises InvalidRequest."""
+    if task != "generate":
+        how = POOLED
     return Terms(
         sampling=sampling(p) if how is None else how,
         output=output(p),
@@ -86,6 +94,7 @@ def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None
         priority=p.priority or 0,
         reuse_prompt=not p.disable_prompt_cache,
         tenant=tenant,
+        task=task,
     )
 
 

@@ -22,10 +22,10 @@ from lightllm_mp.messages import (
     ErrorInfo,
     ImageFailed,
     Open,
+    Pooled,
     Rejected,
     Release,
     Scheduled,
-    Scored,
     StepDone,
     StopMatched,
     Tokenized,
@@ -125,7 +125,7 @@ class RouterActor(BlockingActor):
         return not self._unsent
 
     def _listener(self, event: Wire) -> str:
-        if isinstance(event, Scheduled | Scored | Rejected):
+        if isinstance(event, Scheduled | Pooled | Rejected):
             return self._front
         return VISUAL if isinstance(event, Release) else DETOKENIZER
 

@@ -15,6 +15,9 @@ PLANS = 64 * MIB
 (admission.py), or for the positions of one longer sequence; 4 for each position whose slot has changed; and the
 logit_bias of the sequences that start. It takes memory only when plans are that large."""
 
+ANSWERS = 64 * MIB
+"""Room for the answers of a worker's steps; one with rows of numbers has at most `ROWS_BYTES` (plan.py) of them."""
+
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
 VISUAL = "visual"
 """Exists only where images are served."""
@@ -102,13 +105,13 @@ def topology(
     fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
     edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
-        Edge(front, ROUTER, 256 * KIB, 256 * KIB),
+        Edge(front, ROUTER, 256 * KIB, MIB),
         # Behind the front no request is refused when a lane is full: messages wait in outboxes.
         Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),
         Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
         *(
-            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=8 * MIB if child.rank == 0 else 0)
+            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=ANSWERS if child.rank == 0 else 0)
             for child in workers
         ),
     )

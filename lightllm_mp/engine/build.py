@@ -19,13 +19,15 @@ from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
-from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.plan import ROWS_BYTES
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """The most tokens of a step: with more a dense model is no faster, and decoding sequences wait longer."""
@@ -55,6 +57,7 @@ def build_engine(
     call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
     path, spec = Path(description.path), description.spec
+    engine = msgspec.structs.replace(engine, running_max_req_size=most_rows(spec, engine.running_max_req_size))
     device = _device(model.device, rank, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
@@ -89,11 +92,10 @@ def build_engine(
             max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
             step_tokens=step_tokens,
             vocab_size=spec.vocab,
-            prompt_cache=not engine.disable_prompt_cache,
+            prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
-            reward=spec.reward,
-            reward_token=-1 if spec.reward_token is None else spec.reward_token,
+            pooled=pooled_facts(spec),
         ),
         eos_ids=model.eos_id or spec.eos_ids,
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
@@ -102,6 +104,28 @@ def build_engine(
         kv_bytes=memory.kv_bytes,
     )
     return BuiltEngine(executor, facts)
+
+
+def most_rows(spec: ModelSpec, wanted: int) -> int:
+    """Sequences of one step, so few that its answer holds all their rows of numbers."""
+    return wanted if spec.pooling is None else min(wanted, ROWS_BYTES // (4 * spec.pooling.width))
+
+
+def keeps_prefixes(spec: ModelSpec) -> bool:
+    """Whether a prompt that begins like an earlier one may use that one's keys and values. A mean needs the hidden
+    states of all tokens."""
+    return spec.pooling is None or spec.pooling.take != "mean"
+
+
+def pooled_facts(spec: ModelSpec) -> PooledFacts | None:
+    if (pooling := spec.pooling) is None:
+        return None
+    return PooledFacts(
+        pooling.task,
+        pooling.width,
+        end_token=-1 if pooling.end_token is None else pooling.end_token,
+        shorter=pooling.shorter,
+    )
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:

@@ -12,6 +12,7 @@ from lightllm_mp.model_files.model_source import ModelSource, read_json
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
+from lightllm_mp.models.families.common.pooling import with_pooling
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -37,7 +38,9 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     generation = folder / "generation_config.json"
     if generation.is_file():
         config["generation_config"] = read_json(generation)
-    return family, _mapped(family.read_hf, config, str(folder / "config.json"))
+    spec = _mapped(family.read_hf, config, str(folder / "config.json"))
+    with config_errors(str(folder)):
+        return family, with_pooling(spec, config, folder)
 
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:

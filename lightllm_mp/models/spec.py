@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+Take = Literal["last", "cls", "mean"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
@@ -76,6 +77,26 @@ class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
     value_dim: int
 
 
+class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a prompt becomes one row of float32 numbers: an embedding, or a score."""
+
+    task: Literal["embed", "score"]
+    width: int
+    """Numbers of a row; 1 for a score."""
+    take: Take = "last"
+    """The hidden state that the row is made of: of the last token, of the first, or the mean of all."""
+    head: Literal["", "linear", "relu", "tanh"] = ""
+    """A score: `score` x, or `score` f(`score_in` x) with `score_in` [hidden, hidden]."""
+    normalize: bool = False
+    """The row is divided by its Euclidean length."""
+    tokens: tuple[int, ...] = ()
+    """(yes, no): the score is the difference of the logits that the head would give these ids."""
+    end_token: int | None = None
+    """Id of the prompt's last token; it is appended where it is missing."""
+    shorter: tuple[int, ...] | None = None
+    """Lengths to which an embedding may be cut (Matryoshka, arXiv 2205.13147); (): any; None: it may not."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder-only transformer. Sizes are counts of elements, not bytes."""
 
@@ -110,12 +131,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the logits."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap); 0: off."""
-    reward: bool = False
-    """A reward model: one score per token (`score`, [1, hidden]) instead of the head."""
-    reward_mlp: bool = False
-    """The score's input is relu(`score_in` x), [hidden, hidden]; both projections have a bias."""
-    reward_token: int | None = None
-    """Id of the last token of a scored sequence; it is appended where it is missing."""
+    pooling: PoolingSpec | None = None
+    """A model of embeddings or scores, which has no head; None: it generates."""
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
@@ -130,6 +147,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Attention and MLP take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
 
     # attention
+    causal: bool = True
+    """A token sees itself and those before it; else it sees all tokens of its prompt (encoders)."""
     window: int | None = None
     """A query sees itself and the `window - 1` keys before it; None: all keys before it."""
     global_layers: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.plan import SAMPLE, SCORE, Plan, RowSetup, unpack
+from lightllm_mp.plan import POOL, SAMPLE, Plan, RowSetup, unpack
 
 if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
     from tests.scheduler.mock_images import MockImages
@@ -114,7 +114,7 @@ class MockWorker:
             logprobs=logprob(ids).tobytes(),
             top=tuple(self._alternatives(rows, ids)),
             prompt=tuple(self._prompt_scores(work.seqs)),
-            scores=score(digests[(work.seqs[:, 3] & SCORE) != 0]).tobytes(),
+            pooled=score(digests[(work.seqs[:, 3] & POOL) != 0]).tobytes(),
         )
 
     def _alternatives(self, rows: np.ndarray, ids: np.ndarray) -> Iterable[tuple[int, bytes, bytes]]:

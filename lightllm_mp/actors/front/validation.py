@@ -9,6 +9,10 @@ from lightllm_mp.vision.spec import IMAGE_ID
 Prompt = str | bytes | tuple[ChatMessage, ...]
 """Text, an int32 column of ids, or a chat."""
 
+MODELS = {"embed": "an embedding model", "score": "a reward model"}
+DOES = {"generate": "produces text", "embed": "gives embeddings", "score": "gives scores"}
+ROUTES = {"embed": "/v1/embeddings", "score": "/get_score"}
+"""By task of a model: what it is, what it does, and where."""
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text with more characters than this times the longest prompt's tokens is refused before tokenization."""
@@ -20,12 +24,35 @@ def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = Fa
     if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
     check_prompt(prompt, limits, sees=sees)
-    if limits.reward and sampling.max_new_tokens:
-        raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
-    if not limits.reward and not sampling.max_new_tokens:
-        raise InvalidRequest("/get_score needs a reward model, this one produces text")
+    _check_task(terms.task, limits.task)
     _check_column(sampling.stop_ids, limits, "stop_sequences")
     _check_column(sampling.bias_ids, limits, "logit_bias")
+
+
+def _check_task(asked: str, does: str) -> None:
+    if asked == does:
+        return
+    if asked == "generate":
+        raise InvalidRequest(f"this is {MODELS[does]}: it answers {ROUTES[does]} and produces no text")
+    raise InvalidRequest(f"{ROUTES[asked]} needs {MODELS[asked]}, this one {DOES[does]}")
+
+
+def embedding_length(limits: EngineLimits, dimensions: int | None) -> int | None:
+    """The asked length of embeddings; None: as they are. Raises InvalidRequest, as vLLM does, for a model that was not
+    trained to have its embeddings cut."""
+    if dimensions is None or limits.pooled is None:
+        return None
+    shorter, width = limits.pooled.shorter, limits.pooled.width
+    if shorter is None and dimensions != width:
+        raise InvalidRequest(
+            f"the embeddings of this model have {width} numbers and may not be cut: it is no Matryoshka model",
+            param="dimensions",
+        )
+    if shorter and dimensions not in (*shorter, width):
+        raise InvalidRequest(f"dimensions must be one of {', '.join(map(str, shorter))}", param="dimensions")
+    if not 1 <= dimensions <= width:
+        raise InvalidRequest(f"dimensions must be between 1 and {width}", param="dimensions")
+    return dimensions
 
 
 def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) -> None:

@@ -133,7 +133,6 @@ def whole(
 
 
 def score(answer: Answer) -> bytes:
-    assert answer.score is not None
     return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 

@@ -1,4 +1,4 @@
-"""The ends of a decoder: token embedding, and the output head that gives logits or scores.
+"""The ends of a decoder: token embedding, and the output head that gives logits.
 
 The rows (vocabulary) of both matrices may be split over the ranks.
 """
@@ -62,26 +62,17 @@ class Embedding:
 
 
 class OutputHead:
-    """The projection to the vocabulary, or to one score."""
+    """The projection to the vocabulary."""
 
     def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup) -> None:
         self._spec, self._ops, self._group = spec, ops, group
-        self._linear = weights.linear("score" if spec.reward else "embed" if spec.tied else "head")
-        self._inner = weights.linear("score_in") if spec.reward_mlp else None
+        self._linear = weights.linear("embed" if spec.tied else "head")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
-        assert not self._spec.reward, "a reward model has scores and no logits"
         part = self._ops.linear_float(hidden, self._linear)
         logits = self._group.side_by_side(part)[:, : self._spec.vocab].contiguous()
         if self._spec.logit_scale != 1.0:
             logits = logits.mul_(self._spec.logit_scale)
         cap = self._spec.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
-
-    def scores(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] -> float32 [n]."""
-        assert self._spec.reward, "only a reward model has scores"
-        if self._inner is not None:
-            hidden = self._ops.activate(self._ops.linear(hidden, self._inner), "relu")
-        return self._ops.linear_float(hidden, self._linear).squeeze(-1)

@@ -123,7 +123,7 @@ class Engine:
         rows, top, top_texts = [], [], []
         for rid in [rid for rid, state in self.running.items() if not state[1]]:
             del self.running[rid]
-            self.frontend.deliver(say.Scored(rid, -1.5, 7, 3))
+            self.frontend.deliver(say.Pooled(rid, column("f", [-1.5]), 7, 3))
         for rid, state in list(self.running.items()):
             token, text = word(state[0])
             text = self.text or text
