@@ -384,6 +384,10 @@ class PooledFacts(Struct, frozen=True):
     """A prompt is computed in one step: its tokens see those after them."""
     shorter: tuple[int, ...] | None = None
     """Lengths to which an embedding may be cut; (): any; None: it may not."""
+    pairs: bool = False
+    """A prompt may be a query and a document."""
+    raw: bool = False
+    """A score for clients is the number itself, and not its sigmoid."""
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):

@@ -74,7 +74,7 @@ def build_engine(
     spec = decoder.spec  # this rank's part
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
-    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    step_tokens = engine.batch_max_tokens or default_step_tokens(spec, engine, device)
     budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
         # A restarted process must offer the size that it promised, whatever memory is free now.
@@ -89,9 +89,9 @@ def build_engine(
             kv_tokens=memory.kv_tokens,
             rows=engine.running_max_req_size,
             max_context=memory.max_context,
-            max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+            max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len, step_tokens),
             step_tokens=step_tokens,
-            vocab_size=spec.vocab,
+            vocab_size=spec.ids,
             prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
@@ -106,15 +106,27 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
+def default_step_tokens(spec: ModelSpec, engine: EngineConfig, device: torch.device) -> int:
+    """Where prompts are computed whole, the longest one fits a step."""
+    least = STEP_TOKENS[device.type]
+    return least if spec.causal else max(least, min(spec.max_context, engine.max_req_total_len or spec.max_context))
+
+
+def longest_prompt(spec: ModelSpec, max_context: int, wanted: int | None, step_tokens: int) -> int:
+    """An answer of tokens needs room for one; a prompt that is computed whole fits a step."""
+    most = max_context if spec.pooling is not None else max_context - 1
+    return min(wanted or max_context, most, most if spec.causal else step_tokens)
+
+
 def most_rows(spec: ModelSpec, wanted: int) -> int:
     """Sequences of one step, so few that its answer holds all their rows of numbers."""
     return wanted if spec.pooling is None else min(wanted, ROWS_BYTES // (4 * spec.pooling.width))
 
 
 def keeps_prefixes(spec: ModelSpec) -> bool:
-    """Whether a prompt that begins like an earlier one may use that one's keys and values. A mean needs the hidden
-    states of all tokens."""
-    return spec.pooling is None or spec.pooling.take != "mean"
+    """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
+    see those after them, and not for a mean, which needs the hidden states of all tokens."""
+    return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
 
 
 def pooled_facts(spec: ModelSpec) -> PooledFacts | None:
@@ -124,7 +136,10 @@ def pooled_facts(spec: ModelSpec) -> PooledFacts | None:
         pooling.task,
         pooling.width,
         end_token=-1 if pooling.end_token is None else pooling.end_token,
+        whole_prompts=not spec.causal,
         shorter=pooling.shorter,
+        pairs=bool(pooling.pairs),
+        raw=pooling.raw,
     )
 
 

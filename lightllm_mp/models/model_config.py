@@ -84,5 +84,7 @@ def _check(spec: ModelSpec, where: str) -> None:
         raise ModelError(f"{where}: {spec.heads} heads are not a multiple of {spec.kv_heads} key-value heads")
     if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
         raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
+    if not spec.causal and (spec.window is not None or spec.alibi or spec.pooling is None):
+        raise ModelError(f"{where}: attention in both directions is served for encoders without windows and biases")
     if spec.window is not None and spec.window < 1:
         raise ModelError(f"{where}: sliding window {spec.window} must be positive")

@@ -91,6 +91,11 @@ class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The row is divided by its Euclidean length."""
     tokens: tuple[int, ...] = ()
     """(yes, no): the score is the difference of the logits that the head would give these ids."""
+    pairs: Literal["", "tokenizer", "qwen3"] = ""
+    """How a query and a document become one prompt: as the tokenizer joins two texts, or in the words of
+    Qwen3-Reranker. Empty: the model scores one text."""
+    raw: bool = False
+    """A score for clients is the number itself, and not its sigmoid."""
     end_token: int | None = None
     """Id of the prompt's last token; it is appended where it is missing."""
     shorter: tuple[int, ...] | None = None
@@ -124,6 +129,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     head_bias: bool = False
     learned_positions: int = 0
     """Rows of the table of position embeddings; 0: none."""
+    token_types: int = 0
+    """Rows of the table of segment embeddings; 0: none. A token of segment s has the id s * vocab + id."""
     embed_norm: bool = False
     """The embedding is normalised (with the model's kind of norm)."""
     embed_scale: float = 1.0
@@ -143,6 +150,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The outputs of attention and MLP are normalised before they are added (Gemma 2 and 3)."""
     residual_scale: float = 1.0
     """Factor on the outputs of attention and MLP before they are added."""
+    post_norm: bool = False
+    """A half normalises the sum of its input and output, and the sum itself is not kept (BERT). `input_norm` is then
+    the norm behind the layer before, or behind the embedding."""
     parallel: bool = False
     """Attention and MLP take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
 
@@ -175,6 +185,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     activation: Activation = "silu"
     mlp_bias: bool = False
     moe: MoeSpec | None = None
+
+    @property
+    def ids(self) -> int:
+        """Ids that a prompt may hold: those of the vocabulary, and of texts in pairs once for each segment."""
+        pairs = self.pooling is not None and self.pooling.pairs == "tokenizer"
+        return self.vocab * max(self.token_types, 1) if pairs else self.vocab
 
     @property
     def q_size(self) -> int:

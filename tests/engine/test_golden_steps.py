@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lightllm_mp.engine.build import pooled_facts
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.messages import EngineLimits, Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
@@ -36,7 +36,12 @@ def golden(folder: str) -> list[dict[str, Any]]:
     """Prompts as golden.json has them, with `greedy_logprobs`, or with `row` (embeddings and scores)."""
     prompts = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
     data = load_file(GOLDENS / folder / "golden.safetensors")
-    names = {"qwen3_embedding": "embedding", "qwen3_reranker": "yes_no_logits", "internlm2_reward": "score"}
+    names = {
+        "qwen3_embedding": "embedding",
+        "bge_m3": "embedding",
+        "qwen3_reranker": "yes_no_logits",
+        "internlm2_reward": "score",
+    }
     found = [{**p, "greedy_logprobs": data.get(f"p{i}.greedy_logprobs")} for i, p in enumerate(prompts)]
     if folder in names:
         found = [{**p, "row": data[f"p{i}.{names[folder]}"].reshape(-1)} for i, p in enumerate(found)]
@@ -66,7 +71,8 @@ class Run:
                 kv_tokens=kv_tokens,
                 rows=16,
                 max_context=context,
-                max_input=context - 10,
+                max_input=longest_prompt(spec, context, None, step_tokens),
+                prompt_cache=keeps_prefixes(spec),
                 step_tokens=step_tokens,
                 eos_ids=(),
                 vocab_size=spec.vocab,
@@ -127,6 +133,14 @@ class Run:
 FOLDERS = pytest.mark.parametrize(
     "folder", ["qwen", "qwen3_moe", "internlm2_reward", "qwen3_embedding", "qwen3_reranker"]
 )
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("step_tokens", [128, 200, 400])
+def test_an_encoder(depth: int, step_tokens: int) -> None:
+    run = Run("bge_m3", depth, step_tokens=step_tokens, context=128)
+    run.ask_all()
+    run.work().check()
 
 
 @FOLDERS

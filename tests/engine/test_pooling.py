@@ -49,7 +49,7 @@ def embed(
         max_context=400,
         max_input=400,
         step_tokens=step_tokens,
-        vocab_size=model.spec.vocab,
+        vocab_size=model.spec.ids,
         prompt_cache=keeps_prefixes(model.spec),
         pooled=pooled_facts(model.spec),
     )

@@ -123,6 +123,7 @@ class Decoder:
                 if branch is None
                 else self._add(branch, residual, layer.input_norm)
             )
+            residual = x if self.spec.post_norm else residual
             rows = ends if layer is self.layers[-1] else None
             branch = layer.attention.forward(x, batch, kv, rows)
             if rows is not None:
@@ -131,6 +132,7 @@ class Decoder:
                 branch = branch.add_(layer.mlp.forward(x))
             else:
                 x = self._add(self._whole(branch, layer.attention_out_norm), residual, layer.post_norm)
+                residual = x if self.spec.post_norm else residual
                 branch = layer.mlp.forward(x)
             branch = self._whole(branch, layer.mlp_out_norm)
         assert branch is not None

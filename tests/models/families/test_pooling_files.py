@@ -74,3 +74,47 @@ def test_a_token_score_needs_two_tokens(tmp_path, tokens):
 def test_the_longest_text(folder):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 512, "do_lower_case": False}))
     assert read_model_config(folder).max_context == 512
+
+
+ENCODER = json.loads((GOLDENS / "bge_m3/config.json").read_text())
+CROSS_ENCODER = {**ENCODER, "architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+
+
+def encoder(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_model_config(folder)
+
+
+def test_an_encoder():
+    spec = read_model_config(GOLDENS / "bge_m3")
+    assert spec.pooling == PoolingSpec(task="embed", width=64, take="cls", normalize=True)
+    assert (spec.causal, spec.max_context, spec.learned_positions, spec.token_types) == (False, 128, 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "raw"),
+    [
+        ({}, False),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, False),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, True),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.4.0"}}, True),
+    ],
+)
+def test_a_cross_encoder(tmp_path, changes, raw):
+    pooling = encoder(tmp_path, CROSS_ENCODER | changes).pooling
+    assert pooling == PoolingSpec(task="score", width=1, take="cls", head="tanh", pairs="tokenizer", raw=raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+        ({"pad_token_id": 0}, "pad_token_id 0"),
+        ({"is_decoder": True}, "is_decoder True"),
+        ({"id2label": {"0": "a", "1": "b"}}, "a classifier of 2 labels"),
+        ({"sbert_ce_default_activation_function": "torch.nn.Tanh"}, "activation_fn 'Tanh'"),
+    ],
+)
+def test_encoders_that_are_refused(tmp_path, changes, reason):
+    with pytest.raises(ModelError, match=reason):
+        encoder(tmp_path, CROSS_ENCODER | changes)
