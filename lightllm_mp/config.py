@@ -40,6 +40,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """fast: read tokenizer.json. slow: read the vocabulary file that the model was published with. auto: tokenizer.json
     if the folder has one, else that file."""
+    tool_call_parser: str | None = None
+    """How the model writes tool calls: hermes, qwen3_coder, llama3_json, mistral, ... none: calls stay text. Default:
+    found out from the chat template."""
+    reasoning_parser: str | None = None
+    """How the model writes its reasoning: qwen3, deepseek_r1, ... none: it stays in the text. Default: found out from
+    the chat template."""
     trust_remote_code: bool = False
     """Accepted for compatibility. The server never runs Python code of a model folder."""
     eos_id: tuple[int, ...] = ()
@@ -132,6 +138,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     needs it."""
     max_answer_bytes_live: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
     """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
+    allow_chat_template: bool = False
+    """Render chats with a template that the client sends (chat_template). It runs in the sandbox of the model's own."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
 

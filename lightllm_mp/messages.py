@@ -46,15 +46,27 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 # --- parts of a request ---------------------------------------------------------------------------------------------
 
 
-class TextPart(Wire, tag="text"):
-    """Text inside a chat message. A part for images is added once a route accepts them there."""
+class ChatPrompt(Struct, frozen=True, array_like=True, gc=False):
+    """A conversation; the tokenizer renders it with the model's chat template. Everything is JSON, as templates take
+    it."""
 
-    text: str
+    messages: bytes
+    """An array of objects with `role` and `content`: text, or parts {"type": "text", "text": ...} and {"type":
+    "image"}; an image part for each image of the request, in their order."""
+    tools: bytes = b""
+    """An array of functions, in OpenAI's form; empty: none."""
+    kwargs: bytes = b""
+    """The client's own arguments for the template, an object; empty: none."""
+    add_generation_prompt: bool = True
+    continue_final: bool = False
+    """The answer goes on with the last message."""
+    template: str = ""
+    """The client's own template; empty: the model's."""
 
-
-class ChatMessage(Struct, frozen=True, array_like=True, gc=False):
-    role: str
-    content: str | tuple[TextPart, ...]
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.messages) + len(self.tools) + len(self.kwargs) + len(self.template)
 
 
 class Sampling(Struct, frozen=True, array_like=True, gc=False):
@@ -120,6 +132,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """Deadline for the start of its prefill, monotonic time in seconds; the earliest goes first; 0: none."""
     begun: bool = False
     """The request began before a repair, so `start_by` only orders it."""
+    cache_salt: bytes = b""
+    """Requests of a tenant reuse each other's prefixes only where this is equal."""
     task: Literal["generate", "embed", "score"] = "generate"
     """Whether tokens are asked for, or the row of numbers of a model that does this."""
 
@@ -207,7 +221,7 @@ class Generate(Wire, tag="Generate"):
     terms: Terms
     text: str | None = None
     ids: bytes | None = None
-    chat: tuple[ChatMessage, ...] | None = None
+    chat: ChatPrompt | None = None
     add_special_tokens: bool = True
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
@@ -215,17 +229,35 @@ class Generate(Wire, tag="Generate"):
 
 
 class Count(Wire, tag="Count"):
-    """Asks for the number of tokens of a text. Counted or Rejected answers it."""
+    """Asks for the number of tokens of a text, or of a chat if there is one. Counted or Rejected answers it."""
 
     rid: int
     text: str
     add_special_tokens: bool = True
     images: tuple[ImageInfo, ...] = ()
+    chat: ChatPrompt | None = None
+    listed: bool = False
+    """The ids are wanted too; only without images."""
 
 
 class Counted(Wire, tag="Counted"):
     rid: int
     tokens: int
+    ids: bytes = b""
+    """int32 column, where they are wanted."""
+
+
+class Detokenize(Wire, tag="Detokenize"):
+    """Asks for the text of ids (int32 column). Detokenized or Rejected answers it."""
+
+    rid: int
+    ids: bytes
+    skip_special_tokens: bool = False
+
+
+class Detokenized(Wire, tag="Detokenized"):
+    rid: int
+    text: str
 
 
 class Tokenized(Wire, tag="Tokenized"):
@@ -437,6 +469,20 @@ class EngineLimits(Struct, frozen=True, array_like=True):
         return bisect_left(self.class_bounds, prompt_tokens)
 
 
+class ChatFacts(Struct, frozen=True, array_like=True):
+    """How the model is asked in chats, and how it writes tool calls and reasoning (names of formats in parsers/)."""
+
+    template: bool = False
+    """It has a chat template."""
+    tool_calls: str | None = None
+    reasoning: str | None = None
+    """None: it does not reason."""
+    special_markers: dict[str, int] = {}
+    """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
+    thinking: tuple[bool, bool, bool] = (False, False, False)
+    """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
+
+
 class Facts(Struct, frozen=True, array_like=True):
     """What the processes find out at their start; the supervisor merges it and sends it to all actors with Begin."""
 
@@ -449,12 +495,12 @@ class Facts(Struct, frozen=True, array_like=True):
     weight_bytes: int = 0
     kv_bytes: int = 0
     has_tokenizer: bool = True
-    has_chat_template: bool = False
+    chat: ChatFacts = ChatFacts()
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
         own = asdict(self)
-        return {**asdict(own.pop("engine")), **own}
+        return {**asdict(own.pop("engine")), **own, "chat": asdict(self.chat)}
 
 
 class Ready(Wire, tag="Ready"):
@@ -530,6 +576,8 @@ Message = (
     Generate
     | Count
     | Counted
+    | Detokenize
+    | Detokenized
     | Tokenized
     | Encode
     | Embedded

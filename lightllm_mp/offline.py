@@ -33,7 +33,7 @@ from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.cli.model_check import check_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
-from lightllm_mp.messages import ChatMessage, Facts, Terms
+from lightllm_mp.messages import ChatPrompt, Facts, Terms
 from lightllm_mp.model_files.default_model import find_model
 from lightllm_mp.sampling_parameters import POOLED, RequestParameters, terms
 
@@ -269,7 +269,10 @@ def _prompt(prompt: str | Sequence[int]) -> Prompt:
 
 
 def _chat(messages: Chat) -> Prompt:
-    return tuple(ChatMessage(message["role"], message["content"]) for message in messages)
+    try:
+        return ChatPrompt(msgspec.json.encode([dict(message) for message in messages]))
+    except UnicodeEncodeError:
+        raise InvalidRequest("a message holds half a surrogate pair", param="messages") from None
 
 
 def _parse(parameters: Mapping[str, Any]) -> RequestParameters:

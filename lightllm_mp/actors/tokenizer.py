@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
@@ -13,13 +14,15 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.errors import EngineError, InvalidRequest, NoTokenizer
+from lightllm_mp.errors import EngineError, InvalidRequest, ModelError, NoTokenizer
 from lightllm_mp.messages import (
     Abort,
     Begin,
-    ChatMessage,
+    ChatPrompt,
     Count,
     Counted,
+    Detokenize,
+    Detokenized,
     ErrorInfo,
     Facts,
     Generate,
@@ -29,10 +32,17 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.chat import compile_template, render_chat
+from lightllm_mp.text.chat_facts import chat_facts
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
-from lightllm_mp.vision.placeholders import Prompted, expand_ids, join_chunks, split_text
+from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chunks, split_text
 
 log = logging.getLogger("lightllm_mp.tokenizer")
+
+
+MAX_TEXT = 32 << 20
+"""Longest text of ids, in bytes; its lane holds two."""
+
+_json = msgspec.json.Decoder().decode
 
 
 class TokenizerActor(BlockingActor):
@@ -55,7 +65,14 @@ class TokenizerActor(BlockingActor):
             return
         self._template = _usable_template(self._tokenizer)
         eos = tuple(model.eos_id or self._tokenizer.eos_ids)
-        self.facts = Facts(eos_ids=eos, has_chat_template=self._template is not None)
+        chat = chat_facts(
+            self._tokenizer,
+            self._template,
+            launch.model.spec.family,
+            tool_calls=model.tool_call_parser,
+            reasoning=model.reasoning_parser,
+        )
+        self.facts = Facts(eos_ids=eos, chat=chat)
 
     def on_begin(self, begin: Begin) -> None:
         self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size
@@ -66,6 +83,8 @@ class TokenizerActor(BlockingActor):
                 self._answer(rid, lambda: self.mailbox.post(ROUTER, self._tokenized(message)))
             case Count(rid=rid):
                 self._answer(rid, lambda: self._count(message))
+            case Detokenize(rid=rid):
+                self._answer(rid, lambda: self._text(message))
             case Abort():
                 self.mailbox.post(ROUTER, message)
 
@@ -76,8 +95,19 @@ class TokenizerActor(BlockingActor):
             self.mailbox.post(self._front, Rejected(rid, ErrorInfo.of(error)))
 
     def _count(self, message: Count) -> None:
-        ids, _ = self._ids_of(message.text, message.add_special_tokens, message.images, self._max_input or None)
-        self.mailbox.post(self._front, Counted(message.rid, len(ids)))
+        text, special = message.text, message.add_special_tokens
+        if message.chat is not None:
+            text, special = self._render(message.chat), False
+        ids, _ = self._ids_of(text, special, message.images, self._max_input or None)
+        listed = np.ascontiguousarray(ids, "<i4").tobytes() if message.listed else b""
+        self.mailbox.post(self._front, Counted(message.rid, len(ids), listed))
+
+    def _text(self, message: Detokenize) -> None:
+        ids = np.frombuffer(message.ids, "<i4").tolist()
+        text = self._need().decode(ids, skip_special_tokens=message.skip_special_tokens)
+        if 4 * len(text) > MAX_TEXT and len(text.encode()) > MAX_TEXT:
+            raise InvalidRequest(f"the text of these tokens is longer than {MAX_TEXT} bytes", param="tokens")
+        self.mailbox.post(self._front, Detokenized(message.rid, text))
 
     def _tokenized(self, request: Generate) -> Tokenized:
         found, spans = self._prompt_ids(request)
@@ -112,16 +142,25 @@ class TokenizerActor(BlockingActor):
         chunks = [encode(chunk, special and not i, max_tokens=max_tokens) for i, chunk in enumerate(texts)]
         return join_chunks(tags, chunks, images, self._vocab)
 
-    def _render(self, chat: tuple[ChatMessage, ...]) -> str:
+    def _render(self, chat: ChatPrompt) -> str:
         tokenizer = self._need()
-        if self._template is None:
+        template = chat.template or self._template
+        if template is None:
             raise InvalidRequest("this model has no chat template that can be used", param="messages")
-        return render_chat(
-            self._template,
-            [_as_dict(message) for message in chat],
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        )
+        try:
+            return render_chat(
+                template,
+                _json(chat.messages),
+                add_generation_prompt=chat.add_generation_prompt,
+                continue_final=chat.continue_final,
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+                tools=_json(chat.tools) if chat.tools else None,
+                kwargs=_json(chat.kwargs) if chat.kwargs else None,
+                picture_tag=TAGS[self._vision.tags.style][1] if self._vision else None,
+            )
+        except ModelError as error:  # of the client's template
+            raise InvalidRequest(error.message, param="chat_template") from None
 
     def _need(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -139,10 +178,3 @@ def _usable_template(tokenizer: Tokenizer) -> str | None:
         log.warning("the chat template cannot be used: %s", error.message)
         return None
     return tokenizer.chat_template
-
-
-def _as_dict(message: ChatMessage) -> dict[str, object]:
-    """A chat message in the form that Hugging Face chat templates expect."""
-    if isinstance(message.content, str):
-        return {"role": message.role, "content": message.content}
-    return {"role": message.role, "content": "".join(part.text for part in message.content)}

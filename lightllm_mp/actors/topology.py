@@ -104,7 +104,7 @@ def topology(
     )
     fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
     edges: tuple[Edge, ...] = (
-        Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body)),
+        Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body), backward_arena=64 * MIB),
         Edge(front, ROUTER, 256 * KIB, MIB),
         # Behind the front no request is refused when a lane is full: messages wait in outboxes.
         Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),

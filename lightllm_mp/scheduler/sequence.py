@@ -175,7 +175,7 @@ def sequences_of(
             rope_class=limits.rope_class(request.prompt_tokens),
             images=images,
             due=due,
-            cache_owner=b"" if limits.share_prompt_cache else terms.tenant,
+            cache_owner=(b"" if limits.share_prompt_cache else terms.tenant) + terms.cache_salt,
         )
         for index in range(terms.n)
     ]

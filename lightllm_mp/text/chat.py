@@ -30,6 +30,7 @@ def render_chat(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = True,
+    continue_final: bool = False,
     bos_token: str = "",
     eos_token: str = "",
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -39,22 +40,26 @@ def render_chat(
     """The prompt for `messages`. Encode it with add_special_tokens=False: the template writes the special tokens.
 
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
-    does not iterate over parts gets one string: each text, and `picture_tag` for each image, on a separate line.
-    `kwargs` are the client's template arguments. ModelError if the template does not compile. InvalidRequest if the
+    does not iterate over parts gets one string: each text, and `picture_tag` for each image, on a separate line. A
+    template that does not know the role "developer" gets "system".
+    `continue_final`: the prompt ends with the last message's text, so that the answer goes on with it. `kwargs` are the
+    client's template arguments. ModelError if the template does not compile. InvalidRequest if the
     template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).
     """
     compiled = compile_template(template)
-    return compiled.render(
-        _messages(messages, takes_parts=compiled.takes_parts, picture_tag=picture_tag),
+    prepared = _messages(messages, compiled, picture_tag)
+    prompt = compiled.render(
+        prepared,
         {
             **_kwargs(kwargs or {}),
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final,
             "bos_token": bos_token,
             "eos_token": eos_token,
             "tools": [dict(tool) for tool in tools] if tools else None,
             "documents": None,
         },
     )
+    return _until_end_of(prepared[-1], prompt) if continue_final else prompt
 
 
 @lru_cache(maxsize=8)
@@ -64,7 +69,8 @@ def compile_template(source: str) -> ChatTemplate:
 
 
 class ChatTemplate:
-    """A compiled template. `takes_parts`: it iterates over the parts of a message's content."""
+    """A compiled template. `takes_parts`: it iterates over the parts of a message's content. `knows_developer`: it has
+    that role."""
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -73,6 +79,7 @@ class ChatTemplate:
         self._lock = Lock()
         try:
             self._template = self._environment.from_string(source)
+            self.knows_developer = "developer" in source
             self.takes_parts = _takes_parts(self._environment.parse(source))
         except TemplateError as error:
             raise ModelError(f"the chat template does not compile: {str(error)[:200]}") from error
@@ -96,7 +103,7 @@ class ChatTemplate:
 
 
 def _messages(
-    messages: Sequence[Mapping[str, Any]], *, takes_parts: bool, picture_tag: str | None
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, picture_tag: str | None
 ) -> list[dict[str, Any]]:
     if not messages or len(messages) > MAX_MESSAGES:
         raise InvalidRequest(f"a chat must have from 1 to {MAX_MESSAGES} messages", param="messages")
@@ -104,10 +111,11 @@ def _messages(
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequest("each message must be an object with a role", param="messages")
-        content = _content(message.get("content"), takes_parts=takes_parts, picture_tag=picture_tag)
+        content = _content(message.get("content"), takes_parts=template.takes_parts, picture_tag=picture_tag)
         if content is None and not message.get("tool_calls"):
             content = ""
-        prepared.append({**message, "content": content, **_tool_calls(message)})
+        role = {"role": "system"} if message["role"] == "developer" and not template.knows_developer else {}
+        prepared.append({**message, **role, "content": content, **_tool_calls(message)})
     if sum(_length(message["content"]) for message in prepared) > MAX_CHARS:
         raise InvalidRequest(f"the messages have more than {MAX_CHARS} characters", param="messages")
     return prepared
@@ -140,6 +148,17 @@ def _part_text(part: Mapping[str, Any], picture_tag: str | None) -> str:
             raise InvalidRequest("this model takes no images in a chat", param="messages")
         return picture_tag
     raise InvalidRequest(f"a content part of type {str(kind)[:32]!r} is not supported", param="messages")
+
+
+def _until_end_of(message: Mapping[str, Any], prompt: str) -> str:
+    """The prompt up to the end of this message's text; templates may strip white space around it."""
+    content = message["content"]
+    text = content if isinstance(content, str) else (content or [{}])[-1].get("text", "")
+    at = prompt.rfind(text.strip()) if text.strip() else -1
+    if at < 0:
+        raise InvalidRequest("the last message has no text that could be continued", param="continue_final_message")
+    whole = text.lstrip()
+    return prompt[: at + len(whole if prompt.startswith(whole, at) else text.strip())]
 
 
 def _length(content: str | list[dict[str, Any]] | None) -> int:

@@ -101,7 +101,7 @@ def test_files(tmp_path: Path) -> None:
         ("prot = 1", "unknown key prot; did you mean port?"),
         ("= 1", "--config"),
         ("[engine]\nhots = 'x'", "unknown key hots; did you mean host?"),
-        ("tool_call_parser = 'qwen'", "tool calls come later"),
+        ("use_tgi_api = true", "TGI's answer format comes later"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, expected: str) -> None:

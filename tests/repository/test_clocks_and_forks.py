@@ -10,6 +10,7 @@ WALL = re.compile(r"\btime\.time(_ns)?\b|\bdate(time)?\.(now|today|utcnow)\b|fro
 FORK = re.compile(r"\bos\.(fork|forkpty|posix_spawn)\b|\bpty\.fork\b|from os import [^\n]*\bfork|\bpreexec_fn\b")
 SLEEP = re.compile(r"\btime\.sleep\b|from time import [^\n]*\bsleep\b")
 MAY_TELL_THE_TIME = {
+    "lightllm_mp.actors.http.context": "when an answer was created, for OpenAI's clients",
     "lightllm_mp.cli.doctor.machine": "whether the clock is set",
     "lightllm_mp.text.template_sandbox": "the date for a chat template",
 }

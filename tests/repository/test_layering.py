@@ -14,6 +14,7 @@ LAYERS = (
     "shm",
     "kernels",
     "models",
+    "parsers",
     "text",
     "vision",
     "model_description",

@@ -95,6 +95,31 @@ def test_default_model() -> None:
     )
 
 
+@pytest.mark.parametrize(("last", "end"), [("It is", "It is"), ("It is ", "It is "), ("user", "user")])
+def test_the_answer_goes_on_with_the_last_message(last: str, end: str) -> None:
+    chat = [*CHAT[:2], {"role": "assistant", "content": last}]
+    text = render_chat(sample("default").chat_template, chat, continue_final=True)
+    assert text.endswith(f"assistant\n{end}")
+
+
+@pytest.mark.parametrize("content", [None, "", "  ", "unseen", [{"type": "image"}]])
+def test_nothing_can_be_continued(content: object) -> None:
+    template = "{% for m in messages %}{% for part in m.content %}x{% endfor %}{% endfor %}"
+    with pytest.raises(InvalidRequest, match="no text that could be continued"):
+        render_chat(template, [{"role": "assistant", "content": content}], continue_final=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "system"),
+        ("{% for m in messages %}{{ m.role }}{% if m.role == 'developer' %}{% endif %}{% endfor %}", "developer"),
+    ],
+)
+def test_a_developer_is_the_system_for_templates_that_do_not_know_it(template: str, role: str) -> None:
+    assert render_chat(template, [{"role": "developer", "content": "x"}]) == role
+
+
 def test_a_template_refuses_messages() -> None:
     with pytest.raises(InvalidRequest, match="roles must alternate"):
         render_chat(MARKUP, [CHAT[1], CHAT[1]])

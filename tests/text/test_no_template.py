@@ -9,7 +9,7 @@ import pytest
 
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.messages import ChatMessage, Generate, Rejected, Sampling, Terms, Tokenized
+from lightllm_mp.messages import ChatPrompt, Generate, Rejected, Sampling, Terms, Tokenized
 from tests.actors.embedded import write_byte_tokenizer
 from tests.text.test_no_tokenizer import FRONT, Outbox, started
 
@@ -23,7 +23,7 @@ def test_only_the_chat_is_refused(tmp_path: Path, template: str | None) -> None:
     outbox = Outbox()
     actor, _ = started(TokenizerActor, tmp_path, outbox)
     rules = Terms(Sampling(seed=1))
-    actor.on_message(FRONT, Generate(1, rules, chat=(ChatMessage("user", "hello"),)))
+    actor.on_message(FRONT, Generate(1, rules, chat=ChatPrompt(b'[{"role":"user","content":"hello"}]')))
     actor.on_message(FRONT, Generate(2, rules, text="hello"))
     (chat, refused), (text, served) = outbox.posted
     assert (chat, text) == (FRONT, ROUTER)

@@ -14,7 +14,7 @@ from lightllm_mp.messages import (
     RUNNING,
     STOP,
     Begin,
-    ChatMessage,
+    ChatPrompt,
     Count,
     EngineLimits,
     Facts,
@@ -81,7 +81,7 @@ def test_ids_pass_and_everything_that_needs_text_is_refused(tmp_path, outbox: Ou
     plain, stops = Terms(Sampling(seed=1)), Terms(Sampling(seed=1), Output(stop=("end",)))
     actor.on_message(FRONT, Generate(1, plain, ids=ids(5, 6, 7), emitted=ids(8)))
     actor.on_message(FRONT, Generate(2, plain, text="hello"))
-    actor.on_message(FRONT, Generate(3, plain, chat=(ChatMessage("user", "hello"),)))
+    actor.on_message(FRONT, Generate(3, plain, chat=ChatPrompt(b'[{"role":"user","content":"hello"}]')))
     actor.on_message(FRONT, Count(4, "hello"))
     actor.on_message(FRONT, Generate(5, stops, ids=ids(5)))
     (peer, first), *others = outbox.posted

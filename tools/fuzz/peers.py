@@ -180,7 +180,7 @@ def message_seeds() -> list[bytes]:
     )
     error = say.ErrorInfo(400, "no", "invalid_request_error", "invalid_request", "inputs")
     key = bytes(32)
-    chat = (say.ChatMessage("user", "hello"), say.ChatMessage("user", (say.TextPart("there"),)))
+    chat = say.ChatPrompt(b'[{"role":"user","content":"hello"}]', b"[]", b"{}")
     rids, top = array("q", [1, 2]).tobytes(), ((0, ids, ids),)
     image = say.ImageInfo(key, 30, 40, 2, (1, 2, 2))
     sent: list[say.Wire] = [

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.front.token_counts import TokenCount
+from lightllm_mp.actors.front.tokenizer_calls import TokenizerCall
 from lightllm_mp.actors.topology import VISUAL
 
 ALONE, GIVEN_UP = 2, 3
@@ -26,7 +26,7 @@ LEFT_BEFORE = 5.0
 """A request that left without a token may be to blame for a death up to so many seconds later: a step goes on."""
 
 
-Suspect = LiveRequest | TokenCount
+Suspect = LiveRequest | TokenizerCall
 
 
 class Quarantine:

@@ -27,8 +27,8 @@ from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.request_observer import NoObserver, Observer
 from lightllm_mp.actors.front.retained_requests import RetainedRequests
 from lightllm_mp.actors.front.send_queue import Send, SendQueue
-from lightllm_mp.actors.front.token_counts import TokenCount, TokenCounts
 from lightllm_mp.actors.front.token_events import token_events
+from lightllm_mp.actors.front.tokenizer_calls import TokenizerCall, TokenizerCalls
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.actors.topology import VISUAL
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
@@ -66,7 +66,7 @@ class RequestTable:
         self._next_rid = (secrets.randbits(31) << 31) + 1
         self._lives: dict[int, LiveRequest] = {}
         self._answers: dict[int, Answer] = {}
-        self._counts = TokenCounts()
+        self._calls = TokenizerCalls()
         self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
         self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
@@ -89,7 +89,7 @@ class RequestTable:
         self.reset()
         self._connected = True
         self._quarantine.begin(frozenset(message.restarted), message.epoch)
-        for suspect in (*self._lives.values(), *self._counts):
+        for suspect in (*self._lives.values(), *self._calls):
             if not self._quarantine.take_back(suspect):
                 self._give_up(suspect, EngineError("the engine failed on this request repeatedly"))
         self._quarantine.go_on()
@@ -167,7 +167,7 @@ class RequestTable:
             terms=replace(terms, start_by=self._deadlines.start_by(deadline)),
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
-            chat=prompt if isinstance(prompt, tuple) else None,
+            chat=prompt if isinstance(prompt, say.ChatPrompt) else None,
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
@@ -188,28 +188,20 @@ class RequestTable:
         self.observer.accepted(live)
         return live
 
-    async def count(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool = True,
-        images: Sequence[say.ImageInfo] = (),
-        tenant: bytes = b"",
-        deadline: float = math.inf,
-    ) -> int:
-        """Number of tokens of `text` with these images in its placeholders, by `deadline` (monotonic). Raises like
-        `submit`, or DeadlineExceeded."""
+    async def ask(
+        self, request: Callable[[int], say.Count | say.Detokenize], tenant: bytes, deadline: float
+    ) -> say.Counted | say.Detokenized:
+        """The tokenizer's answer to the request with this rid, by `deadline` (monotonic). Raises like `submit`, or
+        DeadlineExceeded."""
         self.admit(tenant)
-        assert self.facts is not None
-        validation.check_prompt(text, self.facts.engine)
-        request = say.Count(self._rids(1), text, add_special_tokens, tuple(images))
-        self._send_new(request)
+        asked = request(self._rids(1))
+        self._send_new(asked)
         self.limits.enter(tenant)
-        count = TokenCount(request, sent=self._connected)
+        call = TokenizerCall(asked, sent=self._connected)
         try:
-            return await self._counts.result(count, deadline)
+            return await self._calls.result(call, deadline)
         finally:
-            self._quarantine.left(count)
+            self._quarantine.left(call)
             self.limits.leave(tenant)
             self._check_drained()
 
@@ -252,8 +244,8 @@ class RequestTable:
         elif isinstance(message, say.ImageFailed) and message.rid in self._answers:
             self._give_up(self._answers[message.rid].live, message.error.rebuilt())
             self.limits.finished()
-        elif isinstance(message, say.Counted):
-            self._counts.deliver(message)
+        elif isinstance(message, say.Counted | say.Detokenized):
+            self._calls.deliver(message)
         elif isinstance(message, say.Scheduled):
             answer = self._answers.get(message.rid)
             if answer is not None and not answer.live.scheduled:
@@ -317,7 +309,7 @@ class RequestTable:
         self.limits.finished()
 
     def _rejected(self, message: say.Rejected) -> None:
-        if self._counts.deliver(message):
+        if self._calls.deliver(message):
             return
         if (answer := self._answers.pop(message.rid, None)) is not None:
             live = answer.live
@@ -358,14 +350,14 @@ class RequestTable:
             self.observer.refused("lane_full")
             raise Overloaded("the request queue is full", retry_after=self.limits.retry_after())
 
-    def _give_up(self, live: LiveRequest | TokenCount, error: EngineError) -> None:
+    def _give_up(self, live: LiveRequest | TokenizerCall, error: EngineError) -> None:
         if isinstance(live, LiveRequest):
             self._abort(live)
         live.fail(error)
 
-    def _submit_again(self, live: LiveRequest | TokenCount) -> None:
+    def _submit_again(self, live: LiveRequest | TokenizerCall) -> None:
         live.sent = True
-        if isinstance(live, TokenCount):
+        if isinstance(live, TokenizerCall):
             self._lanes[0].push(live.request)
             return
         for answer in live.answers:

@@ -1,4 +1,4 @@
-"""The request table of a front whose clients can come back.
+"""The request table of the HTTP front: clients can come back, and ask the tokenizer.
 
 What a client needs to come back is in the journal: after the front's own death the next front recovers every request,
 and `resume` gives it to its client again. A request that was aborted because its consumer left goes on like one after a
@@ -8,13 +8,16 @@ repair: from the ids that it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec.structs import replace
 
+from lightllm_mp import messages as say
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.validation import Prompt, check_prompt
 
 
 class ResumableTable(RequestTable):
@@ -29,6 +32,43 @@ class ResumableTable(RequestTable):
         finally:
             self.limits.leave(tenant)
             self._check_drained()
+
+    async def count(
+        self,
+        prompt: str | say.ChatPrompt,
+        *,
+        add_special_tokens: bool = True,
+        images: Sequence[say.ImageInfo] = (),
+        tenant: bytes = b"",
+        deadline: float = math.inf,
+    ) -> int:
+        """Number of tokens of a prompt with these images in its placeholders. Raises like `ask`."""
+        text, chat = (prompt, None) if isinstance(prompt, str) else ("", prompt)
+        self._check(prompt)
+        found = await self.ask(
+            lambda rid: say.Count(rid, text, add_special_tokens, tuple(images), chat), tenant, deadline
+        )
+        assert isinstance(found, say.Counted)
+        return found.tokens
+
+    async def ids(
+        self, prompt: str | say.ChatPrompt, *, add_special_tokens: bool, tenant: bytes, deadline: float
+    ) -> bytes:
+        """The ids of a prompt without images, int32. Raises like `ask`."""
+        text, chat = (prompt, None) if isinstance(prompt, str) else ("", prompt)
+        self._check(prompt)
+        found = await self.ask(
+            lambda rid: say.Count(rid, text, add_special_tokens, chat=chat, listed=True), tenant, deadline
+        )
+        assert isinstance(found, say.Counted)
+        return found.ids
+
+    async def text(self, ids: bytes, *, skip_special_tokens: bool, tenant: bytes, deadline: float) -> str:
+        """The text of ids. Raises like `ask`."""
+        self._check(ids)
+        found = await self.ask(lambda rid: say.Detokenize(rid, ids, skip_special_tokens), tenant, deadline)
+        assert isinstance(found, say.Detokenized)
+        return found.text
 
     def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
@@ -82,6 +122,10 @@ class ResumableTable(RequestTable):
             self.retained.remove(live)
             self.retained.left(live)
         live.close()
+
+    def _check(self, prompt: Prompt) -> None:
+        if self.facts is not None:  # else `ask` refuses
+            check_prompt(prompt, self.facts.engine)
 
     def _expire(self, live: LiveRequest) -> None:
         """Its client has not come back since the front died."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatMessage, EngineLimits, Terms
+from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms
 from lightllm_mp.vision.spec import IMAGE_ID
 
-Prompt = str | bytes | tuple[ChatMessage, ...]
+Prompt = str | bytes | ChatPrompt
 """Text, an int32 column of ids, or a chat."""
 
 MODELS = {"embed": "an embedding model", "score": "a reward model"}
@@ -16,6 +16,8 @@ ROUTES = {"embed": "/v1/embeddings", "score": "/get_score"}
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text with more characters than this times the longest prompt's tokens is refused before tokenization."""
+CHAT_BYTES = 1 << 20
+"""Bytes that a chat may have beside its text: names, tools, brackets. A character of its text takes up to 4."""
 
 
 def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = False) -> None:
@@ -61,21 +63,18 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
         size, most, unit = len(prompt) // 4, limits.max_input, "tokens"
+    elif isinstance(prompt, str):
+        size, most, unit = len(prompt), CHARS_PER_TOKEN * limits.max_input, "characters"
     else:
-        texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in _texts(message)]
-        size, most, unit = sum(map(len, texts)), CHARS_PER_TOKEN * limits.max_input, "characters"
+        size, most, unit = prompt.size, 4 * CHARS_PER_TOKEN * limits.max_input + CHAT_BYTES, "bytes"
     if limits.max_input and size > most:
         raise PromptTooLong(
             f"the prompt has {size} {unit}, the longest possible one {limits.max_input} tokens", param="inputs"
         )
     if isinstance(prompt, bytes):
         _check_column(prompt, limits, "inputs", IMAGE_ID if sees else None)
-    elif not all(map(_is_unicode, texts)):
+    elif isinstance(prompt, str) and not _is_unicode(prompt):
         raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
-
-
-def _texts(message: ChatMessage) -> list[str]:
-    return [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
 
 
 def _is_unicode(text: str) -> bool:

@@ -15,6 +15,7 @@ from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
+from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
@@ -44,7 +45,11 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 
 
 def routes(
-    generate: GenerateRoutes, resume: ResumeRoutes, status: StatusRoutes, exposition: PrometheusPage
+    generate: GenerateRoutes,
+    openai: OpenAIRoutes,
+    resume: ResumeRoutes,
+    status: StatusRoutes,
+    exposition: PrometheusPage,
 ) -> tuple[Route, ...]:
     return (
         Route(("POST",), ("/generate",), generate.whole, "user"),
@@ -52,6 +57,9 @@ def routes(
         Route(("POST",), ("/",), generate.either, "user"),
         Route(("POST",), ("/get_score",), generate.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
+        Route(("POST",), ("/v1/chat/completions",), openai.chat, "user"),
+        Route(LOOK, ("/v1/models",), openai.models, "user"),
+        Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
         Route(("GET",), ("/requests/{id}",), resume.fetch, "user"),
         Route(("DELETE",), ("/requests/{id}",), resume.discard, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
@@ -84,7 +92,14 @@ def create_app(
     frontend.observer = meter
     connections = connection_counts(config)
     exposition = PrometheusPage(context, meter, connections)
-    table = routes(GenerateRoutes(context, Arrivals(context)), ResumeRoutes(context), StatusRoutes(context), exposition)
+    arrivals = Arrivals(context)
+    table = routes(
+        GenerateRoutes(context, arrivals),
+        OpenAIRoutes(context, arrivals),
+        ResumeRoutes(context),
+        StatusRoutes(context),
+        exposition,
+    )
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"

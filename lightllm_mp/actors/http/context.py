@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -51,6 +52,11 @@ def payer(request: web.Request) -> bytes:
         return b""
 
 
+def unix_time() -> int:
+    """Seconds since 1970, for clients."""
+    return int(time.time())
+
+
 @dataclass(frozen=True)
 class Context:
     frontend: ResumableTable
@@ -60,6 +66,8 @@ class Context:
     media: ImageInputs
     authenticated: bool
     """Clients need a key."""
+    started: int = field(default_factory=unix_time)
+    """Seconds since 1970."""
 
     @property
     def model_name(self) -> str:

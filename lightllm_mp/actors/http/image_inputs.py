@@ -73,9 +73,15 @@ class ImageInputs:
         """The images in order. Each distinct URL is fetched once; the first bad image cancels the other fetches.
         `payer`: whose share of connections they take. Raises InvalidRequest, PayloadTooLarge, UnsupportedMedia or
         Overloaded."""
-        items = await self._read(media)
+        return await self.upload_all(await self._read(media), tenant, take, payer)
+
+    async def upload_all(
+        self, items: Sequence[ImageItem], tenant: bytes, take: Callable[[int], None], payer: bytes = b""
+    ) -> tuple[Upload, ...]:
+        """Like `uploads`."""
         if not items:
             return ()
+        self._check_number(len(items))
         keys = [bytes(item.data) if item.type == "url" else number for number, item in enumerate(items)]
         tasks = {
             key: asyncio.create_task(self._upload(item, tenant, take, payer))
@@ -109,15 +115,18 @@ class ImageInputs:
             raise InvalidRequest("sound is not supported", param=PARAM)
         await _pause(media.images)
         raw = schema.items(media.images, PARAM + ".images")
-        if raw and not self._lane.takes_images:
-            raise InvalidRequest(TEXT_ONLY, param=PARAM)
-        if len(raw) > (most := self._config.max_images_per_request):
-            raise InvalidRequest(f"the request has {len(raw)} images, at most {most} are served", param=PARAM)
+        self._check_number(len(raw))
         found = []
         for one in raw:
             await _pause(one)
             found.append(item(one))
         return found
+
+    def _check_number(self, count: int) -> None:
+        if count and not self._lane.takes_images:
+            raise InvalidRequest(TEXT_ONLY, param=PARAM)
+        if count > (most := self._config.max_images_per_request):
+            raise InvalidRequest(f"the request has {count} images, at most {most} are served", param=PARAM)
 
     async def _upload(self, item: ImageItem, tenant: bytes, take: Callable[[int], None], payer: bytes) -> Upload:
         judge, most, data = self._lane.judge, self._config.max_bytes_per_image, memoryview(item.data)

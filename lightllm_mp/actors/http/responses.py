@@ -124,12 +124,17 @@ def whole(
         yield from _column(b"tokens", answers, _detail)
     if logprobs:
         yield from _column(b"logprobs", answers, _ranked)
+    yield from prompt_logprobs(prompt)
+    yield b"}"
+
+
+def prompt_logprobs(prompt: Sequence[PromptLogprobs]) -> Iterator[bytes]:
+    """The fields of an object that show a prompt's ids and logprobs; nothing if there are none."""
     if prompt:
         yield b',"prompt_token_ids":'
-        yield from _array(memoryview(piece.ids).cast("i").tolist() for piece in prompt)
+        yield from json_array(memoryview(piece.ids).cast("i").tolist() for piece in prompt)
         yield b',"prompt_logprobs":'
-        yield from _array(entries for piece in prompt for entries in _prompt_logprobs(piece))
-    yield b"}"
+        yield from json_array(entries for piece in prompt for entries in _prompt_logprobs(piece))
 
 
 def score(answer: Answer) -> bytes:
@@ -147,11 +152,11 @@ def _column(name: bytes, answers: Sequence[Answer], entry: Callable[[Event], Any
     yield b"[" if len(answers) > 1 else b""
     for answer in answers:
         yield b"," if answer.index else b""
-        yield from _array([entry(e) for e in events if e.id >= 0] for events in _slices(answer))
+        yield from json_array([entry(e) for e in events if e.id >= 0] for events in _slices(answer))
     yield b"]" if len(answers) > 1 else b""
 
 
-def _array(slices: Iterable[list[Any]]) -> Iterator[bytes]:
+def json_array(slices: Iterable[list[Any]]) -> Iterator[bytes]:
     """One JSON array of all slices."""
     comma = b"["
     for values in filter(None, slices):

@@ -233,6 +233,8 @@ def _invalid(text: str, prefix: str) -> InvalidRequest:
     found = _PATH.match(text)
     what, path = (found["what"], found["path"]) if found else (text, "")
     path = re.sub(r"\[[^]]*\]", "", path) if found else path
+    if path.startswith("."):  # an item of a list
+        prefix, path = prefix + path, ""
     where = ".".join(part for part in (prefix, path) if part) or "the body"
     what = _GIVEN.sub(r"\1", what)
     return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)

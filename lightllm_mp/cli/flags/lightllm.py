@@ -135,8 +135,6 @@ LATER = {
     "send prompt_logprobs in the request": "return_all_prompt_logprobs",
     "use --api-key-file: with it every route except health requires a key": "enable_monitor_auth",
     "the chat template of the checkpoint is used; a choice of templates comes later": "chat_template",
-    "tool calls come later": "tool_call_parser",
-    "a reasoning parser comes later": "reasoning_parser",
     "TGI's answer format comes later": "use_tgi_api",
     "the HTTP server is not hypercorn": "hypercorn_config",
     "pushing metrics comes later; scrape /metrics": "metric_gateway",

@@ -7,7 +7,7 @@ from array import array
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.request_limits import RequestLimits
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.messages import EngineLimits, Facts, Sampling
 
 FACTS = Facts(engine=EngineLimits(vocab_size=100, max_input=10))
@@ -32,15 +32,15 @@ class Lanes:
         return self.room
 
 
-def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[RequestTable, Lanes]:
+def make(max_live: int = 8, *, tenants: int = 1, queue_seconds: float = 0.0) -> tuple[ResumableTable, Lanes]:
     lanes = Lanes()
     limits = RequestLimits(max_live, tenants)
-    frontend = RequestTable(lanes.to_tokenizer, lanes.to_router, limits=limits, queue_seconds=queue_seconds)
+    frontend = ResumableTable(lanes.to_tokenizer, lanes.to_router, limits=limits, queue_seconds=queue_seconds)
     frontend.begin(say.Begin(epoch=0, facts=FACTS))
     return frontend, lanes
 
 
-def submit(frontend: RequestTable, prompt="hello", **options) -> live_module.LiveRequest:
+def submit(frontend: ResumableTable, prompt="hello", **options) -> live_module.LiveRequest:
     own = {name: options.pop(name) for name in say.Terms.__struct_fields__ if name in options}
     return frontend.submit(prompt, say.Terms(**{"sampling": Sampling(seed=7)} | own), **options)
 

@@ -15,6 +15,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.request_limits import DRAIN_WINDOW, DrainRate, RequestLimits
 from lightllm_mp.actors.front.request_table import RequestTable, SlowReader
+from lightllm_mp.actors.front.validation import CHAT_BYTES
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from lightllm_mp.messages import LENGTH, RUNNING, STOP, Sampling
 from tests.actors.front.front_lanes import FACTS, Lanes, collect, make, submit, texts
@@ -194,8 +195,8 @@ def test_not_begun_and_draining_refuse():
         (array("i", [1] * 11).tobytes(), PromptTooLong),
         ("x" * 161, PromptTooLong),
         ("half \ud800", InvalidRequest),
-        ((say.ChatMessage("user", "x" * 161),), PromptTooLong),
-        ((say.ChatMessage("user", (say.TextPart("x" * 161),)),), PromptTooLong),
+        (say.ChatPrompt(b"x" * (CHAT_BYTES + 641)), PromptTooLong),
+        (say.ChatPrompt(b"[]", tools=b"x" * (CHAT_BYTES + 641)), PromptTooLong),
     ],
 )
 def test_prompts_that_cannot_be_served_are_refused_before_anybody_works(prompt, error):

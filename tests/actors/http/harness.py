@@ -76,6 +76,8 @@ class Engine:
     """rid -> [produced, most, alternatives]"""
     text: str = ""
     """Said instead of the words."""
+    script: list[str] = field(default_factory=list)
+    """Texts of an answer's tokens; the last one ends it."""
     stop_after: int = 1 << 30
     """Sequences end with `stop` after this many tokens."""
 
@@ -126,9 +128,15 @@ class Engine:
             self.frontend.deliver(say.Pooled(rid, column("f", [-1.5]), 7, 3))
         for rid, state in list(self.running.items()):
             token, text = word(state[0])
-            text = self.text or text
+            text = self.script[state[0]] if self.script else self.text or text
             state[0] += 1
-            finish = say.STOP if state[0] >= self.stop_after else say.LENGTH if state[0] >= state[1] else say.RUNNING
+            finish = (
+                say.STOP
+                if state[0] >= (len(self.script) or self.stop_after)
+                else say.LENGTH
+                if state[0] >= state[1]
+                else say.RUNNING
+            )
             if state[2]:
                 top.append((len(rows), column("i", [1, token]), column("f", [-0.25, -0.5])))
                 top_texts.append(("one", text))

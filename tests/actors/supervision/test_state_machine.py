@@ -27,6 +27,7 @@ from lightllm_mp.actors.supervision.state_machine import (
 )
 from lightllm_mp.actors.topology import EMBEDDED
 from lightllm_mp.messages import (
+    ChatFacts,
     Drained,
     Facts,
     Failed,
@@ -67,9 +68,9 @@ def test_the_front_of_an_embedded_engine_is_an_actor_without_a_process() -> None
 
 def test_facts_are_put_together() -> None:
     server = started()
-    server.says("tokenizer", Ready(Facts(eos_ids=(7, 2), has_chat_template=True)))
+    server.says("tokenizer", Ready(Facts(eos_ids=(7, 2), chat=ChatFacts(template=True))))
     server.says("worker0", Ready(Facts(model_name="mock", eos_ids=(2, 5))))
-    assert server.machine.facts == Facts(model_name="mock", eos_ids=(2, 5, 7), has_chat_template=True)
+    assert server.machine.facts == Facts(model_name="mock", eos_ids=(2, 5, 7), chat=ChatFacts(template=True))
 
 
 def test_a_death_during_the_start_ends_it() -> None:

@@ -1,0 +1,207 @@
+"""POST /v1/chat/completions: the body, and what the engine is asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from msgspec.structs import replace
+
+from lightllm_mp.actors.http.context import unix_time
+from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
+from lightllm_mp.actors.http.dialects.chat_messages import FunctionTool, Name, ReadChat, read_messages, read_tools
+from lightllm_mp.actors.http.dialects.openai_fields import (
+    NULL,
+    OpenAIBody,
+    StreamOptions,
+    decode_body,
+    refuse,
+    request_terms,
+)
+from lightllm_mp.actors.http.dialects.reply import ReplyForm, reply_form
+from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.messages import ChatPrompt, Facts, Terms
+from lightllm_mp.parsers.tool import Tool
+from lightllm_mp.sampling_parameters import Count
+
+MAX_TEMPLATE = 1 << 16
+LARGE = frozenset(("messages", "tools"))
+
+
+class FunctionChoice(Struct, frozen=True, tag="function", tag_field="type"):
+    """This function must be called."""
+
+    class Named(Struct, frozen=True):
+        name: Name
+
+    function: Named
+
+
+class AllowedTools(Struct, frozen=True, tag="allowed_tools", tag_field="type"):
+    """Only these tools may, or must, be called."""
+
+    class Choice(Struct, frozen=True):
+        mode: Literal["auto", "required"]
+        tools: Annotated[list[FunctionChoice], Meta(min_length=1, max_length=128)]
+
+    allowed_tools: Choice
+
+
+class ChatBody(OpenAIBody, frozen=True):
+    messages: Raw
+    max_completion_tokens: Count | None = None
+    """Default: as many as fit. max_tokens is its older name."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Raw = NULL
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """A template's argument; "none" also switches its thinking off."""
+    response_format: Raw = NULL
+    verbosity: Literal["medium"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    audio: Raw = NULL
+    prediction: Raw = NULL
+    web_search_options: Raw = NULL
+    functions: Raw = NULL
+    function_call: Raw = NULL
+
+    chat_template: Annotated[str, Meta(max_length=MAX_TEMPLATE)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    separate_reasoning: bool | None = None
+    """False (SGLang's): the answer's reasoning stays in its text."""
+    include_reasoning: bool | None = None
+    """False (vLLM's): reasoning is left out of the answer."""
+
+
+_bodies = msgspec.json.Decoder(ChatBody)
+
+
+def chat_body(data: bytes) -> ChatBody:
+    """Raises InvalidRequest."""
+    body = decode_body(_bodies, data, LARGE)
+    why = "this server answers with text"
+    refuse(
+        audio=(body.audio, why),
+        web_search_options=(body.web_search_options, why),
+        prediction=(body.prediction, ""),
+        functions=(body.functions, "use tools"),
+        function_call=(body.function_call, "use tool_choice"),
+    )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.add_generation_prompt and body.continue_final_message:
+        message = "continue_final_message and add_generation_prompt exclude each other"
+        raise InvalidRequest(message, param="continue_final_message")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    return body
+
+
+class ChatRequest:
+    """A body that is being turned into a request of the engine. `facts`: of the model; `open_templates`: the operator
+    allows clients' templates."""
+
+    def __init__(self, body: ChatBody, facts: Facts, *, open_templates: bool) -> None:
+        self._body, self._facts = body, facts
+        if body.chat_template and not open_templates:
+            message = "this server does not take clients' templates (--allow-chat-template)"
+            raise InvalidRequest(message, param="chat_template")
+        self._tools = read_tools(body.tools)
+        self._kwargs = self._template_arguments()
+        self._reply = self._how_to_read()
+
+    async def read(self) -> ReadChat:
+        return await read_messages(self._body.messages)
+
+    def prompt(self, chat: ReadChat) -> ChatPrompt:
+        body = self._body
+        encode = msgspec.json.encode
+        return ChatPrompt(
+            encode(chat.messages),
+            encode([_as_template_takes_it(tool) for tool in self._tools]) if self._tools else b"",
+            encode(self._kwargs) if self._kwargs else b"",
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final=bool(body.continue_final_message),
+            template=body.chat_template or "",
+        )
+
+    def terms(self, tenant: bytes) -> Terms:
+        body = self._body
+        most = body.max_completion_tokens or body.max_tokens
+        if most == 0:
+            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        terms = request_terms(
+            body,
+            tenant,
+            max_tokens=most or max(self._facts.engine.max_context, 1),
+            top_logprobs=body.top_logprobs or 0,
+        )
+        if self._facts.chat.special_markers and not self._reply.plain:
+            return replace(terms, output=replace(terms.output, skip_special_tokens=False))
+        return terms
+
+    def form(self, model: str, *, numbered: bool, ignored: tuple[str, ...] = ()) -> ChatForm:
+        body = self._body
+        options = body.stream_options or StreamOptions()
+        return ChatForm(
+            stream=bool(body.stream),
+            created=unix_time(),
+            model=model,
+            numbered=numbered,
+            usage=bool(options.include_usage),
+            continuous_usage=bool(options.continuous_usage_stats),
+            logprobs=bool(body.logprobs),
+            reply=self._reply,
+            show_reasoning=body.include_reasoning is not False,
+            token_ids=bool(body.return_token_ids),
+            ignored=ignored,
+        )
+
+    def _how_to_read(self) -> ReplyForm:
+        body, tools = self._body, [_as_parser_takes_it(tool) for tool in self._tools]
+        known = {tool.name for tool in tools}
+        match body.tool_choice:
+            case "none":
+                tools = []
+            case FunctionChoice(function):
+                names = {function.name}
+            case AllowedTools(choice):
+                names = {tool.function.name for tool in choice.tools}
+            case choice:
+                names = known
+                if choice is not None and not tools:
+                    raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+        if body.tool_choice != "none":
+            if missing := names - known:
+                raise InvalidRequest(f"tool_choice: {min(missing)} is not one of the tools", param="tool_choice")
+            tools = [tool for tool in tools if tool.name in names]
+        thinking = self._kwargs.get("enable_thinking", self._kwargs.get("thinking"))
+        return reply_form(
+            self._facts.chat,
+            tools,
+            reasoning=body.separate_reasoning is not False,
+            thinking=thinking if isinstance(thinking, bool) else None,
+        )
+
+    def _template_arguments(self) -> dict[str, Any]:
+        body = self._body
+        effort: dict[str, Any] = {}
+        if body.reasoning_effort is not None:
+            effort = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
+        return effort | (body.chat_template_kwargs or {})
+
+
+def _as_parser_takes_it(tool: FunctionTool) -> Tool:
+    function = tool.function
+    return Tool(function.name, function.parameters, bool(function.strict))
+
+
+def _as_template_takes_it(tool: FunctionTool) -> dict[str, Any]:
+    function = {name: value for name, value in msgspec.to_builtins(tool.function).items() if value is not None}
+    return {"type": "function", "function": function}

@@ -1,0 +1,70 @@
+"""OpenAI's routes: /v1/chat/completions, /v1/models."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from lightllm_mp.actors.http.access_log import HEADER as REQUEST_ID
+from lightllm_mp.actors.http.arrival import Arrivals, Work
+from lightllm_mp.actors.http.context import Context, payer, tenant
+from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
+from lightllm_mp.actors.http.responses import encode
+from lightllm_mp.errors import InvalidRequest, NotFound
+
+
+class OpenAIRoutes:
+    def __init__(self, context: Context, arrivals: Arrivals) -> None:
+        self._context, self._arrivals = context, arrivals
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions"""
+        return await self._arrivals.answer(request, self._chat(request))
+
+    async def models(self, request: web.Request) -> web.Response:
+        """GET /v1/models"""
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """GET /v1/models/{id}"""
+        if request.match_info["id"] != self._context.model_name:
+            raise NotFound(f"this server has one model: {self._context.model_name}", param="model")
+        return _json(self._model())
+
+    async def _chat(self, request: web.Request) -> Work:
+        async with self._arrivals.receive(request) as data:
+            context = self._context
+            facts = context.frontend.facts
+            assert facts is not None, "a request that arrives was admitted"
+            asked = ChatRequest(chat_body(data), facts, open_templates=context.config.allow_chat_template)
+            chat = await asked.read()
+            try:
+                with context.media.arriving(tenant(request)) as take:
+                    images = await context.media.upload_all(chat.images, tenant(request), take, payer(request))
+            except InvalidRequest as error:
+                error.param = "messages"
+                raise
+            return Work(
+                asked.prompt(chat),
+                asked.terms(tenant(request)),
+                asked.form(
+                    context.model_name, numbered=REQUEST_ID in request.headers, ignored=tuple(sorted(chat.ignored))
+                ),
+                images=images,
+            )
+
+    def _model(self) -> dict[str, object]:
+        facts = self._context.frontend.facts
+        name = self._context.model_name
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._context.started,
+            "owned_by": "lightllm_mp",
+            "root": name,
+            "parent": None,
+            "max_model_len": facts.engine.max_context if facts else None,
+        }
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=encode(value), content_type="application/json")

@@ -1,0 +1,90 @@
+"""A call as a JSON object: {"name": "f", "arguments": {...}}."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lightllm_mp.parsers.delta_writer import DeltaWriter
+from lightllm_mp.parsers.json_text import decoded_string, json_object, json_value
+from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader
+
+_ARGUMENTS = ("arguments", "parameters")
+_KEYS = ("name", "type", "id", *_ARGUMENTS)
+
+
+def json_call(reader: TextReader, writer: DeltaWriter, names: Collection[str] | None = None) -> Parsing[None]:
+    """Reads one call. Its keys come in any order.
+
+    `names`: the calls that there are, where only the object itself tells a call from other text; it then has no other
+    keys. Malformed if it is no call.
+    """
+    yield from reader.expect("{")
+    seen: set[str] = set()
+    while True:
+        yield from reader.spaces()
+        key = yield from decoded_string(reader)
+        if names is not None and key not in _KEYS:
+            raise Malformed
+        yield from reader.spaces()
+        yield from reader.expect(":")
+        char = yield from reader.spaces()
+        if key == "name" and key not in seen:
+            name = yield from decoded_string(reader)
+            if names is not None and name not in names:
+                raise Malformed
+            writer.name(name)
+        elif key in _ARGUMENTS and seen.isdisjoint(_ARGUMENTS):
+            yield from _arguments(reader, writer, char)
+        else:
+            yield from json_value(reader, _ignore)
+        seen.add(key)
+        yield from reader.spaces()
+        if (yield from reader.expect(",", "}")) == "}":
+            writer.end_call()
+            return
+
+
+def _arguments(reader: TextReader, writer: DeltaWriter, char: str) -> Parsing[None]:
+    """An object, an object written as a string, or null for none."""
+    if char == "{":
+        yield from json_object(reader, writer.arguments)
+    elif char == '"':
+        writer.arguments((yield from object_in_string(reader)))
+    else:
+        yield from reader.expect("null")
+
+
+def object_in_string(reader: TextReader) -> Parsing[str]:
+    """Reads a JSON string that says a JSON object. Returns the object's text."""
+    text = yield from decoded_string(reader)
+    inner = TextReader()
+    inner.feed(text)
+    inner.ended = True
+    pieces: list[str] = []
+    for _ in json_object(inner, pieces.append):
+        pass
+    if inner.text[inner.at :].strip():
+        raise Malformed
+    return "".join(pieces)
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: str = "") -> Parsing[bool]:
+    """Lets `call` read one call, `read` of which is read. Returns whether there is a call.
+
+    If there is none, what it has read is content. A call that goes wrong after it began ends there. In both cases the
+    reader stands where it went wrong.
+    """
+    reader.record(read)
+    try:
+        yield from call
+    except Malformed:
+        begun = writer.begun
+        writer.abandon_call()
+        writer.content(reader.recorded())
+        return begun
+    reader.recorded()
+    return True

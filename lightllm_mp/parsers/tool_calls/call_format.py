@@ -1,0 +1,24 @@
+"""What a format of tool calls is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec import Struct
+
+from lightllm_mp.parsers.delta_writer import DeltaWriter
+from lightllm_mp.parsers.lark import LarkRules
+from lightllm_mp.parsers.text_reader import Parsing, TextReader
+from lightllm_mp.parsers.tool import Tool
+
+
+class CallFormat(Struct, frozen=True):
+    """`parse` reads content and calls up to the end of the text. `tools` are the request's, by name.
+
+    `markers` may be special tokens of a vocabulary. `calls` adds the rules of one call after another, or of one call
+    unless `parallel`, and returns their expression.
+    """
+
+    markers: tuple[str, ...]
+    parse: Callable[[TextReader, DeltaWriter, Mapping[str, Tool]], Parsing[None]]
+    calls: Callable[[LarkRules, Sequence[Tool], bool], str]

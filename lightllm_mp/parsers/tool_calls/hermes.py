@@ -1,0 +1,43 @@
+"""Hermes, Qwen 2.5 and Qwen 3: <tool_call>{"name": "f", "arguments": {...}}</tool_call>."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightllm_mp.parsers.delta_writer import DeltaWriter
+from lightllm_mp.parsers.json_call import attempt, json_call
+from lightllm_mp.parsers.lark import LarkRules, choice, literal
+from lightllm_mp.parsers.text_reader import Parsing, TextReader
+from lightllm_mp.parsers.tool import Tool
+from lightllm_mp.parsers.tool_calls.call_format import CallFormat
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) -> Parsing[None]:
+    while (yield from reader.until((BEGIN,), writer.content)):
+        if (yield from attempt(reader, writer, _call(reader, writer), BEGIN)):
+            yield from reader.spaces()
+            yield from reader.starts(END)
+
+
+def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
+    yield from reader.spaces()
+    yield from json_call(reader, writer)
+
+
+def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+    bodies = [
+        rules.rule(
+            f"body_{index}",
+            literal(f'\n{{"name": {literal(tool.name)}, "arguments": '),
+            rules.arguments(index, tool),
+            literal("}\n"),
+        )
+        for index, tool in enumerate(tools)
+    ]
+    call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
+    return f'{call} ("\\n" {call})*' if parallel else call
+
+
+HERMES = CallFormat((BEGIN, END), parse, calls)

@@ -1,0 +1,71 @@
+"""What the front must know of a model's chats to read its answers: found out once, at the tokenizer's start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from lightllm_mp.errors import ConfigError, EngineError
+from lightllm_mp.messages import ChatFacts
+from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning
+from lightllm_mp.parsers.reasoning import REASONING_FORMATS
+from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
+from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.tokenizer import Tokenizer
+
+NONE = "none"
+"""The name of a parser that is switched off."""
+
+
+def chat_facts(
+    tokenizer: Tokenizer, template: str | None, family: str, *, tool_calls: str | None, reasoning: str | None
+) -> ChatFacts:
+    """`tool_calls`, `reasoning`: the operator's names of formats; None: detect them, "none": there is none. ConfigError
+    if there is no such format."""
+    formats = detect_formats(template or "", family)
+    if tool_calls is not None:
+        formats = msgspec.structs.replace(formats, tool_calls=_chosen(tool_calls, CALL_FORMATS, "tool_call_parser"))
+    if reasoning is not None:
+        formats = msgspec.structs.replace(formats, reasoning=_chosen(reasoning, REASONING_FORMATS, "reasoning_parser"))
+    special = {}
+    for marker in marker_tokens(formats):
+        token = tokenizer.token_to_id(marker)
+        if token is not None and tokenizer.is_special(token):
+            special[marker] = token
+    return ChatFacts(
+        template=template is not None,
+        tool_calls=formats.tool_calls,
+        reasoning=formats.reasoning,
+        special_markers=special,
+        thinking=(
+            _thinks(tokenizer, template, formats, {}),
+            _thinks(tokenizer, template, formats, {"enable_thinking": True, "thinking": True}),
+            _thinks(tokenizer, template, formats, {"enable_thinking": False, "thinking": False}),
+        ),
+    )
+
+
+def _chosen(name: str, known: Mapping[str, object], param: str) -> str | None:
+    if name == NONE:
+        return None
+    if name not in known:
+        flag = "--" + param.replace("_", "-")
+        raise ConfigError(f"{flag} {name[:32]}: not one of {', '.join(sorted(known))}, {NONE}", param=param)
+    return name
+
+
+def _thinks(tokenizer: Tokenizer, template: str | None, formats: Formats, kwargs: dict[str, bool]) -> bool:
+    if template is None or formats.reasoning is None:
+        return False
+    try:
+        prompt = render_chat(
+            template,
+            [{"role": "user", "content": "Hello"}],
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+            kwargs=kwargs,
+        )
+    except EngineError:
+        return False
+    return opens_reasoning(formats, prompt)
