@@ -113,6 +113,8 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     print_eos_token: bool = False
+    prompt_texts: bool = False
+    """Prompt logprobs come with the texts of tokens."""
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
@@ -338,6 +340,10 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     top_logprobs: bytes = b""
     more: bool = False
     """Another piece follows."""
+    texts: tuple[str, ...] = ()
+    """The tokens' texts, where they are wanted; joined they are the prompt's text."""
+    top_texts: tuple[str, ...] = ()
+    """The alternatives' texts, in the order of `top_ids`."""
 
 
 class Pooled(Wire, tag="Pooled"):
@@ -479,6 +485,8 @@ class ChatFacts(Struct, frozen=True, array_like=True):
     """None: it does not reason."""
     special_markers: dict[str, int] = {}
     """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
+    fill_in_middle: tuple[str, ...] = ()
+    """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
     thinking: tuple[bool, bool, bool] = (False, False, False)
     """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
 

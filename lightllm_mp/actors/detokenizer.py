@@ -27,6 +27,7 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.detokenizer import IncrementalText
+from lightllm_mp.text.prompt_texts import PromptTexts
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -36,6 +37,7 @@ class _Sequence:
     text: IncrementalText | None
     count: int
     """Tokens produced so far."""
+    prompt: PromptTexts | None = None
 
 
 @dataclass(slots=True)
@@ -95,8 +97,8 @@ class DetokenizerActor(BlockingActor):
                 self._tokens(message)
             case Open(rid=rid):
                 self._open[rid] = self._opened(message)
-            case PromptLogprobs():
-                self.mailbox.post(self._front, message)
+            case PromptLogprobs(rid=rid):
+                self._prompt(self._open.get(rid), message)
             case Close(rid):
                 self._open.pop(rid, None)
 
@@ -115,6 +117,14 @@ class DetokenizerActor(BlockingActor):
             )
             text.replay(emitted)
         return _Sequence(opened, text, len(emitted))
+
+    def _prompt(self, sequence: _Sequence | None, message: PromptLogprobs) -> None:
+        if sequence is None or self._tokenizer is None or not sequence.opened.output.prompt_texts:
+            self.mailbox.post(self._front, message)
+            return
+        sequence.prompt = sequence.prompt or PromptTexts(self._tokenizer)
+        for piece in sequence.prompt.of(message):
+            self.mailbox.post(self._front, piece)
 
     def _tokens(self, message: Tokens) -> None:
         rids = np.frombuffer(message.rids, "<i8").tolist()

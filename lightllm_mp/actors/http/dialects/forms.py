@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
+from lightllm_mp.actors.http.dialects.completion_answer import CompletionForm
 from lightllm_mp.actors.http.dialects.native import NativeForm
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
 
-Form = NativeForm | ChatForm
+Form = NativeForm | ChatForm | CompletionForm
 
 encode_form = msgspec.msgpack.Encoder().encode
 _forms = msgspec.msgpack.Decoder(Form)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.http import schema
-from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import (
     MAX_ALLOWED,
@@ -90,6 +92,19 @@ class OpenAIBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
     """As vLLM's: a lower value is served first."""
     request_id: Label | None = None
+
+
+@contextmanager
+def openai_errors(prompt: str) -> Iterator[None]:
+    """Errors about a prompt or its images name the field that OpenAI's clients send, and have OpenAI's code."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param in ("inputs", "multimodal_params"):
+            error.param = prompt
+        if isinstance(error, PromptTooLong):
+            error.code = "context_length_exceeded"
+        raise
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):
