@@ -69,6 +69,18 @@ class ChatPrompt(Struct, frozen=True, array_like=True, gc=False):
         return len(self.messages) + len(self.tools) + len(self.kwargs) + len(self.template)
 
 
+class TextPair(Struct, frozen=True, array_like=True, gc=False):
+    """A query and a document, for a model that scores how well they go together."""
+
+    query: str
+    document: str
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.query) + len(self.document)
+
+
 class Sampling(Struct, frozen=True, array_like=True, gc=False):
     """How the next token is chosen. The front validates it; neutral values switch a rule off."""
 
@@ -217,7 +229,7 @@ class ImageFailed(Wire, tag="ImageFailed"):
 
 
 class Generate(Wire, tag="Generate"):
-    """A request. Exactly one of text, ids, chat is given."""
+    """A request. Exactly one of text, ids, chat, pair is given."""
 
     rid: int
     terms: Terms
@@ -228,6 +240,7 @@ class Generate(Wire, tag="Generate"):
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
     images: tuple[ImageInfo, ...] = ()
+    pair: TextPair | None = None
 
 
 class Count(Wire, tag="Count"):

@@ -91,9 +91,9 @@ class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The row is divided by its Euclidean length."""
     tokens: tuple[int, ...] = ()
     """(yes, no): the score is the difference of the logits that the head would give these ids."""
-    pairs: Literal["", "tokenizer", "qwen3"] = ""
-    """How a query and a document become one prompt: as the tokenizer joins two texts, or in the words of
-    Qwen3-Reranker. Empty: the model scores one text."""
+    pairs: str = ""
+    """How a query and a document become one prompt: `tokenizer`, as it joins two texts; `chat`, as the chat template
+    writes messages of these roles; else a text with {query} and {document}. Empty: the model scores one text."""
     raw: bool = False
     """A score for clients is the number itself, and not its sigmoid."""
     end_token: int | None = None

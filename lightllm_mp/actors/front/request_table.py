@@ -168,6 +168,7 @@ class RequestTable:
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
             chat=prompt if isinstance(prompt, say.ChatPrompt) else None,
+            pair=prompt if isinstance(prompt, say.TextPair) else None,
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms
+from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms, TextPair
 from lightllm_mp.vision.spec import IMAGE_ID
 
-Prompt = str | bytes | ChatPrompt
-"""Text, an int32 column of ids, or a chat."""
+Prompt = str | bytes | ChatPrompt | TextPair
+"""Text, an int32 column of ids, a chat, or a query and a document."""
 
 MODELS = {"embed": "an embedding model", "score": "a reward model"}
 DOES = {"generate": "produces text", "embed": "gives embeddings", "score": "gives scores"}
@@ -25,15 +25,17 @@ def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = Fa
     sampling = terms.sampling
     if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
+    _check_task(terms.task, limits.task, pair=isinstance(prompt, TextPair))
     check_prompt(prompt, limits, sees=sees)
-    _check_task(terms.task, limits.task)
     _check_column(sampling.stop_ids, limits, "stop_sequences")
     _check_column(sampling.bias_ids, limits, "logit_bias")
 
 
-def _check_task(asked: str, does: str) -> None:
+def _check_task(asked: str, does: str, *, pair: bool) -> None:
     if asked == does:
         return
+    if pair:
+        raise InvalidRequest(f"/v1/rerank and /v1/score need a reranking model, this one {DOES[does]}")
     if asked == "generate":
         raise InvalidRequest(f"this is {MODELS[does]}: it answers {ROUTES[does]} and produces no text")
     raise InvalidRequest(f"{ROUTES[asked]} needs {MODELS[asked]}, this one {DOES[does]}")
@@ -63,6 +65,10 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
         size, most, unit = len(prompt) // 4, limits.max_input, "tokens"
+    elif isinstance(prompt, TextPair):
+        if limits.pooled is None or not limits.pooled.pairs:
+            raise InvalidRequest("/v1/rerank and /v1/score need a reranking model, this one scores single texts")
+        size, most, unit = prompt.size, CHARS_PER_TOKEN * limits.max_input, "characters"
     elif isinstance(prompt, str):
         size, most, unit = len(prompt), CHARS_PER_TOKEN * limits.max_input, "characters"
     else:
@@ -73,8 +79,15 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
         )
     if isinstance(prompt, bytes):
         _check_column(prompt, limits, "inputs", IMAGE_ID if sees else None)
-    elif isinstance(prompt, str) and not _is_unicode(prompt):
+    elif not all(map(_is_unicode, _texts(prompt))):
         raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
+
+
+def _texts(prompt: Prompt) -> tuple[str, ...]:
+    """The texts of a prompt that are not checked yet: those of a chat have come through JSON."""
+    if isinstance(prompt, TextPair):
+        return prompt.query, prompt.document
+    return (prompt,) if isinstance(prompt, str) else ()
 
 
 def _is_unicode(text: str) -> bool:

@@ -14,6 +14,7 @@ from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
+from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
@@ -47,6 +48,7 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 def routes(
     generate: GenerateRoutes,
     openai: OpenAIRoutes,
+    pooled: EmbeddingRoutes,
     resume: ResumeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
@@ -56,6 +58,9 @@ def routes(
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
         Route(("POST",), ("/",), generate.either, "user"),
         Route(("POST",), ("/get_score",), generate.score, "user"),
+        Route(("POST",), ("/v1/embeddings",), pooled.embed, "user"),
+        Route(("POST",), ("/v1/rerank", "/v2/rerank", "/rerank"), pooled.rerank, "user"),
+        Route(("POST",), ("/v1/score", "/score"), pooled.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
         Route(("POST",), ("/v1/chat/completions",), openai.chat, "user"),
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
@@ -97,6 +102,7 @@ def create_app(
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
+        EmbeddingRoutes(context, arrivals),
         ResumeRoutes(context),
         StatusRoutes(context),
         exposition,

@@ -30,7 +30,7 @@ from lightllm_mp.sampling_parameters import (
     terms,
 )
 
-Body = TypeVar("Body", bound="OpenAIBody")
+Body = TypeVar("Body", bound=Struct)
 Label = Annotated[str, Meta(max_length=1024)]
 Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
 NULL = Raw(b"null")

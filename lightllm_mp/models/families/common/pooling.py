@@ -19,6 +19,15 @@ TAKES: dict[str, Take] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 """Modes of a Pooling module that are served."""
 FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 """Keys of older files whose mode is not what follows the first two words."""
+PAIRS = {
+    "qwen3": (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a '
+        "web search query, retrieve relevant passages that answer the query\n<Query>: {query}\n<Document>: {document}"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+}
+"""By family: how its rerankers are asked."""
 MATRYOSHKA = ("qwen3",)
 """Families whose embeddings may be cut, though their files do not say so."""
 
@@ -29,12 +38,12 @@ def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> Mo
     Raises ModelError for modules that are not served.
     """
     if spec.pooling is None and classifies(config):
-        spec = replace(spec, pooling=classifier(config, head="linear"))
+        spec = replace(spec, pooling=classifier(config, head="linear", pairs=PAIRS.get(spec.family, "")))
     modules = _modules(folder)
     if "Pooling" in modules:
         spec = replace(spec, pooling=_embedding(spec, config, folder, modules))
     elif "LogitScore" in modules:
-        spec = replace(spec, pooling=_token_score(spec, folder / modules["LogitScore"] / "config.json"))
+        spec = replace(spec, pooling=_token_score(spec, folder, modules["LogitScore"]))
     return replace(spec, max_context=_most_tokens(spec, folder)) if spec.pooling is not None else spec
 
 
@@ -117,12 +126,15 @@ def _shorter(config: Mapping[str, Any], family: str) -> tuple[int, ...] | None:
     return () if config.get("is_matryoshka", family in MATRYOSHKA) else None
 
 
-def _token_score(spec: ModelSpec, path: Path) -> PoolingSpec:
-    said = read_json(path)
+def _token_score(spec: ModelSpec, folder: Path, module: str) -> PoolingSpec:
+    said = read_json(folder / module / "config.json")
     yes, no = said.get("true_token_id"), said.get("false_token_id")
     if not (isinstance(yes, int) and isinstance(no, int) and 0 <= min(yes, no) <= max(yes, no) < spec.vocab):
-        raise ModelError(f"{path.parent.name}: two token ids of the vocabulary are needed, not {yes} and {no}")
-    return PoolingSpec(task="score", width=1, head="linear", tokens=(yes, no))
+        raise ModelError(f"{module}: two token ids of the vocabulary are needed, not {yes} and {no}")
+    template = folder / "chat_template.jinja"
+    chat = template.is_file() and "document" in template.read_text(errors="replace")
+    pairs = "chat" if chat else PAIRS.get(spec.family, "")
+    return PoolingSpec(task="score", width=1, head="linear", tokens=(yes, no), pairs=pairs)
 
 
 def _most_tokens(spec: ModelSpec, folder: Path) -> int:
