@@ -520,8 +520,9 @@ class Facts(Struct, frozen=True, array_like=True):
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
-        own = asdict(self)
-        return {**asdict(own.pop("engine")), **own, "chat": asdict(self.chat)}
+        own, pooled = asdict(self), self.engine.pooled
+        plain = {"chat": asdict(self.chat), "pooled": None if pooled is None else asdict(pooled)}
+        return {**asdict(own.pop("engine")), **own, **plain}
 
 
 class Ready(Wire, tag="Ready"):
