@@ -10,7 +10,8 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
-from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
+from lightllm_mp.plan import MAX_ROW, ROWS_BYTES
 from tests.scheduler.mock_worker import MockWorker
 
 VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
@@ -18,6 +19,7 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 
 class MockWorkerActor(BlockingActor):
     context, rows, step_tokens = CONTEXT, ROWS, STEP_TOKENS
+    pooled: PooledFacts | None = None
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
@@ -32,6 +34,7 @@ class MockWorkerActor(BlockingActor):
                 rows=self.rows,
                 step_tokens=self.step_tokens,
                 run_ahead=max(0, launch.config.engine.run_ahead),
+                pooled=self.pooled,
             ),
             model_name="mock",
             eos_ids=(0,),
@@ -44,7 +47,12 @@ class MockWorkerActor(BlockingActor):
 
     def _fresh(self) -> MockWorker:
         return MockWorker(
-            rows=self.rows, width=self.context, kv_tokens=self._kv_tokens, vocab_size=VOCABULARY, checks=False
+            rows=self.rows,
+            width=self.context + 1,
+            kv_tokens=self._kv_tokens,
+            vocab_size=VOCABULARY,
+            checks=False,
+            numbers=self.pooled.width if self.pooled is not None else 1,
         )
 
 
@@ -52,6 +60,13 @@ class LargeMockWorkerActor(MockWorkerActor):
     """With the default number of rows, and a context of 128k tokens."""
 
     context, rows, step_tokens = 1 << 17, 256, 8192
+
+
+class EmbeddingMockWorkerActor(MockWorkerActor):
+    """The longest rows, and as many in a step as its answer holds."""
+
+    pooled = PooledFacts("embed", MAX_ROW)
+    rows, step_tokens = ROWS_BYTES // (4 * MAX_ROW), 1 << 14
 
 
 class PacedLargeMockWorkerActor(LargeMockWorkerActor):

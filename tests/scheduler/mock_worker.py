@@ -39,7 +39,10 @@ class MockWorker:
         vocab_size: int,
         checks: bool = True,
         images: MockImages | None = None,
+        numbers: int = 1,
     ) -> None:
+        self._numbers = numbers
+        """Of a row that answers a prompt; all are its score."""
         self._vocab, self._checks = vocab_size, checks
         self._images = images
         self._tokens = np.full((rows, width), -1, np.int32)
@@ -114,7 +117,7 @@ class MockWorker:
             logprobs=logprob(ids).tobytes(),
             top=tuple(self._alternatives(rows, ids)),
             prompt=tuple(self._prompt_scores(work.seqs)),
-            pooled=score(digests[(work.seqs[:, 3] & POOL) != 0]).tobytes(),
+            pooled=score(digests[(work.seqs[:, 3] & POOL) != 0]).repeat(self._numbers).tobytes(),
         )
 
     def _alternatives(self, rows: np.ndarray, ids: np.ndarray) -> Iterable[tuple[int, bytes, bytes]]:
