@@ -27,10 +27,10 @@ from lightllm_mp.messages import (
     NeedMasks,
     Open,
     OpenGuide,
+    Pooled,
     Rejected,
     Release,
     Scheduled,
-    Scored,
     StepDone,
     StopMatched,
     Tokenized,
@@ -162,7 +162,7 @@ class RouterActor(BlockingActor):
         return not self._unsent
 
     def _listener(self, event: Wire) -> str:
-        if isinstance(event, Scheduled | Scored | Rejected):
+        if isinstance(event, Scheduled | Pooled | Rejected):
             return self._front
         if isinstance(event, Advance | NeedMasks | CloseGuide):
             return GUIDE

@@ -44,8 +44,8 @@ class Rows:
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that another sequence has computed."""
         self.tenant = np.zeros(n, np.int64)
-        self.scored = np.zeros(n, np.bool_)
-        """The prompt gets a score in place of an answer."""
+        self.pooled = np.zeros(n, np.bool_)
+        """The prompt gets a row of numbers in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
         self.guided = np.zeros(n, np.bool_)
         self.has_stop_ids = np.zeros(n, np.bool_)
@@ -67,7 +67,7 @@ class Rows:
         self.life[row], self.rid[row] = self._lives, sequence.rid
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
-        self.tenant[row], self.scored[row] = sequence.tenant, sequence.scored
+        self.tenant[row], self.pooled[row] = sequence.tenant, sequence.pooled
         self.guided[row] = sequence.guided
         # A constrained answer gets an end-of-sequence id only where it has to end.
         self.heeds_eos[row] = sequence.guided or not sequence.sampling.ignore_eos
