@@ -143,6 +143,8 @@ class Guide(Struct, frozen=True, array_like=True, gc=False):
     """JSON text of the schema; nothing for json_object; the regex; a JSON list of strings; the grammar."""
     after: str = ""
     """The constraint begins after this text, for example the end of reasoning; what stands before it is free."""
+    jump: bool = False
+    """Nobody sees logprobs, so ids that the constraint forces need no step of their own: they get logprob 0."""
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
@@ -345,9 +347,18 @@ class GuideReady(Wire, tag="GuideReady"):
 
 
 class Advance(Wire, tag="Advance"):
-    """Router -> guide: constrained answers go on with these ids."""
+    """Router -> guide: constrained answers go on with these ids. An answer that took forced ids comes several times."""
 
     rids: bytes
+    ids: bytes
+
+
+class Forced(Wire, tag="Forced"):
+    """Guide -> router: the answer goes on with these ids, because nothing else is allowed."""
+
+    rid: int
+    count: int
+    """Number of ids that the answer has before them."""
     ids: bytes
 
 
@@ -689,6 +700,7 @@ Message = (
     | OpenGuide
     | GuideReady
     | Advance
+    | Forced
     | NeedMasks
     | Masks
     | CloseGuide

@@ -22,6 +22,7 @@ from lightllm_mp.messages import (
     Embedded,
     EngineLimits,
     ErrorInfo,
+    Forced,
     GuideReady,
     ImageFailed,
     NeedMasks,
@@ -86,6 +87,8 @@ class RouterActor(BlockingActor):
             case GuideReady(rid):
                 if (compiled := self._compiling.pop(rid, None)) is not None:
                     self._add(*compiled)
+            case Forced():
+                self._scheduler.jumps.note(message)
             case Rejected(rid, error):
                 if (refused := self._compiling.pop(rid, None)) is not None:
                     self._reject(*refused, error)

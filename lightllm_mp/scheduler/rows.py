@@ -48,6 +48,8 @@ class Rows:
         """The prompt gets a row of numbers in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
         self.guided = np.zeros(n, np.bool_)
+        self.held = np.zeros(n, np.bool_)
+        """Decodes no further until its steps in flight are answered."""
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
@@ -85,6 +87,7 @@ class Rows:
     def vacate(self, sequence: Sequence) -> None:
         row, sequence.row = sequence.row, -1
         self.sequences[row] = None
+        self.held[row] = False
         self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
         heapq.heappush(self._free, row)
 
@@ -94,7 +97,7 @@ class Rows:
 
     def decoding(self) -> np.ndarray:
         """int64 [n] rows past their prefill with a token left to compute."""
-        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1))
+        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1) & ~self.held)
 
     def known(self, row: int) -> int:
         """How many of the row's ids have been confirmed."""

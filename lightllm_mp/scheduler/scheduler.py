@@ -37,6 +37,7 @@ from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import taken_tokens
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, failed_sequences, failure
+from lightllm_mp.scheduler.jumps import Jumps
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_chunks import PromptChunks
 from lightllm_mp.scheduler.prompt_images import Leases
@@ -70,6 +71,7 @@ class Scheduler:
         """A sequence was preempted and none has ended since."""
         self._arrivals = 0
         self._leases = Leases()
+        self.jumps = Jumps(limits, self._rows, self._live, self._counters)
         self._random = np.random.Generator(np.random.PCG64(0))
 
     # --- requests come and go -----------------------------------------------------------------------------------------
@@ -109,9 +111,8 @@ class Scheduler:
         if not keep_cache:
             self._kv.clear()
         state = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
-        for part in state:
+        for part in (*state, self._leases, self.jumps):
             part.clear()
-        self._leases.clear()
         self._held = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -122,6 +123,9 @@ class Scheduler:
 
         A plan needs no answer of an earlier step, because it names only rows and positions. When slots run out with a
         step in flight, the result is None, because that step's answer may free some."""
+        for sequence, events in self.jumps.take():
+            self._events += events
+            self._prefilling.add(sequence)
         decoding = self._decode()
         if decoding is None:
             return None

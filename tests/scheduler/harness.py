@@ -82,6 +82,7 @@ class Harness:
         self.scheduler, self.worker, self.depth = scheduler, worker, depth
         self.images = images or MockImages(scheduler.limits.vocab_size)
         self.guide = MockGuide(scheduler.limits.vocab_size)
+        self.guide.tell = scheduler.jumps.note
         self.plans: deque[bytes] = deque()
         self.requests: dict[int, Tokenized] = {}
         self.opened: dict[int, Open] = {}
