@@ -52,6 +52,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
             ranks=config.engine.tp,
             weights=config.model.load_format != "dummy",
             images=config.multimodal.enable_multimodal,
+            task=config.model.task,
         )
         listen = bind(config.http)
     except EngineError as error:

@@ -21,6 +21,7 @@ from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
 from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
@@ -63,7 +64,7 @@ def build_engine(
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
     group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
-        path,
+        ModelSource(path, model.task),
         device=device,
         dtype=dtype,
         progress=progress,
