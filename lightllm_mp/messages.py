@@ -513,8 +513,9 @@ class PooledFacts(Struct, frozen=True):
     """Numbers of a row; 1 for a score."""
     end_token: int = -1
     """Id that the prompt ends with; it is appended where it is missing; -1: none."""
-    whole_prompts: bool = False
-    """A prompt is computed in one step: its tokens see those after them."""
+    whole_prompts: int = 0
+    """A prompt is computed in one step, because its tokens see those after them; 0: in chunks. A step has at most so
+    many tokens, unless it has one prompt alone."""
     shorter: tuple[int, ...] | None = None
     """Lengths to which an embedding may be cut; (): any; None: it may not."""
     pairs: bool = False

@@ -72,9 +72,8 @@ class Engine:
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
         model = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        self._model = check_model(
-            model, ranks=config.engine.tp, weights=False, images=config.multimodal.enable_multimodal
-        )
+        images, task = config.multimodal.enable_multimodal, config.model.task
+        self._model = check_model(model, ranks=config.engine.tp, weights=False, images=images, task=task)
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)

@@ -22,6 +22,7 @@ from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
 from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
@@ -66,7 +67,7 @@ def build_engine(
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
     group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
-        path,
+        ModelSource(path, model.task),
         device=device,
         dtype=dtype,
         progress=progress,
@@ -77,7 +78,8 @@ def build_engine(
     spec = decoder.spec  # this rank's part
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
-    step_tokens = engine.batch_max_tokens or default_step_tokens(spec, engine, device)
+    usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
     budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
         # A restarted process must offer the size that it promised, whatever memory is free now.
@@ -94,13 +96,13 @@ def build_engine(
             kv_tokens=memory.kv_tokens,
             rows=engine.running_max_req_size,
             max_context=memory.max_context,
-            max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len, step_tokens),
+            max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len),
             step_tokens=step_tokens,
             vocab_size=spec.ids,
             prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
-            pooled=pooled_facts(spec),
+            pooled=pooled_facts(spec, usual_step),
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
@@ -112,16 +114,14 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
-def default_step_tokens(spec: ModelSpec, engine: EngineConfig, device: torch.device) -> int:
-    """Where prompts are computed whole, the longest one fits a step."""
-    least = STEP_TOKENS[device.type]
-    return least if spec.causal else max(least, min(spec.max_context, engine.max_req_total_len or spec.max_context))
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
+    """Tokens; where prompts are computed whole, the longest one is a step."""
+    return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 
-def longest_prompt(spec: ModelSpec, max_context: int, wanted: int | None, step_tokens: int) -> int:
-    """An answer of tokens needs room for one; a prompt that is computed whole fits a step."""
-    most = max_context if spec.pooling is not None else max_context - 1
-    return min(wanted or max_context, most, most if spec.causal else step_tokens)
+def longest_prompt(spec: ModelSpec, max_context: int, wanted: int | None) -> int:
+    """An answer of tokens needs room for one."""
+    return min(wanted or max_context, max_context if spec.pooling is not None else max_context - 1)
 
 
 def most_rows(spec: ModelSpec, wanted: int) -> int:
@@ -135,14 +135,14 @@ def keeps_prefixes(spec: ModelSpec) -> bool:
     return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
 
 
-def pooled_facts(spec: ModelSpec) -> PooledFacts | None:
+def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
     if (pooling := spec.pooling) is None:
         return None
     return PooledFacts(
         pooling.task,
         pooling.width,
         end_token=-1 if pooling.end_token is None else pooling.end_token,
-        whole_prompts=not spec.causal,
+        whole_prompts=0 if spec.causal else usual_step,
         shorter=pooling.shorter,
         pairs=bool(pooling.pairs),
         raw=pooling.raw,

@@ -22,8 +22,10 @@ MAX_CONFIG_BYTES = 16 << 20
 class ModelSource:
     """What a path holds, read when it is first asked for."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, task: str = "auto") -> None:
         self.path = Path(path)
+        self.task = task
+        """`ModelConfig.task`."""
 
     @staticmethod
     def of(model: ModelSource | Path | str) -> ModelSource:

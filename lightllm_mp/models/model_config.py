@@ -25,6 +25,8 @@ def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
     if source.language.is_dir():
         return hf_model(source)[1]
     if source.language.is_file():
+        if source.task != "auto":
+            raise ModelError(f"{source.language}: --task {source.task} needs a Hugging Face folder")
         return gguf_model(source.language)[1]
     raise ModelError(f"{source.language}: no such model folder or file")
 
@@ -40,7 +42,7 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
         config["generation_config"] = read_json(generation)
     spec = _mapped(family.read_hf, config, str(folder / "config.json"))
     with config_errors(str(folder)):
-        return family, with_pooling(spec, config, folder)
+        return family, with_pooling(spec, config, folder, source.task)
 
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:

@@ -16,20 +16,20 @@ class PromptChunks:
 
     def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory, moved: list[tuple[int, int, int, int]]) -> None:
         self._rows, self._kv, self._moved = rows, kv, moved
-        self._whole = limits.pooled is not None and limits.pooled.whole_prompts
+        self._whole = limits.pooled.whole_prompts if limits.pooled is not None else 0
 
     def take(self, prefilling: Iterable[Sequence], budget: int) -> dict[Sequence, int]:
         """Give prompts, in service order, slots for what a step of `budget` tokens computes. Returns the start of each
         sequence's chunk."""
-        return self._whole_prompts(prefilling, budget) if self._whole else self._parts(list(prefilling), budget)
+        return self._whole_prompts(prefilling) if self._whole else self._parts(list(prefilling), budget)
 
-    def _whole_prompts(self, prefilling: Iterable[Sequence], budget: int) -> dict[Sequence, int]:
+    def _whole_prompts(self, prefilling: Iterable[Sequence]) -> dict[Sequence, int]:
         """Slots for all tokens of prompts. The first that does not fit waits for the next step, and with it those
         behind it, so that no long prompt waits for ever."""
-        rows, starts = self._rows, dict[Sequence, int]()
+        rows, starts, budget = self._rows, dict[Sequence, int](), self._whole
         for sequence in prefilling:
             row, count = sequence.row, len(sequence.ids)
-            slots = self._kv.take(count) if count <= budget else None
+            slots = self._kv.take(count) if count <= budget or not starts else None
             if slots is None:
                 break
             rows.slots[row, :count] = slots

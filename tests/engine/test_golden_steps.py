@@ -71,13 +71,13 @@ class Run:
                 kv_tokens=kv_tokens,
                 rows=16,
                 max_context=context,
-                max_input=longest_prompt(spec, context, None, step_tokens),
+                max_input=longest_prompt(spec, context, None),
                 prompt_cache=keeps_prefixes(spec),
                 step_tokens=step_tokens,
                 eos_ids=(),
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
-                pooled=pooled_facts(spec),
+                pooled=pooled_facts(spec, step_tokens),
             )
         )
         self.ids: dict[int, list[int]] = {}

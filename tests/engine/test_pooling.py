@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from lightllm_mp.engine.build import keeps_prefixes, pooled_facts
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, longest_step, most_rows, pooled_facts
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.messages import EngineLimits, Pooled, Terms, Tokenized
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.plan import ROWS_BYTES
 from lightllm_mp.sampling_parameters import POOLED
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.models.runner import Runner
@@ -51,7 +54,7 @@ def embed(
         step_tokens=step_tokens,
         vocab_size=model.spec.ids,
         prompt_cache=keeps_prefixes(model.spec),
-        pooled=pooled_facts(model.spec),
+        pooled=pooled_facts(model.spec, step_tokens),
     )
     scheduler, rows = Scheduler(limits), {}
     for rid, ids in enumerate(prompts):
@@ -114,3 +117,38 @@ def test_lengths_that_an_embedding_may_be_cut_to(tmp_path):
     assert shorter("as the family") == ()
     assert shorter("none", is_matryoshka=False) is None
     assert shorter("listed", matryoshka_dimensions=[16, 32]) == (16, 32)
+
+
+def test_the_limits_of_prompts_and_steps():
+    encoder, decoder = read_model_config(GOLDENS / "bge_m3"), read_model_config(GOLDENS / "llama")
+    embedder = read_model_config(GOLDENS / "qwen3_embedding")
+    assert [longest_step(encoder, usual, most) for usual, most in ((64, None), (512, None), (64, 100))] == [
+        128,
+        512,
+        100,
+    ]
+    assert [longest_step(spec, 64, None) for spec in (decoder, embedder)] == [64, 64]
+    assert [longest_prompt(spec, 128, None) for spec in (encoder, embedder, decoder)] == [128, 128, 127]
+    assert [longest_prompt(spec, 128, 20) for spec in (encoder, embedder, decoder)] == [20, 20, 20]
+    assert [keeps_prefixes(spec) for spec in (encoder, embedder, decoder)] == [False, True, True]
+    facts = pooled_facts(encoder, 64)
+    assert facts is not None
+    assert (facts.task, facts.width, facts.whole_prompts) == ("embed", 64, 64)
+    assert pooled_facts(decoder, 64) is None
+
+
+def test_so_few_rows_that_an_answer_holds_them():
+    spec = read_model_config(GOLDENS / "qwen3_embedding")
+    assert most_rows(spec, 256) == 256
+    assert most_rows(spec, 1 << 20) * 4 * 64 == ROWS_BYTES
+    assert most_rows(read_model_config(GOLDENS / "llama"), 1 << 20) == 1 << 20
+
+
+@pytest.mark.parametrize("folder", ["qwen3_embedding", "bge_m3"])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_in_16_bits(folder, quantization):
+    golden = load_file(GOLDENS / folder / "golden.safetensors")
+    model = load_model(GOLDENS / folder, dtype=torch.bfloat16, quantization=quantization)
+    prompts = [golden[f"p{i}.input_ids"].tolist() for i in range(6)]
+    for i, row in enumerate(embed(model, prompts, step_tokens=200)):
+        assert float(row @ golden[f"p{i}.embedding"].numpy()) > 0.998

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,8 @@ from tests.scheduler.harness import Harness, harness, prompt, request
 from tests.scheduler.mock_worker import expected_score
 
 
-def encoder(depth: int = 0, **changes: object) -> Harness:
-    whole = PooledFacts("score", 1, whole_prompts=True)
+def encoder(depth: int = 0, **changes: Any) -> Harness:
+    whole = PooledFacts("score", 1, whole_prompts=changes.pop("usual", 100))
     return harness(depth, **{"pooled": whole, "step_tokens": 100, "max_input": 100, "prompt_cache": False, **changes})
 
 
@@ -44,6 +46,12 @@ def test_a_step_takes_whole_prompts_in_order() -> None:
     h = encoder()
     ask(h, {1: 60, 2: 90, 3: 10, 4: 10, 5: 5})
     assert [sorted(count for _, count in seqs) for seqs in steps(h)] == [[60], [10, 90], [5, 10]]
+
+
+def test_a_prompt_longer_than_the_usual_step_is_computed_alone() -> None:
+    h = encoder(usual=30)
+    ask(h, {1: 20, 2: 95, 3: 10, 4: 15, 5: 30, 6: 1})
+    assert [[count for _, count in seqs] for seqs in steps(h)] == [[20], [95], [10, 15], [30], [1]]
 
 
 def test_every_chunk_begins_at_the_first_token() -> None:

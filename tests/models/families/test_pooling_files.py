@@ -6,8 +6,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.model_files.model_source import ModelSource
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.families.common.pooling import PAIRS
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.models.spec import PoolingSpec
 from tests.models.golden import GOLDENS
@@ -22,7 +26,7 @@ def test_the_golden_folders():
     embedding = read_model_config(GOLDENS / "qwen3_embedding").pooling
     assert embedding == PoolingSpec(task="embed", width=64, take="last", normalize=True, shorter=())
     score = read_model_config(GOLDENS / "qwen3_reranker").pooling
-    assert score == PoolingSpec(task="score", width=1, head="linear", tokens=(93, 21))
+    assert score == PoolingSpec(task="score", width=1, head="linear", tokens=(93, 21), pairs=PAIRS["qwen3"])
     assert read_model_config(GOLDENS / "qwen3").pooling is None
 
 
@@ -69,6 +73,12 @@ def test_a_token_score_needs_two_tokens(tmp_path, tokens):
     (folder / "1_LogitScore/config.json").write_text(json.dumps(tokens))
     with pytest.raises(ModelError, match="two token ids"):
         read_model_config(folder)
+
+
+def test_a_chat_template_of_queries_and_documents(tmp_path):
+    folder = shutil.copytree(GOLDENS / "qwen3_reranker", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }} document{% endfor %}")
+    assert read_model_config(folder).pooling.pairs == "chat"
 
 
 def test_the_longest_text(folder):
@@ -118,3 +128,35 @@ def test_a_cross_encoder(tmp_path, changes, raw):
 def test_encoders_that_are_refused(tmp_path, changes, reason):
     with pytest.raises(ModelError, match=reason):
         encoder(tmp_path, CROSS_ENCODER | changes)
+
+
+# --- --task -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_model_that_embeds():
+    source = ModelSource(GOLDENS / "qwen3", "embed")
+    spec = load_model(source, dtype=torch.float32).spec
+    assert spec.pooling == PoolingSpec(task="embed", width=spec.hidden, normalize=True, shorter=())
+
+
+def test_an_older_folder_of_the_reranker(tmp_path):
+    folder = shutil.copytree(GOLDENS / "qwen3_reranker", tmp_path / "model")
+    (folder / "modules.json").unlink()
+    assert read_model_config(folder).pooling is None
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"yes": 93, "no": 21}}}))
+    pooling = read_model_config(ModelSource(folder, "score")).pooling
+    assert pooling == PoolingSpec(task="score", width=1, head="linear", tokens=(93, 21), pairs=PAIRS["qwen3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "reason"),
+    [
+        ("qwen3_reranker", "embed", "--task embed: by its files the model is one for the task score"),
+        ("bge_m3", "score", "--task score: by its files the model is one for the task embed"),
+        ("llama", "score", "models of the family llama are no rerankers"),
+        ("qwen3", "score", "tokenizer.json"),
+    ],
+)
+def test_tasks_that_a_model_does_not_do(name, task, reason):
+    with pytest.raises(ModelError, match=reason):
+        read_model_config(ModelSource(GOLDENS / name, task))

@@ -32,10 +32,10 @@ MATRYOSHKA = ("qwen3",)
 """Families whose embeddings may be cut, though their files do not say so."""
 
 
-def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> ModelSpec:
-    """The spec with the pooling that the folder's files say; without such files it is as the family has read it.
+def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str = "auto") -> ModelSpec:
+    """The spec with the pooling that the folder's files say, else `task` (see `ModelConfig`), else the family.
 
-    Raises ModelError for modules that are not served.
+    Raises ModelError for modules that are not served, and where the model does not do the task.
     """
     if spec.pooling is None and classifies(config):
         spec = replace(spec, pooling=classifier(config, head="linear", pairs=PAIRS.get(spec.family, "")))
@@ -44,7 +44,24 @@ def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> Mo
         spec = replace(spec, pooling=_embedding(spec, config, folder, modules))
     elif "LogitScore" in modules:
         spec = replace(spec, pooling=_token_score(spec, folder, modules["LogitScore"]))
-    return replace(spec, max_context=_most_tokens(spec, folder)) if spec.pooling is not None else spec
+    elif spec.pooling is None and task != "auto":
+        spec = replace(spec, pooling=_told(spec, config, folder, task))
+    if spec.pooling is None:
+        return spec
+    if task not in ("auto", spec.pooling.task):
+        raise ModelError(f"--task {task}: by its files the model is one for the task {spec.pooling.task}")
+    return replace(spec, max_context=_most_tokens(spec, folder))
+
+
+def _told(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str) -> PoolingSpec:
+    """What the operator says of a folder without files about pooling."""
+    if task == "embed":
+        return PoolingSpec(task="embed", width=spec.hidden, normalize=True, shorter=_shorter(config, spec.family))
+    if spec.family not in PAIRS:
+        raise ModelError(f"--task score: models of the family {spec.family} are no rerankers")
+    vocabulary = read_json(folder / "tokenizer.json")["model"]["vocab"]
+    tokens = int(vocabulary["yes"]), int(vocabulary["no"])
+    return PoolingSpec(task="score", width=1, head="linear", tokens=tokens, pairs=PAIRS[spec.family])
 
 
 def classifies(config: Mapping[str, Any]) -> bool:
