@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
-from lightllm_mp.actors.http.dialects.blocks import Block, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
+from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.reply import ReplyForm
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
@@ -111,7 +111,7 @@ class MessageWriter(AnswerWriter):
             case BlockBegin(block):
                 begin = b',"index":%d,"content_block":%b' % (block.index, encode(_empty(block)))
                 yield _event(b"content_block_start", begin)
-            case BlockText(Block(index, kind), text):
+            case BlockText(AnswerBlock(index, kind), text):
                 match kind:
                     case "text":
                         yield _delta(index, b"text_delta", b"text", text)
@@ -171,7 +171,7 @@ class MessageWriter(AnswerWriter):
         thinking = {"thinking_tokens": self._blocks.reply.reasoning_tokens if produced else 0}
         return MessageUsage(self._answer.prompt_tokens - cached, 0, cached, produced, thinking)
 
-    def _signature(self, block: Block) -> str:
+    def _signature(self, block: AnswerBlock) -> str:
         """Clients send it back; it names the thoughts, and nobody checks it."""
         return hashlib.blake2b(f"{self._live.label}:{block.index}".encode(), digest_size=24).hexdigest()
 
@@ -218,7 +218,7 @@ def _closed(text: str) -> str:
     return closed
 
 
-def _empty(block: Block) -> dict[str, Any]:
+def _empty(block: AnswerBlock) -> dict[str, Any]:
     match block.kind:
         case "text":
             return {"type": "text", "text": ""}

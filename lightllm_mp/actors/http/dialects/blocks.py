@@ -12,7 +12,7 @@ from lightllm_mp.actors.http.dialects.reply import ReplyForm, ReplyReader
 from lightllm_mp.parsers.deltas import Content, Reasoning, ToolArguments, ToolCallBegin
 
 
-class Block(Struct, frozen=True, gc=False):
+class AnswerBlock(Struct, frozen=True, gc=False):
     index: int
     """0, 1, ... within the answer."""
     kind: Literal["reasoning", "text", "call"]
@@ -22,18 +22,18 @@ class Block(Struct, frozen=True, gc=False):
 
 
 class BlockBegin(Struct, frozen=True):
-    block: Block
+    block: AnswerBlock
 
 
 class BlockText(Struct, frozen=True):
     """A piece of the block's text; of a call, of the JSON text of its arguments."""
 
-    block: Block
+    block: AnswerBlock
     text: str
 
 
 class BlockEnd(Struct, frozen=True):
-    block: Block
+    block: AnswerBlock
 
 
 BlockStep: TypeAlias = BlockBegin | BlockText | BlockEnd
@@ -44,7 +44,7 @@ class BlockReader:
 
     def __init__(self, form: ReplyForm, answer: Answer) -> None:
         self.reply = ReplyReader(form, answer)
-        self._open: Block | None = None
+        self._open: AnswerBlock | None = None
         self._next = 0
 
     def read(self, event: Event) -> Iterator[BlockStep]:
@@ -73,6 +73,6 @@ class BlockReader:
 
     def _begin(self, kind: Literal["reasoning", "text", "call"], id: str = "", name: str = "") -> Iterator[BlockStep]:
         yield from self.end()
-        self._open = Block(self._next, kind, id, name)
+        self._open = AnswerBlock(self._next, kind, id, name)
         self._next += 1
         yield BlockBegin(self._open)
