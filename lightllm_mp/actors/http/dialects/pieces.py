@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.errors import InvalidRequest
 
 PIECE = 1 << 16
 """Bytes that are decoded while other clients wait."""
+MAX_ITEMS = 10_000
+"""Of a list: messages of a chat, parts of a message."""
 LEAST = 64
 """Bytes that a short piece counts as: it takes as long."""
 
 T = TypeVar("T")
 _list = msgspec.json.Decoder(list[Raw])
+
+
+@cache
+def _bounded() -> msgspec.json.Decoder[Any]:
+    """Of a list. It stops at the first item too many."""
+    fields = [(f"item{number}", Raw | UnsetType, UNSET) for number in range(MAX_ITEMS)]
+    return msgspec.json.Decoder(msgspec.defstruct("_Bounded", fields, array_like=True, forbid_unknown_fields=True))
 
 
 class PieceReader:
@@ -36,11 +46,14 @@ class PieceReader:
             error.param = self.param
             raise
 
-    async def items(self, raw: Raw, most: int | None = None) -> AsyncIterator[Raw]:
-        """The items of a list. Raises InvalidRequest for more than `most`."""
+    async def items(self, raw: Raw, most: int = MAX_ITEMS) -> AsyncIterator[Raw]:
+        """The items of a list. Raises InvalidRequest for more than `most`, or MAX_ITEMS."""
         await self._pause(raw)
-        found = self.decode(_list, raw)
-        if most is not None and len(found) > most:
+        if memoryview(raw).nbytes > PIECE:
+            found = [item for item in msgspec.structs.astuple(self.decode(_bounded(), raw)) if item is not UNSET]
+        else:
+            found = self.decode(_list, raw)
+        if len(found) > most:
             raise self.wrong(f"more than {most} items")
         for item in found:
             await self._pause(item)
