@@ -17,6 +17,9 @@ from msgspec.structs import asdict
 
 from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
 
+LONGEST_CUT = 1 << 16
+"""Tokens of the longest prompt that is cut where cutting is allowed, however short the longest possible one is."""
+
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Base of all messages."""
@@ -110,9 +113,12 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
     """Leave the stop string at the end of the text (default: trimmed)."""
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
+    """None: as the server's flag says."""
     spaces_between_special_tokens: bool = True
     print_eos_token: bool = False
+    prompt_texts: bool = False
+    """Prompt logprobs come with the texts of tokens."""
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
@@ -336,6 +342,10 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     top_logprobs: bytes = b""
     more: bool = False
     """Another piece follows."""
+    texts: tuple[str, ...] = ()
+    """The tokens' texts, where they are wanted; joined they are the prompt's text."""
+    top_texts: tuple[str, ...] = ()
+    """The alternatives' texts, in the order of `top_ids`."""
 
 
 class Scored(Wire, tag="Scored"):
@@ -428,6 +438,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Requests are scored, not continued."""
     reward_token: int = -1
     """Id that the prompt of a scored sequence ends with; -1: none."""
+    long_truncation_mode: str = ""
+    """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
     @property
     def running(self) -> int:
@@ -438,6 +450,11 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     def width(self) -> int:
         """Most ids of one sequence. The last id is never computed, so it needs no slot."""
         return min(self.max_context, self.kv_tokens + 1)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt that a client may send, for it may be cut; 0: not known yet."""
+        return max(self.max_input, LONGEST_CUT) if self.max_input and self.long_truncation_mode else self.max_input
 
     def rope_class(self, prompt_tokens: int) -> int:
         """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""
@@ -454,6 +471,8 @@ class ChatFacts(Struct, frozen=True, array_like=True):
     """None: it does not reason."""
     special_markers: dict[str, int] = {}
     """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
+    fill_in_middle: tuple[str, ...] = ()
+    """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
     thinking: tuple[bool, bool, bool] = (False, False, False)
     """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
 

@@ -66,6 +66,7 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_ALLOWED)] | None = None
     """No other id is ever sampled."""
     skip_special_tokens: bool | None = None
+    """Default: true, or false with the server's flag --no-skipping-special-tokens."""
     add_special_tokens: bool | None = None
     add_spaces_between_special_tokens: bool | None = None
     print_eos_token: bool | None = None
@@ -128,11 +129,11 @@ def sampling(p: RequestParameters) -> Sampling:
 
 
 def output(p: RequestParameters) -> Output:
-    """The detokenizer's rules. skip_special_tokens defaults to True, as users expect and LightLLM did until 2025."""
+    """The detokenizer's rules. The server's flag decides whether special tokens are skipped by default."""
     return Output(
         stop=_stop_strings(p),
         keep_stop=bool(p.include_stop_str_in_output),
-        skip_special_tokens=_or(p.skip_special_tokens, True),
+        skip_special_tokens=p.skip_special_tokens,
         spaces_between_special_tokens=_or(p.add_spaces_between_special_tokens, True),
         print_eos_token=bool(p.print_eos_token),
     )

@@ -27,6 +27,7 @@ from lightllm_mp.messages import (
     Wire,
 )
 from lightllm_mp.text.detokenizer import IncrementalText
+from lightllm_mp.text.prompt_texts import PromptTexts
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -36,6 +37,7 @@ class _Sequence:
     text: IncrementalText | None
     count: int
     """Tokens produced so far."""
+    prompt: PromptTexts | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class DetokenizerActor(BlockingActor):
         self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
+        self._skips = not launch.config.http.no_skipping_special_tokens
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
@@ -95,8 +98,8 @@ class DetokenizerActor(BlockingActor):
                 self._tokens(message)
             case Open(rid=rid):
                 self._open[rid] = self._opened(message)
-            case PromptLogprobs():
-                self.mailbox.post(self._front, message)
+            case PromptLogprobs(rid=rid):
+                self._prompt(self._open.get(rid), message)
             case Close(rid):
                 self._open.pop(rid, None)
 
@@ -108,13 +111,21 @@ class DetokenizerActor(BlockingActor):
             text = IncrementalText(
                 self._tokenizer,
                 prompt_tail=np.frombuffer(opened.prompt_tail, "<i4").tolist(),
-                skip_special_tokens=output.skip_special_tokens,
+                skip_special_tokens=self._skips if output.skip_special_tokens is None else output.skip_special_tokens,
                 spaces_between_special_tokens=output.spaces_between_special_tokens,
                 stop=output.stop,
                 keep_stop=output.keep_stop,
             )
             text.replay(emitted)
         return _Sequence(opened, text, len(emitted))
+
+    def _prompt(self, sequence: _Sequence | None, message: PromptLogprobs) -> None:
+        if sequence is None or self._tokenizer is None or not sequence.opened.output.prompt_texts:
+            self.mailbox.post(self._front, message)
+            return
+        sequence.prompt = sequence.prompt or PromptTexts(self._tokenizer)
+        for piece in sequence.prompt.of(message):
+            self.mailbox.post(self._front, piece)
 
     def _tokens(self, message: Tokens) -> None:
         rids = np.frombuffer(message.rids, "<i8").tolist()
@@ -160,10 +171,11 @@ class DetokenizerActor(BlockingActor):
     def _text_of(self, state: IncrementalText, opened: Open, token: int, finish: int) -> str:
         assert self._tokenizer is not None
         ends = finish == STOP and token in self._eos
-        text = "" if ends else state.push(token)
+        text = "" if ends and not state.stops_at(token) else state.push(token)
         if finish != RUNNING:
             text += state.finish()
-        if ends and opened.output.print_eos_token:
+        kept = state.stops_at(token) and opened.output.keep_stop
+        if ends and opened.output.print_eos_token and not kept:
             text += self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 

@@ -75,8 +75,8 @@ def _ignore(text: str) -> None:
 def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: str = "") -> Parsing[bool]:
     """Lets `call` read one call, `read` of which is read. Returns whether there is a call.
 
-    If there is none, what it has read is content. A call that goes wrong after it began ends there. In both cases the
-    reader stands where it went wrong.
+    If there is none, what it has read is content. A call that goes wrong after it began ends there; what was read but
+    not handed on is content, unless the text ends there. The reader stands where it went wrong.
     """
     reader.record(read)
     try:
@@ -84,7 +84,9 @@ def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: 
     except Malformed:
         begun = writer.begun
         writer.abandon_call()
-        writer.content(reader.recorded())
+        rest = reader.recorded()
+        if not begun or (rest.strip() and not reader.at_end):
+            writer.content(rest)
         return begun
     reader.recorded()
     return True

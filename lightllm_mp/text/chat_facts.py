@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -14,6 +14,14 @@ from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
 from lightllm_mp.text.chat import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer
 
+FILL_IN_MIDDLE = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+)
+"""The tokens around a prompt and its suffix, of the models that can fill in between them."""
 NONE = "none"
 """The name of a parser that is switched off."""
 
@@ -38,12 +46,17 @@ def chat_facts(
         tool_calls=formats.tool_calls,
         reasoning=formats.reasoning,
         special_markers=special,
+        fill_in_middle=next((form for form in FILL_IN_MIDDLE if _knows(tokenizer, form)), ()),
         thinking=(
             _thinks(tokenizer, template, formats, {}),
             _thinks(tokenizer, template, formats, {"enable_thinking": True, "thinking": True}),
             _thinks(tokenizer, template, formats, {"enable_thinking": False, "thinking": False}),
         ),
     )
+
+
+def _knows(tokenizer: Tokenizer, tokens: Sequence[str]) -> bool:
+    return all(tokenizer.token_to_id(token) is not None for token in tokens)
 
 
 def _chosen(name: str, known: Mapping[str, object], param: str) -> str | None:

@@ -32,6 +32,7 @@ class MockWorkerActor(BlockingActor):
                 rows=self.rows,
                 step_tokens=self.step_tokens,
                 run_ahead=max(0, launch.config.engine.run_ahead),
+                long_truncation_mode=launch.config.engine.long_truncation_mode or "",
             ),
             model_name="mock",
             eos_ids=(0,),

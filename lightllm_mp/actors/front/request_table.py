@@ -157,8 +157,9 @@ class RequestTable:
         keep: float = 0.0,
     ) -> LiveRequest:
         """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Its
-        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`: see LiveRequest. Raises InvalidRequest, PayloadTooLarge,
-        PromptTooLong, Overloaded or Unavailable. Later the consumer may get QueueTimeout or DeadlineExceeded."""
+        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`: see LiveRequest. Raises
+        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine

@@ -14,7 +14,8 @@ from lightllm_mp.errors import InvalidRequest, NotFound, SlowReader
 
 class RetainedRequests:
     """Keeps each request for `seconds`, or its own `keep`, then drops it. Where memory is short, or they have more than
-    `most` bytes, the oldest of the tenant that keeps most goes first. `on_drop` is told of every request that nobody can come back to any more."""
+    `most` bytes, the oldest of the tenant that keeps most goes first. `on_drop` is told of every request that nobody
+    can come back to any more."""
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT, is_anthropic
+from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.sockets.connection import Connection
 
@@ -83,7 +84,7 @@ def fields(request: web.Request, status: int, begin: float, seconds: float) -> d
         "path": request.rel_url.raw_path[:128],
         "status": status,
     }
-    live: LiveRequest | None = request.get(LIVE)
+    live: LiveRequest | LiveGroup | None = request.get(LIVE)
     if live is not None:
         found |= _generation(live, begin)
     failure = live.error.code if live is not None and live.error is not None else request.get(FAILURE)
@@ -94,7 +95,7 @@ def fields(request: web.Request, status: int, begin: float, seconds: float) -> d
     return found | {"total_ms": _ms(seconds)}
 
 
-def _generation(live: LiveRequest, begin: float) -> dict[str, Any]:
+def _generation(live: LiveRequest | LiveGroup, begin: float) -> dict[str, Any]:
     first, last = live.answers[0], max(answer.last for answer in live.answers)
     found: dict[str, Any] = {
         "prompt": first.prompt_tokens,

@@ -60,6 +60,7 @@ def routes(
         Route(("POST",), ("/get_score",), generate.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
         Route(("POST",), ("/v1/chat/completions",), openai.chat, "user"),
+        Route(("POST",), ("/v1/completions",), openai.complete, "user"),
         Route(LOOK, ("/v1/models",), openai.models, "user"),
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
         Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),

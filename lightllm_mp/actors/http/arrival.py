@@ -19,11 +19,12 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
-from lightllm_mp.actors.http.delivery import deliver
+from lightllm_mp.actors.http.delivery import deliver, send
 from lightllm_mp.actors.http.dialects.forms import encode_form
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
 from lightllm_mp.actors.http.image_inputs import ImageItem
-from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.actors.http.live_group import LiveGroup
+from lightllm_mp.errors import EngineError, InvalidRequest
 from lightllm_mp.messages import Facts, ImageInfo, Terms
 
 
@@ -48,7 +49,7 @@ class Arrivals:
     def max_input(self) -> int:
         """The longest prompt in tokens; 0 before the engine has begun."""
         facts = self._frontend.facts
-        return facts.engine.max_input if facts else 0
+        return facts.engine.longest_prompt if facts else 0
 
     @property
     def facts(self) -> Facts:
@@ -79,7 +80,24 @@ class Arrivals:
         """Answer with the work that arrives."""
         return await deliver(request, self.submit(request, await work))
 
-    def submit(self, request: web.Request, work: Work) -> LiveRequest:
+    async def answer_all(self, request: web.Request, works: Awaitable[Sequence[Work]]) -> web.StreamResponse:
+        """Answer with several works of one form as one."""
+        many = await works
+        if len(many) == 1:
+            return await deliver(request, self.submit(request, many[0]))
+        found = list[LiveRequest]()
+        try:
+            for work in many:
+                found.append(self.submit(request, work, label=""))
+        except EngineError:
+            for live in found:
+                live.close()
+            raise
+        group, form = LiveGroup(found, request[LABEL]), many[0].form
+        return await send(request, group, form, form.group_writer(group))
+
+    def submit(self, request: web.Request, work: Work, *, label: str | None = None) -> LiveRequest:
+        """`label`: the client can come back by it; empty: it cannot; default: the request's own."""
         return self._frontend.submit(
             work.prompt,
             work.terms,
@@ -87,7 +105,7 @@ class Arrivals:
             images=work.images,
             stream=work.form.streamed,
             deadline=request[DEADLINE],
-            label=request[LABEL],
+            label=request[LABEL] if label is None else label,
             form=encode_form(work.form),
         )
 

@@ -11,7 +11,8 @@ from aiohttp import web
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.context import LIVE
 from lightllm_mp.actors.http.dialects.forms import decode_form
-from lightllm_mp.actors.http.dialects.writer import AnswerWriter
+from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -22,17 +23,23 @@ JSON_BYTES = 1 << 18
 
 async def deliver(request: web.Request, live: LiveRequest) -> web.StreamResponse:
     """Answer `request` with `live`, and give `live` back whatever happens. Raises errors that precede the answer."""
+    form = decode_form(live.form)
+    return await send(request, live, form, form.writer(live))
+
+
+async def send(
+    request: web.Request, live: LiveRequest | LiveGroup, form: AnswerForm, writer: AnswerWriter
+) -> web.StreamResponse:
+    """The same with a given writer."""
     request[LIVE] = live
     try:
-        form = decode_form(live.form)
-        send = _stream if form.streamed else _whole
-        return await send(request, live, form.writer(live), form.headers)
+        return await (_stream if form.streamed else _whole)(request, live, writer, form.headers)
     finally:
         live.close()
 
 
 async def _stream(
-    request: web.Request, live: LiveRequest, writer: AnswerWriter, headers: Mapping[str, str]
+    request: web.Request, live: LiveRequest | LiveGroup, writer: AnswerWriter, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """Server-sent events, each in its own chunk and write. The status is sent with the first event, so that a refused
     request gets the right one; a later error becomes an event."""
@@ -70,7 +77,7 @@ async def _stream(
 
 
 async def _whole(
-    request: web.Request, live: LiveRequest, writer: AnswerWriter, headers: Mapping[str, str]
+    request: web.Request, live: LiveRequest | LiveGroup, writer: AnswerWriter, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """One JSON body. A large one is encoded and sent in pieces, and others are served between them."""
     pieces = writer.whole(await live.answer())

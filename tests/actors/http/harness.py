@@ -199,22 +199,26 @@ class Site:
 
 
 def parse(data: bytes) -> list[dict]:
-    """The events of a stream; see `numbered`."""
-    return [event for _, event in numbered(data)]
+    """The events of a stream, whether or not they have numbers."""
+    return [event for _, event in _events(data)]
 
 
 def numbered(data: bytes) -> list[tuple[int | None, dict]]:
-    """(id, event) of a stream; each has a line `id:` unless it is an error, then `data:` without a space, and ends with
-    a blank line."""
+    """(id, event) of a stream; each has a line `id:` unless it is an error."""
+    events = _events(data)
+    assert all((number is None) == ("error" in event) for number, event in events)
+    return events
+
+
+def _events(data: bytes) -> list[tuple[int | None, dict]]:
+    """An event may begin with a line `id:`, has one `data:` without a space, and ends with a blank line."""
     chunks = data.decode().split("\n\n")
     assert chunks.pop() == ""
     found = []
     for chunk in chunks:
         *ids, line = chunk.split("\n")
         assert line.startswith("data:{")
-        event = json.loads(line[5:])
-        assert len(ids) == ("error" not in event)
-        found.append((int(ids[0].removeprefix("id:")) if ids else None, event))
+        found.append((int(ids[0].removeprefix("id:")) if ids else None, json.loads(line[5:])))
     return found
 
 
@@ -242,7 +246,10 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.ssl_certfile))
     try:
         timeout = aiohttp.ClientTimeout(total=10)
-        async with aiohttp.ClientSession(base, connector=trust, timeout=timeout, auto_decompress=False) as session:
+        headers = {"Accept": "text/event-stream, application/json"}
+        async with aiohttp.ClientSession(
+            base, connector=trust, timeout=timeout, auto_decompress=False, headers=headers
+        ) as session:
             yield Site(session, engine, frontend, port.address)
     finally:
         ticking.cancel()

@@ -118,7 +118,8 @@ def test_a_conversation_goes_back_as_clients_got_it():
 def test_a_client_that_comes_back_gets_the_rest():
     async def body(s: Site):
         asked = {"messages": HELLO, "tools": [WEATHER], "stream": True, "stream_options": {"include_usage": True}}
-        async with s.session.post(CHAT, json=asked, headers={"X-Request-Id": "mine"}) as response:
+        headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
+        async with s.session.post(CHAT, json=asked, headers=headers) as response:
             data = await response.read()
         whole = chunks(data)
         blocks = data.split(b"\n\n")

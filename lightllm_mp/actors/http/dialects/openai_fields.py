@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.http import schema
-from lightllm_mp.errors import InvalidRequest
+from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import (
     MAX_ALLOWED,
@@ -92,6 +94,19 @@ class OpenAIBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     request_id: Label | None = None
 
 
+@contextmanager
+def openai_errors(prompt: str) -> Iterator[None]:
+    """Errors about a prompt or its images name the field that OpenAI's clients send, and have OpenAI's code."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param in ("inputs", "multimodal_params"):
+            error.param = prompt
+        if isinstance(error, PromptTooLong):
+            error.code = "context_length_exceeded"
+        raise
+
+
 class Usage(Struct, frozen=True, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
@@ -150,7 +165,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         prompt_logprobs=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
         logit_bias=body.logit_bias,
         allowed_token_ids=body.allowed_token_ids,
-        skip_special_tokens=body.skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens is not False,
         add_spaces_between_special_tokens=body.spaces_between_special_tokens,
         priority=-(body.priority or 0),
         **({"n": body.n} | more),

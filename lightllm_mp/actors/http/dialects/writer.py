@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
+from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.errors import EngineError
 
 WARNING = "X-LightLLM-Warning"
@@ -32,6 +33,10 @@ class AnswerForm(Struct, frozen=True, array_like=True, kw_only=True):
         return {WARNING: "ignored parameters: " + ", ".join(self.ignored)} if self.ignored else {}
 
     def writer(self, live: LiveRequest) -> AnswerWriter:
+        raise NotImplementedError
+
+    def group_writer(self, group: LiveGroup) -> AnswerWriter:
+        """For APIs whose bodies hold several prompts."""
         raise NotImplementedError
 
 

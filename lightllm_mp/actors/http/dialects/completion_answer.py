@@ -1,0 +1,173 @@
+"""Answers of /v1/completions: chunks of a stream, or one object. A request with several prompts has n choices each."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+from lightllm_mp.actors.front.live_request import SLICE, Answer, Event, LiveRequest
+from lightllm_mp.actors.http.dialects.openai_fields import Usage
+from lightllm_mp.actors.http.dialects.openai_logprobs import CompletionLogprobs
+from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.live_group import LiveGroup
+from lightllm_mp.actors.http.responses import encode, failure, prompt_logprobs
+from lightllm_mp.errors import EngineError
+
+DONE = b"data: [DONE]\n\n"
+
+
+class CompletionForm(AnswerForm, frozen=True, tag="completion"):
+    stream: bool = False
+    created: int = 0
+    model: str = ""
+    numbered: bool = False
+    """See ChatForm."""
+    usage: bool = False
+    continuous_usage: bool = False
+    logprobs: int | None = None
+    token_ids: bool = False
+    prompt_logprobs: bool = False
+    echo: bool = False
+    silent: bool = False
+    """Nothing of the answer is shown but the echo."""
+    n: int = 1
+    """Choices of each prompt; the most likely ones if there are more answers."""
+
+    @property
+    def streamed(self) -> bool:
+        return self.stream
+
+    def writer(self, live: LiveRequest) -> CompletionWriter:
+        return CompletionWriter(self, live)
+
+    def group_writer(self, group: LiveGroup) -> CompletionWriter:
+        return CompletionWriter(self, group)
+
+
+class CompletionWriter(AnswerWriter):
+    def __init__(self, form: CompletionForm, live: LiveRequest | LiveGroup) -> None:
+        self._form, self._live = form, live
+        self._head = b'{"id":%b,"object":"text_completion","created":%d,"model":%b' % (
+            encode("cmpl-" + live.label),
+            form.created,
+            encode(form.model),
+        )
+        null = b',"usage":null' if form.usage and not form.continuous_usage else b""
+        self._chunk = b"data: " + self._head.replace(b"%", b"%%") + null + b',"choices":[{"index":%d,"text":%b'
+        self._running = b',"logprobs":null,"finish_reason":null}]}\n\n'
+        shows_more = form.logprobs is not None or form.token_ids or form.continuous_usage or form.numbered
+        self._plain = not (form.echo or form.silent or shows_more)
+        self._logprobs = [CompletionLogprobs(form.logprobs or 0) for _ in live.answers]
+        self._echoed = [not form.echo] * len(live.answers)
+
+    def seen(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._choice(event)
+
+    def events(self, events: Sequence[Event], number: int) -> Iterator[bytes]:
+        for i, event in enumerate(events, number):
+            if self._plain and event.finish is None:
+                yield self._chunk % (event.index, encode(event.text)) + self._running
+            else:
+                yield self._full(event, i)
+
+    def end(self) -> bytes:
+        if not self._form.usage:
+            return DONE
+        return b"data: " + self._head + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
+
+    def failure(self, error: EngineError) -> bytes:
+        return b"data: %b\n\n" % failure(error)
+
+    def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        yield self._head + b',"choices":['
+        for index, answer in enumerate(self._shown(answers)):
+            yield b'%b{"index":%d,"text":"' % (b"," * (index > 0), index)
+            logprobs = CompletionLogprobs(self._form.logprobs or 0)
+            if self._form.echo:
+                yield encode(echoed(answer.live))[1:-1]
+                if self._form.logprobs is not None:
+                    for piece in answer.live.prompt_logprobs:
+                        logprobs.prompt(piece)
+                        yield b""
+            for events in _slices(answer) if not self._form.silent else ():
+                yield encode("".join(event.text for event in events))[1:-1]
+                if self._form.logprobs is not None:
+                    logprobs.answer(events)
+            yield b'","logprobs":'
+            if self._form.logprobs is None:
+                yield b"null"
+            else:
+                yield from logprobs.json()
+            if self._form.token_ids:
+                yield b',"token_ids":' + encode([] if self._form.silent else answer.ids.tolist())
+            if self._form.prompt_logprobs and index % self._form.n == 0:
+                yield from prompt_logprobs(answer.live.prompt_logprobs)
+            yield b',"finish_reason":%b}' % encode(answer.finish)
+        yield b'],"usage":%b,"service_tier":"default","system_fingerprint":null}' % encode(self._usage())
+
+    def _shown(self, answers: Sequence[Answer]) -> Iterator[Answer]:
+        """The n most likely answers of each prompt (by their mean logprob), in order."""
+        each = len(answers[0].live.answers)
+        for first in range(0, len(answers), each):
+            made = answers[first : first + each]
+            if each > self._form.n:
+                best = sorted(made, key=_mean_logprob, reverse=True)[: self._form.n]
+                made = sorted(best, key=lambda answer: answer.index)
+            yield from made
+
+    def _full(self, event: Event, number: int) -> bytes:
+        text, logprobs, ids = self._choice(event)
+        parts = [b"id: %d\n" % number if self._form.numbered else b"", self._chunk % (event.index, encode(text))]
+        parts.append(b',"logprobs":%b' % (b"null" if logprobs is None else logprobs))
+        if self._form.token_ids:
+            parts.append(b',"token_ids":%b' % encode(ids))
+        parts.append(b',"finish_reason":%b}]' % encode(event.finish))
+        if self._form.continuous_usage:
+            parts.append(b',"usage":' + encode(self._usage()))
+        parts.append(b"}\n\n")
+        return b"".join(parts)
+
+    def _choice(self, event: Event) -> tuple[str, bytes | None, list[int]]:
+        """The text, logprobs and ids that an event adds to its choice."""
+        form, index = self._form, event.index
+        logprobs, text = self._logprobs[index], ""
+        if not self._echoed[index]:
+            self._echoed[index] = True
+            live = self._live.answers[index].live
+            text = echoed(live)
+            if form.logprobs is not None:
+                for piece in live.prompt_logprobs:
+                    logprobs.prompt(piece)
+        if not form.silent:
+            text += event.text
+            if form.logprobs is not None:
+                logprobs.answer([event])
+        shown = None if form.logprobs is None else b"".join(logprobs.json())
+        logprobs.clear()
+        return text, shown, [event.id] if event.id >= 0 and not form.silent else []
+
+    def _usage(self) -> Usage:
+        prompt = cached = produced = 0
+        for answer in self._live.answers:
+            produced += 0 if self._form.silent else len(answer.ids)
+            if answer.rid == answer.live.rid:  # the first of its prompt
+                prompt, cached = prompt + answer.prompt_tokens, cached + answer.cached_tokens
+        return Usage(prompt, produced, prompt + produced, {"cached_tokens": cached})
+
+
+def echoed(live: LiveRequest) -> str:
+    """The text of its prompt."""
+    if live.request.text is not None:
+        return live.request.text
+    return "".join("".join(piece.texts) for piece in live.prompt_logprobs)
+
+
+def _mean_logprob(answer: Answer) -> float:
+    logprobs = array("d", (event.logprob for event in answer.events() if event.id >= 0))
+    return sum(logprobs) / max(len(logprobs), 1)
+
+
+def _slices(answer: Answer) -> Iterator[list[Event]]:
+    for first in range(0, len(answer.ends), SLICE):
+        yield answer.slice(first, first + SLICE)
