@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_MESSAGES, ReadChat, image_of_url
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_text, refuse_unless_empty
@@ -121,8 +122,7 @@ class _TurnReader:
     def __init__(self, reader: PieceReader, chat: ReadChat) -> None:
         self._reader, self._chat = reader, chat
         self._parts: list[dict[str, str]] = []
-        self._calls: list[dict[str, Any]] = []
-        self._thinking: list[str] = []
+        self._turn = AssistantTurn()
 
     async def read(self, turn: MessageParam) -> None:
         if is_text(turn.content):
@@ -132,7 +132,8 @@ class _TurnReader:
         async for block in _blocks(self._reader, turn.content, turn.role):
             await self._block(block)
         if turn.role == "assistant":
-            self._answer()
+            self._turn.texts = [part["text"] for part in self._parts]
+            self._chat.messages.append(self._turn.message())
         else:
             self._said(turn.role)
         if len(self._chat.messages) == count:
@@ -146,11 +147,11 @@ class _TurnReader:
             case ImageBlockParam():
                 self._parts.append(self._image(block))
             case ThinkingBlockParam():
-                self._thinking.append(block.thinking)
+                self._turn.thoughts.append(block.thinking)
             case RedactedBlockParam():
                 self._chat.ignored.add("redacted_thinking")
             case ToolUseBlockParam():
-                self._calls.append(self._call(block))
+                self._call(block)
             case ToolResultBlockParam():
                 self._said("user")
                 self._chat.messages.append(await self._result(block))
@@ -161,21 +162,11 @@ class _TurnReader:
             self._chat.messages.append({"role": role, "content": _content(self._parts)})
             self._parts = []
 
-    def _answer(self) -> None:
-        text = "".join(part["text"] for part in self._parts)
-        message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
-        if self._thinking:
-            message["reasoning_content"] = "".join(self._thinking)
-        if self._calls:
-            message["tool_calls"] = self._calls
-        self._chat.messages.append(message)
-
-    def _call(self, block: ToolUseBlockParam) -> dict[str, Any]:
+    def _call(self, block: ToolUseBlockParam) -> None:
         arguments = bytes(block.input)
         if arguments[:1] != b"{":
             raise self._reader.wrong("the input of a tool_use is an object")
-        function = {"name": block.name, "arguments": arguments.decode()}
-        return {"function": function, "id": block.id, "type": "function"}
+        self._turn.call(block.id, block.name, arguments.decode())
 
     async def _result(self, block: ToolResultBlockParam) -> dict[str, Any]:
         content: str | list[dict[str, str]] = ""
