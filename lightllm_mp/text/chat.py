@@ -70,7 +70,7 @@ def compile_template(source: str) -> ChatTemplate:
 
 class ChatTemplate:
     """A compiled template. `takes_parts`: it iterates over the parts of a message's content. `knows_developer`: it has
-    that role."""
+    that role. `knows_tool_calls`: it writes them, so a message may have no content."""
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -79,7 +79,7 @@ class ChatTemplate:
         self._lock = Lock()
         try:
             self._template = self._environment.from_string(source)
-            self.knows_developer = "developer" in source
+            self.knows_developer, self.knows_tool_calls = "developer" in source, "tool_calls" in source
             self.takes_parts = _takes_parts(self._environment.parse(source))
         except TemplateError as error:
             raise ModelError(f"the chat template does not compile: {str(error)[:200]}") from error
@@ -112,7 +112,7 @@ def _messages(
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequest("each message must be an object with a role", param="messages")
         content = _content(message.get("content"), takes_parts=template.takes_parts, picture_tag=picture_tag)
-        if content is None and not message.get("tool_calls"):
+        if content is None and not (message.get("tool_calls") and template.knows_tool_calls):
             content = ""
         role = {"role": "system"} if message["role"] == "developer" and not template.knows_developer else {}
         prepared.append({**message, **role, "content": content, **_tool_calls(message)})
