@@ -71,8 +71,8 @@ def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
             case "content_part.done":
                 assert event["part"] == item["content"][0]
             case "output_item.done":
-                assert event["item"] | {"status": "in_progress"} == item
-                item["status"] = event["item"]["status"]
+                assert {key: event["item"][key] for key in item} | {"status": "in_progress"} == item
+                item |= event["item"]
     response: dict[str, Any] = found[-1]["response"]
     assert found[-1]["type"] == "response." + response["status"]
     assert response["output"] == items
@@ -185,6 +185,20 @@ def test_items(script: list[str]):
         assert json.loads(sent.tools) == [{"type": "function", "function": function}]
 
     run(body, engine=Engine(facts=TOOLS, script=script))
+
+
+def test_reasoning_comes_back_sealed():
+    async def body(s: Site):
+        asked = ASKED | {"tools": [WEATHER], "include": ["reasoning.encrypted_content"], "store": False}
+        _, answer, _ = await s.post(RESPONSES, asked)
+        assert without_ids(summed(await stream(s, asked))) == without_ids(answer)
+        reasoning = answer["output"][0]
+        assert reasoning.pop("content")[0]["text"] == "I should look"
+        status, _, _ = await s.post(RESPONSES, asked | {"input": [*answer["output"], {"role": "user", "content": "x"}]})
+        assert status == 200
+        assert messages(s)[0]["reasoning_content"] == "I should look"
+
+    run(body, engine=Engine(facts=TOOLS, script=CALLING))
 
 
 def test_logprobs():

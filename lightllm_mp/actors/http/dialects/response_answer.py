@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
 from lightllm_mp.actors.http.dialects.reply import ReplyForm
+from lightllm_mp.actors.http.dialects.response_items import sealed
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.errors import EngineError
 
+decode_text = msgspec.json.Decoder(str).decode
 PREFIX = "resp_"
 """Of a response's id, before the label of its request."""
 ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
@@ -28,6 +32,8 @@ class ResponseForm(AnswerForm, frozen=True, tag="response"):
     numbered: bool = False
     """Events have ids: the client gave its request a name, so it can come back."""
     logprobs: bool = False
+    encrypted: bool = False
+    """Reasoning has `encrypted_content`."""
     stored: bool = False
     instructions: str = ""
     reply: ReplyForm = ReplyForm()
@@ -100,7 +106,7 @@ class ResponseWriter(AnswerWriter):
         """The step's part of the JSON array of items."""
         match step:
             case BlockBegin(block):
-                self._item = _Item(block, self._live.label)
+                self._item = _Item(block, self._live.label, encrypted=self._form.encrypted)
                 if block.kind != "text":
                     self._tokens = []
                 return (b"," if block.index else b"") + self._item.begin
@@ -171,7 +177,8 @@ class ResponseWriter(AnswerWriter):
 class _Item:
     """The JSON of the item of a block: `begin`, its text in pieces, `end`."""
 
-    def __init__(self, block: AnswerBlock, label: str) -> None:
+    def __init__(self, block: AnswerBlock, label: str, *, encrypted: bool) -> None:
+        self._encrypted = encrypted and block.kind == "reasoning"
         self._pieces: list[bytes] = []
         self.logprobs: list[dict[str, Any]] = []
         self.latest: list[dict[str, Any]] = []
@@ -206,6 +213,8 @@ class _Item:
 
     def end(self, status: str) -> bytes:
         close = self.part_end(self.logprobs) + b"]" if self.part else b'"'
+        if self._encrypted:
+            close += b',"encrypted_content":' + encode(sealed(decode_text(b'"' + self.text + b'"')))
         return close + b',"status":%b}' % encode(status)
 
     def part_end(self, logprobs: list[dict[str, Any]]) -> bytes:

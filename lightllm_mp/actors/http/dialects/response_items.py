@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,6 +15,7 @@ from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_text
 from lightllm_mp.errors import InvalidRequest
 
 PARAM = "input"
+SEAL = "lightllm_mp:"
 LEADERS = ("system", "developer")
 
 
@@ -45,6 +47,8 @@ class CallOutputItem(InputItem, frozen=True, kw_only=True, forbid_unknown_fields
 class ReasoningItem(InputItem, frozen=True, kw_only=True, forbid_unknown_fields=True):
     summary: list[ReasoningPart] = []
     content: list[ReasoningPart] | None = None
+    encrypted_content: str | None = None
+    """Where clients leave `content` out; see `sealed`."""
 
 
 class ReasoningPart(Struct, frozen=True):
@@ -128,9 +132,17 @@ class _ItemReader:
                 self._chat.messages.append({"role": "tool", "content": content, "tool_call_id": output.call_id})
             case "reasoning":
                 item = reader.lenient(_reasoning, raw)
-                self._open_turn().thoughts += [part.text for part in item.content or item.summary]
+                self._open_turn().thoughts += self._thoughts(item)
             case kind:
                 raise reader.wrong(f"an item of type {kind[:32]!r} is not supported here")
+
+    def _thoughts(self, item: ReasoningItem) -> list[str]:
+        if item.encrypted_content is not None and not item.content:
+            text = unsealed(item.encrypted_content)
+            if text is None:
+                raise self._reader.wrong("the encrypted_content of this reasoning is not of this server")
+            return [text]
+        return [part.text for part in item.content or item.summary]
 
     def end_turn(self) -> None:
         if self._turn is not None:
@@ -174,6 +186,20 @@ class _ItemReader:
                 return {"type": "image"}
             case _:
                 raise self._reader.wrong(f"a part of type {part.type[:32]!r} is not supported here, or is incomplete")
+
+
+def sealed(thoughts: str) -> str:
+    """`encrypted_content` of reasoning, for clients that send it back in place of `content`. It is no secret, for
+    `content` shows the same, so it is encoded and not encrypted."""
+    return SEAL + base64.b64encode(thoughts.encode()).decode()
+
+
+def unsealed(text: str) -> str | None:
+    """None: it is not of this server."""
+    try:
+        return base64.b64decode(text.removeprefix(SEAL), validate=True).decode() if text.startswith(SEAL) else None
+    except ValueError:
+        return None
 
 
 def _only_text(parts: list[dict[str, str]]) -> str:

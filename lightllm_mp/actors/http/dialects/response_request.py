@@ -20,9 +20,10 @@ from lightllm_mp.messages import Facts, Terms
 from lightllm_mp.sampling_parameters import Count
 
 LARGE = frozenset(("input", "instructions", "tools"))
-LOGPROBS = "message.output_text.logprobs"
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 Included = Literal[
     "message.output_text.logprobs",
+    "reasoning.encrypted_content",
     # Of built-in tools, which there are none of.
     "file_search_call.results",
     "web_search_call.results",
@@ -170,6 +171,7 @@ def response_form(
         model=model,
         numbered=numbered,
         logprobs=bool(body.top_logprobs) or LOGPROBS in (body.include or ()),
+        encrypted=ENCRYPTED in (body.include or ()),
         stored=stored,
         instructions=body.instructions or "",
         reply=asked.ask.reply,
