@@ -70,7 +70,8 @@ def test_without_a_limit_the_answer_goes_up_to_the_context():
 
 def test_items_as_templates_take_them():
     items = [
-        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Use tools"}]},
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Use"}]},
+        {"type": "message", "role": "developer", "content": "tools"},
         {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
         {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
         {
@@ -98,7 +99,7 @@ def test_items_as_templates_take_them():
             return {"function": {"name": name, "arguments": arguments}, "id": id, "type": "function"}
 
         assert messages(s) == [
-            {"role": "system", "content": "Be brief\n\nUse tools"},
+            {"role": "system", "content": "Be brief\n\nUse\n\ntools"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
             {
                 "role": "assistant",
@@ -112,7 +113,7 @@ def test_items_as_templates_take_them():
             {"role": "assistant", "content": "two", "reasoning_content": "so"},
         ]
         _, answer, _ = await s.post(RESPONSES, {"input": "go on", "previous_response_id": answer["id"]})
-        assert messages(s)[0] == {"role": "developer", "content": "Use tools"}
+        assert messages(s)[0] == {"role": "developer", "content": "Use\n\ntools"}
 
     run(body, engine=Engine(stop_after=2))
 
@@ -146,6 +147,8 @@ def test_items_as_templates_take_them():
         ("tools", [{"type": "custom", "name": "x"}]),
         ("tools", [WEATHER | {"name": "not a name"}]),
         ("tools", [WEATHER | {"colour": 1}]),
+        ("tools", [WEATHER, WEATHER]),
+        ("tools", [{"type": "namespace", "name": "x", "tools": [{"type": "custom", "name": "x"}]}]),
         ("tools", [WEATHER] * 129),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "name": "other"}),

@@ -201,6 +201,27 @@ def test_reasoning_comes_back_sealed():
     run(body, engine=Engine(facts=TOOLS, script=CALLING))
 
 
+def test_a_function_of_a_namespace():
+    script = ['<tool_call>{"name": "sky__weather", "arguments": {}}</tool_call>']
+    space = {"type": "namespace", "name": "sky", "description": "Of the sky.", "tools": [WEATHER]}
+
+    async def body(s: Site):
+        asked = ASKED | {"tools": [space, WEATHER]}
+        _, answer, _ = await s.post(RESPONSES, asked)
+        call = answer["output"][0]
+        assert (call["namespace"], call["name"], call["arguments"]) == ("sky", "weather", "{}")
+        assert without_ids(summed(await stream(s, asked))) == without_ids(answer)
+        sent = request(s).chat
+        assert sent is not None
+        functions = [tool["function"] for tool in json.loads(sent.tools)]
+        assert [function["name"] for function in functions] == ["sky__weather", "weather"]
+        assert functions[0]["description"] == "Of the sky.\n\nTells the weather"
+        await s.post(RESPONSES, asked | {"input": [call, {"role": "user", "content": "x"}]})
+        assert messages(s)[0]["tool_calls"][0]["function"]["name"] == "sky__weather"
+
+    run(body, engine=Engine(facts=TOOLS, script=script))
+
+
 def test_logprobs():
     async def body(s: Site):
         asked = ASKED | {"max_output_tokens": 2, "top_logprobs": 2, "include": ["message.output_text.logprobs"]}

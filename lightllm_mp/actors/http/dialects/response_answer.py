@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import field
 
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
@@ -13,7 +14,7 @@ from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
 from lightllm_mp.actors.http.dialects.reply import ReplyForm
-from lightllm_mp.actors.http.dialects.response_items import sealed
+from lightllm_mp.actors.http.dialects.response_items import qualified, sealed
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.errors import EngineError
@@ -34,6 +35,8 @@ class ResponseForm(AnswerForm, frozen=True, tag="response"):
     logprobs: bool = False
     encrypted: bool = False
     """Reasoning has `encrypted_content`."""
+    namespaces: dict[str, str] = field(default_factory=dict)
+    """Of functions, by the names that the model knows."""
     stored: bool = False
     instructions: str = ""
     reply: ReplyForm = ReplyForm()
@@ -106,7 +109,7 @@ class ResponseWriter(AnswerWriter):
         """The step's part of the JSON array of items."""
         match step:
             case BlockBegin(block):
-                self._item = _Item(block, self._live.label, encrypted=self._form.encrypted)
+                self._item = _Item(block, self._live.label, self._form)
                 if block.kind != "text":
                     self._tokens = []
                 return (b"," if block.index else b"") + self._item.begin
@@ -177,8 +180,8 @@ class ResponseWriter(AnswerWriter):
 class _Item:
     """The JSON of the item of a block: `begin`, its text in pieces, `end`."""
 
-    def __init__(self, block: AnswerBlock, label: str, *, encrypted: bool) -> None:
-        self._encrypted = encrypted and block.kind == "reasoning"
+    def __init__(self, block: AnswerBlock, label: str, form: ResponseForm) -> None:
+        self._encrypted = form.encrypted and block.kind == "reasoning"
         self._pieces: list[bytes] = []
         self.logprobs: list[dict[str, Any]] = []
         self.latest: list[dict[str, Any]] = []
@@ -193,8 +196,10 @@ class _Item:
                 head, self.part = b'"type":"reasoning","summary":[]', b'{"type":"reasoning_text","text":"'
             case "call":
                 self.id, self.event, self.field = encode("fc_" + name), b"function_call_arguments", b"arguments"
-                call = b'"type":"function_call","call_id":%b,"name":%b'
-                head, self.part = call % (encode(block.id), encode(block.name)), b""
+                call = {"type": "function_call", "call_id": block.id, "name": block.name}
+                if namespace := form.namespaces.get(block.name):
+                    call |= {"namespace": namespace, "name": block.name.removeprefix(qualified(namespace, ""))}
+                head, self.part = encode(call)[1:-1], b""
         head = b'{"id":%b,%b,' % (self.id, head)
         self._has_logprobs = block.kind == "text"
         self.begin = head + (b'"content":[' + self.part if self.part else b'"arguments":"')

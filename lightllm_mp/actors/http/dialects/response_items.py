@@ -37,6 +37,7 @@ class CallItem(InputItem, frozen=True, kw_only=True, forbid_unknown_fields=True)
     call_id: str
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     arguments: str
+    namespace: str | None = None
 
 
 class CallOutputItem(InputItem, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,13 +93,18 @@ async def read_input(raw: Raw) -> ReadChat:
 
 
 def instructed(messages: list[Any], instructions: str) -> list[Any]:
-    """The messages after the instructions. Templates often take one system message, and only as the first."""
-    if not instructions:
-        return messages
-    first = messages[0] if messages else None
-    if isinstance(first, dict) and first["role"] in LEADERS and isinstance(first["content"], str):
-        return [{"role": "system", "content": f"{instructions}\n\n{first['content']}"}, *messages[1:]]
-    return [{"role": "system", "content": instructions}, *messages]
+    """The messages after the instructions. What a chat begins with, of the system and the developer, is one message:
+    templates often take one, and only as the first."""
+    texts, at = [instructions] if instructions else [], 0
+    while at < len(messages) and _leads(messages[at]):
+        texts.append(messages[at]["content"])
+        at += 1
+    role = "system" if instructions else messages[0]["role"] if at else ""
+    return [*([{"role": role, "content": "\n\n".join(texts)}] if texts else []), *messages[at:]]
+
+
+def _leads(message: Any) -> bool:
+    return isinstance(message, dict) and message["role"] in LEADERS and isinstance(message["content"], str)
 
 
 def uninstructed(messages: bytes, instructions: str) -> list[Any]:
@@ -124,7 +130,8 @@ class _ItemReader:
                 await self._message(reader.lenient(_message, raw))
             case "function_call":
                 call = reader.lenient(_call, raw)
-                self._open_turn().call(call.call_id, call.name, call.arguments or "{}")
+                name = qualified(call.namespace, call.name) if call.namespace else call.name
+                self._open_turn().call(call.call_id, name, call.arguments or "{}")
             case "function_call_output":
                 output = reader.lenient(_output, raw)
                 self.end_turn()
@@ -186,6 +193,11 @@ class _ItemReader:
                 return {"type": "image"}
             case _:
                 raise self._reader.wrong(f"a part of type {part.type[:32]!r} is not supported here, or is incomplete")
+
+
+def qualified(namespace: str, name: str) -> str:
+    """The name by which the model knows a function of a namespace."""
+    return f"{namespace}__{name}"
 
 
 def sealed(thoughts: str) -> str:

@@ -14,7 +14,7 @@ from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, OpenAIBody, decode_body, refuse, request_terms
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refuse_unless_empty
 from lightllm_mp.actors.http.dialects.response_answer import ResponseForm
-from lightllm_mp.actors.http.dialects.response_items import read_input
+from lightllm_mp.actors.http.dialects.response_items import qualified, read_input
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Facts, Terms
 from lightllm_mp.sampling_parameters import Count
@@ -74,6 +74,15 @@ class ResponseTool(Struct, frozen=True, forbid_unknown_fields=True):
     output_schema: None = None
 
 
+class NamespaceTool(Struct, frozen=True, forbid_unknown_fields=True):
+    """Functions whose calls have its name beside theirs."""
+
+    type: Literal["namespace"]
+    name: Name
+    tools: Raw
+    description: str | None = None
+
+
 class ToolKind(Struct, frozen=True):
     type: str
 
@@ -109,6 +118,7 @@ class ResponseBody(OpenAIBody, frozen=True, kw_only=True):
 
 _bodies = msgspec.json.Decoder(ResponseBody)
 _tool_kind = msgspec.json.Decoder(ToolKind)
+_namespace = msgspec.json.Decoder(NamespaceTool)
 _tool = msgspec.json.Decoder(ResponseTool)
 
 
@@ -132,13 +142,17 @@ class AskedResponse:
     ask: ChatAsk
     chat: ReadChat
     """The messages that are new."""
+    namespaces: dict[str, str]
+    """Of functions, by the names that the model knows."""
 
 
 async def read_response(body: ResponseBody, facts: Facts) -> AskedResponse:
     """Raises InvalidRequest."""
+    tools = _ToolReader()
+    await tools.read(body.tools)
     ask = ChatAsk(
         facts,
-        tuple(await _tools(body.tools)),
+        tuple(tools.functions.values()),
         _tool_choice(body),
         body.parallel_tool_calls is not False,
         template_arguments=_template_arguments(body),
@@ -147,7 +161,7 @@ async def read_response(body: ResponseBody, facts: Facts) -> AskedResponse:
     chat = await read_input(body.input)
     if body.reasoning is not None and (body.reasoning.summary or body.reasoning.generate_summary):
         chat.ignored.add("reasoning.summary")
-    return AskedResponse(ask, chat)
+    return AskedResponse(ask, chat, tools.namespaces)
 
 
 def response_terms(body: ResponseBody, ask: ChatAsk, tenant: bytes) -> Terms:
@@ -172,6 +186,7 @@ def response_form(
         numbered=numbered,
         logprobs=bool(body.top_logprobs) or LOGPROBS in (body.include or ()),
         encrypted=ENCRYPTED in (body.include or ()),
+        namespaces=asked.namespaces,
         stored=stored,
         instructions=body.instructions or "",
         reply=asked.ask.reply,
@@ -206,19 +221,43 @@ def _echo(body: ResponseBody, stored: bool) -> dict[str, Any]:
     }
 
 
-async def _tools(raw: Raw) -> list[Function]:
-    reader = PieceReader("tools")
-    if memoryview(raw).nbytes > MAX_TOOLS_BYTES:
-        raise reader.wrong(f"longer than {MAX_TOOLS_BYTES} bytes")
-    found = []
-    if raw != NULL:
+class _ToolReader:
+    """Reads the tools of a body. Raises InvalidRequest."""
+
+    def __init__(self) -> None:
+        self._reader = PieceReader("tools")
+        self.functions: dict[str, Function] = {}
+        self.namespaces: dict[str, str] = {}
+        """Of functions, by the names that the model knows."""
+
+    async def read(self, raw: Raw) -> None:
+        reader = self._reader
+        if memoryview(raw).nbytes > MAX_TOOLS_BYTES:
+            raise reader.wrong(f"longer than {MAX_TOOLS_BYTES} bytes")
+        if raw == NULL:
+            return
         async for item in reader.items(raw, MAX_TOOLS):
-            kind = reader.decode(_tool_kind, item).type
-            if kind != "function":
-                raise reader.wrong(f"a tool of type {kind[:32]!r} is not built in here, only functions of the client")
-            tool = reader.decode(_tool, item)
-            found.append(Function(tool.name, tool.description, tool.parameters, tool.strict))
-    return found
+            match reader.decode(_tool_kind, item).type:
+                case "function":
+                    self._add(reader.decode(_tool, item))
+                case "namespace":
+                    space = reader.decode(_namespace, item)
+                    async for inner in reader.items(space.tools, MAX_TOOLS):
+                        self._add(reader.decode(_tool, inner), space)
+                case kind:
+                    raise reader.wrong(f"a tool of type {kind[:32]!r} is not served here, only functions of the client")
+
+    def _add(self, tool: ResponseTool, space: NamespaceTool | None = None) -> None:
+        name, description = tool.name, tool.description
+        if space is not None:
+            name = qualified(space.name, name)
+            description = "\n\n".join(filter(None, (space.description, description))) or None
+            self.namespaces[name] = space.name
+        if name in self.functions:
+            raise self._reader.wrong(f"two have the name {name}")
+        self.functions[name] = Function(name, description, tool.parameters, tool.strict)
+        if len(self.functions) > MAX_TOOLS:
+            raise self._reader.wrong(f"more than {MAX_TOOLS} functions")
 
 
 def _tool_choice(body: ResponseBody) -> ToolChoice | None:
