@@ -10,6 +10,7 @@ import pytest
 from lightllm_mp.messages import Count, Counted
 from tests.actors.http.harness import Engine, Site, run
 from tests.actors.http.test_anthropic import ASKED, HELLO, MESSAGES, WEATHER, request
+from tests.actors.http.test_chat_tools import TOOLS
 
 NO = [{"type": "text", "text": "no"}]
 
@@ -47,6 +48,8 @@ def test_every_parameter_reaches_the_engine():
         found = request(s)
         sampling = found.terms.sampling
         assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.5, 0.9, 7, 64)
+        assert found.terms.guide is not None
+        assert found.terms.guide.kind == "lark"
         assert found.chat is not None
         assert json.loads(found.chat.kwargs) == {"reasoning_effort": "low", "enable_thinking": False}
         assert json.loads(found.chat.messages) == [{"role": "system", "content": "Be brief"}, *HELLO]
@@ -55,7 +58,7 @@ def test_every_parameter_reaches_the_engine():
         assert request(s).terms.sampling.temperature == 1.0
         assert request(s).chat.kwargs == b""  # type: ignore[union-attr]
 
-    run(body)
+    run(body, engine=Engine(facts=TOOLS))
 
 
 def test_a_conversation_as_templates_take_it():
