@@ -120,6 +120,9 @@ class Engine:
                 m.terms.sampling.top_logprobs,
             ]
 
+    def script_of(self, rid: int) -> list[str]:
+        return self.script
+
     def step(self) -> None:
         """One token for everybody."""
         rows, top, top_texts = [], [], []
@@ -128,11 +131,12 @@ class Engine:
             self.frontend.deliver(say.Scored(rid, -1.5, 7, 3))
         for rid, state in list(self.running.items()):
             token, text = word(state[0])
-            text = self.script[state[0]] if self.script else self.text or text
+            script = self.script_of(rid)
+            text = script[state[0]] if script else self.text or text
             state[0] += 1
             finish = (
                 say.STOP
-                if state[0] >= (len(self.script) or self.stop_after)
+                if state[0] >= (len(script) or self.stop_after)
                 else say.LENGTH
                 if state[0] >= state[1]
                 else say.RUNNING
