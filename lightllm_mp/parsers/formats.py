@@ -21,10 +21,10 @@ _CALLS_BY_MARKERS = (
     (("[TOOL_CALLS]",), "mistral_list"),
     (("<|plugin|>",), "internlm"),
     (("<|tool_call_start|>", "```python"), "minicpm"),
+    (('{"name": function name, "parameters":',), "llama3_json"),
+    (("<|python_tag|>",), "llama3_json"),
     (("<|python_start|>",), "pythonic"),
     (("[func_name1(",), "pythonic"),
-    (("<|python_tag|>",), "llama3_json"),
-    (('{"name": function name, "parameters":',), "llama3_json"),
 )
 """A template that has all these texts belongs to this format; the first one counts."""
 _REASONING_BY_MARKERS = (
@@ -40,6 +40,7 @@ _CALLS_BY_FAMILY = {
     "glm4_moe": "glm45",
     "gpt_oss": _HARMONY,
     "internlm2": "internlm",
+    "internlm3": "internlm",
     "llama4": "pythonic",
     "minicpm": "minicpm",
     "minicpm3": "minicpm",

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_text import decoded_string, json_object, json_value
-from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader
+from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader, read_all
 
 _ARGUMENTS = ("arguments", "parameters")
 _KEYS = ("name", "type", "id", *_ARGUMENTS)
@@ -49,23 +49,15 @@ def _arguments(reader: TextReader, writer: DeltaWriter, char: str) -> Parsing[No
     if char == "{":
         yield from json_object(reader, writer.arguments)
     elif char == '"':
-        writer.arguments((yield from object_in_string(reader)))
+        writer.arguments((yield from _object_in_string(reader)))
     else:
         yield from reader.expect("null")
 
 
-def object_in_string(reader: TextReader) -> Parsing[str]:
+def _object_in_string(reader: TextReader) -> Parsing[str]:
     """Reads a JSON string that says a JSON object. Returns the object's text."""
     text = yield from decoded_string(reader)
-    inner = TextReader()
-    inner.feed(text)
-    inner.ended = True
-    pieces: list[str] = []
-    for _ in json_object(inner, pieces.append):
-        pass
-    if inner.text[inner.at :].strip():
-        raise Malformed
-    return "".join(pieces)
+    return read_all(json_object, text.strip())
 
 
 def _ignore(text: str) -> None:

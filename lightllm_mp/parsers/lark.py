@@ -6,34 +6,62 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.typed_arguments import schema_types
 
+ANY = "/(?s:.*)/"
+"""Any text without special tokens."""
+MAX_CHARS = 1 << 20
+"""Longest grammar."""
 _DEFINITIONS = ("$defs", "definitions")
 
 
 class LarkRules:
-    """The rules of one grammar. `special_tokens`: ids of the special tokens, which no text in a grammar matches."""
+    """The rules of one grammar.
 
-    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+    `special_tokens`: ids of the special tokens, which no text in a grammar matches. `required`: the answer is nothing
+    but calls; else text may stand before and between them.
+    """
+
+    def __init__(self, special_tokens: Mapping[str, int], *, parallel: bool, required: bool) -> None:
         self._special_tokens = special_tokens
+        self.parallel = parallel
+        self.required = required
         self._rules: list[str] = []
+        self._size = 0
 
     def marker(self, marker: str) -> str:
         """A marker, as the special token that it is in this vocabulary, or as text."""
         token = self._special_tokens.get(marker)
         return literal(marker) if token is None else f"<[{token}]>"
 
+    def opening(self, marker: str) -> str:
+        """The marker at which calls begin, with the text before it where there may be text."""
+        return self.marker(marker) if self.required else self.until(marker)
+
+    def several(self, call: str, between: str) -> str:
+        """A call, or several if they may be parallel. `between`: the expression between two."""
+        return f"{call} ({between} {call})*" if self.parallel else call
+
+    def opened(self, call: str, between: str) -> str:
+        """As `several`, of a call that has its own `opening`."""
+        return self.several(call, between if self.required else "")
+
     def rule(self, name: str, *parts: str) -> str:
-        """Adds a rule. Returns its name."""
-        self._rules.append(f"{name}: {' '.join(parts)}")
+        """Adds a rule. Returns its name. InvalidRequest if the grammar grows too long."""
+        rule = f"{name}: {' '.join(parts)}"
+        self._size += len(rule)
+        if self._size > MAX_CHARS:
+            raise InvalidRequest(f"a grammar of the tools is longer than {MAX_CHARS} characters", param="tools")
+        self._rules.append(rule)
         return name
 
     def until(self, marker: str) -> str:
         """Any text, and the marker at its end."""
         if marker in self._special_tokens:
-            return f"/(?s:.*)/ {self.marker(marker)}"
-        return self._numbered("text", "/(?s:.*)/", options=f"[suffix={literal(marker)}]")
+            return f"{ANY} {self.marker(marker)}"
+        return self._numbered("text", ANY, options=f"[suffix={literal(marker)}]")
 
     def json(self, schema: Mapping[str, Any], *, strict: bool) -> str:
         """JSON of `schema`, with the white space that templates write, so that a model cannot lose itself in more.
@@ -66,11 +94,13 @@ class LarkRules:
         for name, schema, required in _properties(tool):
             value = self.json(_with_definitions(schema, tool), strict=tool.strict)
             (needed if required else optional).append(self._numbered("argument", literal(f"{name}="), value))
-        tails = [f'(", " {part})?' for part in optional]
+        firsts, more = list[str](), ""
+        for part in reversed(optional):
+            firsts.append(f"{part} {more}")
+            more = self._numbered("more", f'(", " {part})? {more}')
         if needed:
-            keywords = " ".join((' ", " '.join(needed), *tails))
+            keywords = ' ", " '.join(needed) + f" {more}"
         else:
-            firsts = [" ".join((part, *tails[index + 1 :])) for index, part in enumerate(optional)]
             keywords = choice(firsts) + "?" if firsts else ""
         return self._numbered("python_call", literal(tool.name + "("), keywords, '")"')
 
@@ -114,4 +144,6 @@ def _properties(tool: Tool) -> list[tuple[str, Mapping[str, Any], bool]]:
 
 def _with_definitions(schema: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
     """`schema` with what its references point at."""
+    if "$ref" not in json.dumps(schema):
+        return dict(schema)
     return {**schema, **{key: value for key, value in (tool.parameters or {}).items() if key in _DEFINITIONS}}

@@ -32,7 +32,7 @@ class ReplyParser:
     def push(self, text: str) -> list[Delta]:
         """The deltas that `text`, the next piece of the answer, completes."""
         self._reader.feed(text)
-        next(self._parsing)
+        next(self._parsing, None)
         return self._writer.take()
 
     def finish(self) -> list[Delta]:

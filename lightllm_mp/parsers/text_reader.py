@@ -63,9 +63,7 @@ class TextReader:
 
     def peek(self) -> Parsing[str]:
         """The next character, not yet read; empty at the end."""
-        while self.at == len(self.text) and not self.ended:
-            yield
-        return self.text[self.at : self.at + 1]
+        return (yield from self.ahead(1))
 
     def ahead(self, count: int) -> Parsing[str]:
         """The next `count` characters, not yet read; fewer at the end."""
@@ -138,6 +136,18 @@ class TextReader:
             if self.ended:
                 return None
             yield
+
+
+def read_all(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
+    """What `read` hands on of a whole text. Malformed if it does not read all of it."""
+    reader = TextReader()
+    reader.feed(text)
+    reader.ended = True
+    pieces: list[str] = []
+    next(read(reader, pieces.append), None)
+    if not reader.at_end:
+        raise Malformed
+    return "".join(pieces)
 
 
 class _Search:

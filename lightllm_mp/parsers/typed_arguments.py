@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_text import escaped, json_value
 from lightllm_mp.parsers.python_text import python_value
-from lightllm_mp.parsers.text_reader import Malformed, Parsing, Sink, TextReader
+from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader, read_all
 from lightllm_mp.parsers.tool import Tool
 
-_MAX_REFERENCES = 16
+MAX_SCHEMAS = 64
+"""Schemas that are looked at to find an argument's type."""
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
 _NULLS = ("null", "None")
 _WHOLE = re.compile(r"(-?[0-9]+)\.0+")
@@ -86,12 +88,17 @@ class TypedArguments:
         self._held, self._open = [], True
 
 
-def schema_types(schema: Any, root: Any, references: int = 0) -> frozenset[str] | None:
+def schema_types(schema: Any, root: Any) -> frozenset[str] | None:
     """The JSON types of the values that `schema` allows, as far as it names them; None: any."""
-    if not isinstance(schema, dict) or references > _MAX_REFERENCES:
+    return _types(schema, root, iter(range(MAX_SCHEMAS)))
+
+
+def _types(schema: Any, root: Any, left: Iterator[int]) -> frozenset[str] | None:
+    """`left`: the schemas that may still be looked at; references may form circles."""
+    if not isinstance(schema, dict) or next(left, None) is None:
         return None
     if isinstance(target := schema.get("$ref"), str):
-        return schema_types(_referred(target, root), root, references + 1)
+        return _types(_referred(target, root), root, left)
     if isinstance(name := schema.get("type"), str):
         return frozenset((name,))
     if isinstance(name, list):
@@ -100,18 +107,19 @@ def schema_types(schema: Any, root: Any, references: int = 0) -> frozenset[str] 
     if isinstance(values, list) and values:
         return frozenset(map(_type_of, values))
     for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list):
-            parts = [schema_types(part, root, references + 1) for part in schema[key][:_MAX_REFERENCES]]
-            known = [part for part in parts if part is not None]
-            if known and (key == "allOf" or len(known) == len(schema[key])):
-                return frozenset.intersection(*known) if key == "allOf" else frozenset.union(*known)
+        if isinstance(parts := schema.get(key), list):
+            found = [_types(part, root, left) for part in parts[:MAX_SCHEMAS]]
+            known = [part for part in found if part is not None]
+            if known and key == "allOf":
+                return frozenset.intersection(*known)
+            if known and len(known) == len(parts):
+                return frozenset.union(*known)
     return None
 
 
 def typed_value(text: str, types: frozenset[str] | None) -> str:
     """The JSON of an argument that is written as `text`. Strings are written without quotes."""
-    word = text.strip()
-    value = _whole(json_value, word) or _whole(python_value, word)
+    value = _read(text.strip())
     kind = _kind(value) if value else "string"
     if kind == "string":
         return _string(text)
@@ -122,17 +130,12 @@ def typed_value(text: str, types: frozenset[str] | None) -> str:
     return _string(text) if "string" in types else value
 
 
-def _whole(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
-    """What `read` hands on of `text`, empty if it does not read all of it."""
-    reader, pieces = TextReader(), list[str]()
-    reader.feed(text)
-    reader.ended = True
-    try:
-        for _ in read(reader, pieces.append):
-            pass
-    except Malformed:
-        return ""
-    return "" if reader.at < len(text) else "".join(pieces)
+def _read(text: str) -> str:
+    """The JSON of a text that is JSON or a Python literal; empty if it is neither."""
+    for read in (json_value, python_value):
+        with suppress(Malformed):
+            return read_all(read, text)
+    return ""
 
 
 def _kind(value: str) -> str:

@@ -47,6 +47,7 @@ class Rows:
         self.scored = np.zeros(n, np.bool_)
         """The prompt gets a score in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
+        self.guided = np.zeros(n, np.bool_)
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
@@ -67,7 +68,9 @@ class Rows:
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
         self.tenant[row], self.scored[row] = sequence.tenant, sequence.scored
-        self.heeds_eos[row] = not sequence.sampling.ignore_eos
+        self.guided[row] = sequence.guided
+        # A constrained answer gets an end-of-sequence id only where it has to end.
+        self.heeds_eos[row] = sequence.guided or not sequence.sampling.ignore_eos
         self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
         self.draws[:, row] = sequence.draws
         self.ids[row, : len(sequence.ids)] = sequence.ids

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import GOLDENS, ROOT
+from tests.text.tokenizer_samples import default_model
 
 DEADLINE = 120.0
 LAZYLLM = (
@@ -34,9 +35,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     subprocess.run(["cp", "-r", str(ROOT / "compat" / "lightllm"), str(source)], check=True)
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source / "lightllm")]
-    subprocess.run(wheel, check=True, timeout=DEADLINE)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(wheel, env=own, check=True, timeout=DEADLINE)
     (built,) = folder.glob("lightllm-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(built)], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(built)], env=own, check=True)
     return folder / "site"
 
 
@@ -103,10 +105,20 @@ def test_its_defaults_are_lightllms_unless_the_command_line_says_otherwise(site:
     program = (
         "import sys; from lightllm_mp.cli import serve; from lightllm.server import api_server\n"
         "def main(config, **others):\n"
-        "    print(config.engine.clamp_max_total_token_num, config.http.no_skipping_special_tokens)\n"
+        "    flags = config.engine.clamp_max_total_token_num, config.http.no_skipping_special_tokens\n"
+        "    print(*flags, config.model.eos_id)\n"
         "    return 0\n"
         "serve.main = main; sys.exit(api_server.main(sys.argv[1:]))"
     )
-    for words, expected in (([], "True True\n"), (["--no_skipping_special_tokens", "false"], "True False\n")):
+    model = str(default_model())
+    for words, expected, warned in (
+        ([], "True True ()", False),
+        (["--no_skipping_special_tokens", "false"], "True False ()", False),
+        (["--model_dir", model, "--eos_id", "2"], "True True (2,)", False),
+        (["--model_dir", model, "--eos_id", "2", "77"], "True True (2,)", True),
+        (["--model_dir", str(GOLDENS / "llama"), "--eos_id", "77"], "True True (77,)", False),  # it has no tokenizer
+    ):
         run = [sys.executable, "-c", program, *words]
-        assert subprocess.check_output(run, env=environment(site), text=True, timeout=DEADLINE) == expected
+        done = subprocess.run(run, env=environment(site), text=True, timeout=DEADLINE, capture_output=True, check=True)
+        assert done.stdout == expected + "\n"
+        assert ("--eos-id 77 is ignored: it is ordinary text" in done.stderr) == warned

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.formats import Formats, marker_tokens
 from lightllm_mp.parsers.grammar import grammar
 from lightllm_mp.parsers.tool import Tool
@@ -81,20 +82,64 @@ ENDS = {"deepseek_v3": "<｜tool▁calls▁end｜>", "deepseek_v31": "<｜tool�
 PYTHON = ("minicpm", "pythonic")
 
 
+def written(name: str, called: str, arguments: dict[str, Any]) -> str:
+    """A call in the format `name`, as its grammar has it."""
+    text = WRITERS[name](called, arguments) + ENDS.get(name, "")
+    if name in ("internlm", "llama3_json"):
+        text = text.replace('"arguments"', '"parameters"')
+    return text.replace("'", '"') if name in PYTHON else text
+
+
 @pytest.mark.parametrize("name", CALL_FORMATS)
 def test_calls_as_templates_write_them_are_allowed(name: str) -> None:
-    def written(called: str, arguments: dict[str, Any]) -> str:
-        text = WRITERS[name](called, arguments) + ENDS.get(name, "")
-        if name in ("internlm", "llama3_json"):
-            text = text.replace('"arguments"', '"parameters"')
-        return text.replace("'", '"') if name in PYTHON else text
-
     lark = grammar(Formats(name), TOOLS, parallel=False)
-    assert accepts(lark, written("get_weather", {"city": "Bern", "days": 3}))
-    assert accepts(lark, written("now", {}))
-    assert not accepts(lark, written("get_weather", {"days": 3}))
-    assert not accepts(lark, written("get_weather", {"city": "Bern", "days": "x"}))
-    assert not accepts(lark, written("g", {}))
+    assert accepts(lark, written(name, "get_weather", {"city": "Bern", "days": 3}))
+    assert accepts(lark, written(name, "now", {}))
+    assert not accepts(lark, written(name, "get_weather", {"days": 3}))
+    assert not accepts(lark, written(name, "get_weather", {"city": "Bern", "days": "x"}))
+    assert not accepts(lark, written(name, "g", {}))
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_names_of_any_characters(name: str) -> None:
+    names = ["a'b", 'a"b', "a\\b", "a/b", "é😀", "a b", "\x01", "\u2028"]
+    if name not in PYTHON:
+        properties = {key: {"type": kind} for key, kind in zip(names, ["string", "integer"] * 4, strict=True)}
+        matcher(grammar(Formats(name), [Tool("f", {"properties": properties})], parallel=True))
+    for key in names:
+        matcher(grammar(Formats(name), [Tool(key)], parallel=True))
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_optional_arguments_in_their_order(name: str) -> None:
+    kinds = {key: {"type": "integer"} for key in "abcd"}
+    for required in ([], ["b"]):
+        lark = grammar(Formats(name), [Tool("f", {"properties": kinds, "required": required})], parallel=False)
+        for keys in (
+            ("b", "ab", "bc", "abcd", "bd") if name not in PYTHON or not required else ("b", "ba", "bd", "bacd")
+        ):
+            assert accepts(lark, written(name, "f", dict.fromkeys(keys, 1)))
+        assert accepts(lark, written(name, "f", {"a": 1, "c": 2})) == (required == [])
+        assert accepts(lark, written(name, "f", {})) == (required == [])
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_hostile_schemas_are_refused(name: str) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(20_000):
+        deep = {"properties": {"a": deep}}
+    definitions = {"x": {"description": "x" * 100_000}}
+    references = {
+        "properties": {f"p{i}": {"type": "object", "$ref": "#/$defs/x"} for i in range(100)},
+        "$defs": definitions,
+    }
+    for schema in (deep, references | {"description": "x" * 1_000_000}):
+        with pytest.raises(InvalidRequest):
+            grammar(
+                Formats(name),
+                [Tool("f", {"properties": {"a": {"type": "object", **schema}}, "$defs": definitions})],
+                parallel=True,
+            )
 
 
 def test_several_calls_only_if_they_are_wanted() -> None:
@@ -117,3 +162,34 @@ def test_unknown_keywords_are_refused_for_strict_tools_only(name: str) -> None:
     matcher(grammar(Formats(name), [Tool("f", schema)], parallel=False))
     with pytest.raises((ValueError, AssertionError)):
         matcher(grammar(Formats(name), [Tool("f", schema, strict=True)], parallel=False))
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+def test_text_with_calls_or_without(name: str) -> None:
+    """Not required: any text, but what begins as a call is a call of these tools."""
+
+    def free(text: str, **options: bool) -> bool:
+        return accepts(grammar(Formats(name), TOOLS, **{"parallel": True, "required": False, **options}), text)
+
+    before = {
+        "llama3_json": "",
+        "pythonic": "",
+        "gpt_oss": "<|channel|>commentary<|message|>So.<|end|><|start|>assistant",
+    }
+    text = "<|channel|>final<|message|>a {b} [c] <d" if name == "gpt_oss" else "a {b} [c] <d"
+    good, bad = (
+        written(name, "get_weather", {"city": "Bern"}),
+        written(name, "get_weather", {"city": "Bern", "days": "x"}),
+    )
+    assert free(text)
+    assert free(text, parallel=False)
+    assert free(before.get(name, "So.\n") + good)
+    assert free(before.get(name, "So.\n") + good, parallel=False)
+    assert not free(before.get(name, "So.\n") + bad)
+    assert not free(before.get(name, "So.\n") + bad, parallel=False)
+
+
+def test_calls_may_follow_the_end_of_reasoning_in_another_line() -> None:
+    calls = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    assert accepts(grammar(Formats("hermes", "qwen3"), TOOLS, parallel=True), f"\n\n{calls}")
+    assert not accepts(grammar(Formats("hermes"), TOOLS, parallel=True), f"\n\n{calls}")

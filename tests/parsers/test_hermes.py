@@ -50,6 +50,12 @@ CASES = {
     "arguments as a string": Case(
         '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"x\\"}"}</tool_call>', calls=(F,)
     ),
+    "arguments as a string, first": Case(
+        '<tool_call>{"arguments": " {\\"a\\": \\"x\\"}\\n", "name": "f"}</tool_call>', calls=(F,)
+    ),
+    "arguments as a string, and more": Case(
+        '<tool_call>{"name": "f", "arguments": "{} {}"}', '<tool_call>{"name": "f", "arguments": "{} {}"}'
+    ),
     "unknown tool": Case('<tool_call>{"name": "g", "arguments": {}}</tool_call>', calls=(("g", {}),)),
     "no end": Case('<tool_call>{"name": "f", "arguments": {"a": "x"}}', calls=(F,)),
     "a brace too few": Case('<tool_call>{"name": "f", "arguments": {"a": "x"}\n</tool_call>\nok', "\nok", (F,)),
@@ -75,6 +81,7 @@ CASES = {
         '<tool_call>{"name": "f", "arguments": {"a": tru}}</tool_call> ok', "tru}}</tool_call> ok", (("f", '{"a": '),)
     ),
     "wrong escape": Case('<tool_call>{"name": "f", "arguments": {"a": "\\d"}}', '\\d"}}', (("f", '{"a": "'),)),
+    "wrong code": Case('<tool_call>{"name": "f", "arguments": {"a": "\\u00x1"}}', '\\u00x1"}}', (("f", '{"a": "'),)),
     "wrong number": Case('<tool_call>{"name": "f", "arguments": {"a": 01}}', "01}}", (("f", '{"a": '),)),
     "long number": Case('<tool_call>{"name": "f", "arguments": {"a": ' + "1" * 300, "1" * 300, (("f", '{"a": '),)),
     "truncated in the head": Case('<tool_call>{"name": "f", "argum', '<tool_call>{"name": "f", "argum'),

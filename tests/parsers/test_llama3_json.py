@@ -18,6 +18,8 @@ CASES = {
     "tag after text": Case(f"Sure.\n<|python_tag|> {CALL} ok", "Sure. ok", (F,)),
     "several": Case(f"{CALL};{CALL} ; {CALL}", calls=(F, F, F)),
     "several, each with the tag": Case(f"<|python_tag|>{CALL};<|python_tag|>{CALL}", calls=(F, F)),
+    "Llama 4": Case(f"<|python_start|>{CALL}<|python_end|>\nok", "\nok", (F,)),
+    "Llama 4, several": Case(f"{CALL}{CALL}", calls=(F, F)),
     "several lines": Case(f"{CALL}\n{CALL}", calls=(F, F)),
     "arguments": Case('{"type": "function", "name": "f", "arguments": {"a": "x"}}', calls=(F,)),
     "parameters first": Case('{"parameters": {"a": "x"}, "name": "f"}', calls=(F,)),

@@ -20,6 +20,7 @@ from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
+from lightllm_mp.actors.http.routes.tokenize import TokenizeRoutes
 from lightllm_mp.actors.http.security.auth import Access, guard
 from lightllm_mp.actors.http.security.cors import preflights
 from lightllm_mp.actors.http.security.keys import ApiKeys
@@ -50,6 +51,7 @@ def routes(
     openai: OpenAIRoutes,
     anthropic: AnthropicRoutes,
     resume: ResumeRoutes,
+    tokenize: TokenizeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
 ) -> tuple[Route, ...]:
@@ -65,6 +67,8 @@ def routes(
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
         Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),
         Route(("POST",), ("/v1/messages/count_tokens",), anthropic.count_tokens, "user"),
+        Route(("POST",), ("/tokenize",), tokenize.tokenize, "user"),
+        Route(("POST",), ("/detokenize",), tokenize.detokenize, "user"),
         Route(("GET",), ("/requests/{id}",), resume.fetch, "user"),
         Route(("DELETE",), ("/requests/{id}",), resume.discard, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
@@ -73,6 +77,7 @@ def routes(
         Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
+        Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
     )
 
 
@@ -103,6 +108,7 @@ def create_app(
         OpenAIRoutes(context, arrivals),
         AnthropicRoutes(context, arrivals),
         ResumeRoutes(context),
+        TokenizeRoutes(context, arrivals),
         StatusRoutes(context),
         exposition,
     )

@@ -51,7 +51,7 @@ def _call(reader: TextReader, writer: DeltaWriter, *, begun: bool) -> Parsing[No
     writer.end_call()
 
 
-def v3_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def v3_calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     bodies = [
         rules.rule(
             f"body_{index}",
@@ -63,22 +63,21 @@ def v3_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
         )
         for index, tool in enumerate(tools)
     ]
-    return _section(rules, bodies, literal("\n") if parallel else None)
+    return _section(rules, bodies, '"\\n"')
 
 
-def v31_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def v31_calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     bodies = [
         rules.rule(f"body_{index}", literal(tool.name), rules.marker(SEPARATOR), rules.arguments(tool))
         for index, tool in enumerate(tools)
     ]
-    return _section(rules, bodies, "" if parallel else None)
+    return _section(rules, bodies, "")
 
 
-def _section(rules: LarkRules, bodies: Sequence[str], between: str | None) -> str:
-    """The calls with their markers. `between` two of them; None: there is one."""
+def _section(rules: LarkRules, bodies: Sequence[str], between: str) -> str:
+    """The calls with their markers. `between`: what stands between two of them."""
     call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
-    more = "" if between is None else f"({between} {call})*"
-    return f"{rules.marker(CALLS_BEGIN)} {call} {more} {rules.marker(CALLS_END)}"
+    return f"{rules.opening(CALLS_BEGIN)} {rules.several(call, between)} {rules.marker(CALLS_END)}"
 
 
 DEEPSEEK_V3 = CallFormat(MARKERS, parse, v3_calls)

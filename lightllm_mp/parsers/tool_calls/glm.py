@@ -42,7 +42,7 @@ def _call(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) ->
     arguments.end()
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     def begin(name: str) -> str:
         key = f"{rules.marker(KEY)} {literal(name)} {rules.marker(KEY_END)}"
         return f'"\\n" {key} "\\n" {rules.marker(VALUE)}'
@@ -51,8 +51,8 @@ def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
         rules.rule(f"body_{index}", literal(tool.name), *rules.parameters(tool, begin, VALUE_END), '"\\n"')
         for index, tool in enumerate(tools)
     ]
-    call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
-    return f'{call} ("\\n" {call})*' if parallel else call
+    call = rules.rule("call", rules.opening(BEGIN), choice(bodies), rules.marker(END))
+    return rules.opened(call, '"\\n"')
 
 
 GLM = CallFormat((BEGIN, END, KEY, KEY_END, VALUE, VALUE_END), parse, calls)

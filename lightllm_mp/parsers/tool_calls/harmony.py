@@ -13,7 +13,7 @@ from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.deltas import Content, Reasoning
 from lightllm_mp.parsers.json_call import attempt
 from lightllm_mp.parsers.json_text import json_object
-from lightllm_mp.parsers.lark import LarkRules, choice, literal
+from lightllm_mp.parsers.lark import ANY, LarkRules, choice, literal
 from lightllm_mp.parsers.text_reader import Parsing, TextReader
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.tool_calls.call_format import CallFormat
@@ -60,8 +60,8 @@ def _call(reader: TextReader, writer: DeltaWriter, name: str) -> Parsing[None]:
     writer.end_call()
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
-    """One call, since it ends the answer; before it the model may think."""
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
+    """A call, since it ends the answer, or where there may be text, an answer. Before it the model may think."""
     bodies = [
         rules.rule(
             f"body_{index}",
@@ -70,13 +70,19 @@ def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
             literal("json"),
             rules.marker(MESSAGE),
             rules.arguments(tool),
+            rules.marker(CALL) + "?",
         )
         for index, tool in enumerate(tools)
     ]
-    thought = rules.rule(
-        "thought", rules.marker(CHANNEL), '"analysis"', rules.marker(MESSAGE), rules.until(END), rules.marker(START)
+    before = ("analysis",) if rules.required else ("analysis", "commentary")
+    if not rules.required:
+        bodies.append(f'"final" {rules.marker(MESSAGE)} {ANY}')
+    message = rules.rule(
+        "message",
+        f"{rules.marker(CHANNEL)} {choice([literal(channel) for channel in before])} {rules.marker(MESSAGE)}",
+        f'{rules.until(END)} {rules.marker(START)} "assistant"',
     )
-    return f'({thought} "assistant")? {rules.marker(CHANNEL)} {choice(bodies)} {rules.marker(CALL)}'
+    return f"{message}* {rules.marker(CHANNEL)} {choice(bodies)}"
 
 
 HARMONY = CallFormat((START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN), parse, calls)

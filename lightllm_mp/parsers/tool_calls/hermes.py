@@ -26,10 +26,10 @@ def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from json_call(reader, writer)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     body = choice([rules.json_call(tool, "arguments") for tool in tools])
-    call = rules.rule("call", rules.marker(BEGIN), '"\\n"', body, '"\\n"', rules.marker(END))
-    return f'{call} ("\\n" {call})*' if parallel else call
+    call = rules.rule("call", rules.opening(BEGIN), '"\\n"', body, '"\\n"', rules.marker(END))
+    return rules.opened(call, '"\\n"')
 
 
 HERMES = CallFormat((BEGIN, END), parse, calls)

@@ -28,10 +28,10 @@ def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from json_call(reader, writer)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     body = choice([rules.json_call(tool, "parameters") for tool in tools])
-    call = rules.rule("call", rules.marker(BEGIN), rules.marker(PLUGIN), '"\\n"', body, rules.marker(END))
-    return f"{call}+" if parallel else call
+    call = rules.rule("call", rules.opening(BEGIN), rules.marker(PLUGIN), '"\\n"', body, rules.marker(END))
+    return rules.opened(call, "")
 
 
 INTERNLM = CallFormat((BEGIN, PLUGIN, END), parse, calls)

@@ -1,7 +1,7 @@
-"""Llama 3.1 to 3.3: {"name": "f", "parameters": {...}}, several after each other with ";" between them.
+"""Llama 3.1 to 4: {"name": "f", "parameters": {...}}, several after each other, with or without ";" between them.
 
 Nothing but its keys, and a name among the tools, tells such a call from other JSON; so it is one only at the beginning
-of the answer, or after <|python_tag|>.
+of the answer, or after <|python_tag|> (Llama 4: between <|python_start|> and <|python_end|>).
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from lightllm_mp.parsers.text_reader import Parsing, TextReader
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.tool_calls.call_format import CallFormat
 
-TAG = "<|python_tag|>"
+TAGS, END = ("<|python_tag|>", "<|python_start|>"), "<|python_end|>"
 
 
 def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) -> Parsing[None]:
     if (yield from reader.spaces(writer.content)) == "{":
         yield from _calls(reader, writer, tools, "")
-    while (yield from reader.until((TAG,), writer.content)):
-        yield from _calls(reader, writer, tools, TAG)
+    while tag := (yield from reader.until(TAGS, writer.content)):
+        yield from _calls(reader, writer, tools, tag)
 
 
 def _calls(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool], read: str) -> Parsing[None]:
     called = yield from attempt(reader, writer, _call(reader, writer, tools), read)
     while called:
+        yield from reader.starts(END)
         called = yield from attempt(reader, writer, _next_call(reader, writer, tools))
 
 
@@ -40,14 +41,14 @@ def _next_call(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool
     yield from reader.spaces()
     yield from reader.starts(";")
     yield from reader.spaces()
-    yield from reader.starts(TAG)
+    yield from reader.starts(*TAGS)
     yield from _call(reader, writer, tools)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     body = choice([rules.json_call(tool, "parameters") for tool in tools])
     call = rules.rule("call", body)
-    return f'{call} ("; " {call})*' if parallel else call
+    return rules.several(call, '"; "')
 
 
-LLAMA3_JSON = CallFormat((TAG,), parse, calls)
+LLAMA3_JSON = CallFormat((*TAGS, END), parse, calls, bare="{")

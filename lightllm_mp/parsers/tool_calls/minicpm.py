@@ -39,9 +39,9 @@ def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from python_call(reader, writer)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     call = rules.rule("call", choice([rules.python_call(tool) for tool in tools]), '"\\n"')
-    return f'{rules.marker(BEGIN)} "\\n```python\\n" {call}{"+" if parallel else ""} "```\\n" {rules.marker(END)}'
+    return f'{rules.opening(BEGIN)} "\\n```python\\n" {rules.several(call, "")} "```\\n" {rules.marker(END)}'
 
 
 MINICPM = CallFormat((BEGIN, END), parse, calls)

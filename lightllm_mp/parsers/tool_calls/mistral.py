@@ -58,20 +58,20 @@ def _named_call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     writer.end_call()
 
 
-def list_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def list_calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     body = choice([rules.json_call(tool, "arguments") for tool in tools])
     call = rules.rule("call", body)
-    more = f'(", " {call})*' if parallel else ""
-    return f'{rules.marker(CALLS)} " "? "[" {call} {more} "]"'
+    calls = rules.several(call, '", "')
+    return f'{rules.opening(CALLS)} " "? "[" {calls} "]"'
 
 
-def named_calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def named_calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     bodies = [
         rules.rule(f"body_{index}", literal(tool.name), rules.marker(ARGUMENTS), rules.arguments(tool))
         for index, tool in enumerate(tools)
     ]
-    call = rules.rule("call", rules.marker(CALLS), choice(bodies))
-    return f"{call}+" if parallel else call
+    call = rules.rule("call", rules.opening(CALLS), choice(bodies))
+    return rules.opened(call, "")
 
 
 MISTRAL_LIST = CallFormat((CALLS,), parse, list_calls)

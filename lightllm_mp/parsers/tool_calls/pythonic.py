@@ -49,10 +49,10 @@ def _call(reader: TextReader, writer: DeltaWriter, names: Collection[str]) -> Pa
     yield from python_call(reader, writer, names)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     call = rules.rule("call", choice([rules.python_call(tool) for tool in tools]))
-    more = f'(", " {call})*' if parallel else ""
-    return f'"[" {call} {more} "]"'
+    several = rules.several(call, '", "')
+    return f'"[" {several} "]"'
 
 
-PYTHONIC = CallFormat((BEGIN, END), parse, calls)
+PYTHONIC = CallFormat((BEGIN, END), parse, calls, bare="[")

@@ -50,7 +50,7 @@ def _name(reader: TextReader) -> Parsing[str]:
     return name.strip()
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
     bodies = [
         rules.rule(
             f"body_{index}",
@@ -60,8 +60,8 @@ def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
         )
         for index, tool in enumerate(tools)
     ]
-    call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
-    return f'{call} ("\\n" {call})*' if parallel else call
+    call = rules.rule("call", rules.opening(BEGIN), choice(bodies), rules.marker(END))
+    return rules.opened(call, '"\\n"')
 
 
 QWEN3_CODER = CallFormat((BEGIN, END), parse, calls)

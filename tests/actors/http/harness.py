@@ -88,7 +88,11 @@ class Engine:
         if isinstance(message, say.Generate):
             self._start(message)
         elif isinstance(message, say.Count):
-            self.later(say.Counted(message.rid, len(message.text.split())))
+            words = message.text.split() if message.chat is None else [message.chat.messages.decode()]
+            ids = column("i", map(len, words)) if message.listed else b""
+            self.later(say.Counted(message.rid, len(words), ids))
+        elif isinstance(message, say.Detokenize):
+            self.later(say.Detokenized(message.rid, " ".join(map(str, array("i", message.ids)))))
         return True
 
     def to_router(self, message: say.Wire) -> bool:

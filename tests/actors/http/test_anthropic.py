@@ -304,7 +304,8 @@ def test_a_client_that_leaves_frees_its_place():
 def test_a_client_that_comes_back_gets_the_rest():
     async def body(s: Site):
         asked = ASKED | {"tools": [WEATHER], "stream": True, "stop_sequences": ["</tool_call>"]}
-        async with s.session.post(MESSAGES, json=asked, headers={"X-Request-Id": "mine"}) as response:
+        headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
+        async with s.session.post(MESSAGES, json=asked, headers=headers) as response:
             data = await response.read()
         whole = events(data)
         blocks = data.split(b"\n\n")

@@ -340,9 +340,11 @@ BAD = [
     ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({"allowed_token_ids": list(range(257))}, "allowed_token_ids"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),
-    ({"guided_json": {"type": "object"}}, "guided_json"),
-    ({"regular_constraint": "a+"}, "regular_constraint"),
-    ({"guided_grammar": "root ::= 'a'"}, "guided_grammar"),
+    ({"guided_json": {"type": "object"}, "regular_constraint": "a+"}, "regular_constraint"),
+    ({"guided_json": {"enum": ["é" * 40_000]}}, "guided_json"),
+    ({"regular_constraint": "é" * 40_000}, "regular_constraint"),
+    ({"guided_grammar": "a" * 65_537}, "guided_grammar"),
+    ({"guided_grammar": 5}, "guided_grammar"),
 ]
 
 

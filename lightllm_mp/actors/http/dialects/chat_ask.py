@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from lightllm_mp.actors.http.dialects.chat_messages import Function
 from lightllm_mp.actors.http.dialects.reply import ReplyForm, reply_form
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import ChatPrompt, Facts, Terms
+from lightllm_mp.messages import ChatPrompt, Facts, Guide, Terms
+from lightllm_mp.parsers.formats import Formats, reasoning_end
+from lightllm_mp.parsers.grammar import grammar
 from lightllm_mp.parsers.tool import Tool
 
 
@@ -47,14 +49,14 @@ class ChatAsk:
     @cached_property
     def reply(self) -> ReplyForm:
         """How the answer is read. Raises InvalidRequest for a choice of tools that there are not."""
-        thinking = self.template_arguments.get("enable_thinking", self.template_arguments.get("thinking"))
         form = reply_form(
             self.facts.chat,
             self._callable(),
             reasoning=self.reasoning,
-            thinking=thinking if isinstance(thinking, bool) else None,
+            thinking=self._thinking,
         )
-        return replace(form, thinking=form.thinking and not self.continue_final, stops=self.stops)
+        thinking = form.thinking and not self.continue_final
+        return replace(form, thinking=thinking, one_call=not self.parallel_calls, stops=self.stops)
 
     @property
     def longest_answer(self) -> int:
@@ -78,7 +80,39 @@ class ChatAsk:
             terms = replace(terms, output=replace(terms.output, stop=self.stops, keep_stop=True))
         if self.facts.chat.special_markers and not self.reply.plain:
             terms = replace(terms, output=replace(terms.output, skip_special_tokens=False))
-        return terms
+        return replace(terms, guide=self._guide(terms.guide))
+
+    def _guide(self, wanted: Guide | None) -> Guide | None:
+        """What the answer must be: what the client wants, or calls of tools. Reasoning before it is free."""
+        chat, tools = self.facts.chat, self.reply.tools
+        after = "" if self._thought else reasoning_end(Formats(reasoning=chat.reasoning)) or ""
+        required = self.choice is not None and self.choice.mode == "required"
+        if not (required or (tools and (wanted or any(tool.strict for tool in tools)))):
+            return wanted and replace(wanted, after=after)
+        formats = Formats(chat.tool_calls, chat.reasoning)
+        if formats.tool_calls is None:
+            raise InvalidRequest("this server does not know how the model calls tools", param="tool_choice")
+        source = grammar(
+            formats,
+            tools,
+            parallel=self.parallel_calls,
+            required=required,
+            answer=None if required else _schema_of(wanted),
+            special_tokens=chat.special_markers,
+        )
+        return Guide("lark", source, "" if formats.harmony else after)
+
+    @property
+    def _thought(self) -> bool:
+        """The prompt ends behind reasoning."""
+        default, on, off = self.facts.chat.thought
+        return default if self._thinking is None else on if self._thinking else off
+
+    @property
+    def _thinking(self) -> bool | None:
+        """What the client asks of the template; None: nothing."""
+        found = self.template_arguments.get("enable_thinking", self.template_arguments.get("thinking"))
+        return found if isinstance(found, bool) else None
 
     def _callable(self) -> list[Tool]:
         """The tools that the answer may call."""
@@ -91,6 +125,19 @@ class ChatAsk:
         if missing := names - known:
             raise InvalidRequest(f"tool_choice: {min(missing)} is not one of the tools", param="tool_choice")
         return [_as_parser_takes_it(tool) for tool in self.tools if tool.name in names]
+
+
+def _schema_of(guide: Guide | None) -> dict[str, Any] | None:
+    """The schema of answers that are not calls. Raises InvalidRequest for a constraint that is none."""
+    match guide:
+        case None:
+            return None
+        case Guide(kind="json_object"):
+            return {"type": "object"}
+        case Guide(kind="json_schema", source=source):
+            schema = msgspec.json.decode(source)
+            return schema if isinstance(schema, dict) else {}
+    raise InvalidRequest("beside tools, an answer may only be constrained to JSON", param="tools")
 
 
 def _as_parser_takes_it(tool: Function) -> Tool:

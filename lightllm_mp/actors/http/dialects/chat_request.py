@@ -57,7 +57,6 @@ class ChatBody(OpenAIBody, frozen=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """A template's argument; "none" also switches its thinking off."""
-    response_format: Raw = NULL
     verbosity: Literal["medium"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from lightllm_mp.actors.http.access_log import HEADER as REQUEST_ID
 from lightllm_mp.actors.http.arrival import Arrivals, Work
 from lightllm_mp.actors.http.context import DEADLINE, Context, tenant
 from lightllm_mp.actors.http.dialects.anthropic_request import (
@@ -15,6 +14,7 @@ from lightllm_mp.actors.http.dialects.anthropic_request import (
     messages_body,
 )
 from lightllm_mp.actors.http.responses import encode
+from lightllm_mp.actors.http.routes.resume import understands_events
 
 
 class AnthropicRoutes:
@@ -40,7 +40,7 @@ class AnthropicRoutes:
             body = messages_body(data)
             ask, chat = await MessagesRequest(body, self._arrivals.facts).read()
             form = message_form(
-                body, ask, self._context.model_name, numbered=REQUEST_ID in request.headers, ignored=chat.ignored
+                body, ask, self._context.model_name, numbered=understands_events(request), ignored=chat.ignored
             )
             images = await self._arrivals.chat_images(request, chat.images)
             return Work(ask.prompt(chat.messages), message_terms(body, ask, tenant(request)), form, images=images)
