@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import anthropic
 import checks
-from checks import CALL, HELLO, KEY, LONG, MODEL, URL, WEATHER, raises
+from checks import BOUNDED, CALL, HELLO, KEY, LONG, MODEL, URL, WEATHER, raises
+from pets import Pet
 
 client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=60)
 GREEDY = {"model": MODEL, "max_tokens": 12, "extra_body": {"temperature": 0}}
@@ -46,8 +47,24 @@ def model_errors():
     long = [{"role": "user", "content": LONG}]
     error = raises(anthropic.BadRequestError, client.messages.create, messages=long, **GREEDY)
     assert error.body["error"]["type"] == "invalid_request_error"
+    assert error.body["error"]["message"].startswith("prompt is too long")
     bearer = anthropic.Anthropic(base_url=URL, auth_token=KEY, api_key=None)
     assert bearer.messages.create(messages=HELLO, **GREEDY).content
+
+
+def model_required_tools():
+    pets = {"name": "pet", "input_schema": Pet.model_json_schema()}
+    for choice in ({"type": "any"}, {"type": "tool", "name": "pet"}):
+        found = client.messages.create(
+            model=MODEL,
+            max_tokens=200,
+            extra_body={"temperature": 0},
+            messages=[{"role": "user", "content": BOUNDED}],
+            tools=[pets],
+            tool_choice=choice | {"disable_parallel_tool_use": True},
+        )
+        assert found.stop_reason == "tool_use"
+        Pet.model_validate(found.content[-1].input)
 
 
 def script_tool_round_trip():

@@ -32,6 +32,8 @@ WEATHER = {
 }
 CALL = 'call {"city": "Paris"}'
 """The assistant calls the first tool with it, and says afterwards what the tool said."""
+BOUNDED = "Which animal is it, and is it tame?"
+"""Structured answers to it are short, whatever a small model thinks: see pets.py."""
 LONG = "word " * 9000
 """Longer than the default model's context."""
 

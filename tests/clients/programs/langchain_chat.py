@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import checks
 import openai
-from checks import CALL, KEY, LONG, MODEL, V1, raises
+from checks import BOUNDED, CALL, KEY, LONG, MODEL, V1, raises
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
+from pets import Pet
 
 chat = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_tokens=12, max_retries=0)
 TURNS = [SystemMessage("Be brief."), HumanMessage("Say hello to me.")]
@@ -36,6 +37,12 @@ def model_errors():
     wrong = ChatOpenAI(base_url=V1, api_key="wrong", model=MODEL, max_retries=0)
     raises(openai.AuthenticationError, wrong.invoke, TURNS)
     raises(openai.BadRequestError, chat.invoke, LONG)
+
+
+def model_structured_output():
+    long = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_tokens=200)
+    for method in ("json_schema", "function_calling"):
+        assert isinstance(long.with_structured_output(Pet, method=method).invoke(BOUNDED), Pet)
 
 
 def script_tool_round_trip():

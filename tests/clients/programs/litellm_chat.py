@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import checks
-from checks import CALL, HELLO, KEY, LONG, URL, V1, WEATHER, raises
-
 import litellm
+from checks import BOUNDED, CALL, HELLO, KEY, LONG, URL, V1, WEATHER, raises
+from pets import Pet
 
 litellm.num_retries = 0
 GREEDY = {"api_key": KEY, "temperature": 0, "max_tokens": 12, "timeout": 60}
@@ -43,6 +43,14 @@ def model_errors():
         raises(litellm.AuthenticationError, litellm.completion, messages=HELLO, **kind, **GREEDY | {"api_key": "wrong"})
         long = [{"role": "user", "content": LONG}]
         raises(litellm.ContextWindowExceededError, litellm.completion, messages=long, **kind, **GREEDY)
+
+
+def model_structured_output():
+    for kind in KINDS:
+        found = litellm.completion(
+            messages=[{"role": "user", "content": BOUNDED}], response_format=Pet, **kind, **GREEDY | {"max_tokens": 200}
+        )
+        Pet.model_validate_json(found.choices[0].message.content)
 
 
 def script_tool_round_trip():

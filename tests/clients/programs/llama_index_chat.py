@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import checks
 import openai
-from checks import CALL, KEY, LONG, MODEL, V1, raises
+from checks import BOUNDED, CALL, KEY, LONG, MODEL, V1, raises
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
+from pets import Pet
 
 OPTIONS = {"model": MODEL, "api_base": V1, "temperature": 0, "max_tokens": 12, "max_retries": 0, "timeout": 60}
 chat = OpenAILike(api_key=KEY, is_chat_model=True, is_function_calling_model=True, **OPTIONS)
@@ -33,6 +34,11 @@ def model_errors():
     wrong = OpenAILike(api_key="wrong", is_chat_model=True, **OPTIONS)
     raises(openai.AuthenticationError, wrong.chat, TURNS)
     raises(openai.BadRequestError, chat.chat, [ChatMessage(role="user", content=LONG)])
+
+
+def model_structured_output():
+    long = OpenAILike(api_key=KEY, is_chat_model=True, is_function_calling_model=True, **OPTIONS | {"max_tokens": 200})
+    assert isinstance(long.as_structured_llm(Pet).complete(BOUNDED).raw, Pet)
 
 
 def script_tool_round_trip():

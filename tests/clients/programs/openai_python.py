@@ -7,7 +7,8 @@ import json
 
 import checks
 import openai
-from checks import CALL, HELLO, KEY, LONG, MODEL, V1, WEATHER, raises
+from checks import BOUNDED, CALL, HELLO, KEY, LONG, MODEL, V1, WEATHER, raises
+from pets import Pet
 
 client = openai.OpenAI(base_url=V1, api_key=KEY, max_retries=0, timeout=60)
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 12}
@@ -40,9 +41,13 @@ def model_chat_whole_and_streamed():
 
 
 def model_stream_helper():
+    text, final = "", None
     with client.chat.completions.stream(messages=HELLO, **GREEDY) as stream:
-        text = "".join(event.delta for event in stream if event.type == "content.delta")
-    final = stream.get_final_completion().choices[0]
+        for event in stream:
+            if event.type == "content.delta":
+                text += event.delta
+            if event.type == "chunk":
+                final = event.snapshot.choices[0]
     assert final.message.content == text
     assert final.finish_reason in ("stop", "length")
 
@@ -102,6 +107,20 @@ def model_async():
 
     many = openai.AsyncOpenAI(base_url=V1, api_key=KEY)
     assert all(asyncio.run(main()))
+
+
+def model_parsed_answers_and_required_tools():
+    asked = {"messages": [{"role": "user", "content": BOUNDED}], **GREEDY | {"max_tokens": 200}}
+    whole = client.chat.completions.parse(response_format=Pet, **asked)
+    assert isinstance(whole.choices[0].message.parsed, Pet)
+    with client.chat.completions.stream(response_format=Pet, **asked) as stream:
+        stream.until_done()
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Pet)
+    tools = [openai.pydantic_function_tool(Pet)]
+    for choice in ("required", {"type": "function", "function": {"name": "Pet"}}):
+        called = client.chat.completions.parse(tools=tools, tool_choice=choice, parallel_tool_calls=False, **asked)
+        (call,) = called.choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Pet)
 
 
 def script_tool_round_trip():
