@@ -13,8 +13,8 @@ from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, Name, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, OpenAIBody, decode_body, refuse, request_terms
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refuse_unless_empty
-from lightllm_mp.actors.http.dialects.response_answer import ResponseForm
-from lightllm_mp.actors.http.dialects.response_items import qualified, read_input
+from lightllm_mp.actors.http.dialects.responses.answer import ResponseForm
+from lightllm_mp.actors.http.dialects.responses.items import qualified, read_input
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Facts, Terms
 from lightllm_mp.sampling_parameters import Count
@@ -41,12 +41,12 @@ class ReasoningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextFormat(Struct, frozen=True):
+class FreeText(Struct, frozen=True):
     type: str
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    format: TextFormat | None = None
+    format: FreeText | None = None
     verbosity: Literal["medium"] | None = None
 
 
