@@ -61,7 +61,7 @@ def _events(
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=timeout)
     if url.scheme == "https":
         connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=timeout, context=trust)
-    headers = {"X-Request-Id": name}
+    headers = {"X-Request-Id": name, "Accept": "text/event-stream"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     headers |= {"Last-Event-ID": str(last)} if last else {}
     with contextlib.closing(connection):

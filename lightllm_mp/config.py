@@ -49,7 +49,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     trust_remote_code: bool = False
     """Accepted for compatibility. The server never runs Python code of a model folder."""
     eos_id: tuple[int, ...] = ()
-    """End-of-sequence token ids. Default: those of the checkpoint."""
+    """End-of-sequence token ids beside those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model. auto: cuda if a GPU is available."""
     task: Literal["auto", "embed", "score"] = "auto"
@@ -64,12 +64,19 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Number of tensor-parallel ranks. Each rank is a process with its own GPU and a part of every layer."""
     max_total_token_num: Positive | None = None
     """Size of the KV pool, in tokens. Default: computed from the free memory."""
+    clamp_max_total_token_num: bool = False
+    """Lower max_total_token_num and max_req_total_len, with a warning, to what fits the memory. Otherwise the start
+    fails if they do not fit."""
     mem_fraction: Fraction = 0.93
     """Share of the device's free memory for weights, activations and KV. On a CPU the KV pool gets a third of it."""
     max_req_total_len: Positive | None = None
     """Longest prompt plus answer, in tokens. Default: the model's context, or less if the KV pool is smaller."""
     max_req_input_len: Positive | None = None
     """Longest prompt, in tokens. Default: max_req_total_len - 1."""
+    long_truncation_mode: Literal["head", "center"] | None = None
+    """Cut a prompt that is longer than max_req_input_len instead of refusing it. head: remove its beginning. center:
+    remove its middle. What remains leaves room for the answer, up to half of the context. Prompts with images and those
+    of more than 65,536 ids (or 1,048,576 characters) are refused."""
     running_max_req_size: Positive = 256
     """Maximum number of sequences that run at once."""
     batch_max_tokens: Positive | None = None
@@ -128,6 +135,9 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first."""
     max_body_bytes: Positive = 32 << 20
     """Largest request body, in bytes."""
+    no_skipping_special_tokens: bool = False
+    """Show special tokens in the answers of requests that do not say skip_special_tokens, as LightLLM does since 2025.
+    Tool calls of many models begin with special tokens. The token that ends an answer is never shown."""
     header_timeout: Seconds = 30.0
     """Maximum time to receive the headers and body of a request."""
     write_timeout: Seconds = 60.0

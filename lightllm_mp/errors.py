@@ -35,6 +35,12 @@ class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 
 
+class InvalidGuide(InvalidRequest):
+    """A constraint on the answer (JSON schema, regex, grammar) is wrong, unsupported, too complex, or at a dead end."""
+
+    code = "invalid_guide"
+
+
 class Unauthorized(EngineError):
     status = 401
     type = "authentication_error"

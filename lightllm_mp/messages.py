@@ -15,7 +15,10 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from lightllm_mp.errors import EngineError, InvalidRequest, PromptTooLong, Unavailable
+from lightllm_mp.errors import EngineError, InvalidGuide, InvalidRequest, PromptTooLong, Unavailable
+
+LONGEST_CUT = 1 << 16
+"""Tokens of the longest prompt that is cut where cutting is allowed, however short the longest possible one is."""
 
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
@@ -37,7 +40,8 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
 
     def rebuilt(self) -> EngineError:
         """The original error, in the closest class that this process knows."""
-        kind = next((k for k in (PromptTooLong, InvalidRequest, Unavailable) if k.code == self.code), EngineError)
+        kinds = (PromptTooLong, InvalidGuide, InvalidRequest, Unavailable)
+        kind = next((k for k in kinds if k.code == self.code), EngineError)
         error = kind(self.message, param=self.param)
         error.status, error.type, error.code = self.status, self.type, self.code
         return error
@@ -122,11 +126,25 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
     """Leave the stop string at the end of the text (default: trimmed)."""
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
+    """None: as the server's flag says."""
     spaces_between_special_tokens: bool = True
     print_eos_token: bool = False
     prompt_texts: bool = False
     """Prompt logprobs come with the texts of tokens."""
+
+
+class Guide(Struct, frozen=True, array_like=True, gc=False):
+    """What an answer must be: a constraint on its text (guides/)."""
+
+    kind: str
+    """json_schema, json_object, regex, choice, lark or gbnf."""
+    source: str = ""
+    """JSON text of the schema; nothing for json_object; the regex; a JSON list of strings; the grammar."""
+    after: str = ""
+    """The constraint begins after this text, for example the end of reasoning; what stands before it is free."""
+    jump: bool = False
+    """Nobody sees logprobs, so ids that the constraint forces need no step of their own: they get logprob 0."""
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
@@ -148,6 +166,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """The request began before a repair, so `start_by` only orders it."""
     cache_salt: bytes = b""
     """Requests of a tenant reuse each other's prefixes only where this is equal."""
+    guide: Guide | None = None
+    """What each answer must be; None: anything."""
     task: Literal["generate", "embed", "score"] = "generate"
     """Whether tokens are asked for, or the row of numbers of a model that does this."""
 
@@ -305,6 +325,66 @@ class Rejected(Wire, tag="Rejected"):
     error: ErrorInfo
 
 
+# --- router <-> guide -> worker ---------------------------------------------------------------------------------------
+
+
+class OpenGuide(Wire, tag="OpenGuide"):
+    """Router -> guide: the n answers of a request are constrained. GuideReady or Rejected answers it."""
+
+    rid: int
+    guide: Guide
+    n: int = 1
+    ignore_eos: bool = False
+    """An answer ends only where it cannot go on."""
+    emitted: bytes = b""
+    """int32 column: ids that the answer has already (only with n = 1)."""
+
+
+class GuideReady(Wire, tag="GuideReady"):
+    """Guide -> router: the constraint is compiled; the request may start."""
+
+    rid: int
+
+
+class Advance(Wire, tag="Advance"):
+    """Router -> guide: constrained answers go on with these ids. An answer that took forced ids comes several times."""
+
+    rids: bytes
+    ids: bytes
+
+
+class Forced(Wire, tag="Forced"):
+    """Guide -> router: the answer goes on with these ids, because nothing else is allowed."""
+
+    rid: int
+    count: int
+    """Number of ids that the answer has before them."""
+    ids: bytes
+
+
+class NeedMasks(Wire, tag="NeedMasks"):
+    """Router -> guide: the step samples these constrained answers, in this order."""
+
+    step: int
+    rids: bytes
+    counts: bytes
+    """int32 column: number of ids that each answer has before the one that is sampled."""
+
+
+class Masks(Wire, tag="Masks"):
+    """Guide -> worker 0: which ids the step may sample. Other ranks get rank 0's ids, so they need no masks."""
+
+    step: int
+    bits: bytes
+    """uint32 [constrained answers, ceil(vocab_size / 32)], the lowest bit first."""
+
+
+class CloseGuide(Wire, tag="CloseGuide"):
+    """Router -> guide: this answer has ended."""
+
+    rid: int
+
+
 # --- router -> detokenizer -> front -----------------------------------------------------------------------------------
 
 RUNNING, STOP, LENGTH, ABORT = range(4)
@@ -409,11 +489,13 @@ class StepDone(Wire, tag="StepDone"):
     step: int
     ids: bytes
     logprobs: bytes
-    """float32 column; NaN: the sequence's logits are not finite, its id means nothing."""
+    """float32 column; NaN: the sequence's logits are not finite; minus infinity: its mask and its rules together allow
+    no id. Then its id means nothing."""
     top: tuple[tuple[int, bytes, bytes], ...] = ()
     """(sample index, int32 ids, float32 logprobs)"""
     prompt: tuple[tuple[int, bytes, bytes, bytes], ...] = ()
-    """(sequence index, float32 logprobs of the chunk's next tokens, int32 top ids, float32 top logprobs)"""
+    """(sequence index, float32 logprobs of the chunk's next tokens (NaN as for `logprobs`), int32 top ids, float32 top
+    logprobs)"""
     seconds: float = 0.0
     """Time the step took on the worker."""
     pooled: bytes = b""
@@ -467,6 +549,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
+    long_truncation_mode: str = ""
+    """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
     @property
     def task(self) -> str:
@@ -483,6 +567,11 @@ class EngineLimits(Struct, frozen=True, array_like=True):
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
         return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt that a client may send, for it may be cut; 0: not known yet."""
+        return max(self.max_input, LONGEST_CUT) if self.max_input and self.long_truncation_mode else self.max_input
 
     def rope_class(self, prompt_tokens: int) -> int:
         """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""
@@ -503,6 +592,8 @@ class ChatFacts(Struct, frozen=True, array_like=True):
     """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
     thinking: tuple[bool, bool, bool] = (False, False, False)
     """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
+    thought: tuple[bool, bool, bool] = (False, False, False)
+    """The same, for a chat that ends behind reasoning, so that the answer has none."""
 
 
 class Facts(Struct, frozen=True, array_like=True):
@@ -607,6 +698,13 @@ Message = (
     | Release
     | ImageFailed
     | Abort
+    | OpenGuide
+    | GuideReady
+    | Advance
+    | Forced
+    | NeedMasks
+    | Masks
+    | CloseGuide
     | Scheduled
     | Rejected
     | Open

@@ -279,7 +279,10 @@ def _parse(parameters: Mapping[str, Any]) -> RequestParameters:
     if unknown:
         raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
     try:
-        return msgspec.convert(dict(parameters), RequestParameters)
+        given = dict(parameters)
+        if isinstance(schema := given.get("guided_json"), dict):
+            given["guided_json"] = msgspec.json.encode(schema).decode()
+        return msgspec.convert(given, RequestParameters)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
 

@@ -40,7 +40,8 @@ SECTIONS = 10
 IMAGE_WORDS = 6
 NOTHING = np.empty(0, "<i4")
 SAMPLE, POOL = 1, 2
-PENALIZE_PROMPT = 1
+PENALIZE_PROMPT, GUIDED = 1, 2
+"""Bits of a setup's flags. The samples of a GUIDED row need a mask, which comes from the guide actor."""
 
 ROWS_BYTES = 16 << 20
 """Most bytes of rows of numbers in one step's answer."""
@@ -134,6 +135,8 @@ class PlanBuilder:
         masked_ids: Sequence[int] = (),
         rope_class: int = 0,
         rotary_shift: int = 0,
+        *,
+        guided: bool = False,
     ) -> None:
         """Give row `row` the rules of a new sequence whose first `prompt_tokens` positions are its prompt."""
         bias_ids = np.frombuffer(sampling.bias_ids, "<i4")
@@ -144,7 +147,7 @@ class PlanBuilder:
                 record[name] = getattr(sampling, name)
         record["row"], record["prompt_tokens"], record["rope_class"] = row, prompt_tokens, rope_class
         record["rotary_shift"] = rotary_shift
-        record["flags"] = PENALIZE_PROMPT if sampling.penalize_prompt else 0
+        record["flags"] = (PENALIZE_PROMPT if sampling.penalize_prompt else 0) | (GUIDED if guided else 0)
         record["seed"] = np.uint64(sampling.seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64)
         record["biases"], record["masked"], record["allowed"] = len(bias_ids), len(masked), len(allowed)
         self._setups.append(record.view("<i4"))

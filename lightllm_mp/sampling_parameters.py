@@ -7,10 +7,11 @@ import secrets
 from array import array
 from typing import Annotated, Literal, TypeVar
 
+import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Output, Sampling, Terms
+from lightllm_mp.messages import Guide, Output, Sampling, Terms
 
 T = TypeVar("T")
 
@@ -23,8 +24,12 @@ Choices = Annotated[int, Meta(ge=1, le=64)]
 Penalty = Annotated[float, Meta(ge=-100.0, le=100.0)]
 Stop = Annotated[str, Meta(max_length=MAX_STOP_BYTES)]
 StopIds = Annotated[list[Id], Meta(min_length=1, max_length=64)]
-Guide = Annotated[str, Meta(max_length=1 << 16)]
+MAX_GUIDE = 1 << 16
+"""Bytes of a constraint."""
+GuideText = Annotated[str, Meta(max_length=MAX_GUIDE)]
 
+GUIDES = {"guided_json": "json_schema", "guided_grammar": "gbnf", "regular_constraint": "regex"}
+"""Parameters that constrain an answer, and the kinds of their guides."""
 POOLED = Sampling(seed=0, max_new_tokens=0)
 """The sampling of a request for an embedding or a score."""
 DEFAULT_MAX_NEW_TOKENS = 16
@@ -66,15 +71,19 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_ALLOWED)] | None = None
     """No other id is ever sampled."""
     skip_special_tokens: bool | None = None
+    """Default: true, or false with the server's flag --no-skipping-special-tokens."""
     add_special_tokens: bool | None = None
     add_spaces_between_special_tokens: bool | None = None
     print_eos_token: bool | None = None
     disable_prompt_cache: bool | None = None
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
     """A higher priority is served first."""
-    regular_constraint: Guide | None = None
-    guided_grammar: Guide | None = None
-    guided_json: Guide | dict[str, Raw] | None = None
+    regular_constraint: GuideText | None = None
+    """A regular expression that each answer matches as a whole."""
+    guided_grammar: GuideText | None = None
+    """A grammar of each answer: GBNF, or Lark."""
+    guided_json: GuideText | dict[str, Raw] | None = None
+    """A JSON schema, as text or as an object: each answer is JSON that satisfies it."""
 
 
 def terms(
@@ -94,6 +103,7 @@ def terms(
         priority=p.priority or 0,
         reuse_prompt=not p.disable_prompt_cache,
         tenant=tenant,
+        guide=None if how is POOLED else guide(p),
         task=task,
     )
 
@@ -107,7 +117,6 @@ def choices(p: RequestParameters) -> int:
 
 def sampling(p: RequestParameters) -> Sampling:
     """The engine's sampling rules. InvalidRequest for parameters that contradict each other or are not supported."""
-    _refuse_guides(p)
     most = p.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     if (p.min_new_tokens or 1) > most:
         raise InvalidRequest(f"min_new_tokens must be at most max_new_tokens ({most})", param="min_new_tokens")
@@ -136,12 +145,27 @@ def sampling(p: RequestParameters) -> Sampling:
     )
 
 
+def guide(p: RequestParameters) -> Guide | None:
+    """The constraint on each answer. InvalidRequest for two of them, or one that is too large."""
+    given = [(name, kind) for name, kind in GUIDES.items() if getattr(p, name) not in (None, "")]
+    if not given:
+        return None
+    (name, kind), *others = given
+    if others:
+        raise InvalidRequest(f"{name} and {others[0][0]} exclude each other", param=others[0][0])
+    value = getattr(p, name)
+    source = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if len(source.encode()) > MAX_GUIDE:
+        raise InvalidRequest(f"{name} has at most {MAX_GUIDE} bytes", param=name)
+    return Guide(kind, source)
+
+
 def output(p: RequestParameters) -> Output:
-    """The detokenizer's rules. skip_special_tokens defaults to True, as users expect and LightLLM did until 2025."""
+    """The detokenizer's rules. The server's flag decides whether special tokens are skipped by default."""
     return Output(
         stop=_stop_strings(p),
         keep_stop=bool(p.include_stop_str_in_output),
-        skip_special_tokens=_or(p.skip_special_tokens, True),
+        skip_special_tokens=p.skip_special_tokens,
         spaces_between_special_tokens=_or(p.add_spaces_between_special_tokens, True),
         print_eos_token=bool(p.print_eos_token),
     )
@@ -172,9 +196,3 @@ def _stop_ids(p: RequestParameters) -> bytes:
             "a stop sequence of several token ids is not supported; send it as a string", param="stop_sequences"
         )
     return array("i", [ids[0] for ids in lists]).tobytes()
-
-
-def _refuse_guides(p: RequestParameters) -> None:
-    for name in ("regular_constraint", "guided_grammar", "guided_json"):
-        if getattr(p, name):
-            raise InvalidRequest(f"{name} is not supported yet", param=name)

@@ -80,6 +80,7 @@ class DetokenizerActor(BlockingActor):
         self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
+        self._skips = not launch.config.http.no_skipping_special_tokens
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
@@ -110,7 +111,7 @@ class DetokenizerActor(BlockingActor):
             text = IncrementalText(
                 self._tokenizer,
                 prompt_tail=np.frombuffer(opened.prompt_tail, "<i4").tolist(),
-                skip_special_tokens=output.skip_special_tokens,
+                skip_special_tokens=self._skips if output.skip_special_tokens is None else output.skip_special_tokens,
                 spaces_between_special_tokens=output.spaces_between_special_tokens,
                 stop=output.stop,
                 keep_stop=output.keep_stop,
@@ -170,10 +171,11 @@ class DetokenizerActor(BlockingActor):
     def _text_of(self, state: IncrementalText, opened: Open, token: int, finish: int) -> str:
         assert self._tokenizer is not None
         ends = finish == STOP and token in self._eos
-        text = "" if ends else state.push(token)
+        text = "" if ends and not state.stops_at(token) else state.push(token)
         if finish != RUNNING:
             text += state.finish()
-        if ends and opened.output.print_eos_token:
+        kept = state.stops_at(token) and opened.output.keep_stop
+        if ends and opened.output.print_eos_token and not kept:
             text += self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 

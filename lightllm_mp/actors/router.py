@@ -12,16 +12,22 @@ from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.topology import DETOKENIZER, VISUAL, worker
+from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL, worker
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import (
     Abort,
+    Advance,
     Begin,
+    CloseGuide,
     Embedded,
     EngineLimits,
     ErrorInfo,
+    Forced,
+    GuideReady,
     ImageFailed,
+    NeedMasks,
     Open,
+    OpenGuide,
     Pooled,
     Rejected,
     Release,
@@ -44,6 +50,8 @@ class RouterActor(BlockingActor):
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()
+        self._compiling: dict[int, tuple[Tokenized, Embedded | None]] = {}
+        """rid -> a request whose guide is not compiled yet."""
         self._share_prompt_cache = launch.config.engine.share_prompt_cache
         self._unsent: deque[tuple[str, bytes]] = deque()
         """Plans that their lanes had no room for, with the workers they are for."""
@@ -53,6 +61,7 @@ class RouterActor(BlockingActor):
 
     def on_begin(self, begin: Begin) -> None:
         self._halves.clear()
+        self._compiling.clear()
         self._unsent.clear()
         self._run_ahead = begin.facts.engine.run_ahead
         if not self._begun:
@@ -68,13 +77,21 @@ class RouterActor(BlockingActor):
     def on_message(self, peer: str, message: Wire) -> None:
         match message:
             case Tokenized(spans=()):
-                self._add(message, None)
+                self._enter(message, None)
             case Tokenized():
                 if (embedded := self._halves.tokenized(message)) is not None:
-                    self._add(message, embedded)
+                    self._enter(message, embedded)
             case Embedded():
                 if (tokenized := self._halves.embedded(message)) is not None:
-                    self._add(tokenized, message)
+                    self._enter(tokenized, message)
+            case GuideReady(rid):
+                if (compiled := self._compiling.pop(rid, None)) is not None:
+                    self._add(*compiled)
+            case Forced():
+                self._scheduler.jumps.note(message)
+            case Rejected(rid, error):
+                if (refused := self._compiling.pop(rid, None)) is not None:
+                    self._reject(*refused, error)
             case ImageFailed(rid=rid):
                 self._drop(rid)
             case StepDone():
@@ -85,18 +102,41 @@ class RouterActor(BlockingActor):
             case StopMatched(rid):
                 self._scheduler.stop_matched(rid)
 
+    def _enter(self, request: Tokenized, embedded: Embedded | None) -> None:
+        """All that the request needs is here, but for its guide."""
+        terms = request.terms
+        if terms.guide is None:
+            self._add(request, embedded)
+            return
+        self._compiling[request.rid] = request, embedded
+        emitted = request.ids[4 * request.prompt_tokens :]
+        opened = OpenGuide(request.rid, terms.guide, terms.n, terms.sampling.ignore_eos, emitted)
+        self.mailbox.post(GUIDE, opened)
+
     def _add(self, request: Tokenized, embedded: Embedded | None) -> None:
         try:
             self._scheduler.add(request, embedded)
         except EngineError as error:
-            self.mailbox.post(self._front, Rejected(request.rid, ErrorInfo.of(error)))
-            if embedded is not None:
-                self.mailbox.post(VISUAL, Release(request.rid))
+            self._reject(request, embedded, ErrorInfo.of(error))
+
+    def _reject(self, request: Tokenized, embedded: Embedded | None, error: ErrorInfo) -> None:
+        self.mailbox.post(self._front, Rejected(request.rid, error))
+        self._let_go(request, embedded)
+
+    def _let_go(self, request: Tokenized, embedded: Embedded | None) -> None:
+        """Give back what other actors hold for a request that never runs."""
+        if embedded is not None:
+            self.mailbox.post(VISUAL, Release(request.rid))
+        if request.terms.guide is not None:
+            for rid in range(request.rid, request.rid + request.terms.n):
+                self.mailbox.post(GUIDE, CloseGuide(rid))
 
     def _drop(self, rid: int) -> None:
-        """Drop the half of a request whose other half will not be served."""
+        """Drop the half of a request whose other half will not be served, or one whose guide is not compiled yet."""
         if self._halves.drop(rid):
             self.mailbox.post(VISUAL, Release(rid))
+        if (dropped := self._compiling.pop(rid, None)) is not None:
+            self._let_go(*dropped)
 
     def after_batch(self) -> None:
         """Send plans to the workers, pass on events, and check the scheduler's integrity when it goes idle."""
@@ -114,7 +154,7 @@ class RouterActor(BlockingActor):
         for event in scheduler.take_events():
             if isinstance(event, Open):
                 self.mailbox.post(self._front, Scheduled(event.rid))
-            if isinstance(event, Rejected):
+            if isinstance(event, Rejected) and event.error.status >= 500:
                 log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
 
@@ -127,6 +167,8 @@ class RouterActor(BlockingActor):
     def _listener(self, event: Wire) -> str:
         if isinstance(event, Scheduled | Pooled | Rejected):
             return self._front
+        if isinstance(event, Advance | NeedMasks | CloseGuide):
+            return GUIDE
         return VISUAL if isinstance(event, Release) else DETOKENIZER
 
 

@@ -14,7 +14,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.errors import EngineError, InvalidRequest, ModelError, NoTokenizer
+from lightllm_mp.errors import EngineError, InvalidRequest, ModelError, NoTokenizer, PromptTooLong
 from lightllm_mp.messages import (
     Abort,
     Begin,
@@ -23,6 +23,7 @@ from lightllm_mp.messages import (
     Counted,
     Detokenize,
     Detokenized,
+    EngineLimits,
     ErrorInfo,
     Facts,
     Generate,
@@ -34,6 +35,7 @@ from lightllm_mp.messages import (
 )
 from lightllm_mp.text.chat import compile_template, render_chat
 from lightllm_mp.text.chat_facts import chat_facts
+from lightllm_mp.text.prompt_truncation import longest_kept, truncated
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chunks, split_text
 
@@ -53,7 +55,7 @@ class TokenizerActor(BlockingActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front, self._spec = launch.front, launch.model.spec
-        self._max_input = self._vocab = 0
+        self._limits = EngineLimits()
         vision = launch.model.vision
         self._vision = vision.spec if vision else None
         self._tokenizer: Tokenizer | None = None
@@ -66,7 +68,8 @@ class TokenizerActor(BlockingActor):
             self.facts = Facts(has_tokenizer=False)
             return
         self._template = _usable_template(self._tokenizer)
-        eos = tuple(model.eos_id or self._tokenizer.eos_ids)
+        for end in set(model.eos_id) - self._tokenizer.added.keys():
+            log.warning("--eos-id %d: %r is ordinary text; answers end at it", end, self._tokenizer.decode([end]))
         chat = chat_facts(
             self._tokenizer,
             self._template,
@@ -74,10 +77,10 @@ class TokenizerActor(BlockingActor):
             tool_calls=model.tool_call_parser,
             reasoning=model.reasoning_parser,
         )
-        self.facts = Facts(eos_ids=eos, chat=chat)
+        self.facts = Facts(eos_ids=self._tokenizer.eos_ids, chat=chat)
 
     def on_begin(self, begin: Begin) -> None:
-        self._max_input, self._vocab = begin.facts.engine.max_input, begin.facts.engine.vocab_size
+        self._limits = begin.facts.engine
 
     def on_message(self, peer: str, message: Wire) -> None:
         match message:
@@ -100,7 +103,7 @@ class TokenizerActor(BlockingActor):
         text, special = message.text, message.add_special_tokens
         if message.chat is not None:
             text, special = self._render(message.chat), False
-        ids, _ = self._ids_of(text, special, message.images, self._max_input or None)
+        ids, _ = self._ids_of(text, special, message.images)
         listed = np.ascontiguousarray(ids, "<i4").tobytes() if message.listed else b""
         self.mailbox.post(self._front, Counted(message.rid, len(ids), listed))
 
@@ -112,7 +115,7 @@ class TokenizerActor(BlockingActor):
         self.mailbox.post(self._front, Detokenized(message.rid, text))
 
     def _tokenized(self, request: Generate) -> Tokenized:
-        found, spans = self._prompt_ids(request)
+        found, spans = self._fitted(self._prompt_ids(request), request)
         ids = np.ascontiguousarray(found, "<i4").tobytes()
         return Tokenized(
             rid=request.rid,
@@ -127,18 +130,18 @@ class TokenizerActor(BlockingActor):
             raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
             ids = np.frombuffer(request.ids, "<i4")
-            return expand_ids(ids, request.images, self._vocab) if self._vision else (ids, ())
+            return expand_ids(ids, request.images, self._limits.vocab_size) if self._vision else (ids, ())
         if request.text is not None:
-            return self._ids_of(request.text, request.add_special_tokens, request.images, self._max_input)
+            return self._ids_of(request.text, request.add_special_tokens, request.images)
         if request.pair is not None:
             return self._pair_ids(request.pair), ()
         assert request.chat is not None, "a Generate has text, ids, chat or a pair"
         # The template writes the special tokens itself.
-        return self._ids_of(self._render(request.chat), False, request.images, self._max_input)
+        return self._ids_of(self._render(request.chat), False, request.images)
 
     def _pair_ids(self, pair: TextPair) -> np.ndarray:
         """Ids of a query and a document. A token of segment 1 has its id and the size of the vocabulary added."""
-        spec, most = self._spec, self._max_input
+        spec, most = self._spec, self._limits.max_input
         if spec.pooling is None or not spec.pooling.pairs:
             raise InvalidRequest("this model does not score a query and a document")
         if spec.pooling.pairs == "tokenizer":
@@ -152,15 +155,30 @@ class TokenizerActor(BlockingActor):
         between, after = rest.split("{document}")
         return self._need().encode(f"{before}{pair.query}{between}{pair.document}{after}", False, max_tokens=most)
 
-    def _ids_of(self, text: str, special: bool, images: tuple[ImageInfo, ...], max_tokens: int | None) -> Prompted:
+    def _fitted(self, prompt: Prompted, request: Generate) -> Prompted:
+        """A prompt that is too long without the part that the operator lets go. PromptTooLong if it has images."""
+        ids, spans = prompt
+        limits = self._limits
+        if not limits.long_truncation_mode or len(ids) <= limits.max_input:
+            return prompt
+        if spans:
+            raise PromptTooLong(
+                f"the prompt has {len(ids)} tokens, more than {limits.max_input}; one with images is not truncated",
+                param="inputs",
+            )
+        longest = longest_kept(limits, request.terms.sampling.max_new_tokens)
+        return truncated(ids, longest, limits.long_truncation_mode), ()
+
+    def _ids_of(self, text: str, special: bool, images: tuple[ImageInfo, ...]) -> Prompted:
         """Ids and image spans of a text. Without a vision tower, an image tag is ordinary text."""
         encode = self._need().encode
+        max_tokens = None if self._limits.long_truncation_mode else self._limits.max_input or None
         if self._vision is None:
             return encode(text, special, max_tokens=max_tokens), ()
         tags = self._vision.tags
         texts = split_text(tags, text, len(images))
         chunks = [encode(chunk, special and not i, max_tokens=max_tokens) for i, chunk in enumerate(texts)]
-        return join_chunks(tags, chunks, images, self._vocab)
+        return join_chunks(tags, chunks, images, self._limits.vocab_size)
 
     def _render(self, chat: ChatPrompt) -> str:
         tokenizer = self._need()

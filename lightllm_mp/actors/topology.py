@@ -15,10 +15,14 @@ PLANS = 64 * MIB
 (admission.py), or for the positions of one longer sequence; 4 for each position whose slot has changed; and the
 logit_bias of the sequences that start. It takes memory only when plans are that large."""
 
+MASKS = 64 * MIB
+"""Room for the masks of a worker's next two steps: a bit for each id, for each constrained sequence. 512 of them with
+a vocabulary of 256k ids take 16 MiB."""
 ANSWERS = 64 * MIB
 """Room for the answers of a worker's steps; one with rows of numbers has at most `ROWS_BYTES` (plan.py) of them."""
 
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
+GUIDE = "guide"
 VISUAL = "visual"
 """Exists only where images are served."""
 HTTP, EMBEDDED = "http", "engine"
@@ -93,6 +97,7 @@ def topology(
         for rank in range(ranks)
     )
     others = (
+        Child(GUIDE, "lightllm_mp.actors.guide:GuideActor"),
         Child(ROUTER, "lightllm_mp.actors.router:RouterActor"),
         Child(DETOKENIZER, "lightllm_mp.actors.detokenizer:DetokenizerActor"),
         Child(TOKENIZER, "lightllm_mp.actors.tokenizer:TokenizerActor", patience=2.0),
@@ -109,6 +114,8 @@ def topology(
         # Behind the front no request is refused when a lane is full: messages wait in outboxes.
         Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),
         Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
+        Edge(ROUTER, GUIDE, MIB, MIB, forward_arena=16 * MIB),
+        Edge(GUIDE, worker(0), MIB, 64 * KIB, forward_arena=MASKS),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
         *(
             Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=ANSWERS if child.rank == 0 else 0)

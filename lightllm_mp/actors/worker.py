@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from typing import NoReturn
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
@@ -13,7 +14,7 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.build import build_engine
-from lightllm_mp.messages import Reset, StepDone, Stop, Wire
+from lightllm_mp.messages import Masks, Reset, StepDone, Stop, Wire
 from lightllm_mp.shm import Segment
 
 log = logging.getLogger("lightllm_mp.worker")
@@ -49,6 +50,10 @@ class WorkerActor(RankActor):
         self._patience = STUCK * config.supervisor.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
+        self._plans: deque[bytes] = deque()
+        """Plans behind a step that waits for its masks."""
+        self._masks: dict[int, bytes] = {}
+        """Masks by step, until the step has its logits."""
         engine = build_engine(
             launch.model,
             config.model,
@@ -69,14 +74,49 @@ class WorkerActor(RankActor):
     def run(self) -> None:
         super().run()
         if self.ranks > 1:
+            self._give_up_masks()
             # A normal exit tears down communicators one by one, and each waits for peers that are leaving too.
             _leave(0)
 
     def on_reset(self) -> None:
+        if self.ranks > 1:
+            self._give_up_masks()
+        self._plans.clear()
+        self._masks.clear()
         self._executor.reset()
 
+    def _give_up_masks(self) -> None:
+        """Carry out all plans without masks: the other ranks wait inside them for this one's ids."""
+        while self._executor.waiting is not None or self._plans:
+            if self._executor.waiting is not None:
+                self._executor.resume(None)
+            else:
+                self._executor.submit(self._plans.popleft())
+
     def on_plan(self, plan: bytes) -> None:
-        self._executor.submit(plan)
+        self._plans.append(plan)
+        self._go_on()
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        if isinstance(message, Masks):
+            self._masks[message.step] = message.bits
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Start plans, in order, up to one whose masks have not come. An answer does not wait for the plan behind it,
+        which may wait for masks that need the answer."""
+        executor = self._executor
+        while True:
+            if (step := executor.waiting) is not None:
+                if (bits := self._masks.pop(step, None)) is None:
+                    return
+                executor.resume(bits)
+                while executor.ready:
+                    self._answer(executor.collect())
+            elif self._plans:
+                executor.submit(self._plans.popleft())
+            else:
+                return
 
     def after_batch(self) -> None:
         """Answer every step that is done. While the device computes, submit the next plan as soon as it comes."""

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
@@ -33,11 +34,13 @@ log = logging.getLogger("lightllm_mp.supervisor")
 EXIT_CONFIG = 2
 
 
-def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
+def main(
+    config: Config, *, parent_fd: int = -1, status_fd: int = -1, on_serving: Callable[[str], None] = lambda url: None
+) -> int:
     """Serve until a signal stops the server. Returns the exit code.
 
     `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
-    writes its facts there as one line of JSON (see server.py). -1: not used.
+    writes its facts there as one line of JSON (see server.py). -1: not used. `on_serving` is told the URL then.
     """
     hide()
     raise_open_file_limit()
@@ -63,7 +66,7 @@ def main(config: Config, *, parent_fd: int = -1, status_fd: int = -1) -> int:
         log.warning("ANYBODY who reaches %s can use this server; set --api-key-file", config.http.host)
     with listen:
         try:
-            return asyncio.run(_run(config, model, listen, bool(keys), parent_fd, status_fd))
+            return asyncio.run(_run(config, model, listen, bool(keys), parent_fd, status_fd, on_serving))
         except EngineError as error:  # no shared memory for the lanes; no process has started yet
             return _refused(config, error)
 
@@ -78,7 +81,13 @@ def _refused(config: Config, error: EngineError) -> int:
 
 
 async def _run(
-    config: Config, model: ModelDescription, listen: socket.socket, keys: bool, parent_fd: int, status_fd: int
+    config: Config,
+    model: ModelDescription,
+    listen: socket.socket,
+    keys: bool,
+    parent_fd: int,
+    status_fd: int,
+    on_serving: Callable[[str], None],
 ) -> int:
     console = Console(json=config.supervisor.log_json)
     url = url_of(listen, secure=config.http.ssl_certfile is not None)
@@ -87,6 +96,7 @@ async def _run(
         if config.http.reuse_port:
             listen.listen(BACKLOG)  # from here on the kernel gives this server connections
         console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
+        on_serving(url)
         sd_notify("READY=1")
         if status_fd >= 0:
             os.write(status_fd, json.dumps({"url": url, **facts.flat()}).encode() + b"\n")

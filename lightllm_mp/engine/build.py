@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.plan import ROWS_BYTES
+
+log = logging.getLogger("lightllm_mp.worker")
 
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 """The most tokens of a step: with more a dense model is no faster, and decoding sequences wait longer."""
@@ -83,6 +86,8 @@ def build_engine(
         engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
         budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
     memory = plan_memory(spec, kv_dtype, engine, budget)
+    if memory.kv_tokens < (engine.max_total_token_num or 0):
+        log.warning("--max-total-token-num %d: only %d fit", engine.max_total_token_num, memory.kv_tokens)
     executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
     executor.warm_up()
     facts = Facts(
@@ -98,8 +103,9 @@ def build_engine(
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
+            long_truncation_mode=engine.long_truncation_mode or "",
         ),
-        eos_ids=model.eos_id or spec.eos_ids,
+        eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=decoder.weight_bytes,

@@ -15,6 +15,7 @@ from lightllm_mp.engine.pinned_upload import PinnedUpload, Uploaded
 from lightllm_mp.engine.pooling import needs_lines
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
@@ -158,12 +159,12 @@ class CudaSteps:
         lines = self._parts.sampled_lines
         return hidden.index_select(0, lines) if len(lines) else hidden
 
-    def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
+    def sample(self, logits: Tensor, step: Step, part: slice, masks: GuideMasks | None) -> Choice:
         assert self._parts is not None
         parts = self._parts
         rows, ends = (parts.sampled_rows, parts.sampled_ends) if len(parts.sampled_rows) else (parts.rows, parts.ends)
         rows, ends = rows[part], ends[part]
-        choice = self._sampler.choose(logits, step.sampled_rows[part], step.sampled_ends[part], (rows, ends))
+        choice = self._sampler.choose(logits, step.sampled_rows[part], step.sampled_ends[part], (rows, ends), masks)
         self._model.group.from_first(choice.ids)
         report = torch.empty((2, len(rows)), dtype=torch.int32, device=logits.device)
         commit(self._tables.tokens, rows, ends, choice.ids, choice.logprobs, report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -20,9 +20,10 @@ from lightllm_mp.engine.image_embeddings import ImageEmbeddings
 from lightllm_mp.engine.interfaces import Model, StepRunner
 from lightllm_mp.engine.pooling import Pooler
 from lightllm_mp.engine.row_tables import RowTables
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.logprobs import Alternatives
 from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_logprobs
-from lightllm_mp.engine.sampling.rules import RuleTable
+from lightllm_mp.engine.sampling.rules import GUIDE, Lines, RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.engine.step_inputs import Step
 from lightllm_mp.engine.torch_steps import TorchSteps
@@ -36,6 +37,7 @@ from lightllm_mp.plan import Plan, unpack
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Elements in a block of logits: on a CPU few enough that memory is reused from step to step (beyond 32 MiB the
 allocator asks the system each time), on a GPU enough that the head's weights are read once."""
+NO_LINES = np.empty(0, np.int64)
 PROMPT_LINES = 64
 """Compute prompt logits in blocks of max(rows, PROMPT_LINES) tokens: with their logprobs they need no more memory than
 the decode step, sampler included, that sized the pool."""
@@ -66,8 +68,22 @@ class _Result:
         self.arrived.record()
 
 
+@dataclass(slots=True)
+class _Halted:
+    """A step whose logits are under way, and whose sampling waits for masks."""
+
+    step: int
+    rest: Generator[Lines, GuideMasks | None, _Result]
+    lines: Lines
+    """The constrained sequences among those that are sampled."""
+    seconds: float
+
+
 class Executor:
     """Runs plans in the order of `submit`; `collect` returns answers in the same order.
+
+    A step with constrained sequences goes as far as its logits and then waits for `resume`; the next `submit` comes
+    after that. Only rank 0 waits, because all ranks take its ids.
 
     Device memory: the KV pool of `kv_tokens` slots and a spare one, and two tables of `rows` rows. A row holds up to
     `max_context` tokens, a step up to `step_tokens`.
@@ -98,6 +114,7 @@ class Executor:
         self._block = logit_lines(model.spec.vocab, self.device)
         self._prompt_block = min(self._block, max(rows, PROMPT_LINES))
         self._results: deque[_Result] = deque()
+        self._halted: _Halted | None = None
         self._images: ImageEmbeddings | None = None
 
     def images(self, view: memoryview) -> None:
@@ -108,14 +125,51 @@ class Executor:
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
-        """Starts a step. ValueError for bytes that are not a plan or reach outside the tables."""
+        """Starts a step. ValueError for bytes that are not a plan or reach outside the tables, RuntimeError while a
+        step waits for masks."""
+        if self._halted is not None:
+            raise RuntimeError(f"submit while step {self._halted.step} waits for masks")
         began = time.perf_counter()
         todo = unpack(bytearray(plan))  # torch does not wrap read-only memory
-        result = self._run(todo)
+        steps = self._run(todo)
+        try:
+            lines = next(steps)
+        except StopIteration as end:
+            self._finish(end.value, time.perf_counter() - began)
+        else:
+            self._halted = _Halted(todo.step, steps, lines, time.perf_counter() - began)
+
+    @property
+    def waiting(self) -> int | None:
+        """The step that waits for its masks; None if none does."""
+        return self._halted.step if self._halted is not None else None
+
+    @torch.inference_mode()
+    def resume(self, bits: bytes | None) -> None:
+        """Goes on with the step that waits. `bits`: a mask for each constrained sequence that it samples, in plan order
+        (`messages.Masks`); None: they are free, for a step whose answer nobody needs. ValueError for a wrong length."""
+        if (halted := self._halted) is None:
+            raise RuntimeError("no step waits for masks")
+        began = time.perf_counter()
+        masks = None if bits is None else GuideMasks.of(halted.lines, bits, self.model.spec.vocab)
+        self._halted = None
+        try:
+            halted.rest.send(masks)
+        except StopIteration as end:
+            self._finish(end.value, halted.seconds + time.perf_counter() - began)
+
+    def _finish(self, result: _Result, seconds: float) -> None:
         if self.device.type == "cuda":
             result.send_to_host()
-        result.seconds = time.perf_counter() - began
+        result.seconds = seconds
         self._results.append(result)
+
+    def run(self, plan: bytes) -> StepDone:
+        """Carries out a plan at once, with masks that allow every id."""
+        self.submit(plan)
+        if self._halted is not None:
+            self.resume(b"\xff" * (4 * -(-self.model.spec.vocab // 32) * len(self._halted.lines)))
+        return self.collect()
 
     @property
     def pending(self) -> int:
@@ -177,16 +231,17 @@ class Executor:
     def _run_unseen(self, **sizes: int) -> None:
         """Runs the steps of `warm_up_plans` and drops their answers."""
         for plan in warm_up_plans(pool=self._pooler is not None, sections=self._sections, **sizes):
-            self.submit(plan)
-            self.collect()
+            self.run(plan)
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Forgets rows and pending steps; KV memory stays as it is."""
         self._results.clear()
+        self._halted = None
         self._steps.clear()
 
-    def _run(self, plan: Plan) -> _Result:
+    def _run(self, plan: Plan) -> Generator[Lines, GuideMasks | None, _Result]:
+        """Carries out a plan. Yields once if sequences of it are constrained: their lines, for their masks."""
         step = Step.of(plan.seqs, self.tables, plan.rotary) if len(plan.seqs) else None
         images = self._rows_of_images(plan, step)
         self._steps.begin(plan, step)
@@ -200,10 +255,20 @@ class Executor:
         logits, tokens = self.model.logits, self.tables.tokens
         result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._prompt_block))
         last = self._steps.last(hidden, step)
+        guided, masks = self._guided(step), None
         for start in range(0, len(step.sampled), self._block):
             part = slice(start, start + self._block)
-            result.choices.append(self._steps.sample(self.model.logits(last[part]), step, part))
+            scores = logits(last[part])
+            if len(guided) and not start:
+                masks = yield guided
+            result.choices.append(self._steps.sample(scores, step, part, masks and masks.part(part)))
         return result
+
+    def _guided(self, step: Step) -> Lines:
+        """The constrained sequences among those that are sampled; none on ranks that take rank 0's ids."""
+        if self.model.group.rank:
+            return NO_LINES
+        return np.flatnonzero(self.rules.needs[step.sampled_rows] & GUIDE)
 
     def _rows_of_images(self, plan: Plan, step: Step | None) -> list[ImageRows]:
         if not len(plan.images):

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.torch_sampler import Choice
 from lightllm_mp.engine.step_inputs import Step
 from lightllm_mp.kernels.batch import Batch
@@ -68,9 +69,10 @@ class StepRunner(Protocol):
         """The rows [sampled, hidden] of `hidden` that are sampled from, in the order of `step.sampled`; it may be
         `hidden` itself."""
 
-    def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
+    def sample(self, logits: Tensor, step: Step, part: slice, masks: GuideMasks | None) -> Choice:
         """Samples the sequences `step.sampled[part]` and writes the ids to the token table, where the next step finds
-        them. `logits` float32 [n, vocab] are overwritten. All ranks get rank 0's ids.
+        them. `logits` float32 [n, vocab] are overwritten. `masks` say which ids some of the part may take. All ranks
+        get rank 0's ids.
 
         Returns ids (int64 or int32) and float32 logprobs, [n] each, and alternatives; the caller may keep them.
         """

@@ -59,13 +59,17 @@ def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budge
     """Sizes the KV pool within `budget` bytes (see `kv_budget`).
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
-    The context is the shortest of the model's, `max_req_total_len` and the pool. ConfigError if flags ask for more than
-    fits, ModelError if the model leaves no room for a single sequence.
+    The context is the shortest of the model's, `max_req_total_len` and the pool. If flags ask for more than fits, they
+    are clamped with `clamp_max_total_token_num`, otherwise ConfigError. ModelError if the model leaves no room for a
+    single sequence.
     """
     token_bytes = kv_bytes_per_token(spec, dtype)
     room = budget // token_bytes - 1  # the pool has one spare slot
     longest = min(spec.max_context, config.max_req_total_len or spec.max_context)
     tokens = config.max_total_token_num or min(room, config.running_max_req_size * longest)
+    if config.clamp_max_total_token_num:
+        tokens = min(tokens, room)
+        longest = min(longest, tokens)
     if config.max_total_token_num is not None and tokens > room:
         raise ConfigError(
             f"--max-total-token-num {tokens} needs {format_bytes((tokens + 1) * token_bytes)} of KV memory, but there "
@@ -84,7 +88,7 @@ def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budge
 
 
 def _refuse_tiny(config: EngineConfig, tokens: int, token_bytes: int, budget: int) -> None:
-    if config.max_total_token_num is not None:
+    if config.max_total_token_num == tokens:
         raise ConfigError(
             f"--max-total-token-num {tokens}: a request needs at least {LEAST_TOKENS}", param="max_total_token_num"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightllm_mp.engine.interfaces import Model
 from lightllm_mp.engine.pooling import needs_lines
 from lightllm_mp.engine.row_tables import RowTables
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice, TorchSampler
@@ -55,9 +56,9 @@ class TorchSteps:
         lines = step.sampled_lines
         return hidden if len(lines) == hidden.shape[0] else hidden[self._put(lines)]
 
-    def sample(self, logits: Tensor, step: Step, part: slice) -> Choice:
+    def sample(self, logits: Tensor, step: Step, part: slice, masks: GuideMasks | None) -> Choice:
         rows, positions = step.sampled_rows[part], step.sampled_ends[part]
-        choice = self._sampler.choose(logits, rows, positions)
+        choice = self._sampler.choose(logits, rows, positions, masks)
         self._model.group.from_first(choice.ids)
         at = self._put(self._tables.flat(rows, positions))
         self._tables.tokens.view(-1)[at] = choice.ids.int()

@@ -46,7 +46,8 @@ def warm_up_plans(
     sections: bool = False,
 ) -> Iterator[bytes]:
     """A prefill step of `step_tokens`, a decode step of all rows, which take the rules of HARDEST in turn, and small
-    steps that other kernels serve: a single token, a short chunk, and a short chunk beside a decode token.
+    steps that other kernels serve: those rules with masks, a single token, a short chunk, and a short chunk beside a
+    decode token.
 
     All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `pool`
     there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step has positions of three
@@ -57,6 +58,7 @@ def warm_up_plans(
         yield _prefill(1, 1, 1, spare_slot, pool)
         return
     yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
+    yield _decode(min(rows, step_tokens, len(HARDEST)), 1, spare_slot, guided=True)
     yield _decode(1, 1, spare_slot)
     short = min(SHORT, max_context, step_tokens)
     yield _prefill(1, short, short, spare_slot)
@@ -83,10 +85,10 @@ def _prefill(
     return builder.pack()
 
 
-def _decode(rows: int, context: int, spare_slot: int) -> bytes:
+def _decode(rows: int, context: int, spare_slot: int, *, guided: bool = False) -> bytes:
     builder = PlanBuilder(1)
     for row in range(rows):
-        _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slot)
+        _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slot, guided=guided)
     builder.add_each(np.arange(rows), np.full(rows, context - 1))
     return builder.pack()
 
@@ -101,7 +103,9 @@ def _mixed(chunk: int, spare_slot: int) -> bytes:
     return builder.pack()
 
 
-def _fill(builder: PlanBuilder, row: int, context: int, sampling: Sampling, spare_slot: int) -> None:
-    builder.setup(row, context, sampling, masked_ids=(0,))
+def _fill(
+    builder: PlanBuilder, row: int, context: int, sampling: Sampling, spare_slot: int, *, guided: bool = False
+) -> None:
+    builder.setup(row, context, sampling, masked_ids=(0,), guided=guided)
     builder.write_ids(row, 0, np.zeros(context, np.int32))
     builder.write_slots(row, 0, np.full(context, spare_slot, np.int32))

@@ -30,6 +30,7 @@ class DeltaWriter:
         self._spaces: list[str] = []
         self._trim = ""
         """Characters that are dropped before the next text."""
+        self._said: set[_Text] = set()
         self._calls = 0
         self._name: str | None = None
         self._early: list[str] = []
@@ -54,6 +55,10 @@ class DeltaWriter:
 
     def end_reasoning(self) -> None:
         self._spaces, self._trim = [], _NEWLINES
+
+    def part(self, kind: _Text) -> None:
+        """What comes is a message of its own: an empty line parts it from earlier text of its kind."""
+        self._spaces, self._trim = (["\n\n"] if kind in self._said else []), ""
 
     def name(self, name: str) -> None:
         """The name of the call under way. Malformed if it is empty."""
@@ -95,7 +100,7 @@ class DeltaWriter:
             self._deltas.append(ToolCallBegin(self._calls, self._name, self._call_ids(self._calls)))
             self._calls += 1
             self._early, self.begun = [], True
-            self._reader.recorded()
+        self._reader.record()  # what was read is handed on
         self._text(None, text)
 
     def _spaced(self, kind: _Text, text: str) -> None:
@@ -106,6 +111,7 @@ class DeltaWriter:
             self._trim = ""
         shown = text.rstrip(_SPACES)
         if shown:
+            self._said.add(kind)
             self._text(kind, "".join((*self._spaces, shown)))
             self._spaces = []
         if len(shown) < len(text):

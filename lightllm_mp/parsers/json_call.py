@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_text import decoded_string, json_object, json_value
-from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader
+from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader, read_all
 
 _ARGUMENTS = ("arguments", "parameters")
 _KEYS = ("name", "type", "id", *_ARGUMENTS)
@@ -49,23 +49,15 @@ def _arguments(reader: TextReader, writer: DeltaWriter, char: str) -> Parsing[No
     if char == "{":
         yield from json_object(reader, writer.arguments)
     elif char == '"':
-        writer.arguments((yield from object_in_string(reader)))
+        writer.arguments((yield from _object_in_string(reader)))
     else:
         yield from reader.expect("null")
 
 
-def object_in_string(reader: TextReader) -> Parsing[str]:
+def _object_in_string(reader: TextReader) -> Parsing[str]:
     """Reads a JSON string that says a JSON object. Returns the object's text."""
     text = yield from decoded_string(reader)
-    inner = TextReader()
-    inner.feed(text)
-    inner.ended = True
-    pieces: list[str] = []
-    for _ in json_object(inner, pieces.append):
-        pass
-    if inner.text[inner.at :].strip():
-        raise Malformed
-    return "".join(pieces)
+    return read_all(json_object, text.strip())
 
 
 def _ignore(text: str) -> None:
@@ -75,8 +67,8 @@ def _ignore(text: str) -> None:
 def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: str = "") -> Parsing[bool]:
     """Lets `call` read one call, `read` of which is read. Returns whether there is a call.
 
-    If there is none, what it has read is content. A call that goes wrong after it began ends there. In both cases the
-    reader stands where it went wrong.
+    If there is none, what it has read is content. A call that goes wrong after it began ends there; what was read but
+    not handed on is content, unless the text ends there. The reader stands where it went wrong.
     """
     reader.record(read)
     try:
@@ -84,7 +76,9 @@ def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: 
     except Malformed:
         begun = writer.begun
         writer.abandon_call()
-        writer.content(reader.recorded())
+        rest = reader.recorded()
+        if not begun or (rest.strip() and not reader.at_end):
+            writer.content(rest)
         return begun
     reader.recorded()
     return True

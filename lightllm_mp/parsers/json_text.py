@@ -9,8 +9,11 @@ from lightllm_mp.parsers.text_reader import Malformed, Parsing, Sink, TextReader
 
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _SCALAR = re.compile(r"[-+.0-9a-zA-Z]*")
-_SCALARS = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false|null")
-_HEX = re.compile(r"[0-9a-fA-F]{4}")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_WORDS = ("true", "false", "null")
+_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
+_ESCAPE_BEGIN = re.compile(r"\\u[0-9a-fA-F]{0,3}")
+"""Cut off by the end of the text."""
 
 
 def escaped(text: str) -> str:
@@ -98,19 +101,21 @@ def _key(reader: TextReader, sink: Sink) -> Parsing[None]:
 
 def _scalar(reader: TextReader, sink: Sink) -> Parsing[None]:
     text = yield from reader.token(_SCALAR)
-    if not _SCALARS.fullmatch(text):
+    if text not in _WORDS and not NUMBER.fullmatch(text):
         raise Malformed
     sink(text)
 
 
 def _escape(reader: TextReader) -> Parsing[str]:
-    while len(reader.text) - reader.at < 6 and not reader.ended:
-        if reader.text[reader.at + 1 : reader.at + 2] not in ("", "u"):
-            break
-        yield
-    ahead = reader.text[reader.at : reader.at + 6]
-    if ahead[1:2] == "u" and _HEX.fullmatch(ahead, 2):
-        return reader.take(6)
-    if len(ahead) > 1 and ahead[1] in '"\\/bfnrt':
+    kind = yield from reader.ahead(2)
+    if len(kind) < 2:
+        reader.take(len(kind))
+    elif kind[1] in '"\\/bfnrt':
         return reader.take(2)
+    elif kind[1] == "u":
+        code = yield from reader.ahead(6)
+        if _ESCAPE.fullmatch(code):
+            return reader.take(6)
+        if _ESCAPE_BEGIN.fullmatch(code):
+            reader.take(len(code))
     raise Malformed

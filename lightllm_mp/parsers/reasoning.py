@@ -6,27 +6,36 @@ from msgspec import Struct
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.text_reader import Parsing, TextReader
+from lightllm_mp.parsers.tool_calls.harmony import CHANNEL, FINAL, MESSAGE
 
 
 class ReasoningFormat(Struct, frozen=True):
+    """`end`: what the answer itself follows."""
+
     begin: str
     end: str
 
     def parse(self, reader: TextReader, writer: DeltaWriter, inside: bool) -> Parsing[None]:
         """Reads the reasoning at the beginning of the answer, if there is any. `inside`: the prompt has begun it."""
-        char = yield from reader.spaces(writer.content)
-        begun = char == self.begin[0] and (yield from reader.starts(self.begin))
+        spaces: list[str] = []
+        yield from reader.spaces(spaces.append)
+        begun = yield from reader.starts(self.begin)
         if begun or inside:
             writer.begin_reasoning()
             yield from reader.until((self.end,), writer.reasoning)
-            writer.end_reasoning()
+        writer.end_reasoning()
+        if not (begun or inside):
+            writer.content("".join(spaces))
 
 
 THINK = ReasoningFormat("<think>", "</think>")
+HARMONY_REASONING = ReasoningFormat(f"{CHANNEL}analysis{MESSAGE}", FINAL)
+"""Its parser is that of the whole answer."""
 REASONING_FORMATS: dict[str, ReasoningFormat] = {
     "deepseek_r1": THINK,
-    "qwen3": THINK,
     "glm45": THINK,
-    "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    "gpt_oss": HARMONY_REASONING,
     "minicpm": ReasoningFormat("<|thought_start|>", "<|thought_end|>"),
+    "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    "qwen3": THINK,
 }

@@ -11,6 +11,7 @@ from lightllm_mp.parsers.reasoning import REASONING_FORMATS
 from lightllm_mp.parsers.text_reader import Parsing, TextReader
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
+from lightllm_mp.parsers.tool_calls.harmony import HARMONY
 
 
 class ReplyParser:
@@ -31,7 +32,7 @@ class ReplyParser:
     def push(self, text: str) -> list[Delta]:
         """The deltas that `text`, the next piece of the answer, completes."""
         self._reader.feed(text)
-        next(self._parsing)
+        next(self._parsing, None)
         return self._writer.take()
 
     def finish(self) -> list[Delta]:
@@ -43,11 +44,14 @@ class ReplyParser:
 
     def _parse(self, formats: Formats, tools: Sequence[Tool], thinking: bool) -> Parsing[None]:
         reader, writer = self._reader, self._writer
-        if formats.reasoning:
-            yield from REASONING_FORMATS[formats.reasoning].parse(reader, writer, thinking)
-        if formats.tool_calls and tools:
-            by_name = {tool.name: tool for tool in tools}
-            yield from CALL_FORMATS[formats.tool_calls].parse(reader, writer, by_name)
+        by_name = {tool.name: tool for tool in tools}
+        if formats.harmony:
+            yield from HARMONY.parse(reader, writer, by_name)
+        else:
+            if formats.reasoning:
+                yield from REASONING_FORMATS[formats.reasoning].parse(reader, writer, thinking)
+            if formats.tool_calls and tools:
+                yield from CALL_FORMATS[formats.tool_calls].parse(reader, writer, by_name)
         yield from reader.until((), writer.content)
 
 

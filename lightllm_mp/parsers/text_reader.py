@@ -35,6 +35,11 @@ class TextReader:
         self.ended = False
         self._record: list[str] | None = None
 
+    @property
+    def at_end(self) -> bool:
+        """All is read, and no more comes."""
+        return self.ended and self.at == len(self.text)
+
     def feed(self, text: str) -> None:
         self.text = self.text[self.at :] + text
         self.at = 0
@@ -44,7 +49,7 @@ class TextReader:
         self._record = [read]
 
     def recorded(self) -> str:
-        """What was read since `record`, empty if it was forgotten. Ends the recording."""
+        """What was read since `record`. Ends the recording."""
         record, self._record = self._record, None
         return "".join(record or ())
 
@@ -58,9 +63,13 @@ class TextReader:
 
     def peek(self) -> Parsing[str]:
         """The next character, not yet read; empty at the end."""
-        while self.at == len(self.text) and not self.ended:
+        return (yield from self.ahead(1))
+
+    def ahead(self, count: int) -> Parsing[str]:
+        """The next `count` characters, not yet read; fewer at the end."""
+        while len(self.text) - self.at < count and not self.ended:
             yield
-        return self.text[self.at : self.at + 1]
+        return self.text[self.at : self.at + count]
 
     def spaces(self, sink: Sink | None = None) -> Parsing[str]:
         """Reads white space. Returns the character behind it, not yet read; empty at the end."""
@@ -89,11 +98,18 @@ class TextReader:
         return found
 
     def expect(self, *literals: str) -> Parsing[str]:
-        """Reads one of `literals`, or Malformed."""
+        """Reads one of `literals`, or Malformed. One that the end of the text cuts off is read, too."""
         found = yield from self.starts(*literals)
         if found is None:
+            self._cut_off(*literals)
             raise Malformed
         return found
+
+    def _cut_off(self, *literals: str) -> None:
+        """Reads the rest of the text if it is the beginning of one of `literals`."""
+        rest = self.text[self.at : self.at + max(map(len, literals))]
+        if self.ended and self.at + len(rest) == len(self.text) and any(word.startswith(rest) for word in literals):
+            self.take(len(rest))
 
     def token(self, pattern: re.Pattern[str]) -> Parsing[str]:
         """Reads what matches `pattern`, repeated characters of a class; empty if none. Malformed beyond MAX_TOKEN."""
@@ -120,6 +136,18 @@ class TextReader:
             if self.ended:
                 return None
             yield
+
+
+def read_all(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
+    """What `read` hands on of a whole text. Malformed if it does not read all of it."""
+    reader = TextReader()
+    reader.feed(text)
+    reader.ended = True
+    pieces: list[str] = []
+    next(read(reader, pieces.append), None)
+    if not reader.at_end:
+        raise Malformed
+    return "".join(pieces)
 
 
 class _Search:

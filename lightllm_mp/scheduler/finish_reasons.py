@@ -1,16 +1,48 @@
-"""Finish reasons of the sequences that got a token in a step."""
+"""The tokens that a step gave to sequences, and which of them are the last ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
+from dataclasses import dataclass
 
 import numpy as np
 
-from lightllm_mp.messages import LENGTH, RUNNING, STOP
+from lightllm_mp.messages import LENGTH, RUNNING, STOP, Advance, StepDone, Tokens, Wire
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.step_writer import InFlightStep
 
 Top = tuple[tuple[int, bytes, bytes], ...]
+
+
+@dataclass(slots=True)
+class TakenTokens:
+    """What the sequences in `rows` got."""
+
+    rows: np.ndarray
+    finish: np.ndarray
+    """uint8 finish reasons."""
+    events: list[Wire]
+
+
+def taken_tokens(
+    columns: Rows, eos_ids: Series[int], flight: InFlightStep, alive: np.ndarray, answer: StepDone
+) -> TakenTokens | None:
+    """Writes the ids of a step's sequences that are `alive` into the rows; None if there are none."""
+    ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
+    keep = alive[flight.sampled]
+    wanted = alive & flight.sampled
+    rows, ends = flight.rows[wanted], flight.ends[wanted]
+    if not len(rows):
+        return None
+    ids = ids[keep]
+    columns.ids[rows, ends] = ids
+    rids, finish = columns.rid[rows], finish_reasons(columns, eos_ids, rows, ends, ids)
+    top, scores = renumber(answer.top, keep), logprobs[keep].tobytes()
+    events: list[Wire] = [Tokens(rids.tobytes(), ids.tobytes(), scores, finish.tobytes(), top)]
+    if (goes_on := columns.guided[rows] & (finish == RUNNING)).any():
+        events.append(Advance(rids[goes_on].tobytes(), ids[goes_on].tobytes()))
+    return TakenTokens(rows, finish, events)
 
 
 def finish_reasons(columns: Rows, eos_ids: Series[int], rows: np.ndarray, ends: np.ndarray, ids: Ints) -> np.ndarray:

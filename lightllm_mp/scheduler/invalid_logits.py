@@ -1,21 +1,26 @@
-"""Finds the sequences of a step whose logits are not finite, so that they fail and no other does."""
+"""Finds the sequences of a step that got no id, so that they fail and no other does."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from lightllm_mp.errors import InvalidLogits
+from lightllm_mp.errors import InvalidGuide, InvalidLogits
 from lightllm_mp.messages import Close, ErrorInfo, Rejected, StepDone, Wire
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.step_writer import InFlightStep
 
-ERROR = ErrorInfo.of(InvalidLogits("the model's logits for this request are not finite numbers"))
+NOT_FINITE = ErrorInfo.of(InvalidLogits("the model's logits for this request are not finite numbers"))
+DEAD_END = ErrorInfo.of(
+    InvalidGuide("no token is possible here: the constraint is too complex, or contradicts other rules of the request")
+)
 
 
-def invalid_sequences(rows: Rows, flight: InFlightStep, answer: StepDone, width: int) -> list[Sequence]:
-    """The running sequences of the step whose logprob or row of numbers is not finite. RuntimeError when the answer's
-    columns do not match the step."""
+def failed_sequences(
+    rows: Rows, flight: InFlightStep, answer: StepDone, width: int
+) -> list[tuple[Sequence, ErrorInfo]]:
+    """The running sequences of the step of which a logprob or the row of numbers is not finite, with the reason.
+    RuntimeError when the answer's columns do not match the step."""
     sampled, pooled = np.flatnonzero(flight.sampled), np.flatnonzero(flight.pooled)
     logprobs, numbers = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.pooled, "<f4")
     ids = len(answer.ids) // 4
@@ -24,12 +29,23 @@ def invalid_sequences(rows: Rows, flight: InFlightStep, answer: StepDone, width:
     if len(numbers) != len(pooled) * width:
         raise RuntimeError(f"step {answer.step} has {len(numbers)} numbers for {len(pooled)} sequences of {width}")
     lost = ~np.isfinite(numbers.reshape(len(pooled), width)).all(1)
-    broken = [*sampled[~np.isfinite(logprobs)].tolist(), *pooled[lost].tolist()]
-    running = (rows.sequences[flight.rows[i]] for i in broken if rows.life[flight.rows[i]] == flight.lives[i])
-    return [sequence for sequence in running if sequence is not None]
+    ended = np.isneginf(logprobs)
+    broken = dict.fromkeys(sampled[ended].tolist(), DEAD_END)
+    for index, column, _, _ in answer.prompt:
+        if not np.isfinite(np.frombuffer(column, "<f4")).all():
+            broken[index] = NOT_FINITE
+    broken |= dict.fromkeys(sampled[~np.isfinite(logprobs) & ~ended].tolist(), NOT_FINITE)
+    broken |= dict.fromkeys(pooled[lost].tolist(), NOT_FINITE)
+    found = []
+    for index, error in broken.items():
+        row = flight.rows[index]
+        sequence = rows.sequences[row] if rows.life[row] == flight.lives[index] else None
+        if sequence is not None:
+            found.append((sequence, error))
+    return found
 
 
-def failure(sequence: Sequence) -> list[Wire]:
+def failure(sequence: Sequence, error: ErrorInfo) -> list[Wire]:
     """The last messages about such a sequence: to the detokenizer, which does not know pooled ones, and the front."""
-    rejected = Rejected(sequence.rid, ERROR)
+    rejected = Rejected(sequence.rid, error)
     return [rejected] if sequence.pooled else [Close(sequence.rid), rejected]

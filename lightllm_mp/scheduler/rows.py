@@ -47,6 +47,9 @@ class Rows:
         self.pooled = np.zeros(n, np.bool_)
         """The prompt gets a row of numbers in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
+        self.guided = np.zeros(n, np.bool_)
+        self.held = np.zeros(n, np.bool_)
+        """Decodes no further until its steps in flight are answered."""
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
@@ -67,7 +70,9 @@ class Rows:
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
         self.tenant[row], self.pooled[row] = sequence.tenant, sequence.pooled
-        self.heeds_eos[row] = not sequence.sampling.ignore_eos
+        self.guided[row] = sequence.guided
+        # A constrained answer gets an end-of-sequence id only where it has to end.
+        self.heeds_eos[row] = sequence.guided or not sequence.sampling.ignore_eos
         self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
         self.draws[:, row] = sequence.draws
         self.ids[row, : len(sequence.ids)] = sequence.ids
@@ -82,6 +87,7 @@ class Rows:
     def vacate(self, sequence: Sequence) -> None:
         row, sequence.row = sequence.row, -1
         self.sequences[row] = None
+        self.held[row] = False
         self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
         heapq.heappush(self._free, row)
 
@@ -91,7 +97,7 @@ class Rows:
 
     def decoding(self) -> np.ndarray:
         """int64 [n] rows past their prefill with a token left to compute."""
-        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1))
+        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1) & ~self.held)
 
     def known(self, row: int) -> int:
         """How many of the row's ids have been confirmed."""

@@ -22,6 +22,7 @@ from lightllm_mp.messages import (
     ABORT,
     STOP,
     Close,
+    CloseGuide,
     Embedded,
     EngineLimits,
     Pooled,
@@ -29,14 +30,14 @@ from lightllm_mp.messages import (
     Scheduled,
     StepDone,
     Tokenized,
-    Tokens,
     Wire,
 )
 from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.finish_reasons import finish_reasons, renumber
+from lightllm_mp.scheduler.finish_reasons import taken_tokens
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
-from lightllm_mp.scheduler.invalid_logits import failure, invalid_sequences
+from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, failed_sequences, failure
+from lightllm_mp.scheduler.jumps import Jumps
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_chunks import PromptChunks
 from lightllm_mp.scheduler.prompt_images import Leases
@@ -70,6 +71,7 @@ class Scheduler:
         """A sequence was preempted and none has ended since."""
         self._arrivals = 0
         self._leases = Leases()
+        self.jumps = Jumps(limits, self._rows, self._live, self._counters)
         self._random = np.random.Generator(np.random.PCG64(0))
 
     # --- requests come and go -----------------------------------------------------------------------------------------
@@ -109,9 +111,8 @@ class Scheduler:
         if not keep_cache:
             self._kv.clear()
         state = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
-        for part in state:
+        for part in (*state, self._leases, self.jumps):
             part.clear()
-        self._leases.clear()
         self._held = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -122,6 +123,9 @@ class Scheduler:
 
         A plan needs no answer of an earlier step, because it names only rows and positions. When slots run out with a
         step in flight, the result is None, because that step's answer may free some."""
+        for sequence, events in self.jumps.take():
+            self._events += events
+            self._prefilling.add(sequence)
         decoding = self._decode()
         if decoding is None:
             return None
@@ -164,7 +168,7 @@ class Scheduler:
 
     def take_events(self) -> list[Wire]:
         """Messages since the last call, in order: Scheduled, Pooled and Rejected for the front, Release for the visual
-        actor, others for the detokenizer."""
+        actor, Advance, NeedMasks and CloseGuide for the guide actor, others for the detokenizer."""
         events, self._events = self._events, []
         return events
 
@@ -235,6 +239,8 @@ class Scheduler:
         plan, flight = write_step(self._counters.steps, rows, moved, decoding, chunks)
         self._counters.steps += 1
         self._flights.append(flight)
+        if (masks := flight.masks(rows)) is not None:
+            self._events.append(masks)
         for sequence, start in chunks.items():
             if not sequence.opened:
                 self._announce(sequence, start)
@@ -245,12 +251,14 @@ class Scheduler:
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
     def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
-        """End the sequences whose logits are not finite. Their KV may be wrong too: the tree gets none of it."""
-        for sequence in invalid_sequences(self._rows, flight, answer, self._width):
-            sequence.cached = False
+        """End the sequences that got no id. If their logits are not finite, their KV may be wrong too: the tree gets
+        none of it."""
+        for sequence, error in failed_sequences(self._rows, flight, answer, self._width):
+            if error is NOT_FINITE:
+                sequence.cached = False
+                self._counters.invalid_logits += 1
             self._end(sequence, ABORT)
-            self._counters.invalid_logits += 1
-            self._events += failure(sequence)
+            self._events += failure(sequence, error)
 
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
@@ -270,29 +278,15 @@ class Scheduler:
                 sequence.group.ready = True
 
     def _take_tokens(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
-        ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
-        keep = alive[flight.sampled]
-        wanted = alive & flight.sampled
-        rows, ends = flight.rows[wanted], flight.ends[wanted]
-        if not len(rows):
+        produced = taken_tokens(self._rows, self.limits.eos_ids, flight, alive, answer)
+        if produced is None:
             return
-        ids = ids[keep]
-        self._rows.ids[rows, ends] = ids
-        finish = finish_reasons(self._rows, self.limits.eos_ids, rows, ends, ids)
-        self._events.append(
-            Tokens(
-                rids=self._rows.rid[rows].tobytes(),
-                ids=ids.tobytes(),
-                logprobs=logprobs[keep].tobytes(),
-                finish=finish.tobytes(),
-                top=renumber(answer.top, keep),
-            )
-        )
-        self._counters.generation_tokens += len(rows)
-        for index in np.flatnonzero(finish):
-            sequence = self._rows.sequences[rows[index]]
+        self._events += produced.events
+        self._counters.generation_tokens += len(produced.rows)
+        for index in np.flatnonzero(produced.finish):
+            sequence = self._rows.sequences[produced.rows[index]]
             assert sequence is not None
-            self._end(sequence, int(finish[index]))
+            self._end(sequence, int(produced.finish[index]))
 
     def _take_pooled(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
         row_bytes = 4 * self._width
@@ -316,6 +310,8 @@ class Scheduler:
             self._waiting.remove(sequence)
         del self._live[sequence.rid]
         self._shares.leave(sequence.tenant)
+        if sequence.guided:
+            self._events.append(CloseGuide(sequence.rid))
         self._give_back(self._leases.let_go(sequence.images, self._flights[-1].step if self._flights else None))
         if reason != ABORT:
             self._admission.lengths.record(produced - sequence.prompt_tokens)

@@ -115,6 +115,11 @@ class Sequence:
         return self.sampling.max_new_tokens == 0
 
     @property
+    def guided(self) -> bool:
+        """The answer is constrained: the guide actor knows it and makes a mask for each of its tokens."""
+        return self.terms.guide is not None
+
+    @property
     def reads_cache(self) -> bool:
         """False while prompt logprobs are owed, because they need the whole prompt computed."""
         return self.cached and self.owed_logprobs is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lightllm_mp.messages import NeedMasks
 from lightllm_mp.plan import PlanBuilder
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
@@ -29,6 +30,15 @@ class InFlightStep:
     decodes: int
     pooled: NDArray[np.bool_]
     """Sequences whose row of numbers the answer holds."""
+
+    def masks(self, rows: Rows) -> NeedMasks | None:
+        """The masks that the step needs, asked for before it is answered; None: none."""
+        guided = self.sampled & rows.guided[self.rows]
+        if not guided.any():
+            return None
+        taken = self.rows[guided]
+        counts = (self.ends[guided] - rows.prompt[taken]).astype("<i4")
+        return NeedMasks(self.step, rows.rid[taken].tobytes(), counts.tobytes())
 
 
 def write_step(
@@ -69,7 +79,15 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     end, target = int(rows.planned[row]), int(rows.target[row])
     if not sequence.uploaded:
         shift = sequence.images.shift if sequence.images is not None else 0
-        builder.setup(row, sequence.prompt_tokens, sequence.sampling, sequence.masked_ids, sequence.rope_class, shift)
+        builder.setup(
+            row,
+            sequence.prompt_tokens,
+            sequence.sampling,
+            sequence.masked_ids,
+            sequence.rope_class,
+            shift,
+            guided=sequence.guided,
+        )
     first = start if sequence.uploaded else 0
     builder.write_slots(row, first, rows.slots[row, first:end])
     # Upload one id more than is computed: the prompt logprob at the chunk's last position needs it.

@@ -13,6 +13,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 
 from lightllm_mp.errors import InvalidRequest, ModelError
+from lightllm_mp.text.chat_tools import with_tools
 from lightllm_mp.text.template_budget import MAX_CHARS, Budget
 from lightllm_mp.text.template_sandbox import ChatEnvironment
 
@@ -41,24 +42,30 @@ def render_chat(
 
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
     does not iterate over parts gets one string: each text, and `picture_tag` for each image, on a separate line. A
-    template that does not know the role "developer" gets "system".
+    template that does not know the role "developer" gets "system", and one that does not know tools gets them as text.
     `continue_final`: the prompt ends with the last message's text, so that the answer goes on with it. `kwargs` are the
     client's template arguments. ModelError if the template does not compile. InvalidRequest if the
     template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).
     """
     compiled = compile_template(template)
+    if not compiled.knows_tools:
+        messages, tools = with_tools(messages, tools or ()), None
     prepared = _messages(messages, compiled, picture_tag)
-    prompt = compiled.render(
-        prepared,
-        {
-            **_kwargs(kwargs or {}),
-            "add_generation_prompt": add_generation_prompt and not continue_final,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "tools": [dict(tool) for tool in tools] if tools else None,
-            "documents": None,
-        },
-    )
+    variables = {
+        **_kwargs(kwargs or {}),
+        "add_generation_prompt": add_generation_prompt and not continue_final,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "tools": [dict(tool) for tool in tools] if tools else None,
+        "documents": None,
+    }
+    try:
+        prompt = compiled.render(prepared, variables)
+    except InvalidRequest:
+        as_text = [_as_text(message) for message in prepared]
+        if as_text == prepared:
+            raise
+        prompt = compiled.render(as_text, variables)  # some templates want the arguments of calls as text
     return _until_end_of(prepared[-1], prompt) if continue_final else prompt
 
 
@@ -70,7 +77,7 @@ def compile_template(source: str) -> ChatTemplate:
 
 class ChatTemplate:
     """A compiled template. `takes_parts`: it iterates over the parts of a message's content. `knows_developer`: it has
-    that role."""
+    that role. `knows_tools`: it shows tools, or their calls."""
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -79,7 +86,7 @@ class ChatTemplate:
         self._lock = Lock()
         try:
             self._template = self._environment.from_string(source)
-            self.knows_developer = "developer" in source
+            self.knows_developer, self.knows_tools = "developer" in source, "tool" in source
             self.takes_parts = _takes_parts(self._environment.parse(source))
         except TemplateError as error:
             raise ModelError(f"the chat template does not compile: {str(error)[:200]}") from error
@@ -184,6 +191,21 @@ def _tool_call(call: Any) -> Any:
     except (ValueError, RecursionError):
         return call
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as JSON text."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    return {**message, "tool_calls": [_call_as_text(call) for call in calls]}
+
+
+def _call_as_text(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": json.dumps(function.get("arguments"), ensure_ascii=False)}}
 
 
 def _kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.messages import ChatFacts
-from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning
+from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning, reasoning_end
 from lightllm_mp.parsers.reasoning import REASONING_FORMATS
 from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
 from lightllm_mp.text.chat import render_chat
@@ -41,17 +41,22 @@ def chat_facts(
         token = tokenizer.token_to_id(marker)
         if token is not None and tokenizer.is_special(token):
             special[marker] = token
+    usual, on, off = (
+        _prompt(tokenizer, template, kwargs)
+        for kwargs in (
+            {},
+            {"enable_thinking": True, "thinking": True},
+            {"enable_thinking": False, "thinking": False},
+        )
+    )
     return ChatFacts(
         template=template is not None,
         tool_calls=formats.tool_calls,
         reasoning=formats.reasoning,
         special_markers=special,
         fill_in_middle=next((form for form in FILL_IN_MIDDLE if _knows(tokenizer, form)), ()),
-        thinking=(
-            _thinks(tokenizer, template, formats, {}),
-            _thinks(tokenizer, template, formats, {"enable_thinking": True, "thinking": True}),
-            _thinks(tokenizer, template, formats, {"enable_thinking": False, "thinking": False}),
-        ),
+        thinking=(opens_reasoning(formats, usual), opens_reasoning(formats, on), opens_reasoning(formats, off)),
+        thought=(_closed(formats, usual), _closed(formats, on), _closed(formats, off)),
     )
 
 
@@ -68,11 +73,12 @@ def _chosen(name: str, known: Mapping[str, object], param: str) -> str | None:
     return name
 
 
-def _thinks(tokenizer: Tokenizer, template: str | None, formats: Formats, kwargs: dict[str, bool]) -> bool:
-    if template is None or formats.reasoning is None:
-        return False
+def _prompt(tokenizer: Tokenizer, template: str | None, kwargs: dict[str, bool]) -> str:
+    """What a short chat becomes; empty if the template refuses it."""
+    if template is None:
+        return ""
     try:
-        prompt = render_chat(
+        return render_chat(
             template,
             [{"role": "user", "content": "Hello"}],
             bos_token=tokenizer.bos_token,
@@ -80,5 +86,9 @@ def _thinks(tokenizer: Tokenizer, template: str | None, formats: Formats, kwargs
             kwargs=kwargs,
         )
     except EngineError:
-        return False
-    return opens_reasoning(formats, prompt)
+        return ""
+
+
+def _closed(formats: Formats, prompt: str) -> bool:
+    end = reasoning_end(formats)
+    return end is not None and prompt.rstrip().endswith(end)

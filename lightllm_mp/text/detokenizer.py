@@ -18,7 +18,8 @@ class IncrementalText:
     the prompt. A character that the end of the prompt splits belongs to the answer if the answer completes it.
 
     With `stop`, the text ends before the first match, or after it with `keep_stop`. Characters that may become a stop
-    string are held back. The cost per token does not depend on the length of the text.
+    string are held back. A stop string that is a special token stops although special tokens are skipped. The cost per
+    token does not depend on the length of the text.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class IncrementalText:
         else:
             self._source = WindowText(tokenizer, prompt_tail, skip_special_tokens, spaces_between_special_tokens)
         self._stops = StopStrings(stop) if any(stop) else None
+        self._stop_tokens = {id_: text for text in stop if (id_ := tokenizer.added_texts.get(text)) is not None}
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._keep_stop = keep_stop
         self._held = ""
         self._stopped = False
@@ -50,8 +53,14 @@ class IncrementalText:
         """The text that may be shown now. Empty while a character or a possible stop string is incomplete."""
         if self._stopped:
             return ""
+        if token_id in self._skipped and self.stops_at(token_id):
+            return self._stop_unseen(self._stop_tokens[token_id])
         text = self._source.feed(token_id)
         return self._until_stop(text) if self._stops is not None and text else text
+
+    def stops_at(self, token_id: int) -> bool:
+        """True if this added token is a stop string."""
+        return token_id in self._stop_tokens
 
     def finish(self) -> str:
         """The text that was held back, at the end of the sequence. It may complete a stop string."""
@@ -67,6 +76,14 @@ class IncrementalText:
         """Restores the state after `ids`, whose text was delivered before."""
         for token_id in ids:
             self.push(token_id)
+
+    def _stop_unseen(self, stop: str) -> str:
+        """The last text, before a stop string that skipping would hide."""
+        text = self.finish()
+        if self._stopped:  # the held text completed another one
+            return text
+        self._stopped = True
+        return text + stop if self._keep_stop else text
 
     def _until_stop(self, text: str) -> str:
         stops = self._stops

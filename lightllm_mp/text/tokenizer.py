@@ -87,6 +87,11 @@ class Tokenizer:
         """The id of the token with exactly this content, for example "<|im_end|>"."""
         return self.backend.token_to_id(token)
 
+    @cached_property
+    def added_texts(self) -> dict[str, int]:
+        """The ids of the added tokens, by the text that shows them."""
+        return {self._content(id_): id_ for id_ in self.added}
+
     def encode(self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None) -> np.ndarray:
         """Token ids of `text`, int32 [n].
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
@@ -10,7 +11,7 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
-from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
+from lightllm_mp.messages import EngineLimits, Facts, Masks, PooledFacts, Wire
 from lightllm_mp.plan import MAX_ROW, ROWS_BYTES
 from tests.scheduler.mock_worker import MockWorker
 
@@ -25,6 +26,8 @@ class MockWorkerActor(BlockingActor):
         super().__init__(mailbox, stats)
         self._kv_tokens = launch.config.engine.max_total_token_num or 20_000
         self._worker = self._fresh()
+        self._plans: deque[bytes] = deque()
+        self._masks: deque[bytes] = deque()
         self.facts = Facts(
             engine=EngineLimits(
                 vocab_size=VOCABULARY,
@@ -34,6 +37,7 @@ class MockWorkerActor(BlockingActor):
                 rows=self.rows,
                 step_tokens=self.step_tokens,
                 run_ahead=max(0, launch.config.engine.run_ahead),
+                long_truncation_mode=launch.config.engine.long_truncation_mode or "",
                 pooled=self.pooled,
             ),
             model_name="mock",
@@ -43,7 +47,23 @@ class MockWorkerActor(BlockingActor):
         )
 
     def on_plan(self, plan: bytes) -> None:
-        self.mailbox.post(ROUTER, self._worker.step(plan))
+        self._plans.append(plan)
+        self._go_on()
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        if isinstance(message, Masks):
+            self._masks.append(message.bits)
+            self._go_on()
+
+    def on_reset(self) -> None:
+        self._plans.clear()
+        self._masks.clear()
+
+    def _go_on(self) -> None:
+        while self._plans and (self._masks or not self._worker.waits(self._plans[0])):
+            plan = self._plans.popleft()
+            masks = self._masks.popleft() if self._worker.waits(plan) else b""
+            self.mailbox.post(ROUTER, self._worker.step(plan, masks))
 
     def _fresh(self) -> MockWorker:
         return MockWorker(

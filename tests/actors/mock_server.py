@@ -1,5 +1,5 @@
 """`python -m tests.actors.mock_server serve ...`: the whole program, but its workers have no model: it starts in a
-second and answers at once. Another kind of worker is named by the variable below."""
+second and answers at once. Other kinds of worker and front are named by the variables below."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from lightllm_mp.actors.supervision import supervisor
-from lightllm_mp.actors.topology import Topology
+from lightllm_mp.actors.topology import HTTP, Topology
 from lightllm_mp.cli.main import main
 from tests.actors.embedded import mocked, write_byte_tokenizer
 
-WORKER = "LIGHTLLM_TEST_WORKER"
+WORKER, FRONT = "LIGHTLLM_TEST_WORKER", "LIGHTLLM_TEST_FRONT"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -40,7 +40,8 @@ def serve() -> int:
     program = os.environ.get(WORKER, "tests.actors.mock_actor:MockWorkerActor")
 
     def topology(**values: object) -> Topology:
-        return mocked(usual(**values), program)  # type: ignore[arg-type]
+        plan = mocked(usual(**values), program)  # type: ignore[arg-type]
+        return mocked(plan, os.environ[FRONT], HTTP) if FRONT in os.environ else plan
 
     supervisor.topology = topology
     return main()

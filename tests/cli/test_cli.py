@@ -160,7 +160,8 @@ def test_the_start_line_of_lazyllm() -> None:
     assert (config.http.host, config.http.port) == ("0.0.0.0", 30001)
     assert (config.model.eos_id, config.model.data_type) == ((2,), "float16")
     assert config.model.trust_remote_code
-    assert [note.split(" has no effect: ")[0] for note in notes] == ["--nccl-port", "--long-truncation-mode"]
+    assert [note.split(" has no effect: ")[0] for note in notes] == ["--nccl-port"]
+    assert config.engine.long_truncation_mode == "head"
 
 
 def test_flags_of_2024_and_2026() -> None:

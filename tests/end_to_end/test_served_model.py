@@ -105,6 +105,19 @@ def test_stop_strings_are_not_shown(server: Server) -> None:
     until_idle(server)
 
 
+def test_a_special_token_that_does_not_end_the_model_is_a_stop_string_too(server: Server) -> None:
+    """Its id is all that may be produced. The text hides it unless the client wants the stop string."""
+    rules = {"max_new_tokens": 9, "allowed_token_ids": [1], "stop_sequences": ["<|im_start|>"], "n": 2}
+    for more, shown in (({}, ""), ({"include_stop_str_in_output": True}, "<|im_start|>")):
+        for skip in (True, False):
+            parameters = {**rules, **more, "skip_special_tokens": skip}
+            answer = post(server, "/generate", {"inputs": "Hello", "parameters": parameters})
+            assert answer["generated_text"] == [shown] * 2
+            assert answer["finish_reason"] == ["stop"] * 2
+            assert answer["count_output_tokens"] == [1] * 2
+    until_idle(server)
+
+
 def test_n_answers_share_one_prefill(server: Server) -> None:
     body = {"inputs": "Once upon a time", "parameters": {"n": 3, "do_sample": True, "seed": 5, "max_new_tokens": 12}}
     answer = post(server, "/generate", body)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 
 from lightllm_mp import Config, Engine, Server, launch
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.errors import ConfigError
+from tests.actors.embedded import write_byte_tokenizer
 from tests.end_to_end.served import START, post, stream
+from tests.end_to_end.test_served_model import children
 from tests.paths import GOLDENS
 
 
@@ -89,3 +94,28 @@ def test_the_offline_engine() -> None:
 def test_more_ranks_than_heads() -> None:
     with pytest.raises(ConfigError, match="--tp 5: the model has 4 attention heads"):
         Engine(settings("llama", ranks=5))
+
+
+@pytest.mark.parametrize("victim", ["guide", "detokenizer", "worker1"])
+def test_constrained_answers_of_two_ranks(tiny_folder: Path, victim: str) -> None:
+    """Rank 0 alone waits for masks. After a death the ranks leave the same step, or are replaced."""
+    rules = {"max_new_tokens": 200, "ignore_eos": True, "regular_constraint": "([a-z]{1,9} )*", "do_sample": True}
+    asked = [{"inputs": "Hi", "parameters": rules | {"seed": seed, "temperature": 2.0}} for seed in range(3)]
+    config = replace(settings("llama"), model=ModelConfig(model_dir=str(tiny_folder), device="cpu"))
+    with launch(replace(config, engine=replace(config.engine, run_ahead=1))) as server:
+        server.wait_ready(START)
+        undisturbed = [[event["token"]["id"] for event in stream(server, one)] for one in asked]
+        with ThreadPoolExecutor(3) as pool:
+            seen = [pool.submit(stream, server, one) for one in asked]
+            time.sleep(0.2)
+            before = ranks_of(server)
+            os.kill(children(server)[victim], signal.SIGKILL)
+            assert [[event["token"]["id"] for event in one.result()] for one in seen] == undisturbed
+        assert (ranks_of(server) == before) == (victim != "worker1"), "no rank waited for ever"
+        assert server.drain(START) == 0
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """The checkpoint with a tokenizer of bytes."""
+    return write_byte_tokenizer(shutil.copytree(GOLDENS / "llama", tmp_path / "llama"))

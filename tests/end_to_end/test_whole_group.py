@@ -24,7 +24,8 @@ import pytest
 
 from lightllm_mp import client
 from lightllm_mp.errors import EngineError
-from tests.actors.mock_server import WORKER, write_mock_model
+from tests.actors.mock_front import POISON
+from tests.actors.mock_server import FRONT, WORKER, write_mock_model
 from tests.end_to_end.test_serve_command import DEADLINE, Serving, environment, gone
 from tests.paths import ROOT
 
@@ -38,12 +39,12 @@ class MockServing(Serving):
     """In a process group of its own, and with a session, as a shell or a container gives it."""
 
     def __init__(
-        self, folder: Path, *flags: str, worker: str = "", prepare: Callable[[], object] | None = None
+        self, folder: Path, *flags: str, worker: str = "", front: str = "", prepare: Callable[[], object] | None = None
     ) -> None:
         words = ["serve", "--model-dir", str(folder), "--load-format", "dummy", *flags]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.actors.mock_server", *words],
-            env=environment(**({WORKER: worker} if worker else {})),
+            env=environment(**{name: program for name, program in ((WORKER, worker), (FRONT, front)) if program}),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -67,10 +68,10 @@ class MockServing(Serving):
 
 @contextlib.contextmanager
 def mock_serving(
-    folder: Path, *flags: str, worker: str = "", prepare: Callable[[], object] | None = None
+    folder: Path, *flags: str, worker: str = "", front: str = "", prepare: Callable[[], object] | None = None
 ) -> Iterator[MockServing]:
     """`prepare` runs in the process that becomes the server."""
-    server = MockServing(folder, *flags, worker=worker, prepare=prepare)
+    server = MockServing(folder, *flags, worker=worker, front=front, prepare=prepare)
     try:
         yield server
     finally:
@@ -159,6 +160,37 @@ def test_every_event_comes_once_although_http_is_killed(folder: Path, stream: An
                 os.kill(actors["http"], signal.SIGKILL)
     assert len(found) == 1000
     assert "".join(found) == whole
+
+
+def poison(port: int, name: str) -> bytes:
+    """The answer to a request that ends http, for a client who comes back for it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("POST", "/generate", json.dumps({"inputs": POISON}), {"X-Request-Id": name})
+        connection.getresponse()
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, data, _ = ask(port, "GET", f"/requests/{name}")
+            if status != 503:
+                return data
+        time.sleep(0.05)
+    raise AssertionError("there is no answer")
+
+
+def test_requests_that_kill_http_do_not_end_the_server(folder: Path) -> None:
+    """Each ends it three times; without their blame the second would be the end."""
+    poisoned = "tests.actors.mock_front:PoisonedHttpActor"
+    with mock_serving(folder, "--port", "0", front=poisoned) as server, ThreadPoolExecutor(1) as pool:
+        wanted = text(server.port, 2)
+        body = {**BODY, "parameters": {**BODY["parameters"], "seed": 2}}  # type: ignore[dict-item]
+        for number in range(3):
+            events = handle_stream(server.port, body)
+            first = next(events)["token"]["text"]
+            other = pool.submit(lambda first=first, events=events: first + "".join(e["token"]["text"] for e in events))
+            assert b"failed on this request repeatedly" in poison(server.port, f"poison-{number}")
+            assert other.result() == wanted
+        until(lambda: b'actor="http",model_name="mock"} 9.0' in ask(server.port, "GET", "/metrics")[1])
 
 
 def test_a_refusal_is_said_by_the_client(folder: Path) -> None:

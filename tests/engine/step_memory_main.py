@@ -58,8 +58,7 @@ def measured(
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
     before = resident()
     for plan in plans:
-        made.submit(plan)
-        made.collect()
+        made.run(plan)
     return peak() - before, step_bytes(model.spec, worst_step(model, engine, step_tokens))
 
 
@@ -79,7 +78,7 @@ def all_hot(made: Executor) -> bytes:
     rules = [Sampling(seed=1), Sampling(seed=1, temperature=1.0), *[hot] * (made.rows - 2)]
     builder, last = PlanBuilder(10), made.max_context - 1
     for row, sampling in enumerate(rules):
-        builder.setup(row, made.max_context, sampling, masked_ids=(0,))
+        builder.setup(row, made.max_context, sampling, masked_ids=(0,), guided=True)
         builder.write_ids(row, 0, np.arange(made.max_context, dtype=np.int32) % made.model.spec.vocab)
         builder.write_slots(row, 0, np.full(made.max_context, made.kv.dummy_slot, np.int32))
     builder.add_each(np.arange(made.rows), np.full(made.rows, last))

@@ -22,6 +22,12 @@ def test_facts_of_a_small_checkpoint() -> None:
     assert facts.weight_bytes > 0
 
 
+def test_given_end_ids_add_to_those_of_the_checkpoint() -> None:
+    own = described(GOLDEN).spec.eos_ids
+    model = ModelConfig(device="cpu", eos_id=(7, *own))
+    assert build.build_engine(described(GOLDEN), model, EngineConfig(max_total_token_num=99)).facts.eos_ids == (7, *own)
+
+
 def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when less memory is free at that moment than when the first one measured it."""
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
@@ -29,6 +35,16 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
         build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
     built = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
     assert built.facts.engine.kv_tokens == 3000
+
+
+def test_a_pool_that_does_not_fit_is_clamped_where_the_operator_allows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
+    asked = EngineConfig(max_total_token_num=64000, max_req_total_len=64000, clamp_max_total_token_num=True)
+    limits = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), asked).facts.engine
+    assert 2 < limits.max_context <= limits.kv_tokens < 3000
+    assert caplog.messages == [f"--max-total-token-num 64000: only {limits.kv_tokens} fit"]
 
 
 def test_8_bit_kv_holds_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ def test_warm_up_on_a_cpu_runs_small_steps_of_each_kind_and_leaves_no_trace() ->
     expected = tiny()[1].generate(Running(1, [4, 4, 19, 2], HOT), 6)
     driver.executor.kv.data[:, :, -1] = 0.0  # the spare slot is real memory
     driver.executor.warm_up()
-    assert model.steps == [17, 4, 1, 16, 17]
+    assert model.steps == [17, 4, 4, 1, 16, 17]
     assert driver.executor.kv.data[:, :, :100].isnan().all(), "warm-up wrote to a slot that is not its own"
     with pytest.raises(RuntimeError):
         driver.executor.collect()
@@ -274,9 +274,9 @@ def test_warm_up_on_a_cpu_runs_small_steps_of_each_kind_and_leaves_no_trace() ->
 @pytest.mark.parametrize(
     ("sizes", "steps"),
     [
-        ({"kv_tokens": 200, "rows": 3, "max_context": 32, "step_tokens": 80}, [17, 3, 1, 16, 17]),
-        ({"kv_tokens": 200, "rows": 3, "max_context": 10, "step_tokens": 80}, [17, 3, 1, 10, 11]),
-        ({"kv_tokens": 2, "rows": 1, "max_context": 2, "step_tokens": 1}, [1, 1, 1, 1]),
+        ({"kv_tokens": 200, "rows": 3, "max_context": 32, "step_tokens": 80}, [17, 3, 3, 1, 16, 17]),
+        ({"kv_tokens": 200, "rows": 3, "max_context": 10, "step_tokens": 80}, [17, 3, 3, 1, 10, 11]),
+        ({"kv_tokens": 2, "rows": 1, "max_context": 2, "step_tokens": 1}, [1, 1, 1, 1, 1]),
     ],
 )
 def test_warm_up_keeps_to_small_limits(sizes: dict[str, int], steps: list[int]) -> None:
@@ -290,9 +290,8 @@ def test_the_worst_steps_have_more_tokens_than_a_row_holds() -> None:
     model = TinyModel()
     made = Executor(model, kv_tokens=200, rows=3, max_context=32, step_tokens=80)
     for plan in warm_up_plans(rows=3, max_context=32, step_tokens=80, kv_tokens=200, spare_slot=200):
-        made.submit(plan)
-        made.collect()
-    assert model.steps == [80, 3, 1, 16, 17]
+        made.run(plan)
+    assert model.steps == [80, 3, 3, 1, 16, 17]
 
 
 def test_reset_forgets_rows_and_keeps_kv() -> None:

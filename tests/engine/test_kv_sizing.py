@@ -61,6 +61,22 @@ def test_the_flag_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "tokens", "context"),
+    [
+        ({"max_total_token_num": 64000, "max_req_total_len": 64000}, 49, 49),
+        ({"max_total_token_num": 40, "max_req_total_len": 60}, 40, 40),
+        ({"max_total_token_num": 40, "max_req_total_len": 30}, 40, 30),
+        ({"max_req_total_len": 60}, 49, 49),
+    ],
+)
+def test_what_does_not_fit_may_be_clamped(flags: dict[str, int], tokens: int, context: int) -> None:
+    found = plan(50, clamp_max_total_token_num=True, **flags)
+    assert (found.kv_tokens, found.max_context) == (tokens, context)
+    with pytest.raises(ModelError, match="no memory for a single request"):
+        plan(2, clamp_max_total_token_num=True, **flags)
+
+
+@pytest.mark.parametrize(
     ("room", "flags", "error", "words"),
     [
         (1, {}, ModelError, ["--mem-fraction", "--data-type"]),

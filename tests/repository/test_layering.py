@@ -16,6 +16,7 @@ LAYERS = (
     "models",
     "parsers",
     "text",
+    "guides",
     "vision",
     "model_description",
     "scheduler",

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightllm_mp.messages import (
+    Advance,
     Close,
+    CloseGuide,
     EngineLimits,
     ErrorInfo,
     ImageSpan,
+    NeedMasks,
     Open,
     Pooled,
     PromptLogprobs,
@@ -25,6 +28,7 @@ from lightllm_mp.messages import (
     Tokens,
 )
 from lightllm_mp.scheduler.scheduler import Scheduler
+from tests.scheduler.mock_guide import MockGuide
 from tests.scheduler.mock_images import MockImages
 from tests.scheduler.mock_worker import MockWorker, expected
 
@@ -77,6 +81,8 @@ class Harness:
     ) -> None:
         self.scheduler, self.worker, self.depth = scheduler, worker, depth
         self.images = images or MockImages(scheduler.limits.vocab_size)
+        self.guide = MockGuide(scheduler.limits.vocab_size)
+        self.guide.tell = scheduler.jumps.note
         self.plans: deque[bytes] = deque()
         self.requests: dict[int, Tokenized] = {}
         self.opened: dict[int, Open] = {}
@@ -95,6 +101,8 @@ class Harness:
         for new in requests:
             self.scheduler.add(new, self.images.embed(new) if new.spans else None)
             self.requests.update({new.rid + i: new for i in range(new.terms.n)})
+            if new.terms.guide is not None:
+                self.guide.open(new)
 
     def step(self) -> bool:
         """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
@@ -113,7 +121,9 @@ class Harness:
         return True
 
     def answer(self) -> StepDone:
-        done = self.worker.step(self.plans.popleft())
+        self.listen()
+        plan = self.plans.popleft()
+        done = self.worker.step(plan, self.guide.masks(self.worker.waits(plan)))
         self.scheduler.done(done)
         return done
 
@@ -125,6 +135,7 @@ class Harness:
                 gauges = self.scheduler.gauges()
                 assert gauges["kv_used"] == gauges["running"] == gauges["waiting"] == 0
                 assert not self.images.leases
+                assert not self.guide.open_rids
                 return self
         raise AssertionError(f"not done after {most} steps")
 
@@ -132,6 +143,7 @@ class Harness:
         """What the front does in a new epoch: submit whatever has no end again, with what it has passed on."""
         self.plans.clear()
         self.images.reset()
+        self.guide.reset()
         for rid in [rid for rid in self.requests if rid not in self.finish and rid not in self.closed]:
             asked = self.requests[rid]
             ids = np.frombuffer(asked.ids, "<i4").tolist()
@@ -140,7 +152,7 @@ class Harness:
             rules = {name: getattr(asked.terms.sampling, name) for name in asked.terms.sampling.__struct_fields__}
             rules["seed"] += rid - asked.rid
             ids = ids[: asked.prompt_tokens]
-            again = {"priority": asked.terms.priority, "reuse_prompt": asked.terms.reuse_prompt, **rules}
+            again = {name: getattr(asked.terms, name) for name in ("priority", "reuse_prompt", "guide")} | rules
             self.add(request(rid, ids, emitted=emitted, spans=asked.spans, **again))
 
     def listen(self) -> None:
@@ -162,6 +174,8 @@ class Harness:
             elif isinstance(event, Rejected):
                 assert event.rid not in self.failed
                 self.failed[event.rid] = event.error
+            elif isinstance(event, Advance | NeedMasks | CloseGuide):
+                self.guide.hear(event)
             elif isinstance(event, Release):
                 self.images.release(event.rid)
             elif isinstance(event, Close):
@@ -204,6 +218,7 @@ class Harness:
             vocab_size=given.vocab_size,
             longest=given.width,
             rope_class=given.rope_class(asked.prompt_tokens),
+            allowed=None if asked.terms.guide is None else self.guide.allowed,
         )
 
     def check_answers(self, *rids: int) -> None:

@@ -9,13 +9,13 @@ The KV of one length class is not that of another, as in a model whose frequenci
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.plan import POOL, SAMPLE, Plan, RowSetup, unpack
+from lightllm_mp.plan import GUIDED, POOL, SAMPLE, Plan, RowSetup, unpack
 
 if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
     from tests.scheduler.mock_images import MockImages
@@ -51,14 +51,24 @@ class MockWorker:
         self._seeds = np.zeros(rows, U64)
         self._classes = np.zeros(rows, U64)
         self._plain = np.ones(rows, np.bool_)
-        """Rows without masks and alternatives."""
+        """Rows without banned ids and alternatives."""
+        self._guided = np.zeros(rows, np.bool_)
         self._digest = np.zeros(kv_tokens, U64)
         """Of the prefix up to and with the slot's token."""
         self._position = np.full(kv_tokens, -1, np.int64)
         self._step = -1
 
-    def step(self, plan: bytes) -> StepDone:
-        """Execute a packed plan."""
+    def waits(self, plan: bytes) -> int:
+        """The number of masks that a plan needs."""
+        if not self._guided.any() and not np.frombuffer(plan, "<i4", 5)[4]:  # no row is set up
+            return 0
+        work, guided = unpack(plan), self._guided.copy()
+        for setup in work.setups:
+            guided[setup.rules["row"]] = bool(setup.rules["flags"] & GUIDED)
+        return int(guided[work.seqs[(work.seqs[:, 3] & SAMPLE) != 0, 0]].sum())
+
+    def step(self, plan: bytes, masks: bytes = b"") -> StepDone:
+        """Execute a packed plan, with the masks that it needs."""
         work = unpack(plan)
         if self._checks:
             self._check_plan(work)
@@ -70,11 +80,12 @@ class MockWorker:
         if self._checks:
             self._check_images(work)
         digests = self._compute(work.seqs)
-        return self._answer(work, digests)
+        return self._answer(work, digests, masks)
 
     def _set_up(self, setup: RowSetup) -> None:
         row, rules = int(setup.rules["row"]), setup.rules
         self._setups[row] = setup
+        self._guided[row] = bool(rules["flags"] & GUIDED)
         self._classes[row] = class_part(int(rules["rope_class"]))
         self._seeds[row] = seed_part(int(rules["seed"]), float(rules["temperature"]))
         self._plain[row] = not (len(setup.masked_ids) or rules["top_logprobs"] > 0 or rules["prompt_logprobs"] >= 0)
@@ -102,7 +113,7 @@ class MockWorker:
                 self._check_history(row, start + count)
         return digests
 
-    def _answer(self, work: Plan, digests: np.ndarray) -> StepDone:
+    def _answer(self, work: Plan, digests: np.ndarray, masks: bytes) -> StepDone:
         sampled = (work.seqs[:, 3] & SAMPLE) != 0
         rows, ends = work.seqs[sampled, 0], work.seqs[sampled, 1] + work.seqs[sampled, 2]
         ids = next_ids(digests[sampled] ^ self._seeds[rows], self._vocab)
@@ -110,11 +121,19 @@ class MockWorker:
             setup = self._setups[rows[index]]
             if setup is not None and ends[index] - setup.rules["prompt_tokens"] < setup.rules["min_new_tokens"]:
                 ids[index] = unmask(int(ids[index]), setup.masked_ids.tolist(), self._vocab)
+        logprobs = logprob(ids)
+        guided = np.flatnonzero(self._guided[rows])
+        for index, allowed in zip(guided, allowed_ids(masks, len(guided)), strict=True):
+            setup = self._setups[rows[index]]
+            assert setup is not None
+            early = ends[index] - setup.rules["prompt_tokens"] < setup.rules["min_new_tokens"]
+            found = allow(int(ids[index]), set(allowed) - set(setup.masked_ids.tolist() if early else ()), self._vocab)
+            ids[index], logprobs[index] = (0, -np.inf) if found is None else (found, logprobs[index])
         self._tokens[rows, ends] = ids
         return StepDone(
             step=work.step,
             ids=ids.tobytes(),
-            logprobs=logprob(ids).tobytes(),
+            logprobs=logprobs.tobytes(),
             top=tuple(self._alternatives(rows, ids)),
             prompt=tuple(self._prompt_scores(work.seqs)),
             pooled=score(digests[(work.seqs[:, 3] & POOL) != 0]).repeat(self._numbers).tobytes(),
@@ -185,10 +204,12 @@ def expected(
     vocab_size: int,
     longest: int,
     rope_class: int = 0,
+    allowed: Callable[[Sequence[int]], set[int]] | None = None,
 ) -> list[int]:
-    """The ids that a sequence produces if nothing ever goes wrong; `longest`: most ids it can have."""
+    """The ids that a sequence produces if nothing ever goes wrong; `longest`: most ids it can have.
+    `allowed`: the ids that may follow those that are produced."""
     stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
-    ends = {*stop_ids, *(() if sampling.ignore_eos else eos_ids)}
+    ends = {*stop_ids, *(() if sampling.ignore_eos and allowed is None else eos_ids)}
     seeded = seed_part(sampling.seed, sampling.temperature)
     produced: list[int] = []
     digest = _digest(prompt, rope_class)
@@ -196,6 +217,12 @@ def expected(
         token = int(next_ids(digest ^ seeded, vocab_size)[0])
         if len(produced) < sampling.min_new_tokens:
             token = unmask(token, [*eos_ids, *stop_ids], vocab_size)
+        if allowed is not None:
+            early = len(produced) < sampling.min_new_tokens
+            found = allow(token, allowed(produced) - set((*eos_ids, *stop_ids) if early else ()), vocab_size)
+            if found is None:
+                return produced
+            token = found
         produced.append(token)
         if token in ends:
             break
@@ -240,6 +267,19 @@ def unmask(token: int, masked: Sequence[int], vocab_size: int) -> int:
     while token in masked:
         token = (token + 1) % vocab_size
     return token
+
+
+def allowed_ids(masks: bytes, count: int) -> list[list[int]]:
+    """The ids of each mask."""
+    if not count:
+        return []
+    bits = np.unpackbits(np.frombuffer(masks, np.uint8).reshape(count, -1), axis=1, bitorder="little")
+    return [np.flatnonzero(row).tolist() for row in bits]
+
+
+def allow(token: int, allowed: set[int], vocab_size: int) -> int | None:
+    """The next id that is allowed; None: there is none."""
+    return next((at for step in range(vocab_size) if (at := (token + step) % vocab_size) in allowed), None)
 
 
 def logprob(ids: np.ndarray) -> np.ndarray:

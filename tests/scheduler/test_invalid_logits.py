@@ -17,8 +17,8 @@ def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
     """The worker's numbers for these sequences are NaN once they have produced `after` tokens."""
     compute = h.worker.step
 
-    def step(plan: bytes) -> StepDone:
-        done, rows, seqs = compute(plan), h.scheduler._rows, unpack(plan).seqs
+    def step(plan: bytes, masks: bytes = b"") -> StepDone:
+        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
         columns = {}
         for name, flag in (("logprobs", SAMPLE), ("pooled", POOL)):
             values = np.frombuffer(getattr(done, name), "<f4").copy()
@@ -74,3 +74,30 @@ def test_a_score_that_is_no_number_fails(depth: int) -> None:
     assert h.pooled.keys() == {1, 3}
     assert h.failed[2].code == "invalid_logits"
     assert not h.closed
+
+
+@both_depths
+@pytest.mark.parametrize("at", [0, 15, 38])
+def test_a_prompt_whose_logits_are_not_finite_fails_where_its_logprobs_are_asked_for(depth: int, at: int) -> None:
+    """Also if the logits behind its last token are."""
+    h = harness(depth, step_tokens=16)
+    compute = h.worker.step
+
+    def step(plan: bytes, masks: bytes = b"") -> StepDone:
+        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
+        found = []
+        for index, column, top_ids, top_logprobs in done.prompt:
+            row, start, _, _ = seqs[index].tolist()
+            values = np.frombuffer(column, "<f4").copy()
+            if rows.rid[row] == 2 and start <= at < start + len(values):
+                values[at - start] = np.nan
+            found.append((index, values.tobytes(), top_ids, top_logprobs))
+        return replace(done, prompt=tuple(found))
+
+    h.worker.step = step  # type: ignore[method-assign]
+    h.add(*[request(rid, prompt(40, rid), ignore_eos=True, prompt_logprobs=1) for rid in (1, 2, 3)])
+    h.run().check_answers(1, 3)
+    assert h.failed.keys() == {2}
+    assert h.failed[2].code == "invalid_logits"
+    assert h.ids[2] == []
+    assert h.scheduler.gauges()["invalid_logits"] == 1

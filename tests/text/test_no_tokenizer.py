@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 
 from lightllm_mp.actors.detokenizer import DetokenizerActor
-from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
-from lightllm_mp.config import Config
 from lightllm_mp.messages import (
     RUNNING,
     STOP,
-    Begin,
     ChatPrompt,
     Count,
-    EngineLimits,
     Facts,
     Generate,
     Open,
@@ -27,23 +23,8 @@ from lightllm_mp.messages import (
     Texts,
     Tokenized,
     Tokens,
-    Wire,
 )
-from lightllm_mp.model_description import ModelDescription
-from lightllm_mp.models.model_config import read_model_config
-from tests.paths import GOLDENS
-
-FRONT = "front"
-
-
-class Outbox:
-    """A mailbox that keeps what is posted."""
-
-    def __init__(self) -> None:
-        self.posted: list[tuple[str, Wire]] = []
-
-    def post(self, peer: str, message: Wire) -> None:
-        self.posted.append((peer, message))
+from tests.text.text_actors import FRONT, Outbox, started_without_files
 
 
 @pytest.fixture
@@ -51,32 +32,12 @@ def outbox() -> Outbox:
     return Outbox()
 
 
-def started(kind: type, folder, outbox: Outbox):
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    config = Config()
-    launch = LaunchSpec(
-        name="it",
-        program="it",
-        rank=0,
-        front=FRONT,
-        ring="auto",
-        config=config,
-        model=ModelDescription(str(folder), read_model_config(GOLDENS / "llama")),
-        bell=(-1, -1),
-        peers=(),
-        stats=-1,
-    )
-    actor = kind(launch, outbox, None)
-    actor.on_begin(Begin(0, Facts(engine=EngineLimits(max_input=100), eos_ids=(2,))))
-    return actor, actor.facts
-
-
 def ids(*values: int) -> bytes:
     return np.array(values, "<i4").tobytes()
 
 
 def test_ids_pass_and_everything_that_needs_text_is_refused(tmp_path, outbox: Outbox) -> None:
-    actor, facts = started(TokenizerActor, tmp_path, outbox)
+    actor, facts = started_without_files(TokenizerActor, tmp_path, outbox)
     assert facts == Facts(has_tokenizer=False)
     plain, stops = Terms(Sampling(seed=1)), Terms(Sampling(seed=1), Output(stop=("end",)))
     actor.on_message(FRONT, Generate(1, plain, ids=ids(5, 6, 7), emitted=ids(8)))
@@ -95,7 +56,7 @@ def test_ids_pass_and_everything_that_needs_text_is_refused(tmp_path, outbox: Ou
 
 def test_details_without_text(tmp_path, outbox: Outbox) -> None:
     """Ids, logprobs and alternatives reach the front; every text is empty."""
-    actor, _ = started(DetokenizerActor, tmp_path, outbox)
+    actor, _ = started_without_files(DetokenizerActor, tmp_path, outbox)
     actor.on_message(ROUTER, Open(1, Output(), prompt_tokens=3, cached_tokens=0, prompt_tail=ids(5, 6, 7)))
     logprobs = np.array([-0.5], "<f4").tobytes()
     for token, finish in ((11, RUNNING), (2, STOP)):

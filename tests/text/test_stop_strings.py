@@ -144,3 +144,48 @@ def test_the_state_is_as_long_as_a_stop_string() -> None:
         assert stops.find("b" + "ab" * 300) is None
         assert stops.held == 600
     assert stops.find("ab" * 212) == (424, 1024)
+
+
+def shown_with(name: str, tokens: list[str], **options: object) -> tuple[str, IncrementalText]:
+    tokenizer = sample(name)
+    state = IncrementalText(tokenizer, **options)
+    return "".join(state.push(tokenizer.token_to_id(token)) for token in tokens) + state.finish(), state
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("name", "word", "end"),
+    [
+        ("byte_level", "a", "<|end|>"),
+        ("byte_level", "a", "<tool call>"),  # an added token that is not special
+        ("sentencepiece", "hello", "</s>"),
+        ("word_piece", "play", "[SEP]"),
+        ("default", "Hello", "<|im_end|>"),  # a GGUF file
+    ],
+)
+def test_a_token_stops_whether_or_not_it_is_shown(name: str, word: str, end: str, keep: bool, skip: bool) -> None:
+    spaces = {"spaces_between_special_tokens": False}
+    options = {"stop": ["never", end], "keep_stop": keep, "skip_special_tokens": skip, **spaces}
+    shown, state = shown_with(name, [word, end, word], **options)
+    assert state.stopped
+    assert shown == (word + end if keep else word)
+
+
+def test_a_skipped_token_that_is_no_stop_string_is_no_text() -> None:
+    shown, state = shown_with("byte_level", ["a", "<|begin|>", "a"], stop=["<|end|>", "<|beg", "aa"])
+    assert state.stopped, "the text is aa"
+    assert shown == ""
+
+
+def test_text_that_was_held_back_comes_before_a_skipped_stop() -> None:
+    for keep in (True, False):
+        shown, _ = shown_with("byte_level", ["a", "b", "<|end|>"], stop=["bc", "<|end|>"], keep_stop=keep)
+        assert shown == ("ab<|end|>" if keep else "ab")
+
+
+def test_an_unfinished_character_before_a_skipped_stop_may_complete_another() -> None:
+    half = sample("byte_level").token_to_id("ð")
+    assert half is not None
+    shown, state = shown_with("byte_level", ["a", "ð", "<|end|>"], stop=["a\ufffd", "<|end|>"], keep_stop=True)
+    assert (shown, state.stopped) == ("a\ufffd", True)

@@ -102,8 +102,9 @@ async def ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
 
 async def _ask(session: aiohttp.ClientSession, reader: Reader) -> Answer | None:
     case = reader.case
+    headers = {"X-Request-Id": reader.label, "Accept": "text/event-stream"}
     try:
-        async with session.post(case.path, json=case.body, headers={"X-Request-Id": reader.label}) as reply:
+        async with session.post(case.path, json=case.body, headers=headers) as reply:
             return await _read(reply, reader)
     except BROKEN as error:
         broken = error

@@ -10,13 +10,13 @@ FULL, OVER_SHARE = "max_live_requests", "tenant_share"
 
 class FairShares:
     """Divides `most` units among tenants: half is reserved in equal parts, one for each, and any tenant may use the
-    other half. A single tenant has all of it.
+    other half. A single tenant has all of it. Who makes room instead of refusing asks for the `largest` holder.
 
     `tenants`: how many there are. If that is unknown (0), or if they are too many for a part each, there is a part for
     every tenant that holds something and one for a newcomer.
     """
 
-    def __init__(self, most: int, tenants: int = 0) -> None:
+    def __init__(self, most: int = 0, tenants: int = 0) -> None:
         self.most = most
         self._tenants = tenants if tenants <= most // 2 or tenants == 1 else 0
         self._held: Counter[bytes] = Counter()

@@ -97,8 +97,13 @@ class Answer:
         return "".join(event.text for event in self.events())
 
     def events(self) -> Iterator[Event]:
+        for events in self.slices():
+            yield from events
+
+    def slices(self) -> Iterator[list[Event]]:
+        """All events, SLICE at once."""
         for first in range(0, len(self.ends), SLICE):
-            yield from self.slice(first, first + SLICE)
+            yield self.slice(first, first + SLICE)
 
     def slice(self, first: int, stop: int) -> list[Event]:
         """Events [first, stop)."""

@@ -3,7 +3,7 @@
 A request is a suspect if the same process has died repeatedly since the request's last token. After the first death all
 requests are submitted again. After the second the suspects run one by one: the next is submitted when the one before
 got a token or ended. A suspect that is running when that process dies a third time fails; the others go on. A request
-without images is no suspect when the visual actor dies.
+without images is no suspect when the visual actor dies, nor is one without a constraint when the guide actor dies.
 
 A death that a suspect may be to blame for is not charged to the restart budget, nor is one whose suspect left before it
 could be cleared: else a client could end the server with one harmful request after another.
@@ -12,19 +12,20 @@ could be cleared: else a client could end the server with one harmful request af
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.tokenizer_calls import TokenizerCall
-from lightllm_mp.actors.topology import VISUAL
+from lightllm_mp.actors.topology import GUIDE, VISUAL
 
 ALONE, GIVEN_UP = 2, 3
 """Deaths of one process since the last token after which a request is submitted alone, or fails. The restart budget
 (3 by default) allows both."""
 LEFT_BEFORE = 5.0
 """A request that left without a token may be to blame for a death up to so many seconds later: a step goes on."""
-
+OPTIONAL = frozenset({VISUAL, GUIDE})
+"""The processes that not every request needs."""
 
 Suspect = LiveRequest | TokenizerCall
 
@@ -41,8 +42,8 @@ class Quarantine:
         self._deaths: dict[str, deque[int]] = {}
         """For each process the epochs that its last deaths led to."""
         self._told: set[tuple[str, int]] = set()
-        self._left: dict[bool, float] = {}
-        """When the last request with (True) or without images left without a token (monotonic)."""
+        self._left: dict[frozenset[str], float] = {}
+        """When the last request that needed these of OPTIONAL left without a token (monotonic)."""
         self._ended: float | None = None
         """When the engine lost its requests; None: it runs."""
         self._held: deque[Suspect] = deque()
@@ -62,15 +63,19 @@ class Quarantine:
         self._restarted = restarted
         for name in restarted:
             self._deaths.setdefault(name, deque(maxlen=GIVEN_UP)).append(epoch)
-        for images, at in self._left.items():
+        for needed, at in self._left.items():
             if self._ended is not None and at > self._ended - LEFT_BEFORE:
-                self._suspect(self._touched(images), 1)
+                self._suspect(self._touched(needed), 1)
         self._ended = None
         self._left.clear()
 
+    def recall(self, name: str, epochs: Iterable[int]) -> None:
+        """Deaths of this process that a front before this one saw."""
+        self._deaths[name] = deque(sorted(epochs), maxlen=GIVEN_UP)
+
     def take_back(self, live: Suspect) -> bool:
         """Submit an unfinished request after `begin`, now or in its turn. False: the caller must fail it."""
-        touched = self._touched(bool(live.images))
+        touched = self._touched(_needed(live))
         if live.sent and touched:
             again = live.blamed & touched
             live.fruitless = live.fruitless + 1 if again else 1
@@ -100,7 +105,7 @@ class Quarantine:
         if live.open:
             self._suspect(live.blamed, live.fruitless)
             if live.sent and (live.fruitless or not live.first):
-                self._left[bool(live.images)] = monotonic()
+                self._left[_needed(live)] = monotonic()
         self.cleared(live)
 
     def replace(self, old: LiveRequest, new: LiveRequest) -> None:
@@ -115,9 +120,9 @@ class Quarantine:
             self._alone = self._held.popleft()
             self._submit(self._alone)
 
-    def _touched(self, images: bool) -> frozenset[str]:
-        """The replaced processes that a request with or without images may have ended."""
-        return self._restarted if images else self._restarted - {VISUAL}
+    def _touched(self, needed: frozenset[str]) -> frozenset[str]:
+        """The replaced processes that a request may have ended which needs these of OPTIONAL."""
+        return self._restarted - (OPTIONAL - needed)
 
     def _suspect(self, names: frozenset[str], deaths: int) -> None:
         """A request may be to blame for the last `deaths` deaths of each of these processes."""
@@ -125,3 +130,9 @@ class Quarantine:
             if death not in self._told:
                 self._told.add(death)
                 self._blame(*death)
+
+
+def _needed(live: Suspect) -> frozenset[str]:
+    """The processes of OPTIONAL that the request needs."""
+    guided = isinstance(live, LiveRequest) and live.request.terms.guide is not None
+    return frozenset(({VISUAL} if live.images else set()) | ({GUIDE} if guided else set()))

@@ -2,7 +2,8 @@
 
 A record holds frames, each a letter and MessagePack. A request: H (RequestHead), then E (events that its consumer was
 going to see), P (prompt logprobs), S (its consumer left: not to be submitted until it is back), R (it is back), D (a
-front died with it). An image file has a record of its own, F, that all its requests share.
+front died with it; the epoch that its death led to). An image file has a record of its own, F, that all its requests
+share.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from msgspec import Struct
 
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import LiveRequest, RequestOwner, decode_events
+from lightllm_mp.actors.topology import HTTP
 from lightllm_mp.messages import Generate, ImageInfo, PromptLogprobs
 from lightllm_mp.shm import Journal
 
 log = logging.getLogger(__name__)
-
-FRONT_DIED = frozenset({"http"})
-"""Blamed for a request that a dead front has left."""
 
 
 class RequestHead(Struct, frozen=True, array_like=True):
@@ -52,6 +51,7 @@ class NoJournal:
     """Records nothing: the front of an embedded engine ends with its program."""
 
     used = incomplete = 0
+    deaths: tuple[int, ...] = ()
 
     def add(self, live: LiveRequest) -> None: ...
     def events(self, live: LiveRequest) -> None: ...
@@ -59,7 +59,7 @@ class NoJournal:
     def prompt(self, live: LiveRequest) -> None: ...
     def suspended(self, live: LiveRequest, suspended: bool) -> None: ...
     def remove(self, live: LiveRequest) -> None: ...
-    def recover(self, owner: RequestOwner) -> list[tuple[LiveRequest, bool]]:
+    def recover(self, owner: RequestOwner, epoch: int) -> list[tuple[LiveRequest, bool]]:
         return []
 
 
@@ -76,6 +76,9 @@ class RequestJournal:
         self._encode = msgspec.msgpack.Encoder().encode
         self.incomplete = 0
         """Requests that went on without a record, ever."""
+        self.deaths: set[int] = set()
+        """The epochs that the deaths of fronts before the last one led to, each since the last token of a request that
+        `recover` found."""
 
     @property
     def used(self) -> int:
@@ -127,8 +130,9 @@ class RequestJournal:
             live.number = None
             self._release(live)
 
-    def recover(self, owner: RequestOwner) -> list[tuple[LiveRequest, bool]]:
-        """The requests that the last front left, and whether each was suspended. Call it once, first."""
+    def recover(self, owner: RequestOwner, epoch: int) -> list[tuple[LiveRequest, bool]]:
+        """The requests that the last front left, and whether each was suspended. Call it once, first. `epoch`: what its
+        death led to."""
         files: dict[bytes, Upload] = {}
         heads: list[tuple[int, list[bytes]]] = []
         for number, frames in self._journal.records():
@@ -141,7 +145,7 @@ class RequestJournal:
         found: list[tuple[LiveRequest, bool]] = []
         for number, frames in heads:
             try:
-                found.append(self._rebuilt(owner, number, frames, files))
+                found.append(self._rebuilt(owner, epoch, number, frames, files))
             except (msgspec.DecodeError, KeyError, IndexError) as error:
                 log.error("a request's record is damaged and dropped: %s", error)
                 self._journal.remove(number)
@@ -150,7 +154,7 @@ class RequestJournal:
         return sorted(found, key=lambda pair: pair[0].rid)
 
     def _rebuilt(
-        self, owner: RequestOwner, number: int, frames: list[bytes], files: dict[bytes, Upload]
+        self, owner: RequestOwner, epoch: int, number: int, frames: list[bytes], files: dict[bytes, Upload]
     ) -> tuple[LiveRequest, bool]:
         head = msgspec.msgpack.decode(frames[0][1:], type=RequestHead)
         images = tuple(files[image.key] for image in head.request.images)
@@ -164,17 +168,17 @@ class RequestJournal:
             label=head.label,
             form=head.form,
         )
-        suspended = False
+        suspended, deaths = False, list[int]()
         for frame in frames[1:]:
             match frame[:1]:
                 case b"E":
                     for event in decode_events(frame[1:]):
                         live.put(live.answers[event.index], event)
-                    live.fruitless = 0
+                    deaths.clear()
                 case b"P":
                     live.prompt_logprobs.append(msgspec.msgpack.decode(frame[1:], type=PromptLogprobs))
                 case b"D":
-                    live.fruitless += 1
+                    deaths.append(msgspec.msgpack.decode(frame[1:], type=int))
                 case kind:
                     suspended = kind == b"S"
         live.recorded.take(len(live.order))
@@ -184,8 +188,9 @@ class RequestJournal:
         for key in {image.key for image in head.request.images}:
             self._files[key].requests += 1
         if live.open and not suspended:
-            live.fruitless, live.blamed = live.fruitless + 1, FRONT_DIED
-            self._append(live, b"D")
+            live.fruitless, live.blamed = len(deaths) + 1, frozenset({HTTP})
+            self.deaths.update(deaths)
+            self._append(live, b"D" + self._encode(epoch))
         return live, suspended
 
     def _add(self, kind: bytes, content: Struct) -> int | None:

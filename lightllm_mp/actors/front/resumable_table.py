@@ -18,6 +18,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.validation import Prompt, check_prompt
+from lightllm_mp.actors.topology import HTTP
 from lightllm_mp.errors import Overloaded
 
 
@@ -115,9 +116,12 @@ class ResumableTable(RequestTable):
             self._deadlines.watch(live)
         return live
 
-    def recover(self) -> None:
-        """Take over what a dead front has left. Call it once, in the running loop, before the first request."""
-        for live, suspended in self.journal.recover(self):
+    def recover(self, epoch: int) -> None:
+        """Take over what a dead front has left, whose death led to this epoch. Call it once, in the running loop,
+        before the first request."""
+        found = self.journal.recover(self, epoch)
+        self._quarantine.recall(HTTP, self.journal.deaths)
+        for live, suspended in found:
             self.retained.name(live)
             images = live.images if live.open else ()  # a complete answer needs none
             live.images = self.images.hold(images, live.request.terms.tenant, checked=False)

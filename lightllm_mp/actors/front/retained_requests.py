@@ -4,9 +4,9 @@ a while, for a client that comes back."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
+from lightllm_mp.actors.front.fair_shares import FairShares
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
 from lightllm_mp.errors import InvalidRequest, NotFound, SlowReader
@@ -26,7 +26,7 @@ class RetainedRequests:
         """Live and retained requests; of equal names the newest."""
         self._timers: dict[LiveRequest, asyncio.TimerHandle] = {}
         """The retained ones, in order of arrival."""
-        self._bytes: Counter[bytes] = Counter()
+        self._bytes = FairShares()
         if isinstance(journal, RequestJournal):
             journal.make_room = self.evict
 
@@ -67,23 +67,19 @@ class RetainedRequests:
 
     def add(self, live: LiveRequest) -> None:
         self._timers[live] = asyncio.get_running_loop().call_later(self.seconds, self._expire, live)
-        self._bytes[live.request.terms.tenant] += _weight(live)
+        self._bytes.take(live.request.terms.tenant, _weight(live))
 
     def remove(self, live: LiveRequest) -> None:
         """It has a consumer again."""
         self._timers.pop(live).cancel()
-        tenant = live.request.terms.tenant
-        self._bytes[tenant] -= _weight(live)
-        if not self._bytes[tenant]:
-            del self._bytes[tenant]
+        self._bytes.give_back(live.request.terms.tenant, _weight(live))
 
     def evict(self) -> bool:
         """Drop one request. False: there is none."""
-        if not self._timers:
-            return False
-        tenant = max(self._bytes, key=self._bytes.__getitem__)
-        self._expire(next(live for live in self._timers if live.request.terms.tenant == tenant))
-        return True
+        tenant = self._bytes.largest()
+        if tenant is not None:
+            self._expire(next(live for live in self._timers if live.request.terms.tenant == tenant))
+        return tenant is not None
 
     def evict_images(self, tenant: bytes | None) -> bool:
         """Drop one request of this tenant that has images. False: there is none."""

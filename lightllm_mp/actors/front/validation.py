@@ -64,18 +64,18 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
     if isinstance(prompt, bytes):
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
-        size, most, unit = len(prompt) // 4, limits.max_input, "tokens"
+        size, most, unit = len(prompt) // 4, limits.longest_prompt, "tokens"
     elif isinstance(prompt, TextPair):
         if limits.pooled is None or not limits.pooled.pairs:
             raise InvalidRequest("/v1/rerank and /v1/score need a reranking model, this one scores single texts")
-        size, most, unit = prompt.size, CHARS_PER_TOKEN * limits.max_input, "characters"
+        size, most, unit = prompt.size, CHARS_PER_TOKEN * limits.longest_prompt, "characters"
     elif isinstance(prompt, str):
-        size, most, unit = len(prompt), CHARS_PER_TOKEN * limits.max_input, "characters"
+        size, most, unit = len(prompt), CHARS_PER_TOKEN * limits.longest_prompt, "characters"
     else:
-        size, most, unit = prompt.size, 4 * CHARS_PER_TOKEN * limits.max_input + CHAT_BYTES, "bytes"
-    if limits.max_input and size > most:
+        size, most, unit = prompt.size, 4 * CHARS_PER_TOKEN * limits.longest_prompt + CHAT_BYTES, "bytes"
+    if most and size > most:
         raise PromptTooLong(
-            f"the prompt has {size} {unit}, the longest possible one {limits.max_input} tokens", param="inputs"
+            f"the prompt has {size} {unit}, the longest possible one {limits.longest_prompt} tokens", param="inputs"
         )
     if isinstance(prompt, bytes):
         _check_column(prompt, limits, "inputs", IMAGE_ID if sees else None)

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT
+from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE, TENANT, is_anthropic
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.sockets.connection import Connection
@@ -69,6 +69,8 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "lightllm-mp"
     if LABEL in request:
         response.headers[HEADER] = request[LABEL]
+        if is_anthropic(request):
+            response.headers["request-id"] = request[LABEL]
 
 
 def fields(request: web.Request, status: int, begin: float, seconds: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lightllm_mp.shm import Journal
 class HttpActor(FrontActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         self._config, self._listen_fd = launch.config, launch.listen_fd
-        self._first = launch.facts is None
+        self._first, self._epoch = launch.facts is None, launch.epoch
         self._keys = load_keys(self._config.http, os.environ)
         self._tls = server_context(self._config.http)
         http = self._config.http
@@ -53,7 +53,7 @@ class HttpActor(FrontActor):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        self.frontend.recover()
+        self.frontend.recover(self._epoch)
         self.listen()
         app = create_app(
             self.frontend,

@@ -14,12 +14,14 @@ from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
+from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
+from lightllm_mp.actors.http.routes.tokenize import TokenizeRoutes
 from lightllm_mp.actors.http.security.auth import Access, guard
 from lightllm_mp.actors.http.security.cors import preflights
 from lightllm_mp.actors.http.security.keys import ApiKeys
@@ -48,8 +50,10 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 def routes(
     generate: GenerateRoutes,
     openai: OpenAIRoutes,
+    anthropic: AnthropicRoutes,
     pooled: EmbeddingRoutes,
     resume: ResumeRoutes,
+    tokenize: TokenizeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
 ) -> tuple[Route, ...]:
@@ -66,6 +70,10 @@ def routes(
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
         Route(LOOK, ("/v1/models",), openai.models, "user"),
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
+        Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),
+        Route(("POST",), ("/v1/messages/count_tokens",), anthropic.count_tokens, "user"),
+        Route(("POST",), ("/tokenize",), tokenize.tokenize, "user"),
+        Route(("POST",), ("/detokenize",), tokenize.detokenize, "user"),
         Route(("GET",), ("/requests/{id}",), resume.fetch, "user"),
         Route(("DELETE",), ("/requests/{id}",), resume.discard, "user"),
         Route(LOOK, ("/health", "/healthz"), status.health, "public", quiet=True),
@@ -74,6 +82,7 @@ def routes(
         Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
+        Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
     )
 
 
@@ -102,8 +111,10 @@ def create_app(
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
+        AnthropicRoutes(context, arrivals),
         EmbeddingRoutes(context, arrivals),
         ResumeRoutes(context),
+        TokenizeRoutes(context, arrivals),
         StatusRoutes(context),
         exposition,
     )

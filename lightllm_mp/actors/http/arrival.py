@@ -6,8 +6,8 @@ is submitted in the same turn of the loop in which it gives the place back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -22,10 +22,11 @@ from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver, send
 from lightllm_mp.actors.http.dialects.forms import encode_form
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
+from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
-from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Terms
+from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.messages import Facts, ImageInfo, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Work:
 
 class Arrivals:
     def __init__(self, context: Context) -> None:
-        self._frontend = context.frontend
+        self._frontend, self._media = context.frontend, context.media
         config = context.config
         self._most_of_batch = max(1, min(MOST_LIVE, config.max_live_requests // 8))
         self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
@@ -50,7 +51,13 @@ class Arrivals:
     def max_input(self) -> int:
         """The longest prompt in tokens; 0 before the engine has begun."""
         facts = self._frontend.facts
-        return facts.engine.max_input if facts else 0
+        return facts.engine.longest_prompt if facts else 0
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model that an admitted request gets."""
+        assert self._frontend.facts is not None, "a request that arrives was admitted"
+        return self._frontend.facts
 
     @asynccontextmanager
     async def receive(self, request: web.Request) -> AsyncIterator[bytes]:
@@ -60,6 +67,16 @@ class Arrivals:
             async with self._bodies.receive(request, payer(request)) as data:
                 await schema.check_nesting(data)
                 yield data
+
+    async def chat_images(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[Upload, ...]:
+        """The images of a chat's messages. Raises like `ImageInputs.uploads`."""
+        with _named("messages"), self._media.arriving(tenant(request)) as take:
+            return await self._media.upload_all(items, tenant(request), take, payer(request))
+
+    async def chat_image_infos(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[ImageInfo, ...]:
+        """The same for counting tokens."""
+        with _named("messages"):
+            return await self._media.info_all(items, tenant(request), payer(request))
 
     async def answer(self, request: web.Request, work: Awaitable[Work]) -> web.StreamResponse:
         """Answer with the work that arrives."""
@@ -105,3 +122,13 @@ class Arrivals:
             label=request[LABEL] if label is None else label,
             form=encode_form(work.form),
         )
+
+
+@contextmanager
+def _named(param: str) -> Iterator[None]:
+    """Errors within name this field of the body."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = param
+        raise

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from lightllm_mp.actors.front.fair_shares import FairShares
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
 
 BODIES = 8
@@ -51,7 +51,7 @@ class BodyReader:
     def __init__(self, *, most: int, seconds: float) -> None:
         self._most, self._seconds = most, seconds
         self._bodies = set[ReceivedBody]()
-        self._charged: Counter[bytes] = Counter()
+        self._charged = FairShares(BODIES * most)
         """Bytes of each payer."""
 
     @asynccontextmanager
@@ -83,14 +83,15 @@ class BodyReader:
             raise InvalidRequest("the body is not encoded as its headers say") from None
         finally:
             self._bodies.discard(body)
-            self._charge(body, -body.size)
+            self._give_back(body)
         if body.yielded:
             raise Overloaded("too many large bodies at once, and this client's take most memory", retry_after=1.0)
 
     async def _receive(self, request: web.Request, body: ReceivedBody) -> bytes:
         while (chunk := await request.content.readany()) and not body.yielded:
             body.data += chunk
-            self._charge(body, len(chunk))
+            body.size += len(chunk)
+            self._charged.take(body.payer, len(chunk))
             if body.size > self._most:
                 raise self._too_large()
             self._make_room()
@@ -99,17 +100,15 @@ class BodyReader:
         return data
 
     def _make_room(self) -> None:
-        while self._charged.total() > BODIES * self._most:
-            payer = max(self._charged, key=self._charged.__getitem__)
+        while self._charged.total > self._charged.most:
+            payer = self._charged.largest()
             largest = max((body for body in self._bodies if body.payer == payer), key=lambda body: body.size)
-            self._charge(largest, -largest.size)
+            self._give_back(largest)
             largest.yield_memory()
 
-    def _charge(self, body: ReceivedBody, size: int) -> None:
-        body.size += size
-        self._charged[body.payer] += size
-        if not self._charged[body.payer]:
-            del self._charged[body.payer]
+    def _give_back(self, body: ReceivedBody) -> None:
+        self._charged.give_back(body.payer, body.size)
+        body.size = 0
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is larger than {self._most} bytes")

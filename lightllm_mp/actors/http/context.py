@@ -52,6 +52,11 @@ def payer(request: web.Request) -> bytes:
         return b""
 
 
+def is_anthropic(request: web.Request) -> bool:
+    """Its client speaks Anthropic's API."""
+    return request.path == "/v1/messages" or request.path.startswith("/v1/messages/")
+
+
 def unix_time() -> int:
     """Seconds since 1970, for clients."""
     return int(time.time())

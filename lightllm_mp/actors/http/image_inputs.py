@@ -98,8 +98,13 @@ class ImageInputs:
 
     async def infos(self, media: schema.Multimodal | None, tenant: bytes, payer: bytes = b"") -> tuple[ImageInfo, ...]:
         """The same for counting tokens: reads only images without a given size."""
+        return await self.info_all(await self._read(media), tenant, payer)
+
+    async def info_all(self, items: Sequence[ImageItem], tenant: bytes, payer: bytes = b"") -> tuple[ImageInfo, ...]:
+        """Like `infos`."""
+        self._check_number(len(items))
         found = []
-        for item in await self._read(media):
+        for item in items:
             if size := item.size:
                 found.append(self._lane.judge.described(*size))
             else:

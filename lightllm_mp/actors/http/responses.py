@@ -82,9 +82,11 @@ class ErrorReply(Struct, frozen=True):
 
 
 def event(e: Event, number: int) -> bytes:
-    """One server-sent event, without a space after `data:`, as LightLLM writes it. `number`: its id, counted from 1."""
+    """One server-sent event, without a space after `data:`, as LightLLM writes it. `number`: its id, counted from 1;
+    0: none, for clients that split at blank lines and expect `data:` next."""
     token = Token(e.id, e.text, e.logprob, e.special, e.count, e.prompt_tokens, _ranked(e) if e.top else UNSET)
-    return b"id:%d\ndata:%b\n\n" % (number, encode(StreamEvent(token, e.finish is not None, e.finish)))
+    data = b"data:%b\n\n" % encode(StreamEvent(token, e.finish is not None, e.finish))
+    return b"id:%d\n%b" % (number, data) if number else data
 
 
 def failure_event(error: EngineError) -> bytes:

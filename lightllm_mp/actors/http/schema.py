@@ -104,6 +104,7 @@ _keys = msgspec.json.Decoder(dict[str, Raw] | None)
 _KNOWN = frozenset(RequestParameters.__struct_fields__)
 _SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _GIVEN = re.compile(r"^(Invalid (?:enum )?value) .*", re.DOTALL)
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 _PATH = re.compile(r"^(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 
 T = TypeVar("T")
@@ -140,6 +141,11 @@ async def prompt(raw: Raw, max_input: int) -> str | bytes:
     if _first(raw) == b"[":
         return await _column(raw, "inputs", _input_ids, max_input)
     return text(raw, "inputs", max_input)
+
+
+async def ids(raw: Raw, name: str, max_input: int) -> bytes:
+    """The column (int32) of a list of token ids. Raises like `prompt`."""
+    return await _column(raw, name, _ids, max_input)
 
 
 async def conversation(body: ScoreBody, max_input: int) -> str | bytes:
@@ -237,4 +243,6 @@ def _invalid(text: str, prefix: str) -> InvalidRequest:
         prefix, path = prefix + path, ""
     where = ".".join(part for part in (prefix, path) if part) or "the body"
     what = _GIVEN.sub(r"\1", what)
+    if not (prefix or path) and (missing := _MISSING.search(what)):
+        path = missing[1]
     return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)

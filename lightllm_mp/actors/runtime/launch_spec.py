@@ -61,9 +61,10 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
     """An empty file in which the tensor-parallel ranks find each other; -1: there is one worker."""
     images_fd: int = -1
     """The arena of images' embeddings, for visual and the workers; -1: no images are served."""
-
     journal_fd: int = -1
     """The journal of requests, only for http; -1: there is none."""
+    epoch: int = 0
+    """The epoch that the process is started for."""
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""

@@ -143,8 +143,7 @@ class StateMachine:
         reason = f"cannot start: {old.failed}" if old.failed else reason
         actions: list[Action] = [Log(logging.WARNING, f"{name} {reason}")]
         opens = self.epoch + (self.state is State.RUNNING)
-        may_excuse = name != self._topology.front  # a front that is gone blames nobody
-        child.budget.charge(now, ready=now - old.ready_at if old.ready else None, epoch=opens if may_excuse else 0)
+        child.budget.charge(now, ready=now - old.ready_at if old.ready else None, epoch=opens)
         child.away = child.budget.spent and child.spec.dispensable
         if child.budget.spent and not child.away:
             return actions + self.stop(EXIT_GAVE_UP, f"giving up: {name} {reason}, and the restart budget is spent")

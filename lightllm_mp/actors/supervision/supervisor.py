@@ -236,6 +236,7 @@ class Supervisor:
             meeting_fd=self._group.meeting if name in self._group.members else -1,
             images_fd=self.wiring.images_fd(name),
             journal_fd=self.wiring.journal_fd(name),
+            epoch=self.epoch,
         )
 
     # --- events -------------------------------------------------------------------------------------------------------

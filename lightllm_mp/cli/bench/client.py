@@ -23,6 +23,8 @@ from lightllm_mp.cli.bench.events import EventCounter, decode, failure
 from lightllm_mp.cli.bench.workload import Request
 from lightllm_mp.machine import raise_open_file_limit
 
+EVENTS = {"Accept": "text/event-stream"}
+"""With it the events of a stream have numbers."""
 RESUMES, RESUME_PAUSE = 3, 0.2
 """How often a client whose connection broke comes back, and after how many seconds."""
 
@@ -138,9 +140,9 @@ async def _one(
             try:
                 if attempt:
                     await asyncio.sleep(RESUME_PAUSE)
-                    sending = session.get(again, headers={"Last-Event-ID": events.id.decode()})
+                    sending = session.get(again, headers={"Last-Event-ID": events.id.decode(), **EVENTS})
                 else:
-                    sending = session.post(target.endpoint, data=body, headers={"X-Request-Id": name})
+                    sending = session.post(target.endpoint, data=body, headers={"X-Request-Id": name, **EVENTS})
                 async with sending as response:
                     await _read(response, target, outcome, events)
                 break

@@ -70,7 +70,6 @@ ACCEPTED = {
     "use --log-level debug": "detail_log",
     "the supervisor always watches every process; see /health": "health_monitor",
     "one HTTP process serves all clients": "httpserver_workers",
-    "a prompt that is too long is refused with an error, never truncated": "long_truncation_mode",
     "each request asks for prompt logprobs itself": "enable_prompt_logprobs",
     "a reward model is recognised by its checkpoint": "use_reward_model",
     "it is only a label": "model_owner job_name grouping_key push_interval",
@@ -130,7 +129,6 @@ BY_VALUE = {
 """Name: the values that have no effect, and why others are refused."""
 
 LATER = {
-    "send skip_special_tokens: false in the request": "no_skipping_special_tokens",
     "send add_spaces_between_special_tokens: false in the request": "no_spaces_between_special_tokens",
     "send prompt_logprobs in the request": "return_all_prompt_logprobs",
     "use --api-key-file: with it every route except health requires a key": "enable_monitor_auth",

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm_mp.engine.pinned_upload import PinnedUpload
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.logprobs import Alternatives, reportable
 from lightllm_mp.engine.sampling.rules import (
     ADJUSTS,
     ALLOW,
     BAN,
     BIAS,
+    GUIDE,
     MIN_P,
     NOISE,
     PENALTY,
@@ -30,6 +32,7 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     BIASED,
     CUT,
     DRAWN,
+    HELD,
     MASKED,
     PENALIZED,
     RULE,
@@ -44,7 +47,14 @@ from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
 FIRST_TAIL_WORDS = 1 << 14
 """Initial room for biases, banned and allowed ids; it grows with what the rows need."""
-FLAGS = ((PENALIZED, PENALTY), (BIASED, BIAS), (MASKED, ALLOW), (DRAWN, NOISE), (CUT, TRUNCATE | MIN_P))
+FLAGS = (
+    (PENALIZED, PENALTY),
+    (BIASED, BIAS),
+    (MASKED, ALLOW),
+    (DRAWN, NOISE),
+    (CUT, TRUNCATE | MIN_P),
+    (HELD, GUIDE),
+)
 """A bit of a device rule's flags, and the needs that set it."""
 NO_TAIL = np.empty(0, np.int32)
 
@@ -165,9 +175,16 @@ class CudaSampler:
         self.rules.clear()
         self._device_rules.clear()
 
-    def choose(self, logits: Tensor, rows: Ints, positions: Lines, at: tuple[Tensor, Tensor]) -> Choice:
+    def choose(
+        self,
+        logits: Tensor,
+        rows: Ints,
+        positions: Lines,
+        at: tuple[Tensor, Tensor],
+        masks: GuideMasks | None = None,
+    ) -> Choice:
         """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]); `at` holds
-        both on the device as int32."""
+        both on the device as int32. Without its mask a row is unconstrained."""
         needs = self.rules.needs[rows]
         wanted = int(np.bitwise_or.reduce(needs))
         if wanted & BAN and not (positions < self._device_rules.ban_until[rows]).any():
@@ -178,10 +195,12 @@ class CudaSampler:
         scan, work = RowScan.of(logits, self._layout, cut=cut), logits
         if wanted & ADJUSTS:
             work = torch.empty_like(logits)
-        scan.run(logits, work, table, sequences, adjusted=False)
+        held = None if masks is None else self._staging.send_close((masks.packed(len(rows)),))
+        scan.run(logits, work, table, sequences, held, adjusted=False)
         if work is not logits:
-            self._adjust(logits, work, sequences, int(positions.max()), penalties=bool(wanted & PENALTY))
-            scan.run(logits, work, table, sequences, adjusted=True)
+            if wanted & ADJUSTS & ~GUIDE:
+                self._adjust(logits, work, sequences, held, int(positions.max()), penalties=bool(wanted & PENALTY))
+            scan.run(logits, work, table, sequences, None, adjusted=True)
         ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         scores = logits.new_empty((2, len(rows)))
         if cut:
@@ -193,13 +212,29 @@ class CudaSampler:
         return choice
 
     def _adjust(
-        self, logits: Tensor, work: Tensor, sequences: SampledSequences, longest: int, *, penalties: bool
+        self,
+        logits: Tensor,
+        work: Tensor,
+        sequences: SampledSequences,
+        held: Tensor | None,
+        longest: int,
+        *,
+        penalties: bool,
     ) -> None:
         if penalties and work.shape[0] > self._counts.shape[0]:
             self._counts = self._counts.new_zeros(work.shape)
         rules = self._device_rules
         adjust(
-            logits, work, self._counts, self.tokens, rules.table, rules.tails, sequences, longest, penalties=penalties
+            logits,
+            work,
+            self._counts,
+            self.tokens,
+            rules.table,
+            rules.tails,
+            sequences,
+            held,
+            longest,
+            penalties=penalties,
         )
 
     def _alternatives(

@@ -2,7 +2,7 @@
 
 They are taken before bias, penalties, temperature and truncation, as other engines do by default. NaN and values below
 FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can carry. Only the
-logprob of a sampled id stays NaN: it tells the scheduler that the row's logits are not finite.
+logprob of a sampled id or of a prompt's token stays NaN: it tells the scheduler that the row's logits are not finite.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ def known_logprobs_at(table: Tensor, ids: Tensor) -> Tensor:
     """Like `logprobs_at`; minus infinity for an id outside the vocabulary (such as an image placeholder)."""
     inside = (ids >= 0) & (ids < table.shape[-1])
     return logprobs_at(table, ids.where(inside, 0)).masked_fill_(~inside, float("-inf"))
+
+
+def finite_or_nan(logprobs: Tensor, table: Tensor) -> Tensor:
+    """`logprobs` [n] with FLOOR in place of smaller values; NaN where the row of `table` [n, vocab], a log-softmax, is
+    of logits that are not finite."""
+    return logprobs.clamp(min=FLOOR).where(table.amax(-1).isfinite(), float("nan"))
 
 
 def alternatives(table: Tensor, count: int) -> Alternatives:

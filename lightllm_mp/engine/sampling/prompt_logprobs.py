@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, known_logprobs_at, reportable
+from lightllm_mp.engine.sampling.logprobs import Alternatives, alternatives, finite_or_nan, known_logprobs_at
 from lightllm_mp.engine.sampling.rules import PROMPT, RuleTable
 from lightllm_mp.engine.step_inputs import Step
 
@@ -24,7 +24,7 @@ class ChunkLogprobs:
     sequence: int
     """Index in the plan."""
     logprobs: Tensor
-    """float32 [n]"""
+    """float32 [n]; NaN where the logits are not finite."""
     top: Alternatives | None
 
 
@@ -52,7 +52,7 @@ def prompt_logprobs(
         scores, tops = [], []
         for part, ids in zip(hidden[first : first + count].split(block), following.split(block), strict=True):
             table = torch.log_softmax(logits(part), -1)
-            scores.append(reportable(known_logprobs_at(table, ids)))
+            scores.append(finite_or_nan(known_logprobs_at(table, ids), table))
             if top_n:
                 tops.append(alternatives(table, top_n))
         best = (torch.cat([ids for ids, _ in tops]), torch.cat([values for _, values in tops])) if tops else None

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightllm_mp.engine.sampling.penalties import History
 from lightllm_mp.engine.sampling.truncation import TruncationRules
-from lightllm_mp.plan import PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
+from lightllm_mp.plan import GUIDED, PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 
-NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT, ALLOW = (1 << bit for bit in range(10))
-"""Bits of a `needs` word: what a row needs beside an argmax (MASS: top-p over the whole row)."""
-ADJUSTS = PENALTY | BIAS | BAN | ALLOW
-CHANGES_CHOICE = NOISE | ADJUSTS
+NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT, ALLOW, GUIDE = (1 << bit for bit in range(11))
+"""Bits of a `needs` word: what a row needs beside an argmax (MASS: top-p over the whole row; GUIDE: a mask in
+every step)."""
+ADJUSTS = PENALTY | BIAS | BAN | ALLOW | GUIDE
 
 Lines = NDArray[np.int64]
 """Indices of sequences within a step's logits."""
@@ -76,6 +76,7 @@ class RuleTable:
             | (BIAS if len(self._bias[row][0]) else 0)
             | (BAN if len(self._banned[row]) and rules["min_new_tokens"] > 0 else 0)
             | (ALLOW if rules["allowed"] > 0 else 0)
+            | (GUIDE if rules["flags"] & GUIDED else 0)
             | (TOP if rules["top_logprobs"] > 0 else 0)
             | (PROMPT if rules["prompt_logprobs"] >= 0 else 0)
         )

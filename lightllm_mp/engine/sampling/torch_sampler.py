@@ -1,12 +1,13 @@
 """Samples the next token of every sequence of a step, each by its own rules.
 
-Order: bias, penalties, banned and allowed ids, temperature, top-k, top-p, min-p, and then the id with the largest sum
-of score and Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows pay for what
-they use: a greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id depends only on its
-own logits, rules, seed and position, to the last bit, never on other rows.
+Order: bias, penalties, banned and allowed ids, masks, temperature, top-k, top-p, min-p, and then the id with the
+largest sum of score and Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows
+pay for what they use: a greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id
+depends only on its own logits, rules, seed and position, to the last bit, never on other rows.
 
 Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit is NaN
 or plus infinity, all are minus infinity, or every id is banned) gets id 0, and unless its ids are banned, logprob NaN.
+A row with a mask whose rules leave no id gets id 0 and logprob minus infinity.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.gumbel import GumbelRows, draw_truncated, draw_whole
 from lightllm_mp.engine.sampling.logprobs import FLOOR, Alternatives, alternatives, logprobs_at
 from lightllm_mp.engine.sampling.noise import row_keys
-from lightllm_mp.engine.sampling.penalties import Penalizer, add_bias, allow_only, ban
+from lightllm_mp.engine.sampling.penalties import NEGATIVE_INFINITY, Penalizer, add_bias, allow_only, ban
 from lightllm_mp.engine.sampling.rules import (
     ADJUSTS,
     ALLOW,
     BAN,
     BIAS,
-    CHANGES_CHOICE,
     MASS,
     MIN_P,
     NOISE,
@@ -47,7 +48,8 @@ class Choice:
     ids: Tensor
     """int64 [n]"""
     logprobs: Tensor
-    """float32 [n]: log-softmax of the raw logits (see logprobs.py); NaN: the row's logits are not finite."""
+    """float32 [n]: log-softmax of the raw logits (see logprobs.py); NaN: the row's logits are not finite;
+    minus infinity: its mask and its rules leave no id."""
     top: list[tuple[Lines, Alternatives]] = field(default_factory=list)
     """Alternatives of the sequences that ask for them, with their indices in the block."""
 
@@ -61,19 +63,25 @@ class TorchSampler:
         self._penalizer = Penalizer(rules.vocab, rules.device)
         self._table = torch.empty((0, rules.vocab), dtype=torch.float32, device=rules.device)
 
-    def choose(self, logits: Tensor, rows: Ints, positions: Lines) -> Choice:
+    def choose(self, logits: Tensor, rows: Ints, positions: Lines, masks: GuideMasks | None = None) -> Choice:
         """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]).
 
-        Overwrites `logits`.
+        Overwrites `logits`. Without its mask a row is unconstrained.
         """
         needs = self._needs(rows, positions)
         wanted = int(np.bitwise_or.reduce(needs))
         table = self._log_softmax(logits)
         ids = first_argmax(logits)
-        if wanted & CHANGES_CHOICE:
-            ids = self._by_rules(logits, ids, needs, rows, positions)
+        if wanted & ADJUSTS:
+            self._adjust(logits, needs, rows, positions, masks)
+            ids = first_argmax(logits)
+        ended = self._dead_ends(logits, ids, masks) if masks is not None else None
+        if wanted & NOISE:
+            ids = self._by_draw(logits, ids, needs, rows, positions)
         logprobs = logprobs_at(table, ids)
         choice = Choice(ids.masked_fill_(logprobs.isnan(), 0), logprobs.clamp_(min=FLOOR))
+        if ended is not None:
+            choice.logprobs[ended] = NEGATIVE_INFINITY
         if wanted & TOP:
             choice.top = self._alternatives(table, np.flatnonzero(needs & TOP), rows)
         return choice
@@ -92,21 +100,23 @@ class TorchSampler:
             needs = np.where(done, needs & ~np.uint16(BAN), needs)
         return needs
 
-    def _by_rules(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
-        """int64 [n]: `ids`, except for sequences with rules: there the ids of adjusted logits or of a draw."""
-        changed = np.flatnonzero(needs & ADJUSTS)
-        if len(changed):
-            self._adjust(logits, needs, rows, positions)
-            ids = first_argmax(logits)
+    def _dead_ends(self, logits: Tensor, best: Tensor, masks: GuideMasks) -> Tensor:
+        """int64: lines with a mask whose best id is not allowed either."""
+        lines = self._put(masks.lines)
+        return lines[logits[lines, best[lines]] == NEGATIVE_INFINITY]
+
+    def _by_draw(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
+        """int64 [n]: `ids`, except for sequences with noise: there draws."""
         noisy = np.flatnonzero(needs & NOISE)
         if len(noisy) == len(rows):
             return self._draw(logits, needs, rows, positions)
-        if len(noisy):
-            at = self._put(noisy)
-            ids[at] = self._draw(logits[at], needs[noisy], rows[noisy], positions[noisy])
+        at = self._put(noisy)
+        ids[at] = self._draw(logits[at], needs[noisy], rows[noisy], positions[noisy])
         return ids
 
-    def _adjust(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> None:
+    def _adjust(
+        self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines, masks: GuideMasks | None
+    ) -> None:
         wanted = int(np.bitwise_or.reduce(needs))
         if wanted & BIAS:
             lines = np.flatnonzero(needs & BIAS)
@@ -121,6 +131,9 @@ class TorchSampler:
         if wanted & ALLOW:
             lines = np.flatnonzero(needs & ALLOW)
             allow_only(logits, self._put(lines), *self.rules.allowed(lines, rows[lines]))
+        if masks is not None:
+            for line, ids in masks.forbidden(logits.shape[1]):
+                logits[line].masked_fill_(self._put(ids), NEGATIVE_INFINITY)
 
     def _draw(self, logits: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
         """int64 [n]: draws with noise. Overwrites `logits` with scores."""

@@ -15,10 +15,11 @@ from lightllm_mp.parsers.tool import Tool
 class CallFormat(Struct, frozen=True):
     """`parse` reads content and calls up to the end of the text. `tools` are the request's, by name.
 
-    `markers` may be special tokens of a vocabulary. `calls` adds the rules of one call after another, or of one call
-    unless `parallel`, and returns their expression.
+    `markers` may be special tokens of a vocabulary. `calls` adds the rules of calls and returns their expression.
+    `bare`: the first character of calls without a marker, which then are the whole answer.
     """
 
     markers: tuple[str, ...]
     parse: Callable[[TextReader, DeltaWriter, Mapping[str, Tool]], Parsing[None]]
-    calls: Callable[[LarkRules, Sequence[Tool], bool], str]
+    calls: Callable[[LarkRules, Sequence[Tool]], str]
+    bare: str = ""

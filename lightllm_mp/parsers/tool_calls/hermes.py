@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_call import attempt, json_call
-from lightllm_mp.parsers.lark import LarkRules, choice, literal
+from lightllm_mp.parsers.lark import LarkRules, choice
 from lightllm_mp.parsers.text_reader import Parsing, TextReader
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.tool_calls.call_format import CallFormat
@@ -26,18 +26,10 @@ def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from json_call(reader, writer)
 
 
-def calls(rules: LarkRules, tools: Sequence[Tool], parallel: bool) -> str:
-    bodies = [
-        rules.rule(
-            f"body_{index}",
-            literal(f'\n{{"name": {literal(tool.name)}, "arguments": '),
-            rules.arguments(index, tool),
-            literal("}\n"),
-        )
-        for index, tool in enumerate(tools)
-    ]
-    call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
-    return f'{call} ("\\n" {call})*' if parallel else call
+def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
+    body = choice([rules.json_call(tool, "arguments") for tool in tools])
+    call = rules.rule("call", rules.opening(BEGIN), '"\\n"', body, '"\\n"', rules.marker(END))
+    return rules.opened(call, '"\\n"')
 
 
 HERMES = CallFormat((BEGIN, END), parse, calls)

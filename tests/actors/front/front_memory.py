@@ -28,11 +28,13 @@ class Memory:
     def __init__(self, size: int = 1 << 20) -> None:
         self._memory = Journal.create(size)
         self._open: list[Journal] = []
+        self.blamed: list[tuple[str, int]] = []
+        """What the fronts say of the deaths of processes."""
 
     def front(
-        self, *, window: float = 60.0, max_live: int = 8, images: Images | None = None
+        self, *, window: float = 60.0, max_live: int = 8, images: Images | None = None, epoch: int = 1
     ) -> tuple[ResumableTable, Lanes]:
-        """The next front. Call it in a running loop."""
+        """The next front, at work from this epoch on. Call it in a running loop."""
         self.die()
         self._open.append(Journal.open(os.dup(self._memory.fd)))
         lanes = Lanes()
@@ -44,8 +46,9 @@ class Memory:
             journal=RequestJournal(self._open[0]),
             resume_window=window,
         )
-        table.recover()
-        table.begin(say.Begin(epoch=0, facts=FACTS, restarted=("http",)))
+        table.on_blame = lambda name, epoch: self.blamed.append((name, epoch))
+        table.recover(epoch)
+        table.begin(say.Begin(epoch=epoch, facts=FACTS, restarted=("http",)))
         return table, lanes
 
     def die(self) -> None:

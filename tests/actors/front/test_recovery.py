@@ -113,6 +113,42 @@ def test_a_request_that_kills_every_front_is_given_up(memory):
     run(body)
 
 
+def test_a_request_is_to_blame_for_the_fronts_that_died_with_it(memory):
+    async def body():
+        memory.front(epoch=1)
+        table, _ = memory.front(epoch=4)  # this death was before the request
+        submit(table)
+        innocent = submit(table, "innocent")
+        memory.front(epoch=5)
+        assert memory.blamed == []
+        table, lanes = memory.front(epoch=7)
+        assert sorted(memory.blamed) == [("http", 5), ("http", 7)]
+        assert len(lanes.tokenizer) == 1, "suspects run one at a time"
+        table.resume(KEY, "id").close()
+        innocent = table.resume(KEY, "innocent")
+        produce(table, innocent, 1, 2)
+        await innocent.batch()
+        memory.blamed.clear()
+        table, lanes = memory.front(epoch=9)
+        assert memory.blamed == []
+        assert len(lanes.tokenizer) == 1
+
+    run(body)
+
+
+def test_a_request_that_is_given_up_is_to_blame_for_all_deaths(memory):
+    async def body():
+        table, _ = memory.front(epoch=1)
+        submit(table)
+        for epoch in (2, 3, 4):
+            table, _ = memory.front(epoch=epoch)
+        assert {*memory.blamed} == {("http", 2), ("http", 3), ("http", 4)}
+        with pytest.raises(EngineError, match="repeatedly"):
+            await table.resume(KEY, "id").batch()
+
+    run(body)
+
+
 def test_a_request_that_gets_tokens_between_deaths_goes_on(memory):
     async def body():
         table, _ = memory.front()

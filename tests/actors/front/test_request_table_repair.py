@@ -317,6 +317,19 @@ def test_text_is_no_suspect_when_the_visual_actor_dies():
     asyncio.run(body())
 
 
+def test_only_constrained_requests_are_suspects_when_the_guide_actor_dies():
+    async def body():
+        frontend, lanes, blamed = blaming()
+        free, guided = submit(frontend), submit(frontend, guide=say.Guide("regex", "a"))
+        for epoch in (2, 3, 4):
+            again(frontend, lanes, "guide", epoch)
+        assert free.error is None
+        assert guided.error is not None
+        assert set(blamed) == {("guide", 2), ("guide", 3), ("guide", 4)}
+
+    asyncio.run(body())
+
+
 def test_the_time_in_the_queue_ends_when_the_router_says_so():
     async def body():
         frontend, _ = make()

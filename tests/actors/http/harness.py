@@ -92,7 +92,11 @@ class Engine:
         if isinstance(message, say.Generate):
             self._start(message)
         elif isinstance(message, say.Count):
-            self.later(say.Counted(message.rid, len(message.text.split())))
+            words = message.text.split() if message.chat is None else [message.chat.messages.decode()]
+            ids = column("i", map(len, words)) if message.listed else b""
+            self.later(say.Counted(message.rid, len(words), ids))
+        elif isinstance(message, say.Detokenize):
+            self.later(say.Detokenized(message.rid, " ".join(map(str, array("i", message.ids)))))
         return True
 
     def to_router(self, message: say.Wire) -> bool:
@@ -204,22 +208,26 @@ class Site:
 
 
 def parse(data: bytes) -> list[dict]:
-    """The events of a stream; see `numbered`."""
-    return [event for _, event in numbered(data)]
+    """The events of a stream, whether or not they have numbers."""
+    return [event for _, event in _events(data)]
 
 
 def numbered(data: bytes) -> list[tuple[int | None, dict]]:
-    """(id, event) of a stream; each has a line `id:` unless it is an error, then `data:` without a space, and ends with
-    a blank line."""
+    """(id, event) of a stream; each has a line `id:` unless it is an error."""
+    events = _events(data)
+    assert all((number is None) == ("error" in event) for number, event in events)
+    return events
+
+
+def _events(data: bytes) -> list[tuple[int | None, dict]]:
+    """An event may begin with a line `id:`, has one `data:` without a space, and ends with a blank line."""
     chunks = data.decode().split("\n\n")
     assert chunks.pop() == ""
     found = []
     for chunk in chunks:
         *ids, line = chunk.split("\n")
         assert line.startswith("data:{")
-        event = json.loads(line[5:])
-        assert len(ids) == ("error" not in event)
-        found.append((int(ids[0].removeprefix("id:")) if ids else None, event))
+        found.append((int(ids[0].removeprefix("id:")) if ids else None, json.loads(line[5:])))
     return found
 
 
@@ -247,7 +255,10 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
     trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.ssl_certfile))
     try:
         timeout = aiohttp.ClientTimeout(total=10)
-        async with aiohttp.ClientSession(base, connector=trust, timeout=timeout, auto_decompress=False) as session:
+        headers = {"Accept": "text/event-stream, application/json"}
+        async with aiohttp.ClientSession(
+            base, connector=trust, timeout=timeout, auto_decompress=False, headers=headers
+        ) as session:
             yield Site(session, engine, frontend, port.address)
     finally:
         ticking.cancel()

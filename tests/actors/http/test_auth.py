@@ -30,7 +30,7 @@ def digests(*keys: str) -> frozenset[bytes]:
 KEYS = ApiKeys(users=digests("first-key", "second-key"), admins=digests("boss"))
 BODY = b'{"inputs":"a","parameters":{"max_new_tokens":1}}'
 POSTS = ["/generate", "/generate_stream", "/", "/tokens"]
-GETS = ["/metrics", "/token_load", "/get_server_info", "/nope"]
+GETS = ["/metrics", "/token_load", "/get_server_info", "/get_model_name", "/nope"]
 TRICKS = [
     "//generate",
     "/generate/",

@@ -73,6 +73,20 @@ def test_what_the_client_wants_told_apart(more: dict[str, Any], content: str, re
     run(body, engine=Engine(facts=TOOLS, script=CALLING))
 
 
+@pytest.mark.parametrize(("parallel", "calls"), [(None, 2), (True, 2), (False, 1)])
+def test_one_call_where_only_one_is_wanted(parallel: bool | None, calls: int):
+    async def body(s: Site):
+        asked = {"messages": HELLO, "tools": [WEATHER], "parallel_tool_calls": parallel}
+        _, answer, _ = await s.post(CHAT, asked)
+        assert len(answer["choices"][0]["message"]["tool_calls"]) == calls
+        assert (answer["choices"][0]["message"]["content"] is None) is (calls == 1)
+        found = summed(await stream(s, asked))
+        assert len(found["calls"]) == calls
+        assert found["content"] == ("" if calls == 1 else "more")
+
+    run(body, engine=Engine(facts=TOOLS, script=[*CALLING[5:], *CALLING[5:], "more"]))
+
+
 def test_a_prompt_that_ends_within_reasoning():
     facts = replace(TOOLS, chat=replace(TOOLS.chat, thinking=(True, True, False)))
 
@@ -118,7 +132,8 @@ def test_a_conversation_goes_back_as_clients_got_it():
 def test_a_client_that_comes_back_gets_the_rest():
     async def body(s: Site):
         asked = {"messages": HELLO, "tools": [WEATHER], "stream": True, "stream_options": {"include_usage": True}}
-        async with s.session.post(CHAT, json=asked, headers={"X-Request-Id": "mine"}) as response:
+        headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
+        async with s.session.post(CHAT, json=asked, headers=headers) as response:
             data = await response.read()
         whole = chunks(data)
         blocks = data.split(b"\n\n")

@@ -138,6 +138,7 @@ REQUESTS = [
     ("GET", "/health", {"Bad\x00": "a"}, b""),
     ("POST", "/generate", {"Transfer-Encoding": "nonsense"}, b"{}"),
     ("GET", "/get_server_info", {}, b""),
+    ("GET", "/get_model_name", {}, b""),
     ("GET", "/metrics", {}, b""),
     ("GET", "/token_load", {}, b""),
 ]

@@ -110,7 +110,7 @@ def test_dimensions_that_are_refused(shorter, dimensions, reason):
 @pytest.mark.parametrize(
     ("fields", "param", "reason"),
     [
-        ({}, None, "missing required field `input`"),
+        ({}, "input", "missing required field `input`"),
         ({"input": []}, "input", "length >= 1"),
         ({"input": [[]]}, "input", "length >= 1"),
         ({"input": ["a", [1]]}, "input", "list of one kind"),

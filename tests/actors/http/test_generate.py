@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -43,7 +44,7 @@ def test_defaults_of_2024():
         request = last_request(s)
         assert request.terms.sampling.temperature == 0.0
         assert request.terms.sampling.max_new_tokens == 16
-        assert request.terms.output.skip_special_tokens
+        assert request.terms.output.skip_special_tokens is None, "the server decides"
         assert request.terms.n == 1
         assert request.terms.reuse_prompt
         assert request.add_special_tokens
@@ -146,6 +147,23 @@ def test_stream_is_one_event_per_token():
     run(body)
 
 
+def test_clients_of_lightllm_find_nothing_but_data_between_blank_lines():
+    """LazyLLM splits at blank lines; what follows `data:` must be JSON. Its library accepts everything."""
+
+    async def body(s: Site):
+        for accept in ("*/*", "application/json"):
+            async with s.session.post("/generate_stream", json=BODY, headers={"Accept": accept}) as response:
+                name, data = response.headers["X-Request-Id"], await response.read()
+            *pieces, end = data.split(b"\n\n")
+            assert end == b""
+            texts = [json.loads(piece.removeprefix(b"data:"))["token"]["text"] for piece in pieces]
+            assert "".join(texts) == expected(4)
+            async with s.session.get(f"/requests/{name}", headers={"Last-Event-ID": "2"}) as response:
+                assert await response.read() == b"".join(piece + b"\n\n" for piece in pieces[2:])
+
+    run(body)
+
+
 def test_every_event_is_its_own_chunk():
     async def body(s: Site):
         request = b'{"inputs":"a","parameters":{"max_new_tokens":5}}'
@@ -160,7 +178,7 @@ def test_every_event_is_its_own_chunk():
             chunked = rest[int(size, 16) + 2 :]
         assert chunks.pop() == b""
         assert len(chunks) == 5
-        assert all(c.startswith(b"id:") and c.endswith(b"}\n\n") for c in chunks)
+        assert all(c.startswith(b"data:{") and c.endswith(b"}\n\n") for c in chunks)
 
     run(body)
 
@@ -244,7 +262,7 @@ def test_sampling_reaches_the_engine():
         assert r.terms.sampling.stop_ids == struct.pack("<i", 13)
         assert r.terms.sampling.bias_ids == struct.pack("<2i", 5, 6)
         assert r.terms.sampling.bias_values == struct.pack("<2f", -2.5, 1)
-        assert not r.terms.output.skip_special_tokens
+        assert r.terms.output.skip_special_tokens is False
         assert not r.terms.output.spaces_between_special_tokens
         assert r.terms.output.print_eos_token
         assert (r.add_special_tokens, r.terms.reuse_prompt, r.terms.priority) == (False, False, 3)
@@ -322,9 +340,11 @@ BAD = [
     ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({"allowed_token_ids": list(range(257))}, "allowed_token_ids"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),
-    ({"guided_json": {"type": "object"}}, "guided_json"),
-    ({"regular_constraint": "a+"}, "regular_constraint"),
-    ({"guided_grammar": "root ::= 'a'"}, "guided_grammar"),
+    ({"guided_json": {"type": "object"}, "regular_constraint": "a+"}, "regular_constraint"),
+    ({"guided_json": {"enum": ["é" * 40_000]}}, "guided_json"),
+    ({"regular_constraint": "é" * 40_000}, "regular_constraint"),
+    ({"guided_grammar": "a" * 65_537}, "guided_grammar"),
+    ({"guided_grammar": 5}, "guided_grammar"),
 ]
 
 

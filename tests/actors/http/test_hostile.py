@@ -55,7 +55,7 @@ WRONG = {
     "deep objects": b'{"inputs":"a","parameters":' + b'{"x":' * DEEP + b"1" + b"}" * DEEP + b"}",
     "deep in a field nobody knows": with_parameters('"unknown":' + "[" * DEEP + "]" * DEEP),
     "deep in an image": b'{"inputs":"a","multimodal_params":{"images":[' + b"[" * DEEP + b"]" * DEEP + b"]}}",
-    "a regular expression that explodes": with_parameters('"regular_constraint":"(a+)+$"'),
+    "a regular expression that is too long": with_parameters('"regular_constraint":"' + "(a+)+" * 20_000 + '"'),
     "10 MB of prompt": b'{"inputs":"' + b"a" * 10_000_000 + b'"}',
     "10 MB of escapes": b'{"inputs":"' + rb"\u0061" * 1_700_000 + b'"}',
     "a million ids": b'{"inputs":[' + b",".join([b"5"] * 1_000_000) + b"]}",
@@ -92,6 +92,7 @@ CURIOUS = {
     "5,000 names that nobody knows": with_parameters(
         '"max_new_tokens":2,' + ",".join(f'"x{i}":{i}' for i in range(5_000))
     ),
+    "a regular expression that explodes": with_parameters('"max_new_tokens":2,"regular_constraint":"(a+)+$"'),
     "nulls": with_parameters('"max_new_tokens":2,"stop_sequences":null,"seed":null,"n":null'),
     "stop strings like expressions": with_parameters(
         '"max_new_tokens":2,"stop_sequences":["(a+)+$",".*","[","\\\\","(?:"]'

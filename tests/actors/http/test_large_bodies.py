@@ -21,6 +21,7 @@ from lightllm_mp.sampling_parameters import (
     output,
     sampling,
 )
+from tests.actors.http.harness import FACTS, Engine, site
 
 LIMIT = 32 << 20
 CONTEXT = 1 << 17
@@ -142,3 +143,14 @@ def test_a_text_is_judged_by_its_letters_not_by_its_bytes() -> None:
             prompt(letter * 161, 10)
         with pytest.raises(PromptTooLong):
             prompt(letter * 10_000, 10)
+
+
+@pytest.mark.parametrize("inputs", ["a " * 300_000, [5] * 30_000])
+def test_a_prompt_that_may_be_cut_is_not_refused_for_its_length(inputs: str | list[int]) -> None:
+    async def status(mode: str) -> int:
+        limits = msgspec.structs.replace(FACTS.engine, long_truncation_mode=mode)
+        async with site(engine=Engine(facts=msgspec.structs.replace(FACTS, engine=limits))) as s:
+            return (await s.post("/generate", {"inputs": inputs}))[0]
+
+    assert asyncio.run(status("")) == 400
+    assert asyncio.run(status("head")) == 200

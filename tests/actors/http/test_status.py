@@ -96,6 +96,14 @@ def test_server_info_has_facts_and_no_secrets():
     run(body, engine=Engine(facts=replace(FACTS, eos_ids=(2,))))
 
 
+def test_the_models_name_as_lightllms_clients_ask_for_it():
+    async def body(s: Site):
+        assert json.loads((await s.get("/get_model_name"))[1]) == {"model_name": "fake"}
+        assert (await s.post("/get_model_name", {}))[:2] == (200, {"model_name": "fake"})
+
+    run(body)
+
+
 def test_request_metrics():
     async def body(s: Site):
         await s.post("/generate", BODY)

@@ -28,7 +28,7 @@ from lightllm_mp.messages import (
 SETTINGS = SupervisorConfig(
     max_restarts=3, restart_window=100.0, watchdog_timeout=10.0, start_timeout=60.0, drain_timeout=30.0
 )
-START_ORDER = ("worker0", "router", "detokenizer", "tokenizer", "http")
+START_ORDER = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
 DIES = "was killed by SIGKILL"
 
 

@@ -77,9 +77,10 @@ def test_a_death_during_the_start_ends_it() -> None:
     server = started()
     assert server.dies("router") == [Kill("http")]
     assert (server.state, server.machine.reason) == (State.STOPPING, f"start failed: router {DIES}")
-    assert [server.dies(name) for name in ("http", "tokenizer", "detokenizer", "worker0")] == [
+    assert [server.dies(name) for name in ("http", "tokenizer", "detokenizer", "guide", "worker0")] == [
         [Kill("tokenizer")],
         [Kill("detokenizer")],
+        [Kill("guide")],
         [Kill("worker0")],
         [Exit(EXIT_START_FAILED)],
     ]
@@ -94,11 +95,11 @@ def test_a_child_that_cannot_start() -> None:
 
 def test_a_start_that_takes_too_long() -> None:
     server = started()
-    server.all_say(Ready(Facts()), "http", "tokenizer", "router")
+    server.all_say(Ready(Facts()), "http", "tokenizer", "router", "guide")
     server.ticks(0.0)
-    server.all_say(Pong(0), "http", "tokenizer", "router")
-    assert server.ticks(60.0) == [Send(name, Ping(0)) for name in ("router", "tokenizer", "http")]
-    server.all_say(Pong(0), "http", "tokenizer", "router")
+    server.all_say(Pong(0), "http", "tokenizer", "router", "guide")
+    assert server.ticks(60.0) == [Send(name, Ping(0)) for name in ("guide", "router", "tokenizer", "http")]
+    server.all_say(Pong(0), "http", "tokenizer", "router", "guide")
     assert server.ticks(0.1) == [Kill("detokenizer", 60.0), Kill("worker0", 60.0), Send("http", Stop())]
     assert server.machine.reason == "start failed: detokenizer, worker0 not ready after 60 s"
 
@@ -167,12 +168,12 @@ def test_a_silent_child_is_a_suspect_and_then_killed() -> None:
     """The tokenizer's patience is two watchdog timeouts."""
     server = running()
     server.ticks(0.0)
-    server.all_say(Pong(1), "worker0", "router", "detokenizer", "http")
-    assert server.ticks(9.5) == [Send(name, Ping(1)) for name in ("worker0", "router", "detokenizer", "http")]
+    server.all_say(Pong(1), "worker0", "guide", "router", "detokenizer", "http")
+    assert server.ticks(9.5) == [Send(name, Ping(1)) for name in ("worker0", "guide", "router", "detokenizer", "http")]
     assert server.ticks(1.0) == [Send("http", Health(False, "tokenizer does not answer"))]
     assert server.log[-1] == "tokenizer has not answered for 10.5 s"
     assert server.ticks(0.5) == []
-    server.all_say(Pong(1), "worker0", "router", "detokenizer", "http")
+    server.all_say(Pong(1), "worker0", "guide", "router", "detokenizer", "http")
     assert Kill("tokenizer", 20.5) in server.ticks(9.5)
     assert server.ticks(2.0) == []  # once
     assert server.dies("tokenizer")[-1:] == replaced("tokenizer")
@@ -242,7 +243,7 @@ def test_a_death_while_draining_is_repaired() -> None:
     server.machine.drain()
     assert Send("http", Health(False, f"tokenizer {DIES} and is being replaced", True)) in server.dies("tokenizer")
     assert server.state is State.REPAIRING
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")
     assert server.says("tokenizer", Ready(Facts()))[-1] == Send("http", Health(True, "", True))
     assert server.says("http", Drained()) == [Send("http", Stop())]
 
@@ -298,7 +299,8 @@ def test_deaths_before_their_turn() -> None:
     assert (server.dies("worker0"), server.timers) == ([], [])
     assert server.dies("http") == [Send("detokenizer", Stop())]
     assert server.dies("detokenizer") == [Send("router", Stop())]
-    assert server.dies("router") == [Exit(EXIT_OK)]
+    assert server.dies("router") == [Send("guide", Stop())]
+    assert server.dies("guide") == [Exit(EXIT_OK)]
 
 
 def test_a_late_ready_is_told_to_stop_and_a_late_reset_done_begins_nothing() -> None:
@@ -306,16 +308,16 @@ def test_a_late_ready_is_told_to_stop_and_a_late_reset_done_begins_nothing() -> 
     server.dies("tokenizer")
     server.machine.stop()
     assert server.says("tokenizer", Ready(Facts())) == []
-    assert server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http") == []
+    assert server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http") == []
     assert server.dies("http") == [Send("tokenizer", Stop())]
 
 
 def test_ranks_stop_together() -> None:
     server = running(ranks=2)
     server.machine.stop()
-    for name in ("http", "tokenizer", "detokenizer"):
+    for name in ("http", "tokenizer", "detokenizer", "router"):
         server.dies(name)
-    assert server.dies("router") == [Send("worker0", Stop()), Send("worker1", Stop())]
+    assert server.dies("guide") == [Send("worker0", Stop()), Send("worker1", Stop())]
     assert server.dies("worker1") == []
     assert [timer.seconds for timer in server.timers] == [STOP_GRACE]  # for worker0, which was told
     assert server.dies("worker0") == [Exit(EXIT_OK)]

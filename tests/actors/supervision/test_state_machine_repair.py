@@ -37,7 +37,7 @@ from tests.actors.supervision.fake_server import (
 
 def test_a_death_and_its_repair() -> None:
     server = running()
-    survivors = ("worker0", "router", "detokenizer", "http")
+    survivors = ("worker0", "guide", "router", "detokenizer", "http")
     assert server.dies("tokenizer") == [*resets(2, *survivors), trouble("tokenizer"), *replaced("tokenizer")]
     assert server.timers == []
     assert (server.state, server.machine.epoch) == (State.REPAIRING, 2)
@@ -56,7 +56,7 @@ def test_a_survivor_that_answers_last() -> None:
     server = running()
     server.dies("tokenizer")
     assert server.says("tokenizer", Ready(Facts())) == []
-    assert server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")[0] == ResetData(2)
+    assert server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")[0] == ResetData(2)
 
 
 def test_a_second_death_during_the_repair() -> None:
@@ -65,7 +65,7 @@ def test_a_second_death_during_the_repair() -> None:
     server.dies("tokenizer")
     assert server.dies("detokenizer") == [trouble("detokenizer"), *replaced("detokenizer")]
     assert server.machine.epoch == 2
-    assert server.all_say(ResetDone(2), "worker0", "router", "http") == []
+    assert server.all_say(ResetDone(2), "worker0", "guide", "router", "http") == []
     last = server.all_say(Ready(Facts()), "tokenizer", "detokenizer")
     assert last == [ResetData(2), *begins(server, *START_ORDER, restarted=("detokenizer", "tokenizer"))]
 
@@ -76,14 +76,14 @@ def test_the_new_process_dies_before_it_is_ready() -> None:
     assert server.dies("tokenizer") == [trouble("tokenizer")]
     assert [timer.seconds for timer in server.timers] == [FIRST_PAUSE]
     assert server.expire() == replaced("tokenizer")
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")
     assert server.says("tokenizer", Ready(Facts()))[0] == ResetData(2)
 
 
 def test_a_survivor_that_answered_dies_afterwards() -> None:
     server = running()
     server.dies("tokenizer")
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")
     server.dies("router")
     assert server.says("tokenizer", Ready(Facts())) == []
     assert server.says("router", Ready(Facts()))[0] == ResetData(2)
@@ -92,12 +92,12 @@ def test_a_survivor_that_answered_dies_afterwards() -> None:
 def test_an_answer_to_an_earlier_reset_does_not_count() -> None:
     server = running()
     server.dies("tokenizer")
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")
     server.says("tokenizer", Ready(Facts()))
     server.dies("tokenizer")
     server.says("tokenizer", Ready(Facts()))
-    assert server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http") == []
-    assert server.all_say(ResetDone(3), "worker0", "router", "detokenizer", "http")[0] == ResetData(3)
+    assert server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http") == []
+    assert server.all_say(ResetDone(3), "worker0", "guide", "router", "detokenizer", "http")[0] == ResetData(3)
 
 
 def test_a_ready_that_comes_with_the_news_of_the_death() -> None:
@@ -106,7 +106,7 @@ def test_a_ready_that_comes_with_the_news_of_the_death() -> None:
     server.dies("tokenizer")
     server.says("tokenizer", Ready(Facts()))
     server.dies("tokenizer")
-    assert server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http") == []
+    assert server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http") == []
     assert server.says("tokenizer", Ready(Facts()))[0] == ResetData(2)
 
 
@@ -114,8 +114,8 @@ def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
     """A survivor that does not leave its lanes too; both are tried again."""
     server = running()
     server.dies("tokenizer")
-    survivors = ("worker0", "router", "detokenizer", "http")
-    server.all_say(ResetDone(2), "worker0", "detokenizer", "http")
+    survivors = ("worker0", "guide", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "detokenizer", "http")
     server.ticks(0.0)
     server.all_say(Pong(2), *survivors)
     assert Kill("router", 60.0) not in server.ticks(60.0)
@@ -126,7 +126,7 @@ def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
     assert server.dies("router") == [trouble("router"), *replaced("router")]
     assert server.dies("tokenizer") == [trouble("tokenizer")]
     assert server.expire() == replaced("tokenizer")
-    server.all_say(Pong(2), "worker0", "detokenizer", "http")
+    server.all_say(Pong(2), "worker0", "guide", "detokenizer", "http")
     assert not [action for action in server.ticks(59.0) if isinstance(action, Kill)]  # their time begins anew
     assert server.all_say(Ready(Facts()), "router", "tokenizer")[0] == ResetData(2)
 
@@ -134,7 +134,7 @@ def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
 def test_the_time_of_a_repair_ends_with_it() -> None:
     server = running()
     server.dies("tokenizer")
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "http")
     server.says("tokenizer", Ready(Facts()))
     server.ticks(0.0)
     server.all_say(Pong(2), *START_ORDER)
@@ -146,8 +146,8 @@ def test_the_time_of_a_repair_ends_with_it() -> None:
 
 def test_the_others_begin_without_a_dispensable_child() -> None:
     server = running(images=True)
-    others = ("worker0", "router", "detokenizer", "tokenizer", "http")
-    everybody = ("worker0", "router", "detokenizer", "tokenizer", "visual", "http")
+    others = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
+    everybody = ("worker0", "guide", "router", "detokenizer", "tokenizer", "visual", "http")
     assert server.dies("visual") == [*resets(2, *others), trouble("visual"), *replaced("visual")]
     last = server.all_say(ResetDone(2), *others)
     assert last == [ResetData(2), *begins(server, *others, restarted=("visual",))]
@@ -170,10 +170,10 @@ def test_the_first_epoch_waits_for_a_dispensable_child() -> None:
 def test_a_dispensable_child_is_ready_during_a_repair() -> None:
     server = running(images=True)
     server.dies("visual")
-    server.all_say(ResetDone(2), "worker0", "router", "detokenizer", "tokenizer", "http")
+    server.all_say(ResetDone(2), "worker0", "guide", "router", "detokenizer", "tokenizer", "http")
     server.dies("tokenizer")
     assert server.says("visual", Ready(Facts())) == []
-    server.all_say(ResetDone(3), "worker0", "router", "detokenizer", "http")
+    server.all_say(ResetDone(3), "worker0", "guide", "router", "detokenizer", "http")
     last = server.says("tokenizer", Ready(Facts()))
     assert Send("visual", Begin(3, Facts(), ("tokenizer",))) in last
 
@@ -186,7 +186,7 @@ BOTH = ("worker0", "worker1")
 def test_a_rank_takes_the_others_along() -> None:
     """All start again when the last of them is gone, and only one restart is counted."""
     server = running(ranks=2)
-    survivors = ("router", "detokenizer", "tokenizer", "http")
+    survivors = ("guide", "router", "detokenizer", "tokenizer", "http")
     assert server.dies("worker1") == [*resets(2, *survivors), Kill("worker0"), trouble("worker1")]
     assert server.dies("worker0") == replaced(*BOTH)
     assert server.all_say(ResetDone(2), *survivors) == []
@@ -197,17 +197,17 @@ def test_a_rank_takes_the_others_along() -> None:
 
 def test_ranks_are_reset_after_the_router_has_left() -> None:
     server = running(ranks=2)
-    assert server.dies("tokenizer")[:3] == resets(2, "router", "detokenizer", "http")
+    assert server.dies("tokenizer")[:4] == resets(2, "guide", "router", "detokenizer", "http")
     assert server.says("detokenizer", ResetDone(2)) == []
     assert server.says("router", ResetDone(2)) == [CompareRanks()]
     assert server.take(server.machine.ranks_compared(False, server.now)) == resets(2, *BOTH)
-    server.all_say(ResetDone(2), *BOTH, "http")
+    server.all_say(ResetDone(2), *BOTH, "guide", "http")
     assert server.says("tokenizer", Ready(Facts()))[0] == ResetData(2)
 
 
 def test_a_router_that_dies_has_left_too() -> None:
     server = running(ranks=2)
-    survivors = ("detokenizer", "tokenizer", "http")
+    survivors = ("guide", "detokenizer", "tokenizer", "http")
     assert server.dies("router") == [*resets(2, *survivors), trouble("router"), CompareRanks(), *replaced("router")]
     assert server.take(server.machine.ranks_compared(False, server.now)) == resets(2, *BOTH)
 
@@ -218,7 +218,7 @@ def test_ranks_of_which_not_all_got_the_last_plan_are_replaced() -> None:
     why = "waits for a step that not every rank got"
     assert server.take(server.machine.ranks_compared(True, server.now)) == [*map(Kill, BOTH), trouble("worker0", why)]
     # No epoch begins while they are being killed, and they are killed once.
-    assert server.all_say(ResetDone(2), "detokenizer", "tokenizer", "http") == []
+    assert server.all_say(ResetDone(2), "guide", "detokenizer", "tokenizer", "http") == []
     assert server.says("router", Ready(Facts())) == []
     assert server.dies("router") == [trouble("router"), *replaced("router")]
     assert server.take(server.machine.ranks_compared(True, server.now)) == []
@@ -247,6 +247,6 @@ def test_a_rank_dies_while_the_ranks_are_being_replaced() -> None:
     assert server.says("worker1", Ready(Facts())) == []
     assert server.dies("worker1") == []
     assert server.expire() == replaced(*BOTH)
-    server.all_say(ResetDone(2), "router", "detokenizer", "tokenizer", "http")
+    server.all_say(ResetDone(2), "guide", "router", "detokenizer", "tokenizer", "http")
     assert server.says("worker0", Ready(Facts())) == []
     assert server.says("worker1", Ready(Facts()))[0] == ResetData(2)

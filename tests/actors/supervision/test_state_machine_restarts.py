@@ -56,7 +56,7 @@ def test_a_death_at_every_start_spends_the_budget() -> None:
     assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE]
     assert server.dies("tokenizer", "exited with code 3") == [Send("http", Stop())]
     assert server.machine.reason == "giving up: tokenizer exited with code 3, and the restart budget is spent"
-    for name in ("http", "detokenizer", "router"):
+    for name in ("http", "detokenizer", "router", "guide"):
         server.dies(name, "exited with code 0")
     assert server.dies("worker0", "exited with code 0") == [Exit(EXIT_GAVE_UP)]
     assert server.log.count("tokenizer exited with code 3") == SETTINGS.max_restarts
@@ -116,9 +116,9 @@ def test_a_replacement_that_never_can_start_ends_the_server() -> None:
             server.expire()
     reason = "giving up: worker0 cannot start: out of memory, and the restart budget is spent"
     assert (server.state, server.machine.reason) == (State.STOPPING, reason)
-    for name in ("http", "tokenizer", "detokenizer"):
+    for name in ("http", "tokenizer", "detokenizer", "router"):
         server.dies(name)
-    assert server.dies("router") == [Exit(EXIT_GAVE_UP)]
+    assert server.dies("guide") == [Exit(EXIT_GAVE_UP)]
 
 
 def test_who_was_ready_for_a_window_is_forgiven() -> None:
@@ -275,12 +275,21 @@ def test_a_failed_start_is_nobodys_fault() -> None:
     assert server.dies("worker0") == [Send("http", Stop())]
 
 
-def test_the_front_excuses_no_death_of_its_own() -> None:
+def test_a_front_excuses_the_deaths_of_those_before_it() -> None:
+    """It has found in their journal the request that ended them."""
     server = running()
+    for _ in range(5):
+        epochs = []
+        for _ in range(SETTINGS.max_restarts):
+            server.dies("http")
+            epochs.append(server.machine.epoch)
+            recovers(server, "http")
+        for epoch in epochs:
+            server.says("http", Blamed("http", epoch))
+    assert server.state is State.RUNNING
     for _ in range(SETTINGS.max_restarts):
         server.dies("http")
         recovers(server, "http")
-        server.says("http", Blamed("http", server.machine.epoch))
     server.dies("http")
     assert server.state is State.STOPPING
 
@@ -290,13 +299,13 @@ def test_ranks_share_a_budget() -> None:
     for first, second in (BOTH, BOTH[::-1], BOTH):
         server.dies(first)
         assert server.dies(second) == replaced(*BOTH)
-        server.all_say(ResetDone(server.machine.epoch), "router", "detokenizer", "tokenizer", "http")
+        server.all_say(ResetDone(server.machine.epoch), "guide", "router", "detokenizer", "tokenizer", "http")
         server.all_say(Ready(Facts()), *BOTH)
     server.says("http", Blamed("worker0", 2))
     server.says("http", Blamed("worker1", 2))
     assert server.dies("worker1")[-1] == trouble("worker1")
     server.dies("worker0")
-    server.all_say(ResetDone(server.machine.epoch), "router", "detokenizer", "tokenizer", "http")
+    server.all_say(ResetDone(server.machine.epoch), "guide", "router", "detokenizer", "tokenizer", "http")
     server.all_say(Ready(Facts()), *BOTH)
     server.dies("worker0")
     assert server.state is State.STOPPING
@@ -307,7 +316,7 @@ def test_ranks_share_a_budget() -> None:
 
 def test_a_dispensable_child_that_hangs_at_its_start_is_killed() -> None:
     server = running(images=True)
-    others = ("worker0", "router", "detokenizer", "tokenizer", "http")
+    others = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
     server.dies("visual")
     server.all_say(ResetDone(2), *others)
     server.ticks(0.0)
@@ -322,7 +331,7 @@ def test_a_dispensable_child_that_hangs_at_its_start_is_killed() -> None:
 def test_a_dispensable_child_ends_no_server() -> None:
     """Its budget is its own. When that is spent, the front is told, and it is tried again with growing pauses."""
     server = running(images=True)
-    others = ("worker0", "router", "detokenizer", "tokenizer", "http")
+    others = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
     server.dies("visual")
     server.all_say(ResetDone(2), *others)
     told, pauses = [], []
@@ -346,7 +355,7 @@ def test_a_dispensable_child_ends_no_server() -> None:
 
 def test_a_dispensable_child_that_dies_again_and_again_at_its_work() -> None:
     server = running(images=True)
-    others = ("worker0", "router", "detokenizer", "tokenizer", "http")
+    others = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
     pauses = []
     for _ in range(8):
         server.dies("visual")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.rules import RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice, TorchSampler
 from lightllm_mp.messages import Sampling
@@ -25,6 +26,8 @@ class Line:
     prompt: list[int] = field(default_factory=lambda: [0])
     produced: list[int] = field(default_factory=list)
     masked: tuple[int, ...] = ()
+    guide: tuple[int, ...] | None = None
+    """The ids that its mask allows."""
 
     @property
     def position(self) -> int:
@@ -49,7 +52,7 @@ def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> TorchSampler:
     rules, builder = RuleTable(count, vocab, CPU), PlanBuilder(0)
     for line, row in zip(lines, rows, strict=True):
         tokens[row, : line.position] = torch.tensor(line.prompt + line.produced, dtype=torch.int32)
-        builder.setup(row, len(line.prompt), line.sampling, line.masked)
+        builder.setup(row, len(line.prompt), line.sampling, line.masked, guided=line.guide is not None)
     for setup in unpack(builder.pack()).setups:
         rules.set(setup)
     return TorchSampler(rules, tokens)
@@ -61,11 +64,11 @@ def choose(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:
     logits = torch.from_numpy(np.stack([line.logits for line in lines]).astype(np.float32))
     positions = np.array([line.position for line in lines], np.int64)
     with torch.inference_mode():
-        return sampler_for(lines, rows).choose(logits, np.array(rows, np.int32), positions)
+        return sampler_for(lines, rows).choose(logits, np.array(rows, np.int32), positions, masks_of(lines))
 
 
 def adjusted(line: Line) -> np.ndarray:
-    """float64 logits after bias, penalties, banned and allowed ids."""
+    """float64 logits after bias, penalties, banned and allowed ids, and masks."""
     rules, x = line.sampling, line.logits.astype(np.float64)
     np.add.at(x, np.frombuffer(rules.bias_ids, "<i4"), np.frombuffer(rules.bias_values, "<f4").astype(np.float64))
     for token in set(counted := (line.prompt if rules.penalize_prompt else []) + line.produced):
@@ -75,7 +78,20 @@ def adjusted(line: Line) -> np.ndarray:
         x[list(line.masked)] = -np.inf
     if len(allowed := np.frombuffer(rules.allowed_ids, "<i4")):
         x[np.isin(np.arange(len(x)), allowed, invert=True)] = -np.inf
+    if line.guide is not None:
+        x[np.isin(np.arange(len(x)), line.guide, invert=True)] = -np.inf
     return x
+
+
+def masks_of(lines: Sequence[Line]) -> GuideMasks | None:
+    """The masks of a step over `lines`; None if none has one."""
+    vocab = len(lines[0].logits)
+    guided = [index for index, line in enumerate(lines) if line.guide is not None]
+    bits = np.zeros((len(guided), -(-vocab // 32) * 32), np.uint8)
+    for row, index in enumerate(guided):
+        bits[row, list(lines[index].guide or ())] = 1
+    packed = np.packbits(bits, axis=1, bitorder="little").tobytes()
+    return GuideMasks.of(np.array(guided, np.int64), packed, vocab) if guided else None
 
 
 def distribution(line: Line) -> np.ndarray:

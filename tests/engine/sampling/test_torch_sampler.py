@@ -340,6 +340,44 @@ def test_only_allowed_ids_are_sampled_under_every_rule(heat: str, vocab: int) ->
     assert ids[-1] == int(logits.argmax())
 
 
+@pytest.mark.parametrize("vocab", [48, LARGE])
+@pytest.mark.parametrize("heat", HEATS)
+def test_only_ids_of_the_mask_are_sampled_under_every_rule(heat: str, vocab: int) -> None:
+    rng = np.random.default_rng(1)
+    logits = (rng.standard_normal(vocab) * 5).astype(np.float32)
+    plain = Line(logits, Sampling(seed=0, temperature=1.0))
+    lines = [
+        Line(logits, Sampling(seed=seed, **HEATS[heat]), [9, 7, 40, 3], [9, 9, 7], guide=(7, 9, vocab - 1))
+        for seed in range(40)
+    ]
+    choice = choose([plain, *lines])
+    assert set(choice.ids.tolist()[1:]) <= {7, 9, vocab - 1}
+    assert choice.ids[0] == choose([plain]).ids[0]
+    raw = torch.log_softmax(torch.from_numpy(logits), -1)
+    assert torch.allclose(choice.logprobs, raw[choice.ids].clamp(min=FLOOR), atol=1e-4), "of the raw distribution"
+
+
+def test_a_mask_and_rules_that_leave_no_id_are_told() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal(48).astype(np.float32)
+    broken = logits.copy()
+    broken[5] = np.nan
+    early = Sampling(seed=0, temperature=1.0, min_new_tokens=5)
+    choice = choose(
+        [
+            Line(logits, early, masked=(3,), guide=(3,)),
+            Line(logits, early, masked=(3,), guide=(3, 4)),
+            Line(logits, Sampling(seed=0), guide=()),
+            Line(logits, Sampling(seed=0, **only(7)), guide=(8,)),
+            Line(broken, Sampling(seed=0), guide=(8,)),
+            Line(logits, Sampling(seed=0)),
+        ]
+    )
+    assert np.isneginf(choice.logprobs.numpy()).tolist() == [True, False, True, True, False, False]
+    assert choice.ids[1] == 4
+    assert choice.logprobs[4].isnan()
+
+
 def test_allowed_ids_outside_the_vocabulary_do_not_open_the_others() -> None:
     line = Line(np.arange(8, dtype=np.float32), Sampling(seed=0, **only(3, 8, -1)))
     assert choose([line]).ids.tolist() == [3]

@@ -21,7 +21,7 @@ from lightllm_mp.kernels.triton.sampling.noise import noise_keys
 from lightllm_mp.kernels.triton.sampling.rules import RULE, WORDS
 from lightllm_mp.messages import Sampling
 from lightllm_mp.plan import PlanBuilder, RowSetup, unpack
-from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, only
+from tests.engine.sampling.sampling_reference import Line, adjusted, bias, choose, distribution, masks_of, only
 from tests.engine.sampling.test_torch_sampler import HEATS
 from tests.kernels.triton.triton_case import CUDA, triton
 from tests.kernels.triton.triton_case import DEVICE as KIND
@@ -82,7 +82,7 @@ def random_line(sampling: Sampling, vocab: int = 100, spread: float = 2.0, seed:
 def setups(lines: Sequence[Line], rows: Sequence[int]) -> list[RowSetup]:
     builder = PlanBuilder(0)
     for line, row in zip(lines, rows, strict=True):
-        builder.setup(row, len(line.prompt), line.sampling, line.masked)
+        builder.setup(row, len(line.prompt), line.sampling, line.masked, guided=line.guide is not None)
     return unpack(builder.pack()).setups
 
 
@@ -105,7 +105,7 @@ class Bench:
         both = np.concatenate((rows, positions)).astype(np.int32)
         at = torch.from_numpy(both).to(DEVICE).split(len(lines))  # unaligned, as parts of one upload are
         with torch.inference_mode():
-            return self.sampler.choose(logits, np.array(rows, np.int32), positions, at)
+            return self.sampler.choose(logits, np.array(rows, np.int32), positions, at, masks_of(lines))
 
 
 def on_device(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:

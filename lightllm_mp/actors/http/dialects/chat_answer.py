@@ -22,7 +22,7 @@ class ChatForm(AnswerForm, frozen=True, tag="chat"):
     """Seconds since 1970."""
     model: str = ""
     numbered: bool = False
-    """Events have ids: the client gave its request a name, so it can come back."""
+    """Events have ids: the client says that it reads them."""
     usage: bool = False
     continuous_usage: bool = False
     logprobs: bool = False

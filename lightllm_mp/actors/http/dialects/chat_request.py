@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
-from msgspec.structs import replace
 
 from lightllm_mp.actors.http.context import unix_time
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
-from lightllm_mp.actors.http.dialects.chat_messages import FunctionTool, Name, ReadChat, read_messages, read_tools
+from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
+from lightllm_mp.actors.http.dialects.chat_messages import Name, ReadChat, read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import (
     NULL,
     OpenAIBody,
@@ -19,10 +19,8 @@ from lightllm_mp.actors.http.dialects.openai_fields import (
     refuse,
     request_terms,
 )
-from lightllm_mp.actors.http.dialects.reply import ReplyForm, reply_form
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import ChatPrompt, Facts, Terms
-from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.sampling_parameters import Count
 
 MAX_TEMPLATE = 1 << 16
@@ -59,7 +57,6 @@ class ChatBody(OpenAIBody, frozen=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """A template's argument; "none" also switches its thinking off."""
-    response_format: Raw = NULL
     verbosity: Literal["medium"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
@@ -108,43 +105,38 @@ class ChatRequest:
     allows clients' templates."""
 
     def __init__(self, body: ChatBody, facts: Facts, *, open_templates: bool) -> None:
-        self._body, self._facts = body, facts
+        self._body = body
         if body.chat_template and not open_templates:
             message = "this server does not take clients' templates (--allow-chat-template)"
             raise InvalidRequest(message, param="chat_template")
-        self._tools = read_tools(body.tools)
-        self._kwargs = self._template_arguments()
-        self._reply = self._how_to_read()
+        self._ask = ChatAsk(
+            facts,
+            tuple(tool.function for tool in read_tools(body.tools)),
+            _tool_choice(body),
+            body.parallel_tool_calls is not False,
+            template_arguments=_template_arguments(body),
+            reasoning=body.separate_reasoning is not False,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final=bool(body.continue_final_message),
+            template=body.chat_template or "",
+        )
+        self._reply = self._ask.reply
 
     async def read(self) -> ReadChat:
         return await read_messages(self._body.messages)
 
     def prompt(self, chat: ReadChat) -> ChatPrompt:
-        body = self._body
-        encode = msgspec.json.encode
-        return ChatPrompt(
-            encode(chat.messages),
-            encode([_as_template_takes_it(tool) for tool in self._tools]) if self._tools else b"",
-            encode(self._kwargs) if self._kwargs else b"",
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final=bool(body.continue_final_message),
-            template=body.chat_template or "",
-        )
+        return self._ask.prompt(chat.messages)
 
     def terms(self, tenant: bytes) -> Terms:
         body = self._body
         most = body.max_completion_tokens or body.max_tokens
         if most == 0:
             raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
-        terms = request_terms(
-            body,
-            tenant,
-            max_tokens=most or max(self._facts.engine.max_context, 1),
-            top_logprobs=body.top_logprobs or 0,
+        top = body.top_logprobs or 0
+        return self._ask.terms(
+            request_terms(body, tenant, max_tokens=most or self._ask.longest_answer, top_logprobs=top)
         )
-        if self._facts.chat.special_markers and not self._reply.plain:
-            return replace(terms, output=replace(terms.output, skip_special_tokens=False))
-        return terms
 
     def form(self, model: str, *, numbered: bool, ignored: tuple[str, ...] = ()) -> ChatForm:
         body = self._body
@@ -163,45 +155,21 @@ class ChatRequest:
             ignored=ignored,
         )
 
-    def _how_to_read(self) -> ReplyForm:
-        body, tools = self._body, [_as_parser_takes_it(tool) for tool in self._tools]
-        known = {tool.name for tool in tools}
-        match body.tool_choice:
-            case "none":
-                tools = []
-            case FunctionChoice(function):
-                names = {function.name}
-            case AllowedTools(choice):
-                names = {tool.function.name for tool in choice.tools}
-            case choice:
-                names = known
-                if choice is not None and not tools:
-                    raise InvalidRequest("tool_choice needs tools", param="tool_choice")
-        if body.tool_choice != "none":
-            if missing := names - known:
-                raise InvalidRequest(f"tool_choice: {min(missing)} is not one of the tools", param="tool_choice")
-            tools = [tool for tool in tools if tool.name in names]
-        thinking = self._kwargs.get("enable_thinking", self._kwargs.get("thinking"))
-        return reply_form(
-            self._facts.chat,
-            tools,
-            reasoning=body.separate_reasoning is not False,
-            thinking=thinking if isinstance(thinking, bool) else None,
-        )
 
-    def _template_arguments(self) -> dict[str, Any]:
-        body = self._body
-        effort: dict[str, Any] = {}
-        if body.reasoning_effort is not None:
-            effort = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
-        return effort | (body.chat_template_kwargs or {})
+def _tool_choice(body: ChatBody) -> ToolChoice | None:
+    match body.tool_choice:
+        case FunctionChoice(function):
+            return ToolChoice("required", frozenset({function.name}))
+        case AllowedTools(choice):
+            return ToolChoice(choice.mode, frozenset(tool.function.name for tool in choice.tools))
+        case None:
+            return None
+        case mode:
+            return ToolChoice(mode)
 
 
-def _as_parser_takes_it(tool: FunctionTool) -> Tool:
-    function = tool.function
-    return Tool(function.name, function.parameters, bool(function.strict))
-
-
-def _as_template_takes_it(tool: FunctionTool) -> dict[str, Any]:
-    function = {name: value for name, value in msgspec.to_builtins(tool.function).items() if value is not None}
-    return {"type": "function", "function": function}
+def _template_arguments(body: ChatBody) -> dict[str, Any]:
+    effort: dict[str, Any] = {}
+    if body.reasoning_effort is not None:
+        effort = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
+    return effort | (body.chat_template_kwargs or {})

@@ -16,6 +16,8 @@ class NativeForm(AnswerForm, frozen=True, tag="native"):
     kind: Literal["stream", "whole", "score"] = "whole"
     details: bool = False
     logprobs: bool = False
+    numbered: bool = False
+    """Events have ids: the client says that it reads them."""
 
     @property
     def streamed(self) -> bool:
@@ -31,7 +33,7 @@ class NativeWriter(AnswerWriter):
 
     def events(self, events: Sequence[Event], number: int) -> Iterator[bytes]:
         for i, event in enumerate(events, number):
-            yield responses.event(event, i)
+            yield responses.event(event, i if self._form.numbered else 0)
 
     def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         if self._form.kind == "score":

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.http.dialects.guides import NULL, GuideFields
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import (
@@ -33,7 +34,6 @@ from lightllm_mp.sampling_parameters import (
 Body = TypeVar("Body", bound=Struct)
 Label = Annotated[str, Meta(max_length=1024)]
 Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
-NULL = Raw(b"null")
 FIELDS_BYTES = schema.PARAMETERS_BYTES
 """Longest body beside its messages, prompt and tools: it is decoded while other clients wait."""
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
@@ -47,7 +47,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: Literal[False] | None = None
 
 
-class OpenAIBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OpenAIBody(GuideFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling and output."""
 
     model: Label | None = None
@@ -165,7 +165,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         prompt_logprobs=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
         logit_bias=body.logit_bias,
         allowed_token_ids=body.allowed_token_ids,
-        skip_special_tokens=body.skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens is not False,
         add_spaces_between_special_tokens=body.spaces_between_special_tokens,
         priority=-(body.priority or 0),
         **({"n": body.n} | more),
@@ -176,7 +176,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         error.param = _NAMES.get(error.param or "", error.param)
         raise
     salt = hashlib.blake2b(body.cache_salt.encode(), digest_size=16).digest() if body.cache_salt else b""
-    return msgspec.structs.replace(found, cache_salt=salt)
+    return msgspec.structs.replace(found, cache_salt=salt, guide=body.guide)
 
 
 _NAMES = {"min_new_tokens": "min_tokens", "stop_sequences": "stop", "max_new_tokens": "max_tokens"}

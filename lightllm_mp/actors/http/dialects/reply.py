@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from lightllm_mp.actors.front.live_request import Answer, Event
+from lightllm_mp.actors.http.dialects.stop_cut import StopCut
 from lightllm_mp.messages import ChatFacts
-from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolCallBegin
+from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolArguments, ToolCallBegin
 from lightllm_mp.parsers.formats import Formats
 from lightllm_mp.parsers.reply import reply_parser
 from lightllm_mp.parsers.tool import Tool
+
+SHORT_IDS = ("mistral", "mistral_list")
+"""Formats whose templates demand ids of nine letters and digits."""
 
 
 class ReplyForm(Struct, frozen=True, array_like=True):
@@ -22,6 +26,10 @@ class ReplyForm(Struct, frozen=True, array_like=True):
     tools: tuple[Tool, ...] = ()
     thinking: bool = False
     """The prompt ends within reasoning."""
+    one_call: bool = False
+    """The answer ends with its first call: what follows is left out."""
+    stops: tuple[str, ...] = ()
+    """Stop strings that are left in the text (`Output.keep_stop`), and are cut off here."""
 
     @property
     def plain(self) -> bool:
@@ -30,9 +38,11 @@ class ReplyForm(Struct, frozen=True, array_like=True):
 
 
 def reply_form(facts: ChatFacts, tools: Sequence[Tool], *, reasoning: bool, thinking: bool | None) -> ReplyForm:
-    """`reasoning`: it is to be told from content. `thinking`: what the client asks of the template; None: nothing."""
+    """`reasoning`: it is to be told from content, where content can do without. `thinking`: what the client asks of the
+    template; None: nothing."""
     default, on, off = facts.thinking
-    formats = Formats(facts.tool_calls if tools else None, facts.reasoning if reasoning else None)
+    told = reasoning or Formats(reasoning=facts.reasoning).harmony
+    formats = Formats(facts.tool_calls if tools else None, facts.reasoning if told else None)
     return ReplyForm(formats, tuple(tools), default if thinking is None else on if thinking else off)
 
 
@@ -42,29 +52,47 @@ class ReplyReader:
     def __init__(self, form: ReplyForm, answer: Answer) -> None:
         self._parser = None
         if not form.plain:
-            name, short = f"{answer.live.label}:{answer.index}", form.formats.tool_calls == "mistral"
+            name, short = f"{answer.live.label}:{answer.index}", form.formats.tool_calls in SHORT_IDS
             self._parser = reply_parser(
                 form.formats,
                 form.tools,
                 thinking=form.thinking,
                 call_ids=lambda call: _call_id(f"{name}:{call}", short),
             )
+        self._one_call = form.one_call
+        self._stop = StopCut(form.stops) if form.stops else None
         self._within = form.thinking and form.formats.reasoning is not None
         self.reasoning_tokens = 0
         self.calls = 0
         """Tool calls that have begun."""
 
+    @property
+    def stop_string(self) -> str | None:
+        """The one of the form's `stops` that ended the answer."""
+        return self._stop.found if self._stop is not None else None
+
     def read(self, event: Event) -> list[Delta]:
+        text = event.text
+        if self._stop is not None:
+            text = self._stop.cut(text, last=event.finish is not None)
         if self._parser is None:
-            return [Content(event.text)] if event.text else []
-        deltas = self._parser.push(event.text) if event.text else []
+            return [Content(text)] if text else []
+        deltas = self._parser.push(text) if text else []
         if event.finish is not None:
             deltas = deltas + self._parser.finish()
+        kept = []
         for delta in deltas:
             self._within = isinstance(delta, Reasoning)
+            if self._one_call and self._is_more(delta):
+                continue
             self.calls += isinstance(delta, ToolCallBegin)
+            kept.append(delta)
         self.reasoning_tokens += self._within
-        return deltas
+        return kept
+
+    def _is_more(self, delta: Delta) -> bool:
+        """It belongs to what follows the first call."""
+        return delta.index > 0 if isinstance(delta, ToolCallBegin | ToolArguments) else self.calls > 0
 
     def finish_reason(self, event: Event) -> str | None:
         """OpenAI's."""
@@ -72,6 +100,6 @@ class ReplyReader:
 
 
 def _call_id(name: str, short: bool) -> str:
-    """Equal for a client that comes back. Templates of Mistral's models demand nine letters and digits."""
+    """Equal for a client that comes back."""
     digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
     return digest[:9] if short else "call_" + digest

@@ -14,7 +14,7 @@ from lightllm_mp.actors.http import responses, schema
 from lightllm_mp.actors.http.arrival import Arrivals, Work
 from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
 from lightllm_mp.actors.http.dialects.native import NativeForm
-from lightllm_mp.actors.http.routes.resume import asks_to_resume, resumed
+from lightllm_mp.actors.http.routes.resume import asks_to_resume, resumed, understands_events
 from lightllm_mp.errors import InvalidRequest
 
 
@@ -88,7 +88,7 @@ class GenerateRoutes:
                 if sampling.prompt_logprobs >= 0:
                     unknown += ("prompt_logprobs",)  # stream events have no field for them
                 sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
-                form = NativeForm(kind="stream", ignored=unknown)
+                form = NativeForm(kind="stream", numbered=understands_events(request), ignored=unknown)
             else:
                 details, logprobs = bool(parameters.return_details), bool(parameters.logprobs)
                 form = NativeForm(details=details, logprobs=logprobs, ignored=unknown)

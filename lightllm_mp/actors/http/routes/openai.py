@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from lightllm_mp.actors.http.access_log import HEADER as REQUEST_ID
 from lightllm_mp.actors.http.arrival import Arrivals, Work
-from lightllm_mp.actors.http.context import Context, payer, tenant
+from lightllm_mp.actors.http.context import Context, tenant
 from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
 from lightllm_mp.actors.http.dialects.completion_request import (
     completion_body,
@@ -16,6 +15,7 @@ from lightllm_mp.actors.http.dialects.completion_request import (
 )
 from lightllm_mp.actors.http.dialects.openai_fields import openai_errors
 from lightllm_mp.actors.http.responses import encode
+from lightllm_mp.actors.http.routes.resume import understands_events
 from lightllm_mp.errors import NotFound
 
 
@@ -46,28 +46,26 @@ class OpenAIRoutes:
     async def _chat(self, request: web.Request) -> Work:
         async with self._arrivals.receive(request) as data:
             context = self._context
-            facts = context.frontend.facts
-            assert facts is not None, "a request that arrives was admitted"
-            asked = ChatRequest(chat_body(data), facts, open_templates=context.config.allow_chat_template)
+            asked = ChatRequest(
+                chat_body(data), self._arrivals.facts, open_templates=context.config.allow_chat_template
+            )
             chat = await asked.read()
-            with context.media.arriving(tenant(request)) as take:
-                images = await context.media.upload_all(chat.images, tenant(request), take, payer(request))
+            images = await self._arrivals.chat_images(request, chat.images)
             return Work(
                 asked.prompt(chat),
                 asked.terms(tenant(request)),
                 asked.form(
-                    context.model_name, numbered=REQUEST_ID in request.headers, ignored=tuple(sorted(chat.ignored))
+                    context.model_name, numbered=understands_events(request), ignored=tuple(sorted(chat.ignored))
                 ),
                 images=images,
             )
 
     async def _completions(self, request: web.Request) -> list[Work]:
         async with self._arrivals.receive(request) as data:
-            context, facts = self._context, self._context.frontend.facts
-            assert facts is not None, "a request that arrives was admitted"
+            context, facts = self._context, self._arrivals.facts
             body = completion_body(data)
             found = await prompts(body, facts.chat, self._arrivals.max_input)
-            numbered = REQUEST_ID in request.headers
+            numbered = understands_events(request)
             form = completion_form(body, context.model_name, numbered=numbered, prompts=len(found))
             special = body.add_special_tokens is not False
             return [

@@ -77,6 +77,10 @@ WORKER_COUNTERS = (
 )
 """Key on a worker's stats page, metric name, help text."""
 LANE_GAUGES = {"backlog_bytes": "queue_bytes", "max_backlog": "queue_max_bytes", "depth": "queue_depth"}
+GUIDE_COUNTERS = (
+    ("masks", "constraint_masks", "Masks computed for tokens of constrained answers"),
+    ("refused", "constraints_refused", "Constraints that could not be compiled"),
+)
 LANE_COUNTERS = {"puts": "queue_messages", "full_events": "queue_full_events"}
 
 
@@ -102,6 +106,7 @@ class PrometheusPage(Collector):
             self._histograms(),
             self._router(stats.get("router", {})),
             self._visual(stats.get("visual", {})),
+            self._guide(stats.get("guide", {})),
             self._workers({name: page for name, page in stats.items() if name.startswith("worker")}),
             self._actors(stats.get("supervisor", {})),
             self._lanes(stats.get("lanes", {})),
@@ -171,6 +176,12 @@ class PrometheusPage(Collector):
         if images.takes_images:
             yield self._gauge("image_file_bytes", "Image files of live requests", [((), images.file_bytes)])
             yield self._histogram("image_fetch_time_seconds", "Fetching an image's URL", self._meter.fetch)
+
+    def _guide(self, numbers: Numbers) -> Iterator[Metric]:
+        if numbers:
+            yield self._gauge("constrained_answers", "Answers with a constraint", [((), numbers["open"])])
+            for key, name, text in GUIDE_COUNTERS:
+                yield self._counter(name, text, self._grow(name, [((), numbers[key])]))
 
     def _workers(self, pages: Mapping[str, Numbers]) -> Iterator[Metric]:
         for key, name, text in WORKER_COUNTERS:

@@ -37,6 +37,12 @@ def asks_to_resume(request: web.Request) -> bool:
     return HEADER in request.headers
 
 
+def understands_events(request: web.Request) -> bool:
+    """It says that it reads server-sent events, with their ids. LightLLM's clients do not: to them an event is a line
+    of data and a blank one."""
+    return "text/event-stream" in request.headers.get("Accept", "")
+
+
 async def resumed(context: Context, request: web.Request, label: str) -> web.StreamResponse:
     """Raises InvalidRequest for a bad Last-Event-ID, and whatever `RequestTable.resume` raises."""
     given = request.headers.get(HEADER, "0").strip()

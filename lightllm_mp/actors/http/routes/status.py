@@ -62,6 +62,10 @@ class StatusRoutes:
         }
         return _json(info | {"facts": facts.flat() if facts else None})
 
+    async def model_name(self, request: web.Request) -> web.Response:
+        """The name of the model, as LightLLM's clients ask for it."""
+        return _json({"model_name": self._context.model_name})
+
 
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=encode(value), status=status, content_type="application/json")

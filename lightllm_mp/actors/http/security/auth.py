@@ -18,6 +18,8 @@ from lightllm_mp.actors.http.security.keys import ApiKeys, digest
 from lightllm_mp.errors import Forbidden, Unauthorized
 
 Access = Literal["public", "user", "admin"]
+KEY_HEADER = "X-Api-Key"
+"""Anthropic's clients send their key in it."""
 _BEARER = re.compile(r"bearer +(\S+)\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -40,15 +42,19 @@ def _admitted(given: bytes, keys: ApiKeys, needed: Access) -> bytes:
     """Returns `given`. Raises Unauthorized or Forbidden. Always compares with every key, for constant time."""
     user, admin = _known(given, keys.users), _known(given, keys.admins)
     if not (user or admin):
-        raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        raise Unauthorized(f"a valid API key is needed: Authorization: Bearer KEY, or {KEY_HEADER}: KEY")
     if needed == "admin" and not admin:
         raise Forbidden("this needs an admin key")
     return given
 
 
 def _given(request: web.Request) -> bytes:
+    """The digest of the request's key. Raises Unauthorized if its two headers have different ones."""
     found = _BEARER.fullmatch(request.headers.get("Authorization", ""))
-    return digest(found[1] if found else "")
+    keys = {found[1] if found else "", request.headers.get(KEY_HEADER, "").strip()} - {""}
+    if len(keys) > 1:
+        raise Unauthorized(f"Authorization and {KEY_HEADER} have different keys")
+    return digest(keys.pop() if keys else "")
 
 
 def _known(given: bytes, keys: Collection[bytes]) -> bool:

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 from lightllm_mp.actors.http.security.origins import Origins
 
 METHODS = "GET, POST"
-HEADERS = "Authorization, Content-Type, X-Request-Id, X-Request-Timeout"
+HEADERS = "Authorization, Content-Type, X-Api-Key, Anthropic-Version, Anthropic-Beta, X-Request-Id, X-Request-Timeout"
 MAX_AGE = "600"
 """Seconds for which a browser may cache a preflight response."""
 

@@ -3,6 +3,8 @@
 A row's rules are one record of a table of words; neutral values turn a rule off. Biases and banned ids are entries of
 a tail: distinct ids, those to ban with BANNED set, then as many values to add. A row with MASKED may sample the ids of
 its tail only: the scan of sampler.py copies the row to `work` as minus infinity, and `adjust` puts the tail's ids back.
+A row with HELD has a mask of its own in each step, int32 bits; the scan copies what it allows. The masks of a step are
+one int32 tensor: for each of its n sequences the index of its mask, or -1, then the masks.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ RULE = np.dtype(
 -log(min_p). Penalties count from position `counted_from` on; ids are banned while the position to sample is below
 `ban_until`."""
 RULE_WORDS = RULE.itemsize // 4
-PENALIZED, BIASED, DRAWN, CUT, MASKED = 1, 2, 4, 8, 16
-"""Bits of `flags`: the row has penalties, biases, noise, limits (top-k, top-p, min-p), or allowed ids."""
+PENALIZED, BIASED, DRAWN, CUT, MASKED, HELD = 1, 2, 4, 8, 16, 32
+"""Bits of `flags`: the row has penalties, biases, noise, limits (top-k, top-p, min-p), allowed ids, or masks."""
 BANNED = -(1 << 31)
 
 BLOCK = 1024
@@ -59,9 +61,10 @@ PRESENCE, FREQUENCY, REPETITION = _word("presence"), _word("frequency"), _word("
 COUNTED_FROM, BAN_UNTIL = _word("counted_from"), _word("ban_until")
 TAIL_START, TAIL_COUNT = _word("tail_start"), _word("tail_count")
 IS_PENALIZED, IS_DRAWN, IS_CUT, IS_MASKED = (tl.constexpr(bit) for bit in (PENALIZED, DRAWN, CUT, MASKED))
+IS_HELD = tl.constexpr(HELD)
 HAS_TAIL = tl.constexpr(BIASED | MASKED)
 """A row's tail counts with one of these flags, or while the position is below `ban_until`."""
-IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED | MASKED)
+IS_ADJUSTED = tl.constexpr(PENALIZED | BIASED | MASKED | HELD)
 """A row is adjusted with one of these flags, or while the position is below `ban_until`."""
 
 
@@ -97,12 +100,13 @@ def adjust(
     table: Tensor,
     tails: Tensor,
     sequences: SampledSequences,
+    masks: Tensor | None,
     longest: int,
     *,
     penalties: bool,
 ) -> None:
     """Applies bias, ban, mask and `penalties` in place to `work` float32 [n, vocab], for sequences that have them.
-    `work` holds their `logits`, or minus infinity if they are masked.
+    `work` holds their `logits`, or minus infinity if they are masked. `masks`: those of the step.
 
     `counts` int32 [at least n, vocab] is zero before and after. `tokens` int32 [any, width] is the token table,
     `longest` the largest position.
@@ -120,11 +124,13 @@ def adjust(
             tails=tails,
             rows=sequences.rows,
             positions=sequences.positions,
+            masks=counts if masks is None else masks,
             rows_at=sequences.rows_at,
             positions_at=sequences.positions_at,
             width=tokens.shape[1],
             VOCAB=vocab,
             BLOCK=BLOCK,
+            HELD=int(masks is not None),
         ),
     )
     if penalties:
@@ -144,6 +150,16 @@ def adjust(
                 BLOCK=BLOCK,
             ),
         )
+
+
+@triton.jit
+def held_bits(masks, line, lines, at, inside, VOCAB: tl.constexpr):
+    """1 at the ids `at` that the mask of the sequence `line` of `lines` allows, 0 at others; no mask allows all."""
+    mask = tl.load(masks + line)
+    words: tl.constexpr = (VOCAB + 31) // 32
+    held = inside & (tl.where(mask >= 0, at, VOCAB) < VOCAB)
+    word = tl.load(masks + lines + mask.to(tl.int64) * words + at // 32, mask=held, other=-1)
+    return (word >> (at % 32)) & 1
 
 
 @kernel(numbers=["rows", "rest", "tail_at"])
@@ -166,11 +182,13 @@ def _adjust_kernel(
     tails,
     rows,
     positions,
+    masks,
     rows_at,
     positions_at,
     width,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
 ):
     """Adds biases and bans, puts allowed ids back, and counts the history."""
     part, parts, line = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
@@ -193,6 +211,9 @@ def _adjust_kernel(
             token = entry & 0x7FFFFFFF
             adjusted = tl.load(source + token, mask=at < many, other=0.0) + value
             adjusted = tl.where((entry < 0) & banning, float("-inf"), adjusted)
+            if HELD:
+                allowed = held_bits(masks, line, tl.num_programs(1), token, at < many, VOCAB)
+                adjusted = tl.where(allowed != 0, adjusted, float("-inf"))
             tl.store(work + begin + token, adjusted, mask=at < many)
         start = tl.where((flags & IS_PENALIZED) != 0, tl.load(rule + COUNTED_FROM), position)
         for first in range(start + part * BLOCK, position, parts * BLOCK):

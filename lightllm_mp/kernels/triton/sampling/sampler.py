@@ -35,9 +35,11 @@ from lightllm_mp.kernels.triton.sampling.rules import (
     IS_ADJUSTED,
     IS_CUT,
     IS_DRAWN,
+    IS_HELD,
     IS_MASKED,
     WORDS,
     SampledSequences,
+    held_bits,
 )
 
 CHUNK = 4096
@@ -84,9 +86,19 @@ class RowScan:
         partial = torch.empty((5, n, layout.chunks), dtype=torch.int32, device=logits.device)
         return cls(layout, partial, logits.new_empty((n, layout.groups)) if cut else logits)
 
-    def run(self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, *, adjusted: bool) -> None:
+    def run(
+        self,
+        logits: Tensor,
+        work: Tensor,
+        table: Tensor,
+        sequences: SampledSequences,
+        masks: Tensor | None,
+        *,
+        adjusted: bool,
+    ) -> None:
         """Scans `logits` float32 [n, vocab] and copies to `work` the rows that will be adjusted, masked ones as minus
-        infinity; with `adjusted`, scans those rows of `work`. `table` holds the rules."""
+        infinity, and of held ones what `masks` allow; with `adjusted`, scans those rows of `work`. `table` holds the
+        rules."""
         layout, n = self.layout, logits.shape[0]
         _scan_kernel.launch(
             (layout.chunks, n, 1),
@@ -98,6 +110,7 @@ class RowScan:
                 positions=sequences.positions,
                 partial=self.partial,
                 groups=self.groups,
+                masks=self.partial if masks is None else masks,
                 rows_at=sequences.rows_at,
                 positions_at=sequences.positions_at,
                 count=n,
@@ -105,6 +118,7 @@ class RowScan:
                 CHUNK=layout.chunk,
                 GROUP=GROUP,
                 ADJUSTED=int(adjusted),
+                HELD=int(masks is not None),
             ),
             warps=max(1, layout.chunk // 512),
         )
@@ -113,7 +127,8 @@ class RowScan:
         self, logits: Tensor, work: Tensor, table: Tensor, sequences: SampledSequences, ids: Tensor, scores: Tensor
     ) -> None:
         """Completes `ids` int64 [n], which holds the ids of rows that were cut. Writes to `scores` float32 [2, n] the
-        ids' logprobs and the log of each row's sum of exp. Both are NaN if the row's logits are not finite."""
+        ids' logprobs and the log of each row's sum of exp. Both are NaN if the row's logits are not finite; the logprob
+        of a held row is minus infinity if no id is left."""
         layout, n = self.layout, logits.shape[0]
         _finish_kernel.launch(
             (n, 1, 1),
@@ -146,6 +161,7 @@ def _scan_kernel(
     positions,
     partial,
     groups,
+    masks,
     rows_at,
     positions_at,
     count,
@@ -153,6 +169,7 @@ def _scan_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     ADJUSTED: tl.constexpr,
+    HELD: tl.constexpr,
 ):
     chunk, line = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + rows_at + line)
@@ -176,8 +193,10 @@ def _scan_kernel(
             tl.store(place, top)
             tl.store(place + stride, tl.sum(tl.exp(x - shift), 0).to(tl.int32, bitcast=True))
             if adjusted != 0:
-                masked = (flags & IS_MASKED) != 0
-                tl.store(work + begin + at, tl.where(masked, float("-inf"), x), mask=inside)
+                copied = tl.where((flags & IS_MASKED) != 0, float("-inf"), x)
+                if HELD:
+                    copied = tl.where(held_bits(masks, line, count, at, inside, VOCAB) != 0, copied, float("-inf"))
+                tl.store(work + begin + at, copied, mask=inside)
         if adjusted == ADJUSTED:
             winner = tl.min(tl.where(key == top, at, VOCAB - 1), 0)
             if (flags & IS_DRAWN) != 0:
@@ -247,7 +266,8 @@ def _finish_kernel(
                 chosen = first_largest((x - value(own_top)) * score_scale(rule) - noise, winners, inside)
 
     logprob = tl.load(logits + begin + chosen) - norm
+    logprob = tl.where(((flags & IS_HELD) != 0) & (own_top <= LOWEST), float("-inf"), tl.maximum(logprob, FLOOR))
     good = (top > LOWEST) & (top < INFINITE)
     tl.store(ids + line, tl.where(good, chosen, 0).to(tl.int64))
-    tl.store(scores + line, tl.where(good, tl.maximum(logprob, FLOOR), float("nan")))
+    tl.store(scores + line, tl.where(good, logprob, float("nan")))
     tl.store(scores + count + line, tl.where(good, norm, float("nan")))

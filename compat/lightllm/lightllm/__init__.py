@@ -1,0 +1,1 @@
+"""LightLLM's place, taken by lightllm_mp: see server/api_server.py."""

@@ -1,0 +1,43 @@
+"""Which ids constrained sequences may take in a step: bits that come from the guide actor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm_mp.engine.sampling.rules import Lines
+
+
+@dataclass(frozen=True, slots=True)
+class GuideMasks:
+    lines: Lines
+    """[g], ascending: constrained sequences, as indices among those that are sampled together."""
+    bits: NDArray[np.int32]
+    """[g, ceil(vocab / 32)]: a bit for each id, the lowest first."""
+
+    @classmethod
+    def of(cls, lines: Lines, bits: bytes, vocab: int) -> GuideMasks:
+        """ValueError if `bits` is not as long as the lines need."""
+        words = -(-vocab // 32)
+        if len(bits) != 4 * words * len(lines):
+            raise ValueError(f"masks of {len(bits)} bytes for {len(lines)} sequences and {vocab} ids")
+        return cls(lines, np.frombuffer(bits, "<i4").reshape(len(lines), words))
+
+    def part(self, part: slice) -> GuideMasks | None:
+        """The masks of a part of the sequences; None if it has none."""
+        begin, end = self.lines.searchsorted((part.start, part.stop)).tolist()
+        return GuideMasks(self.lines[begin:end] - part.start, self.bits[begin:end]) if begin < end else None
+
+    def forbidden(self, vocab: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Each line with its forbidden ids, [vocab]."""
+        for line, bits in zip(self.lines.tolist(), self.bits, strict=True):
+            yield line, np.unpackbits(~bits.view(np.uint8), count=vocab, bitorder="little").view(np.bool_)
+
+    def packed(self, sequences: int) -> NDArray[np.int32]:
+        """For kernels: each sequence's index in `bits`, or -1, then `bits`."""
+        at = np.full(sequences, -1, np.int32)
+        at[self.lines] = np.arange(len(self.lines))
+        return np.concatenate((at, self.bits.ravel()))

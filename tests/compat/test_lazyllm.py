@@ -1,0 +1,77 @@
+"""The unmodified lazyllm from PyPI: it starts, asks, streams and stops this engine as its `deploy.lightllm`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from tests.text.tokenizer_samples import default_model
+
+pytestmark = pytest.mark.skipif(find_spec("lazyllm") is None, reason="lazyllm is not installed (pip install lazyllm)")
+
+DEADLINE = 240.0
+
+
+def environment(home: Path) -> dict[str, str]:
+    """LazyLLM runs `python`, which must be this one, and keeps its files in a folder of its own."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), str(ROOT / "compat" / "lightllm"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "LAZYLLM_HOME": str(home),
+    }
+
+
+def members(session: int) -> list[str]:
+    """The processes of a session, but for those that have ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(folder.name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["default.gguf", "internlm2-chat-7b"])
+def test_the_example_runs_and_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    """LazyLLM knows chat formats by the model's name: the second has that of the default model, whose answers end with
+    the stop string <|im_end|>, a special token."""
+    model = tmp_path / name
+    model.symlink_to(default_model())
+    question = "Reply with the single word: yes"
+    words = [sys.executable, str(ROOT / "examples" / "lazyllm_chat.py"), str(model), question]
+    with subprocess.Popen(
+        words,
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, log = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    whole, streamed = out.partition("answer:\n")[2].rstrip("\n").split("\nstreamed:\n")
+    assert whole.strip()
+    assert streamed.strip() == whole.strip()
+    assert "<|im_end|>" not in whole
+    assert "Job failed" not in log
+    deadline = time.monotonic() + 20
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []

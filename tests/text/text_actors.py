@@ -1,0 +1,57 @@
+"""Tokenizer and detokenizer actors inside the test, and what they post."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
+from lightllm_mp.config import Config
+from lightllm_mp.messages import Begin, EngineLimits, Facts, Wire
+from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.vision.spec import VisionModel
+from tests.paths import GOLDENS
+
+FRONT = "front"
+
+
+class Outbox:
+    """A mailbox that keeps what is posted."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, Wire]] = []
+
+    def post(self, peer: str, message: Wire) -> None:
+        self.posted.append((peer, message))
+
+
+def started(
+    kind: type,
+    path: Path,
+    outbox: Outbox,
+    facts: Facts,
+    *,
+    config: Config | None = None,
+    vision: VisionModel | None = None,
+):
+    """An actor of this kind whose text files lie at `path`. Returns it and the facts that it found."""
+    launch = LaunchSpec(
+        name="it",
+        program="it",
+        rank=0,
+        front=FRONT,
+        ring="auto",
+        config=config or Config(),
+        model=ModelDescription(str(path), read_model_config(GOLDENS / "llama"), vision),
+        bell=(-1, -1),
+        peers=(),
+        stats=-1,
+    )
+    actor = kind(launch, outbox, None)
+    actor.on_begin(Begin(0, facts))
+    return actor, actor.facts
+
+
+def started_without_files(kind: type, folder: Path, outbox: Outbox):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return started(kind, folder, outbox, Facts(engine=EngineLimits(max_input=100), eos_ids=(2,)))
