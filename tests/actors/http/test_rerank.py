@@ -97,7 +97,12 @@ def test_scores(first, second, pairs):
         ("/v1/rerank", {"query": "a", "documents": [{"text": "a", "colour": 1}]}, "documents", "unknown field"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n", ">= 0"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "rank_fields": []}, "rank_fields", "not a field"),
-        ("/v1/rerank", {"query": "a", "documents": ["a"], "max_tokens_per_doc": 9}, "max_tokens_per_doc", "not cut"),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["a"], "max_tokens_per_doc": 9},
+            "max_tokens_per_doc",
+            "use truncate",
+        ),
         ("/v1/rerank", {"query": "a", "documents": ["x" * 40_000]}, "documents", "longest possible"),
         ("/v1/rerank", {"query": "\ud800", "documents": ["x"]}, None, ""),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, "text_1", "as many as text_2"),
