@@ -117,7 +117,7 @@ def test_dimensions_that_are_refused(shorter, dimensions, reason):
         ({"input": 5}, "input", "Expected `str`"),
         ({"input": [5.5]}, "input", "Expected `int`"),
         ({"input": [1000]}, "input", "token ids must lie between 0 and 999"),
-        ({"input": ["a"] * 2049}, "input", "at most 2048"),
+        ({"input": ["a"] * 2049}, "input", "length 2048"),
         ({"input": [1] * 2001}, "input", "longest possible one"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "Invalid enum value"),
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1 or at least 1"),

@@ -93,7 +93,7 @@ def test_scores(first, second, pairs):
         ("/v1/rerank", {"query": "a"}, None, "missing required field `documents`"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents", "length >= 1"),
         ("/v1/rerank", {"query": "a", "documents": [5]}, "documents", "Expected"),
-        ("/v1/rerank", {"query": "a", "documents": ["a"] * 2049}, "documents", "length <= 2048"),
+        ("/v1/rerank", {"query": "a", "documents": ["a"] * 2049}, "documents", "at most length 2048"),
         ("/v1/rerank", {"query": "a", "documents": [{"text": "a", "colour": 1}]}, "documents", "unknown field"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n", ">= 0"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "rank_fields": []}, "rank_fields", "not a field"),

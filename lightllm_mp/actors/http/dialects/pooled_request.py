@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from lightllm_mp.actors.front.validation import CHARS_PER_TOKEN, Prompt
+from lightllm_mp.actors.front.validation import CHARS_PER_TOKEN
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.completion_request import split_prompts
 from lightllm_mp.actors.http.dialects.openai_fields import Label, decode_body, refuse
@@ -21,6 +21,7 @@ from lightllm_mp.messages import Terms, TextPair
 from lightllm_mp.sampling_parameters import MAX_ID, POOLED
 
 T = TypeVar("T", str, bytes, str | bytes)
+One = TypeVar("One")
 
 MAX_INPUTS = 2048
 """Inputs, documents or pairs of one body."""
@@ -76,8 +77,8 @@ class ScorePairsBody(PooledBody, frozen=True):
 _embeddings = msgspec.json.Decoder(EmbeddingBody)
 _reranks = msgspec.json.Decoder(RerankBody)
 _scores = msgspec.json.Decoder(ScorePairsBody)
-_documents = msgspec.json.Decoder(Annotated[list[str | Document], Meta(min_length=1, max_length=MAX_INPUTS)])
-_texts = msgspec.json.Decoder(str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)])
+_document = msgspec.json.Decoder(str | Document)
+_text = msgspec.json.Decoder(str)
 
 
 def embedding_body(data: bytes) -> EmbeddingBody:
@@ -97,13 +98,12 @@ def score_pairs_body(data: bytes) -> ScorePairsBody:
     return decode_body(_scores, data, frozenset(("text_1", "text_2")))
 
 
-async def embedding_inputs(body: EmbeddingBody, max_input: int) -> list[Prompt]:
+async def embedding_inputs(body: EmbeddingBody, max_input: int) -> list[str | bytes]:
     """Texts, or int32 columns of ids. Raises InvalidRequest or PromptTooLong."""
-    found: list[Prompt] = []
+    found: list[str | bytes] = []
     for raw in await split_prompts(body.input, "input", MAX_INPUTS):
-        found.append(
-            cut_text(await schema.prompt(raw, 0 if body.truncate_prompt_tokens else max_input), body, max_input)
-        )
+        prompt = await schema.prompt(raw, 0 if body.truncate_prompt_tokens else max_input)
+        found.append(cut_text(prompt, body, max_input))
         if len(found) % 64 == 0:
             await asyncio.sleep(0)
     if len({type(prompt) for prompt in found}) != 1:
@@ -122,24 +122,37 @@ def cut_text(prompt: T, body: PooledBody, max_input: int) -> T:
 
 async def rerank_documents(body: RerankBody, max_input: int) -> list[str]:
     """Raises InvalidRequest."""
-    if memoryview(body.documents).nbytes > schema.PIECE:
-        await asyncio.sleep(0)
-    found = schema.decode(_documents, body.documents, "documents")
+    found = await _list_of(_document, body.documents, "documents")
     texts = (document if isinstance(document, str) else document.text for document in found)
     return [cut_text(text, body, max_input // 2) for text in texts]
 
 
 async def score_pairs(body: ScorePairsBody, max_input: int) -> list[TextPair]:
     """Raises InvalidRequest."""
-    if memoryview(body.text_1).nbytes + memoryview(body.text_2).nbytes > schema.PIECE:
-        await asyncio.sleep(0)
-    texts = schema.decode(_texts, body.text_1, "text_1"), schema.decode(_texts, body.text_2, "text_2")
-    first, second = ([text] if isinstance(text, str) else text for text in texts)
+    first, second = await _one_or_many(body.text_1, "text_1"), await _one_or_many(body.text_2, "text_2")
     if len(first) == 1:
         first = first * len(second)
     if len(first) != len(second):
         raise InvalidRequest("text_1 is one text, or as many as text_2 has", param="text_1")
     return [TextPair(one, cut_text(other, body, max_input // 2)) for one, other in zip(first, second, strict=True)]
+
+
+async def _one_or_many(raw: Raw, name: str) -> list[str]:
+    if bytes(memoryview(raw)[:1]) == b'"':
+        return [schema.decode(_text, raw, name)]
+    return await _list_of(_text, raw, name)
+
+
+async def _list_of(decoder: msgspec.json.Decoder[One], raw: Raw, name: str) -> list[One]:
+    """The items of a list; other clients are served between them."""
+    found = []
+    for number, item in enumerate(schema.items(raw, name, MAX_INPUTS)):
+        if number % 64 == 0 or memoryview(item).nbytes > schema.PIECE:
+            await asyncio.sleep(0)
+        found.append(schema.decode(decoder, item, name))
+    if not found:
+        raise InvalidRequest(f"{name}: Expected `array` of length >= 1", param=name)
+    return found
 
 
 def pooled_terms(body: PooledBody, tenant: bytes, task: Literal["embed", "score"]) -> Terms:
