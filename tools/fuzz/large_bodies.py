@@ -25,8 +25,10 @@ from tools.harness.figures import Figures
 MIB = 1 << 20
 LIMIT = 32 * MIB
 ROUTES = ("/generate", "/generate_stream", "/", "/tokens", "/get_score", "/v1/embeddings", "/v1/rerank", "/v1/score")
-FIELDS = ("inputs", "text", "chat", "ids", "input", "documents", "text_1", "text_2", "stream", "unknown")
-FIELDS += ("parameters", "multimodal_params")
+FIELDS = (
+    *("inputs", "text", "chat", "ids", "parameters", "multimodal_params", "stream", "unknown"),
+    *("input", "documents", "text_1", "text_2"),
+)
 PARAMETERS = ("logit_bias", "stop_sequences", "allowed_token_ids", "guided_json", "guided_grammar", "n", "unknown")
 LETTERS = ("a", "9", " ", "\\n", "\\u0041", "\\ud83d\\ude00", "é", "😀", '\\"', "\x7f", "[", "{")
 
