@@ -179,6 +179,7 @@ class LiveRequest:
         deadline: float = math.inf,
         label: str = "",
         form: bytes = b"",
+        keep: float = 0.0,
     ) -> None:
         self._owner = owner
         self.request = request
@@ -187,6 +188,8 @@ class LiveRequest:
         self.rid = request.rid
         self.stream = stream
         self.label, self.form = label, form
+        self.keep = keep
+        """Seconds for which its table keeps it, with its images; 0: as long as any request, without them."""
         self.answers = [Answer(self, index) for index in range(request.terms.n)]
         self.order = bytearray()
         """The answer's index of each event."""

@@ -57,6 +57,7 @@ class RequestTable:
         images: ImageLane | NoImageLane | None = None,
         journal: RequestJournal | None = None,
         resume_window: float = 0.0,
+        retained_bytes: int = 256 << 20,
         answer_bytes: int = 1 << 30,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
@@ -69,7 +70,7 @@ class RequestTable:
         self._calls = TokenizerCalls()
         self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
-        self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
+        self.retained = RetainedRequests(resume_window, self.journal, self._dropped, retained_bytes)
         self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
         self._connected = False
         self._drained = False
@@ -153,10 +154,12 @@ class RequestTable:
         deadline: float = math.inf,
         label: str = "",
         form: bytes = b"",
+        keep: float = 0.0,
     ) -> LiveRequest:
         """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Its
-        tenant can `resume` it by its `label`; without one it cannot be resumed. Raises InvalidRequest, PayloadTooLarge,
-        PromptTooLong, Overloaded or Unavailable. Later the consumer may get QueueTimeout or DeadlineExceeded."""
+        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`: see LiveRequest. Raises
+        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine
@@ -178,7 +181,9 @@ class RequestTable:
         except Overloaded:
             self.images.let_go(held)
             raise
-        live = LiveRequest(request, self, stream=stream, images=held, deadline=deadline, label=label, form=form)
+        live = LiveRequest(
+            request, self, stream=stream, images=held, deadline=deadline, label=label, form=form, keep=keep
+        )
         live.sent = self._connected
         self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
@@ -213,7 +218,7 @@ class RequestTable:
             self._quarantine.left(live)
             self.limits.leave(live.request.terms.tenant)
             self.observer.ended(live)
-        if not live.open:
+        if not (live.open or live.keep):
             self._let_images_go(live)
         self.retained.left(live)
         self._check_drained()

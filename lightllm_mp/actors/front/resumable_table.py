@@ -116,6 +116,10 @@ class ResumableTable(RequestTable):
             self._deadlines.watch(live)
         return live
 
+    def look(self, tenant: bytes, label: str) -> LiveRequest:
+        """A request of this tenant as it stands; its consumer goes on reading. Raises NotFound."""
+        return self.retained.find(tenant, label)
+
     def recover(self, epoch: int) -> None:
         """Take over what a dead front has left, whose death led to this epoch. Call it once, in the running loop,
         before the first request."""
@@ -123,7 +127,7 @@ class ResumableTable(RequestTable):
         self._quarantine.recall(HTTP, self.journal.deaths)
         for live, suspended in found:
             self.retained.name(live)
-            images = live.images if live.open else ()  # a complete answer needs none
+            images = live.images if live.open or live.keep else ()  # a complete answer needs none
             live.images = self.images.hold(images, live.request.terms.tenant, checked=False)
             self._answer_bytes += live.bytes
             if suspended or not live.open:

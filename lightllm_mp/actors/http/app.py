@@ -19,6 +19,7 @@ from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
 from lightllm_mp.actors.http.routes.tokenize import TokenizeRoutes
@@ -50,6 +51,7 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 def routes(
     generate: GenerateRoutes,
     openai: OpenAIRoutes,
+    responses: ResponseRoutes,
     anthropic: AnthropicRoutes,
     pooled: EmbeddingRoutes,
     resume: ResumeRoutes,
@@ -70,6 +72,9 @@ def routes(
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
         Route(LOOK, ("/v1/models",), openai.models, "user"),
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
+        Route(("POST",), ("/v1/responses",), responses.create, "user"),
+        Route(("GET",), ("/v1/responses/{id}",), responses.fetch, "user"),
+        Route(("DELETE",), ("/v1/responses/{id}",), responses.delete, "user"),
         Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),
         Route(("POST",), ("/v1/messages/count_tokens",), anthropic.count_tokens, "user"),
         Route(("POST",), ("/tokenize",), tokenize.tokenize, "user"),
@@ -111,6 +116,7 @@ def create_app(
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
+        ResponseRoutes(context, arrivals),
         AnthropicRoutes(context, arrivals),
         EmbeddingRoutes(context, arrivals),
         ResumeRoutes(context),

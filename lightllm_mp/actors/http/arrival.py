@@ -6,8 +6,8 @@ is submitted in the same turn of the loop in which it gives the place back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -25,7 +25,7 @@ from lightllm_mp.actors.http.dialects.writer import AnswerForm
 from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
-from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Facts, ImageInfo, Terms
 
 
@@ -38,6 +38,8 @@ class Work:
     form: AnswerForm
     add_special_tokens: bool = True
     images: tuple[Upload, ...] = ()
+    keep: float = 0.0
+    """Seconds; see LiveRequest."""
 
 
 class Arrivals:
@@ -70,13 +72,12 @@ class Arrivals:
 
     async def chat_images(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[Upload, ...]:
         """The images of a chat's messages. Raises like `ImageInputs.uploads`."""
-        with _named("messages"), self._media.arriving(tenant(request)) as take:
+        with self._media.arriving(tenant(request)) as take:
             return await self._media.upload_all(items, tenant(request), take, payer(request))
 
     async def chat_image_infos(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[ImageInfo, ...]:
         """The same for counting tokens."""
-        with _named("messages"):
-            return await self._media.info_all(items, tenant(request), payer(request))
+        return await self._media.info_all(items, tenant(request), payer(request))
 
     async def answer(self, request: web.Request, work: Awaitable[Work]) -> web.StreamResponse:
         """Answer with the work that arrives."""
@@ -121,14 +122,5 @@ class Arrivals:
             deadline=request[DEADLINE],
             label=request[LABEL] if label is None else label,
             form=encode_form(work.form),
+            keep=work.keep,
         )
-
-
-@contextmanager
-def _named(param: str) -> Iterator[None]:
-    """Errors within name this field of the body."""
-    try:
-        yield
-    except InvalidRequest as error:
-        error.param = param
-        raise

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.body import RequestTimeout
 from lightllm_mp.actors.http.context import FAILURE, LABEL, is_anthropic
-from lightllm_mp.actors.http.dialects import anthropic_answer
+from lightllm_mp.actors.http.dialects.anthropic import anthropic_answer
 from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)

@@ -129,6 +129,9 @@ class Engine:
                 m,
             ]
 
+    def script_of(self, rid: int) -> list[str]:
+        return self.script
+
     def step(self) -> None:
         """One token for everybody."""
         rows, top, top_texts = [], [], []
@@ -137,11 +140,12 @@ class Engine:
             self.frontend.deliver(say.Pooled(rid, column("f", self.row(request)), 7, 3))
         for rid, state in [(rid, state) for rid, state in self.running.items() if state[1]]:
             token, text = word(state[0])
-            text = self.script[state[0]] if self.script else self.text or text
+            script = self.script_of(rid)
+            text = script[state[0]] if script else self.text or text
             state[0] += 1
             finish = (
                 say.STOP
-                if state[0] >= (len(self.script) or self.stop_after)
+                if state[0] >= (len(script) or self.stop_after)
                 else say.LENGTH
                 if state[0] >= state[1]
                 else say.RUNNING

@@ -196,7 +196,7 @@ def test_an_error_of_one_input_is_the_error_of_all():
         )
         s.engine.paused = False
         status, answer, _ = await waiting
-        assert (status, answer["error"]["message"]) == (400, "too long")
+        assert (status, answer["error"]["message"]) == (400, "prompt is too long: too long")
         await s.settled(lambda: s.frontend.live == 0)
         assert s.frontend._answer_bytes == 0
 
