@@ -71,7 +71,7 @@ def test_a_conversation_as_templates_take_it():
                 {"type": "redacted_thinking", "data": "x"},
                 {"type": "text", "text": "Let me see."},
                 {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Paris"}},
-                {"type": "tool_use", "id": "b", "name": "weather", "input": {}},
+                {"type": "tool_use", "id": "b", "name": "weather", "input": {}, "toolset_name": None},
             ],
         },
         {
