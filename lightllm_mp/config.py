@@ -52,6 +52,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """End-of-sequence token ids beside those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model. auto: cuda if a GPU is available."""
+    task: Literal["auto", "embed", "score"] = "auto"
+    """auto: what the folder's files say. embed: the model answers /v1/embeddings, where no file says so with the
+    normalised state of the last token. score: Qwen3-Reranker, whose older folders look like a chat model's."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

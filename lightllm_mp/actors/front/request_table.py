@@ -171,6 +171,7 @@ class RequestTable:
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
             chat=prompt if isinstance(prompt, say.ChatPrompt) else None,
+            pair=prompt if isinstance(prompt, say.TextPair) else None,
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
@@ -260,8 +261,8 @@ class RequestTable:
             live.prompt_logprobs.append(message)
             if not message.more:
                 self.journal.prompt(live)
-        elif isinstance(message, say.Scored) and message.rid in self._answers:
-            self._scored(self._answers.pop(message.rid), message)
+        elif isinstance(message, say.Pooled) and message.rid in self._answers:
+            self._pooled(self._answers.pop(message.rid), message)
 
     def _texts(self, m: say.Texts) -> None:
         now, tokens, gaps = monotonic(), 0, list[float]()
@@ -306,15 +307,12 @@ class RequestTable:
         if live.on_overflow is not None:
             live.on_overflow()
 
-    def _scored(self, answer: Answer, message: say.Scored) -> None:
+    def _pooled(self, answer: Answer, message: say.Pooled) -> None:
         live, now = answer.live, monotonic()
-        answer.score, answer.finish = message.score, "stop"
-        answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
         live.first = answer.last = now
+        self._answer_bytes += live.put_row(answer, message)
         self.observer.first_token(live, now - live.started)
-        live.open -= 1
         self.limits.finished()
-        live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
         if self._calls.deliver(message):

@@ -19,6 +19,7 @@ from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.validation import Prompt, check_prompt
 from lightllm_mp.actors.topology import HTTP
+from lightllm_mp.errors import Overloaded
 
 
 class ResumableTable(RequestTable):
@@ -70,6 +71,21 @@ class ResumableTable(RequestTable):
         found = await self.ask(lambda rid: say.Detokenize(rid, ids, skip_special_tokens), tenant, deadline)
         assert isinstance(found, say.Detokenized)
         return found.text
+
+    @contextmanager
+    def reserved(self, rows: int) -> Iterator[None]:
+        """Memory for so many rows of numbers that one client waits for. Raises Overloaded."""
+        assert self.facts is not None
+        pooled = self.facts.engine.pooled
+        size = 4 * rows * pooled.width if pooled is not None else 0
+        if self._answer_bytes + size > self._most_answer_bytes:
+            message = "answers of live requests take all memory for them"
+            raise Overloaded(message, retry_after=self.limits.retry_after())
+        self._answer_bytes += size
+        try:
+            yield
+        finally:
+            self._answer_bytes -= size
 
     def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no

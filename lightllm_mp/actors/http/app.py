@@ -15,6 +15,7 @@ from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
+from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
@@ -52,6 +53,7 @@ def routes(
     openai: OpenAIRoutes,
     responses: ResponseRoutes,
     anthropic: AnthropicRoutes,
+    pooled: EmbeddingRoutes,
     resume: ResumeRoutes,
     tokenize: TokenizeRoutes,
     status: StatusRoutes,
@@ -62,6 +64,9 @@ def routes(
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
         Route(("POST",), ("/",), generate.either, "user"),
         Route(("POST",), ("/get_score",), generate.score, "user"),
+        Route(("POST",), ("/v1/embeddings",), pooled.embed, "user"),
+        Route(("POST",), ("/v1/rerank", "/v2/rerank", "/rerank"), pooled.rerank, "user"),
+        Route(("POST",), ("/v1/score", "/score"), pooled.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
         Route(("POST",), ("/v1/chat/completions",), openai.chat, "user"),
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
@@ -113,6 +118,7 @@ def create_app(
         OpenAIRoutes(context, arrivals),
         ResponseRoutes(context, arrivals),
         AnthropicRoutes(context, arrivals),
+        EmbeddingRoutes(context, arrivals),
         ResumeRoutes(context),
         TokenizeRoutes(context, arrivals),
         StatusRoutes(context),

@@ -24,6 +24,7 @@ from lightllm_mp.actors.http.dialects.forms import encode_form
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
 from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
+from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Facts, ImageInfo, Terms
 
@@ -45,6 +46,7 @@ class Arrivals:
     def __init__(self, context: Context) -> None:
         self._frontend, self._media = context.frontend, context.media
         config = context.config
+        self._most_of_batch = max(1, min(MOST_LIVE, config.max_live_requests // 8))
         self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
 
     @property
@@ -96,6 +98,18 @@ class Arrivals:
             raise
         group, form = LiveGroup(found, request[LABEL]), many[0].form
         return await send(request, group, form, form.group_writer(group))
+
+    async def answer_batch(self, request: web.Request, works: Sequence[Work]) -> web.StreamResponse:
+        """Answer with many works of one form as one; some of them wait here until others are done. Call it in the turn
+        of the loop in which they have arrived."""
+        if len(works) == 1:
+            return await deliver(request, self.submit(request, works[0]))
+        form = works[0].form
+        with self._frontend.reserved(len(works)):
+            batch = PooledBatch(
+                works, lambda work: self.submit(request, work, label=""), most=self._most_of_batch, label=request[LABEL]
+            )
+            return await send(request, batch, form, form.group_writer(batch))
 
     def submit(self, request: web.Request, work: Work, *, label: str | None = None) -> LiveRequest:
         """`label`: the client can come back by it; empty: it cannot; default: the request's own."""

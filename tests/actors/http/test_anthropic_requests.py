@@ -54,6 +54,7 @@ def test_every_parameter_reaches_the_engine():
         assert json.loads(found.chat.kwargs) == {"reasoning_effort": "low", "enable_thinking": False}
         assert json.loads(found.chat.messages) == [{"role": "system", "content": "Be brief"}, *HELLO]
         assert json.loads(found.chat.tools)[0]["function"]["strict"] is True
+        assert found.terms.guide is not None
         _, _, headers = await s.post(MESSAGES, ASKED)
         assert request(s).terms.sampling.temperature == 1.0
         assert request(s).chat.kwargs == b""  # type: ignore[union-attr]

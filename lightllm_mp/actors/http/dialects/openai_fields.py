@@ -36,6 +36,8 @@ Label = Annotated[str, Meta(max_length=1024)]
 Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
 FIELDS_BYTES = schema.PARAMETERS_BYTES
 """Longest body beside its messages, prompt and tools: it is decoded while other clients wait."""
+TOO_LONG = "prompt is too long"
+"""Clients know a prompt that does not fit by these words, of Anthropic's API: litellm, Claude Code."""
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -103,7 +105,8 @@ def openai_errors(prompt: str) -> Iterator[None]:
         if error.param in ("inputs", "multimodal_params"):
             error.param = prompt
         if isinstance(error, PromptTooLong):
-            error.code = "context_length_exceeded"
+            error.code, error.param = "context_length_exceeded", prompt
+            error.message = f"{TOO_LONG}: {error.message}"
         raise
 
 

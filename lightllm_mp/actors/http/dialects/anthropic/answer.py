@@ -14,10 +14,11 @@ from msgspec import Struct
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
+from lightllm_mp.actors.http.dialects.openai_fields import TOO_LONG
 from lightllm_mp.actors.http.dialects.reply import ReplyForm
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
-from lightllm_mp.errors import EngineError
+from lightllm_mp.errors import EngineError, PromptTooLong
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 ERROR_TYPES = {
@@ -179,6 +180,8 @@ class MessageWriter(AnswerWriter):
 def failure(error: EngineError, label: str) -> bytes:
     """The error's JSON. Operator errors name files, so the client gets only INTERNAL."""
     message = responses.INTERNAL if error.code in responses.OPERATORS else error.message
+    if isinstance(error, PromptTooLong):
+        message = f"{TOO_LONG}: {message}"
     kind = ERROR_TYPES.get(error.status, "api_error")
     return encode({"type": "error", "error": {"type": kind, "message": message}, "request_id": label})
 
