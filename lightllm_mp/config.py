@@ -52,6 +52,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """End-of-sequence token ids beside those of the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model. auto: cuda if a GPU is available."""
+    task: Literal["auto", "embed", "score"] = "auto"
+    """auto: what the folder's files say. embed: the model answers /v1/embeddings, where no file says so with the
+    normalised state of the last token. score: Qwen3-Reranker, whose older folders look like a chat model's."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +146,10 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Time in seconds for which a request is kept after its connection broke or its answer was sent. A client that
     comes back in it (GET /requests/ID with its X-Request-Id, and Last-Event-ID for a stream) gets the rest. 0: not at
     all."""
+    response_window: Annotated[float, Meta(ge=0.0, le=86400.0)] = 3600.0
+    """Time in seconds for which an answer of /v1/responses is stored, for GET /v1/responses/ID and
+    previous_response_id. Where memory is short, the oldest of the key that stores most goes first. 0: nothing is
+    stored."""
     journal_size: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
     """Most shared memory, in bytes, for the record of requests that outlives the HTTP process. It takes memory when it
     needs it."""

@@ -10,7 +10,7 @@ not know. `actors/topology.py` says which actors talk to each other.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -73,6 +73,18 @@ class ChatPrompt(Struct, frozen=True, array_like=True, gc=False):
         return len(self.messages) + len(self.tools) + len(self.kwargs) + len(self.template)
 
 
+class TextPair(Struct, frozen=True, array_like=True, gc=False):
+    """A query and a document, for a model that scores how well they go together."""
+
+    query: str
+    document: str
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.query) + len(self.document)
+
+
 class Sampling(Struct, frozen=True, array_like=True, gc=False):
     """How the next token is chosen. The front validates it; neutral values switch a rule off."""
 
@@ -90,7 +102,7 @@ class Sampling(Struct, frozen=True, array_like=True, gc=False):
     penalize_prompt: bool = False
     """Penalties count the prompt's tokens too, not only produced ones."""
     max_new_tokens: int = 16
-    """0: no token is produced, the prompt is scored (reward models)."""
+    """0: no token is produced, the prompt gets a row of numbers (embeddings and scores)."""
     min_new_tokens: int = 1
     """End-of-sequence and stop ids are masked until this many tokens are produced."""
     ignore_eos: bool = False
@@ -131,6 +143,8 @@ class Guide(Struct, frozen=True, array_like=True, gc=False):
     """JSON text of the schema; nothing for json_object; the regex; a JSON list of strings; the grammar."""
     after: str = ""
     """The constraint begins after this text, for example the end of reasoning; what stands before it is free."""
+    jump: bool = False
+    """Nobody sees logprobs, so ids that the constraint forces need no step of their own: they get logprob 0."""
 
 
 class Terms(Struct, frozen=True, array_like=True, gc=False):
@@ -154,6 +168,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """Requests of a tenant reuse each other's prefixes only where this is equal."""
     guide: Guide | None = None
     """What each answer must be; None: anything."""
+    task: Literal["generate", "embed", "score"] = "generate"
+    """Whether tokens are asked for, or the row of numbers of a model that does this."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -233,7 +249,7 @@ class ImageFailed(Wire, tag="ImageFailed"):
 
 
 class Generate(Wire, tag="Generate"):
-    """A request. Exactly one of text, ids, chat is given."""
+    """A request. Exactly one of text, ids, chat, pair is given."""
 
     rid: int
     terms: Terms
@@ -244,6 +260,7 @@ class Generate(Wire, tag="Generate"):
     emitted: bytes = b""
     """int32 column: produced ids that the front has already passed on (only with n = 1)."""
     images: tuple[ImageInfo, ...] = ()
+    pair: TextPair | None = None
 
 
 class Count(Wire, tag="Count"):
@@ -330,9 +347,18 @@ class GuideReady(Wire, tag="GuideReady"):
 
 
 class Advance(Wire, tag="Advance"):
-    """Router -> guide: constrained answers go on with these ids."""
+    """Router -> guide: constrained answers go on with these ids. An answer that took forced ids comes several times."""
 
     rids: bytes
+    ids: bytes
+
+
+class Forced(Wire, tag="Forced"):
+    """Guide -> router: the answer goes on with these ids, because nothing else is allowed."""
+
+    rid: int
+    count: int
+    """Number of ids that the answer has before them."""
     ids: bytes
 
 
@@ -413,11 +439,12 @@ class PromptLogprobs(Wire, tag="PromptLogprobs"):
     """The alternatives' texts, in the order of `top_ids`."""
 
 
-class Scored(Wire, tag="Scored"):
-    """Router -> front: a reward model's answer, the only one to rid."""
+class Pooled(Wire, tag="Pooled"):
+    """Router -> front: the row of numbers (an embedding, or a score) that answers a prompt, the only answer to rid."""
 
     rid: int
-    score: float
+    row: bytes
+    """float32 column."""
     prompt_tokens: int
     cached_tokens: int = 0
 
@@ -471,11 +498,30 @@ class StepDone(Wire, tag="StepDone"):
     logprobs)"""
     seconds: float = 0.0
     """Time the step took on the worker."""
-    scores: bytes = b""
-    """float32 column: scores of the scored sequences, in plan order; NaN as for `logprobs`."""
+    pooled: bytes = b""
+    """float32 column: the rows of the pooled sequences, in plan order and of equal width; NaN as for `logprobs`."""
 
 
 # --- supervisor <-> all actors ----------------------------------------------------------------------------------------
+
+
+class PooledFacts(Struct, frozen=True):
+    """A model that answers a prompt with one row of numbers in place of tokens."""
+
+    task: Literal["embed", "score"]
+    width: int
+    """Numbers of a row; 1 for a score."""
+    end_token: int = -1
+    """Id that the prompt ends with; it is appended where it is missing; -1: none."""
+    whole_prompts: int = 0
+    """A prompt is computed in one step, because its tokens see those after them; 0: in chunks. A step has at most so
+    many tokens, unless it has one prompt alone."""
+    shorter: tuple[int, ...] | None = None
+    """Lengths to which an embedding may be cut; (): any; None: it may not."""
+    pairs: bool = False
+    """A prompt may be a query and a document."""
+    raw: bool = False
+    """A score for clients is the number itself, and not its sigmoid."""
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):
@@ -501,12 +547,15 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Number of steps that are planned before the oldest one is answered."""
     class_bounds: tuple[int, ...] = ()
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
-    reward: bool = False
-    """Requests are scored, not continued."""
-    reward_token: int = -1
-    """Id that the prompt of a scored sequence ends with; -1: none."""
+    pooled: PooledFacts | None = None
+    """None: the model generates."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
+
+    @property
+    def task(self) -> str:
+        """`generate`, `embed` or `score`."""
+        return "generate" if self.pooled is None else self.pooled.task
 
     @property
     def running(self) -> int:
@@ -515,8 +564,9 @@ class EngineLimits(Struct, frozen=True, array_like=True):
 
     @property
     def width(self) -> int:
-        """Most ids of one sequence. The last id is never computed, so it needs no slot."""
-        return min(self.max_context, self.kv_tokens + 1)
+        """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
+        one."""
+        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
 
     @property
     def longest_prompt(self) -> int:
@@ -562,8 +612,9 @@ class Facts(Struct, frozen=True, array_like=True):
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
-        own = asdict(self)
-        return {**asdict(own.pop("engine")), **own, "chat": asdict(self.chat)}
+        own, pooled = asdict(self), self.engine.pooled
+        plain = {"chat": asdict(self.chat), "pooled": None if pooled is None else asdict(pooled)}
+        return {**asdict(own.pop("engine")), **own, **plain}
 
 
 class Ready(Wire, tag="Ready"):
@@ -650,6 +701,7 @@ Message = (
     | OpenGuide
     | GuideReady
     | Advance
+    | Forced
     | NeedMasks
     | Masks
     | CloseGuide
@@ -658,7 +710,7 @@ Message = (
     | Open
     | Tokens
     | PromptLogprobs
-    | Scored
+    | Pooled
     | Close
     | StopMatched
     | Texts

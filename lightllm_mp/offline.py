@@ -14,12 +14,14 @@ import threading
 from array import array
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.actor import FrontActor
+from lightllm_mp.actors.front.embeddings import shortened
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.request_table import Prompt
@@ -33,7 +35,7 @@ from lightllm_mp.config import Config
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest, StartupError
 from lightllm_mp.messages import ChatPrompt, Facts, Terms
 from lightllm_mp.model_files.default_model import find_model
-from lightllm_mp.sampling_parameters import SCORE, RequestParameters, terms
+from lightllm_mp.sampling_parameters import POOLED, RequestParameters, terms
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -70,9 +72,8 @@ class Engine:
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self._config = config
         model = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
-        self._model = check_model(
-            model, ranks=config.engine.tp, weights=False, images=config.multimodal.enable_multimodal
-        )
+        images, task = config.multimodal.enable_multimodal, config.model.task
+        self._model = check_model(model, ranks=config.engine.tp, weights=False, images=images, task=task)
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)
@@ -100,10 +101,15 @@ class Engine:
 
     def score(self, prompts: str | Sequence[str | Sequence[int]]) -> list[float]:
         """Scores of a reward model for texts or lists of token ids, in order."""
-        submit = self._front.frontend.submit
-        many = _prompts(prompts)
-        answers = self._wait(lambda: self._all(many, lambda one: submit(one, Terms(SCORE), stream=False)))
-        return [answer.score for answer in answers if answer.score is not None]
+        return [answer.score for answer in self._pooled(prompts, "score")]
+
+    def embed(
+        self, prompts: str | Sequence[str | Sequence[int]], *, dimensions: int | None = None
+    ) -> list[array[float]]:
+        """Embeddings of texts or lists of token ids, in order, as arrays of float32. `dimensions` cuts them, where the
+        model was trained for it."""
+        length = validation.embedding_length(self.facts.engine, dimensions)
+        return [shortened(answer.pooled, length) for answer in self._pooled(prompts, "embed")]
 
     def chat(self, messages: Chat, **parameters: Any) -> Completion:
         """The answer to a conversation, through the model's chat template."""
@@ -168,6 +174,10 @@ class Engine:
         asked = list(zip(prompts, uploads, strict=True))
         answers = self._wait(lambda: self._all(asked, lambda one: self._submit(*one, parameters, stream=False)))
         return [_completion(answer) for answer in answers]
+
+    def _pooled(self, prompts: str | Sequence[str | Sequence[int]], task: Literal["embed", "score"]) -> list[Answer]:
+        submit, many, how = self._front.frontend.submit, _prompts(prompts), Terms(POOLED, task=task)
+        return self._wait(lambda: self._all(many, lambda one: submit(one, how, stream=False)))
 
     def _uploads(self, files: Sequence[bytes]) -> tuple[Upload, ...]:
         lane = self._front.frontend.images

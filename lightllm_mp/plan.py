@@ -17,8 +17,9 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
              rows in the rotary tables by component, where these are not `rotary_shift` + position
 
 With SAMPLE set, the step samples the next id from the logits of the sequence's last position and writes it to
-`token_table[row, start + count]`; with SCORE set, it scores the last position (reward models). Sequences of one token
-(decode) come first, chunks after them. Floats are sent as their bit patterns. All numbers are little-endian.
+`token_table[row, start + count]`; with POOL set, the prompt ends here and the answer has its row of numbers (embeddings
+and scores). Sequences of one token (decode) come first, chunks after them. Floats are sent as their bit patterns. All
+numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -38,9 +39,14 @@ MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 3, 16
 SECTIONS = 10
 IMAGE_WORDS = 6
 NOTHING = np.empty(0, "<i4")
-SAMPLE, SCORE = 1, 2
+SAMPLE, POOL = 1, 2
 PENALIZE_PROMPT, GUIDED = 1, 2
 """Bits of a setup's flags. The samples of a GUIDED row need a mask, which comes from the guide actor."""
+
+ROWS_BYTES = 16 << 20
+"""Most bytes of rows of numbers in one step's answer."""
+MAX_ROW = 30_000
+"""Most numbers of a row, so that it fits a record of the lane to the front."""
 
 SETUP_DTYPE = np.dtype(
     [
@@ -160,9 +166,9 @@ class PlanBuilder:
         self._slot_runs.append(_columns(rows, positions, 1))
         self._slots.append(slots)
 
-    def add(self, row: int, start: int, count: int, *, sample: bool, score: bool = False) -> None:
+    def add(self, row: int, start: int, count: int, *, sample: bool, pool: bool = False) -> None:
         """Add a chunk of one sequence."""
-        flags = (SAMPLE if sample else 0) | (SCORE if score else 0)
+        flags = (SAMPLE if sample else 0) | (POOL if pool else 0)
         self._seqs.append(np.array((row, start, count, flags), "<i4"))
 
     def add_each(self, rows: np.ndarray, starts: np.ndarray) -> None:

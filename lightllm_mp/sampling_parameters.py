@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -30,8 +30,8 @@ GuideText = Annotated[str, Meta(max_length=MAX_GUIDE)]
 
 GUIDES = {"guided_json": "json_schema", "guided_grammar": "gbnf", "regular_constraint": "regex"}
 """Parameters that constrain an answer, and the kinds of their guides."""
-SCORE = Sampling(seed=0, max_new_tokens=0)
-"""The sampling of a request to a reward model."""
+POOLED = Sampling(seed=0, max_new_tokens=0)
+"""The sampling of a request for an embedding or a score."""
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5
 
@@ -86,8 +86,16 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     """A JSON schema, as text or as an object: each answer is JSON that satisfies it."""
 
 
-def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None) -> Terms:
+def terms(
+    p: RequestParameters,
+    tenant: bytes = b"",
+    how: Sampling | None = None,
+    *,
+    task: Literal["generate", "embed", "score"] = "generate",
+) -> Terms:
     """The terms of a request of `tenant`; `how` replaces its own sampling. Raises InvalidRequest."""
+    if task != "generate":
+        how = POOLED
     return Terms(
         sampling=sampling(p) if how is None else how,
         output=output(p),
@@ -95,7 +103,8 @@ def terms(p: RequestParameters, tenant: bytes = b"", how: Sampling | None = None
         priority=p.priority or 0,
         reuse_prompt=not p.disable_prompt_cache,
         tenant=tenant,
-        guide=None if how is SCORE else guide(p),
+        guide=None if how is POOLED else guide(p),
+        task=task,
     )
 
 

@@ -31,6 +31,7 @@ from lightllm_mp.messages import (
     CloseGuide,
     ErrorInfo,
     Facts,
+    Forced,
     Guide,
     GuideReady,
     Masks,
@@ -81,8 +82,7 @@ class GuideActor(BlockingActor):
             case Advance():
                 rids, ids = np.frombuffer(message.rids, "<i8"), np.frombuffer(message.ids, "<i4")
                 for rid, token in zip(rids.tolist(), ids.tolist(), strict=True):
-                    if (matcher := self._matchers.get(rid)) is not None:
-                        matcher.take(token)
+                    self._take_id(rid, token)
             case OpenGuide():
                 self._compiling.add(message.rid)
                 self._compilers.submit(self._compile, message, self._epoch, self._facts)
@@ -109,7 +109,19 @@ class GuideActor(BlockingActor):
             self._compiled.put(error)
         self.mailbox.bell.ring()
 
-    # --- back in the actor's thread -----------------------------------------------------------------------------------
+    # --- in the actor's thread -----------------------------------------------------------------------------------
+
+    def _take_id(self, rid: int, token: int) -> None:
+        if (matcher := self._matchers.get(rid)) is not None:
+            knew = bool(matcher.forced)
+            matcher.take(token)
+            if not knew:
+                self._tell_forced(rid, matcher)
+
+    def _tell_forced(self, rid: int, matcher: GuideMatcher) -> None:
+        """Tell the router of ids that need no step of their own. The step on its way samples the first."""
+        if len(matcher.forced) > 1:
+            self.mailbox.post(ROUTER, Forced(rid, matcher.count, np.array(matcher.forced, "<i4").tobytes()))
 
     def _take(self, compiled: _Compiled | BaseException) -> None:
         if isinstance(compiled, BaseException):
@@ -125,6 +137,8 @@ class GuideActor(BlockingActor):
         for index, matcher in enumerate(compiled.matchers):
             self._matchers[rid + index], self._guides[rid + index] = matcher, compiled.message.guide
         self.mailbox.post(ROUTER, GuideReady(rid))
+        for index, matcher in enumerate(compiled.matchers):
+            self._tell_forced(rid + index, matcher)
 
     def _ready(self, wanted: NeedMasks) -> list[GuideMatcher | None] | None:
         """The step's matchers; None where an answer has ended. None if an answer lacks ids that are on their way."""
@@ -173,7 +187,11 @@ class Library:
         matchers = []
         for _ in range(message.n):
             matcher = GuideMatcher(
-                compiled.deep_copy(), self.compiler.vocabulary, after=guide.after, ignore_eos=message.ignore_eos
+                compiled.deep_copy(),
+                self.compiler.vocabulary,
+                after=guide.after,
+                ignore_eos=message.ignore_eos,
+                jump=guide.jump,
             )
             for token in np.frombuffer(message.emitted, "<i4").tolist():
                 matcher.take(token)

@@ -22,15 +22,16 @@ from lightllm_mp.messages import (
     Embedded,
     EngineLimits,
     ErrorInfo,
+    Forced,
     GuideReady,
     ImageFailed,
     NeedMasks,
     Open,
     OpenGuide,
+    Pooled,
     Rejected,
     Release,
     Scheduled,
-    Scored,
     StepDone,
     StopMatched,
     Tokenized,
@@ -86,6 +87,8 @@ class RouterActor(BlockingActor):
             case GuideReady(rid):
                 if (compiled := self._compiling.pop(rid, None)) is not None:
                     self._add(*compiled)
+            case Forced():
+                self._scheduler.jumps.note(message)
             case Rejected(rid, error):
                 if (refused := self._compiling.pop(rid, None)) is not None:
                     self._reject(*refused, error)
@@ -162,7 +165,7 @@ class RouterActor(BlockingActor):
         return not self._unsent
 
     def _listener(self, event: Wire) -> str:
-        if isinstance(event, Scheduled | Scored | Rejected):
+        if isinstance(event, Scheduled | Pooled | Rejected):
             return self._front
         if isinstance(event, Advance | NeedMasks | CloseGuide):
             return GUIDE

@@ -29,6 +29,7 @@ from lightllm_mp.messages import (
     Generate,
     ImageInfo,
     Rejected,
+    TextPair,
     Tokenized,
     Wire,
 )
@@ -45,6 +46,7 @@ MAX_TEXT = 32 << 20
 """Longest text of ids, in bytes; its lane holds two."""
 
 _json = msgspec.json.Decoder().decode
+_to_json = msgspec.json.encode
 
 
 class TokenizerActor(BlockingActor):
@@ -52,7 +54,7 @@ class TokenizerActor(BlockingActor):
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._front = launch.front
+        self._front, self._spec = launch.front, launch.model.spec
         self._limits = EngineLimits()
         vision = launch.model.vision
         self._vision = vision.spec if vision else None
@@ -131,9 +133,27 @@ class TokenizerActor(BlockingActor):
             return expand_ids(ids, request.images, self._limits.vocab_size) if self._vision else (ids, ())
         if request.text is not None:
             return self._ids_of(request.text, request.add_special_tokens, request.images)
-        assert request.chat is not None, "a Generate has text, ids or chat"
+        if request.pair is not None:
+            return self._pair_ids(request.pair), ()
+        assert request.chat is not None, "a Generate has text, ids, chat or a pair"
         # The template writes the special tokens itself.
         return self._ids_of(self._render(request.chat), False, request.images)
+
+    def _pair_ids(self, pair: TextPair) -> np.ndarray:
+        """Ids of a query and a document. A token of segment 1 has its id and the size of the vocabulary added."""
+        spec, most = self._spec, self._limits.max_input
+        if spec.pooling is None or not spec.pooling.pairs:
+            raise InvalidRequest("this model does not score a query and a document")
+        if spec.pooling.pairs == "tokenizer":
+            ids, segments = self._need().encode_pair(pair.query, pair.document, max_tokens=most)
+            return ids + segments * spec.vocab if spec.token_types > 1 else ids
+        if spec.pooling.pairs == "chat":
+            roles = {"query": pair.query, "document": pair.document}
+            messages = [{"role": role, "content": text} for role, text in roles.items()]
+            return self._need().encode(self._render(ChatPrompt(_to_json(messages))), False, max_tokens=most)
+        before, rest = spec.pooling.pairs.split("{query}")
+        between, after = rest.split("{document}")
+        return self._need().encode(f"{before}{pair.query}{between}{pair.document}{after}", False, max_tokens=most)
 
     def _fitted(self, prompt: Prompted, request: Generate) -> Prompted:
         """A prompt that is too long without the part that the operator lets go. PromptTooLong if it has images."""

@@ -18,6 +18,8 @@ logit_bias of the sequences that start. It takes memory only when plans are that
 MASKS = 64 * MIB
 """Room for the masks of a worker's next two steps: a bit for each id, for each constrained sequence. 512 of them with
 a vocabulary of 256k ids take 16 MiB."""
+ANSWERS = 64 * MIB
+"""Room for the answers of a worker's steps; one with rows of numbers has at most `ROWS_BYTES` (plan.py) of them."""
 
 SUPERVISOR, TOKENIZER, ROUTER, DETOKENIZER = "supervisor", "tokenizer", "router", "detokenizer"
 GUIDE = "guide"
@@ -108,7 +110,7 @@ def topology(
     fronts = (Child(HTTP, "lightllm_mp.actors.http.actor:HttpActor"),) if front == HTTP else ()
     edges: tuple[Edge, ...] = (
         Edge(front, TOKENIZER, 4 * MIB, MIB, forward_arena=_pages(2 * max_body), backward_arena=64 * MIB),
-        Edge(front, ROUTER, 256 * KIB, 256 * KIB),
+        Edge(front, ROUTER, 256 * KIB, MIB),
         # Behind the front no request is refused when a lane is full: messages wait in outboxes.
         Edge(TOKENIZER, ROUTER, MIB, 64 * KIB, forward_arena=16 * MIB),
         Edge(ROUTER, DETOKENIZER, MIB, 256 * KIB, forward_arena=8 * MIB),
@@ -116,7 +118,7 @@ def topology(
         Edge(GUIDE, worker(0), MIB, 64 * KIB, forward_arena=MASKS),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
         *(
-            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=8 * MIB if child.rank == 0 else 0)
+            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=ANSWERS if child.rank == 0 else 0)
             for child in workers
         ),
     )

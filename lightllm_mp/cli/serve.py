@@ -55,6 +55,7 @@ def main(
             ranks=config.engine.tp,
             weights=config.model.load_format != "dummy",
             images=config.multimodal.enable_multimodal,
+            task=config.model.task,
         )
         listen = bind(config.http)
     except EngineError as error:

@@ -20,13 +20,16 @@ from lightllm_mp.errors import ConfigError
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
-from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
 from lightllm_mp.model_description import ModelDescription
+from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
+from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.plan import ROWS_BYTES
 
 log = logging.getLogger("lightllm_mp.worker")
 
@@ -58,12 +61,13 @@ def build_engine(
     call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
     path, spec = Path(description.path), description.spec
+    engine = msgspec.structs.replace(engine, running_max_req_size=most_rows(spec, engine.running_max_req_size))
     device = _device(model.device, rank, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
     group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
-        path,
+        ModelSource(path, model.task),
         device=device,
         dtype=dtype,
         progress=progress,
@@ -74,7 +78,8 @@ def build_engine(
     spec = decoder.spec  # this rank's part
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
-    step_tokens = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
     budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
         # A restarted process must offer the size that it promised, whatever memory is free now.
@@ -91,14 +96,13 @@ def build_engine(
             kv_tokens=memory.kv_tokens,
             rows=engine.running_max_req_size,
             max_context=memory.max_context,
-            max_input=min(engine.max_req_input_len or memory.max_context, memory.max_context - 1),
+            max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len),
             step_tokens=step_tokens,
-            vocab_size=spec.vocab,
-            prompt_cache=not engine.disable_prompt_cache,
+            vocab_size=spec.ids,
+            prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
-            reward=spec.reward,
-            reward_token=-1 if spec.reward_token is None else spec.reward_token,
+            pooled=pooled_facts(spec, usual_step),
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
@@ -108,6 +112,41 @@ def build_engine(
         kv_bytes=memory.kv_bytes,
     )
     return BuiltEngine(executor, facts)
+
+
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
+    """Tokens; where prompts are computed whole, the longest one is a step."""
+    return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
+
+
+def longest_prompt(spec: ModelSpec, max_context: int, wanted: int | None) -> int:
+    """An answer of tokens needs room for one."""
+    return min(wanted or max_context, max_context if spec.pooling is not None else max_context - 1)
+
+
+def most_rows(spec: ModelSpec, wanted: int) -> int:
+    """Sequences of one step, so few that its answer holds all their rows of numbers."""
+    return wanted if spec.pooling is None else min(wanted, ROWS_BYTES // (4 * spec.pooling.width))
+
+
+def keeps_prefixes(spec: ModelSpec) -> bool:
+    """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
+    see those after them, and not for a mean, which needs the hidden states of all tokens."""
+    return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
+
+
+def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
+    if (pooling := spec.pooling) is None:
+        return None
+    return PooledFacts(
+        pooling.task,
+        pooling.width,
+        end_token=-1 if pooling.end_token is None else pooling.end_token,
+        whole_prompts=0 if spec.causal else usual_step,
+        shorter=pooling.shorter,
+        pairs=bool(pooling.pairs),
+        raw=pooling.raw,
+    )
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightllm_mp.engine.cuda_graphs import DecodeGraphs
 from lightllm_mp.engine.interfaces import Model
 from lightllm_mp.engine.pinned_upload import PinnedUpload, Uploaded
+from lightllm_mp.engine.pooling import needs_lines
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.cuda_sampler import CudaSampler
 from lightllm_mp.engine.sampling.guide_masks import GuideMasks
@@ -59,6 +60,7 @@ class CudaSteps:
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
         self._sampler = CudaSampler(rules, tables.tokens)
+        self._needs_lines = needs_lines(model.spec)
         self._staging = PinnedUpload(tables.device)
         self._inputs = DecodeInputs(tables.rows, tables.spare_row, tables.device)
         self._hidden = torch.empty((tables.rows, model.spec.hidden), dtype=model.dtype, device=tables.device)
@@ -86,7 +88,7 @@ class CudaSteps:
         if step is None:
             self._edit(self._staging.send(arrays), edits)
             return
-        step.ends_only = not asks_for_lines(step, self._rules)
+        step.ends_only = not (self._needs_lines or asks_for_lines(step, self._rules))
         self._graph = None if len(plan.images) or step.rotary is not None else self._graph_for(step)
         eager = self._graph is None
         apart = len(step.sampled) < len(step.rows) or not (step.ends_only or step.max_count == 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightllm_mp.engine.image_embeddings import ImageEmbeddings
 from lightllm_mp.engine.interfaces import Model, StepRunner
+from lightllm_mp.engine.pooling import Pooler
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.logprobs import Alternatives
@@ -49,8 +50,8 @@ class _Result:
     step: int
     choices: list[Choice]
     prompt: list[ChunkLogprobs]
-    scores: Tensor | None = None
-    """Float32: one for each scored sequence."""
+    pooled: Tensor | None = None
+    """Float32 [pooled, width]: a row for each pooled sequence."""
     seconds: float = 0.0
     arrived: torch.cuda.Event | None = None
 
@@ -62,7 +63,7 @@ class _Result:
         for chunk in self.prompt:
             chunk.logprobs = _pinned(chunk.logprobs)
             chunk.top = chunk.top and (_pinned(chunk.top[0]), _pinned(chunk.top[1]))
-        self.scores = None if self.scores is None else _pinned(self.scores)
+        self.pooled = None if self.pooled is None else _pinned(self.pooled)
         self.arrived = torch.cuda.Event()
         self.arrived.record()
 
@@ -109,6 +110,7 @@ class Executor:
         self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections)
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
+        self._pooler = Pooler(model, rows, self.device) if model.spec.pooling is not None else None
         self._block = logit_lines(model.spec.vocab, self.device)
         self._prompt_block = min(self._block, max(rows, PROMPT_LINES))
         self._results: deque[_Result] = deque()
@@ -201,7 +203,8 @@ class Executor:
         else:
             self._run_worst_steps(probe_tokens or self.kv.slots)
         self.reset()
-        self._steps.capture(largest_only=probe_tokens is not None)
+        if self._pooler is None:
+            self._steps.capture(largest_only=probe_tokens is not None)
 
     def _run_worst_steps(self, kv_tokens: int) -> None:
         self._run_unseen(
@@ -227,7 +230,7 @@ class Executor:
 
     def _run_unseen(self, **sizes: int) -> None:
         """Runs the steps of `warm_up_plans` and drops their answers."""
-        for plan in warm_up_plans(score=self.model.spec.reward, sections=self._sections, **sizes):
+        for plan in warm_up_plans(pool=self._pooler is not None, sections=self._sections, **sizes):
             self.run(plan)
 
     @torch.inference_mode()
@@ -246,9 +249,8 @@ class Executor:
         if step is None:
             return result
         hidden = self._steps.forward(step, images)
-        if len(step.scored):
-            result.scores = self.model.scores(hidden[torch.from_numpy(step.scored_lines).to(self.device)])
-        if not len(step.sampled) and self.model.spec.reward:
+        if self._pooler is not None:
+            result.pooled = self._pooler.rows(hidden, step)
             return result
         logits, tokens = self.model.logits, self.tables.tokens
         result.prompt = list(prompt_logprobs(logits, hidden, step, tokens, self.rules, self._prompt_block))
@@ -310,7 +312,7 @@ def _report(result: _Result) -> StepDone:
             (chunk.sequence, _float32(chunk.logprobs).tobytes(), *_top_bytes(chunk.top)) for chunk in result.prompt
         ),
         seconds=result.seconds,
-        scores=b"" if result.scores is None else _float32(result.scores).tobytes(),
+        pooled=b"" if result.pooled is None else _float32(result.pooled).tobytes(),
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.engine.row_tables import RowTables, ramp
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.plan import SAMPLE, SCORE, Ints, PositionRuns
+from lightllm_mp.plan import POOL, SAMPLE, Ints, PositionRuns
 
 Longs = NDArray[np.int64]
 
@@ -32,8 +32,8 @@ class Step:
     """[lines]: flat table indices of the new tokens."""
     sampled: Longs
     """Sequences that are sampled, in plan order."""
-    scored: Longs
-    """Sequences that are scored, in plan order."""
+    pooled: Longs
+    """Sequences that get a row of numbers, in plan order."""
     rotary_first: Ints | None
     """[rows] of the tables: offset from a position to its row in the rotary tables, known when the plan's rows are set
     up. None: 0 for all."""
@@ -66,7 +66,7 @@ class Step:
             positions=starts if longest == 1 else ramp(starts.astype(np.int64), counts).astype(np.int32),
             at=first if longest == 1 else ramp(first, counts),
             sampled=np.flatnonzero(flags & SAMPLE),
-            scored=np.flatnonzero(flags & SCORE),
+            pooled=np.flatnonzero(flags & POOL),
             rotary_first=tables.host_rotary_first if tables.classed else None,
             rotary=rotary if rotary is not None and len(rotary.runs) else None,
             max_count=longest,
@@ -98,9 +98,9 @@ class Step:
         return (self.seq_start[at] + position - self.starts[at]).astype(np.int64)
 
     @property
-    def scored_lines(self) -> Longs:
-        """Index of each scored sequence's last line in the result of the forward pass."""
-        return self._last_lines(self.scored)
+    def pooled_lines(self) -> Longs:
+        """Index of each pooled sequence's last line in the result of the forward pass."""
+        return self._last_lines(self.pooled)
 
     @property
     def sampled_lines(self) -> Longs:

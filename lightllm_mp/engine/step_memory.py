@@ -56,7 +56,7 @@ def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
     widest = max(spec.hidden, spec.q_size, spec.intermediate)
     token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * INPUT + 8 * LONG
     forward = worst.tokens * token if worst.fused else PLAIN * worst.tokens * token + _plain_attention(spec, worst)
-    return int(SLACK * (forward + (0 if spec.reward else _sampler(spec, worst)))) + FIXED
+    return int(SLACK * (forward + (0 if spec.pooling is not None else _sampler(spec, worst)))) + FIXED
 
 
 def _attention_width(spec: ModelSpec) -> int:

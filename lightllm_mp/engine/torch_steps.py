@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.engine.interfaces import Model
+from lightllm_mp.engine.pooling import needs_lines
 from lightllm_mp.engine.row_tables import RowTables
 from lightllm_mp.engine.sampling.guide_masks import GuideMasks
 from lightllm_mp.engine.sampling.prompt_logprobs import asks_for_lines
@@ -26,6 +27,7 @@ class TorchSteps:
     def __init__(self, model: Model, tables: RowTables, rules: RuleTable, kv: KVPool) -> None:
         self._model, self._tables, self._rules, self._kv = model, tables, rules, kv
         self._sampler = TorchSampler(rules, tables.tokens)
+        self._needs_lines = needs_lines(model.spec)
 
     def capture(self, largest_only: bool = False) -> None:
         """A CPU has no graphs."""
@@ -42,7 +44,7 @@ class TorchSteps:
         self._tables.write(self._tables.tokens, plan.ids)
         self._tables.write(self._tables.slots, plan.slots)
         if step is not None:
-            step.ends_only = not asks_for_lines(step, self._rules)
+            step.ends_only = not (self._needs_lines or asks_for_lines(step, self._rules))
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
         tables = self._tables

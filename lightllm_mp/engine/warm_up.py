@@ -42,20 +42,20 @@ def warm_up_plans(
     step_tokens: int,
     kv_tokens: int,
     spare_slot: int,
-    score: bool = False,
+    pool: bool = False,
     sections: bool = False,
 ) -> Iterator[bytes]:
     """A prefill step of `step_tokens`, a decode step of all rows, which take the rules of HARDEST in turn, and small
     steps that other kernels serve: those rules with masks, a single token, a short chunk, and a short chunk beside a
     decode token.
 
-    All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `score`
-    there are only prefill steps, which score their last tokens. `sections`: the first step has positions of three
+    All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `pool`
+    there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step has positions of three
     components.
     """
-    yield _prefill(rows, max_context, step_tokens, spare_slot, score, sections)
-    if score:
-        yield _prefill(1, 1, 1, spare_slot, score)
+    yield _prefill(rows, max_context, step_tokens, spare_slot, pool, sections)
+    if pool:
+        yield _prefill(1, 1, 1, spare_slot, pool)
         return
     yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
     yield _decode(min(rows, step_tokens, len(HARDEST)), 1, spare_slot, guided=True)
@@ -67,7 +67,7 @@ def warm_up_plans(
 
 
 def _prefill(
-    rows: int, max_context: int, step_tokens: int, spare_slot: int, score: bool = False, sections: bool = False
+    rows: int, max_context: int, step_tokens: int, spare_slot: int, pool: bool = False, sections: bool = False
 ) -> bytes:
     """A step's tokens in as few sequences as possible, each the last part of a full context."""
     builder, left = PlanBuilder(0), step_tokens
@@ -76,7 +76,7 @@ def _prefill(
         if not count:
             break
         _fill(builder, row, max_context, Sampling(seed=1), spare_slot)
-        builder.add(row, max_context - count, count, sample=not score, score=score)
+        builder.add(row, max_context - count, count, sample=not pool, pool=pool)
         if sections:
             builder.write_rotary(
                 row, max_context - count, np.arange(max_context - count, max_context)[:, None].repeat(3, 1)

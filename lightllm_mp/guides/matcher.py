@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from lightllm_mp.guides.vocabulary import GuideVocabulary
+from lightllm_mp.guides.vocabulary import GuideVocabulary, mask_of
 
 Bits = NDArray[np.uint32]
 
@@ -16,11 +17,18 @@ Bits = NDArray[np.uint32]
 class GuideMatcher:
     """One answer. It follows from the ids alone, so that ids which are taken again lead to the same place.
 
-    `after`: the answer is free until it has this text. White space behind it belongs to what was free.
+    `after`: the answer is free until it has this text. White space behind it belongs to what was free. With `jump` text
+    that the grammar forces is taken in the tokens that the tokenizer makes of it.
     """
 
     def __init__(
-        self, matcher: LLMatcher, vocabulary: GuideVocabulary, *, after: str = "", ignore_eos: bool = False
+        self,
+        matcher: LLMatcher,
+        vocabulary: GuideVocabulary,
+        *,
+        after: str = "",
+        ignore_eos: bool = False,
+        jump: bool = False,
     ) -> None:
         self.ll = matcher
         self.count = 0
@@ -28,7 +36,12 @@ class GuideMatcher:
         self.ignore_eos = ignore_eos
         """The answer ends only where it cannot go on."""
         self._vocabulary = vocabulary
+        self.forced: deque[int] = deque()
+        """With `jump`: the ids that come next, whatever the model says."""
+        self._jump = jump
         self._after, self._tail = after.encode("utf-8", "replace"), b""
+        if not self._after:
+            self._force()
 
     @property
     def free(self) -> bool:
@@ -40,6 +53,10 @@ class GuideMatcher:
         self.count += 1
         if not self._after:
             self.ll.consume_token(token)
+            if self.forced:
+                self.forced.popleft()
+            if not self.forced:
+                self._force()
             return
         text = self._tail + self._vocabulary.piece(token)
         free, found, rest = text.partition(self._after)
@@ -47,6 +64,11 @@ class GuideMatcher:
         if found:
             self._after = b""
             self._begin(rest.lstrip())
+            self._force()
+
+    def _force(self) -> None:
+        if self._jump and not self.ll.is_stopped():
+            self.forced.extend(self.ll.compute_ff_tokens())
 
     def _begin(self, text: bytes) -> None:
         """The grammar begins with `text`, which came in one token with what was free, if it can begin so."""
@@ -74,6 +96,8 @@ class MaskWriter:
         for matcher, line in held:
             if matcher.ll.is_error():
                 bits[line] = 0
+            elif matcher.forced:
+                bits[line] = mask_of([matcher.forced[0]], words)
             elif matcher.ignore_eos:
                 self._keep_going(bits[line])
         return bits

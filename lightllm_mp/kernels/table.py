@@ -33,6 +33,8 @@ class HeadLayout:
     head_dim: int
     scale: float
     """Factor on the scores before the softmax."""
+    causal: bool = True
+    """A query sees itself and keys before it; else all keys of its sequence, and there is no window or bias."""
     window: int = 0
     """A query sees itself and the `window - 1` keys before it; 0: all keys before it."""
     softcap: float = 0.0
@@ -131,8 +133,8 @@ class OpTable:
     of the new tokens to their slots (rounded to nearest if stored in 8 bits), returns the queries
     [tokens, heads * head_dim], possibly in qkv's memory."""
     attention: Callable[[Tensor, LayerKV, Batch, HeadLayout], Tensor]
-    """(q [tokens, heads * head_dim], kv, batch, layout): causal attention of each new token over its sequence's
-    slots, [tokens, heads * value_dim]."""
+    """(q [tokens, heads * head_dim], kv, batch, layout): attention of each new token over its sequence's slots,
+    [tokens, heads * value_dim]."""
     full_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(q [sequences, queries, heads, dim], k and v [sequences, keys, heads, dim], possibly views of one projection):
     every query sees every key of its sequence, scores are scaled by dim^-0.5; -> [sequences, queries, heads * dim]."""

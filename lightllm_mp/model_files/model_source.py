@@ -22,8 +22,10 @@ MAX_CONFIG_BYTES = 16 << 20
 class ModelSource:
     """What a path holds, read when it is first asked for."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, task: str = "auto") -> None:
         self.path = Path(path)
+        self.task = task
+        """`ModelConfig.task`."""
 
     @staticmethod
     def of(model: ModelSource | Path | str) -> ModelSource:
@@ -61,14 +63,26 @@ class ModelSource:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size, or ModelError."""
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: the file does not hold a JSON object")
+    return value
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects from a file of bounded size, or ModelError."""
+    value = _read(path)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ModelError(f"{path}: the file does not hold a list of JSON objects")
+    return value
+
+
+def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ModelError(f"{path}: the file is larger than {MAX_CONFIG_BYTES} bytes")
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: the file is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: the file does not hold a JSON object")
-    return value

@@ -12,6 +12,7 @@ from lightllm_mp.model_files.model_source import ModelSource, read_json
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
+from lightllm_mp.models.families.common.pooling import with_pooling
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -24,6 +25,8 @@ def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
     if source.language.is_dir():
         return hf_model(source)[1]
     if source.language.is_file():
+        if source.task != "auto":
+            raise ModelError(f"{source.language}: --task {source.task} needs a Hugging Face folder")
         return gguf_model(source.language)[1]
     raise ModelError(f"{source.language}: no such model folder or file")
 
@@ -37,7 +40,9 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     generation = folder / "generation_config.json"
     if generation.is_file():
         config["generation_config"] = read_json(generation)
-    return family, _mapped(family.read_hf, config, str(folder / "config.json"))
+    spec = _mapped(family.read_hf, config, str(folder / "config.json"))
+    with config_errors(str(folder)):
+        return family, with_pooling(spec, config, folder, source.task)
 
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:
@@ -81,5 +86,7 @@ def _check(spec: ModelSpec, where: str) -> None:
         raise ModelError(f"{where}: {spec.heads} heads are not a multiple of {spec.kv_heads} key-value heads")
     if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
         raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
+    if not spec.causal and (spec.window is not None or spec.alibi or spec.pooling is None):
+        raise ModelError(f"{where}: attention in both directions is served for encoders without windows and biases")
     if spec.window is not None and spec.window < 1:
         raise ModelError(f"{where}: sliding window {spec.window} must be positive")

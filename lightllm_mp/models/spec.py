@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+Take = Literal["last", "cls", "mean"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
@@ -76,6 +77,31 @@ class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
     value_dim: int
 
 
+class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a prompt becomes one row of float32 numbers: an embedding, or a score."""
+
+    task: Literal["embed", "score"]
+    width: int
+    """Numbers of a row; 1 for a score."""
+    take: Take = "last"
+    """The hidden state that the row is made of: of the last token, of the first, or the mean of all."""
+    head: Literal["", "linear", "relu", "tanh"] = ""
+    """A score: `score` x, or `score` f(`score_in` x) with `score_in` [hidden, hidden]."""
+    normalize: bool = False
+    """The row is divided by its Euclidean length."""
+    tokens: tuple[int, ...] = ()
+    """(yes, no): the score is the difference of the logits that the head would give these ids."""
+    pairs: str = ""
+    """How a query and a document become one prompt: `tokenizer`, as it joins two texts; `chat`, as the chat template
+    writes messages of these roles; else a text with {query} and {document}. Empty: the model scores one text."""
+    raw: bool = False
+    """A score for clients is the number itself, and not its sigmoid."""
+    end_token: int | None = None
+    """Id of the prompt's last token; it is appended where it is missing."""
+    shorter: tuple[int, ...] | None = None
+    """Lengths to which an embedding may be cut (Matryoshka, arXiv 2205.13147); (): any; None: it may not."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder-only transformer. Sizes are counts of elements, not bytes."""
 
@@ -103,6 +129,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     head_bias: bool = False
     learned_positions: int = 0
     """Rows of the table of position embeddings; 0: none."""
+    token_types: int = 0
+    """Rows of the table of segment embeddings; 0: none. A token of segment s has the id s * vocab + id."""
     embed_norm: bool = False
     """The embedding is normalised (with the model's kind of norm)."""
     embed_scale: float = 1.0
@@ -110,12 +138,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the logits."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap); 0: off."""
-    reward: bool = False
-    """A reward model: one score per token (`score`, [1, hidden]) instead of the head."""
-    reward_mlp: bool = False
-    """The score's input is relu(`score_in` x), [hidden, hidden]; both projections have a bias."""
-    reward_token: int | None = None
-    """Id of the last token of a scored sequence; it is appended where it is missing."""
+    pooling: PoolingSpec | None = None
+    """A model of embeddings or scores, which has no head; None: it generates."""
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
@@ -126,10 +150,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The outputs of attention and MLP are normalised before they are added (Gemma 2 and 3)."""
     residual_scale: float = 1.0
     """Factor on the outputs of attention and MLP before they are added."""
+    post_norm: bool = False
+    """A half normalises the sum of its input and output, and the sum itself is not kept (BERT). `input_norm` is then
+    the norm behind the layer before, or behind the embedding."""
     parallel: bool = False
     """Attention and MLP take the same normalised input (StableLM-2 12B); there is no `post_norm`."""
 
     # attention
+    causal: bool = True
+    """A token sees itself and those before it; else it sees all tokens of its prompt (encoders)."""
     window: int | None = None
     """A query sees itself and the `window - 1` keys before it; None: all keys before it."""
     global_layers: tuple[int, ...] = ()
@@ -156,6 +185,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     activation: Activation = "silu"
     mlp_bias: bool = False
     moe: MoeSpec | None = None
+
+    @property
+    def ids(self) -> int:
+        """Ids that a prompt may hold: those of the vocabulary, and of texts in pairs once for each segment."""
+        pairs = self.pooling is not None and self.pooling.pairs == "tokenizer"
+        return self.vocab * max(self.token_types, 1) if pairs else self.vocab
 
     @property
     def q_size(self) -> int:

@@ -16,23 +16,26 @@ DEAD_END = ErrorInfo.of(
 )
 
 
-def failed_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list[tuple[Sequence, ErrorInfo]]:
-    """The running sequences of the step of which a logprob or the score is not finite, with the reason. RuntimeError
-    when the answer's columns do not match the step."""
-    sampled, scored = np.flatnonzero(flight.sampled), np.flatnonzero(flight.scored)
-    logprobs, scores = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.scores, "<f4")
+def failed_sequences(
+    rows: Rows, flight: InFlightStep, answer: StepDone, width: int
+) -> list[tuple[Sequence, ErrorInfo]]:
+    """The running sequences of the step of which a logprob or the row of numbers is not finite, with the reason.
+    RuntimeError when the answer's columns do not match the step."""
+    sampled, pooled = np.flatnonzero(flight.sampled), np.flatnonzero(flight.pooled)
+    logprobs, numbers = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.pooled, "<f4")
     ids = len(answer.ids) // 4
     if not ids == len(logprobs) == len(sampled):
         raise RuntimeError(f"step {answer.step} has {ids} ids for {len(sampled)} sequences")
-    if len(scores) != len(scored):
-        raise RuntimeError(f"step {answer.step} has {len(scores)} scores for {len(scored)} sequences")
+    if len(numbers) != len(pooled) * width:
+        raise RuntimeError(f"step {answer.step} has {len(numbers)} numbers for {len(pooled)} sequences of {width}")
+    lost = ~np.isfinite(numbers.reshape(len(pooled), width)).all(1)
     ended = np.isneginf(logprobs)
     broken = dict.fromkeys(sampled[ended].tolist(), DEAD_END)
     for index, column, _, _ in answer.prompt:
         if not np.isfinite(np.frombuffer(column, "<f4")).all():
             broken[index] = NOT_FINITE
     broken |= dict.fromkeys(sampled[~np.isfinite(logprobs) & ~ended].tolist(), NOT_FINITE)
-    broken |= dict.fromkeys(scored[~np.isfinite(scores)].tolist(), NOT_FINITE)
+    broken |= dict.fromkeys(pooled[lost].tolist(), NOT_FINITE)
     found = []
     for index, error in broken.items():
         row = flight.rows[index]
@@ -43,6 +46,6 @@ def failed_sequences(rows: Rows, flight: InFlightStep, answer: StepDone) -> list
 
 
 def failure(sequence: Sequence, error: ErrorInfo) -> list[Wire]:
-    """The last messages about such a sequence: to the detokenizer, which does not know scored ones, and the front."""
+    """The last messages about such a sequence: to the detokenizer, which does not know pooled ones, and the front."""
     rejected = Rejected(sequence.rid, error)
-    return [rejected] if sequence.scored else [Close(sequence.rid), rejected]
+    return [rejected] if sequence.pooled else [Close(sequence.rid), rejected]

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import EngineLimits, Sampling, Tokenized
+from lightllm_mp.messages import EngineLimits, PooledFacts, Sampling, Tokenized
 from lightllm_mp.plan import Ints
 
 
@@ -23,10 +23,10 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
     _check_prompt(ids, request, limits)
     _check_allowed(request, limits)
     asked = request.terms.sampling.max_new_tokens
-    if limits.reward and asked == 0:
+    if limits.pooled is not None:
+        if asked:
+            raise InvalidRequest("this model computes embeddings or scores of prompts and answers none")
         return ids, 0
-    if limits.reward:
-        raise InvalidRequest("this is a reward model: it scores prompts and answers none")
     if asked < 1:
         raise InvalidRequest("max_new_tokens is at least 1", param="max_new_tokens")
     if emitted >= asked:
@@ -37,10 +37,10 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
     return ids, max_new
 
 
-def to_score(request: Tokenized, limits: EngineLimits) -> Tokenized:
-    """The request with the id that a reward model scores at its end, if the model has such an id."""
-    token = np.array([limits.reward_token], "<i4").tobytes()
-    if limits.reward_token < 0 or not request.ids or request.ids.endswith(token):
+def with_end_token(request: Tokenized, pooled: PooledFacts) -> Tokenized:
+    """The request with the id that the model's prompts end with, if the model has such an id."""
+    token = np.array([pooled.end_token], "<i4").tobytes()
+    if pooled.end_token < 0 or not request.ids or request.ids.endswith(token):
         return request
     return msgspec.structs.replace(request, ids=request.ids + token, prompt_tokens=request.prompt_tokens + 1)
 

@@ -44,10 +44,12 @@ class Rows:
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that another sequence has computed."""
         self.tenant = np.zeros(n, np.int64)
-        self.scored = np.zeros(n, np.bool_)
-        """The prompt gets a score in place of an answer."""
+        self.pooled = np.zeros(n, np.bool_)
+        """The prompt gets a row of numbers in place of an answer."""
         self.heeds_eos = np.zeros(n, np.bool_)
         self.guided = np.zeros(n, np.bool_)
+        self.held = np.zeros(n, np.bool_)
+        """Decodes no further until its steps in flight are answered."""
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
@@ -67,7 +69,7 @@ class Rows:
         self.life[row], self.rid[row] = self._lives, sequence.rid
         self.prompt[row], self.target[row] = sequence.prompt_tokens, len(sequence.ids)
         self.limit[row] = sequence.limit
-        self.tenant[row], self.scored[row] = sequence.tenant, sequence.scored
+        self.tenant[row], self.pooled[row] = sequence.tenant, sequence.pooled
         self.guided[row] = sequence.guided
         # A constrained answer gets an end-of-sequence id only where it has to end.
         self.heeds_eos[row] = sequence.guided or not sequence.sampling.ignore_eos
@@ -85,6 +87,7 @@ class Rows:
     def vacate(self, sequence: Sequence) -> None:
         row, sequence.row = sequence.row, -1
         self.sequences[row] = None
+        self.held[row] = False
         self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
         heapq.heappush(self._free, row)
 
@@ -94,7 +97,7 @@ class Rows:
 
     def decoding(self) -> np.ndarray:
         """int64 [n] rows past their prefill with a token left to compute."""
-        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1))
+        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1) & ~self.held)
 
     def known(self, row: int) -> int:
         """How many of the row's ids have been confirmed."""

@@ -25,19 +25,21 @@ from lightllm_mp.messages import (
     CloseGuide,
     Embedded,
     EngineLimits,
+    Pooled,
     Release,
     Scheduled,
-    Scored,
     StepDone,
     Tokenized,
     Wire,
 )
-from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, Admission, service_order
+from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import taken_tokens
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, failed_sequences, failure
+from lightllm_mp.scheduler.jumps import Jumps
 from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.prompt_chunks import PromptChunks
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
@@ -51,6 +53,8 @@ BURST = 32
 class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
+        self._width = limits.pooled.width if limits.pooled is not None else 0
+        """Numbers of the row that a pooled sequence gets."""
         self._rows = Rows(limits)
         self._counters = Counters()
         self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
@@ -62,10 +66,12 @@ class Scheduler:
         self._events: list[Wire] = []
         self._moved: list[tuple[int, int, int, int]] = []
         """(row, life, start, end): positions whose slots the worker does not know yet."""
+        self._chunks = PromptChunks(limits, self._rows, self._kv, self._moved)
         self._held = False
         """A sequence was preempted and none has ended since."""
         self._arrivals = 0
         self._leases = Leases()
+        self.jumps = Jumps(limits, self._rows, self._live, self._counters)
         self._random = np.random.Generator(np.random.PCG64(0))
 
     # --- requests come and go -----------------------------------------------------------------------------------------
@@ -88,7 +94,7 @@ class Scheduler:
         """End a sequence that no client waits for."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, ABORT)
-            if sequence.opened and not sequence.scored:
+            if sequence.opened and not sequence.pooled:
                 self._events.append(Close(rid))
 
     def stop_matched(self, rid: int) -> None:
@@ -105,9 +111,8 @@ class Scheduler:
         if not keep_cache:
             self._kv.clear()
         state = (self._live, self._waiting, self._shares, self._prefilling, self._flights, self._events, self._moved)
-        for part in state:
+        for part in (*state, self._leases, self.jumps):
             part.clear()
-        self._leases.clear()
         self._held = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -118,14 +123,17 @@ class Scheduler:
 
         A plan needs no answer of an earlier step, because it names only rows and positions. When slots run out with a
         step in flight, the result is None, because that step's answer may free some."""
+        for sequence, events in self.jumps.take():
+            self._events += events
+            self._prefilling.add(sequence)
         decoding = self._decode()
         if decoding is None:
             return None
         self._admit(now)
-        chunks = self._chunks(self.limits.step_tokens - len(decoding))
+        chunks = self._chunks.take(self._prefilling, self.limits.step_tokens - len(decoding))
         while not (chunks or len(decoding) or self._flights) and len(self._prefilling):
             self._preempt(self._youngest())
-            chunks = self._chunks(self.limits.step_tokens)
+            chunks = self._chunks.take(self._prefilling, self.limits.step_tokens)
         if not (chunks or len(decoding)):
             return None
         return self._write(decoding, chunks)
@@ -147,7 +155,7 @@ class Scheduler:
                 sequence.owed_logprobs.add(logprobs, top_ids, top_logprobs)
         self._finish_prefills(flight, alive)
         self._take_tokens(flight, alive, answer)
-        self._take_scores(flight, alive, answer)
+        self._take_pooled(flight, alive, answer)
 
     @property
     def in_flight(self) -> int:
@@ -159,7 +167,7 @@ class Scheduler:
         return bool(self._live)
 
     def take_events(self) -> list[Wire]:
-        """Messages since the last call, in order: Scheduled, Scored and Rejected for the front, Release for the visual
+        """Messages since the last call, in order: Scheduled, Pooled and Rejected for the front, Release for the visual
         actor, Advance, NeedMasks and CloseGuide for the guide actor, others for the detokenizer."""
         events, self._events = self._events, []
         return events
@@ -215,42 +223,10 @@ class Scheduler:
             sequence.group.leader = sequence
         return True
 
-    def _chunks(self, budget: int) -> dict[Sequence, int]:
-        """Give prompts slots for their next chunks. Returns the start of each sequence's chunk."""
-        prompts = list(self._prefilling)
-        rows, starts, uploads = self._rows, dict[Sequence, int](), 0
-        left = [(s.tenant, s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
-        for index, most in service_order(left, budget):
-            if not (budget and self._kv.available):
-                break
-            sequence = prompts[index]
-            row = sequence.row
-            if sequence not in starts:
-                self._catch_up(sequence)
-                known = 0 if sequence.uploaded else int(rows.planned[row])
-                if uploads and uploads + known > UPLOAD_POSITIONS:
-                    continue
-                uploads += known
-            start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
-            slots = self._kv.take(min(count, self._kv.available))
-            if slots is None or not len(slots):
-                continue
-            rows.slots[row, start : start + len(slots)] = slots
-            rows.planned[row] += len(slots)
-            starts.setdefault(sequence, start)
-            budget -= len(slots)
-        return starts
-
-    def _catch_up(self, sequence: Sequence) -> None:
-        """Use what other sequences have computed of its prompt since it was admitted."""
-        start, end = self._kv.catch_up(sequence)
-        if sequence.uploaded and start < end:
-            self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
-
     def _announce(self, sequence: Sequence, cached: int) -> None:
-        """Tell the detokenizer, once, that a sequence's first chunk is planned; of a scored sequence tell the front."""
+        """Tell the detokenizer, once, that a sequence's first chunk is planned; of a pooled sequence tell the front."""
         sequence.opened = True
-        self._events.append(Scheduled(sequence.rid) if sequence.scored else sequence.open(cached))
+        self._events.append(Scheduled(sequence.rid) if sequence.pooled else sequence.open(cached))
         self._counters.prompt_tokens += sequence.prompt_tokens
         if sequence.reads_cache:
             self._counters.prefix_queries_tokens += len(sequence.ids)
@@ -277,7 +253,7 @@ class Scheduler:
     def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
         """End the sequences that got no id. If their logits are not finite, their KV may be wrong too: the tree gets
         none of it."""
-        for sequence, error in failed_sequences(self._rows, flight, answer):
+        for sequence, error in failed_sequences(self._rows, flight, answer, self._width):
             if error is NOT_FINITE:
                 sequence.cached = False
                 self._counters.invalid_logits += 1
@@ -287,7 +263,7 @@ class Scheduler:
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
         """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
-            whole = alive[index] and (flight.sampled[index] or flight.scored[index])
+            whole = alive[index] and (flight.sampled[index] or flight.pooled[index])
             sequence = self._rows.sequences[flight.rows[index]] if whole else None
             if sequence is None:
                 continue
@@ -312,12 +288,13 @@ class Scheduler:
             assert sequence is not None
             self._end(sequence, int(produced.finish[index]))
 
-    def _take_scores(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
-        scores, scored = np.frombuffer(answer.scores, "<f4"), np.flatnonzero(flight.scored)
-        for index, score in zip(scored.tolist(), scores.tolist(), strict=True):
+    def _take_pooled(self, flight: InFlightStep, alive: np.ndarray, answer: StepDone) -> None:
+        row_bytes = 4 * self._width
+        for number, index in enumerate(np.flatnonzero(flight.pooled).tolist()):
             sequence = self._rows.sequences[flight.rows[index]] if alive[index] else None
             if sequence is not None:
-                self._events.append(Scored(sequence.rid, score, sequence.prompt_tokens))
+                row = answer.pooled[number * row_bytes : (number + 1) * row_bytes]
+                self._events.append(Pooled(sequence.rid, row, sequence.prompt_tokens))
                 self._end(sequence, STOP)
 
     # --- leaving ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import Embedded, EngineLimits, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.limits import fit, masked_ids, to_score
+from lightllm_mp.scheduler.limits import fit, masked_ids, with_end_token
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
@@ -59,7 +59,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     masked_ids: tuple[int, ...] = ()
     opened: bool = False
-    """The detokenizer knows the sequence; for a scored one, the front does."""
+    """The detokenizer knows the sequence; for a pooled one, the front does."""
     row: int = -1
     node: PrefixNode | None = None
     """Last node of the prefix shared with the tree, locked."""
@@ -110,8 +110,8 @@ class Sequence:
         return self.images.spans if self.images is not None else ()
 
     @property
-    def scored(self) -> bool:
-        """The prompt gets a score and no answer."""
+    def pooled(self) -> bool:
+        """The prompt gets a row of numbers and no answer."""
         return self.sampling.max_new_tokens == 0
 
     @property
@@ -149,8 +149,8 @@ def sequences_of(
     embedded: Embedded | None = None,
 ) -> list[Sequence]:
     """The n sequences of a request (see `fit` and `prompt_images` for errors)."""
-    if limits.reward:
-        request = to_score(request, limits)
+    if limits.pooled is not None:
+        request = with_end_token(request, limits.pooled)
     ids, max_new = fit(request, limits)
     resumed = len(ids) > request.prompt_tokens
     terms = request.terms

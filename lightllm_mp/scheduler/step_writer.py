@@ -28,8 +28,8 @@ class InFlightStep:
     sampled: NDArray[np.bool_]
     """Sequences whose next id the answer holds."""
     decodes: int
-    scored: NDArray[np.bool_]
-    """Sequences whose score the answer holds."""
+    pooled: NDArray[np.bool_]
+    """Sequences whose row of numbers the answer holds."""
 
     def masks(self, rows: Rows) -> NeedMasks | None:
         """The masks that the step needs, asked for before it is answered; None: none."""
@@ -61,10 +61,10 @@ def write_step(
     for sequence in ordered:
         _write_chunk(builder, rows, sequence, chunks[sequence])
     taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
-    ends, scored = rows.planned[taken], rows.scored[taken]
+    ends, pooled = rows.planned[taken], rows.pooled[taken]
     whole = ends >= rows.target[taken]
     return builder.pack(), InFlightStep(
-        step, taken, rows.life[taken], ends, whole & ~scored, len(decoding), whole & scored
+        step, taken, rows.life[taken], ends, whole & ~pooled, len(decoding), whole & pooled
     )
 
 
@@ -96,7 +96,7 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
         builder.write_ids(row, sequence.uploaded, rows.ids[row, sequence.uploaded : upto])
     sequence.uploaded = upto
     whole = end == target
-    builder.add(row, start, end - start, sample=whole and not sequence.scored, score=whole and sequence.scored)
+    builder.add(row, start, end - start, sample=whole and not sequence.pooled, pool=whole and sequence.pooled)
     if sequence.images is not None:
         for part in sequence.images.parts(start, end):
             builder.add_image(row, *part)

@@ -10,9 +10,10 @@ from lightllm_mp.messages import EngineLimits
 
 def longest_kept(limits: EngineLimits, max_new_tokens: int) -> int:
     """Tokens that remain of a prompt that is too long: the answer has room beside them, up to half of the context. A
-    reward model appends a token of its own."""
+    model of one row of numbers may append a token of its own."""
     room = min(max_new_tokens, limits.max_context // 2)
-    return min(limits.max_input, limits.max_context - room) - (limits.reward_token >= 0)
+    appended = limits.pooled is not None and limits.pooled.end_token >= 0
+    return min(limits.max_input, limits.max_context - room) - appended
 
 
 def truncated(ids: NDArray[np.int32], longest: int, mode: str) -> NDArray[np.int32]:

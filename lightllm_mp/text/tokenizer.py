@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Encoding
 
 from lightllm_mp.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
 from lightllm_mp.model_files.gguf_header import is_gguf
@@ -97,14 +98,19 @@ class Tokenizer:
         InvalidRequest if the text is not valid Unicode (a lone surrogate). PromptTooLong if it has more than
         `max_tokens` tokens; if its length alone proves that, it is not tokenized.
         """
+        return np.array(self._encoded(text, add_special_tokens, max_tokens).ids, dtype=np.int32)
+
+    def encode_pair(self, first: str, second: str, *, max_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of two texts as the tokenizer joins them, special tokens included, and the segment (0 or 1) of
+        each, int32 [n]. Raises like `encode`."""
+        found = self._encoded((first, second), True, max_tokens)
+        return np.array(found.ids, dtype=np.int32), np.array(found.type_ids, dtype=np.int32)
+
+    def _encoded(self, text: str | tuple[str, str], add_special_tokens: bool, max_tokens: int | None) -> Encoding:
+        for part in (text,) if isinstance(text, str) else text:
+            self._check_text(part, max_tokens)
         try:
-            utf8 = text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the text has a lone surrogate at character {error.start}") from None
-        if max_tokens is not None and len(utf8) > max_tokens and self._surely_exceeds(text, utf8, max_tokens):
-            raise PromptTooLong(f"the text of {len(text)} characters has more than {max_tokens} tokens")
-        try:
-            ids = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+            found = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except MemoryError:
             raise
         except BaseException as error:
@@ -112,9 +118,17 @@ class Tokenizer:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise InvalidRequest("the tokenizer cannot encode this text") from error
-        if max_tokens is not None and len(ids) > max_tokens:
-            raise PromptTooLong(f"the text has {len(ids)} tokens, more than {max_tokens}")
-        return np.array(ids, dtype=np.int32)
+        if max_tokens is not None and len(found.ids) > max_tokens:
+            raise PromptTooLong(f"the text has {len(found.ids)} tokens, more than {max_tokens}")
+        return found
+
+    def _check_text(self, text: str, max_tokens: int | None) -> None:
+        try:
+            utf8 = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the text has a lone surrogate at character {error.start}") from None
+        if max_tokens is not None and len(utf8) > max_tokens and self._surely_exceeds(text, utf8, max_tokens):
+            raise PromptTooLong(f"the text of {len(text)} characters has more than {max_tokens} tokens")
 
     def decode(
         self, ids: Iterable[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True

@@ -11,7 +11,8 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
-from lightllm_mp.messages import EngineLimits, Facts, Masks, Wire
+from lightllm_mp.messages import EngineLimits, Facts, Masks, PooledFacts, Wire
+from lightllm_mp.plan import MAX_ROW, ROWS_BYTES
 from tests.scheduler.mock_worker import MockWorker
 
 VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
@@ -19,6 +20,7 @@ VOCABULARY, CONTEXT, ROWS, STEP_TOKENS = 256, 4096, 64, 512
 
 class MockWorkerActor(BlockingActor):
     context, rows, step_tokens = CONTEXT, ROWS, STEP_TOKENS
+    pooled: PooledFacts | None = None
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
@@ -36,6 +38,7 @@ class MockWorkerActor(BlockingActor):
                 step_tokens=self.step_tokens,
                 run_ahead=max(0, launch.config.engine.run_ahead),
                 long_truncation_mode=launch.config.engine.long_truncation_mode or "",
+                pooled=self.pooled,
             ),
             model_name="mock",
             eos_ids=(0,),
@@ -64,7 +67,12 @@ class MockWorkerActor(BlockingActor):
 
     def _fresh(self) -> MockWorker:
         return MockWorker(
-            rows=self.rows, width=self.context, kv_tokens=self._kv_tokens, vocab_size=VOCABULARY, checks=False
+            rows=self.rows,
+            width=self.context + 1,
+            kv_tokens=self._kv_tokens,
+            vocab_size=VOCABULARY,
+            checks=False,
+            numbers=self.pooled.width if self.pooled is not None else 1,
         )
 
 
@@ -72,6 +80,13 @@ class LargeMockWorkerActor(MockWorkerActor):
     """With the default number of rows, and a context of 128k tokens."""
 
     context, rows, step_tokens = 1 << 17, 256, 8192
+
+
+class EmbeddingMockWorkerActor(MockWorkerActor):
+    """The longest rows, and as many in a step as its answer holds."""
+
+    pooled = PooledFacts("embed", MAX_ROW)
+    rows, step_tokens = ROWS_BYTES // (4 * MAX_ROW), 1 << 14
 
 
 class PacedLargeMockWorkerActor(LargeMockWorkerActor):

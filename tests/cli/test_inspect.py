@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_the_loaded_model(name: str) -> None:
     assert report.problems == []
     assert report.weight_bytes == model.weight_bytes == 4 * report.parameters
     assert report.kv_bytes_per_token == KVPool.token_bytes(model.spec, torch.float32)
-    assert report.kind == ("reward" if model.spec.reward else "text")
+    assert report.kind == ("text" if model.spec.pooling is None else "reward")
     assert report.tokenizer == "none"
 
 

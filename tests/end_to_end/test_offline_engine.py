@@ -61,6 +61,27 @@ def test_scores_of_a_reward_model() -> None:
             engine.generate([[5, 6]])
 
 
+def test_embeddings() -> None:
+    folder = GOLDENS / "qwen3_embedding"
+    tensors = load_file(folder / "golden.safetensors")
+    prompts = [tensors[f"p{i}.input_ids"].tolist() for i in range(6)]
+    config = Config(
+        model=ModelConfig(model_dir=str(folder), data_type="float32"), engine=EngineConfig(max_total_token_num=2000)
+    )
+    with Engine(config) as engine:
+        for dimensions, name in ((None, "embedding"), (32, "embedding_half"), (64, "embedding")):
+            rows = engine.embed(prompts * 50, dimensions=dimensions)
+            assert len(rows) == 300
+            for i, row in enumerate(rows):
+                assert row.tolist() == pytest.approx(tensors[f"p{i % 6}.{name}"].tolist(), abs=5e-4)
+        with pytest.raises(InvalidRequest, match="between 1 and 64"):
+            engine.embed(prompts, dimensions=65)
+        with pytest.raises(InvalidRequest, match="an embedding model: it answers /v1/embeddings"):
+            engine.generate(prompts)
+        with pytest.raises(InvalidRequest, match="needs a reward model, this one gives embeddings"):
+            engine.score(prompts)
+
+
 def test_a_checkpoint_that_cannot_be_served_is_one_clear_line(tmp_path: Path) -> None:
     for file in (GOLDENS / "llama").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

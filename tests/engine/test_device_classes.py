@@ -1,4 +1,4 @@
-"""Length classes and scores in steps as a GPU carries them out, here with interpreted kernels."""
+"""Length classes and embeddings in steps as a GPU carries them out, here with interpreted kernels."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
     assert run.ids[203] == run.golden[3]["greedy_ids"][10:]
 
 
-def test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", ["internlm2_reward", "qwen3_embedding", "bge_m3"])
+def test_rows_of_numbers(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
-    run = Run("internlm2_reward", 1, step_tokens=20)
+    run = Run(folder, 1, step_tokens=200 if folder == "bge_m3" else 20, context=128)
     run.executor.warm_up()
     run.ask_all()
     run.work().check()

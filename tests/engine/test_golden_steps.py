@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.messages import EngineLimits, Open, Sampling, Scored, Terms, Tokenized, Tokens
+from lightllm_mp.messages import EngineLimits, Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
@@ -32,10 +33,21 @@ def model(folder: str, device: str = "cpu") -> Decoder:
 
 @cache
 def golden(folder: str) -> list[dict[str, Any]]:
-    """Prompts as golden.json has them, with `greedy_logprobs`."""
+    """Prompts as golden.json has them, with `greedy_logprobs`, or with `row` (embeddings and scores)."""
     prompts = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
     data = load_file(GOLDENS / folder / "golden.safetensors")
-    return [{**p, "greedy_logprobs": data.get(f"p{i}.greedy_logprobs")} for i, p in enumerate(prompts)]
+    names = {
+        "qwen3_embedding": "embedding",
+        "bge_m3": "embedding",
+        "qwen3_reranker": "yes_no_logits",
+        "internlm2_reward": "score",
+    }
+    found = [{**p, "greedy_logprobs": data.get(f"p{i}.greedy_logprobs")} for i, p in enumerate(prompts)]
+    if folder in names:
+        found = [{**p, "row": data[f"p{i}.{names[folder]}"].reshape(-1)} for i, p in enumerate(found)]
+    if folder == "qwen3_reranker":
+        found = [{**p, "row": p["row"][:1] - p["row"][1:]} for p in found]
+    return found
 
 
 class Run:
@@ -59,19 +71,19 @@ class Run:
                 kv_tokens=kv_tokens,
                 rows=16,
                 max_context=context,
-                max_input=context - 10,
+                max_input=longest_prompt(spec, context, None),
+                prompt_cache=keeps_prefixes(spec),
                 step_tokens=step_tokens,
                 eos_ids=(),
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
-                reward=spec.reward,
-                reward_token=-1 if spec.reward_token is None else spec.reward_token,
+                pooled=pooled_facts(spec, step_tokens),
             )
         )
         self.ids: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[float]] = {}
         self.cached: dict[int, int] = {}
-        self.scores: dict[int, float] = {}
+        self.rows: dict[int, np.ndarray] = {}
 
     def ask(self, number: int, *, turn: int = 1, emitted: int = 0) -> None:
         prompt = self.golden[number]
@@ -99,8 +111,8 @@ class Run:
         for event in self.scheduler.take_events():
             if isinstance(event, Open):
                 self.cached[event.rid] = event.cached_tokens
-            elif isinstance(event, Scored):
-                self.scores[event.rid] = event.score
+            elif isinstance(event, Pooled):
+                self.rows[event.rid] = np.frombuffer(event.row, "<f4")
             elif isinstance(event, Tokens):
                 columns = (np.frombuffer(event.rids, "<i8"), np.frombuffer(event.ids, "<i4"))
                 for rid, token, logprob in zip(*columns, np.frombuffer(event.logprobs, "<f4"), strict=True):
@@ -110,14 +122,25 @@ class Run:
     def check(self, turn: int = 1, emitted: int = 0) -> None:
         for number, prompt in enumerate(self.golden):
             rid = turn * 100 + number
-            if "score" in prompt:
-                assert abs(self.scores[rid] - prompt["score"]) < TOLERANCE
+            if "row" in prompt:
+                assert self.rows[rid].shape == prompt["row"].shape
+                assert np.abs(self.rows[rid] - prompt["row"]).max() < TOLERANCE
                 continue
             assert self.ids[rid] == prompt["greedy_ids"][emitted:], f"prompt {number}"
             assert np.abs(self.logprobs[rid] - prompt["greedy_logprobs"][emitted:]).max() < TOLERANCE
 
 
-FOLDERS = pytest.mark.parametrize("folder", ["qwen", "qwen3_moe", "internlm2_reward"])
+FOLDERS = pytest.mark.parametrize(
+    "folder", ["qwen", "qwen3_moe", "internlm2_reward", "qwen3_embedding", "qwen3_reranker"]
+)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("step_tokens", [128, 200, 400])
+def test_an_encoder(depth: int, step_tokens: int) -> None:
+    run = Run("bge_m3", depth, step_tokens=step_tokens, context=128)
+    run.ask_all()
+    run.work().check()
 
 
 @FOLDERS

@@ -37,11 +37,9 @@ def writer() -> MaskWriter:
     return MaskWriter(compiler().vocabulary, 2)
 
 
-def matcher(kind: str, source: str = "", after: str = "", *, ignore_eos: bool = False) -> GuideMatcher:
+def matcher(kind: str, source: str = "", after: str = "", **how: bool) -> GuideMatcher:
     guide = Guide(kind, source, after)
-    return GuideMatcher(
-        compiler().compile(guide).deep_copy(), compiler().vocabulary, after=after, ignore_eos=ignore_eos
-    )
+    return GuideMatcher(compiler().compile(guide).deep_copy(), compiler().vocabulary, after=after, **how)
 
 
 def allowed(one: GuideMatcher) -> list[int]:

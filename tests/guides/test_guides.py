@@ -237,3 +237,16 @@ def test_a_long_compilation_leaves_others_alone() -> None:
 def test_models_without_an_end_or_fixed_bytes_take_no_guides() -> None:
     with pytest.raises(InvalidGuide, match="end-of-sequence"):
         GuideVocabulary(tokenizer(), 100, (100,))
+
+
+def test_forced_text_is_taken_as_the_tokenizer_writes_it() -> None:
+    source, ids = "the name of the person is (yes|no)", list[int]()
+    one = matcher("regex", source, jump=True)
+    while one.forced:
+        (token,) = allowed(one)
+        ids.append(token)
+        one.take(token)
+    usual = tokenizer().encode("the name of the person is yes", add_special_tokens=False).tolist()
+    assert len(ids) > 4
+    assert ids == usual[: len(ids)]
+    assert len(allowed(one)) > 1

@@ -103,8 +103,9 @@ class Runner:
                 batch.rotary_at = torch.cat([s.rotary_at(start, end) for s, start, end in spans]).int().to(self.device)
         ids = self._ints([i for _, ids in work for i in ids])
         hidden = self.decoder.forward(ids, batch, self.kv, images)
-        head = self.decoder.scores if self.decoder.spec.reward else self.decoder.logits
-        return list(head(hidden).cpu().split(queries))
+        if self.decoder.spec.pooling is None:
+            return list(self.decoder.logits(hidden).cpu().split(queries))
+        return [rows.squeeze(-1) for rows in self.decoder.pool(hidden).cpu().split(queries)]
 
     def _ints(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)

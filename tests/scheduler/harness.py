@@ -16,12 +16,12 @@ from lightllm_mp.messages import (
     ImageSpan,
     NeedMasks,
     Open,
+    Pooled,
     PromptLogprobs,
     Rejected,
     Release,
     Sampling,
     Scheduled,
-    Scored,
     StepDone,
     Terms,
     Tokenized,
@@ -82,6 +82,7 @@ class Harness:
         self.scheduler, self.worker, self.depth = scheduler, worker, depth
         self.images = images or MockImages(scheduler.limits.vocab_size)
         self.guide = MockGuide(scheduler.limits.vocab_size)
+        self.guide.tell = scheduler.jumps.note
         self.plans: deque[bytes] = deque()
         self.requests: dict[int, Tokenized] = {}
         self.opened: dict[int, Open] = {}
@@ -90,7 +91,7 @@ class Harness:
         self.finish: dict[int, int] = {}
         self.top: dict[int, list[tuple[bytes, bytes]]] = {}
         self.scores: dict[int, PromptLogprobs] = {}
-        self.scored: dict[int, Scored] = {}
+        self.pooled: dict[int, Pooled] = {}
         self.failed: dict[int, ErrorInfo] = {}
         self.scheduled: set[int] = set()
         self.order: list[int] = []
@@ -166,10 +167,10 @@ class Harness:
             elif isinstance(event, Scheduled):
                 assert event.rid not in self.scheduled
                 self.scheduled.add(event.rid)
-            elif isinstance(event, Scored):
+            elif isinstance(event, Pooled):
                 assert event.rid in self.scheduled
-                assert event.rid not in self.scored
-                self.scored[event.rid] = event
+                assert event.rid not in self.pooled
+                self.pooled[event.rid] = event
             elif isinstance(event, Rejected):
                 assert event.rid not in self.failed
                 self.failed[event.rid] = event.error

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lightllm_mp.messages import Advance, CloseGuide, NeedMasks, Tokenized
+from lightllm_mp.messages import Advance, CloseGuide, Forced, NeedMasks, Tokenized
 
 
 class MockGuide:
@@ -15,6 +15,9 @@ class MockGuide:
         self._vocab = vocab_size
         self.dead_end = -1
         """After so many ids nothing is allowed; -1: never."""
+        self.jumps = False
+        """Some ids are followed by a run of forced ones, of which `tell` hears."""
+        self.tell: Callable[[Forced], None] = lambda message: None
         self.reset()
 
     def reset(self) -> None:
@@ -30,6 +33,7 @@ class MockGuide:
         for rid in range(request.rid, request.rid + request.terms.n):
             assert rid not in self._ids
             self._ids[rid] = list(emitted)
+            self._tell(rid)
 
     def hear(self, message: Advance | NeedMasks | CloseGuide) -> None:
         match message:
@@ -37,7 +41,10 @@ class MockGuide:
                 columns = np.frombuffer(message.rids, "<i8").tolist(), np.frombuffer(message.ids, "<i4").tolist()
                 for rid, token in zip(*columns, strict=True):
                     assert token in self.allowed(self._ids[rid])
+                    knew = bool(self.forced(self._ids[rid]))
                     self._ids[rid].append(token)
+                    if not knew:
+                        self._tell(rid)
             case NeedMasks():
                 self._wanted.append(message)
             case CloseGuide(rid):
@@ -61,7 +68,22 @@ class MockGuide:
             bits[line, sorted(range(self._vocab) if ids is None else self.allowed(ids))] = 1
         return np.packbits(bits, axis=1, bitorder="little").tobytes()
 
+    def _tell(self, rid: int) -> None:
+        ids = self._ids[rid]
+        if len(run := self.forced(ids)) > 1:
+            self.tell(Forced(rid, len(ids), np.array(run, "<i4").tobytes()))
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """The rest of the run of forced ids that the last id is in."""
+        run: list[int] = []
+        for end in range(len(ids) + 1) if self.jumps else ():
+            total = sum(ids[:end])
+            run = run[1:] or [3 + (total + 5 * k) % (self._vocab - 3) for k in range(total % 3 and total % 13)]
+        return run
+
     def allowed(self, ids: Sequence[int]) -> set[int]:
         if len(ids) == self.dead_end:
             return set()
+        if run := self.forced(ids):
+            return {run[0]}
         return {token for token in range(self._vocab) if token % 4 == sum(ids) % 4 or not (token + len(ids)) % 7}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.plan import GUIDED, SAMPLE, SCORE, Plan, RowSetup, unpack
+from lightllm_mp.plan import GUIDED, POOL, SAMPLE, Plan, RowSetup, unpack
 
 if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
     from tests.scheduler.mock_images import MockImages
@@ -39,7 +39,10 @@ class MockWorker:
         vocab_size: int,
         checks: bool = True,
         images: MockImages | None = None,
+        numbers: int = 1,
     ) -> None:
+        self._numbers = numbers
+        """Of a row that answers a prompt; all are its score."""
         self._vocab, self._checks = vocab_size, checks
         self._images = images
         self._tokens = np.full((rows, width), -1, np.int32)
@@ -133,7 +136,7 @@ class MockWorker:
             logprobs=logprobs.tobytes(),
             top=tuple(self._alternatives(rows, ids)),
             prompt=tuple(self._prompt_scores(work.seqs)),
-            scores=score(digests[(work.seqs[:, 3] & SCORE) != 0]).tobytes(),
+            pooled=score(digests[(work.seqs[:, 3] & POOL) != 0]).repeat(self._numbers).tobytes(),
         )
 
     def _alternatives(self, rows: np.ndarray, ids: np.ndarray) -> Iterable[tuple[int, bytes, bytes]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.messages import Guide
-from tests.scheduler.harness import EOS, harness, mock_worker, prompt, request
+from tests.scheduler.harness import EOS, column, harness, mock_worker, prompt, request
 
 GUIDE = Guide("regex", "a")
 both_depths = pytest.mark.parametrize("depth", [0, 1, 2])
@@ -84,10 +84,36 @@ def test_an_end_of_sequence_id_ends_a_constrained_answer_that_ignores_it() -> No
     assert h.finish[1] == 1
 
 
-@pytest.mark.parametrize("seed", range(6))
+@both_depths
+def test_forced_ids_are_computed_together(depth: int) -> None:
+    """The answers are those of one id a step, with fewer steps."""
+    steps = []
+    for tells in (False, True):
+        h = harness(depth, run_ahead=depth)
+        h.guide.jumps = True
+        if not tells:
+            h.guide.tell = lambda message: None
+        h.add(*[request(rid, prompt(11, rid), guide=GUIDE, max_new_tokens=60, n=2) for rid in range(1, 8, 2)])
+        h.run().check_answers()
+        steps.append(h.scheduler.gauges()["steps"])
+    assert steps[1] < (0.9 if depth else 0.8) * steps[0]
+
+
+@both_depths
+@pytest.mark.parametrize("most", range(1, 14))
+def test_a_jump_ends_before_the_last_id_of_an_answer(depth: int, most: int) -> None:
+    h = harness(depth, run_ahead=depth)
+    h.guide.jumps = True
+    h.add(*[request(rid, prompt(7, rid), guide=GUIDE, max_new_tokens=most, ignore_eos=True) for rid in range(1, 9)])
+    h.run().check_answers()
+
+
+@pytest.mark.parametrize("seed", range(12))
 def test_many_at_random(seed: int) -> None:
     random = np.random.default_rng(seed)
-    h = harness(int(random.integers(3)), kv_tokens=150)
+    depth = int(random.integers(3))
+    h = harness(depth, kv_tokens=150, run_ahead=depth)
+    h.guide.jumps = seed % 3 > 0
     for rid in range(1, 60):
         guide = GUIDE if random.random() < 0.6 else None
         h.add(
@@ -99,6 +125,7 @@ def test_many_at_random(seed: int) -> None:
                 min_new_tokens=int(random.integers(0, 4)),
                 ignore_eos=bool(random.random() < 0.3),
                 reuse_prompt=bool(random.random() < 0.8),
+                stop_ids=column([9, 14] if random.random() < 0.3 else []),
             )
         )
         for _ in range(int(random.integers(0, 5))):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp.messages import StepDone
-from lightllm_mp.plan import SAMPLE, SCORE, unpack
+from lightllm_mp.messages import PooledFacts, StepDone
+from lightllm_mp.plan import POOL, SAMPLE, unpack
 from tests.scheduler.harness import Harness, harness, prompt, request
 
 both_depths = pytest.mark.parametrize("depth", [0, 1])
@@ -20,7 +20,7 @@ def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
     def step(plan: bytes, masks: bytes = b"") -> StepDone:
         done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
         columns = {}
-        for name, flag in (("logprobs", SAMPLE), ("scores", SCORE)):
+        for name, flag in (("logprobs", SAMPLE), ("pooled", POOL)):
             values = np.frombuffer(getattr(done, name), "<f4").copy()
             for index, (row, start, count, _) in enumerate(seqs[(seqs[:, 3] & flag) != 0].tolist()):
                 if rows.rid[row] in rids and start + count >= rows.prompt[row] + after:
@@ -68,10 +68,10 @@ def test_answers_of_one_prompt_go_on_beside_a_broken_one(depth: int) -> None:
 
 @both_depths
 def test_a_score_that_is_no_number_fails(depth: int) -> None:
-    h = broken(harness(depth, reward=True), 2)
+    h = broken(harness(depth, pooled=PooledFacts("score", 1)), 2)
     h.add(*[request(rid, prompt(20, rid), max_new_tokens=0) for rid in (1, 2, 3)])
     h.run()
-    assert h.scored.keys() == {1, 3}
+    assert h.pooled.keys() == {1, 3}
     assert h.failed[2].code == "invalid_logits"
     assert not h.closed
 

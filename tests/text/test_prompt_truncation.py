@@ -21,6 +21,7 @@ from lightllm_mp.messages import (
     Facts,
     Generate,
     ImageInfo,
+    PooledFacts,
     Rejected,
     Sampling,
     Terms,
@@ -67,7 +68,9 @@ def test_a_cut_prompt_leaves_room_for_its_answer() -> None:
     assert longest_kept(limits("head", max_input=99), 30) == 70
     assert longest_kept(limits("head", max_input=99), 8192) == 50
     assert longest_kept(limits("head", max_input=40), 8192) == 40
-    assert longest_kept(limits("head", max_input=99, reward_token=3), 0) == 98, "its own token follows"
+    assert longest_kept(limits("head", max_input=99, pooled=PooledFacts("score", 1, end_token=3)), 0) == 98, (
+        "its own token follows"
+    )
 
 
 @pytest.mark.parametrize("mode", ["head", "center"])

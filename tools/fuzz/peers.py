@@ -196,7 +196,7 @@ def message_seeds() -> list[bytes]:
         say.Open(1, say.Output(), 3, 0, ids),
         say.Tokens(rids, ids, ids, b"\0\1", top),
         say.PromptLogprobs(1, ids, ids, 1, ids, ids),
-        say.Scored(1, 0.5, 3),
+        say.Pooled(1, bytes(4), 3),
         say.Texts(rids, ids, ids, ids, ids, ids, b"\0\1", b"\0\1", ("a", "é"), top, (("x", "y"),)),
         say.StepDone(1, ids, ids, top, ((0, ids, ids, ids),), 0.1, ids),
         say.Ready(say.Facts(model_name="m", eos_ids=(1, 2))),

@@ -88,7 +88,7 @@ def _score(data: bytes) -> None:
     _parameters(found.parameters)
     prompt = _at_once(schema.conversation(found, 0))
     text, ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-    _sent(say.Generate(1, say.Terms(sampling_parameters.SCORE), text=text, ids=ids))
+    _sent(say.Generate(1, say.Terms(sampling_parameters.POOLED), text=text, ids=ids))
 
 
 def _parameters(raw: msgspec.Raw) -> schema.RequestParameters:

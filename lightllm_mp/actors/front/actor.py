@@ -37,6 +37,7 @@ class FrontActor(AsyncActor):
             images=_image_lane(launch, mailbox, tenants),
             journal=journal,
             resume_window=resume_window,
+            retained_bytes=launch.config.http.journal_size,
             answer_bytes=launch.config.http.max_answer_bytes_live,
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.errors import EngineError, SlowReader
-from lightllm_mp.messages import Generate, PromptLogprobs
+from lightllm_mp.messages import Generate, Pooled, PromptLogprobs
 
 QUEUE_BYTES = 1 << 20
 """Most bytes of encoded events that the consumer of a stream may be behind."""
@@ -70,9 +70,9 @@ class Answer:
         "index",
         "last",
         "live",
+        "pooled",
         "prompt_tokens",
         "rid",
-        "score",
     )
 
     def __init__(self, live: LiveRequest, index: int) -> None:
@@ -82,10 +82,15 @@ class Answer:
         self.ends = array("q")
         """Where each event ends in `data`."""
         self.finish: str | None = None
-        self.score: float | None = None
-        """The score of a reward model."""
+        self.pooled = b""
+        """float32 column: the embedding or score of a prompt."""
         self.prompt_tokens = self.cached_tokens = 0
         self.last = 0.0
+
+    @property
+    def score(self) -> float:
+        """The only number of the row."""
+        return float(memoryview(self.pooled).cast("f")[0])
 
     @property
     def text(self) -> str:
@@ -174,6 +179,7 @@ class LiveRequest:
         deadline: float = math.inf,
         label: str = "",
         form: bytes = b"",
+        keep: float = 0.0,
     ) -> None:
         self._owner = owner
         self.request = request
@@ -182,6 +188,8 @@ class LiveRequest:
         self.rid = request.rid
         self.stream = stream
         self.label, self.form = label, form
+        self.keep = keep
+        """Seconds for which its table keeps it, with its images; 0: as long as any request, without them."""
         self.answers = [Answer(self, index) for index in range(request.terms.n)]
         self.order = bytearray()
         """The answer's index of each event."""
@@ -225,8 +233,8 @@ class LiveRequest:
 
     @property
     def bytes(self) -> int:
-        """Memory of its events."""
-        return sum(len(answer.data) for answer in self.answers)
+        """Memory of its events and rows of numbers."""
+        return sum(len(answer.data) + len(answer.pooled) for answer in self.answers)
 
     @property
     def taken(self) -> int:
@@ -301,6 +309,14 @@ class LiveRequest:
         if self.stream or not self.open:
             self.wake()
         return size
+
+    def put_row(self, answer: Answer, message: Pooled) -> int:
+        """An answer's only result, a row of numbers. Returns its size in bytes."""
+        answer.pooled, answer.finish = message.row, "stop"
+        answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
+        self.open -= 1
+        self.wake()
+        return len(message.row)
 
     @property
     def overflows(self) -> bool:

@@ -34,6 +34,7 @@ class RequestHead(Struct, frozen=True, array_like=True):
     form: bytes
     deadline: float | None
     """Monotonic; the clock is the machine's, so a deadline outlives the process."""
+    keep: float = 0.0
 
 
 class ImageFile(Struct, frozen=True, array_like=True):
@@ -88,7 +89,7 @@ class RequestJournal:
     def add(self, live: LiveRequest) -> None:
         """Start the record of a request, and of its images."""
         deadline = live.deadline if live.deadline < math.inf else None
-        head = RequestHead(live.request, live.stream, live.label, live.form, deadline)
+        head = RequestHead(live.request, live.stream, live.label, live.form, deadline, live.keep)
         for upload in {upload.key: upload for upload in live.images}.values():
             file = self._files.get(upload.key)
             if file is None:
@@ -167,6 +168,7 @@ class RequestJournal:
             deadline=deadline,
             label=head.label,
             form=head.form,
+            keep=head.keep,
         )
         suspended, deaths = False, list[int]()
         for frame in frames[1:]:

@@ -57,6 +57,7 @@ class RequestTable:
         images: ImageLane | NoImageLane | None = None,
         journal: RequestJournal | None = None,
         resume_window: float = 0.0,
+        retained_bytes: int = 256 << 20,
         answer_bytes: int = 1 << 30,
     ) -> None:
         self._lanes = (SendQueue(to_tokenizer), SendQueue(to_router))
@@ -69,7 +70,7 @@ class RequestTable:
         self._calls = TokenizerCalls()
         self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
-        self.retained = RetainedRequests(resume_window, self.journal, self._dropped)
+        self.retained = RetainedRequests(resume_window, self.journal, self._dropped, retained_bytes)
         self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
         self._connected = False
         self._drained = False
@@ -153,10 +154,12 @@ class RequestTable:
         deadline: float = math.inf,
         label: str = "",
         form: bytes = b"",
+        keep: float = 0.0,
     ) -> LiveRequest:
         """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Its
-        tenant can `resume` it by its `label`; without one it cannot be resumed. Raises InvalidRequest, PayloadTooLarge,
-        PromptTooLong, Overloaded or Unavailable. Later the consumer may get QueueTimeout or DeadlineExceeded."""
+        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`: see LiveRequest. Raises
+        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
         limits = self.facts.engine
@@ -168,6 +171,7 @@ class RequestTable:
             text=prompt if isinstance(prompt, str) else None,
             ids=prompt if isinstance(prompt, bytes) else None,
             chat=prompt if isinstance(prompt, say.ChatPrompt) else None,
+            pair=prompt if isinstance(prompt, say.TextPair) else None,
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
@@ -177,7 +181,9 @@ class RequestTable:
         except Overloaded:
             self.images.let_go(held)
             raise
-        live = LiveRequest(request, self, stream=stream, images=held, deadline=deadline, label=label, form=form)
+        live = LiveRequest(
+            request, self, stream=stream, images=held, deadline=deadline, label=label, form=form, keep=keep
+        )
         live.sent = self._connected
         self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
@@ -212,7 +218,7 @@ class RequestTable:
             self._quarantine.left(live)
             self.limits.leave(live.request.terms.tenant)
             self.observer.ended(live)
-        if not live.open:
+        if not (live.open or live.keep):
             self._let_images_go(live)
         self.retained.left(live)
         self._check_drained()
@@ -255,8 +261,8 @@ class RequestTable:
             live.prompt_logprobs.append(message)
             if not message.more:
                 self.journal.prompt(live)
-        elif isinstance(message, say.Scored) and message.rid in self._answers:
-            self._scored(self._answers.pop(message.rid), message)
+        elif isinstance(message, say.Pooled) and message.rid in self._answers:
+            self._pooled(self._answers.pop(message.rid), message)
 
     def _texts(self, m: say.Texts) -> None:
         now, tokens, gaps = monotonic(), 0, list[float]()
@@ -301,15 +307,12 @@ class RequestTable:
         if live.on_overflow is not None:
             live.on_overflow()
 
-    def _scored(self, answer: Answer, message: say.Scored) -> None:
+    def _pooled(self, answer: Answer, message: say.Pooled) -> None:
         live, now = answer.live, monotonic()
-        answer.score, answer.finish = message.score, "stop"
-        answer.prompt_tokens, answer.cached_tokens = message.prompt_tokens, message.cached_tokens
         live.first = answer.last = now
+        self._answer_bytes += live.put_row(answer, message)
         self.observer.first_token(live, now - live.started)
-        live.open -= 1
         self.limits.finished()
-        live.wake()
 
     def _rejected(self, message: say.Rejected) -> None:
         if self._calls.deliver(message):

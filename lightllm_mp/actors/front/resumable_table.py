@@ -19,6 +19,7 @@ from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.validation import Prompt, check_prompt
 from lightllm_mp.actors.topology import HTTP
+from lightllm_mp.errors import Overloaded
 
 
 class ResumableTable(RequestTable):
@@ -71,6 +72,21 @@ class ResumableTable(RequestTable):
         assert isinstance(found, say.Detokenized)
         return found.text
 
+    @contextmanager
+    def reserved(self, rows: int) -> Iterator[None]:
+        """Memory for so many rows of numbers that one client waits for. Raises Overloaded."""
+        assert self.facts is not None
+        pooled = self.facts.engine.pooled
+        size = 4 * rows * pooled.width if pooled is not None else 0
+        if self._answer_bytes + size > self._most_answer_bytes:
+            message = "answers of live requests take all memory for them"
+            raise Overloaded(message, retry_after=self.limits.retry_after())
+        self._answer_bytes += size
+        try:
+            yield
+        finally:
+            self._answer_bytes -= size
+
     def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
         more. Raises NotFound, InvalidRequest, Overloaded or Unavailable."""
@@ -100,6 +116,10 @@ class ResumableTable(RequestTable):
             self._deadlines.watch(live)
         return live
 
+    def look(self, tenant: bytes, label: str) -> LiveRequest:
+        """A request of this tenant as it stands; its consumer goes on reading. Raises NotFound."""
+        return self.retained.find(tenant, label)
+
     def recover(self, epoch: int) -> None:
         """Take over what a dead front has left, whose death led to this epoch. Call it once, in the running loop,
         before the first request."""
@@ -107,7 +127,7 @@ class ResumableTable(RequestTable):
         self._quarantine.recall(HTTP, self.journal.deaths)
         for live, suspended in found:
             self.retained.name(live)
-            images = live.images if live.open else ()  # a complete answer needs none
+            images = live.images if live.open or live.keep else ()  # a complete answer needs none
             live.images = self.images.hold(images, live.request.terms.tenant, checked=False)
             self._answer_bytes += live.bytes
             if suspended or not live.open:

@@ -13,11 +13,16 @@ from lightllm_mp.errors import InvalidRequest, NotFound, SlowReader
 
 
 class RetainedRequests:
-    """Keeps each request for `seconds`, then drops it. Where memory is short, the oldest of the tenant that keeps most
-    goes first. `on_drop` is told of every request that nobody can come back to any more."""
+    """Keeps each request for `seconds`, or its own `keep`, then drops it. Where memory is short, or they have more than
+    `most` bytes, the oldest of the tenant that keeps most goes first. `on_drop` is told of every request that nobody
+    can come back to any more."""
 
     def __init__(
-        self, seconds: float, journal: RequestJournal | NoJournal, on_drop: Callable[[LiveRequest], None]
+        self,
+        seconds: float,
+        journal: RequestJournal | NoJournal,
+        on_drop: Callable[[LiveRequest], None],
+        most: int,
     ) -> None:
         self.seconds = seconds
         self._journal = journal
@@ -26,7 +31,7 @@ class RetainedRequests:
         """Live and retained requests; of equal names the newest."""
         self._timers: dict[LiveRequest, asyncio.TimerHandle] = {}
         """The retained ones, in order of arrival."""
-        self._bytes = FairShares()
+        self._bytes = FairShares(most)
         if isinstance(journal, RequestJournal):
             journal.make_room = self.evict
 
@@ -57,7 +62,7 @@ class RetainedRequests:
     def left(self, live: LiveRequest) -> None:
         """Its consumer has left: retain it, or drop it if it failed or nobody can name it."""
         failed = live.error is not None and not isinstance(live.error, SlowReader)
-        if self.seconds and not failed and self._named.get(live.key) is live:
+        if (live.keep or self.seconds) and not failed and self._named.get(live.key) is live:
             self._journal.events(live)
             if live.open:
                 self._journal.suspended(live, True)
@@ -66,8 +71,10 @@ class RetainedRequests:
             self._drop(live)
 
     def add(self, live: LiveRequest) -> None:
-        self._timers[live] = asyncio.get_running_loop().call_later(self.seconds, self._expire, live)
+        self._timers[live] = asyncio.get_running_loop().call_later(live.keep or self.seconds, self._expire, live)
         self._bytes.take(live.request.terms.tenant, _weight(live))
+        while self._bytes.total > self._bytes.most:
+            self.evict()
 
     def remove(self, live: LiveRequest) -> None:
         """It has a consumer again."""
@@ -101,5 +108,5 @@ class RetainedRequests:
 def _weight(live: LiveRequest) -> int:
     """Bytes; it does not change while the request is retained."""
     request = live.request
-    prompt = len(request.text or "") + len(request.ids or b"")
-    return 4096 + live.bytes + prompt + sum(len(upload.data) for upload in live.images)
+    prompt = len(request.text or "") + len(request.ids or b"") + (request.chat.size if request.chat else 0)
+    return 4096 + live.bytes + prompt + len(live.form) + sum(len(upload.data) for upload in live.images)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms
+from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms, TextPair
 from lightllm_mp.vision.spec import IMAGE_ID
 
-Prompt = str | bytes | ChatPrompt
-"""Text, an int32 column of ids, or a chat."""
+Prompt = str | bytes | ChatPrompt | TextPair
+"""Text, an int32 column of ids, a chat, or a query and a document."""
 
+MODELS = {"embed": "an embedding model", "score": "a reward model"}
+DOES = {"generate": "produces text", "embed": "gives embeddings", "score": "gives scores"}
+ROUTES = {"embed": "/v1/embeddings", "score": "/get_score"}
+"""By task of a model: what it is, what it does, and where."""
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text with more characters than this times the longest prompt's tokens is refused before tokenization."""
@@ -21,13 +25,38 @@ def check(prompt: Prompt, terms: Terms, limits: EngineLimits, *, sees: bool = Fa
     sampling = terms.sampling
     if not 1 <= terms.n <= MAX_N:
         raise InvalidRequest(f"n must be between 1 and {MAX_N}", param="n")
+    _check_task(terms.task, limits.task, pair=isinstance(prompt, TextPair))
     check_prompt(prompt, limits, sees=sees)
-    if limits.reward and sampling.max_new_tokens:
-        raise InvalidRequest("this is a reward model: it answers /get_score and produces no text")
-    if not limits.reward and not sampling.max_new_tokens:
-        raise InvalidRequest("/get_score needs a reward model, this one produces text")
     _check_column(sampling.stop_ids, limits, "stop_sequences")
     _check_column(sampling.bias_ids, limits, "logit_bias")
+
+
+def _check_task(asked: str, does: str, *, pair: bool) -> None:
+    if asked == does:
+        return
+    if pair:
+        raise InvalidRequest(f"/v1/rerank and /v1/score need a reranking model, this one {DOES[does]}")
+    if asked == "generate":
+        raise InvalidRequest(f"this is {MODELS[does]}: it answers {ROUTES[does]} and produces no text")
+    raise InvalidRequest(f"{ROUTES[asked]} needs {MODELS[asked]}, this one {DOES[does]}")
+
+
+def embedding_length(limits: EngineLimits, dimensions: int | None) -> int | None:
+    """The asked length of embeddings; None: as they are. Raises InvalidRequest, as vLLM does, for a model that was not
+    trained to have its embeddings cut."""
+    if dimensions is None or limits.pooled is None:
+        return None
+    shorter, width = limits.pooled.shorter, limits.pooled.width
+    if shorter is None and dimensions != width:
+        raise InvalidRequest(
+            f"the embeddings of this model have {width} numbers and may not be cut: it is no Matryoshka model",
+            param="dimensions",
+        )
+    if shorter and dimensions not in (*shorter, width):
+        raise InvalidRequest(f"dimensions must be one of {', '.join(map(str, shorter))}", param="dimensions")
+    if not 1 <= dimensions <= width:
+        raise InvalidRequest(f"dimensions must be between 1 and {width}", param="dimensions")
+    return dimensions
 
 
 def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) -> None:
@@ -36,6 +65,10 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="inputs")
         size, most, unit = len(prompt) // 4, limits.longest_prompt, "tokens"
+    elif isinstance(prompt, TextPair):
+        if limits.pooled is None or not limits.pooled.pairs:
+            raise InvalidRequest("/v1/rerank and /v1/score need a reranking model, this one scores single texts")
+        size, most, unit = prompt.size, CHARS_PER_TOKEN * limits.longest_prompt, "characters"
     elif isinstance(prompt, str):
         size, most, unit = len(prompt), CHARS_PER_TOKEN * limits.longest_prompt, "characters"
     else:
@@ -46,8 +79,15 @@ def check_prompt(prompt: Prompt, limits: EngineLimits, *, sees: bool = False) ->
         )
     if isinstance(prompt, bytes):
         _check_column(prompt, limits, "inputs", IMAGE_ID if sees else None)
-    elif isinstance(prompt, str) and not _is_unicode(prompt):
+    elif not all(map(_is_unicode, _texts(prompt))):
         raise InvalidRequest("the prompt holds half a surrogate pair", param="inputs")
+
+
+def _texts(prompt: Prompt) -> tuple[str, ...]:
+    """The texts of a prompt that are not checked yet: those of a chat have come through JSON."""
+    if isinstance(prompt, TextPair):
+        return prompt.query, prompt.document
+    return (prompt,) if isinstance(prompt, str) else ()
 
 
 def _is_unicode(text: str) -> bool:

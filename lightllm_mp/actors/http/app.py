@@ -15,9 +15,11 @@ from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.openapi.document import OpenApiPage
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
+from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
 from lightllm_mp.actors.http.routes.tokenize import TokenizeRoutes
@@ -37,7 +39,9 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 def routes(
     generate: GenerateRoutes,
     openai: OpenAIRoutes,
+    responses: ResponseRoutes,
     anthropic: AnthropicRoutes,
+    pooled: EmbeddingRoutes,
     resume: ResumeRoutes,
     tokenize: TokenizeRoutes,
     status: StatusRoutes,
@@ -49,11 +53,17 @@ def routes(
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
         Route(("POST",), ("/",), generate.either, "user"),
         Route(("POST",), ("/get_score",), generate.score, "user"),
+        Route(("POST",), ("/v1/embeddings",), pooled.embed, "user"),
+        Route(("POST",), ("/v1/rerank", "/v2/rerank", "/rerank"), pooled.rerank, "user"),
+        Route(("POST",), ("/v1/score", "/score"), pooled.score, "user"),
         Route(("GET", "POST"), ("/tokens",), generate.tokens, "user"),
         Route(("POST",), ("/v1/chat/completions",), openai.chat, "user"),
         Route(("POST",), ("/v1/completions",), openai.complete, "user"),
         Route(LOOK, ("/v1/models",), openai.models, "user"),
         Route(LOOK, ("/v1/models/{id:.+}",), openai.model, "user"),
+        Route(("POST",), ("/v1/responses",), responses.create, "user"),
+        Route(("GET",), ("/v1/responses/{id}",), responses.fetch, "user"),
+        Route(("DELETE",), ("/v1/responses/{id}",), responses.delete, "user"),
         Route(("POST",), ("/v1/messages",), anthropic.messages, "user"),
         Route(("POST",), ("/v1/messages/count_tokens",), anthropic.count_tokens, "user"),
         Route(("POST",), ("/tokenize",), tokenize.tokenize, "user"),
@@ -97,7 +107,9 @@ def create_app(
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
+        ResponseRoutes(context, arrivals),
         AnthropicRoutes(context, arrivals),
+        EmbeddingRoutes(context, arrivals),
         ResumeRoutes(context),
         TokenizeRoutes(context, arrivals),
         StatusRoutes(context),

@@ -6,8 +6,8 @@ is submitted in the same turn of the loop in which it gives the place back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -24,7 +24,8 @@ from lightllm_mp.actors.http.dialects.forms import encode_form
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
 from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
-from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
+from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Facts, ImageInfo, Terms
 
 
@@ -37,12 +38,15 @@ class Work:
     form: AnswerForm
     add_special_tokens: bool = True
     images: tuple[Upload, ...] = ()
+    keep: float = 0.0
+    """Seconds; see LiveRequest."""
 
 
 class Arrivals:
     def __init__(self, context: Context) -> None:
         self._frontend, self._media = context.frontend, context.media
         config = context.config
+        self._most_of_batch = max(1, min(MOST_LIVE, config.max_live_requests // 8))
         self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
 
     @property
@@ -68,13 +72,12 @@ class Arrivals:
 
     async def chat_images(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[Upload, ...]:
         """The images of a chat's messages. Raises like `ImageInputs.uploads`."""
-        with _named("messages"), self._media.arriving(tenant(request)) as take:
+        with self._media.arriving(tenant(request)) as take:
             return await self._media.upload_all(items, tenant(request), take, payer(request))
 
     async def chat_image_infos(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[ImageInfo, ...]:
         """The same for counting tokens."""
-        with _named("messages"):
-            return await self._media.info_all(items, tenant(request), payer(request))
+        return await self._media.info_all(items, tenant(request), payer(request))
 
     async def answer(self, request: web.Request, work: Awaitable[Work]) -> web.StreamResponse:
         """Answer with the work that arrives."""
@@ -96,6 +99,18 @@ class Arrivals:
         group, form = LiveGroup(found, request[LABEL]), many[0].form
         return await send(request, group, form, form.group_writer(group))
 
+    async def answer_batch(self, request: web.Request, works: Sequence[Work]) -> web.StreamResponse:
+        """Answer with many works of one form as one; some of them wait here until others are done. Call it in the turn
+        of the loop in which they have arrived."""
+        if len(works) == 1:
+            return await deliver(request, self.submit(request, works[0]))
+        form = works[0].form
+        with self._frontend.reserved(len(works)):
+            batch = PooledBatch(
+                works, lambda work: self.submit(request, work, label=""), most=self._most_of_batch, label=request[LABEL]
+            )
+            return await send(request, batch, form, form.group_writer(batch))
+
     def submit(self, request: web.Request, work: Work, *, label: str | None = None) -> LiveRequest:
         """`label`: the client can come back by it; empty: it cannot; default: the request's own."""
         return self._frontend.submit(
@@ -107,14 +122,5 @@ class Arrivals:
             deadline=request[DEADLINE],
             label=request[LABEL] if label is None else label,
             form=encode_form(work.form),
+            keep=work.keep,
         )
-
-
-@contextmanager
-def _named(param: str) -> Iterator[None]:
-    """Errors within name this field of the body."""
-    try:
-        yield
-    except InvalidRequest as error:
-        error.param = param
-        raise

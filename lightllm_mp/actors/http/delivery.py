@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from aiohttp import web
 
@@ -79,8 +79,13 @@ async def _stream(
 async def _whole(
     request: web.Request, live: LiveRequest | LiveGroup, writer: AnswerWriter, headers: Mapping[str, str]
 ) -> web.StreamResponse:
+    return await send_json(request, writer.whole(await live.answer()), headers)
+
+
+async def send_json(
+    request: web.Request, pieces: Iterator[bytes], headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
     """One JSON body. A large one is encoded and sent in pieces, and others are served between them."""
-    pieces = writer.whole(await live.answer())
     body = bytearray()
     for piece in pieces:
         body += piece

@@ -140,7 +140,6 @@ def prompt_logprobs(prompt: Sequence[PromptLogprobs]) -> Iterator[bytes]:
 
 
 def score(answer: Answer) -> bytes:
-    assert answer.score is not None
     return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 

@@ -80,7 +80,6 @@ class Console:
 def example(url: str, facts: Facts) -> str:
     """A shell command that this model answers."""
     prompt: object = "What is AI?" if facts.has_tokenizer else [1, 2, 3]
-    path, field = (
-        ("generate", "inputs") if not facts.engine.reward else ("get_score", "chat" if facts.has_tokenizer else "ids")
-    )
+    score = "get_score", "chat" if facts.has_tokenizer else "ids"
+    path, field = {"embed": ("v1/embeddings", "input"), "score": score}.get(facts.engine.task, ("generate", "inputs"))
     return f"curl {url}/{path} -d '{json.dumps({field: prompt})}'"

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 def described(r: ModelReport) -> str:
     lines = [
         ("model", r.path),
-        ("family", f"{r.family} ({r.architecture}){', reward model' if r.kind == 'reward' else ''}"),
+        ("family", f"{r.family} ({r.architecture}){', ' + r.kind + ' model' if r.kind != 'text' else ''}"),
         ("parameters", f"{r.parameters:,}"),
         ("files", f"{format_bytes(r.file_bytes)}, mostly {r.file_dtype}"),
         ("weights", f"{format_bytes(r.weight_bytes)} as {r.data_type}"),

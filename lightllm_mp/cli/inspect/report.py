@@ -31,7 +31,7 @@ class ModelReport(Struct, kw_only=True):
     family: str
     architecture: str
     kind: str
-    """"text" or "reward"."""
+    """"text", "embedding" or "reward"."""
     parameters: int
     file_bytes: int
     file_dtype: str
@@ -73,7 +73,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
         path=str(path),
         family=spec.family,
         architecture=architecture,
-        kind="reward" if spec.reward else "text",
+        kind=_kind(spec),
         parameters=parameters,
         file_bytes=sum(file.stat().st_size for file in files),
         file_dtype=spec.file_dtype,
@@ -92,6 +92,12 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     )
 
 
+def _kind(spec: ModelSpec) -> str:
+    if spec.pooling is None:
+        return "text"
+    return "embedding" if spec.pooling.task == "embed" else "reward"
+
+
 def _gguf(source: ModelSource) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     """Spec, weights, architecture and files of a GGUF file, or of a folder whose language model is a GGUF file."""
     half = source.language
@@ -106,7 +112,7 @@ def _folder(
 ) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     path, config = source.path, source.config
     family, spec = hf_model(source)
-    params, packing = family.hf_weights(spec), packing_of(config, str(path))
+    params, packing = family.folder_weights(spec), packing_of(config, str(path))
     files: list[Path] = []
     try:
         files = weight_files(path)

@@ -230,7 +230,7 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         *_scale_addresses(kv),
         layout.heads * layout.head_dim,
         layout.kv_heads * layout.head_dim,
-        False,
+        not layout.causal,
     )
     return out
 

@@ -44,7 +44,7 @@ def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout) -> Tensor
     if layout.alibi:
         slopes = torch.tensor(layout.alibi, device=q.device).view(layout.kv_heads, group, 1, 1)
         scores = scores + slopes * (key_at - query_at)
-    hidden = key_at > query_at
+    hidden = (key_at > query_at) & layout.causal
     if layout.window:
         hidden |= key_at <= query_at - layout.window
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)

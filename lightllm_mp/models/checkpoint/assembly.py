@@ -26,7 +26,7 @@ from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 EXPERTS = ("experts.gate_up", "experts.down")
 """Suffixes of the weights of all experts of a layer."""
 
-NO_PROJECTIONS = ("embed", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
+NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
 """Suffixes of matrices that are not plain projections: they are stored as they are, for `tensor`."""
 
 NOT_QUANTISED = ("router", "shared_gate")

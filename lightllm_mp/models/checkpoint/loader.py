@@ -94,7 +94,7 @@ def _opened(
     if not path.is_dir():
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
-    checkpoint, params = open_folder(path), family.hf_weights(spec)
+    checkpoint, params = open_folder(path), family.folder_weights(spec)
     if family.spellings:
         checkpoint = RenamedCheckpoint(checkpoint, family.known)
     if packing := packing_of(source.config, str(path)):
@@ -109,7 +109,7 @@ def _random(
     if path.is_file():
         raise ModelError(f"{path}: random weights (--load-format dummy) need a folder with a config.json")
     family, spec = hf_model(source)
-    params = family.hf_weights(spec)
+    params = family.folder_weights(spec)
     return (
         spec,
         RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),

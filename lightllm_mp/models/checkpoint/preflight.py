@@ -46,7 +46,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
     found = shapes(files)
     if packing_of(source.config, str(path)) is None:
         found = {family.known(name): shape for name, shape in found.items()}
-        check_names(family.hf_weights(spec), found, family.ignore, str(path))
+        check_names(family.folder_weights(spec), found, family.ignore, str(path))
     return spec
 
 

@@ -30,8 +30,9 @@ class Piece:
 class Param:
     """One parameter of the decoder: its pieces stacked along the first dimension.
 
-    Targets of a whole model: `embed` [vocab, hidden], `positions` [rows, hidden], `embed_norm`, `norm` [hidden],
-    `head` [vocab, hidden], or `score` [1, hidden] for a reward model. Of layer i, under `layers.<i>.`:
+    Targets of a whole model: `embed` [vocab, hidden], `types` and `positions` [rows, hidden], `embed_norm`, `norm`
+    [hidden], `head` [vocab, hidden], or for scores `score` [1, hidden] and `score_in` [hidden, hidden]. Of layer i,
+    under `layers.<i>.`:
 
     input_norm, post_norm                  [hidden], before attention and before the MLP
     attention_out_norm, mlp_out_norm       [hidden], on their outputs (`branch_norms`)

@@ -23,6 +23,7 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        causal=spec.causal,
         window=spec.window_of(layer),
         softcap=spec.score_softcap,
         alibi=slopes,

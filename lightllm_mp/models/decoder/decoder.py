@@ -18,6 +18,7 @@ from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_la
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.moe import Mixture, read_mixture
 from lightllm_mp.models.decoder.norms import read_norm
+from lightllm_mp.models.decoder.pooling import PoolingHead
 from lightllm_mp.models.decoder.rotary import rotary_tables
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.sharding import Shard
@@ -62,7 +63,8 @@ class Decoder:
         self.rotary, self._local_rotary = rotary_tables(spec, device)
         self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
         self.norm = read_norm(weights, "norm", spec)
-        self.head = OutputHead(weights, spec, ops, self.group)
+        self._head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
+        self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
 
     def _layer(self, i: int, weights: ModelWeights) -> DecoderLayer:
@@ -121,6 +123,7 @@ class Decoder:
                 if branch is None
                 else self._add(branch, residual, layer.input_norm)
             )
+            residual = x if self.spec.post_norm else residual
             rows = ends if layer is self.layers[-1] else None
             branch = layer.attention.forward(x, batch, kv, rows)
             if rows is not None:
@@ -129,6 +132,7 @@ class Decoder:
                 branch = branch.add_(layer.mlp.forward(x))
             else:
                 x = self._add(self._whole(branch, layer.attention_out_norm), residual, layer.post_norm)
+                residual = x if self.spec.post_norm else residual
                 branch = layer.mlp.forward(x)
             branch = self._whole(branch, layer.mlp_out_norm)
         assert branch is not None
@@ -147,9 +151,11 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [n, vocab] of hidden states [n, hidden]."""
-        return self.head.logits(hidden)
+        assert self._head is not None, "a model of embeddings or scores has no logits"
+        return self._head.logits(hidden)
 
     @torch.inference_mode()
-    def scores(self, hidden: Tensor) -> Tensor:
-        """Float32 [n]: a reward model's score of the sequences that end at the hidden states [n, hidden]."""
-        return self.head.scores(hidden)
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Float32 [n, width]: the embeddings or scores of sequences with the taken hidden states [n, hidden]."""
+        assert self._pooling is not None, "only a model of embeddings or scores pools"
+        return self._pooling.rows(hidden)

@@ -1,4 +1,4 @@
-"""The ends of a decoder: token embedding, and the output head that gives logits or scores.
+"""The ends of a decoder: token embedding, and the output head that gives logits.
 
 The rows (vocabulary) of both matrices may be split over the ranks.
 """
@@ -30,11 +30,12 @@ class ImageRows(NamedTuple):
 
 
 class Embedding:
-    """Token embedding, with the scale, learned positions and norm that the model has."""
+    """Token embedding, with the scale, segments, learned positions and norm that the model has."""
 
     def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup, shard: Shard) -> None:
         self.table, self._rows = weights.table("embed"), weights.shape("embed")[0]
         self._ops, self._group, self._start, self._vocab = ops, group, shard.vocab_start, spec.vocab
+        self._types = weights.tensor("types") if spec.token_types else None
         self._positions = weights.tensor("positions") if spec.learned_positions else None
         self._norm = read_norm(weights, "embed_norm", spec) if spec.embed_norm else None
         self._scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()  # rounded as upstream does
@@ -44,11 +45,14 @@ class Embedding:
         Image rows are not scaled. Every rank has all of them, so they are written after the sum over ranks."""
         if images:
             ids = ids.clamp(max=self._vocab - 1)
+        segments, ids = (ids // self._vocab, ids % self._vocab) if self._types is not None else (None, ids)
         x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
         if self._scale != 1.0:
             x = x.mul_(self._scale)
         for line, rows in images:
             x[line : line + rows.shape[0]].copy_(rows, non_blocking=True)
+        if self._types is not None and segments is not None:
+            x = x.add_(self._ops.embedding(segments, self._types))
         if self._positions is not None:
             x = x.add_(self._ops.embedding(batch.positions, self._positions))
         return x if self._norm is None else self._ops.norm(x, self._norm)
@@ -62,26 +66,17 @@ class Embedding:
 
 
 class OutputHead:
-    """The projection to the vocabulary, or to one score."""
+    """The projection to the vocabulary."""
 
     def __init__(self, weights: ModelWeights, spec: ModelSpec, ops: OpTable, group: RankGroup) -> None:
         self._spec, self._ops, self._group = spec, ops, group
-        self._linear = weights.linear("score" if spec.reward else "embed" if spec.tied else "head")
-        self._inner = weights.linear("score_in") if spec.reward_mlp else None
+        self._linear = weights.linear("embed" if spec.tied else "head")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
-        assert not self._spec.reward, "a reward model has scores and no logits"
         part = self._ops.linear_float(hidden, self._linear)
         logits = self._group.side_by_side(part)[:, : self._spec.vocab].contiguous()
         if self._spec.logit_scale != 1.0:
             logits = logits.mul_(self._spec.logit_scale)
         cap = self._spec.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
-
-    def scores(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] -> float32 [n]."""
-        assert self._spec.reward, "only a reward model has scores"
-        if self._inner is not None:
-            hidden = self._ops.activate(self._ops.linear(hidden, self._inner), "relu")
-        return self._ops.linear_float(hidden, self._linear).squeeze(-1)

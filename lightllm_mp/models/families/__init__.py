@@ -23,6 +23,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families.baichuan import BAICHUAN
+from lightllm_mp.models.families.bert import BERT, NOMIC_BERT, ROBERTA
 from lightllm_mp.models.families.bloom import BLOOM
 from lightllm_mp.models.families.chatglm import CHATGLM
 from lightllm_mp.models.families.common.family import Family
@@ -51,6 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
     *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
+    *(BERT, ROBERTA, NOMIC_BERT),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL),
 )
 

@@ -12,7 +12,7 @@ from lightllm_mp.models.families.common.decoder_weights import linear, norm
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec
 from lightllm_mp.models.families.common.text_half import EACH, END_EACH, Backend, ModelFolder, TextHalf
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import ModelSpec, PoolingSpec
 
 TURN_TOKENS = (("<|im_start|>", "<|im_end|>"), ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"))
 """Start and end of a turn. Early releases name the two tokens by their places in the vocabulary."""
@@ -28,15 +28,15 @@ CHAT = (
 def read_hf(config: dict[str, Any]) -> ModelSpec:
     """`bias` concerns attention. `architectures` tells a reward model."""
     bias = bool(config.get("bias", False))
-    reward = "RewardModel" in "".join(config.get("architectures") or ())
     token = config.get("reward_token_id")
+    token = None if token is None else int(token)
+    score = PoolingSpec(task="score", width=1, head="linear", end_token=token)
     return msgspec.structs.replace(
         llama.read_hf(config),
         family="internlm2",
         qkv_bias=bias,
         o_bias=bias,
-        reward=reward,
-        reward_token=int(token) if reward and token is not None else None,
+        pooling=score if "RewardModel" in "".join(config.get("architectures") or ()) else None,
     )
 
 
@@ -44,7 +44,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     s, sort = spec, {"attention.wqkv": _by_kind(spec)}
     params = [Param("embed", (Piece("model.tok_embeddings.weight", (s.vocab, s.hidden)),))]
     params += norm("norm", "model.norm", s)
-    if s.reward:
+    if s.pooling is not None and s.pooling.task == "score":
         params.append(Param("score", (Piece("v_head.weight", (1, s.hidden)),)))
     elif not s.tied:
         params.append(Param("head", (Piece("output.weight", (s.vocab, s.hidden)),)))

@@ -9,28 +9,25 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.common.decoder_weights import linear
+from lightllm_mp.models.families.common.decoder_weights import WITHOUT_HEAD, linear
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import ModelSpec, PoolingSpec
 
-MLP_REWARD, LINEAR_REWARD = "Qwen2ForRewardModel", "Qwen2ForSequenceClassification"
+MLP_REWARD = "Qwen2ForRewardModel"
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`architectures` tells a reward model: an MLP with ReLU before the score, or a plain projection."""
+    """`architectures` tells a reward model with an MLP before the score."""
     kinds = config.get("architectures") or ()
     if "Qwen2ForProcessRewardModel" in kinds:
         raise ModelError("process reward models (a score per step) are not supported")
-    if LINEAR_REWARD in kinds and _labels(config) != 1:
-        raise ModelError(f"a classifier of {_labels(config)} labels is not supported; only one with a single score is")
     spec = llama.read_hf({**config, "attention_bias": False, "mlp_bias": False})
     return msgspec.structs.replace(
         windowed(spec, config),
         family="qwen2",
         qkv_bias=True,
-        reward=MLP_REWARD in kinds or LINEAR_REWARD in kinds,
-        reward_mlp=MLP_REWARD in kinds,
+        pooling=PoolingSpec(task="score", width=1, head="relu") if MLP_REWARD in kinds else None,
     )
 
 
@@ -43,16 +40,10 @@ def windowed(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
     return msgspec.structs.replace(spec, window=int(window), global_layers=tuple(range(first)))
 
 
-def _labels(config: dict[str, Any]) -> int:
-    return int(config.get("num_labels") or len(config.get("id2label") or "ab"))
-
-
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    if not spec.reward:
-        return llama.hf_weights(spec)
-    params = [param for param in llama.hf_weights(spec) if param.target != "head"]
-    if not spec.reward_mlp:
-        return params + linear("score", "", (("score", 1),), spec.hidden, False)
+    params = llama.hf_weights(spec)
+    if spec.pooling is None or spec.pooling.head != "relu":
+        return params
     inner = linear("score_in", "", (("score.0", spec.hidden),), spec.hidden, True)
     return params + inner + linear("score", "", (("score.2", 1),), spec.hidden, True)
 
@@ -71,5 +62,6 @@ QWEN2 = Family(
     read_gguf=read_gguf,
     gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
+    spellings=WITHOUT_HEAD,
 )
 """Reward checkpoints and tied models may contain an unused head."""

@@ -8,6 +8,7 @@ import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.common.decoder_weights import WITHOUT_HEAD
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen2 import windowed
@@ -40,4 +41,5 @@ QWEN3 = Family(
     read_gguf=read_gguf,
     gguf_weights=plain_weights,
     ignore=(INV_FREQ, r"^lm_head\.weight$"),
+    spellings=WITHOUT_HEAD,
 )

@@ -73,7 +73,11 @@ class Engine:
     """Everything ever received on the lane."""
     router: list[say.Wire] = field(default_factory=list)
     running: dict[int, list] = field(default_factory=dict)
-    """rid -> [produced, most, alternatives]"""
+    """rid -> [produced, most, alternatives, request]"""
+    row: Callable[[say.Generate], list[float]] = lambda request: [-1.5]
+    """The numbers of an embedding or score."""
+    at_once: int = 1 << 30
+    """Rows of numbers of one tick."""
     text: str = ""
     """Said instead of the words."""
     script: list[str] = field(default_factory=list)
@@ -122,6 +126,7 @@ class Engine:
                 len(m.emitted) // 4,
                 m.terms.sampling.max_new_tokens,
                 m.terms.sampling.top_logprobs,
+                m,
             ]
 
     def script_of(self, rid: int) -> list[str]:
@@ -130,10 +135,10 @@ class Engine:
     def step(self) -> None:
         """One token for everybody."""
         rows, top, top_texts = [], [], []
-        for rid in [rid for rid, state in self.running.items() if not state[1]]:
-            del self.running[rid]
-            self.frontend.deliver(say.Scored(rid, -1.5, 7, 3))
-        for rid, state in list(self.running.items()):
+        for rid in [rid for rid, state in self.running.items() if not state[1]][: self.at_once]:
+            request = self.running.pop(rid)[3]
+            self.frontend.deliver(say.Pooled(rid, column("f", self.row(request)), 7, 3))
+        for rid, state in [(rid, state) for rid, state in self.running.items() if state[1]]:
             token, text = word(state[0])
             script = self.script_of(rid)
             text = script[state[0]] if script else self.text or text

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens."""
+"""POST /v1/messages: how answers are shown, errors, keys, clients that come back."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp.actors.http.dialects.anthropic_answer import tool_input
+from lightllm_mp.actors.http.dialects.anthropic.answer import tool_input
 from lightllm_mp.actors.http.dialects.stop_cut import StopCut
 from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.errors import InvalidLogits
-from lightllm_mp.messages import Count, Counted, Generate
+from lightllm_mp.messages import Generate
 from tests.actors.http.harness import Engine, Site, run, word
 from tests.actors.http.test_auth import digests
 from tests.actors.http.test_chat_tools import CALLING, TOOLS
@@ -88,14 +88,6 @@ async def stream(s: Site, body: dict[str, Any], **headers: str) -> list[dict[str
 
 def request(s: Site) -> Generate:
     return next(m for m in reversed(s.engine.tokenizer) if isinstance(m, Generate))
-
-
-async def rendered(s: Site, **body: Any) -> list[dict[str, Any]]:
-    status, answer, _ = await s.post(MESSAGES, ASKED | body)
-    assert status == 200, answer
-    chat = request(s).chat
-    assert chat is not None
-    return json.loads(chat.messages)
 
 
 def test_a_message():
@@ -239,6 +231,32 @@ def test_the_context_ends_before_the_limit():
     run(body, engine=engine)
 
 
+def test_an_answer_goes_on_with_the_last_message():
+    facts = replace(TOOLS, chat=replace(TOOLS.chat, thinking=(True, True, True)))
+
+    async def body(s: Site):
+        turns = [*HELLO, {"role": "assistant", "content": "The answer is ("}]
+        _, answer, _ = await s.post(MESSAGES, ASKED | {"messages": turns})
+        assert request(s).chat.continue_final  # type: ignore[union-attr]
+        assert answer["content"] == [{"type": "text", "text": "B)"}]
+
+    run(body, engine=Engine(facts=facts, script=["B", ")"]))
+
+
+def test_thoughts_may_be_left_out():
+    async def body(s: Site):
+        thinking = {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}
+        asked = ASKED | {"thinking": thinking, "max_tokens": 2000}
+        _, answer, headers = await s.post(MESSAGES, asked)
+        assert headers["X-LightLLM-Warning"] == "ignored parameters: thinking.budget_tokens"
+        assert answer["content"][0]["thinking"] == ""
+        assert answer["usage"]["output_tokens_details"] == {"thinking_tokens": 3}
+        assert summed(await stream(s, asked))["content"][0]["thinking"] == ""
+        assert json.loads(request(s).chat.kwargs) == {"enable_thinking": True}  # type: ignore[union-attr]
+
+    run(body, engine=Engine(facts=TOOLS, script=CALLING))
+
+
 def test_errors_have_anthropics_form():
     async def body(s: Site):
         key = {"x-api-key": "first-key"}
@@ -328,26 +346,3 @@ def test_a_whole_answer_for_a_client_that_comes_back():
         assert json.loads(again) == first
 
     run(body)
-
-
-def test_count_tokens():
-    async def body(s: Site):
-        asked = {"model": "any", "messages": HELLO, "system": "Be brief", "tools": [WEATHER]}
-        status, answer, _ = await s.post(MESSAGES + "/count_tokens", asked)
-        assert (status, answer) == (200, {"input_tokens": 12})
-        count = next(m for m in s.engine.tokenizer if isinstance(m, Count))
-        assert count.chat is not None
-        assert json.loads(count.chat.messages) == [{"role": "system", "content": "Be brief"}, *HELLO]
-        status, answer, _ = await s.post(MESSAGES + "/count_tokens", asked | {"max_tokens": 5})
-        assert (status, answer["type"]) == (400, "error")
-        assert s.frontend.live == 0
-
-    class Counting(Engine):
-        def to_tokenizer(self, message: Any) -> bool:
-            if isinstance(message, Count):
-                self.tokenizer.append(message)
-                self.later(Counted(message.rid, 12))
-                return True
-            return super().to_tokenizer(message)
-
-    run(body, engine=Counting())

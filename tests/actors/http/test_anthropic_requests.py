@@ -1,4 +1,4 @@
-"""POST /v1/messages: what the engine is asked for, and what is refused."""
+"""What POST /v1/messages and /v1/messages/count_tokens ask of the engine, and what they refuse."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import json
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
+from lightllm_mp.messages import Count, Counted
 from tests.actors.http.harness import Engine, Site, run
-from tests.actors.http.test_anthropic import ASKED, HELLO, MESSAGES, WEATHER, rendered, request, stream, summed
-from tests.actors.http.test_chat_tools import CALLING, TOOLS
+from tests.actors.http.test_anthropic import ASKED, HELLO, MESSAGES, WEATHER, request
+from tests.actors.http.test_chat_tools import TOOLS
+
+NO = [{"type": "text", "text": "no"}]
+
+
+async def rendered(s: Site, **body: Any) -> list[dict[str, Any]]:
+    status, answer, _ = await s.post(MESSAGES, ASKED | body)
+    assert status == 200, answer
+    chat = request(s).chat
+    assert chat is not None
+    return json.loads(chat.messages)
 
 
 def test_every_parameter_reaches_the_engine():
@@ -38,18 +48,18 @@ def test_every_parameter_reaches_the_engine():
         found = request(s)
         sampling = found.terms.sampling
         assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.5, 0.9, 7, 64)
+        assert found.terms.guide is not None
+        assert found.terms.guide.kind == "lark"
         assert found.chat is not None
         assert json.loads(found.chat.kwargs) == {"reasoning_effort": "low", "enable_thinking": False}
         assert json.loads(found.chat.messages) == [{"role": "system", "content": "Be brief"}, *HELLO]
         assert json.loads(found.chat.tools)[0]["function"]["strict"] is True
+        assert found.terms.guide is not None
         _, _, headers = await s.post(MESSAGES, ASKED)
         assert request(s).terms.sampling.temperature == 1.0
         assert request(s).chat.kwargs == b""  # type: ignore[union-attr]
 
-    run(body)
-
-
-NO = [{"type": "text", "text": "no"}]
+    run(body, engine=Engine(facts=TOOLS))
 
 
 def test_a_conversation_as_templates_take_it():
@@ -105,32 +115,6 @@ def test_a_conversation_as_templates_take_it():
         assert not chat.continue_final
 
     run(body)
-
-
-def test_an_answer_goes_on_with_the_last_message():
-    facts = replace(TOOLS, chat=replace(TOOLS.chat, thinking=(True, True, True)))
-
-    async def body(s: Site):
-        turns = [*HELLO, {"role": "assistant", "content": "The answer is ("}]
-        _, answer, _ = await s.post(MESSAGES, ASKED | {"messages": turns})
-        assert request(s).chat.continue_final  # type: ignore[union-attr]
-        assert answer["content"] == [{"type": "text", "text": "B)"}]
-
-    run(body, engine=Engine(facts=facts, script=["B", ")"]))
-
-
-def test_thoughts_may_be_left_out():
-    async def body(s: Site):
-        thinking = {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}
-        asked = ASKED | {"thinking": thinking, "max_tokens": 2000}
-        _, answer, headers = await s.post(MESSAGES, asked)
-        assert headers["X-LightLLM-Warning"] == "ignored parameters: thinking.budget_tokens"
-        assert answer["content"][0]["thinking"] == ""
-        assert answer["usage"]["output_tokens_details"] == {"thinking_tokens": 3}
-        assert summed(await stream(s, asked))["content"][0]["thinking"] == ""
-        assert json.loads(request(s).chat.kwargs) == {"enable_thinking": True}  # type: ignore[union-attr]
-
-    run(body, engine=Engine(facts=TOOLS, script=CALLING))
 
 
 def test_a_note_to_anthropic_is_no_prompt():
@@ -204,3 +188,26 @@ def test_what_is_not_honoured_is_refused_by_its_name(field: str, value: Any):
         assert s.frontend.live == 0
 
     run(body)
+
+
+def test_count_tokens():
+    async def body(s: Site):
+        asked = {"model": "any", "messages": HELLO, "system": "Be brief", "tools": [WEATHER]}
+        status, answer, _ = await s.post(MESSAGES + "/count_tokens", asked)
+        assert (status, answer) == (200, {"input_tokens": 12})
+        count = next(m for m in s.engine.tokenizer if isinstance(m, Count))
+        assert count.chat is not None
+        assert json.loads(count.chat.messages) == [{"role": "system", "content": "Be brief"}, *HELLO]
+        status, answer, _ = await s.post(MESSAGES + "/count_tokens", asked | {"max_tokens": 5})
+        assert (status, answer["type"]) == (400, "error")
+        assert s.frontend.live == 0
+
+    class Counting(Engine):
+        def to_tokenizer(self, message: Any) -> bool:
+            if isinstance(message, Count):
+                self.tokenizer.append(message)
+                self.later(Counted(message.rid, 12))
+                return True
+            return super().to_tokenizer(message)
+
+    run(body, engine=Counting())

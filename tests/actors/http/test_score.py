@@ -7,10 +7,10 @@ import asyncio
 import msgspec
 import pytest
 
-from lightllm_mp.messages import Generate
+from lightllm_mp.messages import Generate, PooledFacts
 from tests.actors.http.harness import FACTS, Engine, Site, column, run
 
-REWARD = msgspec.structs.replace(FACTS, engine=msgspec.structs.replace(FACTS.engine, reward=True))
+REWARD = msgspec.structs.replace(FACTS, engine=msgspec.structs.replace(FACTS.engine, pooled=PooledFacts("score", 1)))
 
 
 def on_reward(test) -> None:

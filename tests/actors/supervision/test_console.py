@@ -10,7 +10,7 @@ import pytest
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.supervision.console import CLEAR, Console, example
-from lightllm_mp.messages import EngineLimits, Facts, Loading
+from lightllm_mp.messages import EngineLimits, Facts, Loading, PooledFacts
 
 URL = "http://127.0.0.1:8000"
 
@@ -19,7 +19,10 @@ URL = "http://127.0.0.1:8000"
 @pytest.mark.parametrize("reward", [True, False])
 def test_example(has_tokenizer: bool, reward: bool) -> None:
     program, url, option, body = shlex.split(
-        example(URL, Facts(has_tokenizer=has_tokenizer, engine=EngineLimits(reward=reward)))
+        example(
+            URL,
+            Facts(has_tokenizer=has_tokenizer, engine=EngineLimits(pooled=PooledFacts("score", 1) if reward else None)),
+        )
     )
     assert (program, option) == ("curl", "-d")
     if reward:

@@ -14,8 +14,11 @@ from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
 from lightllm_mp.messages import Output, Sampling, Terms
+from lightllm_mp.plan import MAX_ROW
+from lightllm_mp.sampling_parameters import POOLED
 from tests.actors.embedded import Embedded, config, embedded, in_time, mocked
 from tests.actors.mock_actor import VOCABULARY, LargeMockWorkerActor
+from tests.scheduler.mock_worker import expected_score
 
 CONTEXT = LargeMockWorkerActor.context
 KV_TOKENS = 3_000_000
@@ -124,3 +127,22 @@ async def test_nor_does_one_after_a_repair(tmp_path: Path) -> None:
             engine.kill(name)
         assert await asyncio.gather(*asking) == [64 * 300] * 3 + [300]
         assert sum(engine.supervisor.restarts.values()) == 3
+
+
+@in_time
+async def test_the_longest_rows_of_numbers(tmp_path: Path) -> None:
+    """Steps of as many rows as their answers hold, and a repair while they are under way."""
+    plan = mocked(topology(front=EMBEDDED), "tests.actors.mock_actor:EmbeddingMockWorkerActor")
+    prompts = [ids(1 + seed % 40, seed) for seed in range(500)]
+    async with embedded(tmp_path, config(kv_tokens=100_000, watchdog_timeout=10.0), plan) as engine:
+        terms = Terms(POOLED, task="embed")
+        lives = [engine.front.frontend.submit(prompt, terms, stream=False) for prompt in prompts]
+        await lives[40].answer()
+        engine.kill("router")
+        for prompt, live in zip(prompts, lives, strict=True):
+            row = np.frombuffer((await live.answer())[0].pooled, "<f4")
+            assert row.shape == (MAX_ROW,)
+            assert (row == np.float32(expected_score(np.frombuffer(prompt, "<i4").tolist()))).all()
+            live.close()
+        assert sum(engine.supervisor.restarts.values()) == 1
+        await engine.until_idle()

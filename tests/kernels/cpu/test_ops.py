@@ -172,8 +172,15 @@ LAYOUTS = [
 ]
 
 
+ENCODERS = [
+    HeadLayout(heads=4, kv_heads=4, head_dim=32, scale=0.2, causal=False),
+    HeadLayout(heads=6, kv_heads=2, head_dim=64, scale=0.125, causal=False),
+    HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2, causal=False),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS, ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
@@ -194,6 +201,18 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 q, batch = step.part(sequence, start, end)
                 got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ENCODERS[:-1], ids=str)
+def test_attention_in_both_directions_does_not_depend_on_companions(dtype, layout):
+    sizes = [(130, 130), (1, 1), (70, 70), (64, 64)]
+    step = RandomStep(sizes, layout, dtype)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
+    for sequence, (new, _) in enumerate(sizes):
+        first = int(step.batch.seq_start[sequence])
+        q, batch = step.part(sequence, 0, new)
+        assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[first : first + new])
 
 
 def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.decoder.length_class import class_bounds, class_firsts
 from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.models.spec import PoolingSpec
 from tests.models.golden import GOLDENS
 
 
@@ -71,4 +72,4 @@ def test_layers_without_experts(tmp_path):
 
 def test_internlm2_reward_without_its_token(tmp_path):
     spec = spec_of(tmp_path, "internlm2_reward", reward_token_id="absent")
-    assert (spec.reward, spec.reward_token) == (True, None)
+    assert spec.pooling == PoolingSpec(task="score", width=1, head="linear")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
+from lightllm_mp.models.spec import PoolingSpec
 from tests.models.golden import GOLDENS, TOLERANCE
 from tests.models.runner import Runner
 
@@ -41,7 +42,7 @@ def recorded() -> list[torch.Tensor]:
 
 def test_spec():
     spec = read_model_config(FOLDER)
-    assert (spec.reward, spec.reward_token, spec.reward_mlp) == (True, 251, False)
+    assert spec.pooling == PoolingSpec(task="score", width=1, head="linear", end_token=251)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 7])

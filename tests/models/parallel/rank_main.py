@@ -32,14 +32,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def seen(decoder: Decoder, folder: str) -> dict[str, torch.Tensor]:
     """Logits of prompt i as `i.prompt`, of its decoding as `i.decode`, and the ids; of a reward model its scores."""
     runner = Runner(decoder)
-    if decoder.spec.reward:
+    if decoder.spec.pooling is not None:
         golden = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
         work = [(runner.sequence(), prompt["input_ids"]) for prompt in golden]
     else:
         work = [(runner.sequence(prompt), prompt.ids) for prompt in prompts(folder)]
     first = runner.step(work)
     found = {f"{i}.prompt": logits.clone() for i, logits in enumerate(first)}
-    if not decoder.spec.reward:
+    if decoder.spec.pooling is None:
         ids, logits = runner.decode([(seq, got) for (seq, _), got in zip(work, first, strict=True)], GREEDY)
         for i in range(len(work)):
             found |= {f"{i}.decode": logits[i].clone(), f"{i}.ids": torch.tensor(ids[i])}

@@ -62,7 +62,7 @@ def completion_body(data: bytes) -> CompletionBody:
 
 async def prompts(body: CompletionBody, facts: ChatFacts, max_input: int) -> list[str | bytes]:
     """Texts, or int32 columns of ids. Raises InvalidRequest or PromptTooLong."""
-    found = [await schema.prompt(raw, max_input) for raw in await _split(body.prompt)]
+    found = [await schema.prompt(raw, max_input) for raw in await split_prompts(body.prompt, "prompt", MAX_PROMPTS)]
     if len({type(prompt) for prompt in found}) != 1:
         raise InvalidRequest("prompt must be a text, token ids, or a list of one kind of them", param="prompt")
     if body.suffix is None:
@@ -75,17 +75,16 @@ async def prompts(body: CompletionBody, facts: ChatFacts, max_input: int) -> lis
     return [f"{before}{prompt}{between}{body.suffix}{after}" for prompt in found if isinstance(prompt, str)]
 
 
-async def _split(raw: Raw) -> list[Raw]:
-    """The prompts of a body."""
+async def split_prompts(raw: Raw, name: str, most: int) -> list[Raw]:
+    """The prompts of a body: of a text or of token ids one, of a list of them each. Raises InvalidRequest."""
     start = bytes(memoryview(raw)[:64]).replace(b" ", b"").replace(b"\n", b"")[:2]
     if start not in (b'["', b"[["):
         return [raw]
     if memoryview(raw).nbytes > schema.PIECE:
         await asyncio.sleep(0)
-    found = schema.decode(_list, raw, "prompt")
-    if len(found) > MAX_PROMPTS:
-        message = f"prompt has {len(found)} prompts, at most {MAX_PROMPTS} are served at once"
-        raise InvalidRequest(message, param="prompt")
+    found = schema.decode(_list, raw, name)
+    if len(found) > most:
+        raise InvalidRequest(f"{name} has {len(found)} prompts, at most {most} are served at once", param=name)
     return found
 
 

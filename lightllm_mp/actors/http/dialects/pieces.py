@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.errors import InvalidRequest
 
 PIECE = 1 << 16
 """Bytes that are decoded while other clients wait."""
+MAX_ITEMS = 10_000
+"""Of a list: messages of a chat, parts of a message."""
+MAX_LENIENT = 1 << 20
+"""Bytes of an object whose fields are looked at one by one."""
+UNKNOWN = "unknown field"
 LEAST = 64
 """Bytes that a short piece counts as: it takes as long."""
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 _list = msgspec.json.Decoder(list[Raw])
+_fields = msgspec.json.Decoder(dict[str, Raw])
+
+
+@cache
+def _bounded() -> msgspec.json.Decoder[Any]:
+    """Of a list. It stops at the first item too many."""
+    fields = [(f"item{number}", Raw | UnsetType, UNSET) for number in range(MAX_ITEMS)]
+    return msgspec.json.Decoder(msgspec.defstruct("_Bounded", fields, array_like=True, forbid_unknown_fields=True))
 
 
 class PieceReader:
@@ -36,11 +51,27 @@ class PieceReader:
             error.param = self.param
             raise
 
-    async def items(self, raw: Raw, most: int | None = None) -> AsyncIterator[Raw]:
-        """The items of a list. Raises InvalidRequest for more than `most`."""
+    def lenient(self, decoder: msgspec.json.Decoder[S], raw: Raw) -> S:
+        """Like `decode`, for a struct that forbids unknown fields, but they may be there if they are empty: clients
+        send answers back as they got them, with fields of other servers."""
+        try:
+            return self.decode(decoder, raw)
+        except InvalidRequest as error:
+            if UNKNOWN not in error.message or memoryview(raw).nbytes > MAX_LENIENT:
+                raise
+        known = decoder.type.__struct_fields__
+        fields = self.decode(_fields, raw).items()
+        kept = {name: value for name, value in fields if name in known or not is_empty(value)}
+        return self.decode(decoder, Raw(msgspec.json.encode(kept)))
+
+    async def items(self, raw: Raw, most: int = MAX_ITEMS) -> AsyncIterator[Raw]:
+        """The items of a list. Raises InvalidRequest for more than `most`, or MAX_ITEMS."""
         await self._pause(raw)
-        found = self.decode(_list, raw)
-        if most is not None and len(found) > most:
+        if memoryview(raw).nbytes > PIECE:
+            found = [item for item in msgspec.structs.astuple(self.decode(_bounded(), raw)) if item is not UNSET]
+        else:
+            found = self.decode(_list, raw)
+        if len(found) > most:
             raise self.wrong(f"more than {most} items")
         for item in found:
             await self._pause(item)
@@ -60,9 +91,13 @@ def is_text(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b'"'
 
 
+def is_empty(raw: Raw) -> bool:
+    return bytes(memoryview(raw)[:64]).replace(b" ", b"") in (b"null", b"[]", b"{}", b'""')
+
+
 def refuse_unless_empty(body: Any, *names: str, param: str | None = None) -> None:
     """Raises InvalidRequest for one of these fields (Raw) that holds anything. `param`: where `body` stands."""
     for name in names:
-        if bytes(memoryview(getattr(body, name))[:64]).replace(b" ", b"") not in (b"null", b"[]", b"{}", b'""'):
+        if not is_empty(getattr(body, name)):
             where = f"{param}: " if param else ""
             raise InvalidRequest(f"{where}{name} is not supported", param=param or name)

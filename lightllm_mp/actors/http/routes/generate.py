@@ -71,7 +71,7 @@ class GenerateRoutes:
             parameters, unknown = schema.parameters(body.parameters)
             return Work(
                 await schema.conversation(body, self._arrivals.max_input),
-                sampling_parameters.terms(parameters, tenant(request), sampling_parameters.SCORE),
+                sampling_parameters.terms(parameters, tenant(request), task="score"),
                 NativeForm(kind="score", ignored=unknown),
                 add_special_tokens=parameters.add_special_tokens is not False,
             )

@@ -41,6 +41,7 @@ def attend(
             DIM=layout.head_dim,
             DIM_BLOCK=dot_block(layout.head_dim),
             WINDOW=layout.window,
+            CAUSAL=layout.causal,
             READ=more.read,
             FACTOR=more.factor,
             CAP=more.cap,
@@ -76,6 +77,7 @@ def _tile_attention_kernel(
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
     READ: tl.constexpr,
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
@@ -106,8 +108,11 @@ def _tile_attention_kernel(
 
         # The window hides keys [low, open) from some queries; [shut, high) are in the future of some; [open, shut) are
         # visible to all.
-        high = tl.minimum(first + QUERIES, length)
-        shut = (first + 1) // KEYS * KEYS
+        high = length
+        shut = length // KEYS * KEYS
+        if CAUSAL:
+            high = tl.minimum(first + QUERIES, length)
+            shut = (first + 1) // KEYS * KEYS
         low, open_ = 0, 0
         if WINDOW:
             low = tl.maximum(first - WINDOW + 1, 0) // KEYS * KEYS
@@ -117,17 +122,17 @@ def _tile_attention_kernel(
             best, total, sums = _walk(
                 low, open_, query, keys, values, key_scales, value_scales, slope, kv_head,
                 slots, position, length, best, total, sums, True,
-                KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+                KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
             )  # fmt: skip
         best, total, sums = _walk(
             open_, shut, query, keys, values, key_scales, value_scales, slope, kv_head,
             slots, position, length, best, total, sums, False,
-            KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+            KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
         best, total, sums = _walk(
             tl.maximum(shut, low), high, query, keys, values, key_scales, value_scales, slope, kv_head,
             slots, position, length, best, total, sums, True,
-            KV_HEADS, DIM, DIM_BLOCK, WINDOW, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
+            KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
         tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
 
@@ -154,6 +159,7 @@ def _walk(
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
     READ: tl.constexpr,
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
@@ -188,7 +194,9 @@ def _walk(
             scores *= scales_at(key_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
         scores = bent(scores, key[None, :] - position[:, None], slope, FACTOR, CAP, SLOPED)
         if MASKED:
-            seen = (key[None, :] <= position[:, None]) & within[None, :]
+            seen = within[None, :]
+            if CAUSAL:
+                seen = (key[None, :] <= position[:, None]) & within[None, :]
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))

@@ -10,6 +10,8 @@ from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.spec import ModelSpec
 
 Transform = Callable[[Any], Any]
+WITHOUT_HEAD = tuple((name, "model." + name) for name in ("embed_tokens.", "layers.", "norm."))
+"""`Family.spellings` for files that hold a decoder without its head (embedding models)."""
 
 
 def linear(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
+from lightllm_mp.models.families.common.pooling import pooled_weights
 from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import Activation, ModelSpec, RopeSpec
 
@@ -60,6 +61,10 @@ class Family:
     """"module:name" of the `VisionFamily` in `vision/families`, imported when images are served; None: text only."""
     text: TextHalf | None = None
     """Tokenizer and chat format; None: the folder's files say everything."""
+
+    def folder_weights(self, spec: ModelSpec) -> list[Param]:
+        """The rules for a folder; a model of embeddings or scores has no head."""
+        return pooled_weights(spec, self.hf_weights(spec))
 
     def known(self, name: str) -> str:
         """The name that the rules have for a tensor of a file."""

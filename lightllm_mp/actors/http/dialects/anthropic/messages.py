@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_MESSAGES, ReadChat, image_of_url
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_text, refuse_unless_empty
@@ -17,51 +18,51 @@ BILLING = "x-anthropic-billing-header:"
 """A block of `system` that begins so is no prompt: Claude Code's note to Anthropic, different in every request."""
 
 
-class Turn(Struct, frozen=True, forbid_unknown_fields=True):
+class MessageParam(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["user", "assistant", "system"]
     content: Raw
     """Text, or a list of blocks."""
 
 
-class AnyBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BlockParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     type: str
     cache_control: Raw = NULL
     """Means nothing here: prefixes are always reused."""
 
 
-class TextBlock(AnyBlock, frozen=True):
+class TextBlockParam(BlockParam, frozen=True):
     text: str
     citations: Raw = NULL
 
 
-class ImageContent(AnyBlock, frozen=True):
+class ImageBlockParam(BlockParam, frozen=True):
     source: Raw
     transformations: Raw = NULL
 
 
-class ThinkingBlock(AnyBlock, frozen=True):
+class ThinkingBlockParam(BlockParam, frozen=True):
     thinking: str
     signature: str = ""
 
 
-class RedactedBlock(AnyBlock, frozen=True):
+class RedactedBlockParam(BlockParam, frozen=True):
     data: str
 
 
-class ToolUseBlock(AnyBlock, frozen=True):
+class ToolUseBlockParam(BlockParam, frozen=True):
     id: str
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     input: Raw
     caller: Raw = NULL
 
 
-class ToolResultBlock(AnyBlock, frozen=True):
+class ToolResultBlockParam(BlockParam, frozen=True):
     tool_use_id: str
     content: Raw = NULL
     is_error: bool = False
 
 
-class ImageSource(Struct, frozen=True):
+class ImageSourceParam(Struct, frozen=True):
     type: str
     data: Raw = NULL
     url: Raw = NULL
@@ -72,17 +73,17 @@ class BlockType(Struct, frozen=True):
     type: str
 
 
-_turn = msgspec.json.Decoder(Turn)
+_turn = msgspec.json.Decoder(MessageParam)
 _type = msgspec.json.Decoder(BlockType)
 _text = msgspec.json.Decoder(str)
-_source = msgspec.json.Decoder(ImageSource)
-_BLOCKS: dict[str, type[AnyBlock]] = {
-    "text": TextBlock,
-    "image": ImageContent,
-    "thinking": ThinkingBlock,
-    "redacted_thinking": RedactedBlock,
-    "tool_use": ToolUseBlock,
-    "tool_result": ToolResultBlock,
+_source = msgspec.json.Decoder(ImageSourceParam)
+_BLOCKS: dict[str, type[BlockParam]] = {
+    "text": TextBlockParam,
+    "image": ImageBlockParam,
+    "thinking": ThinkingBlockParam,
+    "redacted_thinking": RedactedBlockParam,
+    "tool_use": ToolUseBlockParam,
+    "tool_result": ToolResultBlockParam,
 }
 _decoders = {name: msgspec.json.Decoder(block) for name, block in _BLOCKS.items()}
 _ALLOWED = {
@@ -111,7 +112,7 @@ async def _system(raw: Raw) -> str:
     reader = PieceReader("system")
     if is_text(raw):
         return reader.decode(_text, raw)
-    texts = [block.text async for block in _blocks(reader, raw, "system") if isinstance(block, TextBlock)]
+    texts = [block.text async for block in _blocks(reader, raw, "system") if isinstance(block, TextBlockParam)]
     return "\n".join(text for text in texts if not text.startswith(BILLING))
 
 
@@ -121,10 +122,9 @@ class _TurnReader:
     def __init__(self, reader: PieceReader, chat: ReadChat) -> None:
         self._reader, self._chat = reader, chat
         self._parts: list[dict[str, str]] = []
-        self._calls: list[dict[str, Any]] = []
-        self._thinking: list[str] = []
+        self._turn = AssistantTurn()
 
-    async def read(self, turn: Turn) -> None:
+    async def read(self, turn: MessageParam) -> None:
         if is_text(turn.content):
             self._chat.messages.append({"role": turn.role, "content": self._reader.decode(_text, turn.content)})
             return
@@ -132,26 +132,27 @@ class _TurnReader:
         async for block in _blocks(self._reader, turn.content, turn.role):
             await self._block(block)
         if turn.role == "assistant":
-            self._answer()
+            self._turn.texts = [part["text"] for part in self._parts]
+            self._chat.messages.append(self._turn.message())
         else:
             self._said(turn.role)
         if len(self._chat.messages) == count:
             raise self._reader.wrong("a message needs its content")
 
-    async def _block(self, block: AnyBlock) -> None:
+    async def _block(self, block: BlockParam) -> None:
         match block:
-            case TextBlock():
+            case TextBlockParam():
                 refuse_unless_empty(block, "citations", param=self._reader.param)
                 self._parts.append({"type": "text", "text": block.text})
-            case ImageContent():
+            case ImageBlockParam():
                 self._parts.append(self._image(block))
-            case ThinkingBlock():
-                self._thinking.append(block.thinking)
-            case RedactedBlock():
+            case ThinkingBlockParam():
+                self._turn.thoughts.append(block.thinking)
+            case RedactedBlockParam():
                 self._chat.ignored.add("redacted_thinking")
-            case ToolUseBlock():
-                self._calls.append(self._call(block))
-            case ToolResultBlock():
+            case ToolUseBlockParam():
+                self._call(block)
+            case ToolResultBlockParam():
                 self._said("user")
                 self._chat.messages.append(await self._result(block))
 
@@ -161,23 +162,13 @@ class _TurnReader:
             self._chat.messages.append({"role": role, "content": _content(self._parts)})
             self._parts = []
 
-    def _answer(self) -> None:
-        text = "".join(part["text"] for part in self._parts)
-        message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
-        if self._thinking:
-            message["reasoning_content"] = "".join(self._thinking)
-        if self._calls:
-            message["tool_calls"] = self._calls
-        self._chat.messages.append(message)
-
-    def _call(self, block: ToolUseBlock) -> dict[str, Any]:
+    def _call(self, block: ToolUseBlockParam) -> None:
         arguments = bytes(block.input)
         if arguments[:1] != b"{":
             raise self._reader.wrong("the input of a tool_use is an object")
-        function = {"name": block.name, "arguments": arguments.decode()}
-        return {"function": function, "id": block.id, "type": "function"}
+        self._turn.call(block.id, block.name, arguments.decode())
 
-    async def _result(self, block: ToolResultBlock) -> dict[str, Any]:
+    async def _result(self, block: ToolResultBlockParam) -> dict[str, Any]:
         content: str | list[dict[str, str]] = ""
         if is_text(block.content):
             content = self._reader.decode(_text, block.content)
@@ -185,9 +176,9 @@ class _TurnReader:
             parts = []
             async for inner in _blocks(self._reader, block.content, "tool_result"):
                 match inner:
-                    case TextBlock():
+                    case TextBlockParam():
                         parts.append({"type": "text", "text": inner.text})
-                    case ImageContent():
+                    case ImageBlockParam():
                         parts.append(self._image(inner))
             content = _content(parts)
         if block.is_error:  # templates know no other way to say it
@@ -196,7 +187,7 @@ class _TurnReader:
             )
         return {"role": "tool", "content": content, "tool_call_id": block.tool_use_id}
 
-    def _image(self, block: ImageContent) -> dict[str, str]:
+    def _image(self, block: ImageBlockParam) -> dict[str, str]:
         refuse_unless_empty(block, "transformations", param=self._reader.param)
         source = self._reader.decode(_source, block.source)
         if source.type == "base64" and is_text(source.data):
@@ -208,7 +199,7 @@ class _TurnReader:
         return {"type": "image"}
 
 
-async def _blocks(reader: PieceReader, raw: Raw, place: str) -> AsyncIterator[AnyBlock]:
+async def _blocks(reader: PieceReader, raw: Raw, place: str) -> AsyncIterator[BlockParam]:
     """The blocks of a message, or of a tool's result. Raises InvalidRequest for those that may not stand there."""
     async for item in reader.items(raw):
         kind = reader.decode(_type, item).type

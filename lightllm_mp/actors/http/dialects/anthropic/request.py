@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.dialects.anthropic_answer import MessageForm
-from lightllm_mp.actors.http.dialects.anthropic_messages import read_turns
+from lightllm_mp.actors.http.dialects.anthropic.answer import MessageForm
+from lightllm_mp.actors.http.dialects.anthropic.messages import read_turns
 from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
@@ -25,7 +25,7 @@ LEAST_BUDGET = 1024
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 
 
-class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
+class ThinkingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Annotated[int, Meta(ge=LEAST_BUDGET, le=MAX_ID)] | None = None
     """The model is not told."""
@@ -33,7 +33,7 @@ class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
     """Thoughts are shown as they are, or not at all."""
 
 
-class ChoiceBody(Struct, frozen=True, forbid_unknown_fields=True):
+class ToolChoiceParam(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
@@ -49,7 +49,7 @@ class ToolType(Struct, frozen=True):
     type: str | None = None
 
 
-class ClientTool(Struct, frozen=True, forbid_unknown_fields=True):
+class ToolParam(Struct, frozen=True, forbid_unknown_fields=True):
     name: ToolName
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
@@ -71,8 +71,8 @@ class AskedMessages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     messages: Raw
     system: Raw = NULL
     tools: Raw = NULL
-    tool_choice: ChoiceBody | None = None
-    thinking: Thinking | None = None
+    tool_choice: ToolChoiceParam | None = None
+    thinking: ThinkingConfig | None = None
     output_config: OutputConfig = OutputConfig()
     cache_control: Raw = NULL
     context_management: Raw = NULL
@@ -100,7 +100,7 @@ class MessagesBody(AskedMessages, frozen=True, kw_only=True, forbid_unknown_fiel
 _bodies = msgspec.json.Decoder(MessagesBody)
 _counts = msgspec.json.Decoder(AskedMessages)
 _tool_type = msgspec.json.Decoder(ToolType)
-_tool = msgspec.json.Decoder(ClientTool)
+_tool = msgspec.json.Decoder(ToolParam)
 
 
 def messages_body(data: bytes) -> MessagesBody:
@@ -163,7 +163,7 @@ def message_terms(body: MessagesBody, ask: ChatAsk, tenant: bytes) -> Terms:
 
 
 def message_form(body: MessagesBody, ask: ChatAsk, model: str, *, numbered: bool, ignored: set[str]) -> MessageForm:
-    thinking = body.thinking or Thinking("adaptive")
+    thinking = body.thinking or ThinkingConfig("adaptive")
     if thinking.budget_tokens is not None:
         ignored = ignored | {"thinking.budget_tokens"}
     return MessageForm(
@@ -193,15 +193,15 @@ async def _tools(raw: Raw) -> list[Function]:
     return found
 
 
-def _tool_choice(choice: ChoiceBody | None) -> ToolChoice | None:
+def _tool_choice(choice: ToolChoiceParam | None) -> ToolChoice | None:
     match choice:
         case None:
             return None
-        case ChoiceBody(type="any"):
+        case ToolChoiceParam(type="any"):
             return ToolChoice("required")
-        case ChoiceBody(type="tool", name=str(name)):
+        case ToolChoiceParam(type="tool", name=str(name)):
             return ToolChoice("required", frozenset({name}))
-        case ChoiceBody(type="auto" | "none" as mode):
+        case ToolChoiceParam(type="auto" | "none" as mode):
             return ToolChoice(mode)
         case _:
             raise InvalidRequest("tool_choice: a tool has a name", param="tool_choice")

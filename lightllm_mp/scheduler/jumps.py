@@ -1,0 +1,75 @@
+"""Forced ids of constrained answers: they are computed together in one chunk, as a prompt is, and not one a step.
+
+The guide tells of them when the step that samples the first is on its way; what that step and others in flight have
+sampled by then is the same ids, because their masks allow nothing else. So an answer does not depend on when it jumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from lightllm_mp.messages import RUNNING, Advance, EngineLimits, Forced, Tokens, Wire
+from lightllm_mp.plan import Ints
+from lightllm_mp.scheduler.counters import Counters
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+
+WORTH_A_CHUNK = (1, 8)
+"""Fewest ids that are jumped over, without and with run-ahead. A GPU runs steps of single tokens as graphs, others
+kernel by kernel."""
+
+
+class Jumps:
+    """`live`: the scheduler's sequences by rid."""
+
+    def __init__(self, limits: EngineLimits, rows: Rows, live: Mapping[int, Sequence], counters: Counters) -> None:
+        self._eos_ids, self._rows, self._live, self._counters = limits.eos_ids, rows, live, counters
+        self._fewest = WORTH_A_CHUNK[limits.run_ahead > 0]
+        self._noted: dict[int, tuple[Sequence, int, Ints]] = {}
+
+    def note(self, message: Forced) -> None:
+        """An answer has `message.ids` after its first `message.count` ids."""
+        if (sequence := self._live.get(message.rid)) is None:
+            return
+        ids = np.frombuffer(message.ids, "<i4")
+        ends = np.flatnonzero(np.isin(ids, [*self._eos_ids, *sequence.stop_ids]))
+        ids = ids[: ends[0]] if len(ends) else ids
+        self._noted[sequence.rid] = sequence, sequence.prompt_tokens + message.count, ids
+
+    def clear(self) -> None:
+        self._noted.clear()
+
+    def take(self) -> Iterator[tuple[Sequence, list[Wire]]]:
+        """The sequences that jump now, each with its events: one Tokens for each id, and an Advance. Their rows have
+        known ids to compute again."""
+        rows = self._rows
+        for sequence, first, ids in list(self._noted.values()):
+            row = sequence.row
+            if self._live.get(sequence.rid) is not sequence:
+                del self._noted[sequence.rid]
+                continue
+            if row < 0 or rows.planned[row] < rows.target[row]:
+                continue  # it waits, or its prompt is not computed
+            left = ids[rows.planned[row] + 1 - first :][: max(0, rows.limit[row] - rows.planned[row] - 2)]
+            if len(left) < self._fewest:
+                rows.held[row] = False
+                del self._noted[sequence.rid]
+            elif rows.confirmed[row] < rows.planned[row]:
+                rows.held[row] = True
+            else:
+                rows.held[row] = False
+                del self._noted[sequence.rid]
+                yield sequence, self._apply(sequence, left)
+
+    def _apply(self, sequence: Sequence, ids: Ints) -> list[Wire]:
+        row, rows = sequence.row, self._rows
+        self._counters.generation_tokens += len(ids)
+        begin = int(rows.planned[row]) + 1
+        rows.ids[row, begin : begin + len(ids)] = ids
+        rows.target[row] = begin + len(ids)
+        sequence.ids, sequence.uploaded = rows.ids[row, : begin + len(ids)].copy(), begin
+        rid, logprob, running = np.array([sequence.rid], "<i8").tobytes(), bytes(4), bytes([RUNNING])
+        events: list[Wire] = [Tokens(rid, token.tobytes(), logprob, running) for token in ids]
+        return [*events, Advance(rid * len(ids), ids.tobytes())]

@@ -1,0 +1,69 @@
+"""Chunks of prompts: which positions of which prompts the next step computes, and their KV slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightllm_mp.messages import EngineLimits
+from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, service_order
+from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.sequence import Sequence
+
+
+class PromptChunks:
+    """`moved` gets (row, life, start, end) of positions whose slots the worker does not know yet."""
+
+    def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory, moved: list[tuple[int, int, int, int]]) -> None:
+        self._rows, self._kv, self._moved = rows, kv, moved
+        self._whole = limits.pooled.whole_prompts if limits.pooled is not None else 0
+
+    def take(self, prefilling: Iterable[Sequence], budget: int) -> dict[Sequence, int]:
+        """Give prompts, in service order, slots for what a step of `budget` tokens computes. Returns the start of each
+        sequence's chunk."""
+        return self._whole_prompts(prefilling) if self._whole else self._parts(list(prefilling), budget)
+
+    def _whole_prompts(self, prefilling: Iterable[Sequence]) -> dict[Sequence, int]:
+        """Slots for all tokens of prompts. The first that does not fit waits for the next step, and with it those
+        behind it, so that no long prompt waits for ever."""
+        rows, starts, budget = self._rows, dict[Sequence, int](), self._whole
+        for sequence in prefilling:
+            row, count = sequence.row, len(sequence.ids)
+            slots = self._kv.take(count) if count <= budget or not starts else None
+            if slots is None:
+                break
+            rows.slots[row, :count] = slots
+            rows.planned[row] = count
+            starts[sequence] = 0
+            budget -= count
+        return starts
+
+    def _parts(self, prompts: list[Sequence], budget: int) -> dict[Sequence, int]:
+        rows, starts, uploads = self._rows, dict[Sequence, int](), 0
+        left = [(s.tenant, s.priority, int(rows.target[s.row] - rows.planned[s.row])) for s in prompts]
+        for index, most in service_order(left, budget):
+            if not (budget and self._kv.available):
+                break
+            sequence = prompts[index]
+            row = sequence.row
+            if sequence not in starts:
+                self._catch_up(sequence)
+                known = 0 if sequence.uploaded else int(rows.planned[row])
+                if uploads and uploads + known > UPLOAD_POSITIONS:
+                    continue
+                uploads += known
+            start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
+            slots = self._kv.take(min(count, self._kv.available))
+            if slots is None or not len(slots):
+                continue
+            rows.slots[row, start : start + len(slots)] = slots
+            rows.planned[row] += len(slots)
+            starts.setdefault(sequence, start)
+            budget -= len(slots)
+        return starts
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """Use what other sequences have computed of its prompt since it was admitted."""
+        start, end = self._kv.catch_up(sequence)
+        if sequence.uploaded and start < end:
+            self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))
