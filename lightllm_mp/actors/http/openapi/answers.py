@@ -158,6 +158,71 @@ class AnthropicError(Struct):
     request_id: str
 
 
+class EmbeddingEntry(Struct):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Numbers, or base64 of float32."""
+
+
+class EmbeddingList(Struct):
+    object: Literal["list"]
+    data: list[EmbeddingEntry]
+    model: str
+    usage: dict[str, Any]
+
+
+class RankedDocument(Struct):
+    index: int
+    relevance_score: float
+    document: dict[str, str] | UnsetType = UNSET
+
+
+class Ranking(Struct):
+    id: str
+    model: str
+    usage: dict[str, Any]
+    results: list[RankedDocument]
+
+
+class PairScore(Struct):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class PairScores(Struct):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: dict[str, Any]
+
+
+class ResponseAnswer(Struct):
+    """It also repeats the fields of its request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete", "in_progress", "failed"]
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+
+
+class ResponseEvent(Struct):
+    type: str
+    sequence_number: int
+
+
+class DeletedResponse(Struct):
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
 class TokenIds(Struct):
     count: int
     max_model_len: int

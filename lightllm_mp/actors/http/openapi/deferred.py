@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from lightllm_mp.actors.http.dialects import anthropic_messages as turns
 from lightllm_mp.actors.http.dialects import chat_messages as chat
-from lightllm_mp.actors.http.dialects.anthropic_request import AskedMessages, ClientTool, MessagesBody, OutputConfig
+from lightllm_mp.actors.http.dialects import pooled_request as pooled
+from lightllm_mp.actors.http.dialects.anthropic import messages as turns
+from lightllm_mp.actors.http.dialects.anthropic.request import AskedMessages, MessagesBody, OutputConfig, ToolParam
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
 from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.guides import GuideFields, NamedSchema, StructuredOutputs
+from lightllm_mp.actors.http.dialects.responses import items
+from lightllm_mp.actors.http.dialects.responses import request as responses
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
@@ -29,13 +32,15 @@ Nothing = None
 Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[Object, Meta(max_length=0)]
 """The field is known, and refused unless it is empty."""
 BLOCKS = (
-    turns.TextBlock,
-    turns.ImageContent,
-    turns.ToolResultBlock,
-    turns.ThinkingBlock,
-    turns.RedactedBlock,
-    turns.ToolUseBlock,
+    turns.TextBlockParam,
+    turns.ImageBlockParam,
+    turns.ToolResultBlockParam,
+    turns.ThinkingBlockParam,
+    turns.RedactedBlockParam,
+    turns.ToolUseBlockParam,
 )
+ITEMS = (items.MessageItem, items.CallItem, items.CallOutputItem, items.ReasoningItem)
+Texts = Annotated[list[str], Meta(min_length=1, max_length=pooled.MAX_INPUTS)]
 Messages = Annotated[list[chat.Message], Meta(min_length=1, max_length=chat.MAX_MESSAGES)]
 Tools = Annotated[list[chat.FunctionTool], Meta(max_length=chat.MAX_TOOLS)]
 
@@ -73,9 +78,9 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     TokenizeBody: {"prompt": str, "messages": Messages, "tools": Tools},
     DetokenizeBody: {"tokens": list[Id]},
     AskedMessages: {
-        "messages": Annotated[list[turns.Turn], Meta(min_length=1, max_length=chat.MAX_MESSAGES)],
-        "system": str | list[turns.TextBlock],
-        "tools": Annotated[list[ClientTool], Meta(max_length=chat.MAX_TOOLS)],
+        "messages": Annotated[list[turns.MessageParam], Meta(min_length=1, max_length=chat.MAX_MESSAGES)],
+        "system": str | list[turns.TextBlockParam],
+        "tools": Annotated[list[ToolParam], Meta(max_length=chat.MAX_TOOLS)],
         "cache_control": Any,
         "context_management": Object,
         "mcp_servers": Empty,
@@ -84,18 +89,42 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     },
     MessagesBody: {"container": Empty},
     OutputConfig: {"format": Empty},
-    ClientTool: {"cache_control": Any, "input_examples": Empty},
-    turns.Turn: {"content": any_of(str, list_of(*BLOCKS))},
-    turns.AnyBlock: {"cache_control": Any},
-    turns.TextBlock: {"type": Literal["text"], "citations": Empty},
-    turns.ImageContent: {"type": Literal["image"], "source": turns.ImageSource, "transformations": Empty},
-    turns.ImageSource: {"data": str, "url": str},
-    turns.ThinkingBlock: {"type": Literal["thinking"]},
-    turns.RedactedBlock: {"type": Literal["redacted_thinking"]},
-    turns.ToolUseBlock: {"type": Literal["tool_use"], "input": Object, "caller": Any},
-    turns.ToolResultBlock: {
+    ToolParam: {"cache_control": Any, "input_examples": Empty},
+    turns.MessageParam: {"content": any_of(str, list_of(*BLOCKS))},
+    turns.BlockParam: {"cache_control": Any},
+    turns.TextBlockParam: {"type": Literal["text"], "citations": Empty},
+    turns.ImageBlockParam: {"type": Literal["image"], "source": turns.ImageSourceParam, "transformations": Empty},
+    turns.ImageSourceParam: {"data": str, "url": str},
+    turns.ThinkingBlockParam: {"type": Literal["thinking"]},
+    turns.RedactedBlockParam: {"type": Literal["redacted_thinking"]},
+    turns.ToolUseBlockParam: {"type": Literal["tool_use"], "input": Object, "caller": Any},
+    responses.ResponseBody: {
+        "input": any_of(str, list_of(*ITEMS)),
+        "tools": list_of(responses.ResponseTool, responses.NamespaceTool),
+        "conversation": Empty,
+        "prompt": Empty,
+        "context_management": Empty,
+        "moderation": Empty,
+        "client_metadata": Any,
+        "prompt_cache_options": Any,
+    },
+    responses.FreeText: {"type": Literal["text"]},
+    responses.NamespaceTool: {"tools": list[responses.ResponseTool]},
+    items.MessageItem: {"type": Literal["message"], "content": str | list[items.InputPart]},
+    items.CallItem: {"type": Literal["function_call"]},
+    items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
+    items.ReasoningItem: {"type": Literal["reasoning"]},
+    items.InputPart: {"image_url": str},
+    pooled.PooledBody: {"truncate_prompt_tokens": Nothing},
+    pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
+    pooled.RerankBody: {
+        "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
+        "max_tokens_per_doc": Nothing,
+    },
+    pooled.ScorePairsBody: {"text_1": str | Texts, "text_2": str | Texts},
+    turns.ToolResultBlockParam: {
         "type": Literal["tool_result"],
-        "content": any_of(str, list_of(turns.TextBlock, turns.ImageContent)),
+        "content": any_of(str, list_of(turns.TextBlockParam, turns.ImageBlockParam)),
     },
 }
 

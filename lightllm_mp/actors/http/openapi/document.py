@@ -1,5 +1,5 @@
-"""GET /openapi.json: the route table and the structs of the bodies as an OpenAPI document, of release 3.2, the first that
-describes events of streams."""
+"""GET /openapi.json: the route table and the structs of the bodies as an OpenAPI document, of release 3.2, which is the
+first that describes the events of streams."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def _operation(route: Route, path: str, method: str, components: Components) -> 
 
 
 def _forms(path: str, method: str) -> Forms:
-    return Forms() if method == "DELETE" else FORMS.get(path, Forms())
+    found = FORMS.get(path, Forms())
+    return Forms(answer=found.deleted) if method == "DELETE" else found
 
 
 def _parameters(path: str, forms: Forms) -> Iterator[Json]:
