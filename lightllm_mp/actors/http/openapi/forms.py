@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from lightllm_mp.actors.http.dialects.anthropic.request import AskedMessages, MessagesBody
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import AskedMessages, MessagesBody
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
 from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.pooled_request import EmbeddingBody, RerankBody, ScorePairsBody
-from lightllm_mp.actors.http.dialects.responses.request import ResponseBody
+from lightllm_mp.actors.http.dialects.responses.response_request import ResponseBody
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.openapi import answers
 from lightllm_mp.actors.http.responses import ScoreAnswer, StreamEvent
@@ -57,8 +57,8 @@ FORMS = {
     "/tokenize": Forms(body=TokenizeBody, answer=answers.TokenIds),
     "/detokenize": Forms(body=DetokenizeBody, answer=answers.PromptText),
     "/requests/{id}": Forms(answer=answers.KeptAnswer, events=answers.KeptAnswer, resumes=True),
-    "/health": Forms(answer=answers.Health),
-    "/healthz": Forms(answer=answers.Health),
+    "/health": Forms(answer=answers.HealthAnswer),
+    "/healthz": Forms(answer=answers.HealthAnswer),
     "/liveness": Forms(answer=answers.Status),
     "/readiness": Forms(answer=answers.Status),
     "/metrics": Forms(text=True),
