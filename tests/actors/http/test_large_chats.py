@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.dialects.anthropic.request import MessagesRequest, messages_body
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import MessagesRequest, messages_body
 from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
-from lightllm_mp.actors.http.dialects.responses.request import read_response, response_body
+from lightllm_mp.actors.http.dialects.responses.response_request import read_response, response_body
 from lightllm_mp.errors import EngineError, InvalidRequest
 from tests.actors.http.harness import FACTS
 from tests.actors.http.test_large_bodies import LIMIT, SLOWEST, filled, named
