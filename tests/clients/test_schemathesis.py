@@ -53,10 +53,10 @@ def address(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_every_route(address: str, tmp_path: Path) -> None:
     config = str(Path(__file__).with_name("schemathesis.toml"))
-    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing"]
+    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing", "--seed=1"]
+    options += ["--header", f"Authorization: Bearer {KEY}", "--no-color", "--output-sanitize", "false"]
     found = subprocess.run(
-        [str(VENV / "bin" / "st"), "--config-file", config, "run", f"{address}/openapi.json", *options]
-        + ["--header", f"Authorization: Bearer {KEY}", "--seed", "1", "--no-color", "--output-sanitize", "false"],
+        [str(VENV / "bin" / "st"), "--config-file", config, "run", f"{address}/openapi.json", *options],
         env=environment(address, tmp_path),
         cwd=tmp_path,
         capture_output=True,
