@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.body import RequestTimeout
 from lightllm_mp.actors.http.context import FAILURE, LABEL, is_anthropic
-from lightllm_mp.actors.http.dialects.anthropic import answer as anthropic
+from lightllm_mp.actors.http.dialects.anthropic import anthropic_answer
 from lightllm_mp.errors import EngineError, Overloaded, PayloadTooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class BadRoute(EngineError):
 def error_response(error: EngineError, request: web.Request | None = None) -> web.Response:
     """`request`: None if its head could not be read."""
     if request is not None and is_anthropic(request):
-        body = anthropic.failure(error, request[LABEL])
+        body = anthropic_answer.failure(error, request[LABEL])
     else:
         body = responses.failure(error)
     response = web.Response(body=body, status=error.status, content_type="application/json")

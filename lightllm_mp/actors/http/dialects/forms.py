@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from lightllm_mp.actors.http.dialects.anthropic.answer import MessageForm
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import MessageForm
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
 from lightllm_mp.actors.http.dialects.completion_answer import CompletionForm
 from lightllm_mp.actors.http.dialects.native import NativeForm
 from lightllm_mp.actors.http.dialects.pooled_answer import EmbeddingForm, RerankForm, ScoreForm
-from lightllm_mp.actors.http.dialects.responses.answer import ResponseForm
+from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm
 from lightllm_mp.actors.http.dialects.writer import AnswerForm
 
 Form = NativeForm | ChatForm | CompletionForm | MessageForm | ResponseForm | EmbeddingForm | RerankForm | ScoreForm

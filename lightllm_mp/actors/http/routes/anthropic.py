@@ -6,7 +6,7 @@ from aiohttp import web
 
 from lightllm_mp.actors.http.arrival import Arrivals, Work
 from lightllm_mp.actors.http.context import DEADLINE, Context, tenant
-from lightllm_mp.actors.http.dialects.anthropic.request import (
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
     MessagesRequest,
     count_body,
     message_form,

@@ -15,9 +15,9 @@ from lightllm_mp.actors.http.delivery import send_json
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_MESSAGES
 from lightllm_mp.actors.http.dialects.forms import decode_form
 from lightllm_mp.actors.http.dialects.openai_fields import openai_errors
-from lightllm_mp.actors.http.dialects.responses.answer import PREFIX, ResponseForm, assistant_turn
-from lightllm_mp.actors.http.dialects.responses.items import instructed, uninstructed
-from lightllm_mp.actors.http.dialects.responses.request import (
+from lightllm_mp.actors.http.dialects.responses.response_answer import PREFIX, ResponseForm, assistant_turn
+from lightllm_mp.actors.http.dialects.responses.response_items import instructed, uninstructed
+from lightllm_mp.actors.http.dialects.responses.response_request import (
     read_response,
     response_body,
     response_form,

@@ -14,7 +14,7 @@ from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
 from lightllm_mp.actors.http.dialects.reply import ReplyForm
-from lightllm_mp.actors.http.dialects.responses.items import qualified, sealed
+from lightllm_mp.actors.http.dialects.responses.response_items import qualified, sealed
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.errors import EngineError

@@ -13,8 +13,8 @@ from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, Name, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, OpenAIBody, decode_body, refuse, request_terms
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refuse_unless_empty
-from lightllm_mp.actors.http.dialects.responses.answer import ResponseForm
-from lightllm_mp.actors.http.dialects.responses.items import qualified, read_input
+from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm
+from lightllm_mp.actors.http.dialects.responses.response_items import qualified, read_input
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Facts, Terms
 from lightllm_mp.sampling_parameters import Count
