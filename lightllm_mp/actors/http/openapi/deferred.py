@@ -9,13 +9,18 @@ from msgspec import Meta, Struct
 
 from lightllm_mp.actors.http.dialects import chat_messages as chat
 from lightllm_mp.actors.http.dialects import pooled_request as pooled
-from lightllm_mp.actors.http.dialects.anthropic import messages as turns
-from lightllm_mp.actors.http.dialects.anthropic.request import AskedMessages, MessagesBody, OutputConfig, ToolParam
+from lightllm_mp.actors.http.dialects.anthropic import anthropic_messages as turns
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
+    AskedMessages,
+    MessagesBody,
+    OutputConfig,
+    ToolParam,
+)
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
 from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.guides import GuideFields, NamedSchema, StructuredOutputs
-from lightllm_mp.actors.http.dialects.responses import items
-from lightllm_mp.actors.http.dialects.responses import request as responses
+from lightllm_mp.actors.http.dialects.responses import response_items as items
+from lightllm_mp.actors.http.dialects.responses import response_request as responses
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody

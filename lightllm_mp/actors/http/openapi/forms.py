@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from lightllm_mp.actors.http.dialects.anthropic.request import AskedMessages, MessagesBody
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import AskedMessages, MessagesBody
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
 from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.pooled_request import EmbeddingBody, RerankBody, ScorePairsBody
-from lightllm_mp.actors.http.dialects.responses.request import ResponseBody
+from lightllm_mp.actors.http.dialects.responses.response_request import ResponseBody
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.openapi import answers
 from lightllm_mp.actors.http.responses import ScoreAnswer, StreamEvent
