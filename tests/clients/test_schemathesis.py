@@ -53,9 +53,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_every_route(address: str, tmp_path: Path) -> None:
     config = str(Path(__file__).with_name("schemathesis.toml"))
-    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing"]
-    options += ["--header", f"Authorization: Bearer {KEY}", "--seed", "1", "--no-color"]
-    options += ["--output-sanitize", "false"]
+    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing", "--seed=1"]
+    options += ["--header", f"Authorization: Bearer {KEY}", "--no-color", "--output-sanitize", "false"]
     found = subprocess.run(
         [str(VENV / "bin" / "st"), "--config-file", config, "run", f"{address}/openapi.json", *options],
         env=environment(address, tmp_path),
