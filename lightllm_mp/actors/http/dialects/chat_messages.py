@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.functions import FunctionTool, ToolCall
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.image_inputs import ImageItem
@@ -22,21 +23,6 @@ PIECE = 1 << 16
 PARAM = "messages"
 
 T = TypeVar("T")
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-class FunctionCall(Struct, frozen=True):
-    name: str
-    arguments: str = "{}"
-
-
-class ToolCall(Struct, frozen=True):
-    """A call that the model made earlier."""
-
-    function: FunctionCall
-    id: str | None = None
-    type: Literal["function"] = "function"
-    index: int | None = None
 
 
 class Message(Struct, frozen=True):
@@ -62,18 +48,6 @@ class Part(Struct, frozen=True):
     text: str | None = None
     refusal: str | None = None
     image_url: Raw = NULL
-
-
-class Function(Struct, frozen=True, forbid_unknown_fields=True):
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class FunctionTool(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: Function
 
 
 class ReadChat(Struct):

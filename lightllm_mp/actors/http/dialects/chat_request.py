@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk, ToolChoice
+from lightllm_mp.actors.front.chat.functions import Name
 from lightllm_mp.actors.http.context import unix_time
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
-from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
-from lightllm_mp.actors.http.dialects.chat_messages import Name, ReadChat, read_messages, read_tools
+from lightllm_mp.actors.http.dialects.chat_messages import ReadChat, read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import (
     NULL,
     OpenAIBody,
