@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from lightllm_mp.actors.front.chat.stop_cut import StopCut
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import tool_input
-from lightllm_mp.actors.http.dialects.stop_cut import StopCut
 from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.errors import InvalidLogits
 from lightllm_mp.messages import Generate

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.guides import NULL, GuideFields
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.dialects.guides import NULL, GuideFields
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import (

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 from msgspec import field
 
+from lightllm_mp.actors.front.chat.assistant_turn import AssistantTurn
+from lightllm_mp.actors.front.chat.reply import ReplyForm
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
-from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
-from lightllm_mp.actors.http.dialects.reply import ReplyForm
 from lightllm_mp.actors.http.dialects.responses.response_items import qualified, sealed
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
