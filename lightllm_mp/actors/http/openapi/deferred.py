@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from lightllm_mp.actors.front.chat.functions import ToolCall
 from lightllm_mp.actors.front.chat.guides import GuideFields, NamedSchema, StructuredOutputs
 from lightllm_mp.actors.http.dialects import chat_messages as chat
 from lightllm_mp.actors.http.dialects import pooled_request as pooled
@@ -76,7 +77,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "functions": Nothing,
         "function_call": Nothing,
     },
-    chat.Message: {"content": str | list[chat.Part]},
+    chat.Message: {"content": str | list[chat.Part], "tool_calls": list[ToolCall]},
     chat.Part: {"image_url": chat.ImageUrl | str},
     chat.ImageUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
