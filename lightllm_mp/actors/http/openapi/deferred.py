@@ -25,7 +25,7 @@ from lightllm_mp.actors.http.dialects.responses import response_request as respo
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
-from lightllm_mp.sampling_parameters import Id, RequestParameters
+from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
 
 Object = dict[str, Any]
 SchemaText = Object | bool | str
@@ -120,7 +120,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
     items.ReasoningItem: {"type": Literal["reasoning"]},
     items.InputPart: {"image_url": str},
-    pooled.PooledBody: {"truncate_prompt_tokens": Nothing},
+    pooled.PooledBody: {"truncate_prompt_tokens": any_of(Literal[-1], Annotated[int, Meta(ge=1, le=MAX_ID)], None)},
     pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
     pooled.RerankBody: {
         "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
