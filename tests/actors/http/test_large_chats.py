@@ -87,11 +87,13 @@ def turns(work: Coroutine[Any, Any, None]) -> tuple[float, EngineError | None]:
         try:
             work.send(None)
         except StopIteration:
-            return longest, error
+            break
         except EngineError as caught:
-            return longest, caught
+            error = caught
+            break
         finally:
             longest = max(longest, time.thread_time() - begin)
+    return longest, error
 
 
 @pytest.mark.parametrize("api", APIS)
