@@ -106,7 +106,7 @@ async def embedding_inputs(body: EmbeddingBody, max_input: int) -> list[Prompt]:
     """Texts, or int32 columns of ids. Raises InvalidRequest or PromptTooLong."""
     found: list[Prompt] = []
     for raw in await split_prompts(body.input, "input", MAX_INPUTS):
-        found.append(await schema.prompt(raw, max_input))
+        found.append(await schema.prompt(raw, max_input, "input"))
         if len(found) % 64 == 0:
             await asyncio.sleep(0)
     if len({type(prompt) for prompt in found}) != 1:
