@@ -211,6 +211,18 @@ def test_a_step_of_a_hard_guide_is_bounded(name: str) -> None:
     assert slowest < 0.5
 
 
+def test_a_panic_of_the_library_concerns_its_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the library has it."""
+
+    def panics(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("lightllm_mp.guides.compiler.LLMatcher", panics)
+    with pytest.raises(InvalidGuide, match="cannot be compiled"):
+        GuideCompiler(compiler().vocabulary).compile(Guide("regex", "a"))
+
+
 def test_compiled_guides_are_kept_and_forgotten() -> None:
     fresh = GuideCompiler(compiler().vocabulary)
     first = fresh.compile(Guide("regex", "a"))

@@ -237,7 +237,7 @@ class ModelName(Struct):
     model_name: str
 
 
-class Health(Struct):
+class HealthAnswer(Struct):
     """`reason` where it is not well; `unavailable`: actors without which the others go on."""
 
     message: Literal["Ok", "Error"]

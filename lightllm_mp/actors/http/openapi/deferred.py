@@ -113,7 +113,6 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "client_metadata": Any,
         "prompt_cache_options": Any,
     },
-    responses.FreeText: {"type": Literal["text"]},
     responses.NamespaceTool: {"tools": list[responses.ResponseTool]},
     items.MessageItem: {"type": Literal["message"], "content": str | list[items.InputPart]},
     items.CallItem: {"type": Literal["function_call"]},

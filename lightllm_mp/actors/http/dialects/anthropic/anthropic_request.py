@@ -13,6 +13,7 @@ from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import MessageF
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_messages import read_turns
 from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, ReadChat
+from lightllm_mp.actors.http.dialects.guides import schema_guide
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, refuse_unless_empty
 from lightllm_mp.errors import InvalidRequest
@@ -39,10 +40,16 @@ class ToolChoiceParam(Struct, frozen=True, forbid_unknown_fields=True):
     disable_parallel_tool_use: bool | None = None
 
 
+class MessageFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: Raw
+    name: str | None = None
+
+
 class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     """An argument of the template: `reasoning_effort`."""
-    format: Raw = NULL
+    format: MessageFormat | None = None
 
 
 class ToolType(Struct, frozen=True):
@@ -77,7 +84,8 @@ class AskedMessages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_control: Raw = NULL
     context_management: Raw = NULL
     mcp_servers: Raw = NULL
-    output_format: Raw = NULL
+    output_format: MessageFormat | None = None
+    """The older name of `output_config.format`."""
     speed: Literal["standard"] | None = None
     diagnostics: Raw = NULL
     inference_geo: str | None = None
@@ -126,8 +134,7 @@ class MessagesRequest:
 
     def __init__(self, body: AskedMessages, facts: Facts) -> None:
         self._body, self._facts = body, facts
-        refuse_unless_empty(body, "mcp_servers", "output_format", "diagnostics")
-        refuse_unless_empty(body.output_config, "format", param="output_config")
+        refuse_unless_empty(body, "mcp_servers", "diagnostics")
         if not _keeps_all(body.context_management):
             raise InvalidRequest("context_management is not supported", param="context_management")
         if body.inference_geo is not None:
@@ -159,7 +166,9 @@ def message_terms(body: MessagesBody, ask: ChatAsk, tenant: bytes) -> Terms:
         max_new_tokens=body.max_tokens,
         stop_sequences=list(ask.stops),
     )
-    return ask.terms(terms(parameters, tenant))
+    wanted = body.output_config.format or body.output_format
+    guide = schema_guide(wanted.schema, "output_config") if wanted is not None else None
+    return ask.terms(msgspec.structs.replace(terms(parameters, tenant), guide=guide))
 
 
 def message_form(body: MessagesBody, ask: ChatAsk, model: str, *, numbered: bool, ignored: set[str]) -> MessageForm:
