@@ -119,11 +119,9 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
     items.ReasoningItem: {"type": Literal["reasoning"]},
     items.InputPart: {"image_url": str},
-    pooled.PooledBody: {"truncate_prompt_tokens": Nothing},
     pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
     pooled.RerankBody: {
         "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
-        "max_tokens_per_doc": Nothing,
     },
     pooled.ScorePairsBody: {"text_1": str | Texts, "text_2": str | Texts},
     turns.ToolResultBlockParam: {
