@@ -65,10 +65,10 @@ def test_an_assistant_that_calls_tools(client: str, tmp_path: Path) -> None:
     ask(client, "script_", tmp_path, Assistant())
 
 
-@pytest.mark.parametrize("client", ["openai", "openai, Node", "langchain-openai", "litellm"])
-def test_a_model_of_embeddings(client: str, tmp_path: Path) -> None:
+def test_embeddings_through_node(tmp_path: Path) -> None:
+    """Those of Python are asked in test_embedding_clients.py."""
     facts = replace(FACTS, engine=replace(FACTS.engine, pooled=PooledFacts("embed", 3)))
-    ask(client, "pooled_", tmp_path, Engine(facts=facts, row=lambda request: [0.5, 0.25, 0.125]))
+    ask("openai, Node", "pooled_", tmp_path, Engine(facts=facts, row=lambda request: [0.5, 0.25, 0.125]))
 
 
 def ask(client: str, prefix: str, tmp_path: Path, engine: Engine) -> None:

@@ -18,7 +18,7 @@ from tests.paths import ROOT
 pytestmark = needs_clients
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-EXAMPLES = 10
+EXAMPLES = 5
 """Of each operation, beside those that cover its schema."""
 UNTRUE = "positive_data_acceptance"
 """A schema cannot say which fields exclude each other, so what it allows may be refused."""

@@ -7,7 +7,7 @@ import openai
 from checks import BOUNDED, CALL, KEY, LONG, MODEL, V1, raises
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
+from langchain_openai import ChatOpenAI, OpenAI
 from pets import Pet
 
 chat = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_tokens=12, max_retries=0)
@@ -43,11 +43,6 @@ def model_structured_output():
     long = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_tokens=200)
     for method in ("json_schema", "function_calling"):
         assert isinstance(long.with_structured_output(Pet, method=method).invoke(BOUNDED), Pet)
-
-
-def pooled_embeddings():
-    embeddings = OpenAIEmbeddings(base_url=V1, api_key=KEY, model=MODEL, check_embedding_ctx_length=False)
-    assert embeddings.embed_documents(["one", "two"]) == [[0.5, 0.25, 0.125]] * 2
 
 
 def model_responses():

@@ -53,11 +53,6 @@ def model_structured_output():
         Pet.model_validate_json(found.choices[0].message.content)
 
 
-def pooled_embeddings():
-    found = litellm.embedding(model="openai/any", api_base=V1, api_key=KEY, input=["one", "two"])
-    assert found.data[1]["embedding"] == [0.5, 0.25, 0.125]
-
-
 def script_tool_round_trip():
     for kind in (*KINDS, {"model": "anthropic/any", "api_base": URL}):
         messages = [{"role": "user", "content": CALL}]

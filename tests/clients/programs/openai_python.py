@@ -158,15 +158,6 @@ def script_responses_with_tools():
     assert stateless.output_text == stored.output_text
 
 
-def pooled_embeddings():
-    found = client.embeddings.create(model=MODEL, input=["one", "two"])
-    assert [entry.embedding for entry in found.data] == [[0.5, 0.25, 0.125]] * 2
-    assert found.usage.prompt_tokens == 14
-    plain = client.embeddings.create(model=MODEL, input=[[1, 2, 3]], encoding_format="float")
-    assert plain.data[0].embedding == found.data[0].embedding
-    raises(openai.BadRequestError, client.embeddings.create, model=MODEL, input=[])
-
-
 def script_tool_round_trip():
     messages = [{"role": "user", "content": CALL}]
     whole = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER])

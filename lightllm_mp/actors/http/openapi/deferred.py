@@ -82,7 +82,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     chat.ImageUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
     TokenizeBody: {"prompt": str, "messages": Messages, "tools": Tools},
-    DetokenizeBody: {"tokens": list[Id]},
+    DetokenizeBody: {"tokens": Annotated[list[Id], Meta(min_length=1)]},
     AskedMessages: {
         "messages": Annotated[list[turns.MessageParam], Meta(min_length=1, max_length=chat.MAX_MESSAGES)],
         "system": str | list[turns.TextBlockParam],
@@ -124,7 +124,6 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
     pooled.RerankBody: {
         "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
-        "max_tokens_per_doc": Nothing,
     },
     pooled.ScorePairsBody: {"text_1": str | Texts, "text_2": str | Texts},
     turns.ToolResultBlockParam: {
@@ -132,6 +131,44 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "content": any_of(str, list_of(turns.TextBlockParam, turns.ImageBlockParam)),
     },
 }
+
+
+def _only(name: str, *others: str) -> dict[str, Any]:
+    """The field is given, and the others are not."""
+    absent = {other: {"type": "null"} for other in others}
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}} | absent}
+
+
+def _roles(*roles: str) -> dict[str, Any]:
+    return {"role": {"enum": list(roles)}}
+
+
+def _types(*types: str) -> dict[str, Any]:
+    return {"type": {"enum": list(types)}}
+
+
+SAID = {"content": {"type": ["string", "array"]}}
+REFINED: dict[type[Struct], dict[str, Any]] = {
+    ScoreBody: {"oneOf": [_only("chat", "ids"), _only("ids", "chat")]},
+    TokenizeBody: {"oneOf": [_only("prompt", "messages", "tools"), _only("messages", "prompt")]},
+    chat.Message: {
+        "anyOf": [
+            {"properties": _roles("assistant")},
+            {
+                "required": ["content"],
+                "properties": _roles("system", "developer", "user", "tool") | SAID | {"tool_calls": {"type": "null"}},
+            },
+        ],
+    },
+    chat.Part: {
+        "anyOf": [
+            {"required": ["text"], "properties": _types("text", "input_text", "output_text") | {"text": str}},
+            {"required": ["refusal"], "properties": _types("refusal") | {"refusal": str}},
+            {"required": ["image_url"], "properties": _types("image_url", "input_image")},
+        ],
+    },
+}
+"""What holds for several fields of a struct together."""
 
 
 def deferred(struct: type[Struct]) -> dict[str, Any]:
