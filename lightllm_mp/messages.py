@@ -170,6 +170,9 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     """What each answer must be; None: anything."""
     task: Literal["generate", "embed", "score"] = "generate"
     """Whether tokens are asked for, or the row of numbers of a model that does this."""
+    most_tokens: int = 0
+    """A text or document for an embedding or score loses its end beyond so many tokens of the prompt; 0: it is refused
+    if it is too long."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ library and the vocabulary are loaded for the first constrained request.
 
 from __future__ import annotations
 
-import logging
+import resource
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from lightllm_mp.guides.compiler import GuideCompiler
     from lightllm_mp.guides.matcher import GuideMatcher, MaskWriter
 
-log = logging.getLogger("lightllm_mp.guide")
-
+MEMORY = 4 << 30
+"""Most bytes of this process. Each grammar has limits; all of them together end this process, and not the machine."""
 COMPILERS = 2
 """Threads that compile."""
 MASK_THREADS = 8
@@ -67,6 +67,10 @@ class GuideActor(BlockingActor):
         self._guides: dict[int, Guide] = {}
         self._wanted: deque[NeedMasks] = deque()
         self._masks = self._refused = 0
+
+    def run(self) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        super().run()
 
     def on_begin(self, begin: Begin) -> None:
         self._facts, self._epoch = begin.facts, begin.epoch

@@ -129,23 +129,40 @@ class TokenizerActor(BlockingActor):
         if request.terms.output.stop and self._tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files: stop strings need text, use ids", param="stop")
         if request.ids is not None:
-            ids = np.frombuffer(request.ids, "<i4")
+            ids = np.frombuffer(request.ids, "<i4")[: self._cut_to(request) or None]
             return expand_ids(ids, request.images, self._limits.vocab_size) if self._vision else (ids, ())
+        most = self._cut_to(request)
         if request.text is not None:
+            if most:
+                return self._need().encode_cut(request.text, None, request.add_special_tokens, most)[0], ()
             return self._ids_of(request.text, request.add_special_tokens, request.images)
         if request.pair is not None:
-            return self._pair_ids(request.pair), ()
+            return self._pair_ids(request.pair, most), ()
         assert request.chat is not None, "a Generate has text, ids, chat or a pair"
         # The template writes the special tokens itself.
         return self._ids_of(self._render(request.chat), False, request.images)
 
-    def _pair_ids(self, pair: TextPair) -> np.ndarray:
-        """Ids of a query and a document. A token of segment 1 has its id and the size of the vocabulary added."""
-        spec, most = self._spec, self._limits.max_input
+    def _cut_to(self, request: Generate) -> int:
+        """The most tokens of a prompt whose end may be cut; 0: it may not. An encoder's special tokens have to stay, so
+        the operator's ways of truncation are no way for it."""
+        limits, terms = self._limits, request.terms
+        if terms.task == "generate":
+            return 0
+        if terms.most_tokens:
+            return min(terms.most_tokens, limits.max_input)
+        return limits.max_input if limits.long_truncation_mode and not self._spec.causal else 0
+
+    def _pair_ids(self, pair: TextPair, cut_to: int) -> np.ndarray:
+        """Ids of a query and a document, which is cut to fit `cut_to` tokens (0: it is not). A token of segment 1 has
+        its id and the size of the vocabulary added."""
+        spec, most = self._spec, cut_to or self._limits.max_input
         if spec.pooling is None or not spec.pooling.pairs:
             raise InvalidRequest("this model does not score a query and a document")
         if spec.pooling.pairs == "tokenizer":
-            ids, segments = self._need().encode_pair(pair.query, pair.document, max_tokens=most)
+            if cut_to:
+                ids, segments = self._need().encode_cut(pair.query, pair.document, True, most)
+            else:
+                ids, segments = self._need().encode_pair(pair.query, pair.document, max_tokens=most)
             return ids + segments * spec.vocab if spec.token_types > 1 else ids
         if spec.pooling.pairs == "chat":
             roles = {"query": pair.query, "document": pair.document}
@@ -153,7 +170,12 @@ class TokenizerActor(BlockingActor):
             return self._need().encode(self._render(ChatPrompt(_to_json(messages))), False, max_tokens=most)
         before, rest = spec.pooling.pairs.split("{query}")
         between, after = rest.split("{document}")
-        return self._need().encode(f"{before}{pair.query}{between}{pair.document}{after}", False, max_tokens=most)
+        begin = f"{before}{pair.query}{between}"
+        if not cut_to:
+            return self._need().encode(f"{begin}{pair.document}{after}", False, max_tokens=most)
+        end = self._need().encode(after, False)
+        document = self._need().encode_cut(begin, pair.document, False, most - len(end))[0]
+        return np.concatenate((document, end))
 
     def _fitted(self, prompt: Prompted, request: Generate) -> Prompted:
         """A prompt that is too long without the part that the operator lets go. PromptTooLong if it has images."""

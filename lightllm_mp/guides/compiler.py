@@ -42,15 +42,27 @@ class GuideCompiler:
             if (known := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return known
+        try:
+            matcher = self._compiled(guide)
+        except MemoryError:
+            raise
+        except BaseException as error:
+            # A panic of the library is not an Exception, but it concerns only this guide.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InvalidGuide(f"{guide.kind}: the constraint cannot be compiled") from None
+        with self._lock:
+            self._cache[key] = matcher
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+        return matcher
+
+    def _compiled(self, guide: Guide) -> LLMatcher:
         matcher = LLMatcher(self.vocabulary.ll, grammar_of(guide), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise InvalidGuide(f"{guide.kind}: {reason(matcher.get_error())}")
         if not self._begins(matcher.deep_copy()):
             raise InvalidGuide(f"{guide.kind}: no answer satisfies the constraint, or it is too complex")
-        with self._lock:
-            self._cache[key] = matcher
-            while len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
         return matcher
 
     def forget(self, guide: Guide) -> None:

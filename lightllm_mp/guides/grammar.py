@@ -30,7 +30,7 @@ def grammar_of(guide: Guide) -> str:
         raise InvalidGuide(f"a constraint is one of {', '.join(KINDS)}, not {guide.kind[:32]!r}")
     try:
         return make(source)
-    except (ValueError, RecursionError, gbnf_to_lark.GbnfToLarkError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidGuide(f"{guide.kind}: {reason(error)}") from None
 
 
@@ -69,7 +69,13 @@ def _lark(source: str) -> str:
 
 
 def _gbnf(source: str) -> str:
-    return LLMatcher.grammar_from_lark(gbnf_to_lark.any_to_lark(source))
+    try:
+        lark = gbnf_to_lark.any_to_lark(source)
+    except MemoryError:
+        raise
+    except Exception as error:  # the converter raises Exception itself, and whatever its parser stumbles over
+        raise ValueError(reason(error)) from None
+    return LLMatcher.grammar_from_lark(lark)
 
 
 KINDS: dict[str, Callable[[str], str]] = {

@@ -106,6 +106,19 @@ class Tokenizer:
         found = self._encoded((first, second), True, max_tokens)
         return np.array(found.ids, dtype=np.int32), np.array(found.type_ids, dtype=np.int32)
 
+    def encode_cut(self, first: str, second: str | None, special: bool, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and segments of a text or of two, int32 [n], of which the last one loses its end where they are more than
+        `most`; special tokens stay. PromptTooLong if that is not enough."""
+        texts = [first] if second is None else [first, second]
+        parts = [self._encoded(text, False, None) for text in texts]
+        room = most - sum(len(part.ids) for part in parts[:-1])
+        room -= self.backend.num_special_tokens_to_add(second is not None) if special else 0
+        if room < 0:
+            raise PromptTooLong(f"the text has more than {most} tokens, even if its end is cut")
+        parts[-1].truncate(room)
+        found = self.backend.post_process(parts[0], parts[1] if second is not None else None, special)
+        return np.array(found.ids, dtype=np.int32), np.array(found.type_ids, dtype=np.int32)
+
     def _encoded(self, text: str | tuple[str, str], add_special_tokens: bool, max_tokens: int | None) -> Encoding:
         for part in (text,) if isinstance(text, str) else text:
             self._check_text(part, max_tokens)

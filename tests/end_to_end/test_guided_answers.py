@@ -165,6 +165,11 @@ def test_hostile_guides_beside_a_stream(guided: Server) -> None:
     assert children(guided)["guide"] == restarts, "the guide actor lives"
 
 
+def test_the_guide_actor_has_a_limit_of_memory(guided: Server) -> None:
+    limits = Path(f"/proc/{children(guided)['guide']}/limits").read_text()
+    assert re.search(r"^Max data size +(\d+) ", limits, re.MULTILINE)[1] == str(4 << 30)  # type: ignore[index]
+
+
 def open_guides(server: Server) -> int:
     with urllib.request.urlopen(server.base_url + "/metrics", timeout=10) as reply:
         found = re.search(r"^lightllm_constrained_answers\{.*\} (\S+)$", reply.read().decode(), re.MULTILINE)

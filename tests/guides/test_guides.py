@@ -160,6 +160,8 @@ HOSTILE = {
     "deep grammar": Guide("lark", "start: " + "(" * 20000 + '"a"' + ")" * 20000),
     "intersections": Guide("lark", "start: T\nT: /(.*a.{12})/ & /(.*b.{12})/ & ~/(.*c.{9})/"),
     "no gbnf": Guide("gbnf", "root ::= ("),
+    "gbnf without a root": Guide("gbnf", ""),
+    "gbnf without a rule": Guide("gbnf", "root ::= other"),
     "deep gbnf": Guide("gbnf", "root ::= " + "(" * 30000 + '"a"' + ")" * 30000),
 }
 HARMLESS = {
@@ -207,6 +209,18 @@ def test_a_step_of_a_hard_guide_is_bounded(name: str) -> None:
             break  # too complex: this answer fails
         one.take(int(random.choice(ids)))
     assert slowest < 0.5
+
+
+def test_a_panic_of_the_library_concerns_its_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the library has it."""
+
+    def panics(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("lightllm_mp.guides.compiler.LLMatcher", panics)
+    with pytest.raises(InvalidGuide, match="cannot be compiled"):
+        GuideCompiler(compiler().vocabulary).compile(Guide("regex", "a"))
 
 
 def test_compiled_guides_are_kept_and_forgotten() -> None:

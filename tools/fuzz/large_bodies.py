@@ -24,8 +24,11 @@ from tools.harness.figures import Figures
 
 MIB = 1 << 20
 LIMIT = 32 * MIB
-ROUTES = ("/generate", "/generate_stream", "/", "/tokens", "/get_score")
-FIELDS = ("inputs", "text", "chat", "ids", "parameters", "multimodal_params", "stream", "unknown")
+ROUTES = ("/generate", "/generate_stream", "/", "/tokens", "/get_score", "/v1/embeddings", "/v1/rerank", "/v1/score")
+FIELDS = (
+    *("inputs", "text", "chat", "ids", "parameters", "multimodal_params", "stream", "unknown"),
+    *("input", "documents", "text_1", "text_2"),
+)
 PARAMETERS = ("logit_bias", "stop_sequences", "allowed_token_ids", "guided_json", "guided_grammar", "n", "unknown")
 LETTERS = ("a", "9", " ", "\\n", "\\u0041", "\\ud83d\\ude00", "é", "😀", '\\"', "\x7f", "[", "{")
 

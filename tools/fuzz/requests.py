@@ -19,6 +19,7 @@ from lightllm_mp import messages as say
 from lightllm_mp import sampling_parameters
 from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.body import BodyReader
+from lightllm_mp.actors.http.dialects import pooled_request
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_fetch import MAX_URL, checked
 from lightllm_mp.actors.http.security.auth import guard
@@ -40,7 +41,8 @@ _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(say.Mess
 def body(data: bytes) -> None:
     """A body of one of the routes, up to the message that would go to the tokenizer: in bounds, or a short 4xx."""
     try:
-        (_generate, _tokens, _score)[data[0] % 3 if data else 0](data[1:])
+        kinds = (_generate, _tokens, _score, _embed, _rerank, _score_pairs)
+        kinds[data[0] % len(kinds) if data else 0](data[1:])
     except EngineError as error:
         check_refusal(error)
         seen(error.message[:100])
@@ -89,6 +91,30 @@ def _score(data: bytes) -> None:
     prompt = _at_once(schema.conversation(found, 0))
     text, ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
     _sent(say.Generate(1, say.Terms(sampling_parameters.POOLED), text=text, ids=ids))
+
+
+def _embed(data: bytes) -> None:
+    found = pooled_request.embedding_body(data)
+    terms = pooled_request.pooled_terms(found, b"", "embed")
+    inputs = _at_once(pooled_request.embedding_inputs(found, 100))
+    assert 1 <= len(inputs) <= pooled_request.MAX_INPUTS
+    for one in inputs:
+        text, ids = (one, None) if isinstance(one, str) else (None, one)
+        _sent(say.Generate(1, terms, text=text, ids=ids))
+
+
+def _rerank(data: bytes) -> None:
+    found = pooled_request.rerank_body(data)
+    terms = pooled_request.pooled_terms(found, b"", "score")
+    for document in _at_once(pooled_request.rerank_documents(found, 100)):
+        _sent(say.Generate(1, terms, pair=say.TextPair(found.query, document)))
+
+
+def _score_pairs(data: bytes) -> None:
+    found = pooled_request.score_pairs_body(data)
+    terms = pooled_request.pooled_terms(found, b"", "score")
+    for pair in _at_once(pooled_request.score_pairs(found, 100)):
+        _sent(say.Generate(1, terms, pair=pair))
 
 
 def _parameters(raw: msgspec.Raw) -> schema.RequestParameters:

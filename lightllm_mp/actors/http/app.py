@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -14,6 +12,8 @@ from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.metrics import HttpMetrics
+from lightllm_mp.actors.http.openapi.document import OpenApiPage
+from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
@@ -31,18 +31,6 @@ from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.sockets.address_limit import CONNECTIONS, connection_counts
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
-
-@dataclass(frozen=True)
-class Route:
-    methods: tuple[str, ...]
-    paths: tuple[str, ...]
-    handler: Handler
-    access: Access
-    """Who may call it. It has no default, so that no route is open by oversight."""
-    quiet: bool = False
-    """Not in the access log."""
-
-
 LOOK = ("GET", "HEAD")
 ACCESS = web.AppKey("access", dict[Handler, Access])
 """The application's map from handler to access."""
@@ -58,6 +46,7 @@ def routes(
     tokenize: TokenizeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
+    openapi: OpenApiPage,
 ) -> tuple[Route, ...]:
     return (
         Route(("POST",), ("/generate",), generate.whole, "user"),
@@ -88,6 +77,7 @@ def routes(
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
         Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
+        Route(LOOK, ("/openapi.json",), openapi.handler, "user"),
     )
 
 
@@ -113,6 +103,7 @@ def create_app(
     connections = connection_counts(config)
     exposition = PrometheusPage(context, meter, connections)
     arrivals = Arrivals(context)
+    openapi = OpenApiPage()
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
@@ -123,7 +114,9 @@ def create_app(
         TokenizeRoutes(context, arrivals),
         StatusRoutes(context),
         exposition,
+        openapi,
     )
+    openapi.describe(table)
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"

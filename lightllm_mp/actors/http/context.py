@@ -54,7 +54,11 @@ def payer(request: web.Request) -> bytes:
 
 def is_anthropic(request: web.Request) -> bool:
     """Its client speaks Anthropic's API."""
-    return request.path == "/v1/messages" or request.path.startswith("/v1/messages/")
+    return is_anthropic_path(request.path)
+
+
+def is_anthropic_path(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def unix_time() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from array import array
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -92,14 +93,6 @@ _tokens = msgspec.json.Decoder(TokensBody)
 _text = msgspec.json.Decoder(str)
 _input_ids = msgspec.json.Decoder(list[InputId])
 _ids = msgspec.json.Decoder(list[Id])
-_Items = msgspec.defstruct(
-    "_Items",
-    [(f"item{number}", Raw | UnsetType, UNSET) for number in range(MAX_ITEMS)],
-    array_like=True,
-    forbid_unknown_fields=True,
-)
-"""A list whose decoding stops at the first item too many."""
-_items = msgspec.json.Decoder(_Items | None)
 _parameters = msgspec.json.Decoder(RequestParameters | None)
 _keys = msgspec.json.Decoder(dict[str, Raw] | None)
 _KNOWN = frozenset(RequestParameters.__struct_fields__)
@@ -187,9 +180,17 @@ async def _column(raw: Raw, name: str, decoder: msgspec.json.Decoder[Any], max_i
     return ids.tobytes()
 
 
-def items(raw: Raw, name: str) -> list[Raw]:
-    """At most MAX_ITEMS items. Raises InvalidRequest."""
-    found: Any = decode(_items, raw, name)
+@cache
+def _items(most: int) -> msgspec.json.Decoder[Any]:
+    """Decodes a list, or null; it stops at the first item too many."""
+    fields = [(f"item{number}", Raw | UnsetType, UNSET) for number in range(most)]
+    kind = msgspec.defstruct("Items", fields, array_like=True, forbid_unknown_fields=True)
+    return msgspec.json.Decoder(kind | None)
+
+
+def items(raw: Raw, name: str, most: int = MAX_ITEMS) -> list[Raw]:
+    """At most `most` items, none for null. Raises InvalidRequest."""
+    found: Any = decode(_items(most), raw, name)
     if found is None:
         return []
     return [item for item in msgspec.structs.astuple(found) if item is not UNSET]

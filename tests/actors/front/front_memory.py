@@ -32,7 +32,13 @@ class Memory:
         """What the fronts say of the deaths of processes."""
 
     def front(
-        self, *, window: float = 60.0, max_live: int = 8, images: Images | None = None, epoch: int = 1
+        self,
+        *,
+        window: float = 60.0,
+        max_live: int = 8,
+        images: Images | None = None,
+        epoch: int = 1,
+        retained_bytes: int = 1 << 30,
     ) -> tuple[ResumableTable, Lanes]:
         """The next front, at work from this epoch on. Call it in a running loop."""
         self.die()
@@ -45,6 +51,7 @@ class Memory:
             images=images,  # type: ignore[arg-type]
             journal=RequestJournal(self._open[0]),
             resume_window=window,
+            retained_bytes=retained_bytes,
         )
         table.on_blame = lambda name, epoch: self.blamed.append((name, epoch))
         table.recover(epoch)

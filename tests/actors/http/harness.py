@@ -269,11 +269,11 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
         await port.close()
 
 
-def run(test: Callable[[Site], Awaitable[None]], **options) -> None:
-    """Run a test body against a site."""
+def run(test: Callable[[Site], Awaitable[None]], *, seconds: float = 15.0, **options) -> None:
+    """Run a test body against a site, for at most so many seconds."""
 
     async def main() -> None:
-        async with asyncio.timeout(15), site(**options) as s:
+        async with asyncio.timeout(seconds), site(**options) as s:
             await test(s)
 
     asyncio.run(main())

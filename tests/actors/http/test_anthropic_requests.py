@@ -72,7 +72,7 @@ def test_a_conversation_as_templates_take_it():
                 {"type": "redacted_thinking", "data": "x"},
                 {"type": "text", "text": "Let me see."},
                 {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Paris"}},
-                {"type": "tool_use", "id": "b", "name": "weather", "input": {}},
+                {"type": "tool_use", "id": "b", "name": "weather", "input": {}, "toolset_name": None},
             ],
         },
         {
@@ -141,7 +141,7 @@ def test_a_note_to_anthropic_is_no_prompt():
         ("mcp_servers", [{"url": "x"}]),
         ("context_management", {"edits": [{"type": "clear_tool_uses_20250919"}]}),
         ("output_format", {"type": "json_schema"}),
-        ("format", {"type": "json_schema"}),
+        ("format", {"type": "grammar", "schema": {}}),
         ("inference_geo", "eu"),
         ("speed", "fast"),
         ("diagnostics", {"previous_message_id": "x"}),
@@ -183,9 +183,21 @@ def test_what_is_not_honoured_is_refused_by_its_name(field: str, value: Any):
         assert status == 400
         assert answer["type"] == "error"
         assert answer["error"]["type"] == "invalid_request_error"
-        assert field in answer["error"]["message"] or "image" in str(value), answer
+        assert (field.split("_")[0]) in answer["error"]["message"] or "image" in str(value), answer
         assert answer["request_id"] == headers["X-Request-Id"]
         assert s.frontend.live == 0
+
+    run(body)
+
+
+def test_an_answer_of_a_schema():
+    async def body(s: Site):
+        form = {"type": "json_schema", "schema": {"type": "object"}}
+        for field in ({"output_config": {"format": form}}, {"output_format": form}):
+            assert (await s.post(MESSAGES, ASKED | field))[0] == 200
+            guide = request(s).terms.guide
+            assert guide is not None
+            assert (guide.kind, json.loads(guide.source)) == ("json_schema", {"type": "object"})
 
     run(body)
 

@@ -99,7 +99,7 @@ def test_256_prompts_with_64_answers_each_are_one_answer():
         status, answer, _ = await s.post(PATH, {"prompt": ["x"] * 257, "max_tokens": 1})
         assert (status, answer["error"]["param"]) == (400, "prompt")
 
-    run(body, engine=Engine(facts=facts))
+    run(body, engine=Engine(facts=facts), seconds=60.0)
 
 
 def test_a_group_that_finds_no_room_leaves_nothing():

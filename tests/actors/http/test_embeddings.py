@@ -117,10 +117,11 @@ def test_dimensions_that_are_refused(shorter, dimensions, reason):
         ({"input": 5}, "input", "Expected `str`"),
         ({"input": [5.5]}, "input", "Expected `int`"),
         ({"input": [1000]}, "input", "token ids must lie between 0 and 999"),
-        ({"input": ["a"] * 2049}, "input", "at most 2048"),
+        ({"input": ["a"] * 2049}, "input", "length 2048"),
         ({"input": [1] * 2001}, "input", "longest possible one"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "Invalid enum value"),
-        ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "not supported"),
+        ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1 or at least 1"),
+        ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", ">= -1"),
         ({"input": "a", "colour": 1}, "colour", "'colour' is not a field that this server knows"),
         ({"input": "a", "messages": []}, "messages", "'messages' is not a field"),
     ],
@@ -142,6 +143,17 @@ def test_fields_for_the_engine():
         terms = asked(s)[0].terms
         assert (status, terms.priority, len(terms.cache_salt)) == (200, 3, 16)
         assert not asked(s)[0].add_special_tokens
+
+    run(body, engine=embedder())
+
+
+@pytest.mark.parametrize(("asked_for", "most"), [(5, 5), (-1, 2**31 - 1), (None, 0)])
+def test_truncation(asked_for, most):
+    async def body(s: Site):
+        given = ["a" * 100_000, "b"] if asked_for else ["a", "b"]
+        status, _, _ = await s.post(PATH, {"input": given, "truncate_prompt_tokens": asked_for})
+        assert status == 200
+        assert {r.terms.most_tokens for r in asked(s)} == {most}
 
     run(body, engine=embedder())
 

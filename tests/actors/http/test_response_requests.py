@@ -59,6 +59,20 @@ def test_every_parameter_reaches_the_engine():
     run(body)
 
 
+def test_an_answer_of_a_schema():
+    async def body(s: Site):
+        form = {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "strict": True}
+        _, answer, _ = await s.post(RESPONSES, ASKED | {"text": {"format": form}})
+        guide = request(s).terms.guide
+        assert guide is not None
+        assert (guide.kind, json.loads(guide.source)) == ("json_schema", {"type": "object"})
+        assert answer["text"]["format"] == form | {"description": None}
+        assert (await s.post(RESPONSES, ASKED | {"text": {"format": {"type": "json_object"}}}))[0] == 200
+        assert request(s).terms.guide.kind == "json_object"  # type: ignore[union-attr]
+
+    run(body)
+
+
 def test_without_a_limit_the_answer_goes_up_to_the_context():
     async def body(s: Site):
         assert (await s.post(RESPONSES, {"input": "x", "tool_choice": "auto", "tools": []}))[0] == 200
@@ -154,6 +168,7 @@ def test_items_as_templates_take_them():
         ("tool_choice", {"type": "function", "name": "other"}),
         ("tool_choice", {"type": "web_search"}),
         ("text", {"format": {"type": "grammar"}}),
+        ("text", {"format": {"type": "json_schema", "name": "x"}}),
         ("text", {"verbosity": "low"}),
         ("reasoning", {"effort": "maximal"}),
         ("previous_response_id", "resp_nope"),

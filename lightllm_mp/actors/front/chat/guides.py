@@ -76,16 +76,16 @@ class GuideFields(Struct, frozen=True, kw_only=True):
         outputs = self.structured_outputs or StructuredOutputs()
         return [
             ("response_format", _formatted(self.response_format)),
-            ("structured_outputs", _schema(outputs.json, "structured_outputs")),
+            ("structured_outputs", schema_guide(outputs.json, "structured_outputs")),
             ("structured_outputs", _guide("regex", outputs.regex)),
             ("structured_outputs", _guide("choice", outputs.choice)),
             ("structured_outputs", _guide("gbnf", outputs.grammar)),
             ("structured_outputs", Guide("json_object") if outputs.json_object else None),
-            ("guided_json", _schema(self.guided_json, "guided_json")),
+            ("guided_json", schema_guide(self.guided_json, "guided_json")),
             ("guided_regex", _guide("regex", self.guided_regex)),
             ("guided_choice", _guide("choice", self.guided_choice)),
             ("guided_grammar", _guide("gbnf", self.guided_grammar)),
-            ("json_schema", _schema(self.json_schema, "json_schema")),
+            ("json_schema", schema_guide(self.json_schema, "json_schema")),
             ("regex", _guide("regex", self.regex)),
             ("ebnf", _guide("gbnf", self.ebnf)),
         ]
@@ -102,11 +102,11 @@ def _formatted(given: ResponseFormat | None) -> Guide | None:
         case JsonSchemaFormat(named):
             if named.schema == NULL:
                 return Guide("json_object")
-            return _schema(named.schema, "response_format")
+            return schema_guide(named.schema, "response_format")
     return None
 
 
-def _schema(raw: Raw, param: str) -> Guide | None:
+def schema_guide(raw: Raw, param: str) -> Guide | None:
     """`raw`: a schema, or a text that holds one."""
     if raw == NULL:
         return None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -12,25 +10,22 @@ from msgspec import Meta, Raw, Struct
 from lightllm_mp.actors.front.chat.functions import FunctionTool, ToolCall
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
+from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, is_list, is_text
 from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.errors import InvalidRequest
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 19
-PIECE = 1 << 16
-"""Bytes of messages that are decoded while other clients wait."""
 PARAM = "messages"
 
-T = TypeVar("T")
 
-
-class Message(Struct, frozen=True):
+class Message(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Raw = NULL
     """Text, or a list of parts."""
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Raw = NULL
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -59,32 +54,22 @@ class ReadChat(Struct):
     ignored: set[str] = set()
 
 
-_list = msgspec.json.Decoder(list[Raw])
 _message = msgspec.json.Decoder(Message)
-_keys = msgspec.json.Decoder(dict[str, Raw])
 _text = msgspec.json.Decoder(str)
 _part = msgspec.json.Decoder(Part)
+_call = msgspec.json.Decoder(ToolCall)
 _image_url = msgspec.json.Decoder(ImageUrl)
 _tools = msgspec.json.Decoder(Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None)
-_KNOWN = frozenset(Message.__struct_fields__)
-_EMPTY = (b"null", b"[]", b"{}", b'""')
 
 
 async def read_messages(raw: Raw) -> ReadChat:
     """Other clients are served between pieces. Raises InvalidRequest."""
-    found, since = ReadChat(), 0
-    if memoryview(raw).nbytes > PIECE:
-        await asyncio.sleep(0)
-    items = _decode(_list, raw)
-    if not 1 <= len(items) <= MAX_MESSAGES:
-        raise InvalidRequest(f"a chat has from 1 to {MAX_MESSAGES} messages", param=PARAM)
-    for item in items:
-        since += memoryview(item).nbytes
-        if since > PIECE:
-            since = 0
-            await asyncio.sleep(0)
-        found.messages.append(_read_message(item, found))
-    return found
+    chat, reader = ReadChat(), PieceReader(PARAM)
+    async for item in reader.items(raw, MAX_MESSAGES):
+        chat.messages.append(await _read_message(reader, item, chat))
+    if not chat.messages:
+        raise reader.wrong("at least one is needed")
+    return chat
 
 
 def read_tools(raw: Raw) -> list[FunctionTool]:
@@ -94,25 +79,26 @@ def read_tools(raw: Raw) -> list[FunctionTool]:
     return schema.decode(_tools, raw, "tools") or []
 
 
-def _read_message(raw: Raw, chat: ReadChat) -> dict[str, Any]:
-    message = _decode(_message, raw)
-    for name, value in _decode(_keys, raw).items():
-        # Clients send answers back as they got them, with fields of other servers that are empty.
-        if name not in _KNOWN and bytes(value) not in _EMPTY:
-            raise InvalidRequest(f"messages: {name[:64]!r} is not a field that this server knows", param=PARAM)
-    content = list(_content(message, chat)) if _is_list(message.content) else _string(message.content)
+async def _read_message(reader: PieceReader, raw: Raw, chat: ReadChat) -> dict[str, Any]:
+    message = reader.lenient(_message, raw)
+    content: Any = None
+    if is_list(message.content):
+        content = [_content(reader, item, chat) async for item in reader.items(message.content)]
+    elif message.content != NULL:
+        content = reader.decode(_text, message.content)
     found: dict[str, Any] = {"role": message.role, "content": content}
     if message.role == "tool":
         if message.content == NULL:
-            raise InvalidRequest("messages: a tool's answer needs its content", param=PARAM)
+            raise reader.wrong("a tool's answer needs its content")
         found["tool_call_id"] = message.tool_call_id or ""
-    if message.tool_calls:
+    if not is_empty(message.tool_calls):
         if message.role != "assistant":
-            raise InvalidRequest("messages: only an assistant calls tools", param=PARAM)
-        found["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
+            raise reader.wrong("only an assistant calls tools")
+        calls = reader.items(message.tool_calls)
+        found["tool_calls"] = [msgspec.to_builtins(reader.decode(_call, item)) async for item in calls]
     elif content is None:
         if message.role != "assistant" and message.content == NULL:
-            raise InvalidRequest("messages: a message needs its content", param=PARAM)
+            raise reader.wrong("a message needs its content")
         found["content"] = message.refusal or ""
     if message.name is not None:
         found["name"] = message.name
@@ -121,24 +107,22 @@ def _read_message(raw: Raw, chat: ReadChat) -> dict[str, Any]:
     return found
 
 
-def _content(message: Message, chat: ReadChat) -> Iterator[dict[str, str]]:
-    for raw in _decode(_list, message.content):
-        part = _decode(_part, raw)
-        match part.type:
-            case "text" | "input_text" | "output_text" if part.text is not None:
-                yield {"type": "text", "text": part.text}
-            case "refusal" if part.refusal is not None:
-                yield {"type": "text", "text": part.refusal}
-            case "image_url" | "input_image":
-                chat.images.append(_image(part.image_url, chat))
-                yield {"type": "image"}
-            case kind:
-                raise InvalidRequest(f"messages: a part of type {kind[:32]!r} is not supported here", param=PARAM)
+def _content(reader: PieceReader, raw: Raw, chat: ReadChat) -> dict[str, str]:
+    part = reader.decode(_part, raw)
+    match part.type:
+        case "text" | "input_text" | "output_text" if part.text is not None:
+            return {"type": "text", "text": part.text}
+        case "refusal" if part.refusal is not None:
+            return {"type": "text", "text": part.refusal}
+        case "image_url" | "input_image":
+            chat.images.append(_image(reader, part.image_url, chat))
+            return {"type": "image"}
+    raise reader.wrong(f"a part of type {part.type[:32]!r} is not supported here")
 
 
-def _image(raw: Raw, chat: ReadChat) -> ImageItem:
-    if bytes(memoryview(raw)[:1]) == b"{":
-        given = _decode(_image_url, raw)
+def _image(reader: PieceReader, raw: Raw, chat: ReadChat) -> ImageItem:
+    if not is_text(raw):
+        given = reader.decode(_image_url, raw)
         raw = given.url
         if given.detail not in (None, "auto"):
             chat.ignored.add("image_url.detail")
@@ -154,19 +138,3 @@ def image_of_url(raw: Raw) -> ImageItem:
     if comma < 0 or b";base64" not in head:
         raise InvalidRequest("an image's data: address must be base64: data:image/png;base64,...", param=PARAM)
     return ImageItem("base64", Raw(b'"' + memoryview(raw)[comma + 1 :]))
-
-
-def _decode(decoder: msgspec.json.Decoder[T], raw: Raw) -> T:
-    try:
-        return schema.decode(decoder, raw, PARAM)
-    except InvalidRequest as error:
-        error.param = PARAM
-        raise
-
-
-def _is_list(raw: Raw) -> bool:
-    return bytes(memoryview(raw)[:1]) == b"["
-
-
-def _string(raw: Raw) -> str | None:
-    return None if raw == NULL else _decode(_text, raw)

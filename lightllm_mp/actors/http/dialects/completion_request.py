@@ -40,7 +40,6 @@ class CompletionBody(OpenAIBody, frozen=True):
 
 
 _bodies = msgspec.json.Decoder(CompletionBody)
-_list = msgspec.json.Decoder(list[Raw])
 
 
 def completion_body(data: bytes) -> CompletionBody:
@@ -82,10 +81,7 @@ async def split_prompts(raw: Raw, name: str, most: int) -> list[Raw]:
         return [raw]
     if memoryview(raw).nbytes > schema.PIECE:
         await asyncio.sleep(0)
-    found = schema.decode(_list, raw, name)
-    if len(found) > most:
-        raise InvalidRequest(f"{name} has {len(found)} prompts, at most {most} are served at once", param=name)
-    return found
+    return schema.items(raw, name, most)
 
 
 def completion_terms(body: CompletionBody, prompt: Prompt, tenant: bytes) -> Terms:

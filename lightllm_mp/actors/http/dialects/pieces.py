@@ -91,6 +91,10 @@ def is_text(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b'"'
 
 
+def is_list(raw: Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"["
+
+
 def is_empty(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:64]).replace(b" ", b"") in (b"null", b"[]", b"{}", b'""')
 

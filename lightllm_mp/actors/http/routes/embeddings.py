@@ -72,7 +72,7 @@ class EmbeddingRoutes:
     async def _ranking(self, request: web.Request) -> list[Work]:
         async with self._arrivals.receive(request) as data:
             body = rerank_body(data)
-            documents = await rerank_documents(body)
+            documents = await rerank_documents(body, self._arrivals.max_input)
             form = RerankForm(
                 model=self._context.model_name,
                 created=unix_time(),
@@ -88,4 +88,4 @@ class EmbeddingRoutes:
             body = score_pairs_body(data)
             form = ScoreForm(model=self._context.model_name, created=unix_time(), raw=self._raw)
             terms = pooled_terms(body, tenant(request), "score")
-            return [Work(pair, terms, form) for pair in await score_pairs(body)]
+            return [Work(pair, terms, form) for pair in await score_pairs(body, self._arrivals.max_input)]

@@ -205,7 +205,7 @@ async def _blocks(reader: PieceReader, raw: Raw, place: str) -> AsyncIterator[Bl
         kind = reader.decode(_type, item).type
         if kind not in _ALLOWED[place]:
             raise reader.wrong(f"a block of type {kind[:32]!r} is not supported in {place}")
-        yield reader.decode(_decoders[kind], item)
+        yield reader.lenient(_decoders[kind], item)
 
 
 def _content(parts: list[dict[str, str]]) -> str | list[dict[str, str]]:

@@ -10,6 +10,7 @@ from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.front.chat.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.front.chat.functions import Function
+from lightllm_mp.actors.front.chat.guides import schema_guide
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import MessageForm
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_messages import read_turns
@@ -40,10 +41,16 @@ class ToolChoiceParam(Struct, frozen=True, forbid_unknown_fields=True):
     disable_parallel_tool_use: bool | None = None
 
 
+class MessageFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: Raw
+    name: str | None = None
+
+
 class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     """An argument of the template: `reasoning_effort`."""
-    format: Raw = NULL
+    format: MessageFormat | None = None
 
 
 class ToolType(Struct, frozen=True):
@@ -78,7 +85,8 @@ class AskedMessages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_control: Raw = NULL
     context_management: Raw = NULL
     mcp_servers: Raw = NULL
-    output_format: Raw = NULL
+    output_format: MessageFormat | None = None
+    """The older name of `output_config.format`."""
     speed: Literal["standard"] | None = None
     diagnostics: Raw = NULL
     inference_geo: str | None = None
@@ -127,8 +135,7 @@ class MessagesRequest:
 
     def __init__(self, body: AskedMessages, facts: Facts) -> None:
         self._body, self._facts = body, facts
-        refuse_unless_empty(body, "mcp_servers", "output_format", "diagnostics")
-        refuse_unless_empty(body.output_config, "format", param="output_config")
+        refuse_unless_empty(body, "mcp_servers", "diagnostics")
         if not _keeps_all(body.context_management):
             raise InvalidRequest("context_management is not supported", param="context_management")
         if body.inference_geo is not None:
@@ -160,7 +167,9 @@ def message_terms(body: MessagesBody, ask: ChatAsk, tenant: bytes) -> Terms:
         max_new_tokens=body.max_tokens,
         stop_sequences=list(ask.stops),
     )
-    return ask.terms(terms(parameters, tenant))
+    wanted = body.output_config.format or body.output_format
+    guide = schema_guide(wanted.schema, "output_config") if wanted is not None else None
+    return ask.terms(msgspec.structs.replace(terms(parameters, tenant), guide=guide))
 
 
 def message_form(body: MessagesBody, ask: ChatAsk, model: str, *, numbered: bool, ignored: set[str]) -> MessageForm:

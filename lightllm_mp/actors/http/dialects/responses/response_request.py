@@ -10,6 +10,7 @@ from msgspec import Meta, Raw, Struct
 
 from lightllm_mp.actors.front.chat.chat_ask import ChatAsk, ToolChoice
 from lightllm_mp.actors.front.chat.functions import Function, Name
+from lightllm_mp.actors.front.chat.guides import JsonObjectFormat, TextFormat, schema_guide
 from lightllm_mp.actors.http.context import unix_time
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, OpenAIBody, decode_body, refuse, request_terms
@@ -17,7 +18,7 @@ from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refus
 from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm
 from lightllm_mp.actors.http.dialects.responses.response_items import qualified, read_input
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Facts, Terms
+from lightllm_mp.messages import Facts, Guide, Terms
 from lightllm_mp.sampling_parameters import Count
 
 LARGE = frozenset(("input", "instructions", "tools"))
@@ -42,12 +43,16 @@ class ReasoningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class FreeText(Struct, frozen=True):
-    type: str
+class SchemaFormat(Struct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+    schema: Raw
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    """It is always kept."""
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    format: FreeText | None = None
+    format: TextFormat | JsonObjectFormat | SchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -116,6 +121,15 @@ class ResponseBody(OpenAIBody, frozen=True, kw_only=True):
     prompt_cache_options: Raw = NULL
     chat_template_kwargs: dict[str, Any] | None = None
 
+    def _guides(self) -> list[tuple[str, Guide | None]]:
+        found = None
+        match self.text.format:
+            case JsonObjectFormat():
+                found = Guide("json_object")
+            case SchemaFormat(schema):
+                found = schema_guide(schema, "text")
+        return [*OpenAIBody._guides(self), ("text", found)]
+
 
 _bodies = msgspec.json.Decoder(ResponseBody)
 _tool_kind = msgspec.json.Decoder(ToolKind)
@@ -133,8 +147,6 @@ def response_body(data: bytes) -> ResponseBody:
         prompt_logprobs=(body.prompt_logprobs, ""),
         return_token_ids=(body.return_token_ids or None, ""),
     )
-    if body.text.format is not None and body.text.format.type != "text":
-        raise InvalidRequest("text: this format is not supported", param="text")
     return body
 
 
@@ -212,7 +224,7 @@ def _echo(body: ResponseBody, stored: bool) -> dict[str, Any]:
         "service_tier": "default",
         "store": stored,
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": body.text.format or TextFormat(), "verbosity": "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": [] if body.tools == NULL else body.tools,
         "top_logprobs": body.top_logprobs or 0,

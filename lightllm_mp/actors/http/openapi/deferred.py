@@ -1,0 +1,141 @@
+"""What the fields hold that are decoded only when they are needed: for a decoder they are `Raw`, for clients they are
+of these types. A type may stand within a JSON schema, where msgspec has no union for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from lightllm_mp.actors.front.chat.guides import GuideFields, NamedSchema, StructuredOutputs
+from lightllm_mp.actors.http.dialects import chat_messages as chat
+from lightllm_mp.actors.http.dialects import pooled_request as pooled
+from lightllm_mp.actors.http.dialects.anthropic import anthropic_messages as turns
+from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
+    AskedMessages,
+    MessagesBody,
+    OutputConfig,
+    ToolParam,
+)
+from lightllm_mp.actors.http.dialects.chat_request import ChatBody
+from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
+from lightllm_mp.actors.http.dialects.responses import response_items as items
+from lightllm_mp.actors.http.dialects.responses import response_request as responses
+from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
+from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
+from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
+from lightllm_mp.sampling_parameters import Id, RequestParameters
+
+Object = dict[str, Any]
+SchemaText = Object | bool | str
+"""A JSON schema, or a text that holds one."""
+Ids = Annotated[list[InputId], Meta(min_length=1)]
+Prompt = str | Ids
+Images = Annotated[list[ImageItem], Meta(max_length=MAX_ITEMS)]
+Nothing = None
+"""The field is known, and refused unless it is null."""
+Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[Object, Meta(max_length=0)]
+"""The field is known, and refused unless it is empty."""
+BLOCKS = (
+    turns.TextBlockParam,
+    turns.ImageBlockParam,
+    turns.ToolResultBlockParam,
+    turns.ThinkingBlockParam,
+    turns.RedactedBlockParam,
+    turns.ToolUseBlockParam,
+)
+ITEMS = (items.MessageItem, items.CallItem, items.CallOutputItem, items.ReasoningItem)
+Texts = Annotated[list[str], Meta(min_length=1, max_length=pooled.MAX_INPUTS)]
+Messages = Annotated[list[chat.Message], Meta(min_length=1, max_length=chat.MAX_MESSAGES)]
+Tools = Annotated[list[chat.FunctionTool], Meta(max_length=chat.MAX_TOOLS)]
+
+
+def any_of(*types: Any) -> dict[str, Any]:
+    return {"anyOf": list(types)}
+
+
+def list_of(*types: Any) -> dict[str, Any]:
+    return {"type": "array", "items": any_of(*types)}
+
+
+DEFERRED: dict[type[Struct], dict[str, Any]] = {
+    GenerateBody: {"inputs": Prompt, "parameters": RequestParameters},
+    TokensBody: {"text": str, "parameters": RequestParameters},
+    ScoreBody: {"chat": str, "ids": list[Id], "parameters": RequestParameters},
+    Multimodal: {"images": Images, "audios": Empty},
+    ImageItem: {"data": str | tuple[Edge, Edge]},
+    GuideFields: {"guided_json": SchemaText, "json_schema": SchemaText},
+    StructuredOutputs: {"json": SchemaText},
+    NamedSchema: {"schema": SchemaText},
+    ChatBody: {
+        "messages": Messages,
+        "tools": Tools,
+        "audio": Nothing,
+        "prediction": Nothing,
+        "web_search_options": Nothing,
+        "functions": Nothing,
+        "function_call": Nothing,
+    },
+    chat.Message: {"content": str | list[chat.Part]},
+    chat.Part: {"image_url": chat.ImageUrl | str},
+    chat.ImageUrl: {"url": str},
+    CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
+    TokenizeBody: {"prompt": str, "messages": Messages, "tools": Tools},
+    DetokenizeBody: {"tokens": list[Id]},
+    AskedMessages: {
+        "messages": Annotated[list[turns.MessageParam], Meta(min_length=1, max_length=chat.MAX_MESSAGES)],
+        "system": str | list[turns.TextBlockParam],
+        "tools": Annotated[list[ToolParam], Meta(max_length=chat.MAX_TOOLS)],
+        "cache_control": Any,
+        "context_management": Object,
+        "mcp_servers": Empty,
+        "output_format": Empty,
+        "diagnostics": Empty,
+    },
+    MessagesBody: {"container": Empty},
+    OutputConfig: {"format": Empty},
+    ToolParam: {"cache_control": Any, "input_examples": Empty},
+    turns.MessageParam: {"content": any_of(str, list_of(*BLOCKS))},
+    turns.BlockParam: {"cache_control": Any},
+    turns.TextBlockParam: {"type": Literal["text"], "citations": Empty},
+    turns.ImageBlockParam: {"type": Literal["image"], "source": turns.ImageSourceParam, "transformations": Empty},
+    turns.ImageSourceParam: {"data": str, "url": str},
+    turns.ThinkingBlockParam: {"type": Literal["thinking"]},
+    turns.RedactedBlockParam: {"type": Literal["redacted_thinking"]},
+    turns.ToolUseBlockParam: {"type": Literal["tool_use"], "input": Object, "caller": Any},
+    responses.ResponseBody: {
+        "input": any_of(str, list_of(*ITEMS)),
+        "tools": list_of(responses.ResponseTool, responses.NamespaceTool),
+        "conversation": Empty,
+        "prompt": Empty,
+        "context_management": Empty,
+        "moderation": Empty,
+        "client_metadata": Any,
+        "prompt_cache_options": Any,
+    },
+    responses.NamespaceTool: {"tools": list[responses.ResponseTool]},
+    items.MessageItem: {"type": Literal["message"], "content": str | list[items.InputPart]},
+    items.CallItem: {"type": Literal["function_call"]},
+    items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
+    items.ReasoningItem: {"type": Literal["reasoning"]},
+    items.InputPart: {"image_url": str},
+    pooled.PooledBody: {"truncate_prompt_tokens": Nothing},
+    pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
+    pooled.RerankBody: {
+        "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
+        "max_tokens_per_doc": Nothing,
+    },
+    pooled.ScorePairsBody: {"text_1": str | Texts, "text_2": str | Texts},
+    turns.ToolResultBlockParam: {
+        "type": Literal["tool_result"],
+        "content": any_of(str, list_of(turns.TextBlockParam, turns.ImageBlockParam)),
+    },
+}
+
+
+def deferred(struct: type[Struct]) -> dict[str, Any]:
+    """The fields of a struct, and of its bases, that hold more than its types say."""
+    found: dict[str, Any] = {}
+    for base in reversed(struct.__mro__):
+        found |= DEFERRED.get(base, {})
+    return found
