@@ -14,14 +14,15 @@ from tools.harness.random_schemas import RandomSchemas
 COUNT = 60
 
 
-def test_what_ends_satisfies_its_schema() -> None:
+@pytest.mark.parametrize("jump", [False, True])
+def test_what_ends_satisfies_its_schema(jump: bool) -> None:
     """A walk draws from all allowed tokens, so it visits what no model would say."""
     pytest.importorskip("jsonschema")
     ended = refused = 0
     for seed in range(COUNT):
         schema = RandomSchemas(seed).schema()
         try:
-            one = matcher("json_schema", json.dumps(schema))
+            one = matcher("json_schema", json.dumps(schema), jump=jump)
         except InvalidGuide:
             refused += 1
             continue
