@@ -14,8 +14,8 @@ from lightllm_mp.actors.http.dialects import pooled_request as pooled
 from lightllm_mp.actors.http.dialects.anthropic import anthropic_messages as turns
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
     AskedMessages,
+    MessageFormat,
     MessagesBody,
-    OutputConfig,
     ToolParam,
 )
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
@@ -25,7 +25,7 @@ from lightllm_mp.actors.http.dialects.responses import response_request as respo
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
-from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
+from lightllm_mp.sampling_parameters import Id, RequestParameters
 
 Object = dict[str, Any]
 SchemaText = Object | bool | str
@@ -90,11 +90,10 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "cache_control": Any,
         "context_management": Object,
         "mcp_servers": Empty,
-        "output_format": Empty,
         "diagnostics": Empty,
     },
     MessagesBody: {"container": Empty},
-    OutputConfig: {"format": Empty},
+    MessageFormat: {"schema": SchemaText},
     ToolParam: {"cache_control": Any, "input_examples": Empty},
     turns.MessageParam: {"content": any_of(str, list_of(*BLOCKS))},
     turns.BlockParam: {"cache_control": Any},
@@ -114,13 +113,13 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "client_metadata": Any,
         "prompt_cache_options": Any,
     },
+    responses.SchemaFormat: {"schema": SchemaText},
     responses.NamespaceTool: {"tools": list[responses.ResponseTool]},
     items.MessageItem: {"type": Literal["message"], "content": str | list[items.InputPart]},
     items.CallItem: {"type": Literal["function_call"]},
     items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
     items.ReasoningItem: {"type": Literal["reasoning"]},
     items.InputPart: {"image_url": str},
-    pooled.PooledBody: {"truncate_prompt_tokens": any_of(Literal[-1], Annotated[int, Meta(ge=1, le=MAX_ID)], None)},
     pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
     pooled.RerankBody: {
         "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
@@ -148,7 +147,11 @@ def _types(*types: str) -> dict[str, Any]:
 
 
 SAID = {"content": {"type": ["string", "array"]}}
+CUT = {"not": {"required": ["truncate_prompt_tokens"], "properties": {"truncate_prompt_tokens": Literal[0]}}}
 REFINED: dict[type[Struct], dict[str, Any]] = {
+    pooled.EmbeddingBody: CUT,
+    pooled.RerankBody: CUT,
+    pooled.ScorePairsBody: CUT,
     ScoreBody: {"oneOf": [_only("chat", "ids"), _only("ids", "chat")]},
     TokenizeBody: {"oneOf": [_only("prompt", "messages", "tools"), _only("messages", "prompt")]},
     chat.Message: {
