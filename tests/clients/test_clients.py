@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from lightllm_mp import Server, launch
 from lightllm_mp.actors.http.security.keys import ApiKeys
-from tests.actors.http.harness import site
+from lightllm_mp.messages import PooledFacts
+from tests.actors.http.harness import FACTS, Engine, site
 from tests.actors.http.test_auth import digests
 from tests.clients.assistant import Assistant
 from tests.clients.environment import DEADLINE, KEY, OPENAI_2, command, environment, needs_clients
@@ -61,13 +62,24 @@ def test_the_default_model(server: Server, client: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("client", PROGRAMS)
 def test_an_assistant_that_calls_tools(client: str, tmp_path: Path) -> None:
+    ask(client, "script_", tmp_path, Assistant())
+
+
+def test_embeddings_through_node(tmp_path: Path) -> None:
+    """Those of Python are asked in test_embedding_clients.py."""
+    facts = replace(FACTS, engine=replace(FACTS.engine, pooled=PooledFacts("embed", 3)))
+    ask("openai, Node", "pooled_", tmp_path, Engine(facts=facts, row=lambda request: [0.5, 0.25, 0.125]))
+
+
+def ask(client: str, prefix: str, tmp_path: Path, engine: Engine) -> None:
+    """Run the client's checks whose names begin so against a port before this engine."""
     program, layer = PROGRAMS[client]
 
     async def main() -> None:
-        async with site(engine=Assistant(), keys=ApiKeys(users=digests(KEY))) as served:
+        async with site(engine=engine, keys=ApiKeys(users=digests(KEY))) as served:
             base_url = "http://{}:{}".format(*served.address)
             process = await asyncio.create_subprocess_exec(
-                *command(program, "script_"),
+                *command(program, prefix),
                 env=environment(base_url, tmp_path, layer),
                 cwd=tmp_path,
                 stdout=asyncio.subprocess.PIPE,

@@ -18,7 +18,7 @@ from tests.paths import ROOT
 pytestmark = needs_clients
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-EXAMPLES = 10
+EXAMPLES = 5
 """Of each operation, beside those that cover its schema."""
 UNTRUE = "positive_data_acceptance"
 """A schema cannot say which fields exclude each other, so what it allows may be refused."""
@@ -53,9 +53,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_every_route(address: str, tmp_path: Path) -> None:
     config = str(Path(__file__).with_name("schemathesis.toml"))
-    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing"]
-    options += ["--header", f"Authorization: Bearer {KEY}", "--seed", "1", "--no-color"]
-    options += ["--output-sanitize", "false"]
+    options = ["--exclude-checks", UNTRUE, "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing", "--seed=1"]
+    options += ["--header", f"Authorization: Bearer {KEY}", "--no-color", "--output-sanitize", "false"]
     found = subprocess.run(
         [str(VENV / "bin" / "st"), "--config-file", config, "run", f"{address}/openapi.json", *options],
         env=environment(address, tmp_path),

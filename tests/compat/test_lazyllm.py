@@ -5,28 +5,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.clients.environment import VENV, needs_clients
 from tests.paths import ROOT
 from tests.text.tokenizer_samples import default_model
 
-pytestmark = pytest.mark.skipif(find_spec("lazyllm") is None, reason="lazyllm is not installed (pip install lazyllm)")
+HERE = find_spec("lazyllm") is not None
+pytestmark = [] if HERE else [needs_clients]
 
 DEADLINE = 240.0
+PYTHON = sys.executable if HERE else str(VENV / "bin" / "python")
 
 
 def environment(home: Path) -> dict[str, str]:
-    """LazyLLM runs `python`, which must be this one, and keeps its files in a folder of its own."""
+    """LazyLLM runs `python`, which must be the one that it is in, and keeps its files in a folder of its own. Where it
+    is in the environment of the clients, the engine's packages come before those that are there."""
+    paths = [str(ROOT), str(ROOT / "compat" / "lightllm"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), str(ROOT / "compat" / "lightllm"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PATH": os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([*paths, *([] if HERE else [sysconfig.get_path("purelib")])]),
         "LAZYLLM_HOME": str(home),
     }
 
@@ -51,7 +55,7 @@ def test_the_example_runs_and_leaves_nothing_behind(tmp_path: Path, name: str) -
     model = tmp_path / name
     model.symlink_to(default_model())
     question = "Reply with the single word: yes"
-    words = [sys.executable, str(ROOT / "examples" / "lazyllm_chat.py"), str(model), question]
+    words = [PYTHON, str(ROOT / "examples" / "lazyllm_chat.py"), str(model), question]
     with subprocess.Popen(
         words,
         env=environment(tmp_path),

@@ -125,11 +125,11 @@ async def check_nesting(data: bytes) -> None:
             await asyncio.sleep(0)
 
 
-async def prompt(raw: Raw, max_input: int) -> str | bytes:
-    """The text, or the column (int32) of ids, of `inputs`. `max_input`: the longest prompt in tokens; 0: any."""
+async def prompt(raw: Raw, max_input: int, name: str = "inputs") -> str | bytes:
+    """The text, or the column (int32) of ids, of a field. `max_input`: the longest prompt in tokens; 0: any."""
     if _first(raw) == b"[":
-        return await _column(raw, "inputs", _input_ids, max_input)
-    return text(raw, "inputs", max_input)
+        return await _column(raw, name, _input_ids, max_input)
+    return text(raw, name, max_input)
 
 
 async def ids(raw: Raw, name: str, max_input: int) -> bytes:

@@ -1,7 +1,8 @@
 """A client's program is a module of checks that runs in .venv-clients, away from pytest and the engine.
 
 `python PROGRAM PREFIX` runs the functions whose names begin with PREFIX: `model_` against the default model, `script_`
-against the assistant of tests/clients/assistant.py. BASE_URL and API_KEY are in the environment.
+against the assistant of tests/clients/assistant.py, `pooled_` against a model of embeddings. BASE_URL and API_KEY are
+in the environment.
 """
 
 from __future__ import annotations

@@ -45,6 +45,12 @@ def model_structured_output():
         assert isinstance(long.with_structured_output(Pet, method=method).invoke(BOUNDED), Pet)
 
 
+def model_responses():
+    able = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_tokens=12, use_responses_api=True)
+    whole = able.invoke(TURNS)
+    assert "".join(chunk.text for chunk in able.stream(TURNS)) == whole.text != ""
+
+
 def script_tool_round_trip():
     @tool
     def weather(city: str) -> str:

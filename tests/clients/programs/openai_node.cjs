@@ -64,6 +64,19 @@ const checks = {
     });
   },
 
+  async model_responses() {
+    const asked = { model: "any", input: "Say hello to me.", temperature: 0, max_output_tokens: 12 };
+    const whole = await client.responses.create(asked);
+    const stream = client.responses.stream(asked);
+    assert.ok(whole.output_text);
+    assert.equal((await stream.finalResponse()).output_text, whole.output_text);
+  },
+
+  async pooled_embeddings() {
+    const found = await client.embeddings.create({ model: "any", input: ["one", "two"] });
+    assert.deepEqual(found.data[1].embedding, [0.5, 0.25, 0.125]);
+  },
+
   async script_tool_round_trip() {
     const asked = [];
     const runner = client.chat.completions.runTools({

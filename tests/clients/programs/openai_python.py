@@ -123,6 +123,41 @@ def model_parsed_answers_and_required_tools():
         assert isinstance(call.function.parsed_arguments, Pet)
 
 
+def model_responses():
+    asked = {"model": MODEL, "input": "Say hello to me.", "temperature": 0, "max_output_tokens": 12}
+    whole = client.responses.create(**asked)
+    assert whole.output_text
+    text, final = "", None
+    with client.responses.stream(**asked) as stream:
+        for event in stream:
+            if event.type == "response.output_text.delta":
+                text += event.delta
+            if event.type in ("response.completed", "response.incomplete"):
+                final = event.response
+    assert text == final.output_text == whole.output_text
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    second = client.responses.create(previous_response_id=whole.id, **asked | {"input": "And again."})
+    assert second.usage.input_tokens > whole.usage.total_tokens
+    assert client.responses.retrieve(whole.id).output_text == whole.output_text
+    client.responses.delete(whole.id)
+    raises(openai.NotFoundError, client.responses.retrieve, whole.id)
+    error = raises(openai.BadRequestError, client.responses.create, model=MODEL, input=LONG)
+    assert error.code == "context_length_exceeded"
+
+
+def script_responses_with_tools():
+    tool = {"type": "function", "strict": None, **WEATHER["function"]}
+    first = client.responses.create(model=MODEL, input=CALL, tools=[tool])
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Paris"})
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    stored = client.responses.create(model=MODEL, input=[output], previous_response_id=first.id, tools=[tool])
+    assert stored.output_text == "The tool said: sunny"
+    history = [{"role": "user", "content": CALL}, *first.output, output]
+    stateless = client.responses.create(model=MODEL, input=history, tools=[tool], store=False)
+    assert stateless.output_text == stored.output_text
+
+
 def script_tool_round_trip():
     messages = [{"role": "user", "content": CALL}]
     whole = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER])

@@ -112,7 +112,12 @@ def schema_guide(raw: Raw, param: str) -> Guide | None:
         return None
     text = bytes(raw)
     if text[:1] == b'"':
-        return Guide("json_schema", decode(_text, raw, param))
+        source = decode(_text, raw, param)
+        try:
+            _any.decode(source)
+        except (msgspec.DecodeError, RecursionError):
+            raise InvalidRequest(f"{param}: this text is not the JSON of a schema", param=param) from None
+        return Guide("json_schema", source)
     decode(_any, raw, param)
     return Guide("json_schema", text.decode())
 

@@ -61,7 +61,8 @@ def completion_body(data: bytes) -> CompletionBody:
 
 async def prompts(body: CompletionBody, facts: ChatFacts, max_input: int) -> list[str | bytes]:
     """Texts, or int32 columns of ids. Raises InvalidRequest or PromptTooLong."""
-    found = [await schema.prompt(raw, max_input) for raw in await split_prompts(body.prompt, "prompt", MAX_PROMPTS)]
+    raws = await split_prompts(body.prompt, "prompt", MAX_PROMPTS)
+    found = [await schema.prompt(raw, max_input, "prompt") for raw in raws]
     if len({type(prompt) for prompt in found}) != 1:
         raise InvalidRequest("prompt must be a text, token ids, or a list of one kind of them", param="prompt")
     if body.suffix is None:

@@ -102,7 +102,7 @@ async def embedding_inputs(body: EmbeddingBody, max_input: int) -> list[str | by
     """Texts, or int32 columns of ids. Raises InvalidRequest or PromptTooLong."""
     found: list[str | bytes] = []
     for raw in await split_prompts(body.input, "input", MAX_INPUTS):
-        prompt = await schema.prompt(raw, 0 if body.truncate_prompt_tokens else max_input)
+        prompt = await schema.prompt(raw, 0 if body.truncate_prompt_tokens else max_input, "input")
         found.append(cut_text(prompt, body, max_input))
         if len(found) % 64 == 0:
             await asyncio.sleep(0)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from lightllm_mp.actors.front.chat.functions import ToolCall
 from lightllm_mp.actors.front.chat.guides import GuideFields, NamedSchema, StructuredOutputs
 from lightllm_mp.actors.http.dialects import chat_messages as chat
 from lightllm_mp.actors.http.dialects import pooled_request as pooled
@@ -24,7 +25,7 @@ from lightllm_mp.actors.http.dialects.responses import response_request as respo
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
 from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
-from lightllm_mp.sampling_parameters import Id, RequestParameters
+from lightllm_mp.sampling_parameters import MAX_ID, Id, RequestParameters
 
 Object = dict[str, Any]
 SchemaText = Object | bool | str
@@ -76,12 +77,12 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "functions": Nothing,
         "function_call": Nothing,
     },
-    chat.Message: {"content": str | list[chat.Part]},
+    chat.Message: {"content": str | list[chat.Part], "tool_calls": list[ToolCall]},
     chat.Part: {"image_url": chat.ImageUrl | str},
     chat.ImageUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
     TokenizeBody: {"prompt": str, "messages": Messages, "tools": Tools},
-    DetokenizeBody: {"tokens": list[Id]},
+    DetokenizeBody: {"tokens": Annotated[list[Id], Meta(min_length=1)]},
     AskedMessages: {
         "messages": Annotated[list[turns.MessageParam], Meta(min_length=1, max_length=chat.MAX_MESSAGES)],
         "system": str | list[turns.TextBlockParam],
@@ -119,11 +120,10 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     items.CallOutputItem: {"type": Literal["function_call_output"], "output": str | list[items.InputPart]},
     items.ReasoningItem: {"type": Literal["reasoning"]},
     items.InputPart: {"image_url": str},
-    pooled.PooledBody: {"truncate_prompt_tokens": Nothing},
+    pooled.PooledBody: {"truncate_prompt_tokens": any_of(Literal[-1], Annotated[int, Meta(ge=1, le=MAX_ID)], None)},
     pooled.EmbeddingBody: {"input": any_of(str, Ids, list[str], list[Ids])},
     pooled.RerankBody: {
         "documents": Annotated[list[str | pooled.Document], Meta(min_length=1, max_length=pooled.MAX_INPUTS)],
-        "max_tokens_per_doc": Nothing,
     },
     pooled.ScorePairsBody: {"text_1": str | Texts, "text_2": str | Texts},
     turns.ToolResultBlockParam: {
@@ -131,6 +131,44 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "content": any_of(str, list_of(turns.TextBlockParam, turns.ImageBlockParam)),
     },
 }
+
+
+def _only(name: str, *others: str) -> dict[str, Any]:
+    """The field is given, and the others are not."""
+    absent = {other: {"type": "null"} for other in others}
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}} | absent}
+
+
+def _roles(*roles: str) -> dict[str, Any]:
+    return {"role": {"enum": list(roles)}}
+
+
+def _types(*types: str) -> dict[str, Any]:
+    return {"type": {"enum": list(types)}}
+
+
+SAID = {"content": {"type": ["string", "array"]}}
+REFINED: dict[type[Struct], dict[str, Any]] = {
+    ScoreBody: {"oneOf": [_only("chat", "ids"), _only("ids", "chat")]},
+    TokenizeBody: {"oneOf": [_only("prompt", "messages", "tools"), _only("messages", "prompt")]},
+    chat.Message: {
+        "anyOf": [
+            {"properties": _roles("assistant")},
+            {
+                "required": ["content"],
+                "properties": _roles("system", "developer", "user", "tool") | SAID | {"tool_calls": {"type": "null"}},
+            },
+        ],
+    },
+    chat.Part: {
+        "anyOf": [
+            {"required": ["text"], "properties": _types("text", "input_text", "output_text") | {"text": str}},
+            {"required": ["refusal"], "properties": _types("refusal") | {"refusal": str}},
+            {"required": ["image_url"], "properties": _types("image_url", "input_image")},
+        ],
+    },
+}
+"""What holds for several fields of a struct together."""
 
 
 def deferred(struct: type[Struct]) -> dict[str, Any]:

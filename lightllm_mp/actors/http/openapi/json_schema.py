@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Raw, Struct
 from msgspec import inspect as shapes
 
-from lightllm_mp.actors.http.openapi.deferred import deferred
+from lightllm_mp.actors.http.openapi.deferred import REFINED, deferred
 
 Json = dict[str, Any]
 NAMES = {
@@ -90,6 +90,7 @@ class Components:
         found |= {"properties": properties, "required": required}
         if shape.forbid_unknown_fields:
             found["additionalProperties"] = False
+        found |= self.of(REFINED.get(struct, {}))
         return ref
 
 
