@@ -13,7 +13,8 @@ import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from lightllm_mp import Server
+from lightllm_mp import Config, Engine, Server
+from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.models.families.common.pooling import PAIRS
 from tests.end_to_end.served import get, post
 from tests.end_to_end.test_golden_servers import crash_during, prompts, refused, serving
@@ -107,6 +108,11 @@ def test_a_cross_encoder_ranks_texts(tmp_path: Path) -> None:
             raw = theirs(torch.tensor([backend.encode(QUERY).ids])).logits[0, 0].item()
         assert alone == pytest.approx(raw, abs=TOLERANCE)
         assert "longest possible" in refused(server, "/v1/rerank", {"query": QUERY, "documents": ["x" * 5000]})
+    settings = Config(
+        model=ModelConfig(model_dir=str(tmp_path), data_type="float32"), engine=EngineConfig(max_total_token_num=2000)
+    )
+    with Engine(settings) as engine:
+        assert engine.rerank(QUERY, DOCUMENTS) == pytest.approx(wanted, abs=TOLERANCE)
 
 
 @pytest.mark.slow
