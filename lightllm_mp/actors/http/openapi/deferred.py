@@ -12,8 +12,8 @@ from lightllm_mp.actors.http.dialects import pooled_request as pooled
 from lightllm_mp.actors.http.dialects.anthropic import anthropic_messages as turns
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
     AskedMessages,
+    MessageFormat,
     MessagesBody,
-    OutputConfig,
     ToolParam,
 )
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
@@ -76,7 +76,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "functions": Nothing,
         "function_call": Nothing,
     },
-    chat.Message: {"content": str | list[chat.Part]},
+    chat.Message: {"content": str | list[chat.Part], "tool_calls": list[chat.ToolCall]},
     chat.Part: {"image_url": chat.ImageUrl | str},
     chat.ImageUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
@@ -89,11 +89,10 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "cache_control": Any,
         "context_management": Object,
         "mcp_servers": Empty,
-        "output_format": Empty,
         "diagnostics": Empty,
     },
     MessagesBody: {"container": Empty},
-    OutputConfig: {"format": Empty},
+    MessageFormat: {"schema": Object},
     ToolParam: {"cache_control": Any, "input_examples": Empty},
     turns.MessageParam: {"content": any_of(str, list_of(*BLOCKS))},
     turns.BlockParam: {"cache_control": Any},
