@@ -1,7 +1,7 @@
 """lightllm_mp: an LLM serving engine made of actors over lock-free shared-memory queues.
 
-`Engine` is the offline API, `launch` runs a server from another program, `Config` configures both. They are imported at
-first use, so `import lightllm_mp` is quick and loads no torch.
+`Engine` and `AsyncEngine` are the offline API, `launch` runs a server from another program, `Config` configures all of
+them. They are imported at first use, so `import lightllm_mp` is quick and loads no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightllm_mp.config import Config as Config
+    from lightllm_mp.offline import AsyncEngine as AsyncEngine
+    from lightllm_mp.offline import ChatChunk as ChatChunk
+    from lightllm_mp.offline import ChatCompletion as ChatCompletion
     from lightllm_mp.offline import Completion as Completion
     from lightllm_mp.offline import Engine as Engine
     from lightllm_mp.server import Server as Server
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {"Config": "config", "Server": "server", "launch": "server", "Completion": "offline", "Engine": "offline"}
-__all__ = ["Completion", "Config", "Engine", "Server", "launch"]
+_OFFLINE = ("AsyncEngine", "ChatChunk", "ChatCompletion", "Completion", "Engine")
+_HOMES = {"Config": "config", "Server": "server", "launch": "server", **dict.fromkeys(_OFFLINE, "offline")}
+__all__ = ["AsyncEngine", "ChatChunk", "ChatCompletion", "Completion", "Config", "Engine", "Server", "launch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,10 @@ class GuideActor(BlockingActor):
                     self._take_id(rid, token)
             case OpenGuide():
                 self._compiling.add(message.rid)
-                self._compilers.submit(self._compile, message, self._epoch, self._facts)
+                if self._library.knows(message.guide):  # it need not wait behind others
+                    self._compile(message, self._epoch, self._facts)
+                else:
+                    self._compilers.submit(self._compile, message, self._epoch, self._facts)
             case CloseGuide(rid):
                 self._matchers.pop(rid, None)
                 self._guides.pop(rid, None)
@@ -102,7 +105,7 @@ class GuideActor(BlockingActor):
             self._send_masks(self._wanted.popleft(), matchers)
         self.stats.write({"open": len(self._matchers), "masks": self._masks, "refused": self._refused})
 
-    # --- compiling, in a thread ---------------------------------------------------------------------------------------
+    # --- compiling, mostly in a thread --------------------------------------------------------------------------------
 
     def _compile(self, message: OpenGuide, epoch: int, facts: Facts) -> None:
         try:
@@ -180,6 +183,10 @@ class Library:
         self._lock = threading.Lock()
         self._loaded = False
 
+    def knows(self, guide: Guide) -> bool:
+        """Whether the guide is compiled already."""
+        return self._loaded and self.compiler.knows(guide)
+
     def open(self, message: OpenGuide, epoch: int, path: Path, mode: str, facts: Facts) -> _Compiled:
         """The matchers of a request, each past the ids that its answer has already. InvalidGuide."""
         with self._lock:
@@ -203,9 +210,12 @@ class Library:
         return _Compiled(message, epoch, matchers)
 
     def _load(self, path: Path, mode: str, facts: Facts) -> None:
-        from lightllm_mp.guides.compiler import GuideCompiler
-        from lightllm_mp.guides.matcher import MaskWriter
-        from lightllm_mp.guides.vocabulary import GuideVocabulary
+        try:
+            from lightllm_mp.guides.compiler import GuideCompiler
+            from lightllm_mp.guides.matcher import MaskWriter
+            from lightllm_mp.guides.vocabulary import GuideVocabulary
+        except ImportError as error:
+            raise InvalidGuide(f"this server takes no constraints: {error}") from None
         from lightllm_mp.text.tokenizer import load_tokenizer
 
         try:

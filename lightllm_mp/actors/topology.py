@@ -97,7 +97,7 @@ def topology(
         for rank in range(ranks)
     )
     others = (
-        Child(GUIDE, "lightllm_mp.actors.guide:GuideActor"),
+        Child(GUIDE, "lightllm_mp.actors.guide:GuideActor", dispensable=True),
         Child(ROUTER, "lightllm_mp.actors.router:RouterActor"),
         Child(DETOKENIZER, "lightllm_mp.actors.detokenizer:DetokenizerActor"),
         Child(TOKENIZER, "lightllm_mp.actors.tokenizer:TokenizerActor", patience=2.0),

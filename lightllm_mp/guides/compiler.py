@@ -34,6 +34,10 @@ class GuideCompiler:
         self._cache: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
+    def knows(self, guide: Guide) -> bool:
+        """Whether `compile` answers at once."""
+        return (guide.kind, guide.source) in self._cache
+
     def compile(self, guide: Guide) -> LLMatcher:
         """A matcher at the beginning of the guide's grammar; the caller copies it. InvalidGuide if the guide is wrong,
         too complex, or allows no answer at all."""

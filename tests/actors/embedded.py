@@ -22,7 +22,7 @@ from lightllm_mp.actors.supervision.state_machine import State
 from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
 from lightllm_mp.config import Config, EngineConfig, SupervisorConfig
-from lightllm_mp.messages import Output, Sampling, Terms
+from lightllm_mp.messages import Guide, Output, Sampling, Terms
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.vision_config import read_vision
@@ -112,9 +112,12 @@ class Embedded:
     front: FrontActor
     running: asyncio.Task[int]
 
-    def submit(self, prompt: str | bytes, tokens: int, *, seed: int = 0, **output: object) -> LiveRequest:
+    def submit(
+        self, prompt: str | bytes, tokens: int, *, seed: int = 0, guide: Guide | None = None, **output: object
+    ) -> LiveRequest:
         sampling = Sampling(seed=seed, max_new_tokens=tokens, ignore_eos=True)
-        return self.front.frontend.submit(prompt, Terms(sampling, Output(**output)))  # type: ignore[arg-type]
+        terms = Terms(sampling, Output(**output), guide=guide)  # type: ignore[arg-type]
+        return self.front.frontend.submit(prompt, terms)
 
     async def collect(self, live: LiveRequest) -> tuple[list[int], str]:
         """Ids and text of a stream, to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from lightllm_mp.messages import (
     CloseGuide,
     EngineLimits,
     Facts,
+    Forced,
     Guide,
     GuideReady,
     Masks,
@@ -172,6 +174,35 @@ def test_a_dead_end_is_told_by_an_empty_mask_and_compiled_anew() -> None:
     (sent,) = world.say(Advance(rids(1), ids(token("c"))), need(1, (1, 1)))
     assert allowed(sent[1], world.size) == [set()]
     assert world.actor._library.compiler.compile(LETTERS) is not first
+
+
+def test_a_guide_that_is_known_does_not_wait_behind_others() -> None:
+    world = World()
+    world.say(OpenGuide(1, LETTERS))
+    world.actor._compilers.shutdown(wait=True)
+    assert world.say(OpenGuide(2, LETTERS)) == [(ROUTER, GuideReady(2))]
+
+
+def test_without_the_library_guides_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightllm_mp.guides.compiler", None)
+    ((_, refused),) = World().say(OpenGuide(1, LETTERS))
+    assert isinstance(refused, Rejected)
+    assert (refused.error.status, refused.error.code) == (400, "invalid_guide")
+
+
+def test_forced_ids_are_told_once() -> None:
+    world = World()
+    text = Guide("regex", "[ab]the name of the person( is|s)", jump=True)
+    world.say(OpenGuide(1, text))
+    ((peer, forced),) = world.say(Advance(rids(1), ids(token("a"))))
+    assert peer == ROUTER
+    assert isinstance(forced, Forced)
+    assert (forced.rid, forced.count) == (1, 1)
+    run = np.frombuffer(forced.ids, "<i4").tolist()
+    assert "the name of the person".startswith(tokenizer().decode(run))
+    (sent,) = world.say(Advance(rids(1), ids(run[0])), need(1, (1, 2)))
+    assert allowed(sent[1], world.size) == [{tokenizer().decode([run[1]])}]
+    assert not world.say(Advance(rids(1, 1), ids(*run[1:3])))
 
 
 def test_a_bug_in_a_thread_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from tools.faults.server import Setting
 from tools.harness.procfs import alive, descendants
 
 FAULTS, SECONDS = 16, 40.0
-SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True))
+SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True), Setting("embedding", hooks=True))
+ACTORS = ["detokenizer", "guide", "http", "router", "tokenizer", "worker0"]
 
 
 @pytest.mark.slow
@@ -40,6 +41,20 @@ def test_nothing_is_lost_and_nothing_is_left_behind(setting: Setting, capsys: py
     assert total["accepted"] == total["finished"] + total["left"]
     events = [json.loads(line)["event"] for line in lines.getvalue().splitlines()]
     assert events.count("fault") == total["injected"]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("setting", [Setting("mock", hooks=True), Setting("encoder")], ids=lambda setting: setting.kind)
+def test_the_death_of_each_process_changes_no_answer(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of any API: chats, tools, schemas, lists of prompts, messages, responses, embeddings."""
+    report = chaos(setting, seconds=SECONDS, total=len(ACTORS), clients=8, seed=3, faults=["kill"])
+    report.show()
+    assert report.good, capsys.readouterr().out
+    assert sorted(round.actor for round in report.rounds) == ACTORS
+    total = report.total()
+    assert total["effective"] == total["injected"]
+    assert total["identical"] == total["finished"] > 30
+    assert total["accepted"] == total["finished"] + total["left"]
 
 
 def test_totals_in_one_line() -> None:

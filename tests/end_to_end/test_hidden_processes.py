@@ -18,8 +18,8 @@ from tests.end_to_end.test_serve_command import DEADLINE, GOLDEN, command
 from tests.paths import ROOT
 from tests.test_sandbox import PLAIN_USER, seen
 
-PROGRAMS = 5
-"""Supervisor, http, tokenizer, router, detokenizer; then the workers."""
+PROGRAMS = 6
+"""Supervisor, http, tokenizer, router, guide, detokenizer; then the workers."""
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

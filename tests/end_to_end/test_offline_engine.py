@@ -109,7 +109,7 @@ def test_an_engine_that_gives_up_ends_the_calls_that_wait() -> None:
     with Engine(config) as engine:
         events = engine.stream([1, 2, 3], max_new_tokens=200, ignore_eos=True)
         next(events)
-        engine._supervisor.kill("router")
+        engine._thread.supervisor.kill("router")
         with pytest.raises(EngineEnded, match="restart budget"):
             list(events)
 

@@ -53,7 +53,7 @@ def test_json_logs_https_keys_and_nothing_else_listens(tmp_path: Path) -> None:
     with serving(*FLAGS, "--api-key-file", str(keys), "--splitfuse_mode") as server:
         url = server.until(r'"url":"(https://\S+?)"')[1]
         pids = [server.process.pid, *server.children]
-        assert len(pids) == 6
+        assert len(pids) == 7
         assert listening(pids) == {("0100007F", int(url.rsplit(":", 1)[1]))}
         body = json.dumps({"inputs": [5, 6, 7], "parameters": {"max_new_tokens": 4}, SECRET: SECRET}).encode()
         headers = {"Authorization": "Bearer admin-key", "X-Request-Id": "one"}

@@ -217,7 +217,7 @@ def test_every_process_may_open_as_many_files_as_the_hard_limit_allows() -> None
     try:
         with serving() as server:
             server.until(r"url +(http\S+)")
-            assert len(server.children) == 5
+            assert len(server.children) == 6
             for pid in server.children:
                 assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
     finally:

@@ -168,7 +168,7 @@ def test_no_process_holds_a_library_that_it_does_not_use(server: Server) -> None
         name: Path(f"/proc/{pid}/maps").read_text()
         for name, pid in {**children(server), "supervisor": server.pid}.items()
     }
-    assert len(maps) == 6
+    assert len(maps) == 7
     assert [name for name, mapped in maps.items() if "libtorch" in mapped] == ["worker0"]
     assert [name for name, mapped in maps.items() if "aiohttp" in mapped] == ["http"]
     assert {name for name, mapped in maps.items() if "numpy" not in mapped} == {"supervisor", "http"}
@@ -196,7 +196,7 @@ def children(server: Server) -> dict[str, int]:
     return {match[2]: int(match[1]) for match in found if match}
 
 
-@pytest.mark.parametrize("victim", ["tokenizer", "router", "detokenizer", "worker0"])
+@pytest.mark.parametrize("victim", ["tokenizer", "router", "guide", "detokenizer", "worker0"])
 def test_a_killed_process_changes_no_answer(tiny: Server, victim: str) -> None:
     undisturbed = [text(stream(tiny, long(number))) for number in range(8)]
     with ThreadPoolExecutor(8) as pool:

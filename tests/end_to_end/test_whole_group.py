@@ -296,7 +296,7 @@ def test_restarts_in_a_row_leave_nothing_behind(folder: Path) -> None:
         with mock_serving(folder, "--port", str(port), "--drain-timeout", "0.2") as server:
             port = server.port
             actors = server.actors()
-            assert len(actors) == 5
+            assert len(actors) == 6
             assert holders(port, list(actors.values())) == {actors["http"]}
             with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
                 body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 4000, "n": 8, "ignore_eos": True}})

@@ -1,9 +1,11 @@
 """What constraints cost: the gap between two tokens of streams with and without a constraint, on a server of its own.
 
-    python -m tools.bench.guided_overhead [--rows 16] [--tokens 100] [--rounds 5] [--model FOLDER] [--run-ahead 0|1]
+    python -m tools.bench.guided_overhead [--rows 16] [--tokens 100] [--rounds 5] [--run-ahead 0|1]
+                                          [--model FOLDER] [--load-format dummy]
 
 Rounds alternate between free answers, answers under a regex that allows nearly everything, and answers under a JSON
-schema of long strings, all of the same length. Prints the median gap of each, and its ratio to the free one.
+schema of long strings, all of the same length. Prints for each the median gap, a round's time over its tokens, and the
+ratios to free answers, of rounds beside each other.
 """
 
 from __future__ import annotations
@@ -52,27 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run-ahead", type=int, default=-1)
+    parser.add_argument("--load-format", default="auto")
     parser.add_argument("--model", help="default: the default model")
     flags = parser.parse(argv)
     config = Config(
-        model=ModelConfig(model_dir=flags.model),
+        model=ModelConfig(model_dir=flags.model, load_format=flags.load_format),
         engine=EngineConfig(max_total_token_num=200 * flags.rows + 4000, run_ahead=flags.run_ahead),
         http=HttpConfig(port=0, disable_access_log=True),
     )
-    medians: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    gap: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with launch(config) as server, ThreadPoolExecutor(flags.rows) as pool:
         server.wait_ready(300)
         for turn in range(flags.rounds + 1):
             for kind, constraint in KINDS.items():
+                begin = perf_counter()
                 asked = [pool.submit(gaps, server, number, flags.tokens, constraint) for number in range(flags.rows)]
                 found = [gap for one in asked for gap in one.result()]
                 if turn or flags.rounds == 1:
-                    medians[kind].append(statistics.median(found))
+                    gap[kind].append(statistics.median(found))
+                    whole[kind].append((perf_counter() - begin) / flags.tokens)
     figures = Figures()
-    for kind, values in medians.items():
-        figures.add(f"{flags.rows} rows, {kind}: median gap", statistics.median(values) * 1e3, "ms")
-        ratios = [value / free for value, free in zip(values, medians["free"], strict=True)]
-        figures.add(f"{flags.rows} rows, {kind}: to free answers", statistics.median(ratios))
+    for what, seconds in (("median gap", gap), ("time over tokens", whole)):
+        for kind, values in seconds.items():
+            figures.add(f"{flags.rows} rows, {kind}: {what}", statistics.median(values) * 1e3, "ms")
+            ratios = [value / free for value, free in zip(values, seconds["free"], strict=True)]
+            figures.add(f"{flags.rows} rows, {kind}: {what}, to free answers", statistics.median(ratios))
     figures.table()
     return 0
 

@@ -12,10 +12,18 @@ from typing import Any
 import aiohttp
 
 from tools.faults.requests import Case
+from tools.faults.streams import DONE, BadStream, Event, failure, is_last, whole
 
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 LOGPROB_TOLERANCE = 2e-3
 """Sums of a batch of another size differ in their last digits."""
+
+NATIVE = ("/generate", "/generate_stream", "/tokens")
+OWN = {
+    *("id", "call_id", "created", "created_at", "completed_at", "signature"),
+    *("prompt_tokens_details", "input_tokens_details", "cache_read_input_tokens"),
+}
+"""Fields that every answer has its own of: names, times, and how much of its prompt was cached."""
 
 
 @dataclass
@@ -82,10 +90,12 @@ class Reader:
     case: Case
     label: str = field(default_factory=lambda: secrets.token_hex(16))
     answer: Answer = field(default_factory=Answer)
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    events: int = 0
-    finish: str | None = None
+    events: list[Event] = field(default_factory=list)
+    number: int = 0
+    """Of the last event that has one."""
+    kept: int = 0
+    """So many of the events came up to that one; the others are sent again to a client that comes back."""
+    over: bool = False
     last: float = field(default_factory=time.monotonic)
 
 
@@ -108,15 +118,16 @@ async def _ask(session: aiohttp.ClientSession, reader: Reader) -> Answer | None:
             return await _read(reply, reader)
     except BROKEN as error:
         broken = error
-    if case.path == "/tokens":
+    if not case.resumable:
         raise Broken(f"{type(broken).__name__}: {broken}")
     while True:
         reader.answer.resumed += 1
         await asyncio.sleep(RESUME_PAUSE)
         try:
-            headers = {"Last-Event-ID": str(reader.events)}
+            del reader.events[reader.kept :]
+            headers = {"Last-Event-ID": str(reader.number)}
             async with session.get(f"/requests/{reader.label}", headers=headers) as reply:
-                if reply.status == 404 and not reader.events:
+                if reply.status == 404 and not reader.number:
                     raise Broken(f"{type(broken).__name__}: {broken}")
                 return await _read(reply, reader)
         except (Refused, *BROKEN):
@@ -136,8 +147,9 @@ async def _read(reply: aiohttp.ClientResponse, reader: Reader) -> Answer | None:
     except ValueError:
         raise WrongShape(f"{reply.status}: {data[:200]!r}") from None
     if reply.status != 200:
-        return Answer(reply.status, [value["error"]["code"]], resumed=reader.answer.resumed)
-    answer = _whole(value)
+        error = value["error"]
+        return Answer(reply.status, [error.get("code") or error["type"]], resumed=reader.answer.resumed)
+    answer = _native(value) if reader.case.path in NATIVE else _any(value)
     answer.resumed = reader.answer.resumed
     return answer
 
@@ -152,28 +164,67 @@ async def _read_stream(reply: aiohttp.ClientResponse, reader: Reader) -> Answer 
             continue
         now = time.monotonic()
         answer.pause, reader.last = max(answer.pause, now - reader.last), now
-        event = json.loads(line[5:])
-        if reader.finish is not None:
+        if reader.over:
             raise WrongShape("an event after the last")
-        if "error" in event:
-            return Answer(reply.status, [event["error"]["code"]])
-        if number != reader.events + 1:
-            raise WrongShape(f"event {number} after event {reader.events}")
-        token, reader.finish = event["token"], event["finish_reason"]
-        reader.text += token["text"]
-        if token["id"] >= 0:
-            reader.ids.append(token["id"])
-            answer.near.append(token["logprob"])
-        reader.events += 1
-        if case.leave_after is not None and reader.events > case.leave_after:
+        text = line[5:].strip().decode()
+        event = text if text == DONE else json.loads(text)
+        if (code := failure(event)) is not None:
+            return Answer(reply.status, [code])
+        reader.events.append(event)
+        _count(reader, number)
+        number, reader.over = 0, is_last(case.path, event)
+        if case.leave_after is not None and len(reader.events) > case.leave_after:
             return None
-    if reader.finish is None:
-        raise aiohttp.ClientPayloadError(f"the stream ended after {reader.events} events without its last one")
-    answer.exact = [reader.text, reader.ids, reader.finish]
+    if not reader.over:
+        raise aiohttp.ClientPayloadError(f"the stream ended after {len(reader.events)} events without its last one")
+    try:
+        found = _native_stream(reader.events) if case.path in NATIVE else _any(whole(case.path, reader.events))
+    except BadStream as error:
+        raise WrongShape(str(error)) from None
+    answer.exact, answer.near = found.exact, found.near
     return answer
 
 
-def _whole(value: dict[str, Any]) -> Answer:
+def _count(reader: Reader, number: int) -> None:
+    """An event has come: with a number, if it is the last of a token."""
+    if reader.case.path in NATIVE and number != reader.number + 1:
+        raise WrongShape(f"event {number} after event {reader.number}")
+    if number:
+        if number <= reader.number:
+            raise WrongShape(f"event {number} after event {reader.number}")
+        reader.number, reader.kept = number, len(reader.events)
+
+
+def _native_stream(events: list[Event]) -> Answer:
+    """Of /generate_stream."""
+    tokens = [event["token"] for event in events if event["token"]["id"] >= 0]
+    text = "".join(event["token"]["text"] for event in events)
+    exact = [text, [token["id"] for token in tokens], events[-1]["finish_reason"]]
+    return Answer(exact=exact, near=[token["logprob"] for token in tokens])
+
+
+def _any(value: Any) -> Answer:
+    """Whatever an API answers."""
+    near: list[float] = []
+    return Answer(exact=[json.dumps(_same_again(value, near), sort_keys=True)], near=near)
+
+
+def _same_again(value: Any, near: list[float]) -> Any:
+    """What of `value` has to be the same in another answer to the same request; its floats go to `near`."""
+    if isinstance(value, dict):
+        if "cache_read_input_tokens" in value:
+            value = {**value, "input_tokens": value["input_tokens"] + value["cache_read_input_tokens"]}
+        return {name: _same_again(part, near) for name, part in value.items() if name not in OWN}
+    if isinstance(value, list):
+        return [_same_again(part, near) for part in value]
+    if isinstance(value, float):
+        near.append(value)
+        return None
+    return value
+
+
+def _native(value: dict[str, Any]) -> Answer:
+    """Of /generate and /tokens."""
     if "ntokens" in value:
         return Answer(exact=[value["ntokens"]])
     answer = Answer(exact=[value["generated_text"], value["finish_reason"], value["count_output_tokens"]])

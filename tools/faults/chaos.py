@@ -3,17 +3,19 @@
     python -m tools.faults.chaos [--hooks] [--seconds 180] [--clients 8]         # the default model
     python -m tools.faults.chaos --images [--hooks] [--ranks 2]                  # a tiny model that sees, images too
     python -m tools.faults.chaos --mock [--ranks 2] [--total 200] [--json FILE]  # instant tokens, more faults
+    python -m tools.faults.chaos --embedding [--hooks]  # a tiny Qwen3-Embedding; --encoder: a tiny BERT
     python -m tools.faults.chaos --images --hooks --seconds 1800 --soak NAME     # does anything grow?
     python -m tools.faults.chaos --faults kill --actors tokenizer,router,detokenizer,worker0 --total 40 --clients 16
 
 First every request is answered by the undisturbed server. Then --clients clients ask without a pause (streams, whole
-answers, long prompts, n, logprobs, stop strings, images, prompts and images that are refused, clients that leave) while
-one fault after the other hits, until --seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the
-watchdog acts), term (SIGTERM, which an actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock,
-raise (an exception in a handler), exit 0, hang, corrupt (garbage to a peer) and slow start. The next fault comes when
-the server is healthy again and some requests have ended. Every answer must be the undisturbed one; where http died, a
-client comes back for the rest, or asks again if its request was not known yet. At the end no KV token, message, lease,
-image file, descriptor or process may be left.
+answers, long prompts, n, logprobs, stop strings, images, what is refused, clients that leave; chats, tool calls that a
+grammar demands, JSON schemas, lists of prompts, messages, responses; or embeddings) while one fault after the other
+hits, until --seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM,
+which an actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a
+handler), exit 0, hang, corrupt (garbage to a peer) and slow start. The next fault comes when the server is healthy
+again and some requests have ended. Every answer must be the undisturbed one; where http died, a client comes back for
+the rest, or asks again if its request was not known yet, or cannot be resumed (a list). At the end no KV token,
+message, lease, image file, descriptor or process may be left.
 
 Prints the matrix and one line of totals; --json writes every fault and every row as JSON lines. Exit code 1 if anything
 was lost, different or left behind. `effective` faults are those after which a process was replaced; `hit` requests were
@@ -46,8 +48,15 @@ from tools.faults.server import Kind, Setting, running
 from tools.harness.command_line import ToolParser, words
 from tools.harness.procfs import descriptors
 
-CLIENTS = {"default": 8, "mock": 24, "images": 12}
-WATCHDOG = {"default": 2.0, "mock": 1.0, "images": 1.0}
+CLIENTS = {"default": 8, "mock": 24, "images": 12, "embedding": 8, "encoder": 8}
+KINDS: dict[Kind, str] = {
+    "mock": "workers without a model, instant tokens",
+    "images": "a tiny model that sees, and images in the load",
+    "embedding": "a tiny Qwen3-Embedding, and bodies of many inputs in the load",
+    "encoder": "a tiny BERT, and the same load",
+}
+"""Instead of the default model."""
+WATCHDOG = {"default": 2.0, "mock": 1.0, "images": 1.0, "embedding": 1.0, "encoder": 1.0}
 """Seconds; a step of the default model takes longer than one of the others."""
 
 
@@ -108,16 +117,16 @@ def show_samples(samples: Samples, report: Report, name: str) -> bool:
 
 
 def setting_of(flags: argparse.Namespace) -> Setting:
-    kind: Kind = "mock" if flags.mock else "images" if flags.images else "default"
+    kind: Kind = flags.kind or "default"
     watchdog = flags.watchdog or WATCHDOG[kind]
-    return Setting(kind, flags.hooks or flags.mock, flags.ranks, watchdog, log_level=flags.log_level)
+    return Setting(kind, flags.hooks or kind == "mock", flags.ranks, watchdog, log_level=flags.log_level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, mock=True, total=3, clients=4, faults=["kill", "corrupt"], actors=["router"])
+    parser = ToolParser(__doc__, kind="mock", total=3, clients=4, faults=["kill", "corrupt"], actors=["router"])
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--mock", action="store_true", help="workers without a model, instant tokens")
-    kinds.add_argument("--images", action="store_true", help="a tiny model that sees, and images in the load")
+    for kind, text in KINDS.items():
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=text)
     parser.add_argument("--hooks", action="store_true", help="faults inside the actors of a real model too")
     parser.add_argument("--ranks", type=int, default=1, help="workers")
     parser.add_argument("--clients", type=int, default=0, help="default: 24 with --mock, 12 with --images, else 8")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tools.faults.answers import Answer, Broken, Refused, WrongShape, ask, first_difference
+from tools.faults.answers import NATIVE, Answer, Broken, Refused, WrongShape, ask, first_difference
+from tools.faults.api_requests import apis, embeddings, image_chats
 from tools.faults.requests import Case, Load, images, texts, with_stop
 from tools.harness.procfs import actors
 
@@ -64,7 +65,7 @@ class Clients:
     async def learn(self, load: Load) -> None:
         """Ask everything twice of the undisturbed server. ValueError: it does not agree with itself."""
         async with self.session() as session:
-            found = texts(self.seed, load) + (images(self.seed, load) if load.images else [])
+            found = cases(self.seed, load)
             answers = await self._all(session, found)
             for case, answer in zip(found, answers, strict=True):
                 if answer is not None and (400 <= answer.status < 500) != case.refused:
@@ -72,7 +73,7 @@ class Clients:
             stops = [
                 with_stop(case, answer.text)
                 for case, answer in zip(found, answers, strict=True)
-                if case.kind in STOPPED and answer is not None
+                if case.kind in STOPPED and case.path in NATIVE and answer is not None
             ]
             self.cases = found + stops
             self.expected = answers + await self._all(session, stops)
@@ -153,3 +154,10 @@ class Clients:
                 return False
             await asyncio.sleep(0.02)
         return True
+
+
+def cases(seed: int, load: Load) -> list[Case]:
+    """The whole load."""
+    if load.embeds:
+        return embeddings(seed)
+    return texts(seed, load) + (images(seed, load) + image_chats(seed, load) if load.images else apis(seed, load))

@@ -31,6 +31,8 @@ class Load:
     too_long: int
     """Repetitions that give more tokens than fit, and not so many characters that nobody counts them."""
     images: bool = False
+    embeds: bool = False
+    """The model gives rows of numbers, and no text."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Case:
     leave_after: float | None = None
     refused: bool = False
     """With 4xx."""
+    resumable: bool = True
+    """A client whose connection broke can come back for the rest; else it asks again."""
 
     @property
     def streams(self) -> bool:
-        return self.path == "/generate_stream"
+        return self.path == "/generate_stream" or bool(self.body.get("stream"))
 
 
 def texts(seed: int, load: Load) -> list[Case]:
@@ -83,7 +87,7 @@ def texts(seed: int, load: Load) -> list[Case]:
         add("leaves", stream=False, leave=rng.random() / 4)
         far = "far too long " * (load.too_long if turn else 20_000)
         add("too long", stream=bool(turn), prompt=far, refused=True)
-    found.append(Case("count", "/tokens", {"text": words}))
+    found.append(Case("count", "/tokens", {"text": words}, resumable=False))
     return found
 
 
@@ -155,7 +159,7 @@ def images(seed: int, load: Load) -> list[Case]:
             add(kind, file, stream=bool(turn), refused=True)
         add("cut image", files[turn], broken()["cut image"], stream=not turn, refused=True)
     count = {"text": f"{TAG} and {TAG}", "multimodal_params": media(*files[:2])}
-    return [*found, Case("image count", "/tokens", count)]
+    return [*found, Case("image count", "/tokens", count, resumable=False)]
 
 
 def media(*files: bytes) -> dict[str, Any]:

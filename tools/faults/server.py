@@ -24,13 +24,20 @@ MOCK = "LIGHTLLM_CHAOS_MOCK"
 """Environment variable: 1 where the workers have no model."""
 PROGRAM = "import sys; from tools.faults.server import serve_hooked; sys.exit(serve_hooked())"
 RESUME_WINDOW = 10.0
-"""Seconds; shorter than the wait for idle memory, so that requests whose client has left are dropped by then."""
-Kind = Literal["default", "mock", "images"]
-"""The default model; no model at all; a tiny one that sees."""
+"""Seconds; shorter than the wait for idle memory, so that requests whose client has left, and stored responses,
+are dropped by then."""
+Kind = Literal["default", "mock", "images", "embedding", "encoder"]
+"""The default model; no model at all; a tiny one that sees; tiny ones of embeddings, causal (Qwen3-Embedding) and not
+(BERT)."""
+TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
+"""Of chats with a model that has none."""
+GOLDENS = {"images": "llava_hf", "embedding": "qwen3_embedding", "encoder": "bge_m3"}
 LOADS = {
     "default": Load(tokens=(16, 40), sentences=60, too_long=4000),
     "mock": Load(tokens=(100, 300), sentences=180, too_long=1000),
     "images": Load(tokens=(20, 80), sentences=60, too_long=1000, images=True),
+    "embedding": Load(tokens=(0, 0), sentences=0, too_long=0, embeds=True),
+    "encoder": Load(tokens=(0, 0), sentences=0, too_long=0, embeds=True),
 }
 
 
@@ -57,9 +64,11 @@ class Setting:
                 tp=self.ranks,
                 max_total_token_num=self.kv_tokens,
                 run_ahead=1 if self.kind == "mock" else -1,
-                threads=1 if self.kind == "images" else 0,
+                threads=1 if self.kind in GOLDENS else 0,
             ),
-            http=HttpConfig(port=0, disable_access_log=True, resume_window=RESUME_WINDOW),
+            http=HttpConfig(
+                port=0, disable_access_log=True, resume_window=RESUME_WINDOW, response_window=RESUME_WINDOW
+            ),
             multimodal=MultimodalConfig(enable_multimodal=self.load.images, cache_capacity=CACHED),
             supervisor=SupervisorConfig(
                 max_restarts=1_000_000,
@@ -73,7 +82,7 @@ class Setting:
     def _model(self, folder: Path) -> ModelConfig:
         if self.kind == "mock":
             return ModelConfig(model_dir=str(folder), load_format="dummy")
-        if self.kind == "images":
+        if self.kind in GOLDENS:
             return ModelConfig(model_dir=str(folder), data_type="float32", device="cpu")
         return ModelConfig()
 
@@ -81,8 +90,9 @@ class Setting:
         """The model's files, where it has a folder of its own."""
         if self.kind == "mock":
             write_mock_model(folder)
-        if self.kind == "images":
-            write_tiny_model(folder, "llava_hf")
+        if self.kind in GOLDENS:
+            write_tiny_model(folder, GOLDENS[self.kind])
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,25 @@ from typing import Any
 from tests.actors.embedded import write_byte_tokenizer
 
 GOLDENS = Path(__file__).resolve().parents[2] / "tests" / "goldens"
-PARTS = ("config.json", "model.safetensors", "preprocessor_config.json")
+PARTS = (
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
 
 
 def write_tiny_model(folder: Path, golden: str = "llama") -> Path:
-    """`folder`, with a model of tests/goldens in it (`llama`, or `llava_hf`, which sees) and a tokenizer of bytes."""
+    """`folder`, with a model of tests/goldens in it (`llama`; `llava_hf`, which sees; `bge_m3`, which embeds) and a
+    tokenizer of bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         if (file := GOLDENS / golden / name).is_file():
-            shutil.copy(file, folder)
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(file, folder / name)
     return write_byte_tokenizer(folder)
 
 

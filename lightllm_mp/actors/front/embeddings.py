@@ -14,3 +14,10 @@ def shortened(row: bytes, length: int | None) -> array[float]:
     del numbers[length:]
     norm = math.sqrt(math.fsum(x * x for x in numbers)) or 1.0
     return array("f", [x / norm for x in numbers])
+
+
+def shown_score(number: float, *, raw: bool) -> float:
+    """The sigmoid of a model's number, or (`raw`) the number."""
+    if raw:
+        return number
+    return 1.0 / (1.0 + math.exp(-number)) if number >= 0 else math.exp(number) / (1.0 + math.exp(number))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lightllm_mp.actors.front.fair_shares import FULL, FairShares
 from lightllm_mp.actors.front.send_queue import Send
 from lightllm_mp.config import Config
-from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge, PromptTooLong, Unavailable
+from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge, PromptTooLong
 from lightllm_mp.messages import Abort, Encode, ImageInfo, RawImage
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PARAM = "multimodal_params"
 TEXT_ONLY = "this server takes text only; images need a model with a vision tower and --enable_multimodal"
-IMAGES_AWAY = "the image encoder is not available: send the request again later, or without images"
 RETRY = 2.0
 """Retry-After in seconds when image files fill their memory."""
 
@@ -160,13 +159,9 @@ class ImageLane:
         """A file's last block; the visual actor may have given it back since."""
 
     takes_images = True
-    away = False
-    """The visual actor fails again and again."""
 
     def check(self, uploads: Sequence[Upload], max_input: int) -> None:
-        """Check the limits of one request. Raises InvalidRequest, PromptTooLong, PayloadTooLarge or Unavailable."""
-        if uploads and self.away:
-            raise Unavailable(IMAGES_AWAY)
+        """Check the limits of one request. Raises InvalidRequest, PromptTooLong or PayloadTooLarge."""
         self.judge.check(uploads)
         slots = sum(upload.image.tokens for upload in uploads)
         if max_input and slots > max_input:
@@ -240,7 +235,6 @@ class NoImageLane:
     """Stands in for ImageLane in a text-only server: refuses every image."""
 
     takes_images = False
-    away = False
     file_bytes = waiting = 0
 
     @property

@@ -19,7 +19,7 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
 from lightllm_mp.actors.front.fair_shares import FULL
-from lightllm_mp.actors.front.image_files import IMAGES_AWAY, ImageLane, NoImageLane, Upload
+from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
@@ -30,7 +30,6 @@ from lightllm_mp.actors.front.send_queue import Send, SendQueue
 from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.tokenizer_calls import TokenizerCall, TokenizerCalls
 from lightllm_mp.actors.front.validation import Prompt
-from lightllm_mp.actors.topology import VISUAL
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
 from lightllm_mp.messages import Facts, Terms, Wire
 
@@ -104,9 +103,9 @@ class RequestTable:
 
     def health(self, message: say.Health) -> None:
         self.state = message
-        self.images.away = VISUAL in message.away
-        for live in [live for live in self._lives.values() if self.images.away and live.images and live.open]:
-            self._give_up(live, Unavailable(IMAGES_AWAY))
+        for live in [live for live in self._lives.values() if live.open]:
+            if (error := validation.unavailable(live.request, message.away)) is not None:
+                self._give_up(live, error)
         self._check_drained()
 
     def flush(self) -> None:
@@ -175,6 +174,8 @@ class RequestTable:
             add_special_tokens=add_special_tokens,
             images=tuple(upload.image for upload in images),
         )
+        if (error := validation.unavailable(request, self.state.away)) is not None:
+            raise error
         held = self._hold(images, terms.tenant)
         try:
             self._send_new(request)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import ChatPrompt, EngineLimits, Terms, TextPair
+from collections.abc import Collection
+
+from lightllm_mp.actors.topology import GUIDE, VISUAL
+from lightllm_mp.errors import InvalidRequest, PromptTooLong, Unavailable
+from lightllm_mp.messages import ChatPrompt, EngineLimits, Generate, Terms, TextPair
 from lightllm_mp.vision.spec import IMAGE_ID
 
 Prompt = str | bytes | ChatPrompt | TextPair
@@ -13,6 +16,8 @@ MODELS = {"embed": "an embedding model", "score": "a reward model"}
 DOES = {"generate": "produces text", "embed": "gives embeddings", "score": "gives scores"}
 ROUTES = {"embed": "/v1/embeddings", "score": "/get_score"}
 """By task of a model: what it is, what it does, and where."""
+IMAGES_AWAY = "the image encoder is not available: send the request again later, or without images"
+GUIDES_AWAY = "constraints are not available: send the request again later, or without one"
 MAX_N = 64
 CHARS_PER_TOKEN = 16
 """A text with more characters than this times the longest prompt's tokens is refused before tokenization."""
@@ -107,3 +112,10 @@ def _check_column(column: bytes, limits: EngineLimits, param: str, marker: int |
     ids = {*memoryview(column).cast("i")} - {marker}
     if ids and limits.vocab_size and not (min(ids) >= 0 and max(ids) < limits.vocab_size):
         raise InvalidRequest(f"token ids must lie between 0 and {limits.vocab_size - 1}", param=param)
+
+
+def unavailable(request: Generate, away: Collection[str]) -> Unavailable | None:
+    """Why a request cannot be served without the actors that are `away`."""
+    if VISUAL in away and request.images:
+        return Unavailable(IMAGES_AWAY)
+    return Unavailable(GUIDES_AWAY) if GUIDE in away and request.terms.guide is not None else None

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 JSON_BYTES = 1 << 18
 """A longer JSON body is sent in chunks while it is encoded."""
+PIECES = 8
+"""So many are encoded while others wait."""
 
 
 async def deliver(request: web.Request, live: LiveRequest) -> web.StreamResponse:
@@ -87,10 +89,12 @@ async def send_json(
 ) -> web.StreamResponse:
     """One JSON body. A large one is encoded and sent in pieces, and others are served between them."""
     body = bytearray()
-    for piece in pieces:
+    for number, piece in enumerate(pieces, 1):
         body += piece
         if len(body) > JSON_BYTES:
             break
+        if number % PIECES == 0:
+            await asyncio.sleep(0)
     else:
         return web.Response(body=bytes(body), content_type="application/json", headers=headers)
     response = web.StreamResponse(headers=headers)

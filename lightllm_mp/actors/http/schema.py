@@ -10,11 +10,12 @@ import asyncio
 import re
 from array import array
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from lightllm_mp.actors.front.json_decoding import decode as decode
 from lightllm_mp.actors.front.validation import CHARS_PER_TOKEN
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.sampling_parameters import (
@@ -96,11 +97,6 @@ _parameters = msgspec.json.Decoder(RequestParameters | None)
 _keys = msgspec.json.Decoder(dict[str, Raw] | None)
 _KNOWN = frozenset(RequestParameters.__struct_fields__)
 _SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_GIVEN = re.compile(r"^(Invalid (?:enum )?value) .*", re.DOTALL)
-_MISSING = re.compile(r"missing required field `([^`]*)`")
-_PATH = re.compile(r"^(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
-
-T = TypeVar("T")
 
 
 def generate_body(data: bytes) -> GenerateBody:
@@ -220,30 +216,3 @@ def parameters(raw: Raw) -> tuple[RequestParameters, tuple[str, ...]]:
     names = decode(_keys, raw, "parameters") or {}
     unknown = [name if _SPEAKABLE.fullmatch(name) else "?" for name in names if name not in _KNOWN]
     return known, tuple(unknown[:16])
-
-
-def decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, prefix: str = "") -> T:
-    """Decode. Raises InvalidRequest that says what is wrong without repeating the client's data."""
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), prefix) from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest("the body is not UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-
-
-def _invalid(text: str, prefix: str) -> InvalidRequest:
-    found = _PATH.match(text)
-    what, path = (found["what"], found["path"]) if found else (text, "")
-    path = re.sub(r"\[[^]]*\]", "", path) if found else path
-    if path.startswith("."):  # an item of a list
-        prefix, path = prefix + path, ""
-    where = ".".join(part for part in (prefix, path) if part) or "the body"
-    what = _GIVEN.sub(r"\1", what)
-    if not (prefix or path) and (missing := _MISSING.search(what)):
-        path = missing[1]
-    return InvalidRequest(f"{where}: {what}", param=(path or prefix).split(".")[0] or None)

@@ -195,7 +195,7 @@ class CudaSampler:
         scan, work = RowScan.of(logits, self._layout, cut=cut), logits
         if wanted & ADJUSTS:
             work = torch.empty_like(logits)
-        held = None if masks is None else self._staging.send_close((masks.packed(len(rows)),))
+        held = None if masks is None else self._staging.send_close(masks.parts(len(rows)))
         scan.run(logits, work, table, sequences, held, adjusted=False)
         if work is not logits:
             if wanted & ADJUSTS & ~GUIDE:

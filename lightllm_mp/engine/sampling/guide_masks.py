@@ -36,8 +36,8 @@ class GuideMasks:
         for line, bits in zip(self.lines.tolist(), self.bits, strict=True):
             yield line, np.unpackbits(~bits.view(np.uint8), count=vocab, bitorder="little").view(np.bool_)
 
-    def packed(self, sequences: int) -> NDArray[np.int32]:
-        """For kernels: each sequence's index in `bits`, or -1, then `bits`."""
+    def parts(self, sequences: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """What kernels read in one piece: each sequence's index in `bits`, or -1, then `bits`."""
         at = np.full(sequences, -1, np.int32)
         at[self.lines] = np.arange(len(self.lines))
-        return np.concatenate((at, self.bits.ravel()))
+        return at, self.bits.ravel()

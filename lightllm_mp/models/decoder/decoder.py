@@ -63,7 +63,7 @@ class Decoder:
         self.rotary, self._local_rotary = rotary_tables(spec, device)
         self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
         self.norm = read_norm(weights, "norm", spec)
-        self._head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
+        self.head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
         self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
 
@@ -151,8 +151,8 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [n, vocab] of hidden states [n, hidden]."""
-        assert self._head is not None, "a model of embeddings or scores has no logits"
-        return self._head.logits(hidden)
+        assert self.head is not None, "a model of embeddings or scores has no logits"
+        return self.head.logits(hidden)
 
     @torch.inference_mode()
     def pool(self, hidden: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def _spec(
     """`take`: what an embedding is made of where the folder does not say it."""
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     if classifies(config):
-        pooling = classifier(config, head="tanh", take="cls", pairs="tokenizer", raw=_is_raw(config))
+        pooling = classifier(config, head="tanh", take="cls", pairs="tokenizer")
     else:
         pooling = PoolingSpec(task="embed", width=hidden, take=take, normalize=True)
     return ModelSpec(
@@ -118,15 +118,6 @@ def _spec(
         activation=activation(config.get("hidden_act", "gelu")),
         mlp_bias=bias,
     )
-
-
-def _is_raw(config: dict[str, Any]) -> bool:
-    """Whether sentence-transformers shows a classifier's number as it is, and not its sigmoid."""
-    said = config.get("sentence_transformers") or {}
-    name = said.get("activation_fn") or config.get("sbert_ce_default_activation_function") or "Sigmoid"
-    kind = str(name).rpartition(".")[2]
-    refuse({"activation_fn": kind}, activation_fn="Identity" if kind == "Identity" else "Sigmoid")
-    return kind == "Identity"
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:

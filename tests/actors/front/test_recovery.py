@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import LENGTH, RUNNING, ImageInfo, Sampling, Terms
+from lightllm_mp.sampling_parameters import POOLED
 from tests.actors.front.front_lanes import collect, texts
 from tests.actors.front.front_memory import KEY, Images, memory, produce, run, submit, words
 
@@ -216,5 +219,33 @@ def test_a_recovered_answer_that_is_complete_holds_no_images(memory):
         again = table.resume(KEY, "id")
         assert (await again.answer())[0].text == "<1><2><3>"
         again.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_row_of_numbers_is_computed_again(memory, answered):
+    """Whether or not its client was about to get it: rows are not in the journal, they follow from the prompt."""
+
+    async def body():
+        table, _ = memory.front()
+        assert table.facts is not None
+        pooled = say.PooledFacts("score", 1, pairs=True)
+        table.facts = replace(table.facts, engine=replace(table.facts.engine, pooled=pooled))
+        pair, terms = say.TextPair("query", "document"), Terms(POOLED, tenant=KEY, task="score")
+        live = table.submit(pair, terms, stream=False, label="id", form=b"form")
+        row = array("f", [1.5]).tobytes()
+        if answered:
+            table.deliver(say.Pooled(live.rid, row, 7))
+
+        table, lanes = memory.front()
+        (sent,) = lanes.tokenizer
+        assert (sent.pair, sent.terms.task, sent.rid) == (pair, "score", live.rid)
+        again = table.resume(KEY, "id")
+        table.deliver(say.Pooled(again.rid, row, 7))
+        (answer,) = await again.answer()
+        assert (answer.score, answer.prompt_tokens, answer.finish, again.form) == (1.5, 7, "stop", b"form")
+        again.close()
+        assert table.live == 0
 
     run(body)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from lightllm_mp.actors.front.chat.stop_cut import StopCut
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import tool_input
-from lightllm_mp.actors.http.dialects.stop_cut import StopCut
 from lightllm_mp.actors.http.security.keys import ApiKeys
-from lightllm_mp.errors import InvalidLogits
-from lightllm_mp.messages import Generate
+from lightllm_mp.errors import InvalidLogits, PromptTooLong
+from lightllm_mp.messages import ErrorInfo, Generate
 from tests.actors.http.harness import Engine, Site, run, word
 from tests.actors.http.test_auth import digests
 from tests.actors.http.test_chat_tools import CALLING, TOOLS
@@ -281,6 +281,14 @@ def test_errors_have_anthropics_form():
         assert (status, answer["error"]["type"]) == (503, "unavailable_error")
 
     run(body, keys=ApiKeys(users=digests("first-key")), max_body_bytes=1000)
+
+
+def test_a_prompt_that_is_too_long_is_told_in_anthropics_words():
+    async def body(s: Site):
+        status, answer, _ = await s.post(MESSAGES, ASKED)
+        assert (status, answer["error"]["message"]) == (400, "prompt is too long: 9 tokens, not 5")
+
+    run(body, engine=Engine(reject=ErrorInfo.of(PromptTooLong("9 tokens, not 5"))))
 
 
 def test_a_key_in_either_header():

@@ -169,6 +169,7 @@ def test_items_as_templates_take_them():
         ("tool_choice", {"type": "web_search"}),
         ("text", {"format": {"type": "grammar"}}),
         ("text", {"format": {"type": "json_schema", "name": "x"}}),
+        ("text", {"format": {"type": "json_schema", "schema": "{x"}}),
         ("text", {"verbosity": "low"}),
         ("reasoning", {"effort": "maximal"}),
         ("previous_response_id", "resp_nope"),

@@ -18,15 +18,19 @@ from lightllm_mp.actors.supervision import restart_budget, supervisor
 from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP, EXIT_START_FAILED, State
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.errors import PromptTooLong
-from lightllm_mp.messages import Loading
+from lightllm_mp.messages import Guide, Loading
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
 STREAMS, TOKENS = 16, 400
-ACTORS = ("tokenizer", "router", "detokenizer", "worker0")
+ACTORS = ("tokenizer", "router", "detokenizer", "worker0", "guide")
+WORDS = "([a-z]{2,9} |the same long text again and again )*"
+GUIDES = (None, None, Guide("regex", WORDS), Guide("regex", WORDS, jump=True))
 
 
 async def streams(engine: Embedded) -> list[asyncio.Task[tuple[list[int], str]]]:
-    lives = [engine.submit(f"Tell me number {i} " * (1 + i % 5), TOKENS, seed=i) for i in range(STREAMS)]
+    """Half of them are constrained."""
+    prompts = [f"Tell me number {i} " * (1 + i % 5) for i in range(STREAMS)]
+    lives = [engine.submit(prompt, TOKENS, seed=i, guide=GUIDES[i % 4]) for i, prompt in enumerate(prompts)]
     return [asyncio.create_task(engine.collect(live)) for live in lives]
 
 

@@ -90,6 +90,12 @@ ENCODER = json.loads((GOLDENS / "bge_m3/config.json").read_text())
 CROSS_ENCODER = {**ENCODER, "architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
 
 
+def test_the_activation_of_newer_cross_encoders(tmp_path):
+    said = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity", "prompts": {}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(said))
+    assert encoder(tmp_path, CROSS_ENCODER).pooling.raw
+
+
 def encoder(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
     return read_model_config(folder)
@@ -122,7 +128,7 @@ def test_a_cross_encoder(tmp_path, changes, raw):
         ({"pad_token_id": 0}, "pad_token_id 0"),
         ({"is_decoder": True}, "is_decoder True"),
         ({"id2label": {"0": "a", "1": "b"}}, "a classifier of 2 labels"),
-        ({"sbert_ce_default_activation_function": "torch.nn.Tanh"}, "activation_fn 'Tanh'"),
+        ({"sbert_ce_default_activation_function": "torch.nn.Tanh"}, "activation 'Tanh' of a score"),
     ],
 )
 def test_encoders_that_are_refused(tmp_path, changes, reason):

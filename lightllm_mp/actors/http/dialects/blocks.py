@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from lightllm_mp.actors.front.chat.reply import ReplyForm, ReplyReader
 from lightllm_mp.actors.front.live_request import Answer, Event
-from lightllm_mp.actors.http.dialects.reply import ReplyForm, ReplyReader
 from lightllm_mp.parsers.deltas import Content, Reasoning, ToolArguments, ToolCallBegin
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 
+from lightllm_mp.actors.front.chat.reply import ReplyForm, ReplyReader
 from lightllm_mp.actors.front.live_request import SLICE, Answer, Event, LiveRequest
 from lightllm_mp.actors.http.dialects.openai_fields import Usage
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
-from lightllm_mp.actors.http.dialects.reply import ReplyForm, ReplyReader
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode, failure, json_array, prompt_logprobs
 from lightllm_mp.errors import EngineError

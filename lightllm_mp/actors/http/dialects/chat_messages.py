@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.functions import FunctionTool, ToolCall
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, is_list, is_text
@@ -17,22 +18,6 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 19
 PARAM = "messages"
-
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-class FunctionCall(Struct, frozen=True):
-    name: str
-    arguments: str = "{}"
-
-
-class ToolCall(Struct, frozen=True):
-    """A call that the model made earlier."""
-
-    function: FunctionCall
-    id: str | None = None
-    type: Literal["function"] = "function"
-    index: int | None = None
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,18 +43,6 @@ class Part(Struct, frozen=True):
     text: str | None = None
     refusal: str | None = None
     image_url: Raw = NULL
-
-
-class Function(Struct, frozen=True, forbid_unknown_fields=True):
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class FunctionTool(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: Function
 
 
 class ReadChat(Struct):

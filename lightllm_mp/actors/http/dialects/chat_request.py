@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw
 
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk
+from lightllm_mp.actors.front.chat.chat_fields import GivenChoice, ReasoningEffort, template_arguments, tool_choice
 from lightllm_mp.actors.http.context import unix_time
 from lightllm_mp.actors.http.dialects.chat_answer import ChatForm
-from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
-from lightllm_mp.actors.http.dialects.chat_messages import Name, ReadChat, read_messages, read_tools
+from lightllm_mp.actors.http.dialects.chat_messages import ReadChat, read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import (
     NULL,
     OpenAIBody,
@@ -27,25 +28,6 @@ MAX_TEMPLATE = 1 << 16
 LARGE = frozenset(("messages", "tools"))
 
 
-class FunctionChoice(Struct, frozen=True, tag="function", tag_field="type"):
-    """This function must be called."""
-
-    class Named(Struct, frozen=True):
-        name: Name
-
-    function: Named
-
-
-class AllowedTools(Struct, frozen=True, tag="allowed_tools", tag_field="type"):
-    """Only these tools may, or must, be called."""
-
-    class Choice(Struct, frozen=True):
-        mode: Literal["auto", "required"]
-        tools: Annotated[list[FunctionChoice], Meta(min_length=1, max_length=128)]
-
-    allowed_tools: Choice
-
-
 class ChatBody(OpenAIBody, frozen=True):
     messages: Raw
     max_completion_tokens: Count | None = None
@@ -53,9 +35,9 @@ class ChatBody(OpenAIBody, frozen=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Raw = NULL
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedTools | None = None
+    tool_choice: GivenChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     """A template's argument; "none" also switches its thinking off."""
     verbosity: Literal["medium"] | None = None
     modalities: list[Literal["text"]] | None = None
@@ -112,9 +94,9 @@ class ChatRequest:
         self._ask = ChatAsk(
             facts,
             tuple(tool.function for tool in read_tools(body.tools)),
-            _tool_choice(body),
+            tool_choice(body.tool_choice),
             body.parallel_tool_calls is not False,
-            template_arguments=_template_arguments(body),
+            template_arguments=template_arguments(body.reasoning_effort, body.chat_template_kwargs),
             reasoning=body.separate_reasoning is not False,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final=bool(body.continue_final_message),
@@ -154,22 +136,3 @@ class ChatRequest:
             token_ids=bool(body.return_token_ids),
             ignored=ignored,
         )
-
-
-def _tool_choice(body: ChatBody) -> ToolChoice | None:
-    match body.tool_choice:
-        case FunctionChoice(function):
-            return ToolChoice("required", frozenset({function.name}))
-        case AllowedTools(choice):
-            return ToolChoice(choice.mode, frozenset(tool.function.name for tool in choice.tools))
-        case None:
-            return None
-        case mode:
-            return ToolChoice(mode)
-
-
-def _template_arguments(body: ChatBody) -> dict[str, Any]:
-    effort: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        effort = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
-    return effort | (body.chat_template_kwargs or {})

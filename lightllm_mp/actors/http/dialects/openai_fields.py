@@ -9,13 +9,14 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.guides import NULL, GuideFields
 from lightllm_mp.actors.http import schema
-from lightllm_mp.actors.http.dialects.guides import NULL, GuideFields
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import (
@@ -121,8 +122,8 @@ class Usage(Struct, frozen=True, omit_defaults=True):
 def decode_body(decoder: msgspec.json.Decoder[Body], data: bytes, large: frozenset[str]) -> Body:
     """`large`: fields that are read later, piece by piece. Raises InvalidRequest that names the field."""
     if len(data) > FIELDS_BYTES:
-        sizes = schema.decode(_raw_fields, data)
-        rest = len(data) - sum(memoryview(raw).nbytes for name, raw in sizes.items() if name in large)
+        found = schema.decode(_large_fields(large), data)
+        rest = len(data) - sum(memoryview(raw).nbytes for raw in msgspec.structs.astuple(found))
         if rest > FIELDS_BYTES:
             raise InvalidRequest(f"the fields beside {', '.join(sorted(large))} have more than {FIELDS_BYTES} bytes")
     try:
@@ -135,7 +136,10 @@ def decode_body(decoder: msgspec.json.Decoder[Body], data: bytes, large: frozens
         raise
 
 
-_raw_fields = msgspec.json.Decoder(dict[str, Raw])
+@cache
+def _large_fields(names: frozenset[str]) -> msgspec.json.Decoder[Any]:
+    """Skips all other fields."""
+    return msgspec.json.Decoder(msgspec.defstruct("_LargeFields", [(name, Raw, NULL) for name in sorted(names)]))
 
 
 def refuse(**fields: Any) -> None:

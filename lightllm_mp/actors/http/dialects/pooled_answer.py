@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from lightllm_mp.actors.front.embeddings import shortened
+from lightllm_mp.actors.front.embeddings import shortened, shown_score
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.live_group import LiveGroup
@@ -106,13 +105,6 @@ class ScoreWriter(PooledWriter):
             score = encode(shown_score(answer.score, raw=form.raw))
             yield b'%b{"index":%d,"object":"score","score":%b}' % (b"," * (index > 0), index, score)
         yield b'],"usage":%b}' % encode(_usage(answers))
-
-
-def shown_score(number: float, *, raw: bool) -> float:
-    """The sigmoid of a model's number, or (`raw`) the number."""
-    if raw:
-        return number
-    return 1.0 / (1.0 + math.exp(-number)) if number >= 0 else math.exp(number) / (1.0 + math.exp(number))
 
 
 def _usage(answers: Sequence[Answer]) -> dict[str, int]:

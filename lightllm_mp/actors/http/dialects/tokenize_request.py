@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk
 from lightllm_mp.actors.http.dialects.chat_messages import read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
 from lightllm_mp.errors import InvalidRequest

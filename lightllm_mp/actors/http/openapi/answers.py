@@ -57,7 +57,7 @@ class ChatChoice(Struct):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(Struct):
+class ChatCompletionBody(Struct):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -76,7 +76,7 @@ class ChunkChoice(Struct):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Struct):
+class ChatCompletionChunk(Struct):
     id: str
     object: Literal["chat.completion.chunk"]
     created: int

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from lightllm_mp.actors.front.chat.functions import ToolCall
+from lightllm_mp.actors.front.chat.guides import GuideFields, NamedSchema, StructuredOutputs
 from lightllm_mp.actors.http.dialects import chat_messages as chat
 from lightllm_mp.actors.http.dialects import pooled_request as pooled
 from lightllm_mp.actors.http.dialects.anthropic import anthropic_messages as turns
@@ -18,7 +20,6 @@ from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import (
 )
 from lightllm_mp.actors.http.dialects.chat_request import ChatBody
 from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
-from lightllm_mp.actors.http.dialects.guides import GuideFields, NamedSchema, StructuredOutputs
 from lightllm_mp.actors.http.dialects.responses import response_items as items
 from lightllm_mp.actors.http.dialects.responses import response_request as responses
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
@@ -76,7 +77,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "functions": Nothing,
         "function_call": Nothing,
     },
-    chat.Message: {"content": str | list[chat.Part], "tool_calls": list[chat.ToolCall]},
+    chat.Message: {"content": str | list[chat.Part], "tool_calls": list[ToolCall]},
     chat.Part: {"image_url": chat.ImageUrl | str},
     chat.ImageUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},

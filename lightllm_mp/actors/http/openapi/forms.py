@@ -40,7 +40,7 @@ FORMS = {
     "/": Forms(body=GenerateBody, answer=answers.GenerateAnswer, events=StreamEvent),
     "/get_score": Forms(body=ScoreBody, answer=ScoreAnswer),
     "/tokens": Forms(body=TokensBody, answer=answers.TokenCount),
-    "/v1/chat/completions": Forms(body=ChatBody, answer=answers.ChatCompletion, events=answers.ChatChunk),
+    "/v1/chat/completions": Forms(body=ChatBody, answer=answers.ChatCompletionBody, events=answers.ChatCompletionChunk),
     "/v1/completions": Forms(body=CompletionBody, answer=answers.TextCompletion, events=answers.TextCompletion),
     "/v1/embeddings": Forms(body=EmbeddingBody, answer=answers.EmbeddingList),
     "/v1/rerank": RERANK,

@@ -60,7 +60,7 @@ class ResponseRoutes:
             if body.store and not seconds:
                 raise InvalidRequest("this server stores no responses (--response-window)", param="store")
             asked = await read_response(body, self._arrivals.facts)
-            history, earlier = self._history(request, body.previous_response_id)
+            history, earlier = await self._history(request, body.previous_response_id)
             messages = instructed([*history, *asked.chat.messages], body.instructions or "")
             if not 1 <= len(messages) <= MAX_MESSAGES:
                 raise InvalidRequest(f"a chat has from 1 to {MAX_MESSAGES} messages", param="input")
@@ -71,7 +71,7 @@ class ResponseRoutes:
             images = (*earlier, *await self._arrivals.chat_images(request, asked.chat.images))
             return Work(asked.ask.prompt(messages), terms, form, images=images, keep=seconds if stored else 0.0)
 
-    def _history(self, request: web.Request, id: str | None) -> tuple[list[Any], tuple[Upload, ...]]:
+    async def _history(self, request: web.Request, id: str | None) -> tuple[list[Any], tuple[Upload, ...]]:
         """The messages of a stored response, its answer the last of them, and their images."""
         if id is None:
             return [], ()
@@ -83,7 +83,7 @@ class ResponseRoutes:
         assert chat is not None, "a response is made of a chat"
         if live.open:
             raise InvalidRequest(f"{PREVIOUS}: this response is not complete", param=PREVIOUS)
-        turn = assistant_turn(form, answer).message()
+        turn = (await assistant_turn(form, answer)).message()
         return [*uninstructed(chat.messages, form.instructions), turn], live.images
 
     def _stored(self, request: web.Request, id: str) -> tuple[LiveRequest, ResponseForm]:

@@ -50,6 +50,8 @@ def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task:
         return spec
     if task not in ("auto", spec.pooling.task):
         raise ModelError(f"--task {task}: by its files the model is one for the task {spec.pooling.task}")
+    if spec.pooling.pairs and not spec.pooling.tokens:
+        spec = replace(spec, pooling=replace(spec.pooling, raw=_is_raw(config, folder)))
     return replace(spec, max_context=_most_tokens(spec, folder))
 
 
@@ -152,6 +154,17 @@ def _token_score(spec: ModelSpec, folder: Path, module: str) -> PoolingSpec:
     chat = template.is_file() and "document" in template.read_text(errors="replace")
     pairs = "chat" if chat else PAIRS.get(spec.family, "")
     return PoolingSpec(task="score", width=1, head="linear", tokens=(yes, no), pairs=pairs)
+
+
+def _is_raw(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether sentence-transformers shows a classifier's number as it is, and not its sigmoid."""
+    path = folder / "config_sentence_transformers.json"
+    said = {**(config.get("sentence_transformers") or {}), **(read_json(path) if path.is_file() else {})}
+    name = said.get("activation_fn") or config.get("sbert_ce_default_activation_function") or "Sigmoid"
+    kind = str(name).rpartition(".")[2]
+    if kind not in ("Identity", "Sigmoid"):
+        raise ModelError(f"the activation {kind[:64]!r} of a score is not supported")
+    return kind == "Identity"
 
 
 def _most_tokens(spec: ModelSpec, folder: Path) -> int:

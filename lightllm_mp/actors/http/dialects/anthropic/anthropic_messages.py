@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
+from lightllm_mp.actors.front.chat.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.chat_messages import MAX_MESSAGES, ReadChat, image_of_url
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_text, refuse_unless_empty

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk, ToolChoice
+from lightllm_mp.actors.front.chat.functions import Function
+from lightllm_mp.actors.front.chat.guides import schema_guide
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import MessageForm
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_messages import read_turns
-from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
-from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, ReadChat
-from lightllm_mp.actors.http.dialects.guides import schema_guide
+from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, refuse_unless_empty
 from lightllm_mp.errors import InvalidRequest

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import field
 
+from lightllm_mp.actors.front.chat.assistant_turn import AssistantTurn
+from lightllm_mp.actors.front.chat.reply import ReplyForm
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
-from lightllm_mp.actors.http.dialects.assistant_turn import AssistantTurn
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
-from lightllm_mp.actors.http.dialects.reply import ReplyForm
 from lightllm_mp.actors.http.dialects.responses.response_items import qualified, sealed
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.responses import encode
@@ -231,13 +232,14 @@ class _Item:
         return b',"logprobs":' + encode(logprobs) if self._has_logprobs else b""
 
 
-def assistant_turn(form: ResponseForm, answer: Answer) -> AssistantTurn:
-    """A complete answer as a turn of a chat that goes on."""
+async def assistant_turn(form: ResponseForm, answer: Answer) -> AssistantTurn:
+    """A complete answer as a turn of a chat that goes on. Other clients are served meanwhile."""
     turn, blocks, texts = AssistantTurn(), BlockReader(form.reply, answer), list[str]()
-    for step in (*(step for event in answer.events() for step in blocks.read(event)), *blocks.end()):
+
+    def take(step: BlockStep) -> None:
         match step:
             case BlockBegin():
-                texts = []
+                texts.clear()
             case BlockText(_, text):
                 texts.append(text)
             case BlockEnd(AnswerBlock(kind="text")):
@@ -246,6 +248,14 @@ def assistant_turn(form: ResponseForm, answer: Answer) -> AssistantTurn:
                 turn.thoughts += texts
             case BlockEnd(block):
                 turn.call(block.id, block.name, "".join(texts))
+
+    for events in answer.slices():
+        for event in events:
+            for step in blocks.read(event):
+                take(step)
+        await asyncio.sleep(0)
+    for step in blocks.end():
+        take(step)
     return turn
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk, ToolChoice
+from lightllm_mp.actors.front.chat.functions import Function, Name
+from lightllm_mp.actors.front.chat.guides import JsonObjectFormat, TextFormat, schema_guide
 from lightllm_mp.actors.http.context import unix_time
-from lightllm_mp.actors.http.dialects.chat_ask import ChatAsk, ToolChoice
-from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, Function, Name, ReadChat
-from lightllm_mp.actors.http.dialects.guides import JsonObjectFormat, TextFormat, schema_guide
+from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_BYTES, ReadChat
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, OpenAIBody, decode_body, refuse, request_terms
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refuse_unless_empty
 from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm

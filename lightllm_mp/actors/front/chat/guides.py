@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from lightllm_mp.actors.http import schema
+from lightllm_mp.actors.front.json_decoding import decode
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Guide
 from lightllm_mp.sampling_parameters import GuideText
@@ -112,8 +112,13 @@ def schema_guide(raw: Raw, param: str) -> Guide | None:
         return None
     text = bytes(raw)
     if text[:1] == b'"':
-        return Guide("json_schema", schema.decode(_text, raw, param))
-    schema.decode(_any, raw, param)
+        source = decode(_text, raw, param)
+        try:
+            _any.decode(source)
+        except (msgspec.DecodeError, RecursionError):
+            raise InvalidRequest(f"{param}: this text is not the JSON of a schema", param=param) from None
+        return Guide("json_schema", source)
+    decode(_any, raw, param)
     return Guide("json_schema", text.decode())
 
 

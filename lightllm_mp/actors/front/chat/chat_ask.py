@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from lightllm_mp.actors.http.dialects.chat_messages import Function
-from lightllm_mp.actors.http.dialects.reply import ReplyForm, reply_form
+from lightllm_mp.actors.front.chat.functions import Function
+from lightllm_mp.actors.front.chat.reply import ReplyForm, reply_form
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import ChatPrompt, Facts, Guide, Terms
 from lightllm_mp.parsers.formats import Formats, reasoning_end

@@ -1,0 +1,152 @@
+"""Parameters of the Python API, and what they ask of the engine."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from lightllm_mp.actors.front.chat.chat_ask import ChatAsk
+from lightllm_mp.actors.front.chat.chat_fields import GivenChoice, ReasoningEffort, template_arguments, tool_choice
+from lightllm_mp.actors.front.chat.functions import FunctionTool
+from lightllm_mp.actors.front.chat.guides import GuideFields
+from lightllm_mp.actors.front.chat.reply import ReplyForm
+from lightllm_mp.actors.front.json_decoding import decode
+from lightllm_mp.actors.front.validation import Prompt
+from lightllm_mp.errors import ConfigError, InvalidRequest
+from lightllm_mp.messages import Facts, Terms
+from lightllm_mp.sampling_parameters import RequestParameters, terms
+
+T = TypeVar("T", bound=Struct)
+Prompts = str | Sequence[str | Sequence[int]]
+"""A text, or several texts or lists of token ids."""
+Chat = Sequence[Mapping[str, Any]]
+"""Messages in OpenAI's form, such as {"role": "user", "content": "Hello"}. Content may be a list of parts: texts, and
+images as {"type": "image", "image": BYTES}, or as image_url with a `data:` address."""
+
+
+class ChatFields(GuideFields, frozen=True, kw_only=True):
+    """The parameters of a chat beside those of `/generate`, with the meaning they have in /v1/chat/completions."""
+
+    tools: list[FunctionTool] | None = None
+    tool_choice: GivenChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class ChatCall:
+    """A chat as a request of the engine. Raises InvalidRequest, or ConfigError for an unknown parameter."""
+
+    def __init__(self, messages: Chat, parameters: Mapping[str, Any], facts: Facts) -> None:
+        plain, fields = _split(parameters, ChatFields)
+        if fields.add_generation_prompt and fields.continue_final_message:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            raise InvalidRequest(message, param="continue_final_message")
+        ask = ChatAsk(
+            facts,
+            tuple(tool.function for tool in fields.tools or ()),
+            tool_choice(fields.tool_choice),
+            fields.parallel_tool_calls is not False,
+            template_arguments=template_arguments(fields.reasoning_effort, fields.chat_template_kwargs),
+            add_generation_prompt=fields.add_generation_prompt is not False,
+            continue_final=bool(fields.continue_final_message),
+            template=fields.chat_template or "",
+        )
+        self.images: list[bytes] = []
+        shown = [{**message, **_content(message, self.images)} for message in messages]
+        try:
+            self.prompt = ask.prompt(shown)
+        except UnicodeEncodeError:
+            raise InvalidRequest("a message holds half a surrogate pair", param="messages") from None
+        except TypeError as error:
+            raise InvalidRequest(f"messages: {error}", param="messages") from None
+        if plain.max_new_tokens is None:
+            plain = msgspec.structs.replace(plain, max_new_tokens=ask.longest_answer)
+        self.terms = ask.terms(_terms(plain, fields))
+        if self.terms.n != 1:
+            raise InvalidRequest("a chat has one answer; ask several times for more", param="n")
+        self.form: ReplyForm = ask.reply
+
+
+def completion_terms(parameters: Mapping[str, Any]) -> Terms:
+    """Raises like ChatCall."""
+    return _terms(*_split(parameters, GuideFields))
+
+
+def as_prompts(prompts: Prompts) -> list[Prompt]:
+    return [as_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+
+
+def as_prompt(prompt: str | Sequence[int]) -> Prompt:
+    return prompt if isinstance(prompt, str) else array("i", prompt).tobytes()
+
+
+def _split(parameters: Mapping[str, Any], more: type[T]) -> tuple[RequestParameters, T]:
+    """Those of `/generate`, and those of `more`."""
+    own = set(RequestParameters.__struct_fields__)
+    if unknown := parameters.keys() - own - set(more.__struct_fields__):
+        raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
+    given: list[dict[str, Any]] = [{}, {}]
+    for name, value in parameters.items():
+        given[name not in own][name] = value
+    return _decoded(RequestParameters, given[0]), _decoded(more, given[1])
+
+
+def _decoded(kind: type[T], fields: dict[str, Any]) -> T:
+    """Checked as a client's JSON is."""
+    try:
+        data = msgspec.json.encode(fields)
+    except UnicodeEncodeError:
+        raise InvalidRequest("a parameter holds half a surrogate pair") from None
+    except TypeError as error:
+        raise InvalidRequest(f"a parameter cannot be written as JSON: {error}") from None
+    return decode(msgspec.json.Decoder(kind), data)
+
+
+def _terms(plain: RequestParameters, fields: GuideFields) -> Terms:
+    found, guide = terms(plain), fields.guide
+    if guide is None:
+        return found
+    if found.guide is not None:
+        raise InvalidRequest("an answer has one constraint")
+    return msgspec.structs.replace(found, guide=guide)
+
+
+def _content(message: Mapping[str, Any], images: list[bytes]) -> dict[str, Any]:
+    """The content of a message of parts, as chat templates take it; its images are added to `images`."""
+    parts = message.get("content")
+    if not isinstance(parts, list | tuple):
+        return {}
+    shown = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("image", "image_url", "input_image"):
+            images.append(_image(part))
+            part = {"type": "image"}
+        elif kind not in ("text", "input_text"):
+            raise InvalidRequest("messages: a part is text or an image", param="messages")
+        shown.append(part)
+    return {"content": shown}
+
+
+def _image(part: Mapping[str, Any]) -> bytes:
+    if isinstance(data := part.get("image"), bytes | bytearray | memoryview):
+        return bytes(data)
+    url = part.get("image_url")
+    url = url.get("url") if isinstance(url, Mapping) else url
+    if not isinstance(url, str) or not url.startswith("data:") or ";base64," not in url[:256]:
+        message = 'an image is {"type": "image", "image": BYTES} or a data: address; the engine fetches none'
+        raise InvalidRequest(message, param="messages")
+    try:
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    except binascii.Error:
+        raise InvalidRequest("an image's data is not base64", param="messages") from None
