@@ -191,6 +191,7 @@ class RequestTable:
         self._enter(live)
         if label:
             self.retained.name(live)
+        if label and (self.retained.seconds or keep):
             self.journal.add(live)
         self.observer.accepted(live)
         return live

@@ -152,7 +152,8 @@ class ResumableTable(RequestTable):
             check_prompt(prompt, self.facts.engine)
 
     def _expire(self, live: LiveRequest) -> None:
-        """Its client has not come back since the front died."""
+        """Its client has not come back since the front died. What is stored stays."""
         if not live.closed:
-            self.retained.forget_name(live)
+            if not live.keep:
+                self.retained.forget_name(live)
             live.close()

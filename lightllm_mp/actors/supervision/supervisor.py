@@ -70,7 +70,8 @@ class Supervisor:
         self._processes: dict[str, ChildProcess] = {}
         self._ping_interval = min(2.0, config.supervisor.watchdog_timeout / 5)
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        journal = config.http.journal_size if listen is not None and config.http.resume_window else 0
+        kept = max(config.http.resume_window, config.http.response_window)
+        journal = config.http.journal_size if listen is not None and kept else 0
         self.wiring = SharedMemory(self.topology, journal=journal)
         self._parent_read, self._parent_write = os.pipe()
         self._group = WorkerGroup(self._machine.ranks, self.wiring)
