@@ -10,8 +10,8 @@ from llguidance import LLMatcher, gbnf_to_lark
 from lightllm_mp.errors import InvalidGuide
 from lightllm_mp.messages import Guide
 
-MAX_SOURCE, MAX_AFTER = 1 << 16, 256
-"""Bytes."""
+MAX_SOURCE, MAX_LARK, MAX_AFTER = 1 << 16, 1 << 19, 256
+"""Bytes. Lark is what this server writes of a request's tools."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """What may stand between two tokens of JSON. A model that begins to indent must come to an end."""
 
@@ -20,11 +20,9 @@ def grammar_of(guide: Guide) -> str:
     """InvalidGuide if the guide is of no known kind, is too long, or cannot be read. A grammar may still be wrong:
     compiling it tells."""
     source = guide.source
-    if (
-        len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE
-        or len(guide.after.encode("utf-8", "replace")) > MAX_AFTER
-    ):
-        raise InvalidGuide(f"a constraint has at most {MAX_SOURCE} bytes, the text before it at most {MAX_AFTER}")
+    most = MAX_LARK if guide.kind == "lark" else MAX_SOURCE
+    if len(source.encode("utf-8", "surrogatepass")) > most or len(guide.after.encode("utf-8", "replace")) > MAX_AFTER:
+        raise InvalidGuide(f"a constraint has at most {most} bytes, the text before it at most {MAX_AFTER}")
     make = KINDS.get(guide.kind)
     if make is None:
         raise InvalidGuide(f"a constraint is one of {', '.join(KINDS)}, not {guide.kind[:32]!r}")

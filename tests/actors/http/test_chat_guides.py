@@ -48,7 +48,7 @@ def test_fields(fields: dict[str, Any], guide: Guide | None, path: str):
         asked = {"messages": HELLO} if path == CHAT else {"prompt": "a"}
         status, answer, _ = await s.post(path, asked | {"max_tokens": 1} | fields)
         assert status == 200, answer
-        assert request(s).terms.guide == guide
+        assert request(s).terms.guide == (guide and replace(guide, jump=True))
 
     run(body, engine=Engine(facts=PLAIN))
 
@@ -116,6 +116,20 @@ def test_reasoning_is_free(kwargs: dict[str, bool], after: str):
             assert guide.after == after
 
     run(body, engine=Engine(facts=facts))
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_forced_ids_are_jumped_over_where_nobody_sees_logprobs(path: str):
+    async def body(s: Site):
+        asked = {"messages": HELLO} if path == CHAT else {"prompt": "a"}
+        for logprobs in (True, None) if path == CHAT else (0, None):
+            more = {"max_tokens": 1, "response_format": FORMAT, "logprobs": logprobs}
+            assert (await s.post(path, asked | more))[0] == 200
+            guide = request(s).terms.guide
+            assert guide is not None
+            assert guide.jump is (logprobs is None)
+
+    run(body, engine=Engine(facts=PLAIN))
 
 
 def test_a_free_choice_is_not_constrained():

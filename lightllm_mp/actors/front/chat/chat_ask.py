@@ -43,6 +43,8 @@ class ChatAsk:
     continue_final: bool = False
     template: str = ""
     """The client's own; empty: the model's."""
+    logprobs: bool = False
+    """The client sees those of the answer's tokens."""
     stops: tuple[str, ...] = ()
     """Stop strings that the answer is to end with: the client is told which one it was."""
 
@@ -80,7 +82,8 @@ class ChatAsk:
             terms = replace(terms, output=replace(terms.output, stop=self.stops, keep_stop=True))
         if self.facts.chat.special_markers and not self.reply.plain:
             terms = replace(terms, output=replace(terms.output, skip_special_tokens=False))
-        return replace(terms, guide=self._guide(terms.guide))
+        guide = self._guide(terms.guide)
+        return replace(terms, guide=guide and replace(guide, jump=not self.logprobs))
 
     def _guide(self, wanted: Guide | None) -> Guide | None:
         """What the answer must be: what the client wants, or calls of tools. Reasoning before it is free."""

@@ -101,6 +101,7 @@ class ChatRequest:
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final=bool(body.continue_final_message),
             template=body.chat_template or "",
+            logprobs=bool(body.logprobs),
         )
         self._reply = self._ask.reply
 

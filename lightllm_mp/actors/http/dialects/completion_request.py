@@ -91,6 +91,9 @@ def completion_terms(body: CompletionBody, prompt: Prompt, tenant: bytes) -> Ter
     terms = request_terms(
         body, tenant, max_tokens=max(most, 1), top_logprobs=top, n=body.best_of or body.n, best_of=None
     )
+    if terms.guide is not None:
+        unseen = body.logprobs is None and terms.n == (body.n or 1)  # the best answers are found by their logprobs
+        terms = replace(terms, guide=replace(terms.guide, jump=unseen))
     if body.echo and (body.logprobs is not None or not isinstance(prompt, str)):
         wanted = max(terms.sampling.prompt_logprobs, top)
         output = replace(terms.output, prompt_texts=True)

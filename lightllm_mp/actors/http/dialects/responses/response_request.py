@@ -169,12 +169,17 @@ async def read_response(body: ResponseBody, facts: Facts) -> AskedResponse:
         _tool_choice(body),
         body.parallel_tool_calls is not False,
         template_arguments=_template_arguments(body),
+        logprobs=_shows_logprobs(body),
     )
     _ = ask.reply  # a choice of tools that there are not is refused before the items are read
     chat = await read_input(body.input)
     if body.reasoning is not None and (body.reasoning.summary or body.reasoning.generate_summary):
         chat.ignored.add("reasoning.summary")
     return AskedResponse(ask, chat, tools.namespaces)
+
+
+def _shows_logprobs(body: ResponseBody) -> bool:
+    return bool(body.top_logprobs) or LOGPROBS in (body.include or ())
 
 
 def response_terms(body: ResponseBody, ask: ChatAsk, tenant: bytes) -> Terms:
@@ -197,7 +202,7 @@ def response_form(
         created=unix_time(),
         model=model,
         numbered=numbered,
-        logprobs=bool(body.top_logprobs) or LOGPROBS in (body.include or ()),
+        logprobs=_shows_logprobs(body),
         encrypted=ENCRYPTED in (body.include or ()),
         namespaces=asked.namespaces,
         stored=stored,
