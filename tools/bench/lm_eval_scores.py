@@ -58,7 +58,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 12, do_sample: false, temperature: 0.0}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}]
-filter_list: [{name: word, filter: [{function: regex, regex_pattern: "(\\w+)"}, {function: take_first}]}]
+filter_list: [{name: word, filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}]}]
 """,
 }
 ANSWERS = "filtered_resps"
