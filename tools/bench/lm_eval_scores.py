@@ -58,10 +58,11 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 12, do_sample: false, temperature: 0.0}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}]
+filter_list: [{name: word, filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}]}]
 """,
 }
 ANSWERS = "filtered_resps"
-"""Field of a sample: pairs of a log-likelihood and whether the choice is greedy, or texts."""
+"""Field of a sample: for each choice its log-likelihood, and whether it is greedy."""
 CLOSE = 1e-3
 """Two log-likelihoods in float32."""
 
@@ -85,7 +86,7 @@ def evaluate(program: str, folder: Path, model: str, options: str, tasks: str, l
     out = folder / f"{model}-{tasks}-{len(more)}"
     words = ["run", "--model", model, "--model_args", options, "--tasks", tasks, "--include_path", str(folder)]
     words += ["--batch_size", "1", "--limit", str(limit), "--output_path", str(out), "--log_samples", *more]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none", "OMP_NUM_THREADS": "1"}
     subprocess.run([program, *words], env=os.environ | offline, check=True, stdout=subprocess.DEVNULL)
     return out
 
@@ -107,7 +108,7 @@ def agree(ours: Path, theirs: Path, task: str) -> bool:
         found += f"; log-likelihoods differ by at most {apart:.1e}"
         same = apart < CLOSE and all(a[1] == b[1] for a, b in both)
     else:
-        equal = sum(one[ANSWERS] == other[ANSWERS] for one, other in pairs)
+        equal = sum(one["resps"] == other["resps"] for one, other in pairs)
         found += f"; {equal} of {len(pairs)} texts are equal"
         same = equal == len(pairs)
     print(f"{ours.name}: {found}", flush=True)
