@@ -125,7 +125,7 @@ async def _ask(session: aiohttp.ClientSession, reader: Reader) -> Answer | None:
         await asyncio.sleep(RESUME_PAUSE)
         try:
             del reader.events[reader.kept :]
-            headers = {"Last-Event-ID": str(reader.number)}
+            headers = {"Last-Event-ID": str(reader.number), "Accept": "text/event-stream"}
             async with session.get(f"/requests/{reader.label}", headers=headers) as reply:
                 if reply.status == 404 and not reader.number:
                     raise Broken(f"{type(broken).__name__}: {broken}")

@@ -17,7 +17,7 @@ import aiohttp
 from lightllm_mp import Server
 from tools.faults.clients import Clients
 from tools.faults.hooks import BOOKS, books_file
-from tools.faults.injector import HOOK_FAULTS, PLAIN_FAULTS, Injector, Round
+from tools.faults.injector import HOOK_FAULTS, NEEDS_WORK, PLAIN_FAULTS, WORKLESS, Injector, Round
 from tools.faults.report import Report
 from tools.faults.server import Setting
 from tools.harness.metrics import not_idle, parse, parse_rows
@@ -85,7 +85,7 @@ class Experiment:
         cells: list[tuple[str, str]] = []
         while time.monotonic() < end and len(self.report.rounds) < self.total:
             if not cells:
-                cells = [(actor, fault) for actor in self.actors for fault in self.faults]
+                cells = [(actor, fault) for actor in self.actors for fault in self.faults if self._hits(actor, fault)]
                 rng.shuffle(cells)
             await self._calm(rng.randint(1, self.clients_count))
             self.seen |= descendants(self.server.pid)
@@ -97,6 +97,10 @@ class Experiment:
             await self.injector.disturb(round)
             self.report.over(round)
             await self._check_orphans(round)
+
+    def _hits(self, actor: str, fault: str) -> bool:
+        """This load brings the actor to the fault."""
+        return not (self.setting.load.embeds and actor in WORKLESS and fault in NEEDS_WORK)
 
     async def _calm(self, requests: int) -> None:
         """Wait until so many requests have ended, and no live one is old."""

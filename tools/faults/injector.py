@@ -25,6 +25,10 @@ PLAIN_FAULTS = ("kill", "stop", "term", MEMORY)
 """What can be done to any server."""
 HOOK_FAULTS = (*HOOKS, SLOW)
 """What needs hooks in the actors."""
+NEEDS_WORK = (*HOOKS, MEMORY)
+"""What an actor without messages never comes to."""
+WORKLESS = ("detokenizer", "guide")
+"""Have no part in requests for rows of numbers."""
 HARMLESS = ("term",)
 """Nobody may be replaced."""
 UNCERTAIN = (MEMORY,)
