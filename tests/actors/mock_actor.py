@@ -60,10 +60,16 @@ class MockWorkerActor(BlockingActor):
         self._masks.clear()
 
     def _go_on(self) -> None:
-        while self._plans and (self._masks or not self._worker.waits(self._plans[0])):
+        while self._plans and (self._masks or not self._waits(self._plans[0])):
             plan = self._plans.popleft()
-            masks = self._masks.popleft() if self._worker.waits(plan) else b""
-            self.mailbox.post(ROUTER, self._worker.step(plan, masks))
+            self._carry_out(plan, self._masks.popleft() if self._waits(plan) else b"")
+
+    def _waits(self, plan: bytes) -> bool:
+        """It needs masks."""
+        return self._worker.waits(plan) > 0
+
+    def _carry_out(self, plan: bytes, masks: bytes) -> None:
+        self.mailbox.post(ROUTER, self._worker.step(plan, masks))
 
     def _fresh(self) -> MockWorker:
         return MockWorker(

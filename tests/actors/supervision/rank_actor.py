@@ -12,7 +12,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.worker import RankActor
-from lightllm_mp.messages import Facts
+from lightllm_mp.messages import Facts, StepDone
 from tests.actors.mock_actor import MockWorkerActor
 
 CELL = struct.Struct("<QQ")
@@ -29,13 +29,25 @@ class MockRankActor(RankActor, MockWorkerActor):
         if self._rank:
             self.facts = Facts()
 
-    def on_plan(self, plan: bytes) -> None:
+    def on_reset(self) -> None:
+        """Without masks: the other ranks wait inside these plans."""
+        while self._plans:
+            self._step(self._plans.popleft(), b"")
+        super().on_reset()
+
+    def _waits(self, plan: bytes) -> bool:
+        return self._rank == 0 and super()._waits(plan)
+
+    def _carry_out(self, plan: bytes, masks: bytes) -> None:
+        done = self._step(plan, masks)
+        if self._rank == 0:
+            self.mailbox.post("router", done)
+
+    def _step(self, plan: bytes, masks: bytes) -> StepDone:
         self._count += 1
         self._checksum = zlib.crc32(plan, self._checksum)
         self._meet()
-        done = self._worker.step(plan)
-        if self._rank == 0:
-            self.mailbox.post("router", done)
+        return self._worker.step(plan, masks)
 
     def _meet(self) -> None:
         """Like a collective operation: no rank goes on before all ranks have arrived."""
