@@ -60,6 +60,7 @@ class ChatCall:
             add_generation_prompt=fields.add_generation_prompt is not False,
             continue_final=bool(fields.continue_final_message),
             template=fields.chat_template or "",
+            logprobs=True,
         )
         self.images: list[bytes] = []
         shown = [{**message, **_content(message, self.images)} for message in messages]

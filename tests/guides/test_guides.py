@@ -160,7 +160,7 @@ HOSTILE = {
     "deep grammar": Guide("lark", "start: " + "(" * 20000 + '"a"' + ")" * 20000),
     "intersections": Guide("lark", "start: T\nT: /(.*a.{12})/ & /(.*b.{12})/ & ~/(.*c.{9})/"),
     "no gbnf": Guide("gbnf", "root ::= ("),
-    "gbnf without a root": Guide("gbnf", ""),
+    "gbnf without a root": Guide("gbnf", " "),
     "gbnf without a rule": Guide("gbnf", "root ::= other"),
     "deep gbnf": Guide("gbnf", "root ::= " + "(" * 30000 + '"a"' + ")" * 30000),
 }

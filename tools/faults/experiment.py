@@ -100,7 +100,9 @@ class Experiment:
 
     def _hits(self, actor: str, fault: str) -> bool:
         """This load brings the actor to the fault."""
-        return not (self.setting.load.embeds and actor in WORKLESS and fault in NEEDS_WORK)
+        load = self.setting.load
+        idle = WORKLESS["embeddings"] if load.embeds else WORKLESS["images"] if load.images else ()
+        return not (actor in idle and fault in NEEDS_WORK)
 
     async def _calm(self, requests: int) -> None:
         """Wait until so many requests have ended, and no live one is old."""

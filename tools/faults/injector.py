@@ -27,8 +27,8 @@ HOOK_FAULTS = (*HOOKS, SLOW)
 """What needs hooks in the actors."""
 NEEDS_WORK = (*HOOKS, MEMORY)
 """What an actor without messages never comes to."""
-WORKLESS = ("detokenizer", "guide")
-"""Have no part in requests for rows of numbers."""
+WORKLESS = {"embeddings": ("detokenizer", "guide"), "images": ("guide",)}
+"""Actors that have no part in these loads."""
 HARMLESS = ("term",)
 """Nobody may be replaced."""
 UNCERTAIN = (MEMORY,)

@@ -277,7 +277,7 @@ def test_a_visual_actor_that_hangs_while_it_comes_back_is_started_once_more(
 
     @in_time
     async def body() -> None:
-        settings = with_images(config(start_timeout=12.0))
+        settings = with_images(config(start_timeout=20.0))
         async with seeing(tmp_path, settings, visual="tests.actors.visual.late_visual:HangsOnce") as s:
             undisturbed = await s.ask([png(1)])
             s.engine.kill("visual")
