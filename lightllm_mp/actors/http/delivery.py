@@ -63,18 +63,17 @@ async def _stream(
                 await response.write(piece)
             number += len(events)
             events = await live.batch()
-        if tail := writer.end():
-            await response.write(tail)
+        last = writer.end()
     except ConnectionError:
         return response  # the client has left
     except EngineError as error:
-        await response.write(writer.failure(error))
+        last = writer.failure(error)
     except MemoryError:
         raise  # this process must end
     except Exception:
         log.exception("a stream failed")
-        await response.write(writer.failure(EngineError("internal error")))
-    await response.write_eof()
+        last = writer.failure(EngineError("internal error"))
+    await response.write_eof(last)
     return response
 
 
