@@ -172,6 +172,16 @@ def test_every_parameter_reaches_the_engine():
     run(body)
 
 
+def test_lightllms_clients_switch_sampling_off():
+    async def body(s: Site):
+        for do_sample, temperature in ((False, 0.0), (True, 0.7), (None, 0.7)):
+            asked = {"messages": HELLO, "max_tokens": 1, "temperature": 0.7, "do_sample": do_sample}
+            assert (await s.post(CHAT, asked))[0] == 200
+            assert request(s).terms.sampling.temperature == temperature
+
+    run(body)
+
+
 def test_without_parameters_the_answer_is_sampled_up_to_the_context():
     async def body(s: Site):
         s.engine.stop_after = 2

@@ -84,6 +84,8 @@ class OpenAIBody(GuideFields, frozen=True, kw_only=True, forbid_unknown_fields=T
     stop_token_ids: Annotated[list[Id], Meta(max_length=64)] | None = None
     allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_ALLOWED)] | None = None
     include_stop_str_in_output: bool | None = None
+    do_sample: bool | None = None
+    """False (LightLLM's): greedy. Absent: as OpenAI's, the answer is sampled."""
     no_stop_trim: bool | None = None
     """SGLang's name of it."""
     skip_special_tokens: bool | None = None
@@ -153,7 +155,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
     """The terms of a request. `more`: parameters that only one of the APIs has. Raises InvalidRequest."""
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     parameters = RequestParameters(
-        do_sample=True,
+        do_sample=body.do_sample is not False,
         temperature=body.temperature,
         top_p=body.top_p or None,
         top_k=1 if body.top_p == 0.0 else body.top_k,
