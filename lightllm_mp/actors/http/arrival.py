@@ -20,8 +20,7 @@ from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver, send
-from lightllm_mp.actors.http.dialects.forms import encode_form
-from lightllm_mp.actors.http.dialects.writer import AnswerForm
+from lightllm_mp.actors.http.dialects.forms import Form, GroupForm, encode_form
 from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
@@ -35,7 +34,7 @@ class Work:
 
     prompt: Prompt
     terms: Terms
-    form: AnswerForm
+    form: Form
     add_special_tokens: bool = True
     images: tuple[Upload, ...] = ()
     keep: float = 0.0
@@ -97,7 +96,8 @@ class Arrivals:
                 live.close()
             raise
         group, form = LiveGroup(found, request[LABEL]), many[0].form
-        return await send(request, group, form, form.group_writer(group))
+        assert isinstance(form, GroupForm)
+        return await send(request, group, form, form.writer(group))
 
     async def answer_batch(self, request: web.Request, works: Sequence[Work]) -> web.StreamResponse:
         """Answer with many works of one form as one; some of them wait here until others are done. Call it in the turn
@@ -105,11 +105,12 @@ class Arrivals:
         if len(works) == 1:
             return await deliver(request, self.submit(request, works[0]))
         form = works[0].form
+        assert isinstance(form, GroupForm)
         with self._frontend.reserved(len(works)):
             batch = PooledBatch(
                 works, lambda work: self.submit(request, work, label=""), most=self._most_of_batch, label=request[LABEL]
             )
-            return await send(request, batch, form, form.group_writer(batch))
+            return await send(request, batch, form, form.writer(batch))
 
     def submit(self, request: web.Request, work: Work, *, label: str | None = None) -> LiveRequest:
         """`label`: the client can come back by it; empty: it cannot; default: the request's own."""

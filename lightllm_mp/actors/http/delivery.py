@@ -10,8 +10,8 @@ from aiohttp import web
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.context import LIVE
-from lightllm_mp.actors.http.dialects.forms import decode_form
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.dialects.forms import Form, decode_form
+from lightllm_mp.actors.http.dialects.writer import AnswerWriter, StreamWriter
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.errors import EngineError
 
@@ -30,18 +30,21 @@ async def deliver(request: web.Request, live: LiveRequest) -> web.StreamResponse
 
 
 async def send(
-    request: web.Request, live: LiveRequest | LiveGroup, form: AnswerForm, writer: AnswerWriter
+    request: web.Request, live: LiveRequest | LiveGroup, form: Form, writer: AnswerWriter
 ) -> web.StreamResponse:
     """The same with a given writer."""
     request[LIVE] = live
     try:
-        return await (_stream if form.streamed else _whole)(request, live, writer, form.headers)
+        if form.streamed:
+            assert isinstance(writer, StreamWriter)
+            return await _stream(request, live, writer, form.headers)
+        return await _whole(request, live, writer, form.headers)
     finally:
         live.close()
 
 
 async def _stream(
-    request: web.Request, live: LiveRequest | LiveGroup, writer: AnswerWriter, headers: Mapping[str, str]
+    request: web.Request, live: LiveRequest | LiveGroup, writer: StreamWriter, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """Server-sent events, each in its own chunk and write. The status is sent with the first event, so that a refused
     request gets the right one; a later error becomes an event."""

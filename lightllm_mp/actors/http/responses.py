@@ -118,7 +118,7 @@ def whole(
     yield b'{"generated_text":['
     for answer in answers:
         yield b',"' if answer.index else b'"'
-        for events in _slices(answer):
+        for events in answer.slices():
             yield encode("".join(event.text for event in events))[1:-1]
         yield b'"'
     yield b"]," + encode(facts)[1:-1]
@@ -143,18 +143,13 @@ def score(answer: Answer) -> bytes:
     return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
 
 
-def _slices(answer: Answer) -> Iterator[list[Event]]:
-    for first in range(0, len(answer.ends), SLICE):
-        yield answer.slice(first, first + SLICE)
-
-
 def _column(name: bytes, answers: Sequence[Answer], entry: Callable[[Event], Any]) -> Iterator[bytes]:
     """A field with an entry per token: an array, or an array of n arrays."""
     yield b',"%b":' % name
     yield b"[" if len(answers) > 1 else b""
     for answer in answers:
         yield b"," if answer.index else b""
-        yield from json_array([entry(e) for e in events if e.id >= 0] for events in _slices(answer))
+        yield from json_array([entry(e) for e in events if e.id >= 0] for events in answer.slices())
     yield b"]" if len(answers) > 1 else b""
 
 

@@ -211,6 +211,22 @@ class Site:
                 await asyncio.sleep(0.005)
 
 
+async def resumed_at_every_event(s: Site, path: str, asked: dict, read: Callable[[bytes], object]) -> None:
+    """Break the stream before and behind each event that has a number: with the rest it reads as the whole."""
+    headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
+    async with s.session.post(path, json=asked | {"stream": True}, headers=headers) as response:
+        data = await response.read()
+    whole, blocks = read(data), data.split(b"\n\n")
+    numbers = [int(block.split(b"\n")[0][4:]) for block in blocks if block.startswith(b"id: ")]
+    assert numbers
+    assert numbers == sorted(set(numbers))
+    for number in (0, *numbers):
+        cut = next((i for i, block in enumerate(blocks) if block.startswith(b"id: %d\n" % number)), -1) + 1
+        async with s.session.get("/requests/mine", headers={"Last-Event-ID": str(number)}) as response:
+            rest = await response.read()
+        assert read(b"".join(block + b"\n\n" for block in blocks[:cut]) + rest) == whole
+
+
 def parse(data: bytes) -> list[dict]:
     """The events of a stream, whether or not they have numbers."""
     return [event for _, event in _events(data)]

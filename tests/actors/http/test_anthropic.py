@@ -13,7 +13,7 @@ from lightllm_mp.actors.http.dialects.anthropic.anthropic_answer import tool_inp
 from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.errors import InvalidLogits, PromptTooLong
 from lightllm_mp.messages import ErrorInfo, Generate
-from tests.actors.http.harness import Engine, Site, run, word
+from tests.actors.http.harness import Engine, Site, resumed_at_every_event, run, word
 from tests.actors.http.test_auth import digests
 from tests.actors.http.test_chat_tools import CALLING, TOOLS
 
@@ -329,19 +329,8 @@ def test_a_client_that_leaves_frees_its_place():
 
 def test_a_client_that_comes_back_gets_the_rest():
     async def body(s: Site):
-        asked = ASKED | {"tools": [WEATHER], "stream": True, "stop_sequences": ["</tool_call>"]}
-        headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
-        async with s.session.post(MESSAGES, json=asked, headers=headers) as response:
-            data = await response.read()
-        whole = events(data)
-        blocks = data.split(b"\n\n")
-        numbers = [int(block.split(b"\n")[0][4:]) for block in blocks if block.startswith(b"id: ")]
-        assert numbers == sorted(set(numbers))
-        for number in (0, *numbers):
-            cut = next((i for i, block in enumerate(blocks) if block.startswith(b"id: %d\n" % number)), -1) + 1
-            async with s.session.get("/requests/mine", headers={"Last-Event-ID": str(number)}) as response:
-                rest = await response.read()
-            assert events(b"".join(block + b"\n\n" for block in blocks[:cut]) + rest) == whole
+        asked = ASKED | {"tools": [WEATHER], "stop_sequences": ["</tool_call>"]}
+        await resumed_at_every_event(s, MESSAGES, asked, events)
 
     run(body, engine=Engine(facts=TOOLS, script=CALLING))
 

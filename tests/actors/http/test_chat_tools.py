@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from lightllm_mp.messages import ChatFacts
-from tests.actors.http.harness import FACTS, Engine, Site, run
+from tests.actors.http.harness import FACTS, Engine, Site, resumed_at_every_event, run
 from tests.actors.http.test_chat import CHAT, HELLO, WEATHER, chunks, request, stream, summed
 
 TOOLS = replace(FACTS, chat=ChatFacts(template=True, tool_calls="hermes", reasoning="qwen3"))
@@ -131,19 +131,8 @@ def test_a_conversation_goes_back_as_clients_got_it():
 
 def test_a_client_that_comes_back_gets_the_rest():
     async def body(s: Site):
-        asked = {"messages": HELLO, "tools": [WEATHER], "stream": True, "stream_options": {"include_usage": True}}
-        headers = {"X-Request-Id": "mine", "Accept": "text/event-stream"}
-        async with s.session.post(CHAT, json=asked, headers=headers) as response:
-            data = await response.read()
-        whole = chunks(data)
-        blocks = data.split(b"\n\n")
-        numbers = [int(block.split(b"\n")[0][4:]) for block in blocks if block.startswith(b"id: ")]
-        assert numbers == sorted(numbers)
-        for number in numbers:
-            cut = next(i for i, block in enumerate(blocks) if block.startswith(b"id: %d\n" % number)) + 1
-            async with s.session.get("/requests/mine", headers={"Last-Event-ID": str(number)}) as response:
-                rest = await response.read()
-            assert chunks(b"\n\n".join(blocks[:cut]) + b"\n\n" + rest) == whole
+        asked = {"messages": HELLO, "tools": [WEATHER], "stream_options": {"include_usage": True}}
+        await resumed_at_every_event(s, CHAT, asked, chunks)
 
     run(body, engine=Engine(facts=TOOLS, script=CALLING))
 

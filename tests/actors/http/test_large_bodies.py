@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 import pytest
@@ -73,7 +74,12 @@ def turns(data: bytes) -> tuple[float, EngineError | None]:
             schema.items(body.multimodal_params.audios, "audios")
             schema.items(body.multimodal_params.images, "images")
 
-    work, longest, error = decode(), 0.0, None
+    return longest_turn(decode())
+
+
+def longest_turn(work: Coroutine[Any, Any, None]) -> tuple[float, EngineError | None]:
+    """Of decoding, in CPU seconds, and how it ended."""
+    longest, error = 0.0, None
     while True:
         begin = time.thread_time()
         try:

@@ -4,7 +4,6 @@ between."""
 from __future__ import annotations
 
 import asyncio
-import time
 import tracemalloc
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,9 +14,9 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.anthropic.anthropic_request import MessagesRequest, messages_body
 from lightllm_mp.actors.http.dialects.chat_request import ChatRequest, chat_body
 from lightllm_mp.actors.http.dialects.responses.response_request import read_response, response_body
-from lightllm_mp.errors import EngineError, InvalidRequest
+from lightllm_mp.errors import InvalidRequest
 from tests.actors.http.harness import FACTS
-from tests.actors.http.test_large_bodies import LIMIT, SLOWEST, filled, named
+from tests.actors.http.test_large_bodies import LIMIT, SLOWEST, filled, longest_turn, named
 
 MEMORY = 4 * LIMIT
 """Bytes of all objects that a body is decoded to."""
@@ -79,23 +78,6 @@ SHAPES: dict[str, Callable[[str, str, str], bytes]] = {
 }
 
 
-def turns(work: Coroutine[Any, Any, None]) -> tuple[float, EngineError | None]:
-    """The longest turn of decoding, in CPU seconds, and how it ended."""
-    longest, error = 0.0, None
-    while True:
-        begin = time.thread_time()
-        try:
-            work.send(None)
-        except StopIteration:
-            break
-        except EngineError as caught:
-            error = caught
-            break
-        finally:
-            longest = max(longest, time.thread_time() - begin)
-    return longest, error
-
-
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_chat_keeps_others_waiting(shape: str, api: str) -> None:
@@ -109,7 +91,7 @@ def test_no_chat_keeps_others_waiting(shape: str, api: str) -> None:
         await decode(data)
 
     for _ in range(4):  # a busy machine has slow moments
-        longest, error = turns(whole())
+        longest, error = longest_turn(whole())
         assert error is None or isinstance(error, InvalidRequest)
         if longest < SLOWEST:
             break
@@ -124,7 +106,7 @@ def test_a_list_of_very_many_items_takes_little_memory(shape: str, api: str) -> 
     data = SHAPES[shape](*names)
     tracemalloc.start()
     try:
-        turns(decode(data))
+        longest_turn(decode(data))
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()

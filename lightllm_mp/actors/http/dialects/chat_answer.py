@@ -5,53 +5,29 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 
 from lightllm_mp.actors.front.chat.reply import ReplyForm, ReplyReader
-from lightllm_mp.actors.front.live_request import SLICE, Answer, Event, LiveRequest
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
+from lightllm_mp.actors.http.dialects.openai_choices import ChoicesForm, ChoicesWriter
 from lightllm_mp.actors.http.dialects.openai_fields import Usage
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
-from lightllm_mp.actors.http.responses import encode, failure, json_array, prompt_logprobs
-from lightllm_mp.errors import EngineError
+from lightllm_mp.actors.http.responses import encode, json_array, prompt_logprobs
 from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolArguments, ToolCallBegin
 
-DONE = b"data: [DONE]\n\n"
 
-
-class ChatForm(AnswerForm, frozen=True, tag="chat"):
-    stream: bool = False
-    created: int = 0
-    """Seconds since 1970."""
-    model: str = ""
-    numbered: bool = False
-    """Events have ids: the client says that it reads them."""
-    usage: bool = False
-    continuous_usage: bool = False
+class ChatForm(ChoicesForm, frozen=True, tag="chat"):
     logprobs: bool = False
-    token_ids: bool = False
     reply: ReplyForm = ReplyForm()
     show_reasoning: bool = True
-
-    @property
-    def streamed(self) -> bool:
-        return self.stream
 
     def writer(self, live: LiveRequest) -> ChatWriter:
         return ChatWriter(self, live)
 
 
-class ChatWriter(AnswerWriter):
+class ChatWriter(ChoicesWriter):
     def __init__(self, form: ChatForm, live: LiveRequest) -> None:
+        kind = b"chat.completion.chunk" if form.stream else b"chat.completion"
+        super().__init__(form, "chatcmpl-" + live.label, kind, b"delta")
         self._form, self._live = form, live
         self._replies = [ReplyReader(form.reply, answer) for answer in live.answers]
-        kind = b"chat.completion.chunk" if form.stream else b"chat.completion"
-        self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b' % (
-            encode("chatcmpl-" + live.label),
-            kind,
-            form.created,
-            encode(form.model),
-        )
-        null = b',"usage":null' if form.usage and not form.continuous_usage else b""
-        self._chunk = b"data: " + self._head.replace(b"%", b"%%") + null + b',"choices":[{"index":%d,"delta":%b'
-        self._running = b',"logprobs":null,"finish_reason":null}]}\n\n'
         shows_more = form.logprobs or form.token_ids or form.continuous_usage or form.numbered
         self._plain = form.reply.plain and not shows_more
 
@@ -62,22 +38,14 @@ class ChatWriter(AnswerWriter):
     def begin(self) -> bytes:
         """The role of each answer."""
         role = b'{"role":"assistant","content":""}'
-        return b"".join(self._chunk % (answer.index, role) + self._running for answer in self._live.answers)
+        return b"".join(self._chunk % (answer.index, role) + self.RUNNING for answer in self._live.answers)
 
     def events(self, events: Sequence[Event], number: int) -> Iterator[bytes]:
         for i, event in enumerate(events, number):
             if self._plain and event.finish is None:
-                yield self._chunk % (event.index, b'{"content":%b}' % encode(event.text)) + self._running
+                yield self._chunk % (event.index, b'{"content":%b}' % encode(event.text)) + self.RUNNING
             else:
                 yield from self._chunks(event, i)
-
-    def end(self) -> bytes:
-        if not self._form.usage:
-            return DONE
-        return b"data: " + self._head + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
-
-    def failure(self, error: EngineError) -> bytes:
-        return b"data: %b\n\n" % failure(error)
 
     def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         yield self._head + b',"choices":['
@@ -87,7 +55,7 @@ class ChatWriter(AnswerWriter):
             yield b'},"logprobs":'
             if self._form.logprobs:
                 yield b'{"content":'
-                yield from json_array(chat_logprobs(events) for events in _slices(answer))
+                yield from json_array(chat_logprobs(events) for events in answer.slices())
                 yield b',"refusal":null}'
             else:
                 yield b"null"
@@ -102,7 +70,7 @@ class ChatWriter(AnswerWriter):
         """The fields of a message. Returns the finish reason."""
         reply, reasoning, calls, began = self._replies[answer.index], list[str](), list[list[str]](), False
         finish: str | None = None
-        for events in _slices(answer):
+        for events in answer.slices():
             piece = []
             for event in events:
                 for delta in reply.read(event):
@@ -182,8 +150,3 @@ class ChatWriter(AnswerWriter):
             {"cached_tokens": first.cached_tokens},
             {"reasoning_tokens": reasoning},
         )
-
-
-def _slices(answer: Answer) -> Iterator[list[Event]]:
-    for first in range(0, len(answer.ends), SLICE):
-        yield answer.slice(first, first + SLICE)

@@ -5,27 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from lightllm_mp.actors.front.live_request import SLICE, Answer, Event, LiveRequest
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
+from lightllm_mp.actors.http.dialects.openai_choices import ChoicesForm, ChoicesWriter
 from lightllm_mp.actors.http.dialects.openai_fields import Usage
 from lightllm_mp.actors.http.dialects.openai_logprobs import CompletionLogprobs
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.live_group import LiveGroup
-from lightllm_mp.actors.http.responses import encode, failure, prompt_logprobs
-from lightllm_mp.errors import EngineError
-
-DONE = b"data: [DONE]\n\n"
+from lightllm_mp.actors.http.responses import encode, prompt_logprobs
 
 
-class CompletionForm(AnswerForm, frozen=True, tag="completion"):
-    stream: bool = False
-    created: int = 0
-    model: str = ""
-    numbered: bool = False
-    """See ChatForm."""
-    usage: bool = False
-    continuous_usage: bool = False
+class CompletionForm(ChoicesForm, frozen=True, tag="completion"):
     logprobs: int | None = None
-    token_ids: bool = False
     prompt_logprobs: bool = False
     echo: bool = False
     silent: bool = False
@@ -33,28 +22,14 @@ class CompletionForm(AnswerForm, frozen=True, tag="completion"):
     n: int = 1
     """Choices of each prompt; the most likely ones if there are more answers."""
 
-    @property
-    def streamed(self) -> bool:
-        return self.stream
-
-    def writer(self, live: LiveRequest) -> CompletionWriter:
+    def writer(self, live: LiveRequest | LiveGroup) -> CompletionWriter:
         return CompletionWriter(self, live)
 
-    def group_writer(self, group: LiveGroup) -> CompletionWriter:
-        return CompletionWriter(self, group)
 
-
-class CompletionWriter(AnswerWriter):
+class CompletionWriter(ChoicesWriter):
     def __init__(self, form: CompletionForm, live: LiveRequest | LiveGroup) -> None:
+        super().__init__(form, "cmpl-" + live.label, b"text_completion", b"text")
         self._form, self._live = form, live
-        self._head = b'{"id":%b,"object":"text_completion","created":%d,"model":%b' % (
-            encode("cmpl-" + live.label),
-            form.created,
-            encode(form.model),
-        )
-        null = b',"usage":null' if form.usage and not form.continuous_usage else b""
-        self._chunk = b"data: " + self._head.replace(b"%", b"%%") + null + b',"choices":[{"index":%d,"text":%b'
-        self._running = b',"logprobs":null,"finish_reason":null}]}\n\n'
         shows_more = form.logprobs is not None or form.token_ids or form.continuous_usage or form.numbered
         self._plain = not (form.echo or form.silent or shows_more)
         self._logprobs = [CompletionLogprobs(form.logprobs or 0) for _ in live.answers]
@@ -67,17 +42,9 @@ class CompletionWriter(AnswerWriter):
     def events(self, events: Sequence[Event], number: int) -> Iterator[bytes]:
         for i, event in enumerate(events, number):
             if self._plain and event.finish is None:
-                yield self._chunk % (event.index, encode(event.text)) + self._running
+                yield self._chunk % (event.index, encode(event.text)) + self.RUNNING
             else:
                 yield self._full(event, i)
-
-    def end(self) -> bytes:
-        if not self._form.usage:
-            return DONE
-        return b"data: " + self._head + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
-
-    def failure(self, error: EngineError) -> bytes:
-        return b"data: %b\n\n" % failure(error)
 
     def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         yield self._head + b',"choices":['
@@ -90,7 +57,7 @@ class CompletionWriter(AnswerWriter):
                     for piece in answer.live.prompt_logprobs:
                         logprobs.prompt(piece)
                         yield b""
-            for events in _slices(answer) if not self._form.silent else ():
+            for events in answer.slices() if not self._form.silent else ():
                 yield encode("".join(event.text for event in events))[1:-1]
                 if self._form.logprobs is not None:
                     logprobs.answer(events)
@@ -166,8 +133,3 @@ def echoed(live: LiveRequest) -> str:
 def _mean_logprob(answer: Answer) -> float:
     logprobs = array("d", (event.logprob for event in answer.events() if event.id >= 0))
     return sum(logprobs) / max(len(logprobs), 1)
-
-
-def _slices(answer: Answer) -> Iterator[list[Event]]:
-    for first in range(0, len(answer.ends), SLICE):
-        yield answer.slice(first, first + SLICE)

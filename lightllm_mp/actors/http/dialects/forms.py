@@ -10,13 +10,14 @@ from lightllm_mp.actors.http.dialects.completion_answer import CompletionForm
 from lightllm_mp.actors.http.dialects.native import NativeForm
 from lightllm_mp.actors.http.dialects.pooled_answer import EmbeddingForm, RerankForm, ScoreForm
 from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm
-from lightllm_mp.actors.http.dialects.writer import AnswerForm
 
-Form = NativeForm | ChatForm | CompletionForm | MessageForm | ResponseForm | EmbeddingForm | RerankForm | ScoreForm
+GroupForm = CompletionForm | EmbeddingForm | RerankForm | ScoreForm
+"""Of APIs whose bodies hold several prompts."""
+Form = NativeForm | ChatForm | MessageForm | ResponseForm | GroupForm
 
 encode_form = msgspec.msgpack.Encoder().encode
 _forms = msgspec.msgpack.Decoder(Form)
 
 
-def decode_form(data: bytes) -> AnswerForm:
+def decode_form(data: bytes) -> Form:
     return _forms.decode(data)

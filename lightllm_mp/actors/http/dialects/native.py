@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.dialects.writer import AnswerForm, StreamWriter
 
 
 class NativeForm(AnswerForm, frozen=True, tag="native"):
@@ -27,7 +27,7 @@ class NativeForm(AnswerForm, frozen=True, tag="native"):
         return NativeWriter(self, live)
 
 
-class NativeWriter(AnswerWriter):
+class NativeWriter(StreamWriter):
     def __init__(self, form: NativeForm, live: LiveRequest) -> None:
         self._form, self._live = form, live
 

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
 from lightllm_mp.actors.front.embeddings import shortened, shown_score
-from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
+from lightllm_mp.actors.front.live_request import Answer, LiveRequest
 from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.responses import encode
@@ -22,17 +22,6 @@ class PooledForm(AnswerForm, frozen=True):
     def streamed(self) -> bool:
         return False
 
-    def group_writer(self, group: LiveGroup) -> AnswerWriter:
-        return self.writer(group)
-
-    def writer(self, live: LiveRequest | LiveGroup) -> AnswerWriter:
-        raise NotImplementedError
-
-
-class PooledWriter(AnswerWriter):
-    def events(self, events: Sequence[Event], number: int) -> Iterator[bytes]:
-        raise NotImplementedError
-
 
 class EmbeddingForm(PooledForm, frozen=True, tag="embedding"):
     base64: bool = False
@@ -43,7 +32,7 @@ class EmbeddingForm(PooledForm, frozen=True, tag="embedding"):
         return EmbeddingWriter(self)
 
 
-class EmbeddingWriter(PooledWriter):
+class EmbeddingWriter(AnswerWriter):
     def __init__(self, form: EmbeddingForm) -> None:
         self._form = form
 
@@ -68,7 +57,7 @@ class RerankForm(PooledForm, frozen=True, tag="rerank"):
         return RerankWriter(self, live.label)
 
 
-class RerankWriter(PooledWriter):
+class RerankWriter(AnswerWriter):
     def __init__(self, form: RerankForm, label: str) -> None:
         self._form, self._label = form, label
 
@@ -93,7 +82,7 @@ class ScoreForm(PooledForm, frozen=True, tag="score_pairs"):
         return ScoreWriter(self, live.label)
 
 
-class ScoreWriter(PooledWriter):
+class ScoreWriter(AnswerWriter):
     def __init__(self, form: ScoreForm, label: str) -> None:
         self._form, self._label = form, label
 

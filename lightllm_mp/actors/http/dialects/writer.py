@@ -11,39 +11,53 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
+from lightllm_mp.actors.front.live_request import Answer, Event
 from lightllm_mp.actors.http import responses
-from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.errors import EngineError
 
 WARNING = "X-LightLLM-Warning"
 
 
 class AnswerForm(Struct, frozen=True, array_like=True, kw_only=True):
-    """`ignored`: names of what the client sent and this server does not honour."""
+    """`ignored`: names of what the client sent and this server does not honour.
+
+    Each form (forms.py) says whether it is `streamed`, and makes the `writer` of a request's answers.
+    """
 
     ignored: tuple[str, ...] = ()
-
-    @property
-    def streamed(self) -> bool:
-        raise NotImplementedError
 
     @property
     def headers(self) -> dict[str, str]:
         return {WARNING: "ignored parameters: " + ", ".join(self.ignored)} if self.ignored else {}
 
-    def writer(self, live: LiveRequest) -> AnswerWriter:
-        raise NotImplementedError
 
-    def group_writer(self, group: LiveGroup) -> AnswerWriter:
-        """For APIs whose bodies hold several prompts."""
-        raise NotImplementedError
+class StreamableForm(AnswerForm, frozen=True):
+    """Of an answer that the client may have as a stream."""
+
+    stream: bool = False
+    created: int = 0
+    """Seconds since 1970."""
+    model: str = ""
+    numbered: bool = False
+    """Events have ids: the client says that it reads them."""
+
+    @property
+    def streamed(self) -> bool:
+        return self.stream
 
 
 class AnswerWriter(ABC):
-    """Writes one answer, as a stream (`begin`, `events`, `end`) or whole."""
+    """Writes one answer."""
 
-    def seen(self, events: Sequence[Event]) -> None:  # noqa: B027
+    @abstractmethod
+    def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """One JSON object, in pieces."""
+
+
+class StreamWriter(AnswerWriter):
+    """Writes one answer, whole or as a stream: `begin`, `events`, `end`."""
+
+    def seen(self, events: Sequence[Event]) -> None:
         """The client has these events, the first ones, already."""
 
     def begin(self) -> bytes:
@@ -61,7 +75,3 @@ class AnswerWriter(ABC):
     def failure(self, error: EngineError) -> bytes:
         """The event that ends a stream whose request fails."""
         return responses.failure_event(error)
-
-    @abstractmethod
-    def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
-        """One JSON object, in pieces."""

@@ -16,7 +16,7 @@ from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_fields import TOO_LONG
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.dialects.writer import StreamableForm, StreamWriter
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.errors import EngineError, PromptTooLong
 
@@ -46,25 +46,17 @@ class MessageUsage(Struct, frozen=True):
     output_tokens_details: dict[str, int]
 
 
-class MessageForm(AnswerForm, frozen=True, tag="message"):
-    stream: bool = False
-    model: str = ""
-    numbered: bool = False
-    """Events have ids: the client gave its request a name, so it can come back."""
+class MessageForm(StreamableForm, frozen=True, tag="message"):
     max_tokens: int = 0
     """What the client asked for."""
     reply: ReplyForm = ReplyForm()
     show_thinking: bool = True
 
-    @property
-    def streamed(self) -> bool:
-        return self.stream
-
     def writer(self, live: LiveRequest) -> MessageWriter:
         return MessageWriter(self, live)
 
 
-class MessageWriter(AnswerWriter):
+class MessageWriter(StreamWriter):
     def __init__(self, form: MessageForm, live: LiveRequest) -> None:
         self._form, self._live, self._answer = form, live, live.answers[0]
         self._blocks = BlockReader(form.reply, self._answer)

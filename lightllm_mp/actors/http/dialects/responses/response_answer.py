@@ -16,7 +16,7 @@ from lightllm_mp.actors.http import responses
 from lightllm_mp.actors.http.dialects.blocks import AnswerBlock, BlockBegin, BlockEnd, BlockReader, BlockStep, BlockText
 from lightllm_mp.actors.http.dialects.openai_logprobs import chat_logprobs
 from lightllm_mp.actors.http.dialects.responses.response_items import qualified, sealed
-from lightllm_mp.actors.http.dialects.writer import AnswerForm, AnswerWriter
+from lightllm_mp.actors.http.dialects.writer import StreamableForm, StreamWriter
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.errors import EngineError
 
@@ -26,13 +26,7 @@ PREFIX = "resp_"
 ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
-class ResponseForm(AnswerForm, frozen=True, tag="response"):
-    stream: bool = False
-    created: int = 0
-    """Seconds since 1970."""
-    model: str = ""
-    numbered: bool = False
-    """Events have ids: the client gave its request a name, so it can come back."""
+class ResponseForm(StreamableForm, frozen=True, tag="response"):
     logprobs: bool = False
     encrypted: bool = False
     """Reasoning has `encrypted_content`."""
@@ -44,15 +38,11 @@ class ResponseForm(AnswerForm, frozen=True, tag="response"):
     echo: bytes = b"{}"
     """JSON: the fields of a response that repeat its request."""
 
-    @property
-    def streamed(self) -> bool:
-        return self.stream
-
     def writer(self, live: LiveRequest) -> ResponseWriter:
         return ResponseWriter(self, live)
 
 
-class ResponseWriter(AnswerWriter):
+class ResponseWriter(StreamWriter):
     def __init__(self, form: ResponseForm, live: LiveRequest) -> None:
         self._form, self._live, self._answer = form, live, live.answers[0]
         self._blocks = BlockReader(form.reply, self._answer)

@@ -1,0 +1,52 @@
+"""What answers of /v1/chat/completions and /v1/completions have in common: objects with choices, and their stream."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from lightllm_mp.actors.http.dialects.openai_fields import Usage
+from lightllm_mp.actors.http.dialects.writer import StreamableForm, StreamWriter
+from lightllm_mp.actors.http.responses import encode, failure
+from lightllm_mp.errors import EngineError
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ChoicesForm(StreamableForm, frozen=True):
+    usage: bool = False
+    """A stream ends with it."""
+    continuous_usage: bool = False
+    """Every chunk has it."""
+    token_ids: bool = False
+
+
+class ChoicesWriter(StreamWriter):
+    """`name`, `kind`: of the object. `part`: what a chunk's choice shows, `delta` or `text`."""
+
+    RUNNING = b',"logprobs":null,"finish_reason":null}]}\n\n'
+    """The end of a chunk that shows nothing else."""
+
+    def __init__(self, form: ChoicesForm, name: str, kind: bytes, part: bytes) -> None:
+        self._usage_at_end = form.usage
+        self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b' % (
+            encode(name),
+            kind,
+            form.created,
+            encode(form.model),
+        )
+        null = b',"usage":null' if form.usage and not form.continuous_usage else b""
+        choice = b',"choices":[{"index":%%d,"%b":%%b' % part
+        self._chunk = b"data: " + self._head.replace(b"%", b"%%") + null + choice
+        """Of an index and the JSON of what is shown."""
+
+    def end(self) -> bytes:
+        if not self._usage_at_end:
+            return DONE
+        return b"data: " + self._head + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
+
+    def failure(self, error: EngineError) -> bytes:
+        return b"data: %b\n\n" % failure(error)
+
+    @abstractmethod
+    def _usage(self) -> Usage:
+        """So far."""
