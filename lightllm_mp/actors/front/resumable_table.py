@@ -45,25 +45,14 @@ class ResumableTable(RequestTable):
         deadline: float = math.inf,
     ) -> int:
         """Number of tokens of a prompt with these images in its placeholders. Raises like `ask`."""
-        text, chat = (prompt, None) if isinstance(prompt, str) else ("", prompt)
-        self._check(prompt)
-        found = await self.ask(
-            lambda rid: say.Count(rid, text, add_special_tokens, tuple(images), chat), tenant, deadline
-        )
-        assert isinstance(found, say.Counted)
+        found = await self._counted(prompt, tenant, deadline, add_special_tokens, tuple(images), listed=False)
         return found.tokens
 
     async def ids(
         self, prompt: str | say.ChatPrompt, *, add_special_tokens: bool, tenant: bytes, deadline: float
     ) -> bytes:
         """The ids of a prompt without images, int32. Raises like `ask`."""
-        text, chat = (prompt, None) if isinstance(prompt, str) else ("", prompt)
-        self._check(prompt)
-        found = await self.ask(
-            lambda rid: say.Count(rid, text, add_special_tokens, chat=chat, listed=True), tenant, deadline
-        )
-        assert isinstance(found, say.Counted)
-        return found.ids
+        return (await self._counted(prompt, tenant, deadline, add_special_tokens, (), listed=True)).ids
 
     async def text(self, ids: bytes, *, skip_special_tokens: bool, tenant: bytes, deadline: float) -> str:
         """The text of ids. Raises like `ask`."""
@@ -146,6 +135,22 @@ class ResumableTable(RequestTable):
             self.retained.remove(live)
             self.retained.left(live)
         live.close()
+
+    async def _counted(
+        self,
+        prompt: str | say.ChatPrompt,
+        tenant: bytes,
+        deadline: float,
+        special: bool,
+        images: tuple[say.ImageInfo, ...],
+        *,
+        listed: bool,
+    ) -> say.Counted:
+        text, chat = (prompt, None) if isinstance(prompt, str) else ("", prompt)
+        self._check(prompt)
+        found = await self.ask(lambda rid: say.Count(rid, text, special, images, chat, listed), tenant, deadline)
+        assert isinstance(found, say.Counted)
+        return found
 
     def _check(self, prompt: Prompt) -> None:
         if self.facts is not None:  # else `ask` refuses

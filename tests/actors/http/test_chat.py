@@ -231,6 +231,7 @@ def test_without_parameters_the_answer_is_sampled_up_to_the_context():
         ("tool_choice", {"type": "function", "function": {"name": "other"}}),
         ("chat_template", "{{ messages }}"),
         ("stream_options", {"include_usage": True}),
+        ("add_special_tokens", True),
         ("stream_options", {"include_obfuscation": True}),
         ("logit_bias", {"x": 1}),
         ("cache_salt", ""),
@@ -243,6 +244,15 @@ def test_what_is_not_honoured_is_refused_by_its_name(field: str, value: Any):
         assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
         assert answer["error"]["param"] == field, answer
         assert s.frontend.live == 0
+
+    run(body)
+
+
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": HELLO}), ("/v1/completions", {"prompt": "a"})])
+def test_a_stream_cannot_show_logprobs_of_the_prompt(path: str, asked: dict[str, Any]):
+    async def body(s: Site):
+        status, answer, _ = await s.post(path, asked | {"stream": True, "prompt_logprobs": 1})
+        assert (status, answer["error"]["param"]) == (400, "prompt_logprobs")
 
     run(body)
 

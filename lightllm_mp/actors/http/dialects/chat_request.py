@@ -16,6 +16,7 @@ from lightllm_mp.actors.http.dialects.openai_fields import (
     NULL,
     OpenAIBody,
     StreamOptions,
+    check_stream,
     decode_body,
     refuse,
     request_terms,
@@ -77,8 +78,9 @@ def chat_body(data: bytes) -> ChatBody:
     if body.add_generation_prompt and body.continue_final_message:
         message = "continue_final_message and add_generation_prompt exclude each other"
         raise InvalidRequest(message, param="continue_final_message")
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.add_special_tokens:
+        raise InvalidRequest("a chat template writes special tokens itself", param="add_special_tokens")
+    check_stream(body)
     return body
 
 

@@ -16,6 +16,7 @@ from lightllm_mp.actors.http.dialects.completion_answer import CompletionForm
 from lightllm_mp.actors.http.dialects.openai_fields import (
     OpenAIBody,
     StreamOptions,
+    check_stream,
     decode_body,
     request_terms,
 )
@@ -54,8 +55,7 @@ def completion_body(data: bytes) -> CompletionBody:
         raise InvalidRequest("max_tokens must be at least 1 without echo", param="max_tokens")
     if body.echo and body.suffix is not None:
         raise InvalidRequest("echo and suffix exclude each other", param="suffix")
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    check_stream(body)
     return body
 
 

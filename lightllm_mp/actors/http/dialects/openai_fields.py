@@ -144,6 +144,14 @@ def _large_fields(names: frozenset[str]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(msgspec.defstruct("_LargeFields", [(name, Raw, NULL) for name in sorted(names)]))
 
 
+def check_stream(body: OpenAIBody) -> None:
+    """Raises InvalidRequest for what only a stream has, or cannot have."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest("the events of a stream have no prompt_logprobs", param="prompt_logprobs")
+
+
 def refuse(**fields: Any) -> None:
     """Raises InvalidRequest for a field that is given: `name=(value, why)`."""
     for name, (value, why) in fields.items():
@@ -163,7 +171,6 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
-        input_penalty=None,
         ignore_eos=body.ignore_eos,
         max_new_tokens=max_tokens,
         min_new_tokens=body.min_tokens,
