@@ -4,7 +4,8 @@
 #   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
 #   bash scripts/dev.sh setup                                only prepare .venv for both
 # Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
-# `test`, run by root on Debian or Ubuntu, installs a cross compiler and an emulator for aarch64 where they are missing.
+# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, Prometheus,
+# kubectl, and a cross compiler and an emulator for aarch64.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -68,21 +69,35 @@ install() {
     say "installed in $((SECONDS - begin)) s"
 }
 
-# The kernels for aarch64 are tested on x86-64 by a cross compiler and an emulator. As root on Debian or Ubuntu they are
+# Programs of other projects that tests run, as `command:packages of Debian`. As root on Debian or Ubuntu they are
 # installed; elsewhere the tests that need them are skipped.
-prepare_emulator() {
-    local packages='gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user'
-    [ "$(uname -m)" = x86_64 ] || return 0
-    ! command -v aarch64-linux-gnu-gcc >/dev/null || ! command -v qemu-aarch64 >/dev/null || return 0
+programs=(
+    chromium:chromium,fonts-dejavu-core                       # the page
+    prometheus:prometheus                                     # rules and dashboards
+    kubectl:kubernetes-client                                 # manifests
+    mmdebstrap:mmdebstrap                                     # the steps of the Dockerfiles
+)
+[ "$(uname -m)" != x86_64 ] || programs+=(                    # kernels for aarch64
+    aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu,libc6-dev-arm64-cross
+    qemu-aarch64:qemu-user
+)
+
+prepare_programs() {
+    local program packages=()
+    for program in "${programs[@]}"; do
+        command -v "${program%%:*}" >/dev/null || packages+=(${program#*:})
+    done
+    packages=(${packages[*]//,/ })
+    [ ${#packages[@]} -gt 0 ] || return 0
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-        say "for the tests of the aarch64 kernels, which are skipped now, install $packages (Debian, Ubuntu)"
+        say "for tests that are skipped now, install ${packages[*]} (Debian, Ubuntu)"
         return
     fi
-    say "installing $packages: the tests of the aarch64 kernels need them"
-    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages; } \
+    say "installing ${packages[*]}: tests need them"
+    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } \
         >"$venv/apt.log" 2>&1; then
         tail -n 5 "$venv/apt.log" >&2
-        say "they could not be installed (see $venv/apt.log): the tests of the aarch64 kernels are skipped"
+        say "they could not be installed (see $venv/apt.log): tests that need them are skipped"
     fi
 }
 
@@ -127,7 +142,7 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
     serve) install serve .; exec "$venv/bin/lightllm-mp" serve "$@" ;;
-    test)  install test '.[dev]'; prepare_emulator; check "$@" ;;
+    test)  install test '.[dev]'; prepare_programs; check "$@" ;;
     setup) install test '.[dev]' ;;
-    *)     sed -n '2,7s/^# \{0,1\}//p' scripts/dev.sh >&2; exit 2 ;;
+    *)     sed -n '2,8s/^# \{0,1\}//p' scripts/dev.sh >&2; exit 2 ;;
 esac
