@@ -22,7 +22,7 @@ class ChatForm(ChoicesForm, frozen=True, tag="chat"):
         return ChatWriter(self, live)
 
 
-class ChatWriter(ChoicesWriter):
+class ChatWriter(ChoicesWriter[LiveRequest]):
     def __init__(self, form: ChatForm, live: LiveRequest) -> None:
         kind = b"chat.completion.chunk" if form.stream else b"chat.completion"
         super().__init__(form, live, "chatcmpl-" + live.label, kind, b"delta")

@@ -26,7 +26,7 @@ class CompletionForm(ChoicesForm, frozen=True, tag="completion"):
         return CompletionWriter(self, live)
 
 
-class CompletionWriter(ChoicesWriter):
+class CompletionWriter(ChoicesWriter[LiveRequest | LiveGroup]):
     def __init__(self, form: CompletionForm, live: LiveRequest | LiveGroup) -> None:
         super().__init__(form, live, "cmpl-" + live.label, b"text_completion", b"text")
         self._form = form

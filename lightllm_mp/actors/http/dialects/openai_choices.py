@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Generic, TypeVar
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.dialects.openai_fields import Usage
@@ -12,6 +13,7 @@ from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.responses import encode, failure
 from lightllm_mp.errors import EngineError
 
+Live = TypeVar("Live", bound=LiveRequest | LiveGroup)
 DONE = b"data: [DONE]\n\n"
 
 
@@ -25,13 +27,13 @@ class ChoicesForm(StreamableForm, frozen=True):
     """The end has the usage, and `timings` beside it."""
 
 
-class ChoicesWriter(StreamWriter):
+class ChoicesWriter(StreamWriter, Generic[Live]):
     """`name`, `kind`: of the object. `part`: what a chunk's choice shows, `delta` or `text`."""
 
     RUNNING = b',"logprobs":null,"finish_reason":null}]}\n\n'
     """The end of a chunk that shows nothing else."""
 
-    def __init__(self, form: ChoicesForm, live: LiveRequest | LiveGroup, name: str, kind: bytes, part: bytes) -> None:
+    def __init__(self, form: ChoicesForm, live: Live, name: str, kind: bytes, part: bytes) -> None:
         self._live, self._usage_at_end, self._timed = live, form.usage, form.timings
         self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b' % (
             encode(name),
