@@ -157,6 +157,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
     allow_chat_template: bool = False
     """Render chats with a template that the client sends (chat_template). It runs in the sandbox of the model's own."""
+    no_ui: bool = False
+    """Do not serve the page at / and /live."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
 

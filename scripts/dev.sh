@@ -126,9 +126,23 @@ install_clients() {
         PATH=$PATH:$PWD/$to/bin npm install --prefix $to --no-audit --no-fund --no-package-lock
 }
 
+# What builds the page, and what its tests need, from npm.
+prepare_page() {
+    local begin=$SECONDS to=web/node_modules stamp
+    stamp=$(cat web/package-lock.json scripts/dev.sh | cksum)
+    [ "$(cat $to/.installed 2>/dev/null)" != "$stamp" ] || return 0
+    if PATH=$PATH:$PWD/.venv-clients/bin npm ci --prefix web --no-audit --no-fund >web/.npm.log 2>&1; then
+        echo "$stamp" >$to/.installed
+        say "installed what builds the page into $to in $((SECONDS - begin)) s"
+    else
+        tail -n 5 web/.npm.log >&2
+        say "it could not be installed (see web/.npm.log): tests that build the page are skipped"
+    fi
+}
+
 check() {
     local failed=() clients
-    prepare_clients & clients=$!
+    { prepare_clients; prepare_page; } & clients=$!
     say "ruff check";  "$venv/bin/ruff" check . || failed+=("ruff check")
     say "ruff format"; "$venv/bin/ruff" format --check . || failed+=("ruff format")
     say "mypy";        "$venv/bin/mypy" || failed+=(mypy)

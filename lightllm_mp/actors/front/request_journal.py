@@ -1,9 +1,9 @@
 """The journal of the front: what it must know of every request to go on with it after the front's own death.
 
-A record holds frames, each a letter and MessagePack. A request: H (RequestHead), then E (events that its consumer was
-going to see), P (prompt logprobs), S (its consumer left: not to be submitted until it is back), R (it is back), D (a
-front died with it; the epoch that its death led to). An image file has a record of its own, F, that all its requests
-share.
+A record holds frames, each a letter and MessagePack. A request: H (RequestHead), then T (when its prefill began, and
+when its first token came), E (events that its consumer was going to see), P (prompt logprobs), S (its consumer left:
+not to be submitted until it is back), R (it is back), D (a front died with it; the epoch that its death led to). An
+image file has a record of its own, F, that all its requests share.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class RequestHead(Struct, frozen=True, array_like=True):
     deadline: float | None
     """Monotonic; the clock is the machine's, so a deadline outlives the process."""
     keep: float = 0.0
+    started: float = 0.0
+    """Monotonic, too."""
 
 
 class ImageFile(Struct, frozen=True, array_like=True):
@@ -89,7 +91,7 @@ class RequestJournal:
     def add(self, live: LiveRequest) -> None:
         """Start the record of a request, and of its images."""
         deadline = live.deadline if live.deadline < math.inf else None
-        head = RequestHead(live.request, live.stream, live.label, live.form, deadline, live.keep)
+        head = RequestHead(live.request, live.stream, live.label, live.form, deadline, live.keep, live.started)
         for upload in {upload.key: upload for upload in live.images}.values():
             file = self._files.get(upload.key)
             if file is None:
@@ -107,15 +109,22 @@ class RequestJournal:
     def events(self, live: LiveRequest) -> None:
         """Record all events of the request."""
         if live.number is not None and live.recorded.at < len(live.order):
+            self._timed(live)
             self._append(live, b"E" + live.recorded.take(len(live.order)))
 
     def seen(self, live: LiveRequest, first: int, data: bytes) -> None:
         """Record these events (an encoded array; the first has this number) before its consumer sees them."""
         if live.number is not None and live.recorded.at == first:
+            self._timed(live)
             live.recorded.skip(live.taken)
             self._append(live, b"E" + data)
         elif live.recorded.at < live.taken:
             self.events(live)
+
+    def _timed(self, live: LiveRequest) -> None:
+        """Record the times of its first event, before that."""
+        if not live.recorded.at:
+            self._append(live, b"T" + self._encode((live.scheduled, live.first)))
 
     def prompt(self, live: LiveRequest) -> None:
         """Record its prompt logprobs, once all pieces have come."""
@@ -170,6 +179,7 @@ class RequestJournal:
             form=head.form,
             keep=head.keep,
         )
+        live.started = head.started
         suspended, deaths = False, list[int]()
         for frame in frames[1:]:
             match frame[:1]:
@@ -177,6 +187,8 @@ class RequestJournal:
                     for event in decode_events(frame[1:]):
                         live.put(live.answers[event.index], event)
                     deaths.clear()
+                case b"T":
+                    live.scheduled, live.first = msgspec.msgpack.decode(frame[1:], type=tuple[float, float])
                 case b"P":
                     live.prompt_logprobs.append(msgspec.msgpack.decode(frame[1:], type=PromptLogprobs))
                 case b"D":
@@ -184,8 +196,6 @@ class RequestJournal:
                 case kind:
                     suspended = kind == b"S"
         live.recorded.take(len(live.order))
-        if live.order:
-            live.scheduled = live.first = live.started
         live.attached, live.number = False, number
         for key in {image.key for image in head.request.images}:
             self._files[key].requests += 1

@@ -18,6 +18,7 @@ from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
+from lightllm_mp.actors.http.routes.page import PageRoutes, page_routes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
 from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
@@ -117,6 +118,8 @@ def create_app(
         openapi,
     )
     openapi.describe(table)
+    if not config.no_ui:
+        table += page_routes(PageRoutes())
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"
