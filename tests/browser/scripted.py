@@ -50,7 +50,7 @@ class ScriptedEngine(Engine):
         return super().to_tokenizer(message)
 
     def script_of(self, rid: int) -> list[str]:
-        return self._scripts[rid]
+        return self._scripts.get(rid, [])
 
 
 def _text(message: dict[str, Any]) -> str:
