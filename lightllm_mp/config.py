@@ -157,6 +157,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Maximum size of all answers that are kept for their clients, in bytes. Beyond it the largest gets 429."""
     allow_chat_template: bool = False
     """Render chats with a template that the client sends (chat_template). It runs in the sandbox of the model's own."""
+    no_ui: bool = False
+    """Do not serve the page at / and /live."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
 
@@ -209,6 +211,9 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     start_timeout: Seconds = 1800.0
     """The start of a process fails if it is not ready after this time."""
+    drain_delay: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.0
+    """Time for which new requests are still served after SIGTERM, SIGINT or SIGHUP, before drain_timeout begins. In it
+    /readiness is 503 and every answer closes its connection, so that load balancers choose another server."""
     drain_timeout: Seconds = 30.0
     """Time for running requests to finish after SIGTERM, SIGINT or SIGHUP."""
     watchdog_timeout: Seconds = 30.0

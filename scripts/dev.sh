@@ -4,8 +4,8 @@
 #   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
 #   bash scripts/dev.sh setup                                only prepare .venv for both
 # Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
-# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, Prometheus,
-# kubectl, and a cross compiler and an emulator for aarch64.
+# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, tmux,
+# Prometheus, kubectl, and a cross compiler and an emulator for aarch64.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -73,6 +73,7 @@ install() {
 # installed; elsewhere the tests that need them are skipped.
 programs=(
     chromium:chromium,fonts-dejavu-core                       # the page
+    tmux:tmux                                                 # what a terminal shows
     prometheus:prometheus                                     # rules and dashboards
     kubectl:kubernetes-client                                 # manifests
     mmdebstrap:mmdebstrap                                     # the steps of the Dockerfiles
@@ -126,9 +127,23 @@ install_clients() {
         PATH=$PATH:$PWD/$to/bin npm install --prefix $to --no-audit --no-fund --no-package-lock
 }
 
+# What builds the page, and what its tests need, from npm.
+prepare_page() {
+    local begin=$SECONDS to=web/node_modules stamp
+    stamp=$(cat web/package-lock.json scripts/dev.sh | cksum)
+    [ "$(cat $to/.installed 2>/dev/null)" != "$stamp" ] || return 0
+    if PATH=$PATH:$PWD/.venv-clients/bin npm ci --prefix web --no-audit --no-fund >web/.npm.log 2>&1; then
+        echo "$stamp" >$to/.installed
+        say "installed what builds the page into $to in $((SECONDS - begin)) s"
+    else
+        tail -n 5 web/.npm.log >&2
+        say "it could not be installed (see web/.npm.log): tests that build the page are skipped"
+    fi
+}
+
 check() {
     local failed=() clients
-    prepare_clients & clients=$!
+    { prepare_clients; prepare_page; } & clients=$!
     say "ruff check";  "$venv/bin/ruff" check . || failed+=("ruff check")
     say "ruff format"; "$venv/bin/ruff" format --check . || failed+=("ruff format")
     say "mypy";        "$venv/bin/mypy" || failed+=(mypy)

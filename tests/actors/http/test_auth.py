@@ -174,7 +174,7 @@ def test_every_route_says_who_may_call_it():
     assert undeclared == []
     assert set(declared.values()) <= {"public", "user", "admin"}
     public = {route.resource.canonical for route in app.router.routes() if declared[route.handler] == "public"}
-    assert public == {"/health", "/healthz", "/liveness", "/readiness"}
+    assert public == {"/health", "/healthz", "/liveness", "/readiness", "/", "/live", "/assets/{name}"}
     with pytest.raises(TypeError):
         Route(("GET",), ("/new",), lambda request: None)  # type: ignore[call-arg]
 

@@ -71,7 +71,7 @@ def test_every_route_is_described():
         assert set(FORMS) == set(document["paths"])
 
     frontend = ResumableTable(lambda message: True, lambda message: True, limits=RequestLimits(1))
-    app = create_app(frontend, HttpConfig(), model=ModelConfig(), stats=dict)
+    app = create_app(frontend, HttpConfig(no_ui=True), model=ModelConfig(), stats=dict)
     table = {
         (re.sub(r"{(\w+):[^}]*}", r"{\1}", route.resource.canonical), route.method.lower())
         for route in app.router.routes()

@@ -1,0 +1,1 @@
+"use strict";(()=>{var o=["system","light","dark"],s="lightllm-mp.theme";function t(){try{let e=localStorage.getItem(s);return o.includes(e)?e:"system"}catch{return"system"}}function m(e){e==="system"?delete document.documentElement.dataset.theme:document.documentElement.dataset.theme=e}m(t());})();
