@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec.structs import replace
@@ -23,6 +23,16 @@ from lightllm_mp.errors import Overloaded
 
 
 class ResumableTable(RequestTable):
+    @property
+    def requests(self) -> Collection[LiveRequest]:
+        """Those that were submitted, the oldest first."""
+        return self._lives.values()
+
+    @property
+    def connected(self) -> bool:
+        """The lanes are there: no repair is under way."""
+        return self._connected
+
     @contextmanager
     def arriving(self, tenant: bytes) -> Iterator[None]:
         """A request of this tenant counts as live while its body and images arrive. It leaves at the end of the context

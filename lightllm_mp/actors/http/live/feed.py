@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.live.history import LiveHistory
-from lightllm_mp.actors.http.live.schema import LiveSnapshot
 from lightllm_mp.actors.http.live.snapshot import Told, rids_of, shown, snapshot
+from lightllm_mp.actors.http.live.snapshot_schema import LiveSnapshot
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, VISUAL
 from lightllm_mp.errors import Overloaded, Unavailable
 from lightllm_mp.messages import EngineState, ImageCacheState, Inspect, SchedulerState, Wire

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 from lightllm_mp.actors.front.live_request import Answer
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.access_log import client
-from lightllm_mp.actors.http.live.schema import (
+from lightllm_mp.actors.http.live.snapshot_schema import (
     ActorSnapshot,
     EngineSnapshot,
     HistoryPoint,
