@@ -30,6 +30,7 @@ exclude_patterns = [".*", "build", "tests", "web", "site", "*.egg-info"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 nitpicky = True
+smartquotes = False  # it would make a dash of the two in front of a flag
 
 html_theme = "furo"
 html_title = "lightllm-mp"

@@ -70,10 +70,10 @@ def _flag(name: str) -> str:
 
 
 def _row(field: FlagField, doc: str) -> str:
-    value = metavar(field)
-    shown = f"`{field.flag} {value}`" if value else f"`{field.flag}`"
-    text = _CODE.sub(r"`\1`", doc).replace("|", "\\|")
-    return f"| {shown.replace('|', chr(92) + '|')} | {_default(field.name, field.default)} | {text} |"
+    value, text = metavar(field), _CODE.sub(r"`\1`", doc).replace("|", "\\|")
+    if value.startswith("{"):  # in the narrow first column a long list of words would not break
+        value, text = "", f"{_words(value.strip('{}').replace(',', ' '))}. {text}"
+    return f"| `{f'{field.flag} {value}'.strip()}` | {_default(field.name, field.default)} | {text} |"
 
 
 def _default(name: str, value: Any) -> str:
