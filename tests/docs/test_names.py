@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from msgspec import Struct
 
 from lightllm_mp.cli.flags.fields import fields
 from lightllm_mp.cli.flags.lightllm import ALIASES, MEANINGS, OTHERS
+from lightllm_mp.cli.main import COMMANDS, main
+from tests.docs.pages import PAGES as ALL_PAGES
 from tests.docs.pages import prose
 from tests.paths import ROOT
 from tests.repository.test_apis_page import BODIES
@@ -18,6 +23,8 @@ from tests.repository.test_apis_page import BODIES
 DOCS = ROOT / "docs"
 FLAGS = {field.flag: field for field in fields().values()}
 SERVE = {*FLAGS, "--config", "--help-lightllm"}
+WORDS = {"is"}
+"""What follows the program's name where it is no command: `lightllm-mp is serving`."""
 OTHER_PROGRAMS = {"--shm-size", "--init"}
 """Flags in the text that are not of `lightllm-mp serve`."""
 FIELDS = {name for body in BODIES for name in body.__struct_encode_fields__}
@@ -30,10 +37,20 @@ def code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def commands(text: str) -> Iterator[str]:
-    """Lines in fenced blocks that start a server, without what a comment says."""
-    for line in re.findall(r"^[^|\n]*\blightllm-mp serve\b.*$", text.replace("\\\n", " "), re.MULTILINE):
-        yield line.split(" #")[0]
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(command, its flags) of the lines that run `lightllm-mp COMMAND`, without what a comment says."""
+    line = r"(?:^|[`/])lightllm-mp ([a-z]+)\b([^|&`\n]*)"
+    for found in re.findall(line, text.replace("\\\n", " "), re.MULTILINE):
+        yield found[0], re.findall(r"(?<!\S)--[a-z][a-z_-]*", found[1].split(" #")[0])
+
+
+@cache
+def flags_of(command: str) -> set[str]:
+    """The flags that its help names."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return {"--help", *re.findall(r"--[a-z][a-z-]*", shown.getvalue())}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -42,10 +59,18 @@ def test_flags_exist(name: str) -> None:
     assert {word[0].replace("_", "-") for word in words if word} - SERVE - OTHER_PROGRAMS == set()
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_commands_have_flags_that_exist(page: Path) -> None:
-    named = {flag for line in commands(page.read_text("utf-8")) for flag in re.findall(r"--[a-z][a-z_-]*", line)}
-    assert {flag.replace("_", "-") for flag in named} - SERVE == set()
+PAGES_WITH_COMMANDS = [page for page in ALL_PAGES if "lightllm-mp " in page.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_exist_and_have_these_flags(page: Path) -> None:
+    wrong = []
+    for command, flags in commands(page.read_text("utf-8")):
+        if command not in COMMANDS:
+            wrong += [command] * (command not in WORDS)
+        else:
+            wrong += [f"{command} {flag}" for flag in flags if flag.replace("_", "-") not in flags_of(command)]
+    assert wrong == []
 
 
 def tables(first: str) -> list[list[str]]:
@@ -93,6 +118,8 @@ def test_the_checks_see() -> None:
     assert not exists("--kv-cache-dtype int3")
     assert not exists("POST /v1/nothing")
     assert not exists("no_such_field")
-    assert list(commands("```bash\nlightllm-mp serve --a \\\n  --b # --c\n```\n")) == ["lightllm-mp serve --a    --b"]
+    text = "```bash\nlightllm-mp serve --a \\\n  --b # --c\n```\nand `lightllm-mp doctor` --d\n"
+    assert list(commands(text)) == [("serve", ["--a", "--b"]), ("doctor", [])]
+    assert "--num-requests" in flags_of("bench")
     assert len(ROWS) > 60
     assert issubclass(BODIES[0], Struct)
