@@ -88,19 +88,28 @@ class HttpActor(FrontActor):
         )
         self._feed.start()
         sharing = self._config.http.reuse_port
-        self.frontend.stay(sharing)
+        stays = sharing or self._config.supervisor.drain_delay > 0
+        self.frontend.stay(stays)
         if sharing and self._first:  # the old server keeps all connections until this one is ready
             await _first_of(self._begun.wait(), self.until_stopped())
             if self.stopped:
                 return
         port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
-        if sharing:
-            await _first_of(self._draining.wait(), self.until_stopped())
+        if stays:
+            await _first_of(self._time_to_leave(), self.until_stopped())
             if not self.stopped:
-                await port.leave()
+                if sharing:
+                    await port.leave()
+                else:
+                    port.close_idle()
                 self.frontend.stay(False)
         await self.until_stopped()
         await port.close()  # skipped after a bug: its handlers would wait for ever
+
+    async def _time_to_leave(self) -> None:
+        """The server drains, and others have had drain_delay to see it."""
+        await self._draining.wait()
+        await asyncio.sleep(self._config.supervisor.drain_delay)
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:

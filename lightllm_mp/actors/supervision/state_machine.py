@@ -117,8 +117,7 @@ class StateMachine:
         self.facts = Facts()
         self.reason = ""
         """Why the server ended, if it did not end cleanly."""
-        self._code = EXIT_OK
-        self.draining = False
+        self._code, self.draining = EXIT_OK, False
         self.started_at = self.changed_at = now
         """When the server began, and when its last repair did."""
         self._leaving = ""
@@ -258,12 +257,12 @@ class StateMachine:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def drain(self) -> list[Action]:
-        """A signal: refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call,
-        or one during the start, stops at once."""
+        """A signal: after drain_delay refuse new requests and let running ones finish for at most drain_timeout, then
+        stop. A second call, or one during the start, stops at once."""
         if self.draining or self.state in (State.STARTING, State.STOPPING):
             return self.stop()
         self.draining = True
-        timeout = self._settings.drain_timeout
+        timeout = self._settings.drain_delay + self._settings.drain_timeout
         told = Log(logging.INFO, f"draining: running requests have {timeout:.0f} s")
         return [told, self._health(), After(timeout, self.drain_overdue, ())]
 

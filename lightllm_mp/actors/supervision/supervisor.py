@@ -137,7 +137,8 @@ class Supervisor:
         self._do(self._machine.stop(code, reason))
 
     def drain(self) -> None:
-        """Refuse new requests, let running ones finish for at most drain_timeout, then stop. A second call: now."""
+        """After drain_delay refuse new requests, let running ones finish for at most drain_timeout, then stop. A second
+        call: now."""
         self._do(self._machine.drain())
 
     @property
