@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
 from msgspec.structs import replace
@@ -117,6 +117,16 @@ class RequestTable:
     def live(self) -> int:
         """Requests admitted and not yet closed by their consumer: also token counts, and those that still arrive."""
         return self.limits.live
+
+    @property
+    def requests(self) -> Collection[LiveRequest]:
+        """Those that were submitted, the oldest first."""
+        return self._lives.values()
+
+    @property
+    def connected(self) -> bool:
+        """The lanes are there: no repair is under way."""
+        return self._connected
 
     @property
     def ready(self) -> bool:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections import deque
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 
@@ -26,13 +26,17 @@ from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import format_bytes, physical_cores
 from lightllm_mp.messages import (
+    MOST_SHOWN,
     Abort,
     Embedded,
     Encode,
     ErrorInfo,
     ImageBlock,
+    ImageCacheState,
     ImageFailed,
     ImageInfo,
+    ImageState,
+    Inspect,
     RawImage,
     Release,
     Wire,
@@ -173,6 +177,8 @@ class VisualActor(AsyncActor):
                 self._drop(rid)
             case Abort(rid):
                 self._abort(rid)
+            case Inspect():
+                self.mailbox.send(self._front, self._state())
 
     def after_records(self) -> None:
         self._go_on()
@@ -308,6 +314,23 @@ class VisualActor(AsyncActor):
     def _give_back(self, files: dict[bytes, RawImage]) -> None:
         for raw in files.values():
             self.mailbox.give_back(self._front, _ref(raw))
+
+    def _state(self) -> ImageCacheState:
+        cache, now = self._cache, monotonic()
+        images = tuple(
+            ImageState(one.wanted.key[:4], one.wanted.rows, one.wanted.nbytes, one.ready, one.leases, now - one.since)
+            for one in cache.newest(MOST_SHOWN)
+        )
+        return ImageCacheState(
+            cache.items,
+            cache.capacity,
+            self._arena.used,
+            self._arena.capacity,
+            cache.leased,
+            cache.waiting,
+            len(self._jobs) + len(self._working),
+            images,
+        )
 
     def _publish(self) -> None:
         cache, counts, towers = self._cache, self._cache.counts, self._towers

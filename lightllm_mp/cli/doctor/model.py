@@ -15,9 +15,10 @@ from lightllm_mp.model_files.default_model import find_default_model
 
 def model(model_dir: str | None) -> Findings:
     try:
-        path = find_default_model() if model_dir is None else Path(model_dir).expanduser()
-    except EngineError as error:
-        yield fail("model", error.message, "name a model with --model-dir")
+        path = find_default_model(fetch=False) if model_dir is None else Path(model_dir).expanduser()
+    except EngineError:
+        text = "the default model is not here yet; lightllm-mp serve fetches it once, about 93 MB"
+        yield warn("model", text, "fetch it with lightllm-mp pull, or name a model with --model-dir")
         return
     if not path.exists():
         yield fail("model", f"{path}: no such folder or file", "name a folder or a .gguf file with --model-dir")
