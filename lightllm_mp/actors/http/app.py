@@ -15,6 +15,7 @@ from lightllm_mp.actors.http.live.feed import LiveFeed
 from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.openapi.document import OpenApiPage
+from lightllm_mp.actors.http.relayed_answer import relays
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
@@ -23,6 +24,7 @@ from lightllm_mp.actors.http.routes.live import LiveRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.page import PageRoutes, page_routes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.relay import RelayRoutes
 from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
@@ -134,11 +136,16 @@ def create_app(
         access[exposition.handler] = "public"
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
-    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log), failures]
-    if local := local_only(config, len(keys or ()), origins):
+    keys = keys or ApiKeys()
+    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log)]
+    if keys.relays:
+        middlewares.append(relays(keys.relays))
+        table += (Route(("POST",), ("/relay",), RelayRoutes(context).adopt, "admin"),)
+    middlewares.append(failures)
+    if local := local_only(config, len(keys), origins):
         middlewares.append(local)
     middlewares += [preflights(origins)] if origins else []
-    app = web.Application(middlewares=[*middlewares, guard(keys or ApiKeys(), access)])
+    app = web.Application(middlewares=[*middlewares, guard(keys, access)])
     app[ACCESS], app[CONNECTIONS] = access, connections
     app.on_response_prepare.append(sign)
 

@@ -117,8 +117,7 @@ class StateMachine:
         self.facts = Facts()
         self.reason = ""
         """Why the server ended, if it did not end cleanly."""
-        self._code = EXIT_OK
-        self.draining = False
+        self._code, self.draining = EXIT_OK, False
         self.started_at = self.changed_at = now
         """When the server began, and when its last repair did."""
         self._leaving = ""

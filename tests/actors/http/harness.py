@@ -253,7 +253,7 @@ def _events(data: bytes) -> list[tuple[int | None, dict]]:
 
 @contextlib.asynccontextmanager
 async def site(
-    *, begun: bool = True, engine: Engine | None = None, stats=None, feed=None, **options
+    *, begun: bool = True, engine: Engine | None = None, stats=None, feed=None, journal=None, **options
 ) -> AsyncIterator[Site]:
     app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
     config = HttpConfig(port=0, **{"allowed_host": ("x",), **options})  # bytes of tests say Host: x
@@ -265,6 +265,7 @@ async def site(
         limits=limits,
         queue_seconds=config.max_queue_seconds,
         resume_window=config.resume_window,
+        journal=journal,
     )
     engine.frontend = frontend
     if feed is not None:

@@ -19,8 +19,8 @@ from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.http.live import feed as feeds
 from lightllm_mp.actors.http.live.feed import MOST_VIEWERS, LiveFeed
 from lightllm_mp.actors.http.live.history import POINTS, LiveHistory
-from lightllm_mp.actors.http.live.schema import LiveSnapshot
 from lightllm_mp.actors.http.live.snapshot import Told, rids_of, shown, snapshot
+from lightllm_mp.actors.http.live.snapshot_schema import LiveSnapshot
 from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, VISUAL
 from tests.actors.http.harness import FACTS, Engine, Site, column, run

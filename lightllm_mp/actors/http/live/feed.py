@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 import msgspec
 from msgspec.structs import replace
 
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.live.history import LiveHistory
-from lightllm_mp.actors.http.live.schema import LiveSnapshot
 from lightllm_mp.actors.http.live.snapshot import Told, rids_of, shown, snapshot
+from lightllm_mp.actors.http.live.snapshot_schema import LiveSnapshot
 from lightllm_mp.actors.topology import ROUTER, SUPERVISOR, VISUAL
 from lightllm_mp.errors import Overloaded, Unavailable
 from lightllm_mp.messages import EngineState, ImageCacheState, Inspect, SchedulerState, Wire
@@ -44,7 +44,7 @@ _encode = msgspec.json.Encoder().encode
 class LiveFeed:
     """`ask(peer, Inspect)` returns False if that actor cannot be asked now."""
 
-    def __init__(self, frontend: RequestTable, ask: Callable[[str, Inspect], bool], history: LiveHistory) -> None:
+    def __init__(self, frontend: ResumableTable, ask: Callable[[str, Inspect], bool], history: LiveHistory) -> None:
         self._frontend, self._ask, self._history = frontend, ask, history
         self._told = Told()
         self._rids = b""

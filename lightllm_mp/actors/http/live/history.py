@@ -8,7 +8,7 @@ from itertools import islice
 from time import monotonic
 
 from lightllm_mp.actors.http.context import unix_time
-from lightllm_mp.actors.http.live.schema import HistoryPoint
+from lightllm_mp.actors.http.live.snapshot_schema import HistoryPoint
 
 POINTS = 300
 

@@ -12,9 +12,9 @@ from time import monotonic
 from msgspec.structs import asdict
 
 from lightllm_mp.actors.front.live_request import Answer
-from lightllm_mp.actors.front.request_table import RequestTable
+from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.access_log import client
-from lightllm_mp.actors.http.live.schema import (
+from lightllm_mp.actors.http.live.snapshot_schema import (
     ActorSnapshot,
     EngineSnapshot,
     HistoryPoint,
@@ -42,7 +42,7 @@ class Told:
     images: ImageCacheState | None = None
 
 
-def shown(frontend: RequestTable) -> list[Answer]:
+def shown(frontend: ResumableTable) -> list[Answer]:
     """The answers that are shown one by one."""
     return list(islice((answer for live in frontend.requests for answer in live.answers), MOST_SHOWN))
 
@@ -52,7 +52,7 @@ def rids_of(answers: Sequence[Answer]) -> bytes:
 
 
 def snapshot(
-    frontend: RequestTable,
+    frontend: ResumableTable,
     answers: Sequence[Answer],
     told: Told,
     numbers: Mapping[str, float],
@@ -77,7 +77,7 @@ def snapshot(
     )
 
 
-def _engine(frontend: RequestTable, told: EngineState | None, viewers: int) -> EngineSnapshot:
+def _engine(frontend: ResumableTable, told: EngineState | None, viewers: int) -> EngineSnapshot:
     facts = frontend.facts
     guess: ServerState = "starting" if facts is None else "running" if frontend.connected else "repairing"
     return EngineSnapshot(
@@ -91,7 +91,7 @@ def _engine(frontend: RequestTable, told: EngineState | None, viewers: int) -> E
     )
 
 
-def _kv(frontend: RequestTable, told: SchedulerState | None, numbers: Mapping[str, float]) -> KvSnapshot:
+def _kv(frontend: ResumableTable, told: SchedulerState | None, numbers: Mapping[str, float]) -> KvSnapshot:
     facts = frontend.facts
     return KvSnapshot(
         facts.engine.kv_tokens if facts else 0,
@@ -107,7 +107,7 @@ def _kv(frontend: RequestTable, told: SchedulerState | None, numbers: Mapping[st
 
 
 def _requests(
-    frontend: RequestTable, answers: Sequence[Answer], told: SchedulerState | None, numbers: Mapping[str, float]
+    frontend: ResumableTable, answers: Sequence[Answer], told: SchedulerState | None, numbers: Mapping[str, float]
 ) -> RequestsSnapshot:
     now = monotonic()
     known = dict(_columns(told)) if told else {}
