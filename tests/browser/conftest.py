@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Visit = Callable[..., "Page"]
 """visit(address of a server, path="/", *, settings={}, **options of a context) -> its page, in a context of its own.
 `settings`: what the page remembers of its settings, as its own names say them."""
-REMEMBER = "if (!localStorage.getItem('lightllm-mp.settings')) localStorage.setItem('lightllm-mp.settings', {})"
+REMEMBER = """if (location.protocol === "http:" && !localStorage.getItem("lightllm-mp.settings"))
+  localStorage.setItem("lightllm-mp.settings", {})"""
 
 
 @pytest.fixture(scope="package")
