@@ -111,8 +111,11 @@ function Entry({ conversation, onRename, onDelete }: EntryProps) {
 
 function Rename({ conversation, onEnd }: { conversation: Conversation; onEnd: () => void }) {
   const input = useRef<HTMLInputElement>(null);
+  const ended = useRef(false); // the field is left once more while it goes
   useEffect(() => input.current?.select(), []);
   const end = (keep: boolean) => {
+    if (ended.current) return;
+    ended.current = true;
     const title = input.current?.value ?? "";
     if (keep && title.trim() !== conversation.title) void chats.rename(conversation.id, title);
     onEnd();
