@@ -81,12 +81,12 @@ function Complete({ message, versions, last }: Omit<Props, "answering">) {
       {message.error && <FailureNote message={message} error={message.error} last={last} />}
       <MessageBar>
         <Versions message={message} versions={versions} />
-        <CopyButton label="Copy answer" text={() => message.text} />
+        {message.text && <CopyButton label="Copy answer" text={() => message.text} />}
         <IconButton icon="retry" size={17} label="Regenerate" onClick={() => void regenerate(message)} />
         {last && unfinished && message.text && (
           <IconButton icon="play" size={17} label="Continue" onClick={() => void goOn(message)} />
         )}
-        <IconButton icon="edit" size={17} label="Edit answer" onClick={() => setEditing(true)} />
+        {message.text && <IconButton icon="edit" size={17} label="Edit answer" onClick={() => setEditing(true)} />}
         {message.tokens && (
           <IconButton
             icon="tokens"

@@ -112,9 +112,12 @@ function Entry({ conversation, onRename, onDelete }: EntryProps) {
 function Rename({ conversation, onEnd }: { conversation: Conversation; onEnd: () => void }) {
   const input = useRef<HTMLInputElement>(null);
   useEffect(() => input.current?.select(), []);
+  const ended = useRef(false);
   const end = (keep: boolean) => {
-    const title = input.current?.value ?? "";
-    if (keep && title.trim() !== conversation.title) void chats.rename(conversation.id, title);
+    if (ended.current) return; // the field loses the focus when it goes
+    ended.current = true;
+    const title = input.current!.value.trim();
+    if (keep && title && title !== conversation.title) void chats.rename(conversation.id, title);
     onEnd();
   };
   return (
