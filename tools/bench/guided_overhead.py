@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse(argv)
     config = Config(
         model=ModelConfig(model_dir=flags.model, load_format=flags.load_format),
-        engine=EngineConfig(max_total_token_num=200 * flags.rows + 4000, run_ahead=flags.run_ahead),
+        engine=EngineConfig(max_total_token_num=(flags.tokens + 100) * flags.rows + 4000, run_ahead=flags.run_ahead),
         http=HttpConfig(port=0, disable_access_log=True),
     )
     gap: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -58,6 +58,25 @@ def test_the_next_front_goes_on_with_every_request(memory, stream):
     run(body)
 
 
+def test_times_outlive_the_front(memory):
+    async def body():
+        table, _ = memory.front()
+        live = submit(table)
+        table.deliver(say.Scheduled(live.rid))
+        await asyncio.sleep(0.01)
+        produce(table, live, 1, 2)
+        await live.batch()
+        times = live.started, live.scheduled, live.first
+        assert times == tuple(sorted(set(times)))
+
+        table, _ = memory.front()
+        again = table.resume(KEY, "id", 0)
+        assert (again.started, again.scheduled, again.first) == times
+        again.close()
+
+    run(body)
+
+
 def test_what_was_aborted_stays_so_and_what_was_finished_too(memory):
     async def body():
         table, _ = memory.front()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -107,6 +108,29 @@ def test_a_stream_is_the_whole_answer(n: int):
         assert found[-1]["choices"] == []
         assert found[-1]["usage"] == whole["usage"]
         assert whole["usage"]["completion_tokens"] == 4 * n
+
+    run(body)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_timings_of_an_answer(n: int):
+    async def body(s: Site):
+        s.engine.pace = 0.002
+        asked = {"messages": HELLO, "max_tokens": 5, "n": n, "return_timings": True}
+        begin = time.monotonic()
+        _, whole, _ = await s.post(CHAT, asked)
+        passed = (time.monotonic() - begin) * 1e3
+        for found in (whole, (await stream(s, asked))[-1]):
+            timings, usage = found["timings"], found["usage"]
+            assert (timings["prompt_n"], timings["predicted_n"]) == (usage["prompt_tokens"], 5 * n)
+            assert timings["cache_n"] == usage["prompt_tokens_details"]["cached_tokens"]
+            assert timings["ttft_ms"] == pytest.approx(timings["queue_ms"] + timings["prompt_ms"], abs=0.02)
+            assert timings["predicted_ms"] > 4
+            rate = 4 * n / timings["predicted_ms"] * 1e3
+            assert timings["predicted_per_second"] == pytest.approx(rate, rel=0.01)
+        assert whole["timings"]["ttft_ms"] + whole["timings"]["predicted_ms"] <= passed
+        _, plain, _ = await s.post(CHAT, asked | {"return_timings": None})
+        assert "timings" not in plain
 
     run(body)
 

@@ -84,6 +84,9 @@ def test_prompts_of_every_kind(prompt: Any, sent: list[Any], n: int):
         assert whole["usage"]["completion_tokens"] == 3 * n * len(sent)
         assert whole["usage"]["prompt_tokens"] == 7 * len(sent)
         assert found[-1]["usage"] == whole["usage"]
+        _, timed, _ = await s.post(PATH, asked | {"return_timings": True})
+        timings = timed["timings"]
+        assert (timings["prompt_n"], timings["predicted_n"]) == (7 * len(sent), 3 * n * len(sent))
         assert s.frontend.live == 0
 
     run(body)

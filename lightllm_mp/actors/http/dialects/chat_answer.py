@@ -22,11 +22,11 @@ class ChatForm(ChoicesForm, frozen=True, tag="chat"):
         return ChatWriter(self, live)
 
 
-class ChatWriter(ChoicesWriter):
+class ChatWriter(ChoicesWriter[LiveRequest]):
     def __init__(self, form: ChatForm, live: LiveRequest) -> None:
         kind = b"chat.completion.chunk" if form.stream else b"chat.completion"
-        super().__init__(form, "chatcmpl-" + live.label, kind, b"delta")
-        self._form, self._live = form, live
+        super().__init__(form, live, "chatcmpl-" + live.label, kind, b"delta")
+        self._form = form
         self._replies = [ReplyReader(form.reply, answer) for answer in live.answers]
         shows_more = form.logprobs or form.token_ids or form.continuous_usage or form.numbered
         self._plain = form.reply.plain and not shows_more
@@ -64,7 +64,7 @@ class ChatWriter(ChoicesWriter):
             yield b',"finish_reason":%b}' % encode(last)
         yield b"]"
         yield from prompt_logprobs(self._live.prompt_logprobs)
-        yield b',"usage":%b,"service_tier":"default","system_fingerprint":null}' % encode(self._usage())
+        yield self._last_fields() + b',"service_tier":"default","system_fingerprint":null}'
 
     def _message(self, answer: Answer) -> Generator[bytes, None, str | None]:
         """The fields of a message. Returns the finish reason."""

@@ -137,5 +137,6 @@ class ChatRequest:
             reply=self._reply,
             show_reasoning=body.include_reasoning is not False,
             token_ids=bool(body.return_token_ids),
+            timings=bool(body.return_timings),
             ignored=ignored,
         )

@@ -26,10 +26,10 @@ class CompletionForm(ChoicesForm, frozen=True, tag="completion"):
         return CompletionWriter(self, live)
 
 
-class CompletionWriter(ChoicesWriter):
+class CompletionWriter(ChoicesWriter[LiveRequest | LiveGroup]):
     def __init__(self, form: CompletionForm, live: LiveRequest | LiveGroup) -> None:
-        super().__init__(form, "cmpl-" + live.label, b"text_completion", b"text")
-        self._form, self._live = form, live
+        super().__init__(form, live, "cmpl-" + live.label, b"text_completion", b"text")
+        self._form = form
         shows_more = form.logprobs is not None or form.token_ids or form.continuous_usage or form.numbered
         self._plain = not (form.echo or form.silent or shows_more)
         self._logprobs = [CompletionLogprobs(form.logprobs or 0) for _ in live.answers]
@@ -71,7 +71,7 @@ class CompletionWriter(ChoicesWriter):
             if self._form.prompt_logprobs and index % self._form.n == 0:
                 yield from prompt_logprobs(answer.live.prompt_logprobs)
             yield b',"finish_reason":%b}' % encode(answer.finish)
-        yield b'],"usage":%b,"service_tier":"default","system_fingerprint":null}' % encode(self._usage())
+        yield b"]" + self._last_fields() + b',"service_tier":"default","system_fingerprint":null}'
 
     def _shown(self, answers: Sequence[Answer]) -> Iterator[Answer]:
         """The n most likely answers of each prompt (by their mean logprob), in order."""

@@ -112,6 +112,7 @@ def completion_form(body: CompletionBody, model: str, *, numbered: bool, prompts
         continuous_usage=bool(options.continuous_usage_stats),
         logprobs=body.logprobs,
         token_ids=bool(body.return_token_ids),
+        timings=bool(body.return_timings),
         prompt_logprobs=body.prompt_logprobs is not None,
         echo=bool(body.echo),
         silent=body.max_tokens == 0,

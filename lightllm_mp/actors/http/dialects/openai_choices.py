@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Generic, TypeVar
 
+from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.dialects.openai_fields import Usage
+from lightllm_mp.actors.http.dialects.timings import timings
 from lightllm_mp.actors.http.dialects.writer import StreamableForm, StreamWriter
+from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.responses import encode, failure
 from lightllm_mp.errors import EngineError
 
+Live = TypeVar("Live", bound=LiveRequest | LiveGroup)
 DONE = b"data: [DONE]\n\n"
 
 
@@ -18,16 +23,18 @@ class ChoicesForm(StreamableForm, frozen=True):
     continuous_usage: bool = False
     """Every chunk has it."""
     token_ids: bool = False
+    timings: bool = False
+    """The end has the usage, and `timings` beside it."""
 
 
-class ChoicesWriter(StreamWriter):
+class ChoicesWriter(StreamWriter, Generic[Live]):
     """`name`, `kind`: of the object. `part`: what a chunk's choice shows, `delta` or `text`."""
 
     RUNNING = b',"logprobs":null,"finish_reason":null}]}\n\n'
     """The end of a chunk that shows nothing else."""
 
-    def __init__(self, form: ChoicesForm, name: str, kind: bytes, part: bytes) -> None:
-        self._usage_at_end = form.usage
+    def __init__(self, form: ChoicesForm, live: Live, name: str, kind: bytes, part: bytes) -> None:
+        self._live, self._usage_at_end, self._timed = live, form.usage, form.timings
         self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b' % (
             encode(name),
             kind,
@@ -40,12 +47,17 @@ class ChoicesWriter(StreamWriter):
         """Of an index and the JSON of what is shown."""
 
     def end(self) -> bytes:
-        if not self._usage_at_end:
+        if not (self._usage_at_end or self._timed):
             return DONE
-        return b"data: " + self._head + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
+        return b"data: " + self._head + b',"choices":[]' + self._last_fields() + b"}\n\n" + DONE
 
     def failure(self, error: EngineError) -> bytes:
         return b"data: %b\n\n" % failure(error)
+
+    def _last_fields(self) -> bytes:
+        """The usage, and the timings where they are wanted."""
+        timed = b',"timings":' + encode(timings(self._live)) if self._timed else b""
+        return b',"usage":' + encode(self._usage()) + timed
 
     @abstractmethod
     def _usage(self) -> Usage:

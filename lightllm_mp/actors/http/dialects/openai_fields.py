@@ -93,6 +93,8 @@ class OpenAIBody(GuideFields, frozen=True, kw_only=True, forbid_unknown_fields=T
     add_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
+    return_timings: bool | None = None
+    """How long the stages of the answer took, beside its usage."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
     """As vLLM's: a lower value is served first."""

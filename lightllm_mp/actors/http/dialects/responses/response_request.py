@@ -146,6 +146,7 @@ def response_body(data: bytes) -> ResponseBody:
         n=(None if body.n == 1 else body.n, "a response is one answer"),
         prompt_logprobs=(body.prompt_logprobs, ""),
         return_token_ids=(body.return_token_ids or None, ""),
+        return_timings=(body.return_timings or None, ""),
     )
     return body
 
