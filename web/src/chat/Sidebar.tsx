@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Confirm } from "../shared/Confirm.tsx";
 import { Icon } from "../shared/icons.tsx";
 import { IconButton } from "../shared/IconButton.tsx";
-import { answeringIn } from "./answering.ts";
+import { answeringIn, remove } from "./answering.ts";
 import * as chats from "./chats.ts";
 import { focusPrompt } from "./Composer.tsx";
 import type { Conversation } from "./model.ts";
@@ -69,10 +69,7 @@ export function Sidebar() {
           title="Delete conversation"
           text={`“${leaving.title}” will be gone from this browser for ever.`}
           action="Delete"
-          onConfirm={() => {
-            answeringIn(leaving.id)?.stop();
-            void chats.removeConversation(leaving.id);
-          }}
+          onConfirm={() => void remove(leaving.id)}
           onClose={() => setLeaving(undefined)}
         />
       )}
