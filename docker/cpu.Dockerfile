@@ -32,7 +32,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     esac \
     && tools/bin/pip --python /opt/venv/bin/python install -r requirements.txt \
     # PyTorch's headers, its code generator and its own tests, 200 MB
-    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test bin/*[Tt]est* bin/protoc*
+    && torch=$(echo /opt/venv/lib/python3*/site-packages/torch) \
+    && rm -rf "$torch/include" "$torch/test" "$torch"/bin/*[Tt]est* "$torch"/bin/protoc*
 
 COPY . source
 RUN --mount=type=cache,target=/root/.cache/pip \
