@@ -1,5 +1,5 @@
-# Serves on NVIDIA GPUs, with the NVIDIA Container Toolkit on the host. CUDA's libraries come with PyTorch from the package
-# index; of the host, only its driver is used. The image carries a small default model.
+# Serves on NVIDIA GPUs, with the NVIDIA Container Toolkit on the host. CUDA's libraries come with PyTorch from the
+# package index; of the host, only its driver is used. The image carries a small default model.
 #
 #   docker build -f docker/cuda.Dockerfile -t lightllm-mp:cuda .
 #   docker run --rm --gpus all --read-only --tmpfs /tmp -v lightllm-mp-cache:/cache -v /srv/models:/models:ro \
@@ -27,16 +27,17 @@ ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 requirements.py >requirements.txt \
     && if [ -n "$TORCH_INDEX" ]; then \
-        tools/bin/pip --python /opt/venv/bin/python install --index-url "$TORCH_INDEX" "$(grep '^torch' requirements.txt)"; \
+        tools/bin/pip --python /opt/venv/bin/python install --index-url "$TORCH_INDEX" \
+            "$(grep '^torch' requirements.txt)"; \
     fi \
     && tools/bin/pip --python /opt/venv/bin/python install -r requirements.txt \
-    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda, "pip found a CPU build of PyTorch; give TORCH_INDEX"' \
+    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda, "a CPU build of PyTorch: give TORCH_INDEX"' \
     # PyTorch's headers, its code generator and its own tests
     && torch=$(echo /opt/venv/lib/python3*/site-packages/torch) \
     && rm -rf "$torch/include" "$torch/test" "$torch"/bin/*[Tt]est* "$torch"/bin/protoc*
 
-# Triton compiles kernels with what it brings, but loads them through a C module that it wants to compile at run time. It
-# is the same on every machine, so it is compiled here, and the image needs no C compiler (see triton-cc/cc).
+# Triton compiles kernels with what it brings, but loads them through a C module that it wants to compile at run time.
+# This is the same on every machine, so it is compiled here, and the image needs no C compiler (see triton-cc/cc).
 COPY docker/triton-cc triton-cc
 RUN triton-cc/build.sh /opt/venv/bin/python /opt/triton-cc
 
@@ -64,8 +65,8 @@ COPY docker/resolve_ptx_version /lightllm/tools/resolve_ptx_version
 COPY --from=build /opt/triton-cc /opt/triton-cc
 COPY --from=build /opt/venv /opt/venv
 
-# /tmp and /cache are the only folders that are written to. /tmp may be a small tmpfs without the right to execute. /cache
-# holds compiled kernels, which are loaded from it: it must allow that, and is best kept for the next start.
+# /tmp and /cache are the only folders that are written to. /tmp may be a small tmpfs without the right to execute.
+# /cache holds compiled kernels, which are loaded from it: it must allow that, and is best kept for the next start.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -80,7 +81,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 VOLUME /cache
 USER 10001:10001
 EXPOSE 8000
-# The server is PID 1: it reaps orphans, and SIGTERM makes it drain (--drain-timeout, 30 s). Docker kills after 10 s unless
+# The server is PID 1: it reaps orphans, and drains at SIGTERM (--drain-timeout, 30 s). Docker kills after 10 s unless
 # --stop-timeout (compose: stop_grace_period) says more.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 CMD ["lightllm-mp", "health"]

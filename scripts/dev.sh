@@ -75,7 +75,8 @@ programs=(
     chromium:chromium,fonts-dejavu-core                       # the page
     prometheus:prometheus                                     # rules and dashboards
     kubectl:kubernetes-client                                 # manifests
-    mmdebstrap:mmdebstrap                                     # the steps of the Dockerfiles
+    mmdebstrap:mmdebstrap                                     # the base of the container images
+    podman:podman,runc                                        # the Dockerfiles and their images
 )
 [ "$(uname -m)" != x86_64 ] || programs+=(                    # kernels for aarch64
     aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu,libc6-dev-arm64-cross

