@@ -212,6 +212,9 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     start_timeout: Seconds = 1800.0
     """The start of a process fails if it is not ready after this time."""
+    drain_delay: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.0
+    """Time for which new requests are still served after SIGTERM, SIGINT or SIGHUP, before drain_timeout begins. In it
+    /readiness is 503 and every answer closes its connection, so that load balancers choose another server."""
     drain_timeout: Seconds = 30.0
     """Time for running requests to finish after SIGTERM, SIGINT or SIGHUP."""
     watchdog_timeout: Seconds = 30.0

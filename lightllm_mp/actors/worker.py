@@ -50,6 +50,7 @@ class WorkerActor(RankActor):
         self._patience = STUCK * config.supervisor.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
+        self._publish(0.0)  # a rate needs a counter's beginning
         self._plans: deque[bytes] = deque()
         """Plans behind a step that waits for its masks."""
         self._masks: dict[int, bytes] = {}
@@ -137,7 +138,10 @@ class WorkerActor(RankActor):
             self.mailbox.post(ROUTER, done)
         self._steps += 1
         self._step_seconds += done.seconds
-        self.stats.write({"steps": self._steps, "step_seconds": self._step_seconds, "last_step": done.seconds})
+        self._publish(done.seconds)
+
+    def _publish(self, newest: float) -> None:
+        self.stats.write({"steps": self._steps, "step_seconds": self._step_seconds, "last_step": newest})
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,13 +11,16 @@ from typing import Any
 from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.request_journal import RequestJournal
 from lightllm_mp.actors.http.app import create_app
+from lightllm_mp.actors.http.live.feed import LiveFeed
+from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import Begin, Health, Wire
+from lightllm_mp.actors.topology import ROUTER, worker
+from lightllm_mp.messages import Begin, EngineState, Health, ImageCacheState, SchedulerState, Wire
 from lightllm_mp.shm import Journal
 
 
@@ -37,17 +40,36 @@ class HttpActor(FrontActor):
             journal=RequestJournal(Journal.open(launch.journal_fd)) if launch.journal_fd >= 0 else None,
             resume_window=http.resume_window,
         )
+        pages = self._pages
+        history = LiveHistory(lambda: pages[ROUTER].read(), lambda: pages[worker(0)].read())
+        self._feed = LiveFeed(self.frontend, mailbox.send, history)
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
 
     def on_begin(self, begin: Begin) -> None:
         super().on_begin(begin)
         self._begun.set()
+        self._feed.changed()
+
+    def on_reset(self) -> None:
+        super().on_reset()
+        self._feed.changed()
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        if isinstance(message, SchedulerState | ImageCacheState):
+            self._feed.take(message)
+        else:
+            super().on_message(peer, message)
 
     def on_control(self, message: Wire) -> None:
         super().on_control(message)
-        if isinstance(message, Health) and message.draining:
-            self._draining.set()
+        match message:
+            case EngineState():
+                self._feed.take(message)
+            case Health(draining=draining):
+                self._feed.changed()
+                if draining:
+                    self._draining.set()
 
     def run(self) -> None:
         asyncio.run(self._serve())
@@ -62,21 +84,32 @@ class HttpActor(FrontActor):
             multimodal=self._config.multimodal,
             stats=self.all_stats,
             keys=self._keys,
+            feed=self._feed,
         )
+        self._feed.start()
         sharing = self._config.http.reuse_port
-        self.frontend.stay(sharing)
+        stays = sharing or self._config.supervisor.drain_delay > 0
+        self.frontend.stay(stays)
         if sharing and self._first:  # the old server keeps all connections until this one is ready
             await _first_of(self._begun.wait(), self.until_stopped())
             if self.stopped:
                 return
         port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
-        if sharing:
-            await _first_of(self._draining.wait(), self.until_stopped())
+        if stays:
+            await _first_of(self._time_to_leave(), self.until_stopped())
             if not self.stopped:
-                await port.leave()
+                if sharing:
+                    await port.leave()
+                else:
+                    port.close_idle()
                 self.frontend.stay(False)
         await self.until_stopped()
         await port.close()  # skipped after a bug: its handlers would wait for ever
+
+    async def _time_to_leave(self) -> None:
+        """The server drains, and others have had drain_delay to see it."""
+        await self._draining.wait()
+        await asyncio.sleep(self._config.supervisor.drain_delay)
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:

@@ -11,15 +11,20 @@ from lightllm_mp.actors.http.arrival import Arrivals
 from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
+from lightllm_mp.actors.http.live.feed import LiveFeed
+from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.openapi.document import OpenApiPage
+from lightllm_mp.actors.http.relayed_answer import relays
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
+from lightllm_mp.actors.http.routes.live import LiveRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.page import PageRoutes, page_routes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.relay import RelayRoutes
 from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
@@ -47,6 +52,7 @@ def routes(
     tokenize: TokenizeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
+    live: LiveRoutes,
     openapi: OpenApiPage,
 ) -> tuple[Route, ...]:
     return (
@@ -75,6 +81,7 @@ def routes(
         Route((*LOOK, "POST"), ("/liveness",), status.liveness, "public", quiet=True),
         Route((*LOOK, "POST"), ("/readiness",), status.readiness, "public", quiet=True),
         Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
+        Route(("GET",), ("/live/events",), live.events, "admin", quiet=True),
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
         Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
@@ -91,11 +98,13 @@ def create_app(
     stats: Stats,
     keys: ApiKeys | None = None,
     public_metrics: bool = False,
+    feed: LiveFeed | None = None,
 ) -> web.Application:
     """The HTTP API over `frontend`.
 
     `stats` returns every actor's numbers. Without `keys` any client may call any route. `public_metrics` serves
-    /metrics without a key. Raises ConfigError for an invalid origin.
+    /metrics without a key. `feed`: what /live/events sends; the default one knows the front alone. Raises ConfigError
+    for an invalid origin.
     """
     meter = HttpMetrics()
     media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
@@ -105,6 +114,7 @@ def create_app(
     exposition = PrometheusPage(context, meter, connections)
     arrivals = Arrivals(context)
     openapi = OpenApiPage()
+    feed = feed or LiveFeed(frontend, lambda peer, inspect: False, LiveHistory(dict, dict))
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
@@ -115,6 +125,7 @@ def create_app(
         TokenizeRoutes(context, arrivals),
         StatusRoutes(context),
         exposition,
+        LiveRoutes(feed),
         openapi,
     )
     openapi.describe(table)
@@ -125,13 +136,23 @@ def create_app(
         access[exposition.handler] = "public"
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
-    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log), failures]
-    if local := local_only(config, len(keys or ()), origins):
+    keys = keys or ApiKeys()
+    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log)]
+    if keys.relays:
+        middlewares.append(relays(keys.relays))
+        table += (Route(("POST",), ("/relay",), RelayRoutes(context).adopt, "admin"),)
+    middlewares.append(failures)
+    if local := local_only(config, len(keys), origins):
         middlewares.append(local)
     middlewares += [preflights(origins)] if origins else []
-    app = web.Application(middlewares=[*middlewares, guard(keys or ApiKeys(), access)])
+    app = web.Application(middlewares=[*middlewares, guard(keys, access)])
     app[ACCESS], app[CONNECTIONS] = access, connections
     app.on_response_prepare.append(sign)
+
+    async def end_streams(app: web.Application) -> None:
+        feed.close()
+
+    app.on_shutdown.append(end_streams)
 
     async def part(request: web.Request, response: web.StreamResponse) -> None:
         if frontend.state.draining:

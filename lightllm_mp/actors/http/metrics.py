@@ -15,8 +15,8 @@ LENGTHS = tuple(float(2**i) for i in range(18))
 
 
 REFUSALS = ("max_live_requests", "tenant_share", "lane_full", "draining", "starting")
-EXPIRED = ("queue_timeout", "deadline_exceeded")
-"""Error codes of requests that missed a deadline."""
+FAILURES = ("internal_error", "invalid_logits", "unavailable", "queue_timeout", "deadline_exceeded", "client_gone")
+"""Reasons that alerts ask for. They count from 0 on: the first of a counter that was not there would be no increase."""
 
 
 class Histogram:
@@ -46,7 +46,7 @@ class HttpMetrics:
     def __init__(self) -> None:
         self.requests = self.resumptions = 0
         self.success: Counter[str] = Counter({"stop": 0, "length": 0})
-        self.failure: Counter[str] = Counter(dict.fromkeys(EXPIRED, 0))
+        self.failure: Counter[str] = Counter(dict.fromkeys(FAILURES, 0))
         self.rejections: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self.responses: Counter[int] = Counter()
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0

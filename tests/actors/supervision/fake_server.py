@@ -35,10 +35,12 @@ DIES = "was killed by SIGKILL"
 class Server:
     """A machine, and what its processes, lanes and clock would do."""
 
-    def __init__(self, *, ranks: int = 1, front: str = HTTP, images: bool = False) -> None:
+    def __init__(
+        self, *, ranks: int = 1, front: str = HTTP, images: bool = False, settings: SupervisorConfig = SETTINGS
+    ) -> None:
         arenas = ImageArenas(cache=1 << 16, files=1 << 16) if images else None
         self.plan = topology(ranks=ranks, front=front, images=arenas)
-        self.machine = StateMachine(self.plan, SETTINGS, now=0.0)
+        self.machine = StateMachine(self.plan, settings, now=0.0)
         self.now = 0.0
         self.log: list[str] = []
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 
 import pytest
+from msgspec.structs import replace
 
 from lightllm_mp.actors.supervision.actions import (
     Action,
@@ -217,6 +218,12 @@ def test_draining_ends_when_the_front_says_so() -> None:
     assert server.says("http", Drained()) == [Send("http", Stop())]
     assert stop_in_order(server, *START_ORDER[::-1]) == [Exit(EXIT_OK)]
     assert server.log[1:] == ["draining: running requests have 30 s", "drained", "stopped"]
+
+
+def test_the_drain_timeout_begins_after_the_delay() -> None:
+    server = running(settings=replace(SETTINGS, drain_delay=10.0))
+    server.take(server.machine.drain())
+    assert [timer.seconds for timer in server.timers] == [10.0 + SETTINGS.drain_timeout]
 
 
 def test_draining_for_too_long() -> None:

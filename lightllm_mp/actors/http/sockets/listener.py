@@ -43,12 +43,15 @@ class HttpServer:
         return host, port
 
     async def leave(self) -> None:
-        """Leave new connections to another server on the same port and stop listening. Then close idle connections at
-        once and the others after their response."""
+        """Leave new connections to another server on the same port and stop listening. Then `close_idle`."""
         listening = self._server.sockets[0]
         mine = socket.socket(fileno=os.dup(listening.fileno()))
         self._server.close()
         await reuseport_handover.leave(mine, self._connect)
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close idle connections at once and the others after their response."""
         manager = self._runner.server
         assert manager is not None
         for connection in list(manager.connections):
