@@ -14,10 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools.harness.flowchart import flowchart_svg  # noqa: E402
+
+LONG = 40
+"""Characters of a word."""
 
 project = "lightllm-mp"
 author = "the authors of lightllm-mp"
@@ -30,6 +36,7 @@ exclude_patterns = [".*", "build", "tests", "web", "site", "*.egg-info"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 nitpicky = True
+smartquotes = False  # it would make a dash of the two in front of a flag
 
 html_theme = "furo"
 html_title = "lightllm-mp"
@@ -39,6 +46,18 @@ html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"source_view_link": ""}
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
+
+
+class Mermaid(SphinxDirective):
+    """Draws a flowchart here: a code host does it itself, and a library for it would come from another host."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            return [nodes.raw("", flowchart_svg("\n".join(self.content)), format="html")]
+        except ValueError as error:
+            raise self.error(str(error)) from None
 
 
 def add_navigation(app: Any, name: str, source: list[str]) -> None:
@@ -61,22 +80,16 @@ def add_first_page(app: Any, error: Exception | None) -> None:
         )
 
 
+def mark_long_words(app: Any, doctree: Any, name: str) -> None:
+    """Code that is longer than a column of a table may break anywhere; other code stays whole."""
+    for node in doctree.findall(nodes.literal):
+        if max(map(len, node.astext().split()), default=0) > LONG:
+            node["classes"].append("long")
+
+
 def setup(app: Any) -> dict[str, Any]:
-    from docutils import nodes
-    from sphinx.util.docutils import SphinxDirective
-
-    class Mermaid(SphinxDirective):
-        """Draws a flowchart here: a code host does it itself, and a library for it would come from another host."""
-
-        has_content = True
-
-        def run(self) -> list[nodes.Node]:
-            try:
-                return [nodes.raw("", flowchart_svg("\n".join(self.content)), format="html")]
-            except ValueError as error:
-                raise self.error(str(error)) from None
-
     app.add_directive("mermaid", Mermaid)
     app.connect("source-read", add_navigation)
+    app.connect("doctree-resolved", mark_long_words)
     app.connect("build-finished", add_first_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -30,6 +30,8 @@ Commands:
   inspect     describe a model folder or GGUF file without loading it
   doctor      check whether this machine can serve, and name the remedy if it cannot
   bench       send a workload to a running server and report throughput and latencies
+  docker      print or run the command that serves a model in a container
+  health      ask a server of this machine whether it is healthy (a container's health check)
   completion  print the completion script of a shell: bash, zsh or fish
 
 `lightllm-mp COMMAND --help` lists the flags of a command; `lightllm-mp --version` prints the version.
@@ -103,6 +105,20 @@ def doctor(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def docker(argv: Sequence[str]) -> int:
+    """Print the command that serves in a container, or become it."""
+    from lightllm_mp.cli.docker import main as run
+
+    return run(argv)
+
+
+def health(argv: Sequence[str]) -> int:
+    """Ask a server of this machine. Returns 1 if it is not healthy."""
+    from lightllm_mp.cli.health import main as run
+
+    return run(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "chat": chat,
@@ -110,6 +126,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "doctor": doctor,
     "bench": bench,
+    "docker": docker,
+    "health": health,
     "completion": completion,
 }
 

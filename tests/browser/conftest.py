@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 Visit = Callable[..., "Page"]
-"""visit(address of a server, path="/", **options of a context) -> its page, in a context of its own"""
+"""visit(address of a server, path="/", *, settings={}, **options of a context) -> its page, in a context of its own.
+`settings`: what the page remembers of its settings, as its own names say them."""
+REMEMBER = """if (location.protocol === "http:" && !localStorage.getItem("lightllm-mp.settings"))
+  localStorage.setItem("lightllm-mp.settings", {})"""
 
 
 @pytest.fixture(scope="package")
@@ -38,8 +42,10 @@ def expected_faults() -> list[str]:
 def visit(browser: Browser, expected_faults: list[str]) -> Iterator[Visit]:
     opened: list[tuple[BrowserContext, Faults]] = []
 
-    def visit(base_url: str, path: str = "/", **options: Any) -> Page:
+    def visit(base_url: str, path: str = "/", settings: Mapping[str, Any] | None = None, **options: Any) -> Page:
         opened.append(new_context(browser, base_url, **options))
+        if settings:
+            opened[-1][0].add_init_script(REMEMBER.replace("{}", json.dumps(json.dumps(settings))))
         page = opened[-1][0].new_page()
         page.goto(path)
         return page

@@ -17,8 +17,8 @@ from lightllm_mp.messages import ChatFacts
 from tests.actors.http.harness import FACTS, PATIENCE, Engine, Site, site
 
 T = TypeVar("T")
-PIECE = 5
-"""Characters of a token."""
+PIECE, MOST_PIECES = 5, 60
+"""Characters of a token, unless there would be too many of them."""
 FOREVER = "forever"
 """This question's answer does not end by itself."""
 GREETING = "Hello, dear reader."
@@ -45,8 +45,9 @@ class ScriptedEngine(Engine):
             self.terms.append(message.terms)
             last = _text(chat[-1])
             answer = "" if last == FOREVER else self.answers.get(last, GREETING)
+            size = max(PIECE, len(answer) // MOST_PIECES)
             for rid in range(message.rid, message.rid + message.terms.n):
-                self._scripts[rid] = [answer[at : at + PIECE] for at in range(0, len(answer), PIECE)]
+                self._scripts[rid] = [answer[at : at + size] for at in range(0, len(answer), size)]
         return super().to_tokenizer(message)
 
     def script_of(self, rid: int) -> list[str]:

@@ -23,6 +23,9 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that a code host gives to the page's headings."""
-    headings = re.findall(r"^#{1,6} (.+?)\s*$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """The names that a code host gives to the page's headings; those of equal headings are numbered."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} (.+?)\s*$", prose(page), re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(next(one for one in (name, *(f"{name}-{n}" for n in range(1, 100))) if one not in found))
+    return found

@@ -24,6 +24,8 @@ def test_links_and_anchors(page: Path) -> None:
 
 def test_the_check_sees(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A title, with `code`\n[a](b.md) `[c](d)` ![e](f.png)\n```\n# no heading\n[g](h)\n```\n[i](#j)\n")
+    page.write_text(
+        "# A title, with `code`\n[a](b.md) `[c](d)` ![e](f.png)\n```\n# no heading\n[g](h)\n```\n[i](#j)\n## B\n## B\n"
+    )
     assert links(page) == ["b.md", "f.png", "#j"]
-    assert anchors(page) == {"a-title-with-code"}
+    assert anchors(page) == {"a-title-with-code", "b", "b-1"}

@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from lightllm_mp.actors.http.context import RELAYED
-from lightllm_mp.actors.http.relay import RelayedAnswer
+from lightllm_mp.actors.http.relayed_answer import RelayedAnswer
 
 
 class AnswerStream(Protocol):

@@ -15,7 +15,7 @@ from lightllm_mp.actors.http.live.feed import LiveFeed
 from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.openapi.document import OpenApiPage
-from lightllm_mp.actors.http.relay import relays
+from lightllm_mp.actors.http.relayed_answer import relays
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes

@@ -34,7 +34,7 @@ if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
 else:
     LABEL, LIVE, TENANT, FAILURE, DEADLINE, RELAYED = "label", "live", "tenant", "failure", "deadline", "relayed"
 """Keys of a request's label, its LiveRequest, the digest of its API key, its error's code, its deadline (monotonic
-seconds), and its RelayedAnswer (relay.py) if a front of several engines sent it."""
+seconds), and its RelayedAnswer (relayed_answer.py) if a front of several engines sent it."""
 
 
 def tenant(request: web.Request) -> bytes:

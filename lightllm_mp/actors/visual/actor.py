@@ -20,22 +20,20 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.actors.visual.cache_state import image_cache_state
 from lightllm_mp.actors.visual.decoder_pool import PROGRAM, DecoderPool, check_decoder
 from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import format_bytes, physical_cores
 from lightllm_mp.messages import (
-    MOST_SHOWN,
     Abort,
     Embedded,
     Encode,
     ErrorInfo,
     ImageBlock,
-    ImageCacheState,
     ImageFailed,
     ImageInfo,
-    ImageState,
     Inspect,
     RawImage,
     Release,
@@ -178,7 +176,8 @@ class VisualActor(AsyncActor):
             case Abort(rid):
                 self._abort(rid)
             case Inspect():
-                self.mailbox.send(self._front, self._state())
+                state = image_cache_state(self._cache, self._arena, len(self._jobs) + len(self._working), monotonic())
+                self.mailbox.send(self._front, state)
 
     def after_records(self) -> None:
         self._go_on()
@@ -314,23 +313,6 @@ class VisualActor(AsyncActor):
     def _give_back(self, files: dict[bytes, RawImage]) -> None:
         for raw in files.values():
             self.mailbox.give_back(self._front, _ref(raw))
-
-    def _state(self) -> ImageCacheState:
-        cache, now = self._cache, monotonic()
-        images = tuple(
-            ImageState(one.wanted.key[:4], one.wanted.rows, one.wanted.nbytes, one.ready, one.leases, now - one.since)
-            for one in cache.newest(MOST_SHOWN)
-        )
-        return ImageCacheState(
-            cache.items,
-            cache.capacity,
-            self._arena.used,
-            self._arena.capacity,
-            cache.leased,
-            cache.waiting,
-            len(self._jobs) + len(self._working),
-            images,
-        )
 
     def _publish(self) -> None:
         cache, counts, towers = self._cache, self._cache.counts, self._towers

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightllm_mp.actors.front.request_journal import RequestJournal
-from lightllm_mp.actors.http.relay import KEY_HEADER, TENANT_HEADER, split_frames
+from lightllm_mp.actors.http.relayed_answer import KEY_HEADER, TENANT_HEADER, split_frames
 from lightllm_mp.actors.http.security.keys import ApiKeys, digest
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Generate

@@ -52,10 +52,18 @@ export async function regenerate(message: Message): Promise<void> {
   await ask([], [], message.parent);
 }
 
+/** The same request again, after an answer that failed; what there was of it is gone. */
+export async function retry(message: Message): Promise<void> {
+  const { id, conversation, parent, created, role, json } = message;
+  const again: Message = { id, conversation, parent, created, role, text: "", state: "streaming", ...(json && { json }) };
+  await run(again, bodyOf(pathTo(chats.messages.value, parent)));
+}
+
 /** Goes on with an answer that ended too early. */
 export async function goOn(message: Message): Promise<void> {
   const before = pathTo(chats.messages.value, message.id);
-  await run({ ...message, state: "streaming" }, bodyOf(before, true));
+  const { stats: _, finish: __, ...begun } = message;
+  await run(begun, bodyOf(before, true));
 }
 
 /** What the tools answered to the open calls. */

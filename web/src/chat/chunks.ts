@@ -51,6 +51,7 @@ export function applyChunk(draft: Draft, chunk: ChunkJson, now: number): void {
   if (delta?.content) message.text += delta.content;
   for (const { index, id, function: call } of delta?.tool_calls ?? []) {
     const calls = (message.calls ??= []);
+    if (!(index >= 0 && index <= calls.length)) continue; // calls come in order
     const found = (calls[index] ??= { id: id ?? "", name: "", arguments: "" });
     calls[index] = { id: found.id, name: found.name + (call?.name ?? ""), arguments: found.arguments + (call?.arguments ?? "") };
   }

@@ -8,7 +8,7 @@ from lightllm_mp.actors.http.body import BodyReader
 from lightllm_mp.actors.http.context import Context, relay_of, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver
-from lightllm_mp.actors.http.relay import split_frames
+from lightllm_mp.actors.http.relayed_answer import split_frames
 from lightllm_mp.actors.http.routes.resume import last_event
 from lightllm_mp.errors import Forbidden
 

@@ -26,7 +26,7 @@ class ApiKeys:
     users: frozenset[bytes] = frozenset()
     admins: frozenset[bytes] = frozenset()
     relays: frozenset[bytes] = frozenset()
-    """Keys of fronts of several engines (http/relay.py); clients have none of them."""
+    """Keys of fronts of several engines (http/relayed_answer.py); clients have none of them."""
 
     def __len__(self) -> int:
         return len(self.users | self.admins)
