@@ -30,7 +30,7 @@ from lightllm_mp.model_files.default_model import FILE
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
-    find_spec("auditwheel") is None or find_spec("build") is None or shutil.which("cc") is None,
+    None in map(find_spec, ("auditwheel", "twine", "pyproject_hooks")) or shutil.which("cc") is None,
     reason="needs the extra `package` and a C compiler",
 )
 DEADLINE = 240.0
