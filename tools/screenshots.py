@@ -134,7 +134,7 @@ SHOTS: dict[str, Callable[[Studio], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, only=["start-up", "chat-light"], out=None)
+    parser = ToolParser(__doc__, only=["chat-light"], out=None)
     parser.add_argument("--only", type=words, default=list(SHOTS), help=f"some of {', '.join(SHOTS)}")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     flags = parser.parse(argv)
