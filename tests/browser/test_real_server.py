@@ -126,7 +126,7 @@ def state(page: Page, name: str) -> None:
 
 
 def test_an_answer_outlives_http(server: Server, visit: Visit, expected_faults: list[str]) -> None:
-    """The page comes back by itself, and the text is that of an answer that nothing disturbs. The view comes back, too."""
+    """The page comes back by itself; the text is that of an answer that nothing disturbs. The view comes back, too."""
     expected_faults += BROKEN
     watching = live(server, visit)
     assert ask_and_kill(server, visit, "http", lambda: None) == undisturbed(server)
