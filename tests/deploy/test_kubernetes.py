@@ -6,6 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -21,12 +22,12 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 KUBECTL = program("kubectl")
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-FOLDERS = ("base", "overlays/gpu", "overlays/autoscaling", "overlays/monitoring")
+FOLDERS = ("base", "overlays/gpu", "overlays/autoscaling", "overlays/monitoring", "overlays/tracing")
 RELEASES = ("1.25", "1.37")
 """Of Kubernetes, the oldest and newest whose schemas are at hand."""
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in Path(__file__).with_name("schemas").glob("*.json")}
 """Kind -> schema, of what is not part of Kubernetes."""
-FACTS = {"LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"}
+SECRETS = {"LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"}
 
 
 @cache
@@ -107,7 +108,7 @@ def test_the_pod_is_restricted(folder: str) -> None:
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
     assert settings(folder)["LIGHTLLM_MP_API_KEY_FILE"].startswith("/run/secrets/lightllm-mp/")
-    assert not FACTS & settings(folder).keys()
+    assert not SECRETS & settings(folder).keys()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -157,6 +158,12 @@ def test_gpus_are_as_many_as_ranks() -> None:
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == ranks
     assert resources["limits"] == resources["requests"]
     assert container("overlays/gpu")["image"] == "lightllm-mp:cuda"
+
+
+def test_spans_have_a_way_out() -> None:
+    rules = one("overlays/tracing", "NetworkPolicy", "lightllm-mp-collector")["spec"]["egress"]
+    endpoint = urlsplit(settings("overlays/tracing")["LIGHTLLM_MP_OTLP_TRACES_ENDPOINT"])
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {endpoint.port, 53}
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:

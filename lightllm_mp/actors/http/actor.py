@@ -14,6 +14,7 @@ from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
+from lightllm_mp.actors.http.traces import RepairTimes, Traces
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -37,12 +38,18 @@ class HttpActor(FrontActor):
             journal=RequestJournal(Journal.open(launch.journal_fd)) if launch.journal_fd >= 0 else None,
             resume_window=http.resume_window,
         )
+        self._repairs = RepairTimes()
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
 
     def on_begin(self, begin: Begin) -> None:
         super().on_begin(begin)
+        self._repairs.began(begin.restarted)
         self._begun.set()
+
+    def on_reset(self) -> None:
+        super().on_reset()
+        self._repairs.stopped()
 
     def on_control(self, message: Wire) -> None:
         super().on_control(message)
@@ -55,6 +62,8 @@ class HttpActor(FrontActor):
     async def _serve(self) -> None:
         self.frontend.recover(self._epoch)
         self.listen()
+        endpoint = self._config.http.otlp_traces_endpoint
+        traces = Traces(endpoint, self._repairs) if endpoint else None
         app = create_app(
             self.frontend,
             self._config.http,
@@ -62,6 +71,7 @@ class HttpActor(FrontActor):
             multimodal=self._config.multimodal,
             stats=self.all_stats,
             keys=self._keys,
+            traces=traces,
         )
         sharing = self._config.http.reuse_port
         stays = sharing or self._config.supervisor.drain_delay > 0
@@ -81,6 +91,8 @@ class HttpActor(FrontActor):
                 self.frontend.stay(False)
         await self.until_stopped()
         await port.close()  # skipped after a bug: its handlers would wait for ever
+        if traces is not None:
+            traces.close()
 
     async def _time_to_leave(self) -> None:
         """The server drains, and others have had drain_delay to see it."""
