@@ -121,7 +121,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_host: tuple[str, ...] = ()
     """Names under which clients reach this server through a proxy or tunnel on this machine. Without an API key on a
     loopback host, requests whose Host or Origin is neither a loopback name nor one of these get 403: any web page could
-    send them. May be repeated."""
+    send them. With a name the same holds on other hosts, for a container's port that is published on a loopback
+    address. May be repeated."""
     max_live_requests: Positive = 1000
     """Maximum number of requests that are accepted and not yet answered. Further requests get 429 with Retry-After.
     With several API keys, half of the number is reserved for the keys in equal parts."""

@@ -509,6 +509,144 @@ class StepDone(Wire, tag="StepDone"):
     """float32 column: the rows of the pooled sequences, in plan order and of equal width; NaN as for `logprobs`."""
 
 
+# --- what the actors do now, told only while somebody watches ---------------------------------------------------------
+
+
+class Inspect(Wire, tag="Inspect"):
+    """Front -> supervisor, router and visual: say what you do now. EngineState, SchedulerState and ImageCacheState
+    answer it. It and its answers are lost where a lane is full."""
+
+    rids: bytes = b""
+    """int64 column: the sequences that the front shows, at most MOST_SHOWN."""
+
+
+MOST_SHOWN = 200
+"""Sequences, and images, that are shown one by one; the rest is counted. An index of one, and `OTHERS`, fit a byte."""
+OTHERS = 255
+
+UNKNOWN, IMAGES, COMPILING, QUEUED, PREFILL, DECODE = range(6)
+"""Values of a `stages` column: the router does not have the sequence (yet); its images are not encoded yet; its guide
+is not compiled yet; it waits for admission; its prompt is being computed; its answer is."""
+
+
+class SchedulerState(Wire, tag="SchedulerState"):
+    """Router -> front. Columns up to `cached` have one entry per sequence of `rids`, those after `cell_slots` one per
+    cell: a cell is `cell_slots` neighbouring KV slots (the last may have fewer)."""
+
+    rids: bytes
+    """As in Inspect."""
+    stages: bytes
+    """uint8."""
+    prompts: bytes
+    """int32: tokens of the prompt; 0: not known."""
+    computed: bytes
+    """int32: positions whose KV is computed."""
+    cached: bytes
+    """int32: positions that came from the prefix tree."""
+    cell_slots: int
+    running: bytes
+    """uint8: percent of the cell's slots that running sequences hold, rounded up."""
+    kept: bytes
+    """uint8: percent that only the prefix tree holds, rounded up."""
+    owners: bytes
+    """uint8: 1 + index in `rids` of a sequence that holds slots here; OTHERS: of one that is not shown; 0: none."""
+    tree_tokens: int
+    """Tokens in the prefix tree."""
+    tree_nodes: int
+
+
+class ImageState(Struct, frozen=True, array_like=True, gc=False):
+    """An image in the cache."""
+
+    key: bytes
+    """The first bytes of its key."""
+    tokens: int
+    size: int
+    ready: bool
+    """False: it is being encoded."""
+    leases: int
+    """Requests that hold it."""
+    age: float
+    """Seconds since it was asked for first."""
+
+
+class ImageCacheState(Wire, tag="ImageCacheState"):
+    """Visual -> front."""
+
+    items: int
+    capacity: int
+    """Most images."""
+    size: int
+    most_size: int
+    leased: int
+    """Images that a request holds."""
+    waiting: int
+    """Requests that wait for room."""
+    working: int
+    """Images that are being decoded or encoded, or wait for it."""
+    images: tuple[ImageState, ...] = ()
+    """The newest, at most MOST_SHOWN."""
+
+
+ActorCondition = Literal["starting", "ready", "resetting", "silent", "killed", "pausing", "stopping", "down", "away"]
+
+
+class ActorState(Struct, frozen=True, array_like=True, gc=False):
+    """A process as the supervisor sees it."""
+
+    name: str
+    state: ActorCondition
+    """`silent`: it does not answer a ping; `killed`: it is being ended; `pausing`: it is started again soon; `away`:
+    its restart budget is spent, so requests that need it are refused until it is ready."""
+    pid: int = 0
+    """0: there is no process."""
+    age: float = 0.0
+    """Seconds since the process was started."""
+    restarts: int = 0
+    died: str = ""
+    """How its last process ended."""
+    doing: str = ""
+    """The stage of its start."""
+    done: int = 0
+    """Bytes of that stage that are done, of `total`; 0 of 0: it has no bytes."""
+    total: int = 0
+    wait: float = 0.0
+    """Seconds of silence, or until the next start."""
+    cpu_seconds: float = 0.0
+    """CPU time of the process."""
+    memory: int = 0
+    """Bytes of memory of its own."""
+    shared: int = 0
+    """Bytes of shared memory and files that it has touched."""
+
+
+class LaneState(Struct, frozen=True, array_like=True, gc=False):
+    """A lane between two actors; counts are since the start of the server."""
+
+    source: str
+    target: str
+    waiting: int
+    """Bytes that wait."""
+    capacity: int
+    messages: int
+    refusals: int
+    """How often it was full."""
+
+
+ServerState = Literal["starting", "running", "repairing", "stopping"]
+
+
+class EngineState(Wire, tag="EngineState"):
+    """Supervisor -> front."""
+
+    state: ServerState
+    epoch: int
+    seconds: float
+    """Time since the server, or the last repair, began."""
+    actors: tuple[ActorState, ...]
+    lanes: tuple[LaneState, ...]
+
+
 # --- supervisor <-> all actors ----------------------------------------------------------------------------------------
 
 
@@ -722,6 +860,10 @@ Message = (
     | StopMatched
     | Texts
     | StepDone
+    | Inspect
+    | SchedulerState
+    | ImageCacheState
+    | EngineState
     | Ready
     | Failed
     | Loading

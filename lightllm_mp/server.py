@@ -29,7 +29,8 @@ PROGRAM = "import sys; from lightllm_mp.server import _child; sys.exit(_child())
 class Server:
     """A running `lightllm-mp serve`. It ends when the launching program ends, even by a crash."""
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, stderr: int | None = None) -> None:
+        """`stderr`: a descriptor for the server's log; by default it writes to this program's standard error."""
         config_fd = create_memfd("config")
         os.write(config_fd, msgspec.msgpack.encode(config or Config()))
         os.lseek(config_fd, 0, os.SEEK_SET)
@@ -43,6 +44,7 @@ class Server:
                 pass_fds=fds,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"},
                 process_group=0,
+                stderr=stderr,
             )
         finally:
             for fd in fds:
@@ -144,9 +146,9 @@ def _trust(certificate: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def launch(config: Config | None = None) -> Server:
+def launch(config: Config | None = None, *, stderr: int | None = None) -> Server:
     """Start a server with this configuration. Returns at once; see Server."""
-    return Server(config)
+    return Server(config, stderr=stderr)
 
 
 def _child() -> int:

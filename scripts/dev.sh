@@ -4,8 +4,8 @@
 #   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
 #   bash scripts/dev.sh setup                                only prepare .venv for both
 # Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
-# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, Prometheus,
-# kubectl, and a cross compiler and an emulator for aarch64.
+# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, tmux, two
+# shells, Prometheus, kubectl, and a cross compiler and an emulator for aarch64.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -73,6 +73,8 @@ install() {
 # installed; elsewhere the tests that need them are skipped.
 programs=(
     chromium:chromium,fonts-dejavu-core                       # the page
+    zsh:zsh fish:fish                                         # completion
+    tmux:tmux                                                 # what a terminal shows
     prometheus:prometheus                                     # rules and dashboards
     kubectl:kubernetes-client                                 # manifests
     mmdebstrap:mmdebstrap                                     # the steps of the Dockerfiles

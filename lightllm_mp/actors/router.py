@@ -25,6 +25,7 @@ from lightllm_mp.messages import (
     Forced,
     GuideReady,
     ImageFailed,
+    Inspect,
     NeedMasks,
     Open,
     OpenGuide,
@@ -107,6 +108,8 @@ class RouterActor(BlockingActor):
                 self._scheduler.abort(rid)
             case StopMatched(rid):
                 self._scheduler.stop_matched(rid)
+            case Inspect(rids):
+                self._tell(rids)
 
     def _enter(self, request: Tokenized, embedded: Embedded | None) -> None:
         """All that the request needs is here, but for its guide."""
@@ -135,7 +138,7 @@ class RouterActor(BlockingActor):
         if embedded is not None:
             self.mailbox.post(VISUAL, Release(request.rid))
         if request.terms.guide is not None:
-            for rid in range(request.rid, request.rid + request.terms.n):
+            for rid in _rids(request):
                 self.mailbox.post(GUIDE, CloseGuide(rid))
 
     def _drop(self, rid: int) -> None:
@@ -145,6 +148,12 @@ class RouterActor(BlockingActor):
             self.mailbox.post(VISUAL, Release(rid))
         if (dropped := self._compiling.pop(rid, None)) is not None:
             self._let_go(*dropped)
+
+    def _tell(self, rids: bytes) -> None:
+        """Tell the front what happens to these sequences; a full lane loses it."""
+        compiling = {rid for request, _ in self._compiling.values() for rid in _rids(request)}
+        lacking = self._halves.lacking_images()
+        self.mailbox.send(self._front, self._scheduler.state(rids, lacking_images=lacking, compiling=compiling))
 
     def after_batch(self) -> None:
         """Send plans to the workers, pass on events, and check the scheduler's integrity when it goes idle."""
@@ -208,6 +217,11 @@ class ArrivalTimes:
         self._times.clear()
 
 
+def _rids(request: Tokenized) -> range:
+    """Of all its answers."""
+    return range(request.rid, request.rid + request.terms.n)
+
+
 class ImageHalves:
     """Joins the halves of requests with images: ids from the tokenizer, embeddings from the visual actor, in any order.
 
@@ -233,6 +247,10 @@ class ImageHalves:
         if (other := self._tokenized.pop(message.rid, None)) is None:
             self._embedded[message.rid] = message
         return other
+
+    def lacking_images(self) -> set[int]:
+        """The rids of requests whose images are not encoded yet."""
+        return {rid for request in self._tokenized.values() for rid in _rids(request)}
 
     def drop(self, rid: int) -> bool:
         """Forget a request that no client waits for. True if a lease has to be given back."""

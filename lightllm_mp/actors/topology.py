@@ -126,7 +126,8 @@ def topology(
         edges += (Edge(front, VISUAL, MIB, 256 * KIB, forward_arena=images.files), Edge(VISUAL, ROUTER, MIB, 256 * KIB))
     children = (*workers, *others, *visual, *fronts)
     actors = Topology(front, children, ()).actors
-    control = tuple(Edge(SUPERVISOR, name, 64 * KIB, 64 * KIB) for name in actors)
+    # To the front goes what all actors do (EngineState), in one record.
+    control = tuple(Edge(SUPERVISOR, name, (256 if name == front else 64) * KIB, 64 * KIB) for name in actors)
     return Topology(front, children, edges + control, images.cache if images else 0)
 
 

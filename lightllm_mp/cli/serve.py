@@ -33,6 +33,7 @@ from lightllm_mp.sandbox import hide
 log = logging.getLogger("lightllm_mp.supervisor")
 
 EXIT_CONFIG = 2
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def main(
@@ -44,6 +45,7 @@ def main(
     writes its facts there as one line of JSON (see server.py). -1: not used. `on_serving` is told the URL then.
     """
     hide()
+    end_at_sigterm()
     raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
@@ -71,6 +73,13 @@ def main(
             return asyncio.run(_run(config, model, listen, bool(keys), parent_fd, status_fd, on_serving))
         except EngineError as error:  # no shared memory for the lanes; no process has started yet
             return _refused(config, error)
+
+
+def end_at_sigterm() -> None:
+    """SIGTERM ends the program until the supervisor handles it. For PID 1 of a container the kernel ignores signals
+    without a handler."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
 
 def _refused(config: Config, error: EngineError) -> int:

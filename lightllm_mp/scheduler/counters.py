@@ -18,6 +18,12 @@ class Counters:
     prompt_tokens: int = 0
     """Prompt tokens of the sequences that have started."""
     generation_tokens: int = 0
+    prefill_tokens: int = 0
+    """Tokens that steps computed in chunks of prompts."""
+    decode_tokens: int = 0
+    """Tokens that steps computed to go on with answers."""
+    step_rows: int = 0
+    """Sequences of all steps."""
     prefix_queries_tokens: int = 0
     """Tokens that were looked up in the prefix tree."""
     prefix_hit_tokens: int = 0

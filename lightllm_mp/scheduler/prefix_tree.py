@@ -88,6 +88,8 @@ class PrefixTree:
         """Slots owned by the tree."""
         self.evictable = 0
         """Slots of the tree that no lock holds."""
+        self.size = 0
+        """Number of nodes but the roots."""
         self.version = 0
         """Grows when a prefix is added; until then a failed match need not be tried again."""
 
@@ -155,6 +157,7 @@ class PrefixTree:
         """Cut `node` in two and return the upper part. `node` becomes the lower part: locks refer to their end."""
         upper = PrefixNode(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
         upper.locks, upper.last_use = node.locks, node.last_use
+        self.size += 1
         assert node.parent is not None
         node.parent.children[int(upper.ids[0])] = upper
         node.ids, node.slots, node.parent = node.ids[at:].copy(), node.slots[at:].copy(), upper
@@ -165,6 +168,7 @@ class PrefixTree:
         node = PrefixNode(ids, slots, parent)
         parent.children[int(ids[0])] = node
         node.last_use = self._clock
+        self.size += 1
         self.tokens += len(slots)
         self.evictable += len(slots)
         self.version += 1
@@ -184,6 +188,7 @@ class PrefixTree:
         assert parent is not None
         del parent.children[int(leaf.ids[0])]
         leaf.parent = None
+        self.size -= 1
         self._leaves.offer(parent)
         return slots
 

@@ -15,6 +15,7 @@ earliest deadline, then arrival. A sequence past its deadline does not begin; th
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from lightllm_mp.messages import (
     Pooled,
     Release,
     Scheduled,
+    SchedulerState,
     StepDone,
     Tokenized,
     Wire,
@@ -35,6 +37,7 @@ from lightllm_mp.messages import (
 from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import taken_tokens
+from lightllm_mp.scheduler.inspection import scheduler_state
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
 from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, failed_sequences, failure
 from lightllm_mp.scheduler.jumps import Jumps
@@ -244,8 +247,12 @@ class Scheduler:
         for sequence, start in chunks.items():
             if not sequence.opened:
                 self._announce(sequence, start)
-            if rows.planned[sequence.row] == rows.target[sequence.row]:
+            planned = int(rows.planned[sequence.row])
+            self._counters.prefill_tokens += planned - start
+            if planned == rows.target[sequence.row]:
                 self._prefilling.remove(sequence)
+        self._counters.decode_tokens += flight.decodes
+        self._counters.step_rows += len(flight.rows)
         return plan
 
     # --- retiring a step ----------------------------------------------------------------------------------------------
@@ -360,6 +367,12 @@ class Scheduler:
             "kv_total": self.limits.kv_tokens,
             **self._counters.by_name(),
         }
+
+    def state(self, rids: bytes, *, lacking_images: Collection[int], compiling: Collection[int]) -> SchedulerState:
+        """What happens to these sequences, and to KV memory (see `scheduler_state`)."""
+        return scheduler_state(
+            self._rows, self._kv, self._live, rids, lacking_images=lacking_images, compiling=compiling
+        )
 
     def check_integrity(self) -> None:
         """IntegrityError when a slot, a lock, a sequence or a lease is not accounted for exactly once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightllm_mp.plan import Ints
 
@@ -40,3 +41,7 @@ class SlotPool:
     def free_slots(self) -> Ints:
         """int32 [free], a view."""
         return self._stack[: self.free]
+
+    def free_in(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of free slots from each of the ascending `starts` to the next."""
+        return np.add.reduceat(self._is_free.view(np.uint8), starts, dtype=np.int64)

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 OVERTAKES = 32
@@ -60,6 +62,8 @@ class CachedImage:
     leases: int = 0
     waiters: list[int] = field(default_factory=list)
     """Requests that wait until it is READY."""
+    since: float = field(default_factory=monotonic)
+    """When it was asked for first, in seconds."""
 
 
 @dataclass(slots=True)
@@ -108,6 +112,10 @@ class ImageCache:
 
     def entry(self, key: bytes) -> CachedImage | None:
         return self._entries.get(key)
+
+    def newest(self, most: int) -> list[CachedImage]:
+        """At most so many images, those that were asked for last first."""
+        return list(islice(reversed(self._entries.values()), most))
 
     def fits(self, wanted: Iterable[WantedImage]) -> bool:
         """Whether an empty cache could hold all these images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -256,11 +257,25 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert main.main(["serve"]) == 1
     assert capsys.readouterr().err == "lightllm-mp: error: no such model\n"
     assert main.main(["serve", "--tp", "x"]) == 2
-    assert main.main([]) == 2
     assert main.main(["serv"]) == 2
     assert "did you mean serve?" in capsys.readouterr().err
     assert main.main(["--help"]) == 0
     assert "serve" in capsys.readouterr().out
+
+
+def test_without_a_command_it_says_what_one_can_do_in_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([]) == 2
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert (said.out, len(lines)) == ("", 5)
+    assert all(line.startswith("lightllm-mp ") and len(line) < 120 for line in lines)
+    named = {line.split()[1] for line in lines}
+    assert named <= {*main.COMMANDS, "--help"}
+    assert {"serve", "chat", "doctor"} <= named
+
+
+def test_the_help_names_every_command() -> None:
+    assert re.findall(r"^  (\w+)  ", main.USAGE, re.MULTILINE) == list(main.COMMANDS)
 
 
 def test_one_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +303,12 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "serve --help", "serve --help-lightllm", "bench --help"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version"]
+    + [f"{name} --help" for name in ("serve", "chat", "pull", "bench")]
+    + ["serve --help-lightllm"],
+)
 def test_help_is_quick_and_imports_nothing_heavy(words: str) -> None:
     before = children_seconds()
     done = subprocess.run(

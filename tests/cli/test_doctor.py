@@ -23,6 +23,7 @@ from lightllm_mp.cli.doctor.finding import Finding, fail, ok
 from lightllm_mp.cli.doctor.software import TorchReport, see_torch
 from lightllm_mp.cli.inspect.machine import GpuLine, parse_gpus
 from lightllm_mp.errors import ConfigError, StartupError
+from lightllm_mp.model_files import default_model
 from lightllm_mp.sandbox import SECCOMP, Layer
 from tests.paths import ROOT
 
@@ -268,3 +269,11 @@ def test_model_folders(
         monkeypatch.setattr(os, "access", lambda path, how: bool(Path(path).stat().st_mode & 0o400))
     finding = worst(model.model(str(folder)))
     assert (finding.status, said in finding.text) == (status, True), finding
+
+
+def test_a_default_model_that_is_not_here_yet_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(default_model, "PACKAGE", "no_such_package_is_installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = worst(model.model(None))
+    assert (found.status, list(tmp_path.iterdir())) == ("WARN", [])
+    assert "lightllm-mp pull" in found.advice

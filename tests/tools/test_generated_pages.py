@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools import architecture_pictures, models_table
+from tools import architecture_pictures, configuration_page, models_table
 
 
 def test_the_table_is_the_registry() -> None:
@@ -23,3 +23,9 @@ def test_every_family_is_verified() -> None:
 def test_pictures_are_the_program(name: str) -> None:
     drawn = architecture_pictures.PICTURES[name]()
     assert architecture_pictures.written(name) == drawn, "run python -m tools.architecture_pictures --write"
+
+
+@pytest.mark.parametrize("page", configuration_page.TABLES)
+def test_the_tables_are_the_flags(page: str) -> None:
+    tables = configuration_page.TABLES[page]()
+    assert configuration_page.written(page) == tables, "run python -m tools.configuration_page --write"

@@ -199,6 +199,12 @@ def message_seeds() -> list[bytes]:
         say.Pooled(1, bytes(4), 3),
         say.Texts(rids, ids, ids, ids, ids, ids, b"\0\1", b"\0\1", ("a", "é"), top, (("x", "y"),)),
         say.StepDone(1, ids, ids, top, ((0, ids, ids, ids),), 0.1, ids),
+        say.Inspect(rids),
+        say.SchedulerState(rids, b"\5\3", ids, ids, ids, 16, b"\1", b"\2", b"\3", 5, 2),
+        say.ImageCacheState(1, 2, 3, 4, 1, 0, 1, (say.ImageState(key[:4], 2, 3, True, 1, 0.5),)),
+        say.EngineState(
+            "running", 2, 0.5, (say.ActorState("router", "ready", 7),), (say.LaneState("a", "b", 1, 4096, 2, 0),)
+        ),
         say.Ready(say.Facts(model_name="m", eos_ids=(1, 2))),
         say.Failed("why"),
         say.Loading("weights", 1, 2),

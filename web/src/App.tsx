@@ -1,7 +1,9 @@
 import { ChatView } from "./chat/ChatView.tsx";
+import { announcement } from "./shared/announcer.ts";
+import { KeyDialog } from "./shared/KeyDialog.tsx";
 import { lazy } from "./shared/lazy.tsx";
 import { view } from "./shared/route.ts";
-import { TopBar } from "./shared/TopBar.tsx";
+import { TopBar } from "./TopBar.tsx";
 
 const LiveView = lazy(() => import("./live/LiveView.tsx"));
 
@@ -11,6 +13,8 @@ export function App() {
       <a class="skip-link" href="#main">Skip to content</a>
       <TopBar />
       {view.value === "live" ? <LiveView /> : <ChatView />}
+      <KeyDialog />
+      <p id="announcer" class="visually-hidden" role="status">{announcement.value}</p>
     </div>
   );
 }

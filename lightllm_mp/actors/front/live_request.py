@@ -140,6 +140,11 @@ class EventCursor:
             self._read[index] += 1
         self.at = stop
 
+    def pieces(self) -> Iterator[bytes]:
+        """The rest of the events, as arrays of at most SLICE."""
+        while self.at < len(self._order):
+            yield self.take(min(self.at + SLICE, len(self._order)))
+
     def take(self, stop: int) -> bytes:
         """The events up to number `stop`, as a MessagePack array of `Event`s."""
         first, self.at = self.at, stop
@@ -163,6 +168,10 @@ class RequestOwner(Protocol):
         """Its consumer is going to see these events (an encoded array), of which the first has this number."""
 
 
+Relay = Callable[[bytes], None]
+"""Takes each frame of a request's record (request_journal.py) to whoever can submit it to another engine."""
+
+
 class LiveRequest:
     """A live request. Iterate over it (`stream=True`) or await `answer()`; `close()` it in a `finally`.
 
@@ -174,13 +183,13 @@ class LiveRequest:
         self,
         request: Generate,
         owner: RequestOwner,
-        *,
         stream: bool,
         images: tuple[Upload, ...] = (),
         deadline: float = math.inf,
         label: str = "",
         form: bytes = b"",
         keep: float = 0.0,
+        relay: Relay | None = None,
     ) -> None:
         self._owner = owner
         self.request = request
@@ -191,6 +200,7 @@ class LiveRequest:
         self.label, self.form = label, form
         self.keep = keep
         """Seconds for which its table keeps it, with its images; 0: as long as any request, without them."""
+        self.relay = relay
         self.answers = [Answer(self, index) for index in range(request.terms.n)]
         self.order = bytearray()
         """The answer's index of each event."""
@@ -279,11 +289,11 @@ class LiveRequest:
 
     abort = close
 
-    def reopened(self, taken: int) -> LiveRequest:
+    def reopened(self, taken: int, relay: Relay | None = None) -> LiveRequest:
         """The request for another consumer, who has `taken` events already. This one's consumer reads no more."""
         self._leave()
         fresh = copy.copy(self)
-        fresh.closed, fresh.attached = False, True
+        fresh.closed, fresh.attached, fresh.relay = False, True, relay
         fresh.error = None if isinstance(self.error, SlowReader) else self.error
         fresh.timer = fresh.on_overflow = fresh._waiter = None
         fresh._cursor, fresh._unread = EventCursor(self.answers, self.order, taken), 0

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
 
 from lightllm_mp.actors.front.image_files import Upload
-from lightllm_mp.actors.front.live_request import LiveRequest, RequestOwner, decode_events
+from lightllm_mp.actors.front.live_request import EventCursor, LiveRequest, RequestOwner, decode_events
 from lightllm_mp.actors.topology import HTTP
 from lightllm_mp.messages import Generate, ImageInfo, PromptLogprobs
 from lightllm_mp.shm import Journal
@@ -38,10 +38,53 @@ class RequestHead(Struct, frozen=True, array_like=True):
     started: float = 0.0
     """Monotonic, too."""
 
+    @property
+    def most(self) -> float:
+        """The deadline; infinite: none."""
+        return math.inf if self.deadline is None else self.deadline
+
 
 class ImageFile(Struct, frozen=True, array_like=True):
     image: ImageInfo
     data: bytes
+
+
+def decode_head(frame: bytes) -> RequestHead:
+    """Raises msgspec.DecodeError."""
+    return msgspec.msgpack.decode(frame[1:], type=RequestHead)
+
+
+def read_record(frames: Sequence[bytes]) -> tuple[RequestHead, dict[bytes, Upload], list[bytes]]:
+    """The head, the images by their keys, and the other frames of a record that was relayed. Raises msgspec.DecodeError
+    or IndexError."""
+    files, heads, rest = dict[bytes, Upload](), list[RequestHead](), list[bytes]()
+    for frame in frames:
+        match frame[:1]:
+            case b"F":
+                file = msgspec.msgpack.decode(frame[1:], type=ImageFile)
+                files[file.image.key] = Upload(file.image, file.data)
+            case b"H":
+                heads.append(decode_head(frame))
+            case _:
+                rest.append(frame)
+    return heads[-1], files, rest
+
+
+def put_frame(live: LiveRequest, frame: bytes) -> None:
+    """Add to `live` what a frame T, E or P of its record says. Raises msgspec.DecodeError or IndexError."""
+    match frame[:1]:
+        case b"T":
+            live.scheduled, live.first = msgspec.msgpack.decode(frame[1:], type=tuple[float, float])
+        case b"E":
+            for event in decode_events(frame[1:]):
+                live.put(live.answers[event.index], event)
+        case b"P":
+            live.prompt_logprobs.append(msgspec.msgpack.decode(frame[1:], type=PromptLogprobs))
+
+
+def _head(live: LiveRequest) -> RequestHead:
+    deadline = live.deadline if live.deadline < math.inf else None
+    return RequestHead(live.request, live.stream, live.label, live.form, deadline, live.keep, live.started)
 
 
 @dataclass(slots=True)
@@ -57,6 +100,7 @@ class NoJournal:
     deaths: tuple[int, ...] = ()
 
     def add(self, live: LiveRequest) -> None: ...
+    def relay_all(self, live: LiveRequest) -> None: ...
     def events(self, live: LiveRequest) -> None: ...
     def seen(self, live: LiveRequest, first: int, data: bytes) -> None: ...
     def prompt(self, live: LiveRequest) -> None: ...
@@ -90,8 +134,9 @@ class RequestJournal:
 
     def add(self, live: LiveRequest) -> None:
         """Start the record of a request, and of its images."""
-        deadline = live.deadline if live.deadline < math.inf else None
-        head = RequestHead(live.request, live.stream, live.label, live.form, deadline, live.keep, live.started)
+        head = _head(live)
+        if live.relay is not None:
+            self._relay_head(live, head)
         for upload in {upload.key: upload for upload in live.images}.values():
             file = self._files.get(upload.key)
             if file is None:
@@ -106,15 +151,27 @@ class RequestJournal:
             self._release(live)
             self._without(live)
 
+    def relay_all(self, live: LiveRequest) -> None:
+        """Relay the record of a request as it stands, to whoever does not have it yet."""
+        if live.relay is None:
+            return
+        self._relay_head(live, _head(live))
+        if live.order:
+            live.relay(self._times(live))
+            for events in EventCursor(live.answers, live.order).pieces():
+                live.relay(b"E" + events)
+        for piece in live.prompt_logprobs:
+            live.relay(b"P" + self._encode(piece))
+
     def events(self, live: LiveRequest) -> None:
         """Record all events of the request."""
-        if live.number is not None and live.recorded.at < len(live.order):
+        if self._records(live) and live.recorded.at < len(live.order):
             self._timed(live)
             self._append(live, b"E" + live.recorded.take(len(live.order)))
 
     def seen(self, live: LiveRequest, first: int, data: bytes) -> None:
         """Record these events (an encoded array; the first has this number) before its consumer sees them."""
-        if live.number is not None and live.recorded.at == first:
+        if self._records(live) and live.recorded.at == first:
             self._timed(live)
             live.recorded.skip(live.taken)
             self._append(live, b"E" + data)
@@ -124,7 +181,7 @@ class RequestJournal:
     def _timed(self, live: LiveRequest) -> None:
         """Record the times of its first event, before that."""
         if not live.recorded.at:
-            self._append(live, b"T" + self._encode((live.scheduled, live.first)))
+            self._append(live, self._times(live))
 
     def prompt(self, live: LiveRequest) -> None:
         """Record its prompt logprobs, once all pieces have come."""
@@ -166,33 +223,20 @@ class RequestJournal:
     def _rebuilt(
         self, owner: RequestOwner, epoch: int, number: int, frames: list[bytes], files: dict[bytes, Upload]
     ) -> tuple[LiveRequest, bool]:
-        head = msgspec.msgpack.decode(frames[0][1:], type=RequestHead)
+        head = decode_head(frames[0])
         images = tuple(files[image.key] for image in head.request.images)
-        deadline = math.inf if head.deadline is None else head.deadline
-        live = LiveRequest(
-            head.request,
-            owner,
-            stream=head.stream,
-            images=images,
-            deadline=deadline,
-            label=head.label,
-            form=head.form,
-            keep=head.keep,
-        )
+        live = LiveRequest(head.request, owner, head.stream, images, head.most, head.label, head.form, head.keep)
         live.started = head.started
         suspended, deaths = False, list[int]()
         for frame in frames[1:]:
             match frame[:1]:
                 case b"E":
-                    for event in decode_events(frame[1:]):
-                        live.put(live.answers[event.index], event)
                     deaths.clear()
-                case b"T":
-                    live.scheduled, live.first = msgspec.msgpack.decode(frame[1:], type=tuple[float, float])
-                case b"P":
-                    live.prompt_logprobs.append(msgspec.msgpack.decode(frame[1:], type=PromptLogprobs))
+                    put_frame(live, frame)
                 case b"D":
                     deaths.append(msgspec.msgpack.decode(frame[1:], type=int))
+                case b"T" | b"P":
+                    put_frame(live, frame)
                 case kind:
                     suspended = kind == b"S"
         live.recorded.take(len(live.order))
@@ -212,7 +256,21 @@ class RequestJournal:
                 return None
         return number
 
+    def _records(self, live: LiveRequest) -> bool:
+        return live.number is not None or live.relay is not None
+
+    def _times(self, live: LiveRequest) -> bytes:
+        return b"T" + self._encode((live.scheduled, live.first))
+
+    def _relay_head(self, live: LiveRequest, head: RequestHead) -> None:
+        assert live.relay is not None
+        for upload in {upload.key: upload for upload in live.images}.values():
+            live.relay(b"F" + self._encode(ImageFile(upload.image, upload.data)))
+        live.relay(b"H" + self._encode(head))
+
     def _append(self, live: LiveRequest, frame: bytes) -> None:
+        if live.relay is not None:
+            live.relay(frame)
         while live.number is not None and not self._journal.append(live.number, frame):
             if not self.make_room():
                 self.remove(live)

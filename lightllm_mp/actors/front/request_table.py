@@ -20,7 +20,7 @@ from lightllm_mp.actors.front import validation
 from lightllm_mp.actors.front.deadlines import Deadlines
 from lightllm_mp.actors.front.fair_shares import FULL
 from lightllm_mp.actors.front.image_files import ImageLane, NoImageLane, Upload
-from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
+from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest, Relay
 from lightllm_mp.actors.front.quarantine import Quarantine
 from lightllm_mp.actors.front.request_journal import NoJournal, RequestJournal
 from lightllm_mp.actors.front.request_limits import RequestLimits
@@ -154,10 +154,11 @@ class RequestTable:
         label: str = "",
         form: bytes = b"",
         keep: float = 0.0,
+        relay: Relay | None = None,
     ) -> LiveRequest:
         """Start a request that must be complete by `deadline` (monotonic); sets its `start_by`. Never blocks. Its
-        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`: see LiveRequest. Raises
-        InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
+        tenant can `resume` it by its `label`; without one it cannot be resumed. `keep`, `relay`: see LiveRequest.
+        Raises InvalidRequest, PayloadTooLarge, PromptTooLong, Overloaded or Unavailable. Later the consumer may get
         QueueTimeout or DeadlineExceeded."""
         self.admit(terms.tenant)
         assert self.facts is not None
@@ -177,9 +178,8 @@ class RequestTable:
         if (error := validation.unavailable(request, self.state.away)) is not None:
             raise error
         held = self._hold(images, terms.tenant)
-        live = LiveRequest(  # its time begins before the tokenizer's
-            request, self, stream=stream, images=held, deadline=deadline, label=label, form=form, keep=keep
-        )
+        # Its time begins before the tokenizer's.
+        live = LiveRequest(request, self, stream, held, deadline, label, form, keep, relay)
         try:
             self._send_new(request)
         except Overloaded:
@@ -191,7 +191,7 @@ class RequestTable:
         self._enter(live)
         if label:
             self.retained.name(live)
-        if label and (self.retained.seconds or keep):
+        if label and (self.retained.seconds or keep or relay):
             self.journal.add(live)
         self.observer.accepted(live)
         return live

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front import validation
+from lightllm_mp.actors.front.live_request import LiveRequest, Relay
+from lightllm_mp.actors.front.request_journal import put_frame, read_record
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.validation import Prompt, check_prompt
 from lightllm_mp.actors.topology import HTTP
-from lightllm_mp.errors import Overloaded
+from lightllm_mp.errors import InvalidRequest, Overloaded
 
 
 class ResumableTable(RequestTable):
+    @property
+    def requests(self) -> Collection[LiveRequest]:
+        """Those that were submitted, the oldest first."""
+        return self._lives.values()
+
+    @property
+    def connected(self) -> bool:
+        """The lanes are there: no repair is under way."""
+        return self._connected
+
     @contextmanager
     def arriving(self, tenant: bytes) -> Iterator[None]:
         """A request of this tenant counts as live while its body and images arrive. It leaves at the end of the context
@@ -76,14 +89,14 @@ class ResumableTable(RequestTable):
         finally:
             self._answer_bytes -= size
 
-    def resume(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
+    def resume(self, tenant: bytes, label: str, taken: int = 0, relay: Relay | None = None) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
         more. Raises NotFound, InvalidRequest, Overloaded or Unavailable."""
         old = self.retained.find(tenant, label, taken)
         suspended = old in self.retained
         if suspended and old.open:
             self.admit(tenant)
-        live = old.reopened(taken)
+        live = old.reopened(taken, relay)
         self.observer.resumed()
         self.retained.name(live)
         self._quarantine.replace(old, live)
@@ -96,6 +109,8 @@ class ResumableTable(RequestTable):
             live.rid, live.request = rid, replace(live.request, rid=rid, terms=terms)
             for answer in live.answers:
                 answer.rid = rid + answer.index
+        self.journal.relay_all(live)
+        if suspended and live.open:
             self.journal.suspended(live, False)
             self._enter(live)
             if self._connected:
@@ -103,6 +118,43 @@ class ResumableTable(RequestTable):
         elif live.rid in self._lives:
             self._lives[live.rid] = live
             self._deadlines.watch(live)
+        return live
+
+    def adopt(
+        self, frames: Sequence[bytes], taken: int, *, tenant: bytes, deadline: float, relay: Relay
+    ) -> LiveRequest:
+        """A request that another engine began, for a client that has its first `taken` events. `frames`: its record, as
+        `relay` was given it there. Raises InvalidRequest for a damaged record, and like `submit`."""
+        self.admit(tenant)
+        assert self.facts is not None
+        try:
+            head, files, rest = read_record(frames)
+            images = tuple(files[image.key] for image in head.request.images)
+            terms = replace(head.request.terms, tenant=tenant, start_by=self._deadlines.start_by(deadline))
+            request = replace(head.request, rid=self._rids(head.request.terms.n), terms=terms)
+            built = LiveRequest(request, self, head.stream, images, deadline, head.label, head.form, head.keep)
+            for frame in rest:
+                put_frame(built, frame)
+        except (msgspec.DecodeError, KeyError, IndexError) as error:
+            raise InvalidRequest(f"the record is damaged: {error}") from None
+        if not 0 <= taken <= len(built.order):
+            raise InvalidRequest(f"the record has {len(built.order)} events, not {taken}", param="Last-Event-ID")
+        if (unavailable := validation.unavailable(request, self.state.away)) is not None:
+            raise unavailable
+        if built.order:  # the times of its record are those of another clock
+            built.scheduled = built.first = built.started
+        built.images = self._hold(images, tenant) if built.open or built.keep else ()
+        live = built.reopened(taken, relay)
+        self._answer_bytes += live.bytes
+        self.limits.enter(tenant)
+        self.retained.name(live)
+        self.journal.add(live)
+        self.journal.prompt(live)
+        self.journal.events(live)
+        self._enter(live)
+        if self._connected:
+            self._submit_again(live)
+        self.observer.accepted(live)
         return live
 
     def look(self, tenant: bytes, label: str) -> LiveRequest:

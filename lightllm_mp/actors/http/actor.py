@@ -11,6 +11,8 @@ from typing import Any
 from lightllm_mp.actors.front.actor import FrontActor
 from lightllm_mp.actors.front.request_journal import RequestJournal
 from lightllm_mp.actors.http.app import create_app
+from lightllm_mp.actors.http.live.feed import LiveFeed
+from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
@@ -18,7 +20,8 @@ from lightllm_mp.actors.http.traces import RepairTimes, Traces
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import Begin, Health, Wire
+from lightllm_mp.actors.topology import ROUTER, worker
+from lightllm_mp.messages import Begin, EngineState, Health, ImageCacheState, SchedulerState, Wire
 from lightllm_mp.shm import Journal
 
 
@@ -39,6 +42,9 @@ class HttpActor(FrontActor):
             resume_window=http.resume_window,
         )
         self._repairs = RepairTimes()
+        pages = self._pages
+        history = LiveHistory(lambda: pages[ROUTER].read(), lambda: pages[worker(0)].read())
+        self._feed = LiveFeed(self.frontend, mailbox.send, history)
         self._begun = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -46,15 +52,28 @@ class HttpActor(FrontActor):
         super().on_begin(begin)
         self._repairs.began(begin.restarted)
         self._begun.set()
+        self._feed.changed()
 
     def on_reset(self) -> None:
         super().on_reset()
         self._repairs.stopped()
+        self._feed.changed()
+
+    def on_message(self, peer: str, message: Wire) -> None:
+        if isinstance(message, SchedulerState | ImageCacheState):
+            self._feed.take(message)
+        else:
+            super().on_message(peer, message)
 
     def on_control(self, message: Wire) -> None:
         super().on_control(message)
-        if isinstance(message, Health) and message.draining:
-            self._draining.set()
+        match message:
+            case EngineState():
+                self._feed.take(message)
+            case Health(draining=draining):
+                self._feed.changed()
+                if draining:
+                    self._draining.set()
 
     def run(self) -> None:
         asyncio.run(self._serve())
@@ -72,7 +91,9 @@ class HttpActor(FrontActor):
             stats=self.all_stats,
             keys=self._keys,
             traces=traces,
+            feed=self._feed,
         )
+        self._feed.start()
         sharing = self._config.http.reuse_port
         stays = sharing or self._config.supervisor.drain_delay > 0
         self.frontend.stay(stays)

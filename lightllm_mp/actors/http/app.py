@@ -11,15 +11,20 @@ from lightllm_mp.actors.http.arrival import Arrivals
 from lightllm_mp.actors.http.context import Context, Stats
 from lightllm_mp.actors.http.error_responses import failures
 from lightllm_mp.actors.http.image_inputs import ImageInputs
+from lightllm_mp.actors.http.live.feed import LiveFeed
+from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.metrics import HttpMetrics
 from lightllm_mp.actors.http.openapi.document import OpenApiPage
+from lightllm_mp.actors.http.relayed_answer import relays
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.anthropic import AnthropicRoutes
 from lightllm_mp.actors.http.routes.embeddings import EmbeddingRoutes
 from lightllm_mp.actors.http.routes.generate import GenerateRoutes
+from lightllm_mp.actors.http.routes.live import LiveRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.page import PageRoutes, page_routes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
+from lightllm_mp.actors.http.routes.relay import RelayRoutes
 from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
@@ -48,6 +53,7 @@ def routes(
     tokenize: TokenizeRoutes,
     status: StatusRoutes,
     exposition: PrometheusPage,
+    live: LiveRoutes,
     openapi: OpenApiPage,
 ) -> tuple[Route, ...]:
     return (
@@ -76,6 +82,7 @@ def routes(
         Route((*LOOK, "POST"), ("/liveness",), status.liveness, "public", quiet=True),
         Route((*LOOK, "POST"), ("/readiness",), status.readiness, "public", quiet=True),
         Route(LOOK, ("/metrics",), exposition.handler, "user", quiet=True),
+        Route(("GET",), ("/live/events",), live.events, "admin", quiet=True),
         Route(LOOK, ("/token_load",), status.token_load, "user"),
         Route((*LOOK, "POST"), ("/get_server_info",), status.server_info, "user"),
         Route((*LOOK, "POST"), ("/get_model_name",), status.model_name, "user"),
@@ -93,11 +100,13 @@ def create_app(
     keys: ApiKeys | None = None,
     public_metrics: bool = False,
     traces: Traces | None = None,
+    feed: LiveFeed | None = None,
 ) -> web.Application:
     """The HTTP API over `frontend`.
 
     `stats` returns every actor's numbers. Without `keys` any client may call any route. `public_metrics` serves
-    /metrics without a key. `traces` gets every request that has ended. Raises ConfigError for an invalid origin.
+    /metrics without a key. `feed`: what /live/events sends; the default one knows the front alone. `traces` gets every
+    request that has ended. Raises ConfigError for an invalid origin.
     """
     meter = HttpMetrics()
     media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
@@ -107,6 +116,7 @@ def create_app(
     exposition = PrometheusPage(context, meter, connections)
     arrivals = Arrivals(context)
     openapi = OpenApiPage()
+    feed = feed or LiveFeed(frontend, lambda peer, inspect: False, LiveHistory(dict, dict))
     table = routes(
         GenerateRoutes(context, arrivals),
         OpenAIRoutes(context, arrivals),
@@ -117,6 +127,7 @@ def create_app(
         TokenizeRoutes(context, arrivals),
         StatusRoutes(context),
         exposition,
+        LiveRoutes(feed),
         openapi,
     )
     openapi.describe(table)
@@ -127,19 +138,29 @@ def create_app(
         access[exposition.handler] = "public"
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
+    keys = keys or ApiKeys()
 
     def record(request: web.Request, status: int, begin: float, end: float) -> None:
         assert traces is not None
         traces.record(request, context.model_name, status, begin, end)
 
     write_log = not config.disable_access_log
-    middlewares = [observe(meter, quiet, write_log=write_log, record=record if traces else None), failures]
-    if local := local_only(config, len(keys or ()), origins):
+    middlewares = [observe(meter, quiet, write_log=write_log, record=record if traces else None)]
+    if keys.relays:
+        middlewares.append(relays(keys.relays))
+        table += (Route(("POST",), ("/relay",), RelayRoutes(context).adopt, "admin"),)
+    middlewares.append(failures)
+    if local := local_only(config, len(keys), origins):
         middlewares.append(local)
     middlewares += [preflights(origins)] if origins else []
-    app = web.Application(middlewares=[*middlewares, guard(keys or ApiKeys(), access)])
+    app = web.Application(middlewares=[*middlewares, guard(keys, access)])
     app[ACCESS], app[CONNECTIONS] = access, connections
     app.on_response_prepare.append(sign)
+
+    async def end_streams(app: web.Application) -> None:
+        feed.close()
+
+    app.on_shutdown.append(end_streams)
 
     async def part(request: web.Request, response: web.StreamResponse) -> None:
         if frontend.state.draining:

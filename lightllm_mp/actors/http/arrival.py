@@ -17,7 +17,7 @@ from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.body import BodyReader
-from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, tenant
+from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, relay_of, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver, send
 from lightllm_mp.actors.http.dialects.forms import Form, GroupForm, encode_form
@@ -124,4 +124,5 @@ class Arrivals:
             label=request[LABEL] if label is None else label,
             form=encode_form(work.form),
             keep=work.keep,
+            relay=relay_of(request),
         )

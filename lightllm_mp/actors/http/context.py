@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.front.live_request import LiveRequest, Relay
 from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.actors.http.sockets.address_limit import client_address
@@ -23,22 +23,30 @@ LIVE: Any
 TENANT: Any
 FAILURE: Any
 DEADLINE: Any
+RELAYED: Any
 if hasattr(web, "RequestKey"):  # aiohttp >= 3.14
     LABEL = web.RequestKey("label", str)
     LIVE = web.RequestKey("live", LiveRequest)
     TENANT = web.RequestKey("tenant", bytes)
     FAILURE = web.RequestKey("failure", str)
     DEADLINE = web.RequestKey("deadline", float)
+    RELAYED = web.RequestKey("relayed", object)
 else:
-    LABEL, LIVE, TENANT, FAILURE, DEADLINE = "label", "live", "tenant", "failure", "deadline"
-"""Keys of a request's label, its LiveRequest, the digest of its API key, its error's code, and its deadline (monotonic
-seconds)."""
+    LABEL, LIVE, TENANT, FAILURE, DEADLINE, RELAYED = "label", "live", "tenant", "failure", "deadline", "relayed"
+"""Keys of a request's label, its LiveRequest, the digest of its API key, its error's code, its deadline (monotonic
+seconds), and its RelayedAnswer (relayed_answer.py) if a front of several engines sent it."""
 
 
 def tenant(request: web.Request) -> bytes:
     """The digest of the request's API key; empty without keys."""
     found: bytes = request.get(TENANT, b"")
     return found
+
+
+def relay_of(request: web.Request) -> Relay | None:
+    """Where the record of the request goes, beside the journal."""
+    answer = request.get(RELAYED)
+    return None if answer is None else answer.record
 
 
 def payer(request: web.Request) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from aiohttp import web
 
 from lightllm_mp.actors.front.live_request import LiveRequest
+from lightllm_mp.actors.http import answer_stream
 from lightllm_mp.actors.http.context import LIVE
 from lightllm_mp.actors.http.dialects.forms import Form, decode_form
 from lightllm_mp.actors.http.dialects.writer import AnswerWriter, StreamWriter
@@ -53,22 +54,22 @@ async def _stream(
         writer.seen(seen)
         await asyncio.sleep(0)
     events = await live.batch()
-    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
-    response.content_type = "text/event-stream"
     if request.transport is not None:
         live.on_overflow = request.transport.abort  # the client does not read, so no error event reaches it
-    await response.prepare(request)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+    answer = await answer_stream.begin(request, "text/event-stream", headers)
     try:
         if (head := writer.begin()) and number == 1:
-            await response.write(head)
+            await answer.write(head)
         while events:
             for piece in writer.events(events, number):
-                await response.write(piece)
+                await answer.write(piece)
             number += len(events)
+            await answer.shown(number - 1)
             events = await live.batch()
         last = writer.end()
     except ConnectionError:
-        return response  # the client has left
+        return answer.response  # the client has left
     except EngineError as error:
         last = writer.failure(error)
     except MemoryError:
@@ -76,8 +77,8 @@ async def _stream(
     except Exception:
         log.exception("a stream failed")
         last = writer.failure(EngineError("internal error"))
-    await response.write_eof(last)
-    return response
+    await answer.end(last)
+    return answer.response
 
 
 async def _whole(
@@ -99,12 +100,10 @@ async def send_json(
             await asyncio.sleep(0)
     else:
         return web.Response(body=bytes(body), content_type="application/json", headers=headers)
-    response = web.StreamResponse(headers=headers)
-    response.content_type = "application/json"
-    await response.prepare(request)
-    await response.write(bytes(body))
+    answer = await answer_stream.begin(request, "application/json", headers or {})
+    await answer.write(bytes(body))
     for piece in pieces:
-        await response.write(piece)
+        await answer.write(piece)
         await asyncio.sleep(0)
-    await response.write_eof()
-    return response
+    await answer.end()
+    return answer.response

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from time import monotonic
 
 from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec, child_environment
 from lightllm_mp.shm.memfd import create_memfd
@@ -32,6 +33,7 @@ class ChildProcess:
         """OSError if the system has no process, memory or descriptor left; nothing stays open then."""
         self._on_exit = on_exit
         self._name = launch.name
+        self.started = monotonic()
         with contextlib.ExitStack() as undo:
             self._stacks = create_memfd(f"stacks-{launch.name}")
             undo.callback(os.close, self._stacks)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightllm_mp.actors.supervision.restart_budget import RestartBudget
 from lightllm_mp.actors.topology import Child
-from lightllm_mp.messages import Loading
+from lightllm_mp.messages import ActorCondition, Loading
 
 
 @dataclass
@@ -45,3 +45,24 @@ class ChildState:
     stage: Loading | None = None
     """The stage of its start that it told last, while that lasts."""
     restarts: int = 0
+    progress: Loading | None = None
+    """What it told last of its start, until it is ready."""
+    died: str = ""
+    """How its last process ended."""
+
+    @property
+    def condition(self) -> ActorCondition:
+        """In one word, for people."""
+        if self.away:
+            return "away"
+        if not self.running:
+            return "pausing" if self.restart is not None else "down"
+        if self.hung or self.killed_with_ranks:
+            return "killed"
+        if self.told_to_stop:
+            return "stopping"
+        if self.suspect:
+            return "silent"
+        if self.resetting:
+            return "resetting"
+        return "ready" if self.ready else "starting"

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, HttpConfig
 from lightllm_mp.machine import format_bytes
 from lightllm_mp.messages import Facts, Loading
 
@@ -74,7 +74,16 @@ class Console:
         print((CLEAR if self._terminal else "") + "\nlightllm-mp is serving", file=sys.stderr)
         for name, value in lines:
             print(f"  {name:<10} {value}", file=sys.stderr)
-        print(f"  try        {example(url, facts)}\n", file=sys.stderr, flush=True)
+        print(f"  try        {example(url, facts)}", file=sys.stderr)
+        if not config.http.no_ui and facts.has_tokenizer and facts.engine.task == "generate":
+            print(f"\nOpen {url}/ in a browser, or chat here: lightllm-mp chat{elsewhere(url)}", file=sys.stderr)
+        print(file=sys.stderr, flush=True)
+
+
+def elsewhere(url: str) -> str:
+    """The flag with which `lightllm-mp chat` finds a server that is not at the default address."""
+    http = HttpConfig()
+    return "" if url == f"http://{http.host}:{http.port}" else f" --url {url}"
 
 
 def example(url: str, facts: Facts) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lightllm_mp.actors.runtime.launch_spec import PeerFds
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR, VISUAL, Edge, Topology
+from lightllm_mp.messages import LaneState
 from lightllm_mp.shm import Arena, Bell, Journal, Lane
 
 
@@ -119,6 +120,15 @@ class SharedMemory:
             for counter in ("puts", "full_events", "max_backlog", "backlog_bytes"):
                 found[f"{source}->{target}.{counter}"] = getattr(stats, counter)
         return found
+
+    def lane_states(self) -> tuple[LaneState, ...]:
+        """Every lane between actors."""
+        return tuple(
+            LaneState(source, target, stats.backlog_bytes, stats.capacity, stats.puts, stats.full_events)
+            for (source, target), way in self._ways.items()
+            if SUPERVISOR not in (source, target)
+            for stats in [way.lane.stats()]
+        )
 
     def idle(self) -> bool:
         """No lane holds a record."""

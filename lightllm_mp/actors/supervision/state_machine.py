@@ -117,9 +117,9 @@ class StateMachine:
         self.facts = Facts()
         self.reason = ""
         """Why the server ended, if it did not end cleanly."""
-        self._code = EXIT_OK
-        self.draining = False
-        self._changed_at = now
+        self._code, self.draining = EXIT_OK, False
+        self.started_at = self.changed_at = now
+        """When the server began, and when its last repair did."""
         self._leaving = ""
         """The child whose exit STOPPING waits for."""
 
@@ -128,12 +128,14 @@ class StateMachine:
     def start(self) -> list[Action]:
         if self.state is State.STOPPING:
             return []
-        return [self._spawn(tuple(child.name for child in self._topology.children), self._changed_at)]
+        return [self._spawn(tuple(child.name for child in self._topology.children), self.changed_at)]
 
     def exited(self, name: str, reason: str, now: float) -> list[Action]:
         """A process is gone; `reason` says how, in words."""
         old = self.children[name]
-        self.children[name] = child = ChildState(old.spec, old.budget, restarts=old.restarts, replaced=old.replaced)
+        self.children[name] = child = ChildState(
+            old.spec, old.budget, restarts=old.restarts, replaced=old.replaced, died=reason
+        )
         if self.state is State.STOPPING:
             return self._stop_next() if name == self._leaving else []
         if self.state is State.STARTING:
@@ -183,6 +185,7 @@ class StateMachine:
             case Ready(facts):
                 self.facts = _merged(self.facts, facts)
                 child.ready, child.ready_at, child.stage, child.away = True, now, None, False
+                child.progress = None
                 ended = self._end_epoch(now) if self.state is State.RUNNING else []
                 return ended + self._begin_if_complete(now)
             case ResetDone(epoch) if epoch == self.epoch:
@@ -197,7 +200,7 @@ class StateMachine:
                 if self.children[culprit].budget.excuse(epoch):
                     return [Log(logging.WARNING, f"a request may have ended {culprit}: the restart does not count")]
             case Loading(_, _, total):
-                child.stage = None if total else message
+                child.progress, child.stage = message, None if total else message
                 return [Progress(name, message) if total else After(STAGE_SHOWN, self.stage_lasts, (name, message))]
             case Drained() if self.draining:
                 return [Log(logging.INFO, "drained"), *self.stop()]
@@ -313,7 +316,7 @@ class StateMachine:
     def _end_epoch(self, now: float) -> list[Action]:
         self.state = State.REPAIRING
         self.epoch += 1
-        self._changed_at = now
+        self.changed_at = now
         for child in self.children.values():
             child.replaced, child.resetting = False, child.ready
             if child.resetting:
@@ -359,7 +362,7 @@ class StateMachine:
             *([] if first else [ResetData(self.epoch)]),
             *(Send(name, begin) for name, child in self.children.items() if child.ready),
             self._health(),
-            Log(logging.INFO, f"epoch {self.epoch}: {how} after {now - self._changed_at:.2f} s"),
+            Log(logging.INFO, f"epoch {self.epoch}: {how} after {now - self.changed_at:.2f} s"),
             *([Serving(self.facts)] if first else []),
         ]
 

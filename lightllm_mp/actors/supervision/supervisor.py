@@ -32,12 +32,13 @@ from lightllm_mp.actors.supervision.actions import (
 )
 from lightllm_mp.actors.supervision.child_process import ChildProcess
 from lightllm_mp.actors.supervision.control_lanes import ControlLanes
+from lightllm_mp.actors.supervision.engine_state import engine_state
 from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.supervision.state_machine import EXIT_OK, State, StateMachine
 from lightllm_mp.actors.supervision.worker_group import WorkerGroup
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.config import Config
-from lightllm_mp.messages import Facts, Loading, Wire
+from lightllm_mp.messages import Facts, Inspect, Loading, Wire
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.shm import implementation
 
@@ -248,6 +249,9 @@ class Supervisor:
         self._do(self._machine.exited(name, reason, time.monotonic()))
 
     def _on_control(self, name: str, message: Wire) -> None:
+        if isinstance(message, Inspect):
+            self._control.send(name, engine_state(self._machine, self._processes, self.wiring, time.monotonic()))
+            return
         self._do(self._machine.received(name, message, time.monotonic()))
 
     def _tick(self) -> Iterable[Action]:

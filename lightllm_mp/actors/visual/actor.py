@@ -11,7 +11,7 @@ import logging
 import os
 from collections import deque
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 
@@ -20,6 +20,7 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.actors.visual.cache_state import image_cache_state
 from lightllm_mp.actors.visual.decoder_pool import PROGRAM, DecoderPool, check_decoder
 from lightllm_mp.engine.image_embeddings import PORTABLE, pin
 from lightllm_mp.errors import ConfigError, EngineError, InvalidRequest
@@ -33,6 +34,7 @@ from lightllm_mp.messages import (
     ImageBlock,
     ImageFailed,
     ImageInfo,
+    Inspect,
     RawImage,
     Release,
     Wire,
@@ -173,6 +175,9 @@ class VisualActor(AsyncActor):
                 self._drop(rid)
             case Abort(rid):
                 self._abort(rid)
+            case Inspect():
+                state = image_cache_state(self._cache, self._arena, len(self._jobs) + len(self._working), monotonic())
+                self.mailbox.send(self._front, state)
 
     def after_records(self) -> None:
         self._go_on()

@@ -75,9 +75,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, **asyncio.run(run())}
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="lightllm-mp bench", description=DESCRIPTION, allow_abbrev=False, formatter_class=_Formatter)
-    add = parser.add_argument
+def parser() -> Parser:
+    found = Parser(prog="lightllm-mp bench", description=DESCRIPTION, allow_abbrev=False, formatter_class=_Formatter)
+    add = found.add_argument
     add("--url", default="http://127.0.0.1:8000", help="base address of the server")
     add("--num-requests", type=_at_least(1), default=100, metavar="N", help="number of requests")
     lengths = "N, uniform:a-b or sharegpt"
@@ -92,7 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--image-tag", default="<image>", metavar="TAG", help="placeholder of an image in a text prompt")
     source = "send images in the request, or let the server fetch them here (needs --allow-media-host 127.0.0.1)"
     add("--image-from", choices=("base64", "url"), default="base64", help=source)
-    load = parser.add_mutually_exclusive_group()
+    load = found.add_mutually_exclusive_group()
     load.add_argument("--rate", type=_positive, metavar="R", help="requests per second, Poisson; inf: all at once")
     load.add_argument("--concurrency", type=_at_least(1), default=16, metavar="C", help="requests at a time")
     add("--seed", type=int, default=0, metavar="N", help="determines lengths, prompts and arrivals")
@@ -102,8 +102,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="maximum time for one answer")
     add("--api-key-file", metavar="PATH", help="file whose first word is the API key to send")
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    args = parse(parser, argv, flags)
+    return found
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    args = parse(parser(), argv)
     if not args.url.startswith(("http://", "https://")):
         raise ConfigError(f"--url: expected http://HOST:PORT, got {args.url!r}")
     return args

@@ -17,14 +17,18 @@ changes nothing and loads no model. Exit code 1 if a check fails."""
 INDENT = 20
 
 
+def parser() -> Parser:
+    found = Parser(prog="lightllm-mp doctor", description=DESCRIPTION, allow_abbrev=False)
+    found.add_argument("--model-dir", metavar="PATH", help="folder or .gguf file to check; by default the small model")
+    found.add_argument("--host", default=HttpConfig().host, help="address of the server")
+    found.add_argument("--port", type=int, default=HttpConfig().port, metavar="N", help="port of the server")
+    found.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    return found
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs all checks and prints the findings. ConfigError for wrong flags."""
-    parser = Parser(prog="lightllm-mp doctor", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--model-dir", metavar="PATH", help="folder or .gguf file to check; by default the small model")
-    parser.add_argument("--host", default=HttpConfig().host, help="address of the server")
-    parser.add_argument("--port", type=int, default=HttpConfig().port, metavar="N", help="port of the server")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    args = parse(parser, argv, ["--model-dir", "--host", "--port", "--json", "--help"])
+    args = parse(parser(), argv)
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port}: expected a whole number from 0 to 65535")
     found = examine(args.model_dir, args.host, args.port, print_line=None if args.json else print)

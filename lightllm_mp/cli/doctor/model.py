@@ -10,17 +10,18 @@ from lightllm_mp.cli.doctor.finding import Findings, fail, ok, warn
 from lightllm_mp.cli.inspect.report import inspect
 from lightllm_mp.errors import EngineError
 from lightllm_mp.machine import format_bytes
-from lightllm_mp.model_files.default_model import find_default_model
+from lightllm_mp.model_files.default_model import find_default_model, not_there
 
 
 def model(model_dir: str | None) -> Findings:
     try:
-        path = find_default_model() if model_dir is None else Path(model_dir).expanduser()
-    except EngineError as error:
-        yield fail("model", error.message, "name a model with --model-dir")
+        path = find_default_model(fetch=False) if model_dir is None else Path(model_dir).expanduser()
+    except EngineError:
+        text = "the default model is not here yet; lightllm-mp serve fetches it once, about 93 MB"
+        yield warn("model", text, "fetch it with lightllm-mp pull, or name a model with --model-dir")
         return
     if not path.exists():
-        yield fail("model", f"{path}: no such folder or file", "name a folder or a .gguf file with --model-dir")
+        yield fail("model", f"{path}: {not_there(str(model_dir))}", "name a folder or a .gguf file with --model-dir")
         return
     findings = list(permissions(path))
     yield from findings

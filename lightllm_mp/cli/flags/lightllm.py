@@ -72,6 +72,7 @@ ACCEPTED = {
     "one HTTP process serves all clients": "httpserver_workers",
     "each request asks for prompt logprobs itself": "enable_prompt_logprobs",
     "a reward model is recognised by its checkpoint": "use_reward_model",
+    "each request asks for a constraint itself": "output_constraint_mode",
     "it is only a label": "model_owner job_name grouping_key push_interval",
     "the engine chooses the fastest implementation for the device": (
         "performance_mode p_mode sampling_backend penalty_counter_mode llm_prefill_att_backend llm_decode_att_backend "
@@ -112,7 +113,6 @@ BY_VALUE = {
     "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are detected; see also --quantization"),
     "vit_quant_type": ("none", "vision towers with quantised weights come later, except from GGUF files"),
     "llm_kv_type": ("none", "8-bit KV needs no calibrated scales here; see --kv-cache-dtype int8 and fp8"),
-    "output_constraint_mode": ("none", "constrained output comes later"),
     "mtp_mode": ("none", "speculative decoding comes later"),
     "mtp_step": ("0", "speculative decoding comes later"),
     "hardware_platform": ("cuda", "other accelerators come later"),
@@ -137,7 +137,7 @@ LATER = {
     "the HTTP server is not hypercorn": "hypercorn_config",
     "pushing metrics comes later; scrape /metrics": "metric_gateway",
     "profiling hooks come later": "enable_profiling",
-    "constrained output comes later": "token_healing_mode first_token_constraint_mode",
+    "token healing and constraints of the first token come later": "token_healing_mode first_token_constraint_mode",
     "expert parallelism and reports of routed experts come later": (
         "enable_ep_moe ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
     ),

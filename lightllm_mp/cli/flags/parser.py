@@ -13,12 +13,19 @@ from lightllm_mp.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage and exiting."""
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """What was added: flags, and arguments without one."""
+        return self._actions
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "))
 
 
-def parse(parser: Parser, argv: Sequence[str], names: Iterable[str]) -> argparse.Namespace:
-    """Parse `argv`. ConfigError for an unknown flag suggests the nearest of `names` (flags with their dashes)."""
+def parse(parser: Parser, argv: Sequence[str], names: Iterable[str] | None = None) -> argparse.Namespace:
+    """Parse `argv`. ConfigError for an unknown flag suggests the nearest of `names`, by default the parser's."""
+    if names is None:
+        names = [flag for action in parser.actions for flag in action.option_strings]
     space, unknown = parser.parse_known_args(dashed(argv))
     if unknown:
         word = unknown[0].partition("=")[0]

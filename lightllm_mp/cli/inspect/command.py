@@ -11,21 +11,26 @@ from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.cli.inspect.report import WIDTHS, ModelReport, inspect
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.machine import format_bytes
+from lightllm_mp.model_files.default_model import not_there
 
 DESCRIPTION = """Describe a model without loading it: family, sizes, tokenizer, problems. Exit code 1 if the model
 cannot be served."""
 
 
+def parser() -> Parser:
+    found = Parser(prog="lightllm-mp inspect", description=DESCRIPTION, allow_abbrev=False)
+    found.add_argument("model", metavar="PATH", help="Hugging Face folder or .gguf file")
+    found.add_argument("--data-type", choices=("auto", *WIDTHS), default="auto", help="type of weights and KV")
+    found.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    return found
+
+
 def main(argv: Sequence[str]) -> int:
     """Prints the report. ConfigError for wrong flags, ModelError for a model that is not supported."""
-    parser = Parser(prog="lightllm-mp inspect", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("model", metavar="DIR", help="Hugging Face folder or .gguf file")
-    parser.add_argument("--data-type", choices=("auto", *WIDTHS), default="auto", help="type of weights and KV")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    args = parse(parser, argv, ["--json", "--data-type", "--help"])
+    args = parse(parser(), argv)
     path = Path(args.model).expanduser()
     if not path.exists():
-        raise ConfigError(f"{args.model}: no such folder or file")
+        raise ConfigError(f"{args.model}: {not_there(args.model)}")
     report = inspect(path, data_type=args.data_type)
     print(msgspec.json.encode(report).decode() if args.json else described(report))
     return 1 if report.problems else 0

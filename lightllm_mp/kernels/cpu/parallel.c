@@ -24,6 +24,20 @@ static void run_all(void (*run)(void *, long), void *arg, long tasks) {
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* glibc 2.32 and 2.34 gave these functions a new version when they moved from libpthread into libc. The old version names
+ * the same functions, so a wheel that is built with this macro (scripts/build_wheel.sh) also loads where glibc is older:
+ * there every Python has libpthread loaded. */
+#ifdef LIGHTLLM_MP_OLD_GLIBC
+#ifdef __x86_64__
+#define FIRST_VERSION "GLIBC_2.2.5"
+#else /* aarch64 */
+#define FIRST_VERSION "GLIBC_2.17"
+#endif
+__asm__(".symver pthread_create, pthread_create@" FIRST_VERSION);
+__asm__(".symver pthread_sigmask, pthread_sigmask@" FIRST_VERSION);
+__asm__(".symver pthread_attr_setstacksize, pthread_attr_setstacksize@" FIRST_VERSION);
+#endif
+
 #define MAX_THREADS 256
 #define SPINS 2000 /* looks at a flag before sleeping: some tens of microseconds, the gap between two ops of a step */
 

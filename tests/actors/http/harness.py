@@ -252,7 +252,9 @@ def _events(data: bytes) -> list[tuple[int | None, dict]]:
 
 
 @contextlib.asynccontextmanager
-async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, **options) -> AsyncIterator[Site]:
+async def site(
+    *, begun: bool = True, engine: Engine | None = None, stats=None, feed=None, journal=None, **options
+) -> AsyncIterator[Site]:
     app_options = {key: options.pop(key) for key in ("keys", "public_metrics", "traces") if key in options}
     config = HttpConfig(port=0, **{"allowed_host": ("x",), **options})  # bytes of tests say Host: x
     engine = engine or Engine()
@@ -263,8 +265,11 @@ async def site(*, begun: bool = True, engine: Engine | None = None, stats=None, 
         limits=limits,
         queue_seconds=config.max_queue_seconds,
         resume_window=config.resume_window,
+        journal=journal,
     )
     engine.frontend = frontend
+    if feed is not None:
+        app_options["feed"] = feed(frontend)
     app = create_app(frontend, config, model=ModelConfig(), stats=stats or dict, **app_options)
     sock = socket.create_server(("127.0.0.1", 0))
     port = await serve(app, sock, config, tls=server_context(config), shutdown=0.1)

@@ -90,6 +90,16 @@ def test_names_that_the_operator_allows():
     run(body, allowed_host=("llm.example", "10.0.0.1", "2001:db8::1"))
 
 
+def test_a_port_of_a_container_that_is_published_on_loopback():
+    """There the server listens on all addresses; a name says that only this machine reaches them."""
+
+    async def body(s: Site):
+        for host, status in (("localhost:8000", 200), ("127.0.0.1", 200), ("evil.example", 403)):
+            assert (await s.post("/generate", BODY, headers={"Host": host}))[0] == status, host
+
+    run(body, allowed_host=("localhost",), host="0.0.0.0")
+
+
 def test_pages_that_may_call_by_cors_are_served():
     async def body(s: Site):
         page = {"Origin": "https://app.example"}

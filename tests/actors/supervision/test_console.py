@@ -10,6 +10,7 @@ import pytest
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.supervision.console import CLEAR, Console, example
+from lightllm_mp.config import Config, HttpConfig
 from lightllm_mp.messages import EngineLimits, Facts, Loading, PooledFacts
 
 URL = "http://127.0.0.1:8000"
@@ -74,3 +75,22 @@ def test_as_json_a_stage_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     Console(json=True).progress("worker0", Loading("importing libraries"))
     assert told == ["worker0: importing libraries"]
+
+
+@pytest.mark.parametrize(
+    ("port", "facts", "no_ui", "last"),
+    [
+        (8000, Facts(has_tokenizer=True), False, "Open {url}/ in a browser, or chat here: lightllm-mp chat"),
+        (81, Facts(has_tokenizer=True), False, "Open {url}/ in a browser, or chat here: lightllm-mp chat --url {url}"),
+        (81, Facts(has_tokenizer=True), True, None),
+        (81, Facts(has_tokenizer=False), False, None),
+        (81, Facts(has_tokenizer=True, engine=EngineLimits(pooled=PooledFacts("embed", 8))), False, None),
+    ],
+)
+def test_the_block_ends_with_the_page_where_there_is_one_to_chat_with(
+    capsys: pytest.CaptureFixture[str], port: int, facts: Facts, no_ui: bool, last: str | None
+) -> None:
+    url = f"http://127.0.0.1:{port}"
+    Console().serving(url, facts, Config(http=HttpConfig(port=port, no_ui=no_ui)), 6, keys=False)
+    lines = capsys.readouterr().err.rstrip().splitlines()
+    assert lines[-1].startswith("  try ") if last is None else lines[-1] == last.format(url=url)

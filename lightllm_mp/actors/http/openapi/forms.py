@@ -12,6 +12,7 @@ from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.pooled_request import EmbeddingBody, RerankBody, ScorePairsBody
 from lightllm_mp.actors.http.dialects.responses.response_request import ResponseBody
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
+from lightllm_mp.actors.http.live.snapshot_schema import LiveSnapshot
 from lightllm_mp.actors.http.openapi import answers
 from lightllm_mp.actors.http.responses import ScoreAnswer, StreamEvent
 from lightllm_mp.actors.http.schema import GenerateBody, ScoreBody, TokensBody
@@ -62,6 +63,7 @@ FORMS = {
     "/liveness": Forms(answer=answers.Status),
     "/readiness": Forms(answer=answers.Status),
     "/metrics": Forms(text=True),
+    "/live/events": Forms(events=LiveSnapshot),
     "/token_load": Forms(answer=answers.TokenLoad),
     "/get_server_info": Forms(answer=answers.ServerInfo),
     "/get_model_name": Forms(answer=answers.ModelName),

@@ -28,6 +28,7 @@ SIMPLE = {
     shapes.IntType: {"type": "integer"},
     shapes.FloatType: {"type": "number"},
     shapes.StrType: {"type": "string"},
+    shapes.BytesType: {"type": "string", "contentEncoding": "base64"},
     shapes.AnyType: {},
     shapes.RawType: {},
 }

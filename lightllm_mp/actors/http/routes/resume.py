@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from lightllm_mp.actors.http.context import Context, tenant
+from lightllm_mp.actors.http.context import Context, relay_of, tenant
 from lightllm_mp.actors.http.delivery import deliver
 from lightllm_mp.errors import InvalidRequest
 
@@ -43,9 +43,15 @@ def understands_events(request: web.Request) -> bool:
     return "text/event-stream" in request.headers.get("Accept", "")
 
 
-async def resumed(context: Context, request: web.Request, label: str) -> web.StreamResponse:
-    """Raises InvalidRequest for a bad Last-Event-ID, and whatever `RequestTable.resume` raises."""
+def last_event(request: web.Request) -> int:
+    """The number of the last event that the client has; 0: none. Raises InvalidRequest."""
     given = request.headers.get(HEADER, "0").strip()
     if not _NUMBER.fullmatch(given):
         raise InvalidRequest("Last-Event-ID is the number of the last event that arrived", param=HEADER)
-    return await deliver(request, context.frontend.resume(tenant(request), label, int(given)))
+    return int(given)
+
+
+async def resumed(context: Context, request: web.Request, label: str) -> web.StreamResponse:
+    """Raises InvalidRequest for a bad Last-Event-ID, and whatever `RequestTable.resume` raises."""
+    number = last_event(request)
+    return await deliver(request, context.frontend.resume(tenant(request), label, number, relay_of(request)))

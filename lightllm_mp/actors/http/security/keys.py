@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lightllm_mp.errors import ConfigError
 
 ENVIRONMENT, ADMIN_ENVIRONMENT = "LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"
 """Environment variables with keys, separated by commas or white space."""
+RELAY_ENVIRONMENT = "LIGHTLLM_MP_RELAY_KEYS"
 ADMIN_PREFIX = "admin:"
 """Prefix of the key file's lines that hold an admin key."""
 
@@ -23,6 +25,8 @@ class ApiKeys:
 
     users: frozenset[bytes] = frozenset()
     admins: frozenset[bytes] = frozenset()
+    relays: frozenset[bytes] = frozenset()
+    """Keys of fronts of several engines (http/relayed_answer.py); clients have none of them."""
 
     def __len__(self) -> int:
         return len(self.users | self.admins)
@@ -36,7 +40,7 @@ def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> ApiKeys:
             admins.append(line.removeprefix(ADMIN_PREFIX).strip())
         else:
             users.append(line)
-    keys = ApiKeys(_digests(users), _digests(admins))
+    keys = ApiKeys(_digests(users), _digests(admins), _digests(_split(environment, RELAY_ENVIRONMENT)))
     if not keys and (config.api_key_file is not None or {ENVIRONMENT, ADMIN_ENVIRONMENT} & environment.keys()):
         raise ConfigError(f"no API key in --api-key-file, {ENVIRONMENT} or {ADMIN_ENVIRONMENT}")
     return keys
@@ -63,3 +67,8 @@ def _digests(keys: Collection[str]) -> frozenset[bytes]:
 def digest(key: str) -> bytes:
     """The SHA-256 digest that stands for a key in comparisons."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def is_known(given: bytes, keys: Collection[bytes]) -> bool:
+    """Whether a digest is among these, in constant time."""
+    return sum(hmac.compare_digest(given, key) for key in keys) > 0  # no early exit

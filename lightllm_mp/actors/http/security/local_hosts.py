@@ -1,4 +1,4 @@
-"""Without a key on a loopback address: serves only requests to loopback names, from loopback pages.
+"""Without a key on a loopback address or with --allowed-host: serves loopback names only, from loopback pages.
 
 A web page can make the browser of this machine send requests here: to the port itself, with the page's own `Origin`, or
 to a name of the page's that resolves to 127.0.0.1 (DNS rebinding), with that name as `Host`.
@@ -36,9 +36,12 @@ class OriginNotAllowed(Forbidden):
 def local_only(config: HttpConfig, keys: int, origins: Origins) -> Middleware | None:
     """Middleware that raises HostNotAllowed or OriginNotAllowed; None with `keys`, or if other machines reach the port.
 
+    In a container the server listens on all addresses and its port may be published on the host's loopback address: it
+    cannot see that. `--allowed-host` says so.
+
     `origins`: further pages that may call this server.
     """
-    if keys or not is_loopback(config.host):
+    if keys or not (is_loopback(config.host) or config.allowed_host):
         return None
     names = config.allowed_host
 

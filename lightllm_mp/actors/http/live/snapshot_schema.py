@@ -1,0 +1,207 @@
+"""What GET /live/events sends: each event is one `LiveSnapshot`. Times are seconds and sizes bytes, where not said."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from lightllm_mp.messages import ActorCondition, ServerState
+
+
+class EngineSnapshot(Struct, frozen=True):
+    state: ServerState
+    trouble: str
+    """Why it does not serve now; empty if it does."""
+    draining: bool
+    epoch: int
+    """Grows with each repair."""
+    seconds: float
+    """Since the start, or since the last repair began."""
+    model_name: str
+    viewers: int
+    """Clients of this route."""
+
+
+class ActorSnapshot(Struct, frozen=True):
+    """A process. `away`: its restart budget is spent, so what needs it is refused; `silent`: it does not answer."""
+
+    name: str
+    state: ActorCondition
+    pid: int
+    """0: there is no process."""
+    age: float
+    """Since the process was started."""
+    restarts: int
+    died: str
+    """How its last process ended; empty: this is the first."""
+    doing: str
+    """The stage of its start."""
+    done: int
+    """Of `total` bytes of this stage; 0 of 0: it is not measured in bytes."""
+    total: int
+    wait: float
+    """Of silence, or until it is started again."""
+    cpu_seconds: float
+    """CPU time that the process has used."""
+    memory: int
+    """Resident, its own."""
+    shared: int
+    """Resident, shared with others, and files."""
+
+
+class LaneSnapshot(Struct, frozen=True):
+    """A queue from one actor to another; counts are since the server's start."""
+
+    source: str
+    target: str
+    waiting: int
+    """Bytes that the receiver has not taken yet."""
+    capacity: int
+    messages: int
+    refusals: int
+    """How often it was full."""
+
+
+class KvSnapshot(Struct, frozen=True):
+    """KV memory. The columns `running`, `kept` and `owners` are base64 of one byte a cell, and a cell is `cell_slots`
+    neighbouring slots; they are empty while the router does not answer."""
+
+    total: int
+    """Slots, one a token."""
+    used: int
+    """Held by running sequences; a shared slot counts once."""
+    cached: int
+    """Held by the prefix tree alone."""
+    tree_tokens: int
+    tree_nodes: int
+    cell_slots: int
+    running: bytes
+    """Percent of a cell's slots that running sequences hold."""
+    kept: bytes
+    """Percent that only the prefix tree holds."""
+    owners: bytes
+    """1 + index among `requests.rows` of one that holds slots of the cell; 255: of one that is not shown; 0: none."""
+
+
+SequenceStage = Literal[
+    "repair", "quarantine", "tokenizing", "images", "constraint", "queued", "prefill", "decode", "delivering"
+]
+
+
+class SequenceSnapshot(Struct, frozen=True):
+    """One answer of a request, the first of which have been here longest."""
+
+    rid: int
+    index: int
+    """Which of the request's answers."""
+    label: str
+    """A hash of its X-Request-Id."""
+    client: str
+    """The holder of its key, as in the access log; empty without keys."""
+    task: Literal["generate", "embed", "score"]
+    stage: SequenceStage
+    """`repair`: it is submitted again after the repair; `quarantine`: it waits until another one, which may have ended
+    a process, is answered; `delivering`: it is complete, and its client reads."""
+    prompt: int
+    """Tokens of its prompt; 0: not known yet."""
+    cached: int
+    """Of these from the prefix cache."""
+    computed: int
+    """Positions of prompt and answer that are computed."""
+    produced: int
+    """Tokens of its answer."""
+    most: int
+    """Tokens that it may produce."""
+    images: int
+    constrained: bool
+    age: float
+    queued: float | None
+    """Until its prefill began."""
+    first: float | None
+    """Until its first token."""
+
+
+class RequestsSnapshot(Struct, frozen=True):
+    live: int
+    """Requests that are accepted and not answered to the end, those that still arrive among them."""
+    most_live: int
+    retained: int
+    """Answers that are kept for clients that may come back."""
+    running: int
+    """Sequences that have a row of the worker."""
+    waiting: int
+    """Sequences that wait for admission."""
+    rows: list[SequenceSnapshot]
+    """At most 200."""
+    more: int
+    """Answers beyond those."""
+
+
+class ImageSnapshot(Struct, frozen=True):
+    key: str
+    """The first bytes of its key, hexadecimal."""
+    tokens: int
+    size: int
+    ready: bool
+    """False: it is being encoded."""
+    leases: int
+    """Requests that hold it."""
+    age: float
+
+
+class ImagesSnapshot(Struct, frozen=True):
+    items: int
+    capacity: int
+    """Most images."""
+    size: int
+    most_size: int
+    leased: int
+    waiting: int
+    """Requests that wait for room."""
+    working: int
+    """Images that are being decoded or encoded, or wait for it."""
+    rows: list[ImageSnapshot]
+    """At most 200, the newest first."""
+    more: int
+
+
+class HistoryPoint(Struct, frozen=True):
+    """One second."""
+
+    at: float
+    """Its end, since 1970."""
+    generated: float
+    """Produced tokens a second."""
+    prompt: float
+    """Computed prompt tokens a second."""
+    steps: float
+    """A second."""
+    step_ms: float
+    """Mean time of a step on the worker."""
+    rows: float
+    """Mean number of sequences of a step."""
+    prefill_tokens: float
+    """Mean of a step."""
+    decode_tokens: float
+    running: int
+    waiting: int
+    kv_used: int
+    kv_cached: int
+
+
+class LiveSnapshot(Struct, frozen=True):
+    """What the whole engine does at one moment."""
+
+    number: int
+    at: float
+    """Since 1970."""
+    engine: EngineSnapshot
+    actors: list[ActorSnapshot]
+    lanes: list[LaneSnapshot]
+    kv: KvSnapshot
+    requests: RequestsSnapshot
+    images: ImagesSnapshot | None
+    """Null: none are served, or the visual actor does not answer."""
+    history: list[HistoryPoint]
+    """In the first event the last minutes, in others the last seconds: put them together by `at`."""

@@ -1,0 +1,1 @@
+"""`lightllm-mp chat`: a conversation with a server in the terminal."""

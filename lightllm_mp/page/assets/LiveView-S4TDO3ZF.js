@@ -1,1 +1,0 @@
-import{g as i}from"./chunk-RLH3V6A7.js";function e(){return i("main",{id:"main",class:"live",tabIndex:-1,"aria-labelledby":"live-title",children:i("h1",{id:"live-title",children:"Live"})})}export{e as default};

@@ -1,0 +1,155 @@
+"""Make the pictures of docs/screenshots: the page, and what a terminal shows.
+
+    python -m tools.screenshots [--only chat-light,start-up] [--out docs/screenshots]
+
+Starts a server of the demo that sees, and photographs it with a headless Chromium. A terminal is kept by tmux. Each PNG
+has a palette, and is refused beyond 150 kB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from lightllm_mp import Server
+from tools.harness.browser import BrowserMissing, chromium, new_context
+from tools.harness.chat_page import ChatPage
+from tools.harness.command_line import ToolParser, skip, words
+from tools.harness.figures import say
+from tools.harness.serving import serving
+from tools.harness.terminal import Terminal, TmuxMissing, terminal, to_html
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_BYTES = 150_000
+WIDE = {"width": 1200, "height": 760}
+NARROW = {"width": 360, "height": 740}
+QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
+PICTURE = ROOT / "examples" / "pair.png"
+
+
+class Studio:
+    """Opens pages of a server and writes pictures."""
+
+    def __init__(self, browser: Browser, server: Server, out: Path, *, smoke: bool) -> None:
+        self._browser, self.server, self._out, self.smoke = browser, server, out, smoke
+
+    @contextlib.contextmanager
+    def page(self, path: str = "/", **options: Any) -> Iterator[Page]:
+        options = {"viewport": WIDE, "device_scale_factor": 1.5, **options}
+        context, _ = new_context(self._browser, self.server.base_url, **options)
+        try:
+            page = context.new_page()
+            page.goto(path)
+            yield page
+        finally:
+            context.close()
+
+    def save(self, name: str, png: bytes) -> None:
+        """With a palette: a third of the bytes, and no difference that is seen."""
+        picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(192, dither=Image.Dither.NONE)
+        picture.save(file := self._out / f"{name}.png", optimize=True)
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise SystemExit(f"{file} has {size:,} bytes, more than {MOST_BYTES:,}")
+        say(f"{file}: {picture.width} x {picture.height}, {size / 1e3:.0f} kB")
+
+    def save_screen(self, name: str, screen: str) -> None:
+        """What a terminal shows."""
+        with self.page("about:blank") as page:
+            page.set_content(to_html(screen))
+            self.save(name, page.locator("pre").screenshot())
+
+
+@contextlib.contextmanager
+def shell(**environment: str) -> Iterator[Terminal]:
+    """A shell at its prompt that knows `lightllm-mp`, this one, which logs no more than warnings."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "lightllm-mp"
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m lightllm_mp "$@"\n')
+        program.chmod(0o755)
+        (settings := Path(folder) / "settings").write_text(f"PS1='$ ' PATH={folder}:$PATH\n")
+        command = ["bash", "--noprofile", "--rcfile", str(settings)]
+        environment = {"PYTHONPATH": str(ROOT), "LIGHTLLM_MP_LOG_LEVEL": "warning", **environment}
+        with terminal(command, columns=104, rows=30, environment=environment) as screen:
+            screen.until(r"^\$")
+            yield screen
+
+
+def start_up(studio: Studio) -> None:
+    """The block that `lightllm-mp serve` prints."""
+    with shell(LIGHTLLM_MP_PORT="0" if studio.smoke else "8000") as screen:
+        screen.type("lightllm-mp serve")
+        studio.save_screen("start-up", screen.until(r"^  try +curl"))
+
+
+def terminal_chat(studio: Studio) -> None:
+    """`lightllm-mp chat` with the server that runs."""
+    with shell() as screen:
+        screen.type(f"lightllm-mp chat --url {studio.server.base_url}")
+        for question in QUESTIONS[: 1 if studio.smoke else 2]:
+            screen.until(r"^> *$")
+            screen.type(question)
+            screen.until(r"tokens")
+        studio.save_screen("terminal-chat", screen.screen())
+
+
+def chat(name: str, **options: Any) -> Callable[[Studio], None]:
+    """A conversation."""
+
+    def shot(studio: Studio) -> None:
+        with studio.page(**options) as page:
+            shown = ChatPage(page)
+            for question in QUESTIONS[: 1 if studio.smoke else 2]:
+                shown.answer_to(question)
+            studio.save(name, page.screenshot())
+
+    return shot
+
+
+def picture(studio: Studio) -> None:
+    """A picture and what the demo says of it."""
+    with studio.page() as page:
+        ChatPage(page).answer_to("What is in the picture?", [PICTURE])
+        studio.save("picture", page.screenshot())
+
+
+SHOTS: dict[str, Callable[[Studio], None]] = {
+    "start-up": start_up,
+    "terminal-chat": terminal_chat,
+    "chat-light": chat("chat-light", color_scheme="light"),
+    "chat-dark": chat("chat-dark", color_scheme="dark"),
+    "chat-narrow": chat("chat-narrow", color_scheme="light", viewport=NARROW),
+    "picture": picture,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ToolParser(__doc__, only=["start-up", "chat-light"], out=None)
+    parser.add_argument("--only", type=words, default=list(SHOTS), help=f"some of {', '.join(SHOTS)}")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
+    flags = parser.parse(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        out = flags.out or Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with chromium() as browser, serving("--enable-multimodal", "--max-total-token-num", "8000") as server:
+                studio = Studio(browser, server, out, smoke=flags.smoke)
+                for name in flags.only:
+                    SHOTS[name](studio)
+        except (BrowserMissing, TmuxMissing) as missing:
+            skip(str(missing))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

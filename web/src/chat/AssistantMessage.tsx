@@ -1,0 +1,140 @@
+import { useEffect, useState } from "preact/hooks";
+import { CopyButton } from "../shared/CopyButton.tsx";
+import { IconButton } from "../shared/IconButton.tsx";
+import { memo } from "../shared/memo.tsx";
+import { editAnswer, goOn, regenerate, type Answering } from "./answering.ts";
+import * as chats from "./chats.ts";
+import { EditBox } from "./EditBox.tsx";
+import { FailureNote } from "./FailureNote.tsx";
+import { Markdown } from "./Markdown.tsx";
+import { MessageBar, Versions } from "./MessageBar.tsx";
+import { openCalls, type Message } from "./model.ts";
+import { Reasoning } from "./Reasoning.tsx";
+import { StatsLine } from "./StatsLine.tsx";
+import type { Wait } from "./stream.ts";
+import { Tokens } from "./Tokens.tsx";
+import { CallResults, ToolCalls } from "./ToolCalls.tsx";
+
+interface Props {
+  message: Message;
+  versions: readonly string[];
+  /** It is the last one of the path. */
+  last: boolean;
+  answering: Answering | undefined;
+}
+
+export const AssistantMessage = memo(({ message, versions, last, answering }: Props) => (
+  <article aria-label="Assistant" aria-busy={answering !== undefined}>
+    {answering ? (
+      <Growing answering={answering} />
+    ) : (
+      <Complete message={message} versions={versions} last={last} />
+    )}
+  </article>
+));
+
+/** It alone is rendered again as tokens come. */
+function Growing({ answering }: { answering: Answering }) {
+  const message = answering.message.value;
+  const silent = !message.text && !message.calls?.length;
+  return (
+    <>
+      <Reasoning message={message} growing={silent} />
+      <Text message={message} growing />
+      <ToolCalls calls={message.calls ?? []} />
+      {answering.wait.value ? (
+        <Waiting wait={answering.wait.value} />
+      ) : (
+        silent && !message.reasoning && <p class="thinking" aria-hidden="true"><i /><i /><i /></p>
+      )}
+    </>
+  );
+}
+
+function Complete({ message, versions, last }: Omit<Props, "answering">) {
+  const [editing, setEditing] = useState(false);
+  const [tokens, showTokens] = useState(false);
+  const unfinished = message.state === "stopped" || message.finish === "length" || (message.state === "failed" && message.text);
+  if (editing)
+    return (
+      <EditBox
+        text={message.text}
+        label="The answer"
+        action="Save"
+        onCancel={() => setEditing(false)}
+        onSave={(text) => {
+          setEditing(false);
+          void editAnswer(message, text);
+        }}
+      />
+    );
+  return (
+    <>
+      <Reasoning message={message} growing={false} />
+      {tokens && message.tokens ? <Tokens tokens={message.tokens} /> : <Text message={message} growing={false} />}
+      <ToolCalls calls={message.calls ?? []} />
+      {last && message.state === "done" && <CallResults calls={openCalls(chats.path.value)} />}
+      {message.state === "stopped" && <p class="message-note">Stopped.</p>}
+      {message.state === "done" && message.finish === "length" && (
+        <p class="message-note">The answer has reached its longest length.</p>
+      )}
+      {message.error && <FailureNote message={message} error={message.error} last={last} />}
+      <MessageBar>
+        <Versions message={message} versions={versions} />
+        <CopyButton label="Copy answer" text={() => message.text} />
+        <IconButton icon="retry" size={17} label="Regenerate" onClick={() => void regenerate(message)} />
+        {last && unfinished && message.text && (
+          <IconButton icon="play" size={17} label="Continue" onClick={() => void goOn(message)} />
+        )}
+        <IconButton icon="edit" size={17} label="Edit answer" onClick={() => setEditing(true)} />
+        {message.tokens && (
+          <IconButton
+            icon="tokens"
+            size={17}
+            label="Token probabilities"
+            aria-pressed={tokens}
+            onClick={() => showTokens(!tokens)}
+          />
+        )}
+        <IconButton icon="trash" size={17} label="Delete from here" onClick={() => void chats.removeMessage(message.id)} />
+        <StatsLine stats={message.stats} />
+      </MessageBar>
+    </>
+  );
+}
+
+/** Markdown; JSON that was asked for is laid out as such. */
+function Text({ message, growing }: { message: Message; growing: boolean }) {
+  if (!message.text) return null;
+  return <Markdown text={message.json ? asJson(message.text, growing) : message.text} growing={growing} />;
+}
+
+function asJson(text: string, growing: boolean): string {
+  try {
+    const shown = growing ? text : JSON.stringify(JSON.parse(text), null, 2);
+    return `\`\`\`\`\`json\n${shown}\n\`\`\`\`\``;
+  } catch {
+    return text; // cut off, or a call besides
+  }
+}
+
+function Waiting({ wait }: { wait: Wait }) {
+  const seconds = useCountdown(wait.until);
+  return (
+    <p class={`message-note waiting ${wait.reason}`} role="status">
+      {wait.message}{" "}
+      {wait.reason === "lost" ? "Coming back…" : seconds > 0 ? `Trying again in ${seconds} s.` : "Trying again…"}
+      <button type="button" class="link" onClick={wait.now}>Try now</button>
+    </p>
+  );
+}
+
+function useCountdown(until: number): number {
+  const [now, tick] = useState(Date.now());
+  useEffect(() => {
+    tick(Date.now());
+    const timer = setInterval(() => tick(Date.now()), 500);
+    return () => clearInterval(timer);
+  }, [until]);
+  return Math.ceil((until - now) / 1000);
+}

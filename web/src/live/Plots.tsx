@@ -1,0 +1,26 @@
+import { Plot, type Series } from "./Plot.tsx";
+import { Section } from "./Section.tsx";
+import type { HistoryPoint } from "./types.ts";
+
+const SPEED: Series[] = [
+  { name: "produced", kind: 1, of: (point) => point.generated },
+  { name: "prompts", kind: 2, of: (point) => point.prompt },
+];
+const STEP: Series[] = [{ name: "mean", kind: 1, of: (point) => point.step_ms }];
+const BATCH: Series[] = [
+  { name: "sequences", kind: 1, of: (point) => point.rows },
+  { name: "prompt tokens", kind: 2, of: (point) => point.prefill_tokens },
+  { name: "answer tokens", kind: 3, of: (point) => point.decode_tokens },
+];
+
+export function Plots({ points }: { points: HistoryPoint[] }) {
+  return (
+    <Section id="live-plots" title="The last five minutes">
+      <div class="live-plots">
+        <Plot title="Tokens a second" unit="tokens a second" series={SPEED} points={points} />
+        <Plot title="Step time, ms" unit="milliseconds" series={STEP} points={points} />
+        <Plot title="A step's batch" unit="a step" series={BATCH} points={points} />
+      </div>
+    </Section>
+  );
+}
