@@ -134,7 +134,7 @@ def test_rules_are_evaluated(prometheus: PrometheusServer) -> None:
 
 
 def test_the_adapter_asks_for_what_there_is(prometheus: PrometheusServer) -> None:
-    text = (DEPLOY / "kubernetes" / "overlays" / "autoscaling" / "adapter-rules.yaml").read_text()
+    text = (DEPLOY / "kubernetes" / "parts" / "autoscaling" / "adapter-rules.yaml").read_text()
     for rule in yaml.safe_load(text)["rules"]["custom"]:
         query = rule["metricsQuery"].replace("<<.GroupBy>>", "instance").replace("<<.LabelMatchers>>", "")
         assert len(until(prometheus, query)) == 1
