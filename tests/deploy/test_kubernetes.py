@@ -27,6 +27,7 @@ MANIFESTS = ROOT / "deploy" / "kubernetes"
 SERVERS = ("base", "overlays/models", "overlays/gpu", "overlays/production")
 """Folders that are a whole; the others add something to one."""
 PARTS = ("parts/autoscaling", "parts/monitoring", "parts/tracing")
+DASHBOARD = "../grafana"
 RELEASES = ("1.25", "1.37")
 """Of Kubernetes, the oldest and newest whose schemas are at hand."""
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in Path(__file__).with_name("schemas").glob("*.json")}
@@ -39,8 +40,9 @@ def rendered(folder: str) -> list[dict[str, Any]]:
     return [found for found in yaml.safe_load_all(output(KUBECTL, "kustomize", MANIFESTS / folder)) if found]
 
 
-def one(folder: str, kind: str, name: str = "lightllm-mp") -> dict[str, Any]:
-    (found,) = (o for o in rendered(folder) if o["kind"] == kind and o["metadata"]["name"].startswith(name))
+def one(folder: str, kind: str, name: str = r"lightllm-mp(-\w{10})?") -> dict[str, Any]:
+    """The object of this kind; the name of a map may end with kustomize's digest."""
+    (found,) = (o for o in rendered(folder) if o["kind"] == kind and re.fullmatch(name, o["metadata"]["name"]))
     return found
 
 
@@ -63,7 +65,7 @@ def test_every_folder_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("folder", [*SERVERS, *PARTS])
+@pytest.mark.parametrize("folder", [*SERVERS, *PARTS, DASHBOARD])
 def test_schemas_accept_every_object(folder: str, release: str) -> None:
     for manifest in rendered(folder):
         if manifest["kind"] in SCHEMAS:
@@ -157,7 +159,7 @@ def test_names_fit_together() -> None:
     assert container("base")["image"] == "lightllm-mp:cpu"
     assert container("base")["command"] == ["lightllm-mp", "serve"]
     claim = next(v for v in pod("overlays/models")["volumes"] if v["name"] == "models")["persistentVolumeClaim"]
-    assert claim["claimName"] == one("overlays/models", "PersistentVolumeClaim")["metadata"]["name"]
+    assert one("overlays/models", "PersistentVolumeClaim", claim["claimName"])
     assert settings("overlays/models")["LIGHTLLM_MP_MODEL_DIR"].startswith("/models/")
 
 
