@@ -14,15 +14,13 @@ import msgspec
 
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import Fleet, RelayCall, ReplicaLost
-from lightllm_mp.replicas.engine_client import ALIVE_SECONDS, LABEL
+from lightllm_mp.replicas.engine_client import LABEL
 from lightllm_mp.replicas.footprint import Footprint, footprint
 from lightllm_mp.replicas.frames import FrameReader, Head, Record
 from lightllm_mp.replicas.routing import ReplicaRouter
 
 log = logging.getLogger(__name__)
 
-SILENCE = 4 * ALIVE_SECONDS
-"""Seconds without a frame after which a replica counts as lost."""
 AVOIDED = 5.0
 """Seconds for which a request does not go back to a replica that was lost or refused it."""
 FRUITLESS = 3
@@ -168,11 +166,7 @@ class _Asked:
         pieces = fleet.call(name, self._next_call())
         try:
             while True:
-                try:
-                    async with asyncio.timeout(SILENCE):
-                        piece = await anext(pieces, None)
-                except TimeoutError:
-                    raise ReplicaLost("it is silent") from None
+                piece = await anext(pieces, None)
                 if piece is None:
                     raise ReplicaLost("its answer ends early")
                 for frame in reader.feed(piece):
