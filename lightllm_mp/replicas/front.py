@@ -42,6 +42,11 @@ class FleetFront:
         self.moved = self.lost = 0
         """Requests that went on at another replica, and those that could not."""
 
+    @property
+    def ready(self) -> bool:
+        """A replica accepts requests."""
+        return any(replica.accepting for replica in self._router.replicas.values())
+
     async def answer(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, tenant: bytes = b""
     ) -> AsyncIterator[Head | bytes]:
