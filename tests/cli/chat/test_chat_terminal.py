@@ -87,7 +87,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: FakeChatServer, cha
     chat.until("> ")
     chat.type("go on\r")
     chat.until(r"go on.*\n")
+    deadline = time.monotonic() + 60
     while len(server.bodies) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     chat.type("\x03")
     chat.until(STOPPED)
