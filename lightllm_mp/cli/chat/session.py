@@ -98,7 +98,10 @@ class ChatSession:
             status(told)
 
     def _image(self, rest: str) -> None:
-        self._attach(path_of(rest))
+        if rest:
+            self._attach(path_of(rest))
+        else:
+            status("name its file: /image PATH")
 
     def _attach(self, path: Path) -> None:
         self._conversation.attach(path)

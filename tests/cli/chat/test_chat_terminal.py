@@ -148,6 +148,8 @@ def test_a_refusal_is_a_line_and_the_question_goes(server: FakeChatServer, chat:
 def test_images_by_command_and_by_a_dropped_file(server: FakeChatServer, chat: Terminal, tmp_path: Path) -> None:
     dropped = tmp_path / "my picture.png"
     shutil.copy(PICTURE, dropped)
+    chat.type("/image\r")
+    chat.until("name its file")
     chat.type(f"/image {PICTURE}\r")
     chat.until("goes with the next question")
     chat.type(f"'{dropped}' What's in them?\r")
