@@ -143,6 +143,12 @@ def test_a_refusal_is_a_line_and_the_question_goes(server: FakeChatServer, chat:
     chat.type("y\r")
     chat.until(NEXT)
     assert asked(server)[1:] == [("user", "y")]
+    server.answers.append([503, "full"])
+    chat.type("/retry\r")
+    chat.until("full")
+    chat.type("z\r")
+    chat.until(NEXT)
+    assert asked(server)[1:] == [("user", "y"), ("assistant", "echo y"), ("user", "z")]
 
 
 def test_images_by_command_and_by_a_dropped_file(server: FakeChatServer, chat: Terminal, tmp_path: Path) -> None:
