@@ -94,6 +94,12 @@ def test_every_variable_stands_in_the_page() -> None:
     )
 
 
+def test_variables_of_compose_are_its_own() -> None:
+    table = (DOCS / "deployment.md").read_text("utf-8").split("| variable of compose.yaml |")[1].split("\n\n")[0]
+    named = {word for line in table.splitlines() for word in code(line.split("|")[1] if "|" in line else "")}
+    assert named == set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text("utf-8")))
+
+
 def tables(first: str) -> list[list[str]]:
     """Rows of the tables of docs/migration.md whose first column is named so and whose second is "here"."""
     found = []
