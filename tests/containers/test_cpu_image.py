@@ -23,7 +23,7 @@ from lightllm_mp.model_files.default_model import find_default_model
 from tests.containers.podman import environment, podman
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 START, STOP = 120.0, 60.0
 """Seconds that a start and an end may take on a busy machine."""
