@@ -10,3 +10,12 @@ for (const name of [
   Object.defineProperty(globalThis, name, { value: name === "window" ? window : window[name], configurable: true, writable: true });
 
 export { window };
+
+/** Waits until `ready`; highlighting and formulas are fetched when they are first needed. */
+export async function until(ready: () => boolean): Promise<void> {
+  const end = Date.now() + 10_000;
+  while (!ready()) {
+    if (Date.now() > end) throw new Error("it did not come");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}

@@ -1,9 +1,7 @@
-import "./dom.ts";
+import { until } from "./dom.ts";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { BlockSplitter, renderBlock } from "../src/chat/markdown/render.ts";
-
-const later = () => new Promise((resolve) => setTimeout(resolve, 300));
 
 function shown(text: string): HTMLElement {
   const element = document.createElement("div");
@@ -24,8 +22,8 @@ test("tables have their alignment and can be scrolled", () => {
 });
 
 test("code has its language, a button and colours", async () => {
-  shown("```js\nlet a = 1;\n```");
-  await later();
+  const first = shown("```js\nlet a = 1;\n```");
+  await until(() => first.querySelector(".hljs-keyword") !== null);
   const element = shown("```js\nlet a = 1;\n```");
   assert.equal(element.querySelector(".code-language")!.textContent, "js");
   assert.equal(element.querySelector("button.code-copy")!.getAttribute("aria-label"), "Copy code");
@@ -35,8 +33,8 @@ test("code has its language, a button and colours", async () => {
 
 test("formulas, and prices that are none", async () => {
   const formulas = "$x^2$ and \\(y_1\\) and $$z$$\n\n$$\n\\frac{a}{b}\n$$\n\n\\[\nc\n\\]\n";
-  shown(formulas);
-  await later();
+  const first = shown(formulas);
+  await until(() => first.querySelectorAll("math").length === 5);
   const element = shown(formulas);
   assert.equal(element.querySelectorAll("math").length, 5);
   assert.equal(element.querySelectorAll("annotation").length, 0);

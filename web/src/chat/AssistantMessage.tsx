@@ -23,83 +23,101 @@ interface Props {
   answering: Answering | undefined;
 }
 
-export const AssistantMessage = memo(({ message, versions, last, answering }: Props) => (
-  <article aria-label="Assistant" aria-busy={answering !== undefined}>
-    {answering ? (
-      <Growing answering={answering} />
-    ) : (
-      <Complete message={message} versions={versions} last={last} />
-    )}
-  </article>
-));
+export const AssistantMessage = memo(({ message, versions, last, answering }: Props) => {
+  const [editing, setEditing] = useState(false);
+  const [tokens, showTokens] = useState(false);
+  return (
+    <article aria-label="Assistant" aria-busy={answering !== undefined}>
+      <h2 class="visually-hidden">Assistant</h2>
+      {editing ? (
+        <EditBox
+          text={message.text}
+          label="The answer"
+          action="Save"
+          onCancel={() => setEditing(false)}
+          onSave={(text) => {
+            setEditing(false);
+            void editAnswer(message, text);
+          }}
+        />
+      ) : (
+        <Said message={message} answering={answering} tokens={tokens} />
+      )}
+      {!answering && !editing && (
+        <>
+          {last && message.state === "done" && <CallResults calls={openCalls(chats.path.value)} />}
+          {noteOf(message) && <p class="message-note">{noteOf(message)}</p>}
+          {message.error && <FailureNote message={message} error={message.error} last={last} />}
+          <Bar message={message} versions={versions} last={last} tokens={tokens} showTokens={showTokens} onEdit={() => setEditing(true)} />
+        </>
+      )}
+    </article>
+  );
+});
 
-/** It alone is rendered again as tokens come. */
-function Growing({ answering }: { answering: Answering }) {
-  const message = answering.message.value;
+interface SaidProps {
+  message: Message;
+  answering: Answering | undefined;
+  /** Show token by token. */
+  tokens: boolean;
+}
+
+/** What the model said. It alone is rendered again as tokens come, and stays when they end. */
+function Said({ message: kept, answering, tokens }: SaidProps) {
+  const message = answering?.message.value ?? kept;
+  const growing = answering !== undefined;
   const silent = !message.text && !message.calls?.length;
   return (
     <>
-      <Reasoning message={message} growing={silent} />
-      <Text message={message} growing />
+      <Reasoning message={message} growing={growing && silent} />
+      {tokens && !growing && message.tokens ? <Tokens tokens={message.tokens} /> : <Text message={message} growing={growing} />}
       <ToolCalls calls={message.calls ?? []} />
-      {answering.wait.value ? (
+      {answering?.wait.value ? (
         <Waiting wait={answering.wait.value} />
       ) : (
-        silent && !message.reasoning && <p class="thinking" aria-hidden="true"><i /><i /><i /></p>
+        growing && silent && !message.reasoning && <p class="thinking" aria-hidden="true"><i /><i /><i /></p>
       )}
     </>
   );
 }
 
-function Complete({ message, versions, last }: Omit<Props, "answering">) {
-  const [editing, setEditing] = useState(false);
-  const [tokens, showTokens] = useState(false);
-  const unfinished = message.state === "stopped" || message.finish === "length" || (message.state === "failed" && message.text);
-  if (editing)
-    return (
-      <EditBox
-        text={message.text}
-        label="The answer"
-        action="Save"
-        onCancel={() => setEditing(false)}
-        onSave={(text) => {
-          setEditing(false);
-          void editAnswer(message, text);
-        }}
-      />
-    );
+function noteOf({ state, finish }: Message): string | undefined {
+  if (state === "stopped") return "Stopped.";
+  return state === "done" && finish === "length" ? "The answer has reached its longest length." : undefined;
+}
+
+interface BarProps {
+  message: Message;
+  versions: readonly string[];
+  last: boolean;
+  tokens: boolean;
+  showTokens: (show: boolean) => void;
+  onEdit: () => void;
+}
+
+function Bar({ message, versions, last, tokens, showTokens, onEdit }: BarProps) {
+  const unfinished = message.state === "stopped" || message.state === "failed" || message.finish === "length";
   return (
-    <>
-      <Reasoning message={message} growing={false} />
-      {tokens && message.tokens ? <Tokens tokens={message.tokens} /> : <Text message={message} growing={false} />}
-      <ToolCalls calls={message.calls ?? []} />
-      {last && message.state === "done" && <CallResults calls={openCalls(chats.path.value)} />}
-      {message.state === "stopped" && <p class="message-note">Stopped.</p>}
-      {message.state === "done" && message.finish === "length" && (
-        <p class="message-note">The answer has reached its longest length.</p>
+    <MessageBar>
+      <Versions message={message} versions={versions} />
+      {message.text && <CopyButton label="Copy answer" text={() => message.text} />}
+      <IconButton icon="retry" size={17} label="Regenerate" onClick={() => void regenerate(message)} />
+      {last && unfinished && message.text && (
+        <IconButton icon="play" size={17} label="Continue" onClick={() => void goOn(message)} />
       )}
-      {message.error && <FailureNote message={message} error={message.error} last={last} />}
-      <MessageBar>
-        <Versions message={message} versions={versions} />
-        <CopyButton label="Copy answer" text={() => message.text} />
-        <IconButton icon="retry" size={17} label="Regenerate" onClick={() => void regenerate(message)} />
-        {last && unfinished && message.text && (
-          <IconButton icon="play" size={17} label="Continue" onClick={() => void goOn(message)} />
-        )}
-        <IconButton icon="edit" size={17} label="Edit answer" onClick={() => setEditing(true)} />
-        {message.tokens && (
-          <IconButton
-            icon="tokens"
-            size={17}
-            label="Token probabilities"
-            aria-pressed={tokens}
-            onClick={() => showTokens(!tokens)}
-          />
-        )}
-        <IconButton icon="trash" size={17} label="Delete from here" onClick={() => void chats.removeMessage(message.id)} />
-        <StatsLine stats={message.stats} />
-      </MessageBar>
-    </>
+      {message.text && <IconButton icon="edit" size={17} label="Edit answer" onClick={onEdit} />}
+      {message.tokens && (
+        <IconButton
+          icon="tokens"
+          size={17}
+          label="Token probabilities"
+          aria-pressed={tokens}
+          onClick={() => showTokens(!tokens)}
+        />
+      )}
+      <IconButton icon="trash" size={17} label="Delete from here" onClick={() => void chats.removeMessage(message.id)} />
+      <StatsLine stats={message.stats} />
+    </MessageBar>
   );
 }
 

@@ -19,6 +19,7 @@ export function ChatView() {
     loadMarkdown();
     opened ??= chats.openStorage().then(comeBack);
     addEventListener("keydown", shortcut);
+    if (!narrow.value) focusPrompt();
     return () => removeEventListener("keydown", shortcut);
   }, []);
   const covered = narrow.value && sidebarOpen.value;

@@ -1,9 +1,11 @@
 import { useState } from "preact/hooks";
 import { apiKey, keyWanted, setKey } from "../shared/api.ts";
+import { Confirm } from "../shared/Confirm.tsx";
 import { Dialog } from "../shared/Dialog.tsx";
 import { serverInfo } from "../shared/server_info.ts";
 import { chooseTheme, theme } from "../shared/theme.ts";
 import { THEMES } from "../shared/theme_names.ts";
+import { removeAll } from "./answering.ts";
 import * as chats from "./chats.ts";
 import { settingsOpen } from "./panels.ts";
 import { change, DEFAULTS, NUMBERS, settings, wrong, wrongJson, type NumberField, type Settings } from "./settings.ts";
@@ -33,6 +35,7 @@ export function SettingsDialog() {
         <Check name="enterSends" label="Enter sends" hint="Off: Ctrl+Enter sends, Enter begins a new line" />
         <ThemeChoice />
         {(serverInfo.value?.authentication || apiKey.value) && <KeyLine />}
+        {chats.conversations.value.length > 0 && <DeleteAll />}
       </fieldset>
       <Shortcuts />
       <div class="dialog-actions">
@@ -218,6 +221,24 @@ function KeyLine() {
         </button>
       )}
     </div>
+  );
+}
+
+function DeleteAll() {
+  const [asking, ask] = useState(false);
+  return (
+    <>
+      <button type="button" class="button" onClick={() => ask(true)}>Delete all conversations</button>
+      {asking && (
+        <Confirm
+          title="Delete all conversations"
+          text={`${chats.conversations.value.length} will be gone from this browser for ever.`}
+          action="Delete all"
+          onConfirm={() => void removeAll()}
+          onClose={() => ask(false)}
+        />
+      )}
+    </>
   );
 }
 

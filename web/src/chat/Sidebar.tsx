@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Confirm } from "../shared/Confirm.tsx";
 import { Icon } from "../shared/icons.tsx";
 import { IconButton } from "../shared/IconButton.tsx";
-import { answeringIn } from "./answering.ts";
+import { answeringIn, remove } from "./answering.ts";
 import * as chats from "./chats.ts";
 import { focusPrompt } from "./Composer.tsx";
 import type { Conversation } from "./model.ts";
@@ -69,10 +69,7 @@ export function Sidebar() {
           title="Delete conversation"
           text={`“${leaving.title}” will be gone from this browser for ever.`}
           action="Delete"
-          onConfirm={() => {
-            answeringIn(leaving.id)?.stop();
-            void chats.removeConversation(leaving.id);
-          }}
+          onConfirm={() => void remove(leaving.id)}
           onClose={() => setLeaving(undefined)}
         />
       )}
@@ -111,13 +108,13 @@ function Entry({ conversation, onRename, onDelete }: EntryProps) {
 
 function Rename({ conversation, onEnd }: { conversation: Conversation; onEnd: () => void }) {
   const input = useRef<HTMLInputElement>(null);
-  const ended = useRef(false); // the field is left once more while it goes
   useEffect(() => input.current?.select(), []);
+  const ended = useRef(false);
   const end = (keep: boolean) => {
-    if (ended.current) return;
+    if (ended.current) return; // the field loses the focus when it goes
     ended.current = true;
-    const title = input.current?.value ?? "";
-    if (keep && title.trim() !== conversation.title) void chats.rename(conversation.id, title);
+    const title = input.current!.value.trim();
+    if (keep && title && title !== conversation.title) void chats.rename(conversation.id, title);
     onEnd();
   };
   return (

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Icon } from "../shared/icons.tsx";
 import { IconButton } from "../shared/IconButton.tsx";
 import { serverInfo } from "../shared/server_info.ts";
@@ -13,6 +13,8 @@ import { UserMessage } from "./UserMessage.tsx";
 
 /** So near to the end, in pixels, a reader follows what comes. */
 const NEAR = 60;
+/** So many messages are shown at first, and more of them each time when the reader comes to the first one. */
+const PAGE = 40;
 
 /** The messages of the path that is shown. It stays at the end while the reader is there. */
 export function Thread() {
@@ -22,6 +24,7 @@ export function Thread() {
   const [away, setAway] = useState(false);
   const path = chats.path.value;
   const { id } = chats.current.value;
+  const earlier = useEarlier(id, path.length, scroller);
   const toEnd = () => {
     const element = scroller.current!;
     element.scrollTop = element.scrollHeight;
@@ -40,21 +43,27 @@ export function Thread() {
     const { scrollHeight, scrollTop, clientHeight } = scroller.current!;
     following.current = scrollHeight - scrollTop - clientHeight < NEAR;
     setAway(!following.current);
+    if (scrollTop < NEAR && !following.current) earlier.show();
   };
   return (
     <div class="thread-frame">
       <div ref={scroller} class="thread-scroller" onScroll={scrolled}>
         <div ref={content} class="thread-content">
           {path.length ? <Heading /> : <Welcome />}
-          <ol id="thread" class="thread" aria-label="Messages">
-            {path.map((message, i) => (
+          {earlier.first > 0 && (
+            <button id="earlier" type="button" class="button quiet wide" onClick={earlier.show}>
+              Show earlier messages ({earlier.first})
+            </button>
+          )}
+          <ol id="thread" class="thread" aria-label="Messages" start={earlier.first + 1}>
+            {path.slice(earlier.first).map((message, i) => (
               <li
                 key={message.id}
                 class={`message ${message.role}`}
                 data-role={message.role}
                 data-state={answering.value.has(message.id) ? "streaming" : message.state}
               >
-                <Item message={message} last={i === path.length - 1} />
+                <Item message={message} last={earlier.first + i === path.length - 1} />
               </li>
             ))}
           </ol>
@@ -74,6 +83,30 @@ export function Thread() {
       )}
     </div>
   );
+}
+
+/** A long conversation is not laid out as a whole: its first messages come when the reader wants them, and what is on the
+ * screen stays where it is. */
+function useEarlier(conversation: string, length: number, scroller: { current: HTMLElement | null }) {
+  const [{ of, first }, setFirst] = useState({ of: "", first: 0 });
+  const fromEnd = useRef<number | undefined>(undefined);
+  const newest = Math.max(0, length - PAGE);
+  const shown = of === conversation ? Math.min(first, newest) : newest;
+  useLayoutEffect(() => {
+    if (of !== conversation || (first > newest && length)) setFirst({ of: conversation, first: newest });
+  }, [conversation, length]);
+  useLayoutEffect(() => {
+    const element = scroller.current!;
+    if (fromEnd.current !== undefined) element.scrollTop = element.scrollHeight - fromEnd.current;
+    fromEnd.current = undefined;
+  }, [shown]);
+  const show = () => {
+    const element = scroller.current!;
+    if (shown === 0) return;
+    fromEnd.current = element.scrollHeight - element.scrollTop;
+    setFirst({ of: conversation, first: Math.max(0, shown - PAGE) });
+  };
+  return { first: shown, show };
 }
 
 function Item({ message, last }: { message: Message; last: boolean }) {
@@ -96,6 +129,13 @@ const IDEAS = ["Explain how rainbows form, in two paragraphs.", "Write a Python 
 
 function Welcome() {
   const sees = serverInfo.value?.takes_images;
+  if (serverInfo.value?.facts?.pooled)
+    return (
+      <div class="welcome">
+        <h1>This model does not chat</h1>
+        <p>It answers with embeddings or scores: POST /v1/embeddings, /v1/rerank or /v1/score.</p>
+      </div>
+    );
   return (
     <div class="welcome">
       <h1>What can I help with?</h1>

@@ -60,6 +60,7 @@ export function CallResults({ calls }: { calls: readonly ToolCall[] }) {
 export function ToolMessage({ message }: { message: Message }) {
   return (
     <article aria-label="Tool result" class="call">
+      <h2 class="visually-hidden">Tool result</h2>
       <p class="call-name">
         <Icon name="tool" size={16} />
         Result

@@ -17,6 +17,7 @@ export const UserMessage = memo(({ message, versions }: Props) => {
   const [editing, setEditing] = useState(false);
   return (
     <article aria-label="You">
+      <h2 class="visually-hidden">You</h2>
       <Pictures message={message} />
       {editing ? (
         <EditBox

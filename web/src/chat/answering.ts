@@ -17,6 +17,8 @@ export interface Answering {
   message: Signal<Message>;
   wait: Signal<Wait | undefined>;
   stop: () => void;
+  /** Nothing of it is written after that. */
+  ended: Promise<void>;
 }
 
 /** The answers in the making, by message. */
@@ -103,6 +105,18 @@ export function bodyShown(): ChatBody {
   return bodyOf(path.at(-1)?.role === "assistant" ? path.slice(0, -1) : path);
 }
 
+/** A conversation is gone, and nobody waits for its answer. */
+export async function remove(conversation: string): Promise<void> {
+  const found = answeringIn(conversation);
+  found?.stop();
+  await found?.ended;
+  await chats.removeConversation(conversation);
+}
+
+export async function removeAll(): Promise<void> {
+  for (const { id } of chats.conversations.value) await remove(id);
+}
+
 /** Answers that a reload interrupted go on; those that another tab writes are left to it. */
 export async function comeBack(): Promise<void> {
   for (const message of await chats.unfinished()) if (!answering.value.has(message.id)) void run(message, undefined);
@@ -126,7 +140,8 @@ async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<
   const shown = signal(message);
   const wait = signal<Wait | undefined>(undefined);
   const { conversation } = message;
-  const entry: Answering = { conversation, message: shown, wait, stop: () => controller.abort() };
+  const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+  const entry: Answering = { conversation, message: shown, wait, stop: () => controller.abort(), ended };
   answering.value = new Map(answering.value).set(message.id, entry);
 
   const show = framed(() => (shown.value = { ...message }));
@@ -150,6 +165,7 @@ async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<
     const left = new Map(answering.value);
     left.delete(message.id);
     answering.value = left;
+    end();
   }
   tell(message);
 }

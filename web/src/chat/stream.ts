@@ -44,6 +44,7 @@ export async function* answer(ask: Ask): AsyncGenerator<Piece, void, void> {
   let busy = 0;
   let lost: number | undefined; // when the connection broke
   let tries = 0;
+  let complete = false;
   for (;;) {
     try {
       const response = await (known ? comeBack(ask, last) : send(ask));
@@ -51,12 +52,17 @@ export async function* answer(ask: Ask): AsyncGenerator<Piece, void, void> {
       [lost, tries] = [undefined, 0];
       ask.onWait?.(undefined);
       for await (const piece of pieces(response, last)) {
-        if (piece === "done") return;
+        if (piece === "done") {
+          complete = true; // the body ends with it
+          continue;
+        }
         last = piece.last;
         yield piece;
       }
+      if (complete) return;
       throw new TypeError("the stream ended too early");
     } catch (error) {
+      if (complete) return;
       if (ask.signal.aborted) throw new DOMException("stopped", "AbortError");
       if (error instanceof ApiError) {
         if (error.status === 404 && known && last === 0 && ask.body !== undefined) {
@@ -98,9 +104,9 @@ async function* pieces(response: Response, last: number): AsyncGenerator<Piece |
     if (data === "[DONE]") {
       for (const chunk of held) yield { chunk, last };
       yield "done";
-      return;
+      continue;
     }
-    const chunk = JSON.parse(data) as object;
+    const chunk = parsed(data);
     if ("error" in chunk) throw errorOf(data, 0);
     held.push(chunk);
     if (id === undefined) continue;
@@ -108,6 +114,16 @@ async function* pieces(response: Response, last: number): AsyncGenerator<Piece |
     for (const one of held) yield { chunk: one, last };
     held = [];
   }
+}
+
+function parsed(data: string): object {
+  try {
+    const value: unknown = JSON.parse(data);
+    if (typeof value === "object" && value !== null) return value;
+  } catch {
+    // the same as JSON that is no object
+  }
+  throw new ApiError("The server's answer cannot be read.", 0, "unreadable");
 }
 
 /** Returns after `seconds`, when the user says so, or on abort. */

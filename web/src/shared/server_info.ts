@@ -8,7 +8,14 @@ export interface ServerInfo {
   authentication: boolean;
   takes_images: boolean;
   max_body_bytes: number;
-  facts: { max_context: number; chat?: { template?: boolean; reasoning?: string | null; tool_calls?: string | null } } | null;
+  facts: ServerFacts | null;
+}
+
+interface ServerFacts {
+  max_context: number;
+  chat?: { reasoning?: string | null };
+  /** The model answers with embeddings or scores, and cannot chat. */
+  pooled?: object | null;
 }
 
 export const serverInfo = signal<ServerInfo | undefined>(undefined);
