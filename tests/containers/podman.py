@@ -84,7 +84,8 @@ def image() -> str:
     """The name of the CPU image of this tree, built if it does not exist."""
     name = f"{IMAGE}:{_fingerprint()}"
     if podman("image", "exists", name, check=False).returncode:
-        podman("system", "prune", "--external", "--force", timeout=300)  # what a build left that was killed
+        for left in podman("ps", "--all", "--external", "--quiet").stdout.split():  # by a build that was killed
+            podman("rm", "--force", left)
         for old in podman("images", "--quiet", IMAGE).stdout.split():
             podman("rmi", "--force", old)
         _build(name, _base())
