@@ -10,6 +10,11 @@ ARG BASE=debian:bookworm-slim
 
 # ---- build: compilers and pip stay here ------------------------------------------------------------------------------
 FROM ${BASE} AS build
+ARG TORCH_INDEX
+RUN if [ -z "$TORCH_INDEX" ]; then \
+        echo "give --build-arg TORCH_INDEX=URL of PyTorch's CPU builds, or =default (see docker/cpu.Dockerfile)" >&2; \
+        exit 1; \
+    fi
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev python3-venv \
@@ -22,17 +27,16 @@ RUN python3 -m venv tools \
 
 # Dependencies first: a change of the source does not install them again.
 COPY docker/requirements.py pyproject.toml ./
-ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 requirements.py >requirements.txt \
-    && case "$TORCH_INDEX" in \
-        "") echo "give --build-arg TORCH_INDEX=URL (PyTorch's index of CPU builds) or =default (see docker/cpu.Dockerfile)"; exit 1 ;; \
-        default) ;; \
-        *) tools/bin/pip --python /opt/venv/bin/python install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch' requirements.txt)" ;; \
-    esac \
+    && if [ "$TORCH_INDEX" != default ]; then \
+        tools/bin/pip --python /opt/venv/bin/python install --index-url "$TORCH_INDEX" \
+            "$(grep '^torch' requirements.txt)"; \
+    fi \
     && tools/bin/pip --python /opt/venv/bin/python install -r requirements.txt \
     # PyTorch's headers, its code generator and its own tests, 200 MB
-    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test bin/*[Tt]est* bin/protoc*
+    && torch=$(echo /opt/venv/lib/python3*/site-packages/torch) \
+    && rm -rf "$torch/include" "$torch/test" "$torch"/bin/*[Tt]est* "$torch"/bin/protoc*
 
 COPY . source
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -65,7 +69,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     LIGHTLLM_MP_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8000
-# The server is PID 1: it reaps orphans, and SIGTERM makes it drain (--drain-timeout, 30 s). Docker kills after 10 s unless
+# The server is PID 1: it reaps orphans, and drains at SIGTERM (--drain-timeout, 30 s). Docker kills after 10 s unless
 # --stop-timeout (compose: stop_grace_period) says more.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 CMD ["lightllm-mp", "health"]

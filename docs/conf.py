@@ -24,6 +24,7 @@ from tools.harness.flowchart import flowchart_svg  # noqa: E402
 
 LONG = 40
 """Characters of a word."""
+SCROLLS = '<div tabindex="0" role="region" aria-label="Table" class="'
 
 project = "lightllm-mp"
 author = "the authors of lightllm-mp"
@@ -39,6 +40,7 @@ nitpicky = True
 smartquotes = False  # it would make a dash of the two in front of a flag
 
 html_theme = "furo"
+html_favicon = "../web/src/icon.svg"
 html_title = "lightllm-mp"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
@@ -69,6 +71,15 @@ def add_navigation(app: Any, name: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
+def help_keyboards_and_readers(app: Any, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """What scrolls can have the focus, and headings of the sidebar have a level."""
+    body = context.get("body", "")
+    body = body.replace("<pre>", '<pre tabindex="0">').replace('<div class="table-wrapper', f"{SCROLLS}table-wrapper")
+    context["body"] = body
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def add_first_page(app: Any, error: Exception | None) -> None:
     """The site begins at index.html."""
     if error is None and app.builder.format == "html":
@@ -91,5 +102,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("mermaid", Mermaid)
     app.connect("source-read", add_navigation)
     app.connect("doctree-resolved", mark_long_words)
+    app.connect("html-page-context", help_keyboards_and_readers, priority=900)  # behind the theme's own
     app.connect("build-finished", add_first_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -162,6 +162,9 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Do not serve the page at / and /live."""
     disable_access_log: bool = False
     """Do not log a line for each request."""
+    otlp_traces_endpoint: str | None = None
+    """URL of a collector that gets OpenTelemetry traces (OTLP over HTTP), such as http://collector:4318/v1/traces. A
+    span for each request has a child for each stage. It needs the extra `tracing`; OTEL_ variables set the rest."""
 
     def __post_init__(self) -> None:
         for name in self.allowed_host:

@@ -316,9 +316,13 @@ class Abort(Wire, tag="Abort"):
 
 
 class Scheduled(Wire, tag="Scheduled"):
-    """Router -> front: the sequence has left the queue; its prefill begins."""
+    """Router -> front: the sequence has left the queue; its prefill begins. For a trace it says when the parts of its
+    request came to the router (monotonic, seconds); 0: it had none, or nobody traces."""
 
     rid: int
+    tokenized: float = 0.0
+    embedded: float = 0.0
+    compiled: float = 0.0
 
 
 class Rejected(Wire, tag="Rejected"):

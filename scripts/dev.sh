@@ -77,7 +77,8 @@ programs=(
     tmux:tmux                                                 # what a terminal shows
     prometheus:prometheus                                     # rules and dashboards
     kubectl:kubernetes-client                                 # manifests
-    mmdebstrap:mmdebstrap                                     # the steps of the Dockerfiles
+    mmdebstrap:mmdebstrap                                     # the base of the container images
+    podman:podman,runc                                        # the Dockerfiles and their images
 )
 [ "$(uname -m)" != x86_64 ] || programs+=(                    # kernels for aarch64
     aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu,libc6-dev-arm64-cross

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import shlex
+import signal
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +29,7 @@ from tools.harness.browser import BrowserMissing, chromium, new_context
 from tools.harness.chat_page import ChatPage
 from tools.harness.command_line import ToolParser, skip, words
 from tools.harness.figures import say
+from tools.harness.procfs import actors
 from tools.harness.serving import serving
 from tools.harness.terminal import Terminal, TmuxMissing, terminal, to_html
 
@@ -33,8 +39,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 150_000
 WIDE = {"width": 1200, "height": 760}
+TALL = {"width": 1200, "height": 1180}
 NARROW = {"width": 360, "height": 740}
 QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
+GREEDY = """if (location.protocol === "http:")
+  localStorage.setItem("lightllm-mp.settings", JSON.stringify({temperature: "0", max_tokens: "200"}))"""
 PICTURE = ROOT / "examples" / "pair.png"
 
 
@@ -48,6 +57,7 @@ class Studio:
     def page(self, path: str = "/", **options: Any) -> Iterator[Page]:
         options = {"viewport": WIDE, "device_scale_factor": 1.5, **options}
         context, _ = new_context(self._browser, self.server.base_url, **options)
+        context.add_init_script(GREEDY)
         try:
             page = context.new_page()
             page.goto(path)
@@ -95,11 +105,11 @@ def start_up(studio: Studio) -> None:
 def terminal_chat(studio: Studio) -> None:
     """`lightllm-mp chat` with the server that runs."""
     with shell() as screen:
-        screen.type(f"lightllm-mp chat --url {studio.server.base_url}")
-        for question in QUESTIONS[: 1 if studio.smoke else 2]:
-            screen.until(r"^> *$")
+        screen.type(f"lightllm-mp chat --url {studio.server.base_url} --temperature 0")
+        screen.until(r"^> *$")
+        for number, question in enumerate(QUESTIONS, 1):
             screen.type(question)
-            screen.until(r"tokens")
+            screen.until(rf"(?s)(first after.*){{{number}}}> *$")
         studio.save_screen("terminal-chat", screen.screen())
 
 
@@ -123,6 +133,27 @@ def picture(studio: Studio) -> None:
         studio.save("picture", page.screenshot())
 
 
+def live(studio: Studio) -> None:
+    """The engine with three answers in the making, and in the repair after its worker is killed."""
+    url = f"{studio.server.base_url}/generate"
+    bodies = [{"inputs": f"Count to {n}.", "parameters": {"max_new_tokens": 900, "ignore_eos": True}} for n in range(3)]
+    with ThreadPoolExecutor() as pool, studio.page("/live", viewport=TALL) as page:
+        answers = [pool.submit(fetch, url, body) for body in bodies]
+        page.get_by_role("row").filter(has_text="decode").nth(2).wait_for()
+        page.wait_for_timeout(0 if studio.smoke else 6000)  # plots
+        studio.save("live", page.screenshot())
+        os.kill(actors(studio.server.pid)["worker0"], signal.SIGKILL)
+        page.locator("#live-state", has_text="Repairing").wait_for()
+        studio.save("live-repair", page.screenshot())
+        for answer in answers:
+            answer.result()
+
+
+def fetch(url: str, body: dict[str, Any]) -> bytes:
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=300) as reply:
+        return reply.read()
+
+
 SHOTS: dict[str, Callable[[Studio], None]] = {
     "start-up": start_up,
     "terminal-chat": terminal_chat,
@@ -130,11 +161,12 @@ SHOTS: dict[str, Callable[[Studio], None]] = {
     "chat-dark": chat("chat-dark", color_scheme="dark"),
     "chat-narrow": chat("chat-narrow", color_scheme="light", viewport=NARROW),
     "picture": picture,
+    "live": live,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, only=["start-up", "chat-light"], out=None)
+    parser = ToolParser(__doc__, only=["chat-light"], out=None)
     parser.add_argument("--only", type=words, default=list(SHOTS), help=f"some of {', '.join(SHOTS)}")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     flags = parser.parse(argv)

@@ -42,6 +42,9 @@ from lightllm_mp.scheduler.scheduler import Scheduler
 
 log = logging.getLogger("lightllm_mp.router")
 
+PARTS = {Tokenized: "tokenized", Embedded: "embedded", GuideReady: "compiled"}
+"""What a request needs -> the field of `Scheduled` that says when it came."""
+
 
 class RouterActor(BlockingActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
@@ -53,6 +56,7 @@ class RouterActor(BlockingActor):
         self._halves = ImageHalves()
         self._compiling: dict[int, tuple[Tokenized, Embedded | None]] = {}
         """rid -> a request whose guide is not compiled yet."""
+        self._came = ArrivalTimes(launch.config.http.otlp_traces_endpoint is not None)
         self._share_prompt_cache = launch.config.engine.share_prompt_cache
         self._unsent: deque[tuple[str, bytes]] = deque()
         """Plans that their lanes had no room for, with the workers they are for."""
@@ -63,6 +67,7 @@ class RouterActor(BlockingActor):
     def on_begin(self, begin: Begin) -> None:
         self._halves.clear()
         self._compiling.clear()
+        self._came.clear()
         self._unsent.clear()
         self._run_ahead = begin.facts.engine.run_ahead
         if not self._begun:
@@ -76,6 +81,7 @@ class RouterActor(BlockingActor):
         self._was_idle = False
 
     def on_message(self, peer: str, message: Wire) -> None:
+        self._came.note(message)
         match message:
             case Tokenized(spans=()):
                 self._enter(message, None)
@@ -128,6 +134,7 @@ class RouterActor(BlockingActor):
 
     def _let_go(self, request: Tokenized, embedded: Embedded | None) -> None:
         """Give back what other actors hold for a request that never runs."""
+        self._came.drop(request.rid)
         if embedded is not None:
             self.mailbox.post(VISUAL, Release(request.rid))
         if request.terms.guide is not None:
@@ -136,6 +143,7 @@ class RouterActor(BlockingActor):
 
     def _drop(self, rid: int) -> None:
         """Drop the half of a request whose other half will not be served, or one whose guide is not compiled yet."""
+        self._came.drop(rid)
         if self._halves.drop(rid):
             self.mailbox.post(VISUAL, Release(rid))
         if (dropped := self._compiling.pop(rid, None)) is not None:
@@ -162,7 +170,9 @@ class RouterActor(BlockingActor):
         self._was_idle = idle
         for event in scheduler.take_events():
             if isinstance(event, Open):
-                self.mailbox.post(self._front, Scheduled(event.rid))
+                self.mailbox.post(self._front, self._came.scheduled(event.rid))
+            elif isinstance(event, Scheduled):
+                event = self._came.scheduled(event.rid)
             if isinstance(event, Rejected) and event.error.status >= 500:
                 log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
@@ -179,6 +189,32 @@ class RouterActor(BlockingActor):
         if isinstance(event, Advance | NeedMasks | CloseGuide):
             return GUIDE
         return VISUAL if isinstance(event, Release) else DETOKENIZER
+
+
+class ArrivalTimes:
+    """When the parts of requests came that have not begun, for their traces; without `traced` nothing is noted. The
+    Abort of a request that never begins comes after its parts, as for `ImageHalves`."""
+
+    def __init__(self, traced: bool) -> None:
+        self._traced = traced
+        self._times: dict[int, dict[str, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def note(self, message: Wire) -> None:
+        if self._traced and isinstance(message, Tokenized | Embedded | GuideReady):
+            self._times.setdefault(message.rid, {})[PARTS[type(message)]] = monotonic()
+
+    def scheduled(self, rid: int) -> Scheduled:
+        """The message that the sequence begins."""
+        return Scheduled(rid, **self._times.pop(rid, {}))
+
+    def drop(self, rid: int) -> None:
+        self._times.pop(rid, None)
+
+    def clear(self) -> None:
+        self._times.clear()
 
 
 def _rids(request: Tokenized) -> range:

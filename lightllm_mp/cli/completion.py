@@ -24,6 +24,8 @@ PARSERS = {
     "inspect": "inspect.command",
     "doctor": "doctor.command",
     "bench": "bench.command",
+    "docker": "docker",
+    "health": "health",
     "completion": "completion",
 }
 """Modules of the commands with an argparse parser; `serve` has its flags from config.py."""
@@ -70,7 +72,8 @@ def _names(action: argparse.Action) -> list[str]:
 
 def _of_action(action: argparse.Action, name: str) -> CompletedWord:
     takes: Takes = "nothing" if action.nargs == 0 else "path" if action.metavar == "PATH" else "text"
-    return CompletedWord(name, _brief(action.help or ""), takes, tuple(map(str, action.choices or ())))
+    text = (action.help or "").replace("%(default)s", str(action.default))
+    return CompletedWord(name, _brief(text), takes, tuple(map(str, action.choices or ())))
 
 
 def _serve_flags() -> Iterator[CompletedWord]:

@@ -35,8 +35,7 @@ LOOPBACK = "127.0.0.1"
 def main(argv: Sequence[str]) -> int:
     """Print the command; with --run become it. ConfigError for wrong flags or where no engine is found."""
     own, server = split(argv)
-    parser = flags()
-    space = parse(parser, own, [flag for action in parser._actions for flag in action.option_strings])
+    space = parse(parser(), own)
     engine = space.engine or next(filter(shutil.which, ENGINES), None)
     words = command(space, engine or ENGINES[0], server, os.environ)
     if space.run:
@@ -60,21 +59,29 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:cut], words[cut + 1 :]
 
 
-def flags() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    found = Parser(
         "lightllm-mp docker",
         description="print the command that serves a model in a container; flags behind -- go to the server",
         epilog="Build the image first: docker build -f docker/cpu.Dockerfile (or cuda.Dockerfile); they say how.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("-m", "--model", "-mp", "--model-path", "--model-dir", help="model folder or GGUF file (default: the image's)")
+    add = found.add_argument
+    add(
+        "-m",
+        "--model",
+        "-mp",
+        "--model-path",
+        "--model-dir",
+        metavar="PATH",
+        help="model folder or GGUF file (default: the image's)",
+    )
     add("-p", "--port", type=int, default=8080, help="port (%(default)s)")
     add("--host", default=LOOPBACK, help="address of this machine to open the port on (%(default)s)")
     add("-n", "--num-proc", "-t", "--tp", type=int, default=1, help="ranks, each with its own GPU (%(default)s)")
     add("-mt", "--max-total-tokens", type=int, help="size of the KV pool in tokens (default: what fits)")
     add("--image", help=f"image (default: {CPU_IMAGE} or {CUDA_IMAGE})")
-    device = parser.add_mutually_exclusive_group()
+    device = found.add_mutually_exclusive_group()
     device.add_argument("--cpu", action="store_true", help="no GPU (default where this machine has none)")
     device.add_argument("--gpus", metavar="all|N|I,J", help="GPUs: all, a number of them, or their indices (0,1)")
     add("--name", help="name of the container")
@@ -82,7 +89,7 @@ def flags() -> Parser:
     add("--shm-size", help=f"size of /dev/shm, which NCCL uses (default: {SHARED_MEMORY} with several ranks)")
     add("--engine", choices=ENGINES, help="program to run containers with (default: the first that is found)")
     add("--run", action="store_true", help="run the command instead of printing it")
-    return parser
+    return found
 
 
 def command(space: argparse.Namespace, engine: str, server: Sequence[str], environ: Mapping[str, str]) -> list[str]:

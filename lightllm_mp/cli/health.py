@@ -26,14 +26,18 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 def main(argv: Sequence[str]) -> int:
     """Print what the server says. Returns 0 if it is healthy, 1 if it is not or does not answer."""
-    description = "ask a server of this machine whether it is healthy"
-    parser = Parser("lightllm-mp health", description=description, allow_abbrev=False)
-    parser.add_argument("--url", help="base URL; default: where the server that is PID 1 (of a container) listens")
-    parser.add_argument("--timeout", type=float, default=4.0, help="seconds to wait for the answer (%(default)s)")
-    space = parse(parser, argv, ("--url", "--timeout"))
+    space = parse(parser(), argv)
     healthy, text = ask(space.url or own_url(INIT_COMMAND, os.environ), space.timeout)
     print(text)
     return 0 if healthy else 1
+
+
+def parser() -> Parser:
+    description = "ask a server of this machine whether it is healthy"
+    found = Parser("lightllm-mp health", description=description, allow_abbrev=False)
+    found.add_argument("--url", help="base URL; default: where the server that is PID 1 (of a container) listens")
+    found.add_argument("--timeout", type=float, default=4.0, help="seconds to wait for the answer (%(default)s)")
+    return found
 
 
 def own_url(command: Path, environ: Mapping[str, str]) -> str:

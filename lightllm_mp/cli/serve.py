@@ -15,6 +15,7 @@ from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
+from lightllm_mp.actors.http.traces import check_endpoint
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.supervision.console import Console
 from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
@@ -50,6 +51,7 @@ def main(
     try:
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
+        check_endpoint(config.http.otlp_traces_endpoint)
         Origins(config.http.cors_allow_origin)
         model_path = find_model(config.model.model_dir, images=config.multimodal.enable_multimodal)
         model = check_model_apart(

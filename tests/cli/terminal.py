@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 
 
 class Terminal:

@@ -306,8 +306,8 @@ def children_seconds() -> float:
 @pytest.mark.parametrize(
     "words",
     ["--help", "--version"]
-    + [f"{name} --help" for name in ("serve", "chat", "pull", "bench")]
-    + ["serve --help-lightllm"],
+    + [f"{name} --help" for name in main.COMMANDS]
+    + ["serve --help-lightllm", "completion bash"],
 )
 def test_help_is_quick_and_imports_nothing_heavy(words: str) -> None:
     before = children_seconds()

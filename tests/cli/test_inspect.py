@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightllm_mp.cli import main
+from lightllm_mp.cli.inspect import command, report
 from lightllm_mp.cli.inspect.machine import Machine
 from lightllm_mp.cli.inspect.report import ModelReport, inspect
 from lightllm_mp.errors import ConfigError, ModelError
@@ -120,3 +121,7 @@ def test_without_torch() -> None:
         [sys.executable, "-c", code, str(GOLDENS / "llama")], capture_output=True, text=True, timeout=60
     )
     assert ended.stdout.splitlines()[-1] == "False"
+
+
+def test_the_flag_names_every_type_that_the_report_knows() -> None:
+    assert ("auto", *report.WIDTHS) == command.DATA_TYPES

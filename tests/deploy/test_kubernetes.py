@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -21,12 +24,15 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 KUBECTL = program("kubectl")
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-FOLDERS = ("base", "overlays/gpu", "overlays/autoscaling", "overlays/monitoring")
+SERVERS = ("base", "overlays/models", "overlays/gpu", "overlays/production")
+"""Folders that are a whole; the others add something to one."""
+PARTS = ("parts/autoscaling", "parts/monitoring", "parts/tracing")
+DASHBOARD = "../grafana"
 RELEASES = ("1.25", "1.37")
 """Of Kubernetes, the oldest and newest whose schemas are at hand."""
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in Path(__file__).with_name("schemas").glob("*.json")}
 """Kind -> schema, of what is not part of Kubernetes."""
-FACTS = {"LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"}
+SECRETS = {"LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS"}
 
 
 @cache
@@ -34,8 +40,9 @@ def rendered(folder: str) -> list[dict[str, Any]]:
     return [found for found in yaml.safe_load_all(output(KUBECTL, "kustomize", MANIFESTS / folder)) if found]
 
 
-def one(folder: str, kind: str, name: str = "lightllm-mp") -> dict[str, Any]:
-    (found,) = (o for o in rendered(folder) if o["kind"] == kind and o["metadata"]["name"].startswith(name))
+def one(folder: str, kind: str, name: str = r"lightllm-mp(-\w{10})?") -> dict[str, Any]:
+    """The object of this kind; the name of a map may end with kustomize's digest."""
+    (found,) = (o for o in rendered(folder) if o["kind"] == kind and re.fullmatch(name, o["metadata"]["name"]))
     return found
 
 
@@ -54,11 +61,11 @@ def settings(folder: str) -> dict[str, str]:
 
 def test_every_folder_is_known_here() -> None:
     found = {str(path.parent.relative_to(MANIFESTS)) for path in MANIFESTS.rglob("kustomization.yaml")}
-    assert found == set(FOLDERS)
+    assert found == {*SERVERS, *PARTS}
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*SERVERS, *PARTS, DASHBOARD])
 def test_schemas_accept_every_object(folder: str, release: str) -> None:
     for manifest in rendered(folder):
         if manifest["kind"] in SCHEMAS:
@@ -72,13 +79,13 @@ def test_a_wrong_field_is_found() -> None:
     manifest["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(manifest, RELEASES[0], strict=True)
-    monitor = json.loads(json.dumps(one("overlays/monitoring", "PodMonitor")))
+    monitor = json.loads(json.dumps(one("parts/monitoring", "PodMonitor")))
     monitor["spec"]["podMetricsEndpoints"][0]["paht"] = "/metrics"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(monitor, SCHEMAS["PodMonitor"])
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", SERVERS)
 def test_every_variable_is_a_setting(folder: str) -> None:
     given = settings(folder)
     assert {name.removeprefix(ENV_PREFIX).lower() for name in given} <= set(fields())
@@ -87,7 +94,7 @@ def test_every_variable_is_a_setting(folder: str) -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", SERVERS)
 def test_the_pod_is_restricted(folder: str) -> None:
     """The level `restricted` of the pod security standards, and more."""
     found, server = pod(folder), container(folder)
@@ -103,14 +110,17 @@ def test_the_pod_is_restricted(folder: str) -> None:
     }
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in found["volumes"]}
-    assert {path for path, mount in mounts.items() if not mount.get("readOnly")} == {"/dev/shm", "/tmp"}
+    written = {path for path, mount in mounts.items() if not mount.get("readOnly")}
+    assert written == {"/dev/shm", "/tmp"} | (
+        {"/cache"} if "nvidia.com/gpu" in server["resources"]["limits"] else set()
+    )
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
     assert settings(folder)["LIGHTLLM_MP_API_KEY_FILE"].startswith("/run/secrets/lightllm-mp/")
-    assert not FACTS & settings(folder).keys()
+    assert not SECRETS & settings(folder).keys()
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", SERVERS)
 def test_there_is_time_to_drain(folder: str) -> None:
     given = settings(folder)
     drain = float(given["LIGHTLLM_MP_DRAIN_DELAY"]) + float(given["LIGHTLLM_MP_DRAIN_TIMEOUT"])
@@ -118,7 +128,7 @@ def test_there_is_time_to_drain(folder: str) -> None:
     assert pod(folder)["terminationGracePeriodSeconds"] >= drain + 15
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", SERVERS)
 def test_probes(folder: str) -> None:
     server = container(folder)
     (port,) = server["ports"]
@@ -146,9 +156,11 @@ def test_names_fit_together() -> None:
     assert found["NetworkPolicy"]["spec"]["egress"] == []
     assert pod("base")["serviceAccountName"] == found["ServiceAccount"]["metadata"]["name"]
     assert container("base")["envFrom"] == [{"configMapRef": {"name": found["ConfigMap"]["metadata"]["name"]}}]
-    claim = next(v for v in pod("base")["volumes"] if v["name"] == "models")["persistentVolumeClaim"]
-    assert claim["claimName"] == found["PersistentVolumeClaim"]["metadata"]["name"]
     assert container("base")["image"] == "lightllm-mp:cpu"
+    assert container("base")["command"] == ["lightllm-mp", "serve"]
+    claim = next(v for v in pod("overlays/models")["volumes"] if v["name"] == "models")["persistentVolumeClaim"]
+    assert one("overlays/models", "PersistentVolumeClaim", claim["claimName"])
+    assert settings("overlays/models")["LIGHTLLM_MP_MODEL_DIR"].startswith("/models/")
 
 
 def test_gpus_are_as_many_as_ranks() -> None:
@@ -159,11 +171,32 @@ def test_gpus_are_as_many_as_ranks() -> None:
     assert container("overlays/gpu")["image"] == "lightllm-mp:cuda"
 
 
+def test_spans_have_a_way_out() -> None:
+    rules = one("overlays/production", "NetworkPolicy", "lightllm-mp-collector")["spec"]["egress"]
+    endpoint = urlsplit(settings("overlays/production")["LIGHTLLM_MP_OTLP_TRACES_ENDPOINT"])
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {endpoint.port, 53}
+
+
 def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
-    assert "replicas" not in one("overlays/autoscaling", "Deployment")["spec"]
-    asked = {
-        m["pods"]["metric"]["name"] for m in one("overlays/autoscaling", "HorizontalPodAutoscaler")["spec"]["metrics"]
-    }
-    rules = yaml.safe_load((MANIFESTS / "overlays" / "autoscaling" / "adapter-rules.yaml").read_text())
+    autoscaler, deployment = (one("overlays/production", kind) for kind in ("HorizontalPodAutoscaler", "Deployment"))
+    assert "replicas" not in deployment["spec"]
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    asked = {metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"]}
+    rules = yaml.safe_load((MANIFESTS / "parts" / "autoscaling" / "adapter-rules.yaml").read_text())
     given = {rule.get("name", {}).get("as") or rule["seriesQuery"].split("{")[0] for rule in rules["rules"]["custom"]}
     assert asked == given
+
+
+def test_the_overlay_of_the_page(tmp_path: Path) -> None:
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?kind: Kustomization.*?)```", page, re.DOTALL)
+    own = tmp_path / "overlays" / "qwen"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(example)
+    found = {o["kind"]: o for o in yaml.safe_load_all(output(KUBECTL, "kustomize", own)) if o}
+    assert found["ConfigMap"]["data"]["LIGHTLLM_MP_MODEL_DIR"] == "/models/qwen3-8b"
+    deployment = found["Deployment"]
+    assert deployment["metadata"]["namespace"] == "serving"
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example.org/lightllm-mp:1"
+    assert "PodMonitor" in found

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from lightllm_mp.cli.flags.fields import fields
+from lightllm_mp.cli.flags.fields import ENV_PREFIX, fields
 from lightllm_mp.cli.flags.lightllm import ALIASES, MEANINGS, OTHERS
 from lightllm_mp.cli.main import COMMANDS, main
 from tests.docs.pages import PAGES as ALL_PAGES
@@ -41,16 +41,18 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """(command, its flags) of the lines that run `lightllm-mp COMMAND`, without what a comment says."""
     line = r"(?:^|[`/])lightllm-mp ([a-z]+)\b([^|&`\n]*)"
     for found in re.findall(line, text.replace("\\\n", " "), re.MULTILINE):
-        yield found[0], re.findall(r"(?<!\S)--[a-z][a-z_-]*", found[1].split(" #")[0])
+        own = re.split(r" #| -- ", found[1])[0]  # behind -- stand the flags of another program
+        yield found[0], re.findall(r"(?<!\S)--[a-z][a-z_-]*", own)
 
 
 @cache
 def flags_of(command: str) -> set[str]:
-    """The flags that its help names."""
+    """The flags that its help lists."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         main([command, "--help"])
-    return {"--help", *re.findall(r"--[a-z][a-z-]*", shown.getvalue())}
+    heads = re.findall(r"^  (-.+?)(?:  |$)", shown.getvalue(), re.MULTILINE)
+    return {flag for head in heads for flag in re.findall(r"--[a-z][a-z-]*", head)}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -71,6 +73,25 @@ def test_commands_exist_and_have_these_flags(page: Path) -> None:
         else:
             wrong += [f"{command} {flag}" for flag in flags if flag.replace("_", "-") not in flags_of(command)]
     assert wrong == []
+
+
+def test_every_command_and_flag_stands_in_its_section() -> None:
+    parts = re.split(r"^## lightllm-mp (\w+)$", (DOCS / "commands.md").read_text("utf-8"), flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert set(sections) == set(COMMANDS)
+    for command in set(COMMANDS) - {"serve"}:
+        named = {flag for word in code(sections[command]) for flag in re.findall(r"--[a-z][a-z-]*", word)}
+        assert flags_of(command) - named <= {"--help"}, command
+
+
+def test_every_variable_stands_in_the_page() -> None:
+    sources = "".join(file.read_text("utf-8") for file in (ROOT / "lightllm_mp").rglob("*.py"))
+    read = set(re.findall(r"""["'](LIGHTLLM_MP_[A-Z_]+[A-Z])["'$]""", sources))
+    flags = {ENV_PREFIX + name.upper() for name in fields()}
+    assert len(read) > 8
+    assert (
+        read - flags - set(re.findall(r"LIGHTLLM_MP_[A-Z_]+", (DOCS / "configuration.md").read_text("utf-8"))) == set()
+    )
 
 
 def tables(first: str) -> list[list[str]]:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.browser.axe import violations
+from tests.browser.conftest import Visit, browser, expected_faults, visit
 from tests.paths import ROOT
 from tools import docs_site
+
+__all__ = ["browser", "expected_faults", "visit"]
 
 for name in ("sphinx", "myst_parser", "furo"):
     pytest.importorskip(name)
@@ -95,6 +102,44 @@ def test_search_works_from_the_file_system_without_a_network(site: Path, tmp_pat
     page = f"file://{site}/search.html?q=preempt"
     found = subprocess.run([browser, *flags, page], capture_output=True, text=True, timeout=30).stdout
     assert 'href="docs/architecture.html' in found.split('id="search-results"')[1]
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietFiles, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    """Says nothing about its requests."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_browser_finds_no_fault_in_any_page(visit: Visit, address: str, pages: dict[Path, Page], site: Path) -> None:
+    """No error on the console, nothing missing, no request to another host: `visit` fails otherwise."""
+    page = visit(address, "/docs/index.html")
+    for file in pages:
+        if file != site / "index.html":  # it leads on at once
+            page.goto(f"/{file.relative_to(site)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("quickstart", "light"), ("quickstart", "dark"), ("architecture", "light"), ("tuning", "dark")],
+)
+def test_pages_are_accessible(visit: Visit, address: str, name: str, scheme: str) -> None:
+    page = visit(address, f"/docs/{name}.html", color_scheme=scheme)
+    assert [found for found in violations(page) if found.startswith(("critical", "serious"))] == []
+
+
+@pytest.mark.parametrize("name", ["quickstart", "configuration", "reliability", "performance"])
+def test_a_narrow_screen_scrolls_down_only(visit: Visit, address: str, name: str) -> None:
+    page = visit(address, f"/docs/{name}.html", viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,16 @@ def test_not_there_and_not_to_be_fetched(bare: Path, monkeypatch: pytest.MonkeyP
     assert "LIGHTLLM_MP_OFFLINE is set" in failure(bare)
 
 
+def test_a_user_without_a_home(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ModelError, match="set XDG_CACHE_HOME"):
+        find_default_model()
+
+
 def test_fetched_once(
     bare: Path, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ FORK = re.compile(r"\bos\.(fork|forkpty|posix_spawn)\b|\bpty\.fork\b|from os imp
 SLEEP = re.compile(r"\btime\.sleep\b|from time import [^\n]*\bsleep\b")
 MAY_TELL_THE_TIME = {
     "lightllm_mp.actors.http.context": "when an answer was created, for OpenAI's clients",
+    "lightllm_mp.actors.http.traces": "when a span began, for collectors",
     "lightllm_mp.cli.doctor.machine": "whether the clock is set",
     "lightllm_mp.text.template_sandbox": "the date for a chat template",
 }

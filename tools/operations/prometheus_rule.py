@@ -1,7 +1,7 @@
 """Writes the rules of deploy/prometheus as the object that the Prometheus operator takes.
 
     python -m tools.operations.prometheus_rule            # prints it
-    python -m tools.operations.prometheus_rule --write    # into deploy/kubernetes/overlays/monitoring
+    python -m tools.operations.prometheus_rule --write    # into deploy/kubernetes/parts/monitoring
 
 A test compares the two.
 """
@@ -16,7 +16,7 @@ from tools.harness.command_line import ToolParser
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "lightllm-mp.rules.yaml"
-OBJECT = DEPLOY / "kubernetes" / "overlays" / "monitoring" / "prometheus-rule.yaml"
+OBJECT = DEPLOY / "kubernetes" / "parts" / "monitoring" / "prometheus-rule.yaml"
 HEAD = """\
 # Made of deploy/prometheus/lightllm-mp.rules.yaml by python -m tools.operations.prometheus_rule --write
 apiVersion: monitoring.coreos.com/v1
@@ -36,7 +36,7 @@ def prometheus_rule() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ToolParser(__doc__)
-    parser.add_argument("--write", action="store_true", help="into the overlay")
+    parser.add_argument("--write", action="store_true", help="into deploy/kubernetes")
     if parser.parse(argv).write:
         OBJECT.write_text(prometheus_rule())
     else:

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.errors import EngineError, SlowReader
-from lightllm_mp.messages import Generate, Pooled, PromptLogprobs
+from lightllm_mp.messages import Generate, Pooled, PromptLogprobs, Scheduled
 
 QUEUE_BYTES = 1 << 20
 """Most bytes of encoded events that the consumer of a stream may be behind."""
+UNTRACED = Scheduled(0)
 SLICE = 256
 """Events that are decoded at once."""
 _SHORT = tuple(bytes([0x90 | count]) for count in range(16))
@@ -208,6 +209,8 @@ class LiveRequest:
         self.prompt_logprobs: list[PromptLogprobs] = []
         """The pieces that have come."""
         self.started = monotonic()
+        self.came = UNTRACED
+        """When its parts came to the router, for a trace."""
         self.scheduled = 0.0
         """When its prefill began (monotonic); 0: not yet."""
         self.first = 0.0

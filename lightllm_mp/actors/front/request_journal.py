@@ -189,7 +189,7 @@ class RequestJournal:
             self._append(live, b"P" + self._encode(piece))
 
     def suspended(self, live: LiveRequest, suspended: bool) -> None:
-        self._append(live, b"S" if suspended else b"R")
+        self._store(live, b"S" if suspended else b"R")
 
     def remove(self, live: LiveRequest) -> None:
         if live.number is not None:
@@ -246,7 +246,7 @@ class RequestJournal:
         if live.open and not suspended:
             live.fruitless, live.blamed = len(deaths) + 1, frozenset({HTTP})
             self.deaths.update(deaths)
-            self._append(live, b"D" + self._encode(epoch))
+            self._store(live, b"D" + self._encode(epoch))
         return live, suspended
 
     def _add(self, kind: bytes, content: Struct) -> int | None:
@@ -269,8 +269,12 @@ class RequestJournal:
         live.relay(b"H" + self._encode(head))
 
     def _append(self, live: LiveRequest, frame: bytes) -> None:
+        """Record a frame that another engine needs, too."""
         if live.relay is not None:
             live.relay(frame)
+        self._store(live, frame)
+
+    def _store(self, live: LiveRequest, frame: bytes) -> None:
         while live.number is not None and not self._journal.append(live.number, frame):
             if not self.make_room():
                 self.remove(live)

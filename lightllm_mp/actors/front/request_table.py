@@ -178,12 +178,13 @@ class RequestTable:
         if (error := validation.unavailable(request, self.state.away)) is not None:
             raise error
         held = self._hold(images, terms.tenant)
+        # Its time begins before the tokenizer's.
+        live = LiveRequest(request, self, stream, held, deadline, label, form, keep, relay)
         try:
             self._send_new(request)
         except Overloaded:
             self.images.let_go(held)
             raise
-        live = LiveRequest(request, self, stream, held, deadline, label, form, keep, relay)
         live.sent = self._connected
         self.limits.enter(terms.tenant)
         self._send_images(live, live.rid)
@@ -256,7 +257,7 @@ class RequestTable:
         elif isinstance(message, say.Scheduled):
             answer = self._answers.get(message.rid)
             if answer is not None and not answer.live.scheduled:
-                answer.live.scheduled = monotonic()
+                answer.live.scheduled, answer.live.came = monotonic(), message
         elif isinstance(message, say.PromptLogprobs) and message.rid in self._answers:
             live = self._answers[message.rid].live
             live.prompt_logprobs.append(message)

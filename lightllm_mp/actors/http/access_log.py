@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from time import monotonic
 from typing import Any
@@ -26,11 +26,16 @@ HEADER = "X-Request-Id"
 GONE = 499
 """The status logged and counted for a client that disconnected."""
 BARE = ("request", "method", "path", "status")
+Record = Callable[[web.Request, int, float, float], None]
+"""Of a request its status, and when it began and ended (monotonic, seconds)."""
 _LABEL = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
-def observe(meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool) -> Middleware:
-    """The outermost middleware. Requests matched to a `quiet` handler are neither logged nor counted."""
+def observe(
+    meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool, record: Record | None = None
+) -> Middleware:
+    """The outermost middleware. Requests matched to a `quiet` handler are neither logged nor counted nor traced.
+    `record` traces a request."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -50,6 +55,8 @@ def observe(meter: HttpMetrics, quiet: Collection[Handler], *, write_log: bool) 
         finally:
             seconds = monotonic() - begin
             meter.answered(status, seconds)
+            if record is not None:
+                record(request, status, begin, begin + seconds)
             if write_log:
                 found = fields(request, status, begin, seconds)
                 log.info("%s", line(found), extra={"fields": found})

@@ -16,6 +16,7 @@ from lightllm_mp.actors.http.live.history import LiveHistory
 from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
+from lightllm_mp.actors.http.traces import RepairTimes, Traces
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -40,6 +41,7 @@ class HttpActor(FrontActor):
             journal=RequestJournal(Journal.open(launch.journal_fd)) if launch.journal_fd >= 0 else None,
             resume_window=http.resume_window,
         )
+        self._repairs = RepairTimes()
         pages = self._pages
         history = LiveHistory(lambda: pages[ROUTER].read(), lambda: pages[worker(0)].read())
         self._feed = LiveFeed(self.frontend, mailbox.send, history)
@@ -48,11 +50,13 @@ class HttpActor(FrontActor):
 
     def on_begin(self, begin: Begin) -> None:
         super().on_begin(begin)
+        self._repairs.began(begin.restarted)
         self._begun.set()
         self._feed.changed()
 
     def on_reset(self) -> None:
         super().on_reset()
+        self._repairs.stopped()
         self._feed.changed()
 
     def on_message(self, peer: str, message: Wire) -> None:
@@ -77,6 +81,8 @@ class HttpActor(FrontActor):
     async def _serve(self) -> None:
         self.frontend.recover(self._epoch)
         self.listen()
+        endpoint = self._config.http.otlp_traces_endpoint
+        traces = Traces(endpoint, self._repairs) if endpoint else None
         app = create_app(
             self.frontend,
             self._config.http,
@@ -84,6 +90,7 @@ class HttpActor(FrontActor):
             multimodal=self._config.multimodal,
             stats=self.all_stats,
             keys=self._keys,
+            traces=traces,
             feed=self._feed,
         )
         self._feed.start()
@@ -105,6 +112,8 @@ class HttpActor(FrontActor):
                 self.frontend.stay(False)
         await self.until_stopped()
         await port.close()  # skipped after a bug: its handlers would wait for ever
+        if traces is not None:
+            traces.close()
 
     async def _time_to_leave(self) -> None:
         """The server drains, and others have had drain_delay to see it."""

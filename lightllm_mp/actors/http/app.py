@@ -35,6 +35,7 @@ from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.actors.http.security.local_hosts import local_only
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.sockets.address_limit import CONNECTIONS, connection_counts
+from lightllm_mp.actors.http.traces import Traces
 from lightllm_mp.config import HttpConfig, ModelConfig, MultimodalConfig
 
 LOOK = ("GET", "HEAD")
@@ -98,13 +99,14 @@ def create_app(
     stats: Stats,
     keys: ApiKeys | None = None,
     public_metrics: bool = False,
+    traces: Traces | None = None,
     feed: LiveFeed | None = None,
 ) -> web.Application:
     """The HTTP API over `frontend`.
 
     `stats` returns every actor's numbers. Without `keys` any client may call any route. `public_metrics` serves
-    /metrics without a key. `feed`: what /live/events sends; the default one knows the front alone. Raises ConfigError
-    for an invalid origin.
+    /metrics without a key. `feed`: what /live/events sends; the default one knows the front alone. `traces` gets every
+    request that has ended. Raises ConfigError for an invalid origin.
     """
     meter = HttpMetrics()
     media = ImageInputs(multimodal or MultimodalConfig(), frontend.images, meter.fetch.add)
@@ -137,7 +139,13 @@ def create_app(
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
     keys = keys or ApiKeys()
-    middlewares = [observe(meter, quiet, write_log=not config.disable_access_log)]
+
+    def record(request: web.Request, status: int, begin: float, end: float) -> None:
+        assert traces is not None
+        traces.record(request, context.model_name, status, begin, end)
+
+    write_log = not config.disable_access_log
+    middlewares = [observe(meter, quiet, write_log=write_log, record=record if traces else None)]
     if keys.relays:
         middlewares.append(relays(keys.relays))
         table += (Route(("POST",), ("/relay",), RelayRoutes(context).adopt, "admin"),)

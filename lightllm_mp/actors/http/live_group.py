@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from lightllm_mp.actors.front.live_request import Answer, Event, LiveRequest
 from lightllm_mp.errors import EngineError
+from lightllm_mp.messages import Generate, Scheduled
 
 
 class LiveGroup:
@@ -36,6 +37,16 @@ class LiveGroup:
     def scheduled(self) -> float:
         """Monotonic seconds of the first; 0: not yet."""
         return min((live.scheduled for live in self.prompts if live.scheduled), default=0.0)
+
+    @property
+    def came(self) -> Scheduled:
+        """Of its first prompt."""
+        return self.prompts[0].came
+
+    @property
+    def request(self) -> Generate:
+        """Its first prompt's."""
+        return self.prompts[0].request
 
     @property
     def first(self) -> float:

@@ -58,6 +58,8 @@ class AnswerView:
         self.text = ""
         """The answer so far, as the model wrote it."""
         self.timing: Timing | None = None
+        self.cut = False
+        """It ended because it may not be longer."""
         self._out = out
         self._terminal = terminal
         self._clock = clock
@@ -73,6 +75,7 @@ class AnswerView:
                 delta = choice.get("delta") or {}
                 self._write(delta.get("reasoning_content") or delta.get("reasoning") or "", reasoning=True)
                 self._write(delta.get("content") or "", reasoning=False)
+                self.cut = self.cut or choice.get("finish_reason") == "length"
             if chunk.get("usage") or chunk.get("timings"):
                 self.timing = self._timing(chunk)
 
@@ -83,6 +86,12 @@ class AnswerView:
             self._out.write("\n")
         self._line_open = False
         self._out.flush()
+
+    @property
+    def figures(self) -> str:
+        """One line about the answer; empty if nothing is known."""
+        told = [str(self.timing)] if self.timing else []
+        return ", ".join(told + (["cut off: it may not be longer"] if self.cut else []))
 
     def _write(self, text: str, *, reasoning: bool) -> None:
         if not text:

@@ -81,6 +81,6 @@ def _answer_once(server: ChatServer, conversation: Conversation) -> int:
         raise EngineError(f"{server.url} cannot be reached: {error}") from None
     finally:
         view.end()
-    if view.timing and sys.stderr.isatty():
-        status(str(view.timing))
+    if view.figures and sys.stderr.isatty():
+        status(view.figures)
     return 0

@@ -94,8 +94,8 @@ class ChatSession:
             self._conversation.answer(view.text)
         else:
             self._conversation.undo()
-        if problem or view.timing:
-            status(problem or str(view.timing))
+        if told := problem or view.figures:
+            status(told)
 
     def _image(self, rest: str) -> None:
         self._attach(path_of(rest))

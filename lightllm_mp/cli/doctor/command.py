@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from lightllm_mp.cli.doctor import machine, model, software
 from lightllm_mp.cli.doctor.finding import Finding, Findings
 from lightllm_mp.cli.flags.parser import Parser, parse
 from lightllm_mp.config import HttpConfig
@@ -42,6 +41,9 @@ def examine(
     model_dir: str | None, host: str, port: int, *, print_line: Callable[[str], None] | None = None
 ) -> list[Finding]:
     """Runs all checks in order. `print_line` gets each finding as soon as it is known."""
+    # Imported here, so that `doctor --help` is quick.
+    from lightllm_mp.cli.doctor import machine, model, software
+
     checks: tuple[Callable[[], Findings], ...] = (
         software.python,
         software.torch_and_gpus,

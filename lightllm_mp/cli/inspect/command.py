@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from lightllm_mp.cli.flags.parser import Parser, parse
-from lightllm_mp.cli.inspect.report import WIDTHS, ModelReport, inspect
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.machine import format_bytes
 from lightllm_mp.model_files.default_model import not_there
 
+if TYPE_CHECKING:
+    from lightllm_mp.cli.inspect.report import ModelReport
+
+DATA_TYPES = ("auto", "float32", "bfloat16", "float16")
 DESCRIPTION = """Describe a model without loading it: family, sizes, tokenizer, problems. Exit code 1 if the model
 cannot be served."""
 
@@ -20,7 +24,7 @@ cannot be served."""
 def parser() -> Parser:
     found = Parser(prog="lightllm-mp inspect", description=DESCRIPTION, allow_abbrev=False)
     found.add_argument("model", metavar="PATH", help="Hugging Face folder or .gguf file")
-    found.add_argument("--data-type", choices=("auto", *WIDTHS), default="auto", help="type of weights and KV")
+    found.add_argument("--data-type", choices=DATA_TYPES, default="auto", help="type of weights and KV")
     found.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return found
 
@@ -31,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     path = Path(args.model).expanduser()
     if not path.exists():
         raise ConfigError(f"{args.model}: {not_there(args.model)}")
+    # Imported here, so that `inspect --help` is quick.
+    from lightllm_mp.cli.inspect.report import inspect
+
     report = inspect(path, data_type=args.data_type)
     print(msgspec.json.encode(report).decode() if args.json else described(report))
     return 1 if report.problems else 0

@@ -255,7 +255,7 @@ def _events(data: bytes) -> list[tuple[int | None, dict]]:
 async def site(
     *, begun: bool = True, engine: Engine | None = None, stats=None, feed=None, journal=None, **options
 ) -> AsyncIterator[Site]:
-    app_options = {key: options.pop(key) for key in ("keys", "public_metrics") if key in options}
+    app_options = {key: options.pop(key) for key in ("keys", "public_metrics", "traces") if key in options}
     config = HttpConfig(port=0, **{"allowed_host": ("x",), **options})  # bytes of tests say Host: x
     engine = engine or Engine()
     limits = RequestLimits(config.max_live_requests, len(app_options.get("keys") or ()))

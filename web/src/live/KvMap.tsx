@@ -18,7 +18,7 @@ export function KvMap({ model }: { model: LiveModel }) {
   const [colouring, setColouring] = useState<KvColouring>("state");
   return (
     <Section id="live-kv" title="KV memory" aside={`${whole(counts.total)} slots, one a token`}>
-      <p class="live-words" id="live-kv-words">{inWords(counts, requests.running)}</p>
+      <p class="live-words" id="live-kv-words">{inWords(counts, map ?? counts, requests.running)}</p>
       <fieldset class="live-choice">
         <legend class="visually-hidden">Colours of the map</legend>
         <Choice value="state" text="By state" chosen={colouring} choose={setColouring} />
@@ -33,13 +33,14 @@ export function KvMap({ model }: { model: LiveModel }) {
   );
 }
 
-function inWords(kv: KvSnapshot, running: number): string {
+/** `tree`: who knows the size of the prefix tree. */
+function inWords(kv: KvSnapshot, tree: KvSnapshot, running: number): string {
   const total = Math.max(kv.total, 1);
   const free = Math.max(0, kv.total - kv.used - kv.cached);
   return (
     `${whole(kv.used)} in use by ${whole(running)} ${running === 1 ? "sequence" : "sequences"} (${percent(kv.used / total)}), ` +
     `${whole(kv.cached)} cached (${percent(kv.cached / total)}), ${whole(free)} free. ` +
-    `The prefix tree holds ${whole(kv.tree_tokens)} tokens in ${whole(kv.tree_nodes)} nodes.`
+    `The prefix tree holds ${whole(tree.tree_tokens)} tokens in ${whole(tree.tree_nodes)} nodes.`
   );
 }
 

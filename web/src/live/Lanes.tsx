@@ -1,5 +1,5 @@
 import { Bar } from "./Bar.tsx";
-import { bytes, digits, percent, whole } from "./format.ts";
+import { bytes, percent, rate, whole } from "./format.ts";
 import { laneName, type LiveModel } from "./model.ts";
 import { Section, TableBox } from "./Section.tsx";
 
@@ -27,7 +27,7 @@ export function Lanes({ model }: { model: LiveModel }) {
                   <Bar parts={[{ share: lane.waiting / lane.capacity, kind: lane.waiting > lane.capacity / 2 ? "3" : "1" }]} />
                   <span>{percent(lane.waiting / lane.capacity)} of {bytes(lane.capacity)}</span>
                 </td>
-                <td class="number">{digits(model.rates.get(laneName(lane)) ?? 0)}</td>
+                <td class="number">{rate(model.rates.get(laneName(lane)) ?? 0)}</td>
                 <td class="number">{lane.refusals ? `${whole(lane.refusals)} times` : "never"}</td>
               </tr>
             ))}

@@ -33,7 +33,7 @@ export default function LiveView() {
             <Requests model={shown} />
             <div class="live-pair">
               <Lanes model={shown} />
-              {shown.snapshot.images && <Images images={shown.snapshot.images} />}
+              {shown.images && <Images images={shown.images} />}
             </div>
           </>
         )}

@@ -8,13 +8,14 @@ const TONES = { starting: "warn", running: "good", repairing: "bad", stopping: "
 /** Title, state of the engine, and the button that holds the view still. */
 export function StatusLine({ model, paused, onPause }: { model: LiveModel; paused: boolean; onPause: () => void }) {
   const engine = model.snapshot?.engine;
+  const refused = connection.value === "refused";
   const tone = engine ? (engine.draining ? "warn" : TONES[engine.state]) : "warn";
-  const state = engine ? (engine.draining ? "Draining" : STATES[engine.state]) : "Connecting";
+  const state = engine ? (engine.draining ? "Draining" : STATES[engine.state]) : refused ? "No access" : "Connecting";
   return (
     <div class="live-head">
       <h1 id="live-title">Engine</h1>
       <span class={`live-pill tone-${tone}`} id="live-state">{state}</span>
-      <p class="live-status">{engine ? statusOf(engine) : "Waiting for the first event."}</p>
+      <p class="live-status">{engine ? statusOf(engine) : refused ? "" : "Waiting for the first event."}</p>
       <button type="button" class="live-button" id="live-pause" aria-pressed={paused} onClick={onPause}>
         {paused ? "Go on" : "Pause"}
       </button>

@@ -29,7 +29,16 @@ export function seconds(value: number): string {
   return `${Math.floor(all / 86400)} d ${Math.floor((all % 86400) / 3600)} h`;
 }
 
-export const percent = (share: number): string => `${share > 0 && share < 0.01 ? digits(share * 100) : Math.round(share * 100)} %`;
+/** 0 %, < 0.1 %, 0.8 %, 43 % */
+export function percent(share: number): string {
+  const value = share * 100;
+  if (value <= 0) return "0 %";
+  if (value < 0.1) return "< 0.1 %";
+  return `${value < 0.95 ? value.toFixed(1) : Math.round(value)} %`;
+}
+
+/** A rate: 0, 0.9, 12 */
+export const rate = (value: number): string => (value < 9.95 ? String(Number(value.toFixed(1))) : whole(value));
 
 export function clock(at: number): string {
   return new Date(at * 1000).toLocaleTimeString("en-GB");

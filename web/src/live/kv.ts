@@ -42,4 +42,4 @@ export function cellAt(grid: KvGrid, cells: number, x: number, y: number): numbe
 }
 
 /** Colour of an owner, 0 to 5; the same sequence keeps it from event to event. */
-export const colourOf = (rid: number): number => rid % 6;
+export const colourOf = (rid: string): number => Number(rid.slice(-6)) % 6;

@@ -1,7 +1,7 @@
 /** What the view shows, made of the events that have come. Pure functions: no clock, no connection, no document. */
 import { mergeHistory } from "./history.ts";
 import { notesOf, type Note } from "./notes.ts";
-import type { HistoryPoint, KvSnapshot, LiveSnapshot } from "./types.ts";
+import type { HistoryPoint, ImagesSnapshot, KvSnapshot, LiveSnapshot } from "./types.ts";
 
 export interface LiveModel {
   snapshot: LiveSnapshot | undefined;
@@ -13,6 +13,8 @@ export interface LiveModel {
   /** The last map of KV memory; `stale`: the router has not sent one since. */
   kv: KvSnapshot | undefined;
   stale: boolean;
+  /** The last that the visual actor has said. */
+  images: ImagesSnapshot | null;
   /** What has happened, the newest first. */
   notes: Note[];
 }
@@ -26,6 +28,7 @@ export const EMPTY: LiveModel = {
   rates: new Map(),
   kv: undefined,
   stale: false,
+  images: null,
   notes: [],
 };
 
@@ -40,6 +43,7 @@ export function withSnapshot(model: LiveModel, next: LiveSnapshot): LiveModel {
     rates: laneRates(last, next),
     kv: mapped ? next.kv : model.kv,
     stale: !mapped && model.kv !== undefined,
+    images: next.images ?? model.images,
     notes: withNotes(model.notes, notesOf(last, next)),
   };
 }

@@ -70,7 +70,8 @@ export type SequenceStage =
   | "delivering";
 
 export interface SequenceSnapshot {
-  rid: number;
+  /** Decimal: it has more bits than a number here. */
+  rid: string;
   index: number;
   label: string;
   client: string;

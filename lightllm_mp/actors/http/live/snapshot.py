@@ -140,7 +140,7 @@ def _sequence(answer: Answer, known: tuple[int, int, int, int], connected: bool,
         stage = "quarantine"
     terms = live.request.terms
     return SequenceSnapshot(
-        answer.rid,
+        str(answer.rid),
         answer.index,
         sha256(b"label of lightllm-mp" + live.label.encode()).hexdigest()[:8] if live.label else "",
         client(terms.tenant) if terms.tenant else "",

@@ -92,7 +92,8 @@ SequenceStage = Literal[
 class SequenceSnapshot(Struct, frozen=True):
     """One answer of a request, the first of which have been here longest."""
 
-    rid: int
+    rid: str
+    """Decimal; JavaScript has no integers of 62 bits."""
     index: int
     """Which of the request's answers."""
     label: str

@@ -1,4 +1,5 @@
-"""Every query of the dashboard, the rules and the autoscaler, run by a real Prometheus that scrapes a real server."""
+"""A real server that is scraped by a real Prometheus and sends its traces to a collector: every query of the dashboard,
+the rules and the autoscaler has data, and every stage has a span."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ import pytest
 import yaml
 
 from lightllm_mp import Server
-from lightllm_mp.config import MultimodalConfig
+from lightllm_mp.config import HttpConfig, MultimodalConfig
 from tests.actors.embedded import write_byte_tokenizer
+from tests.actors.http.collector import Collector, attributes, collecting
 from tests.deploy.programs import program
 from tests.deploy.prometheus_server import PrometheusServer, scraping
 from tests.end_to_end.image_served import GOOD, asking, base64_image, http, serving, tcp, url
-from tests.end_to_end.served import post, stream
+from tests.end_to_end.served import get, post, stream
 from tests.end_to_end.test_served_model import children
 from tests.paths import GOLDENS, ROOT
 from tests.vision.image_files import encoded, noise
@@ -33,6 +35,9 @@ RULES = DEPLOY / "prometheus" / "lightllm-mp.rules.yaml"
 DASHBOARD = json.loads(grafana_dashboard.FILE.read_text())
 PATIENCE = 20.0
 """Seconds until every query has a value."""
+ASKED = 17
+"""Requests of `load`."""
+LONG = {"max_new_tokens": 600, "ignore_eos": True}
 NOT_OURS = {"lightllm_requests_in_pod", "lightllm_mp"}
 """What prometheus-adapter makes of ours, and our own name."""
 
@@ -42,18 +47,23 @@ def panels() -> list[dict]:
 
 
 def asked(expr: str) -> str:
-    """What Grafana asks for."""
-    return expr.replace("$__rate_interval", "30s").replace("$model", ".*").replace("$instance", ".*")
+    """What Grafana asks for, over the last minutes: `load` may be long ago on a busy machine."""
+    window = expr.replace("$__rate_interval", "5m").replace("[1m]", "[5m]")
+    return window.replace("$model", ".*").replace("$instance", ".*")
 
 
 def load(server: Server) -> None:
-    """Text, streams, images of each kind, constrained answers, a refusal, and a process that is replaced."""
-    os.kill(children(server)["detokenizer"], signal.SIGKILL)
+    """Text, streams, images of each kind, constrained answers, and a process that is replaced."""
     image = base64_image(GOOD)
     text = {"inputs": "hello " * 8, "parameters": {"max_new_tokens": 24, "ignore_eos": True}}
     guided = {"inputs": "hello", "parameters": {"max_new_tokens": 8, "regular_constraint": "(yes|no|maybe)"}}
     with tcp(http(encoded(noise(40, 40), "PNG"))) as port, ThreadPoolExecutor(8) as pool:
         fetched = asking(url(f"http://127.0.0.1:{port}/x.png"))
+        repaired = pool.submit(stream, server, {**text, "parameters": LONG}, name="repaired")
+        while get(server, "/token_load")["current_load"] == 0:
+            time.sleep(0.005)
+        os.kill(children(server)["detokenizer"], signal.SIGKILL)
+        repaired.result(60)
         for _ in range(2):
             works = [pool.submit(stream, server, text) for _ in range(4)]
             works += [pool.submit(post, server, "/generate", body) for body in (asking(image), fetched, guided, text)]
@@ -62,13 +72,20 @@ def load(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
-    """A tiny LLaVA whose tokens are bytes."""
+def collector() -> Iterator[Collector]:
+    with pytest.MonkeyPatch.context() as environment, collecting(environment) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[PrometheusServer]:
+    """Of a tiny LLaVA whose tokens are bytes."""
     folder = tmp_path_factory.mktemp("llava")
     for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
         shutil.copy(GOLDENS / "llava_hf" / file, folder)
     multimodal = MultimodalConfig(enable_multimodal=True, cache_capacity=10, allow_media_host=("127.0.0.1",))
-    with serving(write_byte_tokenizer(folder), multimodal=multimodal) as server:
+    front = HttpConfig(port=0, disable_access_log=True, otlp_traces_endpoint=collector.endpoint)
+    with serving(write_byte_tokenizer(folder), multimodal=multimodal, http=front) as server:
         target = server.base_url.removeprefix("http://")
         with scraping(target, RULES, tmp_path_factory.mktemp("prometheus")) as found:
             until(found, "lightllm_actor_up")
@@ -118,10 +135,35 @@ def test_rules_are_evaluated(prometheus: PrometheusServer) -> None:
 
 
 def test_the_adapter_asks_for_what_there_is(prometheus: PrometheusServer) -> None:
-    text = (DEPLOY / "kubernetes" / "overlays" / "autoscaling" / "adapter-rules.yaml").read_text()
+    text = (DEPLOY / "kubernetes" / "parts" / "autoscaling" / "adapter-rules.yaml").read_text()
     for rule in yaml.safe_load(text)["rules"]["custom"]:
         query = rule["metricsQuery"].replace("<<.GroupBy>>", "instance").replace("<<.LabelMatchers>>", "")
         assert len(until(prometheus, query)) == 1
+
+
+def test_every_stage_has_a_span(prometheus: PrometheusServer, collector: Collector) -> None:
+    """`queue` is missing where a request begins in the turn in which its parts have come, and `decode` where all tokens
+    come at once."""
+    sometimes = {"queue", "decode"}
+    deadline = time.monotonic() + PATIENCE
+    while len(roots := collector.roots("text_completion ")) < ASKED:
+        assert time.monotonic() < deadline, len(roots)
+        time.sleep(0.05)
+    found = [collector.children(root).keys() for root in roots]
+    always = {"receive", "tokenize", "prefill", "deliver"}
+    assert [stages for stages in found if not always <= stages] == []
+    assert {frozenset(stages - always - sometimes) for stages in found} == {
+        frozenset(),
+        frozenset({"encode_images"}),
+        frozenset({"compile_guide"}),
+    }
+    assert sometimes <= {stage for stages in found for stage in stages}
+
+
+def test_the_repair_is_an_event_of_what_ran(prometheus: PrometheusServer, collector: Collector) -> None:
+    (event,) = collector.root("repaired").events
+    assert attributes(event)["lightllm_mp.restarted"] == ["detokenizer"]
+    assert 0 < attributes(event)["lightllm_mp.pause"] < 60
 
 
 def test_every_metric_named_in_deploy_is_ours(prometheus: PrometheusServer) -> None:

@@ -1,0 +1,32 @@
+"""A request on its way from the front to a replica."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class RelayCall(Struct, frozen=True, kw_only=True):
+    """`path` with its query. `headers`: those of the client that the engine needs, the label among them."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes = b""
+    tenant: str = ""
+    """Hexadecimal; empty: there are no keys."""
+    taken: int = 0
+    """Events that the client has."""
+
+
+class ReplicaLost(Exception):
+    """The replica, or the way to it, is gone."""
+
+
+class Fleet(Protocol):
+    """The way to replicas."""
+
+    def call(self, name: str, call: RelayCall) -> AsyncIterator[bytes]:
+        """Whole frames of the answer, some at once. Raises ReplicaLost. Closing it cancels the request."""

@@ -1,0 +1,118 @@
+"""A replica's way to its own engine: over its port, and again when the process behind the port was replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from time import monotonic
+
+import aiohttp
+
+from lightllm_mp.actors.http.relayed_answer import CONTENT_TYPE, KEY_HEADER, TENANT_HEADER
+from lightllm_mp.replicas import frames
+from lightllm_mp.replicas.call import RelayCall, ReplicaLost
+from lightllm_mp.replicas.frames import FrameReader
+
+LABEL = "X-Request-Id"
+PAUSE = 0.1
+"""Seconds between two attempts to come back."""
+ALIVE_SECONDS = 5.0
+"""An engine that is silent for so long is said to be alive, so that silence means that the replica is gone."""
+
+
+class EngineClient:
+    """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take."""
+
+    def __init__(self, base_url: str, key: str, *, patience: float = 60.0) -> None:
+        self._base, self._key, self._patience = base_url, key, patience
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def call(self, call: RelayCall) -> AsyncIterator[bytes]:
+        """Whole frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
+        begun, until = _Progress(call), monotonic() + self._patience
+        while True:
+            try:
+                async for piece in self._frames(begun.next_call()):
+                    shown = [frame for frame in begun.reader.feed(piece) if begun.take(frame)]
+                    if shown:
+                        until = monotonic() + self._patience
+                        yield frames.framed(*shown)
+                    elif not piece:
+                        yield frames.framed(frames.ALIVE)
+                if begun.complete:
+                    return
+            except (aiohttp.ClientError, TimeoutError, ConnectionError):
+                pass
+            if monotonic() > until:
+                raise ReplicaLost("its engine does not answer")
+            begun.broken()
+            await asyncio.sleep(PAUSE)
+
+    async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
+        """Pieces of one connection; empty ones while nothing comes."""
+        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, "Accept": "text/event-stream"}
+        if call.taken:
+            headers["Last-Event-ID"] = str(call.taken)
+        async with self._session.request(call.method, self._base + call.path, data=call.body, headers=headers) as reply:
+            if reply.status != 200 or reply.content_type != CONTENT_TYPE:
+                raise ReplicaLost(f"its engine answers {reply.status} without frames")
+            reading = asyncio.ensure_future(reply.content.readany())
+            try:
+                while True:
+                    done, _ = await asyncio.wait({reading}, timeout=ALIVE_SECONDS)
+                    if not done:
+                        yield b""
+                        continue
+                    if not (piece := reading.result()):
+                        return
+                    yield piece
+                    reading = asyncio.ensure_future(reply.content.readany())
+            finally:
+                reading.cancel()
+
+
+class _Progress:
+    """How far an answer has come over the connections that it took."""
+
+    def __init__(self, call: RelayCall) -> None:
+        self._call, self._events, self._recorded, self._again = call, call.taken, False, False
+        self.reader, self.complete = FrameReader(), False
+
+    def next_call(self) -> RelayCall:
+        if not (self._again and self._recorded):
+            return self._call
+        label = self._call.headers[LABEL]
+        return RelayCall(
+            method="GET",
+            path=f"/requests/{label}",
+            headers=self._call.headers,
+            tenant=self._call.tenant,
+            taken=self._events,
+        )
+
+    def broken(self) -> None:
+        """Its connection is gone."""
+        self.reader, self._again = FrameReader(), True
+
+    def take(self, frame: bytes) -> bool:
+        """Whether the front needs this frame. Raises ReplicaLost, or ConnectionError for an engine that starts."""
+        match frame[:1]:
+            case frames.HEAD if self._again:
+                status = frames.head(frame).status
+                if status == 503:
+                    raise ConnectionError("its engine starts")
+                if status != 200 and self._recorded:
+                    raise ReplicaLost("its engine has lost the request")
+            case frames.BODY:
+                self._events = frames.body(frame)[0]
+            case frames.REQUEST:
+                self._recorded = True
+            case frames.END:
+                self.complete = True
+        return True

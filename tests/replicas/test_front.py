@@ -1,0 +1,294 @@
+"""The front of a fleet over engines of one script each: nothing of an answer depends on which of them gave it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lightllm_mp.actors.http.security.keys import ApiKeys, digest
+from lightllm_mp.messages import Generate
+from lightllm_mp.replicas import front as front_module
+from lightllm_mp.replicas.call import RelayCall, ReplicaLost
+from lightllm_mp.replicas.engine_client import EngineClient
+from lightllm_mp.replicas.frames import Head
+from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.routing import ReplicaRouter
+from tests.actors.http.harness import Engine, Site, site
+from tests.actors.http.test_relay import ASKED, HELLO, KEYS
+from tests.replicas.journals import journal
+
+TENANT = digest("user")
+STREAM = {"inputs": "a", "parameters": {"max_new_tokens": 12}}
+
+
+class Engines:
+    """Sites as replicas. `lose`: a replica -> number of frames after which it is lost."""
+
+    def __init__(self, sites: dict[str, Site]) -> None:
+        self.sites = sites
+        self.clients = {
+            name: EngineClient(f"http://{s.address[0]}:{s.address[1]}", "between us", patience=2.0)
+            for name, s in sites.items()
+        }
+        self.lose: dict[str, int] = {}
+        self.for_ever: set[str] = set()
+        """They are lost again and again."""
+        self.silent: set[str] = set()
+        self.calls: list[tuple[str, str]] = []
+
+    async def call(self, name: str, call: RelayCall) -> AsyncIterator[bytes]:
+        self.calls.append((name, call.path))
+        if name in self.silent:
+            await asyncio.sleep(60)
+        answer = self.clients[name].call(call)
+        try:
+            async for piece in answer:
+                if name in self.lose:
+                    self.lose[name] -= 1
+                    if self.lose[name] < 0:
+                        if name not in self.for_ever:
+                            del self.lose[name]
+                        raise ReplicaLost("killed")
+                yield piece
+        finally:
+            await answer.aclose()  # type: ignore[attr-defined]
+
+
+@contextlib.asynccontextmanager
+async def fleet(*names: str, keys: ApiKeys = KEYS, **options: Any) -> AsyncIterator[tuple[FleetFront, Engines]]:
+    async with contextlib.AsyncExitStack() as stack:
+        sites = {}
+        for name in names:
+            memory = stack.enter_context(journal())
+            engine = Engine(**options.get(name, {"pace": 0.001}))
+            sites[name] = await stack.enter_async_context(
+                site(journal=memory, engine=engine, keys=keys, **options.get("config", {}))
+            )
+        engines, router = Engines(sites), ReplicaRouter(1)
+        for name in names:
+            router.join(name, kv_tokens=4096)
+        yield FleetFront(engines, router, wait=3.0), engines
+        for client in engines.clients.values():
+            await client.close()
+
+
+async def ask(front: FleetFront, path: str, asked: Any, **headers: str) -> tuple[Head, bytes]:
+    method = "GET" if asked is None else "POST"
+    body = b"" if asked is None else json.dumps(asked).encode()
+    pieces = [piece async for piece in front.answer(method, path, {"X-Request-Id": "mine", **headers}, body, TENANT)]
+    head = pieces[0]
+    assert isinstance(head, Head)
+    rest = [piece for piece in pieces[1:] if isinstance(piece, bytes)]
+    assert len(rest) == len(pieces) - 1
+    return head, b"".join(rest)
+
+
+def timeless(data: bytes) -> bytes:
+    return re.sub(rb'"(created|created_at|completed_at)":[0-9.]+', b"", data)
+
+
+def run(body: Callable[[], Awaitable[None]], seconds: float = 60.0) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(seconds):
+            await body()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("path", "asked"), ASKED)
+def test_an_answer_is_the_same_whenever_its_replica_is_lost(path: str, asked: dict[str, Any]):
+    async def body():
+        async with fleet("whole") as (front, _):
+            head, whole = await ask(front, path, asked)
+            assert head.status == 200
+        async with fleet("a", "b", "c") as (front, engines):
+            for frame in (0, 1, 2, 3, 5, 8):
+                engines.calls.clear()
+                engines.lose = dict.fromkeys(("a", "b"), frame)
+                found, data = await ask(front, path, asked, **{"X-Request-Id": f"mine{frame}"})
+                expected = whole.replace(b"mine", b"mine%d" % frame)
+                assert timeless(data) == timeless(expected), (frame, engines.calls)
+                assert found.headers["Content-Type"] == head.headers["Content-Type"]
+                front._router.report("c", work=1e6)  # the next one goes to a or b
+            assert front.lost == 0
+            assert front.moved >= 2
+            for s in engines.sites.values():
+                await s.settled(lambda s=s: not s.engine.running and not s.frontend.live)
+
+    run(body)
+
+
+def test_a_port_that_is_replaced_is_no_lost_replica(monkeypatch: pytest.MonkeyPatch):
+    """The connection breaks with every frame, and the engine keeps its request."""
+
+    async def body():
+        async with fleet("whole") as (front, _):
+            _, whole = await ask(front, "/generate_stream", STREAM)
+        async with fleet("a") as (front, engines):
+            plain, broken = EngineClient._frames, 0
+
+            async def breaking(self: EngineClient, call: RelayCall) -> AsyncIterator[bytes]:
+                nonlocal broken
+                seen = 0
+                async for piece in plain(self, call):
+                    yield piece
+                    if (seen := seen + 1) > 2:
+                        broken += 1
+                        raise ConnectionResetError
+
+            monkeypatch.setattr(EngineClient, "_frames", breaking)
+            _, data = await ask(front, "/generate_stream", STREAM)
+            assert data == whole
+            assert broken > 2
+            assert [name for name, _ in engines.calls] == ["a"]
+
+    run(body)
+
+
+def test_a_replica_that_is_full_is_passed_over():
+    async def body():
+        async with fleet("a", "b", config={"max_live_requests": 1}, a={"paused": True}, b={}) as (front, engines):
+            front._router.report("b", work=1e9)
+            first = asyncio.create_task(ask(front, "/generate", STREAM, **{"X-Request-Id": "one"}))
+            await engines.sites["a"].settled(lambda: bool(engines.sites["a"].engine.running))
+            head, _ = await ask(front, "/generate", STREAM, **{"X-Request-Id": "two"})
+            assert head.status == 200
+            engines.sites["b"].engine.paused = True
+            second = asyncio.create_task(ask(front, "/generate", STREAM, **{"X-Request-Id": "three"}))
+            await engines.sites["b"].settled(lambda: bool(engines.sites["b"].engine.running))
+            head, data = await ask(front, "/generate", STREAM, **{"X-Request-Id": "four"})
+            assert (head.status, json.loads(data)["error"]["code"]) == (429, "overloaded")
+            assert "Retry-After" in head.headers
+            for s in engines.sites.values():
+                s.engine.paused = False
+            assert (await first)[0].status == (await second)[0].status == 200
+
+    run(body)
+
+
+def test_a_client_that_leaves_ends_its_request():
+    async def body():
+        async with fleet("a", a={"pace": 0.02}) as (front, engines):
+            answer = front.answer("POST", "/generate_stream", {}, json.dumps(STREAM).encode())
+            await anext(answer)
+            await anext(answer)
+            await answer.aclose()  # type: ignore[attr-defined]
+            await engines.sites["a"].settled(lambda: not engines.sites["a"].engine.running)
+            assert front._router.replicas["a"].work == 0
+
+    run(body)
+
+
+def test_a_silent_replica_is_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(front_module, "SILENCE", 0.2)
+
+    async def body():
+        async with fleet("a", "b") as (front, engines):
+            engines.silent.add("a")
+            front._router.report("b", work=1e6)
+            head, _ = await ask(front, "/generate", STREAM)
+            assert head.status == 200
+            assert [name for name, _ in engines.calls] == ["a", "b"]
+
+    run(body)
+
+
+def test_no_replica():
+    async def body():
+        async with fleet() as (front, _):
+            front._wait = 0.2
+            head, data = await ask(front, "/generate", STREAM)
+            assert (head.status, json.loads(data)["error"]["code"]) == (503, "replica_lost")
+        async with fleet("a") as (front, engines):
+            engines.lose["a"] = 4
+            front._wait = 0.2
+            head, data = await ask(front, "/generate_stream", STREAM)
+            assert head.status == 200
+            assert data.count(b"\n\n") >= 2
+            assert b'"replica_lost"' in data.splitlines()[-2]
+            assert front.lost == 1
+
+    run(body)
+
+
+def test_a_request_that_loses_every_replica_is_given_up():
+    async def body():
+        async with fleet("a", "b", "c", "d", **{name: {"paused": True} for name in "abcd"}) as (front, engines):
+            engines.lose = dict.fromkeys("abcd", 0)
+            engines.for_ever = set("abcd")
+            head, data = await ask(front, "/generate", STREAM)
+            assert (head.status, len(engines.calls)) == (502, 3)
+            assert "repeatedly" in json.loads(data)["error"]["message"]
+
+    run(body)
+
+
+def test_a_stream_of_several_prompts_cannot_go_on():
+    async def body():
+        async with fleet("a", "b") as (front, engines):
+            front._router.report("b", work=1e6)
+            asked = {"prompt": ["x", "y"], "max_tokens": 20}
+            engines.lose["a"] = 0  # nothing was sent, so it begins again
+            head, data = await ask(front, "/v1/completions", asked)
+            assert head.status == 200
+            assert len(json.loads(data)["choices"]) == 2
+            engines.lose["a"] = 4
+            front._router.report("b", work=1e6)
+            _, data = await ask(front, "/v1/completions", asked | {"stream": True})
+            assert b'"replica_lost"' in data
+
+    run(body)
+
+
+def test_what_a_replica_keeps_is_found():
+    async def body():
+        async with fleet("a", "b", "c") as (front, engines):
+            for i in range(6):
+                _, whole = await ask(front, "/generate", STREAM, **{"X-Request-Id": f"kept{i}"})
+                if i == 3:
+                    front._owners.clear()  # another front sent them
+                head, again = await ask(front, f"/requests/kept{i}", None)
+                assert (head.status, again) == (200, whole)
+            head, _ = await ask(front, "/requests/never", None)
+            assert head.status == 404
+            _, stored = await ask(front, "/v1/responses", {"input": "a", "max_output_tokens": 3})
+            head, again = await ask(front, f"/v1/responses/{json.loads(stored)['id']}", None)
+            assert (head.status, json.loads(again)["id"]) == (200, json.loads(stored)["id"])
+            sent = [m for s in engines.sites.values() for m in s.engine.tokenizer if isinstance(m, Generate)]
+            assert {m.terms.tenant for m in sent} == {TENANT}
+
+    run(body)
+
+
+def test_the_deadline_goes_on():
+    async def body():
+        async with fleet("a", "b", "c", **{name: {"paused": True} for name in "abc"}) as (front, engines):
+            engines.lose = {"a": 0, "b": 0}
+            front._router.report("c", work=1e6)
+            begin = asyncio.get_running_loop().time()
+            head, data = await ask(front, "/generate", STREAM, **{"X-Request-Timeout": "1.0"})
+            assert (head.status, json.loads(data)["error"]["code"]) == (504, "deadline_exceeded")
+            assert asyncio.get_running_loop().time() - begin < 3
+            head, _ = await ask(front, "/generate", STREAM, **{"X-Request-Timeout": "never"})
+            assert head.status == 400
+
+    run(body)
+
+
+def test_turns_of_a_chat_stay_where_their_prefix_is():
+    async def body():
+        async with fleet("a", "b", "c", a={}, b={}, c={}) as (front, engines):
+            messages = [{"role": "system", "content": "Be careful. " * 100}, *HELLO]
+            for turn in range(5):
+                _, data = await ask(front, "/v1/chat/completions", {"messages": messages, "max_tokens": 3})
+                messages.append(json.loads(data)["choices"][0]["message"] | {"refusal": None})
+                messages.append({"role": "user", "content": f"And {turn}?"})
+            assert len({name for name, _ in engines.calls}) == 1
+
+    run(body)
