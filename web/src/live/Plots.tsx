@@ -13,6 +13,11 @@ const BATCH: Series[] = [
   { name: "answer tokens", kind: 3, of: (point) => point.decode_tokens },
 ];
 
+const QUEUE: Series[] = [
+  { name: "running", kind: 1, of: (point) => point.running },
+  { name: "waiting", kind: 3, of: (point) => point.waiting },
+];
+
 export function Plots({ points }: { points: HistoryPoint[] }) {
   return (
     <Section id="live-plots" title="The last five minutes">
@@ -20,6 +25,7 @@ export function Plots({ points }: { points: HistoryPoint[] }) {
         <Plot title="Tokens a second" unit="tokens a second" series={SPEED} points={points} />
         <Plot title="Step time, ms" unit="milliseconds" series={STEP} points={points} />
         <Plot title="A step's batch" unit="a step" series={BATCH} points={points} />
+        <Plot title="Sequences" unit="sequences" series={QUEUE} points={points} />
       </div>
     </Section>
   );
