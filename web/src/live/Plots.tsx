@@ -6,7 +6,7 @@ const SPEED: Series[] = [
   { name: "produced", kind: 1, of: (point) => point.generated },
   { name: "prompts", kind: 2, of: (point) => point.prompt },
 ];
-const STEP: Series[] = [{ name: "mean", kind: 1, of: (point) => point.step_ms }];
+const STEP: Series[] = [{ name: "mean", kind: 1, of: (point) => (point.steps ? point.step_ms : NaN) }];
 const BATCH: Series[] = [
   { name: "sequences", kind: 1, of: (point) => point.rows },
   { name: "prompt", kind: 2, of: (point) => point.prefill_tokens },
