@@ -18,6 +18,10 @@ import { Storage } from "./storage.ts";
 const OPEN = "lightllm-mp.open";
 
 let storage: Storage;
+/** Ends the wait for `ready`. */
+export let begin: () => void;
+/** The conversations and answers of before are there: what is sent earlier would be lost among them. */
+export const ready = new Promise<void>((resolve) => (begin = resolve));
 export const lasting = signal(true);
 /** The newest first. */
 export const conversations = signal<readonly Conversation[]>([]);
@@ -174,6 +178,7 @@ export async function exported(id: string): Promise<object> {
 export async function imported(text: string): Promise<void> {
   const { readExport } = await import("./exports.ts");
   const { conversation, messages: list, pictures: images } = readExport(text);
+  await ready;
   await storage.put("messages", ...list);
   await storage.put("pictures", ...images);
   await saveConversation(conversation);
