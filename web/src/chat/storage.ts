@@ -30,6 +30,11 @@ export class Storage {
     return done(this.db.transaction(store).objectStore(store).getAll()) as Promise<Stored[S][]>;
   }
 
+  async get<S extends Store>(store: S, id: string): Promise<Stored[S] | undefined> {
+    if (!this.db) return this.memory.get(store)!.get(id) as Stored[S] | undefined;
+    return done(this.db.transaction(store).objectStore(store).get(id)) as Promise<Stored[S] | undefined>;
+  }
+
   /** The messages or pictures of a conversation. */
   async of<S extends "messages" | "pictures">(store: S, conversation: string): Promise<Stored[S][]> {
     if (!this.db) return (await this.all(store)).filter((one) => one.conversation === conversation);
