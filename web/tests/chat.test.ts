@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
 import { applyChunk, finishStats, type Draft } from "../src/chat/chunks.ts";
-import { curlOf, python, pythonOf, readExport } from "../src/chat/exports.ts";
+import { curlOf, python, pythonOf } from "../src/chat/exports.ts";
+import { readExport } from "../src/chat/imports.ts";
 import {
   newConversation, newestLeaf, newMessage, openCalls, pathTo, subtree, titleOf, type Message, type Picture,
 } from "../src/chat/model.ts";
@@ -172,9 +173,20 @@ test("an exported conversation comes in again under new ids", () => {
 });
 
 test("files that are no conversations are refused, and their pictures hold pictures only", () => {
-  for (const text of ["", "[]", "null", "{}", '{"format":"lightllm-mp conversation"}']) assert.throws(() => readExport(text), /file|null/);
+  for (const text of ["", "[]", "null", "{}", '{"format":"lightllm-mp conversation"}']) assert.throws(() => readExport(text), /file/);
   const hostile = { ...PICTURE, data: "https://evil.example/a.png" };
   const svg = { ...PICTURE, data: "data:text/html;base64,AA==" };
   const file = { format: "lightllm-mp conversation", conversation: newConversation(""), messages: [], pictures: [hostile, svg, PICTURE] };
   assert.equal(readExport(JSON.stringify(file)).pictures.length, 1);
+});
+
+test("what is of another type in a file is left out", () => {
+  const odd = { id: 1, parent: {}, role: "system", text: null, state: "streaming", calls: "x", tokens: [1, { text: 5, top: "y" }], stats: { tokens: "9", ttftMs: 3 }, error: "e", pictures: "p", json: "yes", onclick: "x" };
+  const file = { format: "lightllm-mp conversation", conversation: { id: "c", title: {}, leaf: 5 }, messages: [odd, null, 7], pictures: {} };
+  const { conversation, messages } = readExport(JSON.stringify(file));
+  assert.deepEqual([conversation.title, conversation.leaf, messages.length], ["Imported chat", null, 1]);
+  const { id: _, conversation: __, ...rest } = messages[0]!;
+  assert.deepEqual(rest, {
+    parent: null, created: 0, role: "user", text: "", state: "stopped", tokens: [{ text: "", logprob: 0, top: [] }], stats: { ttftMs: 3 },
+  });
 });

@@ -14,6 +14,8 @@ async function kept(storage: Storage): Promise<void> {
   await storage.put("messages", { ...first, text: "changed" });
   assert.equal((await storage.of("messages", "one")).length, 2);
   assert.ok((await storage.of("messages", "one")).some((message) => message.text === "changed"));
+  assert.equal((await storage.get("messages", first.id))!.text, "changed");
+  assert.equal(await storage.get("messages", "unknown"), undefined);
   await storage.removeConversation("one");
   assert.deepEqual((await storage.all("conversations")).map(({ id }) => id), ["two"]);
   assert.deepEqual((await storage.all("messages")).map(({ text }) => text), ["c"]);

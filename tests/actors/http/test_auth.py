@@ -29,6 +29,7 @@ def digests(*keys: str) -> frozenset[bytes]:
 
 KEYS = ApiKeys(users=digests("first-key", "second-key"), admins=digests("boss"))
 BODY = b'{"inputs":"a","parameters":{"max_new_tokens":1}}'
+PAGE = ("/live", "/assets/{name}", "/favicon.ico")
 POSTS = ["/generate", "/generate_stream", "/", "/tokens"]
 GETS = ["/metrics", "/token_load", "/get_server_info", "/get_model_name", "/nope"]
 TRICKS = [
@@ -174,7 +175,7 @@ def test_every_route_says_who_may_call_it():
     assert undeclared == []
     assert set(declared.values()) <= {"public", "user", "admin"}
     public = {route.resource.canonical for route in app.router.routes() if declared[route.handler] == "public"}
-    assert public == {"/health", "/healthz", "/liveness", "/readiness", "/", "/live", "/assets/{name}"}
+    assert public == {"/health", "/healthz", "/liveness", "/readiness", "/", *PAGE}
     with pytest.raises(TypeError):
         Route(("GET",), ("/new",), lambda request: None)  # type: ignore[call-arg]
 

@@ -58,6 +58,15 @@ def test_a_browser_keeps_what_has_not_changed() -> None:
     run(body)
 
 
+def test_the_icon_of_pages_that_name_none() -> None:
+    async def body(s: Site) -> None:
+        status, text, headers = await s.get("/favicon.ico", headers=LOOK)
+        assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "image/svg+xml", "no-cache")
+        assert text.startswith("<svg")
+
+    run(body)
+
+
 def test_what_the_page_may_do() -> None:
     async def body(s: Site) -> None:
         for path in ("/", "/live", *(f"/assets/{name}" for name in ASSETS)):
@@ -98,6 +107,7 @@ def test_it_needs_no_key() -> None:
 def test_no_ui() -> None:
     async def body(s: Site) -> None:
         assert (await s.get("/", headers=LOOK))[0] == 405  # LightLLM's POST / is there
+        assert (await s.get("/favicon.ico"))[0] == 404
         assert (await s.get("/live", headers=LOOK))[0] == (await s.get(f"/assets/{ASSETS[0]}", headers=LOOK))[0] == 404
 
     run(body, no_ui=True)

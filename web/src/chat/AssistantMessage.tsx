@@ -83,6 +83,7 @@ function Said({ message: kept, answering, tokens }: SaidProps) {
 
 function noteOf({ state, finish }: Message): string | undefined {
   if (state === "stopped") return "Stopped.";
+  if (state === "streaming") return "Another tab receives this answer.";
   return state === "done" && finish === "length" ? "The answer has reached its longest length." : undefined;
 }
 

@@ -62,7 +62,7 @@ export function Sidebar() {
       {!shown.length && <p class="sidebar-note">{words.trim() ? "Nothing found." : "Your conversations will be here."}</p>}
       <div class="sidebar-foot">
         <ImportButton />
-        {!chats.lasting.value && <p class="sidebar-note">This browser keeps nothing: conversations are gone after a reload.</p>}
+        {!chats.lasting.value && <p class="sidebar-note">This browser cannot keep conversations: it has no room, or storage is switched off. A reload loses them.</p>}
       </div>
       {leaving && (
         <Confirm

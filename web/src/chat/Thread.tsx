@@ -1,4 +1,5 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Guarded } from "../shared/Guarded.tsx";
 import { Icon } from "../shared/icons.tsx";
 import { IconButton } from "../shared/IconButton.tsx";
 import { serverInfo } from "../shared/server_info.ts";
@@ -63,7 +64,9 @@ export function Thread() {
                 data-role={message.role}
                 data-state={answering.value.has(message.id) ? "streaming" : message.state}
               >
-                <Item message={message} last={earlier.first + i === path.length - 1} />
+                <Guarded what="This message">
+                  <Item message={message} last={earlier.first + i === path.length - 1} />
+                </Guarded>
               </li>
             ))}
           </ol>

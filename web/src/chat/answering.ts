@@ -117,20 +117,28 @@ export async function removeAll(): Promise<void> {
   for (const { id } of chats.conversations.value) await remove(id);
 }
 
-/** Answers that a reload interrupted go on; those that another tab writes are left to it. */
+/** Answers that a reload interrupted go on. One that another tab writes is left to it, until that tab is closed. */
 export async function comeBack(): Promise<void> {
-  for (const message of await chats.unfinished()) if (!answering.value.has(message.id)) void run(message, undefined);
+  const unfinished = (await chats.unfinished()).filter(({ id }) => !answering.value.has(id));
+  await Promise.all(unfinished.map(({ id }) => alone(id, async () => {
+    const message = await chats.stored(id);
+    if (message?.state === "streaming") await fetchAnswer(message, undefined);
+    else if (message) await chats.saveMessage(message); // the other tab has completed it
+  })));
 }
 
-/** Fetches an answer into `begun`. `body`: undefined if it has been asked for before. */
-async function run(begun: Message, body: ChatBody | undefined): Promise<void> {
+/** Asks for an answer and fetches it into `begun`. */
+async function run(begun: Message, body: ChatBody): Promise<void> {
+  await alone(begun.id, () => fetchAnswer(begun, body));
+}
+
+/** Of all tabs, one at a time fetches a message. */
+async function alone(id: string, act: () => Promise<void>): Promise<void> {
   const locks = navigator.locks as LockManager | undefined; // not where the page has no secure context
-  if (!locks) return fetchAnswer(begun, body);
-  await locks.request(`lightllm-mp.answer.${begun.id}`, { ifAvailable: true }, async (lock) => {
-    if (lock) await fetchAnswer(begun, body);
-  });
+  await (locks ? locks.request(`lightllm-mp.answer.${id}`, act) : act());
 }
 
+/** `body`: undefined if it has been asked for before. */
 async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<void> {
   const message: Message = { ...begun, state: "streaming" };
   if (body) message.request = { id: newId(), last: 0 };

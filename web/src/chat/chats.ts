@@ -12,12 +12,14 @@ import {
   type Messages,
   type Picture,
 } from "./model.ts";
+import { FORMAT, readExport } from "./imports.ts";
 import { settings } from "./settings.ts";
 import { Storage } from "./storage.ts";
 
 const OPEN = "lightllm-mp.open";
 
 let storage: Storage;
+/** False: the browser has no room, or no database, so a reload would lose something. */
 export const lasting = signal(true);
 /** The newest first. */
 export const conversations = signal<readonly Conversation[]>([]);
@@ -40,7 +42,17 @@ export async function openStorage(): Promise<void> {
   const id = sessionStorageGet();
   const found = conversations.value.find((one) => one.id === id);
   if (found) await show(found.id);
-  channel?.addEventListener("message", () => void refresh());
+  channel?.addEventListener("message", (event: MessageEvent<string>) => void changedElsewhere(event.data));
+}
+
+async function changedElsewhere(id: string): Promise<void> {
+  await refresh();
+  if (id === current.value.id && messages.value.size) await show(id);
+}
+
+/** A browser that cannot keep something does not end a chat. */
+async function kept(...writing: Promise<void>[]): Promise<void> {
+  await Promise.all(writing).catch(() => (lasting.value = false));
 }
 
 async function refresh(): Promise<void> {
@@ -51,6 +63,8 @@ async function refresh(): Promise<void> {
 export async function unfinished(): Promise<Message[]> {
   return (await storage.all("messages")).filter((one) => one.state === "streaming");
 }
+
+export const stored = (id: string): Promise<Message | undefined> => storage.get("messages", id);
 
 export async function show(id: string): Promise<void> {
   const found = conversations.value.find((one) => one.id === id);
@@ -84,18 +98,15 @@ export async function append(added: readonly Message[], images: readonly Picture
     const begun = named || title !== "New chat" ? title : titleOf(first.text || (images.length ? "Picture" : ""));
     current.value = { ...current.value, leaf: last.id, updated: Date.now(), title: begun };
   });
-  await Promise.all([
-    storage.put("messages", ...added),
-    images.length ? storage.put("pictures", ...images) : undefined,
-    saveConversation(current.value),
-  ]);
+  await kept(storage.put("messages", ...added), storage.put("pictures", ...images));
+  await saveConversation(current.value);
   sessionStorageSet(current.value.id);
 }
 
 async function saveConversation(changed: Conversation): Promise<void> {
   const others = conversations.value.filter((one) => one.id !== changed.id);
   conversations.value = [changed, ...others].sort((a, b) => b.updated - a.updated);
-  await storage.put("conversations", changed);
+  await kept(storage.put("conversations", changed));
   channel?.postMessage(changed.id);
 }
 
@@ -103,12 +114,13 @@ async function saveConversation(changed: Conversation): Promise<void> {
 export async function saveMessage(message: Message): Promise<void> {
   if (message.conversation === current.value.id && messages.value.has(message.id))
     messages.value = new Map(messages.value).set(message.id, message);
-  await storage.put("messages", message);
+  await kept(storage.put("messages", message));
+  if (message.state !== "streaming") channel?.postMessage(message.conversation);
 }
 
 /** Writes a message that still grows; what is shown of it comes from elsewhere. */
 export function keepDraft(message: Message): Promise<void> {
-  return storage.put("messages", message);
+  return kept(storage.put("messages", message));
 }
 
 export async function rename(id: string, title: string): Promise<void> {
@@ -167,12 +179,11 @@ export async function search(words: string): Promise<Set<string>> {
 export async function exported(id: string): Promise<object> {
   const conversation = conversations.value.find((one) => one.id === id);
   const [list, images] = await Promise.all([storage.of("messages", id), storage.of("pictures", id)]);
-  return { format: "lightllm-mp conversation", version: 1, conversation, messages: list, pictures: images };
+  return { format: FORMAT, version: 1, conversation, messages: list, pictures: images };
 }
 
 /** Takes such a file, as a new conversation, and shows it. Raises an Error in words if it is none. */
 export async function imported(text: string): Promise<void> {
-  const { readExport } = await import("./exports.ts");
   const { conversation, messages: list, pictures: images } = readExport(text);
   await storage.put("messages", ...list);
   await storage.put("pictures", ...images);

@@ -1,6 +1,4 @@
-/** A conversation as a file, and as a request in other languages. */
-import { newId } from "../shared/ids.ts";
-import type { Conversation, Message, Picture } from "./model.ts";
+/** A request in other languages. */
 import type { ChatBody } from "./request_body.ts";
 
 /** Shell quotes: a single quote ends them, comes by itself, and begins them again. */
@@ -55,45 +53,3 @@ export function python(value: unknown, depth = 0): string {
   return `${open}\n${items.map((one) => `${indent}${one},\n`).join("")}${"    ".repeat(depth)}${close}`;
 }
 
-/** Reads what `exported` wrote, under new ids: the same file may be taken twice. Raises an Error in words. */
-export function readExport(text: string): { conversation: Conversation; messages: Message[]; pictures: Picture[] } {
-  let found: { format?: unknown; conversation?: Conversation; messages?: Message[]; pictures?: Picture[] };
-  try {
-    found = JSON.parse(text) as typeof found;
-  } catch {
-    throw new Error("This file is not JSON.");
-  }
-  const { conversation, messages, pictures } = found;
-  if (found.format !== "lightllm-mp conversation" || !conversation || !Array.isArray(messages) || !Array.isArray(pictures))
-    throw new Error("This file is no conversation of this page.");
-  const ids = new Map<string, string>();
-  const renewed = (id: unknown): string => {
-    const known = String(id);
-    if (!ids.has(known)) ids.set(known, newId());
-    return ids.get(known)!;
-  };
-  const own = renewed(conversation.id);
-  return {
-    conversation: {
-      id: own,
-      title: String(conversation.title),
-      named: true,
-      system: String(conversation.system ?? ""),
-      created: Number(conversation.created) || Date.now(),
-      updated: Date.now(),
-      leaf: conversation.leaf === null ? null : renewed(conversation.leaf),
-    },
-    messages: messages.map((one) => ({
-      ...one,
-      id: renewed(one.id),
-      conversation: own,
-      parent: one.parent === null ? null : renewed(one.parent),
-      text: String(one.text),
-      state: one.state === "streaming" ? "stopped" : one.state,
-      ...(one.pictures && { pictures: one.pictures.map(renewed) }),
-    })),
-    pictures: pictures
-      .filter((one) => /^data:image\/[\w.+-]+;base64,[\w+/=]*$/.test(String(one.data)))
-      .map((one) => ({ ...one, id: renewed(one.id), conversation: own, name: String(one.name) })),
-  };
-}

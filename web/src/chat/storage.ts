@@ -30,6 +30,11 @@ export class Storage {
     return done(this.db.transaction(store).objectStore(store).getAll()) as Promise<Stored[S][]>;
   }
 
+  async get<S extends Store>(store: S, id: string): Promise<Stored[S] | undefined> {
+    if (!this.db) return this.memory.get(store)!.get(id) as Stored[S] | undefined;
+    return done(this.db.transaction(store).objectStore(store).get(id)) as Promise<Stored[S] | undefined>;
+  }
+
   /** The messages or pictures of a conversation. */
   async of<S extends "messages" | "pictures">(store: S, conversation: string): Promise<Stored[S][]> {
     if (!this.db) return (await this.all(store)).filter((one) => one.conversation === conversation);
@@ -56,11 +61,21 @@ export class Storage {
     await completed(transaction);
   }
 
-  /** A conversation with all that belongs to it. */
+  /** A conversation with all that belongs to it, or, if the page is left meanwhile, nothing of it. */
   async removeConversation(id: string): Promise<void> {
-    for (const store of ["messages", "pictures"] as const)
-      await this.remove(store, ...(await this.of(store, id)).map((one) => one.id));
-    await this.remove("conversations", id);
+    if (!this.db) {
+      for (const store of ["messages", "pictures"] as const)
+        await this.remove(store, ...(await this.of(store, id)).map((one) => one.id));
+      return this.remove("conversations", id);
+    }
+    const transaction = this.db.transaction(STORES, "readwrite");
+    transaction.objectStore("conversations").delete(id);
+    for (const name of ["messages", "pictures"] as const) {
+      const store = transaction.objectStore(name);
+      const keys = store.index("conversation").getAllKeys(id);
+      keys.onsuccess = () => keys.result.forEach((key) => store.delete(key));
+    }
+    await completed(transaction);
   }
 }
 

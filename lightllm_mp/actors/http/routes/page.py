@@ -55,12 +55,18 @@ class PageRoutes:
         name = request.match_info["name"]
         if name == INDEX:
             raise NotFound("the page is at /")
-        return self._answer(request, name)
+        return self._answer(request, name, kept=True)
 
-    def _answer(self, request: web.Request, name: str) -> web.Response:
+    async def icon(self, request: web.Request) -> web.Response:
+        """What browsers ask for beside pages that name no icon. Raises NotFound."""
+        return self._answer(request, next((name for name in self._files if name.startswith("icon-")), "icon"))
+
+    def _answer(self, request: web.Request, name: str, *, kept: bool = False) -> web.Response:
+        """`kept`: a browser may keep the file for ever if its name tells its content."""
         if (file := self._files.get(name)) is None:
             raise NotFound("there is no such file of the page")
-        headers = {**HEADERS, "ETag": f'"{file.etag}"', "Cache-Control": FOR_EVER if file.hashed else "no-cache"}
+        caching = FOR_EVER if kept and file.hashed else "no-cache"
+        headers = {**HEADERS, "ETag": f'"{file.etag}"', "Cache-Control": caching}
         if any(tag.value in (file.etag, "*") for tag in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
         headers["Content-Type"] = file.content_type
@@ -74,5 +80,6 @@ def page_routes(page: PageRoutes) -> tuple[Route, ...]:
     """The page is no API: its routes stand in no OpenAPI document."""
     return (
         Route(LOOK, ("/", "/live"), page.index, "public", quiet=True),
+        Route(LOOK, ("/favicon.ico",), page.icon, "public", quiet=True),
         Route(LOOK, ("/assets/{name}",), page.asset, "public", quiet=True),
     )
