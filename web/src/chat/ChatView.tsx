@@ -17,7 +17,7 @@ let opened: Promise<void> | undefined;
 export function ChatView() {
   useEffect(() => {
     loadMarkdown();
-    opened ??= chats.openStorage().then(comeBack).then(chats.begin);
+    opened ??= chats.openStorage().then(comeBack);
     addEventListener("keydown", shortcut);
     if (!narrow.value) focusPrompt();
     return () => removeEventListener("keydown", shortcut);

@@ -16,7 +16,6 @@ export function focusPrompt(): void {
 }
 
 async function submit(): Promise<void> {
-  await chats.ready;
   const text = prompt.value.trim();
   if (answeringIn(chats.current.value.id) || (!text && !attached.value.length)) return;
   prompt.value = "";
