@@ -18,7 +18,8 @@ import { Storage } from "./storage.ts";
 
 const OPEN = "lightllm-mp.open";
 
-let storage: Storage;
+let opening: Promise<Storage> | undefined;
+const storage = (): Promise<Storage> => (opening ??= Storage.open());
 /** False: the browser has no room, or no database, so a reload would lose something. */
 export const lasting = signal(true);
 /** The newest first. */
@@ -35,13 +36,14 @@ export const versions = computed(() => versionsOf(messages.value));
 /** Tells the other tabs of this browser which conversation has changed. */
 const channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel("lightllm-mp");
 
+/** Reads what there is. The conversation that was open last is shown, unless the user has begun another meanwhile. */
 export async function openStorage(): Promise<void> {
-  storage = await Storage.open();
-  lasting.value = storage.lasting;
+  lasting.value = (await storage()).lasting;
   await refresh();
+  const { value: begun } = current;
+  if (messages.value.size && !conversations.value.some((one) => one.id === begun.id)) conversations.value = [begun, ...conversations.value];
   const id = sessionStorageGet();
-  const found = conversations.value.find((one) => one.id === id);
-  if (found) await show(found.id);
+  if (!messages.value.size && conversations.value.some((one) => one.id === id)) await show(id);
   channel?.addEventListener("message", (event: MessageEvent<string>) => void changedElsewhere(event.data));
 }
 
@@ -51,25 +53,29 @@ async function changedElsewhere(id: string): Promise<void> {
 }
 
 /** A browser that cannot keep something does not end a chat. */
-async function kept(...writing: Promise<void>[]): Promise<void> {
-  await Promise.all(writing).catch(() => (lasting.value = false));
+async function kept(write: (to: Storage) => Promise<void>[]): Promise<void> {
+  await Promise.all(write(await storage())).catch(() => (lasting.value = false));
 }
 
 async function refresh(): Promise<void> {
-  conversations.value = (await storage.all("conversations")).sort((a, b) => b.updated - a.updated);
+  conversations.value = (await (await storage()).all("conversations")).sort((a, b) => b.updated - a.updated);
 }
 
-/** Messages of all conversations whose answer was not complete when the page was left. */
+/** Messages of all conversations whose answer was not complete when a page was left. */
 export async function unfinished(): Promise<Message[]> {
-  return (await storage.all("messages")).filter((one) => one.state === "streaming");
+  const all = await (await storage()).all("messages");
+  return all.filter((one) => one.state === "streaming" && one.created < performance.timeOrigin);
 }
 
-export const stored = (id: string): Promise<Message | undefined> => storage.get("messages", id);
+export async function stored(id: string): Promise<Message | undefined> {
+  return (await storage()).get("messages", id);
+}
 
 export async function show(id: string): Promise<void> {
   const found = conversations.value.find((one) => one.id === id);
   if (!found) return;
-  const [list, images] = await Promise.all([storage.of("messages", id), storage.of("pictures", id)]);
+  const from = await storage();
+  const [list, images] = await Promise.all([from.of("messages", id), from.of("pictures", id)]);
   batch(() => {
     current.value = found;
     messages.value = new Map(list.map((one) => [one.id, one]));
@@ -98,7 +104,7 @@ export async function append(added: readonly Message[], images: readonly Picture
     const begun = named || title !== "New chat" ? title : titleOf(first.text || (images.length ? "Picture" : ""));
     current.value = { ...current.value, leaf: last.id, updated: Date.now(), title: begun };
   });
-  await kept(storage.put("messages", ...added), storage.put("pictures", ...images));
+  await kept((to) => [to.put("messages", ...added), to.put("pictures", ...images)]);
   await saveConversation(current.value);
   sessionStorageSet(current.value.id);
 }
@@ -106,7 +112,7 @@ export async function append(added: readonly Message[], images: readonly Picture
 async function saveConversation(changed: Conversation): Promise<void> {
   const others = conversations.value.filter((one) => one.id !== changed.id);
   conversations.value = [changed, ...others].sort((a, b) => b.updated - a.updated);
-  await kept(storage.put("conversations", changed));
+  await kept((to) => [to.put("conversations", changed)]);
   channel?.postMessage(changed.id);
 }
 
@@ -114,13 +120,13 @@ async function saveConversation(changed: Conversation): Promise<void> {
 export async function saveMessage(message: Message): Promise<void> {
   if (message.conversation === current.value.id && messages.value.has(message.id))
     messages.value = new Map(messages.value).set(message.id, message);
-  await kept(storage.put("messages", message));
+  await kept((to) => [to.put("messages", message)]);
   if (message.state !== "streaming") channel?.postMessage(message.conversation);
 }
 
 /** Writes a message that still grows; what is shown of it comes from elsewhere. */
 export function keepDraft(message: Message): Promise<void> {
-  return kept(storage.put("messages", message));
+  return kept((to) => [to.put("messages", message)]);
 }
 
 export async function rename(id: string, title: string): Promise<void> {
@@ -156,14 +162,14 @@ export async function removeMessage(id: string): Promise<void> {
     messages.value = left;
     current.value = { ...current.value, leaf };
   });
-  await storage.remove("messages", ...gone);
+  await kept((to) => [to.remove("messages", ...gone)]);
   await edit(current.value.id, { leaf });
 }
 
 export async function removeConversation(id: string): Promise<void> {
+  await kept((to) => [to.removeConversation(id)]); // it is gone when it is seen to be gone
   conversations.value = conversations.value.filter((one) => one.id !== id);
   if (current.value.id === id) startNew();
-  await storage.removeConversation(id);
   channel?.postMessage(id);
 }
 
@@ -171,22 +177,22 @@ export async function removeConversation(id: string): Promise<void> {
 export async function search(words: string): Promise<Set<string>> {
   const wanted = words.trim().toLowerCase();
   const found = new Set(conversations.value.filter((one) => one.title.toLowerCase().includes(wanted)).map((one) => one.id));
-  for (const one of await storage.all("messages")) if (one.text.toLowerCase().includes(wanted)) found.add(one.conversation);
+  for (const one of await (await storage()).all("messages")) if (one.text.toLowerCase().includes(wanted)) found.add(one.conversation);
   return found;
 }
 
 /** Everything of a conversation, for a file. */
 export async function exported(id: string): Promise<object> {
   const conversation = conversations.value.find((one) => one.id === id);
-  const [list, images] = await Promise.all([storage.of("messages", id), storage.of("pictures", id)]);
+  const from = await storage();
+  const [list, images] = await Promise.all([from.of("messages", id), from.of("pictures", id)]);
   return { format: FORMAT, version: 1, conversation, messages: list, pictures: images };
 }
 
 /** Takes such a file, as a new conversation, and shows it. Raises an Error in words if it is none. */
 export async function imported(text: string): Promise<void> {
   const { conversation, messages: list, pictures: images } = readExport(text);
-  await storage.put("messages", ...list);
-  await storage.put("pictures", ...images);
+  await kept((to) => [to.put("messages", ...list), to.put("pictures", ...images)]);
   await saveConversation(conversation);
   await show(conversation.id);
 }

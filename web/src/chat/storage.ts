@@ -61,16 +61,16 @@ export class Storage {
     await completed(transaction);
   }
 
-  /** A conversation with all that belongs to it, or, if the page is left meanwhile, nothing of it. */
+  /** A conversation with all that belongs to it, or nothing. */
   async removeConversation(id: string): Promise<void> {
+    const parts = ["messages", "pictures"] as const;
     if (!this.db) {
-      for (const store of ["messages", "pictures"] as const)
-        await this.remove(store, ...(await this.of(store, id)).map((one) => one.id));
+      for (const store of parts) await this.remove(store, ...(await this.of(store, id)).map((one) => one.id));
       return this.remove("conversations", id);
     }
     const transaction = this.db.transaction(STORES, "readwrite");
     transaction.objectStore("conversations").delete(id);
-    for (const name of ["messages", "pictures"] as const) {
+    for (const name of parts) {
       const store = transaction.objectStore(name);
       const keys = store.index("conversation").getAllKeys(id);
       keys.onsuccess = () => keys.result.forEach((key) => store.delete(key));
