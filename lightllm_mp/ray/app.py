@@ -12,6 +12,7 @@ import shlex
 from typing import Any
 
 import msgspec
+import ray
 from ray import serve
 
 from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
@@ -66,15 +67,15 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     config = flags if isinstance(flags, Config) else resolve(shlex.split(flags), os.environ)[0]
     application = str(given.get("application", "lightllm_mp"))
     key, keys = secrets.token_hex(32), load_keys(config.http, os.environ)
-    on_cpu = config.engine.device == "cpu"
+    on_cpu = config.model.device == "cpu"
     resources = {
         "num_cpus": float(given.get("cpus", 1)),
-        "num_gpus": float(given.get("gpus", 0 if on_cpu else config.engine.tp)),
+        "num_gpus": float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)),
     }
     deployment: Any = serve.deployment  # its own annotation has no options
     replica = deployment(LightLLMReplica).options(
         name="replica",
-        num_replicas=int(given.get("replicas", 1)),
+        num_replicas=int(given.get("replicas", config.fleet.replicas)),
         ray_actor_options=resources,
         graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
         health_check_period_s=5.0,
@@ -92,6 +93,11 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     handle = replica.bind(msgspec.msgpack.encode(config), key, application, given.get("host"))
     found: serve.Application = ingress.bind(handle)
     return found
+
+
+def has_gpus() -> bool:
+    """The cluster has GPUs."""
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 class _Front:

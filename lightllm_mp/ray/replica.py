@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ray import serve
 
 from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
 from lightllm_mp.replicas.footprint import ANSWER
 from lightllm_mp.replicas.http_fleet import ReplicaFacts
@@ -38,7 +38,7 @@ class LightLLMReplica:
         os.environ[RELAY_ENVIRONMENT] = key
         os.environ[ENVIRONMENT] = secrets.token_hex(32)  # clients come through the front
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._server = Server(replace(given, http=http))
+        self._server = Server(replace(given, http=http, fleet=FleetConfig()))
         self._server.wait_ready(START_SECONDS)
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None
