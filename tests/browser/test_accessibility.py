@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.answers import ANSWERS
 from tests.browser.axe import assert_accessible
 from tests.browser.conftest import Visit
 from tests.browser.scripted import GREETING, ScriptedEngine, ScriptedServer, scripted
-from tests.browser.test_chat import ANSWERS
 from tools.harness.chat_page import ChatPage
 
 if TYPE_CHECKING:

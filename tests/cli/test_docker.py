@@ -47,6 +47,7 @@ def test_the_container_has_no_rights_and_time_to_drain(capsys, model) -> None:
     assert command[:2] == ["docker", "run"]
     assert {("--cap-drop", "ALL"), ("--security-opt", "no-new-privileges"), ("--stop-timeout", "60")} <= given
     assert {"--read-only", "--rm"} <= set(command)
+    assert ("--tmpfs", "/tmp:noexec,nosuid,nodev,size=1g") in given
     assert ("--publish", "127.0.0.1:9000:9000") in given
     assert ("--env", "LIGHTLLM_MP_ALLOWED_HOST=localhost") in given
     assert ("--mount", f"type=bind,source={model},target=/models/{model.name},readonly") in given

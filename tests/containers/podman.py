@@ -26,6 +26,8 @@ DOCKERFILE = ROOT / "docker" / "cpu.Dockerfile"
 PACKAGED = ("docker/cpu.Dockerfile", "docker/requirements.py", "docker/resolve_ptx_version", ".dockerignore")
 PACKAGED += ("lightllm_mp", "compat", "pyproject.toml", "setup.cfg")
 """What the image depends on, in this repository."""
+BUILD_SECONDS = 1500.0
+"""Deadline of a build. It takes two minutes of one core; a machine may be busy."""
 SLIM = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 """What the -slim images of Debian leave out."""
 
@@ -82,6 +84,8 @@ def image() -> str:
     """The name of the CPU image of this tree, built if it does not exist."""
     name = f"{IMAGE}:{_fingerprint()}"
     if podman("image", "exists", name, check=False).returncode:
+        for left in podman("ps", "--all", "--external", "--quiet").stdout.split():  # by a build that was killed
+            podman("rm", "--force", left)
         for old in podman("images", "--quiet", IMAGE).stdout.split():
             podman("rmi", "--force", old)
         _build(name, _base())
@@ -122,7 +126,7 @@ def _build(name: str, base: str) -> None:
     words = ["build", "--isolation", "chroot", "--network", "host", "--pull-never", "--format", "docker"]
     words += ["--layers=false", "--build-arg", f"BASE={base}", "--build-arg", "TORCH_INDEX=default"]
     words += [word for volume in _pip_volumes() for word in ("--volume", f"{volume}:ro")]
-    podman(*words, "--file", str(DOCKERFILE), "--tag", name, str(ROOT), timeout=800)
+    podman(*words, "--file", str(DOCKERFILE), "--tag", name, str(ROOT), timeout=BUILD_SECONDS)
 
 
 def _pip_volumes() -> list[str]:

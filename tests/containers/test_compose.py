@@ -16,7 +16,7 @@ from tests.containers.test_cpu_image import CHAT, START, free_port, until
 from tests.paths import ROOT
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(find_spec("podman_compose") is None, reason="podman-compose is not installed"),
 ]
 PROJECT = "lightllm-mp-tests"

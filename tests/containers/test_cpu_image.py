@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from lightllm_mp.model_files.default_model import find_default_model
-from tests.containers.podman import environment, podman
+from tests.containers.podman import DOCKERFILE, IMAGE, environment, podman, suite
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 START, STOP = 120.0, 60.0
 """Seconds that a start and an end may take on a busy machine."""
@@ -141,6 +141,7 @@ def test_only_tmp_can_be_written_and_shared_memory_is_small(served: Container) -
         assert served.run("sh", "-c", f"touch {folder}/x 2>/dev/null || echo refused") == "refused\n", folder
     served.run("touch", "/tmp/x")
     served.run("rm", "/tmp/x")
+    assert re.search(r" /tmp tmpfs \S*noexec", served.run("cat", "/proc/mounts"))
 
 
 def test_a_page_of_another_host_cannot_use_it(served: Container) -> None:
@@ -229,6 +230,15 @@ def test_the_machine_checks_pass_in_it(image: str) -> None:
     assert checks.pop("port") in ("OK", "FAIL")  # other tests may use it
     assert {name for name, status in checks.items() if status == "FAIL"} == set(), done.stdout
     assert checks["decoder"] == "OK", done.stdout
+
+
+def test_a_build_without_its_argument_ends_at_once_and_says_what_to_give(image: str) -> None:
+    base = f"{IMAGE}-base:{suite()}"
+    words = ["--isolation", "chroot", "--pull-never", "--build-arg", f"BASE={base}", "--file", str(DOCKERFILE)]
+    done = podman("build", *words, str(ROOT), check=False, timeout=120)
+    assert done.returncode != 0
+    assert "give --build-arg TORCH_INDEX=URL" in done.stdout + done.stderr
+    assert "apt-get" not in done.stdout
 
 
 def test_the_image_holds_what_serving_needs_and_no_more(image: str) -> None:

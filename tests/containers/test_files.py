@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import lightllm_mp
+from lightllm_mp.cli.docker import TEMPORARY
 from tests.paths import ROOT
 
 FILES = {name: ROOT / "docker" / f"{name}.Dockerfile" for name in ("cpu", "cuda")}
@@ -65,6 +66,7 @@ def test_compose_gives_both_services_no_rights_and_time_to_drain() -> None:
     assert set(services) == {"cpu", "gpu"}
     for service in services.values():
         assert service["read_only"] is True
+        assert service["tmpfs"] == [TEMPORARY]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["stop_grace_period"] == "60s"

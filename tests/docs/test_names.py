@@ -28,7 +28,7 @@ WORDS = {"is"}
 OTHER_PROGRAMS = {"--shm-size", "--init"}
 """Flags in the text that are not of `lightllm-mp serve`."""
 FIELDS = {name for body in BODIES for name in body.__struct_encode_fields__}
-PAGES = ("quickstart", "configuration", "tuning", "deployment", "troubleshooting", "examples")
+PAGES = ("quickstart", "configuration", "tuning", "deployment", "troubleshooting", "examples", "python", "page")
 """Pages whose flags are those of `lightllm-mp serve`."""
 
 
@@ -92,6 +92,21 @@ def test_every_variable_stands_in_the_page() -> None:
     assert (
         read - flags - set(re.findall(r"LIGHTLLM_MP_[A-Z_]+", (DOCS / "configuration.md").read_text("utf-8"))) == set()
     )
+
+
+def test_codes_of_errors_are_in_the_reference() -> None:
+    table = (DOCS / "apis.md").read_text("utf-8").split("## Errors")[1].split("## ")[0]
+    known = {word for line in table.splitlines() if line.startswith("|") for word in code(line)}
+    page = (DOCS / "troubleshooting.md").read_text("utf-8").split("## A request fails")[1].split("## ")[0]
+    named = {word for line in page.splitlines() if re.match(r"\| [45]\d\d ", line) for word in code(line.split("|")[1])}
+    assert len(named) > 6
+    assert {word for word in named if word.islower()} - known == set()
+
+
+def test_variables_of_compose_are_its_own() -> None:
+    table = (DOCS / "deployment.md").read_text("utf-8").split("| variable of compose.yaml |")[1].split("\n\n")[0]
+    named = {word for line in table.splitlines() for word in code(line.split("|")[1] if "|" in line else "")}
+    assert named == set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text("utf-8")))
 
 
 def tables(first: str) -> list[list[str]]:

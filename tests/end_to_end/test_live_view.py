@@ -37,7 +37,7 @@ class Viewer:
     def _run(self) -> None:
         while not self._over.is_set():
             try:
-                with urllib.request.urlopen(self.url, timeout=5) as reply:
+                with urllib.request.urlopen(self.url, timeout=DEADLINE) as reply:
                     self.connections += 1
                     self._read(reply)
             except OSError:

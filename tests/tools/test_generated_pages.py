@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools import architecture_pictures, configuration_page, models_table
+from tools import architecture_pictures, configuration_page, models_table, python_page
 
 
 def test_the_table_is_the_registry() -> None:
@@ -29,3 +29,11 @@ def test_pictures_are_the_program(name: str) -> None:
 def test_the_tables_are_the_flags(page: str) -> None:
     tables = configuration_page.TABLES[page]()
     assert configuration_page.written(page) == tables, "run python -m tools.configuration_page --write"
+
+
+def test_the_python_reference_is_the_package() -> None:
+    assert python_page.written() == python_page.tables(), "run python -m tools.python_page --write"
+    import lightllm_mp
+
+    public = {*python_page.CLASSES, *python_page.FUNCTIONS, "Config"}
+    assert set(lightllm_mp.__all__) <= public

@@ -170,6 +170,7 @@ test("a line ends at the right edge, and is interrupted where seconds are missin
   const path = linePath([0, 1, 2, 50, 51].map((at) => ({ at, value: 1 })), 51, 300, 10, frame);
   assert.equal(path.match(/M/g)!.length, 2);
   assert.equal(path.match(/L/g)!.length, 3);
+  assert.equal(linePath([{ at: 1, value: NaN }], 51, 300, 10, frame), "");
   assert.equal(nearest([100, 200, 300], 399, 300, 300, frame), 2);
   assert.equal(nearest([], 10, 0, 300, frame), -1);
 });

@@ -13,6 +13,8 @@ except ImportError:  # Python was built without it: plain lines, then
 
 PROMPT, MORE = "> ", ". "
 BLOCK = '"""'
+BINDINGS = ("tab: complete", "set enable-bracketed-paste on", r'"\e\C-m": "\C-v\C-j"')
+LIBEDIT_BINDINGS = ("bind ^I rl_complete",)
 PATH_COMMANDS = ("/image", "/load", "/save")
 
 
@@ -26,7 +28,7 @@ class LineEditor:
         if readline is not None:
             readline.set_completer(self.complete)
             readline.set_completer_delims(" \t\n")
-            for binding in ("tab: complete", "set enable-bracketed-paste on", r'"\e\C-m": "\C-v\C-j"'):
+            for binding in LIBEDIT_BINDINGS if "libedit" in (readline.__doc__ or "") else BINDINGS:
                 readline.parse_and_bind(binding)
 
     def read(self) -> str:

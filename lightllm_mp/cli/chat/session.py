@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lightllm_mp.cli.chat.answers import AnswerView, ChatServer, status
 from lightllm_mp.cli.chat.connect import UNREACHED
-from lightllm_mp.cli.chat.conversation import Conversation, text_of
+from lightllm_mp.cli.chat.conversation import Conversation, Message, text_of
 from lightllm_mp.cli.chat.dropped_files import path_of, take_images
 from lightllm_mp.cli.chat.line_editor import LineEditor
 from lightllm_mp.cli.safe_text import printable
@@ -74,11 +74,12 @@ class ChatSession:
             status(error.message)
             return
         if asked.strip():
+            before = list(self._conversation.turns)
             self._conversation.ask(asked)
-            self._answer()
+            self._answer(before)
 
-    def _answer(self) -> None:
-        """Asks the server and keeps the answer. If there is none, the question goes, too."""
+    def _answer(self, before: list[Message]) -> None:
+        """Asks the server and keeps the answer. If there is none, the turns are those `before`."""
         view = AnswerView(sys.stdout, terminal=sys.stdout.isatty())
         problem = None
         try:
@@ -93,12 +94,15 @@ class ChatSession:
         if view.text:
             self._conversation.answer(view.text)
         else:
-            self._conversation.undo()
+            self._conversation.turns = before
         if told := problem or view.figures:
             status(told)
 
     def _image(self, rest: str) -> None:
-        self._attach(path_of(rest))
+        if rest:
+            self._attach(path_of(rest))
+        else:
+            status("name its file: /image PATH")
 
     def _attach(self, path: Path) -> None:
         self._conversation.attach(path)
@@ -113,8 +117,9 @@ class ChatSession:
         status("the conversation is empty")
 
     def _retry(self, rest: str) -> None:
+        before = list(self._conversation.turns)
         if self._conversation.forget_answer():
-            self._answer()
+            self._answer(before)
         else:
             status("there is no question yet")
 

@@ -27,10 +27,10 @@ static void run_all(void (*run)(void *, long), void *arg, long tasks) {
 /* glibc 2.32 and 2.34 gave these functions a new version when they moved from libpthread into libc. The old version names
  * the same functions, so a wheel that is built with this macro (scripts/build_wheel.sh) also loads where glibc is older:
  * there every Python has libpthread loaded. */
-#ifdef LIGHTLLM_MP_OLD_GLIBC
+#if defined(LIGHTLLM_MP_OLD_GLIBC) && (defined(__x86_64__) || defined(__aarch64__))
 #ifdef __x86_64__
 #define FIRST_VERSION "GLIBC_2.2.5"
-#else /* aarch64 */
+#else
 #define FIRST_VERSION "GLIBC_2.17"
 #endif
 __asm__(".symver pthread_create, pthread_create@" FIRST_VERSION);

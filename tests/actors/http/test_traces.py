@@ -120,6 +120,31 @@ def test_the_trace_of_the_client_goes_on(collector: Collector) -> None:
     assert {attributes(span)["lightllm_mp.request_id"] for span in collector.roots()} == {"sam", "own"}
 
 
+def test_a_body_of_several_prompts_is_one_span(collector: Collector) -> None:
+    async def body(s: Site) -> None:
+        asked = {"model": "any", "prompt": ["a", "b", "c"], "max_tokens": 5}
+        assert (await s.post("/v1/completions", asked, headers={"X-Request-Id": "three"}))[0] == 200
+        await s.post("/v1/embeddings", {"model": "any", "input": ["a", "b"]})
+
+    root = traced(collector, body).root("three")
+    assert root.name == "text_completion fake"
+    assert attributes(root)["gen_ai.usage.output_tokens"] == 15
+    assert attributes(root)["gen_ai.response.finish_reasons"] == ["length"] * 3
+    assert {"receive", "decode", "deliver"} <= collector.children(root).keys()
+    assert len(collector.roots()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_SDK_DISABLED", "true")], ids=["sampler", "off"]
+)
+def test_variables_of_opentelemetry_count(collector: Collector, monkeypatch, name: str, value: str) -> None:
+    async def body(s: Site) -> None:
+        assert (await s.post("/generate", BODY))[0] == 200
+
+    monkeypatch.setenv(name, value)
+    assert traced(collector, body).spans == []
+
+
 def test_errors(collector: Collector) -> None:
     async def body(s: Site) -> None:
         for name in ("first", "second"):

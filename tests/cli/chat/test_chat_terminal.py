@@ -87,7 +87,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: FakeChatServer, cha
     chat.until("> ")
     chat.type("go on\r")
     chat.until(r"go on.*\n")
+    deadline = time.monotonic() + 60
     while len(server.bodies) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     chat.type("\x03")
     chat.until(STOPPED)
@@ -141,11 +143,19 @@ def test_a_refusal_is_a_line_and_the_question_goes(server: FakeChatServer, chat:
     chat.type("y\r")
     chat.until(NEXT)
     assert asked(server)[1:] == [("user", "y")]
+    server.answers.append([503, "full"])
+    chat.type("/retry\r")
+    chat.until("full")
+    chat.type("z\r")
+    chat.until(NEXT)
+    assert asked(server)[1:] == [("user", "y"), ("assistant", "echo y"), ("user", "z")]
 
 
 def test_images_by_command_and_by_a_dropped_file(server: FakeChatServer, chat: Terminal, tmp_path: Path) -> None:
     dropped = tmp_path / "my picture.png"
     shutil.copy(PICTURE, dropped)
+    chat.type("/image\r")
+    chat.until("name its file")
     chat.type(f"/image {PICTURE}\r")
     chat.until("goes with the next question")
     chat.type(f"'{dropped}' What's in them?\r")

@@ -88,7 +88,7 @@ function work(name: string, model: LiveModel): string {
   const { requests, images, engine } = model.snapshot!;
   const point = model.history.at(-1);
   const inStage = (stage: string) => requests.rows.filter((row) => row.stage === stage).length;
-  if (name.startsWith("worker")) return point?.steps ? `${rate(point.steps)} steps a second` : "idle";
+  if (name.startsWith("worker")) return point?.steps ? `${rate(point.steps)} steps a second` : requests.running ? "computes a step" : "idle";
   switch (name) {
     case "supervisor":
       return `watches, epoch ${engine.epoch}`;

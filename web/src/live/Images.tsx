@@ -11,8 +11,10 @@ export function Images({ images }: { images: ImagesSnapshot }) {
       <p class="live-bar-cell live-wide">
         <Bar parts={[{ share: size / Math.max(most_size, 1), kind: "2" }]} />
         <span>{bytes(size)} of {bytes(most_size)}</span>
-        {(working > 0 || waiting > 0) && <span>{whole(working)} being encoded, {whole(waiting)} requests wait for room</span>}
       </p>
+      {(working > 0 || waiting > 0) && (
+        <p class="live-soft">{whole(working)} being encoded, {whole(waiting)} {waiting === 1 ? "request waits" : "requests wait"} for room.</p>
+      )}
       {rows.length === 0 ? (
         <p class="live-empty">No image is cached.</p>
       ) : (

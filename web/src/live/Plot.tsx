@@ -7,8 +7,9 @@ import { useWidth } from "./use_width.ts";
 
 export interface Series {
   name: string;
-  /** Colour and dash, 1 to 6. */
+  /** Colour and dash, 1 to 3. */
   kind: number;
+  /** NaN: it has none then. */
   of: (point: HistoryPoint) => number;
 }
 
@@ -28,7 +29,7 @@ export function Plot({ title, unit, series, points }: Props) {
   const frame: Frame = { width: Math.max(width - 6, 0), height: HEIGHT, left: 44, bottom: 20, top: 8 };
   const end = points.at(-1)?.at ?? 0;
   const values = series.map((one) => points.map((point) => ({ at: point.at, value: one.of(point) })));
-  const ticks = ticksOf(Math.max(0, ...values.flat().map((value) => value.value)));
+  const ticks = ticksOf(Math.max(0, ...values.flat().map((one) => one.value || 0)));
   const most = ticks.at(-1)!;
   const chosen = pointed === undefined ? points.length - 1 : Math.min(pointed, points.length - 1);
   const point = points[chosen];
@@ -47,7 +48,7 @@ export function Plot({ title, unit, series, points }: Props) {
               <svg class="live-swatch live-swatch-line" viewBox="0 0 16 10" aria-hidden="true">
                 <path class={`line-${one.kind}`} d="M0 5H16" />
               </svg>
-              {one.name} <b>{point ? digits(one.of(point)) : "–"}</b>
+              {one.name} <b>{valueOf(one, point)}</b>
             </span>
           ))}
           {pointed !== undefined && point && <span class="live-soft">{clock(point.at)}</span>}
@@ -91,11 +92,17 @@ export function Plot({ title, unit, series, points }: Props) {
   );
 }
 
+function valueOf(series: Series, point: HistoryPoint | undefined): string {
+  const value = point ? series.of(point) : NaN;
+  return Number.isNaN(value) ? "–" : digits(value);
+}
+
 function inWords(title: string, unit: string, series: Series[], points: HistoryPoint[]): string {
   if (!points.length) return `${title}: nothing is known yet.`;
   const each = series.map((one) => {
-    const values = points.map(one.of);
-    return `${one.name} now ${digits(values.at(-1)!)}, from ${digits(Math.min(...values))} to ${digits(Math.max(...values))} ${unit}`;
+    const values = points.map(one.of).filter((value) => !Number.isNaN(value));
+    if (!values.length) return `${one.name} none`;
+    return `${one.name} now ${valueOf(one, points.at(-1))}, from ${digits(Math.min(...values))} to ${digits(Math.max(...values))} ${unit}`;
   });
   return `${title}, the last five minutes: ${each.join("; ")}.`;
 }

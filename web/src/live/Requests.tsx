@@ -68,7 +68,10 @@ function Row({ row }: { row: SequenceSnapshot }) {
         {row.images > 0 && ` · ${row.images} ${row.images > 1 ? "images" : "image"}`}
         {row.constrained && " · constrained"}
       </th>
-      <td><span class={`live-pill tone-${TONES[row.stage] ?? "plain"}`}>{STAGES[row.stage]}</span></td>
+      <td>
+        <span class={`live-pill tone-${TONES[row.stage] ?? "plain"}`}>{STAGES[row.stage]}</span>
+        {row.stage === "prefill" && row.prompt > 0 && <span class="live-soft"> {whole(row.computed)} of {whole(row.prompt + row.produced)}</span>}
+      </td>
       <td class="live-bar-cell">
         <Bar parts={timesOf(row)} />
         <span>{row.first === null ? "no token yet" : `first after ${seconds(row.first)}`}</span>

@@ -26,7 +26,8 @@ export function StatusLine({ model, paused, onPause }: { model: LiveModel; pause
 
 function statusOf(engine: NonNullable<LiveModel["snapshot"]>["engine"]): string {
   if (engine.state === "repairing") return `${engine.trouble || "a process is being replaced"} · for ${seconds(engine.seconds)}`;
-  if (engine.trouble) return engine.trouble;
+  if (engine.trouble && engine.trouble !== engine.state) return engine.trouble;
+  if (engine.state === "starting") return `for ${seconds(engine.seconds)}`;
   const since = engine.epoch > 1 ? `last repair ${seconds(engine.seconds)} ago` : `for ${seconds(engine.seconds)}`;
   const viewers = engine.viewers > 1 ? ` · ${engine.viewers} viewers` : "";
   return `epoch ${engine.epoch} · ${since}${viewers}`;

@@ -10,7 +10,7 @@ export function Tiles({ model }: { model: LiveModel }) {
   return (
     <dl class="live-tiles">
       <Tile name="Tokens a second" value={point ? digits(point.generated) : "–"} more={point?.prompt ? `${digits(point.prompt)} of prompts` : "produced"} />
-      <Tile name="Step" value={point?.steps ? `${digits(point.step_ms)} ms` : "–"} more={point?.steps ? `${digits(point.rows)} sequences` : "idle"} />
+      <Tile name="Step" value={point?.steps ? `${digits(point.step_ms)} ms` : "–"} more={point?.steps ? `${digits(point.rows)} sequences` : requests.running ? "is being computed" : "idle"} />
       <Tile name="Running" value={whole(requests.running)} more={`${whole(requests.waiting)} waiting`} />
       <Tile name="Live requests" value={whole(requests.live)} more={`of ${whole(requests.most_live)} at most`} />
       <Tile name="KV in use" value={percent(kv.used / total)} more={`${percent(kv.cached / total)} cached`} />

@@ -53,19 +53,22 @@ async function run(over: AbortSignal): Promise<void> {
 /** One connection, until it ends or breaks, or the tab is hidden. */
 async function read(over: AbortSignal, onEvent: () => void): Promise<void> {
   const stop = new AbortController();
-  const hide = () => document.hidden && stop.abort();
-  let timer = setTimeout(() => stop.abort(), SILENCE);
+  const end = () => stop.abort();
+  const hide = () => document.hidden && end();
+  let timer = setTimeout(end, SILENCE);
+  over.addEventListener("abort", end);
   document.addEventListener("visibilitychange", hide);
   try {
-    const response = await request("live/events", { signal: AbortSignal.any([over, stop.signal]) });
+    const response = await request("live/events", { signal: stop.signal });
     for await (const event of readEvents(response.body!)) {
       clearTimeout(timer);
-      timer = setTimeout(() => stop.abort(), SILENCE);
+      timer = setTimeout(end, SILENCE);
       onEvent();
       take(JSON.parse(event.data) as LiveSnapshot);
     }
   } finally {
     clearTimeout(timer);
+    over.removeEventListener("abort", end);
     document.removeEventListener("visibilitychange", hide);
   }
 }

@@ -24,13 +24,15 @@ export const xOf = (at: number, end: number, span: number, frame: Frame): number
 export const yOf = (value: number, most: number, frame: Frame): number =>
   frame.height - frame.bottom - (Math.min(value, most) / most) * (frame.height - frame.bottom - frame.top);
 
-/** A line through the points; it is interrupted where more than `gap` seconds have none. */
+/** A line through the points that have a value; it is interrupted where more than `gap` seconds have none. A point alone
+ * is a dot, if the ends of lines are round. */
 export function linePath(points: { at: number; value: number }[], end: number, span: number, most: number, frame: Frame, gap = 3): string {
   let path = "";
   let last = -Infinity;
   for (const { at, value } of points) {
-    const pen = at - last > gap ? "M" : "L";
-    path += `${pen}${xOf(at, end, span, frame).toFixed(1)} ${yOf(value, most, frame).toFixed(1)}`;
+    if (Number.isNaN(value)) continue;
+    const place = `${xOf(at, end, span, frame).toFixed(1)} ${yOf(value, most, frame).toFixed(1)}`;
+    path += at - last > gap ? `M${place}h0` : `L${place}`;
     last = at;
   }
   return path;
