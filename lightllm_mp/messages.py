@@ -317,12 +317,14 @@ class Abort(Wire, tag="Abort"):
 
 class Scheduled(Wire, tag="Scheduled"):
     """Router -> front: the sequence has left the queue; its prefill begins. For a trace it says when the parts of its
-    request came to the router (monotonic, seconds); 0: it had none, or nobody traces."""
+    request came to the router, and when it planned the first step (monotonic, seconds); 0: it had none, or nobody
+    traces."""
 
     rid: int
     tokenized: float = 0.0
     embedded: float = 0.0
     compiled: float = 0.0
+    planned: float = 0.0
 
 
 class Rejected(Wire, tag="Rejected"):
@@ -485,6 +487,8 @@ class Texts(Wire, tag="Texts"):
     top: tuple[tuple[int, bytes, bytes], ...] = ()
     top_texts: tuple[tuple[str, ...], ...] = ()
     """The decoded alternatives, beside `top`."""
+    begun: float = 0.0
+    """When the detokenizer began with them, for traces (monotonic, seconds); 0: nobody traces."""
 
 
 # --- router <-> worker (the plan itself is raw bytes, see plan.py) ---------------------------------------------

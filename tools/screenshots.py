@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 150_000
 WIDE = {"width": 1200, "height": 760}
-TALL = {"width": 1200, "height": 1180}
+TALL = {"width": 1440, "height": 1240}
 NARROW = {"width": 360, "height": 740}
 QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
 GREEDY = """if (location.protocol === "http:")
@@ -137,7 +137,7 @@ def live(studio: Studio) -> None:
     """The engine with three answers in the making, and in the repair after its worker is killed."""
     url = f"{studio.server.base_url}/generate"
     bodies = [{"inputs": f"Count to {n}.", "parameters": {"max_new_tokens": 900, "ignore_eos": True}} for n in range(3)]
-    with ThreadPoolExecutor() as pool, studio.page("/live", viewport=TALL) as page:
+    with ThreadPoolExecutor() as pool, studio.page("/live", viewport=TALL, device_scale_factor=1.25) as page:
         answers = [pool.submit(fetch, url, body) for body in bodies]
         page.get_by_role("row").filter(has_text="decode").nth(2).wait_for()
         page.wait_for_timeout(0 if studio.smoke else 6000)  # plots

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class _Columns:
     top: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     top_texts: list[tuple[str, ...]] = field(default_factory=list)
 
-    def message(self) -> Texts:
+    def message(self, begun: float) -> Texts:
         return Texts(
             rids=np.array(self.rids, "<i8").tobytes(),
             ids=np.array(self.ids, "<i4").tobytes(),
@@ -69,6 +70,7 @@ class _Columns:
             texts=tuple(self.texts),
             top=tuple(self.top),
             top_texts=tuple(self.top_texts),
+            begun=begun,
         )
 
 
@@ -80,6 +82,7 @@ class DetokenizerActor(BlockingActor):
         self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
+        self._traced = launch.config.http.otlp_traces_endpoint is not None
         self._skips = not launch.config.http.no_skipping_special_tokens
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
@@ -128,6 +131,7 @@ class DetokenizerActor(BlockingActor):
             self.mailbox.post(self._front, piece)
 
     def _tokens(self, message: Tokens) -> None:
+        begun = monotonic() if self._traced else 0.0
         rids = np.frombuffer(message.rids, "<i8").tolist()
         ids = np.frombuffer(message.ids, "<i4").tolist()
         logprobs = np.frombuffer(message.logprobs, "<f4").tolist()
@@ -151,7 +155,7 @@ class DetokenizerActor(BlockingActor):
             columns.finish.append(finish)
             columns.texts.append(text)
         if columns.rids:
-            self.mailbox.post(self._front, columns.message())
+            self.mailbox.post(self._front, columns.message(begun))
 
     def _next_text(self, sequence: _Sequence, rid: int, token: int, finish: int) -> tuple[str, int]:
         """Text of this token's event, and the finish reason (RUNNING if the sequence goes on)."""

@@ -208,7 +208,9 @@ class ArrivalTimes:
 
     def scheduled(self, rid: int) -> Scheduled:
         """The message that the sequence begins."""
-        return Scheduled(rid, **self._times.pop(rid, {}))
+        if not self._traced:
+            return Scheduled(rid)
+        return Scheduled(rid, **self._times.pop(rid, {}), planned=monotonic())
 
     def drop(self, rid: int) -> None:
         self._times.pop(rid, None)

@@ -58,7 +58,8 @@ LEFT_OVER = """known => {
     const schemes = element.localName === "img" ? ["data:", "blob:"] : ["http:", "https:", "mailto:"];
     for (const {name, value} of element.attributes) {
       const harmful = name.startsWith("on") || ["style", "srcdoc", "srcset"].includes(name);
-      const leads = addresses.includes(name) && !schemes.includes(new URL(value, location.href).protocol);
+      const scheme = URL.canParse(value, location.href) ? new URL(value, location.href).protocol : value;
+      const leads = addresses.includes(name) && !schemes.some(one => scheme.startsWith(one));
       if (harmful || leads) bad.push(`${element.localName} ${name}=${value}`);
     }
   }

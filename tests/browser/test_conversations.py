@@ -89,6 +89,31 @@ def test_a_reload_in_the_middle_of_an_answer_loses_nothing(
     assert chat.whole_answer() == ANSWERS["slow"].strip()
 
 
+def test_what_is_sent_before_the_database_is_open_is_kept(
+    server: ScriptedServer, visit: Visit, expected_faults: list[str]
+) -> None:
+    expected_faults.append("status of 404")  # of the icon of a page that is none
+    page = visit(server.base_url, "/healthz")
+    page.add_init_script(
+        """const open = indexedDB.open.bind(indexedDB);
+        indexedDB.open = (...all) => {
+          const slow = {};
+          setTimeout(() => {
+            const opening = open(...all);
+            for (const name of ["onsuccess", "onerror", "onupgradeneeded"])
+              opening[name] = event => slow[name]?.(event);
+            for (const name of ["result", "error"]) Object.defineProperty(slow, name, {get: () => opening[name]});
+          }, 500);
+          return slow;
+        };"""
+    )
+    page.goto("/")
+    chat = ChatPage(page)
+    assert chat.answer_to("hello") == GREETING
+    page.reload()
+    chat.text.filter(has_text=GREETING).wait_for()
+
+
 def test_copies(server: ScriptedServer, visit: Visit) -> None:
     page = visit(server.base_url, permissions=["clipboard-read", "clipboard-write"])
     chat = ChatPage(page)

@@ -85,9 +85,9 @@ def image() -> str:
     name = f"{IMAGE}:{_fingerprint()}"
     if podman("image", "exists", name, check=False).returncode:
         for left in podman("ps", "--all", "--external", "--quiet").stdout.split():  # by a build that was killed
-            podman("rm", "--force", left)
+            podman("rm", "--force", left, timeout=300)
         for old in podman("images", "--quiet", IMAGE).stdout.split():
-            podman("rmi", "--force", old)
+            podman("rmi", "--force", old, timeout=300)
         _build(name, _base())
     return name
 

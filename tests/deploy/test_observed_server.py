@@ -150,7 +150,7 @@ def test_every_stage_has_a_span(prometheus: PrometheusServer, collector: Collect
         assert time.monotonic() < deadline, len(roots)
         time.sleep(0.05)
     found = [collector.children(root).keys() for root in roots]
-    always = {"receive", "tokenize", "prefill", "deliver"}
+    always = {"receive", "tokenize", "prefill", "detokenize", "deliver"}
     assert [stages for stages in found if not always <= stages] == []
     assert {frozenset(stages - always - sometimes) for stages in found} == {
         frozenset(),

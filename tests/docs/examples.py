@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tests.paths import ROOT
 
-PAGES = ("quickstart.md", "examples.md", "apis.md", "python.md")
+PAGES = ("quickstart.md", "examples.md", "python.md")
 """Pages of docs/ of which every program is run."""
 ADDRESS = "127.0.0.1:8000"
 """Of the server, in all pages."""

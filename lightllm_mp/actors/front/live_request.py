@@ -211,6 +211,8 @@ class LiveRequest:
         self.started = monotonic()
         self.came = UNTRACED
         """When its parts came to the router, for a trace."""
+        self.detokenized = 0.0
+        """When the detokenizer began with its last tokens, for a trace (monotonic); 0: not known."""
         self.scheduled = 0.0
         """When its prefill began (monotonic); 0: not yet."""
         self.first = 0.0

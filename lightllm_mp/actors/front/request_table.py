@@ -271,6 +271,8 @@ class RequestTable:
         for answer, event in token_events(m, self._answers):
             tokens += event.id >= 0
             self._pass_on(answer, event, now, gaps)
+            if m.begun and event.finish is not None:
+                answer.live.detokenized = m.begun
         self.observer.tokens(tokens, gaps)
 
     def _pass_on(self, answer: Answer, event: Event, now: float, gaps: list[float]) -> None:

@@ -44,6 +44,10 @@ class LiveGroup:
         return self.prompts[0].came
 
     @property
+    def detokenized(self) -> float:
+        return max(live.detokenized for live in self.prompts)
+
+    @property
     def request(self) -> Generate:
         """Its first prompt's."""
         return self.prompts[0].request

@@ -184,20 +184,24 @@ def _stages(live: LiveRequest | LiveGroup, begin: float, end: float) -> Iterator
     """The stages of a request that have begun, in order. Of an answer that is resumed, those that ended before are left
     out, and one that had begun starts with this request."""
     last = max(answer.last for answer in live.answers)
-    came = live.came
+    came, computed = live.came, live.detokenized or last
     ready = max(live.started, came.tokenized, came.embedded)
-    through = max(ready, came.compiled)
+    through, planned = max(ready, came.compiled), came.planned or live.scheduled
     found = [
         Stage("receive", "http", begin, live.started),
         Stage("tokenize", "tokenizer", live.started, came.tokenized),
         Stage("encode_images", "visual", live.started, came.embedded),
         Stage("compile_guide", "guide", ready, came.compiled),
-        Stage("queue", "router", through, live.scheduled or end),
+        Stage("queue", "router", through, planned or live.first or end),
     ]
-    if live.scheduled:
-        found.append(Stage("prefill", "worker", live.scheduled, live.first or end))
+    if planned:
+        found.append(Stage("prefill", "worker", planned, min(live.first, computed) or end))
     if live.first:
-        found += [Stage("decode", "worker", live.first, last), Stage("deliver", "http", last, end)]
+        found += [
+            Stage("decode", "worker", live.first, computed),
+            Stage("detokenize", "detokenizer", computed, last),
+            Stage("deliver", "http", last, end),
+        ]
     for stage in found:
         if stage.end > max(stage.begin, begin):
             yield stage._replace(begin=max(stage.begin, begin))
