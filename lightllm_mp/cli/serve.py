@@ -66,6 +66,8 @@ def main(
         return _refused(config, error)
     if config.fleet != FleetConfig():
         listen.close()
+        if status_fd >= 0:
+            return _refused(config, ConfigError("launch() starts one engine; --replicas is for lightllm-mp serve"))
         return _serve_fleet(config)
     if config.multimodal.enable_multimodal and model.vision is None:
         log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lightllm_mp import launch
-from lightllm_mp.config import Config, EngineConfig, FleetConfig, HttpConfig, ModelConfig, SupervisorConfig
+from lightllm_mp.config import Config, EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
 from tests.actors.embedded import write_byte_tokenizer
 from tests.paths import GOLDENS
 
@@ -45,7 +45,6 @@ def settings(model: str) -> Config:
         engine=EngineConfig(max_total_token_num=4000, threads=1),
         http=HttpConfig(port=0, disable_access_log=True),
         supervisor=SupervisorConfig(max_restarts=100),
-        fleet=FleetConfig(replicas=2),
     )
 
 
@@ -62,7 +61,9 @@ def fleet(model: str) -> Iterator[None]:
     ray.init(num_cpus=4, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        serve.run(build_app({"flags": settings(model), "host": "127.0.0.1", "cpus": 0.5}), name="lightllm_mp")
+        serve.run(
+            build_app({"flags": settings(model), "replicas": 2, "host": "127.0.0.1", "cpus": 0.5}), name="lightllm_mp"
+        )
         settle(lambda: len(engines()) == 2)
         yield
         before = set(engines().values())
