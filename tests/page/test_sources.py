@@ -37,9 +37,13 @@ def test_everything_is_served_but_the_licences() -> None:
     assert b"preact" in found["LICENSES.txt"]
 
 
-def test_first_load_is_small() -> None:
-    """Gzipped: everything, though parts of it are only fetched when a chat needs them."""
-    assert sum(len(file.compressed) for file in read_page().values()) <= 400 * 1024
+def test_it_is_small() -> None:
+    """Gzipped: what the first paint needs, and everything, though parts are only fetched when a chat needs them."""
+    found = read_page()
+    first = [file for name, file in found.items() if name.encode() in found["index.html"].data or name == "index.html"]
+    assert len(first) >= 5
+    assert sum(len(file.compressed) for file in first) <= 60 * 1024
+    assert sum(len(file.compressed) for file in found.values()) <= 400 * 1024
 
 
 def test_the_lock_file_names_no_host() -> None:

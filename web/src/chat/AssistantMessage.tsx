@@ -4,7 +4,8 @@ import { IconButton } from "../shared/IconButton.tsx";
 import { memo } from "../shared/memo.tsx";
 import { editAnswer, goOn, regenerate, type Answering } from "./answering.ts";
 import * as chats from "./chats.ts";
-import { EditBox } from "./EditBox.tsx";
+import { focusPrompt } from "./Composer.tsx";
+import { EditBox, focusAgain } from "./EditBox.tsx";
 import { FailureNote } from "./FailureNote.tsx";
 import { Markdown } from "./Markdown.tsx";
 import { MessageBar, Versions } from "./MessageBar.tsx";
@@ -34,10 +35,13 @@ export const AssistantMessage = memo(({ message, versions, last, answering }: Pr
           text={message.text}
           label="The answer"
           action="Save"
-          onCancel={() => setEditing(false)}
+          onCancel={() => {
+            setEditing(false);
+            focusAgain(message.id, "Edit answer");
+          }}
           onSave={(text) => {
             setEditing(false);
-            void editAnswer(message, text);
+            then(editAnswer(message, text));
           }}
         />
       ) : (
@@ -81,6 +85,11 @@ function Said({ message: kept, answering, tokens }: SaidProps) {
   );
 }
 
+/** The button that began it goes away, so the focus goes on to where the next message is written. */
+function then(_work: Promise<void>): void {
+  focusPrompt();
+}
+
 function noteOf({ state, finish }: Message): string | undefined {
   if (state === "stopped") return "Stopped.";
   if (state === "streaming") return "Another tab receives this answer.";
@@ -102,9 +111,9 @@ function Bar({ message, versions, last, tokens, showTokens, onEdit }: BarProps) 
     <MessageBar>
       <Versions message={message} versions={versions} />
       {message.text && <CopyButton label="Copy answer" text={() => message.text} />}
-      <IconButton icon="retry" size={17} label="Regenerate" onClick={() => void regenerate(message)} />
+      <IconButton icon="retry" size={17} label="Regenerate" onClick={() => then(regenerate(message))} />
       {last && unfinished && message.text && (
-        <IconButton icon="play" size={17} label="Continue" onClick={() => void goOn(message)} />
+        <IconButton icon="play" size={17} label="Continue" onClick={() => then(goOn(message))} />
       )}
       {message.text && <IconButton icon="edit" size={17} label="Edit answer" onClick={onEdit} />}
       {message.tokens && (
@@ -116,7 +125,7 @@ function Bar({ message, versions, last, tokens, showTokens, onEdit }: BarProps) 
           onClick={() => showTokens(!tokens)}
         />
       )}
-      <IconButton icon="trash" size={17} label="Delete from here" onClick={() => void chats.removeMessage(message.id)} />
+      <IconButton icon="trash" size={17} label="Delete from here" onClick={() => then(chats.removeMessage(message.id))} />
       <StatsLine stats={message.stats} />
     </MessageBar>
   );

@@ -11,8 +11,9 @@ import { settings } from "./settings.ts";
 /** What is being written. */
 export const prompt = signal("");
 
+/** The keyboard goes on here after what had the focus is gone. A touch screen's keyboard stays away until it is wanted. */
 export function focusPrompt(): void {
-  requestAnimationFrame(() => document.getElementById("prompt")?.focus());
+  if (!matchMedia("(hover: none)").matches) requestAnimationFrame(() => document.getElementById("prompt")?.focus());
 }
 
 async function submit(): Promise<void> {
@@ -71,7 +72,16 @@ export function Composer() {
           {sees && <AttachButton />}
           <Modes />
           {busy ? (
-            <IconButton id="stop" class="round" icon="stop" label="Stop" onClick={busy.stop} />
+            <IconButton
+              id="stop"
+              class="round"
+              icon="stop"
+              label="Stop"
+              onClick={() => {
+                busy.stop();
+                focusPrompt();
+              }}
+            />
           ) : (
             <IconButton
               id="send"

@@ -53,3 +53,8 @@ export function EditBox({ text, label, action, onSave, onCancel }: Props) {
     </form>
   );
 }
+
+/** Gives the focus back to the button that opened the box. */
+export function focusAgain(message: string, label: string): void {
+  requestAnimationFrame(() => document.querySelector<HTMLElement>(`[data-id="${message}"] [aria-label="${label}"]`)?.focus());
+}

@@ -110,12 +110,13 @@ function Rename({ conversation, onEnd }: { conversation: Conversation; onEnd: ()
   const input = useRef<HTMLInputElement>(null);
   useEffect(() => input.current?.select(), []);
   const ended = useRef(false);
-  const end = (keep: boolean) => {
+  const end = (keep: boolean, byKey = true) => {
     if (ended.current) return; // the field loses the focus when it goes
     ended.current = true;
     const title = input.current!.value.trim();
     if (keep && title && title !== conversation.title) void chats.rename(conversation.id, title);
     onEnd();
+    if (byKey) requestAnimationFrame(() => document.querySelector<HTMLElement>(`[data-id="${conversation.id}"] button`)?.focus());
   };
   return (
     <input
@@ -123,7 +124,7 @@ function Rename({ conversation, onEnd }: { conversation: Conversation; onEnd: ()
       class="rename"
       aria-label="New title"
       defaultValue={conversation.title}
-      onBlur={() => end(true)}
+      onBlur={() => end(true, false)}
       onKeyDown={(event) => {
         if (event.key === "Enter" && !event.isComposing) end(true);
         if (event.key !== "Escape") return;

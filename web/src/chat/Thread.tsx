@@ -61,6 +61,7 @@ export function Thread() {
               <li
                 key={message.id}
                 class={`message ${message.role}`}
+                data-id={message.id}
                 data-role={message.role}
                 data-state={answering.value.has(message.id) ? "streaming" : message.state}
               >

@@ -4,7 +4,8 @@ import { IconButton } from "../shared/IconButton.tsx";
 import { memo } from "../shared/memo.tsx";
 import { editUser } from "./answering.ts";
 import * as chats from "./chats.ts";
-import { EditBox } from "./EditBox.tsx";
+import { focusPrompt } from "./Composer.tsx";
+import { EditBox, focusAgain } from "./EditBox.tsx";
 import { MessageBar, Versions } from "./MessageBar.tsx";
 import type { Message } from "./model.ts";
 
@@ -24,10 +25,14 @@ export const UserMessage = memo(({ message, versions }: Props) => {
           text={message.text}
           label="Your message"
           action="Send"
-          onCancel={() => setEditing(false)}
+          onCancel={() => {
+            setEditing(false);
+            focusAgain(message.id, "Edit message");
+          }}
           onSave={(text) => {
             setEditing(false);
             void editUser(message, text);
+            focusPrompt();
           }}
         />
       ) : (
@@ -38,7 +43,15 @@ export const UserMessage = memo(({ message, versions }: Props) => {
           <Versions message={message} versions={versions} />
           <CopyButton label="Copy message" text={() => message.text} />
           <IconButton icon="edit" size={17} label="Edit message" onClick={() => setEditing(true)} />
-          <IconButton icon="trash" size={17} label="Delete from here" onClick={() => void chats.removeMessage(message.id)} />
+          <IconButton
+            icon="trash"
+            size={17}
+            label="Delete from here"
+            onClick={() => {
+              void chats.removeMessage(message.id);
+              focusPrompt();
+            }}
+          />
         </MessageBar>
       )}
     </article>
