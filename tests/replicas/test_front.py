@@ -106,7 +106,7 @@ def test_an_answer_is_the_same_whenever_its_replica_is_lost(path: str, asked: di
             head, whole = await ask(front, path, asked)
             assert head.status == 200
         async with fleet("a", "b", "c") as (front, engines):
-            for frame in (0, 1, 2, 3, 5, 8):
+            for frame in (0, 2, 5):
                 engines.calls.clear()
                 engines.lose = dict.fromkeys(("a", "b"), frame)
                 found, data = await ask(front, path, asked, **{"X-Request-Id": f"mine{frame}"})
