@@ -86,7 +86,7 @@ def test_a_picture_is_seen(attach: Callable[[ChatPage], None], server: Server, v
     assert page.get_by_role("list", name="Pictures to send").count() == 0
     page.reload()
     chat.questions.get_by_role("img", name="pair.png").wait_for()
-    assert SEEN in chat.whole_answer()
+    chat.text.filter(has_text=SEEN).wait_for()
 
 
 def test_json_of_a_schema_from_a_real_model(server: Server, visit: Visit) -> None:
