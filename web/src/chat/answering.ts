@@ -169,7 +169,10 @@ async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<
     finishStats(draft, performance.now(), body === undefined);
   } catch (error) {
     fail(message, error, body === undefined);
-    if (controller.signal.aborted) discard(message);
+    if (controller.signal.aborted) {
+      finishStats(draft, performance.now(), body === undefined);
+      discard(message);
+    }
   } finally {
     clearInterval(keep);
     removeEventListener("pagehide", leave);
