@@ -56,9 +56,7 @@ def environment() -> dict[str, str]:
         f'[containers]\nnetns = "host"\ndefault_ulimits = [{limits}]\n[engine]\nruntime = "runc"\n'
         f'cgroup_manager = "cgroupfs"\nevents_logger = "none"\ntmp_dir = "{RUN}/libpod"\nlock_type = "file"\n'
     )
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/storage"\nrunroot = "{RUN}/storage"\n'
-    )
+    storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/storage"\nrunroot = "{RUN}/storage"\n')
     return {
         **os.environ,
         "CONTAINERS_CONF": str(settings),
