@@ -100,8 +100,8 @@ class Case:
             return LayerKV(keys, keys[..., : self.layout.value_dim])
         if stored.itemsize > 1:
             return LayerKV(keys, self._random(shape, stored))
-        scales = (torch.rand(shape[:2], device="cuda").half() / 40 for _ in range(2))
-        return LayerKV(keys, self._random(shape, stored), *scales)
+        scales = torch.rand((*shape[:2], 2), device="cuda").half() / 40
+        return LayerKV(keys, self._random(shape, stored), *scales.unbind(-1))
 
     @staticmethod
     def _random(shape: tuple[int, ...], stored: torch.dtype) -> torch.Tensor:
