@@ -39,12 +39,10 @@ class RandomStep:
     def kv(self) -> LayerKV:
         return LayerKV(self.keys, self.values)
 
-    def stored_as(self, dtype: torch.dtype, spare: int = 3) -> LayerKV:
-        """The pool in 8 bits. `spare`: lines of memory behind the scales; as a KVPool has them, scales can be read two
-        at a time."""
+    def stored_as(self, dtype: torch.dtype) -> LayerKV:
+        """The pool in 8 bits."""
         shape = self.keys.shape
-        lines = shape[0] + spare
-        scales = (torch.zeros((lines, shape[1]), dtype=torch.float16)[: shape[0]] for _ in range(2))
+        scales = (torch.zeros(shape[:2], dtype=torch.float16) for _ in range(2))
         kv = LayerKV(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), *scales)
         everywhere = replace(self.batch, slots=torch.arange(shape[0], dtype=torch.int32))
         reference.TABLE.kv_write(self.keys, self.values, kv, everywhere)

@@ -5,8 +5,7 @@ latent attention, prefill. Each figure is one JSON line.
     python -m tools.bench.attention --sweep decode|prefill|latent [--head-dim 128] [--kv bfloat16|int8|fp8]
 
 A sweep tries block sizes and prints the best, for kernels/triton/attention/tuned_attention.py.
-Limits: 3.0 TB/s (a device copy) and 700 TFLOP/s (a large product of bfloat16 matrices), both measured on an
-H100 80GB HBM3.
+Limits are what this GPU reaches, measured at the start (tools/harness/ceilings.py).
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention import tuned_attention
 from lightllm_mp.kernels.triton.block_sizes import dot_block
+from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
-from tools.harness.gpu import PRODUCT, best, captured, new_step, random_step, require_gpus, seconds
+from tools.harness.gpu import best, captured, new_step, random_step, require_gpus, seconds
 
-COPY = 3.0e12
-"""Bytes a second."""
 STORED = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 POOL_BYTES = 400e6
 """Keys and values of all layers together, so that none is still in the cache when its turn comes; but at least two
@@ -100,8 +98,8 @@ class Case:
             return LayerKV(keys, keys[..., : self.layout.value_dim])
         if stored.itemsize > 1:
             return LayerKV(keys, self._random(shape, stored))
-        scales = (torch.rand(shape[:2], device="cuda").half() / 40 for _ in range(2))
-        return LayerKV(keys, self._random(shape, stored), *scales)
+        scales = torch.rand((*shape[:2], 2), device="cuda").half() / 40
+        return LayerKV(keys, self._random(shape, stored), *scales.unbind(-1))
 
     @staticmethod
     def _random(shape: tuple[int, ...], stored: torch.dtype) -> torch.Tensor:
@@ -112,7 +110,8 @@ class Case:
     @property
     def least(self) -> float:
         """Seconds that it takes at the limits."""
-        return max(self.bytes / COPY, self.operations / PRODUCT)
+        at = ceilings()
+        return max(self.bytes / at.bandwidth, self.operations / at.product)
 
     def run(self) -> None:
         batch = new_step(self.batch)

@@ -4,7 +4,7 @@
     python -m tools.bench.moe --sweep [--model NAME] [--tokens N]     # the best go to kernels/triton/moe/tuned_moe.py
 
 Every figure is one JSON line: microseconds inside a CUDA graph, and the share of the limit, which is the larger of the
-bytes of the experts that are touched over 3.09 TB/s and the operations over 700 TFLOP/s, both measured on an H100.
+bytes of the experts that are touched and the operations, each over what this GPU reaches (tools/harness/ceilings.py).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
 from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
+from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
-from tools.harness.gpu import BANDWIDTH, PRODUCT, best, captured, require_gpus, seconds
+from tools.harness.gpu import best, captured, require_gpus, seconds
 
 TOKENS = (1, 16, 64, 256, 2048, 8192)
 CACHE = 200e6
@@ -69,7 +70,8 @@ class Case:
 
     def least(self, matrices: int) -> float:
         """Seconds."""
-        return max(self.used * self.expert_bytes * matrices / BANDWIDTH, self.operations * matrices / PRODUCT)
+        at = ceilings()
+        return matrices * max(self.used * self.expert_bytes / at.bandwidth, self.operations / at.product)
 
     def run(self) -> None:
         for logits, prepared in zip(self.logits, self.weights, strict=True):

@@ -3,8 +3,8 @@
     python -m tools.bench.steps [--model llama2-7b llama3-8b] [--parts decode,prefill] [--json FILE]
     python -m tools.bench.steps --parts executor --model llama2-7b --batch 1 16 64 --context 1024
 
-decode: forward pass, logits and argmax, eager and as a CUDA graph; prefill: whole prompts. Limits: bytes over 3.09 TB/s
-and operations over 700 TFLOP/s, both measured on an H100 80GB HBM3.
+decode: forward pass, logits and argmax, eager and as a CUDA graph; prefill: whole prompts. Limits: bytes and operations
+over what this GPU reaches (tools/harness/ceilings.py).
 
 executor: where the time of a decode step goes. Rows are given random ids and slots, so no prefill is needed; then steps
 are planned, submitted one ahead of the answer and collected as the worker does. Prints a table of kernels, what
@@ -30,7 +30,9 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.plan import PlanBuilder
+from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser, words
 from tools.harness.figures import Figures
 from tools.harness.gpu import (
@@ -48,17 +50,17 @@ from tools.harness.gpu import (
 
 PARTS = ("decode", "prefill", "executor")
 DECODE_STEPS = {
-    "llama2-7b": {(1, 1088): 4.45, (16, 1088): 7.2, (64, 1088): 16.1, (256, 371): 20.4},
-    "llama3-8b": {(1, 1088): 4.9, (16, 1088): 5.6, (64, 1088): 7.8, (256, 1088): 18.9},
-    "two-layers": {(4, 64): 0.0},
+    "llama2-7b": [(1, 1088), (16, 1088), (64, 1088), (256, 371)],
+    "llama3-8b": [(1, 1088), (16, 1088), (64, 1088), (256, 1088)],
+    "two-layers": [(4, 64)],
 }
-"""(sequences, context) to the least milliseconds a step can take; 0: not worked out."""
+"""(sequences, context)"""
 PREFILL_STEPS = {
-    "llama2-7b": {(16, 2048): 51000.0, (1, 512): 512 / 9.7e-3},
-    "llama3-8b": {(16, 2048): 0.0, (1, 512): 0.0},
-    "two-layers": {(2, 64): 0.0},
+    "llama2-7b": [(16, 2048), (1, 512)],
+    "llama3-8b": [(16, 2048), (1, 512)],
+    "two-layers": [(2, 64)],
 }
-"""(sequences, length) to the most tokens per second."""
+"""(sequences, length)"""
 STEP_TOKENS = 16384
 MIXED_STEP = (64, 1088, 512)
 """Decoding sequences, their context, and new tokens of one prompt in the same step."""
@@ -71,9 +73,23 @@ def step_of(decoder: Decoder, new: list[int], contexts: list[int]) -> Callable[[
     return lambda: decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=prompts)).argmax(-1)
 
 
+def least(model: ModelSpec, new: list[int], contexts: list[int]) -> float:
+    """Seconds of a step in bfloat16 at the GPU's ceilings: its products, then its attention, each by the larger of the
+    times for its bytes and its operations. Logits are those of each sequence's last token."""
+    at, layers = ceilings(), model.layers
+    layer = model.hidden * (2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate)
+    head = model.hidden * model.vocab
+    pairs = sum(n * (c - n) + n * (n + 1) // 2 for n, c in zip(new, contexts, strict=True))
+    products = (2 * (layers * layer + head), 2 * (layers * layer * sum(new) + head * len(new)))
+    attention = (4 * layers * model.kv_size * sum(contexts), 4 * layers * model.q_size * pairs)
+    return sum(max(read / at.bandwidth, done / at.product) for read, done in (products, attention))
+
+
 def decode(figures: Figures, name: str, decoder: Decoder) -> None:
-    for (sequences, context), limit in DECODE_STEPS[name].items():
-        step, title = step_of(decoder, [1] * sequences, [context] * sequences), f"{sequences} x {context}"
+    for sequences, context in DECODE_STEPS[name]:
+        sizes = [1] * sequences, [context] * sequences
+        step, title = step_of(decoder, *sizes), f"{sequences} x {context}"
+        limit = least(decoder.spec, *sizes) * 1e3
         figures.add_limited(f"{name} decode step {title} eager", seconds(step) * 1e3, "ms", limit, less_is_better=True)
         took = seconds(captured(step).replay) * 1e3
         figures.add_limited(f"{name} decode step {title} graph", took, "ms", limit, less_is_better=True)
@@ -86,9 +102,10 @@ def decode(figures: Figures, name: str, decoder: Decoder) -> None:
 
 def prefill(figures: Figures, name: str, decoder: Decoder) -> None:
     """Whole prompts in steps of STEP_TOKENS."""
-    for (sequences, length), limit in PREFILL_STEPS[name].items():
+    for sequences, length in PREFILL_STEPS[name]:
         each = min(sequences, STEP_TOKENS // length)
-        step = step_of(decoder, [length] * each, [length] * each)
+        prompts = [length] * each
+        step, limit = step_of(decoder, prompts, prompts), each * length / least(decoder.spec, prompts, prompts)
         rate = each * length / seconds(step, repeats=10)
         figures.add_limited(f"{name} prefill {sequences} x {length}", rate, "tokens/s", limit)
         del step

@@ -20,8 +20,6 @@ from lightllm_mp.models.families.llama import LLAMA
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 from tools.harness.command_line import skip
 
-BANDWIDTH, PRODUCT = 3.09e12, 700e12
-"""Bytes and operations a second, measured on an H100 80GB HBM3: the limits that shares are of."""
 Trial = TypeVar("Trial")
 
 

@@ -90,8 +90,9 @@ class Kernel:
 def wait_for_inputs(EARLY: tl.constexpr):
     """In a kernel that started early: waits until all previous kernels have ended and their writes are visible.
 
-    Before this call a kernel may read only what no kernel of the same step writes, such as weights, and may write
-    nothing. The next kernel starts when all programs of this one have reached this call, so at most two run at a time.
+    Before this call a kernel may write nothing, and read only what no kernel writes that may still run: weights, and
+    what was written before the previous kernel began. The next kernel starts when all programs of this one have
+    reached this call, so at most two run at a time.
     """
     if EARLY:
         tl.extra.cuda.gdc_wait()

@@ -30,7 +30,12 @@ class KVPool:
         scaled = dtype.itemsize == 1
         # A multiple of 8 rows: every layer's scales begin at a multiple of 16 bytes.
         rows = -(slots + 1) % ALIGNED_ROWS + slots + 1
-        self.scales = lazy_zeros((spec.layers, kinds, rows, heads), SCALE_TYPE, device) if scaled else None
+        # A GPU reads the scales of a key and its value together; a CPU's kernels take them in planes of their own.
+        together = torch.device(device).type == "cuda"
+        shape = (rows, heads, kinds) if together else (kinds, rows, heads)
+        scales = lazy_zeros((spec.layers, *shape), SCALE_TYPE, device) if scaled else None
+        self.scales = scales.permute(0, 3, 1, 2) if together and scales is not None else scales
+        """[layers, 2, rows, heads] or None."""
         self.layers = [self._layer(i, latent) for i in range(spec.layers)]
 
     def _layer(self, i: int, latent: int) -> LayerKV:

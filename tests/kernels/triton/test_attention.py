@@ -103,12 +103,46 @@ def test_attention_over_8_bits(stored, dtype, layout, kind):
     close(got, REFERENCE.attention(step.q.float(), kv, step.batch, layout))
 
 
-def test_scales_that_end_in_half_a_word():
-    """Of an odd number of heads and slots, without a spare line: they are read one by one."""
+def test_scales_in_planes():
     step = RandomStep(STEPS["mixed"], LAYOUTS[3], torch.float32)
-    kv = step.stored_as(torch.int8, spare=0)
-    got = TRITON.attention(step.q.to(DEVICE), kv_on_device(kv), on_device(step.batch), LAYOUTS[3])
+    kv = step.stored_as(torch.int8)
+    got = TRITON.attention(step.q.to(DEVICE), kv_on_device(kv, together=False), on_device(step.batch), LAYOUTS[3])
     close(got, REFERENCE.attention(step.q, kv, step.batch, LAYOUTS[3]))
+
+
+def test_scales_that_are_neither_together_nor_in_planes():
+    step = RandomStep(STEPS["one"], LAYOUTS[0], torch.float32)
+    kv = kv_on_device(step.stored_as(torch.int8))
+    with pytest.raises(ValueError, match="next to one another"):
+        TRITON.attention(step.q.to(DEVICE), kv._replace(value_scales=kv.key_scales), on_device(step.batch), LAYOUTS[0])
+
+
+@pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("magnitude", [2.0**-30, 2.0**30])
+def test_queries_beyond_float16(stored, magnitude):
+    """Decode's products over 8 bits are of float16, in whose range queries are brought, by a power of two."""
+    layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25)
+    step = RandomStep([(1, 100)], layout, torch.bfloat16)
+    kv = kv_on_device(step.stored_as(stored))
+    got = TRITON.attention(step.q.to(DEVICE), kv, on_device(step.batch), layout)
+    moved = replace(layout, scale=layout.scale / magnitude)
+    assert torch.equal(TRITON.attention((step.q * magnitude).to(DEVICE), kv, on_device(step.batch), moved), got)
+
+
+@pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize(("magnitude", "sink"), [(0.01, 1.0), (1e4, 1.0), (1.0, 1e-7), (1e4, 0.0), (1.0, 1e6)])
+def test_values_beyond_float16(stored, magnitude, sink):
+    """Decode rounds weights to float16 with their values' scales, which are of any magnitude: those of all tokens, and
+    of one that most attention goes to."""
+    layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25)
+    step = RandomStep([(1, 100)], layout, torch.bfloat16)
+    first = step.table[1, 0]
+    step.values *= magnitude
+    step.values[first] *= sink
+    step.keys[first] = step.q.view(2, 2, 16)[:, 0] * 10
+    kv = step.stored_as(stored)
+    got = TRITON.attention(step.q.to(DEVICE), kv_on_device(kv), on_device(step.batch), layout)
+    close(got, REFERENCE.attention(step.q.float(), kv, step.batch, layout))
 
 
 @pytest.mark.parametrize("new", [1, 8])

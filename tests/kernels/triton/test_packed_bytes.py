@@ -14,27 +14,44 @@ BLOCK = 1024
 
 
 @kernel()
-def _unpack_kernel(stored, even, odd, KIND: tl.constexpr, PTX: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+def _unpack_kernel(
+    stored,
+    even,
+    odd,
+    KIND: tl.constexpr,
+    EVEN: tl.constexpr,
+    ODD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = tl.load(as_words(stored) + at)
-    tl.store(even + at, even_of(words, even.dtype.element_ty, KIND, PTX))
-    tl.store(odd + at, odd_of(words, odd.dtype.element_ty, KIND, PTX, SHIFT))
+    tl.store(even + at, even_of(words, even.dtype.element_ty, KIND, EVEN))
+    tl.store(odd + at, odd_of(words, odd.dtype.element_ty, KIND, ODD))
 
 
-@pytest.mark.parametrize("like", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("before", [False, True], ids=["", "without conversion of fp8"])
+@pytest.mark.parametrize("like", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_every_pair(stored: torch.dtype, like: torch.dtype) -> None:
+def test_every_pair(stored: torch.dtype, like: torch.dtype, before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if before:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
     each = torch.arange(256, dtype=torch.uint8, device=DEVICE)
     both = torch.cartesian_prod(each, each).view(stored)
     even, odd = (torch.empty(len(both), dtype=like, device=DEVICE) for _ in range(2))
     how = pairs(both, like)
-    assert (how.ptx is None) == (not CUDA or like == torch.float32)
+    assert (how.even is None) == (how.odd is None) == (not CUDA or like == torch.float32)
     _unpack_kernel.launch(
         (len(both) // BLOCK, 1, 1),
         _unpack_kernel.arguments(
-            stored=both, even=even, odd=odd, KIND=how.kind, PTX=how.ptx, SHIFT=how.shift, BLOCK=BLOCK
+            stored=both,
+            even=even,
+            odd=odd,
+            KIND=how.kind,
+            EVEN=how.even,
+            ODD=how.odd,
+            BLOCK=BLOCK,
         ),
     )
     known = ~both.float().isnan()
-    assert torch.equal(even[known[:, 0]], both[:, 0].to(like)[known[:, 0]])
-    assert torch.equal(odd[known[:, 1]], both[:, 1].to(like)[known[:, 1]])
+    for i, got in enumerate((even, odd)):
+        assert torch.equal((got.float() * how.factor - how.offset)[known[:, i]], both[:, i].float()[known[:, i]])

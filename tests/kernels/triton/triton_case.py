@@ -65,14 +65,16 @@ def on_device(batch: Batch) -> Batch:
     return Batch(**{name: x.to(DEVICE, copy=True) if isinstance(x, torch.Tensor) else x for name, x in moved.items()})
 
 
-def kv_on_device(kv: LayerKV) -> LayerKV:
-    """A copy with its own memory; values that are a view of the keys are so there too, and scales have as much memory
-    behind them."""
+def kv_on_device(kv: LayerKV, *, together: bool = True) -> LayerKV:
+    """A copy with its own memory; values that are a view of the keys are so there too. `together`: each scale of a key
+    is followed by its value's, as a KVPool of a GPU has them."""
     keys, values = kv.keys.to(DEVICE, copy=True), kv.values.to(DEVICE, copy=True)
-    scales = (None if x is None else (x._base.to(DEVICE, copy=True)[: len(x)]) for x in kv[2:])
     if kv.values.data_ptr() == kv.keys.data_ptr():
         values = keys[..., : kv.values.shape[-1]]
-    return LayerKV(keys, values, *scales)
+    if kv.key_scales is None or kv.value_scales is None:
+        return LayerKV(keys, values)
+    scales = torch.stack((kv.key_scales, kv.value_scales), -1 if together else 0).to(DEVICE)
+    return LayerKV(keys, values, *scales.unbind(-1 if together else 0))
 
 
 def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:

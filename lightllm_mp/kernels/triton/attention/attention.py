@@ -49,7 +49,7 @@ def _plain(q: Tensor, kv: LayerKV, out: Tensor, batch: Batch, layout: HeadLayout
         blocks = prefill_blocks(dim, q.dtype, stored, batch.tokens * layout.heads)
         prefill.attend(q, kv, out, batch, layout, blocks, tiles_of(batch, blocks.queries))
     if _may_have_single(batch):
-        few = decode_blocks(dim, q.dtype, stored)
+        few = decode_blocks(dim, layout.heads // layout.kv_heads, q.dtype, stored)
         decode.attend(q, kv, out, batch, layout, few, shares_of(batch, layout, few, layout.kv_heads))
 
 

@@ -88,7 +88,8 @@ def _combine(
         wide = there[:, :, None] & (d < DIM)[None, None, :]
         at = partial + place[:, :, None] * DIM + d[None, None, :]
         result = tl.load(at, mask=wide, other=0.0, cache_modifier=".cg")
-        weight, shrink, best, total = softmax_block(weight, best, total, 1.0, 0, False)
+        weight, shrink, best = softmax_block(weight, best, 1.0, 0, False)
+        total = total * shrink + tl.sum(weight, 0)
         sums = sums * shrink[:, None] + tl.sum(weight[:, :, None] * result, 0)
     own = head + tl.arange(0, FEW)[:, None]
     inside = (own < heads) & (d < DIM)[None, :]

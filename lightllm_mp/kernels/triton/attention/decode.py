@@ -1,27 +1,33 @@
 """Decode attention: single new tokens over long contexts. Programs take equal shares of all contexts together.
 
+Keys are the rows of the products and query heads the columns, since a key head has few query heads, and the matrix
+instruction takes eight columns but sixteen rows.
+
 Where a context is cut, each part's result goes to memory, and the last program to arrive combines them (`combine.py`).
 The arrival counters are zero again after each layer.
 """
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention.combine import finish
-from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
-from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, even_of, odd_of, pairs
+from lightllm_mp.kernels.triton.attention.online_softmax import sized_softmax_block, softmax_block
+from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, even_of, in_range, odd_of, pairs
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
 from lightllm_mp.kernels.triton.attention.tuned_attention import DecodeBlocks, precision, wide
 from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
-PARTS_EACH = 64
-"""Partial results of one head that are combined at a time."""
+PARTS_EACH = 32
+"""Partial results of one head that a warp combines at a time."""
+LEAST_GROUP = 8
+"""Columns of a matrix instruction."""
 
 
 def attend(
@@ -54,7 +60,7 @@ def attend(
             programs=shares.programs,
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
-            GROUP_BLOCK=dot_block(group),
+            GROUP_BLOCK=max(LEAST_GROUP, few),
             DIM=layout.head_dim,
             DIM_BLOCK=dot_block(layout.head_dim) if how.kind == WHOLE else 2 * dot_block(layout.head_dim // 2),
             WINDOW=layout.window,
@@ -64,14 +70,17 @@ def attend(
             SLOPED=more.sloped,
             LEFT=more.left,
             KIND=how.kind,
-            PTX=how.ptx,
-            SHIFT=how.shift,
+            OFFSET=how.offset,
+            SMALL=how.factor,
+            EVEN=how.even,
+            ODD=how.odd,
             KEYS=blocks.keys,
             START=blocks.start,
             FEW=few,
-            PARTS=max(1, PARTS_EACH // few),
+            PARTS=max(1, PARTS_EACH * blocks.warps // few),
             PRECISION=precision(q.dtype),
             WIDE=wide(kv.keys),
+            READY=shares.ready,
         ),
         warps=blocks.warps,
         stages=blocks.stages,
@@ -110,52 +119,67 @@ def _part_kernel(
     SLOPED: tl.constexpr,
     LEFT: tl.constexpr,
     KIND: tl.constexpr,
-    PTX: tl.constexpr,
-    SHIFT: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SMALL: tl.constexpr,
+    EVEN: tl.constexpr,
+    ODD: tl.constexpr,
     KEYS: tl.constexpr,
     START: tl.constexpr,
     FEW: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    READY: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_inputs(EARLY)
+    if not READY:
+        wait_for_inputs(EARLY)
     kv_head, p = tl.program_id(0), tl.program_id(1)
     begins = plan + programs + 1
     total = tl.load(plan)
     i = tl.load(plan + 1 + p)
+    begin, after, length, row, token = _sequence(i, sequences, begins, context, rows, seq_start)
     at, end = share_of(p, total, programs)
+    if READY:
+        wait_for_inputs(EARLY)
 
     GROUP: tl.constexpr = HEADS // KV_HEADS
     EACH: tl.constexpr = 2 if KIND else 1  # elements of a word
+    LIKE: tl.constexpr = tl.float16 if KIND and PRECISION != "ieee" else q.dtype.element_ty
     if KIND:
         keys, values = as_words(keys), as_words(values)
     g, d, n = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK // EACH), tl.arange(0, KEYS)
     inside = d[None, :] < DIM // EACH
-    of_group = (g[:, None] < GROUP) & inside
+    of_group = (g < GROUP)[None, :] & (d < DIM // EACH)[:, None]
     head = kv_head * GROUP + g
     slope = tl.zeros([GROUP_BLOCK], tl.float32)
     if SLOPED:
         slope = tl.load(slopes + head, mask=g < GROUP, other=0.0)
     while at < end:
-        begin, after = tl.load(begins + i), tl.load(begins + i + 1)
         stop = tl.minimum(after, end)
         first_block, last_block = tl.maximum(at - begin - START, 0), stop - begin - START
         if first_block < last_block:
-            length = tl.load(context + i)
-            line = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
-            token = tl.load(seq_start + i).to(tl.int64)
-            at_query = q + (token * HEADS + head[:, None]) * DIM + EACH * d[None, :]
+            line = slot_table + row.to(tl.int64) * table_stride
+            at_query = q + (token * HEADS + head[None, :]) * DIM + EACH * d[:, None]
             query = tl.load(at_query, mask=of_group, other=0.0)
+            small = LEFT * 1.0
             if KIND:
                 odd_query = tl.load(at_query + 1, mask=of_group, other=0.0)
+                if PRECISION != "ieee":
+                    query, odd_query, small = in_range(query, odd_query)
+                    small *= SMALL * LEFT
             hidden = 0
             if WINDOW:
                 hidden = tl.maximum(length - WINDOW, 0) // KEYS
-            best, total_weight, sums = empty_softmax(GROUP_BLOCK, DIM_BLOCK // EACH)
+            best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+            weight_sums = tl.zeros([KEYS, GROUP_BLOCK], tl.float32)  # added up at the end
+            sums = tl.zeros([DIM_BLOCK // EACH, GROUP_BLOCK], tl.float32)
+            none = tl.zeros([KEYS, GROUP_BLOCK], tl.float32)
             if KIND:
-                odd_sums = tl.zeros([GROUP_BLOCK, DIM_BLOCK // EACH], tl.float32)
+                odd_sums = tl.zeros([DIM_BLOCK // EACH, GROUP_BLOCK], tl.float32)
+            if OFFSET > 0.0:
+                extra = tl.zeros([16, GROUP_BLOCK], tl.float32)
+                none -= OFFSET * (tl.sum(query.to(tl.float32), 0) + tl.sum(odd_query.to(tl.float32), 0))[None, :]
             for block in range(first_block + hidden, last_block + hidden):
                 key = block * KEYS + n
                 seen = key < length
@@ -168,32 +192,55 @@ def _part_kernel(
                 there = seen[:, None] & inside
                 k = tl.load(keys + place, mask=there, other=0)
                 if KIND:
-                    even, odd = even_of(k, query.dtype, KIND, PTX), odd_of(k, query.dtype, KIND, PTX, SHIFT)
-                    scores = tl.dot(query, tl.trans(even), input_precision=PRECISION)
-                    scores = tl.dot(odd_query, tl.trans(odd), scores, input_precision=PRECISION)
+                    scores = tl.dot(even_of(k, LIKE, KIND, EVEN), query, none, input_precision=PRECISION)
+                    scores = tl.dot(odd_of(k, LIKE, KIND, ODD), odd_query, scores, input_precision=PRECISION)
                 else:
-                    scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision=PRECISION)
+                    scores = tl.dot(k.to(LIKE), query, input_precision=PRECISION)
                 if READ:
-                    scores *= scales_at(key_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
-                scores = bent(scores, (key - length + 1)[None, :], slope[:, None], FACTOR, CAP, SLOPED)
-                scores = tl.where(seen[None, :], scores, float("-inf"))
-                weights, shrink, best, total_weight = softmax_block(scores, best, total_weight, LEFT, 1, False)
+                    of_key, of_value = scales_at(key_scales, value_scales, slot, kv_head, seen, KV_HEADS, READ)
+                    scores *= (small * of_key)[:, None]
+                scores = bent(scores, (key - length + 1)[:, None], slope[None, :], FACTOR, CAP, SLOPED)
+                scores = tl.where(seen[:, None], scores, float("-inf"))
                 if READ:
-                    weights *= scales_at(value_scales, slot, kv_head, seen, KV_HEADS, READ)[None, :]
-                v = tl.load(values + place, mask=there, other=0)
-                weights = weights.to(query.dtype)
+                    weights, shrink, best = sized_softmax_block(scores, of_value[:, None], best, 0)
+                else:
+                    weights, shrink, best = softmax_block(scores, best, LEFT, 0, False)
+                weight_sums = weight_sums * shrink[None, :] + weights
+                if READ:
+                    weights *= of_value[:, None]
+                place = (slot[None, :] * KV_HEADS + kv_head) * (DIM // EACH) + d[:, None]
+                v = tl.load(values + place, mask=seen[None, :] & (d < DIM // EACH)[:, None], other=0)
+                weights = weights.to(LIKE)
                 if KIND:
-                    even, odd = even_of(v, query.dtype, KIND, PTX), odd_of(v, query.dtype, KIND, PTX, SHIFT)
-                    sums = tl.dot(weights, even, sums * shrink[:, None], input_precision=PRECISION)
-                    odd_sums = tl.dot(weights, odd, odd_sums * shrink[:, None], input_precision=PRECISION)
+                    even, odd = even_of(v, LIKE, KIND, EVEN), odd_of(v, LIKE, KIND, ODD)
+                    sums = tl.dot(even, weights, sums * shrink[None, :], input_precision=PRECISION)
+                    odd_sums = tl.dot(odd, weights, odd_sums * shrink[None, :], input_precision=PRECISION)
                 else:
-                    sums = tl.dot(weights, v.to(query.dtype), sums * shrink[:, None], input_precision=PRECISION)
+                    sums = tl.dot(v.to(LIKE), weights, sums * shrink[None, :], input_precision=PRECISION)
+                if OFFSET > 0.0:
+                    offsets = tl.full([16, KEYS], OFFSET, LIKE)
+                    extra = tl.dot(offsets, weights, extra * shrink[None, :], input_precision=PRECISION)
+            if OFFSET > 0.0:
+                sums -= tl.max(extra, 0)[None, :]
+                odd_sums -= tl.max(extra, 0)[None, :]
+            total_weight = tl.sum(weight_sums, 0)
+            result = tl.trans(sums)
             if KIND:
-                sums = tl.interleave(sums, odd_sums)
+                result = SMALL * tl.interleave(result, tl.trans(odd_sums))
             finish(
-                partial, logsum, arrived, out, sums / total_weight[:, None], best + tl.log2(total_weight),
+                partial, logsum, arrived, out, result / total_weight[:, None], best + tl.log2(total_weight),
                 p, i, token, kv_head, KV_HEADS, total, programs, begin + START, after,
                 HEADS, GROUP, GROUP_BLOCK, DIM, DIM_BLOCK, FEW, PARTS,
             )  # fmt: skip
         at = stop
         i += 1
+        begin, after, length, row, token = _sequence(i, sequences, begins, context, rows, seq_start)
+
+
+@triton.jit
+def _sequence(i, sequences, begins, context, rows, seq_start):
+    """Where sequence i begins in the queue, where the next one does, its length, row, and token (int64); anything if
+    there is no such sequence."""
+    i = tl.minimum(i, sequences - 1)
+    begin, after = tl.load(begins + i), tl.load(begins + i + 1)
+    return begin, after, tl.load(context + i), tl.load(rows + i), tl.load(seq_start + i).to(tl.int64)

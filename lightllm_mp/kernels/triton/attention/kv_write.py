@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import LayerKV
+from lightllm_mp.kernels.triton.attention.score_transforms import spacing
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
@@ -18,13 +19,19 @@ ELEMENTS_EACH = 8192
 
 
 def kv_write(keys: Tensor, values: Tensor, kv: LayerKV, batch: Batch) -> None:
-    _write(keys, kv.keys, kv.key_scales, batch)
+    _write(keys, kv.keys, kv.key_scales, batch, 0)
     if kv.values.data_ptr() != kv.keys.data_ptr():
-        _write(values, kv.values, kv.value_scales, batch)
+        _write(values, kv.values, value_base(kv), batch, spacing(kv.value_scales) - 1)
 
 
-def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None:
-    """`x` [tokens, heads, dim] may be a view; its last dimension is contiguous, or is made so."""
+def value_base(kv: LayerKV) -> Tensor | None:
+    """The scales of values, or those of keys where each is followed by its value's: an aligned address."""
+    return kv.key_scales if spacing(kv.key_scales) == 2 else kv.value_scales
+
+
+def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch, offset: int) -> None:
+    """`x` [tokens, heads, dim] may be a view; its last dimension is contiguous, or is made so. Scales go to `offset`
+    from where they are."""
     tokens, heads, dim = x.shape
     if not tokens:
         return
@@ -44,6 +51,8 @@ def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch) -> None
             DIM=dim,
             BLOCK=block,
             EACH=each,
+            SPACING=spacing(scales),
+            OFFSET=offset,
             LARGEST=largest(pool, scales),
         ),
     )
@@ -85,6 +94,8 @@ def _write_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     EACH: tl.constexpr,
+    SPACING: tl.constexpr,
+    OFFSET: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -96,7 +107,7 @@ def _write_kernel(
     if LARGEST > 0.0:
         wide = value.to(tl.float32)
         scale, step = scale_of(tl.max(tl.abs(wide), 1)[:, None], LARGEST)
-        tl.store(scales + place, scale, mask=head < HEADS)
+        tl.store(scales + SPACING * place + OFFSET, scale, mask=head < HEADS)
         tl.store(pool + place * DIM + d, in_steps(wide, step, LARGEST).to(pool.dtype.element_ty), mask=inside)
     else:
         tl.store(pool + place * DIM + d, value.to(pool.dtype.element_ty), mask=inside)

@@ -287,6 +287,7 @@ def _walk(
         if MASKED:
             seen = (key[None, :] <= position[:, None]) & within[None, :]
             scores = tl.where(seen, scores, float("-inf"))
-        weights, shrink, best, weight = softmax_block(scores, best, weight, SCALE, 1, False)
+        weights, shrink, best = softmax_block(scores, best, SCALE, 1, False)
+        weight = weight * shrink + tl.sum(weights, 1)
         sums = tl.dot(weights.to(k.dtype), k, sums * shrink[:, None], input_precision=PRECISION)
     return best, weight, sums

@@ -14,15 +14,22 @@ def empty_softmax(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def softmax_block(scores, best, total, FACTOR: tl.constexpr, AXIS: tl.constexpr, MAY_BE_EMPTY: tl.constexpr):
-    """Folds a block of scores into the maxima and sums along AXIS: the weights exp2(scores * FACTOR - maximum), the
-    factor on what was summed before, and the new maxima and sums. FACTOR is positive. MAY_BE_EMPTY: of some rows all
-    scores so far may be minus infinity."""
+def softmax_block(scores, best, FACTOR: tl.constexpr, AXIS: tl.constexpr, MAY_BE_EMPTY: tl.constexpr):
+    """Folds a block of scores into the maxima along AXIS: the weights exp2(scores * FACTOR - maximum), the factor on
+    what was summed before, and the new maxima. FACTOR is positive. MAY_BE_EMPTY: of some rows all scores so far may be
+    minus infinity."""
     higher = tl.maximum(best, tl.max(scores, AXIS) * FACTOR)
     top = higher
     if MAY_BE_EMPTY:
         top = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.exp2(scores * FACTOR - tl.expand_dims(top, AXIS))
-    shrink = tl.exp2(best - top)
-    total = total * shrink + tl.sum(weights, AXIS)
-    return weights, shrink, higher, total
+    return tl.exp2(scores * FACTOR - tl.expand_dims(top, AXIS)), tl.exp2(best - top), higher
+
+
+@triton.jit
+def sized_softmax_block(scores, sizes, best, AXIS: tl.constexpr):
+    """The same where weights are then multiplied by `sizes` >= 0 (broadcast to the scores) and rounded to float16: the
+    maxima are those of the products, by the sizes' powers of two, so that the largest product is about 2^14 however
+    large or small sizes are."""
+    exponents = tl.maximum((sizes.to(tl.int32, bitcast=True) >> 23).to(tl.float32), 103.0)  # log2(sizes) + 127
+    higher = tl.maximum(best, tl.max(scores + exponents, AXIS) - 141.0)
+    return tl.exp2(scores - tl.expand_dims(higher, AXIS)), tl.exp2(best - higher), higher

@@ -3,6 +3,10 @@
 The instruction that loads a matrix operand from shared memory moves units of 16 bits; bytes would go one by one. So
 rows are read as words, and even and odd elements are two operands: a product over a row is a sum of two products, and a
 result has its columns in two halves.
+
+Products of 16 bits are of float16, whose 11 bits of precision hold 1152 + v for every int8 v: a byte becomes that by
+one logical instruction, and the products leave the constant out by sums over their other operands. An fp8 number
+becomes v / 256 by moving its bits where the GPU has no instruction for it.
 """
 
 from __future__ import annotations
@@ -17,54 +21,45 @@ from torch import Tensor
 WHOLE, INT8, FP8 = 0, 1, 2
 _KINDS = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
 
+_TO_HALF = "mov.b32 {l, h}, a; cvt.rn.f16x2.e4m3x2 $0, l;"
 _PTX = {
-    # 7 bits are the fraction of a number from 128 to 255; the eighth says whether to subtract 128 or 256
-    (INT8, torch.bfloat16): """{ .reg .b32 a, b, one;
-        lop3.b32 a, $1, 0x007f007f, 0x43004300, 0xea;
-        lop3.b32 b, $1, 0x00800080, 0xc300c300, 0xea;
-        mov.b32 one, 0x3f803f80;
-        fma.rn.bf16x2 $0, a, one, b; }""",
-    # 8 bits, the highest inverted, are the fraction of a number from 1024 to 1279, which is 1152 too large
-    (INT8, torch.float16): """{ .reg .b32 a, b;
-        lop3.b32 a, $1, 0x00ff00ff, 0x64806480, 0x6a;
-        mov.b32 b, 0x64806480;
-        sub.f16x2 $0, a, b; }""",
-    # sign, exponent and fraction move to their places; the exponent biases differ by 120 (bfloat16) and 8 (float16)
-    (FP8, torch.bfloat16): """{ .reg .b32 a, b, scale, zero;
-        shl.b32 a, $1, 4;
-        shl.b32 b, $1, 8;
-        and.b32 a, a, 0x07f007f0;
-        lop3.b32 a, b, 0x80008000, a, 0xea;
-        mov.b32 scale, 0x7b807b80;
-        mov.b32 zero, 0x80008000;
-        fma.rn.bf16x2 $0, a, scale, zero; }""",
-    (FP8, torch.float16): """{ .reg .b32 a, b, scale;
-        shl.b32 a, $1, 7;
-        shl.b32 b, $1, 8;
-        and.b32 a, a, 0x3f803f80;
-        lop3.b32 a, b, 0x80008000, a, 0xea;
-        mov.b32 scale, 0x5c005c00;
-        mul.f16x2 $0, a, scale; }""",
+    # 8 bits, the highest inverted, are the fraction of a number from 1024 to 1279
+    "int8": (
+        "lop3.b32 $0, $1, 0x00ff00ff, 0x64806480, 0x6a;",
+        "shr.u32 a, $1, 8; lop3.b32 $0, a, 0x00ff00ff, 0x64806480, 0x6a;",
+    ),
+    "fp8": ("prmt.b32 a, $1, 0, 0x0020;" + _TO_HALF, "prmt.b32 a, $1, 0, 0x0031;" + _TO_HALF),
+    # sign, exponent and fraction move to their places; the exponent biases differ by 8
+    "fp8 by bits": (
+        "shl.b32 a, $1, 7; shl.b32 b, $1, 8; and.b32 a, a, 0x3f803f80; lop3.b32 $0, b, 0x80008000, a, 0xea;",
+        "shr.u32 a, $1, 1; and.b32 a, a, 0x3f803f80; lop3.b32 $0, $1, 0x80008000, a, 0xea;",
+    ),
 }
-"""Convert the low bytes of two words exactly, without the slow conversion instructions. NaN is not kept."""
-_SHIFT = "shr.u32 $0, $1, 8;"
+"""Make float16 of the low and of the high bytes of two words. NaN is not kept."""
 
 
 class PackedBytes(NamedTuple):
-    """Constants of a kernel."""
+    """Constants of a kernel. An operand times `factor`, less `offset`, is the element."""
 
     kind: int
     """WHOLE: elements of 16 bits or more, not pairs."""
-    ptx: str | None
-    """None for float32 queries and in the interpreter."""
-    shift: str | None
+    offset: float
+    factor: float
+    even: str | None
+    """None for float32 queries and in the interpreter; likewise `odd`."""
+    odd: str | None
 
 
 def pairs(stored: Tensor, like: torch.dtype) -> PackedBytes:
-    """How elements of `stored` become numbers of type `like`. Rows of odd length are read whole."""
+    """How elements of `stored` become operands of products: of float32 if that is `like`, else of float16. Rows of odd
+    length are read whole."""
     kind = _KINDS.get(stored.dtype, WHOLE) if stored.shape[-1] % 2 == 0 else WHOLE
-    ptx = _PTX.get((kind, like)) if stored.is_cuda else None
-    return PackedBytes(kind, ptx, _SHIFT if ptx else None)
+    if kind == WHOLE or like == torch.float32:
+        return PackedBytes(kind, 0.0, 1.0, None, None)
+    converts = stored.is_cuda and torch.cuda.get_device_capability(stored.device) >= (8, 9)
+    form = "int8" if kind == INT8 else "fp8" if converts else "fp8 by bits"
+    even, odd = (f"{{ .reg .b32 a, b; .reg .b16 l, h; {ptx} }}" if stored.is_cuda else None for ptx in _PTX[form])
+    return PackedBytes(kind, 1152.0 if kind == INT8 else 0.0, 256.0 if form == "fp8 by bits" else 1.0, even, odd)
 
 
 @triton.jit
@@ -75,20 +70,43 @@ def as_words(elements):
 
 @triton.jit
 def even_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
-    """The low byte of each word as a number of type LIKE."""
+    """The low byte of each word as an operand of type LIKE."""
     if PTX is not None:
         bits = tl.inline_asm_elementwise(PTX, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
         return bits.to(LIKE, bitcast=True)
-    if KIND == 1:
-        return ((words << 8) >> 8).to(tl.float32).to(LIKE)
-    return (words & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32).to(LIKE)
+    return _operand(words & 0xFF, LIKE, KIND)
 
 
 @triton.jit
-def odd_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr, SHIFT: tl.constexpr):
-    """The high byte of each word as a number of type LIKE."""
-    if SHIFT is not None:  # both words of a register at once; bits that move between them are ignored
-        low = tl.inline_asm_elementwise(SHIFT, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+def odd_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
+    """The high byte of each word as an operand of type LIKE."""
+    if PTX is not None:
+        bits = tl.inline_asm_elementwise(PTX, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+        return bits.to(LIKE, bitcast=True)
+    return _operand((words >> 8) & 0xFF, LIKE, KIND)
+
+
+@triton.jit
+def _operand(byte, LIKE: tl.constexpr, KIND: tl.constexpr):
+    """The same without inline assembly."""
+    if tl.float16 == LIKE:
+        if KIND == 1:
+            bits = byte ^ 0x6480
+        else:
+            bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
+        return bits.to(tl.int16).to(LIKE, bitcast=True)
+    elif KIND == 1:
+        return byte.to(tl.int8).to(LIKE)
     else:
-        low = words >> 8
-    return even_of(low, LIKE, KIND, PTX)
+        return byte.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(LIKE)
+
+
+@triton.jit
+def in_range(even, odd):
+    """Queries as float16 of which the largest is from 2^14 to 2^15, so that none is infinite, and the power of two to
+    multiply the results by."""
+    even, odd = even.to(tl.float32), odd.to(tl.float32)
+    largest = tl.max(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1), 0)
+    power = tl.maximum(largest, 2.0**-60).to(tl.int32, bitcast=True) & 0x7F800000
+    factor = (0x7F000000 - power).to(tl.float32, bitcast=True) * 16384.0  # 2^14 / power
+    return (even * factor).to(tl.float16), (odd * factor).to(tl.float16), power.to(tl.float32, bitcast=True) / 16384.0

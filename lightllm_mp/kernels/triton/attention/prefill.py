@@ -191,7 +191,8 @@ def _walk(
             k = tl.load(k_head + at)
         scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision=PRECISION)
         if READ:
-            scores *= scales_at(key_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
+            of_key, of_value = scales_at(key_scales, value_scales, slot, kv_head, within, KV_HEADS, READ)
+            scores *= of_key[None, :]
         scores = bent(scores, key[None, :] - position[:, None], slope, FACTOR, CAP, SLOPED)
         if MASKED:
             seen = within[None, :]
@@ -200,9 +201,10 @@ def _walk(
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
-        weights, shrink, best, total = softmax_block(scores, best, total, LEFT, 1, MASKED and WINDOW > 0)
+        weights, shrink, best = softmax_block(scores, best, LEFT, 1, MASKED and WINDOW > 0)
+        total = total * shrink + tl.sum(weights, 1)
         if READ:
-            weights *= scales_at(value_scales, slot, kv_head, within, KV_HEADS, READ)[None, :]
+            weights *= of_value[None, :]
         if MASKED:
             v = tl.load(v_head + at, mask=within[:, None] & (d < DIM), other=0.0)
         elif DIM != DIM_BLOCK:

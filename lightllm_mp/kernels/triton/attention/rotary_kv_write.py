@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
-from lightllm_mp.kernels.triton.attention.kv_write import in_steps, largest, scale_of
+from lightllm_mp.kernels.triton.attention.kv_write import in_steps, largest, scale_of, value_base
 from lightllm_mp.kernels.triton.attention.rotary import turned
+from lightllm_mp.kernels.triton.attention.score_transforms import spacing
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
@@ -38,7 +39,7 @@ def rotary_kv_write(
             keys=kv.keys,
             values=kv.values,
             key_scales=kv.keys if kv.key_scales is None else kv.key_scales,
-            value_scales=kv.values if kv.value_scales is None else kv.value_scales,
+            value_scales=kv.values if kv.value_scales is None else value_base(kv),
             cos=rotation.cos,
             sin=rotation.sin,
             rotary_at=batch.rotary_at,
@@ -56,6 +57,7 @@ def rotary_kv_write(
             REST_BLOCK=next_power_of_2(rest) if rest else 0,
             INTERLEAVED=layout.interleaved,
             QUERY_SCALED=query_scale is not None,
+            SPACING=spacing(kv.key_scales),
             LARGEST=largest(kv.keys, kv.key_scales),
             NORM=by.kind,
             Q_BY_HEAD=by.q_by_head,
@@ -131,6 +133,7 @@ def _rotary_kernel(
     REST_BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     QUERY_SCALED: tl.constexpr,
+    SPACING: tl.constexpr,
     LARGEST: tl.constexpr,
     NORM: tl.constexpr,
     Q_BY_HEAD: tl.constexpr,
@@ -221,8 +224,8 @@ def _rotary_kernel(
         if REST_BLOCK:
             magnitude = tl.maximum(magnitude, tl.max(tl.abs(rest), 1))
         scale, step = scale_of(magnitude[:, None], LARGEST)
-        tl.store(key_scales + key_place, scale, mask=is_key)
-        tl.store(value_scales + value_place, scale, mask=is_value & there)
+        tl.store(key_scales + SPACING * key_place, scale, mask=is_key)
+        tl.store(value_scales + SPACING * value_place + SPACING - 1, scale, mask=is_value & there)
     to_k, to_v = keys + key_place * DIM, values + value_place * DIM
     if HALF:
         _to_place(to_q, to_k, to_v, at, first, step, turning, head, is_key, is_value, HEADS, LARGEST)

@@ -39,13 +39,17 @@ class DecodeShares(NamedTuple):
     """[programs + sequences, heads]: base-2 logarithm of each part's sum of exponentials, its weight."""
     arrived: Tensor
     """int32 [sequences, columns]: parts of a context that are done; zero between layers."""
+    ready: bool = False
+    """Whether another layer has used them: a kernel that starts early need not wait to read `plan`, nor the batch."""
 
 
 def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
     """The step's decode shares, which all layers of a kind use. `columns`: programs that split the heads."""
     known, key = batch.schedule.decode, (layout.heads, layout.values, layout.window, blocks, columns)
     if key not in known:
-        known[key] = decode_shares(batch, layout, blocks, columns)
+        made = decode_shares(batch, layout, blocks, columns)
+        known[key] = made._replace(ready=True)
+        return made
     return known[key]
 
 

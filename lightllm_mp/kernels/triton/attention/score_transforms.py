@@ -15,9 +15,9 @@ from lightllm_mp.kernels.table import HeadLayout, LayerKV
 
 LOG2E = math.log2(math.e)
 
-PLAIN, ONE, PAIRS = 0, 1, 2
-"""How scales are read: there are none; one by one; two in a 4-byte word, which the GPU can load asynchronously, unlike
-2 bytes."""
+PLAIN, APART, TOGETHER = 0, 1, 2
+"""How scales are read: there are none; one by one; a key's and its value's in a 4-byte word, which is one access to
+memory for both, and which the GPU can load asynchronously, unlike 2 bytes."""
 
 
 class ScoreTransforms(NamedTuple):
@@ -32,7 +32,7 @@ class ScoreTransforms(NamedTuple):
     value_scales: Tensor
     slopes: Tensor
     read: int
-    """How scales are read: PLAIN, ONE or PAIRS."""
+    """How scales are read: PLAIN, APART or TOGETHER."""
     factor: float
     """The factor on raw scores."""
     cap: float
@@ -46,10 +46,10 @@ class ScoreTransforms(NamedTuple):
 def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
     key_scales, value_scales, read = q, q, PLAIN
     if kv.key_scales is not None and kv.value_scales is not None:
-        key_scales, value_scales, read = kv.key_scales, kv.value_scales, ONE
-        k_words, v_words = _words(kv.key_scales), _words(kv.value_scales)
-        if k_words is not None and v_words is not None:
-            key_scales, value_scales, read = k_words, v_words, PAIRS
+        key_scales, value_scales, read = kv.key_scales, kv.value_scales, APART
+        if spacing(key_scales) == 2:
+            key_scales = value_scales = _words(key_scales, value_scales)
+            read = TOGETHER
     cap = layout.softcap * LOG2E
     factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
     slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
@@ -57,13 +57,16 @@ def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
     return ScoreTransforms(key_scales, value_scales, slopes, read, factor, cap, bool(layout.alibi), left)
 
 
-def _words(scales: Tensor) -> Tensor | None:
-    """The same memory as int32; None unless it begins and ends with a whole word."""
-    count = scales.numel() + scales.numel() % 2
-    left = scales.untyped_storage().nbytes() // scales.itemsize - scales.storage_offset()
-    if scales.data_ptr() % 4 or scales.storage_offset() % 2 or left < count:
-        return None
-    return scales.as_strided((count,), (1,)).view(torch.int32)
+def spacing(scales: Tensor | None) -> int:
+    """From the scale of one head to that of the next: 2 where keys' and values' scales lie in turn, else 1."""
+    return 1 if scales is None else scales.stride(1)
+
+
+def _words(key_scales: Tensor, value_scales: Tensor) -> Tensor:
+    """The memory of both as int32, a key's scale in the low half of each word."""
+    if value_scales.data_ptr() != key_scales.data_ptr() + 2 or value_scales.stride() != key_scales.stride():
+        raise ValueError("scales that are not next to one another must lie in planes of their own")
+    return key_scales.as_strided((2 * key_scales.numel(),), (1,)).view(torch.int32)
 
 
 @lru_cache(maxsize=64)
@@ -73,18 +76,21 @@ def _slopes(alibi: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @triton.jit
-def scales_at(scales, slot, kv_head, seen, KV_HEADS: tl.constexpr, READ: tl.constexpr):
-    """float32: the scale of one head at each slot."""
+def scales_at(key_scales, value_scales, slot, kv_head, seen, KV_HEADS: tl.constexpr, READ: tl.constexpr):
+    """float32: the scales of one head's key and value at each slot."""
     place = slot * KV_HEADS + kv_head
     if READ == 2:
-        word = tl.load(scales + (place >> 1), mask=seen, other=0)
-        odd = place & 1
-        if KV_HEADS % 2 == 0:
-            odd = kv_head & 1  # the same for every slot
-        half = (word >> (16 * odd).to(tl.int32)) & 0xFFFF
-        return half.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        word = tl.load(key_scales + place, mask=seen, other=0)
+        return _half(word), _half(word >> 16)
     else:
-        return tl.load(scales + place, mask=seen, other=0.0).to(tl.float32)
+        of_key = tl.load(key_scales + place, mask=seen, other=0.0).to(tl.float32)
+        return of_key, tl.load(value_scales + place, mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _half(word):
+    """The low half of a word, a float16, as float32."""
+    return (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit

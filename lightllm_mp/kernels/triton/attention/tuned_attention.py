@@ -1,7 +1,8 @@
-"""Block sizes of the attention kernels for an H100, as data.
+"""Block sizes of the attention kernels, as data.
 
-`tools.bench.attention --sweep` has swept decode over 16-bit and 8-bit keys and prefill over 16-bit ones at a head
-dimension of 128; the others are of an earlier form of the kernels or chosen by hand.
+`tools.bench.attention --sweep` has swept prefill over 16-bit keys on an H100 at a head dimension of 128. Decode over
+16-bit keys at 128 and 256, over 8-bit ones at all dimensions, and prefill over 8-bit ones at 128 were swept on an H200;
+the others are of an earlier form of the kernels or chosen by hand.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class DecodeBlocks(NamedTuple):
 
 
 MAX_HEAD_DIM = 256
+MOST_WARPS = 8
 MAX_LATENT_DIM = 512
 
 PREFILL: dict[tuple[int, int], PrefillBlocks] = {
@@ -43,7 +45,7 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (128, 2): PrefillBlocks(128, 64, 4, 3),
     (256, 2): PrefillBlocks(128, 64, 8, 2),
     (64, 1): PrefillBlocks(128, 64, 4, 3),
-    (128, 1): PrefillBlocks(128, 64, 8, 5),
+    (128, 1): PrefillBlocks(128, 32, 4, 5),
     (256, 1): PrefillBlocks(128, 64, 8, 2),
     (64, 4): PrefillBlocks(32, 32, 4, 2),
     (128, 4): PrefillBlocks(32, 32, 4, 1),
@@ -64,11 +66,11 @@ PREFILL_FEW: dict[tuple[int, int], PrefillBlocks] = {
 
 DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 2): DecodeBlocks(64, 2, 2, 6),
-    (128, 2): DecodeBlocks(64, 2, 2, 4),
-    (256, 2): DecodeBlocks(32, 2, 2, 4),
-    (64, 1): DecodeBlocks(64, 2, 5, 4),
-    (128, 1): DecodeBlocks(64, 2, 3, 4),
-    (256, 1): DecodeBlocks(32, 4, 5, 2),
+    (128, 2): DecodeBlocks(64, 2, 3, 4),
+    (256, 2): DecodeBlocks(32, 2, 3, 4),
+    (64, 1): DecodeBlocks(64, 1, 3, 8),
+    (128, 1): DecodeBlocks(32, 1, 5, 8),
+    (256, 1): DecodeBlocks(32, 2, 3, 4),
     (64, 4): DecodeBlocks(32, 4, 2, 4),
     (128, 4): DecodeBlocks(32, 4, 2, 4),
     (256, 4): DecodeBlocks(16, 4, 1, 2),
@@ -102,8 +104,11 @@ def prefill_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype, queri
     return (PREFILL_FEW if queries < FEW_QUERIES and key in PREFILL_FEW else PREFILL)[key]
 
 
-def decode_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
-    return DECODE[max(64, dot_block(head_dim)), _bytes(dtype, stored)]
+def decode_blocks(head_dim: int, group: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
+    """For `group` query heads a key head: more of them than 16 need the registers of more warps."""
+    blocks, more = DECODE[max(64, dot_block(head_dim)), _bytes(dtype, stored)], dot_block(group) // 16
+    warps = min(MOST_WARPS, blocks.warps * more)
+    return blocks._replace(warps=warps, programs=max(1, blocks.programs * blocks.warps // warps))
 
 
 def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:

@@ -1,0 +1,60 @@
+"""What this GPU reaches at the most: benchmarks give their figures as shares of it."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from lightllm_mp.kernels.triton.block_sizes import processors
+from lightllm_mp.kernels.triton.launch import kernel
+from tools.harness.figures import say
+from tools.harness.gpu import seconds
+
+READ_BYTES = 4 << 30
+"""Many times the cache, and long enough that the start of the kernel does not count."""
+SIDE = 8192
+
+
+class Ceilings(NamedTuple):
+    bandwidth: float
+    """Bytes a second, only read."""
+    product: float
+    """Operations a second of a large product of random bfloat16 matrices."""
+
+
+@cache
+def ceilings() -> Ceilings:
+    """Measured at the first call, in about a second."""
+    found = Ceilings(_bandwidth(), _product())
+    say(f"this GPU: {found.bandwidth / 1e12:.3f} TB/s read, {found.product / 1e12:.0f} TFLOP/s")
+    torch.cuda.empty_cache()
+    return found
+
+
+def _bandwidth() -> float:
+    data = torch.randint(0, 1 << 30, (READ_BYTES // 4,), dtype=torch.int32, device="cuda")
+    out = torch.empty(64 * processors(data.device), dtype=torch.int32, device="cuda")
+
+    def took(each: int, block: int, warps: int) -> float:
+        grid = (each * processors(data.device), 1, 1)
+        arguments = _read_kernel.arguments(data=data, out=out, count=data.numel(), programs=grid[0], BLOCK=block)
+        return seconds(lambda: _read_kernel.launch(grid, arguments, warps=warps), repeats=7)
+
+    return READ_BYTES / min(took(*sizes) for sizes in itertools.product((4, 8, 16), (2048, 4096), (4, 8)))
+
+
+@kernel(numbers=["count", "programs"])
+def _read_kernel(data, out, count, programs, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], tl.int32)
+    for at in range(tl.program_id(0) * BLOCK, count, programs * BLOCK):
+        total += tl.load(data + at + tl.arange(0, BLOCK))
+    tl.store(out + tl.program_id(0), tl.sum(total))
+
+
+def _product() -> float:
+    a, b = (torch.randn((SIDE, SIDE), device="cuda").bfloat16() for _ in range(2))
+    return 2 * SIDE**3 / seconds(lambda: torch.mm(a, b), repeats=10)
