@@ -93,12 +93,13 @@ test("chunks of another form harm nothing", () => {
 
 const PICTURE: Picture = { id: "p", conversation: "c", name: "cat", width: 1, height: 1, data: "data:image/png;base64,AA==" };
 const parts = (path: Message[], settings: Partial<Settings> = {}) => ({
-  model: "m", system: "", path, pictures: new Map([["p", PICTURE]]), settings: { ...DEFAULTS, ...settings },
+  model: "m", system: "", path, pictures: new Map([["p", PICTURE]]), settings: { ...DEFAULTS, temperature: "", ...settings },
 });
 
 test("a body says what is set and nothing else", () => {
   const path = pathTo(TREE, "u");
   assert.deepEqual(chatBody(parts(path)), { model: "m", messages: [{ role: "user", content: "text of u" }] });
+  assert.equal(chatBody(parts(path, { temperature: DEFAULTS.temperature }))["temperature"], 0.7);
   const set = { temperature: "0", top_k: "40", max_tokens: "12.5", seed: " 7 ", stop: "a\n\nb", format: "json_object" as const };
   assert.deepEqual(chatBody({ ...parts(path, set), system: "Be brief." }), {
     model: "m",

@@ -29,7 +29,8 @@ export interface Settings {
 
 export const DEFAULTS: Readonly<Settings> = {
   system: "",
-  temperature: "",
+  // The API's own default is 1, at which small models talk nonsense.
+  temperature: "0.7",
   top_p: "",
   top_k: "",
   min_p: "",
