@@ -9,16 +9,12 @@ not know. `actors/topology.py` says which actors talk to each other.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from lightllm_mp.errors import EngineError, InvalidGuide, InvalidRequest, PromptTooLong, Unavailable
-
-LONGEST_CUT = 1 << 16
-"""Tokens of the longest prompt that is cut where cutting is allowed, however short the longest possible one is."""
+from lightllm_mp.facts import Facts
 
 
 class Wire(Struct, frozen=True, array_like=True, gc=False, tag=True):
@@ -652,118 +648,6 @@ class EngineState(Wire, tag="EngineState"):
 
 
 # --- supervisor <-> all actors ----------------------------------------------------------------------------------------
-
-
-class PooledFacts(Struct, frozen=True):
-    """A model that answers a prompt with one row of numbers in place of tokens."""
-
-    task: Literal["embed", "score"]
-    width: int
-    """Numbers of a row; 1 for a score."""
-    end_token: int = -1
-    """Id that the prompt ends with; it is appended where it is missing; -1: none."""
-    whole_prompts: int = 0
-    """A prompt is computed in one step, because its tokens see those after them; 0: in chunks. A step has at most so
-    many tokens, unless it has one prompt alone."""
-    shorter: tuple[int, ...] | None = None
-    """Lengths to which an embedding may be cut; (): any; None: it may not."""
-    pairs: bool = False
-    """A prompt may be a query and a document."""
-    raw: bool = False
-    """A score for clients is the number itself, and not its sigmoid."""
-
-
-class EngineLimits(Struct, frozen=True, array_like=True):
-    """The limits of the worker: sizes in tokens."""
-
-    kv_tokens: int = 0
-    """KV slots in total, one per token."""
-    rows: int = 0
-    """Rows of the worker's tables: most sequences at once."""
-    max_context: int = 0
-    """Most tokens of a prompt and its answer together."""
-    max_input: int = 0
-    """Longest prompt."""
-    step_tokens: int = 0
-    """Most tokens that one step computes."""
-    vocab_size: int = 0
-    eos_ids: tuple[int, ...] = ()
-    """Ids that end a sequence."""
-    prompt_cache: bool = True
-    share_prompt_cache: bool = False
-    """Tenants reuse each other's prefixes."""
-    run_ahead: int = 0
-    """Number of steps that are planned before the oldest one is answered."""
-    class_bounds: tuple[int, ...] = ()
-    """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
-    pooled: PooledFacts | None = None
-    """None: the model generates."""
-    long_truncation_mode: str = ""
-    """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
-
-    @property
-    def task(self) -> str:
-        """`generate`, `embed` or `score`."""
-        return "generate" if self.pooled is None else self.pooled.task
-
-    @property
-    def running(self) -> int:
-        """Most running sequences: a step has at least one token for each of them."""
-        return min(self.rows, self.step_tokens)
-
-    @property
-    def width(self) -> int:
-        """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
-        one."""
-        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
-
-    @property
-    def longest_prompt(self) -> int:
-        """Most tokens of a prompt that a client may send, for it may be cut; 0: not known yet."""
-        return max(self.max_input, LONGEST_CUT) if self.max_input and self.long_truncation_mode else self.max_input
-
-    def rope_class(self, prompt_tokens: int) -> int:
-        """The rotary length class of a prompt. The sequence keeps it, however long its answer becomes."""
-        return bisect_left(self.class_bounds, prompt_tokens)
-
-
-class ChatFacts(Struct, frozen=True, array_like=True):
-    """How the model is asked in chats, and how it writes tool calls and reasoning (names of formats in parsers/)."""
-
-    template: bool = False
-    """It has a chat template."""
-    tool_calls: str | None = None
-    reasoning: str | None = None
-    """None: it does not reason."""
-    special_markers: dict[str, int] = {}
-    """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
-    fill_in_middle: tuple[str, ...] = ()
-    """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
-    thinking: tuple[bool, bool, bool] = (False, False, False)
-    """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
-    thought: tuple[bool, bool, bool] = (False, False, False)
-    """The same, for a chat that ends behind reasoning, so that the answer has none."""
-
-
-class Facts(Struct, frozen=True, array_like=True):
-    """What the processes find out at their start; the supervisor merges it and sends it to all actors with Begin."""
-
-    model_name: str = ""
-    engine: EngineLimits = EngineLimits()
-    eos_ids: tuple[int, ...] = ()
-    """End-of-sequence ids of the tokenizer and the model's configuration together."""
-    device: str = ""
-    dtype: str = ""
-    weight_bytes: int = 0
-    kv_bytes: int = 0
-    has_tokenizer: bool = True
-    chat: ChatFacts = ChatFacts()
-
-    def flat(self) -> dict[str, Any]:
-        """Everything by name, the engine's limits among it: what users of the API see."""
-        own, pooled = asdict(self), self.engine.pooled
-        plain = {"chat": asdict(self.chat), "pooled": None if pooled is None else asdict(pooled)}
-        return {**asdict(own.pop("engine")), **own, **plain}
 
 
 class Ready(Wire, tag="Ready"):

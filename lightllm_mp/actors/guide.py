@@ -24,13 +24,13 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER, worker
 from lightllm_mp.errors import EngineError, InvalidGuide, NoTokenizer
+from lightllm_mp.facts import Facts
 from lightllm_mp.machine import physical_cores
 from lightllm_mp.messages import (
     Advance,
     Begin,
     CloseGuide,
     ErrorInfo,
-    Facts,
     Forced,
     Guide,
     GuideReady,

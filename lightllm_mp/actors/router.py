@@ -14,13 +14,13 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL, worker
 from lightllm_mp.errors import EngineError
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import (
     Abort,
     Advance,
     Begin,
     CloseGuide,
     Embedded,
-    EngineLimits,
     ErrorInfo,
     Forced,
     GuideReady,

@@ -15,6 +15,7 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import EngineError, InvalidRequest, ModelError, NoTokenizer, PromptTooLong
+from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
     Abort,
     Begin,
@@ -23,9 +24,7 @@ from lightllm_mp.messages import (
     Counted,
     Detokenize,
     Detokenized,
-    EngineLimits,
     ErrorInfo,
-    Facts,
     Generate,
     ImageInfo,
     Rejected,

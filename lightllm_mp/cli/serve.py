@@ -24,8 +24,8 @@ from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError, EngineError
+from lightllm_mp.facts import Facts
 from lightllm_mp.machine import raise_open_file_limit
-from lightllm_mp.messages import Facts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.default_model import find_model
 from lightllm_mp.sandbox import hide

@@ -17,10 +17,10 @@ from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
 from lightllm_mp.engine.kv_sizing import kv_budget, kv_bytes_per_token, plan_memory, stored_type
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.facts import EngineLimits, Facts, PooledFacts
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
-from lightllm_mp.messages import EngineLimits, Facts, PooledFacts
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model

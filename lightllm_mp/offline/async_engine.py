@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from lightllm_mp.actors.front.live_request import Event
 from lightllm_mp.config import Config
-from lightllm_mp.messages import Facts
+from lightllm_mp.facts import Facts
 from lightllm_mp.offline.answers import ChatChunk, ChatCompletion, Completion
 from lightllm_mp.offline.engine_calls import EngineCalls
 from lightllm_mp.offline.engine_thread import EngineEnded, EngineThread

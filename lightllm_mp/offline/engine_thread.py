@@ -20,7 +20,7 @@ from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.cli.model_check import check_model
 from lightllm_mp.config import Config
 from lightllm_mp.errors import EngineError, StartupError
-from lightllm_mp.messages import Facts
+from lightllm_mp.facts import Facts
 from lightllm_mp.model_files.default_model import find_model
 
 T = TypeVar("T")

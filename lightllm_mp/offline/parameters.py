@@ -19,7 +19,8 @@ from lightllm_mp.actors.front.chat.reply import ReplyForm
 from lightllm_mp.actors.front.json_decoding import decode
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.errors import ConfigError, InvalidRequest
-from lightllm_mp.messages import Facts, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import RequestParameters, terms
 
 T = TypeVar("T", bound=Struct)

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
-from lightllm_mp.messages import EngineLimits
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
 from lightllm_mp.scheduler.rows import Rows

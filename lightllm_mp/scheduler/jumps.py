@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from lightllm_mp.messages import RUNNING, Advance, EngineLimits, Forced, Tokens, Wire
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import RUNNING, Advance, Forced, Tokens, Wire
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.rows import Rows

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 
 from lightllm_mp.errors import InvalidRequest, PromptTooLong
-from lightllm_mp.messages import EngineLimits, PooledFacts, Sampling, Tokenized
+from lightllm_mp.facts import EngineLimits, PooledFacts
+from lightllm_mp.messages import Sampling, Tokenized
 from lightllm_mp.plan import Ints
 
 

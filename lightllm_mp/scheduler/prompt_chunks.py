@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lightllm_mp.messages import EngineLimits
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, service_order
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.rows import Rows

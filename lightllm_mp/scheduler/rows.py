@@ -12,7 +12,7 @@ import mmap
 
 import numpy as np
 
-from lightllm_mp.messages import EngineLimits
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.sequence import Sequence

@@ -19,13 +19,13 @@ from collections.abc import Collection
 
 import numpy as np
 
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import (
     ABORT,
     STOP,
     Close,
     CloseGuide,
     Embedded,
-    EngineLimits,
     Pooled,
     Release,
     Scheduled,

@@ -9,7 +9,8 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import Embedded, EngineLimits, ImageSpan, Open, Sampling, Terms, Tokenized
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import Embedded, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.limits import fit, masked_ids, with_end_token
 from lightllm_mp.scheduler.output_lengths import SAMPLES

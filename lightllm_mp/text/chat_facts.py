@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from lightllm_mp.errors import ConfigError, EngineError
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts
 from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning, reasoning_end
 from lightllm_mp.parsers.reasoning import REASONING_FORMATS
 from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS

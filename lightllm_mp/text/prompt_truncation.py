@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lightllm_mp.messages import EngineLimits
+from lightllm_mp.facts import EngineLimits
 
 
 def longest_kept(limits: EngineLimits, max_new_tokens: int) -> int:

@@ -11,7 +11,8 @@ from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import ModelError
-from lightllm_mp.messages import EngineLimits, Facts, Masks, PooledFacts, Wire
+from lightllm_mp.facts import EngineLimits, Facts, PooledFacts
+from lightllm_mp.messages import Masks, Wire
 from lightllm_mp.plan import MAX_ROW, ROWS_BYTES
 from tests.scheduler.mock_worker import MockWorker
 

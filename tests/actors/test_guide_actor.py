@@ -12,12 +12,11 @@ import pytest
 
 from lightllm_mp.actors.guide import GuideActor
 from lightllm_mp.actors.topology import ROUTER, worker
+from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
     Advance,
     Begin,
     CloseGuide,
-    EngineLimits,
-    Facts,
     Forced,
     Guide,
     GuideReady,

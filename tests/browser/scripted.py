@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts, Facts
 from tests.actors.http.harness import FACTS, PATIENCE, Engine, Site, site
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ GREETING = "Hello, dear reader."
 class ScriptedEngine(Engine):
     """Answers a chat by its last message, and GREETING to what no one has written an answer for."""
 
-    facts: say.Facts = field(default_factory=lambda: replace(FACTS, chat=ChatFacts(True, "hermes", "qwen3")))
+    facts: Facts = field(default_factory=lambda: replace(FACTS, chat=ChatFacts(True, "hermes", "qwen3")))
     pace: float = 0.002
     answers: Mapping[str, str] = field(default_factory=dict)
     """last message -> answer"""

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts, Facts
 from tests.actors.http.harness import FACTS, Engine
 
 CALL, BUSY, FOREVER, THINK = "call ", "busy", "forever", "think"
@@ -22,7 +22,7 @@ class Assistant(Engine):
     """What the last message says decides: `call {...}` calls the first tool with these arguments, a tool's answer is
     repeated, `busy...` is refused once, `think` is answered after a thought, `forever` does not end by itself."""
 
-    facts: say.Facts = field(default_factory=lambda: replace(FACTS, chat=ChatFacts(True, "hermes", "qwen3")))
+    facts: Facts = field(default_factory=lambda: replace(FACTS, chat=ChatFacts(True, "hermes", "qwen3")))
     pace: float = 0.002
     answers: dict[int, list[str]] = field(default_factory=dict)
     """rid -> the texts of its tokens"""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts
 from tests.actors.http.harness import FACTS, Engine, Site, run, word
 
 TOKENS = 5

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lightllm_mp import Server, launch
 from lightllm_mp.actors.http.security.keys import ApiKeys
-from lightllm_mp.messages import PooledFacts
+from lightllm_mp.facts import PooledFacts
 from tests.actors.http.harness import FACTS, Engine, site
 from tests.actors.http.test_auth import digests
 from tests.clients.assistant import Assistant

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.messages import EngineLimits, Open, Pooled, Sampling, Terms, Tokenized, Tokens
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, longest_step, most_rows, pooled_facts
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.messages import EngineLimits, Pooled, Terms, Tokenized
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import Pooled, Terms, Tokenized
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.model_config import read_model_config

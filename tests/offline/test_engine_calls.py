@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lightllm_mp.errors import ConfigError, InvalidRequest
-from lightllm_mp.messages import ChatFacts, EngineLimits, Facts, Guide
+from lightllm_mp.facts import ChatFacts, EngineLimits, Facts
+from lightllm_mp.messages import Guide
 from lightllm_mp.offline.answers import ChatChunk
 from lightllm_mp.offline.engine_calls import EngineCalls
 from lightllm_mp.offline.parameters import ChatCall, completion_terms

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import (
     Advance,
     Close,
     CloseGuide,
-    EngineLimits,
     ErrorInfo,
     ImageSpan,
     NeedMasks,

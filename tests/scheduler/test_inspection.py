@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from lightllm_mp.messages import COMPILING, DECODE, IMAGES, MOST_SHOWN, OTHERS, PREFILL, QUEUED, UNKNOWN, EngineLimits
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import COMPILING, DECODE, IMAGES, MOST_SHOWN, OTHERS, PREFILL, QUEUED, UNKNOWN
 from lightllm_mp.scheduler.inspection import CELL_BITS, KvMap, kv_map
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.scheduler.harness import Harness, limits, prompt, request

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp.messages import PooledFacts, StepDone
+from lightllm_mp.facts import PooledFacts
+from lightllm_mp.messages import StepDone
 from lightllm_mp.plan import POOL, SAMPLE, unpack
 from tests.scheduler.harness import Harness, harness, prompt, request
 

@@ -11,13 +11,12 @@ import pytest
 
 from lightllm_mp.actors.router import RouterActor
 from lightllm_mp.actors.topology import DETOKENIZER, ROUTER, TOKENIZER, VISUAL, worker
+from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
     Abort,
     Begin,
     Embedded,
-    EngineLimits,
     ErrorInfo,
-    Facts,
     ImageFailed,
     Rejected,
     Release,

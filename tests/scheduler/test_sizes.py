@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lightllm_mp.actors.topology import MIB, PLANS
-from lightllm_mp.messages import EngineLimits, PromptLogprobs, Sampling, StepDone, Terms, Tokenized
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import PromptLogprobs, Sampling, StepDone, Terms, Tokenized
 from lightllm_mp.plan import SAMPLE, unpack
 from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS
 from lightllm_mp.scheduler.prompt_logprobs import PIECE, OwedLogprobs

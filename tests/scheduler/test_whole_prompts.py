@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.errors import PromptTooLong
-from lightllm_mp.messages import PooledFacts
+from lightllm_mp.facts import PooledFacts
 from lightllm_mp.plan import unpack
 from tests.scheduler.harness import Harness, harness, prompt, request
 from tests.scheduler.mock_worker import expected_score

@@ -8,7 +8,8 @@ import pytest
 from lightllm_mp.actors.detokenizer import DetokenizerActor
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.config import Config, HttpConfig
-from lightllm_mp.messages import LENGTH, RUNNING, STOP, EngineLimits, Facts, Open, Output, StopMatched, Texts, Tokens
+from lightllm_mp.facts import EngineLimits, Facts
+from lightllm_mp.messages import LENGTH, RUNNING, STOP, Open, Output, StopMatched, Texts, Tokens
 from tests.text.text_actors import Outbox, started
 from tests.text.tokenizer_samples import default_model, sample
 

@@ -6,7 +6,7 @@ import pytest
 
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.config import Config, ModelConfig
-from lightllm_mp.messages import Facts
+from lightllm_mp.facts import Facts
 from tests.text.text_actors import Outbox, started
 from tests.text.tokenizer_samples import default_model, sample
 

@@ -8,12 +8,12 @@ import pytest
 from lightllm_mp.actors.detokenizer import DetokenizerActor
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
+from lightllm_mp.facts import Facts
 from lightllm_mp.messages import (
     RUNNING,
     STOP,
     ChatPrompt,
     Count,
-    Facts,
     Generate,
     Open,
     Output,

@@ -12,21 +12,8 @@ from lightllm_mp.actors.front.validation import check_prompt
 from lightllm_mp.actors.tokenizer import TokenizerActor
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.errors import PromptTooLong
-from lightllm_mp.messages import (
-    LONGEST_CUT,
-    ChatPrompt,
-    Count,
-    Counted,
-    EngineLimits,
-    Facts,
-    Generate,
-    ImageInfo,
-    PooledFacts,
-    Rejected,
-    Sampling,
-    Terms,
-    Tokenized,
-)
+from lightllm_mp.facts import LONGEST_CUT, EngineLimits, Facts, PooledFacts
+from lightllm_mp.messages import ChatPrompt, Count, Counted, Generate, ImageInfo, Rejected, Sampling, Terms, Tokenized
 from lightllm_mp.text.prompt_truncation import longest_kept, truncated
 from tests.actors.embedded import described, write_byte_tokenizer
 from tests.paths import GOLDENS

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.config import Config
-from lightllm_mp.messages import Begin, EngineLimits, Facts, Wire
+from lightllm_mp.facts import EngineLimits, Facts
+from lightllm_mp.messages import Begin, Wire
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.spec import VisionModel

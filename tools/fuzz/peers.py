@@ -12,6 +12,7 @@ import numpy as np
 
 from lightllm_mp import messages as say
 from lightllm_mp.errors import StartupError
+from lightllm_mp.facts import Facts
 from lightllm_mp.plan import PlanBuilder, unpack
 from lightllm_mp.shm import (
     Arena,
@@ -205,10 +206,10 @@ def message_seeds() -> list[bytes]:
         say.EngineState(
             "running", 2, 0.5, (say.ActorState("router", "ready", 7),), (say.LaneState("a", "b", 1, 4096, 2, 0),)
         ),
-        say.Ready(say.Facts(model_name="m", eos_ids=(1, 2))),
+        say.Ready(Facts(model_name="m", eos_ids=(1, 2))),
         say.Failed("why"),
         say.Loading("weights", 1, 2),
-        say.Begin(2, say.Facts(), ("router",)),
+        say.Begin(2, Facts(), ("router",)),
         say.Health(False, "stuck", True),
         *(kind(1) for kind in (say.Abort, say.Scheduled, say.Release, say.Close, say.StopMatched, say.Ping, say.Pong)),
         *(kind(1) for kind in (say.Reset, say.ResetDone)),

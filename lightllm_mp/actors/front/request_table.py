@@ -31,7 +31,8 @@ from lightllm_mp.actors.front.token_events import token_events
 from lightllm_mp.actors.front.tokenizer_calls import TokenizerCall, TokenizerCalls
 from lightllm_mp.actors.front.validation import Prompt
 from lightllm_mp.errors import EngineError, Overloaded, SlowReader, Unavailable
-from lightllm_mp.messages import Facts, Terms, Wire
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Terms, Wire
 
 RECORDED = 16
 """Events of a whole answer that a death of the front may cost."""

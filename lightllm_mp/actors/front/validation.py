@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from lightllm_mp.actors.topology import GUIDE, VISUAL
 from lightllm_mp.errors import InvalidRequest, PromptTooLong, Unavailable
-from lightllm_mp.messages import ChatPrompt, EngineLimits, Generate, Terms, TextPair
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import ChatPrompt, Generate, Terms, TextPair
 from lightllm_mp.vision.spec import IMAGE_ID
 
 Prompt = str | bytes | ChatPrompt | TextPair

@@ -25,7 +25,8 @@ from lightllm_mp.actors.http.image_inputs import ImageItem
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
 from lightllm_mp.errors import EngineError
-from lightllm_mp.messages import Facts, ImageInfo, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import ImageInfo, Terms
 
 
 @dataclass(frozen=True, slots=True)

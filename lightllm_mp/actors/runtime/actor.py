@@ -11,7 +11,8 @@ from __future__ import annotations
 from lightllm_mp.actors.runtime.mailbox import BUDGET, Mailbox, Received
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
-from lightllm_mp.messages import Begin, Facts, Loading, Ping, Pong, Ready, Reset, ResetDone, Stop, Wire
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Begin, Loading, Ping, Pong, Ready, Reset, ResetDone, Stop, Wire
 
 
 class Actor:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from lightllm_mp.config import Config
 from lightllm_mp.errors import StartupError
-from lightllm_mp.messages import Facts
+from lightllm_mp.facts import Facts
 from lightllm_mp.model_description import ModelDescription, from_plain, to_plain
 from lightllm_mp.shm.memfd import create_memfd
 

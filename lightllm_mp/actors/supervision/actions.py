@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from lightllm_mp.messages import Facts, Loading, Wire
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Loading, Wire
 
 
 class Action(Struct, frozen=True):

@@ -8,8 +8,9 @@ import sys
 import time
 
 from lightllm_mp.config import Config, HttpConfig
+from lightllm_mp.facts import Facts
 from lightllm_mp.machine import format_bytes
-from lightllm_mp.messages import Facts, Loading
+from lightllm_mp.messages import Loading
 
 log = logging.getLogger("lightllm_mp.supervisor")
 

@@ -61,11 +61,11 @@ from lightllm_mp.actors.supervision.child_state import ChildState
 from lightllm_mp.actors.supervision.restart_budget import RestartBudget, pause_after
 from lightllm_mp.actors.topology import ROUTER, Child, Topology
 from lightllm_mp.config import SupervisorConfig
+from lightllm_mp.facts import Facts
 from lightllm_mp.messages import (
     Begin,
     Blamed,
     Drained,
-    Facts,
     Failed,
     Health,
     Loading,

@@ -38,7 +38,8 @@ from lightllm_mp.actors.supervision.state_machine import EXIT_OK, State, StateMa
 from lightllm_mp.actors.supervision.worker_group import WorkerGroup
 from lightllm_mp.actors.topology import EMBEDDED, HTTP, SUPERVISOR, Child, Topology, topology
 from lightllm_mp.config import Config
-from lightllm_mp.messages import Facts, Inspect, Loading, Wire
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Inspect, Loading, Wire
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.shm import implementation
 

@@ -8,7 +8,8 @@ from lightllm_mp import messages as say
 from lightllm_mp.actors.front import live_request as live_module
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.resumable_table import ResumableTable
-from lightllm_mp.messages import EngineLimits, Facts, Sampling
+from lightllm_mp.facts import EngineLimits, Facts
+from lightllm_mp.messages import Sampling
 
 FACTS = Facts(engine=EngineLimits(vocab_size=100, max_input=10))
 

@@ -19,7 +19,8 @@ from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, Unavailable
-from lightllm_mp.messages import EngineLimits, ErrorInfo, Facts, Sampling, Terms
+from lightllm_mp.facts import EngineLimits, Facts
+from lightllm_mp.messages import ErrorInfo, Sampling, Terms
 from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.vision_config import read_vision
 from tests.actors.front.front_lanes import FACTS, Lanes

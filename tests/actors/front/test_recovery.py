@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from lightllm_mp import messages as say
 from lightllm_mp.actors.front.image_files import Upload
 from lightllm_mp.errors import EngineError
+from lightllm_mp.facts import PooledFacts
 from lightllm_mp.messages import LENGTH, RUNNING, ImageInfo, Sampling, Terms
 from lightllm_mp.sampling_parameters import POOLED
 from tests.actors.front.front_lanes import collect, texts
@@ -249,7 +250,7 @@ def test_a_row_of_numbers_is_computed_again(memory, answered):
     async def body():
         table, _ = memory.front()
         assert table.facts is not None
-        pooled = say.PooledFacts("score", 1, pairs=True)
+        pooled = PooledFacts("score", 1, pairs=True)
         table.facts = replace(table.facts, engine=replace(table.facts.engine, pooled=pooled))
         pair, terms = say.TextPair("query", "document"), Terms(POOLED, tenant=KEY, task="score")
         live = table.submit(pair, terms, stream=False, label="id", form=b"form")

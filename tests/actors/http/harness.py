@@ -20,7 +20,7 @@ from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.config import HttpConfig, ModelConfig
-from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.facts import EngineLimits, Facts
 
 PATIENCE = 20.0
 """Seconds that a busy machine has for what happens at once; the server's own time-outs are 30 and more."""

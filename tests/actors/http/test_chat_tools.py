@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts
 from tests.actors.http.harness import FACTS, Engine, Site, resumed_at_every_event, run
 from tests.actors.http.test_chat import CHAT, HELLO, WEATHER, chunks, request, stream, summed
 

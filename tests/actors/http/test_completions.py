@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
-from lightllm_mp.messages import ChatFacts, Generate
+from lightllm_mp.facts import ChatFacts
+from lightllm_mp.messages import Generate
 from tests.actors.http.harness import FACTS, Engine, Site, column, run, word
 from tests.actors.http.test_chat import chunks, request
 

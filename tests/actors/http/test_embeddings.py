@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from lightllm_mp import messages as say
-from lightllm_mp.messages import Generate, PooledFacts
+from lightllm_mp.facts import Facts, PooledFacts
+from lightllm_mp.messages import Generate
 from tests.actors.http.harness import FACTS, Engine, Site, column, run
 
 PATH = "/v1/embeddings"
@@ -27,7 +28,7 @@ def numbers(request: Generate) -> list[float]:
     return [size / norm, 1 / norm, 2 / norm, 3 / norm]
 
 
-def facts(**changes: Any) -> say.Facts:
+def facts(**changes: Any) -> Facts:
     return replace(FACTS, engine=replace(FACTS.engine, pooled=PooledFacts(**changes)))
 
 

@@ -18,7 +18,7 @@ from lightllm_mp.actors.http.openapi.deferred import deferred
 from lightllm_mp.actors.http.openapi.forms import FORMS
 from lightllm_mp.actors.http.security.keys import ApiKeys
 from lightllm_mp.config import HttpConfig, ModelConfig
-from lightllm_mp.messages import ChatFacts, Facts, PooledFacts
+from lightllm_mp.facts import ChatFacts, Facts, PooledFacts
 from tests.actors.http.harness import FACTS, Engine, Site, run
 from tests.actors.http.test_auth import digests
 from tests.actors.http.test_chat import HELLO

@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from lightllm_mp.messages import Generate, PooledFacts
+from lightllm_mp.facts import PooledFacts
+from lightllm_mp.messages import Generate
 from tests.actors.http.harness import FACTS, Engine, Site, column, run
 
 REWARD = msgspec.structs.replace(FACTS, engine=msgspec.structs.replace(FACTS.engine, pooled=PooledFacts("score", 1)))

@@ -8,7 +8,7 @@ from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import EngineLimits, Facts
+from lightllm_mp.facts import EngineLimits, Facts
 
 
 class HangingActor(BlockingActor):

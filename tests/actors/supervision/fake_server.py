@@ -15,15 +15,8 @@ from lightllm_mp.actors.supervision.state_machine import (
 )
 from lightllm_mp.actors.topology import HTTP, ImageArenas, topology
 from lightllm_mp.config import SupervisorConfig
-from lightllm_mp.messages import (
-    Begin,
-    Facts,
-    Health,
-    Ready,
-    Reset,
-    ResetDone,
-    Wire,
-)
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Begin, Health, Ready, Reset, ResetDone, Wire
 
 SETTINGS = SupervisorConfig(
     max_restarts=3, restart_window=100.0, watchdog_timeout=10.0, start_timeout=60.0, drain_timeout=30.0

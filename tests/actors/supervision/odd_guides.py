@@ -9,7 +9,8 @@ from lightllm_mp.actors.guide import GuideActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.messages import Facts, OpenGuide
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import OpenGuide
 
 POISON = "[~]{7}"
 """A regex that no library survives."""

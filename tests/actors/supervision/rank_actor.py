@@ -12,7 +12,8 @@ from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.worker import RankActor
-from lightllm_mp.messages import Facts, StepDone
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import StepDone
 from tests.actors.mock_actor import MockWorkerActor
 
 CELL = struct.Struct("<QQ")

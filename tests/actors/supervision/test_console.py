@@ -11,7 +11,8 @@ import pytest
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.supervision.console import CLEAR, Console, example
 from lightllm_mp.config import Config, HttpConfig
-from lightllm_mp.messages import EngineLimits, Facts, Loading, PooledFacts
+from lightllm_mp.facts import EngineLimits, Facts, PooledFacts
+from lightllm_mp.messages import Loading
 
 URL = "http://127.0.0.1:8000"
 

@@ -10,7 +10,8 @@ import msgspec
 from lightllm_mp.actors.supervision.engine_state import actor_state
 from lightllm_mp.actors.supervision.process_usage import ProcessUsage, process_usage
 from lightllm_mp.actors.topology import SUPERVISOR, topology
-from lightllm_mp.messages import ActorState, EngineState, Facts, LaneState, Loading, Ready
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import ActorState, EngineState, LaneState, Loading, Ready
 from tests.actors.supervision.fake_server import DIES, SETTINGS, START_ORDER, Server, recovers, running
 
 

@@ -27,19 +27,8 @@ from lightllm_mp.actors.supervision.state_machine import (
     State,
 )
 from lightllm_mp.actors.topology import EMBEDDED
-from lightllm_mp.messages import (
-    ChatFacts,
-    Drained,
-    Facts,
-    Failed,
-    Health,
-    Loading,
-    Ping,
-    Pong,
-    Ready,
-    ResetDone,
-    Stop,
-)
+from lightllm_mp.facts import ChatFacts, Facts
+from lightllm_mp.messages import Drained, Failed, Health, Loading, Ping, Pong, Ready, ResetDone, Stop
 from tests.actors.supervision.fake_server import DIES, SETTINGS, START_ORDER, Server, begins, replaced, running, started
 
 # --- STARTING ---------------------------------------------------------------------------------------------------------

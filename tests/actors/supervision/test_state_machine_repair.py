@@ -13,14 +13,8 @@ from lightllm_mp.actors.supervision.restart_budget import FIRST_PAUSE
 from lightllm_mp.actors.supervision.state_machine import (
     State,
 )
-from lightllm_mp.messages import (
-    Begin,
-    Facts,
-    Ping,
-    Pong,
-    Ready,
-    ResetDone,
-)
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Begin, Ping, Pong, Ready, ResetDone
 from tests.actors.supervision.fake_server import (
     SETTINGS,
     START_ORDER,

@@ -16,17 +16,8 @@ from lightllm_mp.actors.supervision.state_machine import (
     MOST_REFUSALS,
     State,
 )
-from lightllm_mp.messages import (
-    Blamed,
-    Facts,
-    Failed,
-    Health,
-    Pong,
-    Ready,
-    Reset,
-    ResetDone,
-    Stop,
-)
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Blamed, Failed, Health, Pong, Ready, Reset, ResetDone, Stop
 from tests.actors.supervision.fake_server import (
     DIES,
     SETTINGS,

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from lightllm_mp.actors.front.chat.functions import Function
 from lightllm_mp.actors.front.chat.reply import ReplyForm, reply_form
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import ChatPrompt, Facts, Guide, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import ChatPrompt, Guide, Terms
 from lightllm_mp.parsers.formats import Formats, reasoning_end
 from lightllm_mp.parsers.grammar import grammar
 from lightllm_mp.parsers.tool import Tool

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from lightllm_mp.actors.front.chat.stop_cut import StopCut
 from lightllm_mp.actors.front.live_request import Answer, Event
-from lightllm_mp.messages import ChatFacts
+from lightllm_mp.facts import ChatFacts
 from lightllm_mp.parsers.deltas import Content, Delta, Reasoning, ToolArguments, ToolCallBegin
 from lightllm_mp.parsers.formats import Formats
 from lightllm_mp.parsers.reply import reply_parser

@@ -22,7 +22,8 @@ from lightllm_mp.actors.http.dialects.openai_fields import (
     request_terms,
 )
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import ChatPrompt, Facts, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import ChatPrompt, Terms
 from lightllm_mp.sampling_parameters import Count
 
 MAX_TEMPLATE = 1 << 16

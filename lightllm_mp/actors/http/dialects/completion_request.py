@@ -21,7 +21,8 @@ from lightllm_mp.actors.http.dialects.openai_fields import (
     request_terms,
 )
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import ChatFacts, Terms
+from lightllm_mp.facts import ChatFacts
+from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import DEFAULT_MAX_NEW_TOKENS, Choices
 
 MAX_PROMPTS = 256

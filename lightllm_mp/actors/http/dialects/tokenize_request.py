@@ -11,7 +11,8 @@ from lightllm_mp.actors.front.chat.chat_ask import ChatAsk
 from lightllm_mp.actors.http.dialects.chat_messages import read_messages, read_tools
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import ChatPrompt, Facts
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import ChatPrompt
 
 Arguments = Annotated[dict[str, Any], Meta(max_length=32)]
 

@@ -20,7 +20,8 @@ from lightllm_mp.actors.http.dialects.pooled_request import (
     score_pairs,
     score_pairs_body,
 )
-from lightllm_mp.messages import EngineLimits, TextPair
+from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import TextPair
 
 
 class EmbeddingRoutes:

@@ -18,7 +18,8 @@ from lightllm_mp.actors.http.dialects.chat_messages import MAX_TOOLS, MAX_TOOLS_
 from lightllm_mp.actors.http.dialects.openai_fields import NULL, Label, decode_body
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, refuse_unless_empty
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Facts, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import MAX_ID, MAX_STOPS, Count, RequestParameters, Stop, terms
 
 LARGE = frozenset(("messages", "system", "tools"))

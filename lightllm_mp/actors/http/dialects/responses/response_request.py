@@ -18,7 +18,8 @@ from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, refus
 from lightllm_mp.actors.http.dialects.responses.response_answer import ResponseForm
 from lightllm_mp.actors.http.dialects.responses.response_items import qualified, read_input
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.messages import Facts, Guide, Terms
+from lightllm_mp.facts import Facts
+from lightllm_mp.messages import Guide, Terms
 from lightllm_mp.sampling_parameters import Count
 
 LARGE = frozenset(("input", "instructions", "tools"))
