@@ -235,6 +235,16 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Log one JSON object per line instead of text."""
 
 
+class FleetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several engines behind one port."""
+
+    replicas: Positive = 1
+    """Number of engines, each with GPUs or cores of its own (tp GPUs; an equal part of the cores). More than one run on
+    Ray, which is started and ended with the server. It needs the extra `ray`."""
+    ray_address: str | None = None
+    """Run the replicas in this cluster of Ray: auto, or the address of its head. Default: on this machine alone."""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of `lightllm-mp serve`."""
 
@@ -243,3 +253,4 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     http: HttpConfig = HttpConfig()
     multimodal: MultimodalConfig = MultimodalConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    fleet: FleetConfig = FleetConfig()

@@ -22,7 +22,7 @@ from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
 from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.machine import raise_open_file_limit
 from lightllm_mp.messages import Facts
@@ -64,6 +64,11 @@ def main(
         listen = bind(config.http)
     except EngineError as error:
         return _refused(config, error)
+    if config.fleet != FleetConfig():
+        listen.close()
+        if status_fd >= 0:
+            return _refused(config, ConfigError("launch() starts one engine; --replicas is for lightllm-mp serve"))
+        return _serve_fleet(config)
     if config.multimodal.enable_multimodal and model.vision is None:
         log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")
     if not keys and not is_loopback(config.http.host):
@@ -80,6 +85,14 @@ def end_at_sigterm() -> None:
     without a handler."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+
+
+def _serve_fleet(config: Config) -> int:
+    try:
+        from lightllm_mp.ray.command import serve_fleet
+    except ImportError as error:
+        return _refused(config, ConfigError(f"--replicas needs Ray: pip install 'lightllm-mp[ray]' ({error})"))
+    return serve_fleet(config)
 
 
 def _refused(config: Config, error: EngineError) -> int:

@@ -1,4 +1,4 @@
-"""A replica's way to its own engine: over its port, and again when the process behind the port was replaced."""
+"""The way to an engine: over its port, and again when the process behind the port was replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import monotonic
 
 import aiohttp
 
-from lightllm_mp.actors.http.relayed_answer import CONTENT_TYPE, KEY_HEADER, TENANT_HEADER
+from lightllm_mp.actors.http.relayed_answer import ALIVE_SECONDS, CONTENT_TYPE, KEY_HEADER, TENANT_HEADER
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import RelayCall, ReplicaLost
 from lightllm_mp.replicas.frames import FrameReader
@@ -16,16 +16,16 @@ from lightllm_mp.replicas.frames import FrameReader
 LABEL = "X-Request-Id"
 PAUSE = 0.1
 """Seconds between two attempts to come back."""
-ALIVE_SECONDS = 5.0
-"""An engine that is silent for so long is said to be alive, so that silence means that the replica is gone."""
+SILENCE = 4 * ALIVE_SECONDS
+"""Seconds without a frame after which a connection counts as broken."""
 
 
 class EngineClient:
     """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take."""
 
-    def __init__(self, base_url: str, key: str, *, patience: float = 60.0) -> None:
+    def __init__(self, base_url: str, key: str, *, patience: float = 10.0) -> None:
         self._base, self._key, self._patience = base_url, key, patience
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=SILENCE)
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20
         )
@@ -39,12 +39,12 @@ class EngineClient:
         while True:
             try:
                 async for piece in self._frames(begun.next_call()):
-                    shown = [frame for frame in begun.reader.feed(piece) if begun.take(frame)]
-                    if shown:
-                        until = monotonic() + self._patience
-                        yield frames.framed(*shown)
-                    elif not piece:
-                        yield frames.framed(frames.ALIVE)
+                    found = list(begun.reader.feed(piece))
+                    for frame in found:
+                        if begun.take(frame):
+                            until = monotonic() + self._patience
+                    if found:
+                        yield frames.framed(*found)
                 if begun.complete:
                     return
             except (aiohttp.ClientError, TimeoutError, ConnectionError):
@@ -55,26 +55,15 @@ class EngineClient:
             await asyncio.sleep(PAUSE)
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
-        """Pieces of one connection; empty ones while nothing comes."""
+        """The pieces of one connection."""
         headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, "Accept": "text/event-stream"}
         if call.taken:
             headers["Last-Event-ID"] = str(call.taken)
         async with self._session.request(call.method, self._base + call.path, data=call.body, headers=headers) as reply:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
-            reading = asyncio.ensure_future(reply.content.readany())
-            try:
-                while True:
-                    done, _ = await asyncio.wait({reading}, timeout=ALIVE_SECONDS)
-                    if not done:
-                        yield b""
-                        continue
-                    if not (piece := reading.result()):
-                        return
-                    yield piece
-                    reading = asyncio.ensure_future(reply.content.readany())
-            finally:
-                reading.cancel()
+            async for piece in reply.content.iter_any():
+                yield piece
 
 
 class _Progress:
@@ -101,7 +90,8 @@ class _Progress:
         self.reader, self._again = FrameReader(), True
 
     def take(self, frame: bytes) -> bool:
-        """Whether the front needs this frame. Raises ReplicaLost, or ConnectionError for an engine that starts."""
+        """Whether the engine is at work: the record comes again with every connection. Raises ReplicaLost, or
+        ConnectionError for an engine that starts."""
         match frame[:1]:
             case frames.HEAD if self._again:
                 status = frames.head(frame).status
@@ -111,8 +101,11 @@ class _Progress:
                     raise ReplicaLost("its engine has lost the request")
             case frames.BODY:
                 self._events = frames.body(frame)[0]
+                return True
+            case frames.ALIVE:
+                return True
             case frames.REQUEST:
                 self._recorded = True
             case frames.END:
                 self.complete = True
-        return True
+        return False

@@ -14,15 +14,13 @@ import msgspec
 
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import Fleet, RelayCall, ReplicaLost
-from lightllm_mp.replicas.engine_client import ALIVE_SECONDS, LABEL
+from lightllm_mp.replicas.engine_client import LABEL
 from lightllm_mp.replicas.footprint import Footprint, footprint
 from lightllm_mp.replicas.frames import FrameReader, Head, Record
 from lightllm_mp.replicas.routing import ReplicaRouter
 
 log = logging.getLogger(__name__)
 
-SILENCE = 4 * ALIVE_SECONDS
-"""Seconds without a frame after which a replica counts as lost."""
 AVOIDED = 5.0
 """Seconds for which a request does not go back to a replica that was lost or refused it."""
 FRUITLESS = 3
@@ -43,6 +41,11 @@ class FleetFront:
         """(tenant, label) -> replica."""
         self.moved = self.lost = 0
         """Requests that went on at another replica, and those that could not."""
+
+    @property
+    def ready(self) -> bool:
+        """A replica accepts requests."""
+        return any(replica.accepting for replica in self._router.replicas.values())
 
     async def answer(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, tenant: bytes = b""
@@ -168,11 +171,7 @@ class _Asked:
         pieces = fleet.call(name, self._next_call())
         try:
             while True:
-                try:
-                    async with asyncio.timeout(SILENCE):
-                        piece = await anext(pieces, None)
-                except TimeoutError:
-                    raise ReplicaLost("it is silent") from None
+                piece = await anext(pieces, None)
                 if piece is None:
                     raise ReplicaLost("its answer ends early")
                 for frame in reader.feed(piece):

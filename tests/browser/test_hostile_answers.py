@@ -127,6 +127,48 @@ def test_hostile_streams_do_not_break_the_page(
     assert chat.answer_to("hello") == GREETING
 
 
+WRONG: tuple[Any, ...] = (TAG, 5, None, True, [TAG], {"a": TAG}, [None], [[TAG]])
+
+
+def messages(field: str) -> list[dict[str, Any]]:
+    """A chain of messages, each with another wrong value in the field."""
+    chain = []
+    for number, wrong in enumerate(WRONG):
+        message = {"id": f"m{number}", "parent": f"m{number - 1}" if number else None, "created": number, "text": "a"}
+        role = "user" if field == "pictures" else "assistant"
+        chain.append({**message, "role": role, "state": "done", "conversation": "c", field: wrong})
+    return chain
+
+
+FIELDS = "text reasoning reasoningMs calls tokens finish error stats json state request pictures role id parent created"
+PICTURE = {"id": "p", "conversation": "c", "name": TAG, "width": TAG, "height": [TAG]}
+ADDRESSES = ("data:image/png;base64,AA==", f"javascript:{PWN}", "http://evil.example/p.png", TAG)
+
+
+def test_hostile_files_stay_text(server: ScriptedServer, visit: Visit) -> None:
+    """Conversations that somebody was sent. A file may be refused; the page lives, also after a reload."""
+    page = visit(server.base_url)
+    known = scripts(page)
+    pictures = [{**PICTURE, "data": address} for address in ADDRESSES]
+    for field in FIELDS.split():
+        about = {"id": "c", "title": field, "system": TAG, "created": 1, "updated": 1, "leaf": f"m{len(WRONG) - 1}"}
+        file = {"format": "lightllm-mp conversation", "version": 1, "conversation": about, "pictures": pictures}
+        text = json.dumps({**file, "messages": messages(field)}).encode()
+        taken = {"name": "a.json", "mimeType": "application/json", "buffer": text}
+        page.get_by_label("File of a conversation").set_input_files(taken)
+        listed = page.get_by_role("button", name=field, exact=True)
+        listed.or_(page.get_by_role("alert")).first.wait_for()
+        assert page.evaluate(LEFT_OVER, known) == [], field
+    page.reload()
+    page.locator(".conversation-title").nth(9).wait_for()  # most are taken, without what is wrong
+    for listed in page.locator(".conversation-title").all():
+        listed.click()
+        assert page.evaluate(LEFT_OVER, known) == []
+    page.get_by_role("button", name="New chat").click()
+    assert ChatPage(page).answer_to("hello") == GREETING
+    assert page.evaluate(LEFT_OVER, known) == []
+
+
 @pytest.mark.parametrize("status", [400, 413, 500])
 def test_hostile_errors_stay_text(
     status: int, server: ScriptedServer, visit: Visit, expected_faults: list[str]

@@ -7,6 +7,7 @@ the result. What is installed comes from where this machine's pip and apt find i
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 from tests.paths import ROOT
 
 STORE = ROOT / ".cache" / "containers"
+RUN = Path("/run") / f"lightllm-mp-tests-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+"""State of running containers, which a restart of the machine must end."""
 IMAGE = "localhost/lightllm-mp-tests"
 PROGRAMS = ("podman", "runc", "mmdebstrap")
 DOCKERFILE = ROOT / "docker" / "cpu.Dockerfile"
@@ -51,11 +54,9 @@ def environment() -> dict[str, str]:
     # The host's network: a bridge would change the machine's firewall.
     settings.write_text(
         f'[containers]\nnetns = "host"\ndefault_ulimits = [{limits}]\n[engine]\nruntime = "runc"\n'
-        f'cgroup_manager = "cgroupfs"\nevents_logger = "none"\ntmp_dir = "/run/lightllm-mp-tests/libpod"\n'
+        f'cgroup_manager = "cgroupfs"\nevents_logger = "none"\ntmp_dir = "{RUN}/libpod"\nlock_type = "file"\n'
     )
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/storage"\nrunroot = "/run/lightllm-mp-tests/storage"\n'
-    )
+    storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/storage"\nrunroot = "{RUN}/storage"\n')
     return {
         **os.environ,
         "CONTAINERS_CONF": str(settings),
@@ -82,7 +83,13 @@ def podman(*words: str, timeout: float = 60.0, check: bool = True) -> subprocess
 
 def image() -> str:
     """The name of the CPU image of this tree, built if it does not exist."""
-    name = f"{IMAGE}:{_fingerprint()}"
+    environment()
+    with (STORE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another session of tests may build it now
+        return _image(f"{IMAGE}:{_fingerprint()}")
+
+
+def _image(name: str) -> str:
     if podman("image", "exists", name, check=False).returncode:
         for left in podman("ps", "--all", "--external", "--quiet").stdout.split():  # by a build that was killed
             podman("rm", "--force", left, timeout=300)

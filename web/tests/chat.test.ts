@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
-import { applyChunk, finishStats, type Draft } from "../src/chat/chunks.ts";
+import { applyChunk, finishStats, progressOf, type Draft } from "../src/chat/chunks.ts";
 import { curlOf, python, pythonOf } from "../src/chat/exports.ts";
 import { readExport } from "../src/chat/imports.ts";
 import {
@@ -60,6 +60,16 @@ test("chunks become text, reasoning, calls, probabilities and numbers", () => {
   assert.deepEqual(message.tokens![0]!.top[1], { text: "B", logprob: -1 });
   finishStats(one, 110, false);
   assert.deepEqual(message.stats, { promptTokens: 9, cachedTokens: 3, tokens: 4, ttftMs: 10, predictedMs: 100, tokensPerSecond: 30 });
+});
+
+test("speed while an answer grows", () => {
+  const one = draft();
+  assert.deepEqual(progressOf(one, 5), {});
+  applyChunk(one, delta({ content: "a" }), 10);
+  one.events = 1;
+  assert.deepEqual(progressOf(one, 10), { ttftMs: 10, tokens: 1 });
+  one.events = 21;
+  assert.deepEqual(progressOf(one, 510), { ttftMs: 10, tokens: 21, tokensPerSecond: 40 });
 });
 
 test("the server's own times are taken; after a reload nothing is made up", () => {

@@ -25,5 +25,5 @@ await build({
   logLevel: "warning",
 });
 const files = readdirSync(to).filter((name) => name.endsWith(".test.mjs")).map((name) => join(to, name));
-const { status } = spawnSync(process.execPath, ["--test", "--test-timeout=30000", ...files], { stdio: "inherit" });
+const { status } = spawnSync(process.execPath, ["--test", "--test-timeout=120000", ...files], { stdio: "inherit" });
 process.exit(status ?? 1);

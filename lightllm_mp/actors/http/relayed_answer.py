@@ -4,6 +4,7 @@ A request with the operator's relay key is answered in frames (uint8 kind, uint3
 
     R  uint16 status, and the headers as a JSON object: the head of the answer
     B  uint32 number of events, and bytes of the body: a client that has them has so many events
+    K  nothing is new: the engine is alive
     Z  the answer is complete
     H, F, T, E, P  the record of the request (actors/front/request_journal.py), always ahead of the bytes it tells of
 
@@ -31,6 +32,8 @@ CONTENT_TYPE = "application/vnd.lightllm-mp.relay"
 KEY_HEADER, TENANT_HEADER = "X-LightLLM-Relay-Key", "X-LightLLM-Tenant"
 """The relay key; the tenant that the front has found, in hexadecimal digits, empty without keys."""
 RECORD = b"HFTEP"
+ALIVE_SECONDS = 5.0
+"""An engine says that it is alive when it has been silent for so long."""
 BEHIND = 1 << 20
 """A writer waits while the front has so many bytes still to take."""
 _FRAME, _EVENTS, _STATUS = struct.Struct("<cI"), struct.Struct("<I"), struct.Struct("<H")
@@ -95,7 +98,10 @@ class RelayedAnswer:
     async def pump(self) -> None:
         """Write what is put until the answer is complete."""
         while self._waiting or not self._complete:
-            await self._filled.wait()
+            try:
+                await asyncio.wait_for(self._filled.wait(), ALIVE_SECONDS)
+            except TimeoutError:
+                self._put(b"K", b"")
             self._filled.clear()
             data, self._waiting = self._waiting, bytearray()
             self._emptied.set()

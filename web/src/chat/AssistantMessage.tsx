@@ -47,6 +47,7 @@ export const AssistantMessage = memo(({ message, versions, last, answering }: Pr
       ) : (
         <Said message={message} answering={answering} tokens={tokens} />
       )}
+      {answering && <Progress answering={answering} />}
       {!answering && !editing && (
         <>
           {last && message.state === "done" && <CallResults calls={openCalls(chats.path.value)} />}
@@ -88,6 +89,15 @@ function Said({ message: kept, answering, tokens }: SaidProps) {
 /** The button that began it goes away, so the focus goes on to where the next message is written. */
 function then(_work: Promise<void>): void {
   focusPrompt();
+}
+
+/** It takes the place of the buttons, so that nothing moves when they come. */
+function Progress({ answering }: { answering: Answering }) {
+  return (
+    <div class="message-bar">
+      <StatsLine stats={answering.progress.value} />
+    </div>
+  );
 }
 
 function noteOf({ state, finish }: Message): string | undefined {

@@ -4,9 +4,9 @@ import { ApiError, request } from "../shared/api.ts";
 import { newId } from "../shared/ids.ts";
 import { announce } from "../shared/announcer.ts";
 import { serverInfo } from "../shared/server_info.ts";
-import { applyChunk, finishStats, type Draft } from "./chunks.ts";
+import { applyChunk, finishStats, progressOf, type Draft } from "./chunks.ts";
 import * as chats from "./chats.ts";
-import { newMessage, pathTo, type Failure, type Message, type Picture } from "./model.ts";
+import { newMessage, pathTo, type Failure, type Message, type Picture, type Stats } from "./model.ts";
 import { chatBody, streamed, type ChatBody } from "./request_body.ts";
 import { settings } from "./settings.ts";
 import { answer, type Wait } from "./stream.ts";
@@ -15,6 +15,7 @@ export interface Answering {
   conversation: string;
   /** The message as it grows, at most once a frame. */
   message: Signal<Message>;
+  progress: Signal<Stats>;
   wait: Signal<Wait | undefined>;
   stop: () => void;
   /** Nothing of it is written after that. */
@@ -146,13 +147,17 @@ async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<
   const controller = new AbortController();
   const draft: Draft = { message, sent: performance.now(), events: 0 };
   const shown = signal(message);
+  const progress = signal<Stats>({});
   const wait = signal<Wait | undefined>(undefined);
   const { conversation } = message;
   const { promise: ended, resolve: end } = Promise.withResolvers<void>();
-  const entry: Answering = { conversation, message: shown, wait, stop: () => controller.abort(), ended };
+  const entry: Answering = { conversation, message: shown, progress, wait, stop: () => controller.abort(), ended };
   answering.value = new Map(answering.value).set(message.id, entry);
 
-  const show = framed(() => (shown.value = { ...message }));
+  const show = framed(() => {
+    shown.value = { ...message };
+    progress.value = body ? progressOf(draft, performance.now()) : {};
+  });
   const keep = setInterval(() => void chats.keepDraft({ ...message }), KEEP_EVERY);
   const leave = () => void chats.keepDraft({ ...message });
   addEventListener("pagehide", leave);
@@ -164,7 +169,10 @@ async function fetchAnswer(begun: Message, body: ChatBody | undefined): Promise<
     finishStats(draft, performance.now(), body === undefined);
   } catch (error) {
     fail(message, error, body === undefined);
-    if (controller.signal.aborted) discard(message);
+    if (controller.signal.aborted) {
+      finishStats(draft, performance.now(), body === undefined);
+      discard(message);
+    }
   } finally {
     clearInterval(keep);
     removeEventListener("pagehide", leave);

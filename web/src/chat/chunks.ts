@@ -78,6 +78,13 @@ function statsOf({ usage, timings }: ChunkJson): Stats {
   return Object.fromEntries(Object.entries(found).filter(([, value]) => typeof value === "number")) as Stats;
 }
 
+/** The numbers of an answer that still grows, as they are seen here. */
+export function progressOf({ sent, first, events }: Draft, now: number): Stats {
+  if (first === undefined) return {};
+  const rate = events > 1 && now > first ? { tokensPerSecond: ((events - 1) * 1000) / (now - first) } : {};
+  return { ttftMs: first - sent, tokens: events, ...rate };
+}
+
 /** Fills in what the server did not say. `resumed`: the clock here missed a part, so its times mean nothing. */
 export function finishStats(draft: Draft, now: number, resumed: boolean): void {
   const stats: Stats = { ...draft.message.stats };

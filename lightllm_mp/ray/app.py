@@ -1,0 +1,105 @@
+"""The Serve application: fronts before replicas.
+
+serve run lightllm_mp.ray:build_app replicas=4 flags="--model-dir /models/llama --tp 2"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shlex
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
+from lightllm_mp.cli.flags import resolve
+from lightllm_mp.config import Config
+from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+from lightllm_mp.ray.replica import LightLLMReplica
+from lightllm_mp.replicas.asgi import FrontApp, Receive, Scope, Send
+from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.http_fleet import HttpFleet
+from lightllm_mp.replicas.routing import ReplicaRouter
+
+
+class ServedFront:
+    """The ASGI application of a front; it asks the directory for replicas while it lives."""
+
+    def __init__(self, application: str, relay_key: str, keys: ApiKeys, max_body_bytes: int) -> None:
+        self._router = ReplicaRouter()
+        self._fleet = HttpFleet(self._router, relay_key) if relay_key else None
+        self._directory, self._key = DirectoryClient(application), relay_key
+        self._app = FrontApp(FleetFront(self, self._router), keys, max_body_bytes=max_body_bytes)
+        self._watching: asyncio.Task[None] | None = None
+        self._known = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+        if scope["type"] == "http":
+            await self._known.wait()
+        await self._app(scope, receive, send)
+
+    def call(self, name: str, call: Any) -> Any:
+        assert self._fleet is not None
+        return self._fleet.call(name, call)
+
+    async def _watch(self) -> None:
+        assert self._fleet is not None
+        while True:
+            found = await self._directory.replicas()
+            if found is not None:
+                await self._fleet.update(found)
+            self._known.set()
+            await asyncio.sleep(PERIOD / 2)
+
+
+def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
+    """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
+    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
+    `application`, a name for several of them in one cluster. Raises ConfigError."""
+    given: dict[str, Any] = {"flags": arguments} if isinstance(arguments, Config) else dict(arguments)
+    flags = given.get("flags", "")
+    config = flags if isinstance(flags, Config) else resolve(shlex.split(flags), os.environ)[0]
+    application = str(given.get("application", "lightllm_mp"))
+    key, keys = secrets.token_hex(32), load_keys(config.http, os.environ)
+    on_cpu = config.model.device == "cpu"
+    resources = {
+        "num_cpus": float(given.get("cpus", 1)),
+        "num_gpus": float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)),
+    }
+    deployment: Any = serve.deployment  # its own annotation has no options
+    replica = deployment(LightLLMReplica).options(
+        name="replica",
+        num_replicas=int(given.get("replicas", config.fleet.replicas)),
+        ray_actor_options=resources,
+        graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
+        health_check_period_s=5.0,
+    )
+
+    def front() -> ServedFront:
+        return ServedFront(application, key, keys, config.http.max_body_bytes)
+
+    ingress = deployment(serve.ingress(front)(_Front)).options(
+        name="front",
+        num_replicas=int(given.get("fronts", 1)),
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    handle = replica.bind(msgspec.msgpack.encode(config), key, application, given.get("host"))
+    found: serve.Application = ingress.bind(handle)
+    return found
+
+
+def has_gpus() -> bool:
+    """The cluster has GPUs."""
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+
+
+class _Front:
+    def __init__(self, replicas: Any) -> None:
+        """`replicas`: so that Serve deploys them with the front; requests take their own way."""

@@ -1,0 +1,71 @@
+"""A fleet whose engines are reached over HTTP, wherever they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from msgspec import Struct
+
+from lightllm_mp.replicas.call import RelayCall, ReplicaLost
+from lightllm_mp.replicas.engine_client import EngineClient
+from lightllm_mp.replicas.routing import ReplicaRouter
+
+
+class ReplicaFacts(Struct, frozen=True):
+    """What a replica says of itself."""
+
+    url: str
+    kv_tokens: int
+    images: int = 0
+    accepting: bool = True
+    work: float = 0.0
+    """Tokens that it still has to compute."""
+
+
+class HttpFleet:
+    """`key`: the relay key of all engines."""
+
+    def __init__(self, router: ReplicaRouter, key: str) -> None:
+        self._router, self._key = router, key
+        self._clients: dict[str, EngineClient] = {}
+        self._urls: dict[str, str] = {}
+        self._gone: dict[str, asyncio.Event] = {}
+
+    async def update(self, replicas: dict[str, ReplicaFacts]) -> None:
+        """These are all replicas now. Requests of those that are gone go on elsewhere at once."""
+        for name in [name for name in self._clients if name not in replicas or replicas[name].url != self._urls[name]]:
+            self._router.leave(name)
+            self._gone.pop(name).set()
+            await self._clients.pop(name).close()
+            del self._urls[name]
+        for name, facts in replicas.items():
+            if name not in self._clients:
+                self._clients[name], self._urls[name] = EngineClient(facts.url, self._key), facts.url
+                self._gone[name] = asyncio.Event()
+                self._router.join(name, kv_tokens=facts.kv_tokens, images=facts.images)
+            if self._router.replicas[name].accepting != facts.accepting:
+                self._router.accept(name, facts.accepting)
+            self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
+
+    async def call(self, name: str, call: RelayCall) -> AsyncIterator[bytes]:
+        """Like `Fleet.call`."""
+        if (client := self._clients.get(name)) is None:
+            raise ReplicaLost("it has left")
+        answer, gone = client.call(call), asyncio.ensure_future(self._gone[name].wait())
+        try:
+            while True:
+                step = asyncio.ensure_future(anext(answer, None))
+                await asyncio.wait({step, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done():
+                    step.cancel()
+                    raise ReplicaLost("it has left")
+                if (piece := step.result()) is None:
+                    return
+                yield piece
+        finally:
+            gone.cancel()
+            await answer.aclose()  # type: ignore[attr-defined]
+
+    async def close(self) -> None:
+        await self.update({})
