@@ -16,6 +16,7 @@ import pytest
 from tests.browser.answers import ANSWERS, MARKDOWN
 from tests.browser.conftest import Visit
 from tests.browser.scripted import GREETING, ScriptedEngine, ScriptedServer, scripted
+from tools.harness.browser import INSECURE
 from tools.harness.chat_page import ChatPage
 
 if TYPE_CHECKING:
@@ -124,6 +125,22 @@ def test_copies(server: ScriptedServer, visit: Visit) -> None:
     assert clipboard(page).startswith("def add(a: int")
     chat.press("Copy message")
     assert clipboard(page) == "markdown"
+
+
+def test_an_address_of_the_network_is_enough(visit: Visit, expected_faults: list[str]) -> None:
+    """Without HTTPS and not on this machine, a browser has no clipboard, no locks and no random ids for the page."""
+    expected_faults.append("Cross-Origin-Opener-Policy header has been ignored")
+    with scripted(ScriptedEngine(answers=ANSWERS), allowed_host=(INSECURE,)) as server:
+        page = visit(server.base_url.replace("127.0.0.1", INSECURE))
+        chat = ChatPage(page)
+        assert not page.evaluate("() => isSecureContext")
+        assert chat.answer_to("hello") == GREETING
+        chat.press("Copy answer")
+        chat.box.focus()
+        page.keyboard.press("Control+V")
+        assert chat.box.input_value() == GREETING
+        page.reload()
+        chat.text.filter(has_text=GREETING).wait_for()
 
 
 def clipboard(page: Page) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 20.0
 """Seconds that a busy machine has for what a page does at once."""
+INSECURE = "page.test"
+"""A name of this machine that the browser does not trust as it trusts 127.0.0.1: some of its functions are missing."""
+NAMES = f"MAP {INSECURE} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -23,7 +26,7 @@ class BrowserMissing(Exception):
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser process that ends with the block. It resolves no host names. Raises BrowserMissing."""
+    """A browser process that ends with the block. It knows no host but this one. Raises BrowserMissing."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -32,9 +35,7 @@ def chromium() -> Iterator[Browser]:
     if program is None:
         raise BrowserMissing("Chromium is not installed (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        )
+        browser = playwright.chromium.launch(executable_path=program, args=[f"--host-resolver-rules={NAMES}"])
         try:
             yield browser
         finally:

@@ -136,8 +136,8 @@ def _part_kernel(
         wait_for_inputs(EARLY)
     kv_head, p = tl.program_id(0), tl.program_id(1)
     begins = plan + programs + 1
-    total = tl.load(plan)
-    i = tl.load(plan + 1 + p)
+    total = tl.load(plan, cache_modifier=".cg")
+    i = tl.load(plan + 1 + p, cache_modifier=".cg")
     begin, after, length, row, token = _sequence(i, sequences, begins, context, rows, seq_start)
     at, end = share_of(p, total, programs)
     if READY:
@@ -240,7 +240,9 @@ def _part_kernel(
 @triton.jit
 def _sequence(i, sequences, begins, context, rows, seq_start):
     """Where sequence i begins in the queue, where the next one does, its length, row, and token (int64); anything if
-    there is no such sequence."""
+    there is no such sequence. Loads bypass the L1 cache, which may be older than this step where nothing has been
+    waited for."""
     i = tl.minimum(i, sequences - 1)
-    begin, after = tl.load(begins + i), tl.load(begins + i + 1)
-    return begin, after, tl.load(context + i), tl.load(rows + i), tl.load(seq_start + i).to(tl.int64)
+    begin, after = tl.load(begins + i, cache_modifier=".cg"), tl.load(begins + i + 1, cache_modifier=".cg")
+    length, row = tl.load(context + i, cache_modifier=".cg"), tl.load(rows + i, cache_modifier=".cg")
+    return begin, after, length, row, tl.load(seq_start + i, cache_modifier=".cg").to(tl.int64)
