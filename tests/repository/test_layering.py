@@ -9,7 +9,7 @@ import pytest
 from tests.repository.package import imports, modules, tree
 
 LAYERS = (
-    "errors messages config machine plan sampling_parameters sandbox",
+    "errors facts messages config machine plan sampling_parameters sandbox",
     "model_files",
     "shm",
     "kernels",
