@@ -11,6 +11,7 @@ import pytest
 
 from lightllm_mp.actors.router import RouterActor
 from lightllm_mp.actors.topology import DETOKENIZER, ROUTER, TOKENIZER, VISUAL, worker
+from lightllm_mp.config import Config, EngineConfig
 from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
     Abort,
@@ -50,7 +51,7 @@ class World:
     def __init__(self) -> None:
         launch: Any = SimpleNamespace(
             front=FRONT,
-            config=SimpleNamespace(engine=SimpleNamespace(disable_prompt_cache=False, share_prompt_cache=False, tp=1)),
+            config=Config(engine=EngineConfig(tp=1)),
         )
         mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan) or True)
         stats: Any = SimpleNamespace(write=lambda gauges: None)
