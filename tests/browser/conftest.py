@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser.answers import ANSWERS
+from tests.browser.scripted import ScriptedEngine, ScriptedServer, scripted
 from tools.harness.browser import PATIENCE, BrowserMissing, Faults, chromium, new_context
 
 if TYPE_CHECKING:
@@ -54,3 +56,19 @@ def visit(browser: Browser, expected_faults: list[str]) -> Iterator[Visit]:
     for context, _ in opened:
         context.close()
     assert [fault for _, faults in opened for fault in faults.besides(expected_faults)] == []
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    """With an engine that says what the tests wrote down; a module may have another."""
+    with scripted(ScriptedEngine(answers=ANSWERS)) as running:
+        yield running
+
+
+@pytest.fixture
+def engine(server: ScriptedServer) -> Iterator[ScriptedEngine]:
+    engine = server.engine
+    assert isinstance(engine, ScriptedEngine)
+    pace = engine.pace
+    yield engine
+    engine.pace, engine.answers = pace, ANSWERS

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.answers import ANSWERS
 from tests.browser.axe import assert_accessible
 from tests.browser.conftest import Visit
-from tests.browser.scripted import GREETING, ScriptedEngine, ScriptedServer, scripted
+from tests.browser.scripted import GREETING, ScriptedServer
 from tools.harness.chat_page import ChatPage
 
 if TYPE_CHECKING:
@@ -39,12 +37,6 @@ SMALL = """() => [...document.querySelectorAll("button, a, select, input:not([ty
   .filter(([box]) => box.width && (box.width < 24 || box.height < 24) && box.top >= 0)
   .map(([box, one]) => `${Math.round(box.width)} x ${Math.round(box.height)}: ${one.outerHTML.slice(0, 120)}`)"""
 """A script: targets smaller than WCAG 2.2 asks for (2.5.8)."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    with scripted(ScriptedEngine(answers=ANSWERS)) as running:
-        yield running
 
 
 def with_answers(page: Page) -> ChatPage:

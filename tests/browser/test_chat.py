@@ -5,29 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from tests.browser.answers import ANSWERS, TOOLS
 from tests.browser.conftest import Visit
-from tests.browser.scripted import FOREVER, GREETING, ScriptedEngine, ScriptedServer, scripted
+from tests.browser.scripted import FOREVER, GREETING, ScriptedEngine, ScriptedServer
 from tools.harness.chat_page import ChatPage
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    with scripted(ScriptedEngine(answers=ANSWERS)) as running:
-        yield running
-
-
-@pytest.fixture
-def engine(server: ScriptedServer) -> Iterator[ScriptedEngine]:
-    engine = server.engine
-    assert isinstance(engine, ScriptedEngine)
-    pace = engine.pace
-    yield engine
-    engine.pace, engine.answers = pace, ANSWERS
 
 
 def test_an_answer_streams(server: ScriptedServer, engine: ScriptedEngine, visit: Visit) -> None:

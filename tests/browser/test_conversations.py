@@ -7,11 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 from tests.browser.answers import ANSWERS, MARKDOWN
 from tests.browser.conftest import Visit
@@ -21,21 +18,6 @@ from tools.harness.chat_page import ChatPage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    with scripted(ScriptedEngine(answers=ANSWERS)) as running:
-        yield running
-
-
-@pytest.fixture
-def engine(server: ScriptedServer) -> Iterator[ScriptedEngine]:
-    engine = server.engine
-    assert isinstance(engine, ScriptedEngine)
-    pace = engine.pace
-    yield engine
-    engine.pace, engine.answers = pace, ANSWERS
 
 
 STORED = """wanted => new Promise((done, failed) => {
