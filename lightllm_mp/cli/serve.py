@@ -15,7 +15,7 @@ from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
-from lightllm_mp.actors.http.traces import check_endpoint
+from lightllm_mp.actors.http.trace_endpoint import check_endpoint
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.supervision.console import Console
 from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED

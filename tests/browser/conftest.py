@@ -22,8 +22,10 @@ REMEMBER = """if (location.protocol === "http:" && !localStorage.getItem("lightl
   localStorage.setItem("lightllm-mp.settings", {})"""
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Playwright keeps an event loop running in this thread as long as it lives, so it ends with its module: tests of
+    other folders in this process run loops of their own."""
     try:
         with chromium() as started:
             from playwright.sync_api import expect

@@ -48,7 +48,7 @@ class Terminal:
         until = time.monotonic() + deadline
         while self._read(until):
             pass
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def _read(self, end: float) -> bool:
         """Takes what the program writes. False when it has closed the terminal, or at the time `end`."""

@@ -31,7 +31,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     (tmp_path / "keys").write_text(KEY + "\n")
-    flags = ["--model-dir", str(folder), "--load-format", "dummy", "--port", "0", "--disable-access-log"]
+    flags = ["--model-dir", str(folder), "--load-format", "dummy", "--port", "0", "--disable-access-log", "--no-ui"]
     flags += ["--api-key-file", str(tmp_path / "keys"), "--max-restarts", "0", "--log-level", "error"]
     command = [sys.executable, "-m", "tests.actors.mock_server", "serve", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:

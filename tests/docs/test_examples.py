@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,10 +65,16 @@ def settings(name: str, folders: pytest.TempPathFactory) -> Config:
 
 
 def test_metrics_that_pages_name_exist(servers: Callable[[str], Server]) -> None:
-    with urllib.request.urlopen(servers("default").base_url + "/metrics", timeout=10) as reply:
-        exported = set(re.findall(r"^# TYPE (\w+)", reply.read().decode(), re.MULTILINE))
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md"))
-    assert set(re.findall(r"\blightllm_(?!mp\b)[a-z0-9_]+", pages)) - exported - PREFIXES == set()
+    named = set(re.findall(r"\blightllm_(?!mp\b)[a-z0-9_]+", pages)) - PREFIXES
+    deadline = time.monotonic() + 30
+    while True:  # an actor publishes its numbers a little after it is ready
+        with urllib.request.urlopen(servers("default").base_url + "/metrics", timeout=10) as reply:
+            exported = set(re.findall(r"^# TYPE (\w+)", reply.read().decode(), re.MULTILINE))
+        if not named - exported or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    assert named - exported == set()
 
 
 @pytest.mark.parametrize("example", [one for one in EXAMPLES if not one.skipped], ids=lambda one: one.name)

@@ -16,24 +16,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.http.context import FAILURE, LABEL, LIVE
 from lightllm_mp.actors.http.live_group import LiveGroup
-from lightllm_mp.errors import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 log = logging.getLogger("lightllm_mp.traces")
 
-EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 FLUSH = 2.0
 """Seconds that the end of the server waits for the last spans to be sent."""
 REPAIRS = 64
@@ -56,25 +52,6 @@ class Repair(NamedTuple):
     """Monotonic, seconds: between them the engine stood still."""
     actors: tuple[str, ...]
     """Those that were replaced."""
-
-
-def check_endpoint(endpoint: str | None) -> None:
-    """ConfigError if traces cannot be sent there, or if the packages for it are missing."""
-    if endpoint is None:
-        return
-    url = urlsplit(endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ConfigError(
-            f"--otlp-traces-endpoint {endpoint}: expected a URL of OTLP over HTTP, such as http://host:4318/v1/traces",
-            param="otlp_traces_endpoint",
-        )
-    try:
-        import_module(EXPORTER)
-    except ImportError:
-        raise ConfigError(
-            "--otlp-traces-endpoint needs more packages: pip install 'lightllm-mp[tracing]'",
-            param="otlp_traces_endpoint",
-        ) from None
 
 
 class RepairTimes:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from lightllm_mp import messages as say
-from lightllm_mp.actors.http.traces import EXPORTER, RepairTimes, Traces, check_endpoint
+from lightllm_mp.actors.http.trace_endpoint import EXPORTER, check_endpoint
+from lightllm_mp.actors.http.traces import RepairTimes, Traces
 from lightllm_mp.errors import ConfigError
 from tests.actors.http.collector import Collector, attributes, collecting
 from tests.actors.http.harness import Engine, Site, run
