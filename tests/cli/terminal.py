@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import subprocess
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -34,6 +35,14 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
+
+    def end_input(self) -> None:
+        """Types Ctrl-D when the program waits for keys: while the terminal still edits lines, it would be lost."""
+        end = time.monotonic() + DEADLINE
+        while termios.tcgetattr(self._fd)[3] & termios.ICANON:
+            assert time.monotonic() < end, "the program does not wait for keys"
+            time.sleep(0.01)
+        self.type("\x04")
 
     def until(self, pattern: str, deadline: float = DEADLINE) -> str:
         """Waits until the pattern is on the screen, behind what was waited for before. Returns what stands up to it."""

@@ -71,7 +71,7 @@ def test_a_conversation(server: FakeChatServer, chat: Terminal) -> None:
     chat.until("unknown command /nonsense")
     chat.type("/hel\t\r")
     chat.until("/save FILE")
-    chat.type("\x04")
+    chat.end_input()
     assert chat.end() == 0
 
 
@@ -202,7 +202,7 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
         assert len(children) == 1
         chat.type("hello\r")
         chat.until(r"5 tokens, .* ms, cut off")
-        chat.type("\x04")
+        chat.end_input()
         assert chat.end() == 0
         assert not Path(f"/proc/{children[0]}").exists()
 
