@@ -34,15 +34,15 @@ class Terminal:
             os.close(program)
 
     def type(self, keys: str) -> None:
-        os.write(self._fd, keys.encode())
-
-    def end_input(self) -> None:
-        """Types Ctrl-D when the program waits for keys: while the terminal still edits lines, it would be lost."""
+        """Types when the program waits for keys: while the terminal still edits lines, Ctrl-C and Ctrl-D are lost."""
         end = time.monotonic() + DEADLINE
         while termios.tcgetattr(self._fd)[3] & termios.ICANON:
-            assert time.monotonic() < end, "the program does not wait for keys"
-            time.sleep(0.01)
-        self.type("\x04")
+            assert self._read(time.monotonic() + 0.01) or time.monotonic() < end, "the program does not wait for keys"
+        os.write(self._fd, keys.encode())
+
+    def interrupt(self) -> None:
+        """Types Ctrl-C while the program is at work."""
+        os.write(self._fd, b"\x03")
 
     def until(self, pattern: str, deadline: float = DEADLINE) -> str:
         """Waits until the pattern is on the screen, behind what was waited for before. Returns what stands up to it."""

@@ -71,7 +71,7 @@ def test_a_conversation(server: FakeChatServer, chat: Terminal) -> None:
     chat.until("unknown command /nonsense")
     chat.type("/hel\t\r")
     chat.until("/save FILE")
-    chat.end_input()
+    chat.type("\x04")
     assert chat.end() == 0
 
 
@@ -80,10 +80,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: FakeChatServer, cha
     server.left.clear()
     chat.type("tell me\r")
     chat.until("half an an")
-    chat.type("\x03")
+    chat.interrupt()
     chat.until(STOPPED)
     assert server.left.wait(10)
-    chat.type("a line that is given up\x03")
+    chat.type("a line that is given up")
+    chat.until("given up")
+    chat.interrupt()
     chat.until("> ")
     chat.type("go on\r")
     chat.until(r"go on.*\n")
@@ -91,7 +93,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: FakeChatServer, cha
     while len(server.bodies) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    chat.type("\x03")
+    chat.interrupt()
     chat.until(STOPPED)
     chat.type("again\r")
     chat.until("echo again")
@@ -202,7 +204,7 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
         assert len(children) == 1
         chat.type("hello\r")
         chat.until(r"5 tokens, .* ms, cut off")
-        chat.end_input()
+        chat.type("\x04")
         assert chat.end() == 0
         assert not Path(f"/proc/{children[0]}").exists()
 
