@@ -55,6 +55,7 @@ def kill_producers(times: int) -> None:
     for _ in range(times):
         with Pair() as pair, child(produce_for_ever(pair)) as process:
             inbox, expected = pair.inbox(), 0
+            inbox.wait(30)  # until it is at work
             end = time.monotonic() + rng.random() * 0.02 + 0.005
             killed = False
             while True:
