@@ -31,9 +31,8 @@ class ServedFront:
 
     def __init__(self, application: str, relay_key: str, keys: ApiKeys, max_body_bytes: int) -> None:
         self._router = ReplicaRouter()
-        self._fleet = HttpFleet(self._router, relay_key) if relay_key else None
-        self._directory, self._key = DirectoryClient(application), relay_key
-        self._app = FrontApp(FleetFront(self, self._router), keys, max_body_bytes=max_body_bytes)
+        self._fleet, self._directory = HttpFleet(self._router, relay_key), DirectoryClient(application)
+        self._app = FrontApp(FleetFront(self._fleet, self._router), keys, max_body_bytes=max_body_bytes)
         self._watching: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
 
@@ -44,12 +43,7 @@ class ServedFront:
             await self._known.wait()
         await self._app(scope, receive, send)
 
-    def call(self, name: str, call: Any) -> Any:
-        assert self._fleet is not None
-        return self._fleet.call(name, call)
-
     async def _watch(self) -> None:
-        assert self._fleet is not None
         while True:
             found = await self._directory.replicas()
             if found is not None:

@@ -17,19 +17,17 @@ from ray import serve
 from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
-from lightllm_mp.replicas.footprint import ANSWER
 from lightllm_mp.replicas.http_fleet import ReplicaFacts
 from lightllm_mp.server import Server
 
 START_SECONDS = 1800.0
 REPAIR_SECONDS = 300.0
 """An engine that is in trouble for longer than any repair takes is replaced with its replica."""
-WORK_OF_QUEUED = 2 * ANSWER
-"""Tokens, for a request that waits in the engine."""
 
 
 class LightLLMReplica:
-    """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `port` of its engine: any."""
+    """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `host`: where its engine listens
+    (default: the node's address)."""
 
     def __init__(self, config: bytes, key: str, application: str, host: str | None = None) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
@@ -49,18 +47,17 @@ class LightLLMReplica:
         """Fails only for what the engine cannot repair itself: Serve would kill what is being repaired."""
         if self._server.exit_code is not None:
             raise RuntimeError(f"the engine has ended with code {self._server.exit_code}")
-        now = asyncio.get_running_loop().time()
-        if self._trouble_since is not None and now - self._trouble_since > REPAIR_SECONDS:
+        if self._trouble_lasts(asyncio.get_running_loop().time()) > REPAIR_SECONDS:
             raise RuntimeError("the engine is not healthy for longer than a repair takes")
 
     async def __del__(self) -> None:
         """Serve calls it when the replica is to end: no new requests, and the running ones end."""
         self._draining = True
+        self._server.drain()
+        while self._server.exit_code is None:  # meanwhile it reports, so that fronts keep their connections
+            await asyncio.sleep(0.1)
         self._reports.cancel()
         await self._directory.leave(self._name)
-        self._server.drain()
-        while self._server.exit_code is None:
-            await asyncio.sleep(0.1)
 
     async def _report(self) -> None:
         loop = asyncio.get_running_loop()
@@ -74,12 +71,16 @@ class LightLLMReplica:
             known = ReplicaFacts(
                 url=self._server.base_url,
                 kv_tokens=facts["kv_tokens"],
-                accepting=load is not None or loop.time() - (self._trouble_since or 0) < 2 * PERIOD,
+                accepting=not self._draining and self._trouble_lasts(loop.time()) < 2 * PERIOD,
                 work=load or 0.0,
             )
             if self._server.exit_code is None:
                 await self._directory.report(self._name, known)
             await asyncio.sleep(PERIOD)
+
+    def _trouble_lasts(self, now: float) -> float:
+        """Seconds; 0: there is none."""
+        return 0.0 if self._trouble_since is None else now - self._trouble_since
 
     def _load(self) -> float | None:
         """Tokens that the engine still has to compute, an estimate; None: it is in trouble."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from msgspec import Struct
@@ -28,5 +28,5 @@ class ReplicaLost(Exception):
 class Fleet(Protocol):
     """The way to replicas."""
 
-    def call(self, name: str, call: RelayCall) -> AsyncIterator[bytes]:
+    def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
         """Whole frames of the answer, some at once. Raises ReplicaLost. Closing it cancels the request."""

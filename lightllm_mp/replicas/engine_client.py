@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from time import monotonic
 
 import aiohttp
@@ -24,19 +24,24 @@ class EngineClient:
     """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take."""
 
     def __init__(self, base_url: str, key: str, *, patience: float = 10.0) -> None:
-        self._base, self._key, self._patience = base_url, key, patience
+        self._base, self._key, self._patience, self._closed = base_url, key, patience, False
+        self._replies = set[aiohttp.ClientResponse]()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=SILENCE)
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20
         )
 
     async def close(self) -> None:
+        """The engine is gone: all its calls raise ReplicaLost at once."""
+        self._closed = True
+        for reply in self._replies:  # closing the session wakes nobody who reads
+            reply.content.set_exception(ConnectionResetError("it has left"))
         await self._session.close()
 
-    async def call(self, call: RelayCall) -> AsyncIterator[bytes]:
+    async def call(self, call: RelayCall) -> AsyncGenerator[bytes, None]:
         """Whole frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
         begun, until = _Progress(call), monotonic() + self._patience
-        while True:
+        while not self._closed:
             try:
                 async for piece in self._frames(begun.next_call()):
                     found = list(begun.reader.feed(piece))
@@ -52,18 +57,23 @@ class EngineClient:
             if monotonic() > until:
                 raise ReplicaLost("its engine does not answer")
             begun.broken()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(0 if self._closed else PAUSE)
+        raise ReplicaLost("it has left")
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
         """The pieces of one connection."""
-        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, "Accept": "text/event-stream"}
+        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant}
         if call.taken:
             headers["Last-Event-ID"] = str(call.taken)
         async with self._session.request(call.method, self._base + call.path, data=call.body, headers=headers) as reply:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
-            async for piece in reply.content.iter_any():
-                yield piece
+            self._replies.add(reply)
+            try:
+                async for piece in reply.content.iter_any():
+                    yield piece
+            finally:
+                self._replies.discard(reply)
 
 
 class _Progress:

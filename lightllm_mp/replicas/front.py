@@ -28,7 +28,7 @@ FRUITLESS = 3
 OWNERS = 100_000
 """Requests whose replica is remembered, for clients that come back."""
 TIMEOUT = "X-Request-Timeout"
-FORWARDED = ("Content-Type", LABEL, "Last-Event-ID", "Accept")
+FORWARDED = ("Content-Type", LABEL, "Last-Event-ID", "Accept", "traceparent", "tracestate")
 """Headers of the client that the engine gets; keys stay here."""
 OWNED = ("/requests/", "/v1/responses/")
 
@@ -56,7 +56,7 @@ class FleetFront:
         kept.setdefault(LABEL, secrets.token_hex(16))
         call = RelayCall(method=method, path=path, headers=kept, body=body, tenant=tenant.hex())
         asked = _Asked(call, given.get(TIMEOUT.lower()))
-        if path.startswith(OWNED):
+        if path.startswith(OWNED) or "Last-Event-ID" in kept:
             pieces = self._owned(asked)
         else:
             pieces = self._routed(asked, footprint(body, tenant) if method == "POST" else Footprint())
@@ -109,14 +109,10 @@ class FleetFront:
 
     async def _owned(self, asked: _Asked) -> AsyncIterator[Head | bytes]:
         """What one replica keeps: it is asked first, then the others."""
-        label = asked.call.path.split("?")[0].rsplit("/", 1)[1]
-        first = self._owners.get((asked.call.tenant, label))
-        names = dict.fromkeys(
-            [name for name in (first,) if name in self._router.replicas] + list(self._router.replicas)
-        )
-        pieces: list[Head | bytes] = []
-        for name in names:
-            pieces = []
+        call = asked.call
+        label = call.headers[LABEL] if call.method == "POST" else call.path.split("?")[0].rsplit("/", 1)[1]
+        owner = self._owners.get((call.tenant, label))
+        for name in sorted(self._router.replicas, key=lambda name: name != owner):
             try:
                 async for piece in asked.attempt(self._fleet, name):
                     if isinstance(piece, Head) and piece.status == 404:
@@ -126,10 +122,14 @@ class FleetFront:
                 else:
                     return
             except ReplicaLost:
-                if asked.shown:
+                if asked.shown:  # with its record it goes on elsewhere
+                    if asked.record:
+                        async for piece in self._routed(asked, Footprint()):
+                            yield piece
+                    else:
+                        yield asked.failure(502, "its replica is lost")[0]
                     return
-                continue
-        for piece in pieces or asked.failure(404, "no replica has this request"):
+        for piece in asked.failure(404, "no replica has this request"):
             yield piece
 
     def _remember(self, call: RelayCall, name: str) -> None:
@@ -205,7 +205,7 @@ class _Asked:
                             self.record.add(frame)
                             self.fruitless = 0 if kind == frames.EVENTS else self.fruitless
         finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()
 
     def failure(self, status: int, message: str) -> list[Head | bytes]:
         """The end of an answer that nobody can give."""

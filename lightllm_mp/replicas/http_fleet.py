@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 
 from msgspec import Struct
 
@@ -30,42 +30,28 @@ class HttpFleet:
         self._router, self._key = router, key
         self._clients: dict[str, EngineClient] = {}
         self._urls: dict[str, str] = {}
-        self._gone: dict[str, asyncio.Event] = {}
 
     async def update(self, replicas: dict[str, ReplicaFacts]) -> None:
         """These are all replicas now. Requests of those that are gone go on elsewhere at once."""
         for name in [name for name in self._clients if name not in replicas or replicas[name].url != self._urls[name]]:
             self._router.leave(name)
-            self._gone.pop(name).set()
             await self._clients.pop(name).close()
             del self._urls[name]
         for name, facts in replicas.items():
             if name not in self._clients:
                 self._clients[name], self._urls[name] = EngineClient(facts.url, self._key), facts.url
-                self._gone[name] = asyncio.Event()
                 self._router.join(name, kv_tokens=facts.kv_tokens, images=facts.images)
             if self._router.replicas[name].accepting != facts.accepting:
                 self._router.accept(name, facts.accepting)
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
-    async def call(self, name: str, call: RelayCall) -> AsyncIterator[bytes]:
+    async def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
         """Like `Fleet.call`."""
         if (client := self._clients.get(name)) is None:
             raise ReplicaLost("it has left")
-        answer, gone = client.call(call), asyncio.ensure_future(self._gone[name].wait())
-        try:
-            while True:
-                step = asyncio.ensure_future(anext(answer, None))
-                await asyncio.wait({step, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not step.done():
-                    step.cancel()
-                    raise ReplicaLost("it has left")
-                if (piece := step.result()) is None:
-                    return
+        async with contextlib.aclosing(client.call(call)) as answer:
+            async for piece in answer:
                 yield piece
-        finally:
-            gone.cancel()
-            await answer.aclose()  # type: ignore[attr-defined]
 
     async def close(self) -> None:
         await self.update({})

@@ -19,6 +19,7 @@ from lightllm_mp.replicas.call import RelayCall, ReplicaLost
 from lightllm_mp.replicas.engine_client import EngineClient
 from lightllm_mp.replicas.frames import Head
 from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
 from lightllm_mp.replicas.routing import ReplicaRouter
 from tests.actors.http.harness import Engine, Site, site
 from tests.actors.http.test_relay import ASKED, HELLO, KEYS
@@ -55,7 +56,7 @@ class Engines:
                         raise ReplicaLost("killed")
                 yield piece
         finally:
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -179,6 +180,45 @@ def test_a_client_that_leaves_ends_its_request():
             await answer.aclose()  # type: ignore[attr-defined]
             await engines.sites["a"].settled(lambda: not engines.sites["a"].engine.running)
             assert front._router.replicas["a"].work == 0
+
+    run(body)
+
+
+def test_a_fleet_over_http():
+    """A replica that leaves in mid-answer, a client that leaves, one that comes back by POST."""
+
+    async def body():
+        async with fleet("whole") as (front, _):
+            _, whole = await ask(front, "/generate_stream", STREAM)
+        async with fleet("a", "b", a={"pace": 0.02}, b={"pace": 0.02}) as (_, engines):
+            router = ReplicaRouter(1)
+            over = HttpFleet(router, "between us")
+            facts = {
+                name: ReplicaFacts(f"http://{s.address[0]}:{s.address[1]}", 4096, work=1e6 * (name == "b"))
+                for name, s in engines.sites.items()
+            }
+            await over.update(facts)
+            front = FleetFront(over, router, wait=3.0)
+            asking = asyncio.create_task(ask(front, "/generate_stream", STREAM))
+            await engines.sites["a"].settled(lambda: bool(engines.sites["a"].engine.running))
+            await asyncio.sleep(0.1)
+            await over.update({"b": facts["b"]})
+            assert (await asking)[1] == whole
+            await engines.sites["a"].settled(lambda: not engines.sites["a"].engine.running)
+
+            answer = front.answer("POST", "/generate_stream", {"X-Request-Id": "left"}, json.dumps(STREAM).encode())
+            seen = [await anext(answer), await anext(answer)]
+            await answer.aclose()  # type: ignore[attr-defined]
+            await engines.sites["b"].settled(lambda: not engines.sites["b"].engine.running)
+            again = front.answer(
+                "POST",
+                "/generate_stream",
+                {"X-Request-Id": "left", "Last-Event-ID": "1"},
+                json.dumps(STREAM).encode(),
+            )
+            rest = b"".join([piece async for piece in again if isinstance(piece, bytes)])
+            assert seen[1] + rest == whole
+            await over.close()
 
     run(body)
 
