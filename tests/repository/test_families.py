@@ -33,10 +33,10 @@ def twice(names: Iterable[str]) -> list[str]:
 
 
 def declared(package: str, kind: type) -> dict[int, str]:
-    """Objects of `kind` in the modules directly in a package, by identity: where they stand."""
+    """Objects of `kind` in the modules of a package and its packages, by identity: where they are first found."""
     found = {}
     for name in modules():
-        if name.rpartition(".")[0] == package:
+        if name.startswith(package + ".") and not name.startswith(package + ".common"):
             found |= {
                 id(value): f"{name}:{key}" for key, value in vars(import_module(name)).items() if type(value) is kind
             }

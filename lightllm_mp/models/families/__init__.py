@@ -38,11 +38,11 @@ from lightllm_mp.models.families.minicpm import MINICPM
 from lightllm_mp.models.families.mistral import MISTRAL, MIXTRAL
 from lightllm_mp.models.families.phi import PHI
 from lightllm_mp.models.families.phi3 import PHI3
-from lightllm_mp.models.families.qwen import QWEN
-from lightllm_mp.models.families.qwen2 import QWEN2
-from lightllm_mp.models.families.qwen3 import QWEN3
-from lightllm_mp.models.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
-from lightllm_mp.models.families.qwen_vl import QWEN2_5_VL, QWEN_VL
+from lightllm_mp.models.families.qwen.qwen import QWEN
+from lightllm_mp.models.families.qwen.qwen2 import QWEN2
+from lightllm_mp.models.families.qwen.qwen3 import QWEN3
+from lightllm_mp.models.families.qwen.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from lightllm_mp.models.families.qwen.qwen_vl import QWEN2_5_VL, QWEN_VL
 from lightllm_mp.models.families.stablelm import STABLELM
 from lightllm_mp.models.families.starcoder import STARCODER
 from lightllm_mp.models.families.starcoder2 import STARCODER2

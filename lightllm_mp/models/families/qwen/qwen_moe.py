@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.families import llama, qwen2, qwen3
+from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.decoder_weights import decoder, linear
 from lightllm_mp.models.families.common.expert_rules import with_experts
 from lightllm_mp.models.families.common.family import Family
@@ -20,6 +20,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
     shared_expert,
     with_stacked_experts,
 )
+from lightllm_mp.models.families.qwen import qwen2, qwen3
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.models.families import llama, qwen, qwen2
+from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
+from lightllm_mp.models.families.qwen import qwen, qwen2
 from lightllm_mp.models.spec import ModelSpec
 
 

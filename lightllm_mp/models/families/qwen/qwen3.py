@@ -11,7 +11,7 @@ from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.decoder_weights import WITHOUT_HEAD
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
-from lightllm_mp.models.families.qwen2 import windowed
+from lightllm_mp.models.families.qwen.qwen2 import windowed
 from lightllm_mp.models.spec import ModelSpec
 
 
