@@ -16,6 +16,7 @@ FOLDERS = (
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
+    *("llama_fp8", "llama_ct_fp8", "llama_ct_w4a16"),
 )
 WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
 
