@@ -92,6 +92,15 @@ class LayerKV(NamedTuple):
     value_scales: Tensor | None = None
 
 
+class DeltaState(NamedTuple):
+    """States of one layer of linear attention, by place."""
+
+    recurrent: Tensor
+    """float32 [places, value heads, key_dim, value_dim]"""
+    conv: Tensor
+    """[places, taps - 1, channels]: the last inputs of the convolution, the oldest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """How a mixture of experts routes a token."""

@@ -77,6 +77,32 @@ class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
     value_dim: int
 
 
+class DeltaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Linear attention by the gated delta rule behind a short causal convolution (arXiv 2412.06464; Qwen3-Next)."""
+
+    key_heads: int
+    """Heads of queries and of keys."""
+    value_heads: int
+    """A multiple of `key_heads`; value head j uses key head j // (value_heads / key_heads)."""
+    key_dim: int
+    value_dim: int
+    taps: int = 4
+    """Inputs that the convolution sees: the token's own and those of the tokens before it."""
+
+    @property
+    def key_size(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: all queries, all keys, all values."""
+        return 2 * self.key_size + self.value_size
+
+
 class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt becomes one row of float32 numbers: an embedding, or a score."""
 
@@ -178,6 +204,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     qkv_bias: bool = False
     o_bias: bool = False
     mla: MlaSpec | None = None
+    attention_gate: bool = False
+    """The output of a head is multiplied by the sigmoid of a projection: `q_gate`, [q_size, hidden] (Qwen3-Next)."""
+    delta: DeltaSpec | None = None
+    """What `linear_layers` have in place of attention: a state of constant size instead of keys and values."""
+    linear_layers: tuple[int, ...] = ()
 
     # MLP
     gated: bool = True
@@ -201,10 +232,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.kv_heads * self.head_dim
 
     @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """Layers that keep keys and values."""
+        return tuple(i for i in range(self.layers) if i not in self.linear_layers)
+
+    @property
     def kv_elements(self) -> int:
         """Elements of one token's keys and values over all layers."""
         width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
-        return self.layers * width
+        return len(self.kv_layers) * width
 
     def window_of(self, layer: int) -> int:
         """Window of one layer; 0: it sees all keys before the query."""
