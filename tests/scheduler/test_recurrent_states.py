@@ -117,6 +117,32 @@ def test_of_two_equal_prompts_the_second_catches_up(depth: int) -> None:
     assert h.scheduler.gauges()["prefill_tokens"] < 170
 
 
+def test_a_sequence_catches_up_with_a_checkpoint_of_known_tokens() -> None:
+    h = hybrid(checkpoints=1, step_tokens=16)
+    for number, seed in ((1, 0), (2, 5)):  # the second takes the first one's place, not its tokens
+        h.add(request(number, prompt(100, seed), max_new_tokens=1))
+        h.run()
+    h.add(request(3, prompt(100)), request(4, [*prompt(100), 9, 9]))
+    h.run().check_answers()
+    assert h.scheduler.gauges()["prefill_tokens"] < 200 + 170
+
+
+def test_a_copy_that_a_sequence_has_left_behind_is_gone() -> None:
+    """It catches up while the step that saves its copy is in flight, and the step is never carried out."""
+    h = hybrid(1, grain=1, kv_tokens=2000, max_context=400, max_input=390, step_tokens=64)
+    h.add(request(1, prompt(300)))
+    while h.scheduler.gauges()["prefill_tokens"] < 280:
+        h.step()
+    h.add(request(2, [*prompt(200), 9, 9]))
+    while not h.scheduler._rows.borrowed.any():
+        h.step()
+    assert h.plans
+    h.scheduler.reset(keep_cache=True)
+    h.plans.clear()
+    h.add(request(3, prompt(40)))
+    h.run().check_answers(3)
+
+
 @both_depths
 def test_a_preempted_sequence_goes_on_from_its_newest_copy(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)
@@ -154,11 +180,11 @@ def test_the_copy_unused_for_longest_makes_room() -> None:
 
 
 def test_a_copy_that_is_about_to_be_loaded_stays() -> None:
-    """Its sequence is seated, but the step has no token left for it."""
+    """Its sequence is seated, but the steps have no token for it until a shorter prompt is computed, and saved."""
     h = hybrid(checkpoints=1, step_tokens=4)
     h.add(request(1, prompt(20), max_new_tokens=1))
     h.run()
-    h.add(request(2, prompt(40, 5)), request(3, prompt(20)))
+    h.add(request(2, prompt(40, 5)), request(3, [*prompt(20), *prompt(20, 6)]), request(4, prompt(7, 8)))
     while h.step():
         h.scheduler.check_integrity()
     h.check_answers()
