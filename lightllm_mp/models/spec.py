@@ -91,10 +91,12 @@ class DeltaSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key_size(self) -> int:
+        """Rows of all queries, and of all keys."""
         return self.key_heads * self.key_dim
 
     @property
     def value_size(self) -> int:
+        """Rows of all values, and of their gates."""
         return self.value_heads * self.value_dim
 
     @property
