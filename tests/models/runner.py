@@ -49,7 +49,11 @@ class Sequence:
     def images(self, line: int, start: int, end: int) -> list[ImageRows]:
         """What positions start .. end - 1, whose first stands at `line` of a step, take of the images."""
         parts = ((s, max(start, s.start), min(end, s.end)) for s in self.slots)
-        return [ImageRows(line + a - start, s.embeds[a - s.start : b - s.start]) for s, a, b in parts if a < b]
+        return [_image_rows(s, line + a - start, slice(a - s.start, b - s.start)) for s, a, b in parts if a < b]
+
+
+def _image_rows(slots: Slots, line: int, part: slice) -> ImageRows:
+    return ImageRows(line, slots.embeds[part], None if slots.deep is None else slots.deep[:, part])
 
 
 class Runner:

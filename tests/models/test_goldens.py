@@ -18,7 +18,7 @@ FOLDERS = (
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
 )
-WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
+WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 @pytest.fixture(params=FOLDERS + WITH_IMAGES)

@@ -120,7 +120,9 @@ class Decoder:
         residual = self.embedding.forward(ids, batch, images)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            for image in images if 0 < i <= self.spec.deepstack else ():
+                image.add_plane(i - 1, residual)
             x = (
                 ops.norm(residual, layer.input_norm)
                 if branch is None
