@@ -10,9 +10,9 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
     slots    runs (row, position, count) and the slots themselves        -> slot_table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
-    images   (row, position, count, offset low, offset high, first): positions position .. position + count - 1, which
-             the step computes, take rows first .. first + count - 1 of the embeddings at that offset (bytes) of image
-             memory in place of their ids' embeddings
+    images   (row, position, count, offset low, offset high, first, rows): positions position .. position + count - 1,
+             which the step computes, take rows first .. first + count - 1 of the `rows` embeddings at that offset
+             (bytes) of image memory in place of their ids' embeddings
     rotary   runs (row, position, count) and three numbers per position: for positions that the step computes, their
              rows in the rotary tables by component, where these are not `rotary_shift` + position
     states   (row, position, place): the recurrent state of a row after its first `position` tokens. If position is the
@@ -39,9 +39,9 @@ from lightllm_mp.messages import Sampling
 
 Ints = NDArray[np.int32]
 
-MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 4, 16
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 5, 16
 SECTIONS = 11
-IMAGE_WORDS = 6
+IMAGE_WORDS = 7
 NOTHING = np.empty(0, "<i4")
 SAMPLE, POOL = 1, 2
 NO_STATE = -1
@@ -183,10 +183,10 @@ class PlanBuilder:
         """Add one sampled token for each of many sequences (decode); call before `add`."""
         self._seqs.append(_columns(rows, starts, 1, SAMPLE))
 
-    def add_image(self, row: int, position: int, count: int, offset: int, first: int) -> None:
-        """`count` positions of a chunk take image rows: those from `first` on of the block at `offset` (bytes)."""
+    def add_image(self, row: int, position: int, count: int, offset: int, first: int, rows: int) -> None:
+        """`count` positions of a chunk take image rows: those from `first` on of the `rows` at `offset` (bytes)."""
         low, high = np.array([offset], "<i8").view("<i4").tolist()
-        self._images.append(np.array((row, position, count, low, high, first), "<i4"))
+        self._images.append(np.array((row, position, count, low, high, first, rows), "<i4"))
 
     def write_rotary(self, row: int, position: int, lines: np.ndarray) -> None:
         """Give a chunk's positions their rows in the rotary tables, int-like [positions, 3]."""

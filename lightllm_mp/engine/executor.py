@@ -121,7 +121,9 @@ class Executor:
         """Sets the memory in which plans find image embeddings; called once, before the first plan with images. Keeps
         `view`."""
         spec = self.model.spec
-        self._images = ImageEmbeddings(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
+        self._images = ImageEmbeddings(
+            view, hidden=spec.hidden, deepstack=spec.deepstack, dtype=self.model.dtype, device=self.device
+        )
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:

@@ -43,6 +43,9 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     sections: tuple[int, ...] = ()
     """mrope (Qwen2-VL, arXiv 2409.12191): pairs that turn by each component (frame, row, column) of a position, dim / 2
     in all. Empty: a position is one number."""
+    interleaved_sections: bool = False
+    """The components take turns (frame, row, column, frame, ...) as long as a section has pairs left; the frame has the
+    rest (Qwen3-VL). False: the sections lie one after the other."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +94,12 @@ class DeltaSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key_size(self) -> int:
+        """Rows of all queries, and of all keys."""
         return self.key_heads * self.key_dim
 
     @property
     def value_size(self) -> int:
+        """Rows of all values, and of their gates."""
         return self.value_heads * self.value_dim
 
     @property
@@ -164,6 +169,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the logits."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap); 0: off."""
+    deepstack: int = 0
+    """Levels of DeepStack (arXiv 2406.04334): an image has so many planes of embeddings more, and plane i is added to
+    the hidden states of its tokens after layer i."""
     pooling: PoolingSpec | None = None
     """A model of embeddings or scores, which has no head; None: it generates."""
 
