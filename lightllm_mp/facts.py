@@ -125,6 +125,8 @@ class Facts(Struct, frozen=True, array_like=True):
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
+    state_bytes: int = 0
+    """Of recurrent states."""
     has_tokenizer: bool = True
     chat: ChatFacts = ChatFacts()
 
