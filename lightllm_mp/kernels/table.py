@@ -197,7 +197,7 @@ class OpTable:
     and the gated norm of each output, as `kernels/reference/gated_delta.py` defines them. Reads and writes the states
     of the places `batch.rows`, and writes those of `batch.state_saves`."""
     sigmoid_gated: Callable[[Tensor, Tensor], Tensor]
-    """(x [tokens, n], gate [tokens, n]) -> x * sigmoid(gate), possibly in x's memory."""
+    """(x [tokens, n], gate [tokens, n] or [tokens, 1], in x's dtype or float32) -> x * sigmoid(gate)."""
     gated: Callable[[Tensor, str], Tensor]
     """(gate beside up [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
     `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`."""

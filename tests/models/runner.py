@@ -90,7 +90,7 @@ class Runner:
         if like is not None:
             self.table[seq.row, :shared] = self.table[like.row, :shared]
             seq.ids = like.ids[:shared]
-        if self.states is not None and like is not None:
+        if self.states is not None and like is not None and shared:
             self.states.copy([like.kept[shared]], [seq.row])
         elif self.states is not None:
             self.states.clear([seq.row])
