@@ -193,7 +193,7 @@ class VisualActor(AsyncActor):
             self._failed(rid, error)
 
     def _wanted(self, image: ImageInfo) -> WantedImage:
-        return WantedImage(image.key, image.tokens, image.tokens * self._spec.out * self._dtype.itemsize)
+        return WantedImage(image.key, image.tokens, image.tokens * self._spec.slot_values * self._dtype.itemsize)
 
     def _too_much(self, images: int) -> EngineError:
         return InvalidRequest(

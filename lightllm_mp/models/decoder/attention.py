@@ -41,6 +41,7 @@ class Attention:
     rotary: RotaryTable
     norms: HeadNorms | None
     qkv: Prepared
+    gate: Prepared | None
     o: Prepared
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
@@ -50,7 +51,11 @@ class Attention:
         rotation = batch.rotation or self.rotary.rotation
         q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
         out = self.ops.attention(q, layer, batch, self.layout)
-        return self.ops.linear(out if rows is None else out[rows], self.o)
+        if rows is not None:
+            x, out = x[rows], out[rows]
+        if self.gate is not None:
+            out = self.ops.sigmoid_gated(out, self.ops.linear(x, self.gate))
+        return self.ops.linear(out, self.o)
 
 
 def read_attention(
@@ -64,6 +69,7 @@ def read_attention(
         rotary,
         read_head_norms(weights, at, spec),
         weights.linear(at + "qkv"),
+        weights.linear(at + "q_gate") if spec.attention_gate else None,
         weights.linear(at + "o"),
     )
 

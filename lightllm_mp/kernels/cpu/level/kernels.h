@@ -5,6 +5,7 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "delta.h"
 #include "gemm.h"
 #include "mixing.h"
 #include "quantised.h"
@@ -19,6 +20,8 @@ static void fill_all(struct kernels *to) {
                            .quantised_panels = quantised_panels,
                            .norm_rows = norm_rows,
                            .activation_rows = activation_rows,
+                           .gate_rows = gate_rows,
+                           .delta_heads = delta_heads,
                            .rotary_rows = rotary_rows,
                            .softmax = softmax,
                            .mix_rows = mix_rows,

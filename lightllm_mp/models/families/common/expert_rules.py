@@ -28,6 +28,35 @@ def with_experts(
     return instead_of_mlps(spec, params, rule)
 
 
+def with_fused_experts(
+    spec: ModelSpec, params: list[Param], *, transposed: bool = False, block: str = "mlp"
+) -> list[Param]:
+    """As `with_experts`, for files with one tensor of all experts for each kind of projection: `experts.gate_up_proj`
+    [experts, 2 * n, hidden], gate first, and `experts.down_proj` [experts, hidden, n]; `transposed`: each the other way
+    around."""
+
+    def rule(layer: int) -> list[Param]:
+        moe = spec.moe
+        assert moe is not None
+        at, to = f"model.layers.{layer}.{block}.", f"layers.{layer}."
+        router = linear(to + "router", at, (("gate", moe.experts),), spec.hidden, False)
+        gate_up = _fused(f"{at}experts.gate_up_proj", moe.experts, (2 * moe.intermediate, spec.hidden), transposed)
+        down = _fused(f"{at}experts.down_proj", moe.experts, (spec.hidden, moe.intermediate), transposed)
+        return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", down)]
+
+    return instead_of_mlps(spec, params, rule)
+
+
+def _fused(name: str, count: int, shape: tuple[int, int], transposed: bool) -> tuple[Piece, ...]:
+    """A piece for each expert, of `shape` in the decoder."""
+
+    def one(number: int) -> Piece:
+        stored = (count, *(shape[::-1] if transposed else shape))
+        return Piece(name, shape, lambda tensor: tensor[number].T if transposed else tensor[number], stored=stored)
+
+    return tuple(one(number) for number in range(count))
+
+
 def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], list[Param]]) -> list[Param]:
     """`params` with the MLP of every layer that has experts replaced by `rule(layer)`."""
     assert spec.moe is not None
