@@ -8,7 +8,7 @@ and rounds once at its end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, dtype
@@ -102,8 +102,14 @@ class Routing:
     scale: float = 1.0
     """Factor on the weights after that."""
     groups: int = 1
-    """Number of equal groups of experts; only the `top_groups` with the largest maximum take part."""
+    """Number of equal groups of experts; only the `top_groups` best take part."""
     top_groups: int = 1
+    group_best: int = 1
+    """A group is ranked by the sum of its 1 (DeepSeek-V2) or 2 (DeepSeek-V3) best experts."""
+    sigmoid: bool = False
+    """An expert's weight is the sigmoid of its logit, else the softmax of all logits."""
+    correction: Tensor | None = field(default=None, compare=False)
+    """float32 [experts], added to the weights for the choice alone (DeepSeek-V3, arXiv 2408.15664)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +156,8 @@ class OpTable:
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
-    """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and expert numbers
-    int32 [tokens, top_k], in descending order of weight."""
+    """(float32 logits [tokens, experts], routing) -> weights float32 [tokens, top_k] and expert numbers int32
+    [tokens, top_k], in descending order of weight plus correction."""
     prepare_experts: Callable[[ExpertWeights, ExpertWeights], Prepared]
     """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> input of `experts`."""
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]

@@ -171,8 +171,9 @@ static PyObject *py_activation(PyObject *self, PyObject *const *args, Py_ssize_t
 }
 
 static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("route", 10);
-    struct route job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5], a[6], a[7], a[8], bits_float(a[9])};
+    ARGS("route", 13);
+    struct route job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), a[4],  a[5],           a[6],
+                        a[7],       a[8],       a[9],       a[10],      a[11], bits_float(a[12])};
     Py_BEGIN_ALLOW_THREADS
     route_run(&job);
     Py_END_ALLOW_THREADS

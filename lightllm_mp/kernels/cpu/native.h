@@ -163,11 +163,12 @@ void activation_run(const struct activation *job);
 
 /* Mixture of experts. */
 struct route {
-    const float *logits; /* [m, experts] */
-    float *weights;      /* [m, top_k] */
-    int32_t *numbers;    /* [m, top_k] */
-    long m, experts, top_k, groups, top_groups;
-    int renormalise;
+    const float *logits;     /* [m, experts] */
+    const float *correction; /* [experts], added to the weights for the choice alone; or NULL */
+    float *weights;          /* [m, top_k] */
+    int32_t *numbers;        /* [m, top_k] */
+    long m, experts, top_k, groups, top_groups, group_best;
+    int sigmoid, renormalise;
     float scale;
 };
 #define MAX_EXPERTS 1024
@@ -248,7 +249,7 @@ struct kernels {
     void (*norm_rows)(const void *norm, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
     void (*rotary_rows)(const void *rotary, long from, long to);
-    void (*softmax)(const float *logits, float *to, long count);
+    void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);
     /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
     void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);

@@ -9,6 +9,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation, Routing
 from tests.kernels.random_batch import RandomStep
+from tests.kernels.routings import NAMES, ROUTINGS
 
 REFERENCE = reference.TABLE
 CPU = overlay.table()
@@ -95,18 +96,7 @@ def test_activations(dtype, n, activation):
     assert torch.equal(torch.cat([CPU.activate(row.unsqueeze(0).contiguous(), activation) for row in x]), whole)
 
 
-ROUTINGS = [
-    (8, Routing(2, True)),
-    (128, Routing(8, True)),
-    (64, Routing(6, False)),
-    (160, Routing(6, False, scale=16.0, groups=8, top_groups=3)),
-    (60, Routing(4, True, groups=3, top_groups=1)),
-    (7, Routing(7, False)),
-    (1, Routing(1, True)),
-]
-
-
-@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=str)
+@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 def test_route(experts, how):
     logits = torch.randn(700, experts).argsort(-1) * 0.05  # nothing is nearly equal
     weights, numbers = CPU.route(logits, how)
@@ -116,11 +106,12 @@ def test_route(experts, how):
     assert torch.allclose(weights, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_weights_go_to_the_smaller_number():
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_equal_weights_go_to_the_smaller_number(sigmoid):
     logits = torch.zeros(3, 16)
     logits[1, 5] = 1.0
     logits[2] = float("nan")
-    _, numbers = CPU.route(logits, Routing(4, True))
+    _, numbers = CPU.route(logits, Routing(4, True, sigmoid=sigmoid))
     assert numbers.tolist() == [[0, 1, 2, 3], [5, 0, 1, 2], [0, 1, 2, 3]]
 
 

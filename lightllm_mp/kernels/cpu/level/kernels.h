@@ -20,7 +20,7 @@ static void fill_all(struct kernels *to) {
                            .norm_rows = norm_rows,
                            .activation_rows = activation_rows,
                            .rotary_rows = rotary_rows,
-                           .softmax = softmax,
+                           .expert_weights = expert_weights,
                            .mix_rows = mix_rows,
                            .attend = attend};
 }
