@@ -61,10 +61,13 @@ class Norm(NamedTuple):
     bias: Tensor | None = None
     kind: str = "rms"
     """`rms` or `layer`."""
+    mean_squares: Tensor | None = None
+    """rms: float32 [tokens], means of x^2 over more than the row, which take the place of the row's own."""
 
 
 class HeadNorms(NamedTuple):
-    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim]."""
+    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim], the
+    latter where `mean_squares` are those of all heads."""
 
     query: Norm
     key: Norm
@@ -134,6 +137,8 @@ class OpTable:
     """(x, norm) -> normalised x * weight + bias."""
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
     """(x, residual, norm): residual += x in place, rounded to its dtype; returns norm(residual)."""
+    head_squares: Callable[[Tensor, HeadLayout], Tensor]
+    """(qkv, layout) -> float32 [2, tokens]: the sums of the squares of all queries, and of all keys."""
     rotary_kv_write: Callable[[Tensor, Rotation, LayerKV, Batch, HeadLayout, HeadNorms | None], Tensor]
     """(qkv, rotation, kv, batch, layout, head norms): normalises and rotates queries and keys, writes keys and values
     of the new tokens to their slots (rounded to nearest if stored in 8 bits), returns the queries

@@ -141,6 +141,7 @@ struct norm {
     void *residual;     /* [m, n], x is added to it */
     const void *weight; /* [lines, n] of `weight_type`: row r takes line r % lines */
     const void *bias;   /* as `weight`, or NULL */
+    const float *mean_squares; /* [m], in place of the rows' own; or NULL */
     void *out;          /* [m, n] */
     long m, n, lines;
     float eps;
@@ -148,6 +149,14 @@ struct norm {
     enum dtype type, weight_type;
 };
 void norm_run(const struct norm *job);
+
+struct squares { /* sums of squares of columns [first, first + n) */
+    const void *x; /* [m, width] */
+    float *out;    /* [m] */
+    long m, width, first, n;
+    enum dtype type;
+};
+void squares_run(const struct squares *job);
 
 enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4 };
 
@@ -247,6 +256,7 @@ struct kernels {
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
     void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);
     void (*norm_rows)(const void *norm, long from, long to);
+    void (*squares_rows)(const void *squares, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
     void (*rotary_rows)(const void *rotary, long from, long to);
     void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);

@@ -32,6 +32,9 @@ NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", *EX
 NOT_QUANTISED = ("router", "shared_gate")
 """Suffixes of projections that are too small and too delicate to gain from quantisation."""
 
+KEPT_FLOAT32 = ("router.correction",)
+"""Suffixes of parameters that are float32 with every dtype of the model."""
+
 
 class ModelWeights:
     """Parameters by target name. A projection is prepared for the op table as soon as it is complete, and its plain
@@ -116,7 +119,8 @@ class ModelWeights:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
         if whole is None:
             make = torch.zeros if cut.padded else torch.empty
-            whole = make(self._shapes[param.target], dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if param.target.endswith(KEPT_FLOAT32) else self._dtype
+            whole = make(self._shapes[param.target], dtype=dtype, device=self._device)
             self._tensors[param.target] = whole
         place(piece.transform(tensor) if piece.transform else tensor, whole, cut, row, piece.shape[0])
 

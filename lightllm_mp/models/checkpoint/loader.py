@@ -90,7 +90,7 @@ def _opened(
     if path.is_file():
         family, spec, keys = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_ignore
+        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_surplus(spec)
     if not path.is_dir():
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
@@ -99,7 +99,7 @@ def _opened(
         checkpoint = RenamedCheckpoint(checkpoint, family.known)
     if packing := packing_of(source.config, str(path)):
         checkpoint = PackedCheckpoint(checkpoint, packing, _names(params), device=device, where=str(path))
-    return spec, checkpoint, params, family.ignore
+    return spec, checkpoint, params, family.folder_ignore(spec)
 
 
 def _random(
@@ -114,7 +114,7 @@ def _random(
         spec,
         RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
         params,
-        family.ignore,
+        (),
     )
 
 

@@ -33,7 +33,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
             _check_width(source, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
-        check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
+        check_names(family.gguf_weights(spec, keys), found, family.gguf_surplus(spec), str(path))
         return spec
     if not path.is_dir():
         return read_model_config(source)  # raises: the path does not exist
@@ -46,7 +46,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
     found = shapes(files)
     if packing_of(source.config, str(path)) is None:
         found = {family.known(name): shape for name, shape in found.items()}
-        check_names(family.folder_weights(spec), found, family.ignore, str(path))
+        check_names(family.folder_weights(spec), found, family.folder_ignore(spec), str(path))
     return spec
 
 

@@ -12,7 +12,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
-from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -47,7 +47,13 @@ GGUF_LATENT = LatentNames(
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    refuse(config, attention_bias=False, scoring_func="softmax")
+    refuse(config, scoring_func="softmax")
+    return latent_spec(config, family="deepseek_v2", moe=_moe(config))
+
+
+def latent_spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
+    """The spec of a model with latent attention; `fields` are what else it has."""
+    refuse(config, attention_bias=False)
     mla = MlaSpec(
         q_lora=int(config.get("q_lora_rank") or 0),
         kv_lora=int(config["kv_lora_rank"]),
@@ -56,17 +62,17 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
         value_dim=int(config["v_head_dim"]),
     )
     width = mla.nope_dim + mla.rope_dim
-    rope = msgspec.structs.replace(rope_spec(config, dim=mla.rope_dim), interleaved=True)
+    interleaved = config.get("rope_interleave") is not False
+    rope = msgspec.structs.replace(rope_spec(config, dim=mla.rope_dim), interleaved=interleaved)
     return standard_spec(
         config,
-        family="deepseek_v2",
         kv_heads=1,
         head_dim=width,
         rope=rope,
         attention_scale=width**-0.5 * _stretch(config) ** 2,
         mla=mla,
-        moe=_moe(config),
         activation=activation(config.get("hidden_act", "silu")),
+        **fields,
     )
 
 
@@ -84,8 +90,7 @@ def _moe(config: dict[str, Any]) -> MoeSpec:
         raise ModelError(f"topk_method {method!r} is not supported")
     grouped, top_k = method == "group_limited_greedy", int(config["num_experts_per_tok"])
     renormalise = bool(config.get("norm_topk_prob", False)) and top_k > 1
-    width, layers = int(config["moe_intermediate_size"]), range(int(config["num_hidden_layers"]))
-    first, step = int(config.get("first_k_dense_replace", 0)), int(config.get("moe_layer_freq", 1))
+    width = int(config["moe_intermediate_size"])
     return MoeSpec(
         experts=int(config["n_routed_experts"]),
         top_k=top_k,
@@ -95,22 +100,24 @@ def _moe(config: dict[str, Any]) -> MoeSpec:
         groups=int(config["n_group"]) if grouped else 1,
         top_groups=int(config["topk_group"]) if grouped else 1,
         shared_intermediate=int(config.get("n_shared_experts") or 0) * width,
-        dense_layers=tuple(i for i in layers if i < first or i % step),
+        dense_layers=dense_layers(config),
     )
 
 
+def dense_layers(config: dict[str, Any]) -> tuple[int, ...]:
+    """The layers without experts."""
+    layers = range(int(config["num_hidden_layers"]))
+    first, step = int(config.get("first_k_dense_replace", 0)), int(config.get("moe_layer_freq", 1))
+    return tuple(i for i in layers if i < first or i % step)
+
+
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    mla, moe = spec.mla, spec.moe
+    mla = spec.mla
     assert mla is not None
-    assert moe is not None
     params = _without_attention(decoder(spec, TensorNames()))
     for i in range(spec.layers):
         params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.", LatentNames())
-        if moe.shared_intermediate and i not in moe.dense_layers:
-            at, to, width = f"model.layers.{i}.mlp.shared_experts.", f"layers.{i}.shared.", moe.shared_intermediate
-            params += linear(to + "gate_up", at, (("gate_proj", width), ("up_proj", width)), spec.hidden, False)
-            params += linear(to + "down", at, (("down_proj", spec.hidden),), width, False)
-    return with_experts(spec, params)
+    return with_experts(spec, params) + shared_experts(spec)
 
 
 def _without_attention(params: list[Param]) -> list[Param]:

@@ -42,6 +42,8 @@ class Shard:
     """Number of this rank's first query head in the whole model."""
     all_heads: int | None = None
     """Query heads of the whole model; None: as many as the spec says."""
+    all_kv_heads: int | None = None
+    """The same for key-value heads, those on several ranks counted for each."""
 
 
 class RowRun(NamedTuple):
@@ -116,6 +118,11 @@ def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
 
 
+def _copied_heads(spec: ModelSpec, size: int) -> int:
+    """Key-value heads of all ranks, without padding."""
+    return sum(head_share(spec, rank, size).keys.length for rank in range(size))
+
+
 def share(width: int, rank: int, size: int) -> ShardRows:
     """A rank's part of `width` rows."""
     count = _local(width, size)
@@ -136,7 +143,7 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
         spec, heads=heads.heads, kv_heads=heads.kv_heads, intermediate=_local(spec.intermediate, size), moe=moe
     )
     vocab_start = rank * _local(spec.vocab, size)
-    return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads)
+    return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads, _copied_heads(spec, size))
 
 
 def check_ranks(spec: ModelSpec, size: int) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
-from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation, Routing
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
 from tests.kernels.random_batch import RandomStep
 from tests.kernels.routings import NAMES, ROUTINGS
 
@@ -82,6 +82,27 @@ def test_norm_with_a_weight_for_each_head(dtype):
     x = torch.randn(70, 3, 24).to(dtype)
     by = Norm(torch.randn(3, 24).to(dtype), 1e-5, torch.randn(3, 24).to(dtype), "layer")
     close(CPU.norm(x, by), REFERENCE.norm(x, by), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_over_all_heads(dtype):
+    """A token's result does not depend on the others, and the sums may be of more heads than these."""
+    layout = HeadLayout(heads=6, kv_heads=2, head_dim=32, scale=1.0)
+    step = RandomStep([(3, 3), (70, 90)], layout, dtype)
+    sums = CPU.head_squares(step.qkv, layout)
+    close(sums, REFERENCE.head_squares(step.qkv, layout), torch.float32)
+    alone = [CPU.head_squares(row.unsqueeze(0).contiguous(), layout) for row in step.qkv]
+    assert torch.equal(torch.cat(alone, 1), sums)
+    squares = sums / torch.tensor([[400.0], [64.0]])
+    norms = HeadNorms(
+        *(Norm(torch.rand(n, 32) + 0.5, 1e-5, None, "rms", s) for n, s in zip((6, 2), squares, strict=True))
+    )
+    rotation = Rotation(torch.rand(100, 8), torch.rand(100, 8))
+    mine = LayerKV(step.keys.clone(), step.values.clone())
+    got = CPU.rotary_kv_write(step.qkv.clone(), rotation, mine, step.batch, layout, norms)
+    close(got, REFERENCE.rotary_kv_write(step.qkv.clone(), rotation, step.kv, step.batch, layout, norms), dtype)
+    close(mine.keys, step.keys, dtype)
+    close(mine.values, step.values, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,6 +18,7 @@ static void fill_all(struct kernels *to) {
                            .round_rows = round_rows,
                            .quantised_panels = quantised_panels,
                            .norm_rows = norm_rows,
+                           .squares_rows = squares_rows,
                            .activation_rows = activation_rows,
                            .rotary_rows = rotary_rows,
                            .expert_weights = expert_weights,
