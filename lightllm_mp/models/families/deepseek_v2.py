@@ -21,6 +21,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
     gguf_rope,
     gguf_spec,
     shared_expert,
+    shared_width,
     with_stacked_experts,
 )
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
@@ -146,7 +147,6 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 
 def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
-    keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
     rope = gguf_rope(keys, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(
@@ -156,32 +156,39 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
         rope_dim=rope.dim,
         value_dim=keys.integer("attention.value_length_mla", keys.get("attention.value_length")),
     )
-    stretch = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    stretch, moe = keys.number("rope.scaling.yarn_log_multiplier", 0.0), _gguf_moe(keys)
     return gguf_spec(
         keys,
-        family="deepseek_v2",
+        family="deepseek_v3" if moe.sigmoid else "deepseek_v2",
         kv_heads=1,
         head_dim=width,
         # the file has one multiplier for queries and keys and for cos and sin: the latter cancels out
         rope=msgspec.structs.replace(rope, interleaved=True, amplitude=1.0 if stretch else rope.amplitude),
         attention_scale=width**-0.5 * (1 + stretch * math.log(rope.factor)) ** 2,
         mla=mla,
-        moe=_gguf_moe(keys),
+        moe=moe,
     )
 
 
+V3_EXPERTS, V3_GROUPS = 256, (8, 4)
+"""Experts of DeepSeek-V3, and their groups and those that take part, which files of before October 2025 do not say."""
+
+
 def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
-    shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
     groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(
         keys,
         renormalise=False,
-        shared_intermediate=shared,
+        shared_intermediate=shared_width(keys),
         groups=groups,
         top_groups=keys.count("expert_group_used_count", groups),
         dense_layers=tuple(range(keys.count("leading_dense_block_count", 0))),
     )
-    return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
+    if not moe.sigmoid:  # in V2 the factor applies only where weights are not renormalised
+        return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
+    if moe.experts == V3_EXPERTS and keys.get("expert_group_count") is None:
+        moe = msgspec.structs.replace(moe, groups=V3_GROUPS[0], top_groups=V3_GROUPS[1])
+    return msgspec.structs.replace(moe, group_best=2)
 
 
 def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
@@ -217,6 +224,7 @@ DEEPSEEK_V2 = Family(
     model_types=("deepseek_v2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    mtp=True,  # of V3, whose GGUF files are of the same architecture
     gguf_architectures=("deepseek2",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -9,6 +10,16 @@ from lightllm_mp.models.families import deepseek_v2
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder, qk_norms
 from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
+from lightllm_mp.models.families.common.gguf_rules import (
+    NAMES,
+    GGUFKeys,
+    gguf_moe,
+    gguf_spec,
+    head_norms,
+    shared_expert,
+    shared_width,
+    with_stacked_experts,
+)
 from lightllm_mp.models.families.deepseek_v3 import sigmoid_moe
 from lightllm_mp.models.spec import ModelSpec
 
@@ -30,6 +41,20 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return with_experts(spec, decoder(spec, TensorNames())) + shared_experts(spec) + qk_norms(spec)
 
 
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    return gguf_spec(
+        keys,
+        family="glm4_moe",
+        head_norm="rms" if keys.has("blk.0.attn_q_norm.weight") else "",
+        moe=gguf_moe(keys, renormalise=True, shared_intermediate=shared_width(keys)),
+    )
+
+
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    params = decoder(spec, replace(NAMES, post_norm="post_attention_norm"))
+    return with_stacked_experts(spec, params, keys) + shared_expert(spec, keys) + head_norms(spec)
+
+
 def read_lite(config: dict[str, Any]) -> ModelSpec:
     kinds = config.get("mlp_layer_types")
     dense = tuple(i for i, kind in enumerate(kinds) if kind == "dense") if kinds else (0,)
@@ -45,6 +70,9 @@ GLM4_MOE = Family(
     read_hf=read_hf,
     hf_weights=hf_weights,
     mtp=True,
+    gguf_architectures=("glm4moe",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
 )
 
 GLM4_MOE_LITE = Family(

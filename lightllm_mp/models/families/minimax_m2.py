@@ -15,6 +15,14 @@ from lightllm_mp.models.families.common.family import (
     rotary_dim,
     standard_spec,
 )
+from lightllm_mp.models.families.common.gguf_rules import (
+    NAMES,
+    GGUFKeys,
+    gguf_moe,
+    gguf_spec,
+    head_norms,
+    with_stacked_experts,
+)
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 THETA = 5e6
@@ -52,6 +60,16 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     return with_experts(spec, plain, block=block, names=names, correction=correction) + qk_norms(spec)
 
 
+def read_gguf(keys: GGUFKeys) -> ModelSpec:
+    moe = gguf_moe(keys, renormalise=True)
+    norms: dict[str, Any] = {"head_norm": "rms", "each_head_norm": True, "joint_head_norm": True}
+    return gguf_spec(keys, family="minimax_m2", moe=moe, **norms)
+
+
+def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
+    return with_stacked_experts(spec, decoder(spec, NAMES), keys) + head_norms(spec)
+
+
 MINIMAX_M2 = Family(
     name="minimax_m2",
     models="MiniMax-M2, M2.1",
@@ -59,4 +77,7 @@ MINIMAX_M2 = Family(
     read_hf=read_hf,
     hf_weights=hf_weights,
     mtp=True,
+    gguf_architectures=("minimax-m2",),
+    read_gguf=read_gguf,
+    gguf_weights=gguf_weights,
 )
