@@ -21,7 +21,7 @@ Prepared = Any
 
 
 ExpertWeights = Any
-"""Tensor [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
+"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
 
 
 @dataclass(frozen=True, slots=True)

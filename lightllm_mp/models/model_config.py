@@ -9,7 +9,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource, read_json
-from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.models.families.common.pooling import with_pooling
@@ -36,7 +36,7 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     source = ModelSource.of(model)
     folder, config = source.path, dict(source.config)
     family = by_hf_config(config, where=str(folder))
-    packing_of(config, str(folder))
+    quant_config_of(config, str(folder))
     generation = folder / "generation_config.json"
     if generation.is_file():
         config["generation_config"] = read_json(generation)

@@ -12,6 +12,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu.quantised import prepare_blocks
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits
+from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertWeights, Routing
 
@@ -101,6 +102,8 @@ def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights) -> PackedExpert
 
 
 def _prepared(weights: ExpertWeights) -> PlainExperts | QuantisedExperts:
+    if isinstance(weights, ScaledWeight):
+        weights = torch.stack([expanded(weights.expert(i), torch.bfloat16) for i in range(len(weights.values))])
     if isinstance(weights, Tensor):
         return PlainExperts(_packed(weights), weights.shape[2])
     each = [prepare_blocks(weight, None) for weight in weights]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.norm import gated
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import Routing
 
 TINY = 1e-20
@@ -16,15 +18,15 @@ TINY = 1e-20
 
 
 class Experts(NamedTuple):
-    """Plain weights of all experts."""
+    """Weights of all experts, plain or with scales."""
 
-    gate_up: Tensor
+    gate_up: Tensor | ScaledWeight
     """[experts, 2 * n, k]"""
-    down: Tensor
+    down: Tensor | ScaledWeight
     """[experts, k, n]"""
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
+def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> Experts:
     return Experts(gate_up, down)
 
 
@@ -53,7 +55,12 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for number in numbers.unique().tolist():
         token, place = (numbers == number).nonzero(as_tuple=True)
-        hidden = gated(functional.linear(x[token], prepared.gate_up[number]), activation)
-        result = functional.linear(hidden, prepared.down[number]).float()
+        hidden = gated(functional.linear(x[token], _of(prepared.gate_up, number, x.dtype)), activation)
+        result = functional.linear(hidden, _of(prepared.down, number, x.dtype)).float()
         out.index_add_(0, token, result * weights[token, place].unsqueeze(-1))
     return out.to(x.dtype)
+
+
+def _of(weights: Tensor | ScaledWeight, number: int, dtype: torch.dtype) -> Tensor:
+    """The plain weight of one expert."""
+    return weights[number] if isinstance(weights, Tensor) else expanded(weights.expert(number), dtype)
