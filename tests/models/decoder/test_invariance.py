@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[(f, d) for f in ("llama", "llama3", "yi", "qwen3_moe") for d in DTYPES], ids=str)
+@pytest.fixture(params=[(f, d) for f in ("llama", "llama3", "yi", "qwen3_moe", "minimax_m2") for d in DTYPES], ids=str)
 def runner(request):
     folder, dtype = request.param
     return Runner(load_model(GOLDENS / folder, dtype=dtype))
