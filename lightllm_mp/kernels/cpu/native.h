@@ -141,6 +141,7 @@ struct norm {
     void *residual;     /* [m, n], x is added to it */
     const void *weight; /* [lines, n] of `weight_type`: row r takes line r % lines */
     const void *bias;   /* as `weight`, or NULL */
+    const float *mean_squares; /* [m], in place of the rows' own; or NULL */
     void *out;          /* [m, n] */
     long m, n, lines;
     float eps;
@@ -148,6 +149,14 @@ struct norm {
     enum dtype type, weight_type;
 };
 void norm_run(const struct norm *job);
+
+struct squares { /* sums of squares of columns [first, first + n) */
+    const void *x; /* [m, width] */
+    float *out;    /* [m] */
+    long m, width, first, n;
+    enum dtype type;
+};
+void squares_run(const struct squares *job);
 
 enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4 };
 
@@ -173,11 +182,12 @@ void sigmoid_gate_run(const struct sigmoid_gate *job);
 
 /* Mixture of experts. */
 struct route {
-    const float *logits; /* [m, experts] */
-    float *weights;      /* [m, top_k] */
-    int32_t *numbers;    /* [m, top_k] */
-    long m, experts, top_k, groups, top_groups;
-    int renormalise;
+    const float *logits;     /* [m, experts] */
+    const float *correction; /* [experts], added to the weights for the choice alone; or NULL */
+    float *weights;          /* [m, top_k] */
+    int32_t *numbers;        /* [m, top_k] */
+    long m, experts, top_k, groups, top_groups, group_best;
+    int sigmoid, renormalise;
     float scale;
 };
 #define MAX_EXPERTS 1024
@@ -278,11 +288,12 @@ struct kernels {
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
     void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);
     void (*norm_rows)(const void *norm, long from, long to);
+    void (*squares_rows)(const void *squares, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
     void (*gate_rows)(const void *sigmoid_gate, long from, long to);
     void (*delta_heads)(const struct delta *job, long seq, long key_head);
     void (*rotary_rows)(const void *rotary, long from, long to);
-    void (*softmax)(const float *logits, float *to, long count);
+    void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);
     /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
     void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);

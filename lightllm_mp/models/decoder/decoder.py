@@ -85,7 +85,7 @@ class Decoder:
         rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
         if self.spec.mla is not None:
             return read_latent_attention(weights, i, self.spec, self.ops, rotary)
-        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
+        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard, self.group)
 
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."

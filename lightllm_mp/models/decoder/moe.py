@@ -44,7 +44,16 @@ def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) 
     return Mixture(
         ops,
         spec.activation,
-        Routing(moe.top_k, moe.renormalise, moe.scale, moe.groups, moe.top_groups),
+        Routing(
+            moe.top_k,
+            moe.renormalise,
+            moe.scale,
+            groups=moe.groups,
+            top_groups=moe.top_groups,
+            group_best=moe.group_best,
+            sigmoid=moe.sigmoid,
+            correction=weights.tensor(at + "router.correction") if moe.correction else None,
+        ),
         weights.linear(at + "router"),
         ops.prepare_experts(gate_up, down),
         read_mlp(weights, at + "shared.", spec, ops) if moe.shared_intermediate else None,

@@ -43,6 +43,8 @@ class Shard:
     """Number of this rank's first query head in the whole model."""
     all_heads: int | None = None
     """Query heads of the whole model; None: as many as the spec says."""
+    all_kv_heads: int | None = None
+    """The same for key-value heads, those on several ranks counted for each."""
 
 
 class RowRun(NamedTuple):
@@ -126,6 +128,11 @@ def _head_share(heads: int, total: int, rank: int, size: int) -> HeadShare:
     return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
 
 
+def _copied_heads(spec: ModelSpec, size: int) -> int:
+    """Key-value heads of all ranks, without padding."""
+    return sum(head_share(spec, rank, size).keys.length for rank in range(size))
+
+
 def share(width: int, rank: int, size: int) -> ShardRows:
     """A rank's part of `width` rows."""
     count = _local(width, size)
@@ -151,7 +158,7 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
         delta=spec.delta and _local_delta(spec.delta, rank, size),
     )
     vocab_start = rank * _local(spec.vocab, size)
-    return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads)
+    return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads, _copied_heads(spec, size))
 
 
 def _local_delta(delta: DeltaSpec, rank: int, size: int) -> DeltaSpec:
