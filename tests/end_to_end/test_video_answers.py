@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightllm_mp import Server
-from lightllm_mp.vision.video_decode import sample_video
+from lightllm_mp.vision.video.video_decode import sample_video
 from tests.actors.embedded import write_byte_tokenizer
 from tests.end_to_end.image_served import (
     GOLDENS,
