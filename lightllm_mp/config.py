@@ -55,6 +55,15 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     task: Literal["auto", "embed", "score"] = "auto"
     """auto: what the folder's files say. embed: the model answers /v1/embeddings, where no file says so with the
     normalised state of the last token. score: Qwen3-Reranker, whose older folders look like a chat model's."""
+    score_tokens: tuple[str, ...] = ()
+    """YES NO: the model is a reranker; a score is the probability that the first token follows the prompt, and not the
+    second. A number is an id, anything else a token as tokenizer.json spells it."""
+
+    def __post_init__(self) -> None:
+        if self.score_tokens and len(self.score_tokens) != 2:
+            raise ConfigError(
+                f"--score-tokens takes two tokens, YES and NO, not {len(self.score_tokens)}", param="score_tokens"
+            )
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

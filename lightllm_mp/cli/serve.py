@@ -60,6 +60,7 @@ def main(
             weights=config.model.load_format != "dummy",
             images=config.multimodal.enable_multimodal,
             task=config.model.task,
+            score_tokens=config.model.score_tokens,
         )
         listen = bind(config.http)
     except EngineError as error:
