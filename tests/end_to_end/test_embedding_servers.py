@@ -139,4 +139,4 @@ def test_qwen3_reranker_judges_texts(tmp_path: Path) -> None:
         ids = json.loads((tmp_path / "golden.json").read_text())["prompts"][2]
         expected = load_file(tmp_path / "golden.safetensors")["p2.score"]
         alone = post(server, "/get_score", {"ids": ids["input_ids"]})["score"]
-        assert alone == pytest.approx(float(expected), abs=TOLERANCE)
+        assert alone == pytest.approx(expected.item(), abs=TOLERANCE)
