@@ -23,13 +23,15 @@ def check_model(
     images: bool,
     task: str = "auto",
     score_tokens: tuple[str, ...] = (),
+    ep: int = 1,
 ) -> ModelDescription:
     """The model's description. ModelError if the files cannot be served, ConfigError if the model cannot be split into
-    `ranks`. Without `weights` only the configuration is checked; with `images` the vision half is read."""
+    `ranks`, or its experts into `ep` parts. Without `weights` only the configuration is checked; with `images` the
+    vision half is read."""
     from lightllm_mp.models.parallel.sharding import check_ranks
 
     found = describe(ModelSource(path, task, score_tokens), weights=weights, images=images)
-    check_ranks(found.spec, ranks)
+    check_ranks(found.spec, ranks, ep)
     return found
 
 
@@ -41,9 +43,10 @@ def check_model_apart(
     images: bool,
     task: str = "auto",
     score_tokens: tuple[str, ...] = (),
+    ep: int = 1,
 ) -> ModelDescription:
     """Runs `check_model` in a child process and raises its errors. StartupError if the child itself fails."""
-    asked = msgspec.json.encode(Question(str(path), ranks, weights, images, task, score_tokens)).decode()
+    asked = msgspec.json.encode(Question(str(path), ranks, weights, images, task, score_tokens, ep)).decode()
     command = [sys.executable, "-m", __name__, asked]
     done = subprocess.run(command, stdout=subprocess.PIPE, env=child_environment(), check=False)
     if done.returncode:
@@ -63,6 +66,7 @@ class Question(msgspec.Struct):
     images: bool
     task: str
     score_tokens: tuple[str, ...]
+    ep: int
 
 
 class Reply(msgspec.Struct):

@@ -57,6 +57,7 @@ def main(
         model = check_model_apart(
             model_path,
             ranks=config.engine.tp,
+            ep=config.engine.ep,
             weights=config.model.load_format != "dummy",
             images=config.multimodal.enable_multimodal,
             task=config.model.task,

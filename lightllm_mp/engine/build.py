@@ -73,6 +73,7 @@ def build_engine(
         progress=progress,
         quantization=model.quantization,
         group=group,
+        ep=engine.ep,
         dummy=model.load_format == "dummy",
     )
     spec = decoder.spec  # this rank's part

@@ -48,6 +48,7 @@ class EngineThread:
         self._model = check_model(
             find_model(config.model.model_dir, images=images),
             ranks=config.engine.tp,
+            ep=config.engine.ep,
             weights=False,
             images=images,
             task=config.model.task,

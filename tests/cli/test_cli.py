@@ -138,6 +138,7 @@ def test_missing_and_deep_files(tmp_path: Path) -> None:
         (["--data-type", "int3"], "one of auto, float32"),
         (["--disable-prompt-cache", "perhaps"], "true or false"),
         (["--eos-id", "x"], "whole numbers"),
+        (["--tp", "3", "--ep", "2"], "--ep 2 must divide --tp 3"),
         (["--score-tokens", "yes"], "takes two tokens, YES and NO, not 1"),
         (["--max_total_tokens_num", "5"], "unknown flag --max-total-tokens-num; did you mean --max-total-token-num?"),
         (["--port-number=5"], "unknown flag --port-number"),

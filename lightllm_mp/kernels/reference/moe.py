@@ -42,6 +42,8 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for number in numbers.unique().tolist():
+        if not 0 <= number < prepared.gate_up.shape[0]:
+            continue
         token, place = (numbers == number).nonzero(as_tuple=True)
         hidden = gated(functional.linear(x[token], prepared.gate_up[number]), activation)
         result = functional.linear(hidden, prepared.down[number]).float()
