@@ -58,11 +58,11 @@ def qwen3_weights(spec: ModelSpec) -> list[Param]:
 
 
 def qwen2_weights(spec: ModelSpec) -> list[Param]:
-    return with_experts(spec, llama.hf_weights(spec)) + shared_experts(spec)
+    return with_experts(spec, llama.hf_weights(spec)) + gated_shared_experts(spec)
 
 
-def shared_experts(spec: ModelSpec) -> list[Param]:
-    """The gated MLP beside the experts."""
+def gated_shared_experts(spec: ModelSpec) -> list[Param]:
+    """The MLP beside the experts, and its gate."""
     params: list[Param] = []
     moe = spec.moe
     assert moe is not None
