@@ -53,8 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
         "golden": "qwen3_next",
         "changes": WIDE
         | FEW_WORDS
-        | {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 8}
-        | {"linear_num_value_heads": 16},
+        | {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 16}
+        | {"linear_num_value_heads": 64},
         "rows": 8,
         "step_tokens": 2048,
         "context": 2048,
