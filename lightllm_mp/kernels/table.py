@@ -95,6 +95,53 @@ class LayerKV(NamedTuple):
     value_scales: Tensor | None = None
 
 
+class DeltaState(NamedTuple):
+    """States of one layer of linear attention, by place."""
+
+    recurrent: Tensor
+    """float32 [places, value heads, key_dim, value_dim]"""
+    conv: Tensor
+    """[places, taps - 1, channels]: the last inputs of the convolution, the oldest first."""
+
+
+class DeltaWeights(NamedTuple):
+    """What the gated delta rule takes besides its projections."""
+
+    conv: Tensor
+    """[taps, channels], in the model's dtype; the last tap is of the token itself."""
+    decay: Tensor
+    """float32 [value heads]: exp(A_log)"""
+    dt_bias: Tensor
+    """float32 [value heads]"""
+    norm: Tensor
+    """float32 [value_dim]: factors of the norm on each head's output."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLayout:
+    """Layout of a row of the projection: `key_heads` queries, `key_heads` keys and `value_heads` values, which are the
+    channels of the convolution, then the gates of `value_heads` outputs. Value head j takes the query and the key of
+    head j // (value_heads / key_heads)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    norm_eps: float
+
+    @property
+    def key_size(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.key_size + self.value_size
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """How a mixture of experts routes a token."""
@@ -155,6 +202,13 @@ class OpTable:
     """(keys [tokens, kv_heads, head_dim], values [tokens, kv_heads, value_dim] or a view of the keys, kv, batch):
     writes them unchanged to the new tokens' slots. Where `kv.values` shares `kv.keys`' memory, only keys are
     written."""
+    gated_delta: Callable[[Tensor, Tensor, DeltaWeights, DeltaState, Batch, DeltaLayout], Tensor]
+    """(projected [tokens, channels + value_heads * value_dim], float32 [tokens, 2 * value_heads]: first all b, then all
+    a, weights, state, batch, layout) -> [tokens, value_heads * value_dim]: the causal convolution, the gated delta rule
+    and the gated norm of each output, as `kernels/reference/gated_delta.py` defines them. Reads and writes the states
+    of the places `batch.rows`, and writes those of `batch.state_saves`."""
+    sigmoid_gated: Callable[[Tensor, Tensor], Tensor]
+    """(x [tokens, n], gate [tokens, n] or [tokens, 1], in x's dtype or float32) -> x * sigmoid(gate)."""
     gated: Callable[[Tensor, str], Tensor]
     """(gate beside up [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
     `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`."""

@@ -25,6 +25,8 @@ class Slots:
     end: int
     embeds: torch.Tensor
     grid: tuple[int, ...] = ()
+    deep: torch.Tensor | None = None
+    """DeepStack's planes [levels, tokens, hidden]."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ def _slots(data: dict[str, torch.Tensor], start: int, end: int, *image: str) -> 
     if key + ".embeds" not in data:
         key = f"img.{image[0]}.pad"  # of square images, whose two preprocessings agree
     grid = data.get(key + ".grid_thw", torch.empty(0))
-    return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()))
+    return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()), data.get(key + ".deepstack"))
 
 
 @dataclass

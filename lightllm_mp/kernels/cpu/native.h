@@ -170,6 +170,16 @@ struct activation {
 };
 void activation_run(const struct activation *job);
 
+struct sigmoid_gate {
+    const void *x;    /* [m, n] of `type` */
+    const void *gate; /* [m, n] of `gate_type`, or with `single` [m] */
+    void *out;        /* [m, n] of `type`: x * sigmoid(gate) */
+    long m, n;
+    int single;
+    enum dtype type, gate_type;
+};
+void sigmoid_gate_run(const struct sigmoid_gate *job);
+
 /* Mixture of experts. */
 struct route {
     const float *logits;     /* [m, experts] */
@@ -244,6 +254,28 @@ struct attention {
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 
+/* Linear attention by the gated delta rule; kernels/reference/gated_delta.py has the formulas. */
+struct delta {
+    const void *projected;        /* [m, channels + value_heads * value_dim]: queries, keys, values, then gates */
+    const float *ba;              /* [m, 2 * value_heads] */
+    const void *conv;             /* [taps, channels] */
+    const float *decay, *dt_bias; /* [value_heads] */
+    const float *norm;            /* [value_dim] */
+    float *recurrent;             /* [places, value_heads, key_dim, value_dim] */
+    void *inputs;                 /* [places, taps - 1, channels] */
+    void *out;                    /* [m, value_heads * value_dim] */
+    const int32_t *seq_start;     /* [sequences + 1] */
+    const int32_t *rows;          /* [sequences] */
+    const int32_t *saves;         /* [save_count, 3]: sequence, tokens, place, in ascending order */
+    long sequences, save_count;
+    long key_heads, value_heads, key_dim, value_dim, taps; /* dims: multiples of 16, at most MAX_DELTA_DIM */
+    float eps;
+    enum dtype type;
+};
+#define MAX_DELTA_DIM 256
+#define MAX_TAPS 8
+void delta_run(const struct delta *job);
+
 /* The kernels of one level of instructions. Levels share the layout of packed weights. */
 struct kernels {
     const char *name;
@@ -258,6 +290,8 @@ struct kernels {
     void (*norm_rows)(const void *norm, long from, long to);
     void (*squares_rows)(const void *squares, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
+    void (*gate_rows)(const void *sigmoid_gate, long from, long to);
+    void (*delta_heads)(const struct delta *job, long seq, long key_head);
     void (*rotary_rows)(const void *rotary, long from, long to);
     void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);

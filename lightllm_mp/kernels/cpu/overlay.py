@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.cpu.delta import gated_delta
 from lightllm_mp.kernels.cpu.experts import experts, prepare_experts, route
 from lightllm_mp.kernels.cpu.quantised import BLOCK_TYPES, QuantisedLinear, expanded_rows, multiplied, prepare_quantised
 from lightllm_mp.kernels.cpu.runtime import native
@@ -56,6 +57,8 @@ def table() -> OpTable | None:
         rotary_kv_write=rotary_kv_write,
         attention=attention,
         full_attention=full_attention,
+        gated_delta=gated_delta,
+        sigmoid_gated=sigmoid_gated,
         gated=gated,
         activate=activate,
         route=route,
@@ -169,6 +172,13 @@ def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
     out = torch.empty((2, m), dtype=torch.float32)
     for row, first, count in ((out[0], 0, queries), (out[1], queries, keys)):
         _c.squares(qkv.data_ptr(), row.data_ptr(), m, width, first, count, TYPES[qkv.dtype])
+    return out
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    out, x, gate = torch.empty_like(x), x.contiguous(), gate.contiguous()
+    single, kinds = gate.shape[1] == 1, (TYPES[x.dtype], TYPES[gate.dtype])
+    _c.sigmoid_gate(x.data_ptr(), gate.data_ptr(), out.data_ptr(), *x.shape, single, *kinds)
     return out
 
 

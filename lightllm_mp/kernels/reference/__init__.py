@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightllm_mp.kernels.reference import attention, linear, moe, norm, quantised, rotary
+from lightllm_mp.kernels.reference import attention, gated_delta, linear, moe, norm, quantised, rotary
 from lightllm_mp.kernels.table import OpTable
 
 TABLE = OpTable(
@@ -21,6 +21,8 @@ TABLE = OpTable(
     full_attention=attention.full_attention,
     rotate=rotary.rotate,
     kv_write=rotary.kv_write,
+    gated_delta=gated_delta.gated_delta,
+    sigmoid_gated=norm.sigmoid_gated,
     gated=norm.gated,
     activate=norm.activate,
     route=moe.route,

@@ -32,6 +32,10 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     return (_ACTIVATIONS[activation](gate) * up).to(gate_up.dtype)
 
 
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() * gate.float().sigmoid()).to(x.dtype)
+
+
 def activate(x: Tensor, activation: str) -> Tensor:
     return _ACTIVATIONS[activation](x.float()).to(x.dtype)
 

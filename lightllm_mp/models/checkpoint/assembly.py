@@ -36,14 +36,14 @@ from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 EXPERTS = ("experts.gate_up", "experts.down")
 """Suffixes of the weights of all experts of a layer."""
 
-NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
+NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", "delta.conv", *EXPERTS)
 """Suffixes of matrices that are not plain projections: they are stored as they are, for `tensor`."""
 
-NOT_QUANTISED = ("router", "shared_gate")
+NOT_QUANTISED = ("router", "shared_gate", "delta.ba")
 """Suffixes of projections that are too small and too delicate to gain from quantisation."""
 
-KEPT_FLOAT32 = ("router.correction",)
-"""Suffixes of parameters that are float32 with every dtype of the model."""
+FLOAT32 = ("router.correction", "delta.a_log", "delta.dt_bias", "delta.norm")
+"""Suffixes of small parameters that are kept in float32 whatever the model's dtype."""
 
 
 class ModelWeights:
@@ -147,7 +147,7 @@ class ModelWeights:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
         if whole is None:
             make = torch.zeros if cut.padded else torch.empty
-            dtype = torch.float32 if param.target.endswith(KEPT_FLOAT32) else self._dtype
+            dtype = torch.float32 if param.target.endswith(FLOAT32) else self._dtype
             whole = make(self._shapes[param.target], dtype=dtype, device=self._device)
             self._tensors[param.target] = whole
             if scaled := self._scaled.pop(param.target, None):  # some pieces are scaled, others are not

@@ -57,6 +57,7 @@ class Attention:
     rotary: RotaryTable
     norms: HeadNorms | None
     qkv: Prepared
+    gate: Prepared | None
     o: Prepared
     joint: JointHeads | None = None
 
@@ -70,7 +71,11 @@ class Attention:
             norms = self.joint.norms(qkv, self.layout, norms)
         q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, norms)
         out = self.ops.attention(q, layer, batch, self.layout)
-        return self.ops.linear(out if rows is None else out[rows], self.o)
+        if rows is not None:
+            x, out = x[rows], out[rows]
+        if self.gate is not None:
+            out = self.ops.sigmoid_gated(out, self.ops.linear(x, self.gate))
+        return self.ops.linear(out, self.o)
 
 
 def read_attention(
@@ -90,6 +95,7 @@ def read_attention(
         rotary,
         read_head_norms(weights, at, spec),
         weights.linear(at + "qkv"),
+        weights.linear(at + "q_gate") if spec.attention_gate else None,
         weights.linear(at + "o"),
         _joint_heads(spec, ops, rotary, shard, group) if spec.joint_head_norm else None,
     )

@@ -32,7 +32,7 @@ class Mixture:
             return out
         beside = self.shared.forward(x)
         if self.shared_gate is not None:
-            beside = beside * self.ops.linear_float(x, self.shared_gate).sigmoid().to(x.dtype)
+            beside = self.ops.sigmoid_gated(beside, self.ops.linear_float(x, self.shared_gate))
         return out.add_(beside)
 
 

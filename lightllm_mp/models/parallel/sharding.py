@@ -3,7 +3,8 @@
 Attention is split by heads. With at least as many key-value heads as ranks, each rank gets the same number of them,
 rounded up, with their query heads. Otherwise each key-value head is copied to `size // kv_heads` ranks, which share its
 query heads. The last ranks are padded with heads whose queries, keys, values and columns of the output projection are
-zero, so the sum over the ranks is exact.
+zero, so the sum over the ranks is exact. Linear attention is split in the same way, its value heads as the query heads
+of their key heads.
 
 MLPs and experts are split by width (every rank has a slice of every expert), embedding and head by rows (vocabulary).
 Both are rounded up to a multiple of MULTIPLE and padded with zeros. What is added after a sum over ranks (the bias of
@@ -20,7 +21,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import DeltaSpec, ModelSpec
 
 MULTIPLE = 16
 """Local widths are a multiple of this, because matrix units need aligned rows."""
@@ -107,8 +108,17 @@ class HeadShare(NamedTuple):
 
 def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     """The rule in the module's docstring. Latent attention counts as one key-value head per query head."""
-    total = spec.heads if spec.mla else spec.kv_heads
-    group = spec.heads // total  # queries per key-value head
+    return _head_share(spec.heads, spec.heads if spec.mla else spec.kv_heads, rank, size)
+
+
+def delta_share(delta: DeltaSpec, rank: int, size: int) -> HeadShare:
+    """A rank's heads of linear attention: `queries` are its value heads, `keys` its key heads."""
+    return _head_share(delta.value_heads, delta.key_heads, rank, size)
+
+
+def _head_share(heads: int, total: int, rank: int, size: int) -> HeadShare:
+    """Of `heads` query heads and `total` key-value heads."""
+    group = heads // total  # queries per key-value head
     copies, kv_heads = max(1, size // total), -(-total // size)
     queries = -(-group // copies)
     first, part = (rank // copies * kv_heads, rank % copies * queries) if copies > 1 else (rank * kv_heads, 0)
@@ -140,10 +150,20 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
         shared_intermediate=_local(spec.moe.shared_intermediate, size),
     )
     local = msgspec.structs.replace(
-        spec, heads=heads.heads, kv_heads=heads.kv_heads, intermediate=_local(spec.intermediate, size), moe=moe
+        spec,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        intermediate=_local(spec.intermediate, size),
+        moe=moe,
+        delta=spec.delta and _local_delta(spec.delta, rank, size),
     )
     vocab_start = rank * _local(spec.vocab, size)
     return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads, _copied_heads(spec, size))
+
+
+def _local_delta(delta: DeltaSpec, rank: int, size: int) -> DeltaSpec:
+    own = delta_share(delta, rank, size)
+    return msgspec.structs.replace(delta, key_heads=own.kv_heads, value_heads=own.heads)
 
 
 def check_ranks(spec: ModelSpec, size: int) -> None:
@@ -165,7 +185,9 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | No
         return WHOLE if rank == 0 else None
     if name in ("embed", "head"):
         return ShardCut(share(spec.vocab, rank, size))
-    if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
+    if name.startswith("delta.") and spec.delta is not None:
+        return _by_delta_heads(name.removeprefix("delta."), spec.delta, delta_share(spec.delta, rank, size))
+    if name in ("qkv", "q_gate", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
         return _by_heads(param, name, spec, head_share(spec, rank, size))
     if kind in BY_WIDTH:
         blocks = BY_WIDTH[kind] * (_experts(spec) if name.startswith("experts.") else 1)
@@ -186,6 +208,21 @@ def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Sha
         rows, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
         return ShardCut(_scaled(rows, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
     return ShardCut(_scaled(queries, param.shape[0] // spec.heads))
+
+
+def _by_delta_heads(name: str, delta: DeltaSpec, own: HeadShare) -> ShardCut:
+    values, keys = ShardRows((own.queries,), own.heads), ShardRows((own.keys,), own.kv_heads)
+    parts = (_scaled(keys, delta.key_dim),) * 2 + (_scaled(values, delta.value_dim),) * 2
+    wholes = (delta.key_size, delta.key_size, delta.value_size, delta.value_size)
+    return {
+        "qkvz": ShardCut(_stacked(parts, wholes)),
+        "conv": ShardCut(_stacked(parts[:3], wholes[:3])),
+        "ba": ShardCut(_repeated(values, 2, delta.value_heads)),
+        "a_log": ShardCut(values),
+        "dt_bias": ShardCut(values),
+        "norm": WHOLE,
+        "out": ShardCut(columns=parts[3]),
+    }[name]
 
 
 def _experts(spec: ModelSpec) -> int:

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[(f, d) for f in ("llama", "llama3", "yi", "qwen3_moe", "minimax_m2") for d in DTYPES], ids=str)
+FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "minimax_m2", "qwen3_next")
+
+
+@pytest.fixture(params=[(f, d) for f in FOLDERS for d in DTYPES], ids=str)
 def runner(request):
     folder, dtype = request.param
     return Runner(load_model(GOLDENS / folder, dtype=dtype))
@@ -52,9 +55,11 @@ def test_whole_or_in_chunks(runner, chunk):
 
 def test_after_a_prefix_hit(runner):
     tokens = prompt(150, 2)
-    first = runner.sequence()
+    first, ends = runner.sequence(), (1, 63, 64, 100, 149)
+    for shared in ends:
+        runner.keep(first, shared)
     whole = runner.prefill(first, tokens)
-    for shared in (1, 63, 64, 100, 149):
+    for shared in ends:
         second = runner.sequence(like=first, shared=shared)
         assert torch.equal(runner.prefill(second, tokens[shared:]), whole[shared:])
 

@@ -5,6 +5,7 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "delta.h"
 #include "gemm.h"
 #include "mixing.h"
 #include "quantised.h"
@@ -20,6 +21,8 @@ static void fill_all(struct kernels *to) {
                            .norm_rows = norm_rows,
                            .squares_rows = squares_rows,
                            .activation_rows = activation_rows,
+                           .gate_rows = gate_rows,
+                           .delta_heads = delta_heads,
                            .rotary_rows = rotary_rows,
                            .expert_weights = expert_weights,
                            .mix_rows = mix_rows,

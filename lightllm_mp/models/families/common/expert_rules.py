@@ -35,6 +35,35 @@ def with_experts(
     return instead_of_mlps(spec, params, rule)
 
 
+def with_fused_experts(
+    spec: ModelSpec, params: list[Param], *, transposed: bool = False, block: str = "mlp"
+) -> list[Param]:
+    """As `with_experts`, for files with one tensor of all experts for each kind of projection: `experts.gate_up_proj`
+    [experts, 2 * n, hidden], gate first, and `experts.down_proj` [experts, hidden, n]; `transposed`: each the other way
+    around."""
+
+    def rule(layer: int) -> list[Param]:
+        moe = spec.moe
+        assert moe is not None
+        at, to = f"model.layers.{layer}.{block}.", f"layers.{layer}."
+        router = linear(to + "router", at, (("gate", moe.experts),), spec.hidden, False)
+        gate_up = _fused(f"{at}experts.gate_up_proj", moe.experts, (2 * moe.intermediate, spec.hidden), transposed)
+        down = _fused(f"{at}experts.down_proj", moe.experts, (spec.hidden, moe.intermediate), transposed)
+        return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", down)]
+
+    return instead_of_mlps(spec, params, rule)
+
+
+def _fused(name: str, count: int, shape: tuple[int, int], transposed: bool) -> tuple[Piece, ...]:
+    """A piece for each expert, of `shape` in the decoder."""
+
+    def one(number: int) -> Piece:
+        stored = (count, *(shape[::-1] if transposed else shape))
+        return Piece(name, shape, lambda tensor: tensor[number].T if transposed else tensor[number], stored=stored)
+
+    return tuple(one(number) for number in range(count))
+
+
 def instead_of_mlps(spec: ModelSpec, params: list[Param], rule: Callable[[int], list[Param]]) -> list[Param]:
     """`params` with the MLP of every layer that has experts replaced by `rule(layer)`."""
     assert spec.moe is not None
@@ -64,15 +93,18 @@ def corrected(spec: ModelSpec, layer: int, name: str) -> list[Param]:
     return [Param(f"layers.{layer}.router.correction", (Piece(name, (moe.experts,)),))] if moe.correction else []
 
 
-def shared_experts(spec: ModelSpec, *, block: str = "mlp.shared_experts") -> list[Param]:
-    """The MLP beside the experts under Llama's names; `block` is the prefix of its projections."""
+def shared_mlp(spec: ModelSpec, *, block: str = "mlp.shared_experts") -> list[Param]:
+    """The MLP beside the experts, with its gate, if any; `block` is the prefix of its projections, under Llama's names,
+    and the gate's name without `_gate`."""
     moe = spec.moe
     assert moe is not None
     params: list[Param] = []
     for i in range(spec.layers if moe.shared_intermediate else 0):
         if i in moe.dense_layers:
             continue
-        at, to, width = f"model.layers.{i}.{block}.", f"layers.{i}.shared.", moe.shared_intermediate
-        params += linear(to + "gate_up", at, (("gate_proj", width), ("up_proj", width)), spec.hidden, False)
-        params += linear(to + "down", at, (("down_proj", spec.hidden),), width, False)
+        at, to, width = f"model.layers.{i}.{block}", f"layers.{i}.shared", moe.shared_intermediate
+        params += linear(to + ".gate_up", at, ((".gate_proj", width), (".up_proj", width)), spec.hidden, False)
+        params += linear(to + ".down", at, ((".down_proj", spec.hidden),), width, False)
+        if moe.shared_gate:
+            params += linear(to + "_gate", at, (("_gate", 1),), spec.hidden, False)
     return params

@@ -149,7 +149,7 @@ def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> Mode
         "heads": heads,
         "kv_heads": int(config.get("num_key_value_heads") or heads),
         "head_dim": head_dim,
-        "intermediate": int(config["intermediate_size"]),
+        "intermediate": int(fields.get("intermediate") or config["intermediate_size"]),
         "rope": rope,
         "eos_ids": eos_ids(config),
         "bos_id": bos_id(config),
@@ -171,8 +171,9 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
     sections = tuple(int(pairs) for pairs in scaling.get("mrope_section") or ())
     if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != dim):
         raise ModelError(f"mrope_section {list(sections)} does not make up {dim // 2} rotary pairs")
+    in_turn = bool(sections) and bool(scaling.get("mrope_interleaved", False))
     if kind == "default" or (kind == "mrope" and sections):
-        return RopeSpec(theta=theta, dim=dim, sections=sections)
+        return RopeSpec(theta=theta, dim=dim, sections=sections, interleaved_sections=in_turn)
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])
@@ -183,6 +184,7 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
         dim=dim,
         scaling=kind,
         sections=sections,
+        interleaved_sections=in_turn,
         factor=factor,
         original_context=original,
         low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
