@@ -29,6 +29,9 @@ class PooledFacts(Struct, frozen=True):
     """A prompt may be a query and a document."""
     raw: bool = False
     """A score for clients is the number itself, and not its sigmoid."""
+    probability: bool = False
+    """A score is the log odds of one token against another: of a single text too clients see its sigmoid, and not the
+    number as of a reward model."""
 
 
 class StateFacts(Struct, frozen=True):

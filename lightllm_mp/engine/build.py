@@ -76,12 +76,13 @@ def build_engine(
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
     group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
-        ModelSource(path, model.task),
+        ModelSource(path, model.task, model.score_tokens),
         device=device,
         dtype=dtype,
         progress=progress,
         quantization=model.quantization,
         group=group,
+        ep=engine.ep,
         dummy=model.load_format == "dummy",
     )
     spec = decoder.spec  # this rank's part
@@ -156,6 +157,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
         shorter=pooling.shorter,
         pairs=bool(pooling.pairs),
         raw=pooling.raw,
+        probability=bool(pooling.tokens),
     )
 
 

@@ -221,6 +221,7 @@ class OpTable:
     """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> input of `experts`."""
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation) -> [tokens, k]: the weighted sum of each token's experts,
-    each down(activation(gate x) * up x)."""
+    each down(activation(gate x) * up x). A number outside 0 .. experts - 1 is an expert of another rank, and adds
+    nothing."""
     block_types: frozenset[int] = frozenset()
     """ggml's numbers of the block types that `prepare_quantised` keeps packed, for activations in bfloat16."""

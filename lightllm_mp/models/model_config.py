@@ -25,8 +25,9 @@ def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
     if source.language.is_dir():
         return hf_model(source)[1]
     if source.language.is_file():
-        if source.task != "auto":
-            raise ModelError(f"{source.language}: --task {source.task} needs a Hugging Face folder")
+        if source.task != "auto" or source.score_tokens:
+            flag = "--score-tokens" if source.score_tokens else f"--task {source.task}"
+            raise ModelError(f"{source.language}: {flag} needs a Hugging Face folder")
         return gguf_model(source.language)[1]
     raise ModelError(f"{source.language}: no such model folder or file")
 
@@ -42,7 +43,7 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
         config["generation_config"] = read_json(generation)
     spec = _mapped(family.read_hf, config, str(folder / "config.json"))
     with config_errors(str(folder)):
-        return family, with_pooling(spec, config, folder, source.task)
+        return family, with_pooling(spec, config, folder, source.task, source.score_tokens)
 
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:

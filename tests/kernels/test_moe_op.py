@@ -105,6 +105,22 @@ def test_experts(choose, dtype, tokens, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_experts_of_other_ranks_add_nothing(choose, dtype, tokens):
+    ops: OpTable = choose(dtype)
+    x, gate_up, down, weights, numbers = layer(tokens, dtype, top_k=3)
+    expected, parts = one_by_one(x, gate_up, down, weights, numbers, functional.silu), []
+    for first, end in ((0, 2), (2, 3), (3, 4), (4, 6)):  # nobody takes number 3
+        prepared = ops.prepare_experts(gate_up[first:end], down[first:end])
+        parts.append(ops.experts(x, prepared, weights, numbers - first, "silu").double())
+        if end - first == 1:
+            mine = (weights * (numbers == first)).double()
+            alone = one_by_one(x, gate_up, down, mine, numbers, functional.silu)
+            assert (parts[-1] - alone).norm() <= TOLERANCE[dtype] * alone.norm()
+    assert (sum(parts) - expected).norm() / expected.norm() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_does_not_depend_on_the_others(dtype):
     ops = op_table("cpu", dtype)
     if not ops.exact_rows:

@@ -69,7 +69,7 @@ void route_run(const struct route *job) { over_rows(route_rows, job, job->m, job
 /* An assignment is a token's i-th expert, number token * top_k + i. */
 struct sorted {
     const struct experts *job;
-    long *place;  /* [assignments]: where each stands among those sorted by expert */
+    long *place;  /* [assignments]: where each stands among those sorted by expert; ELSEWHERE: another rank has it */
     long *begin;  /* [experts + 1] */
     void *x;      /* [assignments, k], sorted */
     void *wide;   /* [assignments, 2 * n] */
@@ -77,13 +77,16 @@ struct sorted {
     float *each;  /* [assignments, k] */
 };
 
+static int is_here(const struct experts *job, long a) { return job->numbers[a] >= 0 && job->numbers[a] < job->experts; }
+
 static void sort_assignments(struct sorted *s) {
     const struct experts *job = s->job;
     long count = job->m * job->top_k;
     for (long e = 0; e <= job->experts; e++) s->begin[e] = 0;
-    for (long a = 0; a < count; a++) s->begin[job->numbers[a] + 1]++;
+    for (long a = 0; a < count; a++)
+        if (is_here(job, a)) s->begin[job->numbers[a] + 1]++;
     for (long e = 0; e < job->experts; e++) s->begin[e + 1] += s->begin[e];
-    for (long a = 0; a < count; a++) s->place[a] = s->begin[job->numbers[a]]++;
+    for (long a = 0; a < count; a++) s->place[a] = is_here(job, a) ? s->begin[job->numbers[a]]++ : ELSEWHERE;
     for (long e = job->experts; e > 0; e--) s->begin[e] = s->begin[e - 1];
     s->begin[0] = 0;
 }
@@ -92,8 +95,10 @@ static void collect_rows(const void *arg, long from, long to) {
     const struct sorted *s = arg;
     long top_k = s->job->top_k, bytes = s->job->k * (s->job->type == BFLOAT16 ? 2 : 4);
     for (long row = from; row < to; row++)
-        for (long i = 0; i < top_k; i++)
-            memcpy((char *)s->x + s->place[row * top_k + i] * bytes, (const char *)s->job->x + row * bytes, bytes);
+        for (long i = 0; i < top_k; i++) {
+            long place = s->place[row * top_k + i];
+            if (place != ELSEWHERE) memcpy((char *)s->x + place * bytes, (const char *)s->job->x + row * bytes, bytes);
+        }
 }
 
 /* Every expert's rows of x [assignments, k] times its weight [n, k]. */
@@ -117,8 +122,8 @@ static int multiply_all(const struct sorted *s, const void *x, const void *weigh
 
 static int run_sorted(struct sorted *s) {
     const struct experts *job = s->job;
-    long count = job->m * job->top_k;
     sort_assignments(s);
+    long count = s->begin[job->experts];
     over_rows(collect_rows, s, job->m, job->top_k * job->k);
     if (multiply_all(s, s->x, job->gate_up, job->gate_up_parts, s->wide, 2 * job->n, job->k, job->type) != 0) return -1;
     struct activation gate = {s->wide, s->hidden, count, job->n, 1, job->curve, job->type};

@@ -198,7 +198,7 @@ struct experts {
     const void *gate_up, *down; /* [experts] packed weights of [2 * n, k] and [k, n] */
     long gate_up_parts, down_parts; /* 0; or they are `struct quantised` [experts][parts], stacked */
     const float *weights;      /* [m, top_k] */
-    const int32_t *numbers;    /* [m, top_k] */
+    const int32_t *numbers;    /* [m, top_k]; those outside 0 .. experts - 1 add nothing */
     void *out;                 /* [m, k] */
     long m, k, n, experts, top_k;
     enum curve curve;
@@ -206,9 +206,10 @@ struct experts {
 };
 int experts_run(const struct experts *job); /* 0, or -1 when memory for its scratch is lacking */
 
+#define ELSEWHERE (-1L)
 struct mixing { /* the weighted sum of each token's experts */
     const float *each;    /* [m * top_k, k], in the order of `place` */
-    const long *place;    /* [m * top_k] */
+    const long *place;    /* [m * top_k]; those that are ELSEWHERE add nothing */
     const float *weights; /* [m, top_k] */
     void *out;            /* [m, k] */
     long k, top_k;

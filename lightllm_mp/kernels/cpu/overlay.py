@@ -166,19 +166,19 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return out
 
 
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    out, x, gate = torch.empty_like(x), x.contiguous(), gate.contiguous()
+    single, kinds = gate.shape[1] == 1, (TYPES[x.dtype], TYPES[gate.dtype])
+    _c.sigmoid_gate(x.data_ptr(), gate.data_ptr(), out.data_ptr(), *x.shape, single, *kinds)
+    return out
+
+
 def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
     m, width = qkv.shape
     queries, keys = layout.heads * layout.head_dim, layout.kv_heads * layout.head_dim
     out = torch.empty((2, m), dtype=torch.float32)
     for row, first, count in ((out[0], 0, queries), (out[1], queries, keys)):
         _c.squares(qkv.data_ptr(), row.data_ptr(), m, width, first, count, TYPES[qkv.dtype])
-    return out
-
-
-def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
-    out, x, gate = torch.empty_like(x), x.contiguous(), gate.contiguous()
-    single, kinds = gate.shape[1] == 1, (TYPES[x.dtype], TYPES[gate.dtype])
-    _c.sigmoid_gate(x.data_ptr(), gate.data_ptr(), out.data_ptr(), *x.shape, single, *kinds)
     return out
 
 

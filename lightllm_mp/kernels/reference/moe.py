@@ -53,7 +53,11 @@ def _in_best_groups(score: Tensor, routing: Routing) -> Tensor:
 
 def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    gate_up = prepared.gate_up
+    own = (gate_up if isinstance(gate_up, Tensor) else gate_up.values).shape[0]
     for number in numbers.unique().tolist():
+        if not 0 <= number < own:
+            continue
         token, place = (numbers == number).nonzero(as_tuple=True)
         hidden = gated(functional.linear(x[token], _of(prepared.gate_up, number, x.dtype)), activation)
         result = functional.linear(hidden, _of(prepared.down, number, x.dtype)).float()

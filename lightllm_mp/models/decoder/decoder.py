@@ -90,7 +90,7 @@ class Decoder:
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
         if moe is not None and i not in moe.dense_layers:
-            return read_mixture(weights, at, self.spec, self.ops)
+            return read_mixture(weights, at, self.spec, self.ops, self._shard)
         return read_mlp(weights, at, self.spec, self.ops)
 
     @property

@@ -12,7 +12,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
-from lightllm_mp.models.families.common.expert_rules import shared_mlp, with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -118,7 +118,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
     params = _without_attention(decoder(spec, TensorNames()))
     for i in range(spec.layers):
         params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.", LatentNames())
-    return with_experts(spec, params) + shared_mlp(spec)
+    return with_experts(spec, params) + shared_experts(spec)
 
 
 def _without_attention(params: list[Param]) -> list[Param]:

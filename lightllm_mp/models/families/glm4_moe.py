@@ -8,7 +8,7 @@ from typing import Any
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import deepseek_v2
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder, qk_norms
-from lightllm_mp.models.families.common.expert_rules import shared_mlp, with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family, activation, rope_spec, rotary_dim, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -38,7 +38,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    return with_experts(spec, decoder(spec, TensorNames())) + shared_mlp(spec) + qk_norms(spec)
+    return with_experts(spec, decoder(spec, TensorNames())) + shared_experts(spec) + qk_norms(spec)
 
 
 def read_gguf(keys: GGUFKeys) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
 
 REFERENCE = reference.TABLE
+NEW_EMPTY = torch.Tensor.new_empty
 
 
 @pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
@@ -107,6 +109,38 @@ def test_all_tokens_choose_the_same_experts():
     got = moe.experts(x, moe.prepare_experts(gate_up, down), weights, numbers, "silu")
     wide = REFERENCE.prepare_experts(gate_up, down)
     close(got, REFERENCE.experts(x, wide, weights, numbers, "silu").cpu())
+
+
+def unwritten(x: torch.Tensor, *shape: Any, **more: Any) -> torch.Tensor:
+    made = NEW_EMPTY(x, *shape, **more)
+    return made.fill_(float("nan")) if made.is_floating_point() else made
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float16), (2, torch.float32), (40, torch.float32)], ids=str)
+@pytest.mark.parametrize(("first", "end"), [(0, 2), (2, 5), (5, 6)])
+def test_experts_of_other_ranks_add_nothing(tokens, dtype, first, end, monkeypatch):
+    """Memory that no tile is for holds NaN here, and the parts of all ranks add up to the whole."""
+    gate_up, down = layer(6, 24, 16, dtype)
+    x, weights, numbers = step(tokens, 24, 6, 3, dtype)
+    prepared = moe.prepare_experts(gate_up[first:end], down[first:end])
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_empty", unwritten)
+        got = moe.experts(x, prepared, weights, numbers - first, "silu")
+    others = weights.masked_fill((numbers < first) | (numbers >= end), 0.0)
+    wide = REFERENCE.prepare_experts(gate_up.float(), down.float())
+    expected = REFERENCE.experts(x.float(), wide, others, numbers, "silu")
+    assert torch.allclose(got.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(5, 3), (600, 3), (40, 20)])
+def test_tiles_are_for_own_experts_alone(tokens, experts):
+    numbers = torch.randint(-4, experts + 4, (tokens, 3), dtype=torch.int32)
+    order, tiles = (x.cpu() for x in expert_tiles(numbers.to(DEVICE), experts, 16))
+    flat = numbers.flatten()
+    used = [(expert, first, count) for expert, first, count in tiles.tolist() if expert >= 0]
+    seen = [int(order[i]) for _, first, count in used for i in range(first, first + count)]
+    assert sorted(seen) == [i for i, number in enumerate(flat.tolist()) if 0 <= number < experts]
+    assert all((flat[order[first : first + count].long()] == expert).all() for expert, first, count in used)
 
 
 TABLES = (tuned_moe.H100, tuned_moe.OTHERS)

@@ -12,13 +12,11 @@ from tests.models.default_model import default_model
 from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
+FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next", "minimax_m2")
 DTYPES = [torch.float32, torch.bfloat16]
 pytestmark = pytest.mark.skipif(
     not all(op_table("cpu", dtype).exact_rows for dtype in DTYPES), reason="promised by the C extension only"
 )
-
-
-FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "minimax_m2", "qwen3_next")
 
 
 @pytest.fixture(params=[(f, d) for f in FOLDERS for d in DTYPES], ids=str)

@@ -32,7 +32,8 @@ INLINE void mix_row(const struct mixing *job, long row, enum dtype type) {
     EACH_PART(i, left, job->k, {
         vf sum = {0};
         for (long a = row * job->top_k; a < (row + 1) * job->top_k; a++)
-            sum += job->weights[a] * load_part(job->each, job->place[a] * job->k + i, left, FLOAT32);
+            if (job->place[a] != ELSEWHERE)
+                sum += job->weights[a] * load_part(job->each, job->place[a] * job->k + i, left, FLOAT32);
         store_part(job->out, row * job->k + i, left, sum, type);
     });
 }

@@ -93,18 +93,15 @@ def corrected(spec: ModelSpec, layer: int, name: str) -> list[Param]:
     return [Param(f"layers.{layer}.router.correction", (Piece(name, (moe.experts,)),))] if moe.correction else []
 
 
-def shared_mlp(spec: ModelSpec, *, block: str = "mlp.shared_experts") -> list[Param]:
-    """The MLP beside the experts, with its gate, if any; `block` is the prefix of its projections, under Llama's names,
-    and the gate's name without `_gate`."""
+def shared_experts(spec: ModelSpec, *, block: str = "mlp.shared_experts") -> list[Param]:
+    """The MLP beside the experts under Llama's names; `block` is the prefix of its projections."""
     moe = spec.moe
     assert moe is not None
     params: list[Param] = []
     for i in range(spec.layers if moe.shared_intermediate else 0):
         if i in moe.dense_layers:
             continue
-        at, to, width = f"model.layers.{i}.{block}", f"layers.{i}.shared", moe.shared_intermediate
-        params += linear(to + ".gate_up", at, ((".gate_proj", width), (".up_proj", width)), spec.hidden, False)
-        params += linear(to + ".down", at, ((".down_proj", spec.hidden),), width, False)
-        if moe.shared_gate:
-            params += linear(to + "_gate", at, (("_gate", 1),), spec.hidden, False)
+        at, to, width = f"model.layers.{i}.{block}.", f"layers.{i}.shared.", moe.shared_intermediate
+        params += linear(to + "gate_up", at, (("gate_proj", width), ("up_proj", width)), spec.hidden, False)
+        params += linear(to + "down", at, (("down_proj", spec.hidden),), width, False)
     return params
