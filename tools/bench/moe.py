@@ -139,8 +139,8 @@ def sweep(case: Case) -> None:
                 print(f"    {name} {share:.3f} {by} together {together}")
 
     def combine() -> None:
-        for weights, _ in chosen:
-            moe.weighted_sum(each, weights)
+        for weights, numbers in chosen:
+            moe.weighted_sum(each, weights, numbers, experts)
 
     print(f"  sum {case.seconds(combine) * 1e6:.1f} us", flush=True)
 

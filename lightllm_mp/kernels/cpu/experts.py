@@ -72,7 +72,7 @@ class PackedExperts(NamedTuple):
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """As `OpTable.route`; of equal weights the smaller expert number comes first."""
+    """As `OpTable.route`; of equal scores the smaller expert number comes first."""
     m, experts = logits.shape
     if experts > MAX_EXPERTS:
         return reference.TABLE.route(logits, routing)
@@ -80,6 +80,7 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     numbers = torch.empty((m, routing.top_k), dtype=torch.int32)
     _c.route(
         logits.data_ptr(),
+        0 if routing.correction is None else routing.correction.data_ptr(),
         weights.data_ptr(),
         numbers.data_ptr(),
         m,
@@ -87,6 +88,8 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
         routing.top_k,
         routing.groups,
         routing.top_groups,
+        routing.group_best,
+        routing.sigmoid,
         routing.renormalise,
         float_bits(routing.scale),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,11 +37,14 @@ from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 EXPERTS = ("experts.gate_up", "experts.down")
 """Suffixes of the weights of all experts of a layer."""
 
-NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
+NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", "delta.conv", *EXPERTS)
 """Suffixes of matrices that are not plain projections: they are stored as they are, for `tensor`."""
 
-NOT_QUANTISED = ("router", "shared_gate")
+NOT_QUANTISED = ("router", "shared_gate", "delta.ba")
 """Suffixes of projections that are too small and too delicate to gain from quantisation."""
+
+KEPT_FLOAT32 = ("delta.a_log", "delta.dt_bias", "delta.norm", "router.correction")
+"""Suffixes of small parameters that are float32 with every dtype of the model."""
 
 
 class ModelWeights:
@@ -73,11 +77,15 @@ class ModelWeights:
         self._blocks: dict[str, list[tuple[int, BlockRows]]] = {}
         self._linears: dict[str, Prepared] = {}
         for param in params:
-            row = 0
-            for piece in param.pieces:
+            own = _own_pieces(param, self._cuts[param.target])
+            for piece, row in own:
                 self._place.setdefault(piece.name, []).append((param, piece, row))
-                row += piece.shape[0]
-            self._missing[param.target] = len(param.pieces)
+            self._missing[param.target] = len(own)
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors of the file of which this rank keeps something."""
+        return set(self._place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,7 +152,8 @@ class ModelWeights:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
         if whole is None:
             make = torch.zeros if cut.padded else torch.empty
-            whole = make(self._shapes[param.target], dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if param.target.endswith(KEPT_FLOAT32) else self._dtype
+            whole = make(self._shapes[param.target], dtype=dtype, device=self._device)
             self._tensors[param.target] = whole
             if scaled := self._scaled.pop(param.target, None):  # some pieces are scaled, others are not
                 whole.copy_(expanded(scaled, self._dtype))
@@ -235,6 +244,15 @@ class ModelWeights:
         if target not in self._linears:
             self._linears[target] = self._ops.prepare_linear(self.tensor(target), None)
         return self._linears[target]
+
+
+def _own_pieces(param: Param, cut: ShardCut) -> list[tuple[Piece, int]]:
+    """The pieces of which a rank keeps something, each with its first row in the parameter; all if it keeps none."""
+    begins = itertools.accumulate((piece.shape[0] for piece in param.pieces), initial=0)
+    pieces = list(zip(param.pieces, begins, strict=False))
+    if cut.rows is None:
+        return pieces
+    return [(piece, row) for piece, row in pieces if cut.rows.within(row, row + piece.shape[0])] or pieces
 
 
 def _may_be_quantised(target: str) -> bool:

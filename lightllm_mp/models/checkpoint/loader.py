@@ -39,14 +39,16 @@ def load_model(
     ops: OpTable | None = None,
     quantization: Literal["none", "int8", "fp8"] = "none",
     group: RankGroup | None = None,
+    ep: int = 1,
     dummy: bool = False,
 ) -> Decoder:
     """Reads a Hugging Face folder or a `.gguf` file into a decoder with weights of `dtype` on `device`.
 
     `ops` replaces the op table that `kernels.select` would choose. `quantization` applies to the projections inside the
     layers, one by one as they are read; quantised checkpoints stay in 4 and 8 bits, GGUF files in the blocks that the
-    op table keeps. A rank of a `group` reads and keeps its own part. `dummy`: random weights; only config.json of the
-    folder is read. Raises ModelError, naming the tensor or file, for anything missing, surplus, mis-shaped or corrupt.
+    op table keeps. A rank of a `group` reads and keeps its own part; `ep` parts of the group hold whole experts (see
+    `sharding`). `dummy`: random weights; only config.json of the folder is read. Raises ModelError, naming the tensor
+    or file, for anything missing, surplus, mis-shaped or corrupt.
     """
     source = ModelSource.of(model)
     path = source.language
@@ -57,21 +59,21 @@ def load_model(
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
     group = group or SingleRank()
-    found = {param.target: cut_of(param, spec, group.rank, group.size) for param in params}
+    found = {param.target: cut_of(param, spec, group.rank, group.size, ep) for param in params}
     cuts = {target: cut for target, cut in found.items() if cut is not None}
     params = [param for param in params if param.target in cuts]
     weights = ModelWeights(params, ops, device=device, dtype=dtype, quantization=quantization, cuts=cuts)
     if torch.device(device).type == "cpu" or (quantization == "none" and not checkpoint.quantised):
         # Quantised on a GPU, weights take less than this, and how much less is known only at the end.
         check_room(weights.nbytes - _saved(checkpoint, weights) // group.size, device, group.size)
-    wanted = _names(params)
+    wanted = weights.names
     total, done = sum(checkpoint.sizes[name] for name in wanted), 0
     for name, tensor in checkpoint.stream(wanted, {name for name in wanted if weights.partly(name)}):
         weights.add(name, tensor)
         done += checkpoint.sizes[name]
         if progress is not None:
             progress(done, total)
-    local, shard = local_model(spec, group.rank, group.size)
+    local, shard = local_model(spec, group.rank, group.size, ep)
     return Decoder(local, ops, weights, device=device, group=group, shard=shard)
 
 
@@ -91,7 +93,7 @@ def _opened(
     if path.is_file():
         family, spec, keys = gguf_model(path)
         assert family.gguf_weights is not None
-        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_ignore
+        return spec, GGUFTensors(keys.file, block_types), family.gguf_weights(spec, keys), family.gguf_surplus(spec)
     if not path.is_dir():
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
@@ -105,7 +107,7 @@ def _opened(
         check_plain(files, names, str(path))
     if family.spellings:
         checkpoint = RenamedCheckpoint(checkpoint, family.known)
-    return spec, checkpoint, params, family.ignore
+    return spec, checkpoint, params, family.folder_ignore(spec)
 
 
 def _random(
@@ -120,7 +122,7 @@ def _random(
         spec,
         RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
         params,
-        family.ignore,
+        (),
     )
 
 

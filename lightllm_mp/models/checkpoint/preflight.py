@@ -34,7 +34,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
             _check_width(source, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
-        check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
+        check_names(family.gguf_weights(spec, keys), found, family.gguf_surplus(spec), str(path))
         return spec
     if not path.is_dir():
         return read_model_config(source)  # raises: the path does not exist
@@ -51,7 +51,8 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
         weights = stored_weights(quantised, found, str(path))
         surplus = surplus_biases(weights, found, {name for name in found if family.known(name) in names})
         found = joined_shapes({name: shape for name, shape in found.items() if name not in surplus}, weights)
-    check_names(params, {family.known(name): shape for name, shape in found.items()}, family.ignore, str(path))
+    found = {family.known(name): shape for name, shape in found.items()}
+    check_names(params, found, family.folder_ignore(spec), str(path))
     return spec
 
 
