@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -224,3 +226,31 @@ def test_one_graph_serves_all_choices(tokens):
         result.fill_(float("nan"))
         graph.replay()
         close(result, REFERENCE.experts(x.float(), wide, *REFERENCE.route(logits, how), "silu").cpu())
+
+
+def scaled(weight: torch.Tensor, group: int, kind: torch.dtype = torch.float8_e4m3fn) -> ScaledWeight:
+    """8-bit values of a weight [experts, n, k], with random scales."""
+    experts, n, k = weight.shape
+    scales = torch.rand(experts, n, -(-k // group) if group else 1, device=weight.device) * 1e-2 + 1e-3
+    whole = scales.repeat_interleave(group or k, 2)[:, :, :k]
+    return ScaledWeight((weight.float() / whole).clamp(-120, 120).to(kind), scales, group)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [(128, torch.float8_e4m3fn), (0, torch.float8_e4m3fn), (48, torch.int8), (24, torch.float8_e4m3fn)],
+)
+def test_scaled_experts(group, kind, tokens, dtype):
+    """Groups of 48 inputs are cut into those of 16; weights with groups of 24 are expanded."""
+    shape = 5, 2, 304, 80
+    gate_up, down = (scaled(weight, group, kind) for weight in layer(shape[0], shape[2], shape[3], torch.float32))
+    x, weights, numbers = step(tokens, shape[2], shape[0], shape[1], dtype)
+    if (group == 24 and dtype != torch.bfloat16) or (dtype == torch.bfloat16 and not CUDA):
+        return  # expanded weights are of bfloat16, which the interpreter multiplies wrongly
+    prepared = moe.prepare_experts(gate_up, down)
+    assert (prepared.gate_up.values.dtype == kind) == (group != 24)
+    got = moe.experts(x, prepared, weights, numbers, "silu")
+    wide = REFERENCE.prepare_experts(expanded(gate_up, torch.float32), expanded(down, torch.float32))
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "silu").cpu())
