@@ -132,7 +132,7 @@ def test_after_a_prefix_hit(folder: str) -> None:
     assert len(again) > len(text)
 
 
-@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_5"])
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)
