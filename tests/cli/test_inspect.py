@@ -77,7 +77,7 @@ def test_states_take_their_part() -> None:
     assert report.sequences == room // 2 // report.state_bytes - 1 < 256
     assert report.kv_tokens * report.kv_bytes_per_token < room // 2
     assert report.problems == []
-    assert "states      16.3 KiB per sequence, of" in command.described(report)
+    assert "states      16.5 KiB per sequence, of" in command.described(report)
 
 
 @pytest.mark.parametrize(
