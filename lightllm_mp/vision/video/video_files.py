@@ -48,6 +48,11 @@ def decodes_files() -> bool:
     return find_spec("av") is not None
 
 
+def is_video(data: bytes) -> bool:
+    """Whether `read_video` knows the format."""
+    return data.startswith(PACKED) or data[4:8] == b"ftyp"
+
+
 def pack_frames(files: Sequence[bytes], fps: float | None) -> bytes:
     """One file of a list of image files."""
     lengths = struct.pack(f"<{len(files) + 1}I", len(files), *map(len, files))
@@ -80,12 +85,9 @@ def read_video(data: bytes, limits: ImageLimits | None = None) -> VideoHeader:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"a video of {len(data)} bytes is over the limit of {limits.max_bytes}")
-    if data.startswith(PACKED):
-        header = _read_packed(data, limits)
-    elif data[4:8] == b"ftyp":
-        header = _read_mp4(data)
-    else:
+    if not is_video(data):
         raise UnsupportedMedia("a video is in none of the formats MP4, MOV")
+    header = _read_packed(data, limits) if data.startswith(PACKED) else _read_mp4(data)
     if header.width * header.height > limits.max_pixels or max(header.width, header.height) > limits.max_edge:
         raise PayloadTooLarge(f"a video of {header.width} x {header.height} pixels is over the limit for an image")
     if header.frames > MOST_FRAMES:
