@@ -19,8 +19,9 @@ from lightllm_mp.vision.header import ImageLimits, read_header
 
 FRAMES_FPS = 2.0
 """Frames per second of a list of frames that does not say it: the rate at which Qwen's own tools sample videos."""
-MOST_FRAMES = 1 << 16
-"""Most frames of a file: 36 minutes at 30 per second. All of them are decoded."""
+MOST_FRAMES, MOST_PIXELS = 1 << 16, 1 << 34
+"""Most frames of a video, and most pixels of all of them: ten minutes of 1280 x 720 at 30 frames per second. All are
+decoded, which may take the decoder's deadline."""
 PACKED = b"LLMPFRAM"
 """Begins a packed list of frames. Then: frames per second (float64), the number of frames and the length of each
 (uint32), and the image files."""
@@ -92,6 +93,8 @@ def read_video(data: bytes, limits: ImageLimits | None = None) -> VideoHeader:
         raise PayloadTooLarge(f"a video of {header.width} x {header.height} pixels is over the limit for an image")
     if header.frames > MOST_FRAMES:
         raise PayloadTooLarge(f"a video has {header.frames} frames, at most {MOST_FRAMES} are decoded")
+    if header.frames * header.width * header.height > MOST_PIXELS:
+        raise PayloadTooLarge(f"the frames of a video have more than {MOST_PIXELS} pixels: send fewer or smaller ones")
     if not (isfinite(header.fps) and header.fps > 0):
         raise InvalidRequest("a video has no rate of frames")
     return header
