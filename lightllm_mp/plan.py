@@ -15,6 +15,10 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
              (bytes) of image memory in place of their ids' embeddings
     rotary   runs (row, position, count) and three numbers per position: for positions that the step computes, their
              rows in the rotary tables by component, where these are not `rotary_shift` + position
+    states   (row, position, place): the recurrent state of a row after its first `position` tokens. If position is the
+             start of the row's sequence, the state is loaded from `place` before the step (NO_STATE: it is that before
+             the first token); otherwise the step computes it and saves it there. Of a row, in ascending order. A place
+             is an index of the StatePool: working states of all rows come first, then a spare one, then saved copies
 
 With SAMPLE set, the step samples the next id from the logits of the sequence's last position and writes it to
 `token_table[row, start + count]`; with POOL set, the prompt ends here and the answer has its row of numbers (embeddings
@@ -35,11 +39,12 @@ from lightllm_mp.messages import Sampling
 
 Ints = NDArray[np.int32]
 
-MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 4, 16
-SECTIONS = 10
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 5, 16
+SECTIONS = 11
 IMAGE_WORDS = 7
 NOTHING = np.empty(0, "<i4")
 SAMPLE, POOL = 1, 2
+NO_STATE = -1
 PENALIZE_PROMPT, GUIDED = 1, 2
 """Bits of a setup's flags. The samples of a GUIDED row need a mask, which comes from the guide actor."""
 
@@ -109,6 +114,8 @@ class Plan:
     """int32 [n, IMAGE_WORDS]"""
     rotary: PositionRuns
     """`values` int32 [sum of counts, 3]"""
+    states: Ints
+    """int32 [n, 3] of (row, position, place)"""
 
 
 class PlanBuilder:
@@ -126,6 +133,7 @@ class PlanBuilder:
         self._images: list[np.ndarray] = []
         self._rotary_runs: list[np.ndarray] = []
         self._rotary: list[np.ndarray] = []
+        self._states: list[np.ndarray] = []
 
     def setup(
         self,
@@ -185,12 +193,17 @@ class PlanBuilder:
         self._rotary_runs.append(np.array((row, position, len(lines)), "<i4"))
         self._rotary.append(lines.ravel())
 
+    def state(self, row: int, position: int, place: int) -> None:
+        """Load the recurrent state of a row whose sequence starts at `position`, or save it if the step gets there."""
+        self._states.append(np.array((row, position, place), "<i4"))
+
     def pack(self) -> bytes:
         setups, tails = _flat(self._setups), _flat(self._tails)
         id_runs, ids = _flat(self._id_runs), _flat(self._ids)
         slot_runs, slots, seqs = _flat(self._slot_runs), _flat(self._slots), _flat(self._seqs)
         images, rotary_runs, rotary = _flat(self._images), _flat(self._rotary_runs), _flat(self._rotary)
-        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary)
+        states = _flat(self._states)
+        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary, states)
         header = np.zeros(HEADER_WORDS, "<i4")
         words = HEADER_WORDS + sum(map(len, sections))
         header[: 4 + len(sections)] = (MAGIC, VERSION, self.step, words, *map(len, sections))
@@ -207,7 +220,7 @@ def unpack(data: bytes | bytearray) -> Plan:
     if min(sizes) < 0 or ends[-1] != len(words):
         raise ValueError("a step plan whose sections do not add up")
     parts = [words[start:end] for start, end in pairwise(ends)]
-    setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary = parts
+    setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary, states = parts
     return Plan(
         step=int(words[2]),
         setups=_row_setups(setups.view(SETUP_DTYPE), tails),
@@ -216,6 +229,7 @@ def unpack(data: bytes | bytearray) -> Plan:
         seqs=seqs.reshape(-1, 4),
         images=images.reshape(-1, IMAGE_WORDS),
         rotary=PositionRuns(rotary_runs.reshape(-1, 3), rotary.reshape(-1, 3)),
+        states=states.reshape(-1, 3),
     )
 
 

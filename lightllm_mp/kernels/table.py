@@ -8,7 +8,7 @@ and rounds once at its end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, dtype
@@ -21,7 +21,7 @@ Prepared = Any
 
 
 ExpertWeights = Any
-"""Tensor [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
+"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,13 @@ class Norm(NamedTuple):
     bias: Tensor | None = None
     kind: str = "rms"
     """`rms` or `layer`."""
+    mean_squares: Tensor | None = None
+    """rms: float32 [tokens], means of x^2 over more than the row, which take the place of the row's own."""
 
 
 class HeadNorms(NamedTuple):
-    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim]."""
+    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim], the
+    latter where `mean_squares` are those of all heads."""
 
     query: Norm
     key: Norm
@@ -149,8 +152,14 @@ class Routing:
     scale: float = 1.0
     """Factor on the weights after that."""
     groups: int = 1
-    """Number of equal groups of experts; only the `top_groups` with the largest maximum take part."""
+    """Number of equal groups of experts; only the `top_groups` best take part."""
     top_groups: int = 1
+    group_best: int = 1
+    """A group is ranked by the sum of its 1 (DeepSeek-V2) or 2 (DeepSeek-V3) best experts."""
+    sigmoid: bool = False
+    """An expert's weight is the sigmoid of its logit, else the softmax of all logits."""
+    correction: Tensor | None = field(default=None, compare=False)
+    """float32 [experts], added to the weights for the choice alone (DeepSeek-V3, arXiv 2408.15664)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +184,8 @@ class OpTable:
     """(x, norm) -> normalised x * weight + bias."""
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
     """(x, residual, norm): residual += x in place, rounded to its dtype; returns norm(residual)."""
+    head_squares: Callable[[Tensor, HeadLayout], Tensor]
+    """(qkv, layout) -> float32 [2, tokens]: the sums of the squares of all queries, and of all keys."""
     rotary_kv_write: Callable[[Tensor, Rotation, LayerKV, Batch, HeadLayout, HeadNorms | None], Tensor]
     """(qkv, rotation, kv, batch, layout, head norms): normalises and rotates queries and keys, writes keys and values
     of the new tokens to their slots (rounded to nearest if stored in 8 bits), returns the queries
@@ -204,12 +215,13 @@ class OpTable:
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
-    """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and expert numbers
-    int32 [tokens, top_k], in descending order of weight."""
+    """(float32 logits [tokens, experts], routing) -> weights float32 [tokens, top_k] and expert numbers int32
+    [tokens, top_k], in descending order of weight plus correction."""
     prepare_experts: Callable[[ExpertWeights, ExpertWeights], Prepared]
     """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> input of `experts`."""
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation) -> [tokens, k]: the weighted sum of each token's experts,
-    each down(activation(gate x) * up x)."""
+    each down(activation(gate x) * up x). A number outside 0 .. experts - 1 is an expert of another rank, and adds
+    nothing."""
     block_types: frozenset[int] = frozenset()
     """ggml's numbers of the block types that `prepare_quantised` keeps packed, for activations in bfloat16."""

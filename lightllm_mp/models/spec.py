@@ -61,6 +61,11 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the weights."""
     groups: int = 1
     top_groups: int = 1
+    group_best: int = 1
+    sigmoid: bool = False
+    """Weights are sigmoids of the router's logits. For this and the fields of groups see `Routing` of the op table."""
+    correction: bool = False
+    """The choice is corrected by a bias of each expert: `router.correction`."""
     shared_intermediate: int = 0
     """Width of the MLP that every token passes besides; 0: none."""
     shared_gate: bool = False
@@ -207,6 +212,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised per head: weights `q_norm` and `k_norm`, [head_dim]."""
     each_head_norm: bool = False
     """Each head has its own weights: [heads * head_dim] and [kv_heads * head_dim]."""
+    joint_head_norm: bool = False
+    """With `each_head_norm`: the mean square is that of all queries of a token, or of all its keys (MiniMax-M2)."""
     log_n_scale: int = 0
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
     qkv_bias: bool = False

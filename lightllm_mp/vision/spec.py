@@ -45,11 +45,24 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = 28 * 28 * 1280
 
 
+class VideoSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Which frames of a video a model sees, and at which size."""
+
+    fps: float = 2.0
+    """Frames of a second."""
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int
+    """Of all frames together, after resizing."""
+    max_pixels: int
+
+
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
     style: Literal["image", "img", "vision"]
-    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`."""
+    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`, and for a video
+    the same with `<|video_pad|>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -76,6 +89,8 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     temporal: int = 1
     """Frames of one patch; a still image is repeated."""
+    video: VideoSampling | None = None
+    """None: the model takes no videos."""
     norm: Literal["layer", "rms"] = "layer"
     activation: TowerActivation = "gelu"
     gated: bool = False

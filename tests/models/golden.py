@@ -88,6 +88,11 @@ class Movement:
     agreement: float
 
 
+def moved_in_sixteen_bits(name: str) -> bool:
+    """Whether the reference ran in 16 bits, too. It did not with quantised weights."""
+    return "observed_low_precision" in json.loads((GOLDENS / name / "golden.json").read_text())
+
+
 def observed_movement(name: str, dtype: torch.dtype) -> Movement:
     """That of the reference itself."""
     meta = json.loads((GOLDENS / name / "golden.json").read_text())

@@ -26,11 +26,12 @@ def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
 
 
 def most_rows(spec: VisionSpec) -> int:
-    """Embedding rows of the largest image."""
+    """Embedding rows of the largest image or video."""
     steps = spec.preprocess
     if steps.mode != "dynamic":
         return grid_tokens(spec, patch_grid(spec, steps.size, steps.size))
-    return steps.max_pixels // (spec.patch * spec.merge) ** 2 + spec.keep_class
+    most = max(steps.max_pixels, spec.video.max_pixels // spec.temporal if spec.video else 0)
+    return most // (spec.patch * spec.merge) ** 2 + spec.keep_class
 
 
 def _granules(size: int) -> int:

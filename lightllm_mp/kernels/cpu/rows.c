@@ -26,6 +26,8 @@ void over_rows(void (*rows)(const void *, long, long), const void *job, long m, 
 
 void norm_run(const struct norm *job) { over_rows(kernels->norm_rows, job, job->m, job->n); }
 
+void squares_run(const struct squares *job) { over_rows(kernels->squares_rows, job, job->m, job->n); }
+
 void activation_run(const struct activation *job) { over_rows(kernels->activation_rows, job, job->m, job->n); }
 
 void sigmoid_gate_run(const struct sigmoid_gate *job) { over_rows(kernels->gate_rows, job, job->m, job->n); }

@@ -15,6 +15,7 @@ TABLE = OpTable(
     embedding=linear.embedding,
     norm=norm.norm,
     add_norm=norm.add_norm,
+    head_squares=rotary.head_squares,
     rotary_kv_write=rotary.rotary_kv_write,
     attention=attention.attention,
     full_attention=attention.full_attention,

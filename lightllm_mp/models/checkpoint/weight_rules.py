@@ -42,7 +42,7 @@ class Param:
     o                                      [hidden, q_size]
     gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
     up, down                               where the MLP is not gated
-    router                                 [experts, hidden]
+    router, router.correction              [experts, hidden], [experts]: added to the weights for the choice
     experts.gate_up, experts.down          [experts * 2 * n, hidden], [experts * hidden, n]: expert after expert
     shared.gate_up, shared.down            the MLP beside the experts; shared_gate [1, hidden]
     q_a, q_a_norm, q_b (or q), kv_a, kv_a_norm, kv_b     latent attention, rows as in the DeepSeek-V2 files

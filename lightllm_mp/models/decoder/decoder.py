@@ -85,12 +85,12 @@ class Decoder:
         rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
         if self.spec.mla is not None:
             return read_latent_attention(weights, i, self.spec, self.ops, rotary)
-        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
+        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard, self.group)
 
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
         if moe is not None and i not in moe.dense_layers:
-            return read_mixture(weights, at, self.spec, self.ops)
+            return read_mixture(weights, at, self.spec, self.ops, self._shard)
         return read_mlp(weights, at, self.spec, self.ops)
 
     @property

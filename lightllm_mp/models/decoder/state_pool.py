@@ -46,10 +46,9 @@ class StatePool:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies sources[i] to targets[i] in all layers. The targets differ from each other and from all sources."""
-        if sources:
-            taken, at = self._indices(sources), self._indices(targets)
-            self.recurrent.index_copy_(1, at, self.recurrent.index_select(1, taken))
-            self.conv.index_copy_(1, at, self.conv.index_select(1, taken))
+        for source, target in zip(sources, targets, strict=True):  # one by one: all at once take as much memory again
+            self.recurrent[:, target].copy_(self.recurrent[:, source])
+            self.conv[:, target].copy_(self.conv[:, source])
 
     def _indices(self, places: Sequence[int]) -> torch.Tensor:
         """int64, queued on the device without waiting for it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import linear
-from lightllm_mp.vision.preprocessor_config import dynamic_preprocess
+from lightllm_mp.vision.preprocessor_config import dynamic_preprocess, video_sampling
 from lightllm_mp.vision.spec import ImageTags, VisionModel, VisionSpec, tower_activation
 from lightllm_mp.vision.tower_rules import TowerSection, VisionFamily, norm
 
@@ -27,6 +27,7 @@ def read_hf(config: dict[str, Any], folder: Path) -> VisionModel:
         preprocess=dynamic_preprocess(folder),
         tags=ImageTags(style="vision", before=(start,), after=(end,), marker=int(config.get("image_token_id", 151655))),
         temporal=int(vision.get("temporal_patch_size", 2)),
+        video=video_sampling(folder),
         activation=tower_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
         positions=int(vision["num_position_embeddings"]),
         merge=int(vision.get("spatial_merge_size", 2)),

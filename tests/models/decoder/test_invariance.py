@@ -12,13 +12,14 @@ from tests.models.default_model import default_model
 from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
+FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next", "minimax_m2")
 DTYPES = [torch.float32, torch.bfloat16]
 pytestmark = pytest.mark.skipif(
     not all(op_table("cpu", dtype).exact_rows for dtype in DTYPES), reason="promised by the C extension only"
 )
 
 
-@pytest.fixture(params=[(f, d) for f in ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next") for d in DTYPES], ids=str)
+@pytest.fixture(params=[(f, d) for f in FOLDERS for d in DTYPES], ids=str)
 def runner(request):
     folder, dtype = request.param
     return Runner(load_model(GOLDENS / folder, dtype=dtype))

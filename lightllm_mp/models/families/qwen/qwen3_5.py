@@ -9,7 +9,7 @@ from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.families.common.expert_rules import with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.qwen.qwen3_next import MTP, hybrid_spec, hybrid_weights
-from lightllm_mp.models.families.qwen.qwen_moe import moe_spec, shared_experts, with_shared_expert
+from lightllm_mp.models.families.qwen.qwen_moe import gated_shared_experts, moe_spec, with_shared_expert
 from lightllm_mp.models.families.qwen.qwen_vl import joined
 from lightllm_mp.models.spec import ModelSpec
 
@@ -30,7 +30,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def moe_weights(spec: ModelSpec) -> list[Param]:
-    return with_fused_experts(spec, hf_weights(spec)) + shared_experts(spec)
+    return with_fused_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
 
 
 def _projections(spec: ModelSpec, at: str, to: str) -> list[Param]:

@@ -15,7 +15,7 @@ from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.decoder_weights import Transform, linear
 from lightllm_mp.models.families.common.expert_rules import with_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family, refuse, rope_spec, rotary_dim, standard_spec
-from lightllm_mp.models.families.qwen.qwen_moe import moe_spec, shared_experts, with_shared_expert
+from lightllm_mp.models.families.qwen.qwen_moe import gated_shared_experts, moe_spec, with_shared_expert
 from lightllm_mp.models.spec import DeltaSpec, ModelSpec
 
 KINDS = {"linear_attention": True, "full_attention": False}
@@ -64,7 +64,7 @@ def _linear_layers(config: dict[str, Any]) -> tuple[int, ...]:
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
     params = hybrid_weights(spec, _grouped_projections)
-    return params if spec.moe is None else with_experts(spec, params) + shared_experts(spec)
+    return params if spec.moe is None else with_experts(spec, params) + gated_shared_experts(spec)
 
 
 def hybrid_weights(spec: ModelSpec, projections: Callable[[ModelSpec, str, str], list[Param]]) -> list[Param]:

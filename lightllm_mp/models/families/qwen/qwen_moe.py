@@ -9,7 +9,7 @@ import msgspec
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.decoder_weights import decoder, linear
-from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -58,24 +58,19 @@ def qwen3_weights(spec: ModelSpec) -> list[Param]:
 
 
 def qwen2_weights(spec: ModelSpec) -> list[Param]:
-    return with_experts(spec, llama.hf_weights(spec)) + shared_experts(spec)
+    return with_experts(spec, llama.hf_weights(spec)) + gated_shared_experts(spec)
 
 
-def shared_experts(spec: ModelSpec) -> list[Param]:
-    """The gated MLP beside the experts."""
+def gated_shared_experts(spec: ModelSpec) -> list[Param]:
+    """The MLP beside the experts, and its gate."""
     params: list[Param] = []
     moe = spec.moe
     assert moe is not None
-    width = moe.shared_intermediate
     for i in range(spec.layers):
-        if i in moe.dense_layers:
-            continue
-        at, to = f"model.layers.{i}.mlp.", f"layers.{i}."
-        parts = (("shared_expert.gate_proj", width), ("shared_expert.up_proj", width))
-        params += linear(to + "shared.gate_up", at, parts, spec.hidden, False)
-        params += linear(to + "shared.down", at, (("shared_expert.down_proj", spec.hidden),), width, False)
-        params += linear(to + "shared_gate", at, (("shared_expert_gate", 1),), spec.hidden, False)
-    return params
+        if i not in moe.dense_layers:
+            at = f"model.layers.{i}.mlp."
+            params += linear(f"layers.{i}.shared_gate", at, (("shared_expert_gate", 1),), spec.hidden, False)
+    return params + shared_experts(spec, block="mlp.shared_expert")
 
 
 def read_qwen3_gguf(keys: GGUFKeys) -> ModelSpec:
