@@ -1,6 +1,6 @@
 """A pytest plugin that prints which test files take most CPU time, with that of the processes that they started.
 
-    python -m pytest -p tests.cpu_times
+python -m pytest -p tests.cpu_times
 """
 
 from __future__ import annotations

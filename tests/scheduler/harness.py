@@ -237,5 +237,10 @@ def harness(depth: int = 0, **changes: object) -> Harness:
 
 def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
     return MockWorker(
-        rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size, images=images
+        rows=given.rows,
+        width=given.max_context,
+        kv_tokens=given.kv_tokens,
+        vocab_size=given.vocab_size,
+        images=images,
+        window=given.window,
     )
