@@ -104,6 +104,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     share_prompt_cache: bool = False
     """Reuse KV between the holders of different API keys too. Whoever guesses the beginning of another's prompt can see
     that it is known, by `cached_tokens` and by the time to the first token."""
+    state_checkpoints: Annotated[int, Meta(ge=0)] | None = None
+    """Copies of recurrent states in the prompt cache, for models with linear attention (Qwen3-Next, Qwen3.5). Such a
+    model reuses a prompt's beginning up to the last copy in it. Default: a third of the memory that the states of the
+    running sequences leave, but at most four copies for each sequence."""
+    state_grain: Positive = 64
+    """Tokens of which a multiple comes before each copy of a recurrent state. A smaller value reuses a little more of a
+    prompt, a larger one makes fewer copies of long prompts and answers."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Compute threads of each CPU worker. 0: the physical cores that affinity and control groups allow, divided by the
     number of ranks."""

@@ -34,6 +34,15 @@ class PooledFacts(Struct, frozen=True):
     number as of a reward model."""
 
 
+class StateFacts(Struct, frozen=True):
+    """A model with recurrent layers (linear attention): a sequence goes on from a position with its state there."""
+
+    checkpoints: int
+    """Copies of states that the worker can hold beside the working states of its rows."""
+    grain: int
+    """Copies are made at multiples of so many tokens."""
+
+
 class EngineLimits(Struct, frozen=True, array_like=True):
     """The limits of the worker: sizes in tokens."""
 
@@ -61,6 +70,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """None: the model generates."""
     window: int = 0
     """A token sees so many, itself included, in every layer; 0: some layer sees all."""
+    states: StateFacts | None = None
+    """None: the model has no recurrent layers."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
@@ -130,11 +141,14 @@ class Facts(Struct, frozen=True, array_like=True):
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
+    state_bytes: int = 0
+    """Of recurrent states."""
     has_tokenizer: bool = True
     chat: ChatFacts = ChatFacts()
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
-        own, pooled = asdict(self), self.engine.pooled
-        plain = {"chat": asdict(self.chat), "pooled": None if pooled is None else asdict(pooled)}
+        own, engine = asdict(self), self.engine
+        parts = {"chat": self.chat, "pooled": engine.pooled, "states": engine.states}
+        plain = {name: None if part is None else asdict(part) for name, part in parts.items()}
         return {**asdict(own.pop("engine")), **own, **plain}

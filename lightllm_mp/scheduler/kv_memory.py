@@ -17,6 +17,7 @@ from lightllm_mp.facts import EngineLimits
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.prefix_tree import EMPTY, HOLLOW, Namespace, PrefixNode, PrefixTree
+from lightllm_mp.scheduler.recurrent_states import states_of
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.slot_pool import SlotPool
@@ -28,6 +29,7 @@ class KvMemory:
         self._tail = limits.window - 1 if limits.window else None
         self.pool, self.tree = SlotPool(limits.kv_tokens), PrefixTree(self._tail)
         self._grain = limits.window_grain
+        self.states = states_of(limits, rows, self.tree)
         self._rows = rows
         self._counters = counters
 
@@ -44,6 +46,7 @@ class KvMemory:
     def clear(self) -> None:
         self.pool.clear()
         self.tree.clear()
+        self.states.clear()
 
     def take(self, n: int) -> Ints | None:
         """int32 [n] slots; evicts cached prefixes if needed. None when that is not enough."""
@@ -53,6 +56,7 @@ class KvMemory:
         if missing > 0:
             self.pool.give_back(self.tree.evict(missing))
             self._counters.evicted_tokens += missing
+            self.states.reclaim()
         return self.pool.alloc(n)
 
     def borrow(self, sequence: Sequence) -> Ints:
@@ -92,13 +96,13 @@ class KvMemory:
                 sequence.cached = False
 
     def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix that surely has the same images (see `sure_match`): its slots and last node."""
+        """The longest usable prefix that surely has the same images (see `sure_match`): its slots and last node."""
         end = len(sequence.ids) - 1
         while True:
             slots, node = self.tree.match(sequence.ids[:end], sequence.namespace)
             end = sure_match(len(slots), sequence.spans)
             if end == len(slots):
-                return slots, node
+                return self.states.usable(sequence, slots, node)
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
         """How many of a sequence's computed `ids` may go to the tree: never only the start of an image. If the tree's
@@ -130,6 +134,7 @@ class KvMemory:
         if known > start:
             rows.slots[row, start:known] = self.tree.slots_of(node)[start:known]
             rows.borrowed[row] = known
+        self.states.keep(sequence, end)
         return start, max(start, known)
 
     def _insert(self, sequence: Sequence, end: int) -> tuple[PrefixNode, int]:
@@ -156,6 +161,7 @@ class KvMemory:
         self.tree.lock(node)
         self.let_go(sequence)
         sequence.node = node
+        self.states.drop(sequence)
         self.pool.give_back(rows.slots[row, rows.owned[row] : planned].copy())
         rows.start_from(row, slots)
         return start, len(slots)
@@ -170,4 +176,6 @@ class KvMemory:
         else:
             end = int(rows.owned[row])
         self.pool.give_back(rows.slots[row, end:planned].copy())
+        self.states.keep(sequence, end)
+        self.states.drop(sequence)
         self.let_go(sequence)

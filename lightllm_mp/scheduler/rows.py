@@ -46,6 +46,8 @@ class Rows:
         """Positions before this are behind the model's window: the sequence holds none of their slots."""
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that another sequence has computed."""
+        self.unloaded = np.zeros(n, np.bool_)
+        """No plan has loaded the recurrent state after those positions (scheduler/recurrent_states.py)."""
         self.tenant = np.zeros(n, np.int64)
         self.pooled = np.zeros(n, np.bool_)
         """The prompt gets a row of numbers in place of an answer."""
@@ -85,6 +87,7 @@ class Rows:
         """The row's first len(slots) positions are computed already, in these slots."""
         known = len(slots)
         self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
+        self.unloaded[row] = True
         self.see_from(row, known)
         self.slots[row, :known] = np.maximum(slots, 0)  # any number in place of one that no token reads
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from lightllm_mp.kernels.reference.moe import Experts
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -82,10 +81,10 @@ class Case:
         return seconds(captured(work).replay, repeats=10) / self.layers
 
 
-_layers: dict[tuple[str, int], Experts] = {}
+_layers: dict[tuple[str, int], moe.StackedExperts] = {}
 
 
-def random_layer(name: str, i: int) -> Experts:
+def random_layer(name: str, i: int) -> moe.StackedExperts:
     """The weights of a model's i-th layer, made once."""
     if (name, i) not in _layers:
         experts, _, k, n = MODELS[name]

@@ -24,10 +24,18 @@ struct gemm {
     void *out;           /* [m, n] of `out_type` */
     long m, n, k;
     enum dtype type, out_type;
+    long group;          /* of a FLOAT8 weight, see below */
 };
 long packed_bytes(long n, long k, enum dtype type);
 void pack_weight(const void *weight, void *packed, long n, long k, enum dtype type);
 int gemm_run(const struct gemm *g); /* 0, or -1 when memory for its scratch is lacking */
+
+/* Weights of float8 e4m3 values, none of which is a NaN, with a scale below 128 for each output and `group` inputs, a
+ * multiple of four. A panel has the values [k padded to 32, in fours][PANEL][4], then the scales times 2^120 as float32
+ * [groups][PANEL]. Kernels expand some inputs of a panel at a time: to float32, or, where the level multiplies bfloat16 as
+ * it is, rounded to that. */
+long float8_bytes(long n, long k, long group);
+void pack_float8(const uint8_t *values, const float *scales, void *packed, long n, long k, long group);
 
 /* Quantised weights, for products with activations of 16 bits.
  *
@@ -99,12 +107,13 @@ struct quantised { /* also an array of int64 in Python */
     int64_t packed, bias; /* addresses; bias: float32 [n] or NULL */
     int64_t n, format, per;
 };
+#define ROWS_FLOAT8 100 /* a format that stands alone: a FLOAT8 weight, `per` is its group */
 long quantised_bytes(int format, long per, long n, long k);
 /* Rows of ggml blocks; -1 for a type that has no format. */
 int ggml_format(int ggml_type);
 int pack_ggml(int ggml_type, const void *rows, long row_bytes, void *packed, long n, long k);
-/* int8 [n, k] and float32 scales [n]. */
-void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k);
+/* int8 [n, k] and float32 scales [n, k / (32 * per), rounded up]. */
+void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k, long per);
 /* Codes of 4 bits, one a byte [n, k], float32 scales and zero points (uint8) [n, k / (32 * per)]. */
 void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zeros, void *packed, long n, long k, long per);
 /* Lines of weights that are stacked, as values: out [count, k] of `type`. */
@@ -129,7 +138,7 @@ struct product {
     long width, first;
     enum dtype out_type;
 };
-/* x [m, k] times each of `count` weights, side by side in `out`. 0, or -1 when memory for its scratch is lacking. */
+/* x [m, k] times each of `count` weights, side by side in `out`; a weight of ROWS_FLOAT8 is alone. 0, or -1 when memory for its scratch is lacking. */
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type);
 
@@ -141,6 +150,7 @@ struct norm {
     void *residual;     /* [m, n], x is added to it */
     const void *weight; /* [lines, n] of `weight_type`: row r takes line r % lines */
     const void *bias;   /* as `weight`, or NULL */
+    const float *mean_squares; /* [m], in place of the rows' own; or NULL */
     void *out;          /* [m, n] */
     long m, n, lines;
     float eps;
@@ -148,6 +158,14 @@ struct norm {
     enum dtype type, weight_type;
 };
 void norm_run(const struct norm *job);
+
+struct squares { /* sums of squares of columns [first, first + n) */
+    const void *x; /* [m, width] */
+    float *out;    /* [m] */
+    long m, width, first, n;
+    enum dtype type;
+};
+void squares_run(const struct squares *job);
 
 enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4 };
 
@@ -161,13 +179,24 @@ struct activation {
 };
 void activation_run(const struct activation *job);
 
+struct sigmoid_gate {
+    const void *x;    /* [m, n] of `type` */
+    const void *gate; /* [m, n] of `gate_type`, or with `single` [m] */
+    void *out;        /* [m, n] of `type`: x * sigmoid(gate) */
+    long m, n;
+    int single;
+    enum dtype type, gate_type;
+};
+void sigmoid_gate_run(const struct sigmoid_gate *job);
+
 /* Mixture of experts. */
 struct route {
-    const float *logits; /* [m, experts] */
-    float *weights;      /* [m, top_k] */
-    int32_t *numbers;    /* [m, top_k] */
-    long m, experts, top_k, groups, top_groups;
-    int renormalise;
+    const float *logits;     /* [m, experts] */
+    const float *correction; /* [experts], added to the weights for the choice alone; or NULL */
+    float *weights;          /* [m, top_k] */
+    int32_t *numbers;        /* [m, top_k] */
+    long m, experts, top_k, groups, top_groups, group_best;
+    int sigmoid, renormalise;
     float scale;
 };
 #define MAX_EXPERTS 1024
@@ -235,6 +264,28 @@ struct attention {
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 
+/* Linear attention by the gated delta rule; kernels/reference/gated_delta.py has the formulas. */
+struct delta {
+    const void *projected;        /* [m, channels + value_heads * value_dim]: queries, keys, values, then gates */
+    const float *ba;              /* [m, 2 * value_heads] */
+    const void *conv;             /* [taps, channels] */
+    const float *decay, *dt_bias; /* [value_heads] */
+    const float *norm;            /* [value_dim] */
+    float *recurrent;             /* [places, value_heads, key_dim, value_dim] */
+    void *inputs;                 /* [places, taps - 1, channels] */
+    void *out;                    /* [m, value_heads * value_dim] */
+    const int32_t *seq_start;     /* [sequences + 1] */
+    const int32_t *rows;          /* [sequences] */
+    const int32_t *saves;         /* [save_count, 3]: sequence, tokens, place, in ascending order */
+    long sequences, save_count;
+    long key_heads, value_heads, key_dim, value_dim, taps; /* dims: multiples of 16, at most MAX_DELTA_DIM */
+    float eps;
+    enum dtype type;
+};
+#define MAX_DELTA_DIM 256
+#define MAX_TAPS 8
+void delta_run(const struct delta *job);
+
 /* The kernels of one level of instructions. Levels share the layout of packed weights. */
 struct kernels {
     const char *name;
@@ -243,13 +294,19 @@ struct kernels {
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    /* The same of float8 values, with x in float32, padded to 32; and a panel as one of bfloat16. */
+    void (*float8_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*expand_float8)(const void *panel, uint16_t *to, long k, long group);
     void (*round_rows)(const void *rounded, long from, long to);
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
     void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);
     void (*norm_rows)(const void *norm, long from, long to);
+    void (*squares_rows)(const void *squares, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
+    void (*gate_rows)(const void *sigmoid_gate, long from, long to);
+    void (*delta_heads)(const struct delta *job, long seq, long key_head);
     void (*rotary_rows)(const void *rotary, long from, long to);
-    void (*softmax)(const float *logits, float *to, long count);
+    void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);
     /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
     void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);

@@ -37,7 +37,7 @@ class Mixture:
             return out
         beside = self.shared.forward(x)
         if self.shared_gate is not None:
-            beside = beside * self.ops.linear_float(x, self.shared_gate).sigmoid().to(x.dtype)
+            beside = self.ops.sigmoid_gated(beside, self.ops.linear_float(x, self.shared_gate))
         return out.add_(beside)
 
 
@@ -50,7 +50,16 @@ def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable, 
     return Mixture(
         ops,
         spec.activation,
-        Routing(moe.top_k, moe.renormalise, moe.scale, moe.groups, moe.top_groups),
+        Routing(
+            moe.top_k,
+            moe.renormalise,
+            moe.scale,
+            groups=moe.groups,
+            top_groups=moe.top_groups,
+            group_best=moe.group_best,
+            sigmoid=moe.sigmoid,
+            correction=weights.tensor(at + "router.correction") if moe.correction else None,
+        ),
         weights.linear(at + "router"),
         ops.prepare_experts(gate_up, down),
         shard.first_expert,

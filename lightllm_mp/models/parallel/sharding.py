@@ -3,7 +3,8 @@
 Attention is split by heads. With at least as many key-value heads as ranks, each rank gets the same number of them,
 rounded up, with their query heads. Otherwise each key-value head is copied to `size // kv_heads` ranks, which share its
 query heads. The last ranks are padded with heads whose queries, keys, values and columns of the output projection are
-zero, so the sum over the ranks is exact.
+zero, so the sum over the ranks is exact. Linear attention is split in the same way, its value heads as the query heads
+of their key heads.
 
 MLPs are split by width, embedding and head by rows (vocabulary). Both are rounded up to a multiple of MULTIPLE and
 padded with zeros. What is added after a sum over ranks (the bias of an output projection) is on rank 0 alone.
@@ -25,7 +26,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import DeltaSpec, ModelSpec
 
 MULTIPLE = 16
 """Local widths are a multiple of this, because matrix units need aligned rows."""
@@ -47,6 +48,8 @@ class Shard:
     """Number of this rank's first query head in the whole model."""
     all_heads: int | None = None
     """Query heads of the whole model; None: as many as the spec says."""
+    all_kv_heads: int | None = None
+    """The same for key-value heads, those on several ranks counted for each."""
     first_expert: int = 0
     """Number of this rank's first expert in the whole model."""
     own_experts: int | None = None
@@ -114,8 +117,17 @@ class HeadShare(NamedTuple):
 
 def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     """The rule in the module's docstring. Latent attention counts as one key-value head per query head."""
-    total = spec.heads if spec.mla else spec.kv_heads
-    group = spec.heads // total  # queries per key-value head
+    return _head_share(spec.heads, spec.heads if spec.mla else spec.kv_heads, rank, size)
+
+
+def delta_share(delta: DeltaSpec, rank: int, size: int) -> HeadShare:
+    """A rank's heads of linear attention: `queries` are its value heads, `keys` its key heads."""
+    return _head_share(delta.value_heads, delta.key_heads, rank, size)
+
+
+def _head_share(heads: int, total: int, rank: int, size: int) -> HeadShare:
+    """Of `heads` query heads and `total` key-value heads."""
+    group = heads // total  # queries per key-value head
     copies, kv_heads = max(1, size // total), -(-total // size)
     queries = -(-group // copies)
     first, part = (rank // copies * kv_heads, rank % copies * queries) if copies > 1 else (rank * kv_heads, 0)
@@ -123,6 +135,11 @@ def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     begin = first * group + part
     end = min(first + 1, total) * group if copies > 1 else total * group
     return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
+
+
+def _copied_heads(spec: ModelSpec, size: int) -> int:
+    """Key-value heads of all ranks, without padding."""
+    return sum(head_share(spec, rank, size).keys.length for rank in range(size))
 
 
 class ExpertShare(NamedTuple):
@@ -159,11 +176,21 @@ def local_model(spec: ModelSpec, rank: int, size: int, ep: int = 1) -> tuple[Mod
         shared_intermediate=_local(spec.moe.shared_intermediate, size),
     )
     local = msgspec.structs.replace(
-        spec, heads=heads.heads, kv_heads=heads.kv_heads, intermediate=_local(spec.intermediate, size), moe=moe
+        spec,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        intermediate=_local(spec.intermediate, size),
+        moe=moe,
+        delta=spec.delta and _local_delta(spec.delta, rank, size),
     )
     vocab_start = rank * _local(spec.vocab, size)
-    shard = Shard(rank, size, vocab_start, heads.queries.start, spec.heads)
+    shard = Shard(rank, size, vocab_start, heads.queries.start, spec.heads, _copied_heads(spec, size))
     return local, replace(shard, first_expert=experts.first, own_experts=experts.experts) if experts else shard
+
+
+def _local_delta(delta: DeltaSpec, rank: int, size: int) -> DeltaSpec:
+    own = delta_share(delta, rank, size)
+    return msgspec.structs.replace(delta, key_heads=own.kv_heads, value_heads=own.heads)
 
 
 def check_ranks(spec: ModelSpec, size: int, ep: int = 1) -> None:
@@ -189,7 +216,9 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int, ep: int = 1) -> 
         return WHOLE if rank == 0 else None
     if name in ("embed", "head"):
         return ShardCut(share(spec.vocab, rank, size))
-    if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
+    if name.startswith("delta.") and spec.delta is not None:
+        return _by_delta_heads(name.removeprefix("delta."), spec.delta, delta_share(spec.delta, rank, size))
+    if name in ("qkv", "q_gate", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
         return _by_heads(param, name, spec, head_share(spec, rank, size))
     if name.startswith("experts.") and spec.moe is not None:
         own = expert_share(spec.moe.experts, rank, size, ep)
@@ -213,6 +242,21 @@ def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Sha
         rows, whole = (queries, spec.heads) if name == "q_norm" else (keys, spec.kv_heads)
         return ShardCut(_scaled(rows, param.shape[0] // whole)) if spec.each_head_norm else WHOLE
     return ShardCut(_scaled(queries, param.shape[0] // spec.heads))
+
+
+def _by_delta_heads(name: str, delta: DeltaSpec, own: HeadShare) -> ShardCut:
+    values, keys = ShardRows((own.queries,), own.heads), ShardRows((own.keys,), own.kv_heads)
+    parts = (_scaled(keys, delta.key_dim),) * 2 + (_scaled(values, delta.value_dim),) * 2
+    wholes = (delta.key_size, delta.key_size, delta.value_size, delta.value_size)
+    return {
+        "qkvz": ShardCut(_stacked(parts, wholes)),
+        "conv": ShardCut(_stacked(parts[:3], wholes[:3])),
+        "ba": ShardCut(_repeated(values, 2, delta.value_heads)),
+        "a_log": ShardCut(values),
+        "dt_bias": ShardCut(values),
+        "norm": WHOLE,
+        "out": ShardCut(columns=parts[3]),
+    }[name]
 
 
 def _by_experts(param: Param, kind: str, rows: int, own: ExpertShare) -> ShardCut:

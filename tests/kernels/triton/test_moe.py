@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,38 +12,31 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
 
 REFERENCE = reference.TABLE
 NEW_EMPTY = torch.Tensor.new_empty
 
-ROUTINGS = [
-    (8, Routing(2, True)),
-    (128, Routing(8, True)),
-    (64, Routing(6, False)),
-    (160, Routing(6, False, scale=16.0, groups=8, top_groups=3)),
-    (60, Routing(4, True, groups=3, top_groups=1)),
-    (7, Routing(7, False)),
-    (1, Routing(1, True)),
-]
 
-
-@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=str)
+@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 @pytest.mark.parametrize("tokens", [1, 3000 if CUDA else 3])
 def test_route(experts, how, tokens):
     logits = torch.randn(tokens, experts).argsort(-1) * 0.05  # nothing is nearly equal
-    weights, numbers = routing.route(logits.to(DEVICE), how)
+    on_device = None if how.correction is None else how.correction.to(DEVICE)
+    weights, numbers = routing.route(logits.to(DEVICE), replace(how, correction=on_device))
     expected, who = REFERENCE.route(logits, how)
     assert torch.equal(numbers.cpu(), who)
     assert numbers.dtype == torch.int32
     assert torch.allclose(weights.cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_weights_go_to_the_smaller_number():
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_equal_weights_go_to_the_smaller_number(sigmoid):
     logits = torch.zeros(3, 16)
     logits[1, 5] = 1.0
     logits[2] = float("nan")
-    _, numbers = routing.route(logits.to(DEVICE), Routing(4, True))
+    _, numbers = routing.route(logits.to(DEVICE), Routing(4, True, sigmoid=sigmoid))
     assert numbers.tolist() == [[0, 1, 2, 3], [5, 0, 1, 2], [0, 1, 2, 3]]
 
 

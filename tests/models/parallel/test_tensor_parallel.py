@@ -24,7 +24,10 @@ ROWS = {
     "bge_m3": ("embedding", torch.clone),
 }
 """The recorded answer of models of embeddings and scores, and what makes it of their rows."""
-UNEVEN = ("bloom", "deepseek_v2", "mixtral", "starcoder", "yi")
+UNEVEN = (
+    *("bloom", "deepseek_v2", "deepseek_v3", "deepseek_v3_fp8", "glm4_moe", "minimax_m2", "mixtral"),
+    *("qwen3_next", "qwen3_vl_moe", "starcoder", "yi"),
+)
 """For three ranks: heads that none has, experts and vocabularies that do not divide, one key-value head for all."""
 
 

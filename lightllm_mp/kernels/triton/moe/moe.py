@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
@@ -19,11 +21,21 @@ from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
 SUM_BLOCK = 1024
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
-    return Experts(gate_up.contiguous(), down.contiguous())
+class StackedExperts(NamedTuple):
+    """Plain weights of all experts."""
+
+    gate_up: Tensor
+    """[experts, 2 * n, k]"""
+    down: Tensor
+    """[experts, k, n]"""
 
 
-def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
+def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> StackedExperts:
+    plain = [x if isinstance(x, Tensor) else expanded(x, torch.bfloat16) for x in (gate_up, down)]
+    return StackedExperts(plain[0].contiguous(), plain[1].contiguous())
+
+
+def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     tokens, top_k = numbers.shape
     if tokens == 0:
         return torch.empty_like(x)
