@@ -175,6 +175,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Each head has its own weights: [heads * head_dim] and [kv_heads * head_dim]."""
     log_n_scale: int = 0
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
+    query_growth: float = 0.0
+    """Queries at position p are scaled by 1 + this * ln(1 + floor(p / rope.original_context)) (Ministral 3); 0: off."""
     qkv_bias: bool = False
     o_bias: bool = False
     mla: MlaSpec | None = None

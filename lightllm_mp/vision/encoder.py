@@ -12,8 +12,8 @@ from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.projectors import Merger, Projector, Resampler, interpolated
-from lightllm_mp.vision.sizing import grid_tokens
+from lightllm_mp.vision.projectors import Merger, PatchMerger, Projector, Resampler, interpolated
+from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_ops import tower_ops
 from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
@@ -36,7 +36,9 @@ class VisionEncoder:
         self._patch = parameters.linear("patch")
         self._layers = VisionTransformer(spec, parameters)
         dynamic = spec.preprocess.mode == "dynamic"
-        self._merge = Merger(spec, parameters) if dynamic else None
+        self._merge = MERGERS[spec.kind](spec, parameters) if dynamic else None
+        self._pre_norm = parameters.norm("pre_norm", spec.norm_eps) if spec.kind == "pixtral" else None
+        self._row_ends = parameters.tensor("row_ends") if spec.row_ends else None
         self._fixed = None if dynamic else _FixedEnds(spec, parameters)
 
     @torch.inference_mode()
@@ -67,18 +69,33 @@ class VisionEncoder:
         rows = self._layers(x.flatten(0, 1), whole, whole)
         return list(self._fixed.finish(rows.view_as(x)).unbind(0))
 
-    def _encode_dynamic(self, images: Sequence[Preprocessed], merge: Merger) -> list[Tensor]:
+    def _encode_dynamic(self, images: Sequence[Preprocessed], merge: Merger | PatchMerger) -> list[Tensor]:
         spec, grids = self.spec, [image.grid for image in images]
         layout = window_layout(grids, spec.merge, spec.window)
         order, back, rows = (self._index(x) for x in (layout.order, layout.units_back, layout.full_rows))
         x = self.ops.linear(self._pixels(images).index_select(0, order), self._patch)
+        x = x if self._pre_norm is None else self.ops.norm(x, self._pre_norm)
         whole = Sequences(layout.full, rows, torch.argsort(rows))
         turn = rotation(spec, self._index(layout.coordinates))
         x = self._layers(x, whole, Sequences(layout.windows), turn)
-        return list(merge(x).index_select(0, back).split([grid_tokens(spec, grid) for grid in grids]))
+        slots = merge(x).index_select(0, back).split([grid.patches // spec.merge**2 for grid in grids])
+        return [self._with_row_ends(x, grid) for x, grid in zip(slots, grids, strict=True)]
+
+    def _with_row_ends(self, x: Tensor, grid: PatchGrid) -> Tensor:
+        """The slots of an image with an embedding of the language model behind each row (Pixtral)."""
+        if self._row_ends is None:
+            return x
+        rows = x.unflatten(0, (grid.rows // self.spec.merge, -1))
+        between, last = self._row_ends
+        ends = torch.cat([between.expand(rows.shape[0] - 1, -1), last.unsqueeze(0)])
+        return torch.cat([rows, ends.unsqueeze(1)], dim=1).flatten(0, 1)
 
     def _index(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
+
+
+MERGERS: dict[str, type[Merger] | type[PatchMerger]] = {"qwen2_5_vl": Merger, "pixtral": PatchMerger}
+"""By kind of the tower: the projector of images of a dynamic size."""
 
 
 class _FixedEnds:

@@ -51,8 +51,10 @@ def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
 def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> WindowLayout:
     """The layout for images whose patches come from preprocessing block after block of merge x merge.
 
-    `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL).
+    `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL). 0: each
+    frame is one window.
     """
+    window = window or max(max(grid.rows, grid.columns) for grid in grids)
     unit = merge * merge
     of_block = _window_of_blocks(grids, merge, window)
     lengths = np.bincount(of_block)

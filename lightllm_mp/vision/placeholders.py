@@ -88,12 +88,14 @@ TAGS = {
         re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)?<\|vision_end\|>"),
         "<|vision_start|><|image_pad|><|vision_end|>",
     ),
+    "bracket": (re.compile(r"\[IMG\]"), "[IMG]"),
 }
 """Style -> (pattern of a whole tag, its name). The content of `<img></img>` is ignored."""
 REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
     "vision": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+    "bracket": ("[IMG_BREAK]", "[IMG_END]"),
 }
 _ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
 

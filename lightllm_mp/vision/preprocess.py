@@ -38,7 +38,7 @@ def preprocess(image: Image.Image, spec: VisionSpec) -> Preprocessed:
     else:
         small = image.resize(resized(spec, *image.size), _filter(steps))
     pixels = _normalised(small, steps)
-    return Preprocessed(_patches(pixels, grid, spec) if steps.mode == "dynamic" else pixels, grid)
+    return Preprocessed(patches(pixels, grid, spec) if steps.mode == "dynamic" else pixels, grid)
 
 
 def _filter(steps: Preprocess) -> Image.Resampling:
@@ -85,10 +85,10 @@ def _tables(steps: Preprocess) -> NDArray[np.float32]:
     return (scaled - mean[:, None]) / std[:, None]
 
 
-def _patches(pixels: NDArray[np.float32], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
+def patches(pixels: NDArray[np.float32], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
     """float32 [patches, 3 * temporal * patch * patch]: block after block of merge x merge patches, row by row."""
     merge, patch = spec.merge, spec.patch
     blocks = pixels.reshape(3, grid.rows // merge, merge, patch, grid.columns // merge, merge, patch)
-    patches = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-    frames = np.broadcast_to(patches, (*patches.shape[:5], spec.temporal, patch, patch))
+    ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    frames = np.broadcast_to(ordered, (*ordered.shape[:5], spec.temporal, patch, patch))
     return frames.reshape(grid.patches, spec.patch_values)

@@ -60,9 +60,35 @@ def dynamic_preprocess(folder: Path) -> Preprocess:
     )
 
 
+def longest_edge_preprocess(folder: Path, block: int) -> Preprocess:
+    """Pixtral's: shrunk until no edge is longer than a limit, then rounded up to whole blocks of `block` pixels."""
+    found = _found(folder)
+    mean, std = _normalisation(found)
+    size = found.get("size") or {"longest_edge": 1024}
+    edge = int(size["longest_edge"]) if "longest_edge" in size else _edge(size)[0]
+    if edge < 1 or not found.get("do_resize", True):
+        raise ModelError(f"images of a longest edge of {edge} pixels that are not resized are not supported")
+    return Preprocess(
+        mode="dynamic",
+        fit="edge",
+        edge=edge,
+        mean=mean,
+        std=std,
+        scale=_scale(found),
+        resample=_resample(found),
+        min_pixels=block * block,
+        max_pixels=(-(-edge // block) * block) ** 2,
+    )
+
+
 def _found(folder: Path) -> dict[str, Any]:
-    file = folder / "preprocessor_config.json"
-    return read_json(file) if file.is_file() else {}
+    """preprocessor_config.json, or the part of processor_config.json that newer folders have in its place."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        found = read_json(folder / name) if (folder / name).is_file() else {}
+        found = found if name.startswith("pre") else found.get("image_processor") or {}
+        if found:
+            return found
+    return {}
 
 
 def _edge(size: Any) -> tuple[int, bool]:

@@ -41,6 +41,23 @@ class Merger:
         return self.ops.linear(self.ops.activate(self.ops.linear(x, self._up), "gelu"), self._down)
 
 
+class PatchMerger:
+    """The projector of Mistral 3 and Pixtral: merge^2 neighbouring patches become one, then linear layers follow."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops = parameters.ops
+        self._joined = spec.merge * spec.merge * spec.width
+        self._norm = parameters.norm("merge_norm", spec.projector_eps) if spec.merge > 1 else None
+        self._merge = parameters.linear("merge") if spec.merge > 1 else None
+        self._project = Projector(spec, parameters)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[patches, width] -> [patches / merge^2, out]."""
+        if self._norm is not None:
+            x = self.ops.linear(self.ops.norm(x, self._norm).reshape(-1, self._joined), self._merge)
+        return self._project(x)
+
+
 class Resampler:
     """Qwen-VL's projector: learned queries attend to the patches of an image, then a norm and a projection follow.
 

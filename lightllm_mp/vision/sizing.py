@@ -43,7 +43,17 @@ def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
     """
     if spec.preprocess.mode != "dynamic":
         return spec.preprocess.size, spec.preprocess.size
-    return smart_resize(width, height, spec.patch * spec.merge, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
+    block = spec.patch * spec.merge
+    if spec.preprocess.fit == "edge":
+        return edge_resize(width, height, block, spec.preprocess.edge)
+    return smart_resize(width, height, block, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
+
+
+def edge_resize(width: int, height: int, factor: int, longest: int) -> tuple[int, int]:
+    """(width, height), multiples of `factor`: shrunk until no edge is longer than `longest`, then rounded up."""
+    ratio = max(1.0, width / longest, height / longest)
+    across, down = (max(1, math.floor(edge / ratio)) for edge in (width, height))
+    return -(-across // factor) * factor, -(-down // factor) * factor
 
 
 def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -81,7 +91,8 @@ def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
     """Slots of an image of this grid."""
     if spec.queries:
         return spec.queries
-    return grid.patches // (spec.merge * spec.merge) + spec.keep_class
+    ends = grid.rows // spec.merge if spec.row_ends else 0
+    return grid.patches // (spec.merge * spec.merge) + spec.keep_class + ends
 
 
 def mrope_positions(length: int, images: Sequence[PlacedImage], merge: int) -> tuple[NDArray[np.int32], int]:

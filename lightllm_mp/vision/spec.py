@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -34,13 +34,15 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     """Edge of the square in pixels (crop and stretch)."""
     edge: int = 0
-    """crop: length of the shorter edge before the crop."""
+    """crop: length of the shorter edge before the crop. dynamic, fit edge: the longest edge."""
     pad: bool = False
     """crop: the image is first centred on a square of the mean colour, so nothing is cut off."""
     mean: RGB = CLIP_MEAN
     std: RGB = CLIP_STD
     scale: float = 1 / 255
     resample: int = BICUBIC
+    fit: Literal["area", "edge"] = "area"
+    """dynamic. area: see `mode`. edge: shrunk until no edge is longer than `edge`, then rounded up (Pixtral)."""
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
 
@@ -48,8 +50,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
-    style: Literal["image", "img", "vision"]
-    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`."""
+    style: Literal["image", "img", "vision", "bracket"]
+    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`. bracket:
+    `[IMG]`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -86,6 +89,8 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     keep_class: bool = False
     """The language model gets the class token, before the patches."""
     rope_theta: float = 10000.0
+    rope_stagger: bool = False
+    """The frequencies of columns lie between those of rows (Pixtral); else they are equal."""
     window: int = 0
     """Edge of an attention window in merged patches; 0: every patch sees its whole image."""
     full_layers: tuple[int, ...] = ()
@@ -97,8 +102,16 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     queries: int = 0
     """qwen_vl: slots per image, the resampler's output."""
     query_heads: int = 0
+    projector_eps: float = 1e-6
+    """pixtral: epsilon of the norm before the merge of patches."""
     merge: int = 1
-    """qwen2_5_vl: merge x merge neighbouring patches become one slot."""
+    """dynamic sizes: merge x merge neighbouring patches become one slot."""
+    row_ends: tuple[int, ...] = ()
+    """pixtral: ids of the language model's tokens whose embeddings follow each row of slots, and the last row."""
+    vocab: int = 0
+    """pixtral: rows of the language model's embedding, which has those of `row_ends`."""
+    plain_positions: bool = False
+    """dynamic sizes: slots have positions like text, one after another, and not by row and column (mrope)."""
 
     @property
     def grid(self) -> int:

@@ -49,7 +49,9 @@ def _check(spec: VisionSpec, where: str) -> None:
         raise ModelError(f"{where}: images of {spec.preprocess.size} pixels cannot be cut into patches of {spec.patch}")
     if spec.queries and (spec.query_heads < 1 or spec.out % spec.query_heads):
         raise ModelError(f"{where}: a resampler {spec.out} wide cannot have {spec.query_heads} heads")
-    if not fixed and (spec.window < 1 or spec.head_dim % 4):
+    if not fixed and (spec.window < (spec.kind == "qwen2_5_vl") or spec.head_dim % 4):
         raise ModelError(
             f"{where}: window {spec.window} or head size {spec.head_dim} of the vision tower does not fit its patches"
         )
+    if not all(0 <= token < spec.vocab for token in spec.row_ends):
+        raise ModelError(f"{where}: the vocabulary of {spec.vocab} tokens lacks the tokens {spec.row_ends} of images")

@@ -114,6 +114,7 @@ def rotation(spec: VisionSpec, coordinates: Tensor) -> PatchRotation:
     """Angles of patches at `coordinates` [2, rows] (row, column); each rotates half of the pairs of a head."""
     half = spec.head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device).float() / half
-    angles = coordinates.float()[:, :, None] * spec.rope_theta**-exponents
-    both = torch.cat([angles[0], angles[1]], dim=-1)[:, None, None]
+    of_columns = exponents + 1 / half if spec.rope_stagger else exponents
+    rows, columns = coordinates.float().unsqueeze(-1)
+    both = torch.cat([rows * spec.rope_theta**-exponents, columns * spec.rope_theta**-of_columns], -1)[:, None, None]
     return PatchRotation(both.cos(), both.sin())

@@ -15,9 +15,10 @@ FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("ministral3",),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
 )
-WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
+WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral")
 
 
 @pytest.fixture(params=FOLDERS + WITH_IMAGES)

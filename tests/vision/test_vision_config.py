@@ -52,8 +52,15 @@ def same_as_golden(folder: Path, name: str) -> bool:
 
 def test_kinds() -> None:
     assert [model(name).family for name in FOLDERS] == list(FOLDERS)
-    assert [model(name).spec.kind for name in FOLDERS] == ["clip", "clip", "qwen_vl", "qwen2_5_vl"]
-    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, False, False, False]
+    assert [model(name).spec.kind for name in FOLDERS] == [
+        "clip",
+        "clip",
+        "qwen_vl",
+        "qwen2_5_vl",
+        "pixtral",
+        "pixtral",
+    ]
+    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True] + (len(FOLDERS) - 1) * [False]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen", "qwen2"])

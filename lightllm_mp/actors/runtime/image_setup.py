@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 from lightllm_mp.actors.topology import ImageArenas
 from lightllm_mp.config import Config
 from lightllm_mp.shm.arena import BLOCK_HEADER
@@ -30,7 +32,8 @@ def most_rows(spec: VisionSpec) -> int:
     steps = spec.preprocess
     if steps.mode != "dynamic":
         return grid_tokens(spec, patch_grid(spec, steps.size, steps.size))
-    return steps.max_pixels // (spec.patch * spec.merge) ** 2 + spec.keep_class
+    rows = steps.max_pixels // (spec.patch * spec.merge) ** 2
+    return rows + spec.keep_class + (isqrt(rows) if spec.row_ends else 0)
 
 
 def _granules(size: int) -> int:

@@ -36,6 +36,7 @@ from lightllm_mp.models.families.llama import LLAMA, YI_OLD
 from lightllm_mp.models.families.llava import LLAVA_HF, LLAVA_ORIG
 from lightllm_mp.models.families.minicpm import MINICPM
 from lightllm_mp.models.families.mistral import MISTRAL, MIXTRAL
+from lightllm_mp.models.families.mistral3 import MINISTRAL3, MISTRAL3, PIXTRAL
 from lightllm_mp.models.families.phi import PHI
 from lightllm_mp.models.families.phi3 import PHI3
 from lightllm_mp.models.families.qwen.qwen import QWEN
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
     *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
     *(BERT, ROBERTA, NOMIC_BERT),
+    *(MINISTRAL3, MISTRAL3, PIXTRAL),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL),
 )
 

@@ -105,6 +105,22 @@ def activation(name: Any) -> Activation:
     return kinds[name]
 
 
+def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it.
+
+    Raises ModelError where the language model's type is not one of `kinds`; without a type it is the first one.
+    """
+    inner = config.get("text_config") or {}
+    if inner.get("model_type", kinds[0]) not in kinds:
+        raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
+    outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
+    text = {**defaults, **outer, **inner, "generation_config": config.get("generation_config", {})}
+    ends = eos_ids(
+        {**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", text["eos_token_id"]))}
+    )
+    return {**text, "eos_token_id": list(ends)}
+
+
 def refuse(config: dict[str, Any], **served: Any) -> None:
     """Raises ModelError where a key of the configuration has another value than the served one."""
     for key, value in served.items():
