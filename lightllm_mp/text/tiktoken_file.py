@@ -23,9 +23,8 @@ _PICTURE = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", 
 def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[str, str]]:
     """Qwen's tokenizer from its table, and its eos_token. `has_pictures` adds the image tags of Qwen-VL."""
     tokens = _tokens(path)
-    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
-    spelled = ["".join(map(char_of.__getitem__, token)) for token in tokens]
-    backend = byte_level_bpe(spelled, _merges(spelled), "qwen2", whole_words=True)
+    spelled = spellings(tokens)
+    backend = byte_level_bpe(spelled, merges_from_ranks(spelled), "qwen2", whole_words=True)
     names = _CONTROL + (_PICTURE if has_pictures else ())
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return backend, {"eos_token": "<|endoftext|>"}
@@ -64,7 +63,13 @@ def _row(path: Path, number: int, line: bytes) -> tuple[int, bytes]:
         raise ModelError(f"{path.name}, line {number}: not a base64 token and its rank") from None
 
 
-def _merges(tokens: list[str]) -> list[tuple[str, str]]:
+def spellings(tokens: list[bytes]) -> list[str]:
+    """Tokens in the alphabet of byte-level models."""
+    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
+    return ["".join(map(char_of.__getitem__, token)) for token in tokens]
+
+
+def merges_from_ranks(tokens: list[str]) -> list[tuple[str, str]]:
     """All pairs that form a token, ordered by the rank of the token, then by the ranks of the parts."""
     rank = {token: i for i, token in enumerate(tokens)}
     found = []
