@@ -56,6 +56,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
+    whole_images: bool = False
+    """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 

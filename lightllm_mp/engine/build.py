@@ -79,7 +79,7 @@ def build_engine(
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len, engine.running_max_req_size)
     budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
     if kv_tokens is not None:
         # A restarted process must offer the size that it promised, whatever memory is free now.
@@ -103,6 +103,7 @@ def build_engine(
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
+            whole_images=spec.image_span > 0,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
@@ -114,8 +115,11 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
-def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
-    """Tokens; where prompts are computed whole, the longest one is a step."""
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
+    """Tokens. Where prompts are computed whole, the longest one is a step; where images are, one fits beside a token
+    for each of the `rows`."""
+    if spec.image_span:
+        return max(usual, spec.image_span + rows)
     return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 

@@ -165,6 +165,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Layers without `window` and `local_rope`."""
     local_rope: RopeSpec | None = None
     """Rotary embedding of layers with a window, where it differs (Gemma 3)."""
+    image_span: int = 0
+    """Most tokens of an image. The tokens of an image see each other in both directions, so that a step computes it
+    whole (Gemma 3); 0: they are causal like text."""
     alibi: bool = False
     attention_scale: float | None = None
     """Factor on scores; None: head_dim ** -0.5."""

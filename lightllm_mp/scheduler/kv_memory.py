@@ -18,7 +18,8 @@ from lightllm_mp.vision.placeholders import sure_match
 
 
 class KvMemory:
-    def __init__(self, kv_tokens: int, rows: Rows, counters: Counters) -> None:
+    def __init__(self, kv_tokens: int, rows: Rows, counters: Counters, whole_images: bool = False) -> None:
+        self._whole = whole_images
         self.pool, self.tree = SlotPool(kv_tokens), PrefixTree()
         self._rows = rows
         self._counters = counters
@@ -61,7 +62,7 @@ class KvMemory:
     def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
         """The longest known prefix that surely has the same images (see `sure_match`): its slots and last node."""
         slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
-        sure = sure_match(len(slots), sequence.spans)
+        sure = sure_match(len(slots), sequence.spans, self._whole)
         return (slots, node) if sure == len(slots) else self.tree.match(sequence.ids[:sure], sequence.namespace)
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
@@ -70,8 +71,8 @@ class KvMemory:
         if not sequence.spans:
             return len(ids)
         known = len(self.tree.match(ids, sequence.namespace)[0])
-        sure = sure_match(known, sequence.spans)
-        return sure_match(len(ids), sequence.spans) if sure == known else sure
+        sure = sure_match(known, sequence.spans, self._whole)
+        return sure_match(len(ids), sequence.spans, self._whole) if sure == known else sure
 
     def let_go(self, sequence: Sequence) -> None:
         """Give up the lock on the shared prefix."""

@@ -60,7 +60,7 @@ class Scheduler:
         """Numbers of the row that a pooled sequence gets."""
         self._rows = Rows(limits)
         self._counters = Counters()
-        self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
+        self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters, limits.whole_images)
         self._admission = Admission(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()

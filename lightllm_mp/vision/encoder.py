@@ -12,7 +12,7 @@ from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.projectors import Merger, PatchMerger, Projector, Resampler, interpolated
+from lightllm_mp.vision.projectors import AveragePooler, Merger, PatchMerger, Projector, Resampler, interpolated
 from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_ops import tower_ops
@@ -96,6 +96,8 @@ class VisionEncoder:
 
 MERGERS: dict[str, type[Merger] | type[PatchMerger]] = {"qwen2_5_vl": Merger, "pixtral": PatchMerger}
 """By kind of the tower: the projector of images of a dynamic size."""
+WHOLE: dict[str, type[AveragePooler] | type[Resampler]] = {"qwen_vl": Resampler, "siglip": AveragePooler}
+"""By kind of the tower: the projector that takes all patches of an image of a fixed size together."""
 
 
 class _FixedEnds:
@@ -107,20 +109,22 @@ class _FixedEnds:
         table = parameters.tensor("positions")
         self._positions = table if spec.class_token else interpolated(table, spec.grid)
         self._class = parameters.tensor("class") if spec.class_token else None
-        self._norm = parameters.norm("pre_norm", spec.norm_eps)
-        self._resample = Resampler(spec, parameters) if spec.queries else None
-        self._project = None if spec.queries else Projector(spec, parameters)
+        self._norm = parameters.norm("pre_norm", spec.norm_eps) if "pre_norm" in parameters else None
+        self._whole: AveragePooler | Resampler | None = None
+        if spec.kind in WHOLE:
+            self._whole = WHOLE[spec.kind](spec, parameters)
+        self._project = Projector(spec, parameters) if self._whole is None else None
 
     def begin(self, x: Tensor) -> Tensor:
         if self._class is not None:
             x = torch.cat([self._class.expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self._positions
-        return self.ops.norm(x.flatten(0, 1), self._norm).view_as(x)
+        return x if self._norm is None else self.ops.norm(x.flatten(0, 1), self._norm).view_as(x)
 
     def finish(self, x: Tensor) -> Tensor:
         """[images, slots, out]"""
         if self._project is None:
-            assert self._resample is not None
-            return self._resample(x)
+            assert self._whole is not None
+            return self._whole(x)
         x = x[:, int(self.spec.class_token and not self.spec.keep_class) :]
         return self._project(x.flatten(0, 1)).unflatten(0, x.shape[:2])

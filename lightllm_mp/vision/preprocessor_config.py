@@ -11,6 +11,8 @@ from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preproces
 
 FILTERS = range(6)
 """Pillow's numbers of its resize filters."""
+BILINEAR = 2
+HALVES = (0.5, 0.5, 0.5)
 NO_CHANGE: tuple[RGB, RGB] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -38,6 +40,19 @@ def clip_preprocess(folder: Path, size: int, *, pad: bool) -> Preprocess:
         scale=_scale(found),
         resample=_resample(found),
     )
+
+
+def square_preprocess(folder: Path, size: int) -> Preprocess:
+    """SigLIP's: both edges are resized to the tower's `size`. ModelError for tiles (pan and scan), which are not
+    served."""
+    found = _found(folder)
+    if found.get("do_pan_and_scan"):
+        raise ModelError("images cut into tiles (do_pan_and_scan) are not supported (preprocessor_config.json)")
+    mean, std = _normalisation({"image_mean": HALVES, "image_std": HALVES, **found})
+    if _edge(found.get("size", size))[0] != size or not found.get("do_resize", True):
+        raise ModelError(f"images that are not resized to {size} x {size} are not supported (preprocessor_config.json)")
+    resample = _resample({"resample": BILINEAR, **found})
+    return Preprocess(mode="stretch", size=size, mean=mean, std=std, scale=_scale(found), resample=resample)
 
 
 def dynamic_preprocess(folder: Path) -> Preprocess:

@@ -7,6 +7,7 @@ from math import isqrt
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightllm_mp.kernels.table import Norm
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
 
@@ -56,6 +57,23 @@ class PatchMerger:
         if self._norm is not None:
             x = self.ops.linear(self.ops.norm(x, self._norm).reshape(-1, self._joined), self._merge)
         return self._project(x)
+
+
+class AveragePooler:
+    """Gemma 3's projector: a norm, averages of merge^2 neighbouring patches, a norm by 1 + weight, a projection."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops, self._blocks, self._merge = parameters.ops, spec.grid // spec.merge, spec.merge
+        self._norm = parameters.norm("final_norm", spec.norm_eps)
+        self._pooled_norm = Norm(parameters.tensor("merge_norm").float() + 1.0, spec.norm_eps)
+        self._project = parameters.linear("projector.0")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[images, patches, width] -> [images, patches / merge^2, out]."""
+        images, blocks, merge = x.shape[0], self._blocks, self._merge
+        x = self.ops.norm(x.flatten(0, 1), self._norm).view(images, blocks, merge, blocks, merge, -1)
+        x = x.float().mean((2, 4)).to(x.dtype).flatten(0, 2)
+        return self.ops.linear(self.ops.norm(x, self._pooled_norm), self._project).unflatten(0, (images, -1))
 
 
 class Resampler:

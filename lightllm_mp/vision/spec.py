@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral", "siglip"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -50,9 +50,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
-    style: Literal["image", "img", "vision", "bracket"]
+    style: Literal["image", "img", "vision", "bracket", "turn"]
     """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`. bracket:
-    `[IMG]`."""
+    `[IMG]`. turn: `<start_of_image>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -105,7 +105,7 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     projector_eps: float = 1e-6
     """pixtral: epsilon of the norm before the merge of patches."""
     merge: int = 1
-    """dynamic sizes: merge x merge neighbouring patches become one slot."""
+    """dynamic sizes, siglip: merge x merge neighbouring patches become one slot."""
     row_ends: tuple[int, ...] = ()
     """pixtral: ids of the language model's tokens whose embeddings follow each row of slots, and the last row."""
     vocab: int = 0

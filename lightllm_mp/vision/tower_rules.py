@@ -29,7 +29,7 @@ class TowerSection:
     layer i under `layers.<i>.`: input_norm, qkv, o, post_norm, up or gate_up, down. clip: `projector.<i>`. qwen_vl:
     query, query_positions, kv, query_norm, kv_norm, in [3 * out, out] (query, key, value), out, final_norm, final.
     qwen2_5_vl: merge_norm, merge_up, merge_down. pixtral: merge_norm, merge, `projector.<i>`, row_ends [2, out].
-    `.bias` is appended for biases.
+    siglip: final_norm, merge_norm, `projector.0`. `.bias` is appended for biases.
     """
 
     folder: Path

@@ -47,6 +47,8 @@ def _check(spec: VisionSpec, where: str) -> None:
     fixed = spec.preprocess.mode != "dynamic"
     if fixed and (spec.preprocess.size < spec.patch or spec.preprocess.size % spec.patch):
         raise ModelError(f"{where}: images of {spec.preprocess.size} pixels cannot be cut into patches of {spec.patch}")
+    if fixed and spec.grid % spec.merge:
+        raise ModelError(f"{where}: {spec.grid} x {spec.grid} patches cannot be merged {spec.merge} by {spec.merge}")
     if spec.queries and (spec.query_heads < 1 or spec.out % spec.query_heads):
         raise ModelError(f"{where}: a resampler {spec.out} wide cannot have {spec.query_heads} heads")
     if not fixed and (spec.window < (spec.kind == "qwen2_5_vl") or spec.head_dim % 4):

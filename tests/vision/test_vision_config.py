@@ -59,6 +59,7 @@ def test_kinds() -> None:
         "qwen2_5_vl",
         "pixtral",
         "pixtral",
+        "siglip",
     ]
     assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True] + (len(FOLDERS) - 1) * [False]
 

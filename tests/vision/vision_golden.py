@@ -21,7 +21,7 @@ from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.paths import GOLDENS
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral")
+FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
         window=spec.window_of(layer),
         softcap=spec.score_softcap,
         alibi=slopes,
+        image_spans=spec.image_span > 0,
         interleaved=spec.rope is not None and spec.rope.interleaved,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
-from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
+from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead, visible_keys
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
@@ -114,6 +114,8 @@ class Decoder:
         self.reserve(batch.max_context)
         if batch.rotary_at.dim() > 1:
             batch = self.rotary.by_sections(batch)
+        if self.spec.image_span and images:
+            batch = replace(batch, visible=visible_keys(batch, images))
         residual = self.embedding.forward(ids, batch, images)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None

@@ -29,6 +29,15 @@ class ImageRows(NamedTuple):
     must not change before the step is done."""
 
 
+def visible_keys(batch: Batch, images: Sequence[ImageRows]) -> Tensor:
+    """`Batch.visible` of a step whose images are whole."""
+    visible = batch.positions + 1
+    for line, rows in images:
+        end = line + rows.shape[0]
+        visible[line:end] = visible[end - 1]
+    return visible
+
+
 class Embedding:
     """Token embedding, with the scale, segments, learned positions and norm that the model has."""
 

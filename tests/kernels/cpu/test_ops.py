@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import HeadLayout, LayerKV, Norm, Rotation, Routing
-from tests.kernels.random_batch import RandomStep
+from tests.kernels.random_batch import RandomStep, image
 
 REFERENCE = reference.TABLE
 CPU = overlay.table()
@@ -172,6 +174,11 @@ LAYOUTS = [
 ]
 
 
+SPANS = [
+    HeadLayout(heads=4, kv_heads=2, head_dim=32, scale=0.2, image_spans=True),
+    HeadLayout(heads=4, kv_heads=1, head_dim=64, scale=0.2, image_spans=True, window=40, softcap=3.0),
+    HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2, image_spans=True, window=40),
+]
 ENCODERS = [
     HeadLayout(heads=4, kv_heads=4, head_dim=32, scale=0.2, causal=False),
     HeadLayout(heads=6, kv_heads=2, head_dim=64, scale=0.125, causal=False),
@@ -180,7 +187,7 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS + SPANS, ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
@@ -201,6 +208,23 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 q, batch = step.part(sequence, start, end)
                 got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", SPANS[:-1], ids=str)
+def test_attention_of_whole_images_does_not_depend_on_the_cut(dtype, layout):
+    sizes = [(130, 130), (70, 333), (1, 200)]
+    step = RandomStep(sizes, layout, dtype)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
+    causal = CPU.attention(step.q, step.kv, step.batch, replace(layout, image_spans=False))
+    for sequence, (new, _) in enumerate(sizes):
+        first, (begin, after) = int(step.batch.seq_start[sequence]), image(new)
+        for start, end in ((0, begin), (begin, after), (after, new)):
+            if start < end:
+                q, batch = step.part(sequence, start, end)
+                assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[first + start : first + end])
+        assert torch.equal(whole[first : first + begin], causal[first : first + begin])
+        assert new == 1 or not torch.equal(whole[first + begin], causal[first + begin])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
