@@ -79,6 +79,7 @@ class Run:
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
+                whole_images=spec.image_span > 0,
             )
         )
         self.ids: dict[int, list[int]] = {}
