@@ -156,7 +156,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
+    plain = spec.mla is not None or any(kind.head_dim % 16 for kind in spec.kinds) or not decoder.ops.exact_rows
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),

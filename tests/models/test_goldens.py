@@ -18,7 +18,7 @@ FOLDERS = (
     *("ministral3",),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
 )
-WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl")
+WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl", "gemma4")
 
 
 @pytest.fixture(params=FOLDERS + WITH_IMAGES)

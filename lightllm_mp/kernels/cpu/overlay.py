@@ -194,11 +194,18 @@ def rotary_kv_write(
 
 def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
     heads = qkv.view(qkv.shape[0], -1, layout.head_dim)
-    first = 0
-    for count, by in ((layout.heads, norms.query), (layout.kv_heads, norms.key)):
+    first, parts = 0, [(layout.heads, norms.query), (layout.kv_heads, norms.key)]
+    if layout.value_norm:
+        parts.append((layout.kv_heads, Norm(_ones(layout.head_dim, qkv.dtype), norms.key.eps)))
+    for count, by in parts:
         part = heads[:, first : first + count]
         part.copy_(norm(part.contiguous(), by))
         first += count
+
+
+@lru_cache(maxsize=8)
+def _ones(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(count, dtype=dtype)
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:

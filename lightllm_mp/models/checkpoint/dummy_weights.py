@@ -38,6 +38,8 @@ class RandomWeights:
         made = torch.empty(self.shapes[name], dtype=self._dtype, device=self._device)
         if target.endswith(".bias"):
             return made.zero_()
+        if target.endswith("out_scale"):
+            return made.fill_(1.0)
         if target.endswith("norm"):
             return made.fill_(self._norm)
         seed = zlib.crc32(name.encode())

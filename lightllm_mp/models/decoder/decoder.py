@@ -18,6 +18,7 @@ from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_la
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.moe import Mixture, read_mixture
 from lightllm_mp.models.decoder.norms import read_norm
+from lightllm_mp.models.decoder.per_layer import LayerEnd, PerLayerInputs, read_layer_end
 from lightllm_mp.models.decoder.pooling import PoolingHead
 from lightllm_mp.models.decoder.rotary import rotary_tables
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
@@ -36,6 +37,7 @@ class DecoderLayer:
     """None: both halves take the same normalised input."""
     mlp: GatedMLP | PlainMLP | Mixture
     mlp_out_norm: Norm | None
+    end: LayerEnd | None
 
 
 class Decoder:
@@ -62,6 +64,7 @@ class Decoder:
         self._shard = shard or Shard()
         self.rotary, self._local_rotary = rotary_tables(spec, device)
         self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
+        self._per_layer = PerLayerInputs(weights, spec, ops) if spec.per_layer is not None else None
         self.norm = read_norm(weights, "norm", spec)
         self.head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
         self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
@@ -76,6 +79,7 @@ class Decoder:
             post_norm=None if spec.parallel else read_norm(weights, at + "post_norm", spec),
             mlp=self._mlp(i, weights),
             mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
+            end=read_layer_end(weights, at, spec, self.ops),
         )
 
     def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention:
@@ -117,9 +121,10 @@ class Decoder:
         if self.spec.image_span and images:
             batch = replace(batch, visible=visible_keys(batch, images))
         residual = self.embedding.forward(ids, batch, images)
+        of_layers = None if self._per_layer is None else self._per_layer.forward(ids, residual)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x = (
                 ops.norm(residual, layer.input_norm)
                 if branch is None
@@ -137,8 +142,10 @@ class Decoder:
                 residual = x if self.spec.post_norm else residual
                 branch = layer.mlp.forward(x)
             branch = self._whole(branch, layer.mlp_out_norm)
-        assert branch is not None
-        return self._add(branch, residual, self.norm)
+            if layer.end is not None:
+                inputs = None if of_layers is None else of_layers[i] if rows is None else of_layers[i][rows]
+                residual, branch = layer.end.forward(residual.add_(branch), inputs), None
+        return ops.norm(residual, self.norm) if branch is None else self._add(branch, residual, self.norm)
 
     def _whole(self, branch: Tensor, norm: Norm | None) -> Tensor:
         """The output of attention or MLP: the sum of the ranks' parts, normalised where the model does so."""

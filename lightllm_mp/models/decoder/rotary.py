@@ -131,6 +131,8 @@ def geometric(theta: float, dim: int) -> torch.Tensor:
 def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
     """Float32 [dim / 2], for scalings whose frequencies depend neither on the position nor on the length."""
     base = geometric(spec.theta, spec.dim)
+    if spec.turning:
+        base[spec.turning :] = 0.0
     if spec.divisors:
         return base / torch.tensor(spec.divisors)
     if spec.scaling == "linear":

@@ -20,7 +20,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import GlobalHeads, ModelSpec
 
 MULTIPLE = 16
 """Local widths are a multiple of this, because matrix units need aligned rows."""
@@ -133,10 +133,21 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
         shared_intermediate=_local(spec.moe.shared_intermediate, size),
     )
     local = msgspec.structs.replace(
-        spec, heads=heads.heads, kv_heads=heads.kv_heads, intermediate=_local(spec.intermediate, size), moe=moe
+        spec,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        intermediate=_local(spec.intermediate, size),
+        kv_shared_intermediate=_local(spec.kv_shared_intermediate, size),
+        global_heads=spec.global_heads and _local_heads(spec, spec.global_heads, rank, size),
+        moe=moe,
     )
     vocab_start = rank * _local(spec.vocab, size)
     return local, Shard(rank, size, vocab_start, heads.queries.start, spec.heads)
+
+
+def _local_heads(spec: ModelSpec, whole: GlobalHeads, rank: int, size: int) -> GlobalHeads:
+    heads = head_share(msgspec.structs.replace(spec, heads=whole.heads, kv_heads=whole.kv_heads), rank, size)
+    return msgspec.structs.replace(whole, heads=heads.heads, kv_heads=heads.kv_heads)
 
 
 def check_ranks(spec: ModelSpec, size: int) -> None:
@@ -152,6 +163,7 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | No
     if size == 1:
         return WHOLE
     target = re.sub(r"^layers\.\d+\.", "", param.target)
+    spec = spec.at(int(param.target.split(".")[1])) if target != param.target else spec
     name = target.removesuffix(".bias")
     kind = name.removeprefix("shared.").removeprefix("experts.")
     if name in ("o", "down", "shared.down") and target != name:
@@ -171,6 +183,8 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | No
 def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> ShardCut:
     queries, keys = ShardRows((heads.queries,), heads.heads), ShardRows((heads.keys,), heads.kv_heads)
     if name == "qkv":
+        if param.shape[0] == spec.q_size:  # the layer reads keys and values of another one
+            return ShardCut(_scaled(queries, spec.head_dim))
         wholes = (spec.heads, spec.kv_heads, spec.kv_heads)
         return ShardCut(_scaled(_stacked((queries, keys, keys), wholes), spec.head_dim))
     if name == "o":

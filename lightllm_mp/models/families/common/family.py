@@ -171,6 +171,8 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
         raise ModelError(f"mrope_section {list(sections)} does not make up {dim // 2} rotary pairs")
     if kind == "default" or (kind == "mrope" and sections):
         return RopeSpec(theta=theta, dim=dim, sections=sections)
+    if kind == "proportional" and float(scaling.get("factor") or 1.0) == 1.0:
+        return RopeSpec(theta=theta, dim=dim, turning=int(float(scaling.get("partial_rotary_factor", 1.0)) * dim // 2))
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])
