@@ -9,14 +9,25 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable
+from lightllm_mp.vision.clipped_vit import ClippedVisionTransformer
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.projectors import AveragePooler, Merger, PatchMerger, Projector, Resampler, interpolated
+from lightllm_mp.vision.projectors import (
+    AveragePooler,
+    Merger,
+    PatchMerger,
+    Projector,
+    Resampler,
+    ScaledPooler,
+    interpolated,
+)
 from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_ops import tower_ops
 from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
+
+DynamicProjector = Merger | PatchMerger | ScaledPooler
 
 
 class VisionEncoder:
@@ -34,7 +45,10 @@ class VisionEncoder:
         self.ops = ops or tower_ops(self.device, self.dtype)
         parameters = TowerParameters(weights, self.ops)
         self._patch = parameters.linear("patch")
-        self._layers = VisionTransformer(spec, parameters)
+        self._layers: VisionTransformer | ClippedVisionTransformer
+        gemma4 = spec.kind == "gemma4"
+        self._positions = parameters.tensor("positions") if gemma4 else None
+        self._layers = (ClippedVisionTransformer if gemma4 else VisionTransformer)(spec, parameters)
         dynamic = spec.preprocess.mode == "dynamic"
         self._merge = MERGERS[spec.kind](spec, parameters) if dynamic else None
         self._pre_norm = parameters.norm("pre_norm", spec.norm_eps) if spec.kind == "pixtral" else None
@@ -69,14 +83,16 @@ class VisionEncoder:
         rows = self._layers(x.flatten(0, 1), whole, whole)
         return list(self._fixed.finish(rows.view_as(x)).unbind(0))
 
-    def _encode_dynamic(self, images: Sequence[Preprocessed], merge: Merger | PatchMerger) -> list[Tensor]:
+    def _encode_dynamic(self, images: Sequence[Preprocessed], merge: DynamicProjector) -> list[Tensor]:
         spec, grids = self.spec, [image.grid for image in images]
         layout = window_layout(grids, spec.merge, spec.window)
         order, back, rows = (self._index(x) for x in (layout.order, layout.units_back, layout.full_rows))
         x = self.ops.linear(self._pixels(images).index_select(0, order), self._patch)
         x = x if self._pre_norm is None else self.ops.norm(x, self._pre_norm)
-        whole = Sequences(layout.full, rows, torch.argsort(rows))
-        turn = rotation(spec, self._index(layout.coordinates))
+        whole, places = Sequences(layout.full, rows, torch.argsort(rows)), self._index(layout.coordinates)
+        if self._positions is not None:
+            x = x + (self._positions[0][places[1]] + self._positions[1][places[0]])
+        turn = rotation(spec, places)
         x = self._layers(x, whole, Sequences(layout.windows), turn)
         slots = merge(x).index_select(0, back).split([grid.patches // spec.merge**2 for grid in grids])
         return [self._with_row_ends(x, grid) for x, grid in zip(slots, grids, strict=True)]
@@ -94,7 +110,11 @@ class VisionEncoder:
         return torch.from_numpy(numbers).to(self.device)
 
 
-MERGERS: dict[str, type[Merger] | type[PatchMerger]] = {"qwen2_5_vl": Merger, "pixtral": PatchMerger}
+MERGERS: dict[str, type[Merger] | type[PatchMerger] | type[ScaledPooler]] = {
+    "qwen2_5_vl": Merger,
+    "pixtral": PatchMerger,
+    "gemma4": ScaledPooler,
+}
 """By kind of the tower: the projector of images of a dynamic size."""
 WHOLE: dict[str, type[AveragePooler] | type[Resampler]] = {"qwen_vl": Resampler, "siglip": AveragePooler}
 """By kind of the tower: the projector that takes all patches of an image of a fixed size together."""

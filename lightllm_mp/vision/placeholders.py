@@ -92,6 +92,7 @@ TAGS = {
         re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)?<\|vision_end\|>"),
         "<|vision_start|><|image_pad|><|vision_end|>",
     ),
+    "pipes": (re.compile(r"<\|image\|>"), "<|image|>"),
     "turn": (re.compile(r"<start_of_image>"), "<start_of_image>"),
     "bracket": (re.compile(r"\[IMG\]"), "[IMG]"),
 }
@@ -100,6 +101,7 @@ REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
     "vision": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+    "pipes": ("<|image>", "<image|>"),
     "turn": ("<image_soft_token>", "<end_of_image>"),
     "bracket": ("[IMG_BREAK]", "[IMG_END]"),
 }

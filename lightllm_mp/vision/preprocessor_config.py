@@ -96,6 +96,26 @@ def longest_edge_preprocess(folder: Path, block: int) -> Preprocess:
     )
 
 
+def budget_preprocess(folder: Path, patch: int, pool: int, soft_tokens: int) -> Preprocess:
+    """Gemma 4's: as many blocks of `pool` x `pool` patches as the file allows, else `soft_tokens`, in -1..1."""
+    found = _found(folder)
+    if found.get("do_normalize") or not found.get("do_resize", True):
+        raise ModelError("images that are normalised or not resized are not supported (processor_config.json)")
+    block, tokens = patch * pool, int(found.get("max_soft_tokens") or soft_tokens)
+    if tokens < 1:
+        raise ModelError(f"max_soft_tokens {tokens} must be positive (processor_config.json)")
+    return Preprocess(
+        mode="dynamic",
+        fit="budget",
+        mean=HALVES,
+        std=HALVES,
+        scale=_scale(found),
+        resample=_resample(found),
+        min_pixels=block * block,
+        max_pixels=tokens * block * block,
+    )
+
+
 def _found(folder: Path) -> dict[str, Any]:
     """preprocessor_config.json, or the part of processor_config.json that newer folders have in its place."""
     for name in ("preprocessor_config.json", "processor_config.json"):

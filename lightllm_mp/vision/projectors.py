@@ -11,6 +11,8 @@ from lightllm_mp.kernels.table import Norm
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
 
+STANDARD = ("std_bias", "std_scale")
+
 
 class Projector:
     """LLaVA's projector: linear layers with exact gelu between them."""
@@ -74,6 +76,25 @@ class AveragePooler:
         x = self.ops.norm(x.flatten(0, 1), self._norm).view(images, blocks, merge, blocks, merge, -1)
         x = x.float().mean((2, 4)).to(x.dtype).flatten(0, 2)
         return self.ops.linear(self.ops.norm(x, self._pooled_norm), self._project).unflatten(0, (images, -1))
+
+
+class ScaledPooler:
+    """Gemma 4's projector: averages of merge^2 neighbouring patches times sqrt(width), a norm, a projection."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops, self._unit, self._scale = parameters.ops, spec.merge * spec.merge, spec.width**0.5
+        bias, scale = (parameters.tensor(name).float() for name in STANDARD) if spec.standardize else (None, None)
+        self._bias, self._spread = bias, scale
+        self._project = parameters.linear("projector.0")
+        self._norm = Norm(parameters.ones(spec.width), spec.norm_eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[patches, width] -> [patches / merge^2, out]. The average is computed in float32: in float16 the factor could
+        make it infinite."""
+        pooled = x.unflatten(0, (-1, self._unit)).float().mean(1).mul_(self._scale)
+        if self._bias is not None and self._spread is not None:
+            pooled = (pooled - self._bias) * self._spread
+        return self.ops.linear(self.ops.norm(pooled.to(x.dtype), self._norm), self._project)
 
 
 class Resampler:

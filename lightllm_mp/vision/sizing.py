@@ -46,6 +46,8 @@ def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
     block = spec.patch * spec.merge
     if spec.preprocess.fit == "edge":
         return edge_resize(width, height, block, spec.preprocess.edge)
+    if spec.preprocess.fit == "budget":
+        return budget_resize(width, height, block, spec.preprocess.max_pixels)
     return smart_resize(width, height, block, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
 
 
@@ -54,6 +56,19 @@ def edge_resize(width: int, height: int, factor: int, longest: int) -> tuple[int
     ratio = max(1.0, width / longest, height / longest)
     across, down = (max(1, math.floor(edge / ratio)) for edge in (width, height))
     return -(-across // factor) * factor, -(-down // factor) * factor
+
+
+def budget_resize(width: int, height: int, factor: int, pixels: int) -> tuple[int, int]:
+    """(width, height), multiples of `factor`: stretched to an area of `pixels`, then rounded down. A thin image is one
+    block thick (Gemma 4)."""
+    stretch = math.sqrt(pixels / (width * height))
+    across, down = (math.floor(stretch * edge / factor) for edge in (width, height))
+    most = pixels // (factor * factor)
+    if not down:
+        across, down = max(1, min(width // height, most)), 1
+    elif not across:
+        across, down = 1, max(1, min(height // width, most))
+    return across * factor, down * factor
 
 
 def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

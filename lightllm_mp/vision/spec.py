@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral", "siglip"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral", "siglip", "gemma4"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -41,8 +41,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     std: RGB = CLIP_STD
     scale: float = 1 / 255
     resample: int = BICUBIC
-    fit: Literal["area", "edge"] = "area"
-    """dynamic. area: see `mode`. edge: shrunk until no edge is longer than `edge`, then rounded up (Pixtral)."""
+    fit: Literal["area", "edge", "budget"] = "area"
+    """dynamic. area: see `mode`. edge: shrunk until no edge is longer than `edge`, then rounded up (Pixtral). budget:
+    stretched to an area of `max_pixels`, then rounded down (Gemma 4)."""
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
 
@@ -50,9 +51,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
-    style: Literal["image", "img", "vision", "bracket", "turn"]
+    style: Literal["image", "img", "vision", "bracket", "turn", "pipes"]
     """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`. bracket:
-    `[IMG]`. turn: `<start_of_image>`."""
+    `[IMG]`. turn: `<start_of_image>`. pipes: `<|image|>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -104,6 +105,10 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     query_heads: int = 0
     projector_eps: float = 1e-6
     """pixtral: epsilon of the norm before the merge of patches."""
+    clipped: bool = False
+    """gemma4: inputs and outputs of linear layers are clamped to bounds that the file has."""
+    standardize: bool = False
+    """gemma4: slots are shifted and scaled, before the projector's norm, by vectors that the file has."""
     merge: int = 1
     """dynamic sizes, siglip: merge x merge neighbouring patches become one slot."""
     row_ends: tuple[int, ...] = ()

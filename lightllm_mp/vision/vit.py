@@ -95,7 +95,7 @@ class VisionTransformer:
     def _attention(self, x: Tensor, layer: VitLayer, sequences: Sequences, rotation: PatchRotation | None) -> Tensor:
         qkv = self.ops.linear(x, layer.qkv).unflatten(1, (3, self.spec.heads, -1))
         if rotation is not None:
-            _rotate(qkv[:, :2], rotation)
+            rotate_heads(qkv[:, :2], rotation)
         return self.ops.linear(attend(self.ops, qkv, sequences), layer.o)
 
     def _mlp(self, x: Tensor, layer: VitLayer) -> Tensor:
@@ -103,7 +103,7 @@ class VisionTransformer:
         return self.ops.linear(between(self.ops.linear(x, layer.up), self.spec.activation), layer.down)
 
 
-def _rotate(x: Tensor, rotation: PatchRotation) -> None:
+def rotate_heads(x: Tensor, rotation: PatchRotation) -> None:
     """Rotates x [rows, any, heads, head_dim] in place."""
     cos, sin = rotation.cos, rotation.sin
     first, second = x.float().chunk(2, dim=-1)

@@ -22,7 +22,7 @@ from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl")
+FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl", "gemma4")
 
 
 @cache

@@ -60,6 +60,7 @@ def test_kinds() -> None:
         "pixtral",
         "pixtral",
         "siglip",
+        "gemma4",
     ]
     assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True] + (len(FOLDERS) - 1) * [False]
 

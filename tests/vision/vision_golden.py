@@ -21,7 +21,7 @@ from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.paths import GOLDENS
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl")
+FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl", "gemma4")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,20 @@ def cases(folder: str) -> list[Case]:
 def upstream_pixels(case: Case) -> np.ndarray:
     """In the layout of `Preprocessed.pixels`."""
     pixels = tensors(case.folder)[case.key + ".pixels"]
+    if case.spec.kind == "gemma4":
+        return gemma4_pixels(pixels, tensors(case.folder)[case.key + ".patch_xy"], case.spec)
     if case.spec.kind != "pixtral":
         return pixels
     grid = PatchGrid(1, pixels.shape[1] // case.spec.patch, pixels.shape[2] // case.spec.patch)
     return patches(pixels, grid, case.spec)
+
+
+def gemma4_pixels(pixels: np.ndarray, places: np.ndarray, spec: VisionSpec) -> np.ndarray:
+    """Patches row by row in 0..1 with the channel last -> our blocks, in -1..1."""
+    columns, rows = (places.max(0) + 1).tolist()
+    whole = pixels.reshape(rows, columns, spec.patch, spec.patch, 3).transpose(4, 0, 2, 1, 3)
+    whole = whole.reshape(3, rows * spec.patch, columns * spec.patch)
+    return 2 * patches(whole, PatchGrid(1, rows, columns), spec) - 1
 
 
 def upstream_embeddings(case: Case) -> torch.Tensor:

@@ -26,7 +26,7 @@ class RandomWeights:
         params, self._norm = list(params), norm
         self._device, self._dtype = torch.device(device), dtype
         self._targets = {piece.name: param.target for param in params for piece in param.pieces}
-        self.shapes = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
+        self.shapes = {piece.name: piece.file_shape for param in params for piece in param.pieces}
         self.sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in self.shapes.items()}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:

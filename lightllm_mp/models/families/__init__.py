@@ -30,7 +30,7 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
 from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_VL
-from lightllm_mp.models.families.gemma4 import GEMMA4
+from lightllm_mp.models.families.gemma4 import GEMMA4, GEMMA4_TEXT
 from lightllm_mp.models.families.internlm import INTERNLM
 from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
@@ -53,7 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     *(LLAMA, YI_OLD, MISTRAL, MIXTRAL, MINICPM, INTERNLM, INTERNLM2),
     *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
-    *(GEMMA, GEMMA2, GEMMA3, GEMMA3_VL, GEMMA4, DEEPSEEK_V2, PHI, PHI3),
+    *(GEMMA, GEMMA2, GEMMA3, GEMMA3_VL, GEMMA4, GEMMA4_TEXT, DEEPSEEK_V2, PHI, PHI3),
     *(BERT, ROBERTA, NOMIC_BERT),
     *(MINISTRAL3, MISTRAL3, PIXTRAL),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL),

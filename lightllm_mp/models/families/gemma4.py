@@ -65,7 +65,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     wide = bool(text.get("use_double_wide_mlp")) and shared > 0
     return standard_spec(
         text,
-        family="gemma4",
+        family="gemma4" if images else "gemma4_text",
         rope=rope_spec({**text, "rope_parameters": ropes["full_attention"]}, dim=head_dim),
         local_rope=rope_spec({**text, "rope_parameters": ropes["sliding_attention"]}, dim=int(text["head_dim"])),
         max_context=int(text["max_position_embeddings"]),
@@ -149,17 +149,25 @@ def _vector(target: str, name: str, size: int) -> list[Param]:
     return [Param(target, (Piece(name, (size,)),))]
 
 
+IGNORE = (INV_FREQ, r"^lm_head\.weight$", r"^model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm)\.")
+"""Files have keys and values of layers that read those of others, too."""
+
 GEMMA4 = Family(
     name="gemma4",
-    models="Gemma 4 (text)",
-    model_types=("gemma4", "gemma4_text"),
+    models="Gemma 4 E2B, E4B, 31B (images)",
+    model_types=("gemma4",),
     read_hf=read_hf,
     hf_weights=hf_weights,
-    ignore=(
-        INV_FREQ,
-        r"^lm_head\.weight$",
-        r"^model\.(vision_tower|embed_vision|audio_tower|embed_audio)\.",
-        r"^model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm)\.",
-    ),
+    ignore=(*IGNORE, r"^model\.(vision_tower|embed_vision|audio_tower|embed_audio)\."),
     spellings=(("model.language_model.", "model."),),
+    vision="lightllm_mp.vision.families.gemma4:GEMMA4",
+)
+
+GEMMA4_TEXT = Family(
+    name="gemma4_text",
+    models="Gemma 4 (text)",
+    model_types=("gemma4_text",),
+    read_hf=read_hf,
+    hf_weights=hf_weights,
+    ignore=IGNORE,
 )
