@@ -84,7 +84,8 @@ def _mlp_bytes(spec: ModelSpec, value: int) -> int:
     moe = spec.moe
     chosen = moe.top_k * (3 * moe.intermediate * value + spec.hidden * (value + FLOAT) + 2 * LONG)
     shared = (3 * moe.shared_intermediate + 2 * spec.hidden) * value
-    return max(plain, 2 * moe.experts * FLOAT + chosen + shared)
+    mixture = 2 * moe.experts * FLOAT + chosen + shared
+    return plain + mixture if moe.beside else max(plain, mixture)
 
 
 def _plain_attention(spec: ModelSpec, worst: WorstStep) -> int:

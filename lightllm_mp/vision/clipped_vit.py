@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,10 +79,16 @@ class ClippedVisionTransformer:
         return ClippedVitLayer(before, q, k, v, scaled, k_norm, ones, o, behind, second, gate, up, down, last)
 
     def __call__(
-        self, x: Tensor, whole: Sequences, windows: Sequences, rotation: PatchRotation | None = None
-    ) -> Tensor:
-        """x [rows, width] -> the output of the last layer, in x's memory. `whole` has a sequence per image."""
+        self,
+        x: Tensor,
+        whole: Sequences,
+        windows: Sequences,
+        rotation: PatchRotation | None = None,
+        merge: Sequence[Callable[[Tensor], Tensor]] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `VisionTransformer`: x [rows, width] -> the output of the last layer, in x's memory."""
         assert rotation is not None
+        assert not merge
         ops = self.ops
         for layer in self._layers:
             branch = self._attention(ops.norm(x, layer.input_norm), layer, whole, rotation)
@@ -89,7 +96,7 @@ class ClippedVisionTransformer:
             inner = ops.norm(x, layer.post_norm)
             gated = ops.activate(layer.gate(inner), self.spec.activation).mul_(layer.up(inner))
             x = x.add_(ops.norm(layer.down(gated), layer.mlp_out_norm))
-        return x
+        return x, []
 
     def _attention(self, x: Tensor, layer: ClippedVitLayer, whole: Sequences, rotation: PatchRotation) -> Tensor:
         heads = self.spec.heads

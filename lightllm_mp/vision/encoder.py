@@ -21,6 +21,7 @@ from lightllm_mp.vision.projectors import (
     Resampler,
     ScaledPooler,
     interpolated,
+    resampled,
 )
 from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VisionSpec
@@ -46,18 +47,19 @@ class VisionEncoder:
         parameters = TowerParameters(weights, self.ops)
         self._patch = parameters.linear("patch")
         self._layers: VisionTransformer | ClippedVisionTransformer
-        gemma4 = spec.kind == "gemma4"
-        self._positions = parameters.tensor("positions") if gemma4 else None
-        self._layers = (ClippedVisionTransformer if gemma4 else VisionTransformer)(spec, parameters)
+        self._layers = (ClippedVisionTransformer if spec.kind == "gemma4" else VisionTransformer)(spec, parameters)
         dynamic = spec.preprocess.mode == "dynamic"
         self._merge = MERGERS[spec.kind](spec, parameters) if dynamic else None
+        self._deep = [Merger(spec, parameters, f"deep.{i}.") for i in range(len(spec.deepstack))]
+        self._positions = parameters.tensor("positions") if dynamic and spec.positions else None
         self._pre_norm = parameters.norm("pre_norm", spec.norm_eps) if spec.kind == "pixtral" else None
         self._row_ends = parameters.tensor("row_ends") if spec.row_ends else None
         self._fixed = None if dynamic else _FixedEnds(spec, parameters)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Preprocessed]) -> list[Tensor]:
-        """Embeddings [tokens, out] of each image, in the tower's dtype on its device.
+        """Embeddings of each image, in the tower's dtype on its device: [tokens, out], or with DeepStack
+        [1 + levels, tokens, out].
 
         An embedding does not depend on the other images, except for rounding where the op table lacks `exact_rows`.
         """
@@ -80,7 +82,7 @@ class VisionEncoder:
         rows = self.ops.linear(patches.reshape(-1, self.spec.patch_values), self._patch)
         x = self._fixed.begin(rows.unflatten(0, (len(images), -1)))
         whole = Sequences(same_length(x.shape[0], x.shape[1]))
-        rows = self._layers(x.flatten(0, 1), whole, whole)
+        rows, _ = self._layers(x.flatten(0, 1), whole, whole)
         return list(self._fixed.finish(rows.view_as(x)).unbind(0))
 
     def _encode_dynamic(self, images: Sequence[Preprocessed], merge: DynamicProjector) -> list[Tensor]:
@@ -89,13 +91,19 @@ class VisionEncoder:
         order, back, rows = (self._index(x) for x in (layout.order, layout.units_back, layout.full_rows))
         x = self.ops.linear(self._pixels(images).index_select(0, order), self._patch)
         x = x if self._pre_norm is None else self.ops.norm(x, self._pre_norm)
-        whole, places = Sequences(layout.full, rows, torch.argsort(rows)), self._index(layout.coordinates)
-        if self._positions is not None:
-            x = x + (self._positions[0][places[1]] + self._positions[1][places[0]])
-        turn = rotation(spec, places)
-        x = self._layers(x, whole, Sequences(layout.windows), turn)
-        slots = merge(x).index_select(0, back).split([grid.patches // spec.merge**2 for grid in grids])
-        return [self._with_row_ends(x, grid) for x, grid in zip(slots, grids, strict=True)]
+        at = self._index(layout.coordinates)
+        if self._positions is not None and self._positions.dim() == 3:
+            x += self._positions[0][at[1]] + self._positions[1][at[0]]
+        elif self._positions is not None:
+            x += resampled(self._positions, at, self._index(layout.edges))
+        windows = Sequences(layout.windows)
+        whole = Sequences(layout.full, rows, torch.argsort(rows)) if spec.window else windows
+        x, deep = self._layers(x, whole, windows, rotation(spec, at), self._deep)
+        counts = [grid.patches // spec.merge**2 for grid in grids]
+        planes = [plane.index_select(0, back) for plane in (merge(x), *deep)]
+        if deep:
+            return list(torch.stack(planes).split(counts, dim=1))
+        return [self._with_row_ends(x, grid) for x, grid in zip(planes[0].split(counts), grids, strict=True)]
 
     def _with_row_ends(self, x: Tensor, grid: PatchGrid) -> Tensor:
         """The slots of an image with an embedding of the language model behind each row (Pixtral)."""
@@ -112,6 +120,7 @@ class VisionEncoder:
 
 MERGERS: dict[str, type[Merger] | type[PatchMerger] | type[ScaledPooler]] = {
     "qwen2_5_vl": Merger,
+    "qwen3_vl": Merger,
     "pixtral": PatchMerger,
     "gemma4": ScaledPooler,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import read_json
-from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preprocess
+from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preprocess, VideoSampling
 
 FILTERS = range(6)
 """Pillow's numbers of its resize filters."""
@@ -75,6 +75,24 @@ def dynamic_preprocess(folder: Path) -> Preprocess:
     )
 
 
+def video_sampling(folder: Path) -> VideoSampling:
+    """Qwen3-VL's, of video_preprocessor_config.json; what it leaves out is as in upstream's processor."""
+    found = _found(folder, "video_preprocessor_config.json", "video_processor")
+    size, own = found.get("size") or {}, VideoSampling(min_pixels=4096, max_pixels=24576 * 32 * 32)
+    sampling = VideoSampling(
+        fps=float(found.get("fps") or own.fps),
+        min_frames=int(found.get("min_frames") or own.min_frames),
+        max_frames=int(found.get("max_frames") or own.max_frames),
+        min_pixels=int(size.get("shortest_edge") or own.min_pixels),
+        max_pixels=int(size.get("longest_edge") or own.max_pixels),
+    )
+    if not (sampling.fps > 0 and 0 < sampling.min_frames <= sampling.max_frames):
+        raise ModelError("fps, min_frames and max_frames are not a range (video_preprocessor_config.json)")
+    if not 0 < sampling.min_pixels <= sampling.max_pixels:
+        raise ModelError("size is not a range of areas (video_preprocessor_config.json)")
+    return sampling
+
+
 def longest_edge_preprocess(folder: Path, block: int) -> Preprocess:
     """Pixtral's: shrunk until no edge is longer than a limit, then rounded up to whole blocks of `block` pixels."""
     found = _found(folder)
@@ -116,14 +134,12 @@ def budget_preprocess(folder: Path, patch: int, pool: int, soft_tokens: int) -> 
     )
 
 
-def _found(folder: Path) -> dict[str, Any]:
-    """preprocessor_config.json, or the part of processor_config.json that newer folders have in its place."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        found = read_json(folder / name) if (folder / name).is_file() else {}
-        found = found if name.startswith("pre") else found.get("image_processor") or {}
-        if found:
-            return found
-    return {}
+def _found(folder: Path, name: str = "preprocessor_config.json", part: str = "image_processor") -> dict[str, Any]:
+    """A file, or the part of processor_config.json that newer folders have in its place."""
+    if (folder / name).is_file():
+        return read_json(folder / name)
+    whole = folder / "processor_config.json"
+    return (read_json(whole) if whole.is_file() else {}).get(part) or {}
 
 
 def _edge(size: Any) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "pixtral", "siglip", "gemma4"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "pixtral", "siglip", "gemma4"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -48,12 +48,24 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = 28 * 28 * 1280
 
 
+class VideoSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Which frames of a video a model sees, and at which size."""
+
+    fps: float = 2.0
+    """Frames of a second."""
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int
+    """Of all frames together, after resizing."""
+    max_pixels: int
+
+
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
     style: Literal["image", "img", "vision", "bracket", "turn", "pipes"]
-    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`. bracket:
-    `[IMG]`. turn: `<start_of_image>`. pipes: `<|image|>`."""
+    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`, and for a video
+    the same with `<|video_pad|>`. bracket: `[IMG]`. turn: `<start_of_image>`. pipes: `<|image|>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -80,12 +92,15 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     temporal: int = 1
     """Frames of one patch; a still image is repeated."""
+    video: VideoSampling | None = None
+    """None: the model takes no videos."""
     norm: Literal["layer", "rms"] = "layer"
     activation: TowerActivation = "gelu"
     gated: bool = False
     """The MLP is down(activation(gate x) * up x)."""
     positions: int = 0
-    """Rows of the learned position table, without the class token's; 0: 2-D rotary embedding instead."""
+    """Rows of the learned position table, without the class token's; 0: none. With a dynamic size there is a 2-D rotary
+    embedding besides, and the table is resampled to each image's patches."""
     class_token: bool = False
     keep_class: bool = False
     """The language model gets the class token, before the patches."""
@@ -117,6 +132,9 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """pixtral: rows of the language model's embedding, which has those of `row_ends`."""
     plain_positions: bool = False
     """dynamic sizes: slots have positions like text, one after another, and not by row and column (mrope)."""
+    deepstack: tuple[int, ...] = ()
+    """DeepStack (arXiv 2406.04334): layers whose outputs are merged too. A slot has a plane of embeddings for each, and
+    the decoder adds these to its hidden states after its first layers."""
 
     @property
     def grid(self) -> int:
@@ -126,6 +144,11 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def slot_values(self) -> int:
+        """Numbers of one slot's embeddings, in all planes."""
+        return self.out * (1 + len(self.deepstack))
 
     @property
     def patch_values(self) -> int:

@@ -21,7 +21,10 @@ from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.paths import GOLDENS
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "mistral3", "pixtral", "gemma3_vl", "gemma4")
+FOLDERS = (
+    *("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("mistral3", "pixtral", "gemma3_vl", "gemma4"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def upstream_pixels(case: Case) -> np.ndarray:
     if case.spec.kind != "pixtral":
         return pixels
     grid = PatchGrid(1, pixels.shape[1] // case.spec.patch, pixels.shape[2] // case.spec.patch)
-    return patches(pixels, grid, case.spec)
+    return patches([pixels], grid, case.spec)
 
 
 def gemma4_pixels(pixels: np.ndarray, places: np.ndarray, spec: VisionSpec) -> np.ndarray:
@@ -79,7 +82,7 @@ def gemma4_pixels(pixels: np.ndarray, places: np.ndarray, spec: VisionSpec) -> n
     columns, rows = (places.max(0) + 1).tolist()
     whole = pixels.reshape(rows, columns, spec.patch, spec.patch, 3).transpose(4, 0, 2, 1, 3)
     whole = whole.reshape(3, rows * spec.patch, columns * spec.patch)
-    return 2 * patches(whole, PatchGrid(1, rows, columns), spec) - 1
+    return 2 * patches([whole], PatchGrid(1, rows, columns), spec) - 1
 
 
 def upstream_embeddings(case: Case) -> torch.Tensor:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from lightllm_mp.kernels.reference.moe import Experts
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -82,10 +81,10 @@ class Case:
         return seconds(captured(work).replay, repeats=10) / self.layers
 
 
-_layers: dict[tuple[str, int], Experts] = {}
+_layers: dict[tuple[str, int], moe.StackedExperts] = {}
 
 
-def random_layer(name: str, i: int) -> Experts:
+def random_layer(name: str, i: int) -> moe.StackedExperts:
     """The weights of a model's i-th layer, made once."""
     if (name, i) not in _layers:
         experts, _, k, n = MODELS[name]
@@ -140,8 +139,8 @@ def sweep(case: Case) -> None:
                 print(f"    {name} {share:.3f} {by} together {together}")
 
     def combine() -> None:
-        for weights, _ in chosen:
-            moe.weighted_sum(each, weights)
+        for weights, numbers in chosen:
+            moe.weighted_sum(each, weights, numbers, experts)
 
     print(f"  sum {case.seconds(combine) * 1e6:.1f} us", flush=True)
 

@@ -21,21 +21,43 @@ from lightllm_mp.models.checkpoint.weight_files import weight_files
 Tensors = Iterator[tuple[str, Any]]
 """Names and tensors, or lazy slices and packed forms of tensors."""
 
-PACKED = (".qweight", ".qzeros", ".g_idx")
-"""Suffixes of int32 tensors (see awq_gptq.py); all others hold floating point numbers."""
+BYTES = {
+    **dict.fromkeys(("F64", "I64"), 8),
+    **dict.fromkeys(("F32", "I32"), 4),
+    **dict.fromkeys(("F16", "BF16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E8M0", "I8", "U8"), 1),
+}
+"""Bytes of an element, by the names of dtypes in safetensors files. Other dtypes are not read."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of plain weights; the others are parts of quantised ones."""
 
 
 class Checkpoint(Protocol):
     """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may be lazy slices, which read only
-    what is indexed. `sizes` are bytes as stored, for progress."""
+    what is indexed. `sizes` are bytes as stored, for progress.
+    `quantised` names what comes in a quantised form."""
 
     shapes: dict[str, tuple[int, ...]]
     sizes: dict[str, int]
+    quantised: Set[str]
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors: ...
 
 
-def open_folder(folder: Path) -> Checkpoint:
+class FileTensors(Checkpoint, Protocol):
+    """The tensors of files, some of which may be parts of quantised weights: `coded` has those that are no floating
+    point numbers of 16 bits or more, and their dtypes."""
+
+    coded: dict[str, str]
+
+
+def check_plain(checkpoint: FileTensors, names: Set[str], where: str) -> None:
+    """ModelError where one of the tensors is not plain."""
+    for name in sorted(names & checkpoint.coded.keys()):
+        raise ModelError(f"{where}: tensor {name} is stored as {checkpoint.coded[name]}, which is not supported")
+
+
+def open_folder(folder: Path) -> FileTensors:
     """The checkpoint of a Hugging Face folder: safetensors where present, else `.bin` (read with weights_only)."""
     files = weight_files(folder)
     return SafetensorsFiles(files) if files[0].suffix == ".safetensors" else TorchFiles(files)
@@ -52,6 +74,8 @@ class SafetensorsFiles:
         self.files = files
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.coded: dict[str, str] = {}
+        self.quantised: Set[str] = frozenset()
         for file in files:
             try:
                 with safe_open(str(file), framework="pt") as opened:
@@ -64,10 +88,12 @@ class SafetensorsFiles:
     def _add(self, file: Path, name: str, entry: Any) -> None:
         if name in self.shapes:
             raise ModelError(f"{file}: tensor {name} is in another file too")
-        if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
-            raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
+        if (dtype := entry.get_dtype()) not in BYTES:
+            raise ModelError(f"{file}: tensor {name} is stored as {dtype}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
-        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
+        self.sizes[name] = math.prod(self.shapes[name]) * BYTES[dtype]
+        if dtype not in FLOATS:
+            self.coded[name] = dtype
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:
@@ -80,6 +106,20 @@ class SafetensorsFiles:
                 raise ModelError(f"{file}: cannot be read ({error})") from error
 
 
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+"""Names of dtypes as in safetensors files."""
+
+
 class TorchFiles:
     """One or more `.bin` files of tensors. torch's restricted reader refuses anything else in the pickle."""
 
@@ -87,24 +127,24 @@ class TorchFiles:
         self.parts = [_load_bin(file) for file in files]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.coded: dict[str, str] = {}
+        self.quantised: Set[str] = frozenset()
         for file, part in zip(files, self.parts, strict=True):
             for name, tensor in part.items():
                 if name.endswith(BUFFERS):
                     continue
-                if not isinstance(tensor, torch.Tensor) or not _is_weight(name, tensor):
-                    raise ModelError(f"{file}: {name} is not a tensor of floating point numbers")
+                if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES:
+                    raise ModelError(f"{file}: {name} is not a tensor of numbers that are supported")
                 if name in self.shapes:
                     raise ModelError(f"{file}: tensor {name} is in another file too")
                 self.shapes[name] = tuple(tensor.shape)
                 self.sizes[name] = tensor.nbytes
+                if DTYPES[tensor.dtype] not in FLOATS:
+                    self.coded[name] = DTYPES[tensor.dtype]
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for part in self.parts:
             yield from ((name, tensor) for name, tensor in part.items() if name in wanted)
-
-
-def _is_weight(name: str, tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.int32 if name.endswith(PACKED) else tensor.is_floating_point()
 
 
 def _load_bin(file: Path) -> dict[str, Any]:
@@ -129,6 +169,7 @@ class RenamedCheckpoint:
         self._names = {name: known(name) for name in whole.shapes}
         self.shapes = {self._names[name]: shape for name, shape in whole.shapes.items()}
         self.sizes = {self._names[name]: size for name, size in whole.sizes.items()}
+        self.quantised: Set[str] = {self._names[name] for name in whole.quantised}
         if len(self.shapes) < len(whole.shapes):
             raise ModelError("the checkpoint holds a tensor under two spellings of its name")
 
@@ -145,13 +186,14 @@ class GGUFTensors:
         self.file = file
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
-        self.in_blocks = {
+        self.quantised: Set[str] = {
             name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) > 1
         }
+        self.coded: dict[str, str] = {}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name in [name for name in self.file.tensors if name in wanted]:
-            if name in self.in_blocks:
+            if name in self.quantised:
                 yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.file.tensors[name].type)
             else:
                 yield name, torch.from_numpy(self.file.read(name))

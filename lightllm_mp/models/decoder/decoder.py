@@ -13,10 +13,11 @@ from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
 from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead, visible_keys
+from lightllm_mp.models.decoder.gated_delta import GatedDelta, read_gated_delta
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
-from lightllm_mp.models.decoder.moe import Mixture, read_mixture
+from lightllm_mp.models.decoder.moe import Mixture, MixtureBesideMLP, read_mixture, read_mixture_beside
 from lightllm_mp.models.decoder.norms import read_norm
 from lightllm_mp.models.decoder.per_layer import LayerEnd, PerLayerInputs, read_layer_end
 from lightllm_mp.models.decoder.pooling import PoolingHead
@@ -31,13 +32,14 @@ class DecoderLayer:
     """One transformer block. Each half has a norm before it and, where `*_out_norm` is given, one after it."""
 
     input_norm: Norm
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | GatedDelta
     attention_out_norm: Norm | None
     post_norm: Norm | None
     """None: both halves take the same normalised input."""
     mlp: GatedMLP | PlainMLP | Mixture
     mlp_out_norm: Norm | None
     end: LayerEnd | None
+    beside: MixtureBesideMLP | None
 
 
 class Decoder:
@@ -80,19 +82,27 @@ class Decoder:
             mlp=self._mlp(i, weights),
             mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
             end=read_layer_end(weights, at, spec, self.ops),
+            beside=self._beside(at, weights),
         )
 
-    def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention:
+    def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention | GatedDelta:
+        if i in self.spec.linear_layers:
+            return read_gated_delta(weights, i, self.spec, self.ops)
         rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
         if self.spec.mla is not None:
             return read_latent_attention(weights, i, self.spec, self.ops, rotary)
-        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
+        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard, self.group)
 
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
-        if moe is not None and i not in moe.dense_layers:
-            return read_mixture(weights, at, self.spec, self.ops)
+        if moe is not None and not moe.beside and i not in moe.dense_layers:
+            return read_mixture(weights, at, self.spec, self.ops, self._shard)
         return read_mlp(weights, at, self.spec, self.ops)
+
+    def _beside(self, at: str, weights: ModelWeights) -> MixtureBesideMLP | None:
+        if self.spec.moe is None or not self.spec.moe.beside:
+            return None
+        return read_mixture_beside(weights, at, self.spec, self.ops, self._shard, self.group)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,6 +135,8 @@ class Decoder:
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
         for i, layer in enumerate(self.layers):
+            for image in images if 0 < i <= self.spec.deepstack else ():
+                image.add_plane(i - 1, residual)
             x = (
                 ops.norm(residual, layer.input_norm)
                 if branch is None
@@ -141,7 +153,11 @@ class Decoder:
                 x = self._add(self._whole(branch, layer.attention_out_norm), residual, layer.post_norm)
                 residual = x if self.spec.post_norm else residual
                 branch = layer.mlp.forward(x)
-            branch = self._whole(branch, layer.mlp_out_norm)
+            if layer.beside is not None:
+                assert layer.mlp_out_norm is not None
+                branch = ops.norm(layer.beside.forward(self.group.sum(branch), residual), layer.mlp_out_norm)
+            else:
+                branch = self._whole(branch, layer.mlp_out_norm)
             if layer.end is not None:
                 inputs = None if of_layers is None else of_layers[i] if rows is None else of_layers[i][rows]
                 residual, branch = layer.end.forward(residual.add_(branch), inputs), None

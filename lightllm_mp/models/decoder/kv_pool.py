@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,20 +11,34 @@ import torch
 from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from lightllm_mp.models.decoder.state_pool import StatePool
+
 SCALE_TYPE = torch.float16
 """Type of the scales of 8-bit keys and values, one per token and head."""
 ALIGNED_ROWS = 8
 
 
 class KVPool:
-    """Keys and values of all layers, one slot per token. Slot `slots` is a spare one that padding writes to.
+    """Keys and values of all layers that keep some, one slot per token. Slot `slots` is a spare one that padding writes
+    to.
 
-    They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales.
+    They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales. `states` are those of the
+    other layers, in models with linear attention.
     """
 
-    def __init__(self, spec: ModelSpec, slots: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        states: StatePool | None = None,
+    ) -> None:
         self.slots = slots
         self.dummy_slot = slots
+        self.states = states
         entries = [_entry(spec.at(layer)) for layer in spec.kv_layers]
         shapes = [(1 if latent else 2, slots + 1, heads, width) for heads, width, latent in entries]
         flat = lazy_zeros((sum(map(math.prod, shapes)),), dtype, device)
@@ -33,7 +48,8 @@ class KVPool:
         scales = [_scales(heads, slots + 1, device) if dtype.itemsize == 1 else None for heads, _, _ in entries]
         own = [_layer(part, scale, latent) for part, scale, (_, _, latent) in zip(parts, scales, entries, strict=True)]
         by_number = dict(zip(spec.kv_layers, own, strict=True))
-        self.layers = {layer: by_number[spec.kv_source(layer)] for layer in range(spec.layers)}
+        readers = (layer for layer in range(spec.layers) if layer not in spec.linear_layers)
+        self.layers = {layer: by_number[spec.kv_source(layer)] for layer in readers}
         """By number of the layer in the model."""
 
     @staticmethod

@@ -8,17 +8,17 @@ from typing import Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import decoder, linear, norm
+from lightllm_mp.models.families.common.expert_rules import fused
 from lightllm_mp.models.families.common.family import (
     INV_FREQ,
     Family,
     activation,
     nested_text,
-    refuse,
     rope_spec,
     standard_spec,
 )
 from lightllm_mp.models.families.gemma import BRANCH_NAMES
-from lightllm_mp.models.spec import GlobalHeads, ModelSpec, PerLayerSpec
+from lightllm_mp.models.spec import GlobalHeads, ModelSpec, MoeSpec, PerLayerSpec
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 262144,
@@ -50,14 +50,12 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     """From the keys of the text model, alone or under `text_config`."""
     images = "text_config" in config
     text = nested_text(config if images else {**config, "text_config": config}, DEFAULTS, ("gemma4_text",))
-    refuse(text, enable_moe_block=False)
     sees = text.get("use_bidirectional_attention")
     if sees not in (None, "vision"):
         raise ModelError(f"use_bidirectional_attention {sees!r} is not supported for this family")
     whole, shared = _global_layers(text), int(text.get("num_kv_shared_layers") or 0)
     _check_shared(int(text["num_hidden_layers"]), shared, whole)
-    heads, head_dim = int(text["num_attention_heads"]), int(text["global_head_dim"])
-    kv_heads = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None
+    heads = _global_heads(text, whole)
     bias, ropes = bool(text.get("attention_bias", False)), text.get("rope_parameters") or ROPE
     width = int(text.get("hidden_size_per_layer_input") or 0)
     if width and int(text.get("vocab_size_per_layer_input") or text["vocab_size"]) != int(text["vocab_size"]):
@@ -66,7 +64,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
     return standard_spec(
         text,
         family="gemma4" if images else "gemma4_text",
-        rope=rope_spec({**text, "rope_parameters": ropes["full_attention"]}, dim=head_dim),
+        rope=rope_spec({**text, "rope_parameters": ropes["full_attention"]}, dim=heads.head_dim),
         local_rope=rope_spec({**text, "rope_parameters": ropes["sliding_attention"]}, dim=int(text["head_dim"])),
         max_context=int(text["max_position_embeddings"]),
         embed_scale=math.sqrt(int(text["hidden_size"])),
@@ -76,10 +74,11 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
         activation=activation(text.get("hidden_activation") or "gelu_pytorch_tanh"),
         window=int(text["sliding_window"]),
         global_layers=whole,
-        global_heads=GlobalHeads(heads=heads, kv_heads=int(kv_heads or text["num_key_value_heads"]), head_dim=head_dim),
+        global_heads=heads,
         kv_shared=shared,
         kv_shared_intermediate=2 * int(text["intermediate_size"]) if wide else 0,
         keys_are_values=bool(text.get("attention_k_eq_v")),
+        moe=_mixture(text) if text.get("enable_moe_block") else None,
         head_norm="rms",
         value_norm=True,
         attention_scale=1.0,
@@ -88,6 +87,35 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
         logit_softcap=float(text.get("final_logit_softcapping") or 0.0),
         image_span=int(config.get("vision_soft_tokens_per_image") or SOFT_TOKENS) if images and sees else 0,
         image_span_local=True,
+    )
+
+
+def _global_heads(text: dict[str, Any], whole: tuple[int, ...]) -> GlobalHeads:
+    """From the keys of the released files, or from `per_layer_config`, which newer transformers write instead."""
+    said = {"head_dim": text["global_head_dim"]}
+    if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads"):
+        said["num_key_value_heads"] = text["num_global_key_value_heads"]
+    if by_layer := text.get("per_layer_config"):
+        said, *others = by_layer.values()
+        known = {"head_dim", "num_key_value_heads"}
+        if any(other != said for other in others) or {*map(int, by_layer)} != {*whole} or not said.keys() <= known:
+            raise ModelError(
+                "per_layer_config is not supported unless it gives the heads of all layers without a window"
+            )
+    return GlobalHeads(
+        heads=int(text["num_attention_heads"]),
+        kv_heads=int(said.get("num_key_value_heads") or text["num_key_value_heads"]),
+        head_dim=int(said.get("head_dim") or text["head_dim"]),
+    )
+
+
+def _mixture(text: dict[str, Any]) -> MoeSpec:
+    return MoeSpec(
+        experts=int(text["num_experts"]),
+        top_k=int(text["top_k_experts"]),
+        intermediate=int(text["moe_intermediate_size"]),
+        renormalise=True,
+        beside=True,
     )
 
 
@@ -138,11 +166,28 @@ def _layer(s: ModelSpec, i: int) -> list[Param]:
     params += norm(to + "attention_out_norm", at + "post_attention_layernorm", s)
     params += norm(to + "mlp_out_norm", at + "post_feedforward_layernorm", s)
     params += _vector(to + "out_scale", at + "layer_scalar", 1)
+    if s.moe is not None:
+        params += _experts(s, s.moe, at, to)
     if s.per_layer is not None:
         params += linear(to + "per_layer_gate", at, (("per_layer_input_gate", s.per_layer.width),), s.hidden, False)
         params += linear(to + "per_layer_out", at, (("per_layer_projection", s.hidden),), s.per_layer.width, False)
         params += norm(to + "per_layer_out_norm", at + "post_per_layer_input_norm", s)
     return params
+
+
+def _experts(s: ModelSpec, moe: MoeSpec, at: str, to: str) -> list[Param]:
+    gate_up = fused(at + "experts.gate_up_proj", moe.experts, (2 * moe.intermediate, s.hidden), False)
+    down = fused(at + "experts.down_proj", moe.experts, (s.hidden, moe.intermediate), False)
+    return [
+        *linear(to + "router", at, (("router.proj", moe.experts),), s.hidden, False),
+        *_vector(to + "router_scale", at + "router.scale", s.hidden),
+        *_vector(to + "expert_scale", at + "router.per_expert_scale", moe.experts),
+        Param(to + "experts.gate_up", gate_up),
+        Param(to + "experts.down", down),
+        *norm(to + "experts_norm", at + "pre_feedforward_layernorm_2", s),
+        *norm(to + "experts_out_norm", at + "post_feedforward_layernorm_2", s),
+        *norm(to + "dense_out_norm", at + "post_feedforward_layernorm_1", s),
+    ]
 
 
 def _vector(target: str, name: str, size: int) -> list[Param]:
@@ -154,7 +199,7 @@ IGNORE = (INV_FREQ, r"^lm_head\.weight$", r"^model\.layers\.\d+\.self_attn\.(k_p
 
 GEMMA4 = Family(
     name="gemma4",
-    models="Gemma 4 E2B, E4B, 31B (images)",
+    models="Gemma 4 E2B, E4B, 26B-A4B, 31B (images)",
     model_types=("gemma4",),
     read_hf=read_hf,
     hf_weights=hf_weights,

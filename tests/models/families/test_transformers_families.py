@@ -61,6 +61,30 @@ def test_gemma3_scaled_globally_and_not_locally(tmp_path, tokens):
     compare(eager(transformers.Gemma3ForCausalLM, config), tmp_path, tokens, feed=50)
 
 
+@pytest.mark.parametrize("mixture", [False, True])
+def test_gemma4_whose_keys_are_values(tmp_path, tokens, mixture):
+    """Global layers have fewer key-value heads, and the layers no per-layer embeddings; with experts beside the MLP."""
+    experts = {"num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24} if mixture else {}
+    config = transformers.Gemma4TextConfig(
+        **{**LONG, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4},
+        head_dim=16,
+        global_head_dim=32,
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=20,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=mixture,
+        **experts,
+    )
+    model = eager(transformers.Gemma4ForCausalLM, config)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    compare(model, tmp_path, tokens, feed=50)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_deepseek_v2_with_low_rank_queries(tmp_path, tokens, grouped):
     config = transformers.DeepseekV2Config(
@@ -81,6 +105,51 @@ def test_deepseek_v2_with_low_rank_queries(tmp_path, tokens, grouped):
         v_head_dim=24,
     )
     compare(eager(transformers.DeepseekV2ForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+MOE = {"moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1}
+LATENT = {"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24}
+DEEPSEEK = {**LONG, **MOE, **LATENT, "num_key_value_heads": 4, "num_hidden_layers": 3}
+
+
+def corrected(model):
+    """With biases of the choice of experts, which `compare` leaves as they are: they are no parameters."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.arange(len(buffer)).sin() * 0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["kimi_k2", "adjacent halves"])
+def test_deepseek_v3(tmp_path, tokens, kind):
+    """Kimi-K2 has one group of experts and its yarn corrects both sides alike."""
+    if kind == "kimi_k2":
+        rope = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0}
+        rope |= {"mscale_all_dim": 1.0, "original_max_position_embeddings": 32, "rope_theta": 5e4}
+        more = {"n_group": 1, "topk_group": 1, "rope_parameters": rope, "max_position_embeddings": 1024}
+    else:
+        more = {"n_group": 2, "topk_group": 1, "rope_interleave": False, "q_lora_rank": None, "norm_topk_prob": False}
+    config = transformers.DeepseekV3Config(**{**DEEPSEEK, **more}, first_k_dense_replace=1)
+    model = corrected(eager(transformers.DeepseekV3ForCausalLM, config))
+    compare(model, tmp_path, tokens, feed=50, model_type="kimi_k2" if kind == "kimi_k2" else None)
+
+
+def test_glm4_moe_with_head_norms(tmp_path, tokens):
+    sizes = {**LONG, **MOE, "head_dim": 32, "num_hidden_layers": 3, "routed_scaling_factor": 2.5}
+    config = transformers.Glm4MoeConfig(**sizes, use_qk_norm=True, attention_bias=True, first_k_dense_replace=1)
+    compare(corrected(eager(transformers.Glm4MoeForCausalLM, config)), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("layers", [None, ["sparse", "dense", "sparse"]])
+def test_glm4_moe_lite(tmp_path, tokens, layers):
+    config = transformers.Glm4MoeLiteConfig(**DEEPSEEK, mlp_layer_types=layers, routed_scaling_factor=1.8)
+    compare(corrected(eager(transformers.Glm4MoeLiteForCausalLM, config)), tmp_path, tokens, feed=50)
+
+
+def test_minimax_m2(tmp_path, tokens):
+    sizes = {**LONG, "num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32, "rotary_dim": 16}
+    config = transformers.MiniMaxM2Config(**sizes)
+    compare(corrected(eager(transformers.MiniMaxM2ForCausalLM, config)), tmp_path, tokens, feed=50)
 
 
 @pytest.mark.parametrize("feed", [30, 50], ids=["short", "long"])

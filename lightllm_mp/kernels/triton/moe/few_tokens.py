@@ -29,6 +29,7 @@ def experts_alone(
             hidden=hidden,
             TOP_K=top_k,
             KIND=ACTIVATIONS[activation],
+            EXPERTS=gate_up.shape[0],
             N=n,
             K=k,
             EACH=each,
@@ -46,6 +47,7 @@ def experts_alone(
             numbers=numbers,
             out=out,
             TOP_K=top_k,
+            EXPERTS=down.shape[0],
             N=k,
             K=n,
             EACH=each,
@@ -70,14 +72,18 @@ def _gate_up_kernel(
     hidden,
     TOP_K: tl.constexpr,
     KIND: tl.constexpr,
+    EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     EACH: tl.constexpr,
     AT: tl.constexpr,
 ):
     assignment = tl.program_id(1)
+    expert = tl.load(numbers + assignment).to(tl.int64)
+    if (expert < 0) | (expert >= EXPERTS):
+        return
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
-    line = weight + tl.load(numbers + assignment).to(tl.int64) * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
+    line = weight + expert * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
     gate, up = tl.zeros((EACH, AT), tl.float32), tl.zeros((EACH, AT), tl.float32)
     for start in tl.static_range(0, K, AT):
         k = start + tl.arange(0, AT)[None, :]
@@ -96,6 +102,7 @@ def _down_kernel(
     numbers,
     out,
     TOP_K: tl.constexpr,
+    EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     EACH: tl.constexpr,
@@ -107,11 +114,13 @@ def _down_kernel(
     total = tl.zeros((EACH, AT), tl.float32)
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
-        of_expert = line + tl.load(numbers + assignment).to(tl.int64) * (N * K)
+        expert = tl.load(numbers + assignment).to(tl.int64)
+        here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
+        of_expert = line + tl.where(here, expert, 0) * (N * K)
         sums = tl.zeros((EACH, AT), tl.float32)
         for start in tl.static_range(0, K, AT):
             k = start + tl.arange(0, AT)[None, :]
             value = tl.load(hidden + assignment * K + k, mask=k < K, other=0.0).to(tl.float32)
-            sums += value * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
+            sums += tl.where(here, value, 0.0) * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
         total += sums * tl.load(weights + assignment)
     tl.store(out + token * N + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=n < N)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
@@ -19,11 +21,21 @@ from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
 SUM_BLOCK = 1024
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
-    return Experts(gate_up.contiguous(), down.contiguous())
+class StackedExperts(NamedTuple):
+    """Plain weights of all experts."""
+
+    gate_up: Tensor
+    """[experts, 2 * n, k]"""
+    down: Tensor
+    """[experts, k, n]"""
 
 
-def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
+def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> StackedExperts:
+    plain = [x if isinstance(x, Tensor) else expanded(x, torch.bfloat16) for x in (gate_up, down)]
+    return StackedExperts(plain[0].contiguous(), plain[1].contiguous())
+
+
+def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     tokens, top_k = numbers.shape
     if tokens == 0:
         return torch.empty_like(x)
@@ -36,7 +48,7 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
     grouped_gemm.gate_up(x, gate_up, tiles, hidden, blocks.rows, blocks.gate_up, blocks.together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
     grouped_gemm.down(hidden, down, tiles, each, blocks.rows, blocks.down, blocks.together)
-    return weighted_sum(each, weights)
+    return weighted_sum(each, weights, numbers, down.shape[0])
 
 
 @lru_cache
@@ -47,26 +59,48 @@ def _shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
-    """each [tokens * top_k, width], weights [tokens, top_k] -> [tokens, width], summed in the order of `each`."""
+def weighted_sum(each: Tensor, weights: Tensor, numbers: Tensor, experts: int) -> Tensor:
+    """each [tokens * top_k, width], weights and numbers [tokens, top_k] -> [tokens, width], summed in the order of
+    `each`, without those whose expert is of another rank."""
     tokens, top_k = weights.shape
     width = each.shape[1]
     out = each.new_empty((tokens, width))
     block = min(SUM_BLOCK, next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block), 1)
     _sum_kernel.launch(
-        grid, _sum_kernel.arguments(each=each, weights=weights, out=out, TOP_K=top_k, WIDTH=width, BLOCK=block)
+        grid,
+        _sum_kernel.arguments(
+            each=each,
+            weights=weights,
+            numbers=numbers,
+            out=out,
+            TOP_K=top_k,
+            EXPERTS=experts,
+            WIDTH=width,
+            BLOCK=block,
+        ),
     )
     return out
 
 
 @kernel()
-def _sum_kernel(each, weights, out, TOP_K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(
+    each,
+    weights,
+    numbers,
+    out,
+    TOP_K: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
     sums = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(TOP_K):
+        expert = tl.load(numbers + token * TOP_K + i)
         line = each + (token * TOP_K + i) * WIDTH
-        sums += tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
+        part = tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
+        sums += tl.where((expert >= 0) & (expert < EXPERTS), part, 0.0)  # another rank's was never written
     tl.store(out + token * WIDTH + at, sums.to(out.dtype.element_ty), mask=inside)
