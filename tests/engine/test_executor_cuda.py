@@ -20,7 +20,10 @@ from lightllm_mp.models.checkpoint.loader import load_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-FOLDERS = ("llama", "qwen", "gemma2", "deepseek_v2", "mixtral", "bloom", "qwen3_moe", "chatglm2")
+FOLDERS = (
+    *("llama", "qwen", "gemma2", "deepseek_v2", "mixtral", "bloom", "qwen3_moe", "chatglm2"),
+    *("deepseek_v3", "glm4_moe", "minimax_m2"),
+)
 GREEDY = Sampling(seed=0)
 DRAWN = Sampling(seed=3, temperature=0.9, top_p=0.9, top_k=50, repetition_penalty=1.1)
 

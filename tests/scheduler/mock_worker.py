@@ -168,7 +168,7 @@ class MockWorker:
         wanted = sum(int(np.count_nonzero(some >= self._vocab)) for some in ids)
         assert work.images[:, 2].sum() == wanted, "each image slot is named once"
         computed = {row: range(start, start + count) for row, start, count, _ in work.seqs.tolist()}
-        for row, position, count, low, high, first in work.images.tolist():
+        for row, position, count, low, high, first, _ in work.images.tolist():
             assert self._images is not None
             assert position in computed[row]
             assert position + count - 1 in computed[row]

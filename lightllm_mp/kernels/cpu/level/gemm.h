@@ -1,4 +1,4 @@
-/* Products of float32 and bfloat16 weights in float32.
+/* Products of float32, bfloat16 and float8 weights in float32.
  *
  * Each output is one accumulator that takes its products in order of k, so a row does not depend on the others.
  * A level says how many rows and vectors of a panel it keeps in registers: TILE_M and TILE_N. */
@@ -112,6 +112,61 @@ static void bf16_panel(const struct gemm *g, const void *x, long row, long rows,
         }
     }
     store_panel(g, sums, row, rows, panel);
+}
+
+/* The byte in the highest bits of each word, an e4m3 code, as a float32 that is 2^120 too small: sign and magnitude go to
+ * their places. */
+INLINE vf small_e4m3(vu words) { return (vf)((vu)((vi)words >> 4) & 0x87f00000u); }
+
+/* Inputs [from, from + count) of a float8 panel: runs the statement for every four inputs from j on and LANES outputs from
+ * v on, with their values in w0 to w3. */
+#define EACH_FOUR_OF_FLOAT8(packed, scales, group, from, count, ...)                                       \
+    for (long i = 0, end; i < (count); i = end) {                                                          \
+        long of = ((from) + i) / (group);                                                                  \
+        end = (of + 1) * (group) - (from) < (count) ? (of + 1) * (group) - (from) : (count);               \
+        for (int v = 0; v < PANEL; v += LANES) {                                                           \
+            vf scale = load_float((scales) + of * PANEL + v);                                              \
+            for (long j = i; j < end; j += 4) {                                                            \
+                vu words = *(const vu_anywhere *)((packed) + ((from) + j) * PANEL + 4 * v);                \
+                vf w0 = small_e4m3(words << 24) * scale, w1 = small_e4m3(words << 16) * scale;             \
+                vf w2 = small_e4m3(words << 8) * scale, w3 = small_e4m3(words) * scale;                    \
+                __VA_ARGS__                                                                                \
+            }                                                                                              \
+        }                                                                                                  \
+    }
+
+static void float8_panel(const struct gemm *g, const void *x, long row, long rows, long panel) {
+    float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
+    float wide[WIDENED * PANEL] __attribute__((aligned(64)));
+    long k = (g->k + 31) / 32 * 32, groups = (k + g->group - 1) / g->group;
+    const uint8_t *packed = (const uint8_t *)g->packed + panel * PANEL * (k + groups * 4);
+    const float *scales = (const float *)(packed + k * PANEL);
+    struct operands o = {(const float *)x + row * k, k, 0, wide};
+    for (long from = 0; from < k; from += WIDENED, o.x += WIDENED) {
+        o.k = k - from < WIDENED ? k - from : WIDENED;
+        EACH_FOUR_OF_FLOAT8(packed, scales, g->group, from, o.k, {
+            store_float(wide + j * PANEL + v, w0);
+            store_float(wide + (j + 1) * PANEL + v, w1);
+            store_float(wide + (j + 2) * PANEL + v, w2);
+            store_float(wide + (j + 3) * PANEL + v, w3);
+        })
+        multiply_rows(o, rows, sums, from == 0);
+    }
+    store_panel(g, sums, row, rows, panel);
+}
+
+/* The nearest bfloat16, ties to even, in the upper half of a word. */
+INLINE vu rounded_words(vf v) { return (vu)v + 0x7fff + ((vu)v >> 16 & 1); }
+
+static void expand_float8(const void *panel, uint16_t *to, long k, long group) {
+    const uint8_t *packed = panel;
+    const float *scales = (const float *)(packed + k * PANEL);
+    EACH_FOUR_OF_FLOAT8(packed, scales, group, 0, k, {
+        vu first = rounded_words(w0) >> 16 | (rounded_words(w1) & 0xffff0000u);
+        vu second = rounded_words(w2) >> 16 | (rounded_words(w3) & 0xffff0000u);
+        store_float(to + j * PANEL + 2 * v, (vf)first);
+        store_float(to + (j + 2) * PANEL + 2 * v, (vf)second);
+    })
 }
 
 static void widen(const uint16_t *from, float *to, long m, long k, long kp) {

@@ -52,7 +52,7 @@ static struct quantised random_int8(long n, long k) {
     int8_t *values = make(n * k, 1);
     for (long i = 0; i < n * k; i++) values[i] = (int8_t)(below(256) - 128);
     struct quantised w = new_weight(ROWS_INT8, (k + INPUTS - 1) / INPUTS, n, k);
-    pack_int8(values, random_values(n, FLOAT32, 0.1f), (void *)(intptr_t)w.packed, n, k);
+    pack_int8(values, random_values(n, FLOAT32, 0.1f), (void *)(intptr_t)w.packed, n, k, w.per);
     return w;
 }
 

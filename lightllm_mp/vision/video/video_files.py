@@ -1,4 +1,4 @@
-"""Videos: what a file says of its frames, which of them a model sees, and when. Imports neither torch nor PyAV.
+"""Video files, and lists of frames packed into one: what they say of their frames. Imports neither torch nor PyAV.
 
 A video is a file, or a list of image files that the front packs into one. As in header.py, nothing here decodes: only
 integers are read at offsets, and decoding checks the claims again.
@@ -16,8 +16,6 @@ from typing import NamedTuple
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.vision import containers
 from lightllm_mp.vision.header import ImageLimits, read_header
-from lightllm_mp.vision.sizing import PatchGrid, smart_resize
-from lightllm_mp.vision.spec import VideoSampling, VisionSpec
 
 FRAMES_FPS = 2.0
 """Frames per second of a list of frames that does not say it: the rate at which Qwen's own tools sample videos."""
@@ -114,42 +112,3 @@ def _read_mp4(data: bytes) -> VideoHeader:
         raise InvalidRequest("a video has no frames or no size")
     width, height = (stored.width, stored.height) if stored.turn % 180 == 0 else (stored.height, stored.width)
     return VideoHeader(width, height, stored.frames, stored.fps, stored.turn)
-
-
-def sampled(header: VideoHeader, sampling: VideoSampling, temporal: int) -> list[int]:
-    """Numbers of the frames that the model sees, in order: `fps` of a second, from the first to the last one.
-
-    Raises InvalidRequest for fewer frames than a patch has, and for a list of more than the model takes.
-    """
-    count = header.frames
-    if not header.packed:
-        count = min(max(int(count / header.fps * sampling.fps), sampling.min_frames), sampling.max_frames, count)
-    if count < temporal:
-        raise InvalidRequest(f"a video has {count} frames; it needs at least {temporal}, else send an image")
-    if count > sampling.max_frames:
-        raise InvalidRequest(f"a video has {count} frames, the model takes at most {sampling.max_frames}")
-    step = (header.frames - 1) / (count - 1) if count > 1 else 0.0
-    return [round(number * step) for number in range(count)]
-
-
-def video_grid(spec: VisionSpec, header: VideoHeader, frames: int) -> PatchGrid:
-    """The patches of `frames` frames. Raises InvalidRequest for a shape that the model does not take."""
-    steps = spec.video
-    assert steps is not None
-    across, down = smart_resize(
-        header.width,
-        header.height,
-        spec.patch * spec.merge,
-        steps.min_pixels,
-        steps.max_pixels,
-        frames=frames,
-        temporal=spec.temporal,
-    )
-    return PatchGrid(-(-frames // spec.temporal), down // spec.patch, across // spec.patch)
-
-
-def patch_seconds(numbers: Sequence[int], fps: float, temporal: int) -> tuple[float, ...]:
-    """The time of each patch's frames: the middle between its first and last one, the last frame filling up."""
-    filled = [*numbers, *[numbers[-1]] * (-len(numbers) % temporal)]
-    first, last = filled[::temporal], filled[temporal - 1 :: temporal]
-    return tuple((a / fps + b / fps) / 2 for a, b in zip(first, last, strict=True))
