@@ -72,6 +72,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """A token sees so many, itself included, in every layer; 0: some layer sees all."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
+    whole_images: bool = False
+    """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 

@@ -89,7 +89,7 @@ def build_engine(
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len, engine.running_max_req_size)
     place_bytes = StatePool.place_bytes(spec, dtype)
     if promised is not None:
         memory = promised_memory(promised, kv_bytes_per_token(spec, kv_dtype), place_bytes)
@@ -113,6 +113,7 @@ def build_engine(
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
             window=window_of_all(spec),
+            whole_images=spec.image_span > 0,
             states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
@@ -126,8 +127,11 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
-def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
-    """Tokens; where prompts are computed whole, the longest one is a step."""
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
+    """Tokens. Where prompts are computed whole, the longest one is a step; where images are, one fits beside a token
+    for each of the `rows`."""
+    if spec.image_span:
+        return max(usual, spec.image_span + rows)
     return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 
@@ -171,7 +175,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
+    plain = spec.mla is not None or any(kind.head_dim % 16 for kind in spec.kinds) or not decoder.ops.exact_rows
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),

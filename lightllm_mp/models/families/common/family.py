@@ -123,6 +123,22 @@ def activation(name: Any) -> Activation:
     return kinds[name]
 
 
+def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it.
+
+    Raises ModelError where the language model's type is not one of `kinds`; without a type it is the first one.
+    """
+    inner = config.get("text_config") or {}
+    if inner.get("model_type", kinds[0]) not in kinds:
+        raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
+    outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
+    text = {**defaults, **outer, **inner, "generation_config": config.get("generation_config", {})}
+    ends = eos_ids(
+        {**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", text["eos_token_id"]))}
+    )
+    return {**text, "eos_token_id": list(ends)}
+
+
 def refuse(config: dict[str, Any], **served: Any) -> None:
     """Raises ModelError where a key of the configuration has another value than the served one."""
     for key, value in served.items():
@@ -174,6 +190,8 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
     in_turn = bool(sections) and bool(scaling.get("mrope_interleaved", False))
     if kind == "default" or (kind == "mrope" and sections):
         return RopeSpec(theta=theta, dim=dim, sections=sections, interleaved_sections=in_turn)
+    if kind == "proportional" and float(scaling.get("factor") or 1.0) == 1.0:
+        return RopeSpec(theta=theta, dim=dim, turning=int(float(scaling.get("partial_rotary_factor", 1.0)) * dim // 2))
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])
