@@ -106,6 +106,30 @@ def test_experts(tmp_path, dtype, ops):
     assert error < (1e-4 if dtype == torch.float32 else 0.06)
 
 
+def split(tensors: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch.Tensor]:
+    """Fused experts as quantised releases have them: one by one, gate and up apart."""
+    found = {}
+    for name, tensor in tensors.items():
+        at, _, kind = name.rpartition("experts.")
+        if kind not in ("gate_up_proj", "down_proj"):
+            found[name] = tensor
+            continue
+        for number, expert in enumerate(tensor.mT if transposed else tensor):
+            parts = zip(("gate", "up"), expert.chunk(2), strict=True) if kind != "down_proj" else [("down", expert)]
+            found |= {f"{at}experts.{number}.{part}_proj.weight": piece.contiguous() for part, piece in parts}
+    return found
+
+
+@pytest.mark.parametrize("golden", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_experts_one_by_one(tmp_path, golden):
+    """Of families whose plain releases have all experts in one tensor."""
+    make(tmp_path, *CASES["blocks"], golden=golden, before=lambda tensors: split(tensors, golden == "qwen3_vl_moe"))
+    check_weights(tmp_path / "packed")
+    got, expected = (logits(tmp_path / kind, golden=golden, most=2) for kind in ("packed", "plain"))
+    assert (got - expected).abs().max().item() < 1e-4
+    assert (expected - logits(GOLDENS / golden, golden=golden, most=2)).abs().max().item() > 1e-3  # FP8 moves them
+
+
 @pytest.mark.parametrize("golden", ["qwen3_next", "qwen3_5"])
 def test_rows_in_another_order(tmp_path, golden):
     """Queries and their gates, and rows that the file has by key head, with blocks that end within them."""

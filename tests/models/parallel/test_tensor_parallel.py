@@ -32,7 +32,7 @@ UNEVEN = (
 
 
 EXPERTS = {
-    2: ("mixtral@2",),
+    2: ("mixtral@2", "qwen3_vl_moe@2"),
     3: ("deepseek_v2@3", "deepseek_v3_fp8@3", "mixtral@3", "qwen3_5_moe@3", "qwen3_moe@3"),
     4: ("deepseek_v2@2",),
 }

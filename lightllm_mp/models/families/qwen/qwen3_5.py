@@ -6,7 +6,7 @@ from typing import Any
 
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.decoder_weights import linear
-from lightllm_mp.models.families.common.expert_rules import with_fused_experts
+from lightllm_mp.models.families.common.expert_rules import with_experts, with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.qwen.qwen3_next import MTP, hybrid_spec, hybrid_weights
 from lightllm_mp.models.families.qwen.qwen_moe import gated_shared_experts, moe_spec, with_shared_expert
@@ -31,6 +31,10 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 def moe_weights(spec: ModelSpec) -> list[Param]:
     return with_fused_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
+
+
+def split_moe_weights(spec: ModelSpec) -> list[Param]:
+    return with_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
 
 
 def _projections(spec: ModelSpec, at: str, to: str) -> list[Param]:
@@ -61,6 +65,7 @@ QWEN3_5_MOE = Family(
     model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
     read_hf=read_moe,
     hf_weights=moe_weights,
+    split_weights=split_moe_weights,
     ignore=QWEN3_5.ignore,
     spellings=QWEN3_5.spellings,
     vision=QWEN3_5.vision,
