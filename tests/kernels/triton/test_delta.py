@@ -31,6 +31,8 @@ SLOW += [(LAYOUTS[0], torch.float16, "saves"), (LAYOUTS[0], torch.float16, "deco
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS + LARGE if CUDA else LAYOUTS, ids=str)
 def test_against_the_reference(layout, dtype, kind):
+    if layout in LARGE and dtype == torch.float32:
+        pytest.skip("exact products of large heads take a minute to compile")
     if not CUDA and kind != "decode" and (dtype == torch.bfloat16 or (layout, dtype, kind) in SLOW):
         pytest.skip("the interpreter multiplies bfloat16 wrongly and is slow")
     queries, saves = STEPS[kind]

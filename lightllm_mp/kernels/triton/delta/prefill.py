@@ -24,8 +24,8 @@ from lightllm_mp.kernels.triton.delta.chunks import CHUNK, DeltaChunks
 from lightllm_mp.kernels.triton.delta.states import keep_head_inputs, log_decay
 from lightllm_mp.kernels.triton.launch import kernel
 
-COLUMNS = 32
-"""Columns of a state that a program of the scan holds; in 16 bits."""
+COLUMNS, LEAST_COLUMNS = 32, 16
+"""Columns of a state that a program of the scan holds, in 16 bits and in float32, which takes more registers."""
 
 
 def prefill(
@@ -45,6 +45,8 @@ def prefill(
     seen = mixed.new_empty((tokens, heads, layout.key_dim))
     added = mixed.new_empty((tokens, heads, layout.value_dim))
     key_block, value_block = dot_block(layout.key_dim), dot_block(layout.value_dim)
+    narrow = mixed.element_size() == 2
+    warps, columns = (4, min(COLUMNS, value_block)) if narrow else (8, LEAST_COLUMNS)
     _factor_kernel.launch(
         (heads, tiles, 1),
         _factor_kernel.arguments(
@@ -65,8 +67,8 @@ def prefill(
             VALUE_BLOCK=value_block,
             PRECISION=precision(mixed.dtype),
         ),
+        warps=warps,
     )
-    columns = min(COLUMNS, value_block) if mixed.element_size() == 2 else 16
     _scan_kernel.launch(
         (triton.cdiv(layout.value_dim, columns), heads, batch.sequences),
         _scan_kernel.arguments(
@@ -93,6 +95,7 @@ def prefill(
             COLUMNS=columns,
             PRECISION=precision(mixed.dtype),
         ),
+        warps=warps,
         stages=2,
     )
     _norm_kernel.launch(
