@@ -138,6 +138,24 @@ def test_rows_in_another_order(tmp_path, golden):
     assert (got - expected).abs().max().item() < 1e-4
 
 
+def test_fused_experts_lie_one_by_one_in_quantised_files(tmp_path):
+    """As in the releases of Qwen3.5 in FP8."""
+    tensors = load_file(GOLDENS / "qwen3_5_moe" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        at, kind = name.rsplit(".", 1)
+        for number, whole in enumerate(tensors.pop(name)):
+            parts = {"gate_proj": whole.chunk(2)[0], "up_proj": whole.chunk(2)[1]} if "up" in kind else {kind: whole}
+            for part, weight in parts.items():
+                tensors[f"{at}.{number}.{part}.weight"] = weight.clone()
+    config = json.loads((GOLDENS / "qwen3_5_moe" / "config.json").read_text())
+    config["quantization_config"] = CASES["blocks"][1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    check_weights(tmp_path)
+    got, expected = (logits(path, golden="qwen3_5_moe", most=2) for path in (tmp_path, GOLDENS / "qwen3_5_moe"))
+    assert torch.equal(got, expected)
+
+
 def test_what_has_no_scale_is_plain(tmp_path):
     """Also within one fused projection, whichever piece comes first."""
     for name, plain in (("first", "q_proj"), ("last", "v_proj")):

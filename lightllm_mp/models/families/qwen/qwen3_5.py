@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.families.common.expert_rules import with_experts, with_fused_experts
@@ -19,9 +21,11 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_moe(config: dict[str, Any]) -> ModelSpec:
-    """Weights of experts are always renormalised; no layer has a plain MLP, so the file gives it no width."""
+    """Weights of experts are always renormalised; no layer has a plain MLP, so the file gives it no width. Quantised
+    releases have the experts one by one."""
     text = joined(config)
     moe = with_shared_expert(moe_spec({**text, "norm_topk_prob": True}, int(text["num_hidden_layers"])), text)
+    moe = msgspec.structs.replace(moe, fused_in_file=not text.get("quantization_config"))
     return hybrid_spec(text, family="qwen3_5_moe", moe=moe, intermediate=moe.intermediate)
 
 
@@ -30,7 +34,9 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def moe_weights(spec: ModelSpec) -> list[Param]:
-    return with_fused_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
+    assert spec.moe is not None
+    experts = with_fused_experts if spec.moe.fused_in_file else with_experts
+    return experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
 
 
 def split_moe_weights(spec: ModelSpec) -> list[Param]:
