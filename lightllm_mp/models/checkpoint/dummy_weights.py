@@ -38,7 +38,7 @@ class RandomWeights:
         params, self._norm, self._config = list(params), norm, config
         self._device, self._dtype = torch.device(device), dtype
         self._targets = {piece.name: param.target for param in params for piece in param.pieces}
-        self.shapes = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
+        self.shapes = {piece.name: piece.file_shape for param in params for piece in param.pieces}
         self.quantised: Set[str] = {name for name, target in self._targets.items() if self._is_scaled(name, target)}
         self.sizes = {
             name: math.prod(shape) * (1 if name in self.quantised else dtype.itemsize)
@@ -55,6 +55,8 @@ class RandomWeights:
         made = torch.empty(self.shapes[name], dtype=self._dtype, device=self._device)
         if target.endswith(".bias"):
             return made.zero_()
+        if target.endswith("_scale"):
+            return made.fill_(1.0)
         if target.endswith("norm"):
             return made.fill_(1.0 if target.endswith("delta.norm") else self._norm)  # it has no offset
         seed = zlib.crc32(name.encode())

@@ -97,7 +97,8 @@ def _opened(
     if not path.is_dir():
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
-    files, params = open_folder(path), family.folder_weights(spec)
+    files = open_folder(path)
+    params = family.folder_weights(spec, files.shapes)
     checkpoint: Checkpoint = files
     names = _names(params)
     if quantised := quant_config_of(source.config, str(path)):

@@ -165,10 +165,11 @@ def compressed(form: str, **weights) -> dict:
     }
 
 
-def make(folder, pack, config: dict, *, stems=lambda stem: True, golden: str = "llama") -> None:
+def make(folder, pack, config: dict, *, stems=lambda stem: True, golden: str = "llama", before=dict) -> None:
     """Two copies of a golden folder: `packed`, and `plain` with what the packed one stands for. `pack` (name of a
-    module, weight) gives the tensors of a projection, and what they stand for; only `stems` are packed."""
-    tensors = load_file(GOLDENS / golden / "model.safetensors")
+    module, weight) gives the tensors of a projection, and what they stand for; only `stems` are packed. `before` gives
+    the tensors another layout."""
+    tensors = before(load_file(GOLDENS / golden / "model.safetensors"))
     plain, packed = {name: tensor.float() for name, tensor in tensors.items()}, dict(tensors)
     for name in tensors:
         stem = name.removesuffix(".weight")
