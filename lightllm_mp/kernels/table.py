@@ -21,7 +21,8 @@ Prepared = Any
 
 
 ExpertWeights = Any
-"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
+"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` or `GroupedWeight`
+for each expert."""
 
 
 @dataclass(frozen=True, slots=True)

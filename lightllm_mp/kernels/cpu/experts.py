@@ -97,7 +97,7 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights) -> PackedExperts:
-    """Each weight is [experts, n, k], plain or with scales, or a tuple of ggml block weights, one per expert."""
+    """Each weight is [experts, n, k], plain or with scales, or a tuple of blocks or 4-bit groups of each expert."""
     return PackedExperts(_prepared(gate_up), _prepared(down))
 
 
@@ -108,8 +108,9 @@ def _prepared(weights: ExpertWeights) -> PlainExperts | QuantisedExperts:
         weights = tuple(weights.expert(number) for number in range(len(weights.values)))
     each = [prepare_quantised(weight, None) for weight in weights]
     packed = [one for one in each if one is not None]
-    if len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
-        # There is no packed form; or the padded part of a rank is cut unevenly.
+    shuffled = any(one.order is not None for one in packed)
+    if shuffled or len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
+        # There is no packed form; or inputs are in another order; or the padded part of a rank is cut unevenly.
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
         return PlainExperts(_packed(whole), whole.shape[2])
     return QuantisedExperts(
