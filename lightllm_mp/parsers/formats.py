@@ -19,6 +19,7 @@ _CALLS_BY_MARKERS = (
     (("<｜tool▁call▁begin｜>", "```json"), "deepseek_v3"),
     (("<｜tool▁call▁begin｜>",), "deepseek_v31"),
     (("<|tool_calls_section_begin|>",), "kimi_k2"),
+    (("<|im_system|>tool_declare",), "kimi_k2"),
     (("<minimax:tool_call>",), "minimax_m2"),
     (("[TOOL_CALLS]", "[ARGS]"), "mistral"),
     (("[TOOL_CALLS]",), "mistral_list"),

@@ -36,6 +36,7 @@ CASES = [
     ),
     # Kimi K2 and K2-Thinking, MiniMax-M2
     ("<|tool_calls_section_begin|>{{ call['id'] }}<|tool_call_argument_begin|>", "deepseek_v3", "kimi_k2", None),
+    ("{{ '<|im_system|>tool_declare<|im_middle|>' -}}{{- tools | tojson -}}", "deepseek_v3", "kimi_k2", None),
     ("<think>{{ rc }}</think><|tool_calls_section_begin|>{{ id }}", "deepseek_v3", "kimi_k2", "kimi_k2"),
     (
         "{%- set toolcall_begin_token = '<minimax:tool_call>' -%}{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}",

@@ -295,8 +295,10 @@ struct kernels {
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
-    /* The same of float8 values, with x in float32, padded to 32; and a panel as one of bfloat16. */
+    /* The same of float8 values, with x in float32, padded to 32; with x in bfloat16 as it is, where a level has that;
+     * and a panel as one of bfloat16, for levels that have not. */
     void (*float8_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*float8_as_it_is)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*expand_float8)(const void *panel, uint16_t *to, long k, long group);
     void (*round_rows)(const void *rounded, long from, long to);
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */

@@ -14,10 +14,12 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
     out = q.new_empty((q.shape[0], layout.heads * layout.values))
     starts = batch.seq_start.tolist()
     for i, (context, row) in enumerate(zip(batch.context.tolist(), batch.rows.tolist(), strict=True)):
-        slots = batch.slot_table[row, :context].long()
-        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
         new = slice(starts[i], starts[i + 1])
-        visible = batch.visible[new] if batch.visible is not None and layout.image_spans else None
+        # Behind the window of the first new token, slots may belong to other sequences.
+        first = max(0, context - (new.stop - new.start) - layout.window + 1) if layout.window else 0
+        slots = batch.slot_table[row, first:context].long()
+        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
+        visible = batch.visible[new] - first if batch.visible is not None and layout.image_spans else None
         out[new] = _one_sequence(q[new], keys, values, layout, visible)
     return out
 

@@ -13,7 +13,9 @@ from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
 
-@pytest.fixture(params=["llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3"])
+@pytest.fixture(
+    params=["llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3", "qwen3_next", "qwen3_5_moe"]
+)
 def folder(request, tmp_path):
     shutil.copy(GOLDENS / request.param / "config.json", tmp_path)
     return tmp_path
