@@ -91,7 +91,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     def width(self) -> int:
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
-        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
+        most = self.max_context + (self.pooled is not None)
+        return most if 0 < self.window_slots <= self.kv_tokens else min(most, self.kv_tokens + 1)
 
     @property
     def window_grain(self) -> int:

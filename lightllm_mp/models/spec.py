@@ -95,6 +95,8 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     residual stream, and every expert has a factor on its weights (Gemma 4)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
+    fused_in_file: bool = False
+    """The file has one tensor of all experts for each kind of projection, where quantised files of it do not."""
 
 
 class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,8 +26,8 @@ from lightllm_mp.vision.placeholders import sure_match
 
 class KvMemory:
     def __init__(self, limits: EngineLimits, rows: Rows, counters: Counters) -> None:
-        self._whole = limits.whole_images
         self._tail = limits.window - 1 if limits.window else None
+        self._whole = limits.whole_images
         self.pool, self.tree = SlotPool(limits.kv_tokens), PrefixTree(self._tail)
         self._grain = limits.window_grain
         self.states = states_of(limits, rows, self.tree)

@@ -83,8 +83,8 @@ class Run:
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
-                whole_images=spec.image_span > 0,
                 window=changes.get("window", window_of_all(spec)),
+                whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
             )
         )

@@ -36,7 +36,8 @@ def _read(pool: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
 
 
 def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout, visible: Tensor | None) -> Tensor:
-    """q [new, heads * head_dim], k and v [context, kv_heads, dim]; the new tokens are the last of the context."""
+    """q [new, heads * head_dim], k and v [context, kv_heads, dim]; the new tokens are the last of the context.
+    `visible` counts keys from the first of k on."""
     new, context, group = q.shape[0], k.shape[0], layout.heads // layout.kv_heads
     wide_q = q.view(new, layout.kv_heads, group, layout.head_dim).float()
     scores = torch.einsum("nkgd,ckd->kgnc", wide_q, k) * layout.scale

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
+EXPERT = re.compile(r"model\.layers\.\d+\.mlp\.experts\.\d+\.")
+"""Begins the names of an expert's own tensors."""
 GGUF_FREQS = r"^rope_freqs\.weight$"
 """A tensor of GGUF files that the rotary options are read from."""
 
@@ -43,6 +46,9 @@ class Family:
     read_hf: Callable[[dict[str, Any]], ModelSpec]
     """The spec of a config.json, which has generation_config.json under the key `generation_config`."""
     hf_weights: Callable[[ModelSpec], list[Param]]
+    split_weights: Callable[[ModelSpec], list[Param]] | None = None
+    """The rules for a folder with experts one by one, where `hf_weights` has all experts of a layer in one tensor:
+    quantised releases split them."""
     ignore: tuple[str, ...] = (INV_FREQ,)
     """Patterns of tensor names that a folder may contain and that are not used."""
     mtp: bool = False
@@ -67,9 +73,12 @@ class Family:
     text: TextHalf | None = None
     """Tokenizer and chat format; None: the folder's files say everything."""
 
-    def folder_weights(self, spec: ModelSpec) -> list[Param]:
-        """The rules for a folder; a model of embeddings or scores has no head."""
-        return pooled_weights(spec, self.hf_weights(spec))
+    def folder_weights(self, spec: ModelSpec, names: Iterable[str] = ()) -> list[Param]:
+        """The rules for a folder with tensors of these names; a model of embeddings or scores has no head."""
+        rules = self.hf_weights
+        if self.split_weights is not None and any(EXPERT.match(self.known(name)) for name in names):
+            rules = self.split_weights
+        return pooled_weights(spec, rules(spec))
 
     def folder_ignore(self, spec: ModelSpec) -> tuple[str, ...]:
         """`ignore`, with the layers of multi-token prediction."""
