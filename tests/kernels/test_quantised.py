@@ -166,6 +166,16 @@ def test_products(form, rows, dtype):
     close(logits, expected, tolerance if form == "fp8" else TOLERANCE[dtype])
 
 
+def test_8_bit_floats_where_they_are_not_read(monkeypatch):
+    """On GPUs before compute capability 8.9: the weight is expanded."""
+    monkeypatch.setattr(quantised, "converts_fp8", lambda device: False)
+    for form in ("fp8", "fp8 by 128"):
+        weight = FORMS[form]()
+        prepared = quantised.prepare_quantised(on_device(weight), None, torch.float16)
+        assert torch.equal(prepared.weight.cpu(), expanded(weight, torch.float16))
+    assert quantised.prepare_quantised(on_device(FORMS["int8"]()), None, torch.float16).weight.dtype == torch.int8
+
+
 BLOCKS = [
     LinearBlocks(16, 64, 1, 4, 2, False),
     LinearBlocks(32, 32, 2, 4, 3, True),

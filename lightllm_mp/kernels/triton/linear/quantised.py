@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import LARGEST, expanded
-from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
+from lightllm_mp.kernels.triton.block_sizes import converts_fp8, next_power_of_2
 from lightllm_mp.kernels.triton.launch import ALIGNED, kernel
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
@@ -25,12 +25,13 @@ ROW_WARPS = 8
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
     """4-bit weights with groups of unequal size, or no multiple of 32 inputs, become plain weights of `dtype`. So do
-    8-bit weights with groups that are no multiple of 16 inputs."""
+    8-bit weights with groups that are no multiple of 16 inputs, and 8-bit floats on GPUs that do not read them."""
     assert not isinstance(weight, BlockWeight), "block_types names none"
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
     if not isinstance(weight, GroupedWeight):
-        if weight.group % LEAST_INPUTS:
+        unread = weight.values.dtype == torch.float8_e4m3fn and not converts_fp8(weight.values.device)
+        if unread or weight.group % LEAST_INPUTS:
             return Streamed(expanded(weight, dtype), bias, arrived)
         scales = weight.scales.t().contiguous() if weight.group else weight.scales.view(-1)
         return Streamed(weight.values.contiguous(), bias, arrived, scales, scale_group=weight.group)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded
+from lightllm_mp.kernels.triton.block_sizes import converts_fp8
 
 LEAST_GROUP, LARGEST_GROUP = 16, 128
 """Inputs that share a scale in a kernel, powers of two: the smallest matrix instruction's, and no more than a program
@@ -31,13 +32,14 @@ class ExpertMatrix(NamedTuple):
 
 
 def expert_matrix(weight: Tensor | ScaledWeight) -> ExpertMatrix:
-    """Larger groups are cut into groups that kernels take. Groups that are no multiple of 16 inputs have no kernel:
-    their weights become bfloat16."""
+    """Larger groups are cut into groups that kernels take. Weights with groups that are no multiple of 16 inputs become
+    bfloat16, and so do 8-bit floats on GPUs that do not read them."""
     if isinstance(weight, Tensor):
         return ExpertMatrix(weight.contiguous())
     inputs = weight.values.shape[2]
     group = min(LARGEST_GROUP, weight.group & -weight.group or LARGEST_GROUP)
-    if group < LEAST_GROUP:
+    unread = weight.values.dtype == torch.float8_e4m3fn and not converts_fp8(weight.values.device)
+    if unread or group < LEAST_GROUP:
         return ExpertMatrix(expanded(weight, torch.bfloat16))
     source = torch.arange(0, inputs, group, device=weight.scales.device) // (weight.group or inputs)
     return ExpertMatrix(weight.values.contiguous(), weight.scales[:, :, source].transpose(1, 2).contiguous(), group)
