@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 Take = Literal["last", "cls", "mean"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_oai"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +64,10 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The shared MLP's output is multiplied by the sigmoid of a projection (Qwen2-MoE)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
+    bias: bool = False
+    """Router and experts have biases."""
+    width_multiple: int = 16
+    """Ranks' shares of `intermediate` are multiples of this: 32 where experts are stored in blocks of 32 weights."""
 
 
 class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +181,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
     qkv_bias: bool = False
     o_bias: bool = False
+    sinks: bool = False
+    """Each query head has a logit that takes part in the softmax and has no value: `sinks` [heads] (gpt-oss)."""
     mla: MlaSpec | None = None
 
     # MLP

@@ -14,7 +14,7 @@ from tests.models.runner import Runner
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
-    *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2", "gpt_oss", "gpt_oss_mxfp4"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
 )
 WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")

@@ -231,6 +231,7 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         layout.heads * layout.head_dim,
         layout.kv_heads * layout.head_dim,
         not layout.causal,
+        0 if layout.sinks is None else layout.sinks.data_ptr(),
     )
     return out
 
@@ -272,6 +273,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q.stride(1),
         k.stride(1),
         True,
+        0,
     )
     return out[..., :dim].flatten(2)
 

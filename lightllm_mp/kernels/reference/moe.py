@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightllm_mp.kernels.reference.norm import gated
-from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.table import ExpertBiases, Routing
+
+NO_BIASES = ExpertBiases()
 
 
 class Experts(NamedTuple):
@@ -19,10 +21,11 @@ class Experts(NamedTuple):
     """[experts, 2 * n, k]"""
     down: Tensor
     """[experts, k, n]"""
+    biases: ExpertBiases = NO_BIASES
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
-    return Experts(gate_up, down)
+def prepare_experts(gate_up: Tensor, down: Tensor, biases: ExpertBiases = NO_BIASES) -> Experts:
+    return Experts(gate_up, down, biases)
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -43,7 +46,8 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for number in numbers.unique().tolist():
         token, place = (numbers == number).nonzero(as_tuple=True)
-        hidden = gated(functional.linear(x[token], prepared.gate_up[number]), activation)
-        result = functional.linear(hidden, prepared.down[number]).float()
+        bias, down_bias = (None if one is None else one[number].to(x.dtype) for one in prepared.biases)
+        hidden = gated(functional.linear(x[token], prepared.gate_up[number], bias), activation)
+        result = functional.linear(hidden, prepared.down[number], down_bias).float()
         out.index_add_(0, token, result * weights[token, place].unsqueeze(-1))
     return out.to(x.dtype)

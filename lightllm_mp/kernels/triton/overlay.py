@@ -14,7 +14,7 @@ from lightllm_mp.kernels.triton.attention.rotary import rotate
 from lightllm_mp.kernels.triton.attention.rotary_kv_write import rotary_kv_write
 from lightllm_mp.kernels.triton.linear.linear import linear, linear_float, prepare_linear
 from lightllm_mp.kernels.triton.linear.quantised import prepare_quantised
-from lightllm_mp.kernels.triton.moe.moe import experts, prepare_experts
+from lightllm_mp.kernels.triton.moe.moe import BLOCK_TYPES, experts, prepare_experts
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.norm_activation import activate, add_norm, gated, norm
 
@@ -38,4 +38,5 @@ TABLE: OpTable = replace(
     route=route,
     prepare_experts=prepare_experts,
     experts=experts,
+    expert_block_types=BLOCK_TYPES,
 )

@@ -22,7 +22,9 @@ Tensors = Iterator[tuple[str, Any]]
 """Names and tensors, or lazy slices and packed forms of tensors."""
 
 PACKED = (".qweight", ".qzeros", ".g_idx")
-"""Suffixes of int32 tensors (see awq_gptq.py); all others hold floating point numbers."""
+"""Suffixes of int32 tensors (see awq_gptq.py)."""
+BYTES = ("_blocks", "_scales")
+"""Suffixes of uint8 tensors (see mxfp4.py); all others hold floating point numbers."""
 
 
 class Checkpoint(Protocol):
@@ -64,10 +66,12 @@ class SafetensorsFiles:
     def _add(self, file: Path, name: str, entry: Any) -> None:
         if name in self.shapes:
             raise ModelError(f"{file}: tensor {name} is in another file too")
-        if entry.get_dtype() not in (("I32",) if name.endswith(PACKED) else ("F64", "F32", "F16", "BF16")):
+        if entry.get_dtype() not in _types_of(name):
             raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
-        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4}.get(entry.get_dtype(), 2)
+        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4, "U8": 1}.get(
+            entry.get_dtype(), 2
+        )
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:
@@ -78,6 +82,13 @@ class SafetensorsFiles:
                             yield name, opened.get_slice(name) if name in partly else opened.get_tensor(name)
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{file}: cannot be read ({error})") from error
+
+
+def _types_of(name: str) -> tuple[str, ...]:
+    """Types that a tensor of this name may have, as safetensors names them."""
+    if name.endswith(PACKED):
+        return ("I32",)
+    return ("U8",) if name.endswith(BYTES) else ("F64", "F32", "F16", "BF16")
 
 
 class TorchFiles:
@@ -146,13 +157,15 @@ class GGUFTensors:
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
         self.in_blocks = {
-            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) > 1
+            name: tensor.type
+            for name, tensor in file.tensors.items()
+            if tensor.type in block_types and len(tensor.shape) > 1
         }
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name in [name for name in self.file.tensors if name in wanted]:
             if name in self.in_blocks:
-                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.file.tensors[name].type)
+                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.in_blocks[name])
             else:
                 yield name, torch.from_numpy(self.file.read(name))
             self.file.forget(name)

@@ -14,10 +14,11 @@ from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.model_files.model_source import ModelSource
-from lightllm_mp.models.checkpoint.assembly import ModelWeights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights, types_in_blocks
 from lightllm_mp.models.checkpoint.awq_gptq import PackedCheckpoint
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, RenamedCheckpoint, open_folder
+from lightllm_mp.models.checkpoint.mxfp4 import Mxfp4Checkpoint, is_mxfp4
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -51,8 +52,8 @@ def load_model(
     source = ModelSource.of(model)
     path = source.language
     ops = ops or op_table(device, dtype)
-    block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
-    spec, checkpoint, params, ignore = _random(source, device, dtype) if dummy else _opened(source, device, block_types)
+    kept = types_in_blocks(ops, dtype) | ops.expert_block_types
+    spec, checkpoint, params, ignore = _random(source, device, dtype) if dummy else _opened(source, device, kept)
     if quantization != "none" and isinstance(checkpoint, PackedCheckpoint):
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -76,10 +77,10 @@ def load_model(
 
 
 def _saved_by_blocks(checkpoint: Checkpoint, weights: ModelWeights) -> int:
-    """Bytes that the blocks of a GGUF file save against the model's dtype."""
-    if not isinstance(checkpoint, GGUFTensors):
+    """Bytes that blocks save against the model's dtype."""
+    if not isinstance(checkpoint, GGUFTensors | Mxfp4Checkpoint | RandomWeights):
         return 0
-    kept = [name for name in checkpoint.in_blocks if weights.keeps_blocks(name)]
+    kept = [name for name, kind in checkpoint.in_blocks.items() if weights.keeps_blocks(name, kind)]
     return sum(math.prod(checkpoint.shapes[name]) * weights.dtype.itemsize - checkpoint.sizes[name] for name in kept)
 
 
@@ -95,6 +96,8 @@ def _opened(
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
     checkpoint, params = open_folder(path), family.folder_weights(spec)
+    if is_mxfp4(source.config):
+        checkpoint = Mxfp4Checkpoint(checkpoint, str(path))
     if family.spellings:
         checkpoint = RenamedCheckpoint(checkpoint, family.known)
     if packing := packing_of(source.config, str(path)):
@@ -112,7 +115,13 @@ def _random(
     params = family.folder_weights(spec)
     return (
         spec,
-        RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
+        RandomWeights(
+            params,
+            norm=0.0 if spec.norm_offset else 1.0,
+            blocks=is_mxfp4(source.config),
+            device=device,
+            dtype=dtype,
+        ),
         params,
         family.ignore,
     )

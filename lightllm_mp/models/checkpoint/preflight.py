@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource
+from lightllm_mp.models.checkpoint.mxfp4 import is_mxfp4, joined_shapes
 from lightllm_mp.models.checkpoint.quant_config import packing_of
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 from lightllm_mp.models.checkpoint.weight_rules import check_names
@@ -45,6 +46,8 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
         return spec
     found = shapes(files)
     if packing_of(source.config, str(path)) is None:
+        if is_mxfp4(source.config):
+            found = joined_shapes(found, str(path))
         found = {family.known(name): shape for name, shape in found.items()}
         check_names(family.folder_weights(spec), found, family.ignore, str(path))
     return spec

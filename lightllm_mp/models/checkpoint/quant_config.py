@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.mxfp4 import is_mxfp4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ def packing_of(config: dict[str, Any], where: str) -> QuantConfig | None:
         return None
     if not isinstance(given, dict):
         raise ModelError(f"{where}: quantization_config is not an object")
+    if is_mxfp4(config):  # see mxfp4.py
+        return None
     method: Any = given.get("quant_method")
     bits = given.get("bits", given.get("w_bit"))
     group: Any = given.get("group_size", given.get("q_group_size", -1))

@@ -39,6 +39,7 @@ class Param:
     qkv                                    [q_size + 2 * kv_size, hidden]: all queries, all keys, all values
     q_norm, k_norm                         [head_dim], or [heads * head_dim] with `each_head_norm`
     o                                      [hidden, q_size]
+    sinks                                  [heads]
     gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
     up, down                               where the MLP is not gated
     router                                 [experts, hidden]

@@ -16,7 +16,7 @@ from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
-def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
+def head_layout(spec: ModelSpec, layer: int, shard: Shard, sinks: Tensor | None = None) -> HeadLayout:
     slopes = alibi_slopes(shard.all_heads or spec.heads, shard.first_head, spec.heads) if spec.alibi else ()
     return HeadLayout(
         heads=spec.heads,
@@ -28,6 +28,7 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
         softcap=spec.score_softcap,
         alibi=slopes,
         interleaved=spec.rope is not None and spec.rope.interleaved,
+        sinks=sinks,
     )
 
 
@@ -57,10 +58,11 @@ def read_attention(
     weights: ModelWeights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
 ) -> Attention:
     at = f"layers.{layer}."
+    sinks = weights.tensor(at + "sinks").float() if spec.sinks else None
     return Attention(
         ops,
         layer,
-        head_layout(spec, layer, shard),
+        head_layout(spec, layer, shard, sinks),
         rotary,
         read_head_norms(weights, at, spec),
         weights.linear(at + "qkv"),

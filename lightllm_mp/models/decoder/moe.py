@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightllm_mp.kernels.table import OpTable, Prepared, Routing
+from lightllm_mp.kernels.table import ExpertBiases, OpTable, Prepared, Routing
 from lightllm_mp.models.checkpoint.assembly import EXPERTS, ModelWeights
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.spec import Activation, ModelSpec
@@ -41,12 +41,13 @@ def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable) 
     moe = spec.moe
     assert moe is not None
     gate_up, down = (weights.experts(at + name, moe.experts) for name in EXPERTS)
+    biases = ExpertBiases(*(weights.expert_bias(at + name, moe.experts) for name in EXPERTS))
     return Mixture(
         ops,
         spec.activation,
         Routing(moe.top_k, moe.renormalise, moe.scale, moe.groups, moe.top_groups),
         weights.linear(at + "router"),
-        ops.prepare_experts(gate_up, down),
+        ops.prepare_experts(gate_up, down, biases),
         read_mlp(weights, at + "shared.", spec, ops) if moe.shared_intermediate else None,
         weights.linear(at + "shared_gate") if moe.shared_gate else None,
     )

@@ -30,6 +30,7 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
 from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from lightllm_mp.models.families.gpt_oss import GPT_OSS
 from lightllm_mp.models.families.internlm import INTERNLM
 from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
@@ -52,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
     *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
+    GPT_OSS,
     *(BERT, ROBERTA, NOMIC_BERT),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL),
 )

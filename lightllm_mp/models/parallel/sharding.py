@@ -116,9 +116,9 @@ def head_share(spec: ModelSpec, rank: int, size: int) -> HeadShare:
     return HeadShare(_run(begin, kv_heads * queries, end), kv_heads * queries, keys, kv_heads)
 
 
-def share(width: int, rank: int, size: int) -> ShardRows:
+def share(width: int, rank: int, size: int, multiple: int = MULTIPLE) -> ShardRows:
     """A rank's part of `width` rows."""
-    count = _local(width, size)
+    count = _local(width, size, multiple)
     return ShardRows((_run(rank * count, count, width),), count)
 
 
@@ -129,7 +129,7 @@ def local_model(spec: ModelSpec, rank: int, size: int) -> tuple[ModelSpec, Shard
     heads = head_share(spec, rank, size)
     moe = spec.moe and msgspec.structs.replace(
         spec.moe,
-        intermediate=_local(spec.moe.intermediate, size),
+        intermediate=_local(spec.moe.intermediate, size, spec.moe.width_multiple),
         shared_intermediate=_local(spec.moe.shared_intermediate, size),
     )
     local = msgspec.structs.replace(
@@ -154,17 +154,19 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int) -> ShardCut | No
     target = re.sub(r"^layers\.\d+\.", "", param.target)
     name = target.removesuffix(".bias")
     kind = name.removeprefix("shared.").removeprefix("experts.")
-    if name in ("o", "down", "shared.down") and target != name:
+    if name in ("o", "down", "shared.down", "experts.down") and target != name:
         return WHOLE if rank == 0 else None
     if name in ("embed", "head"):
         return ShardCut(share(spec.vocab, rank, size))
-    if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
+    if name in ("qkv", "q_norm", "k_norm", "o", "q", "q_b", "kv_b", "sinks"):
         return _by_heads(param, name, spec, head_share(spec, rank, size))
+    experts, multiple = _experts(spec) if name.startswith("experts.") else (1, MULTIPLE)
     if kind in BY_WIDTH:
-        blocks = BY_WIDTH[kind] * (_experts(spec) if name.startswith("experts.") else 1)
-        return ShardCut(_repeated(share(param.shape[0] // blocks, rank, size), blocks, param.shape[0] // blocks))
+        blocks = BY_WIDTH[kind] * experts
+        width = param.shape[0] // blocks
+        return ShardCut(_repeated(share(width, rank, size, multiple), blocks, width))
     if kind == "down":
-        return ShardCut(columns=share(param.shape[1], rank, size))
+        return ShardCut(columns=share(param.shape[1], rank, size, multiple))
     return WHOLE
 
 
@@ -181,14 +183,15 @@ def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> Sha
     return ShardCut(_scaled(queries, param.shape[0] // spec.heads))
 
 
-def _experts(spec: ModelSpec) -> int:
+def _experts(spec: ModelSpec) -> tuple[int, int]:
+    """Number of experts, and what their width on a rank is a multiple of."""
     assert spec.moe is not None
-    return spec.moe.experts
+    return spec.moe.experts, spec.moe.width_multiple
 
 
-def _local(width: int, size: int) -> int:
+def _local(width: int, size: int, multiple: int = MULTIPLE) -> int:
     """Rows of each rank's part."""
-    return -(-width // (size * MULTIPLE)) * MULTIPLE
+    return -(-width // (size * multiple)) * multiple
 
 
 def _run(start: int, count: int, end: int) -> RowRun:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
-from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block, with_sink
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
 from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, precision, wide
 from lightllm_mp.kernels.triton.block_sizes import dot_block
@@ -29,6 +29,7 @@ def attend(
             key_scales=more.key_scales,
             value_scales=more.value_scales,
             slopes=more.slopes,
+            sinks=more.sinks,
             out=out,
             tiles=tiles,
             seq_start=batch.seq_start,
@@ -46,6 +47,7 @@ def attend(
             FACTOR=more.factor,
             CAP=more.cap,
             SLOPED=more.sloped,
+            SUNK=more.sunk,
             LEFT=more.left,
             QUERIES=blocks.queries,
             KEYS=blocks.keys,
@@ -65,6 +67,7 @@ def _tile_attention_kernel(
     key_scales,
     value_scales,
     slopes,
+    sinks,
     out,
     tiles,
     seq_start,
@@ -82,6 +85,7 @@ def _tile_attention_kernel(
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
     SLOPED: tl.constexpr,
+    SUNK: tl.constexpr,
     LEFT: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -134,6 +138,9 @@ def _tile_attention_kernel(
             slots, position, length, best, total, sums, True,
             KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
+        if SUNK:
+            best, total, shrink = with_sink(best, total, tl.load(sinks + head))
+            sums *= shrink[:, None]
         tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
 
 

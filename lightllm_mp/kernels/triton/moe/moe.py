@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.reference.moe import Experts
+from lightllm_mp.kernels.reference.moe import NO_BIASES
+from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
+from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4, Mxfp4Experts, packed_experts
 
 SUM_BLOCK = 1024
 
 
-def prepare_experts(gate_up: Tensor, down: Tensor) -> Experts:
-    return Experts(gate_up.contiguous(), down.contiguous())
+BLOCK_TYPES = frozenset((MXFP4.value,))
+"""ggml's numbers of the types that experts stay in."""
 
 
-def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
+class StoredExperts(NamedTuple):
+    """Weights of all experts as the kernels read them."""
+
+    gate_up: Tensor | Mxfp4Experts
+    """[experts, 2 * n, k]"""
+    down: Tensor | Mxfp4Experts
+    """[experts, k, n]"""
+    biases: ExpertBiases
+
+
+def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> StoredExperts:
+    gate_up_bias, down_bias = (None if one is None else one.contiguous() for one in biases)
+    return StoredExperts(_stored(gate_up), _stored(down), ExpertBiases(gate_up_bias, down_bias))
+
+
+def _stored(weights: ExpertWeights) -> Tensor | Mxfp4Experts:
+    return weights.contiguous() if isinstance(weights, Tensor) else packed_experts(weights)
+
+
+def experts(x: Tensor, prepared: StoredExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     tokens, top_k = numbers.shape
     if tokens == 0:
         return torch.empty_like(x)
-    gate_up, down = prepared
-    if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
-        return experts_alone(x, gate_up, down, weights, numbers, activation)
-    blocks = tuned_moe.expert_blocks(tokens * top_k, down.shape[0], x.dtype, _shared_memory(x.device))
-    tiles = expert_tiles(numbers, down.shape[0], blocks.rows)
-    hidden = x.new_empty((tokens * top_k, down.shape[2]))
-    grouped_gemm.gate_up(x, gate_up, tiles, hidden, blocks.rows, blocks.gate_up, blocks.together, activation)
+    gate_up, down, biases = prepared
+    plain = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32 and plain:
+        return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
+    count, width = _experts_and_width(down)
+    shared = _shared_memory(x.device)
+    blocks = tuned_moe.expert_blocks(tokens * top_k, count, x.dtype, shared, packed=not plain)
+    tiles, together = expert_tiles(numbers, count, blocks.rows), blocks.together
+    hidden = x.new_empty((tokens * top_k, width))
+    grouped_gemm.gate_up(x, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
-    grouped_gemm.down(hidden, down, tiles, each, blocks.rows, blocks.down, blocks.together)
+    grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together)
     return weighted_sum(each, weights)
+
+
+def _experts_and_width(down: Tensor | Mxfp4Experts) -> tuple[int, int]:
+    """Number of experts and their width n, from the weight [experts, k, n]."""
+    if isinstance(down, Tensor):
+        return down.shape[0], down.shape[2]
+    return down.codes.shape[0], down.inputs
 
 
 @lru_cache

@@ -197,3 +197,13 @@ def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
     if rope.scaling == "yarn":
         return max(context, int(rope.original_context * rope.factor))
     return context
+
+
+def global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers without a window: from `layer_types` of newer configurations, else `default`, the family's rule."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return default
+    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
+    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
