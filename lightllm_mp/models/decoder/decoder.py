@@ -55,7 +55,6 @@ class Decoder:
         shard: Shard | None = None,
     ) -> None:
         self.spec = spec
-        self.weight_bytes = weights.nbytes
         self._dtype = weights.dtype
         self.ops = ops
         self.group: RankGroup = group or SingleRank()
@@ -66,6 +65,7 @@ class Decoder:
         self.head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
         self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
+        self.weight_bytes = weights.nbytes
 
     def _layer(self, i: int, weights: ModelWeights) -> DecoderLayer:
         at, spec = f"layers.{i}.", self.spec

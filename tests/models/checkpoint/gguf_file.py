@@ -24,6 +24,7 @@ from tests.models.checkpoint.gguf_keys import (
     first,
     gemma_keys,
     glm_keys,
+    gpt_oss_keys,
     llama_keys,
     minicpm_keys,
     moe_keys,
@@ -73,7 +74,7 @@ def write_gguf(
     for hf_name, values in tensors.items():
         written[_known(table, hf_name)] = values
     for known, values in written.items():
-        plain = values.ndim < 2 or values.shape[-1] % BLOCK or "norm" in known
+        plain = values.ndim < 2 or values.shape[-1] % BLOCK or "norm" in known or known.endswith(".bias")
         values = np.ascontiguousarray(values if plain else through(values))
         stored = F32 if plain else kind
         writer.add_tensor(known, quantize(values, stored), raw_dtype=stored)
@@ -154,5 +155,6 @@ FAMILIES: dict[str, Rule] = {
     "bloom": (A.BLOOM, bloom_keys, layouts.bloom),
     "chatglm": (A.CHATGLM, glm_keys, layouts.glm),
     "deepseek_v2": (A.DEEPSEEK2, deepseek_keys, layouts.deepseek),
+    "gpt_oss": (A.GPT_OSS, gpt_oss_keys, layouts.gpt_oss),
 }
 """By `model_type`: architecture, its keys, and what becomes of the tensors before they are named."""

@@ -20,7 +20,7 @@ ROWS = {
     "bge_m3": ("embedding", torch.clone),
 }
 """The recorded answer of models of embeddings and scores, and what makes it of their rows."""
-UNEVEN = ("bloom", "deepseek_v2", "mixtral", "starcoder", "yi")
+UNEVEN = ("bloom", "deepseek_v2", "gpt_oss_mxfp4", "mixtral", "starcoder", "yi")
 """For three ranks: heads that none has, experts and vocabularies that do not divide, one key-value head for all."""
 
 
