@@ -23,6 +23,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
     gguf_spec,
     with_stacked_experts,
 )
+from lightllm_mp.models.families.common.text_half import TextHalf
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 MXFP4 = "mxfp4"
@@ -154,4 +155,5 @@ GPT_OSS = Family(
     gguf_architectures=("gpt-oss",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,
+    text=TextHalf(ends=("<|return|>", "<|call|>")),
 )
