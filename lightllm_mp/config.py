@@ -55,6 +55,15 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     task: Literal["auto", "embed", "score"] = "auto"
     """auto: what the folder's files say. embed: the model answers /v1/embeddings, where no file says so with the
     normalised state of the last token. score: Qwen3-Reranker, whose older folders look like a chat model's."""
+    score_tokens: tuple[str, ...] = ()
+    """YES NO: the model is a reranker; a score is the probability that the first token follows the prompt, and not the
+    second. A number is an id, anything else a token as tokenizer.json spells it."""
+
+    def __post_init__(self) -> None:
+        if self.score_tokens and len(self.score_tokens) != 2:
+            raise ConfigError(
+                f"--score-tokens takes two tokens, YES and NO, not {len(self.score_tokens)}", param="score_tokens"
+            )
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +71,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     tp: Positive = 1
     """Number of tensor-parallel ranks. Each rank is a process with its own GPU and a part of every layer."""
+    ep: Positive = 1
+    """Expert parallelism: number of groups that the tp ranks form; tp is a multiple of it. A group holds whole experts,
+    and a rank of it a part of each of these. 1: every rank holds a part of every expert."""
     max_total_token_num: Positive | None = None
     """Size of the KV pool, in tokens. Default: computed from the free memory."""
     clamp_max_total_token_num: bool = False
@@ -92,11 +104,22 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     share_prompt_cache: bool = False
     """Reuse KV between the holders of different API keys too. Whoever guesses the beginning of another's prompt can see
     that it is known, by `cached_tokens` and by the time to the first token."""
+    state_checkpoints: Annotated[int, Meta(ge=0)] | None = None
+    """Copies of recurrent states in the prompt cache, for models with linear attention (Qwen3-Next, Qwen3.5). Such a
+    model reuses a prompt's beginning up to the last copy in it. Default: a third of the memory that the states of the
+    running sequences leave, but at most four copies for each sequence."""
+    state_grain: Positive = 64
+    """Tokens of which a multiple comes before each copy of a recurrent state. A smaller value reuses a little more of a
+    prompt, a larger one makes fewer copies of long prompts and answers."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Compute threads of each CPU worker. 0: the physical cores that affinity and control groups allow, divided by the
     number of ranks."""
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Number of steps (0 or 1) to plan before the previous step has returned its tokens. -1: 0 on CPU, 1 on CUDA."""
+
+    def __post_init__(self) -> None:
+        if self.tp % self.ep:
+            raise ConfigError(f"--ep {self.ep} must divide --tp {self.tp}", param="ep")
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,18 @@ class PooledFacts(Struct, frozen=True):
     """A prompt may be a query and a document."""
     raw: bool = False
     """A score for clients is the number itself, and not its sigmoid."""
+    probability: bool = False
+    """A score is the log odds of one token against another: of a single text too clients see its sigmoid, and not the
+    number as of a reward model."""
+
+
+class StateFacts(Struct, frozen=True):
+    """A model with recurrent layers (linear attention): a sequence goes on from a position with its state there."""
+
+    checkpoints: int
+    """Copies of states that the worker can hold beside the working states of its rows."""
+    grain: int
+    """Copies are made at multiples of so many tokens."""
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):
@@ -56,6 +68,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
+    states: StateFacts | None = None
+    """None: the model has no recurrent layers."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
@@ -114,11 +128,14 @@ class Facts(Struct, frozen=True, array_like=True):
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
+    state_bytes: int = 0
+    """Of recurrent states."""
     has_tokenizer: bool = True
     chat: ChatFacts = ChatFacts()
 
     def flat(self) -> dict[str, Any]:
         """Everything by name, the engine's limits among it: what users of the API see."""
-        own, pooled = asdict(self), self.engine.pooled
-        plain = {"chat": asdict(self.chat), "pooled": None if pooled is None else asdict(pooled)}
+        own, engine = asdict(self), self.engine
+        parts = {"chat": self.chat, "pooled": engine.pooled, "states": engine.states}
+        plain = {name: None if part is None else asdict(part) for name, part in parts.items()}
         return {**asdict(own.pop("engine")), **own, **plain}

@@ -186,17 +186,35 @@ class ImageInfo(Struct, frozen=True, array_like=True, gc=False):
     """Number of embeddings, which is also the number of KV slots in the prompt (vision/sizing.py)."""
     grid: tuple[int, ...] = ()
     """(t, h, w) in patches, for models whose positions depend on them."""
+    seconds: tuple[float, ...] = ()
+    """A video: the time of each of its t frames; empty: an image."""
+
+    @property
+    def frames(self) -> int:
+        """Frames, each with its own span in the prompt; 1 for an image."""
+        return self.grid[0] if self.grid else 1
 
 
 class ImageSpan(Struct, frozen=True, array_like=True, gc=False):
-    """Positions [start, end) of the prompt take the image's embeddings."""
+    """Positions [start, end) of the prompt take the embeddings of a frame of the image."""
 
     start: int
     image: ImageInfo
+    frame: int = 0
+    """Number of the video's frame; an image is its only one."""
+
+    @property
+    def tokens(self) -> int:
+        return self.image.tokens // self.image.frames
+
+    @property
+    def first(self) -> int:
+        """The first of the image's embeddings that stands here."""
+        return self.frame * self.tokens
 
     @property
     def end(self) -> int:
-        return self.start + self.image.tokens
+        return self.start + self.tokens
 
 
 class RawImage(Struct, frozen=True, array_like=True, gc=False):

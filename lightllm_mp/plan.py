@@ -10,11 +10,15 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
     slots    runs (row, position, count) and the slots themselves        -> slot_table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
-    images   (row, position, count, offset low, offset high, first): positions position .. position + count - 1, which
-             the step computes, take rows first .. first + count - 1 of the embeddings at that offset (bytes) of image
-             memory in place of their ids' embeddings
+    images   (row, position, count, offset low, offset high, first, rows): positions position .. position + count - 1,
+             which the step computes, take rows first .. first + count - 1 of the `rows` embeddings at that offset
+             (bytes) of image memory in place of their ids' embeddings
     rotary   runs (row, position, count) and three numbers per position: for positions that the step computes, their
              rows in the rotary tables by component, where these are not `rotary_shift` + position
+    states   (row, position, place): the recurrent state of a row after its first `position` tokens. If position is the
+             start of the row's sequence, the state is loaded from `place` before the step (NO_STATE: it is that before
+             the first token); otherwise the step computes it and saves it there. Of a row, in ascending order. A place
+             is an index of the StatePool: working states of all rows come first, then a spare one, then saved copies
 
 With SAMPLE set, the step samples the next id from the logits of the sequence's last position and writes it to
 `token_table[row, start + count]`; with POOL set, the prompt ends here and the answer has its row of numbers (embeddings
@@ -35,11 +39,12 @@ from lightllm_mp.messages import Sampling
 
 Ints = NDArray[np.int32]
 
-MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 3, 16
-SECTIONS = 10
-IMAGE_WORDS = 6
+MAGIC, VERSION, HEADER_WORDS = 0x4C4D5031, 5, 16
+SECTIONS = 11
+IMAGE_WORDS = 7
 NOTHING = np.empty(0, "<i4")
 SAMPLE, POOL = 1, 2
+NO_STATE = -1
 PENALIZE_PROMPT, GUIDED = 1, 2
 """Bits of a setup's flags. The samples of a GUIDED row need a mask, which comes from the guide actor."""
 
@@ -109,6 +114,8 @@ class Plan:
     """int32 [n, IMAGE_WORDS]"""
     rotary: PositionRuns
     """`values` int32 [sum of counts, 3]"""
+    states: Ints
+    """int32 [n, 3] of (row, position, place)"""
 
 
 class PlanBuilder:
@@ -126,6 +133,7 @@ class PlanBuilder:
         self._images: list[np.ndarray] = []
         self._rotary_runs: list[np.ndarray] = []
         self._rotary: list[np.ndarray] = []
+        self._states: list[np.ndarray] = []
 
     def setup(
         self,
@@ -175,22 +183,27 @@ class PlanBuilder:
         """Add one sampled token for each of many sequences (decode); call before `add`."""
         self._seqs.append(_columns(rows, starts, 1, SAMPLE))
 
-    def add_image(self, row: int, position: int, count: int, offset: int, first: int) -> None:
-        """`count` positions of a chunk take image rows: those from `first` on of the block at `offset` (bytes)."""
+    def add_image(self, row: int, position: int, count: int, offset: int, first: int, rows: int) -> None:
+        """`count` positions of a chunk take image rows: those from `first` on of the `rows` at `offset` (bytes)."""
         low, high = np.array([offset], "<i8").view("<i4").tolist()
-        self._images.append(np.array((row, position, count, low, high, first), "<i4"))
+        self._images.append(np.array((row, position, count, low, high, first, rows), "<i4"))
 
     def write_rotary(self, row: int, position: int, lines: np.ndarray) -> None:
         """Give a chunk's positions their rows in the rotary tables, int-like [positions, 3]."""
         self._rotary_runs.append(np.array((row, position, len(lines)), "<i4"))
         self._rotary.append(lines.ravel())
 
+    def state(self, row: int, position: int, place: int) -> None:
+        """Load the recurrent state of a row whose sequence starts at `position`, or save it if the step gets there."""
+        self._states.append(np.array((row, position, place), "<i4"))
+
     def pack(self) -> bytes:
         setups, tails = _flat(self._setups), _flat(self._tails)
         id_runs, ids = _flat(self._id_runs), _flat(self._ids)
         slot_runs, slots, seqs = _flat(self._slot_runs), _flat(self._slots), _flat(self._seqs)
         images, rotary_runs, rotary = _flat(self._images), _flat(self._rotary_runs), _flat(self._rotary)
-        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary)
+        states = _flat(self._states)
+        sections = (setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary, states)
         header = np.zeros(HEADER_WORDS, "<i4")
         words = HEADER_WORDS + sum(map(len, sections))
         header[: 4 + len(sections)] = (MAGIC, VERSION, self.step, words, *map(len, sections))
@@ -207,7 +220,7 @@ def unpack(data: bytes | bytearray) -> Plan:
     if min(sizes) < 0 or ends[-1] != len(words):
         raise ValueError("a step plan whose sections do not add up")
     parts = [words[start:end] for start, end in pairwise(ends)]
-    setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary = parts
+    setups, tails, id_runs, ids, slot_runs, slots, seqs, images, rotary_runs, rotary, states = parts
     return Plan(
         step=int(words[2]),
         setups=_row_setups(setups.view(SETUP_DTYPE), tails),
@@ -216,6 +229,7 @@ def unpack(data: bytes | bytearray) -> Plan:
         seqs=seqs.reshape(-1, 4),
         images=images.reshape(-1, IMAGE_WORDS),
         rotary=PositionRuns(rotary_runs.reshape(-1, 3), rotary.reshape(-1, 3)),
+        states=states.reshape(-1, 3),
     )
 
 

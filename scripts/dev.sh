@@ -162,7 +162,7 @@ check() {
     say "ruff format"; "$venv/bin/ruff" format --check . || failed+=("ruff format")
     say "mypy";        "$venv/bin/mypy" || failed+=(mypy)
     wait $clients
-    say "pytest";      "$venv/bin/python" -m pytest -n 3 --dist loadfile "$@" || failed+=(pytest)
+    say "pytest";      "$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" || failed+=(pytest)
     [ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
 }
 

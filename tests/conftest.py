@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightllm_mp.sandbox import VISIBLE
+from tests.paths import ROOT
 
 # Tests run beside one another, on few cores: OpenMP's threads, which spin while they wait, would take them from each
 # other (a training run on two cores took five times as long). Servers choose their threads themselves.
@@ -21,10 +22,20 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+LONGEST = ("containers", "end_to_end", "packages", "clients", "actors", "shm", "browser", "deploy")
+"""Folders whose files take long. Tests that run in several processes begin with them: none is left for the end."""
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`-m gpu` is everything that runs on a GPU: the tests marked so, and those of kernels, which run on a GPU where
     there is one and are interpreted elsewhere."""
+    items.sort(key=_place)
     for item in items:
         if getattr(getattr(item, "module", None), "DEVICE", None) == "cuda":
             item.add_marker(pytest.mark.gpu)

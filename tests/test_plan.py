@@ -60,8 +60,8 @@ def test_images_and_positions_of_three_components() -> None:
     builder = PlanBuilder(step=2)
     builder.setup(3, 17, Sampling(seed=0), rotary_shift=-12)
     builder.add(3, 4, 9, sample=False)
-    builder.add_image(3, 5, 6, (7 << 32) + 0xFFFF_FFC0, 2)
-    builder.add_image(3, 11, 2, 64, 0)
+    builder.add_image(3, 5, 6, (7 << 32) + 0xFFFF_FFC0, 2, 9)
+    builder.add_image(3, 11, 2, 64, 0, 2)
     lines = np.arange(21).reshape(7, 3)
     builder.write_rotary(3, 5, lines)
     builder.write_rotary(4, 0, lines[:2])
@@ -69,7 +69,7 @@ def test_images_and_positions_of_three_components() -> None:
     plan = unpack(builder.pack())
 
     assert int(plan.setups[0].rules["rotary_shift"]) == -12
-    assert plan.images.tolist() == [[3, 5, 6, -64, 7, 2], [3, 11, 2, 64, 0, 0]]
+    assert plan.images.tolist() == [[3, 5, 6, -64, 7, 2, 9], [3, 11, 2, 64, 0, 0, 2]]
     assert np.ascontiguousarray(plan.images[:, 3:5]).view("<i8")[:, 0].tolist() == [(7 << 32) + 0xFFFF_FFC0, 64]
     assert plan.rotary.runs.tolist() == [[3, 5, 7], [4, 0, 2]]
     assert plan.rotary.values.tolist() == [*lines.tolist(), *lines[:2].tolist()]

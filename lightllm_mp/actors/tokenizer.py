@@ -36,7 +36,15 @@ from lightllm_mp.text.chat import compile_template, render_chat
 from lightllm_mp.text.chat_facts import chat_facts
 from lightllm_mp.text.prompt_truncation import longest_kept, truncated
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
-from lightllm_mp.vision.placeholders import TAGS, Prompted, expand_ids, join_chunks, split_text
+from lightllm_mp.vision.placeholders import (
+    TAGS,
+    VIDEO_TAG,
+    Prompted,
+    expand_ids,
+    join_chunks,
+    split_text,
+    tags_of_frames,
+)
 
 log = logging.getLogger("lightllm_mp.tokenizer")
 
@@ -197,9 +205,10 @@ class TokenizerActor(BlockingActor):
         if self._vision is None:
             return encode(text, special, max_tokens=max_tokens), ()
         tags = self._vision.tags
-        texts = split_text(tags, text, len(images))
+        text, spans = tags_of_frames(tags, text, images)
+        texts = split_text(tags, text, len(spans))
         chunks = [encode(chunk, special and not i, max_tokens=max_tokens) for i, chunk in enumerate(texts)]
-        return join_chunks(tags, chunks, images, self._limits.vocab_size)
+        return join_chunks(tags, chunks, spans, self._limits.vocab_size)
 
     def _render(self, chat: ChatPrompt) -> str:
         tokenizer = self._need()
@@ -216,10 +225,16 @@ class TokenizerActor(BlockingActor):
                 eos_token=tokenizer.eos_token,
                 tools=_json(chat.tools) if chat.tools else None,
                 kwargs=_json(chat.kwargs) if chat.kwargs else None,
-                picture_tag=TAGS[self._vision.tags.style][1] if self._vision else None,
+                tags=self._media_tags(),
             )
         except ModelError as error:  # of the client's template
             raise InvalidRequest(error.message, param="chat_template") from None
+
+    def _media_tags(self) -> dict[str, str]:
+        if self._vision is None:
+            return {}
+        image = {"image": TAGS[self._vision.tags.style][1]}
+        return image if self._vision.video is None else {**image, "video": VIDEO_TAG}
 
     def _need(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -61,7 +61,7 @@ class WorkerActor(RankActor):
             config.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
-            kv_tokens=launch.facts.engine.kv_tokens if launch.facts else None,
+            promised=launch.facts.engine if launch.facts else None,
             rank=launch.rank,
             meeting=f"/proc/self/fd/{launch.meeting_fd}",
         )

@@ -15,19 +15,38 @@ from lightllm_mp.model_description import ModelDescription, describe, from_plain
 from lightllm_mp.model_files.model_source import ModelSource
 
 
-def check_model(path: Path, *, ranks: int, weights: bool, images: bool, task: str = "auto") -> ModelDescription:
+def check_model(
+    path: Path,
+    *,
+    ranks: int,
+    weights: bool,
+    images: bool,
+    task: str = "auto",
+    score_tokens: tuple[str, ...] = (),
+    ep: int = 1,
+) -> ModelDescription:
     """The model's description. ModelError if the files cannot be served, ConfigError if the model cannot be split into
-    `ranks`. Without `weights` only the configuration is checked; with `images` the vision half is read."""
+    `ranks`, or its experts into `ep` parts. Without `weights` only the configuration is checked; with `images` the
+    vision half is read."""
     from lightllm_mp.models.parallel.sharding import check_ranks
 
-    found = describe(ModelSource(path, task), weights=weights, images=images)
-    check_ranks(found.spec, ranks)
+    found = describe(ModelSource(path, task, score_tokens), weights=weights, images=images)
+    check_ranks(found.spec, ranks, ep)
     return found
 
 
-def check_model_apart(path: Path, *, ranks: int, weights: bool, images: bool, task: str = "auto") -> ModelDescription:
+def check_model_apart(
+    path: Path,
+    *,
+    ranks: int,
+    weights: bool,
+    images: bool,
+    task: str = "auto",
+    score_tokens: tuple[str, ...] = (),
+    ep: int = 1,
+) -> ModelDescription:
     """Runs `check_model` in a child process and raises its errors. StartupError if the child itself fails."""
-    asked = msgspec.json.encode((str(path), ranks, weights, images, task)).decode()
+    asked = msgspec.json.encode(Question(str(path), ranks, weights, images, task, score_tokens, ep)).decode()
     command = [sys.executable, "-m", __name__, asked]
     done = subprocess.run(command, stdout=subprocess.PIPE, env=child_environment(), check=False)
     if done.returncode:
@@ -36,6 +55,18 @@ def check_model_apart(path: Path, *, ranks: int, weights: bool, images: bool, ta
     if reply.description is None:
         raise ConfigError(reply.message, param=reply.param) if reply.is_config else ModelError(reply.message)
     return reply.description
+
+
+class Question(msgspec.Struct):
+    """The arguments of `check_model`."""
+
+    path: str
+    ranks: int
+    weights: bool
+    images: bool
+    task: str
+    score_tokens: tuple[str, ...]
+    ep: int
 
 
 class Reply(msgspec.Struct):
@@ -48,9 +79,10 @@ class Reply(msgspec.Struct):
 
 
 def main() -> None:
-    path, ranks, weights, images, task = msgspec.json.decode(sys.argv[1], type=tuple[str, int, bool, bool, str])
+    asked = msgspec.json.decode(sys.argv[1], type=Question)
     try:
-        reply = Reply(check_model(Path(path), ranks=ranks, weights=weights, images=images, task=task))
+        found = check_model(Path(asked.path), **{name: getattr(asked, name) for name in Question.__struct_fields__[1:]})
+        reply = Reply(found)
     except EngineError as error:
         reply = Reply(None, error.message, isinstance(error, ConfigError), error.param)
     sys.stdout.buffer.write(msgspec.msgpack.encode(reply, enc_hook=to_plain))

@@ -57,9 +57,11 @@ def main(
         model = check_model_apart(
             model_path,
             ranks=config.engine.tp,
+            ep=config.engine.ep,
             weights=config.model.load_format != "dummy",
             images=config.multimodal.enable_multimodal,
             task=config.model.task,
+            score_tokens=config.model.score_tokens,
         )
         listen = bind(config.http)
     except EngineError as error:

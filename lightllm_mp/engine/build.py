@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 from collections.abc import Callable
@@ -14,10 +15,17 @@ import torch
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine.cuda_graphs import graph_bytes
 from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
-from lightllm_mp.engine.kv_sizing import kv_budget, kv_bytes_per_token, plan_memory, stored_type
+from lightllm_mp.engine.kv_sizing import (
+    MemoryPlan,
+    kv_budget,
+    kv_bytes_per_token,
+    plan_memory,
+    promised_memory,
+    stored_type,
+)
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
-from lightllm_mp.facts import EngineLimits, Facts, PooledFacts
+from lightllm_mp.facts import EngineLimits, Facts, PooledFacts, StateFacts
 from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
@@ -26,6 +34,7 @@ from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.length_class import class_bounds
+from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
 from lightllm_mp.models.parallel.torch_group import TorchGroup
 from lightllm_mp.models.spec import ModelSpec
@@ -52,13 +61,13 @@ def build_engine(
     *,
     progress: Callable[[int, int], None] | None = None,
     stage: Callable[[str], None] = lambda what: None,
-    kv_tokens: int | None = None,
+    promised: EngineLimits | None = None,
     rank: int = 0,
     meeting: str = "",
 ) -> BuiltEngine:
-    """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `kv_tokens`
-    is the pool size that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks
-    call it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
+    """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `promised`:
+    the limits that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks call
+    it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
     """
     path, spec = Path(description.path), description.spec
     engine = msgspec.structs.replace(engine, running_max_req_size=most_rows(spec, engine.running_max_req_size))
@@ -67,12 +76,13 @@ def build_engine(
     threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
     group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
     decoder = load_model(
-        ModelSource(path, model.task),
+        ModelSource(path, model.task, model.score_tokens),
         device=device,
         dtype=dtype,
         progress=progress,
         quantization=model.quantization,
         group=group,
+        ep=engine.ep,
         dummy=model.load_format == "dummy",
     )
     spec = decoder.spec  # this rank's part
@@ -80,21 +90,20 @@ def build_engine(
     kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
     step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
-    budget = _kv_budget(decoder, engine, step_tokens, device, probe=kv_tokens is None)
-    if kv_tokens is not None:
-        # A restarted process must offer the size that it promised, whatever memory is free now.
-        engine = msgspec.structs.replace(engine, max_total_token_num=kv_tokens)
-        budget = max(budget, (kv_tokens + 1) * kv_bytes_per_token(spec, kv_dtype))
-    memory = plan_memory(spec, kv_dtype, engine, budget)
-    if memory.kv_tokens < (engine.max_total_token_num or 0):
-        log.warning("--max-total-token-num %d: only %d fit", engine.max_total_token_num, memory.kv_tokens)
-    executor = _executor(decoder, memory.kv_tokens, memory.max_context, engine, step_tokens, device)
+    place_bytes = StatePool.place_bytes(spec, dtype)
+    if promised is not None:
+        memory = promised_memory(promised, kv_bytes_per_token(spec, kv_dtype), place_bytes)
+    else:
+        budget = _kv_budget(decoder, engine, step_tokens, device)
+        memory = plan_memory(spec, kv_dtype, engine, budget, place_bytes)
+        _tell_what_does_not_fit(memory, engine)
+    executor = _executor(decoder, memory, engine, step_tokens, device)
     executor.warm_up()
     facts = Facts(
         model_name=model.model_name or path.stem,
         engine=EngineLimits(
             kv_tokens=memory.kv_tokens,
-            rows=engine.running_max_req_size,
+            rows=memory.rows,
             max_context=memory.max_context,
             max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len),
             step_tokens=step_tokens,
@@ -103,6 +112,7 @@ def build_engine(
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
+            states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
@@ -110,6 +120,7 @@ def build_engine(
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=decoder.weight_bytes,
         kv_bytes=memory.kv_bytes,
+        state_bytes=memory.state_bytes,
     )
     return BuiltEngine(executor, facts)
 
@@ -146,6 +157,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
         shorter=pooling.shorter,
         pairs=bool(pooling.pairs),
         raw=pooling.raw,
+        probability=bool(pooling.tokens),
     )
 
 
@@ -162,28 +174,39 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
     )
 
 
-def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, *, probe: bool) -> int:
-    """Bytes of KV per rank. All ranks hold the same tokens and run the same steps: the rank with the least memory
-    decides. `probe`: on a GPU, run the worst steps to see what they need."""
+def _tell_what_does_not_fit(memory: MemoryPlan, engine: EngineConfig) -> None:
+    if memory.kv_tokens < (engine.max_total_token_num or 0):
+        log.warning("--max-total-token-num %d: only %d fit", engine.max_total_token_num, memory.kv_tokens)
+    if memory.rows < engine.running_max_req_size:
+        log.warning(
+            "--running-max-req-size %d: there is memory for the recurrent states of %d sequences",
+            *(engine.running_max_req_size, memory.rows),
+        )
+
+
+def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
+    """Bytes of KV and states per rank. All ranks hold the same tokens and run the same steps: the rank with the least
+    memory decides. On a GPU the worst steps run, to see what they need."""
     group = decoder.group
     if device.type == "cuda":
         budget = group.least(kv_budget(device, engine.mem_fraction))
-        return _budget_beside_steps(decoder, engine, step_tokens, device, budget) if probe else budget
+        return _budget_beside_steps(decoder, engine, step_tokens, device, budget)
     beside = group.size * step_bytes(decoder.spec, worst_step(decoder, engine, step_tokens))
     return group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
 
 
 def _executor(
-    decoder: Decoder, kv_tokens: int, max_context: int, engine: EngineConfig, step_tokens: int, device: torch.device
+    decoder: Decoder, memory: MemoryPlan, engine: EngineConfig, step_tokens: int, device: torch.device
 ) -> Executor:
     return Executor(
         decoder,
-        kv_tokens=kv_tokens,
-        rows=engine.running_max_req_size,
-        max_context=max_context,
+        kv_tokens=memory.kv_tokens,
+        rows=memory.rows,
+        max_context=memory.max_context,
         step_tokens=step_tokens,
         device=device,
         kv_dtype=stored_type(decoder.spec, decoder.dtype, engine),
+        state_checkpoints=memory.checkpoints,
     )
 
 
@@ -193,10 +216,14 @@ def _budget_beside_steps(
     """What is left of `budget` when the worst steps have run and keep their memory, so that no later step needs more
     memory than is free."""
     kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
-    most = plan_memory(decoder.spec, kv_dtype, engine, budget)
-    probe = _executor(decoder, 1, most.max_context, engine, step_tokens, device)
+    place_bytes = StatePool.place_bytes(decoder.spec, decoder.dtype)
+    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes)
+    small = dataclasses.replace(most, kv_tokens=1, checkpoints=min(most.checkpoints, 1))
+    probe = _executor(decoder, small, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)
-    left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(engine.running_max_req_size)
+    left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(most.rows)
+    if place_bytes:
+        left += (small.rows + 1 + small.checkpoints) * place_bytes  # the probe's, which are free again
     del probe
     gc.collect()
     torch.cuda.empty_cache()

@@ -138,6 +138,7 @@ class CudaSteps:
             max_query=step.max_count,
             max_context=step.max_end,
             rotary_at=parts.rotary_at if step.rotary is None else parts.rotary_at.view(-1, 3),
+            state_saves=step.state_saves,
         )
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:

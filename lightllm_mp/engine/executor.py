@@ -25,6 +25,7 @@ from lightllm_mp.engine.sampling.logprobs import Alternatives
 from lightllm_mp.engine.sampling.prompt_logprobs import ChunkLogprobs, prompt_logprobs
 from lightllm_mp.engine.sampling.rules import GUIDE, Lines, RuleTable
 from lightllm_mp.engine.sampling.torch_sampler import Choice
+from lightllm_mp.engine.state_moves import StateMoves
 from lightllm_mp.engine.step_inputs import Step
 from lightllm_mp.engine.torch_steps import TorchSteps
 from lightllm_mp.engine.warm_up import HARDEST, SHORT, warm_up_plans
@@ -32,6 +33,7 @@ from lightllm_mp.messages import StepDone
 from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.length_class import class_firsts
+from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.plan import Plan, unpack
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -86,7 +88,8 @@ class Executor:
     after that. Only rank 0 waits, because all ranks take its ids.
 
     Device memory: the KV pool of `kv_tokens` slots and a spare one, and two tables of `rows` rows. A row holds up to
-    `max_context` tokens, a step up to `step_tokens`.
+    `max_context` tokens, a step up to `step_tokens`. In models with recurrent layers also the states of the rows, of a
+    spare one and of `state_checkpoints` copies.
     """
 
     def __init__(
@@ -99,11 +102,12 @@ class Executor:
         step_tokens: int,
         device: torch.device | str = "cpu",
         kv_dtype: torch.dtype | None = None,
+        state_checkpoints: int = 0,
     ) -> None:
         self.device = torch.device(device)
         self.model = model
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
-        self.kv = KVPool(model.spec, kv_tokens, dtype=kv_dtype or model.dtype, device=self.device)
+        self.kv = self._pool(kv_tokens, kv_dtype or model.dtype, state_checkpoints)
         # The token sampled after a full context has a position too; no step computes it.
         self._sections = model.spec.rope is not None and bool(model.spec.rope.sections)
         firsts = class_firsts(model.spec)
@@ -117,11 +121,19 @@ class Executor:
         self._halted: _Halted | None = None
         self._images: ImageEmbeddings | None = None
 
+    def _pool(self, slots: int, dtype: torch.dtype, checkpoints: int) -> KVPool:
+        spec, states = self.model.spec, None
+        if spec.delta is not None:
+            states = StatePool(spec, self.rows, checkpoints, dtype=self.model.dtype, device=self.device)
+        return KVPool(spec, slots, dtype=dtype, device=self.device, states=states)
+
     def images(self, view: memoryview) -> None:
         """Sets the memory in which plans find image embeddings; called once, before the first plan with images. Keeps
         `view`."""
         spec = self.model.spec
-        self._images = ImageEmbeddings(view, hidden=spec.hidden, dtype=self.model.dtype, device=self.device)
+        self._images = ImageEmbeddings(
+            view, hidden=spec.hidden, deepstack=spec.deepstack, dtype=self.model.dtype, device=self.device
+        )
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
@@ -217,20 +229,24 @@ class Executor:
 
     def _warm_up_small(self) -> None:
         """Uses a pool of its own: writing to the spare slot of the real pool may allocate a huge page per layer."""
-        steps, pool = self._steps, KVPool(self.model.spec, 1, dtype=self.kv.data.dtype, device=self.device)
-        self._steps = _steps(self.device)(self.model, self.tables, self.rules, pool)
+        steps, kv = self._steps, self.kv
+        self.kv = self._pool(1, kv.data.dtype, 1)
+        self._steps = _steps(self.device)(self.model, self.tables, self.rules, self.kv)
         self._run_unseen(
             rows=min(self.rows, len(HARDEST)),
             max_context=min(self.max_context, SHORT),
             step_tokens=min(self.step_tokens, SHORT + 1),
-            kv_tokens=self.kv.slots,
-            spare_slot=pool.dummy_slot,
+            kv_tokens=kv.slots,
+            spare_slot=self.kv.dummy_slot,
         )
-        self._steps = steps
+        self._steps, self.kv = steps, kv
 
     def _run_unseen(self, **sizes: int) -> None:
         """Runs the steps of `warm_up_plans` and drops their answers."""
-        for plan in warm_up_plans(pool=self._pooler is not None, sections=self._sections, **sizes):
+        states = self.kv.states
+        checkpoint = states.first_checkpoint if states is not None and states.checkpoints else None
+        pool = self._pooler is not None
+        for plan in warm_up_plans(pool=pool, sections=self._sections, checkpoint=checkpoint, **sizes):
             self.run(plan)
 
     @torch.inference_mode()
@@ -244,11 +260,14 @@ class Executor:
         """Carries out a plan. Yields once if sequences of it are constrained: their lines, for their masks."""
         step = Step.of(plan.seqs, self.tables, plan.rotary) if len(plan.seqs) else None
         images = self._rows_of_images(plan, step)
+        states = StateMoves.of(plan.states, step, self.kv.states)
+        if step is not None:
+            step.state_saves = tuple(states.saved)
         self._steps.begin(plan, step)
         result = _Result(plan.step, [], [])
         if step is None:
             return result
-        hidden = self._steps.forward(step, images)
+        hidden = self._forward(step, images, states)
         if self._pooler is not None:
             result.pooled = self._pooler.rows(hidden, step)
             return result
@@ -263,6 +282,15 @@ class Executor:
                 masks = yield guided
             result.choices.append(self._steps.sample(scores, step, part, masks and masks.part(part)))
         return result
+
+    def _forward(self, step: Step, images: list[ImageRows], states: StateMoves) -> Tensor:
+        if (pool := self.kv.states) is None:
+            return self._steps.forward(step, images)
+        pool.clear(states.cleared)
+        pool.copy([*states.loaded.values()], [*states.loaded])
+        hidden = self._steps.forward(step, images)
+        pool.copy([*states.kept.values()], [*states.kept])
+        return hidden
 
     def _guided(self, step: Step) -> Lines:
         """The constrained sequences among those that are sampled; none on ranks that take rank 0's ids."""

@@ -19,20 +19,22 @@ PORTABLE, READ_ONLY = 0x01, 0x08
 
 
 class ImageEmbeddings:
-    """Blocks of [rows, hidden] in `dtype` anywhere in `view`, which stays mapped as long as the process lives.
+    """Blocks of [planes, rows, hidden] in `dtype` anywhere in `view`, which stays mapped as long as the process lives.
+    The first plane is an image's embeddings, the others are DeepStack's.
 
     For a CUDA `device` the whole memory is pinned once, so that copies from it are asynchronous. The sender of plans
     keeps a block until the steps that name it are answered.
     """
 
-    def __init__(self, view: memoryview, *, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, view: memoryview, *, hidden: int, deepstack: int = 0, dtype: torch.dtype, device: torch.device
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # torch warns that writes to a read-only mapping are undefined; no code here writes
             self._bytes = torch.frombuffer(view, dtype=torch.uint8)
-        self._hidden, self._dtype = hidden, dtype
-        self._row_bytes = hidden * dtype.itemsize
+        self._hidden, self._planes, self._dtype = hidden, 1 + deepstack, dtype
         if device.type == "cuda":
             pin(self._bytes, device, READ_ONLY if view.readonly else 0)
 
@@ -42,18 +44,22 @@ class ImageEmbeddings:
             return []
         lines = step.lines_of(images[:, :3]).tolist()
         offsets = np.ascontiguousarray(images[:, 3:5]).view("<i8")[:, 0].tolist()
-        counts, firsts = images[:, 2].tolist(), images[:, 5].tolist()
+        parts = images[:, [2, 5, 6]].tolist()
         return [
-            ImageRows(line, self._rows(offset, first, count))
-            for line, offset, first, count in zip(lines, offsets, firsts, counts, strict=True)
+            self._rows(line, offset, count, first, rows)
+            for line, offset, (count, first, rows) in zip(lines, offsets, parts, strict=True)
         ]
 
-    def _rows(self, offset: int, first: int, count: int) -> torch.Tensor:
-        begin = offset + first * self._row_bytes
-        end = begin + count * self._row_bytes
-        if offset < 0 or first < 0 or offset % self._dtype.itemsize or end > len(self._bytes):
-            raise ValueError(f"a plan names embeddings at {begin}..{end} of {len(self._bytes)} bytes")
-        return self._bytes[begin:end].view(self._dtype).view(count, self._hidden)
+    def _rows(self, line: int, offset: int, count: int, first: int, rows: int) -> ImageRows:
+        """Rows first .. first + count - 1 of the block of `rows` rows at `offset`."""
+        end = offset + self._planes * rows * self._hidden * self._dtype.itemsize
+        if offset < 0 or offset % self._dtype.itemsize or end > len(self._bytes) or not 0 <= first <= rows - count:
+            raise ValueError(
+                f"a plan names embeddings {first}..{first + count} of {rows} at {offset} in {len(self._bytes)} bytes"
+            )
+        planes = self._bytes[offset:end].view(self._dtype).view(self._planes, rows, self._hidden)
+        part = planes[:, first : first + count]
+        return ImageRows(line, part[0], part[1:] if self._planes > 1 else None)
 
 
 def pin(memory: torch.Tensor, device: torch.device, flags: int) -> None:

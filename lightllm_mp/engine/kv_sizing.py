@@ -1,4 +1,5 @@
-"""Sizes the KV pool: how many tokens a device holds, and how long a sequence may be."""
+"""Sizes the KV pool: how many tokens a device holds, and how long a sequence may be; and the pool of recurrent states:
+how many sequences run at once, and how many copies of states are kept."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.spec import ModelSpec
@@ -22,6 +24,18 @@ class MemoryPlan:
     kv_bytes: int
     max_context: int
     """Longest prompt plus answer, in tokens."""
+    rows: int
+    """Most sequences at once."""
+    checkpoints: int = 0
+    """Copies of recurrent states."""
+    state_bytes: int = 0
+
+
+STATE_SHARE = 2
+"""The states of running sequences take at most one part in so many of the memory for KV and states."""
+CHECKPOINT_SHARE = 3
+"""Copies of states take at most one part in so many of what those leave, where their number is not given."""
+CHECKPOINTS_PER_ROW = 4
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -55,8 +69,24 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
     return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
 
 
-def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int) -> MemoryPlan:
-    """Sizes the KV pool within `budget` bytes (see `kv_budget`).
+def state_places(config: EngineConfig, budget: int, place_bytes: int, kv_bytes: int = 0) -> tuple[int, int]:
+    """The number of rows and of copies, if a recurrent state has `place_bytes` bytes (0: the model has none) and KV has
+    to have `kv_bytes`. Where memory is short, there are fewer rows than asked for."""
+    rows = config.running_max_req_size
+    if not place_bytes:
+        return rows, 0
+    rows = min(rows, max(1, budget // STATE_SHARE // place_bytes - 1))
+    if config.disable_prompt_cache or config.state_checkpoints is not None:
+        return rows, 0 if config.disable_prompt_cache else config.state_checkpoints or 0
+    left = budget - (rows + 1) * place_bytes
+    most = min(left // CHECKPOINT_SHARE, left - kv_bytes) // place_bytes
+    return rows, max(0, min(most, CHECKPOINTS_PER_ROW * rows))
+
+
+def plan_memory(
+    spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int, place_bytes: int = 0
+) -> MemoryPlan:
+    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state.
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
     The context is the shortest of the model's, `max_req_total_len` and the pool. If flags ask for more than fits, they
@@ -64,9 +94,20 @@ def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budge
     single sequence.
     """
     token_bytes = kv_bytes_per_token(spec, dtype)
+    given_bytes = ((config.max_total_token_num or 0) + 1) * token_bytes
+    rows, checkpoints = state_places(config, budget, place_bytes, given_bytes)
+    state_bytes = (rows + 1 + checkpoints) * place_bytes if place_bytes else 0
+    if state_bytes > budget and config.state_checkpoints:
+        raise ConfigError(
+            f"--state-checkpoints {checkpoints}: with the states of {rows} sequences they take "
+            f"{format_bytes(state_bytes)} of {format_bytes(budget)}; lower it or --running-max-req-size, or raise "
+            "--mem-fraction",
+            param="state_checkpoints",
+        )
+    budget = max(0, budget - state_bytes)
     room = budget // token_bytes - 1  # the pool has one spare slot
     longest = min(spec.max_context, config.max_req_total_len or spec.max_context)
-    tokens = config.max_total_token_num or min(room, config.running_max_req_size * longest)
+    tokens = config.max_total_token_num or min(room, rows * longest)
     if config.clamp_max_total_token_num:
         tokens = min(tokens, room)
         longest = min(longest, tokens)
@@ -84,7 +125,27 @@ def plan_memory(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budge
             f"request; lower it, or raise {_bound(config)}",
             param="max_req_total_len",
         )
-    return MemoryPlan(kv_tokens=tokens, kv_bytes=(tokens + 1) * token_bytes, max_context=min(longest, tokens))
+    return MemoryPlan(
+        kv_tokens=tokens,
+        kv_bytes=(tokens + 1) * token_bytes,
+        max_context=min(longest, tokens),
+        rows=rows,
+        checkpoints=checkpoints,
+        state_bytes=state_bytes,
+    )
+
+
+def promised_memory(limits: EngineLimits, token_bytes: int, place_bytes: int) -> MemoryPlan:
+    """What an earlier process found, and its successor offers again, whatever memory is free now."""
+    checkpoints = limits.states.checkpoints if limits.states is not None else 0
+    return MemoryPlan(
+        kv_tokens=limits.kv_tokens,
+        kv_bytes=(limits.kv_tokens + 1) * token_bytes,
+        max_context=limits.max_context,
+        rows=limits.rows,
+        checkpoints=checkpoints,
+        state_bytes=(limits.rows + 1 + checkpoints) * place_bytes,
+    )
 
 
 def _refuse_tiny(config: EngineConfig, tokens: int, token_bytes: int, budget: int) -> None:

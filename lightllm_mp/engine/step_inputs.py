@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightllm_mp.engine.row_tables import RowTables, ramp
-from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.batch import Batch, StateSave
 from lightllm_mp.plan import POOL, SAMPLE, Ints, PositionRuns
 
 Longs = NDArray[np.int64]
@@ -44,6 +44,8 @@ class Step:
     max_end: int
     ends_only: bool = False
     """Whether the forward pass returns only the last line of each sequence."""
+    state_saves: tuple[StateSave, ...] = ()
+    """Recurrent states that are saved in the middle of the sequences' tokens."""
 
     @classmethod
     def of(cls, seqs: Ints, tables: RowTables, rotary: PositionRuns | None = None) -> Step:
@@ -137,4 +139,5 @@ class Step:
             max_query=self.max_count,
             max_context=self.max_end,
             rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
+            state_saves=self.state_saves,
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lightllm_mp.messages import Sampling
-from lightllm_mp.plan import PlanBuilder
+from lightllm_mp.plan import NO_STATE, PlanBuilder
 
 EVERYTHING = Sampling(
     seed=1,
@@ -44,6 +44,7 @@ def warm_up_plans(
     spare_slot: int,
     pool: bool = False,
     sections: bool = False,
+    checkpoint: int | None = None,
 ) -> Iterator[bytes]:
     """A prefill step of `step_tokens`, a decode step of all rows, which take the rules of HARDEST in turn, and small
     steps that other kernels serve: those rules with masks, a single token, a short chunk, and a short chunk beside a
@@ -51,7 +52,7 @@ def warm_up_plans(
 
     All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `pool`
     there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step has positions of three
-    components.
+    components. `checkpoint`: the short chunk saves a recurrent state there.
     """
     yield _prefill(rows, max_context, step_tokens, spare_slot, pool, sections)
     if pool:
@@ -61,13 +62,19 @@ def warm_up_plans(
     yield _decode(min(rows, step_tokens, len(HARDEST)), 1, spare_slot, guided=True)
     yield _decode(1, 1, spare_slot)
     short = min(SHORT, max_context, step_tokens)
-    yield _prefill(1, short, short, spare_slot)
+    yield _prefill(1, short, short, spare_slot, checkpoint=checkpoint)
     if rows > 1 and step_tokens > 1:
         yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slot)
 
 
 def _prefill(
-    rows: int, max_context: int, step_tokens: int, spare_slot: int, pool: bool = False, sections: bool = False
+    rows: int,
+    max_context: int,
+    step_tokens: int,
+    spare_slot: int,
+    pool: bool = False,
+    sections: bool = False,
+    checkpoint: int | None = None,
 ) -> bytes:
     """A step's tokens in as few sequences as possible, each the last part of a full context."""
     builder, left = PlanBuilder(0), step_tokens
@@ -81,6 +88,9 @@ def _prefill(
             builder.write_rotary(
                 row, max_context - count, np.arange(max_context - count, max_context)[:, None].repeat(3, 1)
             )
+        if checkpoint is not None:
+            builder.state(row, max_context - count, NO_STATE)
+            builder.state(row, max_context - count // 2, checkpoint)
         left -= count
     return builder.pack()
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
     from lightllm_mp.kernels.table import Rotation
     from lightllm_mp.kernels.triton.attention.schedule import DecodeShares
+
+
+class StateSave(NamedTuple):
+    """A state of linear attention that is kept in the middle of a sequence's new tokens."""
+
+    sequence: int
+    """Index of the sequence in the step."""
+    tokens: int
+    """The state after so many of its new tokens, at least 1."""
+    place: int
+    """The place of the StatePool where it goes; another one for each save."""
 
 
 @dataclass(slots=True)
@@ -52,6 +63,9 @@ class Batch:
     Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
     rotation: Rotation | None = None
     """Tables of this step alone, which a decoder makes from a `rotary_at` of three components; None: the model's."""
+    state_saves: tuple[StateSave, ...] = ()
+    """States that the layers of linear attention keep, in ascending order of sequence and tokens. The working states
+    are in the places `rows` of the StatePool."""
     schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
     """Each step has its own: a batch whose tensors are refilled with other lengths needs a new one."""
 

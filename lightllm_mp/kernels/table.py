@@ -21,8 +21,8 @@ Prepared = Any
 
 
 ExpertWeights = Any
-"""Tensor [experts, n, k]; with `block_types` or `expert_block_types` it may be a tuple of a `BlockWeight` for each
-expert."""
+"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` or `expert_block_types` it may be a tuple of a
+`BlockWeight` for each expert."""
 
 
 class ExpertBiases(NamedTuple):
@@ -80,10 +80,13 @@ class Norm(NamedTuple):
     bias: Tensor | None = None
     kind: str = "rms"
     """`rms` or `layer`."""
+    mean_squares: Tensor | None = None
+    """rms: float32 [tokens], means of x^2 over more than the row, which take the place of the row's own."""
 
 
 class HeadNorms(NamedTuple):
-    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim]."""
+    """Normalisation of each query and key head before the rotation; weights are [head_dim] or [heads, head_dim], the
+    latter where `mean_squares` are those of all heads."""
 
     query: Norm
     key: Norm
@@ -111,6 +114,53 @@ class LayerKV(NamedTuple):
     value_scales: Tensor | None = None
 
 
+class DeltaState(NamedTuple):
+    """States of one layer of linear attention, by place."""
+
+    recurrent: Tensor
+    """float32 [places, value heads, key_dim, value_dim]"""
+    conv: Tensor
+    """[places, taps - 1, channels]: the last inputs of the convolution, the oldest first."""
+
+
+class DeltaWeights(NamedTuple):
+    """What the gated delta rule takes besides its projections."""
+
+    conv: Tensor
+    """[taps, channels], in the model's dtype; the last tap is of the token itself."""
+    decay: Tensor
+    """float32 [value heads]: exp(A_log)"""
+    dt_bias: Tensor
+    """float32 [value heads]"""
+    norm: Tensor
+    """float32 [value_dim]: factors of the norm on each head's output."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLayout:
+    """Layout of a row of the projection: `key_heads` queries, `key_heads` keys and `value_heads` values, which are the
+    channels of the convolution, then the gates of `value_heads` outputs. Value head j takes the query and the key of
+    head j // (value_heads / key_heads)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    norm_eps: float
+
+    @property
+    def key_size(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.key_size + self.value_size
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """How a mixture of experts routes a token."""
@@ -121,8 +171,14 @@ class Routing:
     scale: float = 1.0
     """Factor on the weights after that."""
     groups: int = 1
-    """Number of equal groups of experts; only the `top_groups` with the largest maximum take part."""
+    """Number of equal groups of experts; only the `top_groups` best take part."""
     top_groups: int = 1
+    group_best: int = 1
+    """A group is ranked by the sum of its 1 (DeepSeek-V2) or 2 (DeepSeek-V3) best experts."""
+    sigmoid: bool = False
+    """An expert's weight is the sigmoid of its logit, else the softmax of all logits."""
+    correction: Tensor | None = field(default=None, compare=False)
+    """float32 [experts], added to the weights for the choice alone (DeepSeek-V3, arXiv 2408.15664)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +203,8 @@ class OpTable:
     """(x, norm) -> normalised x * weight + bias."""
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
     """(x, residual, norm): residual += x in place, rounded to its dtype; returns norm(residual)."""
+    head_squares: Callable[[Tensor, HeadLayout], Tensor]
+    """(qkv, layout) -> float32 [2, tokens]: the sums of the squares of all queries, and of all keys."""
     rotary_kv_write: Callable[[Tensor, Rotation, LayerKV, Batch, HeadLayout, HeadNorms | None], Tensor]
     """(qkv, rotation, kv, batch, layout, head norms): normalises and rotates queries and keys, writes keys and values
     of the new tokens to their slots (rounded to nearest if stored in 8 bits), returns the queries
@@ -163,6 +221,13 @@ class OpTable:
     """(keys [tokens, kv_heads, head_dim], values [tokens, kv_heads, value_dim] or a view of the keys, kv, batch):
     writes them unchanged to the new tokens' slots. Where `kv.values` shares `kv.keys`' memory, only keys are
     written."""
+    gated_delta: Callable[[Tensor, Tensor, DeltaWeights, DeltaState, Batch, DeltaLayout], Tensor]
+    """(projected [tokens, channels + value_heads * value_dim], float32 [tokens, 2 * value_heads]: first all b, then all
+    a, weights, state, batch, layout) -> [tokens, value_heads * value_dim]: the causal convolution, the gated delta rule
+    and the gated norm of each output, as `kernels/reference/gated_delta.py` defines them. Reads and writes the states
+    of the places `batch.rows`, and writes those of `batch.state_saves`."""
+    sigmoid_gated: Callable[[Tensor, Tensor], Tensor]
+    """(x [tokens, n], gate [tokens, n] or [tokens, 1], in x's dtype or float32) -> x * sigmoid(gate)."""
     gated: Callable[[Tensor, str], Tensor]
     """(gate beside up [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
     `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`; and `swiglu_oai` (gpt-oss),
@@ -170,12 +235,13 @@ class OpTable:
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
-    """(float32 logits [tokens, experts], routing) -> softmax weights float32 [tokens, top_k] and expert numbers
-    int32 [tokens, top_k], in descending order of weight."""
+    """(float32 logits [tokens, experts], routing) -> weights float32 [tokens, top_k] and expert numbers int32
+    [tokens, top_k], in descending order of weight plus correction."""
     prepare_experts: PrepareExperts
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation) -> [tokens, k]: the weighted sum of each token's experts,
-    each down(gated(gate x beside up x)), with their biases."""
+    each down(gated(gate x beside up x)), with their biases. A number outside 0 .. experts - 1 is an expert of another
+    rank, and adds nothing."""
     block_types: frozenset[int] = frozenset()
     """ggml's numbers of the block types that `prepare_quantised` keeps packed, for activations in bfloat16."""
     expert_block_types: frozenset[int] = frozenset()

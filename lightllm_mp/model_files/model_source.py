@@ -22,10 +22,12 @@ MAX_CONFIG_BYTES = 16 << 20
 class ModelSource:
     """What a path holds, read when it is first asked for."""
 
-    def __init__(self, path: Path | str, task: str = "auto") -> None:
+    def __init__(self, path: Path | str, task: str = "auto", score_tokens: tuple[str, ...] = ()) -> None:
         self.path = Path(path)
         self.task = task
         """`ModelConfig.task`."""
+        self.score_tokens = score_tokens
+        """`ModelConfig.score_tokens`."""
 
     @staticmethod
     def of(model: ModelSource | Path | str) -> ModelSource:

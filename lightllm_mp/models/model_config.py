@@ -10,11 +10,11 @@ from typing import Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource, read_json
 from lightllm_mp.models.checkpoint.mxfp4 import METHOD, is_mxfp4
-from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
 from lightllm_mp.models.families.common.pooling import with_pooling
-from lightllm_mp.models.spec import ModelSpec
+from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 
 def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
@@ -26,8 +26,9 @@ def read_model_config(model: ModelSource | Path | str) -> ModelSpec:
     if source.language.is_dir():
         return hf_model(source)[1]
     if source.language.is_file():
-        if source.task != "auto":
-            raise ModelError(f"{source.language}: --task {source.task} needs a Hugging Face folder")
+        if source.task != "auto" or source.score_tokens:
+            flag = "--score-tokens" if source.score_tokens else f"--task {source.task}"
+            raise ModelError(f"{source.language}: {flag} needs a Hugging Face folder")
         return gguf_model(source.language)[1]
     raise ModelError(f"{source.language}: no such model folder or file")
 
@@ -37,7 +38,7 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     source = ModelSource.of(model)
     folder, config = source.path, dict(source.config)
     family = by_hf_config(config, where=str(folder))
-    packing_of(config, str(folder))
+    quant_config_of(config, str(folder))
     generation = folder / "generation_config.json"
     if generation.is_file():
         config["generation_config"] = read_json(generation)
@@ -45,7 +46,7 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     if is_mxfp4(config) and spec.file_dtype != METHOD:
         raise ModelError(f"{folder}: quant_method {METHOD!r} is not supported for the family {family.name}")
     with config_errors(str(folder)):
-        return family, with_pooling(spec, config, folder, source.task)
+        return family, with_pooling(spec, config, folder, source.task, source.score_tokens)
 
 
 def gguf_model(path: Path) -> tuple[Family, ModelSpec, GGUFKeys]:
@@ -89,7 +90,18 @@ def _check(spec: ModelSpec, where: str) -> None:
         raise ModelError(f"{where}: {spec.heads} heads are not a multiple of {spec.kv_heads} key-value heads")
     if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
         raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
+    if spec.moe is not None:
+        _check_routing(spec.moe, where)
     if not spec.causal and (spec.window is not None or spec.alibi or spec.pooling is None):
         raise ModelError(f"{where}: attention in both directions is served for encoders without windows and biases")
     if spec.window is not None and spec.window < 1:
         raise ModelError(f"{where}: sliding window {spec.window} must be positive")
+
+
+def _check_routing(moe: MoeSpec, where: str) -> None:
+    each = moe.experts // max(moe.groups, 1)
+    if moe.groups < 1 or moe.experts % moe.groups or each < moe.group_best:
+        raise ModelError(f"{where}: {moe.experts} experts cannot be divided into {moe.groups} groups")
+    if not (0 < moe.top_groups <= moe.groups and 0 < moe.top_k <= moe.top_groups * each):
+        groups = f"{moe.top_groups} of {moe.groups} groups of {each}"
+        raise ModelError(f"{where}: {moe.top_k} experts cannot be chosen from {groups}")

@@ -43,6 +43,9 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     sections: tuple[int, ...] = ()
     """mrope (Qwen2-VL, arXiv 2409.12191): pairs that turn by each component (frame, row, column) of a position, dim / 2
     in all. Empty: a position is one number."""
+    interleaved_sections: bool = False
+    """The components take turns (frame, row, column, frame, ...) as long as a section has pairs left; the frame has the
+    rest (Qwen3-VL). False: the sections lie one after the other."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,11 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the weights."""
     groups: int = 1
     top_groups: int = 1
+    group_best: int = 1
+    sigmoid: bool = False
+    """Weights are sigmoids of the router's logits. For this and the fields of groups see `Routing` of the op table."""
+    correction: bool = False
+    """The choice is corrected by a bias of each expert: `router.correction`."""
     shared_intermediate: int = 0
     """Width of the MLP that every token passes besides; 0: none."""
     shared_gate: bool = False
@@ -79,6 +87,34 @@ class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
     nope_dim: int
     rope_dim: int
     value_dim: int
+
+
+class DeltaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Linear attention by the gated delta rule behind a short causal convolution (arXiv 2412.06464; Qwen3-Next)."""
+
+    key_heads: int
+    """Heads of queries and of keys."""
+    value_heads: int
+    """A multiple of `key_heads`; value head j uses key head j // (value_heads / key_heads)."""
+    key_dim: int
+    value_dim: int
+    taps: int = 4
+    """Inputs that the convolution sees: the token's own and those of the tokens before it."""
+
+    @property
+    def key_size(self) -> int:
+        """Rows of all queries, and of all keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Rows of all values, and of their gates."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: all queries, all keys, all values."""
+        return 2 * self.key_size + self.value_size
 
 
 class PoolingSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +178,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Factor on the logits."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap); 0: off."""
+    deepstack: int = 0
+    """Levels of DeepStack (arXiv 2406.04334): an image has so many planes of embeddings more, and plane i is added to
+    the hidden states of its tokens after layer i."""
     pooling: PoolingSpec | None = None
     """A model of embeddings or scores, which has no head; None: it generates."""
 
@@ -177,6 +216,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised per head: weights `q_norm` and `k_norm`, [head_dim]."""
     each_head_norm: bool = False
     """Each head has its own weights: [heads * head_dim] and [kv_heads * head_dim]."""
+    joint_head_norm: bool = False
+    """With `each_head_norm`: the mean square is that of all queries of a token, or of all its keys (MiniMax-M2)."""
     log_n_scale: int = 0
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
     qkv_bias: bool = False
@@ -184,6 +225,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     sinks: bool = False
     """Each query head has a logit that takes part in the softmax and has no value: `sinks` [heads] (gpt-oss)."""
     mla: MlaSpec | None = None
+    attention_gate: bool = False
+    """The output of a head is multiplied by the sigmoid of a projection: `q_gate`, [q_size, hidden] (Qwen3-Next)."""
+    delta: DeltaSpec | None = None
+    """What `linear_layers` have in place of attention: a state of constant size instead of keys and values."""
+    linear_layers: tuple[int, ...] = ()
 
     # MLP
     gated: bool = True
@@ -207,10 +253,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.kv_heads * self.head_dim
 
     @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """Layers that keep keys and values."""
+        return tuple(i for i in range(self.layers) if i not in self.linear_layers)
+
+    @property
     def kv_elements(self) -> int:
         """Elements of one token's keys and values over all layers."""
         width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
-        return self.layers * width
+        return len(self.kv_layers) * width
 
     def window_of(self, layer: int) -> int:
         """Window of one layer; 0: it sees all keys before the query."""

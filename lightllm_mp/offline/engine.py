@@ -58,7 +58,8 @@ class Engine:
         return self._thread.wait(lambda: self._calls.embed(prompts, dimensions))
 
     def score(self, prompts: Prompts) -> list[float]:
-        """Scores of a reward model for texts or lists of token ids, in order."""
+        """Scores of a reward model for texts or lists of token ids, in order; of Qwen3-Reranker the probability of
+        yes."""
         return self._thread.wait(lambda: self._calls.score(as_prompts(prompts)))
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:

@@ -77,13 +77,18 @@ class EngineCalls:
         return [shortened(answer.pooled, length) for answer in answers]
 
     async def score(self, prompts: Sequence[Prompt]) -> list[float]:
-        how = Terms(POOLED, task="score")
-        return [answer.score for answer in await self._all(prompts, lambda one: self._submit(one, how))]
+        pooled = self._thread.facts.engine.pooled
+        raw = pooled is None or not pooled.probability
+        return [shown_score(number, raw=raw) for number in await self._numbers(prompts)]
 
     async def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
         pooled = self._thread.facts.engine.pooled
-        scores = await self.score([TextPair(query, document) for document in documents])
-        return [shown_score(score, raw=pooled is not None and pooled.raw) for score in scores]
+        numbers = await self._numbers([TextPair(query, document) for document in documents])
+        return [shown_score(number, raw=pooled is not None and pooled.raw) for number in numbers]
+
+    async def _numbers(self, prompts: Sequence[Prompt]) -> list[float]:
+        how = Terms(POOLED, task="score")
+        return [answer.score for answer in await self._all(prompts, lambda one: self._submit(one, how))]
 
     def _submit_chat(self, call: ChatCall, *, stream: bool = False) -> LiveRequest:
         label = secrets.token_hex(8)  # ids of tool calls are made from it

@@ -44,9 +44,16 @@ class EngineThread:
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self.config = config
-        images, task = config.multimodal.enable_multimodal, config.model.task
-        model = find_model(config.model.model_dir, images=images)
-        self._model = check_model(model, ranks=config.engine.tp, weights=False, images=images, task=task)
+        images = config.multimodal.enable_multimodal
+        self._model = check_model(
+            find_model(config.model.model_dir, images=images),
+            ranks=config.engine.tp,
+            ep=config.engine.ep,
+            weights=False,
+            images=images,
+            task=config.model.task,
+            score_tokens=config.model.score_tokens,
+        )
         self._loop = asyncio.new_event_loop()
         self._serving: Future[Facts] = Future()
         self._thread = threading.Thread(target=self._main, name="lightllm-mp", daemon=True)

@@ -9,6 +9,7 @@ import numpy as np
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree, path
 from lightllm_mp.scheduler.prompt_images import Leases
+from lightllm_mp.scheduler.recurrent_states import RecurrentStates
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.wait_queue import WaitQueue
@@ -24,6 +25,8 @@ def check(rows: Rows, kv: KvMemory) -> None:
     running = [sequence for sequence in rows.sequences if sequence is not None]
     _check_slots(rows, kv, running)
     _check_tree(kv.tree, running)
+    if isinstance(kv.states, RecurrentStates):
+        _check_states(rows, kv.states, kv.tree, running)
     for sequence in running:
         _check_prefix(rows, sequence)
     charged = int((rows.planned - rows.borrowed)[rows.running()].sum())
@@ -88,6 +91,22 @@ def _check_tree(tree: PrefixTree, running: list[Sequence]) -> None:
     _equal("evictable tokens", tree.evictable, evictable)
     if locks:
         raise IntegrityError(f"{len(locks)} locked nodes are not in the tree")
+
+
+def _check_states(rows: Rows, states: RecurrentStates, tree: PrefixTree, running: list[Sequence]) -> None:
+    """Each copy is free, or a checkpoint of one node, or belongs to one running sequence."""
+    owners: dict[int, PrefixNode | Sequence] = {node.checkpoint: node for node in tree.nodes() if node.checkpoint >= 0}
+    for sequence in running:
+        owners |= dict.fromkeys(sequence.saves, sequence)
+        if max(sequence.saves.values(), default=0) > rows.planned[sequence.row]:
+            raise IntegrityError(f"sequence {sequence.rid} has a copy of a state that it has not reached")
+        lacking = sequence.node is not None and sequence.node.parent is not None and sequence.node.checkpoint < 0
+        if lacking and rows.unloaded[sequence.row]:
+            raise IntegrityError(f"sequence {sequence.rid} cannot go on: the state after its prefix is gone")
+    if owners != states.owners:
+        raise IntegrityError(f"copies of states: {sorted(states.owners)} noted, {sorted(owners)} counted")
+    if sorted([*owners, *states.pool.free_slots().tolist()]) != list(range(states.pool.total)):
+        raise IntegrityError(f"copies of states: {states.pool.free} free and {len(owners)} used of {states.pool.total}")
 
 
 def _check_prefix(rows: Rows, sequence: Sequence) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightllm_mp.facts import EngineLimits
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree
+from lightllm_mp.scheduler.recurrent_states import states_of
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.slot_pool import SlotPool
@@ -18,8 +20,9 @@ from lightllm_mp.vision.placeholders import sure_match
 
 
 class KvMemory:
-    def __init__(self, kv_tokens: int, rows: Rows, counters: Counters) -> None:
-        self.pool, self.tree = SlotPool(kv_tokens), PrefixTree()
+    def __init__(self, limits: EngineLimits, rows: Rows, counters: Counters) -> None:
+        self.pool, self.tree = SlotPool(limits.kv_tokens), PrefixTree()
+        self.states = states_of(limits, rows, self.tree)
         self._rows = rows
         self._counters = counters
 
@@ -36,6 +39,7 @@ class KvMemory:
     def clear(self) -> None:
         self.pool.clear()
         self.tree.clear()
+        self.states.clear()
 
     def take(self, n: int) -> Ints | None:
         """int32 [n] slots; evicts cached prefixes if needed. None when that is not enough."""
@@ -45,6 +49,7 @@ class KvMemory:
         if missing > 0:
             self.pool.give_back(self.tree.evict(missing))
             self._counters.evicted_tokens += missing
+            self.states.reclaim()
         return self.pool.alloc(n)
 
     def borrow(self, sequence: Sequence) -> Ints:
@@ -59,10 +64,12 @@ class KvMemory:
         return slots
 
     def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix that surely has the same images (see `sure_match`): its slots and last node."""
+        """The longest usable prefix that surely has the same images (see `sure_match`): its slots and last node."""
         slots, node = self.tree.match(sequence.ids[:-1], sequence.namespace)
         sure = sure_match(len(slots), sequence.spans)
-        return (slots, node) if sure == len(slots) else self.tree.match(sequence.ids[:sure], sequence.namespace)
+        if sure < len(slots):
+            slots, node = self.tree.match(sequence.ids[:sure], sequence.namespace)
+        return self.states.usable(sequence, slots, node)
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
         """How many of a sequence's computed `ids` may go to the tree: never only the start of an image. If the tree's
@@ -94,6 +101,7 @@ class KvMemory:
             self.pool.give_back(rows.slots[row, start:known].copy())
             rows.slots[row, :known] = self.tree.match(rows.ids[row, :known], sequence.namespace)[0]
             rows.borrowed[row] = known
+        self.states.keep(sequence, end)
         return start, max(start, known)
 
     def catch_up(self, sequence: Sequence) -> tuple[int, int]:
@@ -110,6 +118,7 @@ class KvMemory:
         self.tree.lock(node)
         self.let_go(sequence)
         sequence.node = node
+        self.states.drop(sequence)
         self.pool.give_back(rows.slots[row, start:planned].copy())
         rows.start_from(row, slots)
         return start, len(slots)
@@ -125,4 +134,6 @@ class KvMemory:
             self.pool.give_back(np.concatenate((slots[treed:known], slots[end:])))
         else:
             self.pool.give_back(slots[treed:].copy())
+        self.states.keep(sequence, end)
+        self.states.drop(sequence)
         self.let_go(sequence)

@@ -25,12 +25,14 @@ NO_NAMESPACE: Namespace = (0, b"")
 class PrefixNode:
     """`ids` and `slots` are int32 of equal length, empty in a root."""
 
-    __slots__ = ("children", "ids", "last_use", "locks", "parent", "queued", "slots")
+    __slots__ = ("checkpoint", "children", "ids", "last_use", "locks", "parent", "queued", "slots")
 
     def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
         self.children: dict[int, PrefixNode] = {}
         """By first id."""
+        self.checkpoint = -1
+        """Number of the copy of the recurrent state after the last id (recurrent_states.py); -1: there is none."""
         self.locks = 0
         self.last_use = 0
         self.queued = False
@@ -91,7 +93,9 @@ class PrefixTree:
         self.size = 0
         """Number of nodes but the roots."""
         self.version = 0
-        """Grows when a prefix is added; until then a failed match need not be tried again."""
+        """Grows when a prefix or a checkpoint is added; until then a failed match need not be tried again."""
+        self.lost_checkpoints: list[int] = []
+        """Checkpoints of evicted tokens, for their owner."""
 
     def match(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[Ints, PrefixNode]:
         """The longest known prefix of `ids`: its int32 slots and last node. Lock the node before using the slots."""
@@ -181,6 +185,9 @@ class PrefixTree:
         slots = leaf.slots[keep:]
         self.tokens -= n
         self.evictable -= n
+        if leaf.checkpoint >= 0:
+            self.lost_checkpoints.append(leaf.checkpoint)
+            leaf.checkpoint = -1
         if keep:
             leaf.ids, leaf.slots = leaf.ids[:keep], leaf.slots[:keep]
             return slots

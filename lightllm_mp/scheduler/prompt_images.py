@@ -15,12 +15,13 @@ from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 
 
 class ImagePart(NamedTuple):
-    """Positions position .. position + length - 1 take rows first .. first + length - 1 of the block at `offset`."""
+    """Positions position .. position + length - 1 take rows first .. first + length - 1 of the `rows` at `offset`."""
 
     position: int
     length: int
     offset: int
     first: int
+    rows: int
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +41,7 @@ class PromptImages:
         for span, offset in zip(self.spans, self.offsets, strict=True):
             first, last = max(start, span.start), min(end, span.end)
             if first < last:
-                yield ImagePart(first, last - first, offset, first - span.start)
+                yield ImagePart(first, last - first, offset, span.first + first - span.start, span.image.tokens)
 
     def rotary_lines(self, start: int, end: int) -> Ints:
         """Rotary rows of the chunk that `shift` does not give: int32 [n, 3] from position `start` on; n may be 0."""
@@ -75,7 +76,7 @@ def _rotary(spans: Sequence[ImageSpan]) -> tuple[Ints | None, int]:
     if not any(span.image.grid for span in spans):
         return None, 0
     merge = math.isqrt(math.prod(spans[0].image.grid) // spans[0].image.tokens)
-    placed = [PlacedImage(span.start, PatchGrid(*span.image.grid)) for span in spans]
+    placed = [PlacedImage(span.start, PatchGrid(1, *span.image.grid[1:])) for span in spans]
     positions, shift = mrope_positions(spans[-1].end, placed, merge)
     return np.ascontiguousarray(positions.T), shift
 

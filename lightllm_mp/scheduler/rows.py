@@ -43,6 +43,8 @@ class Rows:
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that another sequence has computed."""
+        self.unloaded = np.zeros(n, np.bool_)
+        """No plan has loaded the recurrent state after those positions (scheduler/recurrent_states.py)."""
         self.tenant = np.zeros(n, np.int64)
         self.pooled = np.zeros(n, np.bool_)
         """The prompt gets a row of numbers in place of an answer."""
@@ -82,6 +84,7 @@ class Rows:
         """The row's first len(slots) positions are computed already, in these slots."""
         known = len(slots)
         self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
+        self.unloaded[row] = True
         self.slots[row, :known] = slots
 
     def vacate(self, sequence: Sequence) -> None:

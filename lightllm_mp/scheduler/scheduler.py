@@ -60,7 +60,7 @@ class Scheduler:
         """Numbers of the row that a pooled sequence gets."""
         self._rows = Rows(limits)
         self._counters = Counters()
-        self._kv = KvMemory(limits.kv_tokens, self._rows, self._counters)
+        self._kv = KvMemory(limits, self._rows, self._counters)
         self._admission = Admission(limits, self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()
@@ -239,7 +239,7 @@ class Scheduler:
         rows = self._rows
         moved = [(row, start, end) for row, life, start, end in self._moved if rows.life[row] == life]
         self._moved.clear()
-        plan, flight = write_step(self._counters.steps, rows, moved, decoding, chunks)
+        plan, flight = write_step(self._counters.steps, rows, self._kv.states, moved, decoding, chunks)
         self._counters.steps += 1
         self._flights.append(flight)
         if (masks := flight.masks(rows)) is not None:
@@ -365,6 +365,7 @@ class Scheduler:
             "kv_used": self._kv.used,
             "kv_cached": self._kv.tree.evictable,
             "kv_total": self.limits.kv_tokens,
+            **self._kv.states.gauges(),
             **self._counters.by_name(),
         }
 

@@ -66,6 +66,10 @@ class Sequence:
     """Last node of the prefix shared with the tree, locked."""
     tree_version: int = -1
     """`PrefixTree.version` when the prefix was last looked up."""
+    known: int = 0
+    """Length of the prefix that the tree had then."""
+    saves: dict[int, int] = field(default_factory=dict)
+    """Copies of its recurrent state that the tree does not have yet: number and position."""
     uploaded: int = 0
     """Number of leading ids that the worker has; 0: it does not know the row."""
     owed_logprobs: OwedLogprobs | None = None

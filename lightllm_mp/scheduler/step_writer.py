@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import NeedMasks
 from lightllm_mp.plan import PlanBuilder
+from lightllm_mp.scheduler.recurrent_states import NoStates
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
@@ -44,6 +45,7 @@ class InFlightStep:
 def write_step(
     step: int,
     rows: Rows,
+    states: NoStates,
     moved: Iterable[tuple[int, int, int]],
     decoding: np.ndarray,
     chunks: Mapping[Sequence, int],
@@ -61,6 +63,7 @@ def write_step(
     for sequence in ordered:
         _write_chunk(builder, rows, sequence, chunks[sequence])
     taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
+    states.write(builder, decoding, chunks)
     ends, pooled = rows.planned[taken], rows.pooled[taken]
     whole = ends >= rows.target[taken]
     return builder.pack(), InFlightStep(

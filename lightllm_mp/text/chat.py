@@ -24,7 +24,11 @@ _MAX_KWARGS = 32
 _RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _TEXT_PARTS = ("text", "input_text")
-_PICTURE_PARTS = ("image", "image_url", "input_image")
+MEDIA_PARTS = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("video", "video_url"), "video"),
+}
+"""Types of parts -> the type that templates expect."""
 
 
 def render_chat(
@@ -37,14 +41,14 @@ def render_chat(
     eos_token: str = "",
     tools: Sequence[Mapping[str, Any]] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    picture_tag: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """The prompt for `messages`. Encode it with add_special_tokens=False: the template writes the special tokens.
 
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
-    does not iterate over parts gets one string: each text, and `picture_tag` for each image, on a separate line. A
-    template that does not know the role "developer" gets "system", and one that does not know tools gets them as text.
-    A template of gpt-oss's kind gets messages in its form (chat_harmony.py).
+    does not iterate over parts gets one string: each text, and of `tags` that of "image" or "video" for each one, on a
+    line. A template that does not know the role "developer" gets "system"; one that does not know tools gets text; one
+    of gpt-oss's kind gets messages in its form (chat_harmony.py).
     `continue_final`: the prompt ends with the last message's text, so that the answer goes on with it. `kwargs` are the
     client's template arguments. ModelError if the template does not compile. InvalidRequest if the
     template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).
@@ -52,7 +56,7 @@ def render_chat(
     compiled = compile_template(template)
     if not compiled.knows_tools:
         messages, tools = with_tools(messages, tools or ()), None
-    prepared, kwargs = _messages(messages, compiled, picture_tag), _kwargs(kwargs or {})
+    prepared, kwargs = _messages(messages, compiled, tags or {}), _kwargs(kwargs or {})
     if compiled.is_harmony:
         prepared, tools, kwargs = harmony_messages(prepared), described(tools or ()), known_effort(kwargs)
     variables = {
@@ -115,7 +119,7 @@ class ChatTemplate:
 
 
 def _messages(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, picture_tag: str | None
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, tags: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     if not messages or len(messages) > MAX_MESSAGES:
         raise InvalidRequest(f"a chat must have from 1 to {MAX_MESSAGES} messages", param="messages")
@@ -123,7 +127,7 @@ def _messages(
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequest("each message must be an object with a role", param="messages")
-        content = _content(message.get("content"), takes_parts=template.takes_parts, picture_tag=picture_tag)
+        content = _content(message.get("content"), takes_parts=template.takes_parts, tags=tags)
         if content is None and not message.get("tool_calls"):
             content = ""
         role = {"role": "system"} if message["role"] == "developer" and not template.knows_developer else {}
@@ -133,32 +137,32 @@ def _messages(
     return prepared
 
 
-def _content(content: Any, *, takes_parts: bool, picture_tag: str | None) -> str | list[dict[str, Any]] | None:
+def _content(content: Any, *, takes_parts: bool, tags: Mapping[str, str]) -> str | list[dict[str, Any]] | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
         raise InvalidRequest("the content of a message must be a string or a list of parts", param="messages")
     if takes_parts:
         return [_normal_part(part) for part in content]
-    return "\n".join(_part_text(part, picture_tag) for part in content)
+    return "\n".join(_part_text(part, tags) for part in content)
 
 
 def _normal_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part as templates expect it: type "text" with its text, or type "image" without its data."""
+    """A part as templates expect it: type "text" with its text, or type "image" or "video" without its data."""
     kind = part.get("type")
-    if kind in _PICTURE_PARTS:
-        return {"type": "image"}
-    return {"type": "text", "text": _part_text(part, None)}
+    if kind in MEDIA_PARTS:
+        return {"type": MEDIA_PARTS[kind]}
+    return {"type": "text", "text": _part_text(part, {})}
 
 
-def _part_text(part: Mapping[str, Any], picture_tag: str | None) -> str:
+def _part_text(part: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     kind = part.get("type")
     if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         return part["text"]
-    if kind in _PICTURE_PARTS:
-        if picture_tag is None:
-            raise InvalidRequest("this model takes no images in a chat", param="messages")
-        return picture_tag
+    if kind in MEDIA_PARTS:
+        if (tag := tags.get(MEDIA_PARTS[kind])) is None:
+            raise InvalidRequest(f"this model takes no {MEDIA_PARTS[kind]}s in a chat", param="messages")
+        return tag
     raise InvalidRequest(f"a content part of type {str(kind)[:32]!r} is not supported", param="messages")
 
 

@@ -1,4 +1,4 @@
-"""Reads width, height and EXIF orientation from each image format: only integers at offsets."""
+"""Reads the size of an image from each format, and that of a video with its frames: only integers at offsets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ MAX_TAGS = 4096
 
 class Damaged(Exception):
     """The file ends early or contradicts itself."""
+
+
+class StoredVideo(NamedTuple):
+    """The first video track. `turn`: degrees by which its frames are shown turned clockwise."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    turn: int
 
 
 class StoredSize(NamedTuple):
@@ -181,3 +191,65 @@ def _directory(data: bytes) -> dict[int, int]:
         if count == 1 and kind in (3, 4):
             tags.setdefault(tag, _uint(data, entry + 8, 2 if kind == 3 else 4, order))
     return tags
+
+
+def mp4(data: bytes) -> StoredVideo:
+    """MP4 and MOV (ISO 14496-12): the first track of kind `vide`, its frames from the table of their times."""
+    for kind, start, end in _boxes(data, *_box(data, b"moov", 0, len(data))):
+        if kind != b"trak":
+            continue
+        media = _box(data, b"mdia", start, end)
+        if data[(handler := _box(data, b"hdlr", *media)[0]) + 8 : handler + 12] != b"vide":
+            continue
+        table = _box(data, b"stbl", *_box(data, b"minf", *media))
+        clock = _box(data, b"mdhd", *media)[0]
+        scale = _uint(data, clock + (20 if data[clock] else 12), 4)
+        entry = _box(data, b"stsd", *table)[0] + 8
+        frames, length = _times(data, _box(data, b"stts", *table)[0])
+        width, height = _uint(data, entry + 32, 2), _uint(data, entry + 34, 2)
+        return StoredVideo(
+            width, height, frames, frames * scale / length, _turn(data, _box(data, b"tkhd", start, end)[0])
+        )
+    raise Damaged
+
+
+def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end of the content) of each box."""
+    for _ in range(MAX_BLOCKS):
+        if at + 8 > end:
+            return
+        size, kind, head = _uint(data, at, 4), data[at + 4 : at + 8], 8
+        if size == 1:
+            size, head = _uint(data, at + 8, 8), 16
+        size = size or end - at
+        if size < head or at + size > end:
+            raise Damaged
+        yield kind, at + head, at + size
+        at += size
+
+
+def _box(data: bytes, wanted: bytes, at: int, end: int) -> tuple[int, int]:
+    """Start and end of the content of the first box of this kind."""
+    for kind, start, stop in _boxes(data, at, end):
+        if kind == wanted:
+            return start, stop
+    raise Damaged
+
+
+def _times(data: bytes, at: int) -> tuple[int, int]:
+    """Frames of the track, and their time in units of its clock."""
+    entries = _uint(data, at + 4, 4)
+    if entries > MAX_SUB_BLOCKS:
+        raise Damaged
+    frames = length = 0
+    for entry in range(at + 8, at + 8 + 8 * entries, 8):
+        count = _uint(data, entry, 4)
+        frames, length = frames + count, length + count * _uint(data, entry + 4, 4)
+    return frames, length
+
+
+def _turn(data: bytes, at: int) -> int:
+    """From the first two numbers of the matrix that places the track; 0 for one that does more than turn."""
+    matrix = at + (52 if data[at] else 40)
+    a, b = (_uint(data, matrix + 4 * i, 4) for i in range(2))
+    return {(0, 1 << 16): 90, ((1 << 32) - (1 << 16), 0): 180, (0, (1 << 32) - (1 << 16)): 270}.get((a, b), 0)

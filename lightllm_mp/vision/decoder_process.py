@@ -27,8 +27,10 @@ from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge
 from lightllm_mp.sandbox import PR_SET_PDEATHSIG, Layer, confine, prctl
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import ALLOWED, Format, ImageLimits, read_header
-from lightllm_mp.vision.preprocess import preprocess
+from lightllm_mp.vision.preprocess import Preprocessed, preprocess, preprocess_video
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.video import decodes_files, read_video, sampled, video_grid
+from lightllm_mp.vision.video_decode import sample_video, video_frames
 
 BASE_MEMORY, BYTES_PER_PIXEL = 2 << 30, 24
 """Limit of the address space in bytes: the interpreter with its libraries, and per pixel (most for 16-bit grey)."""
@@ -53,13 +55,18 @@ class Settings(msgspec.Struct, frozen=True):
     max_bytes: int
     max_pixels: int
 
+    @property
+    def limits(self) -> ImageLimits:
+        return ImageLimits(max_bytes=self.max_bytes, max_pixels=self.max_pixels)
+
 
 class DecodeTask(msgspec.Struct, frozen=True):
-    """An image file of `length` bytes at the start of the memory, and the size that its header gave."""
+    """An image file or video of `length` bytes at the start of the memory, and the size that its header gave."""
 
     length: int
     width: int
     height: int
+    video: bool = False
 
 
 class Confined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,12 +96,13 @@ def main(answer: Answering) -> int:
     for name in LIBRARIES:
         importlib.import_module(name)
     files = {name: [sample(name, edge) for edge in SAMPLE_EDGES] for name in ALLOWED}
+    videos = [sample_video()] if settings.spec.video is not None and decodes_files() else []
     os.nice(NICE)
     # Libraries describe damaged files there: that is text of clients, which is none for the log.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     missing = confine(BASE_MEMORY + BYTES_PER_PIXEL * settings.max_pixels)
-    _say(Confined(missing, problem(files, settings)))
-    del files
+    _say(Confined(missing, problem(files, videos, settings)))
+    del files, videos
     tasks = msgspec.json.Decoder(DecodeTask)
     for line in sys.stdin.buffer:
         _say(answer(tasks.decode(line), memory, settings))
@@ -113,19 +121,35 @@ def sample(name: Format, edge: int) -> bytes:
     return file.getvalue()
 
 
-def problem(files: dict[Format, list[bytes]], settings: Settings) -> str:
+def problem(files: dict[Format, list[bytes]], videos: list[bytes], settings: Settings) -> str:
     """What keeps this process from decoding its sample files; empty: nothing.
 
     A system call that this libc or Python needs and the confinement refuses shows here, not in a client's image.
     """
-    for name, samples in files.items():
-        for data in samples:
-            try:
-                preprocess(decode(data, read_header(data)), settings.spec)
-            except Exception as error:
-                cause = error.__cause__ or error
-                return _printable(f"a {name} image cannot be decoded: {type(cause).__name__}: {cause}")
+    trials = [(f"a {name} image", data, _image) for name, samples in files.items() for data in samples]
+    for what, data, make in [*trials, *(("a video", data, _video) for data in videos)]:
+        try:
+            make(data, ImageLimits(), settings.spec)
+        except Exception as error:
+            cause = error.__cause__ or error
+            return _printable(f"{what} cannot be decoded: {type(cause).__name__}: {cause}")
     return ""
+
+
+def _image(data: bytes, limits: ImageLimits, spec: VisionSpec) -> tuple[tuple[int, int], Preprocessed]:
+    """Size as displayed, and pixels."""
+    header = read_header(data, limits)
+    return (header.width, header.height), preprocess(decode(data, header), spec)
+
+
+def _video(data: bytes, limits: ImageLimits, spec: VisionSpec) -> tuple[tuple[int, int], Preprocessed]:
+    """Size as displayed, and pixels of the frames that the model sees."""
+    header = read_video(data, limits)
+    assert spec.video is not None
+    numbers = sampled(header, spec.video, spec.temporal)
+    grid = video_grid(spec, header, len(numbers))
+    pixels = preprocess_video(video_frames(data, header, numbers, limits), grid, spec)
+    return (header.width, header.height), pixels
 
 
 def decode_image(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
@@ -141,10 +165,9 @@ def decode_image(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Don
 
 def _decoded(task: DecodeTask, memory: mmap.mmap, settings: Settings) -> Done:
     data = memory[: task.length]
-    header = read_header(data, ImageLimits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels))
-    if (header.width, header.height) != (task.width, task.height):
+    size, made = (_video if task.video else _image)(data, settings.limits, settings.spec)
+    if size != (task.width, task.height):
         raise InvalidRequest("an image changed its size on the way")
-    made = preprocess(decode(data, header), settings.spec)
     if made.pixels.nbytes > len(memory):
         raise PayloadTooLarge("an image becomes too large")
     np.frombuffer(memory, np.float32, made.pixels.size)[:] = made.pixels.ravel()

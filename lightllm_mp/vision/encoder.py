@@ -12,7 +12,7 @@ from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.projectors import Merger, Projector, Resampler, interpolated
+from lightllm_mp.vision.projectors import Merger, Projector, Resampler, interpolated, resampled
 from lightllm_mp.vision.sizing import grid_tokens
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.tower_ops import tower_ops
@@ -37,11 +37,14 @@ class VisionEncoder:
         self._layers = VisionTransformer(spec, parameters)
         dynamic = spec.preprocess.mode == "dynamic"
         self._merge = Merger(spec, parameters) if dynamic else None
+        self._deep = [Merger(spec, parameters, f"deep.{i}.") for i in range(len(spec.deepstack))]
+        self._positions = parameters.tensor("positions") if dynamic and spec.positions else None
         self._fixed = None if dynamic else _FixedEnds(spec, parameters)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Preprocessed]) -> list[Tensor]:
-        """Embeddings [tokens, out] of each image, in the tower's dtype on its device.
+        """Embeddings of each image, in the tower's dtype on its device: [tokens, out], or with DeepStack
+        [1 + levels, tokens, out].
 
         An embedding does not depend on the other images, except for rounding where the op table lacks `exact_rows`.
         """
@@ -64,7 +67,7 @@ class VisionEncoder:
         rows = self.ops.linear(patches.reshape(-1, self.spec.patch_values), self._patch)
         x = self._fixed.begin(rows.unflatten(0, (len(images), -1)))
         whole = Sequences(same_length(x.shape[0], x.shape[1]))
-        rows = self._layers(x.flatten(0, 1), whole, whole)
+        rows, _ = self._layers(x.flatten(0, 1), whole, whole)
         return list(self._fixed.finish(rows.view_as(x)).unbind(0))
 
     def _encode_dynamic(self, images: Sequence[Preprocessed], merge: Merger) -> list[Tensor]:
@@ -72,10 +75,15 @@ class VisionEncoder:
         layout = window_layout(grids, spec.merge, spec.window)
         order, back, rows = (self._index(x) for x in (layout.order, layout.units_back, layout.full_rows))
         x = self.ops.linear(self._pixels(images).index_select(0, order), self._patch)
-        whole = Sequences(layout.full, rows, torch.argsort(rows))
-        turn = rotation(spec, self._index(layout.coordinates))
-        x = self._layers(x, whole, Sequences(layout.windows), turn)
-        return list(merge(x).index_select(0, back).split([grid_tokens(spec, grid) for grid in grids]))
+        at = self._index(layout.coordinates)
+        if self._positions is not None:
+            x += resampled(self._positions, at, self._index(layout.edges))
+        windows = Sequences(layout.windows)
+        whole = Sequences(layout.full, rows, torch.argsort(rows)) if spec.window else windows
+        x, deep = self._layers(x, whole, windows, rotation(spec, at), self._deep)
+        counts = [grid_tokens(spec, grid) for grid in grids]
+        planes = [plane.index_select(0, back) for plane in (merge(x), *deep)]
+        return list(torch.stack(planes).split(counts, dim=1) if deep else planes[0].split(counts))
 
     def _index(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)

@@ -41,6 +41,8 @@ class WindowLayout:
     """Sequences of the rows in that order."""
     coordinates: Ints
     """[2, patches]: row and column, in its image, of the patch at each row."""
+    edges: Ints
+    """[2, patches]: rows and columns of its image, for the patch at each row."""
 
 
 def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
@@ -51,8 +53,11 @@ def same_length(count: int, length: int) -> tuple[SequenceRun, ...]:
 def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> WindowLayout:
     """The layout for images whose patches come from preprocessing block after block of merge x merge.
 
-    `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL).
+    `window` is the edge of a window in blocks; windows at the lower and right edge are smaller (Qwen2.5-VL). 0: a frame
+    is a window. A frame counts as an image of its own.
     """
+    grids = [PatchGrid(1, grid.rows, grid.columns) for grid in grids for _ in range(grid.frames)]
+    window = window or max(max(grid.rows, grid.columns) for grid in grids)
     unit = merge * merge
     of_block = _window_of_blocks(grids, merge, window)
     lengths = np.bincount(of_block)
@@ -67,17 +72,18 @@ def window_layout(grids: Sequence[PatchGrid], merge: int, window: int) -> Window
         full_rows=row_of[patches],
         full=full,
         coordinates=np.concatenate([_coordinates(grid, merge) for grid in grids], axis=1)[:, order],
+        edges=np.array([grid[1:] for grid in grids]).repeat([grid.patches for grid in grids], axis=0).T[:, order],
     )
 
 
 def _window_of_blocks(grids: Sequence[PatchGrid], merge: int, window: int) -> Ints:
-    """The window number of every block of the batch; frames have their own windows."""
+    """The window number of every block of the batch."""
     numbers, base = [], 0
     for grid in grids:
-        frame, row, column = np.indices((grid.frames, grid.rows // merge, grid.columns // merge))
+        row, column = np.indices((grid.rows // merge, grid.columns // merge))
         down, across = -(-grid.rows // merge // window), -(-grid.columns // merge // window)
-        numbers.append((frame * down + row // window) * across + column // window + base)
-        base += grid.frames * down * across
+        numbers.append(row // window * across + column // window + base)
+        base += down * across
     return np.concatenate([number.reshape(-1) for number in numbers])
 
 
@@ -99,6 +105,6 @@ def _by_size(sizes: Ints) -> tuple[tuple[SequenceRun, ...], Ints]:
 
 def _coordinates(grid: PatchGrid, merge: int) -> Ints:
     """[2, patches]: row and column of each patch of one image, block after block."""
-    shape = (grid.frames, grid.rows // merge, grid.columns // merge, merge, merge)
-    _, row, column, inner_row, inner_column = np.indices(shape)
+    shape = (grid.rows // merge, grid.columns // merge, merge, merge)
+    row, column, inner_row, inner_column = np.indices(shape)
     return np.stack([(row * merge + inner_row).reshape(-1), (column * merge + inner_column).reshape(-1)])

@@ -1,4 +1,4 @@
-"""Images in a prompt: tags in text become KV slots with pseudo token ids. Imports no torch.
+"""Images and videos in a prompt: tags in text become KV slots with pseudo token ids. Imports no torch.
 
 The ids of an image's slots are derived from its digest and lie at or above the vocabulary. So the prefix tree, which is
 keyed by ids, reuses an image's KV like any other, and the worker takes these positions' embeddings from the image.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,34 +39,63 @@ def pseudo_ids(image: ImageInfo, vocab: int) -> Ids:
 def expand_ids(ids: Sequence[int] | Ids, images: Sequence[ImageInfo], vocab: int, marker: int = IMAGE_ID) -> Prompted:
     """Replaces each `marker` by the slots of the next image and nothing else: start and end ids are the caller's.
 
-    Raises InvalidRequest where the counts differ.
+    Raises InvalidRequest where the counts differ, and for a video: the times of its frames are text.
     """
+    if any(image.seconds for image in images):
+        raise InvalidRequest("a prompt of ids takes no videos: send a text or a chat", param=PARAM)
     given = np.asarray(ids, dtype=np.int32)
     places = np.flatnonzero(given == marker)
     _check_counts(len(places), f"id {marker}", len(images))
     chunks = np.split(given, places)
-    return _joined([chunks[0], *(chunk[1:] for chunk in chunks[1:])], images, vocab)
+    return _joined([chunks[0], *(chunk[1:] for chunk in chunks[1:])], [ImageSpan(0, one) for one in images], vocab)
 
 
-def join_chunks(tags: ImageTags, chunks: Sequence[Ids], images: Sequence[ImageInfo], vocab: int) -> Prompted:
-    """Token ids of the texts that `split_text` gave, and between them the images' slots with the family's own ids
-    around them. Only the first chunk may have been encoded with special tokens."""
+def join_chunks(tags: ImageTags, chunks: Sequence[Ids], spans: Sequence[ImageSpan], vocab: int) -> Prompted:
+    """Token ids of the texts that `split_text` gave, and between them the slots of images and frames (`tags_of_frames`)
+    with the family's own ids around them. Only the first chunk may have been encoded with special tokens."""
     before, after = (np.array(ids, dtype=np.int32) for ids in (tags.before, tags.after))
     last = len(chunks) - 1
     whole = [
         np.concatenate([after if i else after[:0], chunk, before if i < last else before[:0]])
         for i, chunk in enumerate(chunks)
     ]
-    return _joined(whole, images, vocab)
+    return _joined(whole, spans, vocab)
 
 
-def _joined(chunks: Sequence[Ids], images: Sequence[ImageInfo], vocab: int) -> Prompted:
-    parts, spans, at = [chunks[0]], [], len(chunks[0])
-    for image, chunk in zip(images, chunks[1:], strict=True):
-        spans.append(ImageSpan(at, image))
-        parts += [pseudo_ids(image, vocab), chunk]
-        at += image.tokens + len(chunk)
-    return np.concatenate(parts).astype(np.int32), tuple(spans)
+def _joined(chunks: Sequence[Ids], spans: Sequence[ImageSpan], vocab: int) -> Prompted:
+    parts, placed, at = [chunks[0]], list[ImageSpan](), len(chunks[0])
+    drawn = {span.image.key: pseudo_ids(span.image, vocab) for span in spans}
+    for span, chunk in zip(spans, chunks[1:], strict=True):
+        placed.append(msgspec.structs.replace(span, start=at))
+        parts += [drawn[span.image.key][span.first : span.first + span.tokens], chunk]
+        at += span.tokens + len(chunk)
+    return np.concatenate(parts).astype(np.int32), tuple(placed)
+
+
+def tags_of_frames(tags: ImageTags, text: str, images: Sequence[ImageInfo]) -> tuple[str, list[ImageSpan]]:
+    """The text with each video's tag replaced by what Qwen3-VL's processor writes: for each frame its time and an
+    image's tag. And what stands at each tag then, with start 0.
+
+    Raises InvalidRequest where the tags of images or videos are not as many as those.
+    """
+    stills = [image for image in images if not image.seconds]
+    videos = [image for image in images if image.seconds]
+    if not videos:
+        return text, [ImageSpan(0, image) for image in images]
+    pattern, name = TAGS[tags.style]
+    chunks, rest = text.split(VIDEO_TAG), iter(stills)
+    _check_counts(len(chunks) - 1, f"tag {VIDEO_TAG}", len(videos), "videos")
+    places = [sum(1 for _ in pattern.finditer(chunk)) for chunk in chunks]
+    _check_counts(sum(places), f"tag {name}", len(stills))
+    whole, spans = "", list[ImageSpan]()
+    for chunk, count, video in zip_longest(chunks, places, videos):
+        whole += chunk
+        spans += [ImageSpan(0, next(rest)) for _ in range(count)]
+        if video is not None:
+            whole += "".join(f"<{seconds:.1f} seconds>{name}" for seconds in video.seconds)
+            slim = msgspec.structs.replace(video, seconds=())  # the scheduler needs no times
+            spans += [ImageSpan(0, slim, number) for number in range(video.frames)]
+    return whole, spans
 
 
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
@@ -90,10 +121,11 @@ TAGS = {
     ),
 }
 """Style -> (pattern of a whole tag, its name). The content of `<img></img>` is ignored."""
+VIDEO_TAG = "<|vision_start|><|video_pad|><|vision_end|>"
 REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
-    "vision": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+    "vision": ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"),
 }
 _ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
 
@@ -109,10 +141,10 @@ def _announced(chunks: list[str]) -> list[str]:
     return result
 
 
-def _check_counts(found: int, what: str, images: int) -> None:
-    if found != images:
+def _check_counts(found: int, what: str, brought: int, of: str = "images") -> None:
+    if found != brought:
         raise InvalidRequest(
-            f"the prompt has {found} places for images ({what}), the request brings {images}", param=PARAM
+            f"the prompt has {found} places for {of} ({what}), the request brings {brought}", param=PARAM
         )
 
 

@@ -5,8 +5,10 @@ Pillow resizes 8-bit values and rounds to 8 bits, as in upstream's processors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +24,11 @@ edge of 336, has 564 million); they are cropped first, which rounds differently.
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
-    """Input of the tower for one image."""
+    """Input of the tower for one image or video."""
 
     pixels: NDArray[np.float32]
-    """[3, size, size], or with a dynamic size [patches, 3 * temporal * patch * patch], merged patches together."""
+    """[3, size, size], or with a dynamic size [patches, 3 * temporal * patch * patch], merged patches together, frame
+    after frame."""
     grid: PatchGrid
 
 
@@ -38,7 +41,19 @@ def preprocess(image: Image.Image, spec: VisionSpec) -> Preprocessed:
     else:
         small = image.resize(resized(spec, *image.size), _filter(steps))
     pixels = _normalised(small, steps)
-    return Preprocessed(_patches(pixels, grid, spec) if steps.mode == "dynamic" else pixels, grid)
+    return Preprocessed(_patches([pixels] * spec.temporal, grid, spec) if steps.mode == "dynamic" else pixels, grid)
+
+
+def preprocess_video(frames: Iterable[Image.Image], grid: PatchGrid, spec: VisionSpec) -> Preprocessed:
+    """Pixels of RGB frames, as many as `grid` wants; the last one fills up the last patches."""
+    size, each = (grid.columns * spec.patch, grid.rows * spec.patch), grid.rows * grid.columns
+    pixels = np.empty((grid.patches, spec.patch_values), np.float32)
+    small = (_normalised(frame.resize(size, _filter(spec.preprocess)), spec.preprocess) for frame in frames)
+    for number in range(grid.frames):
+        some = list(islice(small, spec.temporal))
+        some += some[-1:] * (spec.temporal - len(some))
+        pixels[number * each : (number + 1) * each] = _patches(some, grid, spec)
+    return Preprocessed(pixels, grid)
 
 
 def _filter(steps: Preprocess) -> Image.Resampling:
@@ -85,10 +100,13 @@ def _tables(steps: Preprocess) -> NDArray[np.float32]:
     return (scaled - mean[:, None]) / std[:, None]
 
 
-def _patches(pixels: NDArray[np.float32], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
-    """float32 [patches, 3 * temporal * patch * patch]: block after block of merge x merge patches, row by row."""
+def _patches(frames: Sequence[NDArray[np.float32]], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
+    """float32 [rows * columns, 3 * temporal * patch * patch] of `temporal` frames [3, height, width]: block after block
+    of merge x merge patches, row by row."""
     merge, patch = spec.merge, spec.patch
-    blocks = pixels.reshape(3, grid.rows // merge, merge, patch, grid.columns // merge, merge, patch)
-    patches = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-    frames = np.broadcast_to(patches, (*patches.shape[:5], spec.temporal, patch, patch))
-    return frames.reshape(grid.patches, spec.patch_values)
+    shape = (grid.rows // merge, grid.columns // merge, merge, merge, 3, spec.temporal, patch, patch)
+    patches = np.empty(shape, np.float32)
+    for number, pixels in enumerate(frames):
+        blocks = pixels.reshape(3, grid.rows // merge, merge, patch, grid.columns // merge, merge, patch)
+        patches[:, :, :, :, :, number] = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
+    return patches.reshape(-1, spec.patch_values)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import read_json
-from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preprocess
+from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preprocess, VideoSampling
 
 FILTERS = range(6)
 """Pillow's numbers of its resize filters."""
@@ -60,8 +60,26 @@ def dynamic_preprocess(folder: Path) -> Preprocess:
     )
 
 
-def _found(folder: Path) -> dict[str, Any]:
-    file = folder / "preprocessor_config.json"
+def video_sampling(folder: Path) -> VideoSampling:
+    """Qwen3-VL's, of video_preprocessor_config.json; what it leaves out is as in upstream's processor."""
+    found = _found(folder, "video_preprocessor_config.json")
+    size, own = found.get("size") or {}, VideoSampling(min_pixels=4096, max_pixels=24576 * 32 * 32)
+    sampling = VideoSampling(
+        fps=float(found.get("fps") or own.fps),
+        min_frames=int(found.get("min_frames") or own.min_frames),
+        max_frames=int(found.get("max_frames") or own.max_frames),
+        min_pixels=int(size.get("shortest_edge") or own.min_pixels),
+        max_pixels=int(size.get("longest_edge") or own.max_pixels),
+    )
+    if not (sampling.fps > 0 and 0 < sampling.min_frames <= sampling.max_frames):
+        raise ModelError("fps, min_frames and max_frames are not a range (video_preprocessor_config.json)")
+    if not 0 < sampling.min_pixels <= sampling.max_pixels:
+        raise ModelError("size is not a range of areas (video_preprocessor_config.json)")
+    return sampling
+
+
+def _found(folder: Path, name: str = "preprocessor_config.json") -> dict[str, Any]:
+    file = folder / name
     return read_json(file) if file.is_file() else {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isqrt
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,17 +28,19 @@ class Projector:
 
 
 class Merger:
-    """Qwen2.5-VL's projector: merge^2 neighbouring patches become one."""
+    """The projector of Qwen2.5-VL and Qwen3-VL: merge^2 neighbouring patches become one. Its norm is over a patch, or
+    over all joined ones where it is that wide (DeepStack)."""
 
-    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters, at: str = "merge_") -> None:
         self.ops = parameters.ops
         self._joined = spec.merge * spec.merge * spec.width
-        self._norm = parameters.norm("merge_norm", spec.norm_eps)
-        self._up, self._down = parameters.linear("merge_up"), parameters.linear("merge_down")
+        self._norm = parameters.norm(at + "norm", spec.norm_eps)
+        self._up, self._down = parameters.linear(at + "up"), parameters.linear(at + "down")
 
     def __call__(self, x: Tensor) -> Tensor:
         """[patches, width] -> [patches / merge^2, out]."""
-        x = self.ops.norm(x, self._norm).reshape(-1, self._joined)
+        wide = self._norm.weight.shape[0]
+        x = self.ops.norm(x.view(-1, wide), self._norm).view(-1, self._joined)
         return self.ops.linear(self.ops.activate(self.ops.linear(x, self._up), "gelu"), self._down)
 
 
@@ -84,3 +87,17 @@ def interpolated(table: Tensor, edge: int) -> Tensor:
     square = table.float().unflatten(0, (side, side)).permute(2, 0, 1).unsqueeze(0)
     wide = F.interpolate(square, size=(edge, edge), mode="bicubic", align_corners=False)
     return wide[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
+
+
+def resampled(table: Tensor, at: Tensor, edges: Tensor) -> Tensor:
+    """A square table of positions [n * n, width], interpolated bilinearly in float32 at `at` [2, patches] (row, column)
+    of images with `edges` [2, patches] (rows, columns), whose corners are the table's: [patches, width]."""
+    side = isqrt(table.shape[0])
+    place = at.float() * (side - 1) / (edges - 1).clamp(min=1)
+    first = place.long().clamp(max=side - 1)
+    part, after = place - first, (first + 1).clamp(max=side - 1)
+    wide, found = table.float(), torch.zeros(at.shape[1], table.shape[1], device=table.device)
+    for row, down in ((first[0], 1 - part[0]), (after[0], part[0])):
+        for column, across in ((first[1], 1 - part[1]), (after[1], part[1])):
+            found.addcmul_(wide.index_select(0, row * side + column), (down * across)[:, None])
+    return found.to(table.dtype)

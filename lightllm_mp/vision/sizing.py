@@ -46,20 +46,27 @@ def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
     return smart_resize(width, height, spec.patch * spec.merge, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
 
 
-def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    width: int, height: int, factor: int, min_pixels: int, max_pixels: int, *, frames: int = 0, temporal: int = 1
+) -> tuple[int, int]:
     """(width, height), multiples of `factor` near the old shape, with an area within the limits: the function of that
-    name in Qwen2-VL's image processor. Halves are rounded to even, as in Python."""
+    name in Qwen2-VL's image processor, or for a video of `frames` frames, `temporal` of them in a patch, in Qwen3-VL's
+    video processor, where the limits are for all frames. Halves are rounded to even, as in Python."""
+    if frames and min(width, height) < factor:
+        scale = max(factor / width, factor / height)
+        width, height = int(width * scale), int(height * scale)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise InvalidRequest(
             f"an image of {width} x {height} pixels has one edge longer than {MAX_RATIO} times the other"
         )
     across, down = round(width / factor) * factor, round(height / factor) * factor
-    if across * down > max_pixels:
-        shrink = math.sqrt(width * height / max_pixels)
+    rounded, frames = round(frames / temporal) * temporal or 1, frames or 1
+    if rounded * across * down > max_pixels:
+        shrink = math.sqrt(frames * width * height / max_pixels)
         across = max(factor, math.floor(width / shrink / factor) * factor)
         down = max(factor, math.floor(height / shrink / factor) * factor)
-    elif across * down < min_pixels:
-        grow = math.sqrt(min_pixels / (width * height))
+    elif rounded * across * down < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * width * height))
         across, down = math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
     return across, down
 

@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "qwen3_vl"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -45,11 +45,24 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = 28 * 28 * 1280
 
 
+class VideoSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Which frames of a video a model sees, and at which size."""
+
+    fps: float = 2.0
+    """Frames of a second."""
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int
+    """Of all frames together, after resizing."""
+    max_pixels: int
+
+
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
     style: Literal["image", "img", "vision"]
-    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`."""
+    """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`, and for a video
+    the same with `<|video_pad|>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -76,12 +89,15 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     temporal: int = 1
     """Frames of one patch; a still image is repeated."""
+    video: VideoSampling | None = None
+    """None: the model takes no videos."""
     norm: Literal["layer", "rms"] = "layer"
     activation: TowerActivation = "gelu"
     gated: bool = False
     """The MLP is down(activation(gate x) * up x)."""
     positions: int = 0
-    """Rows of the learned position table, without the class token's; 0: 2-D rotary embedding instead."""
+    """Rows of the learned position table, without the class token's; 0: none. With a dynamic size there is a 2-D rotary
+    embedding besides, and the table is resampled to each image's patches."""
     class_token: bool = False
     keep_class: bool = False
     """The language model gets the class token, before the patches."""
@@ -98,7 +114,10 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """qwen_vl: slots per image, the resampler's output."""
     query_heads: int = 0
     merge: int = 1
-    """qwen2_5_vl: merge x merge neighbouring patches become one slot."""
+    """qwen2_5_vl, qwen3_vl: merge x merge neighbouring patches become one slot."""
+    deepstack: tuple[int, ...] = ()
+    """DeepStack (arXiv 2406.04334): layers whose outputs are merged too. A slot has a plane of embeddings for each, and
+    the decoder adds these to its hidden states after its first layers."""
 
     @property
     def grid(self) -> int:
@@ -108,6 +127,11 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def slot_values(self) -> int:
+        """Numbers of one slot's embeddings, in all planes."""
+        return self.out * (1 + len(self.deepstack))
 
     @property
     def patch_values(self) -> int:

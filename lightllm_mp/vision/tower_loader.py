@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
-from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, open_folder
+from lightllm_mp.models.checkpoint.files import FileTensors, GGUFTensors, check_plain, open_folder
 from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
 from lightllm_mp.vision.encoder import VisionEncoder
@@ -44,7 +44,7 @@ def load_weights(
     """
     device = torch.device(device)
     weights: dict[str, Tensor] = {}
-    opened: dict[Path, Checkpoint] = {}
+    opened: dict[Path, FileTensors] = {}
     for section in sections(model):
         if load_format == "dummy":
             made = RandomWeights(section.params, device=device, dtype=dtype)
@@ -58,18 +58,22 @@ def load_weights(
     return weights
 
 
-def _opened(path: Path) -> Checkpoint:
+def _opened(path: Path) -> FileTensors:
     return GGUFTensors(read_gguf(path)) if path.is_file() else open_folder(path)
 
 
-def _read(section: TowerSection, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read(
+    section: TowerSection, checkpoint: FileTensors, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
     prefix = _prefix(section, checkpoint)
     found = {name.removeprefix(prefix): shape for name, shape in checkpoint.shapes.items() if name.startswith(prefix)}
-    check_names(section.params, found, section.ignore, f"{section.folder} ({prefix}*)")
+    where = f"{section.folder} ({prefix}*)"
+    check_names(section.params, found, section.ignore, where)
+    check_plain(checkpoint, {prefix + piece.name for param in section.params for piece in param.pieces}, where)
     return _assembled(section.params, _streamed(checkpoint, prefix, section.params), device, dtype)
 
 
-def _prefix(section: TowerSection, checkpoint: Checkpoint) -> str:
+def _prefix(section: TowerSection, checkpoint: FileTensors) -> str:
     first = section.params[0].pieces[0].name
     for prefix in section.prefixes:
         if prefix + first in checkpoint.shapes:
@@ -77,7 +81,7 @@ def _prefix(section: TowerSection, checkpoint: Checkpoint) -> str:
     raise ModelError(f"{section.folder}: missing tensor {section.prefixes[0]}{first}")
 
 
-def _streamed(checkpoint: Checkpoint, prefix: str, params: Iterable[Param]) -> Iterator[tuple[str, Tensor]]:
+def _streamed(checkpoint: FileTensors, prefix: str, params: Iterable[Param]) -> Iterator[tuple[str, Tensor]]:
     wanted = {prefix + piece.name for param in params for piece in param.pieces}
     for name, tensor in checkpoint.stream(wanted):
         yield name.removeprefix(prefix), tensor

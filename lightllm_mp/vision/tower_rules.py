@@ -28,7 +28,8 @@ class TowerSection:
     Targets: `patch` [width, 3, (temporal,) patch, patch], `class` [width], `positions` [rows, width], `pre_norm`; of
     layer i under `layers.<i>.`: input_norm, qkv, o, post_norm, up or gate_up, down. clip: `projector.<i>`. qwen_vl:
     query, query_positions, kv, query_norm, kv_norm, in [3 * out, out] (query, key, value), out, final_norm, final.
-    qwen2_5_vl: merge_norm, merge_up, merge_down. `.bias` is appended for biases.
+    qwen2_5_vl, qwen3_vl: merge_norm, merge_up, merge_down, and for the i-th plane of DeepStack deep.<i>.norm, up, down.
+    `.bias` is appended for biases.
     """
 
     folder: Path

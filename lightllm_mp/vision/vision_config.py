@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from math import isqrt
 from pathlib import Path
 
 from lightllm_mp.errors import ModelError
@@ -25,8 +27,10 @@ def read_vision(model: ModelSource | Path | str) -> VisionModel | None:
     if path.is_dir():
         config = source.config
         family = find_hf_family(config)
-        vision = None if family is None else vision_family(family)
-        return None if vision is None else _checked(lambda: vision.read_hf(config, path), path)
+        if family is None or (vision := vision_family(family)) is None:
+            return None
+        name = family.name  # families may share a tower
+        return _checked(lambda: replace(vision.read_hf(config, path), family=name), path)
     file = beside(path) if is_gguf(path) else None
     return None if file is None else _checked(lambda: read_mmproj(file, path), file)
 
@@ -49,7 +53,11 @@ def _check(spec: VisionSpec, where: str) -> None:
         raise ModelError(f"{where}: images of {spec.preprocess.size} pixels cannot be cut into patches of {spec.patch}")
     if spec.queries and (spec.query_heads < 1 or spec.out % spec.query_heads):
         raise ModelError(f"{where}: a resampler {spec.out} wide cannot have {spec.query_heads} heads")
-    if not fixed and (spec.window < 1 or spec.head_dim % 4):
+    if not fixed and (spec.window < 0 or spec.head_dim % 4):
         raise ModelError(
             f"{where}: window {spec.window} or head size {spec.head_dim} of the vision tower does not fit its patches"
         )
+    if not fixed and isqrt(spec.positions) ** 2 != spec.positions:
+        raise ModelError(f"{where}: the vision tower's {spec.positions} positions are no square")
+    if any(not 0 <= layer < spec.layers for layer in spec.deepstack):
+        raise ModelError(f"{where}: DeepStack layers {list(spec.deepstack)} lie outside a tower of {spec.layers}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,19 +78,29 @@ class VisionTransformer:
         )
 
     def __call__(
-        self, x: Tensor, whole: Sequences, windows: Sequences, rotation: PatchRotation | None = None
-    ) -> Tensor:
-        """x [rows, width] -> the output of the last layer, in x's memory. `whole` has a sequence per image."""
+        self,
+        x: Tensor,
+        whole: Sequences,
+        windows: Sequences,
+        rotation: PatchRotation | None = None,
+        merge: Sequence[Callable[[Tensor], Tensor]] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x [rows, width] -> the output of the last layer, in x's memory, and what the i-th of `merge` makes of the
+        output of layer `deepstack[i]`. `whole` has a sequence per frame."""
         spec, ops, residual = self.spec, self.ops, x
         branch: Tensor | None = None
+        merged: list[Tensor] = []
         for i, layer in enumerate(self._layers):
             by = layer.input_norm
             x = ops.norm(residual, by) if branch is None else ops.add_norm(branch, residual, by)
+            merged += [merge[n](residual) for n, tap in enumerate(spec.deepstack) if tap == i - 1]
             full = not spec.window or i in spec.full_layers
             branch = self._attention(x, layer, whole if full else windows, rotation)
             branch = self._mlp(ops.add_norm(branch, residual, layer.post_norm), layer)
         assert branch is not None
-        return residual.add_(branch)
+        residual.add_(branch)
+        merged += [merge[n](residual) for n, tap in enumerate(spec.deepstack) if tap == spec.layers - 1]
+        return residual, merged
 
     def _attention(self, x: Tensor, layer: VitLayer, sequences: Sequences, rotation: PatchRotation | None) -> Tensor:
         qkv = self.ops.linear(x, layer.qkv).unflatten(1, (3, self.spec.heads, -1))

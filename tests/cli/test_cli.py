@@ -69,6 +69,10 @@ def test_several_values(words: list[str]) -> None:
     assert config_of(*words).model.eos_id == (2, 7)
 
 
+def test_score_tokens_are_two_words():
+    assert config_of("--score-tokens", "yes", "21").model.score_tokens == ("yes", "21")
+
+
 def test_words_of_lightllm_for_the_default() -> None:
     config = config_of("--eos_id", "auto", "--max_total_token_num", "None", "--data_type", "None")
     assert config == Config()
@@ -134,6 +138,8 @@ def test_missing_and_deep_files(tmp_path: Path) -> None:
         (["--data-type", "int3"], "one of auto, float32"),
         (["--disable-prompt-cache", "perhaps"], "true or false"),
         (["--eos-id", "x"], "whole numbers"),
+        (["--tp", "3", "--ep", "2"], "--ep 2 must divide --tp 3"),
+        (["--score-tokens", "yes"], "takes two tokens, YES and NO, not 1"),
         (["--max_total_tokens_num", "5"], "unknown flag --max-total-tokens-num; did you mean --max-total-token-num?"),
         (["--port-number=5"], "unknown flag --port-number"),
         (["model"], "unexpected argument 'model'"),

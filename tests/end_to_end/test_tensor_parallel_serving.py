@@ -24,10 +24,10 @@ from tests.end_to_end.test_served_model import children
 from tests.paths import GOLDENS
 
 
-def settings(name: str, ranks: int = 2) -> Config:
+def settings(name: str, ranks: int = 2, ep: int = 1) -> Config:
     return Config(
         model=ModelConfig(model_dir=str(GOLDENS / name), data_type="float32", device="cpu"),
-        engine=EngineConfig(max_total_token_num=2000, tp=ranks),
+        engine=EngineConfig(max_total_token_num=2000, tp=ranks, ep=ep),
         http=HttpConfig(port=0, disable_access_log=True),
         supervisor=SupervisorConfig(max_restarts=100),
     )
@@ -57,14 +57,15 @@ def ranks_of(server: Server) -> list[int]:
 
 
 def test_served_over_http_and_through_the_death_of_each_rank() -> None:
+    """Each rank has four whole experts of eight."""
     before = set(os.listdir("/dev/shm"))
     parameters = {"max_new_tokens": 24, "ignore_eos": True}
-    long = {"inputs": golden("llama")[0][0], "parameters": {"max_new_tokens": 300, "ignore_eos": True}}
-    with launch(settings("llama")) as server:
+    long = {"inputs": golden("mixtral")[0][0], "parameters": {"max_new_tokens": 300, "ignore_eos": True}}
+    with launch(settings("mixtral", ep=2)) as server:
         server.wait_ready(START)
         assert server.facts["device"].startswith("2 x ")
         assert len(ranks_of(server)) == 2
-        for ids, greedy in golden("llama"):
+        for ids, greedy in golden("mixtral"):
             reply = post(server, "/generate", {"inputs": ids, "parameters": {**parameters, "return_details": True}})
             assert [token["id"] for token in reply["tokens"]] == greedy
         undisturbed = [event["token"]["id"] for event in stream(server, long)]
@@ -94,6 +95,11 @@ def test_the_offline_engine() -> None:
 def test_more_ranks_than_heads() -> None:
     with pytest.raises(ConfigError, match="--tp 5: the model has 4 attention heads"):
         Engine(settings("llama", ranks=5))
+
+
+def test_a_dense_model_has_no_experts_to_share_out() -> None:
+    with pytest.raises(ConfigError, match="--ep 2: the model has no experts"):
+        Engine(settings("llama", ep=2))
 
 
 @pytest.mark.parametrize("victim", ["guide", "detokenizer", "worker1"])

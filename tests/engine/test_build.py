@@ -8,6 +8,7 @@ import torch
 from lightllm_mp.config import EngineConfig, ModelConfig
 from lightllm_mp.engine import build
 from lightllm_mp.errors import ConfigError
+from lightllm_mp.facts import EngineLimits, StateFacts
 from tests.actors.embedded import described
 from tests.paths import GOLDENS
 
@@ -33,8 +34,23 @@ def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytes
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
     with pytest.raises(ConfigError, match="max-total-token-num"):
         build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))
-    built = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(), kv_tokens=3000)
-    assert built.facts.engine.kv_tokens == 3000
+    promised = EngineLimits(kv_tokens=3000, rows=5, max_context=700)
+    built = build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(), promised=promised)
+    limits = built.facts.engine
+    assert (limits.kv_tokens, limits.rows, limits.max_context, limits.max_input) == (3000, 5, 700, 699)
+
+
+def test_a_hybrid_has_states_and_its_successor_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = ModelConfig(device="cpu", data_type="float32"), EngineConfig(running_max_req_size=7, state_grain=9)
+    first = build.build_engine(described(GOLDENS / "qwen3_next"), model, asked)
+    assert first.facts.engine.states == StateFacts(checkpoints=28, grain=9)
+    pool = first.executor.kv.states
+    assert pool is not None
+    assert (pool.rows, pool.checkpoints) == (7, 28)
+    assert first.facts.state_bytes == pool.recurrent.nbytes + pool.conv.nbytes
+    monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100)
+    again = build.build_engine(described(GOLDENS / "qwen3_next"), model, asked, promised=first.facts.engine)
+    assert again.facts == first.facts
 
 
 def test_a_pool_that_does_not_fit_is_clamped_where_the_operator_allows(

@@ -18,8 +18,13 @@ FEW = (1, 2, 3, 6)
 """Prompts without an image, with one in the middle, with one at the beginning, and with two."""
 
 
-@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
-@pytest.mark.parametrize(("step_tokens", "graphs"), [(7, False), (7, True), (64, True)])
+@pytest.mark.parametrize(
+    ("folder", "step_tokens", "graphs"),
+    [
+        *((folder, *way) for folder in ("llava_orig", "qwen2_5_vl") for way in ((7, False), (7, True), (64, True))),
+        ("qwen3_vl", 7, True),
+    ],
+)
 def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: int, graphs: bool) -> None:
     monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = ImageRun(folder, 1, **limits(folder, step_tokens))

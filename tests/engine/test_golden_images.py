@@ -16,7 +16,7 @@ from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.vision.placeholders import pseudo_ids
 from tests.engine.test_golden_steps import GOLDENS, NEW, Run
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
+FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl")
 folders = pytest.mark.parametrize("folder", FOLDERS)
 ALIGNED, MEMORY = 64, 2_000_000
 
@@ -47,10 +47,11 @@ class ImageRun(Run):
         key = "img." + ".".join(image)
         data = embeddings(self.folder)
         rows = data[key + ".embeds" if key + ".embeds" in data else f"img.{image[0]}.pad.embeds"]
+        planes = np.stack((rows, *data.get(key + ".deepstack", ())))
         if key.encode() not in self.blocks:
-            self.memory[self.used : self.used + rows.nbytes] = rows.tobytes()
+            self.memory[self.used : self.used + planes.nbytes] = planes.tobytes()
             self.blocks[key.encode()] = ImageBlock(key.encode(), self.used, len(rows), 1)
-            self.used += -(-rows.nbytes // ALIGNED) * ALIGNED
+            self.used += -(-planes.nbytes // ALIGNED) * ALIGNED
         return self.blocks[key.encode()]
 
     def ask(self, number: int, *, turn: int = 1, emitted: int = 0, **rules: Any) -> None:
@@ -166,7 +167,7 @@ def plan_of_one(*images: tuple[int, int, int, int]) -> bytes:
     builder.write_slots(0, 0, np.arange(6))
     builder.add(0, 0, 6, sample=True)
     for position, count, offset, first in images:
-        builder.add_image(0, position, count, offset, first)
+        builder.add_image(0, position, count, offset, first, 3)
     return builder.pack()
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
-from lightllm_mp.facts import EngineLimits
+from lightllm_mp.facts import EngineLimits, StateFacts
 from lightllm_mp.messages import Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -58,6 +58,7 @@ class Run:
         self.golden, self.depth, spec = golden(folder), depth, model(folder).spec
         kv_tokens, step_tokens = changes.get("kv_tokens", 2000), changes.get("step_tokens", 64)
         context, device = changes.get("context", 400), changes.get("device", "cpu")
+        states = changes.get("states", StateFacts(checkpoints=50, grain=1))
         self.executor = Executor(
             model(folder, device),
             kv_tokens=kv_tokens,
@@ -65,8 +66,11 @@ class Run:
             max_context=context,
             step_tokens=step_tokens,
             device=device,
+            state_checkpoints=states.checkpoints,
         )
         self.executor.kv.data[:, :, :kv_tokens].fill_(float("nan"))  # what was not written must not be read
+        if (pool := self.executor.kv.states) is not None:
+            pool.recurrent.fill_(float("nan"))
         self.scheduler = Scheduler(
             EngineLimits(
                 kv_tokens=kv_tokens,
@@ -79,6 +83,7 @@ class Run:
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
+                states=states if spec.delta is not None else None,
             )
         )
         self.ids: dict[int, list[int]] = {}
@@ -132,7 +137,7 @@ class Run:
 
 
 FOLDERS = pytest.mark.parametrize(
-    "folder", ["qwen", "qwen3_moe", "internlm2_reward", "qwen3_embedding", "qwen3_reranker"]
+    "folder", ["qwen", "qwen3_moe", "qwen3_next", "internlm2_reward", "qwen3_embedding", "qwen3_reranker"]
 )
 
 
@@ -177,7 +182,7 @@ def test_after_a_prefix_hit(folder: str) -> None:
     assert all(run.cached[200 + i] == p["length"] - 1 for i, p in enumerate(run.golden) if "greedy_ids" in p)
 
 
-@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe"])
+@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe", "qwen3_next"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)
@@ -187,7 +192,7 @@ def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert run.scheduler.gauges()["preemptions"] > 0
 
 
-@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe"])
+@pytest.mark.parametrize("folder", ["qwen", "qwen3_moe", "qwen3_next"])
 @pytest.mark.parametrize("emitted", [1, 10, 23])
 def test_resumed(folder: str, emitted: int) -> None:
     run = Run(folder)

@@ -7,8 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from lightllm_mp.config import EngineConfig
-from lightllm_mp.engine.kv_sizing import MemoryPlan, kv_budget, kv_bytes_per_token, plan_memory
+from lightllm_mp.engine.kv_sizing import MemoryPlan, kv_budget, kv_bytes_per_token, plan_memory, promised_memory
 from lightllm_mp.errors import ConfigError, ModelError
+from lightllm_mp.facts import EngineLimits, StateFacts
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from tests.engine.tiny_model import spec
 
@@ -30,7 +31,7 @@ def test_a_token_takes_what_the_pool_takes(dtype: torch.dtype) -> None:
 
 
 def test_the_pool_takes_what_fits() -> None:
-    assert plan(1001) == MemoryPlan(kv_tokens=1000, kv_bytes=1001 * TOKEN, max_context=64)
+    assert plan(1001) == MemoryPlan(kv_tokens=1000, kv_bytes=1001 * TOKEN, max_context=64, rows=256)
 
 
 def test_the_pool_takes_no_more_than_all_rows_can_use() -> None:
@@ -99,6 +100,62 @@ def test_what_does_not_fit_names_the_flag(
         plan(room, **flags)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_states_of_rows_take_half_and_copies_a_third_of_the_rest() -> None:
+    budget, place = 1200 * TOKEN, 10 * TOKEN
+    found = plan_memory(MODEL, torch.float32, EngineConfig(running_max_req_size=29), budget, place)
+    assert (found.rows, found.checkpoints) == (29, 30)
+    assert found.state_bytes == (29 + 1 + 30) * place
+    assert found.kv_bytes == 600 * TOKEN
+    assert found.kv_tokens == 599
+
+
+def test_few_rows_have_four_copies_each() -> None:
+    found = plan_memory(MODEL, torch.float32, EngineConfig(running_max_req_size=3), 1200 * TOKEN, 10 * TOKEN)
+    assert (found.rows, found.checkpoints) == (3, 12)
+
+
+def test_where_memory_is_short_fewer_sequences_run() -> None:
+    found = plan_memory(MODEL, torch.float32, EngineConfig(), 1200 * TOKEN, 10 * TOKEN)
+    assert found.rows == 59
+    found = plan_memory(MODEL, torch.float32, EngineConfig(), 30 * TOKEN, 10 * TOKEN)
+    assert (found.rows, found.checkpoints, found.kv_tokens) == (1, 0, 9)
+    with pytest.raises(ModelError, match="no memory for a single request"):
+        plan_memory(MODEL, torch.float32, EngineConfig(), 15 * TOKEN, 10 * TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("flags", "checkpoints"),
+    [
+        ({"state_checkpoints": 0}, 0),
+        ({"state_checkpoints": 50}, 50),
+        ({"disable_prompt_cache": True}, 0),
+        ({"disable_prompt_cache": True, "state_checkpoints": 50}, 0),
+        ({"max_total_token_num": 800}, 9),
+    ],
+)
+def test_the_number_of_copies_is_what_the_flags_say(flags: dict[str, int], checkpoints: int) -> None:
+    config = EngineConfig(running_max_req_size=29, **flags)  # type: ignore[arg-type]
+    assert plan_memory(MODEL, torch.float32, config, 1200 * TOKEN, 10 * TOKEN).checkpoints == checkpoints
+
+
+def test_copies_that_do_not_fit_are_refused() -> None:
+    config = EngineConfig(running_max_req_size=9, state_checkpoints=200)
+    with pytest.raises(ConfigError, match="--state-checkpoints 200"):
+        plan_memory(MODEL, torch.float32, config, 1200 * TOKEN, 10 * TOKEN)
+
+
+@pytest.mark.parametrize("place", [0, 10 * TOKEN])
+def test_a_successor_offers_what_was_promised(place: int) -> None:
+    found = plan_memory(MODEL, torch.float32, EngineConfig(), 1200 * TOKEN, place)
+    limits = EngineLimits(
+        kv_tokens=found.kv_tokens,
+        rows=found.rows,
+        max_context=found.max_context,
+        states=StateFacts(found.checkpoints, 64) if place else None,
+    )
+    assert promised_memory(limits, TOKEN, place) == found
 
 
 def test_the_cpu_gives_a_third_of_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,30 @@ def test_groups_are_chosen_by_their_best_expert():
     assert numbers.tolist() == [[0, 5, 4], [2, 1, 3]]
 
 
+def test_a_correction_chooses_and_does_not_weigh():
+    """What the sigmoids of the first row are with it: 0.88, 0.73, 0.5, 0.27, 0.82, 2.85."""
+    correction = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
+    how = Routing(top_k=2, renormalise=True, scale=2.5, sigmoid=True, correction=correction)
+    weights, numbers = reference.TABLE.route(LOGITS, how)
+    assert numbers.tolist() == [[5, 0], [5, 2]]
+    chosen = LOGITS.sigmoid().gather(1, numbers.long())
+    assert torch.allclose(weights, 2.5 * chosen / chosen.sum(-1, keepdim=True))
+
+
+def test_groups_are_chosen_by_their_two_best_experts():
+    """Groups are (0, 1, 2), (3, 4, 5): the first has the best expert, the second the best pair."""
+    logits = torch.tensor([[4.0, -3.0, -4.0, 1.0, 1.1, -3.0]])
+    _, numbers = reference.TABLE.route(logits, Routing(2, True, groups=2, top_groups=1, sigmoid=True))
+    assert numbers.tolist() == [[0, 1]]
+    _, numbers = reference.TABLE.route(logits, Routing(2, True, groups=2, top_groups=1, group_best=2, sigmoid=True))
+    assert numbers.tolist() == [[4, 3]]
+
+
+def test_weights_of_zero_are_not_divided():
+    weights, _ = reference.TABLE.route(torch.full((1, 4), -200.0), Routing(2, True, sigmoid=True))
+    assert weights.tolist() == [[0.0, 0.0]]
+
+
 def layer(tokens: int, dtype: torch.dtype, top_k: int = 2):
     g = torch.Generator().manual_seed(7)
     x = torch.randn(tokens, HIDDEN, generator=g).to(dtype)
@@ -78,6 +102,22 @@ def test_experts(choose, dtype, tokens, name):
     assert got.dtype == dtype
     expected = one_by_one(x, gate_up, down, weights, numbers, activation)
     assert (got.double() - expected).norm() / expected.norm() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_experts_of_other_ranks_add_nothing(choose, dtype, tokens):
+    ops: OpTable = choose(dtype)
+    x, gate_up, down, weights, numbers = layer(tokens, dtype, top_k=3)
+    expected, parts = one_by_one(x, gate_up, down, weights, numbers, functional.silu), []
+    for first, end in ((0, 2), (2, 3), (3, 4), (4, 6)):  # nobody takes number 3
+        prepared = ops.prepare_experts(gate_up[first:end], down[first:end])
+        parts.append(ops.experts(x, prepared, weights, numbers - first, "silu").double())
+        if end - first == 1:
+            mine = (weights * (numbers == first)).double()
+            alone = one_by_one(x, gate_up, down, mine, numbers, functional.silu)
+            assert (parts[-1] - alone).norm() <= TOLERANCE[dtype] * alone.norm()
+    assert (sum(parts) - expected).norm() / expected.norm() < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

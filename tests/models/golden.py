@@ -25,6 +25,8 @@ class Slots:
     end: int
     embeds: torch.Tensor
     grid: tuple[int, ...] = ()
+    deep: torch.Tensor | None = None
+    """DeepStack's planes [levels, tokens, hidden]."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ def _slots(data: dict[str, torch.Tensor], start: int, end: int, *image: str) -> 
     if key + ".embeds" not in data:
         key = f"img.{image[0]}.pad"  # of square images, whose two preprocessings agree
     grid = data.get(key + ".grid_thw", torch.empty(0))
-    return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()))
+    return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()), data.get(key + ".deepstack"))
 
 
 @dataclass
@@ -84,6 +86,11 @@ class Movement:
 
     mean: float
     agreement: float
+
+
+def moved_in_sixteen_bits(name: str) -> bool:
+    """Whether the reference ran in 16 bits, too. It did not with quantised weights."""
+    return "observed_low_precision" in json.loads((GOLDENS / name / "golden.json").read_text())
 
 
 def observed_movement(name: str, dtype: torch.dtype) -> Movement:

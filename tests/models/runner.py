@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.batch import Batch, StateSave
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.length_class import class_bounds
+from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.vision.sizing import PatchGrid, PlacedImage, mrope_positions
 from tests.models.golden import Prompt, Slots
@@ -36,6 +37,8 @@ class Sequence:
     """[prompt, 3]: positions by component."""
     shift: int = 0
     """What positions behind these are moved by."""
+    kept: dict[int, int] = field(default_factory=dict)
+    """Places of the states that are kept, by the number of tokens they are of."""
 
     def rotary_at(self, start: int, end: int) -> torch.Tensor:
         """[end - start, 3]"""
@@ -46,7 +49,11 @@ class Sequence:
     def images(self, line: int, start: int, end: int) -> list[ImageRows]:
         """What positions start .. end - 1, whose first stands at `line` of a step, take of the images."""
         parts = ((s, max(start, s.start), min(end, s.end)) for s in self.slots)
-        return [ImageRows(line + a - start, s.embeds[a - s.start : b - s.start]) for s, a, b in parts if a < b]
+        return [_image_rows(s, line + a - start, slice(a - s.start, b - s.start)) for s, a, b in parts if a < b]
+
+
+def _image_rows(slots: Slots, line: int, part: slice) -> ImageRows:
+    return ImageRows(line, slots.embeds[part], None if slots.deep is None else slots.deep[:, part])
 
 
 class Runner:
@@ -56,11 +63,17 @@ class Runner:
     def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
         self.device = decoder.rotary.device
-        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype, device=self.device)
+        self.states = None
+        if decoder.spec.delta is not None:
+            self.states = StatePool(decoder.spec, rows, rows, dtype=decoder.dtype, device=self.device)
+            for state in (self.states.recurrent, self.states.conv):
+                state.fill_(float("nan"))
+        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype, device=self.device, states=self.states)
         self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
         self.table = torch.full((rows, width), slots, dtype=torch.int32, device=self.device)
         self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(1)).tolist()
         self.rows = 0
+        self.kept = 0
 
     def sequence(self, prompt: Prompt | None = None, like: Sequence | None = None, shared: int = 0) -> Sequence:
         """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit. Of `prompt` it
@@ -77,7 +90,17 @@ class Runner:
         if like is not None:
             self.table[seq.row, :shared] = self.table[like.row, :shared]
             seq.ids = like.ids[:shared]
+        if self.states is not None and like is not None and shared:
+            self.states.copy([like.kept[shared]], [seq.row])
+        elif self.states is not None:
+            self.states.clear([seq.row])
         return seq
+
+    def keep(self, seq: Sequence, tokens: int) -> None:
+        """A state of the first `tokens` tokens is to be kept when they are computed, where the model has states."""
+        if self.states is not None:
+            seq.kept[tokens] = self.states.first_checkpoint + self.kept
+            self.kept += 1
 
     def step(self, work: list[tuple[Sequence, list[int]]]) -> list[torch.Tensor]:
         """Feeds each sequence its new ids in one forward pass; the logits [new ids, vocab] of each, or its scores
@@ -93,6 +116,12 @@ class Runner:
         firsts = [length_class(self.decoder.spec, s.prompt) * self.decoder.spec.max_context for s, _ in work]
         batch.rotary_at = batch.positions + self._ints(
             [f for f, n in zip(firsts, queries, strict=True) for _ in range(n)]
+        )
+        batch.state_saves = tuple(
+            StateSave(i, tokens - len(seq.ids) + queries[i], place)
+            for i, (seq, _) in enumerate(work)
+            for tokens, place in sorted(seq.kept.items())
+            if 0 < tokens - len(seq.ids) + queries[i] <= queries[i]
         )
         images: list[ImageRows] = []
         if any(s.slots for s, _ in work):

@@ -14,10 +14,13 @@ from tests.models.runner import Runner
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
+    "qwen3_next",
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2", "gpt_oss", "gpt_oss_mxfp4"),
+    *("deepseek_v3", "deepseek_v3_fp8", "glm4_moe", "minimax_m2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
+    *("llama_fp8", "llama_ct_fp8", "llama_ct_w4a16"),
 )
-WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
+WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 @pytest.fixture(params=FOLDERS + WITH_IMAGES)
@@ -80,8 +83,9 @@ def test_prefix_hit(case):
     runner, golden = case
     for prompt in golden[2:]:
         first = runner.sequence(prompt)
-        runner.prefill(first, prompt.ids)
         shared = len(prompt.ids) - 3
+        runner.keep(first, shared)
+        runner.prefill(first, prompt.ids)
         second = runner.sequence(prompt, like=first, shared=shared)
         logits = runner.prefill(second, prompt.ids[shared:])
         check_prompt(prompt, logits)

@@ -19,10 +19,10 @@ from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
-from tests.models.golden import GOLDENS, Prompt, check_greedy, check_prompt, prompts
+from tests.models.golden import GOLDENS, Prompt, Slots, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl")
+FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 @cache
@@ -52,8 +52,14 @@ def seen_by_us(folder: str) -> list[Prompt]:
     result = []
     for prompt, raw in zip(prompts(folder), asked, strict=True):
         named = zip(prompt.slots, raw["image_slots"], strict=True)
-        result.append(replace(prompt, slots=tuple(replace(s, embeds=ours[" ".join(name[2:])]) for s, name in named)))
+        result.append(replace(prompt, slots=tuple(with_embeddings(s, ours[" ".join(name[2:])]) for s, name in named)))
     return result
+
+
+def with_embeddings(slots: Slots, ours: torch.Tensor) -> Slots:
+    """`ours`: [tokens, hidden], or with DeepStack [1 + levels, tokens, hidden]."""
+    planes = ours if ours.dim() == 3 else ours[None]
+    return replace(slots, embeds=planes[0], deep=planes[1:] if len(planes) > 1 else None)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -79,6 +85,7 @@ def test_a_prefix_that_ends_at_or_in_an_image(folder: str, into: int) -> None:
             continue
         shared = max(0, prompt.slots[-1].start + into)
         first = runner.sequence(prompt)
+        runner.keep(first, shared)
         runner.prefill(first, prompt.ids)
         second = runner.sequence(prompt, like=first, shared=shared)
         logits = runner.prefill(second, prompt.ids[shared:], 9)

@@ -30,7 +30,7 @@ from lightllm_mp.messages import (
 from lightllm_mp.scheduler.scheduler import Scheduler
 from tests.scheduler.mock_guide import MockGuide
 from tests.scheduler.mock_images import MockImages
-from tests.scheduler.mock_worker import MockWorker, expected
+from tests.scheduler.mock_worker import HybridMockWorker, MockWorker, expected
 
 VOCAB = 60
 EOS = 2
@@ -236,6 +236,8 @@ def harness(depth: int = 0, **changes: object) -> Harness:
 
 
 def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
-    return MockWorker(
-        rows=given.rows, width=given.max_context, kv_tokens=given.kv_tokens, vocab_size=given.vocab_size, images=images
-    )
+    sizes = {"rows": given.rows, "width": given.max_context, "kv_tokens": given.kv_tokens}
+    if given.states is None:
+        return MockWorker(vocab_size=given.vocab_size, images=images, **sizes)
+    checkpoints = given.states.checkpoints
+    return HybridMockWorker(checkpoints=checkpoints, vocab_size=given.vocab_size, images=images, **sizes)

@@ -10,12 +10,12 @@ The KV of one length class is not that of another, as in a model whose frequenci
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightllm_mp.messages import Sampling, StepDone
-from lightllm_mp.plan import GUIDED, POOL, SAMPLE, Plan, RowSetup, unpack
+from lightllm_mp.plan import GUIDED, NO_STATE, POOL, SAMPLE, Plan, RowSetup, unpack
 
 if TYPE_CHECKING:  # processes of other tests import this module without this folder on their path
     from tests.scheduler.mock_images import MockImages
@@ -79,7 +79,7 @@ class MockWorker:
         _write(self._slots, work.slots.runs, work.slots.values)
         if self._checks:
             self._check_images(work)
-        digests = self._compute(work.seqs)
+        digests = self._compute(work)
         return self._answer(work, digests, masks)
 
     def _set_up(self, setup: RowSetup) -> None:
@@ -92,8 +92,9 @@ class MockWorker:
         if self._checks:
             self._tokens[row] = self._slots[row] = -1
 
-    def _compute(self, seqs: np.ndarray) -> np.ndarray:
+    def _compute(self, work: Plan) -> np.ndarray:
         """Write every computed token's slot; uint64 [n] digests at the sequences' last positions."""
+        seqs = work.seqs
         digests = np.zeros(len(seqs), U64)
         single = seqs[:, 2] == 1
         rows, starts = seqs[single, 0], seqs[single, 1]
@@ -194,6 +195,44 @@ class MockWorker:
         wrong = (self._digest[slots] != must) | (self._position[slots] != positions)
         if wrong.any():
             raise WrongSlot(f"step {self._step} row {row}: wrong content at {np.flatnonzero(wrong)[:8].tolist()}")
+
+
+class HybridMockWorker(MockWorker):
+    """The worker of a model with recurrent layers. A state is the digest of all tokens so far and their number."""
+
+    def __init__(self, *, checkpoints: int, rows: int, **others: Any) -> None:
+        super().__init__(rows=rows, **others)
+        self._state = np.zeros(rows + 1 + checkpoints, U64)
+        self._tokens_seen = np.full(rows + 1 + checkpoints, -1)
+        """By place; -1: nothing that may be used."""
+
+    def _set_up(self, setup: RowSetup) -> None:
+        super()._set_up(setup)
+        self._tokens_seen[setup.rules["row"]] = -1
+
+    def _compute(self, work: Plan) -> np.ndarray:
+        """Load states, go on from them, save states; a digest is that of the keys only if the state is right."""
+        digests = super()._compute(work)
+        starts = {row: start for row, start, _, _ in work.seqs.tolist()}
+        saves: dict[int, list[tuple[int, int]]] = {}
+        for row, position, place in work.states.tolist():
+            if position > starts[row]:
+                saves.setdefault(row, []).append((position, place))
+            elif place == NO_STATE:
+                self._state[row], self._tokens_seen[row] = self._classes[row], 0
+            else:
+                self._state[row], self._tokens_seen[row] = self._state[place], self._tokens_seen[place]
+        for index, (row, start, count, _) in enumerate(work.seqs.tolist()):
+            if self._tokens_seen[row] != start:
+                raise WrongSlot(f"step {self._step} row {row}: a state at {self._tokens_seen[row]}, not at {start}")
+            positions = np.arange(start, start + count)
+            states = self._state[row] + np.cumsum(part(self._tokens[row, positions], positions), dtype=U64)
+            for position, place in [*saves.pop(row, ()), (start + count, row)]:
+                self._state[place], self._tokens_seen[place] = states[position - start - 1], position
+            if states[-1] != digests[index]:
+                raise WrongSlot(f"step {self._step} row {row}: the state at {start} is that of another prefix")
+        assert not saves
+        return digests
 
 
 def expected(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import ImageSpan, Tokenized
 from lightllm_mp.scheduler.admission import Admission
 from tests.scheduler.harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
@@ -62,7 +63,13 @@ def random_harness(random: np.random.Generator) -> Harness:
         max_context=int(random.integers(24, 160)),
         prompt_cache=bool(random.random() < 0.9),
         class_bounds=(9, 18, 40) if random.random() < 0.5 else (),
+        states=random_states(random) if random.random() < 0.4 else None,
     )
+
+
+def random_states(random: np.random.Generator) -> StateFacts:
+    """Often too few places, and saves at almost every token."""
+    return StateFacts(checkpoints=int(random.choice([0, 1, 2, 5, 40])), grain=int(random.choice([1, 2, 4, 16])))
 
 
 def disturb(h: Harness, random: np.random.Generator, ended: set[int]) -> None:

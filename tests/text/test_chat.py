@@ -144,7 +144,7 @@ PARTS = [
 def test_parts_become_a_string_for_a_plain_template() -> None:
     template = "{% for m in messages %}{{ m.content + '!' }}{% endfor %}"
     message = {"role": "user", "content": PARTS}
-    assert render_chat(template, [message], picture_tag="<image>") == "a\n<image>\nb!"
+    assert render_chat(template, [message], tags={"image": "<image>"}) == "a\n<image>\nb!"
     with pytest.raises(InvalidRequest, match="no images"):
         render_chat(template, [message])
 
@@ -197,7 +197,7 @@ def test_client_arguments_take_nobodys_place(name: str) -> None:
 )
 def test_wrong_messages(messages: list) -> None:
     with pytest.raises(InvalidRequest):
-        render_chat("{{ messages[0].content }}", messages, picture_tag="<image>")
+        render_chat("{{ messages[0].content }}", messages, tags={"image": "<image>"})
 
 
 def test_the_date() -> None:

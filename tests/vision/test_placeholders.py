@@ -107,7 +107,9 @@ def test_long_hostile_prompts_are_quick(tags: ImageTags) -> None:
 
 def test_chunks_are_joined_with_the_families_own_ids() -> None:
     tags = ImageTags(style="img", before=(300,), after=(301, 302))
-    found, spans = join_chunks(tags, [ids(1, 2), ids(), ids(3)], [image("a", 4), image("b", 2)], VOCAB)
+    found, spans = join_chunks(
+        tags, [ids(1, 2), ids(), ids(3)], [ImageSpan(0, image("a", 4)), ImageSpan(0, image("b", 2))], VOCAB
+    )
     assert positions(spans) == [(3, 7), (10, 12)]
     assert found.dtype == np.int32
     assert found[[0, 1, 2, 7, 8, 9, 12, 13, 14]].tolist() == [1, 2, 300, 301, 302, 300, 301, 302, 3]

@@ -29,7 +29,7 @@ def test_one_colour_stays_one_colour(spec: VisionSpec, size: tuple[int, int]) ->
     found = preprocess(picture, spec).pixels
     steps = spec.preprocess
     wanted = (np.array((255, 0, 128)) / 255 - steps.mean) / steps.std
-    by_channel = found.reshape(found.shape[0], 3, -1).swapaxes(0, 1) if spec.kind == "qwen2_5_vl" else found
+    by_channel = found.reshape(found.shape[0], 3, -1).swapaxes(0, 1) if steps.mode == "dynamic" else found
     assert np.abs(by_channel.reshape(3, -1) - wanted[:, None]).max() < 1e-5
 
 

@@ -52,8 +52,9 @@ def same_as_golden(folder: Path, name: str) -> bool:
 
 def test_kinds() -> None:
     assert [model(name).family for name in FOLDERS] == list(FOLDERS)
-    assert [model(name).spec.kind for name in FOLDERS] == ["clip", "clip", "qwen_vl", "qwen2_5_vl"]
-    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, False, False, False]
+    kinds = ["clip", "clip", "qwen_vl", "qwen2_5_vl", *["qwen3_vl"] * 4]
+    assert [model(name).spec.kind for name in FOLDERS] == kinds
+    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, *[False] * 7]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen", "qwen2"])

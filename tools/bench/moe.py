@@ -23,7 +23,6 @@ from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
 from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
-from lightllm_mp.kernels.triton.moe.moe import StoredExperts
 from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
@@ -90,10 +89,10 @@ class Case:
         return seconds(captured(work).replay, repeats=10) / self.layers
 
 
-_layers: dict[tuple[str, int], StoredExperts] = {}
+_layers: dict[tuple[str, int], moe.StackedExperts] = {}
 
 
-def random_layer(name: str, i: int) -> StoredExperts:
+def random_layer(name: str, i: int) -> moe.StackedExperts:
     """The weights of a model's i-th layer, made once."""
     if (name, i) not in _layers:
         experts, _, k, n, in_blocks = MODELS[name]
@@ -157,8 +156,8 @@ def sweep(case: Case) -> None:
                 print(f"    {name} {share:.3f} {by} together {together}")
 
     def combine() -> None:
-        for weights, _ in chosen:
-            moe.weighted_sum(each, weights)
+        for weights, numbers in chosen:
+            moe.weighted_sum(each, weights, numbers, experts)
 
     print(f"  sum {case.seconds(combine) * 1e6:.1f} us", flush=True)
 

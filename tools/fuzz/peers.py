@@ -250,6 +250,6 @@ def plan_seeds() -> list[bytes]:
     full.write_slot_each(np.array([1, 2]), np.array([4, 5]), np.array([8, 9]))
     full.add_each(np.array([1, 2]), np.array([4, 5]))
     full.add(0, 0, 3, sample=True)
-    full.add_image(0, 1, 2, 4096, 0)
+    full.add_image(0, 1, 2, 4096, 0, 2)
     full.write_rotary(0, 0, np.arange(9).reshape(3, 3))
     return [PlanBuilder(0).pack(), full.pack()]

@@ -17,6 +17,7 @@ from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
 from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
+from lightllm_mp.vision.video import NEEDS_PYAV, decodes_files, patch_seconds, read_video, sampled, video_grid
 
 if TYPE_CHECKING:
     from lightllm_mp.vision.spec import VisionModel
@@ -54,6 +55,20 @@ class ImageJudge:
         header = read_header(data, self._header)
         key = image_key(content_digest(data), self._model, tenant)
         return Upload(self.described(header.width, header.height, key), data)
+
+    def video(self, data: bytes, tenant: bytes = b"") -> Upload:
+        """The same for a video: a file, or a packed list of frames (vision/video.py)."""
+        spec = self.spec
+        if spec.video is None:
+            raise InvalidRequest("this model takes no videos", param=PARAM)
+        header = read_video(data, self._header)
+        if not (header.packed or decodes_files()):
+            raise InvalidRequest(NEEDS_PYAV, param=PARAM)
+        numbers = sampled(header, spec.video, spec.temporal)
+        grid = video_grid(spec, header, len(numbers))
+        seconds = patch_seconds(numbers, header.fps, spec.temporal)
+        key = image_key(content_digest(data), self._model, tenant)
+        return Upload(ImageInfo(key, header.width, header.height, grid_tokens(spec, grid), tuple(grid), seconds), data)
 
     def described(self, width: int, height: int, key: bytes = b"") -> ImageInfo:
         """ImageInfo of an image of this size in pixels. Raises InvalidRequest for a shape the model does not accept."""

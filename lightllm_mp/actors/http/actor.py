@@ -108,7 +108,7 @@ class HttpActor(FrontActor):
                 if sharing:
                     await port.leave()
                 else:
-                    port.close_idle()
+                    await port.end_connections()
                 self.frontend.stay(False)
         await self.until_stopped()
         await port.close()  # skipped after a bug: its handlers would wait for ever

@@ -21,7 +21,7 @@ from lightllm_mp.actors.http.context import DEADLINE, LABEL, Context, payer, rel
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver, send
 from lightllm_mp.actors.http.dialects.forms import Form, GroupForm, encode_form
-from lightllm_mp.actors.http.image_inputs import ImageItem
+from lightllm_mp.actors.http.image_inputs import MediaItem
 from lightllm_mp.actors.http.live_group import LiveGroup
 from lightllm_mp.actors.http.pooled_batch import MOST_LIVE, PooledBatch
 from lightllm_mp.errors import EngineError
@@ -70,12 +70,12 @@ class Arrivals:
                 await schema.check_nesting(data)
                 yield data
 
-    async def chat_images(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[Upload, ...]:
+    async def chat_images(self, request: web.Request, items: Sequence[MediaItem]) -> tuple[Upload, ...]:
         """The images of a chat's messages. Raises like `ImageInputs.uploads`."""
         with self._media.arriving(tenant(request)) as take:
             return await self._media.upload_all(items, tenant(request), take, payer(request))
 
-    async def chat_image_infos(self, request: web.Request, items: Sequence[ImageItem]) -> tuple[ImageInfo, ...]:
+    async def chat_image_infos(self, request: web.Request, items: Sequence[MediaItem]) -> tuple[ImageInfo, ...]:
         """The same for counting tokens."""
         return await self._media.info_all(items, tenant(request), payer(request))
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from lightllm_mp.actors.front.embeddings import shown_score
 from lightllm_mp.actors.front.live_request import SLICE, Alternative, Answer, Event
 from lightllm_mp.errors import ConfigError, EngineError, ModelError, NoTokenizer, StartupError
 from lightllm_mp.messages import PromptLogprobs
@@ -139,8 +140,8 @@ def prompt_logprobs(prompt: Sequence[PromptLogprobs]) -> Iterator[bytes]:
         yield from json_array(entries for piece in prompt for entries in _prompt_logprobs(piece))
 
 
-def score(answer: Answer) -> bytes:
-    return encode(ScoreAnswer(answer.score, answer.prompt_tokens, answer.finish or "stop"))
+def score(answer: Answer, *, raw: bool) -> bytes:
+    return encode(ScoreAnswer(shown_score(answer.score, raw=raw), answer.prompt_tokens, answer.finish or "stop"))
 
 
 def _column(name: bytes, answers: Sequence[Answer], entry: Callable[[Event], Any]) -> Iterator[bytes]:

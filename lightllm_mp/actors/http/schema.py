@@ -55,6 +55,7 @@ class Multimodal(Struct, frozen=True):
     """Lists of at most MAX_ITEMS, see `items`; `null` is an empty one."""
 
     images: Raw = Raw(b"null")
+    videos: Raw = Raw(b"null")
     audios: Raw = Raw(b"null")
 
 

@@ -18,7 +18,7 @@ def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
     """Bytes of the image cache and of the arena for files sent to the visual actor."""
     settings = config.multimodal
     value = 2 if config.model.data_type in HALF else 4
-    image = _granules(BLOCK_HEADER + most_rows(spec) * spec.out * value)
+    image = _granules(BLOCK_HEADER + most_rows(spec) * spec.slot_values * value)
     given = settings.cache_size_gb
     cache = min(settings.cache_capacity * image, max(DEFAULT_CACHE, image)) if given is None else int(given * (1 << 30))
     files = settings.max_image_bytes_per_request + (settings.max_images_per_request + 1) * 2 * GRANULE
@@ -26,11 +26,12 @@ def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
 
 
 def most_rows(spec: VisionSpec) -> int:
-    """Embedding rows of the largest image."""
+    """Embedding rows of the largest image or video."""
     steps = spec.preprocess
     if steps.mode != "dynamic":
         return grid_tokens(spec, patch_grid(spec, steps.size, steps.size))
-    return steps.max_pixels // (spec.patch * spec.merge) ** 2 + spec.keep_class
+    most = max(steps.max_pixels, spec.video.max_pixels // spec.temporal if spec.video else 0)
+    return most // (spec.patch * spec.merge) ** 2 + spec.keep_class
 
 
 def _granules(size: int) -> int:

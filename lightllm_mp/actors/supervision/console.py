@@ -61,6 +61,7 @@ class Console:
     def serving(self, url: str, facts: Facts, config: Config, processes: int, *, keys: bool) -> None:
         seconds = time.monotonic() - self._started
         memory = f"{format_bytes(facts.weight_bytes)} weights, {format_bytes(facts.kv_bytes)} KV"
+        memory += f", {format_bytes(facts.state_bytes)} states" if facts.state_bytes else ""
         lines = (
             ("url", url),
             ("model", f"{facts.model_name} ({facts.dtype} on {facts.device}, {memory})"),

@@ -44,6 +44,7 @@ from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
 from lightllm_mp.vision.decoder_process import Settings
 from lightllm_mp.vision.encoder_pool import EncoderPool
+from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.tower_loader import load_encoder
 
 log = logging.getLogger("lightllm_mp.visual")
@@ -193,7 +194,7 @@ class VisualActor(AsyncActor):
             self._failed(rid, error)
 
     def _wanted(self, image: ImageInfo) -> WantedImage:
-        return WantedImage(image.key, image.tokens, image.tokens * self._spec.out * self._dtype.itemsize)
+        return WantedImage(image.key, image.tokens, image.tokens * self._spec.slot_values * self._dtype.itemsize)
 
     def _too_much(self, images: int) -> EngineError:
         return InvalidRequest(
@@ -257,7 +258,8 @@ class VisualActor(AsyncActor):
         assert entry is not None
         try:
             begin = perf_counter()
-            pixels = await self._pool.decode(data, job.image.width, job.image.height)
+            video = PatchGrid(*job.image.grid) if job.image.seconds else None
+            pixels = await self._pool.decode(data, job.image.width, job.image.height, video)
             self._decoded, self._decode_seconds = self._decoded + 1, self._decode_seconds + perf_counter() - begin
             encoded = self._towers.encode(pixels, lambda rows: self._write(entry, rows))
             self._decoded_one()

@@ -31,7 +31,7 @@ from lightllm_mp.sandbox import SECCOMP, Layer
 from lightllm_mp.shm import Segment
 from lightllm_mp.vision.decoder_process import Confined, DecodeTask, Done, Settings
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.sizing import patch_grid, pixel_shape
+from lightllm_mp.vision.sizing import PatchGrid, patch_grid, pixel_shape
 from lightllm_mp.vision.spec import VisionSpec
 
 log = logging.getLogger("lightllm_mp.visual")
@@ -41,6 +41,8 @@ UNUSABLE = "an image cannot be decoded"
 REMEDY = f"{SECCOMP}=0 in the environment leaves the filter of system calls out"
 SECONDS = 20.0
 """Most seconds to decode one image, the process's start included."""
+VIDEO_SECONDS = 120.0
+"""The same for a video, all of whose frames are decoded."""
 START_SECONDS = 60.0
 """Most seconds until the process that is tried at start is ready."""
 SLACK = 4 << 20
@@ -64,17 +66,19 @@ class DecoderProcess:
         self.restarts = -1
         """Processes that replaced another one."""
 
-    async def decode(self, data: bytes, width: int, height: int) -> Preprocessed:
-        """The preprocessed pixels. Raises EngineError for an image that cannot be used."""
-        grid = patch_grid(self._spec, width, height)
+    async def decode(self, data: bytes, width: int, height: int, video: PatchGrid | None = None) -> Preprocessed:
+        """The preprocessed pixels of an image, or of a video with this grid. Raises EngineError for one that cannot be
+        used."""
+        grid = video or patch_grid(self._spec, width, height)
         pixels = np.empty(pixel_shape(self._spec, grid), np.float32)
         self._put(data, pixels.nbytes)
+        what, seconds = ("an image", SECONDS) if video is None else ("a video", VIDEO_SECONDS)
         try:
-            async with asyncio.timeout(SECONDS):
-                done = await self._ask(DecodeTask(len(data), width, height))
+            async with asyncio.timeout(seconds):
+                done = await self._ask(DecodeTask(len(data), width, height, video is not None))
         except TimeoutError:
             await self.end()
-            raise InvalidRequest(f"an image took longer than {SECONDS:g} s to decode") from None
+            raise InvalidRequest(f"{what} took longer than {seconds:g} s to decode") from None
         except BaseException:
             await self.end()
             raise
@@ -206,11 +210,11 @@ class DecoderPool:
             with contextlib.suppress(Overloaded):
                 await decoder.start()
 
-    async def decode(self, data: bytes, width: int, height: int) -> Preprocessed:
+    async def decode(self, data: bytes, width: int, height: int, video: PatchGrid | None = None) -> Preprocessed:
         async with self._turn:
             decoder = self._free.pop()
             try:
-                return await decoder.decode(data, width, height)
+                return await decoder.decode(data, width, height, video)
             finally:
                 self._free.append(decoder)
 
@@ -227,7 +231,8 @@ def _environment() -> dict[str, str]:
 def _pixel_bytes(spec: VisionSpec) -> int:
     steps = spec.preprocess
     if steps.mode == "dynamic":
-        return 4 * 3 * spec.temporal * steps.max_pixels + SLACK
+        most = max(spec.temporal * steps.max_pixels, spec.video.max_pixels if spec.video else 0)
+        return 4 * 3 * most + SLACK
     return 4 * 3 * steps.size * steps.size
 
 

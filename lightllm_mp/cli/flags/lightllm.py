@@ -138,8 +138,9 @@ LATER = {
     "pushing metrics comes later; scrape /metrics": "metric_gateway",
     "profiling hooks come later": "enable_profiling",
     "token healing and constraints of the first token come later": "token_healing_mode first_token_constraint_mode",
-    "expert parallelism and reports of routed experts come later": (
-        "enable_ep_moe ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
+    "use --ep, with as many parts as --tp has ranks": "enable_ep_moe",
+    "copies of experts and reports of routed experts come later": (
+        "ep_redundancy_expert_config_path auto_update_redundancy_expert enable_return_routed_experts"
     ),
     "settings for single layers come later; see --quantization": (
         "quant_cfg vit_quant_cfg kv_quant_calibration_config_path"

@@ -13,7 +13,7 @@ from lightllm_mp.config import EngineConfig
 from lightllm_mp.errors import EngineError, NoTokenizer
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.preflight import check_weights
-from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.model_config import gguf_model, hf_model
@@ -112,7 +112,7 @@ def _folder(
 ) -> tuple[ModelSpec, list[Param], str, list[Path]]:
     path, config = source.path, source.config
     family, spec = hf_model(source)
-    params, packing = family.folder_weights(spec), packing_of(config, str(path))
+    params, packing = family.folder_weights(spec), quant_config_of(config, str(path))
     files: list[Path] = []
     try:
         files = weight_files(path)
@@ -120,7 +120,7 @@ def _folder(
     except EngineError as error:
         problems.append(error.message)
     if packing is not None:
-        notes.append(f"weights are packed in 4 bits ({packing.method}); the sizes here are unpacked")
+        notes.append(f"weights are quantised to {packing.bits} bits ({packing.method}); the sizes here are unpacked")
     if config.get("auto_map"):
         notes.append("the Python code of the folder is not used")
     notes += _media(source, config, problems)

@@ -2,14 +2,16 @@
  *
  * A token's result does not depend on the others: every product's rows are their own, and its experts are summed in the
  * order in which it chose them. */
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
-
 #include <string.h>
 
 #include "native.h"
 
-#define TAKEN -2.0f   /* marks in the place of probabilities */
-#define OUTSIDE -1.0f
+#define TAKEN -INFINITY /* marks in the place of scores */
+#define OUTSIDE -FLT_MAX
+#define TINY 1e-20f     /* added to a sum of weights before the division by it: a sigmoid may be 0 */
 
 /* Where the largest of `count` is, the first of equals. */
 static long largest(const float *values, long count) {
@@ -19,30 +21,45 @@ static long largest(const float *values, long count) {
     return best;
 }
 
+/* The sum of a group's `job->group_best` best scores. */
+static float group_score(const struct route *job, const float *scores, long each) {
+    float first = -INFINITY, second = -INFINITY;
+    for (long i = 0; i < each; i++) {
+        if (scores[i] > first) {
+            second = first;
+            first = scores[i];
+        } else if (scores[i] > second) {
+            second = scores[i];
+        }
+    }
+    return job->group_best > 1 ? first + second : first;
+}
+
 /* Marks the experts of all but the best groups. */
-static void keep_groups(const struct route *job, float *likely) {
+static void keep_groups(const struct route *job, float *scores) {
     long each = job->experts / job->groups;
     float best[MAX_EXPERTS];
-    for (long g = 0; g < job->groups; g++) best[g] = likely[g * each + largest(likely + g * each, each)];
+    for (long g = 0; g < job->groups; g++) best[g] = group_score(job, scores + g * each, each);
     for (long i = 0; i < job->top_groups; i++) best[largest(best, job->groups)] = TAKEN;
     for (long e = 0; e < job->experts; e++)
-        if (best[e / each] != TAKEN) likely[e] = OUTSIDE;
+        if (best[e / each] != TAKEN) scores[e] = OUTSIDE;
 }
 
 static void route_rows(const void *arg, long from, long to) {
     const struct route *job = arg;
-    float likely[MAX_EXPERTS];
+    float likely[MAX_EXPERTS], scores[MAX_EXPERTS];
     for (long row = from; row < to; row++) {
         float *weights = job->weights + row * job->top_k, sum = 0;
-        kernels->softmax(job->logits + row * job->experts, likely, job->experts);
-        if (job->groups > 1) keep_groups(job, likely);
+        kernels->expert_weights(job->logits + row * job->experts, likely, job->experts, job->sigmoid);
+        for (long e = 0; e < job->experts; e++) scores[e] = likely[e] + (job->correction ? job->correction[e] : 0);
+        if (job->groups > 1) keep_groups(job, scores);
         for (long i = 0; i < job->top_k; i++) {
-            long pick = largest(likely, job->experts);
+            long pick = largest(scores, job->experts);
             job->numbers[row * job->top_k + i] = pick;
             sum += weights[i] = likely[pick];
-            likely[pick] = TAKEN;
+            scores[pick] = TAKEN;
         }
-        float whole = job->renormalise ? sum : 1;
+        float whole = job->renormalise ? sum + TINY : 1;
         for (long i = 0; i < job->top_k; i++) weights[i] = weights[i] / whole * job->scale;
     }
 }
@@ -52,7 +69,7 @@ void route_run(const struct route *job) { over_rows(route_rows, job, job->m, job
 /* An assignment is a token's i-th expert, number token * top_k + i. */
 struct sorted {
     const struct experts *job;
-    long *place;  /* [assignments]: where each stands among those sorted by expert */
+    long *place;  /* [assignments]: where each stands among those sorted by expert; ELSEWHERE: another rank has it */
     long *begin;  /* [experts + 1] */
     void *x;      /* [assignments, k], sorted */
     void *wide;   /* [assignments, 2 * n] */
@@ -60,13 +77,16 @@ struct sorted {
     float *each;  /* [assignments, k] */
 };
 
+static int is_here(const struct experts *job, long a) { return job->numbers[a] >= 0 && job->numbers[a] < job->experts; }
+
 static void sort_assignments(struct sorted *s) {
     const struct experts *job = s->job;
     long count = job->m * job->top_k;
     for (long e = 0; e <= job->experts; e++) s->begin[e] = 0;
-    for (long a = 0; a < count; a++) s->begin[job->numbers[a] + 1]++;
+    for (long a = 0; a < count; a++)
+        if (is_here(job, a)) s->begin[job->numbers[a] + 1]++;
     for (long e = 0; e < job->experts; e++) s->begin[e + 1] += s->begin[e];
-    for (long a = 0; a < count; a++) s->place[a] = s->begin[job->numbers[a]]++;
+    for (long a = 0; a < count; a++) s->place[a] = is_here(job, a) ? s->begin[job->numbers[a]]++ : ELSEWHERE;
     for (long e = job->experts; e > 0; e--) s->begin[e] = s->begin[e - 1];
     s->begin[0] = 0;
 }
@@ -75,8 +95,10 @@ static void collect_rows(const void *arg, long from, long to) {
     const struct sorted *s = arg;
     long top_k = s->job->top_k, bytes = s->job->k * (s->job->type == BFLOAT16 ? 2 : 4);
     for (long row = from; row < to; row++)
-        for (long i = 0; i < top_k; i++)
-            memcpy((char *)s->x + s->place[row * top_k + i] * bytes, (const char *)s->job->x + row * bytes, bytes);
+        for (long i = 0; i < top_k; i++) {
+            long place = s->place[row * top_k + i];
+            if (place != ELSEWHERE) memcpy((char *)s->x + place * bytes, (const char *)s->job->x + row * bytes, bytes);
+        }
 }
 
 /* Every expert's rows of x [assignments, k] times its weight [n, k]. */
@@ -101,8 +123,8 @@ static int multiply_all(const struct sorted *s, const void *x, const void *weigh
 
 static int run_sorted(struct sorted *s) {
     const struct experts *job = s->job;
-    long count = job->m * job->top_k;
     sort_assignments(s);
+    long count = s->begin[job->experts];
     over_rows(collect_rows, s, job->m, job->top_k * job->k);
     if (multiply_all(s, s->x, job->gate_up, job->gate_up_bias, job->gate_up_parts, s->wide, 2 * job->n, job->k,
                      job->type) != 0)

@@ -12,6 +12,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu.quantised import prepare_blocks
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits
+from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.moe import NO_BIASES
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights, Routing
@@ -81,7 +82,7 @@ class PackedExperts(NamedTuple):
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """As `OpTable.route`; of equal weights the smaller expert number comes first."""
+    """As `OpTable.route`; of equal scores the smaller expert number comes first."""
     m, experts = logits.shape
     if experts > MAX_EXPERTS:
         return reference.TABLE.route(logits, routing)
@@ -89,6 +90,7 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     numbers = torch.empty((m, routing.top_k), dtype=torch.int32)
     _c.route(
         logits.data_ptr(),
+        0 if routing.correction is None else routing.correction.data_ptr(),
         weights.data_ptr(),
         numbers.data_ptr(),
         m,
@@ -96,6 +98,8 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
         routing.top_k,
         routing.groups,
         routing.top_groups,
+        routing.group_best,
+        routing.sigmoid,
         routing.renormalise,
         float_bits(routing.scale),
     )
@@ -109,6 +113,8 @@ def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertB
 
 def _prepared(weights: ExpertWeights, bias: Tensor | None) -> PlainExperts | QuantisedExperts:
     bias = None if bias is None else bias.float().contiguous()
+    if isinstance(weights, ScaledWeight):
+        weights = torch.stack([expanded(weights.expert(i), torch.bfloat16) for i in range(len(weights.values))])
     if isinstance(weights, Tensor):
         return PlainExperts(_packed(weights), bias, weights.shape[2])
     each = [prepare_blocks(weight, None if bias is None else bias[i]) for i, weight in enumerate(weights)]

@@ -152,11 +152,20 @@ static PyObject *py_expand_rows(PyObject *self, PyObject *const *args, Py_ssize_
 }
 
 static PyObject *py_norm(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("norm", 12);
-    struct norm job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), a[5], a[6], a[7],
-                       bits_float(a[8]), a[9], a[10], a[11]};
+    ARGS("norm", 13);
+    struct norm job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), a[6],
+                       a[7],       a[8],       bits_float(a[9]), a[10], a[11],    a[12]};
     Py_BEGIN_ALLOW_THREADS
     norm_run(&job);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_squares(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("squares", 7);
+    struct squares job = {POINTER(0), POINTER(1), a[2], a[3], a[4], a[5], a[6]};
+    Py_BEGIN_ALLOW_THREADS
+    squares_run(&job);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -171,8 +180,9 @@ static PyObject *py_activation(PyObject *self, PyObject *const *args, Py_ssize_t
 }
 
 static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("route", 10);
-    struct route job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5], a[6], a[7], a[8], bits_float(a[9])};
+    ARGS("route", 13);
+    struct route job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), a[4],  a[5],           a[6],
+                        a[7],       a[8],       a[9],       a[10],      a[11], bits_float(a[12])};
     Py_BEGIN_ALLOW_THREADS
     route_run(&job);
     Py_END_ALLOW_THREADS
@@ -214,14 +224,35 @@ static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+static PyObject *py_sigmoid_gate(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("sigmoid_gate", 8);
+    struct sigmoid_gate job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5], a[6], a[7]};
+    Py_BEGIN_ALLOW_THREADS
+    sigmoid_gate_run(&job);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_delta(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("delta", 21);
+    struct delta job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6),
+                        POINTER(7), POINTER(8), POINTER(9), POINTER(10), POINTER(11), a[12], a[13],
+                        a[14], a[15], a[16], a[17], a[18], bits_float(a[19]), a[20]};
+    Py_BEGIN_ALLOW_THREADS
+    delta_run(&job);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
     METHOD(set_threads), METHOD(level),       METHOD(levels),   METHOD(use_level),
     METHOD(packed_bytes), METHOD(pack),       METHOD(gemm),     METHOD(ggml_format),
     METHOD(blocks_per_section), METHOD(quantised_bytes), METHOD(pack_ggml), METHOD(pack_int8),
     METHOD(pack_grouped), METHOD(quantised),  METHOD(expand_rows), METHOD(norm),
-    METHOD(activation),  METHOD(rotary),      METHOD(attention), METHOD(route),
-    METHOD(experts),     {NULL, NULL, 0, NULL},
+    METHOD(squares),     METHOD(activation),  METHOD(rotary),   METHOD(attention),
+    METHOD(route),       METHOD(experts),     METHOD(sigmoid_gate), METHOD(delta),
+    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels on raw addresses.", -1, methods};

@@ -144,6 +144,7 @@ struct norm {
     void *residual;     /* [m, n], x is added to it */
     const void *weight; /* [lines, n] of `weight_type`: row r takes line r % lines */
     const void *bias;   /* as `weight`, or NULL */
+    const float *mean_squares; /* [m], in place of the rows' own; or NULL */
     void *out;          /* [m, n] */
     long m, n, lines;
     float eps;
@@ -151,6 +152,14 @@ struct norm {
     enum dtype type, weight_type;
 };
 void norm_run(const struct norm *job);
+
+struct squares { /* sums of squares of columns [first, first + n) */
+    const void *x; /* [m, width] */
+    float *out;    /* [m] */
+    long m, width, first, n;
+    enum dtype type;
+};
+void squares_run(const struct squares *job);
 
 enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4, SWIGLU_OAI = 5 /* gated only */ };
 
@@ -164,13 +173,24 @@ struct activation {
 };
 void activation_run(const struct activation *job);
 
+struct sigmoid_gate {
+    const void *x;    /* [m, n] of `type` */
+    const void *gate; /* [m, n] of `gate_type`, or with `single` [m] */
+    void *out;        /* [m, n] of `type`: x * sigmoid(gate) */
+    long m, n;
+    int single;
+    enum dtype type, gate_type;
+};
+void sigmoid_gate_run(const struct sigmoid_gate *job);
+
 /* Mixture of experts. */
 struct route {
-    const float *logits; /* [m, experts] */
-    float *weights;      /* [m, top_k] */
-    int32_t *numbers;    /* [m, top_k] */
-    long m, experts, top_k, groups, top_groups;
-    int renormalise;
+    const float *logits;     /* [m, experts] */
+    const float *correction; /* [experts], added to the weights for the choice alone; or NULL */
+    float *weights;          /* [m, top_k] */
+    int32_t *numbers;        /* [m, top_k] */
+    long m, experts, top_k, groups, top_groups, group_best;
+    int sigmoid, renormalise;
     float scale;
 };
 #define MAX_EXPERTS 1024
@@ -182,7 +202,7 @@ struct experts {
     const float *gate_up_bias, *down_bias; /* [experts, 2 * n] and [experts, k] for packed weights, or NULL */
     long gate_up_parts, down_parts; /* 0; or they are `struct quantised` [experts][parts], stacked */
     const float *weights;      /* [m, top_k] */
-    const int32_t *numbers;    /* [m, top_k] */
+    const int32_t *numbers;    /* [m, top_k]; those outside 0 .. experts - 1 add nothing */
     void *out;                 /* [m, k] */
     long m, k, n, experts, top_k;
     enum curve curve;
@@ -190,9 +210,10 @@ struct experts {
 };
 int experts_run(const struct experts *job); /* 0, or -1 when memory for its scratch is lacking */
 
+#define ELSEWHERE (-1L)
 struct mixing { /* the weighted sum of each token's experts */
     const float *each;    /* [m * top_k, k], in the order of `place` */
-    const long *place;    /* [m * top_k] */
+    const long *place;    /* [m * top_k]; those that are ELSEWHERE add nothing */
     const float *weights; /* [m, top_k] */
     void *out;            /* [m, k] */
     long k, top_k;
@@ -239,6 +260,28 @@ struct attention {
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 
+/* Linear attention by the gated delta rule; kernels/reference/gated_delta.py has the formulas. */
+struct delta {
+    const void *projected;        /* [m, channels + value_heads * value_dim]: queries, keys, values, then gates */
+    const float *ba;              /* [m, 2 * value_heads] */
+    const void *conv;             /* [taps, channels] */
+    const float *decay, *dt_bias; /* [value_heads] */
+    const float *norm;            /* [value_dim] */
+    float *recurrent;             /* [places, value_heads, key_dim, value_dim] */
+    void *inputs;                 /* [places, taps - 1, channels] */
+    void *out;                    /* [m, value_heads * value_dim] */
+    const int32_t *seq_start;     /* [sequences + 1] */
+    const int32_t *rows;          /* [sequences] */
+    const int32_t *saves;         /* [save_count, 3]: sequence, tokens, place, in ascending order */
+    long sequences, save_count;
+    long key_heads, value_heads, key_dim, value_dim, taps; /* dims: multiples of 16, at most MAX_DELTA_DIM */
+    float eps;
+    enum dtype type;
+};
+#define MAX_DELTA_DIM 256
+#define MAX_TAPS 8
+void delta_run(const struct delta *job);
+
 /* The kernels of one level of instructions. Levels share the layout of packed weights. */
 struct kernels {
     const char *name;
@@ -251,9 +294,12 @@ struct kernels {
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
     void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);
     void (*norm_rows)(const void *norm, long from, long to);
+    void (*squares_rows)(const void *squares, long from, long to);
     void (*activation_rows)(const void *activation, long from, long to);
+    void (*gate_rows)(const void *sigmoid_gate, long from, long to);
+    void (*delta_heads)(const struct delta *job, long seq, long key_head);
     void (*rotary_rows)(const void *rotary, long from, long to);
-    void (*softmax)(const float *logits, float *to, long count);
+    void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);
     /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
     void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);

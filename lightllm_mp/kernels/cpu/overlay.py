@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.cpu.delta import gated_delta
 from lightllm_mp.kernels.cpu.experts import experts, prepare_experts, route
 from lightllm_mp.kernels.cpu.quantised import BLOCK_TYPES, QuantisedLinear, expanded_rows, multiplied, prepare_quantised
 from lightllm_mp.kernels.cpu.runtime import native
@@ -52,9 +53,12 @@ def table() -> OpTable | None:
         embedding=embedding,
         norm=norm,
         add_norm=add_norm,
+        head_squares=head_squares,
         rotary_kv_write=rotary_kv_write,
         attention=attention,
         full_attention=full_attention,
+        gated_delta=gated_delta,
+        sigmoid_gated=sigmoid_gated,
         gated=gated,
         activate=activate,
         route=route,
@@ -123,7 +127,8 @@ def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
 
 
 def _norm(added: int, residual: Tensor, by: Norm) -> Tensor:
-    """residual [..., n]; a weight of several rows (one per head) applies to the rows of `residual` in turn."""
+    """residual [..., n]; a weight of several rows (one per head) applies to the rows of `residual` in turn. With
+    `mean_squares` a row is a token: it has all heads."""
     out = torch.empty_like(residual)
     weight, bias = by.weight, by.bias
     n = residual.shape[-1]
@@ -134,6 +139,7 @@ def _norm(added: int, residual: Tensor, by: Norm) -> Tensor:
         residual.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
+        0 if by.mean_squares is None else by.mean_squares.data_ptr(),
         out.data_ptr(),
         residual.numel() // n,
         n,
@@ -157,6 +163,22 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 def activate(x: Tensor, activation: str) -> Tensor:
     out = torch.empty_like(x)
     _c.activation(x.data_ptr(), out.data_ptr(), *x.shape, False, CURVES[activation], TYPES[x.dtype])
+    return out
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    out, x, gate = torch.empty_like(x), x.contiguous(), gate.contiguous()
+    single, kinds = gate.shape[1] == 1, (TYPES[x.dtype], TYPES[gate.dtype])
+    _c.sigmoid_gate(x.data_ptr(), gate.data_ptr(), out.data_ptr(), *x.shape, single, *kinds)
+    return out
+
+
+def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
+    m, width = qkv.shape
+    queries, keys = layout.heads * layout.head_dim, layout.kv_heads * layout.head_dim
+    out = torch.empty((2, m), dtype=torch.float32)
+    for row, first, count in ((out[0], 0, queries), (out[1], queries, keys)):
+        _c.squares(qkv.data_ptr(), row.data_ptr(), m, width, first, count, TYPES[qkv.dtype])
     return out
 
 
@@ -193,12 +215,15 @@ def rotary_kv_write(
 
 
 def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
-    heads = qkv.view(qkv.shape[0], -1, layout.head_dim)
     first = 0
     for count, by in ((layout.heads, norms.query), (layout.kv_heads, norms.key)):
-        part = heads[:, first : first + count]
-        part.copy_(norm(part.contiguous(), by))
-        first += count
+        part = qkv[:, first : first + count * layout.head_dim]
+        first += part.shape[1]
+        if by.mean_squares is not None:
+            part.copy_(norm(part.contiguous(), by))
+        else:
+            heads = part.unflatten(1, (count, layout.head_dim))
+            heads.copy_(norm(heads.contiguous(), by))
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:

@@ -49,7 +49,7 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> Quantised
         return prepare_blocks(weight, bias)
     if isinstance(weight, GroupedWeight):
         return _prepared_groups(weight, bias)
-    if weight.values.dtype == torch.int8:
+    if weight.values.dtype == torch.int8 and not weight.group:
         return _prepared_rows(weight, bias)
     return None
 

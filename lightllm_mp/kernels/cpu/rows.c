@@ -26,7 +26,11 @@ void over_rows(void (*rows)(const void *, long, long), const void *job, long m, 
 
 void norm_run(const struct norm *job) { over_rows(kernels->norm_rows, job, job->m, job->n); }
 
+void squares_run(const struct squares *job) { over_rows(kernels->squares_rows, job, job->m, job->n); }
+
 void activation_run(const struct activation *job) { over_rows(kernels->activation_rows, job, job->m, job->n); }
+
+void sigmoid_gate_run(const struct sigmoid_gate *job) { over_rows(kernels->gate_rows, job, job->m, job->n); }
 
 void rotary_run(const struct rotary *job) {
     over_rows(kernels->rotary_rows, job, job->m, (job->h.heads + 2 * job->h.kv_heads) * job->h.head_dim);
@@ -53,3 +57,10 @@ void attention_run(const struct attention *job) {
     t.tiles = (job->max_query + t.queries - 1) / t.queries;
     parallel_for(attention_task, &t, t.tiles * job->sequences * job->h.kv_heads);
 }
+
+static void delta_task(void *arg, long task) {
+    const struct delta *job = arg;
+    kernels->delta_heads(job, task / job->key_heads, task % job->key_heads);
+}
+
+void delta_run(const struct delta *job) { parallel_for(delta_task, (void *)job, job->sequences * job->key_heads); }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightllm_mp.kernels.reference import attention, linear, moe, norm, quantised, rotary
+from lightllm_mp.kernels.reference import attention, gated_delta, linear, moe, norm, quantised, rotary
 from lightllm_mp.kernels.table import OpTable
 
 TABLE = OpTable(
@@ -15,11 +15,14 @@ TABLE = OpTable(
     embedding=linear.embedding,
     norm=norm.norm,
     add_norm=norm.add_norm,
+    head_squares=rotary.head_squares,
     rotary_kv_write=rotary.rotary_kv_write,
     attention=attention.attention,
     full_attention=attention.full_attention,
     rotate=rotary.rotate,
     kv_write=rotary.kv_write,
+    gated_delta=gated_delta.gated_delta,
+    sigmoid_gated=norm.sigmoid_gated,
     gated=norm.gated,
     activate=norm.activate,
     route=moe.route,

@@ -17,7 +17,11 @@ def norm(x: Tensor, by: Norm) -> Tensor:
     wide = x.float()
     if by.kind == "layer":
         wide = wide - wide.mean(-1, keepdim=True)
-    wide = wide * (wide.square().mean(-1, keepdim=True) + by.eps).rsqrt() * by.weight.float()
+    if by.mean_squares is None:
+        spread = wide.square().mean(-1, keepdim=True)
+    else:
+        spread = by.mean_squares.view(-1, *[1] * (x.dim() - 1))
+    wide = wide * (spread + by.eps).rsqrt() * by.weight.float()
     return (wide if by.bias is None else wide + by.bias.float()).to(x.dtype)
 
 
@@ -31,6 +35,10 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     if activation == "swiglu_oai":
         gate, up, activation = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1, "quick_gelu"
     return (_ACTIVATIONS[activation](gate) * up).to(gate_up.dtype)
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() * gate.float().sigmoid()).to(x.dtype)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -22,15 +22,15 @@ def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
     int8 rounds to the nearest, ties to even; fp8 as torch casts to float8_e4m3fn.
     """
     wide = weight.float()
-    scales = wide.abs().amax(1) / LARGEST[kind]
+    scales = wide.abs().amax(1, keepdim=True) / LARGEST[kind]
     scales = torch.where(scales > 0, scales, 1.0)
-    wide = (wide / scales[:, None]).clamp_(-LARGEST[kind], LARGEST[kind])
+    wide = (wide / scales).clamp_(-LARGEST[kind], LARGEST[kind])
     values = wide.round_().to(torch.int8) if kind == "int8" else wide.to(torch.float8_e4m3fn)
     return ScaledWeight(values, scales)
 
 
 def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
-    """The values [n, k] of a quantised weight: computed in float32, rounded once to `dtype`."""
+    """The values [n, k] of a quantised weight, computed in float32 and rounded once to `dtype`."""
     if isinstance(weight, BlockWeight):
         parts = (torch.from_numpy(dequantize(part.rows.cpu().numpy(), part.type)) for part in weight.parts)
         return torch.cat([part.to(dtype) for part in parts])
@@ -38,7 +38,10 @@ def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
         groups = weight.group_of.long()
         codes = weight.codes.float() - weight.zeros.float()[:, groups]
         return (codes * weight.scales.float()[:, groups]).to(dtype)
-    return (weight.values.float() * weight.scales[:, None]).to(dtype)
+    scales = weight.scales
+    if scales.shape[-1] > 1:
+        scales = scales.repeat_interleave(weight.group, -1)[..., : weight.values.shape[-1]]
+    return (weight.values.float() * scales).to(dtype)
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> PlainLinear:

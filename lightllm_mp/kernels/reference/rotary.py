@@ -10,6 +10,11 @@ from lightllm_mp.kernels.reference.norm import norm
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
 
 
+def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
+    queries, keys = layout.heads * layout.head_dim, layout.kv_heads * layout.head_dim
+    return torch.stack([part.float().square().sum(-1) for part in qkv.split((queries, keys, keys), -1)[:2]])
+
+
 def rotary_kv_write(
     qkv: Tensor, rotation: Rotation, kv: LayerKV, batch: Batch, layout: HeadLayout, norms: HeadNorms | None
 ) -> Tensor:

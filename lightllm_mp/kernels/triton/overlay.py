@@ -11,7 +11,7 @@ from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.kernels.triton.attention.attention import attention
 from lightllm_mp.kernels.triton.attention.kv_write import kv_write
 from lightllm_mp.kernels.triton.attention.rotary import rotate
-from lightllm_mp.kernels.triton.attention.rotary_kv_write import rotary_kv_write
+from lightllm_mp.kernels.triton.attention.rotary_kv_write import head_squares, rotary_kv_write
 from lightllm_mp.kernels.triton.linear.linear import linear, linear_float, prepare_linear
 from lightllm_mp.kernels.triton.linear.quantised import prepare_quantised
 from lightllm_mp.kernels.triton.moe.moe import BLOCK_TYPES, experts, prepare_experts
@@ -29,6 +29,7 @@ TABLE: OpTable = replace(
     linear_float=linear_float,
     norm=norm,
     add_norm=add_norm,
+    head_squares=head_squares,
     rotary_kv_write=rotary_kv_write,
     attention=attention,
     rotate=rotate,

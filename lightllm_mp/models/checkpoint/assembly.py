@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from gguf import GGMLQuantizationType
 
 from lightllm_mp.errors import ModelError
-from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, QuantisedWeight, stacked
+from lightllm_mp.kernels.quantised import (
+    BlockRows,
+    BlockWeight,
+    GroupedWeight,
+    QuantisedWeight,
+    ScaledWeight,
+    stacked,
+)
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import OpTable, Prepared
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.parallel.shard_copy import (
     Sliceable,
     in_equal_parts,
+    in_experts,
     part_of_packed,
     parts_of_blocks,
     place,
+    place_scaled,
     without_gaps,
 )
 from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
@@ -27,11 +38,14 @@ from lightllm_mp.models.parallel.sharding import WHOLE, ShardCut
 EXPERTS = ("experts.gate_up", "experts.down")
 """Suffixes of the weights of all experts of a layer."""
 
-NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", *EXPERTS)
+NO_PROJECTIONS = ("embed", "types", "positions", "q_norm", "k_norm", "kv_b", "delta.conv", *EXPERTS)
 """Suffixes of matrices that are not plain projections: they are stored as they are, for `tensor`."""
 
-NOT_QUANTISED = ("router", "shared_gate")
+NOT_QUANTISED = ("router", "shared_gate", "delta.ba")
 """Suffixes of projections that are too small and too delicate to gain from quantisation."""
+
+KEPT_FLOAT32 = ("delta.a_log", "delta.dt_bias", "delta.norm", "router.correction")
+"""Suffixes of small parameters that are float32 with every dtype of the model."""
 
 
 def types_in_blocks(ops: OpTable, dtype: torch.dtype) -> frozenset[int]:
@@ -66,14 +80,19 @@ class ModelWeights:
         self._tensors: dict[str, torch.Tensor] = {}
         self._saved = 0
         self._packed: dict[str, dict[int, GroupedWeight]] = {}
+        self._scaled: dict[str, ScaledWeight] = {}
         self._blocks: dict[str, list[tuple[int, BlockRows]]] = {}
         self._linears: dict[str, Prepared] = {}
         for param in params:
-            row = 0
-            for piece in param.pieces:
+            own = _own_pieces(param, self._cuts[param.target])
+            for piece, row in own:
                 self._place.setdefault(piece.name, []).append((param, piece, row))
-                row += piece.shape[0]
-            self._missing[param.target] = len(param.pieces)
+            self._missing[param.target] = len(own)
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors of the file of which this rank keeps something."""
+        return set(self._place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,12 +118,19 @@ class ModelWeights:
             return True
         return kind in self._block_types and _may_be_blocks(target)
 
-    def add(self, name: str, tensor: Sliceable | GroupedWeight | BlockRows) -> None:
-        """Copies one tensor of the file into its parameters. 4-bit weights stay packed in the projections of layers and
-        are expanded elsewhere; ggml blocks stay in the embedding and the head too."""
+    def keeps_quantised(self, name: str) -> bool:
+        """Whether a quantised weight of the file stays quantised: all its uses are projections inside a layer."""
+        return name in self._place and all(_may_be_scaled(param.target) for param, _, _ in self._place[name])
+
+    def add(self, name: str, tensor: Sliceable | ScaledWeight | GroupedWeight | BlockRows) -> None:
+        """Copies one tensor of the file into its parameters. 8-bit weights stay as they are in the projections of
+        layers, 4-bit ones in those that are not of experts; elsewhere both are expanded. ggml blocks stay in the
+        embedding and the head too."""
         for param, piece, row in self._place[name]:
             if isinstance(tensor, BlockRows):
                 self._add_blocks(param, piece, row, tensor)
+            elif isinstance(tensor, ScaledWeight):
+                self._add_scaled(param, piece, row, tensor)
             elif not isinstance(tensor, GroupedWeight):
                 self._copy(param, piece, row, tensor)
             elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
@@ -115,6 +141,16 @@ class ModelWeights:
                 self._copy(param, piece, row, expanded(tensor, self._dtype))
             self._missing[param.target] -= 1
             self._prepare_if_whole(param.target.removesuffix(".bias"))
+
+    def _add_scaled(self, param: Param, piece: Piece, row: int, weight: ScaledWeight) -> None:
+        target, cut, shape = param.target, self._cuts[param.target], self._shapes[param.target]
+        whole = self._scaled.get(target)
+        other = whole is not None and whole.values.dtype != weight.values[0:1].dtype
+        if target in self._tensors or other or not _may_be_scaled(target):
+            self._copy(param, piece, row, expanded(replace(weight, values=weight.values[:]), self._dtype))
+            return
+        own = weight.reordered(piece.transform) if piece.transform else weight
+        self._scaled[target] = place_scaled(own, whole, shape, cut, row, self._device)
 
     def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
         if self._may_be_blocks(
@@ -131,8 +167,11 @@ class ModelWeights:
         cut, whole = self._cuts[param.target], self._tensors.get(param.target)
         if whole is None:
             make = torch.zeros if cut.padded else torch.empty
-            whole = make(self._shapes[param.target], dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if param.target.endswith(KEPT_FLOAT32) else self._dtype
+            whole = make(self._shapes[param.target], dtype=dtype, device=self._device)
             self._tensors[param.target] = whole
+            if scaled := self._scaled.pop(param.target, None):  # some pieces are scaled, others are not
+                whole.copy_(expanded(scaled, self._dtype))
         place(piece.transform(tensor) if piece.transform else tensor, whole, cut, row, piece.shape[0])
 
     def _prepare_if_whole(self, target: str) -> None:
@@ -149,6 +188,8 @@ class ModelWeights:
         blocks = self._blocks.pop(target, [])
         parts = self._packed.pop(target, {})
         whole = self._tensors.pop(target, None)
+        if (scaled := self._scaled.pop(target, None)) is not None:
+            return self._quantised(target, scaled, bias)
         if blocks and whole is None:
             return self._quantised(target, BlockWeight(without_gaps(blocks, self._shapes[target][0])), bias)
         for row, some in blocks:  # some pieces are blocks, others are not
@@ -188,8 +229,17 @@ class ModelWeights:
         self.tensor(target)
         return self._tensors.pop(target)
 
-    def experts(self, target: str, count: int) -> torch.Tensor | tuple[BlockWeight, ...]:
-        """Weights of `count` experts, which are not kept: [count, n, k], or the ggml blocks of each."""
+    def experts(self, target: str, count: int) -> torch.Tensor | ScaledWeight | tuple[BlockWeight, ...]:
+        """Weights of `count` experts, which are not kept: [count, n, k], or the ggml blocks of each.
+
+        8-bit weights are expanded for a model in float32, which users choose for exactness.
+        """
+        if (scaled := self._scaled.pop(target, None)) is not None:
+            scaled = in_experts(scaled, count)
+            if self._dtype == torch.float32:
+                return torch.stack([expanded(scaled.expert(i), self._dtype) for i in range(count)])
+            self._saved += scaled.values.numel() * self._dtype.itemsize - scaled.nbytes
+            return scaled
         if target not in self._blocks or target in self._tensors:
             whole = self.take(target)
             for row, part in self._blocks.pop(target, []):  # some pieces are blocks, others are not
@@ -217,9 +267,23 @@ class ModelWeights:
         return self._linears[target]
 
 
+def _own_pieces(param: Param, cut: ShardCut) -> list[tuple[Piece, int]]:
+    """The pieces of which a rank keeps something, each with its first row in the parameter; all if it keeps none."""
+    begins = itertools.accumulate((piece.shape[0] for piece in param.pieces), initial=0)
+    pieces = list(zip(param.pieces, begins, strict=False))
+    if cut.rows is None:
+        return pieces
+    return [(piece, row) for piece, row in pieces if cut.rows.within(row, row + piece.shape[0])] or pieces
+
+
 def _may_be_quantised(target: str) -> bool:
     """True for a projection inside a layer, not for the head, which decides between near scores."""
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
+
+
+def _may_be_scaled(target: str) -> bool:
+    """True for a projection inside a layer, also for those of experts."""
+    return _may_be_quantised(target) or target.endswith(EXPERTS)
 
 
 def _may_be_blocks(target: str) -> bool:

@@ -41,6 +41,7 @@ class RandomWeights:
         self.shapes = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
         experts = {name for name, target in self._targets.items() if blocks and target.endswith(EXPERTS)}
         self.in_blocks = dict.fromkeys(experts, GGMLQuantizationType.MXFP4)
+        self.quantised: Set[str] = self.in_blocks.keys()
         self.sizes = {name: self._size(name) for name in self.shapes}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
@@ -67,5 +68,5 @@ class RandomWeights:
         if target.endswith(".bias"):
             return made.zero_()
         if target.endswith("norm"):
-            return made.fill_(self._norm)
+            return made.fill_(1.0 if target.endswith("delta.norm") else self._norm)  # it has no offset
         return made.normal_(0.0, DEVIATION, generator=generator)

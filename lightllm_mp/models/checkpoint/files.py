@@ -21,23 +21,43 @@ from lightllm_mp.models.checkpoint.weight_files import weight_files
 Tensors = Iterator[tuple[str, Any]]
 """Names and tensors, or lazy slices and packed forms of tensors."""
 
-PACKED = (".qweight", ".qzeros", ".g_idx")
-"""Suffixes of int32 tensors (see awq_gptq.py)."""
-BYTES = ("_blocks", "_scales")
-"""Suffixes of uint8 tensors (see mxfp4.py); all others hold floating point numbers."""
+BYTES = {
+    **dict.fromkeys(("F64", "I64"), 8),
+    **dict.fromkeys(("F32", "I32"), 4),
+    **dict.fromkeys(("F16", "BF16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E8M0", "I8", "U8"), 1),
+}
+"""Bytes of an element, by the names of dtypes in safetensors files. Other dtypes are not read."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of plain weights; the others are parts of quantised ones."""
 
 
 class Checkpoint(Protocol):
     """Tensors by name. `stream` yields each wanted tensor once; those of `partly` may be lazy slices, which read only
-    what is indexed. `sizes` are bytes as stored, for progress."""
+    what is indexed. `sizes` are bytes as stored, for progress.
+    `quantised` names what comes in a quantised form."""
 
     shapes: dict[str, tuple[int, ...]]
     sizes: dict[str, int]
+    quantised: Set[str]
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors: ...
 
 
-def open_folder(folder: Path) -> Checkpoint:
+class FileTensors(Checkpoint, Protocol):
+    """The tensors of files, some of which may be parts of quantised weights: `coded` has those that are no floating
+    point numbers of 16 bits or more, and their dtypes."""
+
+    coded: dict[str, str]
+
+
+def check_plain(checkpoint: FileTensors, names: Set[str], where: str) -> None:
+    """ModelError where one of the tensors is not plain."""
+    for name in sorted(names & checkpoint.coded.keys()):
+        raise ModelError(f"{where}: tensor {name} is stored as {checkpoint.coded[name]}, which is not supported")
+
+
+def open_folder(folder: Path) -> FileTensors:
     """The checkpoint of a Hugging Face folder: safetensors where present, else `.bin` (read with weights_only)."""
     files = weight_files(folder)
     return SafetensorsFiles(files) if files[0].suffix == ".safetensors" else TorchFiles(files)
@@ -54,6 +74,8 @@ class SafetensorsFiles:
         self.files = files
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.coded: dict[str, str] = {}
+        self.quantised: Set[str] = frozenset()
         for file in files:
             try:
                 with safe_open(str(file), framework="pt") as opened:
@@ -66,12 +88,12 @@ class SafetensorsFiles:
     def _add(self, file: Path, name: str, entry: Any) -> None:
         if name in self.shapes:
             raise ModelError(f"{file}: tensor {name} is in another file too")
-        if entry.get_dtype() not in _types_of(name):
-            raise ModelError(f"{file}: tensor {name} is stored as {entry.get_dtype()}, which is not supported")
+        if (dtype := entry.get_dtype()) not in BYTES:
+            raise ModelError(f"{file}: tensor {name} is stored as {dtype}, which is not supported")
         self.shapes[name] = tuple(entry.get_shape())
-        self.sizes[name] = math.prod(self.shapes[name]) * {"F64": 8, "F32": 4, "I32": 4, "U8": 1}.get(
-            entry.get_dtype(), 2
-        )
+        self.sizes[name] = math.prod(self.shapes[name]) * BYTES[dtype]
+        if dtype not in FLOATS:
+            self.coded[name] = dtype
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for file in self.files:
@@ -84,11 +106,18 @@ class SafetensorsFiles:
                 raise ModelError(f"{file}: cannot be read ({error})") from error
 
 
-def _types_of(name: str) -> tuple[str, ...]:
-    """Types that a tensor of this name may have, as safetensors names them."""
-    if name.endswith(PACKED):
-        return ("I32",)
-    return ("U8",) if name.endswith(BYTES) else ("F64", "F32", "F16", "BF16")
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+"""Names of dtypes as in safetensors files."""
 
 
 class TorchFiles:
@@ -98,24 +127,24 @@ class TorchFiles:
         self.parts = [_load_bin(file) for file in files]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.coded: dict[str, str] = {}
+        self.quantised: Set[str] = frozenset()
         for file, part in zip(files, self.parts, strict=True):
             for name, tensor in part.items():
                 if name.endswith(BUFFERS):
                     continue
-                if not isinstance(tensor, torch.Tensor) or not _is_weight(name, tensor):
-                    raise ModelError(f"{file}: {name} is not a tensor of floating point numbers")
+                if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES:
+                    raise ModelError(f"{file}: {name} is not a tensor of numbers that are supported")
                 if name in self.shapes:
                     raise ModelError(f"{file}: tensor {name} is in another file too")
                 self.shapes[name] = tuple(tensor.shape)
                 self.sizes[name] = tensor.nbytes
+                if DTYPES[tensor.dtype] not in FLOATS:
+                    self.coded[name] = DTYPES[tensor.dtype]
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for part in self.parts:
             yield from ((name, tensor) for name, tensor in part.items() if name in wanted)
-
-
-def _is_weight(name: str, tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.int32 if name.endswith(PACKED) else tensor.is_floating_point()
 
 
 def _load_bin(file: Path) -> dict[str, Any]:
@@ -140,6 +169,7 @@ class RenamedCheckpoint:
         self._names = {name: known(name) for name in whole.shapes}
         self.shapes = {self._names[name]: shape for name, shape in whole.shapes.items()}
         self.sizes = {self._names[name]: size for name, size in whole.sizes.items()}
+        self.quantised: Set[str] = {self._names[name] for name in whole.quantised}
         if len(self.shapes) < len(whole.shapes):
             raise ModelError("the checkpoint holds a tensor under two spellings of its name")
 
@@ -161,6 +191,8 @@ class GGUFTensors:
             for name, tensor in file.tensors.items()
             if tensor.type in block_types and len(tensor.shape) > 1
         }
+        self.quantised: Set[str] = self.in_blocks.keys()
+        self.coded: dict[str, str] = {}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name in [name for name in self.file.tensors if name in wanted]:

@@ -17,7 +17,7 @@ from lightllm_mp.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightllm_mp.models.checkpoint.files import Checkpoint
+    from lightllm_mp.models.checkpoint.files import FileTensors
 
 METHOD = "mxfp4"
 """`quant_method` of such checkpoints."""
@@ -31,7 +31,7 @@ def is_mxfp4(config: dict[str, Any]) -> bool:
     return isinstance(given, dict) and given.get("quant_method") == METHOD
 
 
-def joined_shapes(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
+def joined_blocks(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
     """Shapes by name, with blocks and scales joined. Raises ModelError where one does not fit the other."""
     joined = dict(shapes)
     for name in [name for name in shapes if name.endswith(BLOCKS)]:
@@ -47,11 +47,16 @@ def joined_shapes(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, t
 class Mxfp4Checkpoint:
     """A checkpoint whose `stream` yields joined weights as rows of ggml blocks, uint8 [..., rows, bytes of a row]."""
 
-    def __init__(self, inner: Checkpoint, where: str) -> None:
+    def __init__(self, inner: FileTensors, where: str) -> None:
         self._inner = inner
-        self.shapes = joined_shapes(inner.shapes, where)
+        self._where = where
+        self.shapes = joined_blocks(inner.shapes, where)
         self.in_blocks = dict.fromkeys(self.shapes.keys() - inner.shapes.keys(), GGMLQuantizationType.MXFP4)
+        self.quantised: Set[str] = self.in_blocks.keys()
         self.sizes = {name: self._size(name) for name in self.shapes}
+        for name in [whole + part for whole in self.in_blocks for part in (BLOCKS, SCALES)]:
+            if (found := inner.coded.get(name, "floating point numbers")) != "U8":
+                raise ModelError(f"{where}: tensor {name} is stored as {found}, expected is U8")
 
     def _size(self, name: str) -> int:
         parts = (name + BLOCKS, name + SCALES) if name in self.in_blocks else (name,)
@@ -60,8 +65,10 @@ class Mxfp4Checkpoint:
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
         """Yields plain tensors as they are read and joined ones when both parts are read."""
         from lightllm_mp.kernels.quantised import BlockRows  # loads torch, which a check before start does without
+        from lightllm_mp.models.checkpoint.files import check_plain
 
         joined = wanted & self.in_blocks.keys()
+        check_plain(self._inner, wanted - joined, self._where)
         names = wanted - joined | {name + part for name in joined for part in (BLOCKS, SCALES)}
         waiting: dict[str, Tensor] = {}
         for name, tensor in self._inner.stream(names, partly - joined):

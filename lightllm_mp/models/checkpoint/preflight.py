@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource
-from lightllm_mp.models.checkpoint.mxfp4 import is_mxfp4, joined_shapes
-from lightllm_mp.models.checkpoint.quant_config import packing_of
+from lightllm_mp.models.checkpoint.mxfp4 import is_mxfp4, joined_blocks
+from lightllm_mp.models.checkpoint.quant_config import quant_config_of
+from lightllm_mp.models.checkpoint.quant_layout import joined_shapes, stored_weights, surplus_biases
 from lightllm_mp.models.checkpoint.weight_files import weight_files
 from lightllm_mp.models.checkpoint.weight_rules import check_names
 from lightllm_mp.models.model_config import gguf_model, hf_model, read_model_config
@@ -23,8 +24,8 @@ MAX_HEADER = 100_000_000
 def check_weights(model: ModelSource | Path) -> ModelSpec:
     """The model's spec. Raises ModelError naming the tensor or file that is missing, surplus, mis-shaped or truncated.
 
-    `.bin` files have no header and are only checked for completeness; packed weights have other names. Both are
-    compared with the configuration when they are loaded.
+    `.bin` files have no header and are only checked for completeness; they are compared with the configuration when
+    they are loaded.
     """
     source = ModelSource.of(model)
     path = source.language
@@ -34,7 +35,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
             _check_width(source, spec.hidden)
         assert family.gguf_weights is not None
         found = {name: tensor.shape for name, tensor in keys.file.tensors.items()}
-        check_names(family.gguf_weights(spec, keys), found, family.gguf_ignore, str(path))
+        check_names(family.gguf_weights(spec, keys), found, family.gguf_surplus(spec), str(path))
         return spec
     if not path.is_dir():
         return read_model_config(source)  # raises: the path does not exist
@@ -45,11 +46,16 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
             _check_archive(archive)
         return spec
     found = shapes(files)
-    if packing_of(source.config, str(path)) is None:
-        if is_mxfp4(source.config):
-            found = joined_shapes(found, str(path))
-        found = {family.known(name): shape for name, shape in found.items()}
-        check_names(family.folder_weights(spec), found, family.ignore, str(path))
+    params = family.folder_weights(spec)
+    if quantised := quant_config_of(source.config, str(path)):
+        names = {piece.name for param in params for piece in param.pieces}
+        weights = stored_weights(quantised, found, str(path))
+        surplus = surplus_biases(weights, found, {name for name in found if family.known(name) in names})
+        found = joined_shapes({name: shape for name, shape in found.items() if name not in surplus}, weights)
+    elif is_mxfp4(source.config):
+        found = joined_blocks(found, str(path))
+    found = {family.known(name): shape for name, shape in found.items()}
+    check_names(params, found, family.folder_ignore(spec), str(path))
     return spec
 
 

@@ -38,14 +38,21 @@ class Param:
     attention_out_norm, mlp_out_norm       [hidden], on their outputs (`branch_norms`)
     qkv                                    [q_size + 2 * kv_size, hidden]: all queries, all keys, all values
     q_norm, k_norm                         [head_dim], or [heads * head_dim] with `each_head_norm`
+    q_gate                                 [q_size, hidden] (`attention_gate`)
     o                                      [hidden, q_size]
     sinks                                  [heads]
     gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
     up, down                               where the MLP is not gated
-    router                                 [experts, hidden]
+    router, router.correction              [experts, hidden], [experts]: added to the weights for the choice
     experts.gate_up, experts.down          [experts * 2 * n, hidden], [experts * hidden, n]: expert after expert
     shared.gate_up, shared.down            the MLP beside the experts; shared_gate [1, hidden]
     q_a, q_a_norm, q_b (or q), kv_a, kv_a_norm, kv_b     latent attention, rows as in the DeepSeek-V2 files
+    delta.qkvz                             linear attention: [channels + value_size, hidden]: all queries, keys, values,
+                                           and all gates
+    delta.ba                               [2 * value_heads, hidden]: all b, all a
+    delta.conv                             [channels, taps]
+    delta.a_log, delta.dt_bias             [value_heads]
+    delta.norm, delta.out                  [value_dim]; [hidden, value_size]
 
     with `.bias` appended for a bias, of norms too.
     """

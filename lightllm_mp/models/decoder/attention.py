@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
@@ -12,6 +13,7 @@ from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.norms import read_head_norms
 from lightllm_mp.models.decoder.rotary import RotaryTable
+from lightllm_mp.models.parallel.group import RankGroup
 from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
@@ -33,6 +35,20 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard, sinks: Tensor | None 
 
 
 @dataclass(slots=True)
+class JointHeads:
+    """Gives norms of heads the mean squares of all queries, and of all keys, of the group's ranks."""
+
+    ops: OpTable
+    group: RankGroup
+    counts: Tensor
+    """float32 [2, 1]: elements of a token's queries and keys on all ranks, where a key may be on several."""
+
+    def norms(self, qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> HeadNorms:
+        means = self.group.sum(self.ops.head_squares(qkv, layout)) / self.counts
+        return HeadNorms(*(norm._replace(mean_squares=mean) for norm, mean in zip(norms, means, strict=True)))
+
+
+@dataclass(slots=True)
 class Attention:
     """Self-attention of one layer over the KV pool."""
 
@@ -42,20 +58,35 @@ class Attention:
     rotary: RotaryTable
     norms: HeadNorms | None
     qkv: Prepared
+    gate: Prepared | None
     o: Prepared
+    joint: JointHeads | None = None
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden], or only its `rows`; writes the new tokens' keys and values."""
         layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
         rotation = batch.rotation or self.rotary.rotation
-        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, self.norms)
+        norms = self.norms
+        if self.joint is not None and norms is not None:
+            norms = self.joint.norms(qkv, self.layout, norms)
+        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, norms)
         out = self.ops.attention(q, layer, batch, self.layout)
-        return self.ops.linear(out if rows is None else out[rows], self.o)
+        if rows is not None:
+            x, out = x[rows], out[rows]
+        if self.gate is not None:
+            out = self.ops.sigmoid_gated(out, self.ops.linear(x, self.gate))
+        return self.ops.linear(out, self.o)
 
 
 def read_attention(
-    weights: ModelWeights, layer: int, spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard
+    weights: ModelWeights,
+    layer: int,
+    spec: ModelSpec,
+    ops: OpTable,
+    rotary: RotaryTable,
+    shard: Shard,
+    group: RankGroup,
 ) -> Attention:
     at = f"layers.{layer}."
     sinks = weights.tensor(at + "sinks").float() if spec.sinks else None
@@ -66,8 +97,16 @@ def read_attention(
         rotary,
         read_head_norms(weights, at, spec),
         weights.linear(at + "qkv"),
+        weights.linear(at + "q_gate") if spec.attention_gate else None,
         weights.linear(at + "o"),
+        _joint_heads(spec, ops, rotary, shard, group) if spec.joint_head_norm else None,
     )
+
+
+def _joint_heads(spec: ModelSpec, ops: OpTable, rotary: RotaryTable, shard: Shard, group: RankGroup) -> JointHeads:
+    heads = (shard.all_heads or spec.heads, shard.all_kv_heads or spec.kv_heads)
+    counts = torch.tensor(heads, dtype=torch.float32, device=rotary.device) * spec.head_dim
+    return JointHeads(ops, group, counts.unsqueeze(1))
 
 
 def alibi_slopes(all_heads: int, first: int, count: int) -> tuple[float, ...]:

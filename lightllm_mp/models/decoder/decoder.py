@@ -13,6 +13,7 @@ from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
 from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
+from lightllm_mp.models.decoder.gated_delta import GatedDelta, read_gated_delta
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
@@ -30,7 +31,7 @@ class DecoderLayer:
     """One transformer block. Each half has a norm before it and, where `*_out_norm` is given, one after it."""
 
     input_norm: Norm
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | GatedDelta
     attention_out_norm: Norm | None
     post_norm: Norm | None
     """None: both halves take the same normalised input."""
@@ -78,16 +79,18 @@ class Decoder:
             mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
         )
 
-    def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention:
+    def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention | GatedDelta:
+        if i in self.spec.linear_layers:
+            return read_gated_delta(weights, i, self.spec, self.ops)
         rotary = self.rotary if i in self.spec.global_layers else self._local_rotary
         if self.spec.mla is not None:
             return read_latent_attention(weights, i, self.spec, self.ops, rotary)
-        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard)
+        return read_attention(weights, i, self.spec, self.ops, rotary, self._shard, self.group)
 
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
         if moe is not None and i not in moe.dense_layers:
-            return read_mixture(weights, at, self.spec, self.ops)
+            return read_mixture(weights, at, self.spec, self.ops, self._shard)
         return read_mlp(weights, at, self.spec, self.ops)
 
     @property
@@ -117,7 +120,9 @@ class Decoder:
         residual = self.embedding.forward(ids, batch, images)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            for image in images if 0 < i <= self.spec.deepstack else ():
+                image.add_plane(i - 1, residual)
             x = (
                 ops.norm(residual, layer.input_norm)
                 if branch is None

@@ -27,6 +27,14 @@ class ImageRows(NamedTuple):
     rows: Tensor
     """[tokens, hidden] in the model's dtype, on any device. A copy from pinned host memory is asynchronous: the memory
     must not change before the step is done."""
+    deep: Tensor | None = None
+    """DeepStack: [levels, tokens, hidden]; plane i is added to the hidden states of these tokens after layer i."""
+
+    def add_plane(self, level: int, hidden: Tensor) -> None:
+        """Adds plane `level` to hidden states [tokens of the step, hidden] in place."""
+        if self.deep is not None:
+            plane = self.deep[level].to(hidden.device, non_blocking=True)
+            hidden[self.line : self.line + plane.shape[0]].add_(plane)
 
 
 class Embedding:
@@ -49,8 +57,8 @@ class Embedding:
         x = self._ops.embedding(ids, self.table) if self._group.size == 1 else self._summed(ids)
         if self._scale != 1.0:
             x = x.mul_(self._scale)
-        for line, rows in images:
-            x[line : line + rows.shape[0]].copy_(rows, non_blocking=True)
+        for image in images:
+            x[image.line : image.line + image.rows.shape[0]].copy_(image.rows, non_blocking=True)
         if self._types is not None and segments is not None:
             x = x.add_(self._ops.embedding(segments, self._types))
         if self._positions is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,33 +11,49 @@ import torch
 from lightllm_mp.kernels.table import LayerKV
 from lightllm_mp.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from lightllm_mp.models.decoder.state_pool import StatePool
+
 SCALE_TYPE = torch.float16
 """Type of the scales of 8-bit keys and values, one per token and head."""
 ALIGNED_ROWS = 8
 
 
 class KVPool:
-    """Keys and values of all layers, one slot per token. Slot `slots` is a spare one that padding writes to.
+    """Keys and values of all layers that keep some, one slot per token. Slot `slots` is a spare one that padding writes
+    to.
 
-    They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales.
+    They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales. `states` are those of the
+    other layers, in models with linear attention.
     """
 
-    def __init__(self, spec: ModelSpec, slots: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        states: StatePool | None = None,
+    ) -> None:
         self.slots = slots
         self.dummy_slot = slots
+        self.states = states
+        planes = len(spec.kv_layers)
         heads, width, latent = _entry(spec)
         kinds = 1 if latent else 2
-        self.data = lazy_zeros((spec.layers, kinds, slots + 1, heads, width), dtype, device)
+        self.data = lazy_zeros((planes, kinds, slots + 1, heads, width), dtype, device)
         scaled = dtype.itemsize == 1
         # A multiple of 8 rows: every layer's scales begin at a multiple of 16 bytes.
         rows = -(slots + 1) % ALIGNED_ROWS + slots + 1
         # A GPU reads the scales of a key and its value together; a CPU's kernels take them in planes of their own.
         together = torch.device(device).type == "cuda"
         shape = (rows, heads, kinds) if together else (kinds, rows, heads)
-        scales = lazy_zeros((spec.layers, *shape), SCALE_TYPE, device) if scaled else None
+        scales = lazy_zeros((planes, *shape), SCALE_TYPE, device) if scaled else None
         self.scales = scales.permute(0, 3, 1, 2) if together and scales is not None else scales
         """[layers, 2, rows, heads] or None."""
-        self.layers = [self._layer(i, latent) for i in range(spec.layers)]
+        self.layers = {layer: self._layer(plane, latent) for plane, layer in enumerate(spec.kv_layers)}
+        """By number of the layer in the model."""
 
     def _layer(self, i: int, latent: int) -> LayerKV:
         keys = self.data[i, 0]
@@ -52,7 +69,7 @@ class KVPool:
         """Bytes of one token's keys and values over all layers."""
         heads, width, latent = _entry(spec)
         scale = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0
-        return spec.layers * (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
+        return len(spec.kv_layers) * (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
 
 
 def _entry(spec: ModelSpec) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ class RotaryTable:
         self.classes = class_count(spec, max_context)
         self.log_n = log_n
         self.device = torch.device(device)
-        parts = [i for i, pairs in enumerate(spec.sections) for _ in range(pairs)] if spec else []
+        parts = component_of_pairs(spec) if spec else []
         self._sections = torch.tensor(parts, device=self.device) if parts else None
         """[dim / 2]: the component of a position that each pair turns by."""
         self.rotation = Rotation(torch.empty(0, 0), torch.empty(0, 0))
@@ -77,6 +77,13 @@ def rotary_tables(spec: ModelSpec, device: torch.device | str) -> tuple[RotaryTa
     if spec.local_rope is None:
         return everywhere, everywhere
     return everywhere, RotaryTable(spec.local_rope, max_context=spec.max_context, device=device)
+
+
+def component_of_pairs(spec: RopeSpec) -> list[int]:
+    """The component of a position that each of the dim / 2 pairs turns by; empty without sections."""
+    if not spec.interleaved_sections:
+        return [i for i, pairs in enumerate(spec.sections) for _ in range(pairs)]
+    return [i % 3 if i < 3 * spec.sections[i % 3] else 0 for i in range(spec.dim // 2)]
 
 
 def log_n_scale(positions: torch.Tensor, trained: int) -> torch.Tensor:

@@ -29,33 +29,39 @@ from lightllm_mp.models.families.chatglm import CHATGLM
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
+from lightllm_mp.models.families.deepseek_v3 import DEEPSEEK_V3
 from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from lightllm_mp.models.families.glm4_moe import GLM4_MOE, GLM4_MOE_LITE
 from lightllm_mp.models.families.gpt_oss import GPT_OSS
 from lightllm_mp.models.families.internlm import INTERNLM
 from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
 from lightllm_mp.models.families.llava import LLAVA_HF, LLAVA_ORIG
 from lightllm_mp.models.families.minicpm import MINICPM
+from lightllm_mp.models.families.minimax_m2 import MINIMAX_M2
 from lightllm_mp.models.families.mistral import MISTRAL, MIXTRAL
 from lightllm_mp.models.families.phi import PHI
 from lightllm_mp.models.families.phi3 import PHI3
 from lightllm_mp.models.families.qwen.qwen import QWEN
 from lightllm_mp.models.families.qwen.qwen2 import QWEN2
 from lightllm_mp.models.families.qwen.qwen3 import QWEN3
+from lightllm_mp.models.families.qwen.qwen3_5 import QWEN3_5, QWEN3_5_MOE
+from lightllm_mp.models.families.qwen.qwen3_next import QWEN3_NEXT
 from lightllm_mp.models.families.qwen.qwen_moe import QWEN2_MOE, QWEN3_MOE
-from lightllm_mp.models.families.qwen.qwen_vl import QWEN2_5_VL, QWEN_VL
+from lightllm_mp.models.families.qwen.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN_VL
 from lightllm_mp.models.families.stablelm import STABLELM
 from lightllm_mp.models.families.starcoder import STARCODER
 from lightllm_mp.models.families.starcoder2 import STARCODER2
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, YI_OLD, MISTRAL, MIXTRAL, MINICPM, INTERNLM, INTERNLM2),
-    *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE),
+    *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, QWEN3_NEXT),
+    *(QWEN3_5, QWEN3_5_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
     *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
-    GPT_OSS,
+    *(DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, MINIMAX_M2, GPT_OSS),
     *(BERT, ROBERTA, NOMIC_BERT),
-    *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL),
+    *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE),
 )
 
 _BY_NAME = {family.name: family for family in FAMILIES}

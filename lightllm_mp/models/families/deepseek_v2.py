@@ -12,7 +12,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
-from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family, activation, refuse, rope_spec, standard_spec
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -21,6 +21,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
     gguf_rope,
     gguf_spec,
     shared_expert,
+    shared_width,
     with_stacked_experts,
 )
 from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
@@ -47,7 +48,13 @@ GGUF_LATENT = LatentNames(
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    refuse(config, attention_bias=False, scoring_func="softmax")
+    refuse(config, scoring_func="softmax")
+    return latent_spec(config, family="deepseek_v2", moe=_moe(config))
+
+
+def latent_spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
+    """The spec of a model with latent attention; `fields` are what else it has."""
+    refuse(config, attention_bias=False)
     mla = MlaSpec(
         q_lora=int(config.get("q_lora_rank") or 0),
         kv_lora=int(config["kv_lora_rank"]),
@@ -56,17 +63,17 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
         value_dim=int(config["v_head_dim"]),
     )
     width = mla.nope_dim + mla.rope_dim
-    rope = msgspec.structs.replace(rope_spec(config, dim=mla.rope_dim), interleaved=True)
+    interleaved = config.get("rope_interleave") is not False
+    rope = msgspec.structs.replace(rope_spec(config, dim=mla.rope_dim), interleaved=interleaved)
     return standard_spec(
         config,
-        family="deepseek_v2",
         kv_heads=1,
         head_dim=width,
         rope=rope,
         attention_scale=width**-0.5 * _stretch(config) ** 2,
         mla=mla,
-        moe=_moe(config),
         activation=activation(config.get("hidden_act", "silu")),
+        **fields,
     )
 
 
@@ -84,8 +91,7 @@ def _moe(config: dict[str, Any]) -> MoeSpec:
         raise ModelError(f"topk_method {method!r} is not supported")
     grouped, top_k = method == "group_limited_greedy", int(config["num_experts_per_tok"])
     renormalise = bool(config.get("norm_topk_prob", False)) and top_k > 1
-    width, layers = int(config["moe_intermediate_size"]), range(int(config["num_hidden_layers"]))
-    first, step = int(config.get("first_k_dense_replace", 0)), int(config.get("moe_layer_freq", 1))
+    width = int(config["moe_intermediate_size"])
     return MoeSpec(
         experts=int(config["n_routed_experts"]),
         top_k=top_k,
@@ -95,22 +101,24 @@ def _moe(config: dict[str, Any]) -> MoeSpec:
         groups=int(config["n_group"]) if grouped else 1,
         top_groups=int(config["topk_group"]) if grouped else 1,
         shared_intermediate=int(config.get("n_shared_experts") or 0) * width,
-        dense_layers=tuple(i for i in layers if i < first or i % step),
+        dense_layers=dense_layers(config),
     )
 
 
+def dense_layers(config: dict[str, Any]) -> tuple[int, ...]:
+    """The layers without experts."""
+    layers = range(int(config["num_hidden_layers"]))
+    first, step = int(config.get("first_k_dense_replace", 0)), int(config.get("moe_layer_freq", 1))
+    return tuple(i for i in layers if i < first or i % step)
+
+
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    mla, moe = spec.mla, spec.moe
+    mla = spec.mla
     assert mla is not None
-    assert moe is not None
     params = _without_attention(decoder(spec, TensorNames()))
     for i in range(spec.layers):
         params += _latent(spec, mla, f"layers.{i}.", f"model.layers.{i}.self_attn.", LatentNames())
-        if moe.shared_intermediate and i not in moe.dense_layers:
-            at, to, width = f"model.layers.{i}.mlp.shared_experts.", f"layers.{i}.shared.", moe.shared_intermediate
-            params += linear(to + "gate_up", at, (("gate_proj", width), ("up_proj", width)), spec.hidden, False)
-            params += linear(to + "down", at, (("down_proj", spec.hidden),), width, False)
-    return with_experts(spec, params)
+    return with_experts(spec, params) + shared_experts(spec)
 
 
 def _without_attention(params: list[Param]) -> list[Param]:
@@ -139,7 +147,6 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 
 def read_gguf(keys: GGUFKeys) -> ModelSpec:
     """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
-    keys.refuse_unless("nextn_predict_layers", 0)
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
     rope = gguf_rope(keys, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(
@@ -149,32 +156,39 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
         rope_dim=rope.dim,
         value_dim=keys.integer("attention.value_length_mla", keys.get("attention.value_length")),
     )
-    stretch = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    stretch, moe = keys.number("rope.scaling.yarn_log_multiplier", 0.0), _gguf_moe(keys)
     return gguf_spec(
         keys,
-        family="deepseek_v2",
+        family="deepseek_v3" if moe.sigmoid else "deepseek_v2",
         kv_heads=1,
         head_dim=width,
         # the file has one multiplier for queries and keys and for cos and sin: the latter cancels out
         rope=msgspec.structs.replace(rope, interleaved=True, amplitude=1.0 if stretch else rope.amplitude),
         attention_scale=width**-0.5 * (1 + stretch * math.log(rope.factor)) ** 2,
         mla=mla,
-        moe=_gguf_moe(keys),
+        moe=moe,
     )
 
 
+V3_EXPERTS, V3_GROUPS = 256, (8, 4)
+"""Experts of DeepSeek-V3, and their groups and those that take part, which files of before October 2025 do not say."""
+
+
 def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
-    shared = keys.integer("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
     groups = keys.count("expert_group_count", 1)
     moe = gguf_moe(
         keys,
         renormalise=False,
-        shared_intermediate=shared,
+        shared_intermediate=shared_width(keys),
         groups=groups,
         top_groups=keys.count("expert_group_used_count", groups),
         dense_layers=tuple(range(keys.count("leading_dense_block_count", 0))),
     )
-    return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
+    if not moe.sigmoid:  # in V2 the factor applies only where weights are not renormalised
+        return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
+    if moe.experts == V3_EXPERTS and keys.get("expert_group_count") is None:
+        moe = msgspec.structs.replace(moe, groups=V3_GROUPS[0], top_groups=V3_GROUPS[1])
+    return msgspec.structs.replace(moe, group_best=2)
 
 
 def gguf_weights(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:
@@ -210,6 +224,7 @@ DEEPSEEK_V2 = Family(
     model_types=("deepseek_v2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
+    mtp=True,  # of V3, whose GGUF files are of the same architecture
     gguf_architectures=("deepseek2",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,

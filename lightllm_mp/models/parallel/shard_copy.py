@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight, ScaledWeight
 from lightllm_mp.models.parallel.sharding import RowRun, ShardCut, ShardRows
 
 
@@ -26,6 +27,56 @@ def place(source: Sliceable, target: Tensor, cut: ShardCut, first: int, count: i
         for column in cut.columns.runs:
             part = target[row.to : row.to + row.length, column.to : column.to + column.length]
             part.copy_(source[_slice(row), _slice(column)])
+
+
+def place_scaled(
+    piece: ScaledWeight,
+    whole: ScaledWeight | None,
+    shape: tuple[int, ...],
+    cut: ShardCut,
+    first: int,
+    device: torch.device | str,
+) -> ScaledWeight:
+    """As `place` for rows of a scaled weight from row `first` of the parameter on. Returns the rank's part `whole` of
+    `shape`, which it makes (with zeros) for the first piece.
+
+    A cut between inputs that share a scale makes smaller groups: scales are repeated, and stay exact.
+    """
+    count, scales, group = piece.scales.shape[0], piece.scales, piece.group
+    if group and cut.columns is not None:
+        scales, group = _cut_scales(scales, group, cut.columns)
+    if whole is None:
+        kind = piece.values[0:1].dtype
+        ones = torch.ones((shape[0], scales.shape[1]), dtype=torch.float32, device=device)
+        whole = ScaledWeight(torch.zeros(shape, dtype=kind, device=device), ones, group)
+    elif whole.group != group:
+        common = math.gcd(whole.group, group)  # of 0, all inputs, and a group: the group
+        scales = _regrouped(scales, group, common, shape[1])
+        whole = ScaledWeight(whole.values, _regrouped(whole.scales, whole.group, common, shape[1]), common)
+    place(piece.values, whole.values, cut, first, count)
+    place(scales, whole.scales, ShardCut(cut.rows), first, count)
+    return whole
+
+
+def _cut_scales(scales: Tensor, group: int, columns: ShardRows) -> tuple[Tensor, int]:
+    """Scales of a rank's columns, and the inputs that share one."""
+    each = math.gcd(group, *(at for run in columns.runs for at in (run.start, run.to)))
+    own = scales.new_ones((scales.shape[0], -(-columns.count // each)))
+    for run in columns.runs:
+        groups = torch.arange(run.start, run.start + run.length, each) // group
+        own[:, run.to // each : run.to // each + len(groups)] = scales[:, groups]
+    return own, each
+
+
+def _regrouped(scales: Tensor, group: int, to: int, columns: int) -> Tensor:
+    """Scales of groups of `group` inputs (0: all) for groups of `to`, which divides it."""
+    return scales[:, torch.arange(0, columns, to, device=scales.device) // (group or columns)]
+
+
+def in_experts(weight: ScaledWeight, count: int) -> ScaledWeight:
+    """Stacked rows as [count, n, k]."""
+    values, scales = (x.view(count, -1, x.shape[1]) for x in (weight.values, weight.scales))
+    return ScaledWeight(values, scales, weight.group)
 
 
 def part_of_packed(weight: GroupedWeight, cut: ShardCut, first: int) -> tuple[int, GroupedWeight] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 import pytest
@@ -33,6 +34,17 @@ def test_text():
         assert s.frontend.live == 0
 
     on_reward(body)
+
+
+def test_the_probability_of_yes():
+    pooled = PooledFacts("score", 1, probability=True)
+    facts = msgspec.structs.replace(FACTS, engine=msgspec.structs.replace(FACTS.engine, pooled=pooled))
+
+    async def body(s: Site):
+        _, answer, _ = await s.post("/get_score", {"ids": [4, 5, 6]})
+        assert answer["score"] == pytest.approx(1 / (1 + math.exp(1.5)))
+
+    run(body, engine=Engine(facts=facts))
 
 
 def test_ids_and_parameters():

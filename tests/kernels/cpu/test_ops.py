@@ -9,8 +9,9 @@ import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
-from lightllm_mp.kernels.table import ExpertBiases, HeadLayout, LayerKV, Norm, Rotation, Routing
+from lightllm_mp.kernels.table import ExpertBiases, HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
 from tests.kernels.random_batch import RandomStep
+from tests.kernels.routings import NAMES, ROUTINGS
 
 REFERENCE = reference.TABLE
 CPU = overlay.table()
@@ -92,6 +93,27 @@ def large_and_small(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_over_all_heads(dtype):
+    """A token's result does not depend on the others, and the sums may be of more heads than these."""
+    layout = HeadLayout(heads=6, kv_heads=2, head_dim=32, scale=1.0)
+    step = RandomStep([(3, 3), (70, 90)], layout, dtype)
+    sums = CPU.head_squares(step.qkv, layout)
+    close(sums, REFERENCE.head_squares(step.qkv, layout), torch.float32)
+    alone = [CPU.head_squares(row.unsqueeze(0).contiguous(), layout) for row in step.qkv]
+    assert torch.equal(torch.cat(alone, 1), sums)
+    squares = sums / torch.tensor([[400.0], [64.0]])
+    norms = HeadNorms(
+        *(Norm(torch.rand(n, 32) + 0.5, 1e-5, None, "rms", s) for n, s in zip((6, 2), squares, strict=True))
+    )
+    rotation = Rotation(torch.rand(100, 8), torch.rand(100, 8))
+    mine = LayerKV(step.keys.clone(), step.values.clone())
+    got = CPU.rotary_kv_write(step.qkv.clone(), rotation, mine, step.batch, layout, norms)
+    close(got, REFERENCE.rotary_kv_write(step.qkv.clone(), rotation, step.kv, step.batch, layout, norms), dtype)
+    close(mine.keys, step.keys, dtype)
+    close(mine.values, step.values, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [64, 100])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
 def test_activations(dtype, n, activation):
@@ -115,18 +137,7 @@ def test_clamped_swiglu(dtype):
     assert got.sum() == 2
 
 
-ROUTINGS = [
-    (8, Routing(2, True)),
-    (128, Routing(8, True)),
-    (64, Routing(6, False)),
-    (160, Routing(6, False, scale=16.0, groups=8, top_groups=3)),
-    (60, Routing(4, True, groups=3, top_groups=1)),
-    (7, Routing(7, False)),
-    (1, Routing(1, True)),
-]
-
-
-@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=str)
+@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 def test_route(experts, how):
     logits = torch.randn(700, experts).argsort(-1) * 0.05  # nothing is nearly equal
     weights, numbers = CPU.route(logits, how)
@@ -136,11 +147,12 @@ def test_route(experts, how):
     assert torch.allclose(weights, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_weights_go_to_the_smaller_number():
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_equal_weights_go_to_the_smaller_number(sigmoid):
     logits = torch.zeros(3, 16)
     logits[1, 5] = 1.0
     logits[2] = float("nan")
-    _, numbers = CPU.route(logits, Routing(4, True))
+    _, numbers = CPU.route(logits, Routing(4, True, sigmoid=sigmoid))
     assert numbers.tolist() == [[0, 1, 2, 3], [5, 0, 1, 2], [0, 1, 2, 3]]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,37 +16,31 @@ from lightllm_mp.kernels.table import ExpertBiases, Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from tests.kernels.cpu.ggml_blocks import Kind, random_blocks
+from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
 
 REFERENCE = reference.TABLE
-
-ROUTINGS = [
-    (8, Routing(2, True)),
-    (128, Routing(8, True)),
-    (64, Routing(6, False)),
-    (160, Routing(6, False, scale=16.0, groups=8, top_groups=3)),
-    (60, Routing(4, True, groups=3, top_groups=1)),
-    (7, Routing(7, False)),
-    (1, Routing(1, True)),
-]
+NEW_EMPTY = torch.Tensor.new_empty
 
 
-@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=str)
+@pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 @pytest.mark.parametrize("tokens", [1, 3000 if CUDA else 3])
 def test_route(experts, how, tokens):
     logits = torch.randn(tokens, experts).argsort(-1) * 0.05  # nothing is nearly equal
-    weights, numbers = routing.route(logits.to(DEVICE), how)
+    on_device = None if how.correction is None else how.correction.to(DEVICE)
+    weights, numbers = routing.route(logits.to(DEVICE), replace(how, correction=on_device))
     expected, who = REFERENCE.route(logits, how)
     assert torch.equal(numbers.cpu(), who)
     assert numbers.dtype == torch.int32
     assert torch.allclose(weights.cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_weights_go_to_the_smaller_number():
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_equal_weights_go_to_the_smaller_number(sigmoid):
     logits = torch.zeros(3, 16)
     logits[1, 5] = 1.0
     logits[2] = float("nan")
-    _, numbers = routing.route(logits.to(DEVICE), Routing(4, True))
+    _, numbers = routing.route(logits.to(DEVICE), Routing(4, True, sigmoid=sigmoid))
     assert numbers.tolist() == [[0, 1, 2, 3], [5, 0, 1, 2], [0, 1, 2, 3]]
 
 
@@ -167,6 +164,38 @@ def test_all_tokens_choose_the_same_experts():
     got = moe.experts(x, moe.prepare_experts(gate_up, down), weights, numbers, "silu")
     wide = REFERENCE.prepare_experts(gate_up, down)
     close(got, REFERENCE.experts(x, wide, weights, numbers, "silu").cpu())
+
+
+def unwritten(x: torch.Tensor, *shape: Any, **more: Any) -> torch.Tensor:
+    made = NEW_EMPTY(x, *shape, **more)
+    return made.fill_(float("nan")) if made.is_floating_point() else made
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float16), (2, torch.float32), (40, torch.float32)], ids=str)
+@pytest.mark.parametrize(("first", "end"), [(0, 2), (2, 5), (5, 6)])
+def test_experts_of_other_ranks_add_nothing(tokens, dtype, first, end, monkeypatch):
+    """Memory that no tile is for holds NaN here, and the parts of all ranks add up to the whole."""
+    gate_up, down = layer(6, 24, 16, dtype)
+    x, weights, numbers = step(tokens, 24, 6, 3, dtype)
+    prepared = moe.prepare_experts(gate_up[first:end], down[first:end])
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_empty", unwritten)
+        got = moe.experts(x, prepared, weights, numbers - first, "silu")
+    others = weights.masked_fill((numbers < first) | (numbers >= end), 0.0)
+    wide = REFERENCE.prepare_experts(gate_up.float(), down.float())
+    expected = REFERENCE.experts(x.float(), wide, others, numbers, "silu")
+    assert torch.allclose(got.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(5, 3), (600, 3), (40, 20)])
+def test_tiles_are_for_own_experts_alone(tokens, experts):
+    numbers = torch.randint(-4, experts + 4, (tokens, 3), dtype=torch.int32)
+    order, tiles = (x.cpu() for x in expert_tiles(numbers.to(DEVICE), experts, 16))
+    flat = numbers.flatten()
+    used = [(expert, first, count) for expert, first, count in tiles.tolist() if expert >= 0]
+    seen = [int(order[i]) for _, first, count in used for i in range(first, first + count)]
+    assert sorted(seen) == [i for i, number in enumerate(flat.tolist()) if 0 <= number < experts]
+    assert all((flat[order[first : first + count].long()] == expert).all() for expert, first, count in used)
 
 
 TABLES = (tuned_moe.H100, tuned_moe.OTHERS)

@@ -49,8 +49,27 @@ def norms_of(kind: str, layout: HeadLayout, dtype: torch.dtype) -> HeadNorms | N
 def norms_on_device(norms: HeadNorms | None) -> HeadNorms | None:
     if norms is None:
         return None
-    biases = (None if norm.bias is None else norm.bias.to(DEVICE) for norm in norms)
-    return HeadNorms(*(n._replace(weight=n.weight.to(DEVICE), bias=b) for n, b in zip(norms, biases, strict=True)))
+    return HeadNorms(*(Norm(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in norm)) for norm in norms))
+
+
+@pytest.mark.parametrize("dtype", SOME_TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(6, 2, 24, 16), (20, 20, 128, 64)], ids=str)
+def test_norms_over_all_heads(dtype, shape):
+    heads, kv_heads, head_dim, rotated = shape
+    layout = layout_of(heads, kv_heads, head_dim)
+    step = RandomStep([(1, 9), (4, 4)], layout, dtype)
+    sums = TRITON.head_squares(step.qkv.to(DEVICE), layout)
+    assert torch.allclose(sums.cpu(), REFERENCE.head_squares(step.qkv, layout), rtol=1e-5)
+    means = sums.cpu() / torch.tensor([[heads * head_dim * 1.5], [kv_heads * head_dim]])
+    weights = [random(n, head_dim, dtype=dtype) for n in (heads, kv_heads)]
+    norms = HeadNorms(*(Norm(w, 1e-5, mean_squares=m) for w, m in zip(weights, means, strict=True)))
+    rotation, kv = rotation_of(rotated), kv_on_device(step.kv)
+    got = TRITON.rotary_kv_write(
+        step.qkv.to(DEVICE), moved(rotation), kv, on_device(step.batch), layout, norms_on_device(norms)
+    )
+    wide = LayerKV(step.keys.float(), step.values.float())
+    close(got, REFERENCE.rotary_kv_write(step.qkv.float(), rotation, wide, step.batch, layout, norms))
+    close(kv.keys, wide.keys)
 
 
 def same_bits(mine: torch.Tensor, theirs: torch.Tensor, share: float = 0.0) -> None:

@@ -23,10 +23,12 @@ from tests.models.checkpoint.gguf_keys import (
     deepseek_keys,
     first,
     gemma_keys,
+    glm4_moe_keys,
     glm_keys,
     gpt_oss_keys,
     llama_keys,
     minicpm_keys,
+    minimax_keys,
     moe_keys,
     phi2_keys,
     phi3_keys,
@@ -70,7 +72,7 @@ def write_gguf(
         add_key(writer, key, value)
     _add_vocabulary(writer, config, tokens or {})
     tensors = rearrange(_read(folder), config, old)
-    table, written = get_tensor_name_map(arch, layers), {}
+    table, written = get_tensor_name_map(arch, found["block_count"]), {}
     for hf_name, values in tensors.items():
         written[_known(table, hf_name)] = values
     for known, values in written.items():
@@ -116,8 +118,8 @@ def add_key(writer: GGUFWriter, key: str, value: Any) -> None:
 def _add_vocabulary(writer: GGUFWriter, config: dict[str, Any], names: dict[int, str]) -> None:
     size = first(config, "vocab_size", "padded_vocab_size")
     writer.add_token_list([names.get(i, f"token {i}") for i in range(size)])
-    if config.get("eos_token_id") is not None:
-        writer.add_eos_token_id(config["eos_token_id"])
+    if (eos := config.get("eos_token_id")) is not None:
+        writer.add_eos_token_id(eos[0] if isinstance(eos, list) else eos)
     if config.get("bos_token_id") is not None:
         writer.add_bos_token_id(config["bos_token_id"])
 
@@ -154,7 +156,9 @@ FAMILIES: dict[str, Rule] = {
     "gpt_bigcode": (A.STARCODER, bigcode_keys, layouts.plain),
     "bloom": (A.BLOOM, bloom_keys, layouts.bloom),
     "chatglm": (A.CHATGLM, glm_keys, layouts.glm),
-    "deepseek_v2": (A.DEEPSEEK2, deepseek_keys, layouts.deepseek),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (A.DEEPSEEK2, deepseek_keys, layouts.deepseek)),
+    "glm4_moe": (A.GLM4_MOE, glm4_moe_keys, layouts.corrected),
+    "minimax_m2": (A.MINIMAXM2, minimax_keys, layouts.corrected),
     "gpt_oss": (A.GPT_OSS, gpt_oss_keys, layouts.gpt_oss),
 }
 """By `model_type`: architecture, its keys, and what becomes of the tensors before they are named."""

@@ -150,9 +150,35 @@ def deepseek_keys(config: dict[str, Any]) -> dict[str, Any]:
         "expert_shared_count": config["n_shared_experts"],
         "expert_weights_scale": float(config["routed_scaling_factor"]),
         "expert_weights_norm": config.get("norm_topk_prob") or None,
-        "expert_gating_func": 1,
+        "expert_gating_func": 2 if config.get("scoring_func") == "sigmoid" else 1,
         "rope.dimension_count": rope,
         "rope.scaling.yarn_log_multiplier": None if multiplier is None else 0.1 * multiplier,
+    }
+
+
+def glm4_moe_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The layers of multi-token prediction are counted and written."""
+    predicting = config["num_nextn_predict_layers"]
+    return {
+        **common(config),
+        "block_count": config["num_hidden_layers"] + predicting,
+        "nextn_predict_layers": predicting,
+        "rope.dimension_count": int(config["partial_rotary_factor"] * head_dim(config)),
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "expert_weights_norm": config["norm_topk_prob"],
+        "expert_gating_func": 2,
+    }
+
+
+def minimax_keys(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **common(config),
+        "rope.dimension_count": config["rotary_dim"],
+        "expert_feed_forward_length": config["intermediate_size"],
+        "expert_gating_func": 2,
     }
 
 

@@ -120,10 +120,21 @@ def baichuan(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
     return found
 
 
+def corrected(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
+    """Experts stacked, and the correction of their choice as a bias."""
+    return {
+        name.replace("e_score_correction_bias", "e_score_correction.bias"): values
+        for name, values in _stack_experts(tensors).items()
+    }
+
+
 def deepseek(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """kv_b is split by head into keys, turned, and values; old files have it whole."""
+    """kv_b is split by head into keys, turned, and values; old files have it whole. Layers of multi-token prediction
+    are left out."""
     found, nope = {}, config["qk_nope_head_dim"]
-    for name, values in _stack_experts(tensors).items():
+    behind = f"model.layers.{config['num_hidden_layers']}."
+    kept = {name: values for name, values in tensors.items() if not name.startswith(behind)}
+    for name, values in corrected(kept, config, old).items():
         if old or "kv_b_proj" not in name:
             found[name] = values
             continue

@@ -214,6 +214,19 @@ def test_old_yi_names(tmp_path):
     check_prompt(golden, runner.prefill(runner.sequence(), golden.ids))
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_layers_that_predict_further_tokens_are_read_past(tmp_path, name):
+    """They follow the last layer. A layer of a family that has none is surplus."""
+    assert check_weights(GOLDENS / name).layers == 3
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDENS / "qwen3" / file, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.99.enorm.weight"] = torch.zeros(4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"unexpected tensor model\.layers\.99\.enorm"):
+        check_weights(tmp_path)
+
+
 def test_bin_files_are_looked_at_before_anything_starts(folder):
     path, tensors = folder
     file = path / "pytorch_model.bin"

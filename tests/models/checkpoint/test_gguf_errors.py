@@ -23,7 +23,7 @@ from tests.models.checkpoint.test_gguf_families import SAID_BY_KEYS
 @pytest.mark.parametrize(
     ("folder", "keys", "message"),
     [
-        ("deepseek_v2", {"expert_gating_func": 2}, "deepseek2.expert_gating_func 2 is not supported"),
+        ("deepseek_v2", {"expert_gating_func": 3}, "deepseek2.expert_gating_func 3 is not supported"),
         ("deepseek_v2", {"attention.kv_lora_rank": None}, "key 'deepseek2.attention.kv_lora_rank' is missing"),
         ("qwen3", {"attention.causal": False}, "qwen3.attention.causal False is not supported"),
         ("qwen2", {"attention.head_count": None}, "key 'qwen2.attention.head_count' is missing"),

@@ -46,7 +46,7 @@ OLD_DEEPSEEK = {
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_yarn", "yi", "internlm", "internlm2", "minicpm", "mixtral"),
     *("qwen2", "qwen3", "qwen3_moe", "bloom", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2", "gpt_oss"),
-    *("baichuan_7b", "baichuan_13b", "llava_hf", "qwen2_5_vl"),
+    *("deepseek_v3", "glm4_moe", "minimax_m2", "baichuan_7b", "baichuan_13b", "llava_hf", "qwen2_5_vl"),
 )
 
 
@@ -223,6 +223,16 @@ def test_what_the_format_can_say(tmp_path, folder, change, record_property):
     (altered / "model.safetensors").symlink_to(GOLDENS / folder / "model.safetensors")
     write_gguf(tmp_path / "model.gguf", altered)
     record_property("worst", same(tmp_path / "model.gguf", altered))
+
+
+def test_groups_of_experts_that_old_files_of_deepseek_v3_do_not_mention(tmp_path):
+    path = tmp_path / "model.gguf"
+    silent = {"expert_group_count": None, "expert_group_used_count": None}
+    for experts, groups in ((256, (8, 4)), (384, (1, 1))):
+        write_gguf(path, "deepseek_v3", keys={**silent, "expert_count": experts})
+        moe = read_model_config(path).moe
+        assert moe is not None
+        assert (moe.groups, moe.top_groups) == groups
 
 
 def test_a_squeezed_gate_of_shared_experts(tmp_path):

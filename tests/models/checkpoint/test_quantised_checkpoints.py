@@ -15,88 +15,8 @@ from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
-from tests.models.golden import GOLDENS, prompts
-from tests.models.runner import Runner
-
-GROUP = 16
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def word(codes: list[int]) -> int:
-    """Eight codes in an int32, the first in the lowest bits."""
-    value = sum(code << (4 * i) for i, code in enumerate(codes))
-    return value - (1 << 32) if value >= 1 << 31 else value
-
-
-def packed_along_columns(codes: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """[a, 8 b] -> int32 [a, b]; place i of a word holds column order[i]."""
-    lines = [[[line[c + j] for j in order] for c in range(0, len(line), 8)] for line in codes.tolist()]
-    return torch.tensor([[word(eight) for eight in line] for line in lines], dtype=torch.int32)
-
-
-def rounded(weight: torch.Tensor, group_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes [k, n], zero points [groups, n] from 1 to 15 and half-precision scales [groups, n] of a weight [n, k]."""
-    wide, groups = weight.float().t(), int(group_of.max()) + 1
-    codes, n = torch.zeros(wide.shape, dtype=torch.long), wide.shape[1]
-    zeros, scales = torch.zeros((groups, n), dtype=torch.long), torch.zeros((groups, n), dtype=torch.float16)
-    for g in range(groups):
-        lines = group_of == g
-        low, high = wide[lines].amin(0).clamp(max=-1e-4), wide[lines].amax(0).clamp(min=0)
-        scales[g] = ((high - low) / 15).half()
-        zeros[g] = (-low / scales[g].float()).round().clamp(1, 15).long()
-        codes[lines] = (wide[lines] / scales[g].float() + zeros[g]).round().clamp(0, 15).long()
-    return codes, zeros, scales
-
-
-def awq(stem: str, weight: torch.Tensor, group: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The tensors of one projection, and what they stand for."""
-    group_of = torch.arange(weight.shape[1]) // group
-    codes, zeros, scales = rounded(weight, group_of)
-    order = [0, 2, 4, 6, 1, 3, 5, 7]
-    tensors = {
-        stem + ".qweight": packed_along_columns(codes, order),
-        stem + ".qzeros": packed_along_columns(zeros, order),
-        stem + ".scales": scales,
-    }
-    return tensors, ((codes - zeros[group_of]) * scales.float()[group_of]).t().contiguous()
-
-
-def gptq(
-    stem: str, weight: torch.Tensor, group: int, *, act_order: torch.Tensor | None = None, version: int = 1
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    k = weight.shape[1]
-    group_of = torch.arange(k) // group
-    if act_order is not None:
-        group_of = group_of[act_order]
-    codes, zeros, scales = rounded(weight, group_of)
-    tensors = {
-        stem + ".qweight": packed_along_columns(codes.t(), list(range(8))).t().contiguous(),
-        stem + ".qzeros": packed_along_columns(zeros - (1 if version == 1 else 0), list(range(8))),
-        stem + ".scales": scales,
-        stem + ".g_idx": group_of.int(),
-    }
-    return tensors, ((codes - zeros[group_of]) * scales.float()[group_of]).t().contiguous()
-
-
-def make(folder, pack, config: dict, *, stems=lambda stem: True) -> None:
-    """Two copies of the llama folder: `packed`, and `plain` with what the packed one stands for."""
-    tensors = load_file(GOLDENS / "llama" / "model.safetensors")
-    plain, packed = {name: tensor.float() for name, tensor in tensors.items()}, dict(tensors)
-    for name in tensors:
-        stem = name.removesuffix(".weight")
-        if stem.endswith(PROJECTIONS) and stems(stem):
-            parts, plain[name] = pack(stem, packed.pop(name))
-            packed.update(parts)
-    given = json.loads((GOLDENS / "llama" / "config.json").read_text())
-    for kind, content, extra in (("plain", plain, {}), ("packed", packed, {"quantization_config": config})):
-        (folder / kind).mkdir()
-        (folder / kind / "config.json").write_text(json.dumps({**given, **extra}))
-        save_file(content, folder / kind / "model.safetensors")
-
-
-def logits(path, *, dtype: torch.dtype = torch.float32, chunk: int | None = None, **options) -> torch.Tensor:
-    runner = Runner(load_model(path, dtype=dtype, **options))
-    return torch.cat([runner.prefill(runner.sequence(), prompt.ids, chunk) for prompt in prompts("llama")])
+from tests.models.checkpoint.quantised_folders import GROUP, awq, gptq, logits, make
+from tests.models.golden import GOLDENS
 
 
 def shuffle_of(stem: str, k: int) -> torch.Tensor:
@@ -191,7 +111,7 @@ def test_misshaped_part(packed):
     folder, tensors = packed
     name = "model.layers.0.self_attn.q_proj.qweight"
     tensors[name] = tensors[name][:, :32].contiguous()
-    assert "q_proj.qzeros is [4, 8], expected is [4, 4]" in refusal(folder, tensors)
+    assert "q_proj.scales is [4, 64], expected is [4, 32]" in refusal(folder, tensors)
 
 
 def test_packed_and_plain(packed):
@@ -203,7 +123,7 @@ def test_packed_and_plain(packed):
 def test_codes_of_another_type(packed):
     folder, tensors = packed
     tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(8, 144)
-    assert "up_proj.qweight is stored as F32" in refusal(folder, tensors)
+    assert "up_proj.qweight is stored as floating point numbers, expected is I32" in refusal(folder, tensors)
 
 
 def test_quantised_twice(packed):
@@ -217,12 +137,12 @@ def test_quantised_twice(packed):
         ({**AWQ, "bits": "4"}, "'4' bits"),
         ({**AWQ, "version": "gemv"}, "AWQ layout 'gemv'"),
         ({**AWQ, "version": "exllama"}, "AWQ layout 'exllama'"),
-        ({**AWQ, "zero_point": False}, "without zero points"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "GPTQ layout 'marlin'"),
         ({**GPTQ, "is_marlin_format": True}, "repacked"),
         ({**GPTQ, "group_size": 0}, "group_size 0"),
         ({**GPTQ, "group_size": "128"}, "group_size '128'"),
-        ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "differ between modules"),
+        ({**GPTQ, "dynamic": {"+:.*": {"bits": 3}}}, "3 bits"),
+        ({**GPTQ, "dynamic": {"-:(": {}}}, "the pattern"),
         ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
         ({}, "quant_method None"),
         ("awq", "not an object"),

@@ -12,13 +12,14 @@ from tests.models.default_model import default_model
 from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
+FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next", "minimax_m2")
 DTYPES = [torch.float32, torch.bfloat16]
 pytestmark = pytest.mark.skipif(
     not all(op_table("cpu", dtype).exact_rows for dtype in DTYPES), reason="promised by the C extension only"
 )
 
 
-@pytest.fixture(params=[(f, d) for f in ("llama", "llama3", "yi", "qwen3_moe") for d in DTYPES], ids=str)
+@pytest.fixture(params=[(f, d) for f in FOLDERS for d in DTYPES], ids=str)
 def runner(request):
     folder, dtype = request.param
     return Runner(load_model(GOLDENS / folder, dtype=dtype))
@@ -52,9 +53,11 @@ def test_whole_or_in_chunks(runner, chunk):
 
 def test_after_a_prefix_hit(runner):
     tokens = prompt(150, 2)
-    first = runner.sequence()
+    first, ends = runner.sequence(), (1, 63, 64, 100, 149)
+    for shared in ends:
+        runner.keep(first, shared)
     whole = runner.prefill(first, tokens)
-    for shared in (1, 63, 64, 100, 149):
+    for shared in ends:
         second = runner.sequence(like=first, shared=shared)
         assert torch.equal(runner.prefill(second, tokens[shared:]), whole[shared:])
 

@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from lightllm_mp.models.checkpoint.loader import load_model
-from tests.models.golden import GOLDENS, movement, observed_movement, prompts
+from tests.models.golden import GOLDENS, moved_in_sixteen_bits, movement, observed_movement, prompts
 from tests.models.runner import Runner
 from tests.models.test_goldens import FOLDERS
 
 CHANCE = 0.03
 """The share of greedy choices by which two runs in 16 bits may differ: near ties fall either way."""
+CORRECTED = 1.2
+"""By how much more the logits may move where corrected sigmoids choose experts: most of what moves are few tokens whose
+router decides a near tie otherwise."""
+FOLDERS_SEEN = [name for name in FOLDERS if not name.endswith(("_bin", "_sharded")) and moved_in_sixteen_bits(name)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("folder", [name for name in FOLDERS if not name.endswith(("_bin", "_sharded"))])
+@pytest.mark.parametrize("folder", FOLDERS_SEEN)
 def test_teacher_forced(folder, dtype):
     runner, golden = Runner(load_model(GOLDENS / folder, dtype=dtype)), prompts(folder)
     forced = []
@@ -24,5 +28,6 @@ def test_teacher_forced(folder, dtype):
         seq.prompt = len(prompt.ids)
         forced.append(runner.prefill(seq, prompt.ids + prompt.greedy[:-1]))
     mine, theirs = movement(golden, forced), observed_movement(folder, dtype)
-    assert mine.mean <= theirs.mean
+    moe = runner.decoder.spec.moe
+    assert mine.mean <= theirs.mean * (CORRECTED if moe is not None and moe.correction else 1.0)
     assert mine.agreement >= theirs.agreement - CHANCE

@@ -45,5 +45,5 @@ def test_room_at_head_dim_128(stored: torch.dtype) -> None:
     spec = replace(read_model_config(GOLDENS / "llama"), heads=8, kv_heads=4, head_dim=128)
     assert KVPool.token_bytes(spec, torch.bfloat16) >= 1.9 * KVPool.token_bytes(spec, stored)
     pool = KVPool(spec, 11, dtype=stored)
-    assert all(x.data_ptr() % 16 == 0 for layer in pool.layers for x in layer)
+    assert all(x.data_ptr() % 16 == 0 for layer in pool.layers.values() for x in layer)
     assert pool.layers[1].value_scales.shape == (12, 4)

@@ -154,6 +154,69 @@ def test_an_older_folder_of_the_reranker(tmp_path):
     assert pooling == PoolingSpec(task="score", width=1, head="linear", tokens=(93, 21), pairs=PAIRS["qwen3"])
 
 
+SPELT = {
+    "added_tokens": [{"id": 7, "content": "<yes>"}],
+    "model": {"vocab": {"yes": 93, "no": 21}},
+}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids"),
+    [(("93", "21"), (93, 21)), (("yes", "no"), (93, 21)), (("<yes>", "21"), (7, 21)), (("no", "yes"), (21, 93))],
+)
+@pytest.mark.parametrize("modules", [True, False])
+def test_score_tokens(tmp_path, tokens, ids, modules):
+    folder = shutil.copytree(GOLDENS / "qwen3_reranker", tmp_path / "model")
+    (folder / "tokenizer.json").write_text(json.dumps(SPELT))
+    if not modules:
+        (folder / "modules.json").unlink()
+    pooling = read_model_config(ModelSource(folder, score_tokens=tokens)).pooling
+    assert pooling == PoolingSpec(task="score", width=1, head="linear", tokens=ids, pairs=PAIRS["qwen3"])
+
+
+def test_score_tokens_of_a_unigram_model_of_another_family(tmp_path):
+    folder = shutil.copytree(GOLDENS / "llama", tmp_path / "model")
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": [["<unk>", 0], ["\u2581no", 1], ["yes", 1]]}})
+    )
+    pooling = read_model_config(ModelSource(folder, "score", ("yes", "\u2581no"))).pooling
+    assert pooling == PoolingSpec(task="score", width=1, head="linear", tokens=(2, 1))  # it scores single texts
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "tokens", "reason"),
+    [
+        ("qwen3", "auto", ("yes", "no"), "tokenizer.json"),
+        ("qwen3", "auto", ("5", "5"), "two different ids below 256"),
+        ("qwen3", "auto", ("5", "256"), "two different ids below 256"),
+        ("qwen3", "embed", ("5", "6"), "--task embed: by --score-tokens the model is one for the task score"),
+        ("qwen3_embedding", "auto", ("5", "6"), "--score-tokens: by its files this model has no head for tokens"),
+        ("gemma2", "auto", ("5", "6"), "a bias or a soft cap is not supported"),
+        ("bge_m3", "auto", ("5", "6"), "--score-tokens: by its files this model has no head for tokens"),
+    ],
+)
+def test_score_tokens_that_are_refused(name, task, tokens, reason):
+    with pytest.raises(ModelError, match=reason):
+        read_model_config(ModelSource(GOLDENS / name, task, tokens))
+
+
+@pytest.mark.parametrize("name", ["minicpm", "baichuan2_7b", "qwen3"])
+def test_the_score_is_the_difference_of_two_logits(name):
+    """MiniCPM scales its logits, Baichuan 2 normalises its head."""
+    whole = load_model(GOLDENS / name, dtype=torch.float32)
+    judge = load_model(ModelSource(GOLDENS / name, score_tokens=("93", "21")), dtype=torch.float32)
+    hidden = torch.randn(3, whole.spec.hidden, generator=torch.Generator().manual_seed(0))
+    logits = whole.logits(hidden)
+    assert torch.allclose(judge.pool(hidden)[:, 0], logits[:, 93] - logits[:, 21], atol=1e-5)
+
+
+def test_a_word_that_is_no_token(tmp_path):
+    folder = shutil.copytree(GOLDENS / "qwen3", tmp_path / "model")
+    (folder / "tokenizer.json").write_text(json.dumps(SPELT))
+    with pytest.raises(ModelError, match="has no token 'Yes'; give its id"):
+        read_model_config(ModelSource(folder, score_tokens=("Yes", "no")))
+
+
 @pytest.mark.parametrize(
     ("name", "task", "reason"),
     [

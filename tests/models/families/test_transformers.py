@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -23,11 +25,15 @@ SIZES = {
 }
 
 
-def compare(theirs, path, tokens: list[int], feed: int) -> None:
-    """Teacher-forced logits: a prompt of `feed` tokens, then the rest one by one, on both sides."""
+def compare(theirs, path, tokens: list[int], feed: int, model_type: str | None = None) -> None:
+    """Teacher-forced logits: a prompt of `feed` tokens, then the rest one by one, on both sides. `model_type` takes
+    the place of transformers' own in the folder."""
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(path)
+    if model_type is not None:
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     runner = Runner(load_model(path, dtype=torch.float32))
     seq = runner.sequence()
     mine = [runner.prefill(seq, tokens[:feed]), *(runner.step([(seq, [i])])[0] for i in tokens[feed:])]

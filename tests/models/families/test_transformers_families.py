@@ -83,6 +83,51 @@ def test_deepseek_v2_with_low_rank_queries(tmp_path, tokens, grouped):
     compare(eager(transformers.DeepseekV2ForCausalLM, config), tmp_path, tokens, feed=50)
 
 
+MOE = {"moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1}
+LATENT = {"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24}
+DEEPSEEK = {**LONG, **MOE, **LATENT, "num_key_value_heads": 4, "num_hidden_layers": 3}
+
+
+def corrected(model):
+    """With biases of the choice of experts, which `compare` leaves as they are: they are no parameters."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.arange(len(buffer)).sin() * 0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["kimi_k2", "adjacent halves"])
+def test_deepseek_v3(tmp_path, tokens, kind):
+    """Kimi-K2 has one group of experts and its yarn corrects both sides alike."""
+    if kind == "kimi_k2":
+        rope = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0}
+        rope |= {"mscale_all_dim": 1.0, "original_max_position_embeddings": 32, "rope_theta": 5e4}
+        more = {"n_group": 1, "topk_group": 1, "rope_parameters": rope, "max_position_embeddings": 1024}
+    else:
+        more = {"n_group": 2, "topk_group": 1, "rope_interleave": False, "q_lora_rank": None, "norm_topk_prob": False}
+    config = transformers.DeepseekV3Config(**{**DEEPSEEK, **more}, first_k_dense_replace=1)
+    model = corrected(eager(transformers.DeepseekV3ForCausalLM, config))
+    compare(model, tmp_path, tokens, feed=50, model_type="kimi_k2" if kind == "kimi_k2" else None)
+
+
+def test_glm4_moe_with_head_norms(tmp_path, tokens):
+    sizes = {**LONG, **MOE, "head_dim": 32, "num_hidden_layers": 3, "routed_scaling_factor": 2.5}
+    config = transformers.Glm4MoeConfig(**sizes, use_qk_norm=True, attention_bias=True, first_k_dense_replace=1)
+    compare(corrected(eager(transformers.Glm4MoeForCausalLM, config)), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("layers", [None, ["sparse", "dense", "sparse"]])
+def test_glm4_moe_lite(tmp_path, tokens, layers):
+    config = transformers.Glm4MoeLiteConfig(**DEEPSEEK, mlp_layer_types=layers, routed_scaling_factor=1.8)
+    compare(corrected(eager(transformers.Glm4MoeLiteForCausalLM, config)), tmp_path, tokens, feed=50)
+
+
+def test_minimax_m2(tmp_path, tokens):
+    sizes = {**LONG, "num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32, "rotary_dim": 16}
+    config = transformers.MiniMaxM2Config(**sizes)
+    compare(corrected(eager(transformers.MiniMaxM2ForCausalLM, config)), tmp_path, tokens, feed=50)
+
+
 @pytest.mark.parametrize("feed", [30, 50], ids=["short", "long"])
 def test_phi3_with_two_sets_of_rope_factors(tmp_path, tokens, feed):
     """Upstream changes the frequencies when the answer grows beyond the trained length, and leaves the old keys as they

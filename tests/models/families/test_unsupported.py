@@ -24,6 +24,16 @@ CASES = [
     ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
     ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func 'sigmoid'"),
     ("deepseek_v2", {"attention_bias": True}, "attention_bias True"),
+    ("deepseek_v3", {"topk_method": "greedy"}, "topk_method 'greedy'"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'"),
+    ("deepseek_v3", {"n_group": 3}, "8 experts cannot be divided into 3 groups"),
+    ("deepseek_v3", {"n_group": 8}, "8 experts cannot be divided into 8 groups"),
+    ("deepseek_v3", {"topk_group": 1}, "3 experts cannot be chosen from 1 of 4 groups of 2"),
+    ("glm4_moe", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope scaling 'longrope'"),
+    ("minimax_m2", {"attn_type_list": [1, 0, 1]}, "attn_type_list [1, 0, 1]"),
+    ("minimax_m2", {"qk_norm_type": "per_head"}, "qk_norm_type 'per_head'"),
+    ("minimax_m2", {"use_qk_norm": False}, "use_qk_norm False"),
+    ("minimax_m2", {"shared_intermediate_size": 24}, "shared_intermediate_size 24"),
     ("deepseek_v2", {"kv_lora_rank": "many"}, "a value cannot be used"),
 ]
 

@@ -2,8 +2,8 @@
 
 `python -m tests.models.parallel.rank_main MEETING_FD RANK SIZE OUT DTYPE FOLDER ...`
 
-Runs all prompts of each folder in one step and decodes them together; writes what it saw to OUT, or for another rank
-than 0 its digest alone.
+FOLDER may be NAME@EP: the ranks form so many groups, each with whole experts. Runs all prompts of each folder in one
+step and decodes them together; writes what it saw to OUT, or for another rank than 0 its digest alone.
 """
 
 from __future__ import annotations
@@ -67,10 +67,11 @@ def main() -> None:
     for folder in folders:
         report: dict[str, str | int] = {}
         try:
-            decoder = load_model(GOLDENS / folder, dtype=getattr(torch, dtype), group=group)
+            name, _, ep = folder.partition("@")
+            decoder = load_model(GOLDENS / name, dtype=getattr(torch, dtype), group=group, ep=int(ep or 1))
             report["weight_bytes"] = decoder.weight_bytes
             report["kv_bytes"] = KVPool.token_bytes(decoder.spec, decoder.dtype)
-            data = save(seen(decoder, folder))
+            data = save(seen(decoder, name))
             report["digest"] = hashlib.sha256(data).hexdigest()
             if int(rank) == 0:
                 Path(out, f"{folder}.safetensors").write_bytes(data)

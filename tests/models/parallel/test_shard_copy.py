@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightllm_mp.kernels.quantised import GroupedWeight
+from lightllm_mp.kernels.quantised import GroupedWeight, ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
-from lightllm_mp.models.parallel.shard_copy import part_of_packed, place
+from lightllm_mp.models.parallel.shard_copy import part_of_packed, place, place_scaled
 from lightllm_mp.models.parallel.sharding import RowRun, ShardCut, ShardRows, cut_of, share
 from lightllm_mp.models.spec import ModelSpec
 from tests.models.golden import GOLDENS
@@ -129,3 +129,30 @@ def test_a_rank_copies_its_part_and_no_more(folder: str, monkeypatch: pytest.Mon
     assert counting.elements * 4 <= decoder.weight_bytes * 1.01
     stored = sum(x.numel() for x in load_file(GOLDENS / folder / "model.safetensors").values())
     assert decoder.weight_bytes < 0.6 * stored * 4
+
+
+def scaled(rows: int, columns: int, group: int) -> ScaledWeight:
+    made = torch.Generator().manual_seed(rows)
+    values = torch.randint(-127, 128, (rows, columns), generator=made, dtype=torch.int8)
+    return ScaledWeight(values, torch.rand((rows, -(-columns // group) if group else 1), generator=made), group)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("target", "pieces", "columns"),
+    [("qkv", QKV, 64), ("gate_up", (96, 96), 64), ("down", (64,), 96), ("o", (64,), 64)],
+)
+@pytest.mark.parametrize("groups", [(40, 40, 40), (0, 24, 36)])
+def test_scaled_parts_stand_for_the_same_weights(target, pieces, columns, size, groups) -> None:
+    """Also where a cut is between inputs that share a scale, where pieces have different groups, and with padding."""
+    for rank in range(size):
+        part = cut(target, sum(pieces), columns, rank, size)
+        shape = part.shape((sum(pieces), columns))
+        plain, joined, first = torch.zeros(shape), None, 0
+        for rows, group in zip(pieces, groups, strict=False):
+            piece = scaled(rows, columns, group)
+            place(expanded(piece, torch.float32), plain, part, first, rows)
+            joined = place_scaled(piece, joined, shape, part, first, "cpu")
+            first += rows
+        assert joined is not None
+        assert torch.equal(expanded(joined, torch.float32), plain)

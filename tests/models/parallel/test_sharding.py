@@ -20,7 +20,7 @@ from lightllm_mp.models.parallel.sharding import (
     local_model,
     share,
 )
-from lightllm_mp.models.spec import MlaSpec, ModelSpec, MoeSpec
+from lightllm_mp.models.spec import DeltaSpec, MlaSpec, ModelSpec, MoeSpec
 
 SIZES = (1, 2, 3, 4, 8)
 HEADS = ((8, 8), (8, 2), (9, 3), (7, 1), (14, 2), (12, 3), (32, 8), (5, 5), (10, 5))
@@ -156,6 +156,39 @@ def test_latent_attention_is_cut_by_heads(size: int) -> None:
         assert stacked.shape[0] == size * local_model(spec, 0, size)[0].heads * width
     for name in ("q_a", "kv_a", "kv_a_norm"):
         assert cut_of(param(f"layers.0.{name}", 9, 6), spec, 1, size) == ShardCut()
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), HEADS)
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_linear_attention_in_parts_is_the_whole(heads: int, key_heads: int, size: int) -> None:
+    """With q * k * v * z * (b + 2 a) in place of the delta rule."""
+    delta, rng = DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=3, value_dim=3), np.random.default_rng(3)
+    spec = model(delta=delta, linear_layers=(0,))
+    shapes = {
+        "qkvz": (delta.channels + delta.value_size, spec.hidden),
+        "ba": (2 * heads, spec.hidden),
+        "conv": (delta.channels, 4),
+        "a_log": (heads,),
+        "dt_bias": (heads,),
+        "out": (spec.hidden, delta.value_size),
+    }
+    weights = {name: rng.integers(-5, 5, shape) for name, shape in shapes.items()}
+    x = rng.integers(-5, 5, spec.hidden)
+
+    def mixer(w: dict[str, np.ndarray], of: DeltaSpec) -> np.ndarray:
+        mixed = w["qkvz"] @ x
+        mixed[: of.channels] *= w["conv"].sum(-1)
+        bounds = np.cumsum((of.key_heads, of.key_heads, of.value_heads))
+        q, k, v, z = np.split(mixed.reshape(-1, 3), bounds)
+        b, a = np.split(w["ba"] @ x, 2)
+        times = of.value_heads // of.key_heads
+        scale = (w["a_log"] * a + w["dt_bias"] + b)[:, None]
+        return w["out"] @ (q.repeat(times, 0) * k.repeat(times, 0) * v * z * scale).ravel()
+
+    own = zip(*(parts(spec, "layers.0.delta." + name, whole, size) for name, whole in weights.items()), strict=True)
+    local = [local_model(spec, rank, size)[0].delta for rank in range(size)]
+    summed = sum(mixer(dict(zip(weights, of, strict=True)), one) for of, one in zip(own, local, strict=True))
+    assert (summed == mixer(weights, delta)).all()
 
 
 @pytest.mark.parametrize("size", SIZES[1:])

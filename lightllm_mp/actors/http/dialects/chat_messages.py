@@ -11,7 +11,7 @@ from lightllm_mp.actors.front.chat.functions import FunctionTool, ToolCall
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.http.dialects.openai_fields import NULL
 from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_empty, is_list, is_text
-from lightllm_mp.actors.http.image_inputs import ImageItem
+from lightllm_mp.actors.http.image_inputs import MOST_FRAMES, ImageItem, MediaItem, VideoItem
 from lightllm_mp.errors import InvalidRequest
 
 MAX_MESSAGES = 10_000
@@ -38,11 +38,20 @@ class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
+class VideoUrl(Struct, frozen=True, forbid_unknown_fields=True):
+    url: Raw
+
+
 class Part(Struct, frozen=True):
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: Raw = NULL
+    video_url: Raw = NULL
+    video: Raw = NULL
+    """A file's address, or a list of the addresses of frames."""
+    fps: float | None = None
+    """Frames per second of a list of frames."""
 
 
 class ReadChat(Struct):
@@ -50,7 +59,8 @@ class ReadChat(Struct):
 
     messages: list[dict[str, Any]] = []
     """For the template."""
-    images: list[ImageItem] = []
+    images: list[MediaItem] = []
+    """Images and videos in order."""
     ignored: set[str] = set()
 
 
@@ -59,6 +69,7 @@ _text = msgspec.json.Decoder(str)
 _part = msgspec.json.Decoder(Part)
 _call = msgspec.json.Decoder(ToolCall)
 _image_url = msgspec.json.Decoder(ImageUrl)
+_video_url = msgspec.json.Decoder(VideoUrl)
 _tools = msgspec.json.Decoder(Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None)
 
 
@@ -117,6 +128,9 @@ def _content(reader: PieceReader, raw: Raw, chat: ReadChat) -> dict[str, str]:
         case "image_url" | "input_image":
             chat.images.append(_image(reader, part.image_url, chat))
             return {"type": "image"}
+        case "video_url" | "video":
+            chat.images.append(_video(reader, part))
+            return {"type": "video"}
     raise reader.wrong(f"a part of type {part.type[:32]!r} is not supported here")
 
 
@@ -129,8 +143,19 @@ def _image(reader: PieceReader, raw: Raw, chat: ReadChat) -> ImageItem:
     return image_of_url(raw)
 
 
+def _video(reader: PieceReader, part: Part) -> VideoItem:
+    raw = part.video if part.type == "video" else part.video_url
+    if is_list(raw):
+        frames = [image_of_url(one) for one in schema.items(raw, PARAM, MOST_FRAMES)]
+        return VideoItem("frames", Raw(msgspec.json.encode(frames)), part.fps)
+    if not is_text(raw):
+        raw = reader.decode(_video_url, raw).url
+    file = image_of_url(raw)
+    return VideoItem("url" if file.type == "url" else "base64", file.data)
+
+
 def image_of_url(raw: Raw) -> ImageItem:
-    """The item of a JSON text: `data:image/...;base64,...` or an http(s) address. Raises InvalidRequest."""
+    """The item of a JSON text: `data:...;base64,...` or an http(s) address. Raises InvalidRequest."""
     head = bytes(memoryview(raw)[:256]).replace(b"\\/", b"/")
     if head[:6].lower() != b'"data:':
         return ImageItem("url", raw)

@@ -16,6 +16,8 @@ class NativeForm(AnswerForm, frozen=True, tag="native"):
     kind: Literal["stream", "whole", "score"] = "whole"
     details: bool = False
     logprobs: bool = False
+    raw: bool = True
+    """A score is the number itself, and not its sigmoid."""
     numbered: bool = False
     """Events have ids: the client says that it reads them."""
 
@@ -37,7 +39,7 @@ class NativeWriter(StreamWriter):
 
     def whole(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         if self._form.kind == "score":
-            yield responses.score(answers[0])
+            yield responses.score(answers[0], raw=self._form.raw)
             return
         yield from responses.whole(
             answers, details=self._form.details, logprobs=self._form.logprobs, prompt=self._live.prompt_logprobs

@@ -23,7 +23,7 @@ from lightllm_mp.actors.http.dialects.completion_request import CompletionBody
 from lightllm_mp.actors.http.dialects.responses import response_items as items
 from lightllm_mp.actors.http.dialects.responses import response_request as responses
 from lightllm_mp.actors.http.dialects.tokenize_request import DetokenizeBody, TokenizeBody
-from lightllm_mp.actors.http.image_inputs import Edge, ImageItem
+from lightllm_mp.actors.http.image_inputs import MOST_FRAMES, Edge, ImageItem, VideoItem
 from lightllm_mp.actors.http.schema import MAX_ITEMS, GenerateBody, InputId, Multimodal, ScoreBody, TokensBody
 from lightllm_mp.sampling_parameters import Id, RequestParameters
 
@@ -33,6 +33,8 @@ SchemaText = Object | bool | str
 Ids = Annotated[list[InputId], Meta(min_length=1)]
 Prompt = str | Ids
 Images = Annotated[list[ImageItem], Meta(max_length=MAX_ITEMS)]
+Videos = Annotated[list[VideoItem], Meta(max_length=MAX_ITEMS)]
+Frames = Annotated[list[ImageItem], Meta(min_length=1, max_length=MOST_FRAMES)]
 Nothing = None
 """The field is known, and refused unless it is null."""
 Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[Object, Meta(max_length=0)]
@@ -63,8 +65,9 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
     GenerateBody: {"inputs": Prompt, "parameters": RequestParameters},
     TokensBody: {"text": str, "parameters": RequestParameters},
     ScoreBody: {"chat": str, "ids": list[Id], "parameters": RequestParameters},
-    Multimodal: {"images": Images, "audios": Empty},
+    Multimodal: {"images": Images, "videos": Videos, "audios": Empty},
     ImageItem: {"data": str | tuple[Edge, Edge]},
+    VideoItem: {"data": any_of(str, Frames)},
     GuideFields: {"guided_json": SchemaText, "json_schema": SchemaText},
     StructuredOutputs: {"json": SchemaText},
     NamedSchema: {"schema": SchemaText},
@@ -78,8 +81,13 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
         "function_call": Nothing,
     },
     chat.Message: {"content": str | list[chat.Part], "tool_calls": list[ToolCall]},
-    chat.Part: {"image_url": chat.ImageUrl | str},
+    chat.Part: {
+        "image_url": chat.ImageUrl | str,
+        "video_url": chat.VideoUrl | str,
+        "video": any_of(str, Annotated[list[str], Meta(min_length=1, max_length=MOST_FRAMES)]),
+    },
     chat.ImageUrl: {"url": str},
+    chat.VideoUrl: {"url": str},
     CompletionBody: {"prompt": any_of(str, Ids, list[str], list[Ids])},
     TokenizeBody: {"prompt": str, "messages": Messages, "tools": Tools},
     DetokenizeBody: {"tokens": Annotated[list[Id], Meta(min_length=1)]},
@@ -168,6 +176,8 @@ REFINED: dict[type[Struct], dict[str, Any]] = {
             {"required": ["text"], "properties": _types("text", "input_text", "output_text") | {"text": str}},
             {"required": ["refusal"], "properties": _types("refusal") | {"refusal": str}},
             {"required": ["image_url"], "properties": _types("image_url", "input_image")},
+            {"required": ["video_url"], "properties": _types("video_url")},
+            {"required": ["video"], "properties": _types("video")},
         ],
     },
 }

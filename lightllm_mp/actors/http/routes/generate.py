@@ -72,9 +72,16 @@ class GenerateRoutes:
             return Work(
                 await schema.conversation(body, self._arrivals.max_input),
                 sampling_parameters.terms(parameters, tenant(request), task="score"),
-                NativeForm(kind="score", ignored=unknown),
+                NativeForm(kind="score", raw=self._raw, ignored=unknown),
                 add_special_tokens=parameters.add_special_tokens is not False,
             )
+
+    @property
+    def _raw(self) -> bool:
+        """A score of a single text is shown as it is."""
+        facts = self._context.frontend.facts
+        pooled = facts.engine.pooled if facts is not None else None
+        return pooled is None or not pooled.probability
 
     async def _generation(self, request: web.Request, kind: Literal["stream", "whole"] | None) -> Work:
         """`kind` None: what the body says."""

@@ -1,8 +1,12 @@
-"""aiohttp's connection plus two timers that it lacks: for half-sent headers, and for clients that do not read."""
+"""aiohttp's connection plus three timers that it lacks: for half-sent headers, for clients that do not read, and for an
+end that loses no request."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from typing import Any
 
 from aiohttp import web
@@ -10,6 +14,9 @@ from aiohttp.http_exceptions import LineTooLong
 
 from lightllm_mp.actors.http.error_responses import error_response
 from lightllm_mp.errors import EngineError, InvalidRequest
+
+QUIET = 1.0
+"""Seconds for which a connection must be idle before a server that ends closes it."""
 
 
 class HeadersTooLarge(InvalidRequest):
@@ -36,11 +43,27 @@ class Connection(web.RequestHandler):
         self._busy = False
         self._pipelined = False
         """Bytes of the next request came while this one was served."""
+        self._arriving = False
+        """Bytes of a request have come, its headers are not complete."""
+        self._ending = False
+        self._quiet_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """It is open and waits for a request, of which nothing has come."""
+        return self.transport is not None and not (self._busy or self._arriving)
+
+    def close_when_quiet(self) -> None:
+        """Close once it was idle for QUIET seconds. A client may be sending a request just now: it is still served."""
+        self._ending = True
+        if not self._busy:
+            self._start_quiet_timer()
 
     def headers_complete(self) -> None:
         """The middleware calls this: the headers are complete, the request is being served."""
-        self._busy, self._pipelined = True, False
+        self._busy, self._pipelined, self._arriving = True, False, False
         self._stop_header_timer()
+        self._stop_quiet_timer()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -50,6 +73,7 @@ class Connection(web.RequestHandler):
         if self._busy:
             self._pipelined = True
         else:
+            self._arriving = True
             self._start_header_timer()
         super().data_received(data)
 
@@ -62,12 +86,16 @@ class Connection(web.RequestHandler):
             return await super().finish_response(request, response, *rest)
         finally:
             self._busy = False
+            if self._ending:
+                self._start_quiet_timer()
             if self._pipelined:
+                self._arriving = True
                 self._start_header_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_header_timer()
         self._stop_write_timer()
+        self._stop_quiet_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -110,6 +138,29 @@ class Connection(web.RequestHandler):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _start_quiet_timer(self) -> None:
+        self._stop_quiet_timer()
+        self._quiet_timer = asyncio.get_running_loop().call_later(QUIET, self._close_if_quiet)
+
+    def _stop_quiet_timer(self) -> None:
+        if self._quiet_timer is not None:
+            self._quiet_timer.cancel()
+            self._quiet_timer = None
+
+    def _close_if_quiet(self) -> None:
+        if self._arriving or self._more_arrived():
+            self._start_quiet_timer()
+        else:
+            self.force_close()  # `close` would leave an idle transport open
+
+    def _more_arrived(self) -> bool:
+        """Bytes wait in the kernel. To close then is to reset the connection."""
+        if self.transport is None or self.transport.is_closing():
+            return False
+        sock = self.transport.get_extra_info("socket")
+        (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))
+        return bool(count)
 
     def _start_write_timer(self) -> None:
         if self.transport is not None:

@@ -26,6 +26,8 @@ ACCEPTS = 32
 """Connections accepted per turn of the event loop."""
 KEEP_ALIVE = 75.0
 """Seconds for which an idle connection is kept; longer than usual proxies keep it."""
+TURN = 0.05
+"""Seconds between two looks at connections that end."""
 LINGER = 2.0
 """Seconds for which the rest of an unread body is still received before the connection is closed."""
 
@@ -43,19 +45,22 @@ class HttpServer:
         return host, port
 
     async def leave(self) -> None:
-        """Leave new connections to another server on the same port and stop listening. Then `close_idle`."""
+        """Leave new connections to another server on the same port and stop listening. Then `end_connections`."""
         listening = self._server.sockets[0]
         mine = socket.socket(fileno=os.dup(listening.fileno()))
         self._server.close()
         await reuseport_handover.leave(mine, self._connect)
-        self.close_idle()
+        await self.end_connections()
 
-    def close_idle(self) -> None:
-        """Close idle connections at once and the others after their response."""
+    async def end_connections(self) -> None:
+        """Let each connection close when it is quiet; returns when none is idle any more."""
         manager = self._runner.server
         assert manager is not None
-        for connection in list(manager.connections):
-            connection.close()
+        connections = [connection for connection in manager.connections if isinstance(connection, Connection)]
+        for connection in connections:
+            connection.close_when_quiet()
+        while any(connection.idle for connection in connections):
+            await asyncio.sleep(TURN)
 
     async def close(self) -> None:
         """Stop listening, let running handlers finish for `shutdown` seconds, then cancel them."""

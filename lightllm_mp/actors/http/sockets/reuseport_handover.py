@@ -18,7 +18,7 @@ from collections.abc import Callable
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
 BPF_RET_K = 0x06
 PATIENCE = 1.0
-"""Seconds to accept connections already on their way to us and to let clients send on open connections."""
+"""Seconds to accept connections already on their way to us."""
 PROBE = 0.25
 """Most seconds for the probe connection to this machine."""
 

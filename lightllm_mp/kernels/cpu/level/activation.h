@@ -68,3 +68,24 @@ static void activation_rows(const void *arg, long from, long to) {
     else
         rows_of_type(job, from, to, FLOAT32);
 }
+
+INLINE void gate_row(const struct sigmoid_gate *job, long row, enum dtype type, enum dtype gate_type) {
+    EACH_PART(i, left, job->n, {
+        vf gate = job->single ? splat(load_one(job->gate, row, gate_type))
+                              : load_part(job->gate, row * job->n + i, left, gate_type);
+        vf v = load_part(job->x, row * job->n + i, left, type) / (1.0f + exp_vf(-gate));
+        store_part(job->out, row * job->n + i, left, v, type);
+    });
+}
+
+static void gate_rows(const void *arg, long from, long to) {
+    const struct sigmoid_gate *job = arg;
+    for (long row = from; row < to; row++) {
+        if (job->type == BFLOAT16 && job->gate_type == BFLOAT16)
+            gate_row(job, row, BFLOAT16, BFLOAT16);
+        else if (job->type == BFLOAT16)
+            gate_row(job, row, BFLOAT16, FLOAT32);
+        else
+            gate_row(job, row, FLOAT32, FLOAT32);
+    }
+}

@@ -5,6 +5,7 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "delta.h"
 #include "gemm.h"
 #include "mixing.h"
 #include "quantised.h"
@@ -18,9 +19,12 @@ static void fill_all(struct kernels *to) {
                            .round_rows = round_rows,
                            .quantised_panels = quantised_panels,
                            .norm_rows = norm_rows,
+                           .squares_rows = squares_rows,
                            .activation_rows = activation_rows,
+                           .gate_rows = gate_rows,
+                           .delta_heads = delta_heads,
                            .rotary_rows = rotary_rows,
-                           .softmax = softmax,
+                           .expert_weights = expert_weights,
                            .mix_rows = mix_rows,
                            .attend = attend};
 }

@@ -1,4 +1,4 @@
-/* What a mixture of experts needs besides products: the softmax of a choice, and the weighted sum of a token's experts. */
+/* What a mixture of experts needs besides products: the weights of a choice, and the weighted sum of a token's experts. */
 static void softmax(const float *logits, float *to, long count) {
     float top = logits[0];
     for (long i = 1; i < count; i++)
@@ -11,14 +11,29 @@ static void softmax(const float *logits, float *to, long count) {
         total += v;
     });
     float sum = sum_lanes(total);
-    for (long i = 0; i < count; i++) to[i] = to[i] >= 0 ? to[i] / sum : 0; /* no NaN: choices stay valid */
+    for (long i = 0; i < count; i++) to[i] /= sum;
+}
+
+static void sigmoid(const float *logits, float *to, long count) {
+    EACH_PART(i, left, count, {
+        store_part(to, i, left, 1.0f / (1.0f + exp_vf(-load_part(logits, i, left, FLOAT32))), FLOAT32);
+    });
+}
+
+static void expert_weights(const float *logits, float *to, long count, int by_sigmoid) {
+    if (by_sigmoid)
+        sigmoid(logits, to, count);
+    else
+        softmax(logits, to, count);
+    for (long i = 0; i < count; i++) to[i] = to[i] >= 0 ? to[i] : 0; /* no NaN: choices stay valid */
 }
 
 INLINE void mix_row(const struct mixing *job, long row, enum dtype type) {
     EACH_PART(i, left, job->k, {
         vf sum = {0};
         for (long a = row * job->top_k; a < (row + 1) * job->top_k; a++)
-            sum += job->weights[a] * load_part(job->each, job->place[a] * job->k + i, left, FLOAT32);
+            if (job->place[a] != ELSEWHERE)
+                sum += job->weights[a] * load_part(job->each, job->place[a] * job->k + i, left, FLOAT32);
         store_part(job->out, row * job->k + i, left, sum, type);
     });
 }

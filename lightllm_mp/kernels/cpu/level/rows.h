@@ -28,7 +28,9 @@ INLINE void norm_row(const struct norm *job, long row, enum dtype type, enum dty
         total += v;
     });
     float mean = job->centred ? sum_lanes(total) / n : 0;
-    float spread = job->centred ? variance(job, at, mean, type) : sum_lanes(squares) / n;
+    float spread = job->mean_squares ? job->mean_squares[row]
+                   : job->centred    ? variance(job, at, mean, type)
+                                     : sum_lanes(squares) / n;
     float scale = 1.0f / sqrtf(spread + job->eps);
     EACH_PART(i, left, n, {
         vf v = (load_part(job->residual, at + i, left, type) - mean) * scale;
@@ -48,6 +50,21 @@ static void norm_rows(const void *arg, long from, long to) {
         else
             norm_row(job, row, FLOAT32, FLOAT32);
     }
+}
+
+INLINE float square_sum(const struct squares *job, long row, enum dtype type) {
+    vf squares = {0};
+    EACH_PART(i, left, job->n, {
+        vf v = load_part(job->x, row * job->width + job->first + i, left, type);
+        squares += v * v;
+    });
+    return sum_lanes(squares);
+}
+
+static void squares_rows(const void *arg, long from, long to) {
+    const struct squares *job = arg;
+    for (long row = from; row < to; row++)
+        job->out[row] = job->type == BFLOAT16 ? square_sum(job, row, BFLOAT16) : square_sum(job, row, FLOAT32);
 }
 
 INLINE void rotate_head(const void *from, long in, void *to, long out, const float *cos, const float *sin, long half,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +20,52 @@ from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 HEADS_EACH = 16
 """Heads of one token that a program handles."""
 NORMS = {"rms": 1, "layer": 2}
+GIVEN = 3
+"""The kernel's number for rms norms by mean squares that it is given."""
+SQUARES_BLOCK = 1024
+
+
+def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
+    tokens = qkv.shape[0]
+    out = qkv.new_empty((2, tokens), dtype=torch.float32)
+    if tokens:
+        _squares_kernel.launch(
+            (tokens, 2, 1),
+            _squares_kernel.arguments(
+                qkv=qkv,
+                out=out,
+                tokens=tokens,
+                HEADS=layout.heads,
+                KV_HEADS=layout.kv_heads,
+                DIM=layout.head_dim,
+                BLOCK=min(SQUARES_BLOCK, next_power_of_2(layout.heads * layout.head_dim)),
+            ),
+        )
+    return out
+
+
+@kernel(numbers=["tokens"], waits=True)
+def _squares_kernel(
+    qkv,
+    out,
+    tokens,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """A program sums a token's queries (0) or keys (1)."""
+    wait_for_inputs(EARLY)
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    line = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + part * (HEADS * DIM)
+    count = tl.where(part == 0, HEADS * DIM, KV_HEADS * DIM)
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, HEADS * DIM, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(line + at, mask=at < count, other=0.0).to(tl.float32)
+        sums += value * value
+    tl.store(out + part * tokens + token, tl.sum(sums, 0))
 
 
 def rotary_kv_write(
@@ -49,6 +96,8 @@ def rotary_kv_write(
             k_weight=by.k_weight,
             q_bias=by.q_bias,
             k_bias=by.k_bias,
+            q_squares=by.q_squares,
+            k_squares=by.k_squares,
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
             DIM=layout.head_dim,
@@ -78,6 +127,8 @@ class _NormArguments(NamedTuple):
     k_weight: Tensor
     q_bias: Tensor
     k_bias: Tensor
+    q_squares: Tensor
+    k_squares: Tensor
     kind: int = 0
     """0: no norm."""
     q_by_head: bool = False
@@ -90,16 +141,19 @@ class _NormArguments(NamedTuple):
 
 def _norm_arguments(norms: HeadNorms | None, unused: Tensor) -> _NormArguments:
     if norms is None:
-        return _NormArguments(unused, unused, unused, unused)
+        return _NormArguments(*[unused] * 6)
     query, key = norms
     assert query.kind == key.kind
     assert (query.bias is None) == (key.bias is None)
+    given = query.mean_squares is not None and key.mean_squares is not None
     return _NormArguments(
         query.weight,
         key.weight,
         unused if query.bias is None else query.bias,
         unused if key.bias is None else key.bias,
-        NORMS[query.kind],
+        unused if query.mean_squares is None else query.mean_squares,
+        unused if key.mean_squares is None else key.mean_squares,
+        GIVEN if given else NORMS[query.kind],
         query.weight.dim() == 2,
         key.weight.dim() == 2,
         query.bias is not None,
@@ -125,6 +179,8 @@ def _rotary_kernel(
     k_weight,
     q_bias,
     k_bias,
+    q_squares,
+    k_squares,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -180,12 +236,16 @@ def _rotary_kernel(
                 second = tl.where(turning, second - mean, 0.0)
             if REST_BLOCK:
                 rest = tl.where(resting, rest - mean, 0.0)
-        square = tl.zeros([EACH], tl.float32)
-        if HALF:
-            square += tl.sum(first * first, 1) + tl.sum(second * second, 1)
-        if REST_BLOCK:
-            square += tl.sum(rest * rest, 1)
-        factor = tl.rsqrt(square[:, None] / DIM + tl.where(head < HEADS, Q_EPS, K_EPS))
+        if NORM == 3:
+            spread = tl.where(head < HEADS, tl.load(q_squares + token), tl.load(k_squares + token))
+        else:
+            square = tl.zeros([EACH], tl.float32)
+            if HALF:
+                square += tl.sum(first * first, 1) + tl.sum(second * second, 1)
+            if REST_BLOCK:
+                square += tl.sum(rest * rest, 1)
+            spread = square[:, None] / DIM
+        factor = tl.rsqrt(spread + tl.where(head < HEADS, Q_EPS, K_EPS))
         if HALF:
             first = _weighted(
                 first, factor, at, turning, head, q_weight, k_weight, q_bias, k_bias,

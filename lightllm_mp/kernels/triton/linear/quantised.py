@@ -28,7 +28,9 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
     if not isinstance(weight, GroupedWeight):
-        return Streamed(weight.values.contiguous(), bias, arrived, weight.scales)
+        if weight.group:
+            return Streamed(expanded(weight, dtype), bias, arrived)
+        return Streamed(weight.values.contiguous(), bias, arrived, weight.scales.view(-1))
     group = _group_size(weight)
     if group % (2 * LEAST_INPUTS):
         return Streamed(expanded(weight, dtype), bias, arrived)

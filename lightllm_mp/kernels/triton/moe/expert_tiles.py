@@ -1,7 +1,8 @@
 """Groups tokens by expert, on the device: sizes of grids and buffers depend on shapes alone.
 
 An assignment is a token's i-th expert; its number is token * top_k + i. Assignments are sorted by expert, then by
-number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty.
+number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty. Those of
+experts of other ranks come last and have no tiles.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ class ExpertTiles(NamedTuple):
 
 
 def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
-    """numbers [tokens, top_k]. Deterministic; does not wait for the device."""
+    """numbers [tokens, top_k]; those outside 0 .. experts - 1 are of other ranks. Deterministic; does not wait for the
+    device."""
     assignments = numbers.numel()
-    by_expert = assignments // rows + experts
+    by_expert = assignments // rows + experts + 1
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
     tiles = torch.empty((min(assignments, by_expert), 3), dtype=torch.int32, device=numbers.device)
     chunk = min(MOST_AT_ONCE, max(32, next_power_of_2(assignments)))
     _tiles_kernel.launch(
-        (experts, 1, 1),
+        (experts + 1, 1, 1),
         _tiles_kernel.arguments(
             numbers=numbers,
             order=order,
@@ -68,30 +70,40 @@ def _tiles_kernel(
     LEADERS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One expert. A tile's place is the number of its first assignment (LEADERS), or from floor(b / ROWS) + expert on,
-    where b assignments belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
+    """One expert, or (number EXPERTS) all of other ranks. A tile's place is the number of its first assignment
+    (LEADERS), or from floor(b / ROWS) + expert on, where b assignments belong to smaller experts:
+    floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
     expert = tl.program_id(0)
     before, count = 0, 0
     for base in range(0, assignments, CHUNK):
         at = base + tl.arange(0, CHUNK)
-        number = tl.load(numbers + at, mask=at < assignments, other=EXPERTS)
+        number = _here(tl.load(numbers + at, mask=at < assignments, other=EXPERTS), EXPERTS)
         before += tl.sum((number < expert).to(tl.int32), 0)
-        count += tl.sum((number == expert).to(tl.int32), 0)
+        count += tl.sum(((number == expert) & (at < assignments)).to(tl.int32), 0)
     seen = 0
     for base in range(0, assignments, CHUNK):
         at = base + tl.arange(0, CHUNK)
-        mine = tl.load(numbers + at, mask=at < assignments, other=EXPERTS) == expert
+        number = _here(tl.load(numbers + at, mask=at < assignments, other=EXPERTS), EXPERTS)
+        mine = (number == expert) & (at < assignments)
         rank = seen + tl.cumsum(mine.to(tl.int32), 0) - 1
         seen += tl.sum(mine.to(tl.int32), 0)
         tl.store(order + before + rank, at, mask=mine)
         if LEADERS:
-            _store_tile(tiles, at, rank % ROWS == 0, expert, before + rank, count - rank, mine, ROWS)
+            used = (rank % ROWS == 0) & (expert < EXPERTS)
+            _store_tile(tiles, at, used, expert, before + rank, count - rank, mine, ROWS)
     if not LEADERS:
         first, end = before // ROWS + expert, (before + count) // ROWS + expert + 1
         for base in range(first, end, 32):
             place = base + tl.arange(0, 32)
             done = (place - first) * ROWS
-            _store_tile(tiles, place, done < count, expert, before + done, count - done, place < end, ROWS)
+            used = (done < count) & (expert < EXPERTS)
+            _store_tile(tiles, place, used, expert, before + done, count - done, place < end, ROWS)
+
+
+@triton.jit
+def _here(number, EXPERTS: tl.constexpr):
+    """`EXPERTS` for experts of other ranks."""
+    return tl.where((number >= 0) & (number < EXPERTS), number, EXPERTS)
 
 
 @triton.jit

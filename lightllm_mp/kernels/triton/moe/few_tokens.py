@@ -32,6 +32,7 @@ def experts_alone(
             TOP_K=top_k,
             KIND=ACTIVATIONS[activation],
             BIASED=biases.gate_up is not None,
+            EXPERTS=gate_up.shape[0],
             N=n,
             K=k,
             EACH=each,
@@ -51,6 +52,7 @@ def experts_alone(
             out=out,
             TOP_K=top_k,
             BIASED=biases.down is not None,
+            EXPERTS=down.shape[0],
             N=k,
             K=n,
             EACH=each,
@@ -77,14 +79,17 @@ def _gate_up_kernel(
     TOP_K: tl.constexpr,
     KIND: tl.constexpr,
     BIASED: tl.constexpr,
+    EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     EACH: tl.constexpr,
     AT: tl.constexpr,
 ):
     assignment = tl.program_id(1)
-    n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     expert = tl.load(numbers + assignment).to(tl.int64)
+    if (expert < 0) | (expert >= EXPERTS):
+        return
+    n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + expert * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
     gate, up = tl.zeros((EACH, AT), tl.float32), tl.zeros((EACH, AT), tl.float32)
     for start in tl.static_range(0, K, AT):
@@ -111,6 +116,7 @@ def _down_kernel(
     out,
     TOP_K: tl.constexpr,
     BIASED: tl.constexpr,
+    EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     EACH: tl.constexpr,
@@ -124,13 +130,16 @@ def _down_kernel(
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
         expert, share = tl.load(numbers + assignment).to(tl.int64), tl.load(weights + assignment)
+        here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
+        expert = tl.where(here, expert, 0)
         of_expert = line + expert * (N * K)
         sums = tl.zeros((EACH, AT), tl.float32)
         for start in tl.static_range(0, K, AT):
             k = start + tl.arange(0, AT)[None, :]
             value = tl.load(hidden + assignment * K + k, mask=k < K, other=0.0).to(tl.float32)
-            sums += value * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
+            sums += tl.where(here, value, 0.0) * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
         total += sums * share
         if BIASED:
-            added += share * tl.load(bias + expert * N + tl.minimum(n, N - 1)).to(tl.float32)
+            own = tl.load(bias + expert * N + tl.minimum(n, N - 1)).to(tl.float32)
+            added += tl.where(here, share, 0.0) * own
     tl.store(out + token * N + n, (tl.sum(total, 1) + added).to(out.dtype.element_ty), mask=n < N)

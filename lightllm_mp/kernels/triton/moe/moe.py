@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.moe import NO_BIASES
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
@@ -26,7 +28,7 @@ BLOCK_TYPES = frozenset((MXFP4.value,))
 """ggml's numbers of the types that experts stay in."""
 
 
-class StoredExperts(NamedTuple):
+class StackedExperts(NamedTuple):
     """Weights of all experts as the kernels read them."""
 
     gate_up: Tensor | Mxfp4Experts
@@ -36,16 +38,18 @@ class StoredExperts(NamedTuple):
     biases: ExpertBiases
 
 
-def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> StoredExperts:
+def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> StackedExperts:
     gate_up_bias, down_bias = (None if one is None else one.contiguous() for one in biases)
-    return StoredExperts(_stored(gate_up), _stored(down), ExpertBiases(gate_up_bias, down_bias))
+    return StackedExperts(_stored(gate_up), _stored(down), ExpertBiases(gate_up_bias, down_bias))
 
 
 def _stored(weights: ExpertWeights) -> Tensor | Mxfp4Experts:
+    if isinstance(weights, ScaledWeight):
+        weights = expanded(weights, torch.bfloat16)
     return weights.contiguous() if isinstance(weights, Tensor) else packed_experts(weights)
 
 
-def experts(x: Tensor, prepared: StoredExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
+def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     tokens, top_k = numbers.shape
     if tokens == 0:
         return torch.empty_like(x)
@@ -61,7 +65,7 @@ def experts(x: Tensor, prepared: StoredExperts, weights: Tensor, numbers: Tensor
     grouped_gemm.gate_up(x, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
     grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together)
-    return weighted_sum(each, weights)
+    return weighted_sum(each, weights, numbers, count)
 
 
 def _experts_and_width(down: Tensor | Mxfp4Experts) -> tuple[int, int]:
@@ -79,26 +83,48 @@ def _shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
-    """each [tokens * top_k, width], weights [tokens, top_k] -> [tokens, width], summed in the order of `each`."""
+def weighted_sum(each: Tensor, weights: Tensor, numbers: Tensor, experts: int) -> Tensor:
+    """each [tokens * top_k, width], weights and numbers [tokens, top_k] -> [tokens, width], summed in the order of
+    `each`, without those whose expert is of another rank."""
     tokens, top_k = weights.shape
     width = each.shape[1]
     out = each.new_empty((tokens, width))
     block = min(SUM_BLOCK, next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block), 1)
     _sum_kernel.launch(
-        grid, _sum_kernel.arguments(each=each, weights=weights, out=out, TOP_K=top_k, WIDTH=width, BLOCK=block)
+        grid,
+        _sum_kernel.arguments(
+            each=each,
+            weights=weights,
+            numbers=numbers,
+            out=out,
+            TOP_K=top_k,
+            EXPERTS=experts,
+            WIDTH=width,
+            BLOCK=block,
+        ),
     )
     return out
 
 
 @kernel()
-def _sum_kernel(each, weights, out, TOP_K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(
+    each,
+    weights,
+    numbers,
+    out,
+    TOP_K: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
     sums = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(TOP_K):
+        expert = tl.load(numbers + token * TOP_K + i)
         line = each + (token * TOP_K + i) * WIDTH
-        sums += tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
+        part = tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
+        sums += tl.where((expert >= 0) & (expert < EXPERTS), part, 0.0)  # another rank's was never written
     tl.store(out + token * WIDTH + at, sums.to(out.dtype.element_ty), mask=inside)

@@ -104,6 +104,16 @@ def _parts(names: tuple[str, ...], rows: tuple[int, ...]) -> tuple[tuple[str, in
     return ((names[0], sum(rows)),) if len(names) == 1 else tuple(zip(names, rows, strict=True))
 
 
+def qk_norms(spec: ModelSpec) -> list[Param]:
+    """Norms of queries and keys under Llama's names, where the model has them."""
+    widths = {"q_norm": spec.q_size, "k_norm": spec.kv_size} if spec.each_head_norm else {}
+    return [
+        Param(f"layers.{i}.{n}", (Piece(f"model.layers.{i}.self_attn.{n}.weight", (widths.get(n, spec.head_dim),)),))
+        for i in range(spec.layers if spec.head_norm else 0)
+        for n in ("q_norm", "k_norm")
+    ]
+
+
 def heads_apart(heads: int) -> Transform:
     """For files that store query, key and value head by head: all queries first, then all keys, then all values."""
 

@@ -21,6 +21,8 @@ INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 GGUF_FREQS = r"^rope_freqs\.weight$"
 """A tensor of GGUF files that the rotary options are read from."""
 
+MTP_LAYERS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -43,6 +45,9 @@ class Family:
     hf_weights: Callable[[ModelSpec], list[Param]]
     ignore: tuple[str, ...] = (INV_FREQ,)
     """Patterns of tensor names that a folder may contain and that are not used."""
+    mtp: bool = False
+    """Files may have layers behind the last one that predict further tokens (multi-token prediction); they are not
+    used."""
     spellings: tuple[tuple[str, str], ...] = ()
     """(prefix of tensor names in some files, what the rules and `ignore` have in its place); the first match counts."""
 
@@ -66,12 +71,25 @@ class Family:
         """The rules for a folder; a model of embeddings or scores has no head."""
         return pooled_weights(spec, self.hf_weights(spec))
 
+    def folder_ignore(self, spec: ModelSpec) -> tuple[str, ...]:
+        """`ignore`, with the layers of multi-token prediction."""
+        return (*self.ignore, _layers_behind(r"model\.layers", spec)) if self.mtp else self.ignore
+
+    def gguf_surplus(self, spec: ModelSpec) -> tuple[str, ...]:
+        """The same for a GGUF file."""
+        return (*self.gguf_ignore, _layers_behind("blk", spec)) if self.mtp else self.gguf_ignore
+
     def known(self, name: str) -> str:
         """The name that the rules have for a tensor of a file."""
         for old, new in self.spellings:
             if name.startswith(old):
                 return new + name.removeprefix(old)
         return name
+
+
+def _layers_behind(prefix: str, spec: ModelSpec) -> str:
+    """A pattern of the tensors of up to MTP_LAYERS layers behind the last one."""
+    return rf"^{prefix}\.({'|'.join(str(spec.layers + i) for i in range(MTP_LAYERS))})\."
 
 
 def eos_ids(config: dict[str, Any]) -> tuple[int, ...]:
@@ -131,7 +149,7 @@ def standard_spec(config: dict[str, Any], *, family: str, **fields: Any) -> Mode
         "heads": heads,
         "kv_heads": int(config.get("num_key_value_heads") or heads),
         "head_dim": head_dim,
-        "intermediate": int(config["intermediate_size"]),
+        "intermediate": int(fields.get("intermediate") or config["intermediate_size"]),
         "rope": rope,
         "eos_ids": eos_ids(config),
         "bos_id": bos_id(config),
@@ -153,8 +171,9 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
     sections = tuple(int(pairs) for pairs in scaling.get("mrope_section") or ())
     if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != dim):
         raise ModelError(f"mrope_section {list(sections)} does not make up {dim // 2} rotary pairs")
+    in_turn = bool(sections) and bool(scaling.get("mrope_interleaved", False))
     if kind == "default" or (kind == "mrope" and sections):
-        return RopeSpec(theta=theta, dim=dim, sections=sections)
+        return RopeSpec(theta=theta, dim=dim, sections=sections, interleaved_sections=in_turn)
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])
@@ -165,6 +184,7 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
         dim=dim,
         scaling=kind,
         sections=sections,
+        interleaved_sections=in_turn,
         factor=factor,
         original_context=original,
         low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),

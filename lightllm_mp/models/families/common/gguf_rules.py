@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, Transform, decoder, linear
-from lightllm_mp.models.families.common.expert_rules import instead_of_mlps, mixture
+from lightllm_mp.models.families.common.expert_rules import corrected, instead_of_mlps, mixture
 from lightllm_mp.models.families.common.family import rope_spec, stretched_context
 from lightllm_mp.models.spec import ModelSpec, MoeSpec, RopeSpec
 
@@ -35,8 +35,9 @@ NAMES = TensorNames(
 ONE_UP = replace(NAMES, up=("ffn_up",))
 """Names for an MLP without gate, or with gate and up in one tensor."""
 
-SOFTMAX = 1
-"""Value of `expert_gating_func` for softmax."""
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func`."""
+CORRECTION = "exp_probs_b.bias"
 
 MAX_PARTS = 4096
 """Most layers, heads or experts: files are not trusted, and these counts size loops before any tensor is found."""
@@ -93,7 +94,7 @@ class GGUFKeys:
 def gguf_spec(keys: GGUFKeys, *, family: str, **fields: Any) -> ModelSpec:
     """A spec from the keys and tensors that most files have; `fields` override them."""
     keys.refuse_unless("attention.causal", True)
-    if (layers := keys.count("block_count")) > len(keys.file.tensors):
+    if (layers := keys.count("block_count") - keys.count("nextn_predict_layers", 0)) > len(keys.file.tensors):
         raise ModelError(f"{layers} layers cannot consist of {len(keys.file.tensors)} tensors")
     heads, head_dim = keys.count("attention.head_count"), int(fields.get("head_dim") or keys.head_dim)
     rope = fields["rope"] if "rope" in fields else gguf_rope(keys, dim=head_dim)
@@ -196,29 +197,35 @@ def head_norms(spec: ModelSpec) -> list[Param]:
     """Norms of the query and key heads, where the model has them."""
     shapes = {"q": (spec.heads, spec.head_dim), "k": (spec.kv_heads, spec.head_dim)}
     return [
-        Param(f"layers.{i}.{kind}_norm", (_head_norm(f"blk.{i}.attn_{kind}_norm.weight", shape, spec.each_head_norm),))
+        Param(f"layers.{i}.{kind}_norm", (_head_norm(f"blk.{i}.attn_{kind}_norm.weight", shape, spec),))
         for i in range(spec.layers if spec.head_norm else 0)
         for kind, shape in shapes.items()
     ]
 
 
-def _head_norm(name: str, shape: tuple[int, int], each: bool) -> Piece:
-    """One for all heads [head_dim], or one row per head [heads, head_dim]."""
-    if not each:
+def _head_norm(name: str, shape: tuple[int, int], spec: ModelSpec) -> Piece:
+    """One for all heads [head_dim], one row per head [heads, head_dim], or one norm over them [heads * head_dim]."""
+    if spec.joint_head_norm:
+        return Piece(name, (shape[0] * shape[1],))
+    if not spec.each_head_norm:
         return Piece(name, shape[1:])
     return Piece(name, (shape[0] * shape[1],), lambda tensor: tensor.reshape(-1), stored=shape)
 
 
 def gguf_moe(keys: GGUFKeys, *, renormalise: bool, **fields: Any) -> MoeSpec:
     """Experts; `renormalise` is the architecture's rule where the file does not give one."""
-    keys.refuse_unless("expert_gating_func", SOFTMAX)
     layers, scale = range(keys.count("block_count")), keys.number("expert_weights_scale", 1.0)
+    correction = any(keys.has(f"blk.{i}.{CORRECTION}") for i in layers)
+    if not (sigmoid := keys.integer("expert_gating_func", SIGMOID if correction else SOFTMAX) == SIGMOID):
+        keys.refuse_unless("expert_gating_func", SOFTMAX)
     read: dict[str, Any] = {
         "experts": keys.count("expert_count"),
         "top_k": keys.count("expert_used_count"),
         "intermediate": keys.integer("expert_feed_forward_length", keys.get("feed_forward_length")),
         "renormalise": bool(keys.integer("expert_weights_norm", renormalise)),
         "scale": scale or 1.0,  # 0 stands for none
+        "sigmoid": sigmoid,
+        "correction": correction,
         "dense_layers": tuple(i for i in layers if not keys.has(f"blk.{i}.ffn_gate_inp.weight")),
     }
     return MoeSpec(**(read | fields))
@@ -230,7 +237,11 @@ def with_stacked_experts(spec: ModelSpec, params: list[Param], keys: GGUFKeys) -
     moe = spec.moe
     assert moe is not None
     rule = _one_by_one if any(name.endswith("ffn_gate.0.weight") for name in keys.file.tensors) else _stacked
-    return instead_of_mlps(spec, params, lambda layer: rule(spec, moe, layer))
+
+    def with_correction(layer: int) -> list[Param]:
+        return rule(spec, moe, layer) + corrected(spec, layer, f"blk.{layer}.{CORRECTION}")
+
+    return instead_of_mlps(spec, params, with_correction)
 
 
 def _stacked(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
@@ -267,6 +278,11 @@ def _one_by_one(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
     at = f"blk.{layer}."
     names = [tuple(f"{at}{kind}.{i}" for kind in ("ffn_gate", "ffn_up", "ffn_down")) for i in range(moe.experts)]
     return mixture(spec, layer, at + "ffn_gate_inp", names)
+
+
+def shared_width(keys: GGUFKeys) -> int:
+    """Width of the MLP beside the experts, which the file counts in experts."""
+    return keys.count("expert_shared_count", 0) * keys.integer("expert_feed_forward_length")
 
 
 def shared_expert(spec: ModelSpec, keys: GGUFKeys) -> list[Param]:

@@ -32,8 +32,11 @@ MATRYOSHKA = ("qwen3",)
 """Families whose embeddings may be cut, though their files do not say so."""
 
 
-def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str = "auto") -> ModelSpec:
-    """The spec with the pooling that the folder's files say, else `task` (see `ModelConfig`), else the family.
+def with_pooling(
+    spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str = "auto", score_tokens: tuple[str, ...] = ()
+) -> ModelSpec:
+    """The spec with the pooling that the folder's files say, else `task` and `score_tokens` (see `ModelConfig`), else
+    the family.
 
     Raises ModelError for modules that are not served, and where the model does not do the task.
     """
@@ -43,13 +46,18 @@ def with_pooling(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task:
     if "Pooling" in modules:
         spec = replace(spec, pooling=_embedding(spec, config, folder, modules))
     elif "LogitScore" in modules:
-        spec = replace(spec, pooling=_token_score(spec, folder, modules["LogitScore"]))
+        spec = replace(spec, pooling=_token_score(spec, folder, modules["LogitScore"], score_tokens))
+    elif spec.pooling is None and score_tokens:
+        spec = replace(spec, pooling=_judge(spec, folder, score_tokens, PAIRS.get(spec.family, "")))
     elif spec.pooling is None and task != "auto":
         spec = replace(spec, pooling=_told(spec, config, folder, task))
     if spec.pooling is None:
         return spec
+    if score_tokens and not spec.pooling.tokens:
+        raise ModelError("--score-tokens: by its files this model has no head for tokens")
     if task not in ("auto", spec.pooling.task):
-        raise ModelError(f"--task {task}: by its files the model is one for the task {spec.pooling.task}")
+        by = "--score-tokens" if score_tokens else "its files"
+        raise ModelError(f"--task {task}: by {by} the model is one for the task {spec.pooling.task}")
     if spec.pooling.pairs and not spec.pooling.tokens:
         spec = replace(spec, pooling=replace(spec.pooling, raw=_is_raw(config, folder)))
     return replace(spec, max_context=_most_tokens(spec, folder))
@@ -61,9 +69,32 @@ def _told(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str) -
         return PoolingSpec(task="embed", width=spec.hidden, normalize=True, shorter=_shorter(config, spec.family))
     if spec.family not in PAIRS:
         raise ModelError(f"--task score: models of the family {spec.family} are no rerankers")
-    vocabulary = read_json(folder / "tokenizer.json")["model"]["vocab"]
-    tokens = int(vocabulary["yes"]), int(vocabulary["no"])
-    return PoolingSpec(task="score", width=1, head="linear", tokens=tokens, pairs=PAIRS[spec.family])
+    return _judge(spec, folder, ("yes", "no"), PAIRS[spec.family])
+
+
+def _judge(spec: ModelSpec, folder: Path, tokens: tuple[str, ...], pairs: str) -> PoolingSpec:
+    """The probability of one token against another."""
+    yes, no = (_token_id(folder, token) for token in tokens)
+    if yes == no or max(yes, no) >= spec.vocab:
+        raise ModelError(f"--score-tokens {yes} {no}: two different ids below {spec.vocab} are needed")
+    if spec.head_bias or spec.logit_softcap:
+        raise ModelError("--score-tokens: a head with a bias or a soft cap is not supported")
+    return PoolingSpec(task="score", width=1, head="linear", tokens=(yes, no), pairs=pairs)
+
+
+def _token_id(folder: Path, token: str) -> int:
+    """The id that a decimal number says, else of the token that tokenizer.json spells so. ModelError: it has none."""
+    if token.isascii() and token.isdecimal():
+        return int(token)
+    said = read_json(folder / "tokenizer.json")
+    for entry in said.get("added_tokens") or ():
+        if entry["content"] == token:
+            return int(entry["id"])
+    vocabulary = said["model"]["vocab"]  # a list of pairs where the model is Unigram
+    ids = vocabulary if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+    if token not in ids:
+        raise ModelError(f"--score-tokens: tokenizer.json has no token {token[:64]!r}; give its id")
+    return int(ids[token])
 
 
 def classifies(config: Mapping[str, Any]) -> bool:
@@ -89,17 +120,17 @@ def pooled_weights(spec: ModelSpec, params: list[Param]) -> list[Param]:
     if not pooling.tokens:
         return kept + linear("score", "", (("score", 1),), spec.hidden, False)
     head = next((param for param in params if param.target == "head"), params[0])
-    return [*kept, Param("score", (_difference(head.pieces[0].name, spec, *pooling.tokens),))]
+    return [*kept, Param("score", (_difference(head.pieces[0], spec, *pooling.tokens),))]
 
 
-def _difference(name: str, spec: ModelSpec, yes: int, no: int) -> Piece:
+def _difference(head: Piece, spec: ModelSpec, yes: int, no: int) -> Piece:
     """The row that gives logit(yes) - logit(no)."""
-    return Piece(
-        name,
-        (1, spec.hidden),
-        lambda head: head[yes : yes + 1].float() - head[no : no + 1].float(),
-        stored=(spec.vocab, spec.hidden),
-    )
+
+    def row(stored: Any) -> Any:
+        rows = head.transform(stored) if head.transform is not None else stored
+        return spec.logit_scale * (rows[yes : yes + 1].float() - rows[no : no + 1].float())
+
+    return Piece(head.name, (1, spec.hidden), row, stored=head.stored or head.shape)
 
 
 def _modules(folder: Path) -> dict[str, str]:
@@ -145,15 +176,18 @@ def _shorter(config: Mapping[str, Any], family: str) -> tuple[int, ...] | None:
     return () if config.get("is_matryoshka", family in MATRYOSHKA) else None
 
 
-def _token_score(spec: ModelSpec, folder: Path, module: str) -> PoolingSpec:
+def _token_score(spec: ModelSpec, folder: Path, module: str, told: tuple[str, ...]) -> PoolingSpec:
+    """`told`: the operator's tokens in place of the module's."""
+    template = folder / "chat_template.jinja"
+    chat = template.is_file() and "document" in template.read_text(errors="replace")
+    pairs = "chat" if chat else PAIRS.get(spec.family, "")
+    if told:
+        return _judge(spec, folder, told, pairs)
     said = read_json(folder / module / "config.json")
     yes, no = said.get("true_token_id"), said.get("false_token_id")
     if not (isinstance(yes, int) and isinstance(no, int) and 0 <= min(yes, no) <= max(yes, no) < spec.vocab):
         raise ModelError(f"{module}: two token ids of the vocabulary are needed, not {yes} and {no}")
-    template = folder / "chat_template.jinja"
-    chat = template.is_file() and "document" in template.read_text(errors="replace")
-    pairs = "chat" if chat else PAIRS.get(spec.family, "")
-    return PoolingSpec(task="score", width=1, head="linear", tokens=(yes, no), pairs=pairs)
+    return _judge(spec, folder, (str(yes), str(no)), pairs)
 
 
 def _is_raw(config: Mapping[str, Any], folder: Path) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.common.decoder_weights import WITHOUT_HEAD
+from lightllm_mp.models.families.common.decoder_weights import WITHOUT_HEAD, qk_norms
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen.qwen2 import windowed
@@ -20,11 +20,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    return llama.hf_weights(spec) + [
-        Param(f"layers.{i}.{name}", (Piece(f"model.layers.{i}.self_attn.{name}.weight", (spec.head_dim,)),))
-        for i in range(spec.layers)
-        for name in ("q_norm", "k_norm")
-    ]
+    return llama.hf_weights(spec) + qk_norms(spec)
 
 
 def read_gguf(keys: GGUFKeys) -> ModelSpec:

@@ -9,7 +9,7 @@ import msgspec
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
 from lightllm_mp.models.families.common.decoder_weights import decoder, linear
-from lightllm_mp.models.families.common.expert_rules import with_experts
+from lightllm_mp.models.families.common.expert_rules import shared_experts, with_experts
 from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.gguf_rules import (
     NAMES,
@@ -26,20 +26,22 @@ from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 def read_qwen3(config: dict[str, Any]) -> ModelSpec:
     spec = qwen3.read_hf(config)
-    return msgspec.structs.replace(spec, family="qwen3_moe", moe=_moe(config, spec.layers))
+    return msgspec.structs.replace(spec, family="qwen3_moe", moe=moe_spec(config, spec.layers))
 
 
 def read_qwen2(config: dict[str, Any]) -> ModelSpec:
     spec = qwen2.read_hf(config)
-    moe = msgspec.structs.replace(
-        _moe(config, spec.layers),
-        shared_intermediate=int(config["shared_expert_intermediate_size"]),
-        shared_gate=True,
+    return msgspec.structs.replace(
+        spec, family="qwen2_moe", moe=with_shared_expert(moe_spec(config, spec.layers), config)
     )
-    return msgspec.structs.replace(spec, family="qwen2_moe", moe=moe)
 
 
-def _moe(config: dict[str, Any], layers: int) -> MoeSpec:
+def with_shared_expert(moe: MoeSpec, config: dict[str, Any]) -> MoeSpec:
+    width = int(config["shared_expert_intermediate_size"])
+    return msgspec.structs.replace(moe, shared_intermediate=width, shared_gate=True)
+
+
+def moe_spec(config: dict[str, Any], layers: int) -> MoeSpec:
     """Every `decoder_sparse_step`-th layer has experts, except those of `mlp_only_layers`."""
     step, dense = int(config.get("decoder_sparse_step", 1)), config.get("mlp_only_layers") or ()
     return MoeSpec(
@@ -56,18 +58,19 @@ def qwen3_weights(spec: ModelSpec) -> list[Param]:
 
 
 def qwen2_weights(spec: ModelSpec) -> list[Param]:
-    params, moe = with_experts(spec, llama.hf_weights(spec)), spec.moe
+    return with_experts(spec, llama.hf_weights(spec)) + gated_shared_experts(spec)
+
+
+def gated_shared_experts(spec: ModelSpec) -> list[Param]:
+    """The MLP beside the experts, and its gate."""
+    params: list[Param] = []
+    moe = spec.moe
     assert moe is not None
-    width = moe.shared_intermediate
     for i in range(spec.layers):
-        if i in moe.dense_layers:
-            continue
-        at, to = f"model.layers.{i}.mlp.", f"layers.{i}."
-        parts = (("shared_expert.gate_proj", width), ("shared_expert.up_proj", width))
-        params += linear(to + "shared.gate_up", at, parts, spec.hidden, False)
-        params += linear(to + "shared.down", at, (("shared_expert.down_proj", spec.hidden),), width, False)
-        params += linear(to + "shared_gate", at, (("shared_expert_gate", 1),), spec.hidden, False)
-    return params
+        if i not in moe.dense_layers:
+            at = f"model.layers.{i}.mlp."
+            params += linear(f"layers.{i}.shared_gate", at, (("shared_expert_gate", 1),), spec.hidden, False)
+    return params + shared_experts(spec, block="mlp.shared_expert")
 
 
 def read_qwen3_gguf(keys: GGUFKeys) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Qwen-VL (Qwen, with a vision tower in the same file) and Qwen2.5-VL (Qwen2 with mrope)."""
+"""Qwen-VL (Qwen with a tower in the same file), Qwen2.5-VL (Qwen2 with mrope), Qwen3-VL (Qwen3 with DeepStack)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import msgspec
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
+from lightllm_mp.models.families.common.expert_rules import with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
-from lightllm_mp.models.families.qwen import qwen, qwen2
+from lightllm_mp.models.families.qwen import qwen, qwen2, qwen3, qwen_moe
 from lightllm_mp.models.spec import ModelSpec
 
 
@@ -20,13 +22,39 @@ def read_qwen_vl(config: dict[str, Any]) -> ModelSpec:
 
 def read_qwen2_5_vl(config: dict[str, Any]) -> ModelSpec:
     """The language model's keys are at the top in older files, in `text_config` in newer ones."""
-    inner = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
-    return _with_sections(msgspec.structs.replace(qwen2.read_hf({**config, **inner}), family="qwen2_5_vl"))
+    return _with_sections(msgspec.structs.replace(qwen2.read_hf(joined(config)), family="qwen2_5_vl"))
 
 
 def read_qwen2_5_vl_gguf(keys: GGUFKeys) -> ModelSpec:
     """The language model, which is also that of Qwen2-VL."""
     return _with_sections(gguf_spec(keys, family="qwen2_5_vl"))
+
+
+def read_qwen3_vl(config: dict[str, Any]) -> ModelSpec:
+    spec = qwen3.read_hf(joined(config))
+    return _with_deepstack(msgspec.structs.replace(spec, family="qwen3_vl"), config)
+
+
+def read_qwen3_vl_moe(config: dict[str, Any]) -> ModelSpec:
+    """Configurations of 2025 leave out `norm_topk_prob`: upstream always renormalises."""
+    spec = qwen_moe.read_qwen3({"norm_topk_prob": True, **joined(config)})
+    return _with_deepstack(msgspec.structs.replace(spec, family="qwen3_vl_moe"), config)
+
+
+def qwen3_vl_moe_weights(spec: ModelSpec) -> list[Param]:
+    return with_fused_experts(spec, qwen3.hf_weights(spec), transposed=True)
+
+
+def joined(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the language model over those at the top."""
+    return config | {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
+
+
+def _with_deepstack(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
+    levels = len(config["vision_config"].get("deepstack_visual_indexes") or ())
+    if levels >= spec.layers:
+        raise ModelError(f"{levels} levels of DeepStack do not fit a decoder of {spec.layers} layers")
+    return _with_sections(msgspec.structs.replace(spec, deepstack=levels))
 
 
 def _with_sections(spec: ModelSpec) -> ModelSpec:
@@ -60,4 +88,26 @@ QWEN2_5_VL = Family(
     ignore=(*qwen2.QWEN2.ignore, r"^(model\.)?visual\."),
     spellings=(("model.language_model.", "model."),),
     vision="lightllm_mp.vision.families.qwen2_5_vl:QWEN2_5_VL",
+)
+
+QWEN3_VL = Family(
+    name="qwen3_vl",
+    models="Qwen3-VL 2B to 32B",
+    model_types=("qwen3_vl",),
+    read_hf=read_qwen3_vl,
+    hf_weights=qwen3.hf_weights,
+    ignore=(*qwen3.QWEN3.ignore, r"^(model\.)?visual\."),
+    spellings=(("model.language_model.", "model."),),
+    vision="lightllm_mp.vision.families.qwen3_vl:QWEN3_VL",
+)
+
+QWEN3_VL_MOE = Family(
+    name="qwen3_vl_moe",
+    models="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B",
+    model_types=("qwen3_vl_moe",),
+    read_hf=read_qwen3_vl_moe,
+    hf_weights=qwen3_vl_moe_weights,
+    ignore=QWEN3_VL.ignore,
+    spellings=QWEN3_VL.spellings,
+    vision=QWEN3_VL.vision,
 )

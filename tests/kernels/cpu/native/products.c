@@ -75,7 +75,7 @@ static void check_route(void) {
     const long m = 5, experts = 37;
     float *logits = random_values(m * experts, FLOAT32, 3), *weights = make(m * CHOSEN, 4);
     int32_t *numbers = make(m * CHOSEN, 4);
-    struct route job = {logits, weights, numbers, m, experts, CHOSEN, 1, 1, 0, 1.5f};
+    struct route job = {logits, NULL, weights, numbers, m, experts, CHOSEN, 1, 1, 1, 0, 0, 1.5f};
     route_run(&job);
     for (long r = 0; r < m; r++) {
         double total = 0;
@@ -86,6 +86,36 @@ static void check_route(void) {
             for (long e = 0; e < experts; e++) larger += logits[r * experts + e] > logit;
             CHECK(larger == i, "route: choice %ld has %ld before it", i, larger);
             CHECK(fabs(weights[r * CHOSEN + i] - expected) < 1e-5 * expected, "route: weight of choice %ld", i);
+        }
+    }
+    free_all();
+}
+
+/* Of 4 groups of 9, only the one with the two best corrected scores takes part. */
+static void check_sigmoid_route(void) {
+    const long m = 5, experts = 36, groups = 4, each = experts / groups;
+    float *logits = random_values(m * experts, FLOAT32, 3), *correction = random_values(experts, FLOAT32, 1);
+    float *weights = make(m * CHOSEN, 4);
+    int32_t *numbers = make(m * CHOSEN, 4);
+    struct route job = {logits, correction, weights, numbers, m, experts, CHOSEN, groups, 1, 2, 1, 1, 2.5f};
+    route_run(&job);
+    for (long r = 0; r < m; r++) {
+        double total = 0, top = -1e9, sum = 0;
+        for (long i = 0; i < CHOSEN; i++) {
+            long e = numbers[r * CHOSEN + i];
+            total += 1 / (1 + exp(-logits[r * experts + e]));
+            sum += 1 / (1 + exp(-logits[r * experts + e])) + correction[e];
+        }
+        for (long a = 0; a < experts; a++)
+            for (long b = 0; b < a; b++) {
+                double pair = 1 / (1 + exp(-logits[r * experts + a])) + 1 / (1 + exp(-logits[r * experts + b]));
+                pair += correction[a] + correction[b];
+                if (a / each == b / each && pair > top) top = pair;
+            }
+        CHECK(fabs(sum - top) < 1e-5, "route: the best pair of a group sums to %g, not %g", top, sum);
+        for (long i = 0; i < CHOSEN; i++) {
+            double expected = 2.5 / (1 + exp(-logits[r * experts + numbers[r * CHOSEN + i]])) / total;
+            CHECK(fabs(weights[r * CHOSEN + i] - expected) < 1e-5, "route: weight of corrected choice %ld", i);
         }
     }
     free_all();
@@ -147,4 +177,5 @@ void check_products(void) {
     }
     check_widen();
     check_route();
+    check_sigmoid_route();
 }

@@ -1,6 +1,31 @@
 /* Norms, activations, rotary embedding with the KV write. */
 #include "check.h"
 
+/* A norm of columns by mean squares that are given: those of the whole rows. */
+static void check_given_squares(enum dtype type) {
+    const long m = 5, width = 45, first = 3, n = 37;
+    void *x = random_values(m * width, type, 1), *weight = random_values(n, FLOAT32, 1);
+    void *part = make(m * n, size_of(type)), *out = make(m * n, size_of(type));
+    float *sums = make(m, 4);
+    struct squares squares = {x, sums, m, width, first, n, type};
+    squares_run(&squares);
+    for (long r = 0; r < m; r++) {
+        double expected = 0;
+        for (long i = 0; i < n; i++) expected += pow(get(x, r * width + first + i, type), 2);
+        CHECK(fabs(sums[r] - expected) <= 1e-5 * expected, "squares: row %ld is %g from %g", r, sums[r], expected);
+        memcpy((char *)part + r * n * size_of(type), (char *)x + (r * width + first) * size_of(type), n * size_of(type));
+        sums[r] /= 7;
+    }
+    struct norm job = {NULL, part, weight, NULL, sums, out, m, n, 1, 1e-5f, 0, type, FLOAT32};
+    norm_run(&job);
+    for (long i = 0; i < m * n; i++) {
+        double expected = get(part, i, type) / sqrt(sums[i / n] + 1e-5) * get(weight, i % n, FLOAT32);
+        double got = get(out, i, type);
+        CHECK(fabs(got - expected) <= rounding(expected, type) + 1e-5 * fabs(expected), "norm by given squares [%ld]", i);
+    }
+    free_all();
+}
+
 static void check_norm(long n, enum dtype type, enum dtype weight_type, int centred, int with_x, int with_bias) {
     const long m = 5, lines = 2;
     void *x = random_values(m * n, type, 1), *residual = random_values(m * n, type, 1);
@@ -9,7 +34,7 @@ static void check_norm(long n, enum dtype type, enum dtype weight_type, int cent
     double *sum = make(m * n, 8);
     for (long i = 0; i < m * n; i++) sum[i] = get(residual, i, type) + (with_x ? get(x, i, type) : 0);
     struct norm job = {
-        with_x ? x : NULL, residual, weight, with_bias ? bias : NULL, out,
+        with_x ? x : NULL, residual, weight, with_bias ? bias : NULL, NULL, out,
         m, n, lines, 1e-5f, centred, type, weight_type};
     norm_run(&job);
     for (long r = 0; r < m; r++) {
@@ -152,6 +177,7 @@ void check_rows(void) {
             for (int curve = SILU; curve <= RELU; curve++)
                 for (int gated = 0; gated < 2; gated++) check_activation(widths[i], type, curve, gated);
         }
+    for (int type = FLOAT32; type <= BFLOAT16; type++) check_given_squares(type);
     for (int type = FLOAT32; type <= BFLOAT16; type++)
         for (int kv = 0; kv < 3; kv++) {
             enum dtype kv_type = kv == 0 ? type : kv == 1 ? INT8 : FLOAT8;

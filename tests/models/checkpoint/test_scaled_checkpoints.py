@@ -1,0 +1,222 @@
+"""Checkpoints of 8-bit values with scales (fp8, modelopt, compressed-tensors): same as the weights they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.checkpoint.preflight import check_weights
+from tests.models.checkpoint.quantised_folders import logits, make
+from tests.models.golden import GOLDENS
+
+BLOCK = (24, 40)
+"""No multiple of anything in the tiny models: blocks end in the middle of heads, experts and ranks."""
+
+Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+def packed(stem: str, weight: torch.Tensor, scales: torch.Tensor) -> Packed:
+    """FP8 values of a weight for a scale of each element, without the scales, and what they stand for."""
+    values = (weight.float() / scales).to(torch.float8_e4m3fn)
+    return {stem + ".weight": values}, values.float() * scales
+
+
+def in_blocks(stem: str, weight: torch.Tensor, suffix: str = ".weight_scale_inv") -> Packed:
+    n, k = weight.shape
+    random = torch.Generator().manual_seed(len(stem))
+    grid = torch.rand(-(-n // BLOCK[0]), -(-k // BLOCK[1]), generator=random) * 1e-3 + 1e-3
+    whole = grid.repeat_interleave(BLOCK[0], 0)[:n].repeat_interleave(BLOCK[1], 1)[:, :k]
+    tensors, stands_for = packed(stem, weight, whole)
+    return tensors | {stem + suffix: grid}, stands_for
+
+
+def by(shape: Callable[[torch.Tensor], torch.Tensor], kind: torch.dtype = torch.float32, **others: torch.Tensor):
+    """Scales of one kind: `shape` makes the stored tensor of the scale of each output."""
+
+    def pack(stem: str, weight: torch.Tensor) -> Packed:
+        scales = shape(weight.float().abs().amax(1) / 400).to(kind)
+        values, stands_for = packed(stem, weight, scales.float().reshape(-1, 1))
+        return values | {stem + ".weight_scale": scales} | {
+            f"{stem}.{k}": v.clone() for k, v in others.items()
+        }, stands_for
+
+    return pack
+
+
+def integers(stem: str, weight: torch.Tensor) -> Packed:
+    scales = (weight.float().abs().amax(1, keepdim=True) / 127).bfloat16()
+    values = (weight.float() / scales.float()).round().clamp(-127, 127)
+    return {stem + ".weight": values.to(torch.int8), stem + ".weight_scale": scales}, values * scales.float()
+
+
+def compressed(form: str, **weights) -> dict:
+    group = {"targets": ["Linear"], "input_activations": None, "weights": {"num_bits": 8, "symmetric": True, **weights}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head", "re:.*gate$"],
+    }
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+CASES = {
+    "blocks": (in_blocks, {**FP8, "weight_block_size": list(BLOCK)}),
+    "blocks of compressed-tensors": (
+        lambda stem, w: in_blocks(stem, w, ".weight_scale"),
+        compressed("float-quantized", type="float", strategy="block", block_structure=list(BLOCK)),
+    ),
+    "tensor": (by(lambda s: s.amax().reshape(1)), {"quant_method": "fp8", "activation_scheme": "static"}),
+    "tensor, modelopt": (
+        by(lambda s: s.amax(), input_scale=torch.tensor(0.3), k_scale=torch.tensor(0.5)),
+        {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head", "model.embed*"]},
+    ),
+    "channel": (
+        by(lambda s: s[:, None], torch.bfloat16),
+        compressed("float-quantized", type="float", strategy="channel"),
+    ),
+    "channel, fbgemm": (by(lambda s: s[:, None]), {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    "int8": (integers, compressed("int-quantized", type="int", strategy="channel")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_expanded(tmp_path, case):
+    make(tmp_path, *CASES[case])
+    check_weights(tmp_path / "packed")
+    expected = logits(tmp_path / "plain", most=2)
+    assert (logits(tmp_path / "packed", most=2) - expected).abs().max().item() < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "ops"), [(torch.float32, reference.TABLE), (torch.bfloat16, None)])
+def test_experts(tmp_path, dtype, ops):
+    make(tmp_path, *CASES["blocks"], golden="qwen3_moe", stems=lambda stem: not stem.endswith("3.up_proj"))
+    got, expected = (
+        logits(tmp_path / kind, golden="qwen3_moe", dtype=dtype, ops=ops, most=2) for kind in ("packed", "plain")
+    )
+    error = (got - expected).abs().max().item()
+    assert error < (1e-4 if dtype == torch.float32 else 0.06)
+
+
+def test_what_has_no_scale_is_plain(tmp_path):
+    """Also within one fused projection, whichever piece comes first."""
+    for name, plain in (("first", "q_proj"), ("last", "v_proj")):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, *CASES["blocks"], stems=lambda stem, plain=plain: not stem.endswith((plain, "gate_proj")))
+        got, expected = (logits(tmp_path / name / kind, most=2) for kind in ("packed", "plain"))
+        assert (got - expected).abs().max().item() < 1e-4
+
+
+def test_forms_differ_between_modules(tmp_path):
+    """Compressed-tensors' "mixed-precision": a scheme for modules by name, one for all others."""
+    config = compressed("mixed-precision", type="int", strategy="channel")
+    config["config_groups"]["group_0"]["format"] = "int-quantized"
+    blocks = compressed("float-quantized", type="float", strategy="block", block_structure=list(BLOCK))
+    targets = [r"re:.*self_attn\.[qkv]_proj"]
+    group = blocks["config_groups"]["group_0"] | {"targets": targets, "format": blocks["format"]}
+    config["config_groups"]["group_1"] = group
+
+    def pack(stem: str, weight: torch.Tensor) -> Packed:
+        blocked = stem.endswith(("q_proj", "k_proj", "v_proj"))
+        return in_blocks(stem, weight, ".weight_scale") if blocked else integers(stem, weight)
+
+    make(tmp_path, pack, config)
+    assert (logits(tmp_path / "packed", most=2) - logits(tmp_path / "plain", most=2)).abs().max().item() < 1e-4
+
+
+def test_8_bits_stay_8_bits(tmp_path):
+    make(tmp_path, *CASES["blocks"], golden="qwen3_moe")
+    forms: list[object] = []
+
+    def experts(gate_up, down):
+        forms.extend((gate_up, down))
+        return reference.TABLE.prepare_experts(gate_up, down)
+
+    def quantised(weight, bias, dtype):
+        forms.append(weight)
+        return reference.TABLE.prepare_quantised(weight, bias, dtype)
+
+    ops = reference.TABLE.__class__(
+        **{name: getattr(reference.TABLE, name) for name in reference.TABLE.__slots__}
+        | {"prepare_experts": experts, "prepare_quantised": quantised}
+    )
+    load_model(tmp_path / "packed", dtype=torch.bfloat16, ops=ops)
+    assert len(forms) > 4
+    assert all(isinstance(form, ScaledWeight) and form.values.dtype == torch.float8_e4m3fn for form in forms)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path, *CASES["blocks"])
+    return tmp_path / "packed"
+
+
+def refusal(folder, change: Callable[[dict[str, torch.Tensor]], None]) -> str:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, dtype=torch.float32)
+    assert "\n" not in caught.value.message
+    assert str(folder) in caught.value.message
+    return caught.value.message
+
+
+SCALE = "model.layers.0.mlp.up_proj.weight_scale_inv"
+
+
+def test_missing_scale(folder):
+    assert "up_proj.weight is stored as F8_E4M3" in refusal(folder, lambda tensors: tensors.pop(SCALE))
+
+
+def test_scales_of_another_grid(folder):
+    message = refusal(folder, lambda tensors: tensors.update({SCALE: torch.ones(2, 2)}))
+    assert (
+        "up_proj.weight_scale_inv is [2, 2], expected for a weight [144, 64] is one scale, [144, 1] or [6, 2]"
+        in message
+    )
+
+
+def test_values_of_another_type(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    message = refusal(folder, lambda tensors: tensors.update({name: torch.ones(144, 64)}))
+    assert "up_proj.weight is stored as floating point numbers, expected is F8_E4M3 or I8" in message
+
+
+def test_no_word_in_the_configuration(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "is stored as F8_E4M3, which is not supported" in refusal(folder, lambda tensors: None)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({**FP8, "fmt": "e5m2"}, "fp8 of type 'e5m2'"),
+        ({**FP8, "weight_block_size": [128]}, "blocks of [128]"),
+        ({**FP8, "ignored_layers": "lm_head"}, "not a list of names"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
+        ({"quant_method": "compressed-tensors"}, "without config_groups"),
+        (compressed("marlin-24", type="int", num_bits=4), "'marlin-24' with 4 bits of int"),
+        (compressed("pack-quantized", type="int", num_bits=3), "'pack-quantized' with 3 bits of int"),
+        (compressed("mxfp4-pack-quantized", type="float", num_bits=4), "'mxfp4-pack-quantized'"),
+        ({**compressed("float-quantized", type="float"), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:mx"}, "packing_format"),
+    ],
+)
+def test_refused(tmp_path, config, reason):
+    given = json.loads((GOLDENS / "llama" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**given, "quantization_config": config}))
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path, dtype=torch.float32)
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
