@@ -89,6 +89,7 @@ long quantised_bytes(int format, long per, long n, long k) {
 /* One output's block of INPUTS, whatever it was stored as. */
 struct decoded {
     uint8_t codes[INPUTS];
+    const uint8_t *nibbles; /* or 16 bytes with codes j (low half) and j + 16, which are the plane of 4 as it is */
     uint16_t scale, minimum; /* float16: scales or steps; of EXPONENT the exponent */
     int8_t steps[2];
     uint8_t minimum_steps[2];
@@ -120,16 +121,16 @@ static void decode(int format, const uint8_t *p, int i, struct decoded *to) {
         case Q4_0:
         case IQ4_NL:
             to->scale = word(p);
-            nibbles(p + 2, to->codes);
+            to->nibbles = p + 2;
             break;
         case MXFP4:
             to->scale = p[0];
-            nibbles(p + 1, to->codes);
+            to->nibbles = p + 1;
             break;
         case Q4_1:
             to->scale = word(p);
             to->minimum = word(p + 2);
-            nibbles(p + 4, to->codes);
+            to->nibbles = p + 4;
             break;
         case Q5_0:
             to->scale = word(p);
@@ -186,7 +187,7 @@ static void decode(int format, const uint8_t *p, int i, struct decoded *to) {
             to->scale = word(p);
             to->steps[0] =
                 (int8_t)(((p[4 + i / 2] >> (4 * (i % 2)) & 15) | (word(p + 2) >> (2 * i) & 3) << 4) - 32);
-            nibbles(p + 8 + 16 * i, to->codes);
+            to->nibbles = p + 8 + 16 * i;
             break;
     }
 }
@@ -244,10 +245,11 @@ struct packing {
 
 static void pack_decoded(const struct packing *job, uint8_t *head, uint8_t *block, long output, long row, long b) {
     const struct format *f = &formats[job->format];
-    struct decoded d;
+    struct decoded d = {.nibbles = NULL};
     int each = job->ggml->inputs / INPUTS;
     decode(job->format, job->rows + row * job->row_bytes + b / each * job->ggml->bytes, (int)(b % each), &d);
-    for (int i = 0; i < INPUTS; i++) put_code(block, f->codes, output, i, d.codes[i]);
+    for (int g = 0; d.nibbles && g < GROUPS / 2; g++) memcpy(block + g * GROUP_BYTES + output * 4, d.nibbles + 4 * g, 4);
+    for (int i = 0; !d.nibbles && i < INPUTS; i++) put_code(block, f->codes, output, i, d.codes[i]);
     if (f->scaling == EXPONENT)
         head[output] = (uint8_t)d.scale;
     else
