@@ -90,7 +90,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     remove its middle. What remains leaves room for the answer, up to half of the context. Prompts with images and those
     of more than 65,536 ids (or 1,048,576 characters) are refused."""
     running_max_req_size: Positive = 256
-    """Maximum number of sequences that run at once."""
+    """Maximum number of sequences that run at once. With linear attention fewer, if the memory does not hold the states
+    of so many."""
     batch_max_tokens: Positive | None = None
     """Maximum number of tokens in one step, prefill chunks and decode together. Default: 512 on CPU, 2048 on CUDA. A
     larger value makes mixture-of-experts models faster, not dense ones, and delays running answers more while other

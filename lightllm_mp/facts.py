@@ -68,6 +68,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
+    window: int = 0
+    """A token sees so many, itself included, in every layer; 0: some layer sees all."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
     long_truncation_mode: str = ""
@@ -88,6 +90,17 @@ class EngineLimits(Struct, frozen=True, array_like=True):
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
         return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
+
+    @property
+    def window_grain(self) -> int:
+        """So many tokens behind the window are given up at a time."""
+        return max(1, min(256, self.window // 16))
+
+    @property
+    def window_slots(self) -> int:
+        """Most slots that a sequence holds: of the window, of a chunk, and of tokens that wait to be given up or to be
+        answered. 0: there is no bound."""
+        return self.window + self.step_tokens * (1 + self.run_ahead) + self.window_grain if self.window else 0
 
     @property
     def longest_prompt(self) -> int:

@@ -112,6 +112,7 @@ def build_engine(
             run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
+            window=window_of_all(spec),
             states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
@@ -144,6 +145,12 @@ def keeps_prefixes(spec: ModelSpec) -> bool:
     """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
     see those after them, and not for a mean, which needs the hidden states of all tokens."""
     return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
+
+
+def window_of_all(spec: ModelSpec) -> int:
+    """The widest window of the layers; 0 if a layer has none, or the state of a sequence in place of one."""
+    windows = [spec.window_of(layer) for layer in range(spec.layers)]
+    return max(windows) if all(windows) and spec.delta is None else 0
 
 
 def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:

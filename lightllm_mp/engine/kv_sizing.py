@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
+from lightllm_mp.engine.state_sizing import state_places
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.machine import format_bytes, free_memory
@@ -29,13 +30,6 @@ class MemoryPlan:
     checkpoints: int = 0
     """Copies of recurrent states."""
     state_bytes: int = 0
-
-
-STATE_SHARE = 2
-"""The states of running sequences take at most one part in so many of the memory for KV and states."""
-CHECKPOINT_SHARE = 3
-"""Copies of states take at most one part in so many of what those leave, where their number is not given."""
-CHECKPOINTS_PER_ROW = 4
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -67,20 +61,6 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
         return max(0, int(free - (1.0 - mem_fraction) * (free_before or total)))
     free = free_memory()
     return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
-
-
-def state_places(config: EngineConfig, budget: int, place_bytes: int, kv_bytes: int = 0) -> tuple[int, int]:
-    """The number of rows and of copies, if a recurrent state has `place_bytes` bytes (0: the model has none) and KV has
-    to have `kv_bytes`. Where memory is short, there are fewer rows than asked for."""
-    rows = config.running_max_req_size
-    if not place_bytes:
-        return rows, 0
-    rows = min(rows, max(1, budget // STATE_SHARE // place_bytes - 1))
-    if config.disable_prompt_cache or config.state_checkpoints is not None:
-        return rows, 0 if config.disable_prompt_cache else config.state_checkpoints or 0
-    left = budget - (rows + 1) * place_bytes
-    most = min(left // CHECKPOINT_SHARE, left - kv_bytes) // place_bytes
-    return rows, max(0, min(most, CHECKPOINTS_PER_ROW * rows))
 
 
 def plan_memory(

@@ -51,7 +51,7 @@ class WorstStep:
 
 def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
     """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` describes that rank's part."""
-    attention, mlp = _attention_width(spec), _mlp_bytes(spec, worst.value_bytes)
+    attention, mlp = max(_attention_width(spec), _delta_width(spec)), _mlp_bytes(spec, worst.value_bytes)
     stream = 4 * spec.hidden  # residual, normalised, the previous branch and the next
     widest = max(spec.hidden, spec.q_size, spec.intermediate)
     token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * INPUT + 8 * LONG
@@ -63,11 +63,20 @@ def _attention_width(spec: ModelSpec) -> int:
     """Numbers of the model's type that attention holds per new token."""
     if spec.mla is None:
         normalised = 2 * (spec.q_size + spec.kv_size) if spec.head_norm else 0
-        return 3 * spec.q_size + 2 * spec.kv_size + normalised
+        gates = 2 * spec.q_size if spec.attention_gate else 0
+        return 3 * spec.q_size + 2 * spec.kv_size + normalised + gates
     mla = spec.mla
     latent = mla.kv_lora + mla.rope_dim
     head = mla.nope_dim + 2 * mla.rope_dim + 3 * latent + 2 * mla.kv_lora + 2 * mla.value_dim
     return mla.q_lora * 2 + 4 * latent + spec.heads * head
+
+
+def _delta_width(spec: ModelSpec) -> int:
+    """Numbers of the model's type that linear attention holds per new token: queries, keys, values and gates, the
+    outputs, and two float32 numbers per head."""
+    if (delta := spec.delta) is None:
+        return 0
+    return delta.channels + 2 * delta.value_size + 2 * FLOAT * delta.value_heads
 
 
 def _mlp_bytes(spec: ModelSpec, value: int) -> int:

@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from lightllm_mp.kernels.table import Rotation
     from lightllm_mp.kernels.triton.attention.schedule import DecodeShares
+    from lightllm_mp.kernels.triton.delta.chunks import DeltaChunks
 
 
 class StateSave(NamedTuple):
@@ -32,6 +33,8 @@ class AttentionSchedule:
     """Of sequences with one new token, by heads, value width, window, blocks and columns."""
     prefill: dict[int, torch.Tensor] = field(default_factory=dict)
     """Of sequences with more new tokens: int32 [tiles, 2], by queries per tile (see `prefill_tiles`)."""
+    delta: DeltaChunks | None = None
+    """Of linear attention; None: not yet made."""
 
 
 @dataclass(slots=True)

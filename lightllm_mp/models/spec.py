@@ -263,6 +263,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
         return len(self.kv_layers) * width
 
+    @property
+    def state_elements(self) -> tuple[int, int]:
+        """Elements of one sequence's state over all layers of linear attention: float32 ones, and those of the model's
+        type."""
+        if (delta := self.delta) is None:
+            return 0, 0
+        layers, taps = len(self.linear_layers), delta.taps - 1
+        return layers * delta.value_heads * delta.key_dim * delta.value_dim, layers * taps * delta.channels
+
     def window_of(self, layer: int) -> int:
         """Window of one layer; 0: it sees all keys before the query."""
         return 0 if self.window is None or layer in self.global_layers else self.window

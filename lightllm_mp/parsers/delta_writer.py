@@ -33,6 +33,7 @@ class DeltaWriter:
         self._said: set[_Text] = set()
         self._calls = 0
         self._name: str | None = None
+        self._id = ""
         self._early: list[str] = []
         """Arguments that came before the name."""
         self.begun = False
@@ -60,11 +61,11 @@ class DeltaWriter:
         """What comes is a message of its own: an empty line parts it from earlier text of its kind."""
         self._spaces, self._trim = (["\n\n"] if kind in self._said else []), ""
 
-    def name(self, name: str) -> None:
-        """The name of the call under way. Malformed if it is empty."""
+    def name(self, name: str, call_id: str = "") -> None:
+        """The name of the call under way, and its id where the model gives it one. Malformed if the name is empty."""
         if not name:
             raise Malformed
-        self._name = name
+        self._name, self._id = name, call_id
         if self._early:
             self._append("".join(self._early))
 
@@ -97,7 +98,8 @@ class DeltaWriter:
         if not self.begun:
             self._join()
             self._spaces, self._trim, self._kind = [], "", None
-            self._deltas.append(ToolCallBegin(self._calls, self._name, self._call_ids(self._calls)))
+            call_id = self._id or self._call_ids(self._calls)
+            self._deltas.append(ToolCallBegin(self._calls, self._name, call_id))
             self._calls += 1
             self._early, self.begun = [], True
         self._reader.record()  # what was read is handed on

@@ -35,7 +35,9 @@ REASONING_FORMATS: dict[str, ReasoningFormat] = {
     "deepseek_r1": THINK,
     "glm45": THINK,
     "gpt_oss": HARMONY_REASONING,
+    "kimi_k2": THINK,
     "minicpm": ReasoningFormat("<|thought_start|>", "<|thought_end|>"),
+    "minimax_m2": THINK,
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
     "qwen3": THINK,
 }

@@ -56,7 +56,8 @@ def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[B
     folder, config = facts.path, facts.tokenizer
     as_json, as_sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
     merges, tables = (folder / "vocab.json", folder / "merges.txt"), sorted(folder.glob("*.tiktoken"))
-    is_slow = as_sentencepiece.is_file() or bool(tables) or all(file.is_file() for file in merges)
+    of_kimi = folder / "tiktoken.model"
+    is_slow = as_sentencepiece.is_file() or bool(tables) or of_kimi.is_file() or all(map(Path.is_file, merges))
     if not as_json.is_file() and not is_slow:
         remark = "; its own tokenizer code is never run" if "auto_map" in config else ""
         raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
@@ -76,6 +77,10 @@ def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[B
         from lightllm_mp.text.tiktoken_file import from_tiktoken
 
         return from_tiktoken(tables[0], has_pictures="visual" in facts.model)
+    if of_kimi.is_file():
+        from lightllm_mp.text.tiktoken_file import table_bpe
+
+        return table_bpe(of_kimi, "kimi-k2"), {}
     return _from_vocab_and_merges(folder, config), {}
 
 

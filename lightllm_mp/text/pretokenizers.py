@@ -20,6 +20,14 @@ _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _GPT4O = _CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
 _TEKKEN = _CASED % ("", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
 
+_KIMI = "|".join(
+    (
+        r"\p{Han}+",
+        (_CASED % (_ENDINGS, _ENDINGS)).replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]"),
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST,
+    )
+)
+
 _DEEPSEEK_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -56,7 +64,8 @@ _EXPRESSIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*_LLAMA3_NAMES, "glm4", "chatglm-bpe"), (_LLAMA3,)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"), (_QWEN2,)),
     **dict.fromkeys(("bloom", "gpt3-finnish"), (_BLOOM,)),
-    "gpt-4o": (_GPT4O,),
+    **dict.fromkeys(("gpt-4o", "minimax-m2"), (_GPT4O,)),
+    "kimi-k2": (_KIMI,),
     "tekken": (_TEKKEN,),
     "deepseek-llm": _DEEPSEEK_LLM,
     "deepseek-coder": _DEEPSEEK_CODER,
@@ -86,4 +95,4 @@ def normalizer(name: str) -> normalizers.Normalizer | None:
 
 def ignores_merges(name: str) -> bool:
     """True if a word that is itself a token becomes that token, without merges."""
-    return name in (*_LLAMA3_NAMES, "tekken")
+    return name in (*_LLAMA3_NAMES, "tekken", "kimi-k2")

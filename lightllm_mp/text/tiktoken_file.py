@@ -1,4 +1,4 @@
-"""Reads a tiktoken table (qwen.tiktoken of Qwen and Qwen-VL). Each line has a base64 token and its rank."""
+"""Reads a tiktoken table (qwen.tiktoken, tiktoken.model of Kimi). Each line has a base64 token and its rank."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ _PICTURE = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", 
 
 def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[str, str]]:
     """Qwen's tokenizer from its table, and its eos_token. `has_pictures` adds the image tags of Qwen-VL."""
-    tokens = _tokens(path)
-    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
-    spelled = ["".join(map(char_of.__getitem__, token)) for token in tokens]
-    backend = byte_level_bpe(spelled, _merges(spelled), "qwen2", whole_words=True)
+    backend = table_bpe(path, "qwen2")
     names = _CONTROL + (_PICTURE if has_pictures else ())
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return backend, {"eos_token": "<|endoftext|>"}
+
+
+def table_bpe(path: Path, pre: str) -> Tokenizer:
+    """The byte-level BPE of a table, without special tokens. `pre` is GGUF's name of the pre-tokenizer."""
+    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
+    spelled = ["".join(map(char_of.__getitem__, token)) for token in _tokens(path)]
+    return byte_level_bpe(spelled, _merges(spelled), pre, whole_words=True)
 
 
 def _tokens(path: Path) -> list[bytes]:

@@ -29,8 +29,9 @@ from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import ALLOWED, Format, ImageLimits, read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess, preprocess_video
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.video import decodes_files, read_video, sampled, video_grid
-from lightllm_mp.vision.video_decode import sample_video, video_frames
+from lightllm_mp.vision.video.video_decode import sample_video, video_frames
+from lightllm_mp.vision.video.video_files import decodes_files, read_video
+from lightllm_mp.vision.video.video_sampling import sampled, video_grid
 
 BASE_MEMORY, BYTES_PER_PIXEL = 2 << 30, 24
 """Limit of the address space in bytes: the interpreter with its libraries, and per pixel (most for 16-bit grey)."""

@@ -47,7 +47,7 @@ def test_two_ranks_read_the_same_images() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("place", ["cuda", "cpu"])
-@pytest.mark.parametrize("folder", ["llava_hf", "llava_orig", "qwen_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("folder", ["llava_hf", "llava_orig", "qwen_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_golden_answers_on_a_gpu(folder: str, place: Any) -> None:
     model = ModelConfig(model_dir=str(GOLDENS / folder), data_type="float32", device="cuda")
     images = MultimodalConfig(enable_multimodal=True, cache_capacity=10, visual_device=place)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from lightllm_mp import Server
-from lightllm_mp.vision.video_decode import sample_video
+from lightllm_mp.vision.video.video_decode import sample_video
 from tests.actors.embedded import write_byte_tokenizer
 from tests.end_to_end.image_served import (
     GOLDENS,
@@ -25,6 +29,7 @@ from tests.end_to_end.image_served import (
     until_clean,
 )
 from tests.end_to_end.served import post
+from tests.end_to_end.test_served_model import children
 from tests.vision.video_files import frame_files, mp4_index, write_video_config
 
 FOLDER = "qwen3_vl"
@@ -80,6 +85,19 @@ def test_golden_images(server: Server) -> None:
         answers = [post(server, "/generate", golden_body(FOLDER, prompt)) for prompt in asked]
         assert [ids(answer) for answer in answers] == [prompt["greedy_ids"] for prompt in asked]
     assert answers[0]["cached_tokens"] == asked[0]["length"] - 1
+    until_clean(server)
+
+
+def test_a_killed_worker_and_visual_actor(server: Server) -> None:
+    """Requests under way read the planes of their images again, from the cache or encoded anew."""
+    asked = [prompt for prompt in prompts(FOLDER) if prompt["image_slots"]]
+    bodies = [golden_body(FOLDER, prompt) for prompt in asked] * 3
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = [pool.submit(post, server, "/generate", body) for body in bodies]
+        time.sleep(0.05)
+        for name in ("worker0", "visual"):
+            os.kill(children(server)[name], signal.SIGKILL)
+        assert [ids(answer.result()) for answer in answers] == [prompt["greedy_ids"] for prompt in asked] * 3
     until_clean(server)
 
 

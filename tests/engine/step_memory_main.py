@@ -51,6 +51,9 @@ def measured(
     set_threads(2)
     made = Executor(model, kv_tokens=4 * context, rows=rows, max_context=context, step_tokens=step_tokens)
     made.warm_up()
+    if made.kv.states is not None:
+        made.kv.states.recurrent.fill_(0.0)  # now resident, before the peak is measured
+        made.kv.states.conv.fill_(0.0)
     engine = EngineConfig(running_max_req_size=rows)
     sizes = {"rows": rows, "max_context": context, "step_tokens": step_tokens}
     plans = [*warm_up_plans(**sizes, kv_tokens=rows * context, spare_slot=made.kv.dummy_slot)]

@@ -111,7 +111,7 @@ def test_token_by_token(folder: str) -> None:
     run.check()
 
 
-@folders
+@pytest.mark.parametrize("folder", [*FOLDERS, "qwen3_5"])
 def test_after_a_prefix_hit(folder: str) -> None:
     """All prompts again; what is cached is not read, so its memory may hold anything by then."""
     run = ImageRun(folder, **limits(folder, 64))
@@ -132,11 +132,11 @@ def test_after_a_prefix_hit(folder: str) -> None:
     assert len(again) > len(text)
 
 
-@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)
-    run = ImageRun(folder, depth, kv_tokens=200)
+    run = ImageRun(folder, depth, kv_tokens=230 if folder == "qwen3_5" else 200)
     run.ask_all()
     run.work().check()
     assert run.scheduler.gauges()["preemptions"] > 0

@@ -49,6 +49,17 @@ CASES: dict[str, dict[str, Any]] = {
         "context": 1024,
         "dtype": "bfloat16",
     },
+    "linear attention": {
+        "golden": "qwen3_next",
+        "changes": WIDE
+        | FEW_WORDS
+        | {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 16}
+        | {"linear_num_value_heads": 64},
+        "rows": 8,
+        "step_tokens": 2048,
+        "context": 2048,
+        "dtype": "bfloat16",
+    },
     "plain torch": {
         "golden": "llama",
         "changes": WIDE | FEW_WORDS | {"intermediate_size": 1024},

@@ -48,6 +48,13 @@ class RandomStep:
         reference.TABLE.kv_write(self.keys, self.values, kv, everywhere)
         return kv
 
+    def spoil_behind_windows(self) -> None:
+        """NaN where no new token of a sequence looks: the slots there may belong to others."""
+        starts, contexts, rows = (x.tolist() for x in (self.batch.seq_start, self.batch.context, self.batch.rows))
+        for i, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+            behind = self.table[row, : max(0, context - (starts[i + 1] - starts[i]) - self.layout.window + 1)].long()
+            self.keys[behind] = self.values[behind] = float("nan")
+
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
         """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""
         first = int(self.batch.seq_start[sequence])

@@ -48,11 +48,20 @@ WRITERS: dict[str, Callable[[str, dict[str, Any]], str]] = {
     ),
     "deepseek_v31": _arguments("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>%s<｜tool▁sep｜>%s<｜tool▁call▁end｜>"),
     "glm45": _parameters("<tool_call>%s\n", "<arg_key>%s</arg_key>\n<arg_value>%s</arg_value>\n", "</tool_call>"),
+    "glm47": _parameters("<tool_call>%s", "<arg_key>%s</arg_key><arg_value>%s</arg_value>", "</tool_call>"),
     "gpt_oss": _arguments("<|channel|>commentary to=functions.%s <|constrain|>json<|message|>%s<|call|>"),
     "hermes": _json_objects("<tool_call>\n%s\n</tool_call>"),
     "internlm": _json_objects("<|action_start|><|plugin|>\n%s<|action_end|>"),
+    "kimi_k2": _arguments(
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.%s:0<|tool_call_argument_begin|>%s<|tool_call_end|>"
+    ),
     "llama3_json": _json_objects("%s"),
     "minicpm": _keywords("<|tool_call_start|>\n```python\n%s(%s)\n```\n<|tool_call_end|>"),
+    "minimax_m2": _parameters(
+        '<minimax:tool_call>\n<invoke name="%s">\n',
+        '<parameter name="%s">%s</parameter>\n',
+        "</invoke>\n</minimax:tool_call>",
+    ),
     "mistral": _arguments("[TOOL_CALLS]%s[ARGS]%s"),
     "mistral_list": _json_objects("[TOOL_CALLS] [%s]"),
     "pythonic": _keywords("[%s(%s)]"),
@@ -102,6 +111,7 @@ def test_a_call_comes_back(name: str, arguments: dict[str, Any], random: Random)
 FRAGMENTS = (
     *{marker for formats in FORMATS for marker in marker_tokens(formats)},
     *"{}[]()<>\"'\\=,:;|` \n",
+    *('<invoke name="', '">', "</invoke>", '<parameter name="a">', "functions.f:0"),
     *("<function=f>", "<parameter=a>", "</parameter>", "</function>", "<|channel|>final", " to=functions.f "),
     *(
         '{"name": "f", "arguments": ',

@@ -28,6 +28,22 @@ CASES = [
         "glm45",
         "glm45",
     ),
+    (
+        "<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key>{{ '</think>' }}",
+        "glm4_moe_lite",
+        "glm47",
+        "glm45",
+    ),
+    # Kimi K2 and K2-Thinking, MiniMax-M2
+    ("<|tool_calls_section_begin|>{{ call['id'] }}<|tool_call_argument_begin|>", "deepseek_v3", "kimi_k2", None),
+    ("{{ '<|im_system|>tool_declare<|im_middle|>' -}}{{- tools | tojson -}}", "deepseek_v3", "kimi_k2", None),
+    ("<think>{{ rc }}</think><|tool_calls_section_begin|>{{ id }}", "deepseek_v3", "kimi_k2", "kimi_k2"),
+    (
+        "{%- set toolcall_begin_token = '<minimax:tool_call>' -%}{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}",
+        "minimax_m2",
+        "minimax_m2",
+        "minimax_m2",
+    ),
     # DeepSeek V3, R1, V3.1
     (
         "{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + '\\n```json\\n'}}",

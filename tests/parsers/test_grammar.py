@@ -78,7 +78,11 @@ def test_what_the_grammar_allows_is_read_as_calls(name: str, seed: int) -> None:
         assert all(key in values for key in schema.get("required", ()))
 
 
-ENDS = {"deepseek_v3": "<｜tool▁calls▁end｜>", "deepseek_v31": "<｜tool▁calls▁end｜>"}
+ENDS = {
+    "deepseek_v3": "<｜tool▁calls▁end｜>",
+    "deepseek_v31": "<｜tool▁calls▁end｜>",
+    "kimi_k2": "<|tool_calls_section_end|>",
+}
 PYTHON = ("minicpm", "pythonic")
 
 

@@ -43,6 +43,19 @@ TEMPLATES = {
     + "<｜tool▁call▁begin｜>{{ call.name }}<｜tool▁sep｜>{{ call.arguments | tojson }}<｜tool▁call▁end｜>{% endfor %}"
     + "<｜tool▁calls▁end｜>"
     + END,
+    "kimi_k2": BEGIN
+    + "{{ message.content }}<|tool_calls_section_begin|>"
+    + "{% for call in message.tool_calls %}<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>"
+    + "{{ call.function.arguments | tojson }}<|tool_call_end|>{% endfor %}<|tool_calls_section_end|>"
+    + END,
+    "minimax_m2": BEGIN
+    + "{{ '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}{{ message.content }}"
+    + "{{ '\\n<minimax:tool_call>\\n' }}"
+    + LOOP
+    + """{{ '<invoke name="' + call.name + '">\\n' }}{% for key, value in call.arguments.items() %}"""
+    + """{{ '<parameter name="' + key + '">' }}{{ value if value is string else value | tojson }}"""
+    + "{{ '</parameter>\\n' }}{% endfor %}{{ '</invoke>\\n' }}{% endfor %}</minimax:tool_call>"
+    + END,
 }
 """Short for those of the models, with their white space."""
 
@@ -58,15 +71,16 @@ def test_calls_are_rendered_as_they_were_written(name: str, before: str) -> None
         text = f"<think>\nHm.\n\nSo.\n</think>\n\n{text}"
     if name == "llama3_json":
         text = call.replace('"arguments"', '"parameters"')
-    if name == "deepseek_v31":
-        text += "<｜tool▁calls▁end｜>"
+    if name == "minimax_m2":
+        text = f"<think>\nHm.\n</think>\n\n{before}\n{call}"
+    text += {"deepseek_v31": "<｜tool▁calls▁end｜>", "kimi_k2": "<|tool_calls_section_end|>"}.get(name, "")
     reasoning, content, calls = answer(read(formats, [text]))
     turn = {
         "role": "assistant",
         "content": content,
         "reasoning_content": reasoning,
         "tool_calls": [
-            {"id": "call_0", "type": "function", "function": {"name": called, "arguments": arguments}}
+            {"id": f"functions.{called}:0", "type": "function", "function": {"name": called, "arguments": arguments}}
             for called, arguments in calls
         ],
     }

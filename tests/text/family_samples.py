@@ -106,6 +106,47 @@ def qwen_encode(text: str, *, special: Iterable[str] = QWEN_TOKENS) -> list[int]
     return encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")
 
 
+KIMI_PATTERN = "|".join(
+    (
+        r"[\p{Han}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+    )
+)
+KIMI_NAMED = ("[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|tool_calls_section_begin|>")
+
+
+def kimi_special() -> tuple[str, ...]:
+    """The special tokens in the order of their ids; the last named one stands behind a gap."""
+    first = len(qwen_ranks())
+    names = {first + i: name for i, name in enumerate(KIMI_NAMED[:-1])} | {first + 11: KIMI_NAMED[-1]}
+    return tuple(names.get(id_, f"<|reserved_token_{id_}|>") for id_ in range(first, first + 256))
+
+
+def kimi_folder(folder: Path) -> Path:
+    declared = {
+        str(len(qwen_ranks()) + i): {"content": name, "special": not name.startswith("<|tool")}
+        for i, name in enumerate(kimi_special())
+        if name in KIMI_NAMED
+    }
+    config = {"tokenizer_class": "TikTokenTokenizer", "added_tokens_decoder": declared, "eos_token": "[EOS]"}
+    write(folder, tokenizer_config=config, config={"model_type": "kimi_k2"})
+    (folder / "tiktoken.model").write_bytes(qwen_table(qwen_ranks()))
+    return folder
+
+
+def kimi_encode(text: str) -> list[int]:
+    """What tiktoken makes of `text` with Kimi's pattern and tokens."""
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: rank for rank, token in enumerate(qwen_ranks())}
+    tokens = {token: len(ranks) + i for i, token in enumerate(kimi_special())}
+    encoding = tiktoken.Encoding("kimi", pat_str=KIMI_PATTERN, mergeable_ranks=ranks, special_tokens=tokens)
+    return encoding.encode(text, allowed_special="all")
+
+
 def cut_encode(processor: Any, text: str, tokens: dict[str, int]) -> list[int]:
     """Ids as the slow tokenizers of transformers make them: added tokens cut, SentencePiece encodes what is between."""
     ids: list[int] = []

@@ -84,6 +84,9 @@ def test_words_are_those_of_transformers(tmp_path, pre):
         ("glm4", "Hello 12345", "Hello| |123|45"),
         ("gpt-4o", "FooBar's x", "Foo|Bar's| x"),
         ("tekken", "FooBar's 12", "Foo|Bar|'s| |1|2"),
+        ("minimax-m2", "FooBar's 1234/\n", "Foo|Bar's| |123|4|/\n"),
+        ("kimi-k2", "FooBar's 1234/\n", "Foo|Bar's| |123|4|/\n"),
+        ("kimi-k2", "中文English混合 Ünï-x", "中文|English|混合| Ünï|-x"),
     ],
 )
 def test_words(pre, text, words):

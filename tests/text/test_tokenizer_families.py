@@ -12,6 +12,7 @@ from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.family_samples import (
     FAMILIES,
     GLM,
+    KIMI_NAMED,
     QWEN_TOKENS,
     ROLES,
     ROUND_TRIPS,
@@ -19,9 +20,12 @@ from tests.text.family_samples import (
     TURNS,
     cut_encode,
     folder_of,
+    kimi_encode,
+    kimi_folder,
     qwen_encode,
     qwen_folder,
     qwen_ranks,
+    qwen_table,
     sentencepiece_folder,
     sentencepiece_model,
     streamed,
@@ -75,6 +79,25 @@ def test_qwen_encodes_as_tiktoken(tmp_path: Path, family: str) -> None:
         if tokenizer.encode(text).tolist() != qwen_encode(text, special=SPECIAL[family])
     ]
     assert wrong == []
+
+
+def test_kimi_encodes_as_tiktoken(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(kimi_folder(tmp_path / "kimi"))
+    texts = [*varied(KIMI_NAMED), "FooBar's 1234 汉字abc中文English混合 北京市 Pascal", "éÉa\u0301 /\n//\r\n x/"]
+    assert [text for text in texts if tokenizer.encode(text).tolist() != kimi_encode(text)] == []
+    assert all(streamed(tokenizer, tokenizer.encode(text), skip_special_tokens=False) == text for text in texts)
+    assert tokenizer.eos_ids == (tokenizer.token_to_id("[EOS]"),)
+    assert tokenizer.vocab_size == len(qwen_ranks()) + 256
+    assert tokenizer.is_special(tokenizer.token_to_id("<|im_end|>"))
+    assert not tokenizer.is_special(tokenizer.token_to_id("<|tool_calls_section_begin|>"))
+    assert tokenizer.token_to_id(f"<|reserved_token_{len(qwen_ranks()) + 5}|>") == len(qwen_ranks()) + 5
+
+
+def test_a_token_of_kimi_that_stands_in_the_table_is_refused(tmp_path: Path) -> None:
+    folder = kimi_folder(tmp_path / "kimi")
+    (folder / "tiktoken.model").write_bytes(qwen_table((*qwen_ranks(), b"[EOS]")))
+    with pytest.raises(ModelError, match=r"'\[EOS\]'"):
+        load_tokenizer(folder)
 
 
 def test_qwen_ids(tmp_path: Path) -> None:

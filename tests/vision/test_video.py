@@ -15,7 +15,6 @@ from lightllm_mp.actors.front.image_files import ImageJudge
 from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.messages import ImageInfo
-from lightllm_mp.vision import video
 from lightllm_mp.vision.header import ImageLimits
 from lightllm_mp.vision.placeholders import (
     VIDEO_TAG,
@@ -29,16 +28,10 @@ from lightllm_mp.vision.preprocess import preprocess_video
 from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VideoSampling, VisionModel
 from lightllm_mp.vision.tower_loader import load_encoder
-from lightllm_mp.vision.video import (
-    VideoHeader,
-    pack_frames,
-    patch_seconds,
-    read_video,
-    sampled,
-    unpacked_frames,
-    video_grid,
-)
-from lightllm_mp.vision.video_decode import video_frames
+from lightllm_mp.vision.video import video_files
+from lightllm_mp.vision.video.video_decode import video_frames
+from lightllm_mp.vision.video.video_files import VideoHeader, pack_frames, read_video, unpacked_frames
+from lightllm_mp.vision.video.video_sampling import patch_seconds, sampled, video_grid
 from tests.vision.image_files import encoded
 from tests.vision.video_files import box, frame_files, mp4_index, picture
 from tests.vision.vision_golden import model
@@ -63,6 +56,7 @@ def test_what_an_mp4_says(turn: int) -> None:
         (mp4_index(0), InvalidRequest, "without an index of its frames"),
         (mp4_index(delta=0), InvalidRequest, "without an index of its frames"),
         (mp4_index(1 << 20), PayloadTooLarge, "has 1048576 frames, at most 65536"),
+        (mp4_index(60_000, size=(800, 600)), PayloadTooLarge, "more than 17179869184 pixels: send fewer or smaller"),
         (mp4_index(size=(0, 48)), InvalidRequest, "no frames or no size"),
         (mp4_index(size=(60_000, 2000)), PayloadTooLarge, "over the limit for an image"),
         (mp4_index() + bytes(40_000_000), PayloadTooLarge, "over the limit of"),
@@ -197,8 +191,8 @@ def test_a_video_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judge("qwen3_vl").video(pack_frames(frame_files(5), 2.0)).image
     assert (found.grid[0], found.seconds) == (3, (0.25, 1.25, 2.0))
     assert found.tokens == 3 * found.grid[1] * found.grid[2] // 4
-    monkeypatch.setattr(video, "find_spec", lambda name: None)
-    video.decodes_files.cache_clear()
+    monkeypatch.setattr(video_files, "find_spec", lambda name: None)
+    video_files.decodes_files.cache_clear()
     try:
         with pytest.raises(InvalidRequest, match=r"need PyAV.*pip install 'lightllm-mp\[video\]'") as caught:
             judge("qwen3_vl").video(mp4_index())
@@ -206,7 +200,7 @@ def test_a_video_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
         judge("qwen3_vl").video(pack_frames(frame_files(2), None))  # needs none
     finally:
         monkeypatch.undo()
-        video.decodes_files.cache_clear()
+        video_files.decodes_files.cache_clear()
 
 
 def test_bounds_at_the_door() -> None:

@@ -17,7 +17,8 @@ from lightllm_mp.shm import BlockRef
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
 from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
-from lightllm_mp.vision.video import NEEDS_PYAV, decodes_files, patch_seconds, read_video, sampled, video_grid
+from lightllm_mp.vision.video.video_files import NEEDS_PYAV, decodes_files, read_video
+from lightllm_mp.vision.video.video_sampling import patch_seconds, sampled, video_grid
 
 if TYPE_CHECKING:
     from lightllm_mp.vision.spec import VisionModel
@@ -57,7 +58,7 @@ class ImageJudge:
         return Upload(self.described(header.width, header.height, key), data)
 
     def video(self, data: bytes, tenant: bytes = b"") -> Upload:
-        """The same for a video: a file, or a packed list of frames (vision/video.py)."""
+        """The same for a video: a file, or a packed list of frames (vision/video/video_files.py)."""
         spec = self.spec
         if spec.video is None:
             raise InvalidRequest("this model takes no videos", param=PARAM)

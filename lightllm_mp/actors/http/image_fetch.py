@@ -21,7 +21,7 @@ MAX_AT_ONCE = 256
 """Connections of all requests together. Tenants have fair shares of them."""
 PIECE = 65536
 REDIRECTS = (301, 302, 303, 307, 308)
-HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "lightllm-mp"}
+HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "lightllm-mp"}
 
 
 class FetchFailed(InvalidRequest):

@@ -26,7 +26,7 @@ from lightllm_mp.actors.http.image_fetch import MAX_URL, Fetcher
 from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
 from lightllm_mp.messages import ImageInfo
-from lightllm_mp.vision.video import pack_frames
+from lightllm_mp.vision.video.video_files import pack_frames
 
 WHITE = str.maketrans("", "", " \t\r\n")
 PIECE = 1 << 18

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.cpu.quantised import prepare_blocks
+from lightllm_mp.kernels.cpu.quantised import prepare_quantised
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits
 from lightllm_mp.kernels.quantised import ScaledWeight
@@ -107,22 +107,24 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> PackedExperts:
-    """Each weight is a tensor [experts, n, k], or a tuple of ggml block weights, one per expert."""
+    """Each weight is [experts, n, k], plain or with scales, or a tuple of ggml block weights, one per expert."""
     return PackedExperts(_prepared(gate_up, biases.gate_up), _prepared(down, biases.down))
 
 
 def _prepared(weights: ExpertWeights, bias: Tensor | None) -> PlainExperts | QuantisedExperts:
     bias = None if bias is None else bias.float().contiguous()
-    if isinstance(weights, ScaledWeight):
-        weights = torch.stack([expanded(weights.expert(i), torch.bfloat16) for i in range(len(weights.values))])
     if isinstance(weights, Tensor):
         return PlainExperts(_packed(weights), bias, weights.shape[2])
-    each = [prepare_blocks(weight, None if bias is None else bias[i]) for i, weight in enumerate(weights)]
-    if len({one.parts.shape for one in each}) > 1:  # the padded part of a rank may be cut unevenly
+    if isinstance(weights, ScaledWeight):
+        weights = tuple(weights.expert(number) for number in range(len(weights.values)))
+    each = [prepare_quantised(weight, None if bias is None else bias[i]) for i, weight in enumerate(weights)]
+    packed = [one for one in each if one is not None]
+    if len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
+        # There is no packed form; or the padded part of a rank is cut unevenly.
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
         return PlainExperts(_packed(whole), bias, whole.shape[2])
-    table = torch.stack([one.parts for one in each])
-    return QuantisedExperts(tuple(one.packed for one in each), bias, table, each[0].k)
+    table = torch.stack([one.parts for one in packed])
+    return QuantisedExperts(tuple(one.packed for one in packed), bias, table, packed[0].k)
 
 
 def _packed(weight: Tensor) -> Tensor:

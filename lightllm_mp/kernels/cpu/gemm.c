@@ -1,4 +1,5 @@
 /* Projections x @ weight.T + bias over packed weights: scratch memory and the cut into tasks. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,8 +9,9 @@ static long padded(long k) { return (k + 31) / 32 * 32; }
 
 struct run {
     const struct gemm *g;
-    const void *x; /* [m, k padded for bfloat16]: as `kernels` wants it */
+    const void *x; /* [m, k padded for bfloat16 and float8]: as `kernels` wants it */
     long panels;
+    atomic_int failed; /* memory was lacking */
 };
 
 static long some_rows(long m, long row) { return m - row < MAX_ROWS_AT_ONCE ? m - row : MAX_ROWS_AT_ONCE; }
@@ -22,30 +24,65 @@ static void gemm_task(void *arg, long task) {
     (g->type == BFLOAT16 ? kernels->bf16_panel : kernels->float_panel)(g, run->x, row, some_rows(g->m, row), panel);
 }
 
-static void pad(const uint16_t *from, uint16_t *to, long m, long k, long kp) {
+/* Memory of this thread for an expanded panel, kept for the next one; NULL where it is lacking. */
+static uint16_t *panel_memory(long size) {
+    static _Thread_local uint16_t *memory;
+    static _Thread_local long has;
+    if (has < size) {
+        free(memory);
+        memory = malloc(size * sizeof *memory);
+        has = memory ? size : 0;
+    }
+    return memory;
+}
+
+static void float8_task(void *arg, long task) {
+    struct run *run = arg;
+    const struct gemm *g = run->g;
+    long panel = task % run->panels, row = task / run->panels * MAX_ROWS_AT_ONCE, k = padded(g->k);
+    if (g->type == FLOAT32 || !kernels->bf16_as_it_is) {
+        kernels->float8_panel(g, run->x, row, some_rows(g->m, row), panel);
+        return;
+    }
+    if (kernels->float8_as_it_is) {
+        kernels->float8_as_it_is(g, run->x, row, some_rows(g->m, row), panel);
+        return;
+    }
+    uint16_t *memory = panel_memory(k * PANEL);
+    if (memory == NULL) {
+        run->failed = 1;
+        return;
+    }
+    kernels->expand_float8((const char *)g->packed + panel * float8_bytes(PANEL, g->k, g->group), memory, k, g->group);
+    struct gemm expanded = *g;
+    expanded.packed = memory - panel * PANEL * k; /* as if all panels lay there */
+    kernels->bf16_panel(&expanded, run->x, row, some_rows(g->m, row), panel);
+}
+
+static void pad(const void *from, void *to, long m, long k, long kp, long size) {
     for (long r = 0; r < m; r++) {
-        memcpy(to + r * kp, from + r * k, k * sizeof *to);
-        memset(to + r * kp + k, 0, (kp - k) * sizeof *to);
+        memcpy((char *)to + r * kp * size, (const char *)from + r * k * size, k * size);
+        memset((char *)to + (r * kp + k) * size, 0, (kp - k) * size);
     }
 }
 
 int gemm_run(const struct gemm *g) {
-    long kp = padded(g->k);
-    struct run run = {g, g->x, (g->n + PANEL - 1) / PANEL};
-    int as_it_is = kernels->bf16_as_it_is;
+    long kp = padded(g->k), size = g->type == BFLOAT16 && kernels->bf16_as_it_is ? sizeof(uint16_t) : sizeof(float);
+    struct run run = {g, g->x, (g->n + PANEL - 1) / PANEL, 0};
+    int widens = g->type == BFLOAT16 && !kernels->bf16_as_it_is, pads = g->type == BFLOAT16 || g->group;
     void *scratch = NULL;
-    if (g->type == BFLOAT16 && (!as_it_is || kp != g->k)) {
-        scratch = malloc(g->m * kp * (as_it_is ? sizeof(uint16_t) : sizeof(float)));
+    if (widens || (pads && kp != g->k)) {
+        scratch = malloc(g->m * kp * size);
         if (scratch == NULL) return -1;
-        if (as_it_is)
-            pad(g->x, scratch, g->m, g->k, kp);
-        else
+        if (widens)
             kernels->widen(g->x, scratch, g->m, g->k, kp);
+        else
+            pad(g->x, scratch, g->m, g->k, kp, size);
         run.x = scratch;
     }
-    parallel_for(gemm_task, &run, run.panels * row_chunks(g->m));
+    parallel_for(g->group ? float8_task : gemm_task, &run, run.panels * row_chunks(g->m));
     free(scratch);
-    return 0;
+    return run.failed ? -1 : 0;
 }
 
 /* All weights share one row of tasks: for each chunk of rows, those of the first weight, then those of the next. */
@@ -72,6 +109,11 @@ static void quantised_task(void *arg, long task) {
 
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type) {
+    if (weights->format == ROWS_FLOAT8) {
+        struct gemm g = {x, (const void *)(intptr_t)weights->packed, (const float *)(intptr_t)weights->bias,
+                         out, m, weights->n, k, type, out_type, weights->per};
+        return gemm_run(&g);
+    }
     long blocks = (k + INPUTS - 1) / INPUTS, each = m * blocks;
     char *scratch =
         malloc(each * (INPUTS * sizeof(int16_t) + sizeof(float) + SUMS * (sizeof(int32_t) + sizeof(float))));

@@ -118,9 +118,22 @@ static PyObject *py_pack_ggml(PyObject *self, PyObject *const *args, Py_ssize_t 
 }
 
 static PyObject *py_pack_int8(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("pack_int8", 5);
+    ARGS("pack_int8", 6);
     Py_BEGIN_ALLOW_THREADS
-    pack_int8(POINTER(0), POINTER(1), POINTER(2), a[3], a[4]);
+    pack_int8(POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_float8_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("float8_bytes", 3);
+    return PyLong_FromLong(float8_bytes(a[0], a[1], a[2]));
+}
+
+static PyObject *py_pack_float8(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("pack_float8", 6);
+    Py_BEGIN_ALLOW_THREADS
+    pack_float8(POINTER(0), POINTER(1), POINTER(2), a[3], a[4], a[5]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -249,10 +262,10 @@ static PyMethodDef methods[] = {
     METHOD(set_threads), METHOD(level),       METHOD(levels),   METHOD(use_level),
     METHOD(packed_bytes), METHOD(pack),       METHOD(gemm),     METHOD(ggml_format),
     METHOD(blocks_per_section), METHOD(quantised_bytes), METHOD(pack_ggml), METHOD(pack_int8),
-    METHOD(pack_grouped), METHOD(quantised),  METHOD(expand_rows), METHOD(norm),
-    METHOD(squares),     METHOD(activation),  METHOD(rotary),   METHOD(attention),
-    METHOD(route),       METHOD(experts),     METHOD(sigmoid_gate), METHOD(delta),
-    {NULL, NULL, 0, NULL},
+    METHOD(float8_bytes), METHOD(pack_float8), METHOD(pack_grouped), METHOD(quantised),
+    METHOD(expand_rows), METHOD(norm),        METHOD(squares),  METHOD(activation),
+    METHOD(rotary),      METHOD(attention),   METHOD(route),    METHOD(experts),
+    METHOD(sigmoid_gate), METHOD(delta),      {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels on raw addresses.", -1, methods};

@@ -24,10 +24,18 @@ struct gemm {
     void *out;           /* [m, n] of `out_type` */
     long m, n, k;
     enum dtype type, out_type;
+    long group;          /* of a FLOAT8 weight, see below */
 };
 long packed_bytes(long n, long k, enum dtype type);
 void pack_weight(const void *weight, void *packed, long n, long k, enum dtype type);
 int gemm_run(const struct gemm *g); /* 0, or -1 when memory for its scratch is lacking */
+
+/* Weights of float8 e4m3 values, none of which is a NaN, with a scale below 128 for each output and `group` inputs, a
+ * multiple of four. A panel has the values [k padded to 32, in fours][PANEL][4], then the scales times 2^120 as float32
+ * [groups][PANEL]. Kernels expand some inputs of a panel at a time: to float32, or, where the level multiplies bfloat16 as
+ * it is, rounded to that. */
+long float8_bytes(long n, long k, long group);
+void pack_float8(const uint8_t *values, const float *scales, void *packed, long n, long k, long group);
 
 /* Quantised weights, for products with activations of 16 bits.
  *
@@ -102,12 +110,13 @@ struct quantised { /* also an array of int64 in Python */
     int64_t packed, bias; /* addresses; bias: float32 [n] or NULL */
     int64_t n, format, per;
 };
+#define ROWS_FLOAT8 100 /* a format that stands alone: a FLOAT8 weight, `per` is its group */
 long quantised_bytes(int format, long per, long n, long k);
 /* Rows of ggml blocks; -1 for a type that has no format. */
 int ggml_format(int ggml_type);
 int pack_ggml(int ggml_type, const void *rows, long row_bytes, void *packed, long n, long k);
-/* int8 [n, k] and float32 scales [n]. */
-void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k);
+/* int8 [n, k] and float32 scales [n, k / (32 * per), rounded up]. */
+void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k, long per);
 /* Codes of 4 bits, one a byte [n, k], float32 scales and zero points (uint8) [n, k / (32 * per)]. */
 void pack_grouped(const uint8_t *codes, const float *scales, const uint8_t *zeros, void *packed, long n, long k, long per);
 /* Lines of weights that are stacked, as values: out [count, k] of `type`. */
@@ -132,7 +141,7 @@ struct product {
     long width, first;
     enum dtype out_type;
 };
-/* x [m, k] times each of `count` weights, side by side in `out`. 0, or -1 when memory for its scratch is lacking. */
+/* x [m, k] times each of `count` weights, side by side in `out`; a weight of ROWS_FLOAT8 is alone. 0, or -1 when memory for its scratch is lacking. */
 int quantised_run(const void *x, const struct quantised *weights, long count, void *out, long m, long k,
                   enum dtype type, enum dtype out_type);
 
@@ -290,6 +299,11 @@ struct kernels {
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    /* The same of float8 values, with x in float32, padded to 32; with x in bfloat16 as it is, where a level has that;
+     * and a panel as one of bfloat16, for levels that have not. */
+    void (*float8_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*float8_as_it_is)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*expand_float8)(const void *panel, uint16_t *to, long k, long group);
     void (*round_rows)(const void *rounded, long from, long to);
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */
     void (*quantised_panels)(const struct product *job, long row, long rows, long panel, long count);

@@ -45,6 +45,38 @@ void pack_weight(const void *weight, void *packed, long n, long k, enum dtype ty
     parallel_for(pack_panel, &job, panels(n));
 }
 
+static long float8_panel_bytes(long k, long group) {
+    long kp = padded_k(k, BFLOAT16);
+    return PANEL * (kp + (kp + group - 1) / group * (long)sizeof(float));
+}
+
+long float8_bytes(long n, long k, long group) { return panels(n) * float8_panel_bytes(k, group); }
+
+struct float8 {
+    const uint8_t *values;
+    const float *scales;
+    uint8_t *packed;
+    long n, k, group;
+};
+
+static void pack_float8_panel(void *arg, long panel) {
+    const struct float8 *job = arg;
+    long kp = padded_k(job->k, BFLOAT16), groups = (job->k + job->group - 1) / job->group;
+    uint8_t *to = job->packed + panel * float8_panel_bytes(job->k, job->group);
+    float *scales = (float *)(to + kp * PANEL);
+    memset(to, 0, float8_panel_bytes(job->k, job->group));
+    for (long c = 0; c < PANEL && panel * PANEL + c < job->n; c++) {
+        long row = panel * PANEL + c;
+        for (long k = 0; k < job->k; k++) to[(k / 4 * PANEL + c) * 4 + k % 4] = job->values[row * job->k + k];
+        for (long g = 0; g < groups; g++) scales[g * PANEL + c] = job->scales[row * groups + g] * 0x1p120f;
+    }
+}
+
+void pack_float8(const uint8_t *values, const float *scales, void *packed, long n, long k, long group) {
+    struct float8 job = {values, scales, packed, n, k, group};
+    parallel_for(pack_float8_panel, &job, panels(n));
+}
+
 /* Quantised weights. */
 
 #define FORMAT_LINE(name, ...) [name] = {__VA_ARGS__},
@@ -266,7 +298,7 @@ static void pack_decoded(const struct packing *job, uint8_t *head, uint8_t *bloc
 
 static void pack_plain(const struct packing *job, uint8_t *head, uint8_t *block, long output, long row, long b) {
     const struct format *f = &formats[job->format];
-    long sections = job->format == ROWS_INT8 ? 1 : job->k / INPUTS / job->per;
+    long sections = ((job->k + INPUTS - 1) / INPUTS + job->per - 1) / job->per;
     memcpy(head + 4 * output, job->scales + row * sections + b / job->per, 4);
     if (job->format == GROUPS_INT4) head[4 * OUTPUTS + output] = job->zeros[row * sections + b / job->per];
     for (int i = 0; i < INPUTS && b * INPUTS + i < job->k; i++) {
@@ -298,8 +330,8 @@ int pack_ggml(int type, const void *rows, long row_bytes, void *packed, long n, 
     return 0;
 }
 
-void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k) {
-    struct packing job = {ROWS_INT8, NULL, (const uint8_t *)values, k, n, k, (k + INPUTS - 1) / INPUTS, scales, NULL, packed};
+void pack_int8(const int8_t *values, const float *scales, void *packed, long n, long k, long per) {
+    struct packing job = {ROWS_INT8, NULL, (const uint8_t *)values, k, n, k, per, scales, NULL, packed};
     pack_panels(&job);
 }
 

@@ -14,7 +14,9 @@ from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight,
 
 INPUTS = 32
 """Inputs of a block of the packed form (native.h)."""
-ROWS_INT8, GROUPS_INT4 = 12, 13
+MOST_SCALE = 128.0
+"""Scales of float8 weights are smaller (native.h)."""
+ROWS_INT8, GROUPS_INT4, ROWS_FLOAT8 = 12, 13, 100
 """Numbers of the formats beside ggml's (native.h)."""
 
 _c = native()
@@ -43,15 +45,14 @@ class QuantisedLinear(NamedTuple):
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> QuantisedLinear | None:
-    """None for forms that cannot be packed: 8-bit floats, and 4-bit groups that are not a multiple of 32 inputs."""
+    """None for forms that cannot be packed: integers in groups that are not a multiple of 32 inputs, 8-bit floats with
+    a NaN, very large scales, or groups that are not a multiple of 4 inputs."""
     bias = None if bias is None else bias.float().contiguous()
     if isinstance(weight, BlockWeight):
         return prepare_blocks(weight, bias)
     if isinstance(weight, GroupedWeight):
         return _prepared_groups(weight, bias)
-    if weight.values.dtype == torch.int8 and not weight.group:
-        return _prepared_rows(weight, bias)
-    return None
+    return _prepared_rows(weight, bias) if weight.values.dtype == torch.int8 else _prepared_float8(weight, bias)
 
 
 def prepare_blocks(weight: BlockWeight, bias: Tensor | None) -> QuantisedLinear:
@@ -74,12 +75,29 @@ def _packed_blocks(part: BlockRows) -> _Part:
     return _Part(packed, n, form, per)
 
 
-def _prepared_rows(weight: ScaledWeight, bias: Tensor | None) -> QuantisedLinear:
+def _prepared_rows(weight: ScaledWeight, bias: Tensor | None) -> QuantisedLinear | None:
+    if weight.group % INPUTS:
+        return None
     n, k = weight.values.shape
-    values, scales, per = weight.values.contiguous(), weight.scales.float().contiguous(), -(-k // INPUTS)
+    values, scales, per = (
+        weight.values.contiguous(),
+        weight.scales.float().contiguous(),
+        -(-(weight.group or k) // INPUTS),
+    )
     packed = torch.empty(_c.quantised_bytes(ROWS_INT8, per, n, k), dtype=torch.uint8)
-    _c.pack_int8(values.data_ptr(), scales.data_ptr(), packed.data_ptr(), n, k)
+    _c.pack_int8(values.data_ptr(), scales.data_ptr(), packed.data_ptr(), n, k, per)
     return _joined([_Part(packed, n, ROWS_INT8, per)], bias, k)
+
+
+def _prepared_float8(weight: ScaledWeight, bias: Tensor | None) -> QuantisedLinear | None:
+    n, k = weight.values.shape
+    group = weight.group or -(-k // INPUTS) * INPUTS
+    values, scales = weight.values.contiguous(), weight.scales.float().contiguous()
+    if group % 4 or scales.max() >= MOST_SCALE or (values.view(torch.int8) & 127 == 127).any():
+        return None
+    packed = torch.empty(_c.float8_bytes(n, k, group), dtype=torch.uint8)
+    _c.pack_float8(values.data_ptr(), scales.data_ptr(), packed.data_ptr(), n, k, group)
+    return _joined([_Part(packed, n, ROWS_FLOAT8, group)], bias, k)
 
 
 def _prepared_groups(weight: GroupedWeight, bias: Tensor | None) -> QuantisedLinear | None:
@@ -109,7 +127,8 @@ def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | Non
 
 
 def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
-    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers; rows are summed independently."""
+    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers, those of float8 weights of floats; rows
+    are summed independently."""
     if w.order is not None:
         x = x.index_select(1, w.order)
     m = x.shape[0]

@@ -14,9 +14,11 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
     out = q.new_empty((q.shape[0], layout.heads * layout.values))
     starts = batch.seq_start.tolist()
     for i, (context, row) in enumerate(zip(batch.context.tolist(), batch.rows.tolist(), strict=True)):
-        slots = batch.slot_table[row, :context].long()
-        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
         new = slice(starts[i], starts[i + 1])
+        # Behind the window of the first new token, slots may belong to other sequences.
+        first = max(0, context - (new.stop - new.start) - layout.window + 1) if layout.window else 0
+        slots = batch.slot_table[row, first:context].long()
+        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
         out[new] = _one_sequence(q[new], keys, values, layout)
     return out
 

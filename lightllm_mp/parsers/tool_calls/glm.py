@@ -1,4 +1,7 @@
-"""GLM 4.5 and later: <tool_call>f<arg_key>a</arg_key><arg_value>value</arg_value></tool_call>."""
+"""GLM 4.5 and later: <tool_call>f<arg_key>a</arg_key><arg_value>value</arg_value></tool_call>.
+
+Up to 4.6, newlines part these.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +46,29 @@ def _call(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) ->
 
 
 def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
+    return _calls(rules, tools, "\n")
+
+
+def calls_47(rules: LarkRules, tools: Sequence[Tool]) -> str:
+    return _calls(rules, tools, "")
+
+
+def _calls(rules: LarkRules, tools: Sequence[Tool], gap: str) -> str:
+    """`gap` stands between the parts."""
+    between = literal(gap)
+
     def begin(name: str) -> str:
         key = f"{rules.marker(KEY)} {literal(name)} {rules.marker(KEY_END)}"
-        return f'"\\n" {key} "\\n" {rules.marker(VALUE)}'
+        return f"{between} {key} {between} {rules.marker(VALUE)}"
 
     bodies = [
-        rules.rule(f"body_{index}", literal(tool.name), *rules.parameters(tool, begin, VALUE_END), '"\\n"')
+        rules.rule(f"body_{index}", literal(tool.name), *rules.parameters(tool, begin, VALUE_END), between)
         for index, tool in enumerate(tools)
     ]
     call = rules.rule("call", rules.opening(BEGIN), choice(bodies), rules.marker(END))
-    return rules.opened(call, '"\\n"')
+    return rules.opened(call, between)
 
 
-GLM = CallFormat((BEGIN, END, KEY, KEY_END, VALUE, VALUE_END), parse, calls)
+MARKERS = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
+GLM = CallFormat(MARKERS, parse, calls)
+GLM47 = CallFormat(MARKERS, parse, calls_47)

@@ -227,6 +227,17 @@ def test_attention(dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.window], ids=str)
+def test_what_lies_behind_windows_is_not_read(dtype, layout):
+    step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (3, 129)], layout, dtype)
+    expected = [ops.attention(step.q, step.kv, step.batch, layout) for ops in (CPU, REFERENCE)]
+    step.spoil_behind_windows()
+    assert torch.isnan(step.keys).any()
+    assert torch.equal(CPU.attention(step.q, step.kv, step.batch, layout), expected[0])
+    assert torch.equal(REFERENCE.attention(step.q, step.kv, step.batch, layout), expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [*LAYOUTS[:-1], with_sinks(LAYOUTS[1])], ids=str)
 def test_attention_does_not_depend_on_the_cut(dtype, layout):
     sizes = [(130, 130), (70, 333), (1, 200)]

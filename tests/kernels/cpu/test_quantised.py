@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
-from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight
+from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.table import ExpertBiases, Routing
 from tests.kernels.cpu.ggml_blocks import SCALES_AT, Kind, random_blocks, values
@@ -109,6 +109,62 @@ def test_a_scale_per_output(k):
     assert (CPU.linear_float(x, prepared) - expected).norm() < 5e-5 * expected.norm()
 
 
+def in_groups(n: int, k: int, group: int, dtype: torch.dtype) -> ScaledWeight:
+    """Random values of all magnitudes, subnormal ones too, each group of inputs with a scale of its own."""
+    made = torch.Generator().manual_seed(n + k)
+    scales = torch.rand((n, -(-k // group) if group else 1), generator=made) * 0.1
+    if dtype == torch.int8:
+        return ScaledWeight(torch.randint(-127, 128, (n, k), generator=made, dtype=torch.int8), scales, group)
+    codes = torch.randint(0, 127, (n, k), generator=made) + 128 * torch.randint(0, 2, (n, k), generator=made)
+    return ScaledWeight(codes.to(torch.uint8).view(dtype), scales, group)
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_int8_in_groups(group):
+    weight = in_groups(50, 300, group, torch.int8)
+    prepared = prepare(weight, torch.ones(50))
+    assert isinstance(prepared, overlay.QuantisedLinear)
+    check_product(activations(11, 300), prepared, expanded(weight, torch.float32), torch.ones(50))
+
+
+@pytest.mark.parametrize(("n", "k", "group"), [(50, 256, 128), (33, 300, 128), (70, 200, 0), (40, 96, 16), (5, 33, 4)])
+def test_float8(n, k, group, level):
+    """As products of the expanded weight: exactly where products are of float32, in bfloat16 as one of that."""
+    weight, bias = in_groups(n, k, group, torch.float8_e4m3fn), torch.randn(n)
+    prepared = prepare(weight, bias)
+    assert isinstance(prepared, overlay.QuantisedLinear)
+    if group == 128:
+        assert prepared.packed[0].nbytes < 1.2 * -(-n // 32) * 32 * k
+    x = torch.randn(300, k)
+    check_product(x, prepared, expanded(weight, torch.float32), bias)
+    rounds = level in ("avx512bf16", "amx")
+    check_product(x.bfloat16(), prepared, expanded(weight, torch.bfloat16 if rounds else torch.float32), bias)
+    whole = CPU.linear_float(x.bfloat16(), prepared)
+    for m in (1, 2, 3, 4, 5, 7, 8, 17, 127, 129):
+        assert torch.equal(CPU.linear_float(x[9 : 9 + m].bfloat16(), prepared), whole[9 : 9 + m])
+    assert torch.equal(CPU.linear(x.bfloat16(), prepared), whole.bfloat16())
+
+
+def test_float8_experts():
+    experts, n, k = 5, 72, 160
+    gate_up, down = (
+        in_groups(experts * rows, inputs, 64, torch.float8_e4m3fn) for rows, inputs in ((2 * n, k), (k, n))
+    )
+    weights = [
+        ScaledWeight(
+            w.values.view(experts, -1, w.values.shape[1]), w.scales.view(experts, -1, w.scales.shape[1]), w.group
+        )
+        for w in (gate_up, down)
+    ]
+    prepared = CPU.prepare_experts(*weights)
+    assert prepared.gate_up.parts == prepared.down.parts == 1
+    plain = CPU.prepare_experts(*(expanded(weight, torch.bfloat16) for weight in weights))
+    x = torch.randn(20, k).bfloat16()
+    chosen = CPU.route(torch.randn(20, experts), Routing(2, True))
+    got, expected = (CPU.experts(x, form, *chosen, "silu").float() for form in (prepared, plain))
+    assert (got - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("in_order", [True, False], ids=["in order", "shuffled"])
 def test_groups_of_four_bits(group, in_order):
@@ -130,12 +186,21 @@ def test_what_has_no_packed_form_is_expanded():
     generator = torch.Generator().manual_seed(3)
     uneven = torch.randint(0, 4, (64,), generator=generator).int()
     codes, zeros = torch.randint(0, 16, (20, 64), dtype=torch.uint8), torch.zeros(20, 4, dtype=torch.uint8)
-    for weight in (GroupedWeight(codes, torch.rand(20, 4), zeros, uneven), quantise(torch.randn(20, 64), "fp8")):
+    large, nan = (in_groups(20, 64, 0, torch.float8_e4m3fn) for _ in range(2))
+    large.scales[3] = 128.0
+    nan.values[3, 5] = torch.nan
+    for weight in (
+        GroupedWeight(codes, torch.rand(20, 4), zeros, uneven),
+        in_groups(20, 64, 16, torch.int8),
+        in_groups(20, 64, 6, torch.float8_e4m3fn),
+        large,
+        nan,
+    ):
         prepared = prepare(weight)
         assert isinstance(prepared, overlay.PackedLinear)
         x = torch.randn(3, 64).bfloat16()
         expected = x.float() @ expanded(weight, torch.bfloat16).float().T
-        assert torch.allclose(CPU.linear_float(x, prepared), expected, atol=1e-3)
+        assert torch.allclose(CPU.linear_float(x, prepared), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def test_float32_models_get_exact_products():

@@ -86,6 +86,16 @@ def test_attention(dtype, layout, kind):
     close(got, REFERENCE.attention(step.q.float(), step.kv, step.batch, layout))
 
 
+@pytest.mark.parametrize("sizes", [[(1, 200)], [(40, 333), (1, 129)]], ids=str)
+def test_what_lies_behind_windows_is_not_read(sizes):
+    layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.5, window=70)
+    step = RandomStep(sizes, layout, torch.float32)
+    expected = REFERENCE.attention(step.q, step.kv, step.batch, layout)
+    step.spoil_behind_windows()
+    got = TRITON.attention(step.q.to(DEVICE), kv_on_device(step.kv), on_device(step.batch), layout)
+    close(got, expected)
+
+
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", FEW_LAYOUTS, ids=str)

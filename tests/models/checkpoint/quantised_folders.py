@@ -12,7 +12,19 @@ from tests.models.golden import GOLDENS, prompts
 from tests.models.runner import Runner
 
 GROUP = 16
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "in_proj_qkvz",
+    "in_proj_qkv",
+    "in_proj_z",
+    "out_proj",
+)
 
 
 def word(codes: list[int]) -> int:

@@ -22,7 +22,7 @@ from tests.models.runner import Runner
 
 CPU = overlay.table()
 pytestmark = pytest.mark.skipif(CPU is None, reason="the C extension is not built")
-FOLDERS = ("llama", "qwen3_moe", "mixtral", "deepseek_v2", "bloom", "gemma2", "internlm2", "stablelm")
+FOLDERS = ("llama", "qwen3_moe", "mixtral", "deepseek_v2", "bloom", "gemma2", "internlm2", "stablelm", "minimax_m2")
 KINDS = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_1)
 
 

@@ -13,7 +13,10 @@ from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
 # plain, biases, output norms, scaled residuals, alibi, experts, latents, learned positions, a reward
-FOLDERS = ["llama", "qwen2", "gemma2", "minicpm", "bloom", "mixtral", "deepseek_v2", "starcoder", "internlm2_reward"]
+FOLDERS = [
+    *("llama", "qwen2", "gemma2", "minicpm", "bloom", "mixtral", "deepseek_v2", "starcoder", "internlm2_reward"),
+    "minimax_m2",
+]
 PHI = {"model_type": "phi", "architectures": ["PhiForCausalLM"], "hidden_size": 64, "intermediate_size": 96}
 PHI |= {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256, "max_position_embeddings": 128}
 PHI |= {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "eos_token_id": 2, "torch_dtype": "float32"}

@@ -1,4 +1,4 @@
-/* Products of float32 and bfloat16 weights in float32.
+/* Products of float32, bfloat16 and float8 weights in float32.
  *
  * Each output is one accumulator that takes its products in order of k, so a row does not depend on the others.
  * A level says how many rows and vectors of a panel it keeps in registers: TILE_M and TILE_N. */
@@ -6,6 +6,7 @@
 #define WIDENED 128             /* inputs of a bfloat16 panel that are made float32 at once */
 #define FEW_ROWS 4              /* so many take bfloat16 as it is */
 
+#include "float8.h"
 #include "store.h"
 
 /* What `multiply` reads: x [rows, k] with lines `stride` apart, and a part of a panel. */
@@ -112,6 +113,40 @@ static void bf16_panel(const struct gemm *g, const void *x, long row, long rows,
         }
     }
     store_panel(g, sums, row, rows, panel);
+}
+
+static void float8_panel(const struct gemm *g, const void *x, long row, long rows, long panel) {
+    float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
+    float wide[WIDENED * PANEL] __attribute__((aligned(64)));
+    long k = (g->k + 31) / 32 * 32;
+    const uint8_t *packed = (const uint8_t *)g->packed + panel * float8_bytes(PANEL, g->k, g->group);
+    const float *scales = (const float *)(packed + k * PANEL);
+    struct operands o = {(const float *)x + row * k, k, 0, wide};
+    for (long from = 0; from < k; from += WIDENED, o.x += WIDENED) {
+        o.k = k - from < WIDENED ? k - from : WIDENED;
+        EACH_FOUR_OF_FLOAT8(packed, scales, g->group, from, o.k, {
+            store_float(wide + j * PANEL + v, w0);
+            store_float(wide + (j + 1) * PANEL + v, w1);
+            store_float(wide + (j + 2) * PANEL + v, w2);
+            store_float(wide + (j + 3) * PANEL + v, w3);
+        })
+        multiply_rows(o, rows, sums, from == 0);
+    }
+    store_panel(g, sums, row, rows, panel);
+}
+
+/* The nearest bfloat16, ties to even, in the upper half of a word. */
+INLINE vu rounded_words(vf v) { return (vu)v + 0x7fff + ((vu)v >> 16 & 1); }
+
+static void expand_float8(const void *panel, uint16_t *to, long k, long group) {
+    const uint8_t *packed = panel;
+    const float *scales = (const float *)(packed + k * PANEL);
+    EACH_FOUR_OF_FLOAT8(packed, scales, group, 0, k, {
+        vu first = rounded_words(w0) >> 16 | (rounded_words(w1) & 0xffff0000u);
+        vu second = rounded_words(w2) >> 16 | (rounded_words(w3) & 0xffff0000u);
+        store_float(to + j * PANEL + 2 * v, (vf)first);
+        store_float(to + (j + 2) * PANEL + 2 * v, (vf)second);
+    })
 }
 
 static void widen(const uint16_t *from, float *to, long m, long k, long kp) {

@@ -16,6 +16,8 @@ static void fill_all(struct kernels *to) {
     *to = (struct kernels){.widen = widen,
                            .float_panel = float_panel,
                            .bf16_panel = bf16_panel,
+                           .float8_panel = float8_panel,
+                           .expand_float8 = expand_float8,
                            .round_rows = round_rows,
                            .quantised_panels = quantised_panels,
                            .norm_rows = norm_rows,

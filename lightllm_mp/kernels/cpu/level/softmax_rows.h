@@ -37,9 +37,10 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
     memset(s->out, 0, s->count * h->head_dim * sizeof(float));
 }
 
-/* Where the key of a position lies in the pool, in elements; -1 from `end` on. */
+/* Where the key of a position lies in the pool, in elements; -1 where no row sees it: behind the window its slot may
+ * belong to another sequence. */
 INLINE long key_at(const struct rows *s, const struct attention *job, long position) {
-    if (position >= s->last) return -1;
+    if (position < s->earliest || position >= s->last) return -1;
     return s->slots[position] * job->kv_line + s->kv_head * job->h.head_dim;
 }
 

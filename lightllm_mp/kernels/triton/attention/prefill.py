@@ -183,6 +183,8 @@ def _walk(
     for base in range(start, end, KEYS):
         key = base + n
         within = key < length
+        if MASKED and WINDOW:  # behind all windows a slot may belong to another sequence
+            within &= key > tl.min(position, 0) - WINDOW
         if MASKED:
             slot = tl.load(slots + key, mask=within, other=0)
         else:

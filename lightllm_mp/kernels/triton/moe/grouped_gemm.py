@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, gated
 from lightllm_mp.kernels.triton.launch import kernel
+from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import ExpertTiles
 from lightllm_mp.kernels.triton.moe.mxfp4 import Mxfp4Experts, conversion, weights_of
 from lightllm_mp.kernels.triton.moe.tuned_moe import ProductBlocks
@@ -15,7 +16,7 @@ from lightllm_mp.kernels.triton.moe.tuned_moe import ProductBlocks
 
 def gate_up(
     x: Tensor,
-    weight: Tensor | Mxfp4Experts,
+    weight: ExpertMatrix | Mxfp4Experts,
     bias: Tensor | None,
     at: ExpertTiles,
     out: Tensor,
@@ -32,7 +33,7 @@ def gate_up(
 
 def down(
     x: Tensor,
-    weight: Tensor | Mxfp4Experts,
+    weight: ExpertMatrix | Mxfp4Experts,
     bias: Tensor | None,
     at: ExpertTiles,
     out: Tensor,
@@ -47,7 +48,7 @@ def down(
 
 def _launch(
     x: Tensor,
-    weight: Tensor | Mxfp4Experts,
+    weight: ExpertMatrix | Mxfp4Experts,
     bias: Tensor | None,
     at: ExpertTiles,
     out: Tensor,
@@ -60,13 +61,15 @@ def _launch(
     """`gate`: the activation's number if outputs are gated, else -1."""
     n, k = out.shape[1], x.shape[1]
     packed = isinstance(weight, Mxfp4Experts)
+    values = weight.codes if isinstance(weight, Mxfp4Experts) else weight.values
+    group = 0 if isinstance(weight, Mxfp4Experts) else weight.group
     programs = triton.cdiv(at.places, together) * together * triton.cdiv(n, by.columns)
     _grouped_kernel.launch(
         (programs, 1, 1),
         _grouped_kernel.arguments(
             x=x,
-            weight=weight.codes if isinstance(weight, Mxfp4Experts) else weight,
-            scales=weight.scales if isinstance(weight, Mxfp4Experts) else x,
+            weight=values,
+            scales=values if weight.scales is None else weight.scales,
             bias=x if bias is None else bias,
             order=at.order,
             tiles=at.tiles,
@@ -82,8 +85,9 @@ def _launch(
             K=k,
             ROWS=rows,
             COLUMNS=by.columns,
-            INPUTS=by.inputs,
+            INPUTS=min(by.inputs, group or by.inputs),
             TOGETHER=together,
+            GROUP=group,
         ),
         warps=by.warps,
         stages=by.stages,
@@ -112,6 +116,7 @@ def _grouped_kernel(
     COLUMNS: tl.constexpr,
     INPUTS: tl.constexpr,
     TOGETHER: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """Neighbouring programs take the same columns of neighbouring tiles, which often share the expert."""
     BLOCKS: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
@@ -134,7 +139,7 @@ def _grouped_kernel(
     if PACKED:
         sums, ups = _packed_products(x_rows, weight, scales, expert, column_at, GATED, BY, N, K, ROWS, COLUMNS)
     else:
-        sums, ups = _products(x_rows, weight, expert, column_at, GATED, N, K, ROWS, COLUMNS, INPUTS)
+        sums, ups = _products(x_rows, weight, scales, expert, column_at, GATED, N, K, ROWS, COLUMNS, INPUTS, GROUP)
     if BIASED:
         sums += tl.load(bias + expert * outputs + column_at).to(tl.float32)[None, :]
         if GATED:
@@ -150,6 +155,7 @@ def _grouped_kernel(
 def _products(
     x_rows,
     weight,
+    scales,
     expert,
     column,
     GATED: tl.constexpr,
@@ -158,12 +164,15 @@ def _products(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INPUTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """Rows times columns of a plain weight; where it is GATED, and times those N further."""
+    """Rows times columns of a weight, which is plain or has scales; where it is GATED, and times those N further."""
     inner = tl.arange(0, INPUTS)
     outputs = 2 * N if GATED else N
     x_at = x_rows + inner[None, :]
     w_at = weight + expert * (outputs * K) + column[None, :] * K + inner[:, None]
+    if GROUP:
+        scales += expert * ((K + GROUP - 1) // GROUP * outputs) + column
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     ups = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, K, INPUTS):
@@ -173,13 +182,21 @@ def _products(
             left = inner < K - start
             a = tl.load(x_at + start, mask=left[None, :], other=0.0)
             w = tl.load(w_at + start, mask=left[:, None], other=0.0)
-        sums = tl.dot(a, w, sums, input_precision="ieee")
+        if GROUP:
+            scale = tl.load(scales + start // GROUP * outputs)
+            sums += tl.dot(a, w.to(a.dtype), input_precision="ieee") * scale[None, :]
+        else:
+            sums = tl.dot(a, w, sums, input_precision="ieee")
         if GATED:
             if K % INPUTS == 0:
                 w = tl.load(w_at + N * K + start)
             else:
                 w = tl.load(w_at + N * K + start, mask=(inner < K - start)[:, None], other=0.0)
-            ups = tl.dot(a, w, ups, input_precision="ieee")
+            if GROUP:
+                scale = tl.load(scales + start // GROUP * outputs + N)
+                ups += tl.dot(a, w.to(a.dtype), input_precision="ieee") * scale[None, :]
+            else:
+                ups = tl.dot(a, w, ups, input_precision="ieee")
     return sums, ups
 
 

@@ -10,16 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.moe import NO_BIASES
-from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
+from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix, expert_matrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
-from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4, Mxfp4Experts, packed_experts
+from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4, Mxfp4Experts
 
 SUM_BLOCK = 1024
 
@@ -29,24 +28,18 @@ BLOCK_TYPES = frozenset((MXFP4.value,))
 
 
 class StackedExperts(NamedTuple):
-    """Weights of all experts as the kernels read them."""
+    """Both weights of all experts."""
 
-    gate_up: Tensor | Mxfp4Experts
+    gate_up: ExpertMatrix | Mxfp4Experts
     """[experts, 2 * n, k]"""
-    down: Tensor | Mxfp4Experts
+    down: ExpertMatrix | Mxfp4Experts
     """[experts, k, n]"""
     biases: ExpertBiases
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> StackedExperts:
-    gate_up_bias, down_bias = (None if one is None else one.contiguous() for one in biases)
-    return StackedExperts(_stored(gate_up), _stored(down), ExpertBiases(gate_up_bias, down_bias))
-
-
-def _stored(weights: ExpertWeights) -> Tensor | Mxfp4Experts:
-    if isinstance(weights, ScaledWeight):
-        weights = expanded(weights, torch.bfloat16)
-    return weights.contiguous() if isinstance(weights, Tensor) else packed_experts(weights)
+    kept = ExpertBiases(*(None if bias is None else bias.contiguous() for bias in biases))
+    return StackedExperts(expert_matrix(gate_up), expert_matrix(down), kept)
 
 
 def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
@@ -54,25 +47,19 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
     if tokens == 0:
         return torch.empty_like(x)
     gate_up, down, biases = prepared
-    plain = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32 and plain:
-        return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
-    count, width = _experts_and_width(down)
+    packed = True
+    if isinstance(gate_up, ExpertMatrix) and isinstance(down, ExpertMatrix):
+        packed = False
+        if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
+            return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
     shared = _shared_memory(x.device)
-    blocks = tuned_moe.expert_blocks(tokens * top_k, count, x.dtype, shared, packed=not plain)
-    tiles, together = expert_tiles(numbers, count, blocks.rows), blocks.together
-    hidden = x.new_empty((tokens * top_k, width))
+    blocks = tuned_moe.expert_blocks(tokens * top_k, down.experts, x.dtype, shared, packed=packed)
+    tiles, together = expert_tiles(numbers, down.experts, blocks.rows), blocks.together
+    hidden = x.new_empty((tokens * top_k, down.inputs))
     grouped_gemm.gate_up(x, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
     grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together)
-    return weighted_sum(each, weights, numbers, count)
-
-
-def _experts_and_width(down: Tensor | Mxfp4Experts) -> tuple[int, int]:
-    """Number of experts and their width n, from the weight [experts, k, n]."""
-    if isinstance(down, Tensor):
-        return down.shape[0], down.shape[2]
-    return down.codes.shape[0], down.inputs
+    return weighted_sum(each, weights, numbers, down.experts)
 
 
 @lru_cache

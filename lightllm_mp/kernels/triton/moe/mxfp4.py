@@ -53,8 +53,8 @@ class Mxfp4Experts(NamedTuple):
     """k"""
 
     @property
-    def outputs(self) -> int:
-        return self.codes.shape[1]
+    def experts(self) -> int:
+        return self.codes.shape[0]
 
 
 def packed_experts(weights: tuple[BlockWeight, ...]) -> Mxfp4Experts:

@@ -11,7 +11,7 @@ from PIL import Image
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import ImageLimits, read_header
-from lightllm_mp.vision.video import VideoHeader, unpacked_frames
+from lightllm_mp.vision.video.video_files import VideoHeader, unpacked_frames
 
 TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
 """The transposition that turns a frame by so many degrees clockwise."""

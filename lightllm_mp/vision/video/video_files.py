@@ -1,4 +1,4 @@
-"""Videos: what a file says of its frames, which of them a model sees, and when. Imports neither torch nor PyAV.
+"""Video files, and lists of frames packed into one: what they say of their frames. Imports neither torch nor PyAV.
 
 A video is a file, or a list of image files that the front packs into one. As in header.py, nothing here decodes: only
 integers are read at offsets, and decoding checks the claims again.
@@ -16,13 +16,12 @@ from typing import NamedTuple
 from lightllm_mp.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.vision import containers
 from lightllm_mp.vision.header import ImageLimits, read_header
-from lightllm_mp.vision.sizing import PatchGrid, smart_resize
-from lightllm_mp.vision.spec import VideoSampling, VisionSpec
 
 FRAMES_FPS = 2.0
 """Frames per second of a list of frames that does not say it: the rate at which Qwen's own tools sample videos."""
-MOST_FRAMES = 1 << 16
-"""Most frames of a file: 36 minutes at 30 per second. All of them are decoded."""
+MOST_FRAMES, MOST_PIXELS = 1 << 16, 1 << 34
+"""Most frames of a video, and most pixels of all of them: ten minutes of 1280 x 720 at 30 frames per second. All are
+decoded, which may take the decoder's deadline."""
 PACKED = b"LLMPFRAM"
 """Begins a packed list of frames. Then: frames per second (float64), the number of frames and the length of each
 (uint32), and the image files."""
@@ -48,6 +47,11 @@ class VideoHeader(NamedTuple):
 def decodes_files() -> bool:
     """Whether PyAV is installed."""
     return find_spec("av") is not None
+
+
+def is_video(data: bytes) -> bool:
+    """Whether `read_video` knows the format."""
+    return data.startswith(PACKED) or data[4:8] == b"ftyp"
 
 
 def pack_frames(files: Sequence[bytes], fps: float | None) -> bytes:
@@ -82,16 +86,15 @@ def read_video(data: bytes, limits: ImageLimits | None = None) -> VideoHeader:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"a video of {len(data)} bytes is over the limit of {limits.max_bytes}")
-    if data.startswith(PACKED):
-        header = _read_packed(data, limits)
-    elif data[4:8] == b"ftyp":
-        header = _read_mp4(data)
-    else:
+    if not is_video(data):
         raise UnsupportedMedia("a video is in none of the formats MP4, MOV")
+    header = _read_packed(data, limits) if data.startswith(PACKED) else _read_mp4(data)
     if header.width * header.height > limits.max_pixels or max(header.width, header.height) > limits.max_edge:
         raise PayloadTooLarge(f"a video of {header.width} x {header.height} pixels is over the limit for an image")
     if header.frames > MOST_FRAMES:
         raise PayloadTooLarge(f"a video has {header.frames} frames, at most {MOST_FRAMES} are decoded")
+    if header.frames * header.width * header.height > MOST_PIXELS:
+        raise PayloadTooLarge(f"the frames of a video have more than {MOST_PIXELS} pixels: send fewer or smaller ones")
     if not (isfinite(header.fps) and header.fps > 0):
         raise InvalidRequest("a video has no rate of frames")
     return header
@@ -114,42 +117,3 @@ def _read_mp4(data: bytes) -> VideoHeader:
         raise InvalidRequest("a video has no frames or no size")
     width, height = (stored.width, stored.height) if stored.turn % 180 == 0 else (stored.height, stored.width)
     return VideoHeader(width, height, stored.frames, stored.fps, stored.turn)
-
-
-def sampled(header: VideoHeader, sampling: VideoSampling, temporal: int) -> list[int]:
-    """Numbers of the frames that the model sees, in order: `fps` of a second, from the first to the last one.
-
-    Raises InvalidRequest for fewer frames than a patch has, and for a list of more than the model takes.
-    """
-    count = header.frames
-    if not header.packed:
-        count = min(max(int(count / header.fps * sampling.fps), sampling.min_frames), sampling.max_frames, count)
-    if count < temporal:
-        raise InvalidRequest(f"a video has {count} frames; it needs at least {temporal}, else send an image")
-    if count > sampling.max_frames:
-        raise InvalidRequest(f"a video has {count} frames, the model takes at most {sampling.max_frames}")
-    step = (header.frames - 1) / (count - 1) if count > 1 else 0.0
-    return [round(number * step) for number in range(count)]
-
-
-def video_grid(spec: VisionSpec, header: VideoHeader, frames: int) -> PatchGrid:
-    """The patches of `frames` frames. Raises InvalidRequest for a shape that the model does not take."""
-    steps = spec.video
-    assert steps is not None
-    across, down = smart_resize(
-        header.width,
-        header.height,
-        spec.patch * spec.merge,
-        steps.min_pixels,
-        steps.max_pixels,
-        frames=frames,
-        temporal=spec.temporal,
-    )
-    return PatchGrid(-(-frames // spec.temporal), down // spec.patch, across // spec.patch)
-
-
-def patch_seconds(numbers: Sequence[int], fps: float, temporal: int) -> tuple[float, ...]:
-    """The time of each patch's frames: the middle between its first and last one, the last frame filling up."""
-    filled = [*numbers, *[numbers[-1]] * (-len(numbers) % temporal)]
-    first, last = filled[::temporal], filled[temporal - 1 :: temporal]
-    return tuple((a / fps + b / fps) / 2 for a, b in zip(first, last, strict=True))
