@@ -233,6 +233,26 @@ def test_layers_of_real_models(model, tokens, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64, 300, 2048])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_of_gpt_oss(tokens, dtype):
+    experts, top_k, width = 8, 4, 2880
+
+    def blocks(n: int) -> tuple[BlockWeight, ...]:
+        rows = torch.randint(0, 256, (experts, n, width // 32 * 17), dtype=torch.uint8, device=DEVICE)
+        rows[..., ::17] = torch.randint(112, 122, (experts, n, width // 32), dtype=torch.uint8, device=DEVICE)
+        return tuple(BlockWeight((BlockRows(one, Kind.MXFP4),)) for one in rows)
+
+    gate_up, down = blocks(2 * width), blocks(width)
+    biases = ExpertBiases(*(torch.randn(experts, n, device=DEVICE).to(dtype) for n in (2 * width, width)))
+    x, weights, numbers = step(tokens, width, experts, top_k, dtype)
+    got = moe.experts(x, moe.prepare_experts(gate_up, down, biases), weights, numbers, "swiglu_oai")
+    wide = REFERENCE.prepare_experts(plain(gate_up), plain(down), biases)
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "swiglu_oai").cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("tokens", [1, 16, 2000])
 def test_repeatable_and_without_waiting(tokens):
     experts, top_k, k, n = MODELS["qwen3-30b-a3b"]

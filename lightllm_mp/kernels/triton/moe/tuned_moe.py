@@ -71,11 +71,12 @@ OTHERS: Table = {
 PACKED: Table = {
     2: [
         (24.0, ExpertBlocks(16, ProductBlocks(64, 64, 4, 4), ProductBlocks(64, 64, 4, 4), 4)),
-        (float("inf"), ExpertBlocks(64, ProductBlocks(64, 64, 4, 4), ProductBlocks(128, 64, 4, 4), 8)),
+        (96.0, ExpertBlocks(64, ProductBlocks(64, 64, 4, 4), ProductBlocks(128, 64, 4, 4), 8)),
+        (float("inf"), ExpertBlocks(128, ProductBlocks(64, 64, 8, 3), ProductBlocks(128, 64, 8, 3), 8)),
     ],
     4: [(float("inf"), ExpertBlocks(16, ProductBlocks(32, 64, 4, 2), ProductBlocks(32, 64, 4, 2), 4))],
 }
-"""For weights in MXFP4, a step of which is 64 inputs."""
+"""For weights in MXFP4, a step of which is 64 inputs; not tuned."""
 
 
 def expert_blocks(
