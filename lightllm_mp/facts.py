@@ -72,6 +72,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """A token sees so many, itself included, in every layer; 0: some layer sees all."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
+    whole_images: bool = False
+    """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
@@ -89,7 +91,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     def width(self) -> int:
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
-        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
+        most = self.max_context + (self.pooled is not None)
+        return most if 0 < self.window_slots <= self.kv_tokens else min(most, self.kv_tokens + 1)
 
     @property
     def window_grain(self) -> int:

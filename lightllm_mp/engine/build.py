@@ -89,13 +89,15 @@ def build_engine(
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len, engine.running_max_req_size)
     place_bytes = StatePool.place_bytes(spec, dtype)
     if promised is not None:
         memory = promised_memory(promised, kv_bytes_per_token(spec, kv_dtype), place_bytes)
     else:
         budget = _kv_budget(decoder, engine, step_tokens, device)
-        memory = plan_memory(spec, kv_dtype, engine, budget, place_bytes)
+        memory = plan_memory(
+            spec, kv_dtype, engine, budget, place_bytes, window_slots(spec, engine, step_tokens, device)
+        )
         _tell_what_does_not_fit(memory, engine)
     executor = _executor(decoder, memory, engine, step_tokens, device)
     executor.warm_up()
@@ -109,10 +111,11 @@ def build_engine(
             step_tokens=step_tokens,
             vocab_size=spec.ids,
             prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
-            run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+            run_ahead=run_ahead(engine, device),
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
             window=window_of_all(spec),
+            whole_images=spec.image_span > 0,
             states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
@@ -126,8 +129,11 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
-def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
-    """Tokens; where prompts are computed whole, the longest one is a step."""
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
+    """Tokens. Where prompts are computed whole, the longest one is a step; where images are, one fits beside a token
+    for each of the `rows`."""
+    if spec.image_span:
+        return max(usual, spec.image_span + rows)
     return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 
@@ -145,6 +151,16 @@ def keeps_prefixes(spec: ModelSpec) -> bool:
     """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
     see those after them, and not for a mean, which needs the hidden states of all tokens."""
     return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
+
+
+def run_ahead(engine: EngineConfig, device: torch.device) -> int:
+    return RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead
+
+
+def window_slots(spec: ModelSpec, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
+    """See EngineLimits.window_slots."""
+    ahead = run_ahead(engine, device)
+    return EngineLimits(window=window_of_all(spec), step_tokens=step_tokens, run_ahead=ahead).window_slots
 
 
 def window_of_all(spec: ModelSpec) -> int:
@@ -171,7 +187,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
+    plain = spec.mla is not None or any(kind.head_dim % 16 for kind in spec.kinds) or not decoder.ops.exact_rows
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
@@ -224,7 +240,8 @@ def _budget_beside_steps(
     memory than is free."""
     kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
     place_bytes = StatePool.place_bytes(decoder.spec, decoder.dtype)
-    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes)
+    slots = window_slots(decoder.spec, engine, step_tokens, device)
+    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes, slots)
     small = dataclasses.replace(most, kv_tokens=1, checkpoints=min(most.checkpoints, 1))
     probe = _executor(decoder, small, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)

@@ -64,13 +64,20 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
 
 
 def plan_memory(
-    spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int, place_bytes: int = 0
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    config: EngineConfig,
+    budget: int,
+    place_bytes: int = 0,
+    window_slots: int = 0,
 ) -> MemoryPlan:
-    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state.
+    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state;
+    `window_slots`: what a sequence holds at most, if all layers have windows, else 0.
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
-    The context is the shortest of the model's, `max_req_total_len` and the pool. If flags ask for more than fits, they
-    are clamped with `clamp_max_total_token_num`, otherwise ConfigError. ModelError if the model leaves no room for a
+    The context is the shortest of the model's, `max_req_total_len` and the pool, which does not count if it holds
+    `window_slots`. If flags ask for more than fits, they are clamped with `clamp_max_total_token_num`, otherwise
+    ConfigError. ModelError if the model leaves no room for a
     single sequence.
     """
     token_bytes = kv_bytes_per_token(spec, dtype)
@@ -90,7 +97,9 @@ def plan_memory(
     tokens = config.max_total_token_num or min(room, rows * longest)
     if config.clamp_max_total_token_num:
         tokens = min(tokens, room)
-        longest = min(longest, tokens)
+    holds = longest if 0 < window_slots <= tokens else tokens  # so long a sequence
+    if config.clamp_max_total_token_num:
+        longest = min(longest, holds)
     if config.max_total_token_num is not None and tokens > room:
         raise ConfigError(
             f"--max-total-token-num {tokens} needs {format_bytes((tokens + 1) * token_bytes)} of KV memory, but there "
@@ -99,7 +108,7 @@ def plan_memory(
         )
     if tokens < LEAST_TOKENS:
         _refuse_tiny(config, tokens, token_bytes, budget)
-    if config.max_req_total_len is not None and tokens < longest:
+    if config.max_req_total_len is not None and holds < longest:
         raise ConfigError(
             f"--max-req-total-len {config.max_req_total_len}: the KV memory holds {tokens} tokens, not one such "
             f"request; lower it, or raise {_bound(config)}",
@@ -108,7 +117,7 @@ def plan_memory(
     return MemoryPlan(
         kv_tokens=tokens,
         kv_bytes=(tokens + 1) * token_bytes,
-        max_context=min(longest, tokens),
+        max_context=min(longest, holds),
         rows=rows,
         checkpoints=checkpoints,
         state_bytes=state_bytes,

@@ -27,6 +27,7 @@ from lightllm_mp.vision.placeholders import sure_match
 class KvMemory:
     def __init__(self, limits: EngineLimits, rows: Rows, counters: Counters) -> None:
         self._tail = limits.window - 1 if limits.window else None
+        self._whole = limits.whole_images
         self.pool, self.tree = SlotPool(limits.kv_tokens), PrefixTree(self._tail)
         self._grain = limits.window_grain
         self.states = states_of(limits, rows, self.tree)
@@ -100,7 +101,7 @@ class KvMemory:
         end = len(sequence.ids) - 1
         while True:
             slots, node = self.tree.match(sequence.ids[:end], sequence.namespace)
-            end = sure_match(len(slots), sequence.spans)
+            end = sure_match(len(slots), sequence.spans, self._whole)
             if end == len(slots):
                 return self.states.usable(sequence, slots, node)
 
@@ -110,8 +111,8 @@ class KvMemory:
         if not sequence.spans:
             return len(ids)
         known = self.tree.known(ids, sequence.namespace)
-        sure = sure_match(known, sequence.spans)
-        return sure_match(len(ids), sequence.spans) if sure == known else sure
+        sure = sure_match(known, sequence.spans, self._whole)
+        return sure_match(len(ids), sequence.spans, self._whole) if sure == known else sure
 
     def let_go(self, sequence: Sequence) -> None:
         """Give up the lock on the shared prefix."""

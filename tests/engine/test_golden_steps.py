@@ -84,6 +84,7 @@ class Run:
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
                 window=changes.get("window", window_of_all(spec)),
+                whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
             )
         )

@@ -217,6 +217,8 @@ class HybridMockWorker(MockWorker):
         """Load states, go on from them, save states; a digest is that of the keys only if the state is right."""
         digests = super()._compute(work)
         starts = {row: start for row, start, _, _ in work.seqs.tolist()}
+        targets = [place for row, position, place in work.states.tolist() if position > starts[row]]
+        assert len(set(targets)) == len(targets), "each copy has a place of its own"
         saves: dict[int, list[tuple[int, int]]] = {}
         for row, position, place in work.states.tolist():
             if position > starts[row]:

@@ -48,6 +48,17 @@ def test_more_sequences_fit() -> None:
     h.run().check_answers()
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_sequence_may_be_longer_than_the_pool(depth: int) -> None:
+    h = harness(depth, window=WINDOW, kv_tokens=80, step_tokens=16, run_ahead=depth)
+    assert h.scheduler.limits.width == 200
+    h.add(*[request(rid, prompt(150, rid), max_new_tokens=50, ignore_eos=True, n=rid) for rid in (1, 2)])
+    steps(h)
+    h.check_answers()
+    assert {len(ids) for ids in h.ids.values()} == {50}
+    assert harness(window=WINDOW, kv_tokens=49, step_tokens=16).scheduler.limits.width == 50
+
+
 def test_a_beginning_is_shared_while_there_is_memory() -> None:
     h = harness(window=WINDOW)
     h.add(request(1, prompt(100) + [5] * 40, max_new_tokens=50, ignore_eos=True))

@@ -26,7 +26,7 @@ from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_
 from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
-from lightllm_mp.models.checkpoint.dummy_weights import SCALE
+from lightllm_mp.models.checkpoint.dummy_weights import BLOCK_SCALE
 from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
@@ -107,7 +107,7 @@ def random_weights(experts: int, n: int, k: int) -> torch.Tensor:
 
 def random_blocks(experts: int, n: int, k: int) -> tuple[BlockWeight, ...]:
     rows = torch.randint(0, 256, (experts, n, k // 32 * 17), dtype=torch.uint8, device="cuda")
-    rows[..., ::17] = SCALE
+    rows[..., ::17] = BLOCK_SCALE
     return tuple(BlockWeight((BlockRows(one, MXFP4),)) for one in rows)
 
 

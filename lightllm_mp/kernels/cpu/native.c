@@ -6,7 +6,7 @@
 
 #include "native.h"
 
-#define MAX_ARGS 26
+#define MAX_ARGS 27
 
 /* Reads integers; -1 with an exception set when there are not exactly `count`. */
 static int integers(const char *name, PyObject *const *args, Py_ssize_t given, int count, long long *to) {
@@ -226,11 +226,11 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 26);
+    ARGS("attention", 27);
     struct attention job = {
         POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
         a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18], a[19],
-        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25)};
+        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25), POINTER(26)};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS

@@ -264,8 +264,9 @@ struct attention {
     long q_line, kv_line;       /* elements from one token of q to the next, and from one slot to the next */
     int full;                   /* every query sees every key of its sequence */
     const float *sinks;         /* [heads]: scores without a value, beside those of the keys; or NULL */
+    const int32_t *visible;     /* [m]: leading keys that a query sees, if more than those up to itself; or NULL */
 };
-#define MAX_HEAD_DIM 256
+#define MAX_HEAD_DIM 512
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 

@@ -10,7 +10,7 @@ import torch
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import ExpertBiases, HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
-from tests.kernels.random_batch import RandomStep
+from tests.kernels.random_batch import RandomStep, image
 from tests.kernels.routings import NAMES, ROUTINGS
 
 REFERENCE = reference.TABLE
@@ -203,10 +203,16 @@ LAYOUTS = [
     HeadLayout(heads=4, kv_heads=2, head_dim=64, scale=0.3, softcap=5.0),
     HeadLayout(heads=4, kv_heads=2, head_dim=32, scale=0.2, alibi=(0.5, 0.25, 0.0625, 0.004)),
     HeadLayout(heads=3, kv_heads=3, head_dim=80, scale=0.2, alibi=(0.7, 0.1, 0.01), softcap=3.0, window=50),
+    HeadLayout(heads=8, kv_heads=2, head_dim=512, scale=0.04),
     HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2),
 ]
 
 
+SPANS = [
+    HeadLayout(heads=4, kv_heads=2, head_dim=32, scale=0.2, image_spans=True),
+    HeadLayout(heads=4, kv_heads=1, head_dim=64, scale=0.2, image_spans=True, window=40, softcap=3.0),
+    HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2, image_spans=True, window=40),
+]
 ENCODERS = [
     HeadLayout(heads=4, kv_heads=4, head_dim=32, scale=0.2, causal=False),
     HeadLayout(heads=6, kv_heads=2, head_dim=64, scale=0.125, causal=False),
@@ -219,7 +225,7 @@ def with_sinks(layout: HeadLayout) -> HeadLayout:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", [*LAYOUTS, *ENCODERS, *map(with_sinks, LAYOUTS[:4])], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *ENCODERS, *SPANS, *map(with_sinks, LAYOUTS[:4])], ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
@@ -254,6 +260,23 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", SPANS[:-1], ids=str)
+def test_attention_of_whole_images_does_not_depend_on_the_cut(dtype, layout):
+    sizes = [(130, 130), (70, 333), (1, 200)]
+    step = RandomStep(sizes, layout, dtype)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
+    causal = CPU.attention(step.q, step.kv, step.batch, replace(layout, image_spans=False))
+    for sequence, (new, _) in enumerate(sizes):
+        first, (begin, after) = int(step.batch.seq_start[sequence]), image(new)
+        for start, end in ((0, begin), (begin, after), (after, new)):
+            if start < end:
+                q, batch = step.part(sequence, start, end)
+                assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[first + start : first + end])
+        assert torch.equal(whole[first : first + begin], causal[first : first + begin])
+        assert new == 1 or not torch.equal(whole[first + begin], causal[first + begin])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ENCODERS[:-1], ids=str)
 def test_attention_in_both_directions_does_not_depend_on_companions(dtype, layout):
     sizes = [(130, 130), (1, 1), (70, 70), (64, 64)]
@@ -272,7 +295,7 @@ def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: t
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("pictures", "length", "heads", "dim"),
-    [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 264)],
+    [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 520)],
 )
 def test_full_attention(dtype, pictures, length, heads, dim):
     """Near the float32 reference, and bitwise the same for a picture alone or among others."""

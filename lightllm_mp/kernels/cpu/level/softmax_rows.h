@@ -23,7 +23,7 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
     s->slots = job->slot_table + job->rows[seq] * job->table_width;
     s->count = count * group;
     s->kv_head = kv_head;
-    s->last = base + count;
+    s->last = job->full ? context : base + count;
     s->earliest = job->window && base + 1 > job->window ? base + 1 - job->window : 0;
     for (long r = 0; r < s->count; r++) {
         long head = kv_head * group + r % group;
@@ -33,6 +33,8 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
         s->sum[r] = job->sinks ? 1 : 0;
         s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
+        if (job->visible && job->visible[token + r / group] > s->end[r]) s->end[r] = job->visible[token + r / group];
+        if (s->end[r] > s->last) s->last = s->end[r];
     }
     memset(s->out, 0, s->count * h->head_dim * sizeof(float));
 }

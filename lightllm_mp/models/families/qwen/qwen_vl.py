@@ -9,7 +9,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.common.expert_rules import with_fused_experts
+from lightllm_mp.models.families.common.expert_rules import with_experts, with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen import qwen, qwen2, qwen3, qwen_moe
@@ -128,6 +128,7 @@ QWEN3_VL_MOE = Family(
     model_types=("qwen3_vl_moe",),
     read_hf=read_qwen3_vl_moe,
     hf_weights=qwen3_vl_moe_weights,
+    split_weights=lambda spec: with_experts(spec, qwen3.hf_weights(spec)),
     gguf_architectures=("qwen3vlmoe",),
     read_gguf=read_qwen3_vl_moe_gguf,
     gguf_weights=qwen_moe.gguf_weights,
