@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
-from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.gguf_header import is_gguf
@@ -28,17 +27,12 @@ def read_vision(model: ModelSource | Path | str) -> VisionModel | None:
     if path.is_dir():
         config = source.config
         family = find_hf_family(config)
-        if family is None or (vision := vision_family(family)) is None or _is_text_half(config):
+        if family is None or not family.has_tower(config) or (vision := vision_family(family)) is None:
             return None
         name = family.name  # families may share a tower
         return _checked(lambda: replace(vision.read_hf(config, path), family=name), path)
     file = beside(path) if is_gguf(path) else None
     return None if file is None else _checked(lambda: read_mmproj(file, path), file)
-
-
-def _is_text_half(config: Mapping[str, Any]) -> bool:
-    """A language model without the tower that its family has, as fine-tuning leaves it."""
-    return "vision_config" not in config and str(config.get("model_type")).endswith("_text")
 
 
 def _checked(read: Callable[[], VisionModel], where: Path) -> VisionModel:
