@@ -6,7 +6,7 @@
 
 #include "native.h"
 
-#define MAX_ARGS 27
+#define MAX_ARGS 32
 
 /* Reads integers; -1 with an exception set when there are not exactly `count`. */
 static int integers(const char *name, PyObject *const *args, Py_ssize_t given, int count, long long *to) {
@@ -22,6 +22,7 @@ static int integers(const char *name, PyObject *const *args, Py_ssize_t given, i
 }
 
 #define ARGS(name, count)                                                        \
+    _Static_assert((count) <= MAX_ARGS, "more arguments than there is room for"); \
     long long a[MAX_ARGS];                                                       \
     if (integers(name, args, given, count, a) < 0) return NULL
 #define POINTER(i) ((void *)(intptr_t)a[i])

@@ -70,6 +70,8 @@ class Family:
     # The other halves.
     vision: str | None = None
     """"module:name" of the `VisionFamily` in `vision/families`, imported when images are served; None: text only."""
+    text_types: tuple[str, ...] = ()
+    """Those of `model_types` that are the language model alone, as fine-tuning leaves it."""
     text: TextHalf | None = None
     """Tokenizer and chat format; None: the folder's files say everything."""
 
@@ -87,6 +89,10 @@ class Family:
     def gguf_surplus(self, spec: ModelSpec) -> tuple[str, ...]:
         """The same for a GGUF file."""
         return (*self.gguf_ignore, _layers_behind("blk", spec)) if self.mtp else self.gguf_ignore
+
+    def has_tower(self, config: Mapping[str, Any]) -> bool:
+        """Whether a folder with this config.json has a vision tower."""
+        return self.vision is not None and config.get("model_type") not in self.text_types
 
     def known(self, name: str) -> str:
         """The name that the rules have for a tensor of a file."""
