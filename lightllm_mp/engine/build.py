@@ -26,7 +26,7 @@ from lightllm_mp.engine.kv_sizing import (
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.facts import EngineLimits, Facts, PooledFacts, StateFacts
-from lightllm_mp.kernels.cpu import runtime
+from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.model_description import ModelDescription
@@ -164,7 +164,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or spec.head_dim % 16 or not decoder.ops.exact_rows
+    plain = not decoder.ops.exact_rows or not _attention_in_c(spec)
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
@@ -172,6 +172,13 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
         value_bytes=decoder.dtype.itemsize,
         fused=not plain,
     )
+
+
+def _attention_in_c(spec: ModelSpec) -> bool:
+    """Whether heads have sizes for which the C extension has attention."""
+    if spec.mla is None:
+        return spec.head_dim % 16 == 0
+    return overlay.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
 
 
 def _tell_what_does_not_fit(memory: MemoryPlan, engine: EngineConfig) -> None:

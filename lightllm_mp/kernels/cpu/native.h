@@ -259,8 +259,10 @@ struct attention {
     const uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
     long q_line, kv_line;       /* elements from one token of q to the next, and from one slot to the next */
     int full;                   /* every query sees every key of its sequence */
+    int shared;                 /* all heads share one key-value head; h.kv_heads is into how many tasks they are divided */
+    long value_dim;             /* components of a key that are its value (`shared`); 0: values are in `values` */
 };
-#define MAX_HEAD_DIM 256
+#define MAX_HEAD_DIM 576
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 
