@@ -35,8 +35,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """dummy: random weights of the right shapes, for benchmarks. The folder needs only a config.json."""
     quantization: Literal["none", "int8", "fp8"] = "none"
     """Quantise the projections of all layers at load, with one scale per output. int8: weights only. fp8: weights, and
-    on Hopper the activations of many tokens too. AWQ and GPTQ checkpoints are detected without this flag. On a CPU fp8
-    weights are expanded again: answers show the rounding, memory is not saved."""
+    on Hopper the activations of many tokens too. Checkpoints that are quantised already (FP8, AWQ, GPTQ and others)
+    are detected without this flag."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """fast: read tokenizer.json. slow: read the vocabulary file that the model was published with. auto: tokenizer.json
     if the folder has one, else that file."""
@@ -90,7 +90,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     remove its middle. What remains leaves room for the answer, up to half of the context. Prompts with images and those
     of more than 65,536 ids (or 1,048,576 characters) are refused."""
     running_max_req_size: Positive = 256
-    """Maximum number of sequences that run at once."""
+    """Maximum number of sequences that run at once. With linear attention fewer, if the memory does not hold the states
+    of so many."""
     batch_max_tokens: Positive | None = None
     """Maximum number of tokens in one step, prefill chunks and decode together. Default: 512 on CPU, 2048 on CUDA. A
     larger value makes mixture-of-experts models faster, not dense ones, and delays running answers more while other

@@ -68,8 +68,12 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
+    window: int = 0
+    """A token sees so many, itself included, in every layer; 0: some layer sees all."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
+    whole_images: bool = False
+    """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
 
@@ -87,7 +91,19 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     def width(self) -> int:
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
-        return min(self.max_context + (self.pooled is not None), self.kv_tokens + 1)
+        most = self.max_context + (self.pooled is not None)
+        return most if 0 < self.window_slots <= self.kv_tokens else min(most, self.kv_tokens + 1)
+
+    @property
+    def window_grain(self) -> int:
+        """So many tokens behind the window are given up at a time."""
+        return max(1, min(256, self.window // 16))
+
+    @property
+    def window_slots(self) -> int:
+        """Most slots that a sequence holds: of the window, of a chunk, and of tokens that wait to be given up or to be
+        answered. 0: there is no bound."""
+        return self.window + self.step_tokens * (1 + self.run_ahead) + self.window_grain if self.window else 0
 
     @property
     def longest_prompt(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.messages import Sampling
-from lightllm_mp.plan import PENALIZE_PROMPT, PlanBuilder, unpack
+from lightllm_mp.plan import NO_STATE, PENALIZE_PROMPT, PlanBuilder, unpack
 
 
 def column(*values: float, dtype: str = "<i4") -> bytes:
@@ -86,3 +86,11 @@ def test_an_empty_plan_is_a_plan() -> None:
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="step plan"):
         unpack(data)
+
+
+def test_states() -> None:
+    builder = PlanBuilder(step=3)
+    builder.add(4, 10, 5, sample=False)
+    builder.state(4, 10, NO_STATE)
+    builder.state(4, 12, 99)
+    assert unpack(builder.pack()).states.tolist() == [[4, 10, -1], [4, 12, 99]]

@@ -89,13 +89,15 @@ def build_engine(
     stage("running first steps")
     kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
-    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len)
+    step_tokens = longest_step(spec, usual_step, engine.max_req_total_len, engine.running_max_req_size)
     place_bytes = StatePool.place_bytes(spec, dtype)
     if promised is not None:
         memory = promised_memory(promised, kv_bytes_per_token(spec, kv_dtype), place_bytes)
     else:
         budget = _kv_budget(decoder, engine, step_tokens, device)
-        memory = plan_memory(spec, kv_dtype, engine, budget, place_bytes)
+        memory = plan_memory(
+            spec, kv_dtype, engine, budget, place_bytes, window_slots(spec, engine, step_tokens, device)
+        )
         _tell_what_does_not_fit(memory, engine)
     executor = _executor(decoder, memory, engine, step_tokens, device)
     executor.warm_up()
@@ -109,9 +111,11 @@ def build_engine(
             step_tokens=step_tokens,
             vocab_size=spec.ids,
             prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
-            run_ahead=RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead,
+            run_ahead=run_ahead(engine, device),
             class_bounds=class_bounds(spec),
             pooled=pooled_facts(spec, usual_step),
+            window=window_of_all(spec),
+            whole_images=spec.image_span > 0,
             states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
             long_truncation_mode=engine.long_truncation_mode or "",
         ),
@@ -125,8 +129,11 @@ def build_engine(
     return BuiltEngine(executor, facts)
 
 
-def longest_step(spec: ModelSpec, usual: int, max_context: int | None) -> int:
-    """Tokens; where prompts are computed whole, the longest one is a step."""
+def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
+    """Tokens. Where prompts are computed whole, the longest one is a step; where images are, one fits beside a token
+    for each of the `rows`."""
+    if spec.image_span:
+        return max(usual, spec.image_span + rows)
     return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 
@@ -144,6 +151,22 @@ def keeps_prefixes(spec: ModelSpec) -> bool:
     """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
     see those after them, and not for a mean, which needs the hidden states of all tokens."""
     return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
+
+
+def run_ahead(engine: EngineConfig, device: torch.device) -> int:
+    return RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead
+
+
+def window_slots(spec: ModelSpec, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
+    """See EngineLimits.window_slots."""
+    ahead = run_ahead(engine, device)
+    return EngineLimits(window=window_of_all(spec), step_tokens=step_tokens, run_ahead=ahead).window_slots
+
+
+def window_of_all(spec: ModelSpec) -> int:
+    """The widest window of the layers; 0 if a layer has none, or the state of a sequence in place of one."""
+    windows = [spec.window_of(layer) for layer in range(spec.layers)]
+    return max(windows) if all(windows) and spec.delta is None else 0
 
 
 def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
@@ -177,7 +200,7 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
 def _attention_in_c(spec: ModelSpec) -> bool:
     """Whether heads have sizes for which the C extension has attention."""
     if spec.mla is None:
-        return spec.head_dim % 16 == 0
+        return all(kind.head_dim % 16 == 0 for kind in spec.kinds)
     return overlay.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
 
 
@@ -224,7 +247,8 @@ def _budget_beside_steps(
     memory than is free."""
     kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
     place_bytes = StatePool.place_bytes(decoder.spec, decoder.dtype)
-    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes)
+    slots = window_slots(decoder.spec, engine, step_tokens, device)
+    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes, slots)
     small = dataclasses.replace(most, kv_tokens=1, checkpoints=min(most.checkpoints, 1))
     probe = _executor(decoder, small, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)

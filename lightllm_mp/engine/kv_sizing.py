@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
+from lightllm_mp.engine.state_sizing import state_places
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.machine import format_bytes, free_memory
@@ -29,13 +30,6 @@ class MemoryPlan:
     checkpoints: int = 0
     """Copies of recurrent states."""
     state_bytes: int = 0
-
-
-STATE_SHARE = 2
-"""The states of running sequences take at most one part in so many of the memory for KV and states."""
-CHECKPOINT_SHARE = 3
-"""Copies of states take at most one part in so many of what those leave, where their number is not given."""
-CHECKPOINTS_PER_ROW = 4
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -69,28 +63,21 @@ def kv_budget(device: torch.device, mem_fraction: float, free_before: int | None
     return int((free - min(step_bytes, free // 2)) * mem_fraction * CPU_KV_SHARE)
 
 
-def state_places(config: EngineConfig, budget: int, place_bytes: int, kv_bytes: int = 0) -> tuple[int, int]:
-    """The number of rows and of copies, if a recurrent state has `place_bytes` bytes (0: the model has none) and KV has
-    to have `kv_bytes`. Where memory is short, there are fewer rows than asked for."""
-    rows = config.running_max_req_size
-    if not place_bytes:
-        return rows, 0
-    rows = min(rows, max(1, budget // STATE_SHARE // place_bytes - 1))
-    if config.disable_prompt_cache or config.state_checkpoints is not None:
-        return rows, 0 if config.disable_prompt_cache else config.state_checkpoints or 0
-    left = budget - (rows + 1) * place_bytes
-    most = min(left // CHECKPOINT_SHARE, left - kv_bytes) // place_bytes
-    return rows, max(0, min(most, CHECKPOINTS_PER_ROW * rows))
-
-
 def plan_memory(
-    spec: ModelSpec, dtype: torch.dtype, config: EngineConfig, budget: int, place_bytes: int = 0
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    config: EngineConfig,
+    budget: int,
+    place_bytes: int = 0,
+    window_slots: int = 0,
 ) -> MemoryPlan:
-    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state.
+    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state;
+    `window_slots`: what a sequence holds at most, if all layers have windows, else 0.
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
-    The context is the shortest of the model's, `max_req_total_len` and the pool. If flags ask for more than fits, they
-    are clamped with `clamp_max_total_token_num`, otherwise ConfigError. ModelError if the model leaves no room for a
+    The context is the shortest of the model's, `max_req_total_len` and the pool, which does not count if it holds
+    `window_slots`. If flags ask for more than fits, they are clamped with `clamp_max_total_token_num`, otherwise
+    ConfigError. ModelError if the model leaves no room for a
     single sequence.
     """
     token_bytes = kv_bytes_per_token(spec, dtype)
@@ -110,7 +97,9 @@ def plan_memory(
     tokens = config.max_total_token_num or min(room, rows * longest)
     if config.clamp_max_total_token_num:
         tokens = min(tokens, room)
-        longest = min(longest, tokens)
+    holds = longest if 0 < window_slots <= tokens else tokens  # so long a sequence
+    if config.clamp_max_total_token_num:
+        longest = min(longest, holds)
     if config.max_total_token_num is not None and tokens > room:
         raise ConfigError(
             f"--max-total-token-num {tokens} needs {format_bytes((tokens + 1) * token_bytes)} of KV memory, but there "
@@ -119,7 +108,7 @@ def plan_memory(
         )
     if tokens < LEAST_TOKENS:
         _refuse_tiny(config, tokens, token_bytes, budget)
-    if config.max_req_total_len is not None and tokens < longest:
+    if config.max_req_total_len is not None and holds < longest:
         raise ConfigError(
             f"--max-req-total-len {config.max_req_total_len}: the KV memory holds {tokens} tokens, not one such "
             f"request; lower it, or raise {_bound(config)}",
@@ -128,7 +117,7 @@ def plan_memory(
     return MemoryPlan(
         kv_tokens=tokens,
         kv_bytes=(tokens + 1) * token_bytes,
-        max_context=min(longest, tokens),
+        max_context=min(longest, holds),
         rows=rows,
         checkpoints=checkpoints,
         state_bytes=state_bytes,

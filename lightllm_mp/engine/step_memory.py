@@ -51,9 +51,10 @@ class WorstStep:
 
 def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
     """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` describes that rank's part."""
-    attention, mlp = max(_attention_width(spec), _delta_width(spec)), _mlp_bytes(spec, worst.value_bytes)
+    attention = max(*map(_attention_width, spec.kinds), _delta_width(spec)) + _per_layer_width(spec)
+    mlp = max(_mlp_bytes(kind, worst.value_bytes) for kind in spec.kinds)
     stream = 4 * spec.hidden  # residual, normalised, the previous branch and the next
-    widest = max(spec.hidden, spec.q_size, spec.intermediate)
+    widest = max(spec.hidden, *(max(kind.q_size, kind.intermediate) for kind in spec.kinds))
     token = max((stream + attention) * worst.value_bytes, stream * worst.value_bytes + mlp) + widest * INPUT + 8 * LONG
     forward = worst.tokens * token if worst.fused else PLAIN * worst.tokens * token + _plain_attention(spec, worst)
     return int(SLACK * (forward + (0 if spec.pooling is not None else _sampler(spec, worst)))) + FIXED
@@ -69,6 +70,11 @@ def _attention_width(spec: ModelSpec) -> int:
     latent = mla.kv_lora + mla.rope_dim
     head = mla.nope_dim + 2 * mla.rope_dim + 3 * latent + 2 * mla.kv_lora + 2 * mla.value_dim
     return mla.q_lora * 2 + 4 * latent + spec.heads * head
+
+
+def _per_layer_width(spec: ModelSpec) -> int:
+    """Numbers of per-layer embeddings that live at once: what the token and its embedding give, and their sum."""
+    return 0 if spec.per_layer is None else 4 * spec.layers * spec.per_layer.width
 
 
 def _delta_width(spec: ModelSpec) -> int:
@@ -87,13 +93,15 @@ def _mlp_bytes(spec: ModelSpec, value: int) -> int:
     moe = spec.moe
     chosen = moe.top_k * (3 * moe.intermediate * value + spec.hidden * (value + FLOAT) + 2 * LONG)
     shared = (3 * moe.shared_intermediate + 2 * spec.hidden) * value
-    return max(plain, 2 * moe.experts * FLOAT + chosen + shared)
+    mixture = 2 * moe.experts * FLOAT + chosen + shared
+    return plain + mixture if moe.beside else max(plain, mixture)
 
 
 def _plain_attention(spec: ModelSpec, worst: WorstStep) -> int:
     """Bytes of attention in plain torch, if all new tokens are of one sequence, and of the head."""
     new = min(worst.tokens, worst.context)
-    keys = 2 * spec.kv_size if spec.mla is None else 2 * (spec.mla.kv_lora + spec.mla.rope_dim)
+    mla = spec.mla
+    keys = 2 * (max(kind.kv_size for kind in spec.kinds) if mla is None else mla.kv_lora + mla.rope_dim)
     scores = SCORES * FLOAT * spec.heads * new + 2 * new
     head = spec.vocab * spec.hidden * FLOAT  # widened for each product
     return worst.context * (scores + keys * (worst.value_bytes + 2 * FLOAT)) + head

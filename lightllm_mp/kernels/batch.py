@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from lightllm_mp.kernels.table import Rotation
     from lightllm_mp.kernels.triton.attention.schedule import DecodeShares
+    from lightllm_mp.kernels.triton.delta.chunks import DeltaChunks
 
 
 class StateSave(NamedTuple):
@@ -32,6 +33,8 @@ class AttentionSchedule:
     """Of sequences with one new token, by heads, value width, window, blocks and columns."""
     prefill: dict[int, torch.Tensor] = field(default_factory=dict)
     """Of sequences with more new tokens: int32 [tiles, 2], by queries per tile (see `prefill_tiles`)."""
+    delta: DeltaChunks | None = None
+    """Of linear attention; None: not yet made."""
 
 
 @dataclass(slots=True)
@@ -61,6 +64,9 @@ class Batch:
     rotary_at: torch.Tensor
     """[tokens]: each new token's row in the rotary tables; its position, unless the model has length classes.
     Where a position has three components (`RopeSpec.sections`), a decoder also takes [tokens, 3]; ops never see it."""
+    visible: torch.Tensor | None = None
+    """[tokens]: how many leading keys each new token sees in layers with `HeadLayout.image_spans`: up to the end of its
+    image, or up to itself. None: the step has no images."""
     rotation: Rotation | None = None
     """Tables of this step alone, which a decoder makes from a `rotary_at` of three components; None: the model's."""
     state_saves: tuple[StateSave, ...] = ()

@@ -41,6 +41,10 @@ class HeadLayout:
     """Scaled scores become cap * tanh(score / cap); 0: off."""
     alibi: tuple[float, ...] = ()
     """A slope per query head: slope * (key position - query position) is added to the scaled score."""
+    image_spans: bool = False
+    """A query also sees the keys up to `Batch.visible`, where the step has that."""
+    value_norm: bool = False
+    """With head norms, values are divided by their root mean square, with the epsilon of the keys and no weights."""
     interleaved: bool = False
     """Rotary pairs are (2i, 2i + 1) and not (i, i + dim / 2)."""
     value_dim: int = 0

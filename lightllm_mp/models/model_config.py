@@ -83,10 +83,12 @@ def _check(spec: ModelSpec, where: str) -> None:
     for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "intermediate", "max_context"):
         if getattr(spec, name) < 1:
             raise ModelError(f"{where}: {name} must be positive, it is {getattr(spec, name)}")
-    if spec.heads % spec.kv_heads:
-        raise ModelError(f"{where}: {spec.heads} heads are not a multiple of {spec.kv_heads} key-value heads")
-    if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= spec.head_dim):
-        raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {spec.head_dim}")
+    for kind in spec.kinds:
+        if min(kind.kv_heads, kind.head_dim) < 1 or kind.heads % kind.kv_heads:
+            raise ModelError(f"{where}: {kind.heads} heads are not a multiple of {kind.kv_heads} key-value heads")
+    widest = max(kind.head_dim for kind in spec.kinds)
+    if spec.rope is not None and (spec.rope.dim % 2 or not 0 < spec.rope.dim <= widest):
+        raise ModelError(f"{where}: rotary dimension {spec.rope.dim} does not fit heads of {widest}")
     if spec.moe is not None:
         _check_routing(spec.moe, where)
     if not spec.causal and (spec.window is not None or spec.alibi or spec.pooling is None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 Take = Literal["last", "cls", "mean"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -34,6 +35,8 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     beta_slow: float = 1.0
     truncate: bool = True
     """yarn: round the bounds of the ramp to whole dimensions."""
+    turning: int = 0
+    """Pairs that turn, the first ones of dim / 2; the others stand still (Gemma 4). 0: all."""
     amplitude: float = 1.0
     """Factor on cos and sin (yarn's attention factor)."""
     divisors: tuple[float, ...] = ()
@@ -46,6 +49,23 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     interleaved_sections: bool = False
     """The components take turns (frame, row, column, frame, ...) as long as a section has pairs left; the frame has the
     rest (Qwen3-VL). False: the sections lie one after the other."""
+
+
+class GlobalHeads(msgspec.Struct, frozen=True, kw_only=True):
+    """Attention heads of the layers without a window, where they differ from those of the others (Gemma 4)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class PerLayerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Per-layer embeddings (Gemma 3n and 4): every layer has an embedding table of its own besides."""
+
+    width: int
+    """Numbers that a token has for one layer."""
+    image_id: int
+    """The id that slots of images have in these tables."""
 
 
 class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +90,13 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Width of the MLP that every token passes besides; 0: none."""
     shared_gate: bool = False
     """The shared MLP's output is multiplied by the sigmoid of a projection (Qwen2-MoE)."""
+    beside: bool = False
+    """The experts stand beside an MLP of `ModelSpec.intermediate`; each has norms of its own, the router sees the
+    residual stream, and every expert has a factor on its weights (Gemma 4)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
+    fused_in_file: bool = False
+    """The file has one tensor of all experts for each kind of projection, where quantised files of it do not."""
 
 
 class MlaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +202,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     deepstack: int = 0
     """Levels of DeepStack (arXiv 2406.04334): an image has so many planes of embeddings more, and plane i is added to
     the hidden states of its tokens after layer i."""
+    per_layer: PerLayerSpec | None = None
     pooling: PoolingSpec | None = None
     """A model of embeddings or scores, which has no head; None: it generates."""
 
@@ -187,6 +213,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The factor is 1 + weight (Gemma)."""
     branch_norms: bool = False
     """The outputs of attention and MLP are normalised before they are added (Gemma 2 and 3)."""
+    layer_scale: bool = False
+    """The output of a layer is multiplied by a number of its own, `out_scale` (Gemma 4)."""
     residual_scale: float = 1.0
     """Factor on the outputs of attention and MLP before they are added."""
     post_norm: bool = False
@@ -204,6 +232,20 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Layers without `window` and `local_rope`."""
     local_rope: RopeSpec | None = None
     """Rotary embedding of layers with a window, where it differs (Gemma 3)."""
+    image_span: int = 0
+    """Most tokens of an image. The tokens of an image see each other in both directions, so that a step computes it
+    whole (Gemma 3); 0: they are causal like text."""
+    image_span_local: bool = False
+    """Images are causal in layers without a window (Gemma 4)."""
+    global_heads: GlobalHeads | None = None
+    """Heads of `global_layers`, where they differ."""
+    keys_are_values: bool = False
+    """In `global_layers`, values are the keys before their norm and rotation (Gemma 4)."""
+    kv_shared: int = 0
+    """The last layers, so many, have no keys and values: each reads those of the last layer before them that has a
+    window as it has, or none (Gemma 4)."""
+    kv_shared_intermediate: int = 0
+    """Width of the MLP of these layers; 0: `intermediate`."""
     alibi: bool = False
     attention_scale: float | None = None
     """Factor on scores; None: head_dim ** -0.5."""
@@ -212,10 +254,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised per head: weights `q_norm` and `k_norm`, [head_dim]."""
     each_head_norm: bool = False
     """Each head has its own weights: [heads * head_dim] and [kv_heads * head_dim]."""
+    value_norm: bool = False
+    """Value heads are normalised too, without weights (Gemma 4)."""
     joint_head_norm: bool = False
     """With `each_head_norm`: the mean square is that of all queries of a token, or of all its keys (MiniMax-M2)."""
     log_n_scale: int = 0
     """Queries at positions p >= this are scaled by log(p + 1) / log(this) (Qwen); 0: off."""
+    query_growth: float = 0.0
+    """Queries at position p are scaled by 1 + this * ln(1 + floor(p / rope.original_context)) (Ministral 3); 0: off."""
     qkv_bias: bool = False
     o_bias: bool = False
     mla: MlaSpec | None = None
@@ -246,16 +292,50 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
 
+    def at(self, layer: int) -> ModelSpec:
+        """The spec with the heads and the width of the MLP of one layer."""
+        changes: dict[str, int] = {}
+        if self.global_heads is not None and layer in self.global_layers:
+            changes |= asdict(self.global_heads)
+        if self.kv_shared_intermediate and self.kv_source(layer) != layer:
+            changes["intermediate"] = self.kv_shared_intermediate
+        return replace(self, **changes) if changes else self
+
+    @property
+    def kinds(self) -> tuple[ModelSpec, ...]:
+        """The different results of `at`."""
+        if self.global_heads is None and not self.kv_shared_intermediate:
+            return (self,)
+        return tuple(dict.fromkeys(self.at(layer) for layer in range(self.layers)))
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads: its own, unless it is one of the last `kv_shared`."""
+        own = range(self.layers - self.kv_shared)
+        if layer in own:
+            return layer
+        whole = layer in self.global_layers
+        return max(other for other in own if (other in self.global_layers) == whole)
+
     @property
     def kv_layers(self) -> tuple[int, ...]:
         """Layers that keep keys and values."""
-        return tuple(i for i in range(self.layers) if i not in self.linear_layers)
+        return tuple(i for i in range(self.layers - self.kv_shared) if i not in self.linear_layers)
 
     @property
     def kv_elements(self) -> int:
         """Elements of one token's keys and values over all layers."""
-        width = 2 * self.kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
-        return len(self.kv_layers) * width
+        if self.mla is None:
+            return sum(2 * self.at(layer).kv_size for layer in self.kv_layers)
+        return len(self.kv_layers) * (self.mla.kv_lora + self.mla.rope_dim)
+
+    @property
+    def state_elements(self) -> tuple[int, int]:
+        """Elements of one sequence's state over all layers of linear attention: float32 ones, and those of the model's
+        type."""
+        if (delta := self.delta) is None:
+            return 0, 0
+        layers, taps = len(self.linear_layers), delta.taps - 1
+        return layers * delta.value_heads * delta.key_dim * delta.value_dim, layers * taps * delta.channels
 
     def window_of(self, layer: int) -> int:
         """Window of one layer; 0: it sees all keys before the query."""

@@ -30,8 +30,8 @@ class Engine:
     ) -> list[Completion]:
         """Answers to all prompts (texts or lists of token ids), in order. With n > 1 a prompt's n answers are adjacent.
 
-        `images`: for each prompt its image files, in the order of its image tags (or of its ids -200). `parameters`:
-        those of `/generate` (RequestParameters), and constraints as `response_format` (GuideFields).
+        `images`: for each prompt its image files and videos, in the order of its tags (or of its ids -200).
+        `parameters`: those of `/generate` (RequestParameters), and constraints as `response_format` (GuideFields).
         """
         return self._thread.wait(lambda: self._calls.generate(prompts, images, parameters))
 

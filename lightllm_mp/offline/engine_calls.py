@@ -26,6 +26,7 @@ from lightllm_mp.offline.parameters import (
     completion_terms,
 )
 from lightllm_mp.sampling_parameters import POOLED
+from lightllm_mp.vision.video.video_files import is_video
 
 P = TypeVar("P")
 
@@ -101,7 +102,8 @@ class EngineCalls:
 
     def _uploads(self, files: Sequence[bytes]) -> tuple[Upload, ...]:
         lane = self._thread.frontend.images
-        return tuple(lane.judge.upload(bytes(data)) for data in files)
+        files = [bytes(data) for data in files]
+        return tuple(lane.judge.video(data) if is_video(data) else lane.judge.upload(data) for data in files)
 
     async def _all(self, prompts: Sequence[P], submit: Callable[[P], LiveRequest]) -> list[Answer]:
         """Submits at most max_live_requests at a time, so a long list is never refused."""

@@ -22,13 +22,15 @@ from lightllm_mp.errors import ConfigError, InvalidRequest
 from lightllm_mp.facts import Facts
 from lightllm_mp.messages import Terms
 from lightllm_mp.sampling_parameters import RequestParameters, terms
+from lightllm_mp.vision.video.video_files import pack_frames
 
 T = TypeVar("T", bound=Struct)
 Prompts = str | Sequence[str | Sequence[int]]
 """A text, or several texts or lists of token ids."""
 Chat = Sequence[Mapping[str, Any]]
 """Messages in OpenAI's form, such as {"role": "user", "content": "Hello"}. Content may be a list of parts: texts, and
-images as {"type": "image", "image": BYTES}, or as image_url with a `data:` address."""
+images as {"type": "image", "image": BYTES}, or as image_url with a `data:` address. A video is {"type": "video",
+"video": BYTES} or video_url, a list of frames {"type": "video", "video": [BYTES, ...], "fps": 2.0}."""
 
 
 class ChatFields(GuideFields, frozen=True, kw_only=True):
@@ -134,19 +136,35 @@ def _content(message: Mapping[str, Any], images: list[bytes]) -> dict[str, Any]:
         if kind in ("image", "image_url", "input_image"):
             images.append(_image(part))
             part = {"type": "image"}
+        elif kind in ("video", "video_url"):
+            images.append(_video(part))
+            part = {"type": "video"}
         elif kind not in ("text", "input_text"):
-            raise InvalidRequest("messages: a part is text or an image", param="messages")
+            raise InvalidRequest("messages: a part is text or an image or a video", param="messages")
         shown.append(part)
     return {"content": shown}
 
 
-def _image(part: Mapping[str, Any]) -> bytes:
-    if isinstance(data := part.get("image"), bytes | bytearray | memoryview):
+def _video(part: Mapping[str, Any]) -> bytes:
+    frames = part.get("video")
+    if not isinstance(frames, list | tuple):
+        return _image(part, "video")
+    if not all(isinstance(frame, bytes | bytearray | memoryview) for frame in frames):
+        raise InvalidRequest("the frames of a video are a list of BYTES", param="messages")
+    fps = part.get("fps")
+    if not isinstance(fps, float | int | None):
+        raise InvalidRequest("fps of a video is a number", param="messages")
+    return pack_frames([bytes(frame) for frame in frames], fps)
+
+
+def _image(part: Mapping[str, Any], kind: str = "image") -> bytes:
+    """The file of a part of this kind."""
+    if isinstance(data := part.get(kind), bytes | bytearray | memoryview):
         return bytes(data)
-    url = part.get("image_url")
+    url = part.get(kind + "_url")
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str) or not url.startswith("data:") or ";base64," not in url[:256]:
-        message = 'an image is {"type": "image", "image": BYTES} or a data: address; the engine fetches none'
+        message = f'{{"type": "{kind}"}} needs its "{kind}" as BYTES, or a data: address; the engine fetches none'
         raise InvalidRequest(message, param="messages")
     try:
         return base64.b64decode(url.partition(",")[2], validate=True)

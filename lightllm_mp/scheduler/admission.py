@@ -22,6 +22,8 @@ class Admission:
     def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory) -> None:
         self._rows, self._kv = rows, kv
         self._capacity = capacity(limits.kv_tokens)
+        self._most = limits.window_slots or None
+        """Slots of one sequence."""
         self.lengths = OutputLengths()
 
     def admits(self, candidate: Sequence, cached: int) -> bool:
@@ -29,17 +31,17 @@ class Admission:
 
         A sequence is charged for what it computes itself; used slots that no running sequence computed are constant."""
         rows, running = self._rows, self._rows.running()
-        planned, borrowed = rows.planned[running], rows.borrowed[running]
+        planned, borrowed = rows.planned[running], np.maximum(rows.borrowed, rows.first)[running]
         length = np.append(np.maximum(planned, rows.target[running]), len(candidate.ids))
         prompt = np.append(rows.prompt[running], candidate.prompt_tokens)
         limit = np.append(rows.limit[running], candidate.limit) - prompt
         held = length - np.append(borrowed, cached)
         room = self._capacity - (self._kv.used - int((planned - borrowed).sum()))
-        if most(held, limit + prompt - 1 - length) <= room:
+        if most(held, limit + prompt - 1 - length, self._most) <= room:
             return True
         draws = np.concatenate((rows.draws[:, running], candidate.draws[:, None]), axis=1)
         final = self.lengths.predict(length - prompt, limit, draws)
-        return peak(held, np.maximum(final + prompt - 1 - length, 0)) <= room
+        return peak(held, np.maximum(final + prompt - 1 - length, 0), self._most) <= room
 
 
 def service_order(prompts: Seq[tuple[int, int, int]], budget: int) -> Iterator[tuple[int, int]]:

@@ -77,7 +77,7 @@ def kv_map(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> KvMap:
     shift = max(0, (total - 1).bit_length() - CELL_BITS)
     starts = np.arange(0, total, 1 << shift)
     sizes = np.diff(starts, append=total)
-    held, owner = _held(rows, numbers)
+    held, owner = _held(rows, kv, numbers)
     cells = held >> shift
     running = np.bincount(cells, minlength=len(starts))
     free = kv.pool.free_in(starts)
@@ -86,7 +86,7 @@ def kv_map(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> KvMap:
     return KvMap(1 << shift, _percent(running, sizes), _percent(sizes - free - running, sizes), owners)
 
 
-def _held(rows: Rows, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+def _held(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """The slots that running sequences hold, each once, and the number of one holder of each."""
     parts, owners = [np.empty(0, np.int32)], [0]
     seen = set[int]()
@@ -94,14 +94,14 @@ def _held(rows: Rows, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], ND
         sequence = rows.sequences[row]
         assert sequence is not None
         number = numbers.get(sequence.rid, OTHERS)
-        parts.append(rows.slots[row, rows.treed[row] : rows.planned[row]])
+        parts.append(rows.slots[row, rows.owned[row] : rows.planned[row]])
         owners.append(number)
-        node = sequence.node
-        while node is not None and node.parent is not None and id(node) not in seen:
-            seen.add(id(node))  # and so are those above it
+        for node in kv.tree.needed(sequence.node) if sequence.node is not None else ():
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
             parts.append(node.slots)
             owners.append(number)
-            node = node.parent
     return np.concatenate(parts), np.repeat(np.array(owners, np.uint8), list(map(len, parts)))
 
 

@@ -29,7 +29,7 @@ def check(rows: Rows, kv: KvMemory) -> None:
         _check_states(rows, kv.states, kv.tree, running)
     for sequence in running:
         _check_prefix(rows, sequence)
-    charged = int((rows.planned - rows.borrowed)[rows.running()].sum())
+    charged = int(rows.computed[rows.running()].sum())
     if charged > kv.used:
         raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
@@ -56,8 +56,9 @@ def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) 
 
 
 def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
-    owned = [rows.slots[s.row, rows.treed[s.row] : rows.planned[s.row]] for s in running]
-    holders = np.concatenate((kv.pool.free_slots(), *(node.slots for node in kv.tree.nodes()), *owned))
+    owned = [rows.slots[s.row, rows.owned[s.row] : rows.planned[s.row]] for s in running]
+    treed = (node.slots for node in kv.tree.nodes() if not node.hollow)
+    holders = np.concatenate((kv.pool.free_slots(), *treed, *owned))
     total = kv.pool.total
     if holders.min(initial=0) < 0 or holders.max(initial=0) >= total:
         raise IntegrityError(f"slots lie in 0..{total - 1}: {holders.min()}..{holders.max()}")
@@ -75,16 +76,18 @@ def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
 def _check_tree(tree: PrefixTree, running: list[Sequence]) -> None:
     locks: dict[PrefixNode, int] = {}
     for sequence in running:
-        for node in path(sequence.node) if sequence.node is not None else ():
+        for node in tree.needed(sequence.node) if sequence.node is not None else ():
             locks[node] = locks.get(node, 0) + 1
     tokens = evictable = 0
     for node in tree.nodes():
-        tokens += len(node.slots)
-        evictable += 0 if node.locks else len(node.slots)
+        tokens += node.held
+        evictable += 0 if node.locks else node.held
         _equal(f"locks of the node of ids {node.ids[:8].tolist()}", node.locks, locks.pop(node, 0))
         _equal("ids and slots of a node", len(node.ids), len(node.slots))
-        if node.evictable and not node.queued:
-            raise IntegrityError(f"the leaf of ids {node.ids[:8].tolist()} can never be evicted")
+        if (node.hollow and (node.locks or not node.children)) or (node.hollow and (node.slots >= 0).any()):
+            raise IntegrityError(f"the node of ids {node.ids[:8].tolist()} must not be hollow")
+        if tree.takes(node) and not node.queued:
+            raise IntegrityError(f"the node of ids {node.ids[:8].tolist()} can never be evicted")
         if node.parent is None or node.parent.children.get(int(node.ids[0])) is not node:
             raise IntegrityError(f"the node of ids {node.ids[:8].tolist()} is not its parent's child")
     _equal("tokens in the tree", tree.tokens, tokens)
@@ -115,8 +118,9 @@ def _check_prefix(rows: Rows, sequence: Sequence) -> None:
     nodes = path(sequence.node) if sequence.node is not None else []
     slots = np.concatenate([EMPTY, *(node.slots for node in nodes)])
     ids = np.concatenate([EMPTY, *(node.ids for node in nodes)])
-    treed = int(rows.treed[row])
-    if not (np.array_equal(slots, rows.slots[row, :treed]) and np.array_equal(ids, rows.ids[row, :treed])):
+    treed, first = int(rows.treed[row]), int(rows.first[row])
+    same = np.array_equal(slots[first:], rows.slots[row, first:treed])
+    if not (same and np.array_equal(ids, rows.ids[row, :treed])):
         raise IntegrityError(f"sequence {sequence.rid} shares {treed} positions that are not the tree's")
     if not treed <= rows.confirmed[row] <= rows.planned[row] < rows.limit[row]:
         raise IntegrityError(f"sequence {sequence.rid}: treed <= confirmed <= planned < limit does not hold")

@@ -44,15 +44,18 @@ class OutputLengths:
         return np.minimum(lengths[picks], limit)
 
 
-def peak(held: NDArray, left: NDArray) -> int:
+def peak(held: NDArray, left: NDArray, bound: int | None = None) -> int:
     """The most tokens held at once, in the worst sample. A sequence holds `held` [n] tokens now, grows by one token a
-    step, ends after `left` [samples, n] steps and then frees all its tokens.
+    step to at most `bound` tokens, ends after `left` [samples, n] steps and then frees all its tokens.
 
     Sorted by `left`, descending: just before sequence i ends, it and all before it have grown by left[i]."""
     keys = (left.astype(np.int64) << 32) + held  # sorting packed integers is much faster than argsort
     keys.sort(axis=1)
     keys = keys[:, ::-1]
     left, held = keys >> 32, keys & 0xFFFF_FFFF
+    if bound is not None and (held + left).max(initial=0) > bound:
+        grown = np.minimum(held[:, None, :] + left[:, :, None], bound)  # [samples, at the end of, sequence]
+        return int(np.tril(grown).sum(axis=2).max(initial=0))
     count = np.arange(1, held.shape[1] + 1)
     return int((np.cumsum(held, axis=1) + count * left).max(initial=0))
 
@@ -61,6 +64,7 @@ def capacity(kv_tokens: int) -> int:
     return kv_tokens - int(kv_tokens * RESERVE)
 
 
-def most(held: NDArray, left: NDArray) -> int:
+def most(held: NDArray, left: NDArray, bound: int | None = None) -> int:
     """An upper bound of `peak` and much cheaper: all sequences hold all their tokens at once."""
-    return int((held + left).sum())
+    final = held + left
+    return int((final if bound is None else np.minimum(final, bound)).sum())

@@ -4,6 +4,9 @@ Its grain is one token: an edge holds any number of ids and is split where two p
 the node whose slots it reads, and with it the path to the root. Nodes without a lock are evictable, leaves first, the
 least recently used leaf first. The tree owns the slots of its nodes and nothing else: it never allocates, and eviction
 returns slots to the caller. Use stamps count tree operations, so runs are repeatable.
+
+Where every layer of the model has a window, a prefix is of use while the tree has the slots of its last `tail` ids. A
+lock holds these alone, and eviction takes slots in front of them, too: it leaves a hollow node, ids without slots.
 """
 
 from __future__ import annotations
@@ -17,20 +20,24 @@ import numpy as np
 from lightllm_mp.plan import Ints
 
 EMPTY = np.empty(0, np.int32)
+HOLLOW = -1
+"""In place of a slot that the tree does not have."""
 
 Namespace = tuple[int, bytes]
 NO_NAMESPACE: Namespace = (0, b"")
 
 
 class PrefixNode:
-    """`ids` and `slots` are int32 of equal length, empty in a root."""
+    """`ids` and `slots` are int32 of equal length, empty in a root; in a hollow node all slots are HOLLOW."""
 
-    __slots__ = ("checkpoint", "children", "ids", "last_use", "locks", "parent", "queued", "slots")
+    __slots__ = ("checkpoint", "children", "ids", "last_use", "locks", "parent", "queued", "slots", "start")
 
     def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
         self.children: dict[int, PrefixNode] = {}
         """By first id."""
+        self.start: int = parent.start + len(parent.ids) if parent is not None else 0
+        """Position of the first id."""
         self.checkpoint = -1
         """Number of the copy of the recurrent state after the last id (recurrent_states.py); -1: there is none."""
         self.locks = 0
@@ -39,52 +46,78 @@ class PrefixNode:
         """The node is in the queue of eviction candidates."""
 
     @property
+    def hollow(self) -> bool:
+        return len(self.slots) > 0 and bool(self.slots[0] < 0)
+
+    @property
+    def held(self) -> int:
+        """Slots of the node."""
+        return 0 if self.hollow else len(self.slots)
+
+    @property
     def evictable(self) -> bool:
         return not self.locks and not self.children and self.parent is not None
 
+    @property
+    def can_be_hollow(self) -> bool:
+        """The slots can be evicted, if the model needs only the last ones of a prefix."""
+        return not self.locks and self.parent is not None and not self.hollow
+
 
 class LruLeaves:
-    """Finds the least recently used leaf without a walk over the tree.
+    """Finds the least recently used leaf without a walk over the tree. `inner`: of all nodes that `can_be_hollow`, and
+    of equally old ones the one nearest to the root, for what goes on from the end does not need it.
 
     A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is noticed only when
     it comes up. So a use costs nothing, and finding the oldest leaf takes O(log n) on average.
     Each evictable leaf is in the heap once (`PrefixNode.queued`), with a stamp not above its last use.
     """
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, PrefixNode]] = []
+    def __init__(self, *, inner: bool = False) -> None:
+        self._heap: list[tuple[int, int, int, PrefixNode]] = []
         self._order = count()
+        self._inner = inner
+
+    def takes(self, node: PrefixNode) -> bool:
+        """Whether the node belongs into the queue."""
+        return node.can_be_hollow if self._inner else node.evictable
 
     def offer(self, node: PrefixNode) -> None:
         """Queue a changed `node` if it is evictable and not yet queued."""
-        if node.evictable and not node.queued:
+        if self.takes(node) and not node.queued:
             node.queued = True
-            heapq.heappush(self._heap, (node.last_use, next(self._order), node))
+            heapq.heappush(self._heap, self._entry(node))
+
+    def _entry(self, node: PrefixNode) -> tuple[int, int, int, PrefixNode]:
+        return node.last_use, node.start if self._inner else 0, next(self._order), node
 
     def oldest(self) -> PrefixNode | None:
         """The least recently used evictable leaf, or None. It stays in the queue."""
         while self._heap:
-            stamp, _, node = self._heap[0]
-            if not node.evictable:
+            stamp, start, _, node = self._heap[0]
+            if not self.takes(node):
                 heapq.heappop(self._heap)
                 node.queued = False
-            elif node.last_use != stamp:
-                heapq.heapreplace(self._heap, (node.last_use, next(self._order), node))
+            elif node.last_use != stamp or (self._inner and node.start != start):
+                heapq.heapreplace(self._heap, self._entry(node))
             else:
                 return node
         return None
 
 
 class PrefixTree:
-    """Each `namespace` has its own prefixes (see `Sequence.namespace`)."""
+    """Each `namespace` has its own prefixes (see `Sequence.namespace`). `tail`: how many of a prefix's last ids need
+    their slots, if the model has windows; None: all."""
 
-    def __init__(self) -> None:
+    def __init__(self, tail: int | None = None) -> None:
+        self._tail = tail
+        self._forgotten = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget all prefixes; the caller frees the slots."""
         self._roots: dict[Namespace, PrefixNode] = {}
-        self._leaves = LruLeaves()
+        self._leaves = LruLeaves(inner=self._tail is not None)
         self._clock = 0
         self.tokens = 0
         """Slots owned by the tree."""
@@ -98,39 +131,93 @@ class PrefixTree:
         """Checkpoints of evicted tokens, for their owner."""
 
     def match(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix of `ids`: its int32 slots and last node. Lock the node before using the slots."""
+        """The longest known prefix of `ids`: its int32 slots (with windows HOLLOW before the last ones) and last node.
+        Lock the node before using the slots."""
         node, found = self._descend(ids, namespace)
-        return (np.concatenate(found) if found else EMPTY), node
+        slots = np.concatenate(found) if found else EMPTY
+        if self._tail is not None and (end := _usable(slots, self._tail)) < len(slots):
+            return self.match(ids[:end], namespace)
+        return slots, node
+
+    def known(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> int:
+        """How many leading ids the tree has, with their slots or without."""
+        return sum(map(len, self._descend(ids, namespace)[1]))
 
     def insert(self, ids: Ints, slots: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[PrefixNode, int]:
         """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: for those the
-        tree keeps its own slots, for the rest it takes over `slots`."""
+        tree keeps its own slots (but see `fill`), for the rest it takes over `slots`."""
         node, found = self._descend(ids, namespace)
         known = sum(map(len, found))
         if known < len(ids):
             node = self._grow(node, ids[known:].copy(), slots[known:].copy())
         return node, known
 
+    def fill(self, node: PrefixNode, slots: Ints) -> Ints:
+        """Offer slots, or HOLLOW, for the prefix that ends with `node`: hollow nodes take what they lack. Returns the
+        slots that nobody took."""
+        spare, at = slots[slots >= 0], 0
+        if self._tail is None:
+            return spare
+        for part in path(node):
+            at += len(part.ids)
+            own = slots[at - len(part.ids) : at]
+            if part.hollow and (lacks := int((own < 0).sum())) < len(own):
+                if lacks:
+                    self._split(part, lacks)
+                part.slots = own[lacks:].copy()
+                self.tokens += part.held
+                self.evictable += part.held
+                self.version += 1
+                self._leaves.offer(part)
+                spare = np.setdiff1d(spare, part.slots, assume_unique=True)
+        return spare
+
+    def slots_of(self, node: PrefixNode) -> Ints:
+        """The slots of the prefix that ends with `node`."""
+        return np.concatenate([EMPTY, *(part.slots for part in path(node))])
+
+    def forget(self, namespace: Namespace) -> None:
+        """Match none of the present prefixes of a namespace again. They stay until they are evicted."""
+        if (root := self._roots.pop(namespace, None)) is not None:
+            self._forgotten += 1
+            self._roots[(-self._forgotten, b"forgotten")] = root
+
     def lock(self, node: PrefixNode) -> None:
-        for part in _path(node):
+        for part in self.needed(node):
             if not part.locks:
                 self.evictable -= len(part.slots)
             part.locks += 1
 
     def unlock(self, node: PrefixNode) -> None:
-        for part in _path(node):
+        for part in self.needed(node):
             part.locks -= 1
             if not part.locks:
                 self.evictable += len(part.slots)
                 self._leaves.offer(part)
 
+    def needed(self, node: PrefixNode) -> Iterator[PrefixNode]:
+        """The nodes whose slots a lock on `node` holds, from the end on; the first one may be split for it."""
+        left = self._tail
+        for part in _path(node):
+            if left is not None and left <= 0:
+                return
+            if left is not None and len(part.ids) > left:
+                self._split(part, len(part.ids) - left)
+            yield part
+            left = None if left is None else left - len(part.ids)
+
     def evict(self, n: int) -> Ints:
         """Forget the `n` least recently used tokens (fewer if fewer are evictable); returns their slots."""
         freed: list[Ints] = []
-        while n > 0 and (leaf := self._leaves.oldest()) is not None:
-            freed.append(self._trim(leaf, min(n, len(leaf.slots))))
+        while n > 0 and (node := self._leaves.oldest()) is not None:
+            take = self._hollow if node.children else self._trim
+            freed.append(take(node, min(n, len(node.slots))))
             n -= len(freed[-1])
         return np.concatenate(freed) if freed else EMPTY
+
+    def takes(self, node: PrefixNode) -> bool:
+        """Whether eviction may take slots of the node."""
+        return self._leaves.takes(node)
 
     def nodes(self) -> Iterator[PrefixNode]:
         """All nodes but the roots, parents first."""
@@ -165,10 +252,13 @@ class PrefixTree:
         assert node.parent is not None
         node.parent.children[int(upper.ids[0])] = upper
         node.ids, node.slots, node.parent = node.ids[at:].copy(), node.slots[at:].copy(), upper
+        node.start += at
         upper.children[int(node.ids[0])] = node
+        self._leaves.offer(upper)
         return upper
 
     def _grow(self, parent: PrefixNode, ids: Ints, slots: Ints) -> PrefixNode:
+        """A child of `parent`; it must not be hollow in part."""
         node = PrefixNode(ids, slots, parent)
         parent.children[int(ids[0])] = node
         node.last_use = self._clock
@@ -191,12 +281,27 @@ class PrefixTree:
         if keep:
             leaf.ids, leaf.slots = leaf.ids[:keep], leaf.slots[:keep]
             return slots
+        self._remove(leaf)
+        return slots
+
+    def _remove(self, leaf: PrefixNode) -> None:
+        """Remove a leaf without slots, and above it what is hollow and leads nowhere else."""
         parent = leaf.parent
         assert parent is not None
         del parent.children[int(leaf.ids[0])]
         leaf.parent = None
         self.size -= 1
-        self._leaves.offer(parent)
+        if parent.hollow and not parent.children:
+            self._remove(parent)
+        else:
+            self._leaves.offer(parent)
+
+    def _hollow(self, node: PrefixNode, n: int) -> Ints:
+        """Take the slots of the first `n` ids of an inner node."""
+        part = node if n == len(node.slots) else self._split(node, n)
+        slots, part.slots = part.slots, np.full(n, HOLLOW, np.int32)
+        self.tokens -= n
+        self.evictable -= n
         return slots
 
 
@@ -209,6 +314,13 @@ def _path(node: PrefixNode) -> Iterator[PrefixNode]:
     while node.parent is not None:
         yield node
         node = node.parent
+
+
+def _usable(slots: Ints, tail: int) -> int:
+    """The length of the longest beginning whose last `tail` slots (or all) are there."""
+    hollow = np.flatnonzero(slots < 0)
+    begins, ends = np.append(0, hollow + 1), np.append(hollow, len(slots))
+    return int(ends[(ends - begins >= tail) | (begins == 0)].max())
 
 
 def _common(a: Ints, b: Ints) -> int:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 
 from lightllm_mp.facts import EngineLimits
+from lightllm_mp.messages import ImageSpan
 from lightllm_mp.scheduler.admission import UPLOAD_POSITIONS, service_order
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
+
+
+def whole_images(spans: Seq[ImageSpan], start: int, count: int, most: int) -> int:
+    """The length of a chunk from `start` that has `count` tokens or, where it would end inside an image, ends behind
+    that image if `most` tokens reach so far, else before it."""
+    for span in spans:
+        if span.start < start + count < span.end:
+            return span.end - start if span.end - start <= most else max(span.start - start, 0)
+    return count
 
 
 class PromptChunks:
@@ -16,6 +27,7 @@ class PromptChunks:
 
     def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory, moved: list[tuple[int, int, int, int]]) -> None:
         self._rows, self._kv, self._moved = rows, kv, moved
+        self._whole_images = limits.whole_images
         self._whole = limits.pooled.whole_prompts if limits.pooled is not None else 0
 
     def take(self, prefilling: Iterable[Sequence], budget: int) -> dict[Sequence, int]:
@@ -53,7 +65,11 @@ class PromptChunks:
                     continue
                 uploads += known
             start, count = int(rows.planned[row]), min(most, budget, int(rows.target[row] - rows.planned[row]))
-            slots = self._kv.take(min(count, self._kv.available))
+            room = min(budget, self._kv.available)
+            count = min(count, room)
+            if self._whole_images:
+                count = whole_images(sequence.spans, start, count, room)
+            slots = self._kv.take(count)
             if slots is None or not len(slots):
                 continue
             rows.slots[row, start : start + len(slots)] = slots

@@ -56,7 +56,7 @@ class NoStates:
         """Free all copies; no sequence has any."""
 
     def gauges(self) -> dict[str, float]:
-        return {}
+        return {"state_checkpoints_used": 0, "state_checkpoints": 0}
 
 
 class RecurrentStates(NoStates):
@@ -66,6 +66,8 @@ class RecurrentStates(NoStates):
         self.owners: dict[int, PrefixNode | Sequence] = {}
         """Of the copies in use, by number; the least recently used come first."""
         self._grain, self._rows, self._tree, self._first_place = grain, rows, tree, first_place
+        self._written: set[int] = set()
+        """Copies that the plan in the making saves: a step has no order between two that go to one place."""
 
     def usable(self, sequence: Sequence, slots: Ints, node: PrefixNode) -> tuple[Ints, PrefixNode]:
         sequence.known = length = len(slots)
@@ -76,6 +78,7 @@ class RecurrentStates(NoStates):
 
     def write(self, builder: PlanBuilder, decoding: np.ndarray, chunks: Mapping[Sequence, int]) -> None:
         rows = self._rows
+        self._written.clear()
         for sequence, start in chunks.items():
             if rows.unloaded[sequence.row]:
                 builder.state(sequence.row, start, self._load(sequence) if start else NO_STATE)
@@ -109,17 +112,19 @@ class RecurrentStates(NoStates):
     def _save(self, builder: PlanBuilder, sequence: Sequence, position: int) -> None:
         number = self._take() if sequence.cached else None
         if number is not None:
+            self._written.add(number)
             self.owners[number] = sequence
             sequence.saves[number] = position
             builder.state(sequence.row, position, self._first_place + number)
 
     def _take(self) -> int | None:
-        """A free copy, or the one unused for longest that no sequence is about to load; None: there is none."""
+        """A free copy, or the one unused for longest that no sequence is about to load. None: there is none, or only
+        those that this plan saves."""
         if not self.pool.free:
             running = [sequence for sequence in self._rows.sequences if sequence is not None]
             wanted = {sequence.node for sequence in running if self._rows.unloaded[sequence.row]}
             oldest = next((number for number, owner in self.owners.items() if owner not in wanted), None)
-            if oldest is None:
+            if oldest is None or oldest in self._written:
                 return None
             self._free(oldest)
         taken = self.pool.alloc(1)

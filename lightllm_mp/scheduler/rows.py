@@ -24,6 +24,7 @@ class Rows:
     def __init__(self, limits: EngineLimits) -> None:
         self.total = limits.running
         self._width = limits.width
+        self._tail = limits.window - 1 if limits.window else limits.width
         self._lives = 0
         self.clear()
 
@@ -41,6 +42,8 @@ class Rows:
         self.confirmed = np.zeros(n, np.int64)
         self.treed = np.zeros(n, np.int64)
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
+        self.first = np.zeros(n, np.int64)
+        """Positions before this are behind the model's window: the sequence holds none of their slots."""
         self.borrowed = np.zeros(n, np.int64)
         """Leading positions that another sequence has computed."""
         self.unloaded = np.zeros(n, np.bool_)
@@ -85,7 +88,12 @@ class Rows:
         known = len(slots)
         self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
         self.unloaded[row] = True
-        self.slots[row, :known] = slots
+        self.see_from(row, known)
+        self.slots[row, :known] = np.maximum(slots, 0)  # any number in place of one that no token reads
+
+    def see_from(self, row: int, position: int) -> None:
+        """No token before `position` will be computed."""
+        self.first[row] = max(0, position - self._tail)
 
     def vacate(self, sequence: Sequence) -> None:
         row, sequence.row = sequence.row, -1
@@ -93,6 +101,16 @@ class Rows:
         self.held[row] = False
         self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
         heapq.heappush(self._free, row)
+
+    @property
+    def owned(self) -> np.ndarray:
+        """int64 [rows]: the first position whose slot the sequence owns, up to `planned`."""
+        return np.maximum(self.treed, self.first)
+
+    @property
+    def computed(self) -> np.ndarray:
+        """int64 [rows]: how many slots the sequence holds and has computed itself."""
+        return self.planned - np.maximum(self.borrowed, self.first)
 
     def running(self) -> np.ndarray:
         """int64 [n] rows in use."""

@@ -157,6 +157,7 @@ class Scheduler:
             if sequence is not None and sequence.owed_logprobs is not None:
                 sequence.owed_logprobs.add(logprobs, top_ids, top_logprobs)
         self._finish_prefills(flight, alive)
+        self._moved.extend(self._kv.leave_behind())
         self._take_tokens(flight, alive, answer)
         self._take_pooled(flight, alive, answer)
 
@@ -263,6 +264,8 @@ class Scheduler:
         for sequence, error in failed_sequences(self._rows, flight, answer, self._width):
             if error is NOT_FINITE:
                 sequence.cached = False
+                if self.limits.window:  # the tree has some of its positions already
+                    self._kv.forget(sequence.namespace)
                 self._counters.invalid_logits += 1
             self._end(sequence, ABORT)
             self._events += failure(sequence, error)

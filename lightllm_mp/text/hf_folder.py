@@ -27,7 +27,8 @@ _FLAGGED = ("Llama", "CodeLlama", "Gemma", "Cohere")
 
 
 def load_folder(source: ModelSource, mode: str = "auto") -> TokenizerSource:
-    """Reads tokenizer.json ("auto", "fast"), else tokenizer.model, vocab.json with merges.txt, or a tiktoken table.
+    """Reads tokenizer.json ("auto", "fast"), else tokenizer.model, tekken.json, a tiktoken table, or vocab.json with
+    merges.txt.
 
     A text that spells a special token yields its id, also in a user's message, as in transformers.
     """
@@ -56,8 +57,10 @@ def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[B
     folder, config = facts.path, facts.tokenizer
     as_json, as_sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
     merges, tables = (folder / "vocab.json", folder / "merges.txt"), sorted(folder.glob("*.tiktoken"))
-    of_kimi = folder / "tiktoken.model"
-    is_slow = as_sentencepiece.is_file() or bool(tables) or of_kimi.is_file() or all(map(Path.is_file, merges))
+    tekken, of_kimi = folder / "tekken.json", folder / "tiktoken.model"
+    is_slow = (
+        bool(tables) or any(map(Path.is_file, (as_sentencepiece, tekken, of_kimi))) or all(map(Path.is_file, merges))
+    )
     if not as_json.is_file() and not is_slow:
         remark = "; its own tokenizer code is never run" if "auto_map" in config else ""
         raise NoTokenizer(f"the model folder {folder.name} has no tokenizer.json and no tokenizer.model{remark}")
@@ -73,6 +76,10 @@ def _backend(facts: ModelFolder, declared: dict[int, Any], mode: str) -> tuple[B
 
         names = {id_: content for id_, entry in declared.items() if (content := _content(entry))}
         return from_sentencepiece(as_sentencepiece, config, names)
+    if tekken.is_file():
+        from lightllm_mp.text.tekken_file import from_tekken
+
+        return from_tekken(tekken)
     if tables:
         from lightllm_mp.text.tiktoken_file import from_tiktoken
 

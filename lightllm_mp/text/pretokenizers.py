@@ -18,7 +18,7 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + r"+%s|[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*%s"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _GPT4O = _CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
-_TEKKEN = _CASED % ("", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
+TEKKEN = _CASED % ("", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
 
 _KIMI = "|".join(
     (
@@ -66,7 +66,7 @@ _EXPRESSIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bloom", "gpt3-finnish"), (_BLOOM,)),
     **dict.fromkeys(("gpt-4o", "minimax-m2"), (_GPT4O,)),
     "kimi-k2": (_KIMI,),
-    "tekken": (_TEKKEN,),
+    "tekken": (TEKKEN,),
     "deepseek-llm": _DEEPSEEK_LLM,
     "deepseek-coder": _DEEPSEEK_CODER,
     "deepseek-v3": _DEEPSEEK_V3,

@@ -30,9 +30,8 @@ def from_tiktoken(path: Path, *, has_pictures: bool) -> tuple[Tokenizer, dict[st
 
 def table_bpe(path: Path, pre: str) -> Tokenizer:
     """The byte-level BPE of a table, without special tokens. `pre` is GGUF's name of the pre-tokenizer."""
-    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
-    spelled = ["".join(map(char_of.__getitem__, token)) for token in _tokens(path)]
-    return byte_level_bpe(spelled, _merges(spelled), pre, whole_words=True)
+    spelled = spellings(_tokens(path))
+    return byte_level_bpe(spelled, merges_from_ranks(spelled), pre, whole_words=True)
 
 
 def _tokens(path: Path) -> list[bytes]:
@@ -68,7 +67,13 @@ def _row(path: Path, number: int, line: bytes) -> tuple[int, bytes]:
         raise ModelError(f"{path.name}, line {number}: not a base64 token and its rank") from None
 
 
-def _merges(tokens: list[str]) -> list[tuple[str, str]]:
+def spellings(tokens: list[bytes]) -> list[str]:
+    """Tokens in the alphabet of byte-level models."""
+    char_of = {byte: char for char, byte in byte_level_alphabet().items()}
+    return ["".join(map(char_of.__getitem__, token)) for token in tokens]
+
+
+def merges_from_ranks(tokens: list[str]) -> list[tuple[str, str]]:
     """All pairs that form a token, ordered by the rank of the token, then by the ranks of the parts."""
     rank = {token: i for i, token in enumerate(tokens)}
     found = []

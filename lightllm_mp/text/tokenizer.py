@@ -25,10 +25,10 @@ def load_tokenizer(path: Path, *, mode: str = "auto") -> Tokenizer:
     """The tokenizer of a Hugging Face folder or GGUF file, or of the language model that a folder names.
 
     `mode` "fast" reads tokenizer.json. "slow" reads the vocabulary file that the model was published with
-    (tokenizer.model, vocab.json with merges.txt, *.tiktoken). "auto" reads tokenizer.json if there is one, else that
-    file. A GGUF file has the same tokenizer in all modes. Code of a model folder is never imported. NoTokenizer if
-    there are no tokenizer files, ConfigError if `mode` excludes those that there are, ModelError if they are corrupt
-    or of an unsupported kind.
+    (tokenizer.model, tekken.json, *.tiktoken, vocab.json with merges.txt). "auto" reads tokenizer.json if there is
+    one, else that file. A GGUF file has the same tokenizer in all modes. Code of a model folder is never imported.
+    NoTokenizer if there are no tokenizer files, ConfigError if `mode` excludes those that there are, ModelError if
+    they are corrupt or of an unsupported kind.
     """
     if mode not in MODES:
         raise ConfigError(f"tokenizer mode {mode[:32]!r} is not one of {', '.join(MODES)}", param="tokenizer_mode")

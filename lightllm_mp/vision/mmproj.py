@@ -25,20 +25,22 @@ Activation = Literal["quick_gelu", "gelu", "silu"]
 
 @dataclass(frozen=True, slots=True)
 class MmprojFile(GGUFKeys):
-    """The keys of an mmproj file, and the width and tokens of the language model beside it."""
+    """The keys of an mmproj file, and the width, levels of DeepStack and tokens of the language model beside it."""
 
     path: Path
     hidden: int
+    deepstack: int
     tokens: list[str]
 
     @classmethod
     def open(cls, path: Path, model: Path) -> MmprojFile:
         from lightllm_mp.models.checkpoint.gguf import read_gguf  # loads the gguf library
 
-        wanted = ("general.architecture", ".embedding_length", "tokenizer.ggml.tokens")
+        wanted = ("general.architecture", ".embedding_length", ".n_deepstack_layers", "tokenizer.ggml.tokens")
         header = read_header(model, wanted=lambda key: key.endswith(wanted))
-        hidden = int(header[f"{header['general.architecture']}.embedding_length"])
-        return cls(read_gguf(path), path, hidden, header.get("tokenizer.ggml.tokens") or [])
+        kind = header["general.architecture"]
+        hidden, levels = int(header[f"{kind}.embedding_length"]), int(header.get(f"{kind}.n_deepstack_layers", 0))
+        return cls(read_gguf(path), path, hidden, levels, header.get("tokenizer.ggml.tokens") or [])
 
     def token(self, name: str) -> int | None:
         """Id of a token of the language model."""
@@ -106,6 +108,8 @@ def read_mmproj(file: Path, model: Path) -> VisionModel:
     result = readers[kind](keys)
     if result.spec.out != keys.hidden:
         raise ModelError(f"the projector gives embeddings of {result.spec.out}, the language model takes {keys.hidden}")
+    if (levels := len(result.spec.deepstack)) != keys.deepstack:
+        raise ModelError(f"the tower gives {levels} levels of DeepStack, the language model takes {keys.deepstack}")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
@@ -13,6 +14,7 @@ class TowerParameters:
 
     def __init__(self, weights: dict[str, Tensor], ops: OpTable) -> None:
         self._weights = weights
+        self._like = next(iter(weights.values()))[:0]
         self.ops = ops
 
     def __contains__(self, target: str) -> bool:
@@ -21,6 +23,10 @@ class TowerParameters:
     def tensor(self, target: str) -> Tensor:
         """A weight that is used as it is."""
         return self._weights.pop(target)
+
+    def ones(self, count: int) -> Tensor:
+        """[count], of the type and on the device of the weights."""
+        return torch.ones(count, dtype=self._like.dtype, device=self._like.device)
 
     def linear(self, target: str) -> Prepared:
         """A projection, with its bias where the file has one. A convolution kernel becomes a matrix, one row per

@@ -101,6 +101,7 @@ def tags_of_frames(tags: ImageTags, text: str, images: Sequence[ImageInfo]) -> t
 def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
     """The texts before, between and after the image tags: one more than there are images.
 
+    For Gemma 3 two newlines stand before and after each image, as its processor writes them.
     For Qwen-VL `Picture k:` precedes and a newline follows each image, as in LightLLM, unless the prompt has them.
     Raises InvalidRequest where tags are incomplete or their number is not that of the images.
     """
@@ -109,6 +110,9 @@ def split_text(tags: ImageTags, text: str, images: int) -> list[str]:
     chunks = pattern.split(text)
     if any(rest in chunk for rest in REST_OF_TAGS[tags.style] for chunk in chunks):
         raise InvalidRequest(f"the prompt has an incomplete image tag (a whole one is {name})", param=PARAM)
+    if tags.style == "turn":
+        last = len(chunks) - 1
+        return ["\n\n" * (i > 0) + chunk + "\n\n" * (i < last) for i, chunk in enumerate(chunks)]
     return _announced(chunks) if tags.style == "img" else chunks
 
 
@@ -119,6 +123,9 @@ TAGS = {
         re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)?<\|vision_end\|>"),
         "<|vision_start|><|image_pad|><|vision_end|>",
     ),
+    "pipes": (re.compile(r"<\|image\|>"), "<|image|>"),
+    "turn": (re.compile(r"<start_of_image>"), "<start_of_image>"),
+    "bracket": (re.compile(r"\[IMG\]"), "[IMG]"),
 }
 """Style -> (pattern of a whole tag, its name). The content of `<img></img>` is ignored."""
 VIDEO_TAG = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -126,6 +133,9 @@ REST_OF_TAGS: dict[str, tuple[str, ...]] = {
     "image": (),
     "img": ("<img>", "</img>"),
     "vision": ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"),
+    "pipes": ("<|image>", "<image|>"),
+    "turn": ("<image_soft_token>", "<end_of_image>"),
+    "bracket": ("[IMG_BREAK]", "[IMG_END]"),
 }
 _ANNOUNCED = re.compile(r"Picture \d+: ?\Z")
 
@@ -148,13 +158,14 @@ def _check_counts(found: int, what: str, brought: int, of: str = "images") -> No
         )
 
 
-def sure_match(matched: int, spans: Sequence[ImageSpan]) -> int:
+def sure_match(matched: int, spans: Sequence[ImageSpan], whole: bool = False) -> int:
     """How many of `matched` leading ids of a prompt may be taken as the same prompt.
 
     A match that ends inside an image after a few slots may be two images whose first ids are equal by chance (one in
-    two thousand million) or by design: it is cut back to the image's start.
+    two thousand million) or by design: it is cut back to the image's start. `whole`: so is any that ends inside an
+    image, because a step computes all its slots.
     """
     for span in spans:
-        if span.start < matched < span.end and matched - span.start < SURE_SLOTS:
+        if span.start < matched < span.end and (whole or matched - span.start < SURE_SLOTS):
             return span.start
     return matched

@@ -41,7 +41,7 @@ def preprocess(image: Image.Image, spec: VisionSpec) -> Preprocessed:
     else:
         small = image.resize(resized(spec, *image.size), _filter(steps))
     pixels = _normalised(small, steps)
-    return Preprocessed(_patches([pixels] * spec.temporal, grid, spec) if steps.mode == "dynamic" else pixels, grid)
+    return Preprocessed(patches([pixels] * spec.temporal, grid, spec) if steps.mode == "dynamic" else pixels, grid)
 
 
 def preprocess_video(frames: Iterable[Image.Image], grid: PatchGrid, spec: VisionSpec) -> Preprocessed:
@@ -52,7 +52,7 @@ def preprocess_video(frames: Iterable[Image.Image], grid: PatchGrid, spec: Visio
     for number in range(grid.frames):
         some = list(islice(small, spec.temporal))
         some += some[-1:] * (spec.temporal - len(some))
-        pixels[number * each : (number + 1) * each] = _patches(some, grid, spec)
+        pixels[number * each : (number + 1) * each] = patches(some, grid, spec)
     return Preprocessed(pixels, grid)
 
 
@@ -100,13 +100,13 @@ def _tables(steps: Preprocess) -> NDArray[np.float32]:
     return (scaled - mean[:, None]) / std[:, None]
 
 
-def _patches(frames: Sequence[NDArray[np.float32]], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
+def patches(frames: Sequence[NDArray[np.float32]], grid: PatchGrid, spec: VisionSpec) -> NDArray[np.float32]:
     """float32 [rows * columns, 3 * temporal * patch * patch] of `temporal` frames [3, height, width]: block after block
     of merge x merge patches, row by row."""
     merge, patch = spec.merge, spec.patch
     shape = (grid.rows // merge, grid.columns // merge, merge, merge, 3, spec.temporal, patch, patch)
-    patches = np.empty(shape, np.float32)
+    ordered = np.empty(shape, np.float32)
     for number, pixels in enumerate(frames):
         blocks = pixels.reshape(3, grid.rows // merge, merge, patch, grid.columns // merge, merge, patch)
-        patches[:, :, :, :, :, number] = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
-    return patches.reshape(-1, spec.patch_values)
+        ordered[:, :, :, :, :, number] = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
+    return ordered.reshape(-1, spec.patch_values)

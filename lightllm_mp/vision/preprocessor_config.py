@@ -11,6 +11,8 @@ from lightllm_mp.vision.spec import BICUBIC, CLIP_MEAN, CLIP_STD, RGB, Preproces
 
 FILTERS = range(6)
 """Pillow's numbers of its resize filters."""
+BILINEAR = 2
+HALVES = (0.5, 0.5, 0.5)
 NO_CHANGE: tuple[RGB, RGB] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -40,6 +42,19 @@ def clip_preprocess(folder: Path, size: int, *, pad: bool) -> Preprocess:
     )
 
 
+def square_preprocess(folder: Path, size: int) -> Preprocess:
+    """SigLIP's: both edges are resized to the tower's `size`. ModelError for tiles (pan and scan), which are not
+    served."""
+    found = _found(folder)
+    if found.get("do_pan_and_scan"):
+        raise ModelError("images cut into tiles (do_pan_and_scan) are not supported (preprocessor_config.json)")
+    mean, std = _normalisation({"image_mean": HALVES, "image_std": HALVES, **found})
+    if _edge(found.get("size", size))[0] != size or not found.get("do_resize", True):
+        raise ModelError(f"images that are not resized to {size} x {size} are not supported (preprocessor_config.json)")
+    resample = _resample({"resample": BILINEAR, **found})
+    return Preprocess(mode="stretch", size=size, mean=mean, std=std, scale=_scale(found), resample=resample)
+
+
 def dynamic_preprocess(folder: Path) -> Preprocess:
     """Qwen2-VL's: any size of whole merged patches with an area between two limits."""
     found = _found(folder)
@@ -62,7 +77,7 @@ def dynamic_preprocess(folder: Path) -> Preprocess:
 
 def video_sampling(folder: Path) -> VideoSampling:
     """Qwen3-VL's, of video_preprocessor_config.json; what it leaves out is as in upstream's processor."""
-    found = _found(folder, "video_preprocessor_config.json")
+    found = _found(folder, "video_preprocessor_config.json", "video_processor")
     size, own = found.get("size") or {}, VideoSampling(min_pixels=4096, max_pixels=24576 * 32 * 32)
     sampling = VideoSampling(
         fps=float(found.get("fps") or own.fps),
@@ -78,9 +93,53 @@ def video_sampling(folder: Path) -> VideoSampling:
     return sampling
 
 
-def _found(folder: Path, name: str = "preprocessor_config.json") -> dict[str, Any]:
-    file = folder / name
-    return read_json(file) if file.is_file() else {}
+def longest_edge_preprocess(folder: Path, block: int) -> Preprocess:
+    """Pixtral's: shrunk until no edge is longer than a limit, then rounded up to whole blocks of `block` pixels."""
+    found = _found(folder)
+    mean, std = _normalisation(found)
+    size = found.get("size") or {"longest_edge": 1024}
+    edge = int(size["longest_edge"]) if "longest_edge" in size else _edge(size)[0]
+    if edge < 1 or not found.get("do_resize", True):
+        raise ModelError(f"images of a longest edge of {edge} pixels that are not resized are not supported")
+    return Preprocess(
+        mode="dynamic",
+        fit="edge",
+        edge=edge,
+        mean=mean,
+        std=std,
+        scale=_scale(found),
+        resample=_resample(found),
+        min_pixels=block * block,
+        max_pixels=(-(-edge // block) * block) ** 2,
+    )
+
+
+def budget_preprocess(folder: Path, patch: int, pool: int, soft_tokens: int) -> Preprocess:
+    """Gemma 4's: as many blocks of `pool` x `pool` patches as the file allows, else `soft_tokens`, in -1..1."""
+    found = _found(folder)
+    if found.get("do_normalize") or not found.get("do_resize", True):
+        raise ModelError("images that are normalised or not resized are not supported (processor_config.json)")
+    block, tokens = patch * pool, int(found.get("max_soft_tokens") or soft_tokens)
+    if tokens < 1:
+        raise ModelError(f"max_soft_tokens {tokens} must be positive (processor_config.json)")
+    return Preprocess(
+        mode="dynamic",
+        fit="budget",
+        mean=HALVES,
+        std=HALVES,
+        scale=_scale(found),
+        resample=_resample(found),
+        min_pixels=block * block,
+        max_pixels=tokens * block * block,
+    )
+
+
+def _found(folder: Path, name: str = "preprocessor_config.json", part: str = "image_processor") -> dict[str, Any]:
+    """A file, or the part of processor_config.json that newer folders have in its place."""
+    if (folder / name).is_file():
+        return read_json(folder / name)
+    whole = folder / "processor_config.json"
+    return (read_json(whole) if whole.is_file() else {}).get(part) or {}
 
 
 def _edge(size: Any) -> tuple[int, bool]:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightllm_mp.kernels.table import Norm
 from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
+
+STANDARD = ("std_bias", "std_scale")
 
 
 class Projector:
@@ -42,6 +45,59 @@ class Merger:
         wide = self._norm.weight.shape[0]
         x = self.ops.norm(x.view(-1, wide), self._norm).view(-1, self._joined)
         return self.ops.linear(self.ops.activate(self.ops.linear(x, self._up), "gelu"), self._down)
+
+
+class PatchMerger:
+    """The projector of Mistral 3 and Pixtral: merge^2 neighbouring patches become one, then linear layers follow."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops = parameters.ops
+        self._joined = spec.merge * spec.merge * spec.width
+        self._norm = parameters.norm("merge_norm", spec.projector_eps) if spec.merge > 1 else None
+        self._merge = parameters.linear("merge") if spec.merge > 1 else None
+        self._project = Projector(spec, parameters)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[patches, width] -> [patches / merge^2, out]."""
+        if self._norm is not None:
+            x = self.ops.linear(self.ops.norm(x, self._norm).reshape(-1, self._joined), self._merge)
+        return self._project(x)
+
+
+class AveragePooler:
+    """Gemma 3's projector: a norm, averages of merge^2 neighbouring patches, a norm by 1 + weight, a projection."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops, self._blocks, self._merge = parameters.ops, spec.grid // spec.merge, spec.merge
+        self._norm = parameters.norm("final_norm", spec.norm_eps)
+        self._pooled_norm = Norm(parameters.tensor("merge_norm").float() + 1.0, spec.norm_eps)
+        self._project = parameters.linear("projector.0")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[images, patches, width] -> [images, patches / merge^2, out]."""
+        images, blocks, merge = x.shape[0], self._blocks, self._merge
+        x = self.ops.norm(x.flatten(0, 1), self._norm).view(images, blocks, merge, blocks, merge, -1)
+        x = x.float().mean((2, 4)).to(x.dtype).flatten(0, 2)
+        return self.ops.linear(self.ops.norm(x, self._pooled_norm), self._project).unflatten(0, (images, -1))
+
+
+class ScaledPooler:
+    """Gemma 4's projector: averages of merge^2 neighbouring patches times sqrt(width), a norm, a projection."""
+
+    def __init__(self, spec: VisionSpec, parameters: TowerParameters) -> None:
+        self.ops, self._unit, self._scale = parameters.ops, spec.merge * spec.merge, spec.width**0.5
+        bias, scale = (parameters.tensor(name).float() for name in STANDARD) if spec.standardize else (None, None)
+        self._bias, self._spread = bias, scale
+        self._project = parameters.linear("projector.0")
+        self._norm = Norm(parameters.ones(spec.width), spec.norm_eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[patches, width] -> [patches / merge^2, out]. The average is computed in float32: in float16 the factor could
+        make it infinite."""
+        pooled = x.unflatten(0, (-1, self._unit)).float().mean(1).mul_(self._scale)
+        if self._bias is not None and self._spread is not None:
+            pooled = (pooled - self._bias) * self._spread
+        return self.ops.linear(self.ops.norm(pooled.to(x.dtype), self._norm), self._project)
 
 
 class Resampler:

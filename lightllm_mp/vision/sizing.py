@@ -43,7 +43,32 @@ def resized(spec: VisionSpec, width: int, height: int) -> tuple[int, int]:
     """
     if spec.preprocess.mode != "dynamic":
         return spec.preprocess.size, spec.preprocess.size
-    return smart_resize(width, height, spec.patch * spec.merge, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
+    block = spec.patch * spec.merge
+    if spec.preprocess.fit == "edge":
+        return edge_resize(width, height, block, spec.preprocess.edge)
+    if spec.preprocess.fit == "budget":
+        return budget_resize(width, height, block, spec.preprocess.max_pixels)
+    return smart_resize(width, height, block, spec.preprocess.min_pixels, spec.preprocess.max_pixels)
+
+
+def edge_resize(width: int, height: int, factor: int, longest: int) -> tuple[int, int]:
+    """(width, height), multiples of `factor`: shrunk until no edge is longer than `longest`, then rounded up."""
+    ratio = max(1.0, width / longest, height / longest)
+    across, down = (max(1, math.floor(edge / ratio)) for edge in (width, height))
+    return -(-across // factor) * factor, -(-down // factor) * factor
+
+
+def budget_resize(width: int, height: int, factor: int, pixels: int) -> tuple[int, int]:
+    """(width, height), multiples of `factor`: stretched to an area of `pixels`, then rounded down. A thin image is one
+    block thick (Gemma 4)."""
+    stretch = math.sqrt(pixels / (width * height))
+    across, down = (math.floor(stretch * edge / factor) for edge in (width, height))
+    most = pixels // (factor * factor)
+    if not down:
+        across, down = max(1, min(width // height, most)), 1
+    elif not across:
+        across, down = 1, max(1, min(height // width, most))
+    return across * factor, down * factor
 
 
 def smart_resize(
@@ -88,7 +113,8 @@ def grid_tokens(spec: VisionSpec, grid: PatchGrid) -> int:
     """Slots of an image of this grid."""
     if spec.queries:
         return spec.queries
-    return grid.patches // (spec.merge * spec.merge) + spec.keep_class
+    ends = grid.rows // spec.merge if spec.row_ends else 0
+    return grid.patches // (spec.merge * spec.merge) + spec.keep_class + ends
 
 
 def mrope_positions(length: int, images: Sequence[PlacedImage], merge: int) -> tuple[NDArray[np.int32], int]:

@@ -13,7 +13,7 @@ import msgspec
 
 from lightllm_mp.errors import ModelError
 
-Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "qwen3_vl"]
+Kind = Literal["clip", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "pixtral", "siglip", "gemma4"]
 TowerActivation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 RGB = tuple[float, float, float]
 
@@ -34,13 +34,16 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     """Edge of the square in pixels (crop and stretch)."""
     edge: int = 0
-    """crop: length of the shorter edge before the crop."""
+    """crop: length of the shorter edge before the crop. dynamic, fit edge: the longest edge."""
     pad: bool = False
     """crop: the image is first centred on a square of the mean colour, so nothing is cut off."""
     mean: RGB = CLIP_MEAN
     std: RGB = CLIP_STD
     scale: float = 1 / 255
     resample: int = BICUBIC
+    fit: Literal["area", "edge", "budget"] = "area"
+    """dynamic. area: see `mode`. edge: shrunk until no edge is longer than `edge`, then rounded up (Pixtral). budget:
+    stretched to an area of `max_pixels`, then rounded down (Gemma 4)."""
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
 
@@ -60,9 +63,9 @@ class VideoSampling(msgspec.Struct, frozen=True, kw_only=True):
 class ImageTags(msgspec.Struct, frozen=True, kw_only=True):
     """How a prompt names an image."""
 
-    style: Literal["image", "img", "vision"]
+    style: Literal["image", "img", "vision", "bracket", "turn", "pipes"]
     """image: `<image>`. img: `<img>...</img>`. vision: `<|vision_start|><|image_pad|><|vision_end|>`, and for a video
-    the same with `<|video_pad|>`."""
+    the same with `<|video_pad|>`. bracket: `[IMG]`. turn: `<start_of_image>`. pipes: `<|image|>`."""
     before: tuple[int, ...] = ()
     """Token ids before an image's slots, in place of the tag in a text prompt."""
     after: tuple[int, ...] = ()
@@ -102,6 +105,8 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     keep_class: bool = False
     """The language model gets the class token, before the patches."""
     rope_theta: float = 10000.0
+    rope_stagger: bool = False
+    """The frequencies of columns lie between those of rows (Pixtral); else they are equal."""
     window: int = 0
     """Edge of an attention window in merged patches; 0: every patch sees its whole image."""
     full_layers: tuple[int, ...] = ()
@@ -113,8 +118,20 @@ class VisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     queries: int = 0
     """qwen_vl: slots per image, the resampler's output."""
     query_heads: int = 0
+    projector_eps: float = 1e-6
+    """pixtral: epsilon of the norm before the merge of patches."""
+    clipped: bool = False
+    """gemma4: inputs and outputs of linear layers are clamped to bounds that the file has."""
+    standardize: bool = False
+    """gemma4: slots are shifted and scaled, before the projector's norm, by vectors that the file has."""
     merge: int = 1
-    """qwen2_5_vl, qwen3_vl: merge x merge neighbouring patches become one slot."""
+    """dynamic sizes, siglip: merge x merge neighbouring patches become one slot."""
+    row_ends: tuple[int, ...] = ()
+    """pixtral: ids of the language model's tokens whose embeddings follow each row of slots, and the last row."""
+    vocab: int = 0
+    """pixtral: rows of the language model's embedding, which has those of `row_ends`."""
+    plain_positions: bool = False
+    """dynamic sizes: slots have positions like text, one after another, and not by row and column (mrope)."""
     deepstack: tuple[int, ...] = ()
     """DeepStack (arXiv 2406.04334): layers whose outputs are merged too. A slot has a plane of embeddings for each, and
     the decoder adds these to its hidden states after its first layers."""

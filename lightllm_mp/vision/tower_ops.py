@@ -23,7 +23,7 @@ def norm(x: Tensor, by: Norm) -> Tensor:
     if by.kind == "layer":
         return F.layer_norm(x, x.shape[-1:], by.weight, by.bias, by.eps)
     wide = x.float()
-    return by.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + by.eps)).to(x.dtype)
+    return (by.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + by.eps)).to(x.dtype)).to(x.dtype)
 
 
 def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:

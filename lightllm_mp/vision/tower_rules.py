@@ -29,6 +29,9 @@ class TowerSection:
     layer i under `layers.<i>.`: input_norm, qkv, o, post_norm, up or gate_up, down. clip: `projector.<i>`. qwen_vl:
     query, query_positions, kv, query_norm, kv_norm, in [3 * out, out] (query, key, value), out, final_norm, final.
     qwen2_5_vl, qwen3_vl: merge_norm, merge_up, merge_down, and for the i-th plane of DeepStack deep.<i>.norm, up, down.
+    pixtral: merge_norm, merge, `projector.<i>`, row_ends [2, out]. siglip: final_norm, merge_norm, `projector.0`.
+    gemma4: positions [2, rows, width] (column, row), of layers q, k, v, gate and up apart, each with its bounds (see
+    clipped_vit.py), q_norm, k_norm, attention_out_norm, mlp_out_norm; std_bias, std_scale, `projector.0`.
     `.bias` is appended for biases.
     """
 

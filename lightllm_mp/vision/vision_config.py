@@ -51,13 +51,17 @@ def _check(spec: VisionSpec, where: str) -> None:
     fixed = spec.preprocess.mode != "dynamic"
     if fixed and (spec.preprocess.size < spec.patch or spec.preprocess.size % spec.patch):
         raise ModelError(f"{where}: images of {spec.preprocess.size} pixels cannot be cut into patches of {spec.patch}")
+    if fixed and spec.grid % spec.merge:
+        raise ModelError(f"{where}: {spec.grid} x {spec.grid} patches cannot be merged {spec.merge} by {spec.merge}")
     if spec.queries and (spec.query_heads < 1 or spec.out % spec.query_heads):
         raise ModelError(f"{where}: a resampler {spec.out} wide cannot have {spec.query_heads} heads")
     if not fixed and (spec.window < 0 or spec.head_dim % 4):
         raise ModelError(
             f"{where}: window {spec.window} or head size {spec.head_dim} of the vision tower does not fit its patches"
         )
-    if not fixed and isqrt(spec.positions) ** 2 != spec.positions:
+    if not fixed and spec.kind != "gemma4" and isqrt(spec.positions) ** 2 != spec.positions:
         raise ModelError(f"{where}: the vision tower's {spec.positions} positions are no square")
     if any(not 0 <= layer < spec.layers for layer in spec.deepstack):
         raise ModelError(f"{where}: DeepStack layers {list(spec.deepstack)} lie outside a tower of {spec.layers}")
+    if not all(0 <= token < spec.vocab for token in spec.row_ends):
+        raise ModelError(f"{where}: the vocabulary of {spec.vocab} tokens lacks the tokens {spec.row_ends} of images")

@@ -105,7 +105,7 @@ class VisionTransformer:
     def _attention(self, x: Tensor, layer: VitLayer, sequences: Sequences, rotation: PatchRotation | None) -> Tensor:
         qkv = self.ops.linear(x, layer.qkv).unflatten(1, (3, self.spec.heads, -1))
         if rotation is not None:
-            _rotate(qkv[:, :2], rotation)
+            rotate_heads(qkv[:, :2], rotation)
         return self.ops.linear(attend(self.ops, qkv, sequences), layer.o)
 
     def _mlp(self, x: Tensor, layer: VitLayer) -> Tensor:
@@ -113,7 +113,7 @@ class VisionTransformer:
         return self.ops.linear(between(self.ops.linear(x, layer.up), self.spec.activation), layer.down)
 
 
-def _rotate(x: Tensor, rotation: PatchRotation) -> None:
+def rotate_heads(x: Tensor, rotation: PatchRotation) -> None:
     """Rotates x [rows, any, heads, head_dim] in place."""
     cos, sin = rotation.cos, rotation.sin
     first, second = x.float().chunk(2, dim=-1)
@@ -124,6 +124,7 @@ def rotation(spec: VisionSpec, coordinates: Tensor) -> PatchRotation:
     """Angles of patches at `coordinates` [2, rows] (row, column); each rotates half of the pairs of a head."""
     half = spec.head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device).float() / half
-    angles = coordinates.float()[:, :, None] * spec.rope_theta**-exponents
-    both = torch.cat([angles[0], angles[1]], dim=-1)[:, None, None]
+    of_columns = exponents + 1 / half if spec.rope_stagger else exponents
+    rows, columns = coordinates.float().unsqueeze(-1)
+    both = torch.cat([rows * spec.rope_theta**-exponents, columns * spec.rope_theta**-of_columns], -1)[:, None, None]
     return PatchRotation(both.cos(), both.sin())

@@ -18,6 +18,7 @@ from lightllm_mp.cli.inspect.report import ModelReport, inspect
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.kv_pool import KVPool
+from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.models.model_config import read_model_config
 from tests.paths import GOLDENS
 
@@ -65,6 +66,18 @@ def test_tokens_that_fit() -> None:
     assert 0.8 * (10 << 20) < report.kv_tokens * report.kv_bytes_per_token + report.weight_bytes < 10 << 20
     small = inspect(GOLDENS / "llama", machine=Machine("A GPU", report.weight_bytes, is_gpu=True))
     assert small.problems == ["the weights leave no memory for a request"]
+
+
+def test_states_take_their_part() -> None:
+    machine = Machine("A GPU", 5 << 20, is_gpu=True)
+    report = inspect(GOLDENS / "qwen3_next", machine=machine, data_type="float32")
+    spec = read_model_config(GOLDENS / "qwen3_next")
+    assert report.state_bytes == StatePool.place_bytes(spec, torch.float32)
+    room = machine.kv_room(report.weight_bytes, 0.93)
+    assert report.sequences == room // 2 // report.state_bytes - 1 < 256
+    assert report.kv_tokens * report.kv_bytes_per_token < room // 2
+    assert report.problems == []
+    assert "states      16.5 KiB per sequence, of" in command.described(report)
 
 
 @pytest.mark.parametrize(

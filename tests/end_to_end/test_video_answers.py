@@ -117,6 +117,8 @@ def test_a_video_of_frames(server: Server) -> None:
     assert again["cached_tokens"] == native["prompt_tokens"] - 1
     video = {"type": "video", "video": [address(file, "image/png") for file in frame_files(5)], "fps": 2}
     same(chatted(server, "What ", video, " moves?"), native)
+    joined = "data:video/jpeg;base64," + ",".join(base64.b64encode(file).decode() for file in frame_files(5))
+    same(chatted(server, "What ", {"type": "video_url", "video_url": {"url": joined}}, " moves?"), native)
     assert number(server, "images_encoded_total") == before + 1
     until_clean(server)
 
@@ -158,7 +160,12 @@ def test_videos_that_are_refused(server: Server) -> None:
     found = refused(server, {"inputs": "no tag", "multimodal_params": {"videos": [frames()]}})
     assert found[0] == 400
     assert "0 places for videos" in found[1]
-    message = {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:video/mp4,raw"}}]}
-    status, said = refused(server, {"model": "any", "messages": [message]}, "/v1/chat/completions")
-    assert (status, "must be base64" in said) == (400, True)
+    for url, said in (
+        ("data:video/mp4,raw", "must be base64"),
+        ("data:video/jpeg;base64," + "," * 1000, "768"),
+    ):
+        message = {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}]}
+        found = refused(server, {"model": "any", "messages": [message]}, "/v1/chat/completions")
+        assert found[0] == 400
+        assert said in found[1], found
     until_clean(server)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import Sampling
 from tests.engine.tiny_model import Driver, Running, TinyModel, broken_beside, check_broken
 
@@ -18,6 +19,7 @@ from lightllm_mp.engine.cuda_steps import CudaSteps
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.engine.torch_steps import TorchSteps
 from lightllm_mp.plan import PlanBuilder
+from tests.engine.test_golden_steps import Run
 
 GREEDY = Sampling(seed=0)
 HOT = Sampling(seed=77, temperature=9.0, top_p=0.95, frequency_penalty=0.2)
@@ -144,6 +146,20 @@ def with_graphs(driver: Driver) -> Driver:
     steps._graphs = CapturedInName(steps._decode, 6)
     steps.capture()
     return driver
+
+
+def test_recurrent_states_beside_graphs(monkeypatch) -> None:
+    """A hybrid's short prompts twice, chunked, with a step in flight. Padding goes to the spare row's state."""
+    monkeypatch.setattr(executor_module, "_steps", lambda device: CudaSteps)
+    run = Run("qwen3_next", 1, step_tokens=23, states=StateFacts(9, 2))
+    run.executor._steps._graphs = graphs = CapturedInName(run.executor._steps._decode, 4)
+    for turn in (1, 2):
+        for number in (3, 2):
+            run.ask(number, turn=turn)
+        run.work()
+        assert all(run.ids[100 * turn + number] == run.golden[number]["greedy_ids"] for number in (2, 3))
+    assert graphs.replayed
+    assert run.cached[203] == 32
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -15,14 +15,16 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from lightllm_mp.engine.cuda_steps import CudaSteps
 from lightllm_mp.engine.executor import Executor
+from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.checkpoint.loader import load_model
+from tests.engine.test_golden_steps import Run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 FOLDERS = (
     *("llama", "qwen", "gemma2", "deepseek_v2", "mixtral", "bloom", "qwen3_moe", "chatglm2"),
-    *("deepseek_v3", "glm4_moe", "minimax_m2"),
+    *("deepseek_v3", "glm4_moe", "minimax_m2", "qwen3_next"),
 )
 GREEDY = Sampling(seed=0)
 DRAWN = Sampling(seed=3, temperature=0.9, top_p=0.9, top_k=50, repetition_penalty=1.1)
@@ -64,6 +66,18 @@ def test_goldens(golden, graphs: bool, together: bool) -> None:
     if name == "qwen":  # the plain driver sets no length class
         prompts, expected = prompts[:1], expected[:1]
     assert answers(made(name, graphs=graphs), prompts, GREEDY, together=together) == expected
+
+
+@pytest.mark.parametrize("step_tokens", [23, 64, 300])
+@pytest.mark.parametrize(("checkpoints", "grain"), [(50, 1), (3, 7)])
+def test_states_of_hybrids_are_saved_and_loaded(step_tokens: int, checkpoints: int, grain: int) -> None:
+    """All prompts twice, with a step in flight: copies are made within chunks, at their ends and behind graphs."""
+    run = Run("qwen3_next", 1, device="cuda", step_tokens=step_tokens, states=StateFacts(checkpoints, grain))
+    run.executor.warm_up()
+    for turn in (1, 2):
+        run.ask_all(turn)
+        run.work().check(turn)
+    assert run.scheduler.gauges()["prefix_hit_tokens"] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -17,6 +17,8 @@ from lightllm_mp.vision.placeholders import pseudo_ids
 from tests.engine.test_golden_steps import GOLDENS, NEW, Run
 
 FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl")
+WHOLE = ("gemma3_vl",)
+"""The tokens of an image see each other."""
 folders = pytest.mark.parametrize("folder", FOLDERS)
 ALIGNED, MEMORY = 64, 2_000_000
 
@@ -132,7 +134,18 @@ def test_after_a_prefix_hit(folder: str) -> None:
     assert len(again) > len(text)
 
 
-@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("folder", WHOLE)
+@pytest.mark.parametrize("emitted", [0, 5])
+def test_whole_images(folder: str, emitted: int) -> None:
+    """A step has hardly more room than an image needs; then all prompts again, whose hits end outside images."""
+    run = ImageRun(folder, 1, **limits(folder, 20))
+    run.ask_all(emitted=emitted)
+    run.work().check(emitted=emitted)
+    run.ask_all(turn=2)
+    run.work().check(turn=2)
+
+
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5", *WHOLE])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts, window_of_all
 from lightllm_mp.engine.executor import Executor
 from lightllm_mp.facts import EngineLimits, StateFacts
 from lightllm_mp.messages import Open, Pooled, Sampling, Terms, Tokenized, Tokens
@@ -83,6 +83,8 @@ class Run:
                 vocab_size=spec.vocab,
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
+                window=changes.get("window", window_of_all(spec)),
+                whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
             )
         )

@@ -53,6 +53,13 @@ def test_the_context_is_the_shortest_of_model_flag_and_pool(flags: dict[str, int
     assert plan(1000, **flags).max_context == context
 
 
+@pytest.mark.parametrize(("slots", "context"), [(0, 40), (41, 40), (40, 64)])
+def test_a_sequence_whose_windows_fit_may_be_longer_than_the_pool(slots: int, context: int) -> None:
+    for config in (EngineConfig(), EngineConfig(clamp_max_total_token_num=True, max_req_total_len=64)):
+        memory = plan_memory(MODEL, torch.float32, config, 41 * TOKEN, window_slots=slots)
+        assert (memory.kv_tokens, memory.max_context) == (40, context)
+
+
 def test_little_memory_shortens_the_context() -> None:
     assert plan(41).max_context == plan(41).kv_tokens == 40
 

@@ -123,12 +123,14 @@ def test_lengths_that_an_embedding_may_be_cut_to(tmp_path):
 def test_the_limits_of_prompts_and_steps():
     encoder, decoder = read_model_config(GOLDENS / "bge_m3"), read_model_config(GOLDENS / "llama")
     embedder = read_model_config(GOLDENS / "qwen3_embedding")
-    assert [longest_step(encoder, usual, most) for usual, most in ((64, None), (512, None), (64, 100))] == [
+    assert [longest_step(encoder, usual, most, 4) for usual, most in ((64, None), (512, None), (64, 100))] == [
         128,
         512,
         100,
     ]
-    assert [longest_step(spec, 64, None) for spec in (decoder, embedder)] == [64, 64]
+    assert [longest_step(spec, 64, None, 4) for spec in (decoder, embedder)] == [64, 64]
+    images = read_model_config(GOLDENS / "gemma3_vl")
+    assert [longest_step(images, usual, None, 4) for usual in (8, 64)] == [20, 64]
     assert [longest_prompt(spec, 128, None) for spec in (encoder, embedder, decoder)] == [128, 128, 127]
     assert [longest_prompt(spec, 128, 20) for spec in (encoder, embedder, decoder)] == [20, 20, 20]
     assert [keeps_prefixes(spec) for spec in (encoder, embedder, decoder)] == [False, True, True]

@@ -16,7 +16,7 @@ from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.parallel.group import SingleRank
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
-from lightllm_mp.plan import PlanBuilder
+from lightllm_mp.plan import NO_STATE, PlanBuilder
 
 HIDDEN = 16
 
@@ -132,6 +132,8 @@ class Driver:
         if not start:
             builder.setup(running.row, len(running.prompt), running.sampling)
             builder.write_ids(running.row, 0, np.array(ids))
+            if self.executor.kv.states is not None:
+                builder.state(running.row, 0, NO_STATE)
         fresh = [self.free.pop() for _ in range(count)]
         builder.write_slots(running.row, start, np.array(fresh))
         running.slots += fresh

@@ -12,7 +12,7 @@ from lightllm_mp.kernels.batch import Batch, StateSave
 from lightllm_mp.kernels.table import DeltaLayout, DeltaState, DeltaWeights
 
 Op = Callable[[Tensor, Tensor, DeltaWeights, DeltaState, Batch, DeltaLayout], Tensor]
-TAPS, PLACES = 4, 12
+TAPS, PLACES = 4, 16
 
 
 class DeltaStep:

@@ -13,6 +13,17 @@ from lightllm_mp.kernels.table import HeadLayout, LayerKV
 SLOTS, WIDTH = 1500, 400
 
 
+def image(new: int) -> tuple[int, int]:
+    """Where the image among the new tokens of a sequence begins and ends."""
+    return new // 4, max(new - new // 8, new // 4)
+
+
+def visible(new: int, context: int) -> list[int]:
+    """`Batch.visible` of a sequence."""
+    begin, end = image(new)
+    return [context - new + (end if begin <= i < end else i + 1) for i in range(new)]
+
+
 class RandomStep:
     """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them. Values of
     their own width are the first part of the keys (latent attention)."""
@@ -26,6 +37,8 @@ class RandomStep:
             self.table[row + 1, :context], free = free[:context], free[context:]
         rows = list(range(1, len(sizes) + 1))
         self.batch = Batch.of([n for n, _ in sizes], [c for _, c in sizes], rows, self.table)
+        if layout.image_spans:
+            self.batch.visible = torch.tensor([end for size in sizes for end in visible(*size)], dtype=torch.int32)
         shape = (SLOTS + 1, layout.kv_heads, layout.head_dim)
         self.keys = torch.randn(shape, generator=random).to(dtype)
         apart = torch.randn(shape, generator=random).to(dtype)
@@ -48,10 +61,19 @@ class RandomStep:
         reference.TABLE.kv_write(self.keys, self.values, kv, everywhere)
         return kv
 
+    def spoil_behind_windows(self) -> None:
+        """NaN where no new token of a sequence looks: the slots there may belong to others."""
+        starts, contexts, rows = (x.tolist() for x in (self.batch.seq_start, self.batch.context, self.batch.rows))
+        for i, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+            behind = self.table[row, : max(0, context - (starts[i + 1] - starts[i]) - self.layout.window + 1)].long()
+            self.keys[behind] = self.values[behind] = float("nan")
+
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
         """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""
         first = int(self.batch.seq_start[sequence])
         new = int(self.batch.seq_start[sequence + 1]) - first
         context = int(self.batch.context[sequence]) - new + end
         batch = Batch.of([end - start], [context], [int(self.batch.rows[sequence])], self.table)
+        if self.batch.visible is not None:
+            batch.visible = self.batch.visible[first + start : first + end].contiguous()
         return self.q[first + start : first + end].contiguous(), batch

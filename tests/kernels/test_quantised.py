@@ -61,10 +61,15 @@ def scaled(n: int, k: int, kind) -> ScaledWeight:
     return quantise(torch.randn(n, k, generator=torch.Generator().manual_seed(n)) * k**-0.5, kind)
 
 
+def in_groups(n: int, k: int, group: int, kind: str) -> ScaledWeight:
+    whole = scaled(n, k, kind)
+    return ScaledWeight(whole.values, whole.scales * (torch.rand(n, -(-k // group)) + 0.5), group)
+
+
 def on_device(weight):
     if isinstance(weight, GroupedWeight):
         return weight.to(DEVICE)
-    return ScaledWeight(weight.values.to(DEVICE), weight.scales.to(DEVICE))
+    return ScaledWeight(weight.values.to(DEVICE), weight.scales.to(DEVICE), weight.group)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -130,6 +135,10 @@ FORMS = {
     "int8 of 3 x 32": lambda: scaled(40, 96, "int8"),
     "int8 of 13 x 8": lambda: scaled(40, 104, "int8"),
     "fp8": lambda: scaled(80, 256, "fp8"),
+    "fp8 by 128": lambda: in_groups(80, 320, 128, "fp8"),
+    "fp8 by 48": lambda: in_groups(40, 192, 48, "fp8"),
+    "fp8 by 24": lambda: in_groups(24, 96, 24, "fp8"),
+    "int8 by 128": lambda: in_groups(72, 256, 128, "int8"),
     "int4": lambda: grouped(72, 256, 128),
     "int4 by 32": lambda: grouped(33, 192, 32),
     "int4 shuffled": lambda: grouped(72, 256, 64, shuffled=True),
@@ -184,7 +193,7 @@ def test_shares(rows, n, k, blocks, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[1 if CUDA else 0 :], ids=str)
 @pytest.mark.parametrize("blocks", BLOCKS[:3], ids=str)
-@pytest.mark.parametrize("form", ["int8", "int4", "int4 by 32"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int4 by 32", "int8 by 128"])
 def test_shares_of_quantised_weights(form, blocks, dtype):
     weight = FORMS[form]()
     k = expanded(weight, dtype).shape[1]

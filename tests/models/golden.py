@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def prompts(name: str) -> list[Prompt]:
             last_logits=data[f"p{i}.greedy_last_logits"],
             gaps=data[f"p{i}.greedy_gap"],
             name=p["name"],
-            slots=tuple(_slots(data, *slots) for slots in p.get("image_slots", ())),
+            slots=tuple(_whole(name, p["input_ids"], _slots(data, *slots)) for slots in p.get("image_slots", ())),
             rope_delta=p.get("rope_delta", 0),
         )
         for i, p in enumerate(meta["prompts"])
@@ -78,6 +78,16 @@ def _slots(data: dict[str, torch.Tensor], start: int, end: int, *image: str) -> 
         key = f"img.{image[0]}.pad"  # of square images, whose two preprocessings agree
     grid = data.get(key + ".grid_thw", torch.empty(0))
     return Slots(start, end, data[key + ".embeds"], tuple(int(n) for n in grid.tolist()), data.get(key + ".deepstack"))
+
+
+def _whole(folder: str, ids: list[int], slots: Slots) -> Slots:
+    """Slots with the break and end tokens of a Pixtral image, whose embeddings are those of the language model."""
+    at = torch.tensor(ids[slots.start : slots.end])
+    if len(at) == len(slots.embeds):
+        return slots
+    table = load_file(GOLDENS / folder / "model.safetensors")["language_model.model.embed_tokens.weight"].float()
+    image = json.loads((GOLDENS / folder / "golden.json").read_text())["image_token_id"]
+    return replace(slots, embeds=table[at].masked_scatter((at == image).unsqueeze(1), slots.embeds))
 
 
 @dataclass

@@ -141,10 +141,19 @@ class Runner:
 
     def prefill(self, seq: Sequence, ids: list[int], chunk: int | None = None) -> torch.Tensor:
         """Feeds a prompt alone in chunks; logits of all its positions."""
-        chunk = chunk or len(ids)
-        seq.prompt = seq.prompt or len(seq.ids) + len(ids)
-        parts = [self.step([(seq, ids[i : i + chunk])])[0] for i in range(0, len(ids), chunk)]
+        chunk, at = chunk or len(ids), len(seq.ids)
+        seq.prompt = seq.prompt or at + len(ids)
+        parts, start = [], at
+        while start < at + len(ids):
+            end = self.whole(seq.slots, min(start + chunk, at + len(ids)), up=True)
+            parts += self.step([(seq, ids[start - at : end - at])])
+            start = end
         return torch.cat(parts)
+
+    def whole(self, slots: tuple[Slots, ...], position: int, *, up: bool = False) -> int:
+        """`position`, or the start or end (`up`) of the image that it cuts, where the model computes images whole."""
+        cut = [s for s in slots if s.start < position < s.end and self.decoder.spec.image_span]
+        return position if not cut else cut[0].end if up else cut[0].start
 
     def decode(self, work: list[tuple[Sequence, torch.Tensor]], count: int) -> tuple[list[list[int]], torch.Tensor]:
         """Greedy continuation of sequences, together, from the logits of their last positions.

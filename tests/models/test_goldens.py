@@ -16,11 +16,15 @@ FOLDERS = (
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
     "qwen3_next",
     *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("ministral3",),
     *("deepseek_v3", "deepseek_v3_fp8", "glm4_moe", "minimax_m2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),
     *("llama_fp8", "llama_ct_fp8", "llama_ct_w4a16"),
 )
-WITH_IMAGES = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+WITH_IMAGES = (
+    *("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("mistral3", "pixtral", "gemma3_vl", "gemma4"),
+)
 
 
 @pytest.fixture(params=FOLDERS + WITH_IMAGES)

@@ -22,7 +22,10 @@ from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+FOLDERS = (
+    *("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("mistral3", "pixtral", "gemma3_vl", "gemma4"),
+)
 
 
 @cache
@@ -83,7 +86,7 @@ def test_a_prefix_that_ends_at_or_in_an_image(folder: str, into: int) -> None:
     for prompt in prompts(folder):
         if not prompt.slots:
             continue
-        shared = max(0, prompt.slots[-1].start + into)
+        shared = runner.whole(prompt.slots, max(0, prompt.slots[-1].start + into))
         first = runner.sequence(prompt)
         runner.keep(first, shared)
         runner.prefill(first, prompt.ids)

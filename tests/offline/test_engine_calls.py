@@ -14,6 +14,7 @@ from lightllm_mp.messages import Guide
 from lightllm_mp.offline.answers import ChatChunk
 from lightllm_mp.offline.engine_calls import EngineCalls
 from lightllm_mp.offline.parameters import ChatCall, completion_terms
+from lightllm_mp.vision.video.video_files import pack_frames
 from tests.actors.embedded import Embedded, config, embedded, in_time
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -96,6 +97,17 @@ def test_images_are_taken_out_of_messages() -> None:
     assert parts[1]["image"] == b"one"  # the caller's list is as it was
 
 
+def test_videos_are_taken_out_of_messages() -> None:
+    parts = [
+        {"type": "video", "video": b"file"},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,dHdv"}},
+        {"type": "video", "video": [b"one", b"two"], "fps": 4},
+    ]
+    call = ChatCall([{"role": "user", "content": parts}], {}, FACTS)
+    assert call.images == [b"file", b"two", pack_frames([b"one", b"two"], 4.0)]
+    assert call.prompt.messages == (b'[{"role":"user","content":[{"type":"video"},{"type":"video"},{"type":"video"}]}]')
+
+
 @pytest.mark.parametrize(
     ("content", "parameters", "error", "match"),
     [
@@ -118,6 +130,9 @@ def test_images_are_taken_out_of_messages() -> None:
         ([{"type": "image"}], {}, InvalidRequest, "BYTES"),
         ([{"type": "image_url", "image_url": {"url": "http://a/b.png"}}], {}, InvalidRequest, "fetches none"),
         ([{"type": "image_url", "image_url": "data:image/png;base64,???"}], {}, InvalidRequest, "base64"),
+        ([{"type": "video"}], {}, InvalidRequest, "BYTES"),
+        ([{"type": "video", "video": ["a"]}], {}, InvalidRequest, "list of BYTES"),
+        ([{"type": "video", "video": [b"a"], "fps": "2"}], {}, InvalidRequest, "is a number"),
         ([{"type": "input_audio"}], {}, InvalidRequest, "text or an image"),
         (["a"], {}, InvalidRequest, "text or an image"),
     ],

@@ -49,7 +49,7 @@ def test_names_are_claimed_once() -> None:
     assert twice(name for family in FAMILIES for name in family.gguf_architectures) == []
     texts = {id(family.text): family.text for family in FAMILIES if family.text}.values()
     assert twice(name for text in texts for name in text.tokenizer_classes) == []
-    towers = [tower for family in FAMILIES if (tower := vision_family(family))]
+    towers = {family.vision: tower for family in FAMILIES if (tower := vision_family(family))}.values()
     assert twice(name for tower in towers for name in tower.projector_types) == []
 
 

@@ -238,6 +238,6 @@ def harness(depth: int = 0, **changes: object) -> Harness:
 def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
     sizes = {"rows": given.rows, "width": given.max_context, "kv_tokens": given.kv_tokens}
     if given.states is None:
-        return MockWorker(vocab_size=given.vocab_size, images=images, **sizes)
+        return MockWorker(vocab_size=given.vocab_size, images=images, window=given.window, **sizes)
     checkpoints = given.states.checkpoints
     return HybridMockWorker(checkpoints=checkpoints, vocab_size=given.vocab_size, images=images, **sizes)

@@ -40,7 +40,9 @@ class MockWorker:
         checks: bool = True,
         images: MockImages | None = None,
         numbers: int = 1,
+        window: int = 0,
     ) -> None:
+        self._window = window or width
         self._numbers = numbers
         """Of a row that answers a prompt; all are its score."""
         self._vocab, self._checks = vocab_size, checks
@@ -111,7 +113,7 @@ class MockWorker:
             digests[index] = self._digest[slots[-1]]
         if self._checks:
             for row, start, count, _ in seqs.tolist():
-                self._check_history(row, start + count)
+                self._check_history(row, max(0, start - self._window + 1), start + count)
         return digests
 
     def _answer(self, work: Plan, digests: np.ndarray, masks: bytes) -> StepDone:
@@ -168,7 +170,7 @@ class MockWorker:
         wanted = sum(int(np.count_nonzero(some >= self._vocab)) for some in ids)
         assert work.images[:, 2].sum() == wanted, "each image slot is named once"
         computed = {row: range(start, start + count) for row, start, count, _ in work.seqs.tolist()}
-        for row, position, count, low, high, first in work.images.tolist():
+        for row, position, count, low, high, first, _ in work.images.tolist():
             assert self._images is not None
             assert position in computed[row]
             assert position + count - 1 in computed[row]
@@ -186,13 +188,14 @@ class MockWorker:
         slots = work.slots.values
         assert ((slots >= 0) & (slots < len(self._digest))).all()
 
-    def _check_history(self, row: int, length: int) -> None:
-        """All slots below `length` hold this row's ids at their positions after this row's prefix."""
+    def _check_history(self, row: int, first: int, length: int) -> None:
+        """All slots from `first` to `length` hold this row's ids at their positions after this row's prefix."""
         tokens, slots, positions = self._tokens[row, :length], self._slots[row, :length], np.arange(length)
         if tokens.min() < 0 or slots.min() < 0:
             raise WrongSlot(f"step {self._step} row {row}: an id or slot below {length} was never written")
         must = self._classes[row] + np.cumsum(part(tokens, positions), dtype=U64)
         wrong = (self._digest[slots] != must) | (self._position[slots] != positions)
+        wrong[:first] = False  # the window hides them
         if wrong.any():
             raise WrongSlot(f"step {self._step} row {row}: wrong content at {np.flatnonzero(wrong)[:8].tolist()}")
 
@@ -214,6 +217,8 @@ class HybridMockWorker(MockWorker):
         """Load states, go on from them, save states; a digest is that of the keys only if the state is right."""
         digests = super()._compute(work)
         starts = {row: start for row, start, _, _ in work.seqs.tolist()}
+        targets = [place for row, position, place in work.states.tolist() if position > starts[row]]
+        assert len(set(targets)) == len(targets), "each copy has a place of its own"
         saves: dict[int, list[tuple[int, int]]] = {}
         for row, position, place in work.states.tolist():
             if position > starts[row]:

@@ -49,8 +49,10 @@ def test_only_the_broken_sequences_fail(depth: int, after: int) -> None:
 
 
 @both_depths
-def test_the_prefix_tree_gets_nothing_of_a_broken_sequence(depth: int) -> None:
-    h = broken(harness(depth), 1)
+@pytest.mark.parametrize("window", [0, 8])
+def test_the_prefix_tree_gets_nothing_of_a_broken_sequence(depth: int, window: int) -> None:
+    """With windows it has got some already, which is forgotten."""
+    h = broken(harness(depth, window=window), 1)
     h.add(request(1, prompt(60)))
     h.run()
     h.add(request(2, prompt(60)))

@@ -134,6 +134,65 @@ def test_two_locks_count_twice() -> None:
     assert tree.evictable == 2
 
 
+# --- a model whose layers all have windows ----------------------------------------------------------------------------
+
+
+def test_a_lock_holds_the_last_slots_alone() -> None:
+    tree = PrefixTree(tail=3)
+    node, _ = tree.insert(run(50, 10), run(0, 10))
+    tree.lock(node)
+    assert (tree.tokens, tree.evictable) == (10, 7)
+    assert tree.evict(4).tolist() == [0, 1, 2, 3], "the beginning first: what goes on from the end does not need it"
+    assert tree.match(run(50, 10))[0].tolist() == [-1] * 4 + [4, 5, 6, 7, 8, 9]
+    assert sorted(tree.evict(9).tolist()) == [4, 5, 6]
+    assert (tree.tokens, tree.evictable) == (3, 0)
+    tree.unlock(node)
+    assert sorted(tree.evict(9).tolist()) == [7, 8, 9]
+    assert (tree.tokens, tree.size) == (0, 0), "nothing hollow stays"
+
+
+def test_a_prefix_is_known_where_its_last_slots_are() -> None:
+    tree = PrefixTree(tail=3)
+    node, _ = tree.insert(run(50, 10), run(0, 10))
+    tree.lock(node)
+    tree.evict(4)
+    assert len(tree.match(run(50, 9))[0]) == 9
+    assert len(tree.match(run(50, 7))[0]) == 7
+    assert len(tree.match(run(50, 6))[0]) == 0, "slots 3, 4 and 5 would be needed"
+    assert tree.known(run(50, 6)) == 6
+
+
+def test_slots_are_offered_to_hollow_nodes() -> None:
+    tree = PrefixTree(tail=3)
+    node, _ = tree.insert(run(50, 10), run(0, 10))
+    tree.lock(node)
+    tree.evict(4)
+    version = tree.version
+    other, known = tree.insert(run(50, 8), run(20, 8))
+    assert known == 8
+    offered = run(20, 8)
+    offered[:2] = -1
+    assert sorted(tree.fill(other, offered).tolist()) == [24, 25, 26, 27], "the tree has slots of its own there"
+    assert tree.slots_of(node).tolist() == [-1, -1, 22, 23, 4, 5, 6, 7, 8, 9]
+    assert tree.version > version
+    assert (tree.tokens, tree.evictable) == (8, 5)
+    assert len(tree.match(run(50, 6))[0]) == 6
+
+
+def test_what_is_forgotten_is_evicted_later() -> None:
+    tree = PrefixTree(tail=3)
+    node, _ = tree.insert(ids(1, 2, 3, 4), run(0, 4))
+    tree.lock(node)
+    tree.forget((0, b""))
+    assert matched(tree, 1, 2, 3, 4) == []
+    tree.insert(ids(1, 2), run(4, 2))
+    assert matched(tree, 1, 2, 3, 4) == [4, 5]
+    assert sorted(tree.evict(9).tolist()) == [0, 4, 5]
+    tree.unlock(node)
+    assert sorted(tree.evict(9).tolist()) == [1, 2, 3]
+    assert not list(tree.nodes())
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(OPERATIONS, st.lists(st.integers(0, 2), max_size=7)), max_size=40))
 def test_like_a_dictionary_of_prefixes(operations: list[tuple[str, list[int]]]) -> None:

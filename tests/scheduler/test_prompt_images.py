@@ -96,7 +96,7 @@ def test_images_whose_first_ids_are_equal_are_not_mixed_up(same: int) -> None:
 
 def test_the_guard_against_equal_ids_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the test above would see the other image's KV."""
-    monkeypatch.setattr(kv_memory, "sure_match", lambda matched, spans: matched)
+    monkeypatch.setattr(kv_memory, "sure_match", lambda matched, spans, whole: matched)
     with pytest.raises(AssertionError):
         test_images_whose_first_ids_are_equal_are_not_mixed_up(1)
 

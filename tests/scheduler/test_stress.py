@@ -53,7 +53,7 @@ def with_pictures(random: np.random.Generator, ids: list[int], room: int) -> tup
     return (found, spans) if len(found) < room else (ids, ())
 
 
-def random_harness(random: np.random.Generator) -> Harness:
+def random_harness(random: np.random.Generator, **changes: object) -> Harness:
     kv_tokens = int(random.integers(24, 300))
     return harness(
         int(random.integers(0, 3)),
@@ -63,7 +63,7 @@ def random_harness(random: np.random.Generator) -> Harness:
         max_context=int(random.integers(24, 160)),
         prompt_cache=bool(random.random() < 0.9),
         class_bounds=(9, 18, 40) if random.random() < 0.5 else (),
-        states=random_states(random) if random.random() < 0.4 else None,
+        **{"states": random_states(random) if random.random() < 0.4 else None, **changes},
     )
 
 
@@ -105,25 +105,47 @@ def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.Monk
     """`reckless`: admission lets everybody in, so that memory runs out all the time."""
     if reckless:
         monkeypatch.setattr(Admission, "admits", lambda *_: True)
-    preemptions = 0.0
-    for seed in seeds:
-        random = np.random.default_rng(seed)
-        h, ended, rid = random_harness(random), set[int](), 1
-        room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
-        for _ in range(int(random.integers(1, 25))):
-            h.add(new := random_request(random, rid, room))
-            rid += new.terms.n
-            for _ in range(int(random.integers(0, 4))):
-                h.step()
-                disturb(h, random, ended)
-        while h.step():
-            disturb(h, random, ended)
-        h.run()
-        for sure in h.requests.keys() - ended:
-            h.check_answers(sure)
-        check_partial_answers(h, ended, seed)
-        preemptions += h.scheduler.gauges()["preemptions"]
+    preemptions = sum(workload(seed).scheduler.gauges()["preemptions"] for seed in seeds)
     assert preemptions > (100 if reckless else 0), "memory did not run out"
+
+
+@pytest.mark.parametrize("reckless", [False, True])
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_random_workloads_of_windows(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer has a window; sequences give up what is behind it. The books are checked at each step."""
+    if reckless:
+        monkeypatch.setattr(Admission, "admits", lambda *_: True)
+    hits = 0.0
+    for seed in seeds:
+        h = workload(seed, check=True, states=None, window=int(np.random.default_rng(seed).choice([2, 3, 7, 20, 60])))
+        hits += h.scheduler.gauges()["prefix_hit_tokens"]
+    assert hits > 0
+
+
+def workload(seed: int, *, check: bool = False, **changes: object) -> Harness:
+    random = np.random.default_rng(seed)
+    h, ended, rid = random_harness(random, **changes), set[int](), 1
+    room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
+
+    def step() -> bool:
+        going = h.step()
+        if check:
+            h.scheduler.check_integrity()
+        return going
+
+    for _ in range(int(random.integers(1, 25))):
+        h.add(new := random_request(random, rid, room))
+        rid += new.terms.n
+        for _ in range(int(random.integers(0, 4))):
+            step()
+            disturb(h, random, ended)
+    while step():
+        disturb(h, random, ended)
+    h.run()
+    for sure in h.requests.keys() - ended:
+        h.check_answers(sure)
+    check_partial_answers(h, ended, seed)
+    return h
 
 
 def check_partial_answers(h: Harness, ended: set[int], seed: int) -> None:

@@ -22,6 +22,7 @@ from lightllm_mp.vision.spec import ImageTags
 from tests.vision.vision_golden import FOLDERS, facts, model
 
 LLAVA, QWEN, QWEN2_5 = (model(name).spec.tags for name in ("llava_orig", "qwen_vl", "qwen2_5_vl"))
+PIXTRAL, GEMMA3, GEMMA4 = (model(name).spec.tags for name in ("pixtral", "gemma3_vl", "gemma4"))
 VOCAB = 1000
 
 
@@ -57,9 +58,19 @@ def test_qwen2_5_vl_tags() -> None:
     assert split_text(QWEN2_5, text, 2) == ["a", "b", "c"]
 
 
+def test_tags_of_one_word() -> None:
+    assert split_text(PIXTRAL, "a[IMG]b", 1) == ["a", "b"]
+    assert split_text(GEMMA4, "<|image|><|image|>b", 2) == ["", "", "b"]
+    assert split_text(GEMMA3, "a<start_of_image>b<start_of_image>", 2) == ["a\n\n", "\n\nb\n\n", "\n\n"]
+    assert split_text(GEMMA3, "a", 0) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("tags", "text", "images", "said"),
     [
+        (PIXTRAL, "[IMG_BREAK]", 0, "an incomplete image tag (a whole one is [IMG])"),
+        (GEMMA3, "<start_of_image><end_of_image>", 1, "a whole one is <start_of_image>"),
+        (GEMMA4, "<|image>", 0, "a whole one is <|image|>"),
         (LLAVA, "What is this?", 1, "the prompt has 0 places for images (tag <image>), the request brings 1"),
         (LLAVA, "<image><image>", 1, "2 places for images (tag <image>), the request brings 1"),
         (LLAVA, "<image>", 0, "1 places for images (tag <image>), the request brings 0"),

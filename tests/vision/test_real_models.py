@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lightllm_mp.vision.spec import VideoSampling
 from lightllm_mp.vision.tower_rules import sections
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.vision.vision_golden import image_tokens
@@ -23,6 +24,9 @@ VISUAL |= {"output_dim": 4096, "patch_size": 14, "width": 1664}
 QWEN2_5 = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
 QWEN2_5 |= {"patch_size": 14, "spatial_merge_size": 2, "window_size": 112, "temporal_patch_size": 2}
 QWEN2_5 |= {"fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu"}
+QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
+QWEN3 |= {"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 2304}
+QWEN3 |= {"deepstack_visual_indexes": [8, 16, 24], "hidden_act": "gelu_pytorch_tanh"}
 
 
 def written(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> VisionModel:
@@ -77,3 +81,15 @@ def test_qwen2_5_vl_7b(tmp_path: Path) -> None:
     assert parameters(model) / 1e6 == pytest.approx(676.6, abs=1)
     sizes = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}}
     assert written(tmp_path, config, sizes).spec == model.spec
+
+
+def test_qwen3_vl_8b(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3_vl", "vision_config": QWEN3, "image_token_id": 151655}
+    limits = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}
+    model = written(tmp_path, config, limits)
+    spec = model.spec
+    assert (spec.window, spec.head_dim, spec.positions, spec.slot_values) == (0, 72, 48 * 48, 4 * 4096)
+    assert image_tokens(spec, 640, 480) == 20 * 15
+    assert image_tokens(spec, 8000, 6000) <= 16384
+    assert parameters(model) / 1e6 == pytest.approx(576, abs=1)  # 8.77 billion less 8.19 of Qwen3-8B
+    assert spec.video == VideoSampling(fps=2.0, min_frames=4, max_frames=768, min_pixels=4096, max_pixels=25165824)

@@ -56,6 +56,7 @@ def test_what_an_mp4_says(turn: int) -> None:
         (mp4_index(0), InvalidRequest, "without an index of its frames"),
         (mp4_index(delta=0), InvalidRequest, "without an index of its frames"),
         (mp4_index(1 << 20), PayloadTooLarge, "has 1048576 frames, at most 65536"),
+        (mp4_index(60_000, size=(800, 600)), PayloadTooLarge, "more than 17179869184 pixels: send fewer or smaller"),
         (mp4_index(size=(0, 48)), InvalidRequest, "no frames or no size"),
         (mp4_index(size=(60_000, 2000)), PayloadTooLarge, "over the limit for an image"),
         (mp4_index() + bytes(40_000_000), PayloadTooLarge, "over the limit of"),

@@ -52,9 +52,9 @@ def same_as_golden(folder: Path, name: str) -> bool:
 
 def test_kinds() -> None:
     assert [model(name).family for name in FOLDERS] == list(FOLDERS)
-    kinds = ["clip", "clip", "qwen_vl", "qwen2_5_vl", *["qwen3_vl"] * 4]
+    kinds = ["clip", "clip", "qwen_vl", "qwen2_5_vl", *["qwen3_vl"] * 4, "pixtral", "pixtral", "siglip", "gemma4"]
     assert [model(name).spec.kind for name in FOLDERS] == kinds
-    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, *[False] * 7]
+    assert [model(name).spec.preprocess.pad for name in FOLDERS] == [True, *[False] * 11]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen", "qwen2"])

@@ -15,11 +15,27 @@ from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
 from lightllm_mp.vision.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.tower_ops import TORCH
-from tests.vision.vision_golden import FOLDERS, Case, cases, facts, model, prepared, tensors
+from tests.vision.vision_golden import (
+    FOLDERS,
+    Case,
+    cases,
+    facts,
+    model,
+    prepared,
+    tensors,
+    upstream_embeddings,
+    upstream_pixels,
+)
 
 PIXELS, EMBEDS = 1e-5, 5e-4
 LOW_PRECISION = {torch.bfloat16: 0.04, torch.float16: 0.005}
 """Largest error, as a share of the largest embedding."""
+SENSITIVE = {"pixtral": 2.5}
+"""Folders whose towers move more than others: factor on that share."""
+
+
+def most_apart(folder: str, dtype: torch.dtype, wanted: torch.Tensor) -> float:
+    return LOW_PRECISION[dtype] * SENSITIVE.get(folder, 1.0) * wanted.abs().max().item()
 
 
 def all_cases() -> list[Case]:
@@ -34,7 +50,7 @@ def encoder(request: pytest.FixtureRequest) -> tuple[str, VisionEncoder]:
 def expected(folder: str) -> list[torch.Tensor]:
     """Of each case, [tokens, out], or with DeepStack [1 + levels, tokens, out]."""
     found = tensors(folder)
-    embeds = [torch.from_numpy(found[case.key + ".embeds"]) for case in cases(folder)]
+    embeds = [upstream_embeddings(case) for case in cases(folder)]
     deep = [found.get(case.key + ".deepstack") for case in cases(folder)]
     return [
         x if planes is None else torch.cat((x[None], torch.from_numpy(planes)))
@@ -44,7 +60,7 @@ def expected(folder: str) -> list[torch.Tensor]:
 
 def recorded(case: Case) -> Preprocessed:
     """With upstream's own pixels, which a Pillow other than the goldens' makes a little otherwise."""
-    return replace(prepared(case), pixels=tensors(case.folder)[case.key + ".pixels"])
+    return replace(prepared(case), pixels=upstream_pixels(case))
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: f"{case.folder}-{case.key}")
@@ -52,16 +68,17 @@ def test_pixels(case: Case) -> None:
     if case.image == "tall" and case.folder.startswith("qwen") and int(PIL.__version__.split(".")[0]) < 13:
         pytest.skip("Pillow before 13 resizes a tall picture's rows first, the goldens' Pillow its columns")
     image = prepared(case)
-    wanted = tensors(case.folder)[case.key + ".pixels"]
+    wanted = upstream_pixels(case)
     assert image.pixels.dtype == np.float32
     assert image.pixels.shape == wanted.shape
     assert np.abs(image.pixels - wanted).max() < PIXELS
-    if case.spec.preprocess.mode == "dynamic":
+    if case.key + ".grid_thw" in tensors(case.folder):
         assert list(image.grid) == tensors(case.folder)[case.key + ".grid_thw"].tolist()
 
 
 def test_every_variant_is_there() -> None:
-    assert [len(cases(folder)) for folder in FOLDERS] == [8, 5, 5, 5, 4, 2]
+    counts = [len(cases(folder)) for folder in FOLDERS]
+    assert counts == [8, 5, 5, 5, 4, 2, 2, 1, 3, 3, 3, 1]
 
 
 def test_embeddings_in_one_batch(encoder: tuple[str, VisionEncoder]) -> None:
@@ -78,14 +95,16 @@ def test_embeddings_in_one_batch(encoder: tuple[str, VisionEncoder]) -> None:
 def test_embeddings_with_the_ops_of_a_gpu(folder: str, dtype: torch.dtype) -> None:
     tower = VisionEncoder(model(folder).spec, load_weights(model(folder), dtype=dtype), TORCH)
     for got, wanted in zip(tower.encode([recorded(case) for case in cases(folder)]), expected(folder), strict=True):
-        most = EMBEDS if dtype == torch.float32 else LOW_PRECISION[dtype] * wanted.abs().max().item()
+        most = EMBEDS if dtype == torch.float32 else most_apart(folder, dtype, wanted)
         assert (got.float() - wanted).abs().max().item() < most
 
 
 def test_an_image_does_not_feel_its_companions(encoder: tuple[str, VisionEncoder]) -> None:
     folder, tower = encoder
-    images = [prepared(case) for case in cases(folder)]
-    shuffled = [images[-1], images[0], images[-1], images[1 % len(images)]]
+    shown = cases(folder)
+    shown += [replace(shown[0], folder="pixtral", image="tall")] if len(shown) == 1 else []
+    images = [prepared(case) for case in shown]
+    shuffled = [images[-1], images[0], images[-1], images[1]]
     for image, together in zip(shuffled, tower.encode(shuffled), strict=True):
         alone = tower.encode([image])[0]
         assert (alone - together).abs().max().item() < 1e-4
@@ -103,7 +122,7 @@ def test_low_precision(folder: str, dtype: torch.dtype) -> None:
     tower = load_encoder(model(folder), dtype=dtype)
     for got, wanted in zip(tower.encode([recorded(case) for case in cases(folder)]), expected(folder), strict=True):
         assert got.dtype == dtype
-        assert (got.float() - wanted).abs().max().item() < LOW_PRECISION[dtype] * wanted.abs().max().item()
+        assert (got.float() - wanted).abs().max().item() < most_apart(folder, dtype, wanted)
 
 
 def test_the_tower_before_the_projector() -> None:
@@ -136,6 +155,4 @@ def test_embeddings_on_a_gpu(folder: str) -> None:
     for got, rough, wanted in zip(exact, half, expected(folder), strict=True):
         assert got.device.type == "cuda"
         assert (got.cpu() - wanted).abs().max().item() < EMBEDS
-        assert (rough.cpu().float() - wanted).abs().max().item() < LOW_PRECISION[
-            torch.bfloat16
-        ] * wanted.abs().max().item()
+        assert (rough.cpu().float() - wanted).abs().max().item() < most_apart(folder, torch.bfloat16, wanted)

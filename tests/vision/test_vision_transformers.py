@@ -12,7 +12,7 @@ import torch
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
-from lightllm_mp.vision.sizing import PatchGrid, smart_resize
+from lightllm_mp.vision.sizing import PatchGrid, budget_resize, edge_resize, smart_resize
 from lightllm_mp.vision.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.vision.vision_golden import image_bytes, model, with_preprocess
@@ -41,6 +41,20 @@ def test_smart_resize() -> None:
             if max(width, height) <= 200 * min(width, height):
                 rows, columns = upstream.smart_resize(height, width, 28, low, high)
                 assert smart_resize(width, height, 28, low, high) == (columns, rows)
+
+
+def test_sizes_of_pixtral_and_gemma4() -> None:
+    from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
+    from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
+
+    for width, height in np.random.default_rng(5).integers(32, 4000, (200, 2)).tolist():
+        rows, columns = get_aspect_ratio_preserving_size(height, width, 16, 280 * 9, 3)
+        assert budget_resize(width, height, 48, 280 * 48 * 48) == (columns, rows)
+        image = np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (3, height, width))
+        rows, columns = get_resize_output_image_size(image, (1540, 1540), (28, 28))
+        assert edge_resize(width, height, 28, 1540) == (columns, rows)
+    assert edge_resize(1, 9000, 28, 1540) == (28, 1540)
+    assert budget_resize(1, 9000, 48, 280 * 48 * 48) == (48, 280 * 48)
 
 
 def test_qwen2_5_vl_windows_of_every_shape(tmp_path: Path) -> None:

@@ -9,17 +9,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
-from lightllm_mp.vision.preprocess import Preprocessed, preprocess
-from lightllm_mp.vision.sizing import grid_tokens, patch_grid
+from lightllm_mp.vision.preprocess import Preprocessed, patches, preprocess
+from lightllm_mp.vision.sizing import PatchGrid, grid_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.paths import GOLDENS
 
-FOLDERS = ("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+FOLDERS = (
+    *("llava_orig", "llava_hf", "qwen_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("mistral3", "pixtral", "gemma3_vl", "gemma4"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,37 @@ def cases(folder: str) -> list[Case]:
         variant = with_preprocess(spec, pad=pad)
         found += [Case(folder, name, f"img.{name}.{'pad' if pad else 'crop'}", variant) for name in names]
     return [case for case in found if case.key + ".pixels" in tensors(folder)]
+
+
+def upstream_pixels(case: Case) -> np.ndarray:
+    """In the layout of `Preprocessed.pixels`."""
+    pixels = tensors(case.folder)[case.key + ".pixels"]
+    if case.spec.kind == "gemma4":
+        return gemma4_pixels(pixels, tensors(case.folder)[case.key + ".patch_xy"], case.spec)
+    if case.spec.kind != "pixtral":
+        return pixels
+    grid = PatchGrid(1, pixels.shape[1] // case.spec.patch, pixels.shape[2] // case.spec.patch)
+    return patches([pixels], grid, case.spec)
+
+
+def gemma4_pixels(pixels: np.ndarray, places: np.ndarray, spec: VisionSpec) -> np.ndarray:
+    """Patches row by row in 0..1 with the channel last -> our blocks, in -1..1."""
+    columns, rows = (places.max(0) + 1).tolist()
+    whole = pixels.reshape(rows, columns, spec.patch, spec.patch, 3).transpose(4, 0, 2, 1, 3)
+    whole = whole.reshape(3, rows * spec.patch, columns * spec.patch)
+    return 2 * patches([whole], PatchGrid(1, rows, columns), spec) - 1
+
+
+def upstream_embeddings(case: Case) -> torch.Tensor:
+    """[slots, hidden], of a Pixtral image with the embeddings of its break and end tokens."""
+    found, ends = torch.from_numpy(tensors(case.folder)[case.key + ".embeds"]), case.spec.row_ends
+    if not ends:
+        return found
+    weights = load_torch(GOLDENS / case.folder / "model.safetensors")
+    between, last = weights["language_model.model.embed_tokens.weight"][list(ends)].float()
+    rows = int(tensors(case.folder)[case.key + ".size_hw"][0]) // case.spec.patch // case.spec.merge
+    closed = [torch.cat([row, between.unsqueeze(0)]) for row in found.chunk(rows)]
+    return torch.cat([*closed[:-1], closed[-1][:-1], last.unsqueeze(0)])
 
 
 def with_preprocess(spec: VisionSpec, **changes: Any) -> VisionSpec:

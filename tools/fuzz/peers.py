@@ -252,4 +252,5 @@ def plan_seeds() -> list[bytes]:
     full.add(0, 0, 3, sample=True)
     full.add_image(0, 1, 2, 4096, 0, 2)
     full.write_rotary(0, 0, np.arange(9).reshape(3, 3))
+    full.state(0, 2, 7)
     return [PlanBuilder(0).pack(), full.pack()]

@@ -74,7 +74,8 @@ class ImageJudge:
     def described(self, width: int, height: int, key: bytes = b"") -> ImageInfo:
         """ImageInfo of an image of this size in pixels. Raises InvalidRequest for a shape the model does not accept."""
         grid = patch_grid(self.spec, width, height)
-        told = tuple(grid) if self.spec.preprocess.mode == "dynamic" else ()
+        by_grid = self.spec.preprocess.mode == "dynamic" and not self.spec.plain_positions
+        told = tuple(grid) if by_grid else ()
         return ImageInfo(key, width, height, grid_tokens(self.spec, grid), told)
 
     def check(self, uploads: Sequence[Upload]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 from lightllm_mp.actors.topology import ImageArenas
 from lightllm_mp.config import Config
 from lightllm_mp.shm.arena import BLOCK_HEADER
@@ -31,7 +33,8 @@ def most_rows(spec: VisionSpec) -> int:
     if steps.mode != "dynamic":
         return grid_tokens(spec, patch_grid(spec, steps.size, steps.size))
     most = max(steps.max_pixels, spec.video.max_pixels // spec.temporal if spec.video else 0)
-    return most // (spec.patch * spec.merge) ** 2 + spec.keep_class
+    rows = most // (spec.patch * spec.merge) ** 2
+    return rows + spec.keep_class + (isqrt(rows) if spec.row_ends else 0)
 
 
 def _granules(size: int) -> int:

@@ -41,7 +41,7 @@ UNUSABLE = "an image cannot be decoded"
 REMEDY = f"{SECCOMP}=0 in the environment leaves the filter of system calls out"
 SECONDS = 20.0
 """Most seconds to decode one image, the process's start included."""
-VIDEO_SECONDS = 120.0
+VIDEO_SECONDS = 60.0
 """The same for a video, all of whose frames are decoded."""
 START_SECONDS = 60.0
 """Most seconds until the process that is tried at start is ready."""

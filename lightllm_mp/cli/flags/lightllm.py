@@ -93,7 +93,9 @@ ACCEPTED = {
         "max_image_token_count max_image_pixels disable_image_resize"
     ),
     "it tunes a cache that does not exist here": (
-        "cpu_cache_storage_size cpu_cache_token_page_size disk_cache_storage_size disk_cache_dir "
+        "cpu_cache_storage_size cpu_cache_token_page_size disk_cache_storage_size disk_cache_dir"
+    ),
+    "states of linear attention are float32; --state-checkpoints and --state-grain size their cache": (
         "linear_att_hash_page_size linear_att_cache_size linear_att_ssm_data_type"
     ),
     "it tunes a mode that does not exist here": (

@@ -51,6 +51,11 @@ def described(r: ModelReport) -> str:
         ("files", f"{format_bytes(r.file_bytes)}, mostly {r.file_dtype}"),
         ("weights", f"{format_bytes(r.weight_bytes)} as {r.data_type}"),
         ("KV", f"{r.kv_bytes_per_token:,} bytes per token"),
+        *(
+            [("states", f"{format_bytes(r.state_bytes)} per sequence, of {r.sequences:,} at once")]
+            if r.state_bytes
+            else []
+        ),
         ("context", f"{r.max_context:,} tokens"),
         ("device", f"{r.device}, {format_bytes(r.free_bytes)} free"),
         ("KV tokens", f"about {r.kv_tokens:,} fit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from lightllm_mp.cli.inspect.machine import Machine, this_machine
 from lightllm_mp.config import EngineConfig
+from lightllm_mp.engine.state_sizing import state_places
 from lightllm_mp.errors import EngineError, NoTokenizer
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.preflight import check_weights
@@ -38,6 +40,10 @@ class ModelReport(Struct, kw_only=True):
     data_type: str
     weight_bytes: int
     kv_bytes_per_token: int
+    state_bytes: int
+    """Of one sequence, in layers of linear attention; 0: the model has none."""
+    sequences: int
+    """Most at once, as memory holds states of so many."""
     max_context: int
     device: str
     free_bytes: int
@@ -67,6 +73,9 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     weights, kv = parameters * WIDTHS[data_type], spec.kv_elements * WIDTHS[data_type]
     tokenizer, template, eos = _tokenizer(path, notes, problems)
     room = machine.kv_room(weights, EngineConfig().mem_fraction)
+    state = sum(map(operator.mul, spec.state_elements, (WIDTHS["float32"], WIDTHS[data_type])))
+    rows, copies = state_places(EngineConfig(), room, state)
+    room = max(0, room - (rows + 1 + copies) * state)
     if room < 2 * kv:
         problems.append("the weights leave no memory for a request")
     return ModelReport(
@@ -80,6 +89,8 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
         data_type=data_type,
         weight_bytes=weights,
         kv_bytes_per_token=kv,
+        state_bytes=state,
+        sequences=rows,
         max_context=spec.max_context,
         device=machine.device,
         free_bytes=machine.free,

@@ -44,6 +44,10 @@ static void float8_task(void *arg, long task) {
         kernels->float8_panel(g, run->x, row, some_rows(g->m, row), panel);
         return;
     }
+    if (kernels->float8_as_it_is) {
+        kernels->float8_as_it_is(g, run->x, row, some_rows(g->m, row), panel);
+        return;
+    }
     uint16_t *memory = panel_memory(k * PANEL);
     if (memory == NULL) {
         run->failed = 1;

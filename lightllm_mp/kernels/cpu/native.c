@@ -6,7 +6,7 @@
 
 #include "native.h"
 
-#define MAX_ARGS 25
+#define MAX_ARGS 32
 
 /* Reads integers; -1 with an exception set when there are not exactly `count`. */
 static int integers(const char *name, PyObject *const *args, Py_ssize_t given, int count, long long *to) {
@@ -22,6 +22,7 @@ static int integers(const char *name, PyObject *const *args, Py_ssize_t given, i
 }
 
 #define ARGS(name, count)                                                        \
+    _Static_assert(count <= MAX_ARGS, "more arguments than MAX_ARGS");           \
     long long a[MAX_ARGS];                                                       \
     if (integers(name, args, given, count, a) < 0) return NULL
 #define POINTER(i) ((void *)(intptr_t)a[i])
@@ -226,11 +227,11 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 25);
+    ARGS("attention", 26);
     struct attention job = {
         POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
         a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18], a[19],
-        POINTER(20), POINTER(21), a[22], a[23], a[24]};
+        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25)};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS

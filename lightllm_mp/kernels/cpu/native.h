@@ -259,6 +259,7 @@ struct attention {
     const uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
     long q_line, kv_line;       /* elements from one token of q to the next, and from one slot to the next */
     int full;                   /* every query sees every key of its sequence */
+    const int32_t *visible;     /* [m]: leading keys that a query sees, if more than those up to itself; or NULL */
     int shared;                 /* all heads share one key-value head; h.kv_heads is into how many tasks they are divided */
     long value_dim;             /* components of a key that are its value (`shared`); 0: values are in `values` */
 };
@@ -296,8 +297,10 @@ struct kernels {
     /* Rows [row, row + rows) of x times a panel, stored. */
     void (*float_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*bf16_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
-    /* The same of float8 values, with x in float32, padded to 32; and a panel as one of bfloat16. */
+    /* The same of float8 values, with x in float32, padded to 32; with x in bfloat16 as it is, where a level has that;
+     * and a panel as one of bfloat16, for levels that have not. */
     void (*float8_panel)(const struct gemm *g, const void *x, long row, long rows, long panel);
+    void (*float8_as_it_is)(const struct gemm *g, const void *x, long row, long rows, long panel);
     void (*expand_float8)(const void *panel, uint16_t *to, long k, long group);
     void (*round_rows)(const void *rounded, long from, long to);
     /* The same for `count` panels side by side, at most PANELS_AT_ONCE. */

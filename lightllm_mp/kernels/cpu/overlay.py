@@ -1,4 +1,4 @@
-"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 256."""
+"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 512."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightllm_mp.kernels.quantised import QuantisedWeight
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, OpTable, Rotation
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 MAX_LATENT = 576
 """Components of the key of latent attention: those of DeepSeek-V3."""
 MAX_GROUP = 32
@@ -229,8 +229,10 @@ def rotary_kv_write(
 
 
 def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
-    first = 0
-    for count, by in ((layout.heads, norms.query), (layout.kv_heads, norms.key)):
+    first, parts = 0, [(layout.heads, norms.query), (layout.kv_heads, norms.key)]
+    if layout.value_norm:
+        parts.append((layout.kv_heads, Norm(_ones(layout.head_dim, qkv.dtype), norms.key.eps)))
+    for count, by in parts:
         part = qkv[:, first : first + count * layout.head_dim]
         first += part.shape[1]
         if by.mean_squares is not None:
@@ -238,6 +240,11 @@ def _normalise_heads(qkv: Tensor, layout: HeadLayout, norms: HeadNorms) -> None:
         else:
             heads = part.unflatten(1, (count, layout.head_dim))
             heads.copy_(norm(heads.contiguous(), by))
+
+
+@lru_cache(maxsize=8)
+def _ones(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(count, dtype=dtype)
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
@@ -272,6 +279,7 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         layout.heads * layout.head_dim,
         layout.kv_heads * layout.head_dim,
         not layout.causal,
+        batch.visible.data_ptr() if batch.visible is not None and layout.image_spans else 0,
     )
     return out
 
@@ -352,6 +360,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q.stride(1),
         k.stride(1),
         True,
+        0,
     )
     return out[..., :dim].flatten(2)
 

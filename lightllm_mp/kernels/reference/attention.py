@@ -14,10 +14,13 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
     out = q.new_empty((q.shape[0], layout.heads * layout.values))
     starts = batch.seq_start.tolist()
     for i, (context, row) in enumerate(zip(batch.context.tolist(), batch.rows.tolist(), strict=True)):
-        slots = batch.slot_table[row, :context].long()
-        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
         new = slice(starts[i], starts[i + 1])
-        out[new] = _one_sequence(q[new], keys, values, layout)
+        # Behind the window of the first new token, slots may belong to other sequences.
+        first = max(0, context - (new.stop - new.start) - layout.window + 1) if layout.window else 0
+        slots = batch.slot_table[row, first:context].long()
+        keys, values = _read(kv.keys, kv.key_scales, slots), _read(kv.values, kv.value_scales, slots)
+        visible = batch.visible[new] - first if batch.visible is not None and layout.image_spans else None
+        out[new] = _one_sequence(q[new], keys, values, layout, visible)
     return out
 
 
@@ -32,8 +35,9 @@ def _read(pool: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
     return x if scales is None else x * scales[slots].float().unsqueeze(-1)
 
 
-def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout) -> Tensor:
-    """q [new, heads * head_dim], k and v [context, kv_heads, dim]; the new tokens are the last of the context."""
+def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout, visible: Tensor | None) -> Tensor:
+    """q [new, heads * head_dim], k and v [context, kv_heads, dim]; the new tokens are the last of the context.
+    `visible` counts keys from the first of k on."""
     new, context, group = q.shape[0], k.shape[0], layout.heads // layout.kv_heads
     wide_q = q.view(new, layout.kv_heads, group, layout.head_dim).float()
     scores = torch.einsum("nkgd,ckd->kgnc", wide_q, k) * layout.scale
@@ -44,7 +48,8 @@ def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout) -> Tensor
     if layout.alibi:
         slopes = torch.tensor(layout.alibi, device=q.device).view(layout.kv_heads, group, 1, 1)
         scores = scores + slopes * (key_at - query_at)
-    hidden = (key_at > query_at) & layout.causal
+    last = query_at if visible is None else visible.unsqueeze(1) - 1
+    hidden = (key_at > last) & layout.causal
     if layout.window:
         hidden |= key_at <= query_at - layout.window
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)

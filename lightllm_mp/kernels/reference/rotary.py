@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.reference.norm import norm
-from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Rotation
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, Rotation
 
 
 def head_squares(qkv: Tensor, layout: HeadLayout) -> Tensor:
@@ -23,6 +23,7 @@ def rotary_kv_write(
     q, k, v = heads.split((layout.heads, layout.kv_heads, layout.kv_heads), dim=1)
     if norms is not None:
         q, k = norm(q, norms.query), norm(k, norms.key)
+        v = norm(v, Norm(v.new_ones(layout.head_dim), norms.key.eps)) if layout.value_norm else v
     kv_write(rotate(k, rotation, batch, layout), v, kv, batch)
     q = rotate(q, rotation, batch, layout)
     if rotation.query_scale is not None:

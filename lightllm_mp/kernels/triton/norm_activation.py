@@ -130,3 +130,37 @@ def _activation_kernel(
     if GATED:
         result *= tl.load(line + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * WIDTH + at, result.to(value.dtype), mask=inside)
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    tokens, width = x.shape
+    out = torch.empty_like(x)
+    if tokens:
+        _gate_kernel.launch(
+            (tokens, triton.cdiv(width, ACTIVATION_BLOCK), 1),
+            _gate_kernel.arguments(
+                x=x,
+                gate=gate,
+                out=out,
+                WIDTH=width,
+                SINGLE=gate.shape[1] == 1,
+                BLOCK=min(ACTIVATION_BLOCK, next_power_of_2(width)),
+            ),
+        )
+    return out
+
+
+@kernel(waits=True)
+def _gate_kernel(
+    x, gate, out, WIDTH: tl.constexpr, SINGLE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    wait_for_inputs(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside, place = at < WIDTH, token * WIDTH + at
+    if SINGLE:
+        by = tl.load(gate + token).to(tl.float32)
+    else:
+        by = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + place, mask=inside, other=0.0)
+    tl.store(out + place, (value.to(tl.float32) / (1.0 + tl.exp(-by))).to(value.dtype), mask=inside)

@@ -12,11 +12,12 @@ from lightllm_mp.kernels.triton.attention.attention import attention
 from lightllm_mp.kernels.triton.attention.kv_write import kv_write
 from lightllm_mp.kernels.triton.attention.rotary import rotate
 from lightllm_mp.kernels.triton.attention.rotary_kv_write import head_squares, rotary_kv_write
+from lightllm_mp.kernels.triton.delta.gated_delta import gated_delta
 from lightllm_mp.kernels.triton.linear.linear import linear, linear_float, prepare_linear
 from lightllm_mp.kernels.triton.linear.quantised import prepare_quantised
 from lightllm_mp.kernels.triton.moe.moe import experts, prepare_experts
 from lightllm_mp.kernels.triton.moe.routing import route
-from lightllm_mp.kernels.triton.norm_activation import activate, add_norm, gated, norm
+from lightllm_mp.kernels.triton.norm_activation import activate, add_norm, gated, norm, sigmoid_gated
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -34,6 +35,8 @@ TABLE: OpTable = replace(
     attention=attention,
     rotate=rotate,
     kv_write=kv_write,
+    gated_delta=gated_delta,
+    sigmoid_gated=sigmoid_gated,
     gated=gated,
     activate=activate,
     route=route,

@@ -108,7 +108,7 @@ class ModelWeights:
 
     def keeps_quantised(self, name: str) -> bool:
         """Whether a quantised weight of the file stays quantised: all its uses are projections inside a layer."""
-        return name in self._place and all(_may_be_scaled(param.target) for param, _, _ in self._place[name])
+        return name in self._place and all(may_be_scaled(param.target) for param, _, _ in self._place[name])
 
     def add(self, name: str, tensor: Sliceable | ScaledWeight | GroupedWeight | BlockRows) -> None:
         """Copies one tensor of the file into its parameters. 8-bit weights stay as they are in the projections of
@@ -134,7 +134,7 @@ class ModelWeights:
         target, cut, shape = param.target, self._cuts[param.target], self._shapes[param.target]
         whole = self._scaled.get(target)
         other = whole is not None and whole.values.dtype != weight.values[0:1].dtype
-        if target in self._tensors or other or not _may_be_scaled(target):
+        if target in self._tensors or other or not may_be_scaled(target):
             self._copy(param, piece, row, expanded(replace(weight, values=weight.values[:]), self._dtype))
             return
         own = weight.reordered(piece.transform) if piece.transform else weight
@@ -260,7 +260,7 @@ def _may_be_quantised(target: str) -> bool:
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
 
 
-def _may_be_scaled(target: str) -> bool:
+def may_be_scaled(target: str) -> bool:
     """True for a projection inside a layer, also for those of experts."""
     return _may_be_quantised(target) or target.endswith(EXPERTS)
 

@@ -97,7 +97,8 @@ def _opened(
     if not path.is_dir():
         read_model_config(source)  # raises: the path does not exist
     family, spec = hf_model(source)
-    files, params = open_folder(path), family.folder_weights(spec)
+    files = open_folder(path)
+    params = family.folder_weights(spec, files.shapes)
     checkpoint: Checkpoint = files
     names = _names(params)
     if quantised := quant_config_of(source.config, str(path)):
@@ -117,13 +118,9 @@ def _random(
     if path.is_file():
         raise ModelError(f"{path}: random weights (--load-format dummy) need a folder with a config.json")
     family, spec = hf_model(source)
-    params = family.folder_weights(spec)
-    return (
-        spec,
-        RandomWeights(params, norm=0.0 if spec.norm_offset else 1.0, device=device, dtype=dtype),
-        params,
-        (),
-    )
+    params, norm = family.folder_weights(spec), 0.0 if spec.norm_offset else 1.0
+    config = quant_config_of(source.config, str(path))
+    return spec, RandomWeights(params, norm=norm, device=device, dtype=dtype, config=config), params, ()
 
 
 def _names(params: list[Param]) -> set[str]:

@@ -45,7 +45,7 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
             _check_archive(archive)
         return spec
     found = shapes(files)
-    params = family.folder_weights(spec)
+    params = family.folder_weights(spec, found)
     if quantised := quant_config_of(source.config, str(path)):
         names = {piece.name for param in params for piece in param.pieces}
         weights = stored_weights(quantised, found, str(path))

@@ -42,10 +42,8 @@ def _scaled(weight: StoredWeight, parts: Parts) -> ScaledWeight:
     n, k = weight.shape
     values, scales = (parts[part] for part in weight.parts)
     scales = scales.float()
-    if scales.numel() == 1:
-        return ScaledWeight(values, scales.reshape(1, 1).repeat(n, 1))
-    if scales.dim() == 1 or scales.shape[1] == 1 < scales.shape[0] == n:
-        return ScaledWeight(values, scales.reshape(n, 1))
+    if weight.scheme.block is None:
+        return ScaledWeight(values, scales.reshape(-1, 1).expand(n, 1).contiguous())
     rows, columns = weight.scheme.block
     return ScaledWeight(values, scales.repeat_interleave(rows, 0)[:n].contiguous(), columns if columns < k else 0)
 

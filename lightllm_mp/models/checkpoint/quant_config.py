@@ -27,8 +27,8 @@ class QuantScheme:
     """Of a value."""
     group: int = -1
     """Inputs that share a scale; -1: all. `scaled` weights: unused."""
-    block: tuple[int, int] = (128, 128)
-    """Outputs and inputs that share a scale, for `scaled` weights whose scales form a grid."""
+    block: tuple[int, int] | None = None
+    """Outputs and inputs that share a scale; None: all, or those of an output. Of `scaled` weights only."""
     zero_offset: int = 0
     """Added to a stored zero point (1 in GPTQ's first format)."""
 
@@ -106,7 +106,8 @@ def _modelopt(given: dict[str, Any]) -> QuantConfig:
     """NVIDIA's Model Optimizer."""
     algorithm = given.get("quant_algo")
     if algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO"):
-        return _uniform(given, QuantScheme("scaled"), "ignore", "exclude_modules")
+        block = (128, 128) if algorithm == "FP8_PB_WO" else None
+        return _uniform(given, QuantScheme("scaled", block=block), "ignore", "exclude_modules")
     if algorithm == "NVFP4":
         scheme = QuantScheme("nvfp4", bits=4, group=int(given.get("group_size") or 16))
         return _uniform(given, scheme, "ignore", "exclude_modules")
@@ -189,7 +190,9 @@ def _compressed(group: dict[str, Any], form: str) -> QuantScheme:
         return QuantScheme("packed", bits, size if strategy == "group" and size else -1)
     if form in ("float-quantized", "int-quantized", "naive-quantized") and bits == 8 and kind in ("float", "int"):
         block = weights.get("block_structure")
-        return QuantScheme("scaled", block=(1, int(size)) if strategy == "group" else _block(block or [128, 128]))
+        if strategy == "group":
+            return QuantScheme("scaled", block=_block([1, size]))
+        return QuantScheme("scaled", block=_block(block) if strategy == "block" else None)
     raise _UnknownScheme(f"compressed-tensors' {form!r} with {bits} bits of {kind}")
 
 

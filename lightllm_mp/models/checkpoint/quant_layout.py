@@ -110,14 +110,16 @@ def _stored(stem: str, scheme: QuantScheme, shapes: Mapping[str, Shape], where: 
     return StoredWeight(stem, scheme, (n, k), tuple(expected))
 
 
-def _check_scale(name: str, found: Shape | None, weight: tuple[int, int], block: tuple[int, int], where: str) -> None:
-    (n, k), (rows, columns) = weight, block
-    grid = (-(-n // rows), -(-k // columns))
-    if found not in ((), (1,), (1, 1), (n,), (n, 1), grid):
-        raise ModelError(
-            f"{where}: tensor {name} is {_shown(found)}, expected for a weight {[n, k]} is one scale, {[n, 1]} or "
-            f"{list(grid)}"
-        )
+def _check_scale(
+    name: str, found: Shape | None, weight: tuple[int, int], block: tuple[int, int] | None, where: str
+) -> None:
+    n, k = weight
+    served: tuple[Shape, ...] = ((), (1,), (1, 1), (n,), (n, 1))
+    if block is not None:
+        served = ((-(-n // block[0]), -(-k // block[1])),)
+    if found not in served:
+        expected = f"one scale or {[n, 1]}" if block is None else str(list(served[0]))
+        raise ModelError(f"{where}: tensor {name} is {_shown(found)}, expected for a weight {[n, k]} is {expected}")
 
 
 def _shown(shape: Shape | None) -> str:

@@ -22,8 +22,12 @@ class Piece:
     name: str
     shape: tuple[int, ...]
     transform: Callable[[Any], Any] | None = None
-    stored: tuple[int, ...] = ()
+    stored: tuple[int, ...] | None = None
     """Shape in the file, where it differs."""
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        return self.shape if self.stored is None else self.stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def check_names(
 
     Raises ModelError naming tensors that are missing, surplus (unless a pattern of `ignore` matches) or mis-shaped.
     """
-    wanted = {piece.name: piece.stored or piece.shape for param in params for piece in param.pieces}
+    wanted = {piece.name: piece.file_shape for param in params for piece in param.pieces}
     if missing := sorted(wanted.keys() - found.keys()):
         raise ModelError(f"{where}: missing tensor {_listed(missing)}")
     for name, shape in wanted.items():

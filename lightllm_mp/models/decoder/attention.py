@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
-from lightllm_mp.kernels.table import HeadLayout, HeadNorms, OpTable, Prepared
+from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, OpTable, Prepared
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.norms import read_head_norms
@@ -29,6 +29,8 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
         window=spec.window_of(layer),
         softcap=spec.score_softcap,
         alibi=slopes,
+        image_spans=spec.image_span > 0 and not (spec.image_span_local and layer in spec.global_layers),
+        value_norm=spec.value_norm,
         interleaved=spec.rope is not None and spec.rope.interleaved,
     )
 
@@ -54,6 +56,8 @@ class Attention:
     ops: OpTable
     layer: int
     layout: HeadLayout
+    projected: HeadLayout
+    """Of a row of `qkv`: without keys and values where those of another layer are read."""
     rotary: RotaryTable
     norms: HeadNorms | None
     qkv: Prepared
@@ -62,20 +66,26 @@ class Attention:
     joint: JointHeads | None = None
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden], or only its `rows`; writes the new tokens' keys and values."""
+        """[tokens, hidden] -> [tokens, hidden], or only its `rows`; writes the new tokens' keys and values, if any."""
         layer = kv.layers[self.layer]
         qkv = self.ops.linear(x, self.qkv)
         rotation = batch.rotation or self.rotary.rotation
         norms = self.norms
         if self.joint is not None and norms is not None:
             norms = self.joint.norms(qkv, self.layout, norms)
-        q = self.ops.rotary_kv_write(qkv, rotation, layer, batch, self.layout, norms)
+        into = layer if self.projected.kv_heads else _without_heads(layer)
+        q = self.ops.rotary_kv_write(qkv, rotation, into, batch, self.projected, norms)
         out = self.ops.attention(q, layer, batch, self.layout)
         if rows is not None:
             x, out = x[rows], out[rows]
         if self.gate is not None:
             out = self.ops.sigmoid_gated(out, self.ops.linear(x, self.gate))
         return self.ops.linear(out, self.o)
+
+
+def _without_heads(kv: LayerKV) -> LayerKV:
+    """A part of the pool that nothing is written to."""
+    return LayerKV(*(None if part is None else part[:, :0] for part in kv))
 
 
 def read_attention(
@@ -87,13 +97,16 @@ def read_attention(
     shard: Shard,
     group: RankGroup,
 ) -> Attention:
-    at = f"layers.{layer}."
+    at, own = f"layers.{layer}.", spec.kv_source(layer) == layer
+    spec = spec.at(layer)
+    layout = head_layout(spec, layer, shard)
     return Attention(
         ops,
         layer,
-        head_layout(spec, layer, shard),
+        layout,
+        layout if own else replace(layout, kv_heads=0),
         rotary,
-        read_head_norms(weights, at, spec),
+        read_head_norms(weights, at, spec, keys=own),
         weights.linear(at + "qkv"),
         weights.linear(at + "q_gate") if spec.attention_gate else None,
         weights.linear(at + "o"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import Norm, OpTable
 from lightllm_mp.models.checkpoint.assembly import ModelWeights
 from lightllm_mp.models.decoder.attention import Attention, read_attention
-from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead
+from lightllm_mp.models.decoder.embedding import Embedding, ImageRows, OutputHead, visible_keys
 from lightllm_mp.models.decoder.gated_delta import GatedDelta, read_gated_delta
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.latent_attention import LatentAttention, read_latent_attention
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
-from lightllm_mp.models.decoder.moe import Mixture, read_mixture
+from lightllm_mp.models.decoder.moe import Mixture, MixtureBesideMLP, read_mixture, read_mixture_beside
 from lightllm_mp.models.decoder.norms import read_norm
+from lightllm_mp.models.decoder.per_layer import LayerEnd, PerLayerInputs, read_layer_end
 from lightllm_mp.models.decoder.pooling import PoolingHead
 from lightllm_mp.models.decoder.rotary import rotary_tables
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
@@ -37,6 +38,8 @@ class DecoderLayer:
     """None: both halves take the same normalised input."""
     mlp: GatedMLP | PlainMLP | Mixture
     mlp_out_norm: Norm | None
+    end: LayerEnd | None
+    beside: MixtureBesideMLP | None
 
 
 class Decoder:
@@ -56,17 +59,18 @@ class Decoder:
         shard: Shard | None = None,
     ) -> None:
         self.spec = spec
-        self.weight_bytes = weights.nbytes
         self._dtype = weights.dtype
         self.ops = ops
         self.group: RankGroup = group or SingleRank()
         self._shard = shard or Shard()
         self.rotary, self._local_rotary = rotary_tables(spec, device)
         self.embedding = Embedding(weights, spec, ops, self.group, self._shard)
+        self._per_layer = PerLayerInputs(weights, spec, ops) if spec.per_layer is not None else None
         self.norm = read_norm(weights, "norm", spec)
         self.head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
         self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
+        self.weight_bytes = weights.nbytes  # behind the layers: it is known then what their experts take
 
     def _layer(self, i: int, weights: ModelWeights) -> DecoderLayer:
         at, spec = f"layers.{i}.", self.spec
@@ -77,6 +81,8 @@ class Decoder:
             post_norm=None if spec.parallel else read_norm(weights, at + "post_norm", spec),
             mlp=self._mlp(i, weights),
             mlp_out_norm=read_norm(weights, at + "mlp_out_norm", spec) if spec.branch_norms else None,
+            end=read_layer_end(weights, at, spec, self.ops),
+            beside=self._beside(at, weights),
         )
 
     def _attention(self, i: int, weights: ModelWeights) -> Attention | LatentAttention | GatedDelta:
@@ -89,9 +95,14 @@ class Decoder:
 
     def _mlp(self, i: int, weights: ModelWeights) -> GatedMLP | PlainMLP | Mixture:
         moe, at = self.spec.moe, f"layers.{i}."
-        if moe is not None and i not in moe.dense_layers:
+        if moe is not None and not moe.beside and i not in moe.dense_layers:
             return read_mixture(weights, at, self.spec, self.ops, self._shard)
         return read_mlp(weights, at, self.spec, self.ops)
+
+    def _beside(self, at: str, weights: ModelWeights) -> MixtureBesideMLP | None:
+        if self.spec.moe is None or not self.spec.moe.beside:
+            return None
+        return read_mixture_beside(weights, at, self.spec, self.ops, self._shard, self.group)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +128,10 @@ class Decoder:
         self.reserve(batch.max_context)
         if batch.rotary_at.dim() > 1:
             batch = self.rotary.by_sections(batch)
+        if self.spec.image_span and images:
+            batch = replace(batch, visible=visible_keys(batch, images))
         residual = self.embedding.forward(ids, batch, images)
+        of_layers = None if self._per_layer is None else self._per_layer.forward(ids, residual)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
         branch: Tensor | None = None
         for i, layer in enumerate(self.layers):
@@ -139,9 +153,15 @@ class Decoder:
                 x = self._add(self._whole(branch, layer.attention_out_norm), residual, layer.post_norm)
                 residual = x if self.spec.post_norm else residual
                 branch = layer.mlp.forward(x)
-            branch = self._whole(branch, layer.mlp_out_norm)
-        assert branch is not None
-        return self._add(branch, residual, self.norm)
+            if layer.beside is not None:
+                assert layer.mlp_out_norm is not None
+                branch = ops.norm(layer.beside.forward(self.group.sum(branch), residual), layer.mlp_out_norm)
+            else:
+                branch = self._whole(branch, layer.mlp_out_norm)
+            if layer.end is not None:
+                inputs = None if of_layers is None else of_layers[i] if rows is None else of_layers[i][rows]
+                residual, branch = layer.end.forward(residual.add_(branch), inputs), None
+        return ops.norm(residual, self.norm) if branch is None else self._add(branch, residual, self.norm)
 
     def _whole(self, branch: Tensor, norm: Norm | None) -> Tensor:
         """The output of attention or MLP: the sum of the ranks' parts, normalised where the model does so."""

@@ -37,6 +37,15 @@ class ImageRows(NamedTuple):
             hidden[self.line : self.line + plane.shape[0]].add_(plane)
 
 
+def visible_keys(batch: Batch, images: Sequence[ImageRows]) -> Tensor:
+    """`Batch.visible` of a step whose images are whole."""
+    visible = batch.positions + 1
+    for image in images:
+        end = image.line + image.rows.shape[0]
+        visible[image.line : end] = visible[end - 1]
+    return visible
+
+
 class Embedding:
     """Token embedding, with the scale, segments, learned positions and norm that the model has."""
 

@@ -39,37 +39,25 @@ class KVPool:
         self.slots = slots
         self.dummy_slot = slots
         self.states = states
-        planes = len(spec.kv_layers)
-        heads, width, latent = _entry(spec)
-        kinds = 1 if latent else 2
-        self.data = lazy_zeros((planes, kinds, slots + 1, heads, width), dtype, device)
-        scaled = dtype.itemsize == 1
-        # A multiple of 8 rows: every layer's scales begin at a multiple of 16 bytes.
-        rows = -(slots + 1) % ALIGNED_ROWS + slots + 1
-        # A GPU reads the scales of a key and its value together; a CPU's kernels take them in planes of their own.
-        together = torch.device(device).type == "cuda"
-        shape = (rows, heads, kinds) if together else (kinds, rows, heads)
-        scales = lazy_zeros((planes, *shape), SCALE_TYPE, device) if scaled else None
-        self.scales = scales.permute(0, 3, 1, 2) if together and scales is not None else scales
-        """[layers, 2, rows, heads] or None."""
-        self.layers = {layer: self._layer(plane, latent) for plane, layer in enumerate(spec.kv_layers)}
+        entries = [_entry(spec.at(layer)) for layer in spec.kv_layers]
+        shapes = [(1 if latent else 2, slots + 1, heads, width) for heads, width, latent in entries]
+        flat = lazy_zeros((sum(map(math.prod, shapes)),), dtype, device)
+        parts = [part.view(shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]
+        self.data = flat.view(len(shapes), *shapes[0]) if len(set(shapes)) == 1 else flat
+        """[layers, keys and values, slots + 1, heads, width]; flat where layers have heads of different sizes."""
+        scales = [_scales(heads, slots + 1, device) if dtype.itemsize == 1 else None for heads, _, _ in entries]
+        own = [_layer(part, scale, latent) for part, scale, (_, _, latent) in zip(parts, scales, entries, strict=True)]
+        by_number = dict(zip(spec.kv_layers, own, strict=True))
+        readers = (layer for layer in range(spec.layers) if layer not in spec.linear_layers)
+        self.layers = {layer: by_number[spec.kv_source(layer)] for layer in readers}
         """By number of the layer in the model."""
-
-    def _layer(self, i: int, latent: int) -> LayerKV:
-        keys = self.data[i, 0]
-        if latent:
-            return LayerKV(keys, keys[..., :latent])
-        if self.scales is None:
-            return LayerKV(keys, self.data[i, 1])
-        key_scales, value_scales = self.scales[i, :, : self.slots + 1]
-        return LayerKV(keys, self.data[i, 1], key_scales, value_scales)
 
     @staticmethod
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes of one token's keys and values over all layers."""
-        heads, width, latent = _entry(spec)
         scale = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0
-        return len(spec.kv_layers) * (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
+        entries = [_entry(spec.at(layer)) for layer in spec.kv_layers]
+        return sum((1 if latent else 2) * heads * (width * dtype.itemsize + scale) for heads, width, latent in entries)
 
 
 def _entry(spec: ModelSpec) -> tuple[int, int, int]:
@@ -77,6 +65,23 @@ def _entry(spec: ModelSpec) -> tuple[int, int, int]:
     if spec.mla is None:
         return spec.kv_heads, spec.head_dim, 0
     return 1, spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora
+
+
+def _layer(part: torch.Tensor, scales: torch.Tensor | None, latent: int) -> LayerKV:
+    if latent:
+        return LayerKV(part[0], part[0][..., :latent])
+    if scales is None:
+        return LayerKV(part[0], part[1])
+    return LayerKV(part[0], part[1], *scales)
+
+
+def _scales(heads: int, slots: int, device: torch.device | str) -> torch.Tensor:
+    """[2, slots, heads]. A GPU reads the scales of a key and its value together; a CPU's kernels take them in planes of
+    their own. A multiple of 8 rows: every layer's scales begin at a multiple of 16 bytes."""
+    rows = -slots % ALIGNED_ROWS + slots
+    if torch.device(device).type == "cuda":
+        return lazy_zeros((rows, heads, 2), SCALE_TYPE, device).permute(2, 0, 1)[:, :slots]
+    return lazy_zeros((2, rows, heads), SCALE_TYPE, device)[:, :slots]
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:

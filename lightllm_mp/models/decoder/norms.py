@@ -15,11 +15,12 @@ def read_norm(weights: ModelWeights, target: str, spec: ModelSpec) -> Norm:
     return Norm(_factor(weights, target, spec), spec.norm_eps, bias, spec.norm)
 
 
-def read_head_norms(weights: ModelWeights, at: str, spec: ModelSpec) -> HeadNorms | None:
-    """The norms of query and key heads, where the model has them."""
+def read_head_norms(weights: ModelWeights, at: str, spec: ModelSpec, *, keys: bool = True) -> HeadNorms | None:
+    """The norms of query and key heads, where the model has them. Without `keys` those of queries alone."""
     if not spec.head_norm:
         return None
-    return HeadNorms(_head_norm(weights, at + "q_norm", spec), _head_norm(weights, at + "k_norm", spec))
+    query = _head_norm(weights, at + "q_norm", spec)
+    return HeadNorms(query, _head_norm(weights, at + "k_norm", spec) if keys else query)
 
 
 def _head_norm(weights: ModelWeights, target: str, spec: ModelSpec) -> Norm:

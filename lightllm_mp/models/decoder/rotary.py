@@ -23,12 +23,18 @@ class RotaryTable:
     """
 
     def __init__(
-        self, spec: RopeSpec | None, *, max_context: int = 0, log_n: int = 0, device: torch.device | str = "cpu"
+        self,
+        spec: RopeSpec | None,
+        *,
+        max_context: int = 0,
+        log_n: int = 0,
+        growth: float = 0.0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.spec = spec
         self.max_context = max_context
         self.classes = class_count(spec, max_context)
-        self.log_n = log_n
+        self.log_n, self.growth = log_n, growth
         self.device = torch.device(device)
         parts = component_of_pairs(spec) if spec else []
         self._sections = torch.tensor(parts, device=self.device) if parts else None
@@ -48,8 +54,14 @@ class RotaryTable:
         self.rotation = Rotation(
             (angles.cos() * amplitude).to(self.device),
             (angles.sin() * amplitude).to(self.device),
-            log_n_scale(at, self.log_n).repeat(self.classes).to(self.device) if self.log_n else None,
+            self._query_scale(at),
         )
+
+    def _query_scale(self, at: torch.Tensor) -> torch.Tensor | None:
+        if self.growth:
+            assert self.spec is not None
+            return growing_scale(at, self.growth, self.spec.original_context).to(self.device)
+        return log_n_scale(at, self.log_n).repeat(self.classes).to(self.device) if self.log_n else None
 
     def by_sections(self, batch: Batch) -> Batch:
         """A step whose tokens have three positions each, as one with tables of its own that have a row per token: the
@@ -73,7 +85,9 @@ class RotaryTable:
 
 def rotary_tables(spec: ModelSpec, device: torch.device | str) -> tuple[RotaryTable, RotaryTable]:
     """The tables of layers without and with a window; in most models one and the same."""
-    everywhere = RotaryTable(spec.rope, max_context=spec.max_context, log_n=spec.log_n_scale, device=device)
+    everywhere = RotaryTable(
+        spec.rope, max_context=spec.max_context, log_n=spec.log_n_scale, growth=spec.query_growth, device=device
+    )
     if spec.local_rope is None:
         return everywhere, everywhere
     return everywhere, RotaryTable(spec.local_rope, max_context=spec.max_context, device=device)
@@ -89,6 +103,11 @@ def component_of_pairs(spec: RopeSpec) -> list[int]:
 def log_n_scale(positions: torch.Tensor, trained: int) -> torch.Tensor:
     """Float32 [positions]: log(length) / log(trained) for lengths beyond `trained`, else 1 (Qwen)."""
     return ((positions + 1).double().log() / math.log(trained)).clamp(min=1.0).float()
+
+
+def growing_scale(positions: torch.Tensor, growth: float, trained: int) -> torch.Tensor:
+    """Float32 [positions]: 1 + growth * ln(1 + floor(position / trained)) (Llama 4, Ministral 3)."""
+    return 1.0 + growth * (positions // trained).float().log1p()
 
 
 def rope_lines(spec: RopeSpec, positions: torch.Tensor, classes: int) -> torch.Tensor:
@@ -119,6 +138,8 @@ def geometric(theta: float, dim: int) -> torch.Tensor:
 def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
     """Float32 [dim / 2], for scalings whose frequencies depend neither on the position nor on the length."""
     base = geometric(spec.theta, spec.dim)
+    if spec.turning:
+        base[spec.turning :] = 0.0
     if spec.divisors:
         return base / torch.tensor(spec.divisors)
     if spec.scaling == "linear":

@@ -59,7 +59,5 @@ class StatePool:
     @staticmethod
     def place_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes of one place over all linear-attention layers; 0 for a model without."""
-        if (delta := spec.delta) is None:
-            return 0
-        recurrent = delta.value_heads * delta.key_dim * delta.value_dim * torch.float32.itemsize
-        return len(spec.linear_layers) * (recurrent + (delta.taps - 1) * delta.channels * dtype.itemsize)
+        recurrent, conv = spec.state_elements
+        return recurrent * torch.float32.itemsize + conv * dtype.itemsize

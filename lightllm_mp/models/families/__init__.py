@@ -30,7 +30,8 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.families.common.text_half import ModelFolder, TextHalf
 from lightllm_mp.models.families.deepseek_v2 import DEEPSEEK_V2
 from lightllm_mp.models.families.deepseek_v3 import DEEPSEEK_V3
-from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_VL
+from lightllm_mp.models.families.gemma4 import GEMMA4, GEMMA4_TEXT
 from lightllm_mp.models.families.glm4_moe import GLM4_MOE, GLM4_MOE_LITE
 from lightllm_mp.models.families.internlm import INTERNLM
 from lightllm_mp.models.families.internlm2 import INTERNLM2
@@ -39,6 +40,7 @@ from lightllm_mp.models.families.llava import LLAVA_HF, LLAVA_ORIG
 from lightllm_mp.models.families.minicpm import MINICPM
 from lightllm_mp.models.families.minimax_m2 import MINIMAX_M2
 from lightllm_mp.models.families.mistral import MISTRAL, MIXTRAL
+from lightllm_mp.models.families.mistral3 import MINISTRAL3, MISTRAL3, PIXTRAL
 from lightllm_mp.models.families.phi import PHI
 from lightllm_mp.models.families.phi3 import PHI3
 from lightllm_mp.models.families.qwen.qwen import QWEN
@@ -57,9 +59,10 @@ FAMILIES: tuple[Family, ...] = (
     *(QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, QWEN3_NEXT),
     *(QWEN3_5, QWEN3_5_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
-    *(GEMMA, GEMMA2, GEMMA3, DEEPSEEK_V2, PHI, PHI3),
+    *(GEMMA, GEMMA2, GEMMA3, GEMMA3_VL, GEMMA4, GEMMA4_TEXT, DEEPSEEK_V2, PHI, PHI3),
     *(DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, MINIMAX_M2),
     *(BERT, ROBERTA, NOMIC_BERT),
+    *(MINISTRAL3, MISTRAL3, PIXTRAL),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE),
 )
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
+
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import TensorNames, decoder, norm
-from lightllm_mp.models.families.common.family import INV_FREQ, Family, activation, refuse, rope_spec, standard_spec
+from lightllm_mp.models.families.common.family import (
+    INV_FREQ,
+    Family,
+    activation,
+    nested_text,
+    refuse,
+    rope_spec,
+    standard_spec,
+)
 from lightllm_mp.models.families.common.gguf_rules import NAMES, GGUFKeys, gguf_rope, gguf_spec, head_norms
 from lightllm_mp.models.spec import ModelSpec, RopeSpec
 
@@ -17,6 +27,19 @@ LOCAL_THETA, GLOBAL_THETA = 10000.0, 1000000.0
 PERIOD = 6
 """Every sixth layer of Gemma 3 is global: it has no window."""
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
+GEMMA3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+"""Defaults of transformers' Gemma3TextConfig: files with images leave out keys with these values."""
 BRANCH_NAMES = TensorNames(post_norm="pre_feedforward_layernorm")
 
 
@@ -58,6 +81,12 @@ def read_gemma3(config: dict[str, Any]) -> ModelSpec:
         score_softcap=float(config.get("attn_logit_softcapping") or 0.0),
         logit_softcap=float(config.get("final_logit_softcapping") or 0.0),
     )
+
+
+def read_gemma3_vl(config: dict[str, Any]) -> ModelSpec:
+    """Gemma 3 with a vision tower: the tokens of an image see each other."""
+    spec = read_gemma3(nested_text(config, GEMMA3_DEFAULTS, ("gemma3_text",)))
+    return msgspec.structs.replace(spec, family="gemma3_vl", image_span=int(config.get("mm_tokens_per_image", 256)))
 
 
 def _branched(config: dict[str, Any], **fields: Any) -> ModelSpec:
@@ -205,4 +234,19 @@ GEMMA3 = Family(
     read_gguf=read_gemma3_gguf,
     gguf_weights=gguf_weights,
     ignore=IGNORE,
+)
+GEMMA3_VL = Family(
+    name="gemma3_vl",
+    models="Gemma 3 4B, 12B, 27B (images)",
+    model_types=("gemma3",),
+    read_hf=read_gemma3_vl,
+    hf_weights=hf_weights,
+    gguf_written_as="gemma3",
+    ignore=(*IGNORE, r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+    spellings=(
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("model.language_model.", "model."),
+    ),
+    vision="lightllm_mp.vision.families.gemma3:GEMMA3",
 )

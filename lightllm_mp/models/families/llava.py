@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from lightllm_mp.errors import ModelError
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.common.family import INV_FREQ, Family, eos_ids
+from lightllm_mp.models.families.common.family import INV_FREQ, Family, nested_text
 from lightllm_mp.models.spec import ModelSpec
 
 LLAMA_DEFAULTS: dict[str, Any] = {
@@ -32,14 +31,8 @@ def read_original(config: dict[str, Any]) -> ModelSpec:
 
 def read_nested(config: dict[str, Any]) -> ModelSpec:
     """`text_config`, completed by LlamaConfig's defaults; a few keys may be outside it."""
-    inner = config.get("text_config") or {}
-    if inner.get("model_type", "llama") != "llama":
-        raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
-    outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
-    generation = {"generation_config": config.get("generation_config", {})}
-    text = {**LLAMA_DEFAULTS, **outer, **inner, **generation}
-    ends = eos_ids({**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", 2))})
-    return msgspec.structs.replace(llama.read_hf(text), family="llava_hf", eos_ids=ends)
+    text = nested_text(config, LLAMA_DEFAULTS, ("llama",))
+    return msgspec.structs.replace(llama.read_hf(text), family="llava_hf")
 
 
 LLAVA_ORIG = Family(

@@ -26,7 +26,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import DeltaSpec, ModelSpec
+from lightllm_mp.models.spec import DeltaSpec, GlobalHeads, ModelSpec
 
 MULTIPLE = 16
 """Local widths are a multiple of this, because matrix units need aligned rows."""
@@ -180,12 +180,19 @@ def local_model(spec: ModelSpec, rank: int, size: int, ep: int = 1) -> tuple[Mod
         heads=heads.heads,
         kv_heads=heads.kv_heads,
         intermediate=_local(spec.intermediate, size),
+        kv_shared_intermediate=_local(spec.kv_shared_intermediate, size),
+        global_heads=spec.global_heads and _local_heads(spec, spec.global_heads, rank, size),
         moe=moe,
         delta=spec.delta and _local_delta(spec.delta, rank, size),
     )
     vocab_start = rank * _local(spec.vocab, size)
     shard = Shard(rank, size, vocab_start, heads.queries.start, spec.heads, _copied_heads(spec, size))
     return local, replace(shard, first_expert=experts.first, own_experts=experts.experts) if experts else shard
+
+
+def _local_heads(spec: ModelSpec, whole: GlobalHeads, rank: int, size: int) -> GlobalHeads:
+    heads = head_share(msgspec.structs.replace(spec, heads=whole.heads, kv_heads=whole.kv_heads), rank, size)
+    return msgspec.structs.replace(whole, heads=heads.heads, kv_heads=heads.kv_heads)
 
 
 def _local_delta(delta: DeltaSpec, rank: int, size: int) -> DeltaSpec:
@@ -210,6 +217,7 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int, ep: int = 1) -> 
     if size == 1:
         return WHOLE
     target = re.sub(r"^layers\.\d+\.", "", param.target)
+    spec = spec.at(int(param.target.split(".")[1])) if target != param.target else spec
     name = target.removesuffix(".bias")
     kind = name.removeprefix("shared.")
     if name in ("o", "down", "shared.down") and target != name:
@@ -234,6 +242,8 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int, ep: int = 1) -> 
 def _by_heads(param: Param, name: str, spec: ModelSpec, heads: HeadShare) -> ShardCut:
     queries, keys = ShardRows((heads.queries,), heads.heads), ShardRows((heads.keys,), heads.kv_heads)
     if name == "qkv":
+        if param.shape[0] == spec.q_size:  # the layer reads keys and values of another one
+            return ShardCut(_scaled(queries, spec.head_dim))
         wholes = (spec.heads, spec.kv_heads, spec.kv_heads)
         return ShardCut(_scaled(_stacked((queries, keys, keys), wholes), spec.head_dim))
     if name == "o":

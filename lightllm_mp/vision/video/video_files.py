@@ -19,8 +19,9 @@ from lightllm_mp.vision.header import ImageLimits, read_header
 
 FRAMES_FPS = 2.0
 """Frames per second of a list of frames that does not say it: the rate at which Qwen's own tools sample videos."""
-MOST_FRAMES = 1 << 16
-"""Most frames of a file: 36 minutes at 30 per second. All of them are decoded."""
+MOST_FRAMES, MOST_PIXELS = 1 << 16, 1 << 34
+"""Most frames of a video, and most pixels of all of them: ten minutes of 1280 x 720 at 30 frames per second. All are
+decoded, which may take the decoder's deadline."""
 PACKED = b"LLMPFRAM"
 """Begins a packed list of frames. Then: frames per second (float64), the number of frames and the length of each
 (uint32), and the image files."""
@@ -46,6 +47,11 @@ class VideoHeader(NamedTuple):
 def decodes_files() -> bool:
     """Whether PyAV is installed."""
     return find_spec("av") is not None
+
+
+def is_video(data: bytes) -> bool:
+    """Whether `read_video` knows the format."""
+    return data.startswith(PACKED) or data[4:8] == b"ftyp"
 
 
 def pack_frames(files: Sequence[bytes], fps: float | None) -> bytes:
@@ -80,16 +86,15 @@ def read_video(data: bytes, limits: ImageLimits | None = None) -> VideoHeader:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"a video of {len(data)} bytes is over the limit of {limits.max_bytes}")
-    if data.startswith(PACKED):
-        header = _read_packed(data, limits)
-    elif data[4:8] == b"ftyp":
-        header = _read_mp4(data)
-    else:
+    if not is_video(data):
         raise UnsupportedMedia("a video is in none of the formats MP4, MOV")
+    header = _read_packed(data, limits) if data.startswith(PACKED) else _read_mp4(data)
     if header.width * header.height > limits.max_pixels or max(header.width, header.height) > limits.max_edge:
         raise PayloadTooLarge(f"a video of {header.width} x {header.height} pixels is over the limit for an image")
     if header.frames > MOST_FRAMES:
         raise PayloadTooLarge(f"a video has {header.frames} frames, at most {MOST_FRAMES} are decoded")
+    if header.frames * header.width * header.height > MOST_PIXELS:
+        raise PayloadTooLarge(f"the frames of a video have more than {MOST_PIXELS} pixels: send fewer or smaller ones")
     if not (isfinite(header.fps) and header.fps > 0):
         raise InvalidRequest("a video has no rate of frames")
     return header

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
-from tests.kernels.random_batch import RandomStep
+from tests.kernels.random_batch import RandomStep, image
 from tests.kernels.routings import NAMES, ROUTINGS
 
 REFERENCE = reference.TABLE
@@ -180,7 +182,15 @@ LAYOUTS = [
     HeadLayout(heads=4, kv_heads=2, head_dim=64, scale=0.3, softcap=5.0),
     HeadLayout(heads=4, kv_heads=2, head_dim=32, scale=0.2, alibi=(0.5, 0.25, 0.0625, 0.004)),
     HeadLayout(heads=3, kv_heads=3, head_dim=80, scale=0.2, alibi=(0.7, 0.1, 0.01), softcap=3.0, window=50),
+    HeadLayout(heads=8, kv_heads=2, head_dim=512, scale=0.04),
     HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2),
+]
+
+
+SPANS = [
+    HeadLayout(heads=4, kv_heads=2, head_dim=32, scale=0.2, image_spans=True),
+    HeadLayout(heads=4, kv_heads=1, head_dim=64, scale=0.2, image_spans=True, window=40, softcap=3.0),
+    HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2, image_spans=True, window=40),
 ]
 
 
@@ -190,6 +200,7 @@ LATENTS = [
 ]
 """Values are the first components of the keys."""
 
+
 ENCODERS = [
     HeadLayout(heads=4, kv_heads=4, head_dim=32, scale=0.2, causal=False),
     HeadLayout(heads=6, kv_heads=2, head_dim=64, scale=0.125, causal=False),
@@ -198,11 +209,22 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS + LATENTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS + SPANS + LATENTS, ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
     close(CPU.attention(*arguments), REFERENCE.attention(*arguments), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.window], ids=str)
+def test_what_lies_behind_windows_is_not_read(dtype, layout):
+    step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (3, 129)], layout, dtype)
+    expected = [ops.attention(step.q, step.kv, step.batch, layout) for ops in (CPU, REFERENCE)]
+    step.spoil_behind_windows()
+    assert torch.isnan(step.keys).any()
+    assert torch.equal(CPU.attention(step.q, step.kv, step.batch, layout), expected[0])
+    assert torch.equal(REFERENCE.attention(step.q, step.kv, step.batch, layout), expected[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -219,6 +241,23 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 q, batch = step.part(sequence, start, end)
                 got = CPU.attention(q, step.kv, batch, layout)
                 assert torch.equal(got, whole[first + start : first + end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", SPANS[:-1], ids=str)
+def test_attention_of_whole_images_does_not_depend_on_the_cut(dtype, layout):
+    sizes = [(130, 130), (70, 333), (1, 200)]
+    step = RandomStep(sizes, layout, dtype)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
+    causal = CPU.attention(step.q, step.kv, step.batch, replace(layout, image_spans=False))
+    for sequence, (new, _) in enumerate(sizes):
+        first, (begin, after) = int(step.batch.seq_start[sequence]), image(new)
+        for start, end in ((0, begin), (begin, after), (after, new)):
+            if start < end:
+                q, batch = step.part(sequence, start, end)
+                assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[first + start : first + end])
+        assert torch.equal(whole[first : first + begin], causal[first : first + begin])
+        assert new == 1 or not torch.equal(whole[first + begin], causal[first + begin])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -251,7 +290,7 @@ def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: t
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("pictures", "length", "heads", "dim"),
-    [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 264)],
+    [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 520)],
 )
 def test_full_attention(dtype, pictures, length, heads, dim):
     """Near the float32 reference, and bitwise the same for a picture alone or among others."""

@@ -32,6 +32,10 @@ LAYOUTS = [
     HeadLayout(heads=2, kv_heads=1, head_dim=256, scale=0.06, window=100, softcap=5.0),
     HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25, causal=False),
     HeadLayout(heads=3, kv_heads=3, head_dim=64, scale=0.125, causal=False),
+    HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25, image_spans=True),
+    HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25, image_spans=True, window=23),
+    HeadLayout(heads=2, kv_heads=1, head_dim=256, scale=0.06, image_spans=True, window=100),
+    HeadLayout(heads=8, kv_heads=1, head_dim=512, scale=0.04),
 ]
 FEW_LAYOUTS = [LAYOUTS[0], LAYOUTS[2], LAYOUTS[3], LAYOUTS[4], LAYOUTS[9], LAYOUTS[11]]
 """For every other kind of tensors: compiling takes longer than running."""
@@ -84,6 +88,16 @@ def test_attention(dtype, layout, kind):
     step = RandomStep(STEPS[kind], layout, dtype, seed=len(kind))
     got = TRITON.attention(step.q.to(DEVICE), without_the_unused(step, step.kv), on_device(step.batch), layout)
     close(got, REFERENCE.attention(step.q.float(), step.kv, step.batch, layout))
+
+
+@pytest.mark.parametrize("sizes", [[(1, 200)], [(40, 333), (1, 129)]], ids=str)
+def test_what_lies_behind_windows_is_not_read(sizes):
+    layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.5, window=70)
+    step = RandomStep(sizes, layout, torch.float32)
+    expected = REFERENCE.attention(step.q, step.kv, step.batch, layout)
+    step.spoil_behind_windows()
+    got = TRITON.attention(step.q.to(DEVICE), kv_on_device(step.kv), on_device(step.batch), layout)
+    close(got, expected)
 
 
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -224,3 +226,36 @@ def test_one_graph_serves_all_choices(tokens):
         result.fill_(float("nan"))
         graph.replay()
         close(result, REFERENCE.experts(x.float(), wide, *REFERENCE.route(logits, how), "silu").cpu())
+
+
+def scaled(weight: torch.Tensor, group: int, kind: torch.dtype = torch.float8_e4m3fn) -> ScaledWeight:
+    """8-bit values of a weight [experts, n, k], with random scales."""
+    experts, n, k = weight.shape
+    scales = torch.rand(experts, n, -(-k // group) if group else 1, device=weight.device) * 1e-2 + 1e-3
+    whole = scales.repeat_interleave(group or k, 2)[:, :, :k]
+    return ScaledWeight((weight.float() / whole).clamp(-120, 120).to(kind), scales, group)
+
+
+FLOAT8, INT8 = torch.float8_e4m3fn, torch.int8
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "tokens", "dtype"),
+    [
+        (128, FLOAT8, 1, torch.float16),
+        (48, INT8, 1, torch.float16),
+        (128, FLOAT8, 3, torch.float32),
+        (0, INT8, 3, torch.float32),
+        *([(128, FLOAT8, 300, torch.bfloat16), (24, FLOAT8, 40, torch.bfloat16)] if CUDA else []),
+    ],
+)
+def test_scaled_experts(group, kind, tokens, dtype):
+    """Groups of 48 inputs are cut into those of 16; weights with groups of 24 are expanded."""
+    experts, top_k, k, n = (60, 4, 304, 80) if CUDA else (3, 2, 144, 20)
+    gate_up, down = (scaled(weight, group, kind) for weight in layer(experts, k, n, torch.float32))
+    x, weights, numbers = step(tokens, k, experts, top_k, dtype)
+    prepared = moe.prepare_experts(gate_up, down)
+    assert (prepared.gate_up.values.dtype == kind) == (group != 24)
+    got = moe.experts(x, prepared, weights, numbers, "silu")
+    wide = REFERENCE.prepare_experts(expanded(gate_up, torch.float32), expanded(down, torch.float32))
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "silu").cpu())

@@ -111,6 +111,38 @@ def test_rotary_kv_write(dtype, shape, norm, interleaved):
     assert torch.equal(kv.keys.cpu()[untouched], step.keys[untouched])
 
 
+@pytest.mark.parametrize("shape", FEW_SHAPES, ids=str)
+def test_values_are_normalised(shape):
+    *heads, rotated = shape
+    layout = layout_of(*heads, value_norm=True)
+    step = RandomStep([(1, 7), (2, 50)], layout, torch.float32)
+    rotation, norms, kv = rotation_of(rotated), norms_of("rms", layout, torch.float32), kv_on_device(step.kv)
+    inputs = on_device(step.batch), layout, norms_on_device(norms)
+    got = TRITON.rotary_kv_write(step.qkv.to(DEVICE), moved(rotation), kv, *inputs)
+    close(got, REFERENCE.rotary_kv_write(step.qkv, rotation, step.kv, step.batch, layout, norms))
+    close(kv.keys, step.keys)
+    close(kv.values, step.values)
+    squares = step.values[step.batch.slots.long()].square().mean(-1)
+    assert torch.allclose(squares, torch.ones_like(squares), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", FEW_SHAPES, ids=str)
+def test_queries_alone(shape):
+    """A layer that reads the keys and values of another one: the same queries, and nothing is written."""
+    *heads, rotated = shape
+    layout, rotation = layout_of(*heads, value_norm=True), rotation_of(rotated)
+    step = RandomStep([(1, 7), (2, 50)], layout, torch.float32)
+    norms, kv, batch = norms_of("rms", layout, torch.float32), kv_on_device(step.kv), on_device(step.batch)
+    expected = REFERENCE.rotary_kv_write(step.qkv.clone(), rotation, step.kv, step.batch, layout, norms)
+    alone = step.qkv[:, : layout.heads * layout.head_dim].contiguous().to(DEVICE)
+    into = LayerKV(kv.keys[:, :0], kv.values[:, :0])
+    before = kv.keys.clone(), kv.values.clone()
+    projected = layout_of(heads[0], 0, heads[2], value_norm=True)
+    close(TRITON.rotary_kv_write(alone, moved(rotation), into, batch, projected, norms_on_device(norms)), expected)
+    assert torch.equal(kv.keys, before[0])
+    assert torch.equal(kv.values, before[1])
+
+
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("shape", FEW_SHAPES, ids=str)
 @pytest.mark.parametrize("norm", ["", "rms"])

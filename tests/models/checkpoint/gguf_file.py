@@ -21,6 +21,7 @@ from tests.models.checkpoint.gguf_keys import (
     bloom_keys,
     common,
     deepseek_keys,
+    deepstack_keys,
     first,
     gemma_keys,
     glm4_moe_keys,
@@ -127,7 +128,8 @@ def _read(folder: Path) -> Tensors:
     tensors = load_file(folder / "model.safetensors")
     seen = (".inv_freq", "vision_tower.", "multi_modal_projector.", "mm_projector.", "visual.", "image_newline")
     kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in seen)}
-    return {name.removeprefix("language_model."): tensor.float().numpy() for name, tensor in kept.items()}
+    short = {name.replace("model.language_model.", "model."): tensor for name, tensor in kept.items()}
+    return {name.removeprefix("language_model."): tensor.float().numpy() for name, tensor in short.items()}
 
 
 Rule = tuple[MODEL_ARCH, Callable[[dict[str, Any]], dict[str, Any]], Callable[[Tensors, dict[str, Any], bool], Tensors]]
@@ -143,6 +145,8 @@ FAMILIES: dict[str, Rule] = {
     "qwen2": (A.QWEN2, common, layouts.plain),
     "qwen2_5_vl": (A.QWEN2VL, common, layouts.plain),
     "qwen3": (A.QWEN3, common, layouts.plain),
+    "qwen3_vl_text": (A.QWEN3VL, deepstack_keys, layouts.plain),
+    "qwen3_vl_moe_text": (A.QWEN3VLMOE, deepstack_keys, layouts.fused_moe),
     "qwen2_moe": (A.QWEN2MOE, moe_keys, layouts.moe),
     "qwen3_moe": (A.QWEN3MOE, moe_keys, layouts.moe),
     "gemma": (A.GEMMA, gemma_keys, layouts.gemma),

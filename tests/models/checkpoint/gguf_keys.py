@@ -185,3 +185,10 @@ def glm_keys(config: dict[str, Any]) -> dict[str, Any]:
         "rope.dimension_count": rotated,
         "rope.freq_base": 10000.0 * config.get("rope_ratio", 1),
     }
+
+
+def deepstack_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3VLTextModel; of the mixture too."""
+    width = config.get("moe_intermediate_size")
+    levels = len(config["vision_config"]["deepstack_visual_indexes"])
+    return {**common(config), "n_deepstack_layers": levels, "expert_feed_forward_length": width}

@@ -63,6 +63,20 @@ def moe(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
     return {name: values.squeeze() if old else values for name, values in found.items()}
 
 
+def fused_moe(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
+    """Gate and up apart, and rows of outputs."""
+    found = {}
+    for name, values in plain(tensors, config, old).items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, piece in zip(("gate", "up"), np.split(values.swapaxes(1, 2), 2, axis=1), strict=True):
+                found[name.replace("gate_up_proj", f"{part}_proj.weight")] = piece
+        elif name.endswith("experts.down_proj"):
+            found[name + ".weight"] = values.swapaxes(1, 2)
+        else:
+            found[name] = values
+    return found
+
+
 def gemma(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
     shifted = {name: values + 1 if name.endswith("norm.weight") else values for name, values in tensors.items()}
     return {name: values for name, values in shifted.items() if name != "lm_head.weight"}

@@ -14,6 +14,7 @@ from tests.models.checkpoint.gguf_file import add_key
 from tests.models.golden import GOLDENS
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+QWEN3_TOKENS = {250: "<|vision_start|>", 251: "<|vision_end|>", 252: "<|image_pad|>"}
 QWEN_TOKENS = {250: "<|vision_start|>", 251: "<|vision_end|>", 253: "<|image_pad|>"}
 
 Tensors = dict[str, np.ndarray]
@@ -23,7 +24,10 @@ def write_mmproj(path: Path, folder: str, *, keys: dict[str, Any] | None = None,
     """`keys` are added after `clip.`, or left out where they are None. `swapped`: as convert_image_encoder_to_gguf.py
     names LLaVA's MLP."""
     config = json.loads((GOLDENS / folder / "config.json").read_text())
-    found, tensors = _qwen(folder, config) if folder == "qwen2_5_vl" else _clip(folder, config, swapped)
+    if folder.startswith("qwen3"):
+        found, tensors = _qwen3(folder, config)
+    else:
+        found, tensors = _qwen(folder, config) if folder == "qwen2_5_vl" else _clip(folder, config, swapped)
     writer = GGUFWriter(path, "clip")
     for key, value in {**found, **(keys or {})}.items():
         add_key(writer, f"clip.{key}", value)
@@ -106,4 +110,34 @@ def _qwen(folder: str, config: dict[str, Any]) -> tuple[dict[str, Any], Tensors]
             known = table.get_name(name.replace("qkv", part), try_suffixes=(".weight", ".bias"))
             assert known is not None, name
             found[known] = piece
+    return keys, found
+
+
+def _qwen3(folder: str, config: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    """Qwen3VLVisionModel: as `_qwen`, queries, keys and values together, and DeepStack's mergers by their layers."""
+    vision, taps = config["vision_config"], config["vision_config"]["deepstack_visual_indexes"]
+    keys = {**_tower(vision, vision["depth"], 1e-6), "projector_type": "qwen3vl_merger", "use_gelu": True}
+    keys |= {"vision.image_mean": [0.5] * 3, "vision.image_std": [0.5] * 3, "vision.spatial_merge_size": 2}
+    keys |= {"vision.image_min_pixels": 1024, "vision.image_max_pixels": 2600}
+    keys |= {"vision.is_deepstack_layers": [layer in taps for layer in range(vision["depth"])]}
+    table, found = get_tensor_name_map(MODEL_ARCH.MMPROJ, vision["depth"]), {}
+    spelt = (("merger.norm", "v.post_ln"), ("merger.linear_fc1", "mm.0"), ("merger.linear_fc2", "mm.2"))
+    for name, values in _load(GOLDENS / folder).items():
+        if not name.startswith("model.visual."):
+            continue
+        name = name.removeprefix("model.")
+        if "patch_embed.proj.weight" in name:
+            found |= {"v.patch_embd.weight": values[:, :, 0], "v.patch_embd.weight.1": values[:, :, 1]}
+        elif "deepstack" in name:
+            level, part = name.removeprefix("visual.deepstack_merger_list.").split(".", 1)
+            found[f"v.deepstack.{taps[int(level)]}.{part.replace('linear_', '')}"] = values
+        elif "merger" in name:
+            part = name.removeprefix("visual.")
+            for old, new in spelt:
+                part = part.replace(old, new)
+            found[part] = values
+        else:
+            known = table.get_name(name, try_suffixes=(".weight", ".bias"))
+            assert known is not None, name
+            found[known] = values
     return keys, found

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.kernels import reference
+from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.models.checkpoint.loader import load_model
 from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
 
-@pytest.fixture(params=["llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3"])
+@pytest.fixture(
+    params=["llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3", "qwen3_next", "qwen3_5_moe"]
+)
 def folder(request, tmp_path):
     shutil.copy(GOLDENS / request.param / "config.json", tmp_path)
     return tmp_path
@@ -49,3 +54,20 @@ def test_what_it_needs(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"need a folder with a config\.json"):
         made(tmp_path / "model.gguf")
+
+
+def test_projections_that_the_configuration_quantises(tmp_path):
+    """Of 8 bits, but the head and what it names."""
+    config = json.loads((GOLDENS / "qwen3_moe" / "config.json").read_text())
+    ignored = ["lm_head", "re:.*self_attn"]
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ignored}
+    sizes = []
+    for extra in ({}, {"quantization_config": quantised}):
+        (tmp_path / "config.json").write_text(json.dumps(config | extra))
+        model = load_model(tmp_path, dtype=torch.bfloat16, dummy=True, ops=reference.TABLE)
+        sizes.append(model.weight_bytes)
+        assert isinstance(model.layers[0].attention.qkv.weight, torch.Tensor)
+        assert isinstance(model.layers[0].mlp.experts.down, ScaledWeight if extra else torch.Tensor)
+        runner = Runner(model)
+        assert torch.isfinite(runner.prefill(runner.sequence(), list(range(3, 10)))).all()
+    assert sizes[1] < 0.8 * sizes[0]

@@ -24,7 +24,7 @@ from lightllm_mp.vision.spec import VisionModel
 from lightllm_mp.vision.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.checkpoint.gguf_file import write_gguf
-from tests.models.checkpoint.mmproj_file import QWEN_TOKENS, write_mmproj
+from tests.models.checkpoint.mmproj_file import QWEN3_TOKENS, QWEN_TOKENS, write_mmproj
 from tests.models.golden import GOLDENS, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner
 
@@ -39,14 +39,17 @@ def written(tmp_path, folder: str, *, keys=None, swapped=False, pad=True) -> Vis
     keys = {**(QWEN_SIZES if folder == "qwen2_5_vl" else {}), **(keys or {})}
     if not pad:
         keys["vision.image_aspect_ratio"] = "square"
-    write_gguf(tmp_path / "model.gguf", folder, tokens=QWEN_TOKENS)
+    write_gguf(tmp_path / "model.gguf", folder, tokens=QWEN3_TOKENS if folder.startswith("qwen3") else QWEN_TOKENS)
     write_mmproj(tmp_path / "mmproj-model-f32.gguf", folder, keys=keys, swapped=swapped)
     return read_vision(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(
     ("folder", "pad", "swapped"),
-    [("llava_orig", True, True), ("llava_orig", False, False), ("llava_hf", False, True), ("qwen2_5_vl", True, False)],
+    [
+        *(("llava_orig", True, True), ("llava_orig", False, False), ("llava_hf", False, True)),
+        *((folder, True, False) for folder in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")),
+    ],
 )
 def test_prompts_with_pictures(tmp_path, folder, pad, swapped):
     """From the picture's file to the ids; the embeddings and the logits are the golden ones."""
@@ -62,11 +65,12 @@ def test_prompts_with_pictures(tmp_path, folder, pad, swapped):
         slots = []
         for slot, (_, _, image, *how) in zip(prompt.slots, raw["image_slots"], strict=True):
             data = (GOLDENS / folder / "images" / f"{image}.png").read_bytes()
-            found = encoder.encode([preprocess(decode(data, read_header(data)), vision.spec)])[0]
+            planes = encoder.encode([preprocess(decode(data, read_header(data)), vision.spec)])[0]
+            found, deep = (planes[0], planes[1:]) if planes.dim() > 2 else (planes, None)
             key = ".".join(["img", image, *how, "embeds"])
             if key in golden:
                 assert (found - golden[key]).abs().max() < TOLERANCE
-            slots.append(replace(slot, embeds=found))
+            slots.append(replace(slot, embeds=found, deep=deep))
         seen_pictures += len(slots)
         prompt = replace(prompt, slots=tuple(slots))
         seq = runner.sequence(prompt)
@@ -108,7 +112,7 @@ def test_served(tmp_path, folder):
     assert [one.token_ids for one in found] == [prompt["greedy_ids"] for prompt in asked]
 
 
-@pytest.mark.parametrize("folder", ["llava_hf", "qwen2_5_vl"])
+@pytest.mark.parametrize("folder", ["llava_hf", "qwen2_5_vl", "qwen3_vl"])
 def test_the_same_tower_as_the_folder(tmp_path, folder):
     """Numbers are rounded to float32 in the file, and LLaVA's has no token for pictures."""
     mine, theirs = written(tmp_path, folder, pad=False), read_vision(GOLDENS / folder)
@@ -159,6 +163,7 @@ def test_no_file_beside_the_model(tmp_path):
         ("llava_hf", {"vision.image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres' is not supported"),
         ("llava_hf", {"vision.attention.head_count": 3}, "cannot have 3 heads"),
         ("qwen2_5_vl", {"vision.n_wa_pattern": None}, "key 'clip.vision.n_wa_pattern' of the vision tower is missing"),
+        ("qwen3_vl", {"vision.is_deepstack_layers": None}, "gives 0 levels of DeepStack, the language model takes 3"),
         ("qwen2_5_vl", {"vision.n_wa_pattern": 0}, "a value of the vision tower cannot be used"),
     ],
 )

@@ -14,8 +14,18 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
 from lightllm_mp.kernels.select import op_table
 from lightllm_mp.models.checkpoint.loader import load_model
+from lightllm_mp.models.checkpoint.preflight import check_weights
 from lightllm_mp.models.model_config import read_model_config
-from tests.models.checkpoint.quantised_folders import GROUP, awq, gptq, logits, make
+from tests.models.checkpoint.quantised_folders import (
+    GROUP,
+    awq,
+    compressed,
+    compressed_words,
+    gptq,
+    logits,
+    make,
+    nvfp4,
+)
 from tests.models.golden import GOLDENS
 
 
@@ -45,6 +55,47 @@ CASES = {
         {**GPTQ, "desc_act": True},
     ),
 }
+
+WORDS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
+MORE_CASES = {
+    "awq without zero points": (lambda stem, w: awq(stem, w, GROUP, symmetric=True), {**AWQ, "zero_point": False}),
+    "gptq, 8 bits": (lambda stem, w: gptq(stem, w, GROUP, bits=8, symmetric=True), {**GPTQ, "bits": 8}),
+    "gptq, 8 bits with zero points": (lambda stem, w: gptq(stem, w, GROUP, bits=8), {**GPTQ, "bits": 8}),
+    "gptq, bits by module": (
+        lambda stem, w: gptq(stem, w, GROUP, bits=8 if stem.endswith("up_proj") else 4),
+        {**GPTQ, "dynamic": {"-:.*lm_head": {}, r"+:.*\.up_proj": {"bits": 8}}},
+    ),
+    "auto-round": (
+        lambda stem, w: gptq(stem, w, GROUP),
+        {"quant_method": "auto-round", "bits": 4, "group_size": GROUP, "packing_format": "auto_round:auto_gptq"},
+    ),
+    "compressed-tensors": (lambda stem, w: compressed_words(stem, w, GROUP), compressed("pack-quantized", **WORDS)),
+    "compressed-tensors with zero points and act-order": (
+        lambda stem, w: compressed_words(stem, w, GROUP, symmetric=False, act_order=torch.arange(w.shape[1]).flip(0)),
+        compressed("pack-quantized", **WORDS, actorder="group"),
+    ),
+    "compressed-tensors, 8 bits by channel": (
+        lambda stem, w: compressed_words(stem, w, w.shape[1], bits=8),
+        compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
+    ),
+    "nvfp4": (
+        lambda stem, w: nvfp4(stem, w, modelopt=False),
+        compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
+    ),
+    "nvfp4, modelopt": (
+        lambda stem, w: nvfp4(stem, w, modelopt=True),
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MORE_CASES)
+def test_variants(tmp_path, case):
+    pack, config = MORE_CASES[case]
+    make(tmp_path, pack, config)
+    check_weights(tmp_path / "packed")
+    expected = logits(tmp_path / "plain", most=2)
+    assert (logits(tmp_path / "packed", most=2) - expected).abs().max().item() < 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -14,13 +14,11 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.checkpoint.preflight import check_weights
-from tests.models.checkpoint.quantised_folders import logits, make
+from tests.models.checkpoint.quantised_folders import Packed, compressed, logits, make
 from tests.models.golden import GOLDENS
 
 BLOCK = (24, 40)
 """No multiple of anything in the tiny models: blocks end in the middle of heads, experts and ranks."""
-
-Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 def packed(stem: str, weight: torch.Tensor, scales: torch.Tensor) -> Packed:
@@ -55,16 +53,6 @@ def integers(stem: str, weight: torch.Tensor) -> Packed:
     scales = (weight.float().abs().amax(1, keepdim=True) / 127).bfloat16()
     values = (weight.float() / scales.float()).round().clamp(-127, 127)
     return {stem + ".weight": values.to(torch.int8), stem + ".weight_scale": scales}, values * scales.float()
-
-
-def compressed(form: str, **weights) -> dict:
-    group = {"targets": ["Linear"], "input_activations": None, "weights": {"num_bits": 8, "symmetric": True, **weights}}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": form,
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head", "re:.*gate$"],
-    }
 
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
@@ -104,6 +92,56 @@ def test_experts(tmp_path, dtype, ops):
     )
     error = (got - expected).abs().max().item()
     assert error < (1e-4 if dtype == torch.float32 else 0.06)
+
+
+def split(tensors: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch.Tensor]:
+    """Fused experts as quantised releases have them: one by one, gate and up apart."""
+    found = {}
+    for name, tensor in tensors.items():
+        at, _, kind = name.rpartition("experts.")
+        if kind not in ("gate_up_proj", "down_proj"):
+            found[name] = tensor
+            continue
+        for number, expert in enumerate(tensor.mT if transposed else tensor):
+            parts = zip(("gate", "up"), expert.chunk(2), strict=True) if kind != "down_proj" else [("down", expert)]
+            found |= {f"{at}experts.{number}.{part}_proj.weight": piece.contiguous() for part, piece in parts}
+    return found
+
+
+@pytest.mark.parametrize("golden", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_experts_one_by_one(tmp_path, golden):
+    """Of families whose plain releases have all experts in one tensor."""
+    make(tmp_path, *CASES["blocks"], golden=golden, before=lambda tensors: split(tensors, golden == "qwen3_vl_moe"))
+    check_weights(tmp_path / "packed")
+    got, expected = (logits(tmp_path / kind, golden=golden, most=2) for kind in ("packed", "plain"))
+    assert (got - expected).abs().max().item() < 1e-4
+    assert (expected - logits(GOLDENS / golden, golden=golden, most=2)).abs().max().item() > 1e-3  # FP8 moves them
+
+
+@pytest.mark.parametrize("golden", ["qwen3_next", "qwen3_5"])
+def test_rows_in_another_order(tmp_path, golden):
+    """Queries and their gates, and rows that the file has by key head, with blocks that end within them."""
+    make(tmp_path, *CASES["blocks"], golden=golden)
+    got, expected = (logits(tmp_path / kind, golden=golden, most=2) for kind in ("packed", "plain"))
+    assert (got - expected).abs().max().item() < 1e-4
+
+
+def test_fused_experts_lie_one_by_one_in_quantised_files(tmp_path):
+    """As in the releases of Qwen3.5 in FP8."""
+    tensors = load_file(GOLDENS / "qwen3_5_moe" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        at, kind = name.rsplit(".", 1)
+        for number, whole in enumerate(tensors.pop(name)):
+            parts = {"gate_proj": whole.chunk(2)[0], "up_proj": whole.chunk(2)[1]} if "up" in kind else {kind: whole}
+            for part, weight in parts.items():
+                tensors[f"{at}.{number}.{part}.weight"] = weight.clone()
+    config = json.loads((GOLDENS / "qwen3_5_moe" / "config.json").read_text())
+    config["quantization_config"] = CASES["blocks"][1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    check_weights(tmp_path)
+    got, expected = (logits(path, golden="qwen3_5_moe", most=2) for path in (tmp_path, GOLDENS / "qwen3_5_moe"))
+    assert torch.equal(got, expected)
 
 
 def test_what_has_no_scale_is_plain(tmp_path):
@@ -179,10 +217,7 @@ def test_missing_scale(folder):
 
 def test_scales_of_another_grid(folder):
     message = refusal(folder, lambda tensors: tensors.update({SCALE: torch.ones(2, 2)}))
-    assert (
-        "up_proj.weight_scale_inv is [2, 2], expected for a weight [144, 64] is one scale, [144, 1] or [6, 2]"
-        in message
-    )
+    assert "up_proj.weight_scale_inv is [2, 2], expected for a weight [144, 64] is [6, 2]" in message
 
 
 def test_values_of_another_type(folder):

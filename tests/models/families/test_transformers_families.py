@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from lightllm_mp.models.checkpoint.loader import load_model
 from tests.models.families.test_transformers import SIZES, compare
+from tests.models.golden import Prompt, Slots
+from tests.models.runner import Runner
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
@@ -59,6 +64,61 @@ def test_gemma3_scaled_globally_and_not_locally(tmp_path, tokens):
     sizes = {**LONG, "head_dim": 32, "num_hidden_layers": 4, "tie_word_embeddings": True}
     config = transformers.Gemma3TextConfig(**sizes, sliding_window=16, sliding_window_pattern=3, rope_parameters=rope)
     compare(eager(transformers.Gemma3ForCausalLM, config), tmp_path, tokens, feed=50)
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_gemma4_whose_keys_are_values(tmp_path, tokens, mixture):
+    """Global layers have fewer key-value heads, and the layers no per-layer embeddings; with experts beside the MLP."""
+    experts = {"num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24} if mixture else {}
+    config = transformers.Gemma4TextConfig(
+        **{**LONG, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4},
+        head_dim=16,
+        global_head_dim=32,
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=20,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=mixture,
+        **experts,
+    )
+    model = eager(transformers.Gemma4ForCausalLM, config)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    compare(model, tmp_path, tokens, feed=50)
+
+
+def test_gemma4_images_see_themselves_in_layers_with_a_window(tmp_path, tokens):
+    text = transformers.Gemma4TextConfig(
+        **{**LONG, "num_hidden_layers": 4, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        head_dim=16,
+        global_head_dim=32,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=20,
+        use_bidirectional_attention="vision",
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=256,
+    )
+    config = transformers.Gemma4Config(text_config=text, vision_config=None, audio_config=None, image_token_id=255)
+    theirs = eager(transformers.Gemma4ForConditionalGeneration, config)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    shown, embeds = [i % 255 for i in tokens], torch.randn(40, 64)
+    ids = torch.tensor([[255 if 30 <= i < 70 else token for i, token in enumerate(shown)]])
+    images = {"image": SimpleNamespace(pooler_output=[embeds], get=None)}
+    with torch.inference_mode():
+        types = (ids == 255).long()
+        expected = theirs(ids, mm_token_type_ids=types, mm_encoder_outputs=images).logits[0]
+    slots, pseudo = (Slots(30, 70, embeds),), [256 + i if 30 <= i < 70 else token for i, token in enumerate(shown)]
+    none = torch.empty(0)
+    prompt = Prompt(pseudo, [], (0, 0), none, none, none, slots=slots)
+    runner = Runner(load_model(tmp_path, dtype=torch.float32))
+    for chunk in (100, 17):
+        mine = runner.prefill(runner.sequence(prompt), prompt.ids, chunk)
+        assert (mine - expected).abs().max() < 5e-4
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -31,7 +31,11 @@ UNEVEN = (
 """For three ranks: heads that none has, experts and vocabularies that do not divide, one key-value head for all."""
 
 
-EXPERTS = {2: ("mixtral@2",), 3: ("deepseek_v2@3", "mixtral@3", "qwen3_moe@3"), 4: ("deepseek_v2@2",)}
+EXPERTS = {
+    2: ("mixtral@2", "qwen3_vl_moe@2"),
+    3: ("deepseek_v2@3", "deepseek_v3_fp8@3", "mixtral@3", "qwen3_5_moe@3", "qwen3_moe@3"),
+    4: ("deepseek_v2@2",),
+}
 """By number of ranks: whole experts in so many groups. Two of eight on one rank and three on the others; two ranks that
 share each expert of their group."""
 RUNS = {2: FOLDERS + EXPERTS[2], 3: UNEVEN + EXPERTS[3], 4: EXPERTS[4]}

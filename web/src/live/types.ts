@@ -56,6 +56,9 @@ export interface KvSnapshot {
   running: string;
   kept: string;
   owners: string;
+  /** Copies of recurrent states: in use, and most. */
+  states: number;
+  states_total: number;
 }
 
 export type SequenceStage =

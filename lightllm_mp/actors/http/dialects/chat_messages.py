@@ -18,6 +18,8 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 19
 PARAM = "messages"
+JOINED = b'"data:video/jpeg;base64,'
+"""Begins a text of several frames."""
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,12 +146,17 @@ def _image(reader: PieceReader, raw: Raw, chat: ReadChat) -> ImageItem:
 
 
 def _video(reader: PieceReader, part: Part) -> VideoItem:
+    """Frames are a list of addresses or, as vLLM takes them, one `data:` address with a comma between two."""
     raw = part.video if part.type == "video" else part.video_url
+    if not (is_text(raw) or is_list(raw)):
+        raw = reader.decode(_video_url, raw).url
     if is_list(raw):
         frames = [image_of_url(one) for one in schema.items(raw, PARAM, MOST_FRAMES)]
         return VideoItem("frames", Raw(msgspec.json.encode(frames)), part.fps)
-    if not is_text(raw):
-        raw = reader.decode(_video_url, raw).url
+    if bytes(memoryview(raw)[:64]).replace(b"\\/", b"/").lower().startswith(JOINED):
+        joined = bytes(raw)[1:-1].split(b",", MOST_FRAMES + 1)[1:]
+        frames = [ImageItem("base64", Raw(b'"' + frame + b'"')) for frame in joined]
+        return VideoItem("frames", Raw(msgspec.json.encode(frames)), part.fps)
     file = image_of_url(raw)
     return VideoItem("url" if file.type == "url" else "base64", file.data)
 

@@ -102,6 +102,8 @@ def _kv(frontend: ResumableTable, told: SchedulerState | None, numbers: Mapping[
         told.cell_slots if told else 0,
         told.running if told else b"",
         told.kept if told else b"",
+        int(numbers.get("state_checkpoints_used", 0)),
+        int(numbers.get("state_checkpoints", 0)),
         told.owners if told else b"",
     )
 

@@ -80,6 +80,10 @@ class KvSnapshot(Struct, frozen=True):
     """Percent of a cell's slots that running sequences hold."""
     kept: bytes
     """Percent that only the prefix tree holds."""
+    states: int
+    """Copies of recurrent states in use, of models with linear attention."""
+    states_total: int
+    """Most such copies; 0: the model has no recurrent layers, or keeps none."""
     owners: bytes
     """1 + index among `requests.rows` of one that holds slots of the cell; 255: of one that is not shown; 0: none."""
 

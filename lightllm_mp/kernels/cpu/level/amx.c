@@ -277,6 +277,7 @@ static void attend(const struct attention *job, long seq, long query, long count
 }
 
 void amx_level(struct kernels *to) {
+    to->float8_as_it_is = NULL; /* a whole panel is expanded, for tiles */
     attend_vectors = to->attend;
     to->bf16_panel = bf16_panel;
     to->attend = attend;

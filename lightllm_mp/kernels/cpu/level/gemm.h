@@ -6,6 +6,7 @@
 #define WIDENED 128             /* inputs of a bfloat16 panel that are made float32 at once */
 #define FEW_ROWS 4              /* so many take bfloat16 as it is */
 
+#include "float8.h"
 #include "store.h"
 
 /* What `multiply` reads: x [rows, k] with lines `stride` apart, and a part of a panel. */
@@ -114,32 +115,11 @@ static void bf16_panel(const struct gemm *g, const void *x, long row, long rows,
     store_panel(g, sums, row, rows, panel);
 }
 
-/* The byte in the highest bits of each word, an e4m3 code, as a float32 that is 2^120 too small: sign and magnitude go to
- * their places. */
-INLINE vf small_e4m3(vu words) { return (vf)((vu)((vi)words >> 4) & 0x87f00000u); }
-
-/* Inputs [from, from + count) of a float8 panel: runs the statement for every four inputs from j on and LANES outputs from
- * v on, with their values in w0 to w3. */
-#define EACH_FOUR_OF_FLOAT8(packed, scales, group, from, count, ...)                                       \
-    for (long i = 0, end; i < (count); i = end) {                                                          \
-        long of = ((from) + i) / (group);                                                                  \
-        end = (of + 1) * (group) - (from) < (count) ? (of + 1) * (group) - (from) : (count);               \
-        for (int v = 0; v < PANEL; v += LANES) {                                                           \
-            vf scale = load_float((scales) + of * PANEL + v);                                              \
-            for (long j = i; j < end; j += 4) {                                                            \
-                vu words = *(const vu_anywhere *)((packed) + ((from) + j) * PANEL + 4 * v);                \
-                vf w0 = small_e4m3(words << 24) * scale, w1 = small_e4m3(words << 16) * scale;             \
-                vf w2 = small_e4m3(words << 8) * scale, w3 = small_e4m3(words) * scale;                    \
-                __VA_ARGS__                                                                                \
-            }                                                                                              \
-        }                                                                                                  \
-    }
-
 static void float8_panel(const struct gemm *g, const void *x, long row, long rows, long panel) {
     float sums[MAX_ROWS_AT_ONCE * PANEL] __attribute__((aligned(64)));
     float wide[WIDENED * PANEL] __attribute__((aligned(64)));
-    long k = (g->k + 31) / 32 * 32, groups = (k + g->group - 1) / g->group;
-    const uint8_t *packed = (const uint8_t *)g->packed + panel * PANEL * (k + groups * 4);
+    long k = (g->k + 31) / 32 * 32;
+    const uint8_t *packed = (const uint8_t *)g->packed + panel * float8_bytes(PANEL, g->k, g->group);
     const float *scales = (const float *)(packed + k * PANEL);
     struct operands o = {(const float *)x + row * k, k, 0, wide};
     for (long from = 0; from < k; from += WIDENED, o.x += WIDENED) {

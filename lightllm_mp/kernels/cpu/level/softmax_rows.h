@@ -26,7 +26,7 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
     s->slots = job->slot_table + job->rows[seq] * job->table_width;
     s->count = count * group;
     s->kv_head = kv_head;
-    s->last = base + count;
+    s->last = job->full ? context : base + count;
     s->earliest = job->window && base + 1 > job->window ? base + 1 - job->window : 0;
     for (long r = 0; r < s->count; r++) {
         long head = kv_head * group + r % group;
@@ -36,13 +36,16 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
         s->sum[r] = 0;
         s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
+        if (job->visible && job->visible[token + r / group] > s->end[r]) s->end[r] = job->visible[token + r / group];
+        if (s->end[r] > s->last) s->last = s->end[r];
     }
     memset(s->out, 0, s->count * h->head_dim * sizeof(float));
 }
 
-/* Where the key of a position lies in the pool, in elements; -1 from `end` on. */
+/* Where the key of a position lies in the pool, in elements; -1 where no row sees it: behind the window its slot may
+ * belong to another sequence. */
 INLINE long key_at(const struct rows *s, const struct attention *job, long position) {
-    if (position >= s->last) return -1;
+    if (position < s->earliest || position >= s->last) return -1;
     return s->slots[position] * job->kv_line + (job->shared ? 0 : s->kv_head * job->h.head_dim);
 }
 

@@ -20,6 +20,7 @@ def attend(
 ) -> None:
     """Fills the rows of `out` that belong to sequences with more than one new token."""
     more = extras(q, kv, layout)
+    spans = layout.image_spans and batch.visible is not None
     _tile_attention_kernel.launch(
         (layout.heads, tiles.shape[0], 1),
         _tile_attention_kernel.arguments(
@@ -35,6 +36,7 @@ def attend(
             context=batch.context,
             rows=batch.rows,
             slot_table=batch.slot_table,
+            visible=batch.visible if spans else batch.context,
             table_stride=batch.slot_table.stride(0),
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
@@ -42,6 +44,7 @@ def attend(
             DIM_BLOCK=dot_block(layout.head_dim),
             WINDOW=layout.window,
             CAUSAL=layout.causal,
+            SPANS=spans,
             READ=more.read,
             FACTOR=more.factor,
             CAP=more.cap,
@@ -71,6 +74,7 @@ def _tile_attention_kernel(
     context,
     rows,
     slot_table,
+    visible,
     table_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -78,6 +82,7 @@ def _tile_attention_kernel(
     DIM_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
+    SPANS: tl.constexpr,
     READ: tl.constexpr,
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
@@ -102,6 +107,9 @@ def _tile_attention_kernel(
         slots = slot_table + tl.load(rows + i).to(tl.int64) * table_stride
         kv_head = head // (HEADS // KV_HEADS)
         position = length - new + line
+        last = position  # the last key that a query sees
+        if SPANS:
+            last = tl.maximum(tl.load(visible + start + line, mask=line < new, other=0) - 1, position)
         slope = 0.0
         if SLOPED:
             slope = tl.load(slopes + head)
@@ -117,21 +125,23 @@ def _tile_attention_kernel(
         if WINDOW:
             low = tl.maximum(first - WINDOW + 1, 0) // KEYS * KEYS
             open_ = tl.minimum(tl.cdiv(tl.maximum(high - WINDOW, 0), KEYS) * KEYS, shut)
+        if SPANS:
+            high = tl.minimum(tl.maximum(high, tl.max(last, 0) + 1), length)
         best, total, sums = empty_softmax(QUERIES, DIM_BLOCK)
         if WINDOW:
             best, total, sums = _walk(
                 low, open_, query, keys, values, key_scales, value_scales, slope, kv_head,
-                slots, position, length, best, total, sums, True,
+                slots, position, last, length, best, total, sums, True,
                 KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
             )  # fmt: skip
         best, total, sums = _walk(
             open_, shut, query, keys, values, key_scales, value_scales, slope, kv_head,
-            slots, position, length, best, total, sums, False,
+            slots, position, last, length, best, total, sums, False,
             KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
         best, total, sums = _walk(
             tl.maximum(shut, low), high, query, keys, values, key_scales, value_scales, slope, kv_head,
-            slots, position, length, best, total, sums, True,
+            slots, position, last, length, best, total, sums, True,
             KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
         tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
@@ -150,6 +160,7 @@ def _walk(
     kv_head,
     slots,
     position,
+    last,
     length,
     best,
     total,
@@ -176,6 +187,8 @@ def _walk(
     for base in range(start, end, KEYS):
         key = base + n
         within = key < length
+        if MASKED and WINDOW:  # behind all windows a slot may belong to another sequence
+            within &= key > tl.min(position, 0) - WINDOW
         if MASKED:
             slot = tl.load(slots + key, mask=within, other=0)
         else:
@@ -197,7 +210,7 @@ def _walk(
         if MASKED:
             seen = within[None, :]
             if CAUSAL:
-                seen = (key[None, :] <= position[:, None]) & within[None, :]
+                seen = (key[None, :] <= last[:, None]) & within[None, :]
             if WINDOW:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))

@@ -112,6 +112,7 @@ def rotary_kv_write(
             Q_BY_HEAD=by.q_by_head,
             K_BY_HEAD=by.k_by_head,
             BIASED=by.biased,
+            VALUES=layout.value_norm,
             Q_EPS=by.q_eps,
             K_EPS=by.k_eps,
             EACH=HEADS_EACH,
@@ -195,6 +196,7 @@ def _rotary_kernel(
     Q_BY_HEAD: tl.constexpr,
     K_BY_HEAD: tl.constexpr,
     BIASED: tl.constexpr,
+    VALUES: tl.constexpr,
     Q_EPS: tl.constexpr,
     K_EPS: tl.constexpr,
     EACH: tl.constexpr,
@@ -249,16 +251,16 @@ def _rotary_kernel(
         if HALF:
             first = _weighted(
                 first, factor, at, turning, head, q_weight, k_weight, q_bias, k_bias,
-                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED, VALUES,
             ).to(kind).to(tl.float32)  # fmt: skip
             second = _weighted(
                 second, factor, partner, turning, head, q_weight, k_weight, q_bias, k_bias,
-                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED, VALUES,
             ).to(kind).to(tl.float32)  # fmt: skip
         if REST_BLOCK:
             rest = _weighted(
                 rest, factor, d, resting, head, q_weight, k_weight, q_bias, k_bias,
-                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED,
+                HEADS, KV_HEADS, DIM, Q_BY_HEAD, K_BY_HEAD, BIASED, VALUES,
             ).to(kind).to(tl.float32)  # fmt: skip
 
     if HALF:
@@ -311,8 +313,9 @@ def _weighted(
     Q_BY_HEAD: tl.constexpr,
     K_BY_HEAD: tl.constexpr,
     BIASED: tl.constexpr,
+    VALUES: tl.constexpr,
 ):
-    """Components `at` of queries and keys times factor and weight, plus bias; values unchanged."""
+    """Components `at` of queries and keys times factor and weight, plus bias; values times the factor, or unchanged."""
     of_q, of_k = inside & (head < HEADS), inside & (head >= HEADS) & (head < HEADS + KV_HEADS)
     q_at, k_at = head * (DIM * Q_BY_HEAD) + at, (head - HEADS) * (DIM * K_BY_HEAD) + at
     weight = tl.load(q_weight + q_at, mask=of_q, other=0.0).to(tl.float32)
@@ -321,6 +324,8 @@ def _weighted(
     if BIASED:
         result += tl.load(q_bias + q_at, mask=of_q, other=0.0).to(tl.float32)
         result += tl.load(k_bias + k_at, mask=of_k, other=0.0).to(tl.float32)
+    if VALUES:
+        x = x * factor
     return tl.where(of_q | of_k, result, x)
 
 

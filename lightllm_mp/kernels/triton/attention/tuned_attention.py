@@ -36,7 +36,7 @@ class DecodeBlocks(NamedTuple):
     start: int = 1
 
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 MOST_WARPS = 8
 MAX_LATENT_DIM = 512
 
@@ -50,6 +50,9 @@ PREFILL: dict[tuple[int, int], PrefillBlocks] = {
     (64, 4): PrefillBlocks(32, 32, 4, 2),
     (128, 4): PrefillBlocks(32, 32, 4, 1),
     (256, 4): PrefillBlocks(16, 16, 4, 1),
+    (512, 2): PrefillBlocks(64, 32, 8, 2),
+    (512, 1): PrefillBlocks(64, 32, 8, 2),
+    (512, 4): PrefillBlocks(16, 16, 4, 1),
 }
 """By head_dim rounded up to a power of two (at least 64), and bytes of a stored element. Over 8-bit keys it is 4 for
 float32 queries, 1 for others."""
@@ -74,6 +77,9 @@ DECODE: dict[tuple[int, int], DecodeBlocks] = {
     (64, 4): DecodeBlocks(32, 4, 2, 4),
     (128, 4): DecodeBlocks(32, 4, 2, 4),
     (256, 4): DecodeBlocks(16, 4, 1, 2),
+    (512, 2): DecodeBlocks(32, 4, 2, 1),
+    (512, 1): DecodeBlocks(32, 4, 2, 1),
+    (512, 4): DecodeBlocks(16, 4, 1, 1),
 }
 
 LATENT_DECODE: dict[tuple[int, int], DecodeBlocks] = {

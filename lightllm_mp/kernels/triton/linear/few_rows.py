@@ -36,11 +36,13 @@ class Streamed(NamedTuple):
     """int32, zero between products: parts of each cut tile that are done. Each weight has its own, so that two streams
     may multiply by different weights at the same time."""
     scales: Tensor | None = None
-    """8 bits: float32 [n]; 4 bits: any floating type [k / group, n]."""
+    """8 bits: float32 [n], or [groups, n] with `scale_group`; 4 bits: any floating type [k / group, n]."""
     zeros: Tensor | None = None
     """4 bits: uint8 [k / group, n]."""
     group: int = 0
     """4 bits: inputs that share a scale, else 0. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
+    scale_group: int = 0
+    """8 bits: inputs that share a scale; 0: all."""
     order: Tensor | None = None
     """4 bits: the order of inputs in which the weight is stored; None: unchanged."""
 
@@ -69,7 +71,8 @@ def counters(outputs: int, device: torch.device) -> Tensor:
 def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
     """Whether `streamed` can compute the product."""
     step = 2 * weight.run if weight.group else blocks.inputs
-    return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and weight.inputs % step == 0
+    in_groups = weight.inputs % step == 0 and weight.scale_group % step == 0
+    return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and in_groups
 
 
 def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks) -> Tensor:
@@ -96,8 +99,9 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
             rows=rows,
             outputs=n,
             inputs=k,
-            SCALED=weight.scales is not None and not weight.group,
+            SCALED=weight.scales is not None and not weight.group and not weight.scale_group,
             GROUP=weight.group,
+            SCALE_GROUP=weight.scale_group,
             BIASED=weight.bias is not None,
             ROWS=many,
             OUTPUTS=blocks.outputs,
@@ -126,6 +130,7 @@ def _stream_kernel(
     inputs,
     SCALED: tl.constexpr,
     GROUP: tl.constexpr,
+    SCALE_GROUP: tl.constexpr,
     BIASED: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -179,7 +184,15 @@ def _stream_kernel(
             base = weight + tile.to(tl.int64) * OUTPUTS * inputs + block * INPUTS
             w = tl.load(base + line * inputs + i).to(x.dtype.element_ty)
             left = tl.load(x + m[:, None] * inputs + block * INPUTS + i, mask=there, other=0.0)
-            if SWAPPED:
+            if SCALE_GROUP:
+                n = tile * OUTPUTS + o
+                scale_at = scales + block * INPUTS // SCALE_GROUP * outputs + n
+                factor = tl.load(scale_at, mask=n < outputs, other=0.0)
+                if SWAPPED:
+                    sums += tl.dot(w, tl.trans(left), input_precision=PRECISION) * factor[:, None]
+                else:
+                    sums += tl.dot(left, tl.trans(w), input_precision=PRECISION) * factor[None, :]
+            elif SWAPPED:
                 sums = tl.dot(w, tl.trans(left), sums, input_precision=PRECISION)
             else:
                 sums = tl.dot(left, tl.trans(w), sums, input_precision=PRECISION)

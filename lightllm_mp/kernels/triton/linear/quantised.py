@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -23,14 +24,16 @@ ROW_WARPS = 8
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
-    """4-bit weights with groups of unequal size, or no multiple of 32 inputs, become plain weights of `dtype`."""
+    """4-bit weights with groups of unequal size, or no multiple of 32 inputs, become plain weights of `dtype`. So do
+    8-bit weights with groups that are no multiple of 16 inputs."""
     assert not isinstance(weight, BlockWeight), "block_types names none"
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
     if not isinstance(weight, GroupedWeight):
-        if weight.group:
+        if weight.group % LEAST_INPUTS:
             return Streamed(expanded(weight, dtype), bias, arrived)
-        return Streamed(weight.values.contiguous(), bias, arrived, weight.scales.view(-1))
+        scales = weight.scales.t().contiguous() if weight.group else weight.scales.view(-1)
+        return Streamed(weight.values.contiguous(), bias, arrived, scales, scale_group=weight.group)
     group = _group_size(weight)
     if group % (2 * LEAST_INPUTS):
         return Streamed(expanded(weight, dtype), bias, arrived)
@@ -40,7 +43,7 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch
     pairs = codes.view(n, -1, 2, run_of(group))
     packed = (pairs[:, :, 0] | pairs[:, :, 1] << 4).view(n, -1)
     scales, zeros = weight.scales.t().contiguous(), weight.zeros.t().contiguous()
-    return Streamed(packed, bias, arrived, scales, zeros, group, None if in_order else order)
+    return Streamed(packed, bias, arrived, scales, zeros, group, order=None if in_order else order)
 
 
 def _group_size(weight: GroupedWeight) -> int:
@@ -58,7 +61,8 @@ def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
     if in_both and rows > MOST_ROWS_BEFORE_8_BITS:
         return in_8_bits(x, weight)
     if x.dtype != torch.float32 and rows <= MOST_ROWS[form]:
-        blocks = quantised_blocks(form, weight.inputs, rows)
+        common = math.gcd(weight.inputs, weight.scale_group)
+        blocks = quantised_blocks(form, common, rows)
         if streams(weight, rows, blocks):
             return streamed(x, weight, dtype, blocks)
     return matmul(x, expand(weight, x.dtype), weight.bias, dtype)
@@ -86,6 +90,7 @@ def expand(weight: Streamed, dtype: torch.dtype) -> Tensor:
             outputs=n,
             inputs=k,
             GROUP=weight.group,
+            SCALE_GROUP=weight.scale_group,
             OUTPUTS=EXPANDED_OUTPUTS,
             INPUTS=inputs,
             EVEN=k % ALIGNED == 0,
@@ -120,7 +125,7 @@ def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
 
 
 def _multiplies_fp8(device: torch.device, weight: Streamed) -> bool:
-    return _has_fp8(device) and weight.outputs % 16 == 0 and weight.inputs % 16 == 0
+    return _has_fp8(device) and not weight.scale_group and weight.outputs % 16 == 0 and weight.inputs % 16 == 0
 
 
 @cache
@@ -137,6 +142,7 @@ def _expand_kernel(
     outputs,
     inputs,
     GROUP: tl.constexpr,
+    SCALE_GROUP: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
@@ -159,7 +165,10 @@ def _expand_kernel(
         at = block * INPUTS + tl.arange(0, INPUTS)[None, :]
         inside = there[:, None] & (at < inputs)
         values = tl.load(weight + line * inputs + at, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.load(scales + n, mask=there, other=0.0)[:, None]
+        if SCALE_GROUP:
+            scale = tl.load(scales + at // SCALE_GROUP * outputs + n[:, None], mask=inside, other=0.0)
+        else:
+            scale = tl.load(scales + n, mask=there, other=0.0)[:, None]
         tl.store(out + line * inputs + at, (values * scale).to(out.dtype.element_ty), mask=inside)
 
 

@@ -52,6 +52,6 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
 
 
 def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:
-    """The blocks, with a number of inputs at a time that divides `inputs`."""
+    """The blocks, with a number of inputs at a time, a power of two, that divides `inputs`."""
     best = BLOCKS[form][min(dot_block(rows), ROWS_AT_A_TIME)]
     return best._replace(inputs=min(best.inputs, inputs & -inputs))

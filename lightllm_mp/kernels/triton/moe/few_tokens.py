@@ -10,57 +10,62 @@ from torch import Tensor
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
+from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix
 from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, AloneBlocks
 
 
 def experts_alone(
-    x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, numbers: Tensor, activation: str
+    x: Tensor, gate_up: ExpertMatrix, down: ExpertMatrix, weights: Tensor, numbers: Tensor, activation: str
 ) -> Tensor:
     tokens, k = x.shape
-    n, top_k = down.shape[2], numbers.shape[1]
+    n, top_k = down.values.shape[2], numbers.shape[1]
     hidden, out = x.new_empty((tokens * top_k, n)), torch.empty_like(x)
-    each, at, warps = _fitting(ALONE_GATE_UP, k)
+    each, at, warps = _fitting(ALONE_GATE_UP, k, gate_up.group)
     _gate_up_kernel.launch(
         (triton.cdiv(n, each), tokens * top_k, 1),
         _gate_up_kernel.arguments(
             x=x,
-            weight=gate_up,
+            weight=gate_up.values,
+            scales=gate_up.values if gate_up.scales is None else gate_up.scales,
             numbers=numbers,
             hidden=hidden,
             TOP_K=top_k,
             KIND=ACTIVATIONS[activation],
-            EXPERTS=gate_up.shape[0],
+            EXPERTS=gate_up.experts,
             N=n,
             K=k,
             EACH=each,
             AT=at,
+            GROUP=gate_up.group,
         ),
         warps=warps,
     )
-    each, at, warps = _fitting(ALONE_DOWN, n)
+    each, at, warps = _fitting(ALONE_DOWN, n, down.group)
     _down_kernel.launch(
         (triton.cdiv(k, each), tokens, 1),
         _down_kernel.arguments(
             hidden=hidden,
-            weight=down,
+            weight=down.values,
+            scales=down.values if down.scales is None else down.scales,
             weights=weights,
             numbers=numbers,
             out=out,
             TOP_K=top_k,
-            EXPERTS=down.shape[0],
+            EXPERTS=down.experts,
             N=k,
             K=n,
             EACH=each,
             AT=at,
+            GROUP=down.group,
         ),
         warps=warps,
     )
     return out
 
 
-def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
-    """The same work per thread where there are fewer inputs than the block holds."""
-    at = min(blocks.inputs, next_power_of_2(inputs))
+def _fitting(blocks: AloneBlocks, inputs: int, group: int) -> AloneBlocks:
+    """The same work per thread where there are fewer inputs than the block holds; at least one group of inputs."""
+    at = max(min(blocks.inputs, next_power_of_2(inputs)), group)
     return AloneBlocks(blocks.outputs, at, max(1, blocks.warps * at // blocks.inputs))
 
 
@@ -68,6 +73,7 @@ def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
 def _gate_up_kernel(
     x,
     weight,
+    scales,
     numbers,
     hidden,
     TOP_K: tl.constexpr,
@@ -77,6 +83,7 @@ def _gate_up_kernel(
     K: tl.constexpr,
     EACH: tl.constexpr,
     AT: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     assignment = tl.program_id(1)
     expert = tl.load(numbers + assignment).to(tl.int64)
@@ -84,12 +91,16 @@ def _gate_up_kernel(
         return
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + expert * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
-    gate, up = tl.zeros((EACH, AT), tl.float32), tl.zeros((EACH, AT), tl.float32)
+    PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    gate, up = tl.zeros((EACH, PARTS), tl.float32), tl.zeros((EACH, PARTS), tl.float32)
+    scales += expert * (_groups(K, GROUP) * 2 * N) + tl.minimum(n, N - 1)[:, None]
     for start in tl.static_range(0, K, AT):
         k = start + tl.arange(0, AT)[None, :]
         value = tl.load(x + assignment // TOP_K * K + k, mask=k < K, other=0.0).to(tl.float32)
-        gate += value * tl.load(line + k, mask=k < K, other=0.0).to(tl.float32)
-        up += value * tl.load(line + N * K + k, mask=k < K, other=0.0).to(tl.float32)
+        of_gate = value * tl.load(line + k, mask=k < K, other=0.0).to(tl.float32)
+        of_up = value * tl.load(line + N * K + k, mask=k < K, other=0.0).to(tl.float32)
+        gate += _scaled(of_gate, scales, start, 2 * N, K, AT, GROUP)
+        up += _scaled(of_up, scales + N, start, 2 * N, K, AT, GROUP)
     result = activated(tl.sum(gate, 1), KIND) * tl.sum(up, 1)
     tl.store(hidden + assignment * N + n, result.to(hidden.dtype.element_ty), mask=n < N)
 
@@ -98,6 +109,7 @@ def _gate_up_kernel(
 def _down_kernel(
     hidden,
     weight,
+    scales,
     weights,
     numbers,
     out,
@@ -107,20 +119,41 @@ def _down_kernel(
     K: tl.constexpr,
     EACH: tl.constexpr,
     AT: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     token = tl.program_id(1)
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + tl.minimum(n, N - 1)[:, None] * K
-    total = tl.zeros((EACH, AT), tl.float32)
+    PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    total = tl.zeros((EACH, PARTS), tl.float32)
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
         expert = tl.load(numbers + assignment).to(tl.int64)
         here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
-        of_expert = line + tl.where(here, expert, 0) * (N * K)
-        sums = tl.zeros((EACH, AT), tl.float32)
+        expert = tl.where(here, expert, 0)
+        of_expert = line + expert * (N * K)
+        scale_at = scales + expert * (_groups(K, GROUP) * N) + tl.minimum(n, N - 1)[:, None]
+        sums = tl.zeros((EACH, PARTS), tl.float32)
         for start in tl.static_range(0, K, AT):
             k = start + tl.arange(0, AT)[None, :]
             value = tl.load(hidden + assignment * K + k, mask=k < K, other=0.0).to(tl.float32)
-            sums += tl.where(here, value, 0.0) * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
+            products = tl.where(here, value, 0.0) * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
+            sums += _scaled(products, scale_at, start, N, K, AT, GROUP)
         total += sums * tl.load(weights + assignment)
     tl.store(out + token * N + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
+def _groups(K: tl.constexpr, GROUP: tl.constexpr):
+    return (K + GROUP - 1) // GROUP if GROUP else 0
+
+
+@triton.jit
+def _scaled(products, scales, start, outputs, K: tl.constexpr, AT: tl.constexpr, GROUP: tl.constexpr):
+    """Products [outputs, AT] from input `start` on, summed by groups of inputs and scaled; as they are without GROUP.
+    `scales` points at an output's scale of the first group."""
+    if GROUP:
+        sums = tl.sum(tl.reshape(products, (products.shape[0], AT // GROUP, GROUP)), 2)
+        group = start // GROUP + tl.arange(0, AT // GROUP)[None, :]
+        products = sums * tl.load(scales + group * outputs, mask=group * GROUP < K, other=0.0)
+    return products

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
 from lightllm_mp.kernels.triton.launch import kernel
+from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import ExpertTiles
 from lightllm_mp.kernels.triton.moe.tuned_moe import ProductBlocks
 
 
 def gate_up(
     x: Tensor,
-    weight: Tensor,
+    weight: ExpertMatrix,
     at: ExpertTiles,
     out: Tensor,
     rows: int,
@@ -27,14 +28,16 @@ def gate_up(
     _launch(x, weight, at, out, rows, by, together, top_k, ACTIVATIONS[activation])
 
 
-def down(x: Tensor, weight: Tensor, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int) -> None:
+def down(
+    x: Tensor, weight: ExpertMatrix, at: ExpertTiles, out: Tensor, rows: int, by: ProductBlocks, together: int
+) -> None:
     """out[a] = x[i] @ weight.T where assignment a is the i-th in order; weight [experts, n, k]."""
     _launch(x, weight, at, out, rows, by, together)
 
 
 def _launch(
     x: Tensor,
-    weight: Tensor,
+    weight: ExpertMatrix,
     at: ExpertTiles,
     out: Tensor,
     rows: int,
@@ -50,7 +53,8 @@ def _launch(
         (programs, 1, 1),
         _grouped_kernel.arguments(
             x=x,
-            weight=weight,
+            weight=weight.values,
+            scales=weight.values if weight.scales is None else weight.scales,
             order=at.order,
             tiles=at.tiles,
             out=out,
@@ -62,8 +66,9 @@ def _launch(
             K=k,
             ROWS=rows,
             COLUMNS=by.columns,
-            INPUTS=by.inputs,
+            INPUTS=min(by.inputs, weight.group or by.inputs),
             TOGETHER=together,
+            GROUP=weight.group,
         ),
         warps=by.warps,
         stages=by.stages,
@@ -74,6 +79,7 @@ def _launch(
 def _grouped_kernel(
     x,
     weight,
+    scales,
     order,
     tiles,
     out,
@@ -87,6 +93,7 @@ def _grouped_kernel(
     COLUMNS: tl.constexpr,
     INPUTS: tl.constexpr,
     TOGETHER: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """Neighbouring programs take the same columns of neighbouring tiles, which often share the expert."""
     BLOCKS: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
@@ -107,6 +114,8 @@ def _grouped_kernel(
     x_at = x + source.to(tl.int64)[:, None] * K + inner[None, :]
     outputs = 2 * N if GATED else N
     w_at = weight + expert * (outputs * K) + tl.minimum(column, N - 1)[None, :] * K + inner[:, None]
+    if GROUP:
+        scales += expert * ((K + GROUP - 1) // GROUP * outputs) + tl.minimum(column, N - 1)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     ups = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, K, INPUTS):
@@ -116,13 +125,21 @@ def _grouped_kernel(
             left = inner < K - start
             a = tl.load(x_at + start, mask=left[None, :], other=0.0)
             w = tl.load(w_at + start, mask=left[:, None], other=0.0)
-        sums = tl.dot(a, w, sums, input_precision="ieee")
+        if GROUP:
+            scale = tl.load(scales + start // GROUP * outputs)
+            sums += tl.dot(a, w.to(a.dtype), input_precision="ieee") * scale[None, :]
+        else:
+            sums = tl.dot(a, w, sums, input_precision="ieee")
         if GATED:
             if K % INPUTS == 0:
                 w = tl.load(w_at + N * K + start)
             else:
                 w = tl.load(w_at + N * K + start, mask=(inner < K - start)[:, None], other=0.0)
-            ups = tl.dot(a, w, ups, input_precision="ieee")
+            if GROUP:
+                scale = tl.load(scales + start // GROUP * outputs + N)
+                ups += tl.dot(a, w.to(a.dtype), input_precision="ieee") * scale[None, :]
+            else:
+                ups = tl.dot(a, w, ups, input_precision="ieee")
     if GATED:
         sums = activated(sums, KIND) * ups
     target = place if GATED else assignment

@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from lightllm_mp.kernels.quantised import ScaledWeight
-from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
+from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix, expert_matrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
 
@@ -22,17 +22,16 @@ SUM_BLOCK = 1024
 
 
 class StackedExperts(NamedTuple):
-    """Plain weights of all experts."""
+    """Both weights of all experts."""
 
-    gate_up: Tensor
+    gate_up: ExpertMatrix
     """[experts, 2 * n, k]"""
-    down: Tensor
+    down: ExpertMatrix
     """[experts, k, n]"""
 
 
 def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> StackedExperts:
-    plain = [x if isinstance(x, Tensor) else expanded(x, torch.bfloat16) for x in (gate_up, down)]
-    return StackedExperts(plain[0].contiguous(), plain[1].contiguous())
+    return StackedExperts(expert_matrix(gate_up), expert_matrix(down))
 
 
 def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
@@ -42,13 +41,13 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
     gate_up, down = prepared
     if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
         return experts_alone(x, gate_up, down, weights, numbers, activation)
-    blocks = tuned_moe.expert_blocks(tokens * top_k, down.shape[0], x.dtype, _shared_memory(x.device))
-    tiles = expert_tiles(numbers, down.shape[0], blocks.rows)
-    hidden = x.new_empty((tokens * top_k, down.shape[2]))
+    blocks = tuned_moe.expert_blocks(tokens * top_k, down.experts, x.dtype, _shared_memory(x.device))
+    tiles = expert_tiles(numbers, down.experts, blocks.rows)
+    hidden = x.new_empty((tokens * top_k, down.values.shape[2]))
     grouped_gemm.gate_up(x, gate_up, tiles, hidden, blocks.rows, blocks.gate_up, blocks.together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
     grouped_gemm.down(hidden, down, tiles, each, blocks.rows, blocks.down, blocks.together)
-    return weighted_sum(each, weights, numbers, down.shape[0])
+    return weighted_sum(each, weights, numbers, down.experts)
 
 
 @lru_cache

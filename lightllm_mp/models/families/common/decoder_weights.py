@@ -75,7 +75,7 @@ def decoder(spec: ModelSpec, names: TensorNames, transforms: Mapping[str, Transf
     s, by = spec, transforms or {}
     params = ends(s, embed=names.embed, norm_name=names.norm, head=names.head, transforms=by)
     for i in range(s.layers):
-        params += _layer(s, names, names.layer.format(i), f"layers.{i}.", by)
+        params += _layer(s.at(i), names, names.layer.format(i), f"layers.{i}.", by)
     return params
 
 

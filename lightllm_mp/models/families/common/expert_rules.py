@@ -47,14 +47,14 @@ def with_fused_experts(
         assert moe is not None
         at, to = f"model.layers.{layer}.{block}.", f"layers.{layer}."
         router = linear(to + "router", at, (("gate", moe.experts),), spec.hidden, False)
-        gate_up = _fused(f"{at}experts.gate_up_proj", moe.experts, (2 * moe.intermediate, spec.hidden), transposed)
-        down = _fused(f"{at}experts.down_proj", moe.experts, (spec.hidden, moe.intermediate), transposed)
+        gate_up = fused(f"{at}experts.gate_up_proj", moe.experts, (2 * moe.intermediate, spec.hidden), transposed)
+        down = fused(f"{at}experts.down_proj", moe.experts, (spec.hidden, moe.intermediate), transposed)
         return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", down)]
 
     return instead_of_mlps(spec, params, rule)
 
 
-def _fused(name: str, count: int, shape: tuple[int, int], transposed: bool) -> tuple[Piece, ...]:
+def fused(name: str, count: int, shape: tuple[int, int], transposed: bool) -> tuple[Piece, ...]:
     """A piece for each expert, of `shape` in the decoder."""
 
     def one(number: int) -> Piece:

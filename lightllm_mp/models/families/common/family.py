@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 """Rotary buffers that old checkpoints carry; they follow from the configuration."""
+EXPERT = re.compile(r"model\.layers\.\d+\.mlp\.experts\.\d+\.")
+"""Begins the names of an expert's own tensors."""
 GGUF_FREQS = r"^rope_freqs\.weight$"
 """A tensor of GGUF files that the rotary options are read from."""
 
@@ -43,6 +46,9 @@ class Family:
     read_hf: Callable[[dict[str, Any]], ModelSpec]
     """The spec of a config.json, which has generation_config.json under the key `generation_config`."""
     hf_weights: Callable[[ModelSpec], list[Param]]
+    split_weights: Callable[[ModelSpec], list[Param]] | None = None
+    """The rules for a folder with experts one by one, where `hf_weights` has all experts of a layer in one tensor:
+    quantised releases split them."""
     ignore: tuple[str, ...] = (INV_FREQ,)
     """Patterns of tensor names that a folder may contain and that are not used."""
     mtp: bool = False
@@ -67,9 +73,12 @@ class Family:
     text: TextHalf | None = None
     """Tokenizer and chat format; None: the folder's files say everything."""
 
-    def folder_weights(self, spec: ModelSpec) -> list[Param]:
-        """The rules for a folder; a model of embeddings or scores has no head."""
-        return pooled_weights(spec, self.hf_weights(spec))
+    def folder_weights(self, spec: ModelSpec, names: Iterable[str] = ()) -> list[Param]:
+        """The rules for a folder with tensors of these names; a model of embeddings or scores has no head."""
+        rules = self.hf_weights
+        if self.split_weights is not None and any(EXPERT.match(self.known(name)) for name in names):
+            rules = self.split_weights
+        return pooled_weights(spec, rules(spec))
 
     def folder_ignore(self, spec: ModelSpec) -> tuple[str, ...]:
         """`ignore`, with the layers of multi-token prediction."""
@@ -123,6 +132,22 @@ def activation(name: Any) -> Activation:
     return kinds[name]
 
 
+def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it.
+
+    Raises ModelError where the language model's type is not one of `kinds`; without a type it is the first one.
+    """
+    inner = config.get("text_config") or {}
+    if inner.get("model_type", kinds[0]) not in kinds:
+        raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
+    outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
+    text = {**defaults, **outer, **inner, "generation_config": config.get("generation_config", {})}
+    ends = eos_ids(
+        {**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", text["eos_token_id"]))}
+    )
+    return {**text, "eos_token_id": list(ends)}
+
+
 def refuse(config: dict[str, Any], **served: Any) -> None:
     """Raises ModelError where a key of the configuration has another value than the served one."""
     for key, value in served.items():
@@ -174,6 +199,8 @@ def rope_spec(config: dict[str, Any], *, dim: int, default_theta: float = 10000.
     in_turn = bool(sections) and bool(scaling.get("mrope_interleaved", False))
     if kind == "default" or (kind == "mrope" and sections):
         return RopeSpec(theta=theta, dim=dim, sections=sections, interleaved_sections=in_turn)
+    if kind == "proportional" and float(scaling.get("factor") or 1.0) == 1.0:
+        return RopeSpec(theta=theta, dim=dim, turning=int(float(scaling.get("partial_rotary_factor", 1.0)) * dim // 2))
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"rope scaling {kind!r} is not supported")
     context = int(config["max_position_embeddings"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families.common.decoder_weights import linear
-from lightllm_mp.models.families.common.expert_rules import with_fused_experts
+from lightllm_mp.models.families.common.expert_rules import with_experts, with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.qwen.qwen3_next import MTP, hybrid_spec, hybrid_weights
 from lightllm_mp.models.families.qwen.qwen_moe import gated_shared_experts, moe_spec, with_shared_expert
@@ -19,9 +21,11 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def read_moe(config: dict[str, Any]) -> ModelSpec:
-    """Weights of experts are always renormalised; no layer has a plain MLP, so the file gives it no width."""
+    """Weights of experts are always renormalised; no layer has a plain MLP, so the file gives it no width. Quantised
+    releases have the experts one by one."""
     text = joined(config)
     moe = with_shared_expert(moe_spec({**text, "norm_topk_prob": True}, int(text["num_hidden_layers"])), text)
+    moe = msgspec.structs.replace(moe, fused_in_file=not text.get("quantization_config"))
     return hybrid_spec(text, family="qwen3_5_moe", moe=moe, intermediate=moe.intermediate)
 
 
@@ -30,7 +34,13 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def moe_weights(spec: ModelSpec) -> list[Param]:
-    return with_fused_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
+    assert spec.moe is not None
+    experts = with_fused_experts if spec.moe.fused_in_file else with_experts
+    return experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
+
+
+def split_moe_weights(spec: ModelSpec) -> list[Param]:
+    return with_experts(spec, hf_weights(spec)) + gated_shared_experts(spec)
 
 
 def _projections(spec: ModelSpec, at: str, to: str) -> list[Param]:
@@ -61,6 +71,7 @@ QWEN3_5_MOE = Family(
     model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
     read_hf=read_moe,
     hf_weights=moe_weights,
+    split_weights=split_moe_weights,
     ignore=QWEN3_5.ignore,
     spellings=QWEN3_5.spellings,
     vision=QWEN3_5.vision,

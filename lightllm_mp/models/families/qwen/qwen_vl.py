@@ -9,7 +9,7 @@ import msgspec
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param
 from lightllm_mp.models.families import llama
-from lightllm_mp.models.families.common.expert_rules import with_fused_experts
+from lightllm_mp.models.families.common.expert_rules import with_experts, with_fused_experts
 from lightllm_mp.models.families.common.family import INV_FREQ, Family
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys, gguf_spec, plain_weights
 from lightllm_mp.models.families.qwen import qwen, qwen2, qwen3, qwen_moe
@@ -41,6 +41,21 @@ def read_qwen3_vl_moe(config: dict[str, Any]) -> ModelSpec:
     return _with_deepstack(msgspec.structs.replace(spec, family="qwen3_vl_moe"), config)
 
 
+def read_qwen3_vl_gguf(keys: GGUFKeys) -> ModelSpec:
+    return _gguf_deepstack(gguf_spec(keys, family="qwen3_vl", head_norm="rms"), keys)
+
+
+def read_qwen3_vl_moe_gguf(keys: GGUFKeys) -> ModelSpec:
+    spec = msgspec.structs.replace(qwen_moe.read_qwen3_gguf(keys), family="qwen3_vl_moe")
+    return _gguf_deepstack(spec, keys)
+
+
+def _gguf_deepstack(spec: ModelSpec, keys: GGUFKeys) -> ModelSpec:
+    """That the components of positions take turns is not written."""
+    rope = spec.rope and msgspec.structs.replace(spec.rope, interleaved_sections=True)
+    return _with_levels(msgspec.structs.replace(spec, rope=rope), keys.integer("n_deepstack_layers", 0))
+
+
 def qwen3_vl_moe_weights(spec: ModelSpec) -> list[Param]:
     return with_fused_experts(spec, qwen3.hf_weights(spec), transposed=True)
 
@@ -51,7 +66,10 @@ def joined(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_deepstack(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
-    levels = len(config["vision_config"].get("deepstack_visual_indexes") or ())
+    return _with_levels(spec, len(config["vision_config"].get("deepstack_visual_indexes") or ()))
+
+
+def _with_levels(spec: ModelSpec, levels: int) -> ModelSpec:
     if levels >= spec.layers:
         raise ModelError(f"{levels} levels of DeepStack do not fit a decoder of {spec.layers} layers")
     return _with_sections(msgspec.structs.replace(spec, deepstack=levels))
@@ -96,6 +114,9 @@ QWEN3_VL = Family(
     model_types=("qwen3_vl",),
     read_hf=read_qwen3_vl,
     hf_weights=qwen3.hf_weights,
+    gguf_architectures=("qwen3vl",),
+    read_gguf=read_qwen3_vl_gguf,
+    gguf_weights=plain_weights,
     ignore=(*qwen3.QWEN3.ignore, r"^(model\.)?visual\."),
     spellings=(("model.language_model.", "model."),),
     vision="lightllm_mp.vision.families.qwen3_vl:QWEN3_VL",
@@ -107,6 +128,10 @@ QWEN3_VL_MOE = Family(
     model_types=("qwen3_vl_moe",),
     read_hf=read_qwen3_vl_moe,
     hf_weights=qwen3_vl_moe_weights,
+    split_weights=lambda spec: with_experts(spec, qwen3.hf_weights(spec)),
+    gguf_architectures=("qwen3vlmoe",),
+    read_gguf=read_qwen3_vl_moe_gguf,
+    gguf_weights=qwen_moe.gguf_weights,
     ignore=QWEN3_VL.ignore,
     spellings=QWEN3_VL.spellings,
     vision=QWEN3_VL.vision,

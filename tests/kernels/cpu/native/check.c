@@ -120,6 +120,7 @@ static void check_level(const char *name) {
     check_quantised();
     check_rows();
     check_attention();
+    check_delta();
     printf("%s: %ld checks\n", name, checks);
     fflush(stdout);
 }

@@ -35,4 +35,5 @@ void check_products(void);
 void check_quantised(void);
 void check_rows(void);
 void check_attention(void);
+void check_delta(void);
 #endif

@@ -197,6 +197,42 @@ static void check_halves(void) {
     free_all();
 }
 
+/* Values in all magnitudes. Where the level multiplies bfloat16 as it is, weights are rounded to that. */
+static void check_float8(long n, long m, long k, long group) {
+    long groups = (k + group - 1) / group;
+    uint8_t *codes = make(n * k, 1);
+    float *scales = random_values(n * groups, FLOAT32, 0.1f), *x = exact_values(m, k);
+    for (long i = 0; i < n * k; i++) codes[i] = (uint8_t)(below(127) | below(2) << 7);
+    void *narrow = make(m * k, 2);
+    for (long i = 0; i < m * k; i++) put(narrow, i, x[i], BFLOAT16);
+    struct quantised w = {(intptr_t)make(float8_bytes(n, k, group) / 16, 16), (intptr_t)random_values(n, FLOAT32, 1), n,
+                          ROWS_FLOAT8, group};
+    pack_float8(codes, scales, (void *)(intptr_t)w.packed, n, k, group);
+    for (int type = FLOAT32; type <= BFLOAT16; type++) {
+        const char *from = type == FLOAT32 ? (void *)x : narrow;
+        float *out = make(m * n, 4), *some = make(m * n, 4);
+        CHECK(quantised_run(from, &w, 1, out, m, k, type, FLOAT32) == 0, "quantised_run");
+        double part = type == BFLOAT16 && kernels->bf16_as_it_is ? 0x1p-8 : 2e-6;
+        for (long r = 0; r < m; r++)
+            for (long c = 0; c < n; c++) {
+                double sum = ((float *)(intptr_t)w.bias)[c], size = 1;
+                for (long i = 0; i < k; i++) {
+                    double product = x[r * k + i] * e4m3_value(codes[c * k + i]) * scales[c * groups + i / group];
+                    sum += product;
+                    size += fabs(product);
+                }
+                CHECK(fabs(out[r * n + c] - sum) <= part * size, "float8 m %ld k %ld [%ld, %ld]: %g, not %g", m, k, r, c,
+                      out[r * n + c], sum);
+            }
+        for (long count = 1; count < m && count < 19; count++) {
+            long row = below(m - count + 1);
+            CHECK(quantised_run(from + row * k * size_of(type), &w, 1, some, count, k, type, FLOAT32) == 0, "run");
+            CHECK(memcmp(some, out + row * n, count * n * 4) == 0, "float8: %ld rows differ among others", count);
+        }
+    }
+    free_all();
+}
+
 void check_quantised(void) {
     for (unsigned i = 0; i < sizeof blocks / sizeof *blocks; i++) {
         const struct block *b = &blocks[i];
@@ -216,4 +252,7 @@ void check_quantised(void) {
     }
     for (long per = 1; per <= 4; per++) check_weight(random_groups(37, 384, per), random_groups(19, 384, 4), 10, 384);
     check_halves();
+    check_float8(37, 10, 300, 128);
+    check_float8(64, 140, 256, 64);
+    check_float8(3, 4, 33, 4);
 }
