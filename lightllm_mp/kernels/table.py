@@ -219,6 +219,10 @@ class OpTable:
     full_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(q [sequences, queries, heads, dim], k and v [sequences, keys, heads, dim], possibly views of one projection):
     every query sees every key of its sequence, scores are scaled by dim^-0.5; -> [sequences, queries, heads * dim]."""
+    prepare_heads: Callable[[Tensor], Prepared]
+    """(weight [heads, n, k]) -> input of `linear_heads`."""
+    linear_heads: Callable[[Tensor, Prepared], Tensor]
+    """(x [tokens, heads, k], possibly a view) -> each head's x @ weight.T, [tokens, heads, n], possibly a view."""
     rotate: Callable[[Tensor, Rotation, Batch, HeadLayout], Tensor]
     """(x [tokens, heads, dim], rotation, batch, layout) -> x rotated; `layout` says which components form a pair."""
     kv_write: Callable[[Tensor, Tensor, LayerKV, Batch], None]

@@ -265,8 +265,10 @@ struct attention {
     int full;                   /* every query sees every key of its sequence */
     const float *sinks;         /* [heads]: scores without a value, beside those of the keys; or NULL */
     const int32_t *visible;     /* [m]: leading keys that a query sees, if more than those up to itself; or NULL */
+    int shared;                 /* all heads share one key-value head; h.kv_heads is into how many tasks they are divided */
+    long value_dim;             /* components of a key that are its value (`shared`); 0: values are in `values` */
 };
-#define MAX_HEAD_DIM 512
+#define MAX_HEAD_DIM 576
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
 void attention_run(const struct attention *job);
 

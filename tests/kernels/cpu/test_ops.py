@@ -213,6 +213,15 @@ SPANS = [
     HeadLayout(heads=4, kv_heads=1, head_dim=64, scale=0.2, image_spans=True, window=40, softcap=3.0),
     HeadLayout(heads=2, kv_heads=1, head_dim=24, scale=0.2, image_spans=True, window=40),
 ]
+
+
+LATENTS = [
+    HeadLayout(heads=40, kv_heads=1, head_dim=576, scale=0.07, value_dim=512),
+    HeadLayout(heads=34, kv_heads=1, head_dim=48, scale=0.2, value_dim=32),
+]
+"""Values are the first components of the keys."""
+
+
 ENCODERS = [
     HeadLayout(heads=4, kv_heads=4, head_dim=32, scale=0.2, causal=False),
     HeadLayout(heads=6, kv_heads=2, head_dim=64, scale=0.125, causal=False),
@@ -225,7 +234,7 @@ def with_sinks(layout: HeadLayout) -> HeadLayout:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", [*LAYOUTS, *ENCODERS, *SPANS, *map(with_sinks, LAYOUTS[:4])], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *ENCODERS, *SPANS, *LATENTS, *map(with_sinks, LAYOUTS[:4])], ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
@@ -244,7 +253,7 @@ def test_what_lies_behind_windows_is_not_read(dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", [*LAYOUTS[:-1], with_sinks(LAYOUTS[1])], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:-1], *LATENTS[1:], with_sinks(LAYOUTS[1])], ids=str)
 def test_attention_does_not_depend_on_the_cut(dtype, layout):
     sizes = [(130, 130), (70, 333), (1, 200)]
     step = RandomStep(sizes, layout, dtype)
@@ -286,6 +295,17 @@ def test_attention_in_both_directions_does_not_depend_on_companions(dtype, layou
         first = int(step.batch.seq_start[sequence])
         q, batch = step.part(sequence, 0, new)
         assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[first : first + new])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_for_each_head(dtype):
+    """Near the reference, of views too, and bitwise the same for a token alone or among others."""
+    weight, x = torch.randn(6, 40, 24).to(dtype), torch.randn(70, 6, 36).to(dtype)[..., 8:32]
+    packed = CPU.prepare_heads(weight)
+    whole = CPU.linear_heads(x, packed)
+    expected = REFERENCE.linear_heads(x.float(), REFERENCE.prepare_heads(weight.float()))
+    close(whole.contiguous(), expected.to(dtype), dtype)
+    assert torch.equal(torch.cat([CPU.linear_heads(row.unsqueeze(0), packed) for row in x]), whole)
 
 
 def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:

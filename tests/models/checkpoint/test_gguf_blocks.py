@@ -141,4 +141,4 @@ def test_a_matrix_that_is_turned_is_expanded_first(tmp_path):
     assert gguf_model(path)[2].file.tensors["blk.0.attn_k_b.weight"].type == GGMLQuantizationType.Q8_0
     blocks, plain = load(path), load(path, blocks=False)
     for mine, theirs in zip(blocks.layers, plain.layers, strict=True):
-        assert torch.equal(mine.attention.key_up, theirs.attention.key_up)
+        assert torch.equal(mine.attention.key_up.packed, theirs.attention.key_up.packed)
