@@ -139,7 +139,7 @@ def activation(name: Any) -> Activation:
 
 
 def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it.
+    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it, ends of sequence in both.
 
     Raises ModelError where the language model's type is not one of `kinds`; without a type it is the first one.
     """
@@ -148,10 +148,8 @@ def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tupl
         raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
     outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
     text = {**defaults, **outer, **inner, "generation_config": config.get("generation_config", {})}
-    ends = eos_ids(
-        {**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", text["eos_token_id"]))}
-    )
-    return {**text, "eos_token_id": list(ends)}
+    ends = [*eos_ids({"eos_token_id": inner.get("eos_token_id")}), *eos_ids({**config, "generation_config": {}})]
+    return {**text, "eos_token_id": list(dict.fromkeys(ends)) or defaults["eos_token_id"]}
 
 
 def refuse(config: dict[str, Any], **served: Any) -> None:
