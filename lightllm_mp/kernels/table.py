@@ -22,7 +22,7 @@ Prepared = Any
 
 ExpertWeights = Any
 """Tensor or `ScaledWeight` [experts, n, k]; with `block_types` or `expert_block_types` it may be a tuple of a
-`BlockWeight` for each expert."""
+`BlockWeight` or `GroupedWeight` for each expert."""
 
 
 class ExpertBiases(NamedTuple):

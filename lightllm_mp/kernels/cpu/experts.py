@@ -107,7 +107,7 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> PackedExperts:
-    """Each weight is [experts, n, k], plain or with scales, or a tuple of ggml block weights, one per expert."""
+    """Each weight is [experts, n, k], plain or with scales, or a tuple of blocks or 4-bit groups of each expert."""
     return PackedExperts(_prepared(gate_up, biases.gate_up), _prepared(down, biases.down))
 
 
@@ -119,8 +119,9 @@ def _prepared(weights: ExpertWeights, bias: Tensor | None) -> PlainExperts | Qua
         weights = tuple(weights.expert(number) for number in range(len(weights.values)))
     each = [prepare_quantised(weight, None if bias is None else bias[i]) for i, weight in enumerate(weights)]
     packed = [one for one in each if one is not None]
-    if len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
-        # There is no packed form; or the padded part of a rank is cut unevenly.
+    shuffled = any(one.order is not None for one in packed)
+    if shuffled or len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
+        # There is no packed form; or inputs are in another order; or the padded part of a rank is cut unevenly.
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
         return PlainExperts(_packed(whole), bias, whole.shape[2])
     table = torch.stack([one.parts for one in packed])

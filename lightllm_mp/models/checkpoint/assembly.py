@@ -124,8 +124,8 @@ class ModelWeights:
 
     def add(self, name: str, tensor: Sliceable | ScaledWeight | GroupedWeight | BlockRows) -> None:
         """Copies one tensor of the file into its parameters. 8-bit weights stay as they are in the projections of
-        layers, 4-bit ones in those that are not of experts; elsewhere both are expanded. ggml blocks stay in the
-        embedding and the head too."""
+        layers, 4-bit ones in experts only where the op table takes them; elsewhere both are expanded. ggml blocks
+        stay in the embedding and the head too."""
         for param, piece, row in self._place[name]:
             if isinstance(tensor, BlockRows):
                 self._add_blocks(param, piece, row, tensor)
@@ -133,7 +133,7 @@ class ModelWeights:
                 self._add_scaled(param, piece, row, tensor)
             elif not isinstance(tensor, GroupedWeight):
                 self._copy(param, piece, row, tensor)
-            elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
+            elif self._keeps_groups(param.target):
                 part = tensor.reordered(piece.transform) if piece.transform else tensor
                 if (own := part_of_packed(part, self._cuts[param.target], row)) is not None:
                     self._packed.setdefault(param.target, {})[own[0]] = own[1].to(self._device)
@@ -141,6 +141,11 @@ class ModelWeights:
                 self._copy(param, piece, row, expanded(tensor, self._dtype))
             self._missing[param.target] -= 1
             self._prepare_if_whole(param.target.removesuffix(".bias"))
+
+    def _keeps_groups(self, target: str) -> bool:
+        """Whether 4-bit weights stay packed. An op table that takes blocks takes them as experts, too."""
+        of_experts = target.endswith(EXPERTS) and bool(self._ops.block_types) and self._dtype == torch.bfloat16
+        return (of_experts or _may_be_quantised(target)) and not self._cuts[target].padded
 
     def _add_scaled(self, param: Param, piece: Piece, row: int, weight: ScaledWeight) -> None:
         target, cut, shape = param.target, self._cuts[param.target], self._shapes[param.target]
@@ -197,15 +202,20 @@ class ModelWeights:
             whole[row : row + some.rows.shape[0]].copy_(expanded(BlockWeight((some,)), self._dtype))
         if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
             return self._quantised(target, joined, bias)
-        if parts:  # some pieces are plain, or their groups differ
-            if whole is None:
-                whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
-            for row, part in parts.items():
-                whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        if parts:
+            whole = self._expanded(target, parts, whole)
         assert whole is not None
         if self._quantization != "none" and _may_be_quantised(target):
             return self._quantised(target, quantise(whole, self._quantization), bias)
         return self._ops.prepare_linear(whole, bias)
+
+    def _expanded(self, target: str, parts: dict[int, GroupedWeight], whole: torch.Tensor | None) -> torch.Tensor:
+        """A parameter of which some pieces are plain, those in `whole`, or whose pieces differ in their groups."""
+        if whole is None:
+            whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
+        for row, part in parts.items():
+            whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        return whole
 
     def _quantised(self, target: str, weight: QuantisedWeight, bias: torch.Tensor | None) -> Prepared:
         prepared = self._ops.prepare_quantised(weight, bias, self._dtype)
@@ -229,8 +239,8 @@ class ModelWeights:
         self.tensor(target)
         return self._tensors.pop(target)
 
-    def experts(self, target: str, count: int) -> torch.Tensor | ScaledWeight | tuple[BlockWeight, ...]:
-        """Weights of `count` experts, which are not kept: [count, n, k], or the ggml blocks of each.
+    def experts(self, target: str, count: int) -> torch.Tensor | ScaledWeight | tuple[QuantisedWeight, ...]:
+        """Weights of `count` experts, which are not kept: [count, n, k], or the blocks or 4-bit groups of each.
 
         8-bit weights are expanded for a model in float32, which users choose for exactness.
         """
@@ -240,6 +250,13 @@ class ModelWeights:
                 return torch.stack([expanded(scaled.expert(i), self._dtype) for i in range(count)])
             self._saved += scaled.values.numel() * self._dtype.itemsize - scaled.nbytes
             return scaled
+        if parts := self._packed.pop(target, {}):
+            whole = self._tensors.pop(target, None)
+            if whole is None and (grouped := _of_experts(parts, self._shapes[target][0] // count)) is not None:
+                held = sum(weight.nbytes for weight in grouped)
+                self._saved += math.prod(self._shapes[target]) * self._dtype.itemsize - held
+                return grouped
+            self._tensors[target] = self._expanded(target, parts, whole)
         if target not in self._blocks or target in self._tensors:
             whole = self.take(target)
             for row, part in self._blocks.pop(target, []):  # some pieces are blocks, others are not
@@ -279,6 +296,16 @@ def _own_pieces(param: Param, cut: ShardCut) -> list[tuple[Piece, int]]:
 def _may_be_quantised(target: str) -> bool:
     """True for a projection inside a layer, not for the head, which decides between near scores."""
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
+
+
+def _of_experts(parts: dict[int, GroupedWeight], each: int) -> tuple[GroupedWeight, ...] | None:
+    """Parts by their first row as weights of `each` rows; None where the groups of some differ."""
+    by_expert: dict[int, list[GroupedWeight]] = {}
+    for row in sorted(parts):
+        by_expert.setdefault(row // each, []).append(parts[row])
+    joined = [stacked(some) for some in by_expert.values()]
+    whole = [weight for weight in joined if weight is not None]
+    return tuple(whole) if len(whole) == len(joined) else None
 
 
 def may_be_scaled(target: str) -> bool:

@@ -105,8 +105,9 @@ def _gate_up_kernel(
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + expert * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
     PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 0
     gate, up = tl.zeros((EACH, PARTS), tl.float32), tl.zeros((EACH, PARTS), tl.float32)
-    scales += expert * (_groups(K, GROUP) * 2 * N) + tl.minimum(n, N - 1)[:, None]
+    scales += expert * (GROUPS * 2 * N) + tl.minimum(n, N - 1)[:, None]
     for start in tl.static_range(0, K, AT):
         k = start + tl.arange(0, AT)[None, :]
         value = tl.load(x + assignment // TOP_K * K + k, mask=k < K, other=0.0).to(tl.float32)
@@ -145,6 +146,7 @@ def _down_kernel(
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + tl.minimum(n, N - 1)[:, None] * K
     PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 0
     total = tl.zeros((EACH, PARTS), tl.float32)
     added = tl.zeros((EACH,), tl.float32)
     for i in tl.static_range(TOP_K):
@@ -153,7 +155,7 @@ def _down_kernel(
         here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
         expert = tl.where(here, expert, 0)
         of_expert = line + expert * (N * K)
-        scale_at = scales + expert * (_groups(K, GROUP) * N) + tl.minimum(n, N - 1)[:, None]
+        scale_at = scales + expert * (GROUPS * N) + tl.minimum(n, N - 1)[:, None]
         sums = tl.zeros((EACH, PARTS), tl.float32)
         for start in tl.static_range(0, K, AT):
             k = start + tl.arange(0, AT)[None, :]
@@ -166,11 +168,6 @@ def _down_kernel(
             own = tl.load(bias + expert * N + tl.minimum(n, N - 1)).to(tl.float32)
             added += tl.where(here, share, 0.0) * own
     tl.store(out + token * N + n, (tl.sum(total, 1) + added).to(out.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
-def _groups(K: tl.constexpr, GROUP: tl.constexpr):
-    return (K + GROUP - 1) // GROUP if GROUP else 0
 
 
 @triton.jit
