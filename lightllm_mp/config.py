@@ -35,8 +35,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """dummy: random weights of the right shapes, for benchmarks. The folder needs only a config.json."""
     quantization: Literal["none", "int8", "fp8"] = "none"
     """Quantise the projections of all layers at load, with one scale per output. int8: weights only. fp8: weights, and
-    on Hopper the activations of many tokens too. AWQ and GPTQ checkpoints are detected without this flag. On a CPU fp8
-    weights are expanded again: answers show the rounding, memory is not saved."""
+    on Hopper the activations of many tokens too. Checkpoints that are quantised already (FP8, AWQ, GPTQ and others)
+    are detected without this flag."""
     tokenizer_mode: Literal["auto", "fast", "slow"] = "auto"
     """fast: read tokenizer.json. slow: read the vocabulary file that the model was published with. auto: tokenizer.json
     if the folder has one, else that file."""
