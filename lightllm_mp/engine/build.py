@@ -26,7 +26,7 @@ from lightllm_mp.engine.kv_sizing import (
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.facts import EngineLimits, Facts, PooledFacts, StateFacts
-from lightllm_mp.kernels.cpu import runtime
+from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.model_description import ModelDescription
@@ -187,7 +187,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
     """The largest step on a CPU."""
     spec = decoder.spec
-    plain = spec.mla is not None or any(kind.head_dim % 16 for kind in spec.kinds) or not decoder.ops.exact_rows
+    plain = not decoder.ops.exact_rows or not _attention_in_c(spec)
     return WorstStep(
         tokens=step_tokens,
         lines=min(logit_lines(spec.vocab, CPU), max(engine.running_max_req_size, PROMPT_LINES)),
@@ -195,6 +195,13 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
         value_bytes=decoder.dtype.itemsize,
         fused=not plain,
     )
+
+
+def _attention_in_c(spec: ModelSpec) -> bool:
+    """Whether heads have sizes for which the C extension has attention."""
+    if spec.mla is None:
+        return all(kind.head_dim % 16 == 0 for kind in spec.kinds)
+    return overlay.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
 
 
 def _tell_what_does_not_fit(memory: MemoryPlan, engine: EngineConfig) -> None:

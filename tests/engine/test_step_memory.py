@@ -49,6 +49,16 @@ CASES: dict[str, dict[str, Any]] = {
         "context": 1024,
         "dtype": "bfloat16",
     },
+    "latent attention in C": {
+        "golden": "deepseek_v2",
+        "changes": FEW_WORDS
+        | {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 256, "kv_lora_rank": 256}
+        | {"qk_nope_head_dim": 64, "qk_rope_head_dim": 16, "v_head_dim": 64},
+        "rows": 8,
+        "step_tokens": 2048,
+        "context": 2048,
+        "dtype": "bfloat16",
+    },
     "linear attention": {
         "golden": "qwen3_next",
         "changes": WIDE

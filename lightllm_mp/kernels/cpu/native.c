@@ -6,7 +6,7 @@
 
 #include "native.h"
 
-#define MAX_ARGS 25
+#define MAX_ARGS 32
 
 /* Reads integers; -1 with an exception set when there are not exactly `count`. */
 static int integers(const char *name, PyObject *const *args, Py_ssize_t given, int count, long long *to) {
@@ -22,6 +22,7 @@ static int integers(const char *name, PyObject *const *args, Py_ssize_t given, i
 }
 
 #define ARGS(name, count)                                                        \
+    _Static_assert((count) <= MAX_ARGS, "more arguments than there is room for"); \
     long long a[MAX_ARGS];                                                       \
     if (integers(name, args, given, count, a) < 0) return NULL
 #define POINTER(i) ((void *)(intptr_t)a[i])
@@ -203,9 +204,9 @@ static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t give
 }
 
 static PyObject *py_experts(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("experts", 15);
-    struct experts job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4],  POINTER(5), POINTER(6), POINTER(7),
-                          a[8],       a[9],       a[10],      a[11], a[12], a[13],      a[14]};
+    ARGS("experts", 17);
+    struct experts job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), a[5],  a[6],  POINTER(7), POINTER(8),
+                          POINTER(9), a[10],      a[11],      a[12],      a[13],      a[14], a[15], a[16]};
     int failed;
     Py_BEGIN_ALLOW_THREADS
     failed = experts_run(&job);
@@ -226,14 +227,56 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 26);
+    ARGS("attention", 27);
     struct attention job = {
         POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
         a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18], a[19],
-        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25)};
+        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25), POINTER(26)};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_latent_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("latent_attention", 16);
+    struct attention job = {.q = POINTER(0),
+                            .keys = POINTER(1),
+                            .values = POINTER(1),
+                            .out = POINTER(2),
+                            .seq_start = POINTER(3),
+                            .context = POINTER(4),
+                            .rows = POINTER(5),
+                            .slot_table = POINTER(6),
+                            .sequences = a[7],
+                            .table_width = a[8],
+                            .max_query = a[9],
+                            .scale = bits_float(a[10]),
+                            .h = {a[11], a[12], a[13]},
+                            .value_dim = a[14],
+                            .type = a[15],
+                            .kv_type = a[15],
+                            .q_line = a[11] * a[13],
+                            .kv_line = a[13],
+                            .shared = 1};
+    Py_BEGIN_ALLOW_THREADS
+    attention_run(&job);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_gemm_heads(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    ARGS("gemm_heads", 8);
+    long heads = a[3], m = a[4], n = a[5], k = a[6], size = a[7] == BFLOAT16 ? 2 : 4, bytes = packed_bytes(n, k, a[7]);
+    int failed = 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (long h = 0; h < heads && !failed; h++) {
+        struct gemm job = {(const char *)POINTER(0) + h * m * k * size, (const char *)POINTER(1) + h * bytes, NULL,
+                           (char *)POINTER(2) + h * m * n * size, m, n, k, a[7], a[7]};
+        failed = gemm_run(&job);
+    }
+    Py_END_ALLOW_THREADS
+    if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -265,7 +308,7 @@ static PyMethodDef methods[] = {
     METHOD(float8_bytes), METHOD(pack_float8), METHOD(pack_grouped), METHOD(quantised),
     METHOD(expand_rows), METHOD(norm),        METHOD(squares),  METHOD(activation),
     METHOD(rotary),      METHOD(attention),   METHOD(route),    METHOD(experts),
-    METHOD(sigmoid_gate), METHOD(delta),      {NULL, NULL, 0, NULL},
+    METHOD(sigmoid_gate), METHOD(delta),      METHOD(latent_attention), METHOD(gemm_heads), {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels on raw addresses.", -1, methods};

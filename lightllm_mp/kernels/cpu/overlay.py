@@ -22,6 +22,8 @@ from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, OpTable, Rotation
 
 MAX_HEAD_DIM = 512
+MAX_LATENT = 576
+"""Components of the key of latent attention: those of DeepSeek-V3."""
 MAX_GROUP = 32
 
 _c = native()
@@ -36,6 +38,16 @@ class PackedLinear(NamedTuple):
     k: int
     address: int
     bias_address: int
+
+
+class PackedHeads(NamedTuple):
+    """A weight for each head, in the extension's panel order."""
+
+    packed: Tensor
+    """uint8 [heads, bytes]"""
+    heads: int
+    n: int
+    k: int
 
 
 def table() -> OpTable | None:
@@ -57,6 +69,8 @@ def table() -> OpTable | None:
         rotary_kv_write=rotary_kv_write,
         attention=attention,
         full_attention=full_attention,
+        prepare_heads=prepare_heads,
+        linear_heads=linear_heads,
         gated_delta=gated_delta,
         sigmoid_gated=sigmoid_gated,
         gated=gated,
@@ -234,6 +248,8 @@ def _ones(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
+    if _attends_latents(kv, layout):
+        return _latent_attention(q, kv, batch, layout)
     if not _attends(layout):
         return reference.TABLE.attention(q, kv, batch, layout)
     out = torch.empty_like(q)
@@ -263,9 +279,49 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         layout.heads * layout.head_dim,
         layout.kv_heads * layout.head_dim,
         not layout.causal,
+        0 if layout.sinks is None else layout.sinks.data_ptr(),
         batch.visible.data_ptr() if batch.visible is not None and layout.image_spans else 0,
     )
     return out
+
+
+def _latent_attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
+    """All query heads see the same keys, whose first components are the values. A task takes as many heads as fit."""
+    out = torch.empty((q.shape[0], layout.heads * layout.value_dim), dtype=q.dtype)
+    parts = next(n for n in range(1, layout.heads + 1) if layout.heads % n == 0 and layout.heads // n <= MAX_GROUP)
+    _c.latent_attention(
+        q.data_ptr(),
+        kv.keys.data_ptr(),
+        out.data_ptr(),
+        batch.seq_start.data_ptr(),
+        batch.context.data_ptr(),
+        batch.rows.data_ptr(),
+        batch.slot_table.data_ptr(),
+        batch.context.shape[0],
+        batch.slot_table.stride(0),
+        batch.max_query,
+        float_bits(layout.scale),
+        layout.heads,
+        parts,
+        layout.head_dim,
+        layout.value_dim,
+        TYPES[q.dtype],
+    )
+    return out
+
+
+def prepare_heads(weight: Tensor) -> PackedHeads:
+    heads, n, k = weight.shape
+    packed = torch.stack([prepare_linear(head, None).packed for head in weight])
+    return PackedHeads(packed, heads, n, k)
+
+
+def linear_heads(x: Tensor, w: PackedHeads) -> Tensor:
+    """Each head's rows are multiplied on their own, so they lie together."""
+    tokens = x.shape[0]
+    x, out = x.transpose(0, 1).contiguous(), torch.empty((w.heads, tokens, w.n), dtype=x.dtype)
+    _c.gemm_heads(x.data_ptr(), w.packed.data_ptr(), out.data_ptr(), w.heads, tokens, w.n, w.k, TYPES[x.dtype])
+    return out.transpose(0, 1)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -306,6 +362,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k.stride(1),
         True,
         0,
+        0,
     )
     return out[..., :dim].flatten(2)
 
@@ -332,3 +389,15 @@ def _scale_addresses(kv: LayerKV) -> tuple[int, int]:
 def _attends(layout: HeadLayout) -> bool:
     fits = layout.head_dim % 16 == 0 and layout.head_dim <= MAX_HEAD_DIM
     return fits and not layout.value_dim and layout.heads // layout.kv_heads <= MAX_GROUP
+
+
+def _attends_latents(kv: LayerKV, layout: HeadLayout) -> bool:
+    """Latent attention: one key-value head, whose values are the first components of its keys."""
+    shared = layout.kv_heads == 1 and kv.values.data_ptr() == kv.keys.data_ptr() and kv.key_scales is None
+    plain = layout.causal and not (layout.window or layout.softcap or layout.alibi)
+    return shared and plain and bool(layout.value_dim) and attends_latents(layout.head_dim, layout.value_dim)
+
+
+def attends_latents(key_dim: int, value_dim: int) -> bool:
+    """Whether the extension has latent attention for keys and values of these numbers of components."""
+    return key_dim <= MAX_LATENT and not (key_dim % 16 or value_dim % 16)

@@ -33,3 +33,11 @@ def linear_float(x: Tensor, prepared: PlainLinear) -> Tensor:
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
     return torch.index_select(table, 0, ids)
+
+
+def prepare_heads(weight: Tensor) -> Tensor:
+    return weight.transpose(1, 2).contiguous()
+
+
+def linear_heads(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)

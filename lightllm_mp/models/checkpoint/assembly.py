@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from gguf import GGMLQuantizationType
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.quantised import (
@@ -47,6 +48,11 @@ KEPT_FLOAT32 = ("delta.a_log", "delta.dt_bias", "delta.norm", "router.correction
 """Suffixes of small parameters that are float32 with every dtype of the model."""
 
 
+def types_in_blocks(ops: OpTable, dtype: torch.dtype) -> frozenset[int]:
+    """ggml's numbers of the types in which projections and the embedding stay, for activations of `dtype`."""
+    return ops.block_types if dtype == torch.bfloat16 else frozenset()
+
+
 class ModelWeights:
     """Parameters by target name. A projection is prepared for the op table as soon as it is complete, and its plain
     form is dropped, so loading needs little more memory than the loaded model. `cuts` has this rank's part by target;
@@ -66,6 +72,7 @@ class ModelWeights:
         self._quantization = quantization
         self._device = device
         self._dtype = dtype
+        self._block_types = types_in_blocks(ops, dtype)
         self._cuts = {param.target: (cuts or {}).get(param.target, WHOLE) for param in params}
         self._shapes = {param.target: self._cuts[param.target].shape(param.shape) for param in params}
         self._place: dict[str, list[tuple[Param, Piece, int]]] = {}
@@ -102,9 +109,14 @@ class ModelWeights:
         places = self._place[name]
         return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
 
-    def keeps_blocks(self, name: str) -> bool:
-        """Whether a tensor of the file may stay in ggml blocks: all its uses are projections or the embedding."""
-        return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
+    def keeps_blocks(self, name: str, kind: GGMLQuantizationType) -> bool:
+        """Whether a tensor of the file may stay in ggml blocks of this type, in all its uses."""
+        return name in self._place and all(self._may_be_blocks(param.target, kind) for param, _, _ in self._place[name])
+
+    def _may_be_blocks(self, target: str, kind: GGMLQuantizationType) -> bool:
+        if target.endswith(EXPERTS) and kind in self._ops.expert_block_types:
+            return True
+        return kind in self._block_types and _may_be_blocks(target)
 
     def keeps_quantised(self, name: str) -> bool:
         """Whether a quantised weight of the file stays quantised: all its uses are projections inside a layer."""
@@ -132,7 +144,7 @@ class ModelWeights:
 
     def _keeps_groups(self, target: str) -> bool:
         """Whether 4-bit weights stay packed. An op table that takes blocks takes them as experts, too."""
-        of_experts = target.endswith(EXPERTS) and bool(self._ops.block_types) and self._dtype == torch.bfloat16
+        of_experts = target.endswith(EXPERTS) and bool(self._block_types)
         return (of_experts or _may_be_quantised(target)) and not self._cuts[target].padded
 
     def _add_scaled(self, param: Param, piece: Piece, row: int, weight: ScaledWeight) -> None:
@@ -146,10 +158,13 @@ class ModelWeights:
         self._scaled[target] = place_scaled(own, whole, shape, cut, row, self._device)
 
     def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
-        if _may_be_blocks(param.target):  # transforms reorder rows of blocks as they reorder plain rows
+        if self._may_be_blocks(
+            param.target, blocks.type
+        ):  # transforms reorder rows of blocks as they reorder plain rows
             own = BlockRows(piece.transform(blocks.rows), blocks.type) if piece.transform else blocks
             if (parts := parts_of_blocks(own, self._cuts[param.target], row)) is not None:
-                self._blocks.setdefault(param.target, []).extend(parts)
+                there = [(to, BlockRows(part.rows.to(self._device), part.type)) for to, part in parts]
+                self._blocks.setdefault(param.target, []).extend(there)
                 return
         self._copy(param, piece, row, expanded(BlockWeight((blocks,)), self._dtype))
 
@@ -251,6 +266,12 @@ class ModelWeights:
         held = BlockWeight(whole_blocks).nbytes
         self._saved += max(0, math.prod(self._shapes[target]) * self._dtype.itemsize - held)
         return in_equal_parts(whole_blocks, count)
+
+    def expert_bias(self, target: str, count: int) -> torch.Tensor | None:
+        """Biases [count, n] of the experts with the weights `target`, which are not kept; None where this rank adds
+        none."""
+        bias = target + ".bias"
+        return self.take(bias).view(count, -1) if bias in self._shapes else None
 
     def table(self, target: str) -> torch.Tensor | Prepared:
         """The table for the op `embedding`."""

@@ -36,10 +36,10 @@ class LatentAttention:
     q: Prepared
     kv_a: Prepared
     kv_a_norm: Norm
-    key_up: Tensor
-    """[heads, nope_dim, kv_lora]"""
-    value_up: Tensor
-    """[heads, kv_lora, value_dim]"""
+    key_up: Prepared
+    """For `linear_heads`: from nope_dim to kv_lora."""
+    value_up: Prepared
+    """From kv_lora to value_dim."""
     o: Prepared
 
     def forward(self, x: Tensor, batch: Batch, kv: KVPool, rows: Tensor | None = None) -> Tensor:
@@ -49,8 +49,7 @@ class LatentAttention:
         self.ops.kv_write(keys, keys[..., : self.mla.kv_lora], layer, batch)
         out = self.ops.attention(self._queries(x, batch), layer, batch, self.layout)
         out = out if rows is None else out[rows]
-        latent = out.view(-1, self.layout.heads, self.mla.kv_lora).transpose(0, 1)
-        values = torch.bmm(latent, self.value_up).transpose(0, 1)
+        values = self.ops.linear_heads(out.view(-1, self.layout.heads, self.mla.kv_lora), self.value_up)
         return self.ops.linear(values.reshape(out.shape[0], -1), self.o)
 
     def _keys(self, x: Tensor, batch: Batch) -> Tensor:
@@ -68,7 +67,7 @@ class LatentAttention:
         heads = self.ops.linear(x, self.q).view(x.shape[0], self.layout.heads, -1)
         plain, turning = heads.split((self.mla.nope_dim, self.mla.rope_dim), -1)
         turned = self.ops.rotate(turning.contiguous(), self.rotary.rotation, batch, self.layout)
-        absorbed = torch.bmm(plain.transpose(0, 1), self.key_up).transpose(0, 1)
+        absorbed = self.ops.linear_heads(plain, self.key_up)
         return torch.cat((absorbed, turned), -1).view(x.shape[0], -1)
 
 
@@ -92,8 +91,8 @@ def read_latent_attention(
         weights.linear(at + ("q_b" if mla.q_lora else "q")),
         weights.linear(at + "kv_a"),
         _norm(weights, at + "kv_a_norm"),
-        key_up.contiguous(),
-        value_up.transpose(1, 2).contiguous(),
+        ops.prepare_heads(key_up.transpose(1, 2)),
+        ops.prepare_heads(value_up),
         weights.linear(at + "o"),
     )
 

@@ -186,9 +186,9 @@ def test_8_bits_stay_8_bits(tmp_path):
     make(tmp_path, *CASES["blocks"], golden="qwen3_moe")
     forms: list[object] = []
 
-    def experts(gate_up, down):
+    def experts(gate_up, down, *others):
         forms.extend((gate_up, down))
-        return reference.TABLE.prepare_experts(gate_up, down)
+        return reference.TABLE.prepare_experts(gate_up, down, *others)
 
     def quantised(weight, bias, dtype):
         forms.append(weight)

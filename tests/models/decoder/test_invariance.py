@@ -12,7 +12,7 @@ from tests.models.default_model import default_model
 from tests.models.golden import GOLDENS
 from tests.models.runner import Runner
 
-FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next", "minimax_m2")
+FOLDERS = ("llama", "llama3", "yi", "qwen3_moe", "qwen3_next", "minimax_m2", "deepseek_v3_fp8")
 DTYPES = [torch.float32, torch.bfloat16]
 pytestmark = pytest.mark.skipif(
     not all(op_table("cpu", dtype).exact_rows for dtype in DTYPES), reason="promised by the C extension only"

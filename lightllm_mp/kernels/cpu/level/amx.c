@@ -272,7 +272,7 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
 static void (*attend_vectors)(const struct attention *, long, long, long, long);
 
 static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
-    int fits = job->type == BFLOAT16 && job->kv_type == BFLOAT16 && job->h.head_dim % 32 == 0;
+    int fits = job->type == BFLOAT16 && job->kv_type == BFLOAT16 && job->h.head_dim % 32 == 0 && !job->shared;
     (fits ? attend_tiles : attend_vectors)(job, seq, query, count, kv_head);
 }
 

@@ -15,6 +15,9 @@ struct rows {
     long at[MAX_ROWS], to[MAX_ROWS];     /* where a row begins in q and in the result */
 } __attribute__((aligned(64)));
 
+/* Components of a row of the result. */
+INLINE long row_width(const struct attention *job) { return job->value_dim ? job->value_dim : job->h.head_dim; }
+
 INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, long query, long count, long kv_head) {
     const struct heads *h = &job->h;
     long group = h->heads / h->kv_heads, context = job->context[seq];
@@ -28,9 +31,9 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
     for (long r = 0; r < s->count; r++) {
         long head = kv_head * group + r % group;
         s->at[r] = (token + r / group) * job->q_line + head * h->head_dim;
-        s->to[r] = ((token + r / group) * h->heads + head) * h->head_dim;
-        s->max[r] = -INFINITY;
-        s->sum[r] = 0;
+        s->to[r] = ((token + r / group) * h->heads + head) * row_width(job);
+        s->max[r] = job->sinks ? job->sinks[head] : -INFINITY;
+        s->sum[r] = job->sinks ? 1 : 0;
         s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
         if (job->visible && job->visible[token + r / group] > s->end[r]) s->end[r] = job->visible[token + r / group];
@@ -43,7 +46,7 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
  * belong to another sequence. */
 INLINE long key_at(const struct rows *s, const struct attention *job, long position) {
     if (position < s->earliest || position >= s->last) return -1;
-    return s->slots[position] * job->kv_line + s->kv_head * job->h.head_dim;
+    return s->slots[position] * job->kv_line + (job->shared ? 0 : s->kv_head * job->h.head_dim);
 }
 
 /* Softcap and alibi, on the scaled scores of a row. */
@@ -92,7 +95,7 @@ INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, lon
 INLINE void finish_rows(const struct rows *s, const struct attention *job, enum dtype type) {
     for (long r = 0; r < s->count; r++) {
         float inverse = 1.0f / s->sum[r];
-        for (long d = 0; d < job->h.head_dim; d += LANES)
+        for (long d = 0; d < row_width(job); d += LANES)
             store(job->out, s->to[r] + d, load_float(s->out + r * job->h.head_dim + d) * inverse, type);
     }
 }

@@ -10,7 +10,7 @@ static const long contexts[SEQUENCES] = {150, 64, 7}, new_tokens[SEQUENCES] = {4
 struct variant {
     long window;
     float softcap;
-    int with_alibi;
+    int with_alibi, with_sinks;
 };
 
 /* A pool as plain numbers. */
@@ -62,6 +62,7 @@ static void expect(const struct attention *a, const double *keys, const double *
         top = fmax(top, score);
     }
     for (long i = 0; i < d; i++) out[i] = 0;
+    if (a->sinks) total = exp(a->sinks[head] - top);
     for (long k = first; k <= position; k++) {
         double weight = exp(scores[k] - top);
         total += weight;
@@ -130,15 +131,60 @@ static void check_one(struct heads h, enum dtype type, enum dtype kv_type, struc
         make(tokens * h.heads * h.head_dim, size_of(type)), start, context, rows, table,
         v.with_alibi ? random_values(h.heads, FLOAT32, 0.2f) : NULL, SEQUENCES, TABLE_WIDTH, new_tokens[0], v.window,
         1 / sqrtf((float)h.head_dim), v.softcap, h, type, kv_type,
-        random_scales(&h, kv_type), random_scales(&h, kv_type), h.heads * h.head_dim, h.kv_heads * h.head_dim, 0};
+        random_scales(&h, kv_type), random_scales(&h, kv_type), h.heads * h.head_dim, h.kv_heads * h.head_dim, 0,
+        v.with_sinks ? random_values(h.heads, FLOAT32, 3) : NULL};
     attention_run(&job);
     check_values(&job);
     check_parts(&job);
     free_all();
 }
 
+/* A key-value head that all heads share gives the same bits as one copy of it for each task; values are the first 32
+ * components of its keys. */
+static void check_shared(enum dtype type) {
+    const struct heads h = {34, 2, 48};
+    const long value_dim = 32, slots = 90, new = 20, context_length = 70, size = size_of(type), line = h.head_dim * size;
+    char *once = random_values(slots * h.head_dim, type, 1), *twice = make(slots * 2 * h.head_dim, size);
+    for (long i = 0; i < 2 * slots; i++) memcpy(twice + i * line, once + i / 2 * line, line);
+    int32_t *start = make(2, 4), *context = make(1, 4), *rows = make(1, 4), *table = make(context_length, 4);
+    start[0] = rows[0] = 0;
+    start[1] = new;
+    context[0] = context_length;
+    for (long i = 0; i < context_length; i++) table[i] = (int32_t)below(slots);
+    struct attention job = {.q = random_values(new * h.heads * h.head_dim, type, 2),
+                            .keys = twice,
+                            .values = twice,
+                            .out = make(new * h.heads * h.head_dim, size),
+                            .seq_start = start,
+                            .context = context,
+                            .rows = rows,
+                            .slot_table = table,
+                            .sequences = 1,
+                            .table_width = context_length,
+                            .max_query = new,
+                            .scale = 0.2f,
+                            .h = h,
+                            .type = type,
+                            .kv_type = type,
+                            .q_line = h.heads * h.head_dim,
+                            .kv_line = 2 * h.head_dim};
+    struct attention shared = job;
+    shared.keys = shared.values = once;
+    shared.kv_line = h.head_dim;
+    shared.shared = 1;
+    shared.value_dim = value_dim;
+    shared.out = make(new * h.heads * value_dim, size);
+    attention_run(&job);
+    attention_run(&shared);
+    for (long i = 0; i < new * h.heads; i++)
+        CHECK(memcmp((char *)shared.out + i * value_dim * size, (char *)job.out + i * line, value_dim * size) == 0,
+              "shared keys: head %ld of token %ld", i % h.heads, i / h.heads);
+    free_all();
+}
+
 void check_attention(void) {
-    static const struct variant variants[] = {{0, 0, 0}, {50, 0, 0}, {0, 5, 1}, {9, 0, 1}};
+    for (int type = FLOAT32; type <= BFLOAT16; type++) check_shared(type);
+    static const struct variant variants[] = {{0, 0, 0, 0}, {50, 0, 0, 1}, {0, 5, 1, 0}, {9, 0, 1, 0}};
     for (int type = FLOAT32; type <= BFLOAT16; type++)
         for (int kv = 0; kv < 3; kv++) {
             enum dtype kv_type = kv == 0 ? type : kv == 1 ? INT8 : FLOAT8;
