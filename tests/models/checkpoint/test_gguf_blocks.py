@@ -57,7 +57,7 @@ def test_blocks_are_as_near_to_float32_as_expanded_weights(file):
 def test_cuts_change_nothing(file):
     path, folder = file
     if folder == "deepseek_v2":
-        pytest.skip("latent attention is torch's on a CPU")
+        pytest.skip("latent attention is torch's on a CPU where sizes are no multiples of 16")
     decoder = load(path)
     whole = logits(decoder, folder)
     assert torch.equal(logits(decoder, folder, 1), whole)
