@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class BlockRows(NamedTuple):
     """Rows of a matrix as stored in a GGUF file."""
 
     rows: Tensor
-    """uint8 [n, bytes of a row]."""
+    """uint8 [n, bytes of a row]; while they are read also with dimensions before."""
     type: GGMLQuantizationType
 
     @property
@@ -104,6 +105,14 @@ class BlockRows(NamedTuple):
         if begin % inputs or end % inputs:
             return None
         return BlockRows(self.rows[:, begin // inputs * size : end // inputs * size], self.type)
+
+    def padded(self, columns: int) -> BlockRows | None:
+        """With inputs of zeros, up to `columns`; None where that is not between blocks."""
+        inputs, size = GGML_QUANT_SIZES[self.type]
+        if columns % inputs:
+            return None
+        missing = columns // inputs * size - self.rows.shape[1]
+        return BlockRows(functional.pad(self.rows, (0, missing)), self.type) if missing else self
 
     def zeros(self, count: int) -> BlockRows:
         """Rows of zeros: in every type a block of zero bytes means zeros."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, dtype
 
@@ -21,7 +21,23 @@ Prepared = Any
 
 
 ExpertWeights = Any
-"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` it may be a tuple of a `BlockWeight` for each expert."""
+"""Tensor or `ScaledWeight` [experts, n, k]; with `block_types` or `expert_block_types` it may be a tuple of a
+`BlockWeight` or `GroupedWeight` for each expert."""
+
+
+class ExpertBiases(NamedTuple):
+    """What experts add to their products, in any floating type; None: nothing."""
+
+    gate_up: Tensor | None = None
+    """[experts, 2 * n]"""
+    down: Tensor | None = None
+    """[experts, k]"""
+
+
+class PrepareExperts(Protocol):
+    """(gate_up [experts, 2 * n, k], down [experts, k, n], biases) -> input of `OpTable.experts`."""
+
+    def __call__(self, gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = ..., /) -> Prepared: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,9 @@ class HeadLayout:
     """Rotary pairs are (2i, 2i + 1) and not (i, i + dim / 2)."""
     value_dim: int = 0
     """Components of a value; 0: `head_dim`."""
+    sinks: Tensor | None = field(default=None, compare=False, repr=False)
+    """float32 [heads]: a logit of each query head that takes part in the softmax beside the scores and has no value
+    (gpt-oss; Xiao et al., arXiv 2309.17453)."""
 
     @property
     def values(self) -> int:
@@ -219,17 +238,19 @@ class OpTable:
     """(x [tokens, n], gate [tokens, n] or [tokens, 1], in x's dtype or float32) -> x * sigmoid(gate)."""
     gated: Callable[[Tensor, str], Tensor]
     """(gate beside up [tokens, 2 * n], activation) -> activation(gate) * up, [tokens, n]. Activations are
-    `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`."""
+    `silu`, `gelu` (by erf), `gelu_tanh`, `quick_gelu` (x * sigmoid(1.702 x)) and `relu`; and `swiglu_oai` (gpt-oss),
+    which is quick_gelu(min(gate, 7)) * (clamp(up, -7, 7) + 1)."""
     activate: Callable[[Tensor, str], Tensor]
     """(x, activation) -> activation(x)."""
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
     """(float32 logits [tokens, experts], routing) -> weights float32 [tokens, top_k] and expert numbers int32
     [tokens, top_k], in descending order of weight plus correction."""
-    prepare_experts: Callable[[ExpertWeights, ExpertWeights], Prepared]
-    """(gate_up [experts, 2 * n, k], down [experts, k, n]) -> input of `experts`."""
+    prepare_experts: PrepareExperts
     experts: Callable[[Tensor, Prepared, Tensor, Tensor, str], Tensor]
     """(x [tokens, k], prepared, weights, numbers, activation) -> [tokens, k]: the weighted sum of each token's experts,
-    each down(activation(gate x) * up x). A number outside 0 .. experts - 1 is an expert of another rank, and adds
-    nothing."""
+    each down(gated(gate x beside up x)), with their biases. A number outside 0 .. experts - 1 is an expert of another
+    rank, and adds nothing."""
     block_types: frozenset[int] = frozenset()
     """ggml's numbers of the block types that `prepare_quantised` keeps packed, for activations in bfloat16."""
+    expert_block_types: frozenset[int] = frozenset()
+    """ggml's numbers of the block types that `prepare_experts` keeps packed besides, for activations of any type."""

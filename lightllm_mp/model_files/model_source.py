@@ -35,8 +35,16 @@ class ModelSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json of the folder. Raises ModelError."""
-        return read_json(self.path / "config.json")
+        """config.json of the folder. Raises ModelError.
+
+        Older exports of NVIDIA's Model Optimizer have its `quantization_config` in a file of its own.
+        """
+        config, apart = read_json(self.path / "config.json"), self.path / "hf_quant_config.json"
+        if "quantization_config" not in config and apart.is_file():
+            quantised = read_json(apart).get("quantization") or {}
+            if isinstance(quantised, dict) and quantised.get("quant_algo"):
+                config["quantization_config"] = {"quant_method": "modelopt", **quantised}
+        return config
 
     @property
     def has_config(self) -> bool:

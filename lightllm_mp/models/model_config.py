@@ -9,6 +9,7 @@ from typing import Any
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource, read_json
+from lightllm_mp.models.checkpoint.mxfp4 import METHOD, is_mxfp4
 from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.families import Family, by_gguf_architecture, by_hf_config
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
@@ -42,6 +43,8 @@ def hf_model(model: ModelSource | Path) -> tuple[Family, ModelSpec]:
     if generation.is_file():
         config["generation_config"] = read_json(generation)
     spec = _mapped(family.read_hf, config, str(folder / "config.json"))
+    if is_mxfp4(config) and spec.file_dtype != METHOD:
+        raise ModelError(f"{folder}: quant_method {METHOD!r} is not supported for the family {family.name}")
     with config_errors(str(folder)):
         return family, with_pooling(spec, config, folder, source.task, source.score_tokens)
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 Take = Literal["last", "cls", "mean"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_oai"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +95,10 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
     residual stream, and every expert has a factor on its weights (Gemma 4)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that have a plain MLP of `ModelSpec.intermediate` instead."""
+    bias: bool = False
+    """Router and experts have biases."""
+    width_multiple: int = 16
+    """Ranks' shares of `intermediate` are multiples of this: 32 where experts are stored in blocks of 32 weights."""
     fused_in_file: bool = False
     """The file has one tensor of all experts for each kind of projection, where quantised files of it do not."""
 
@@ -264,6 +268,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Queries at position p are scaled by 1 + this * ln(1 + floor(p / rope.original_context)) (Ministral 3); 0: off."""
     qkv_bias: bool = False
     o_bias: bool = False
+    sinks: bool = False
+    """Each query head has a logit that takes part in the softmax and has no value: `sinks` [heads] (gpt-oss)."""
     mla: MlaSpec | None = None
     attention_gate: bool = False
     """The output of a head is multiplied by the sigmoid of a projection: `q_gate`, [q_size, hidden] (Qwen3-Next)."""

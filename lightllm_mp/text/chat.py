@@ -13,6 +13,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 
 from lightllm_mp.errors import InvalidRequest, ModelError
+from lightllm_mp.text.chat_harmony import described, harmony_messages, is_harmony, known_effort
 from lightllm_mp.text.chat_tools import with_tools
 from lightllm_mp.text.template_budget import MAX_CHARS, Budget
 from lightllm_mp.text.template_sandbox import ChatEnvironment
@@ -46,7 +47,8 @@ def render_chat(
 
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
     does not iterate over parts gets one string: each text, and of `tags` that of "image" or "video" for each one, on a
-    line. A template that does not know the role "developer" gets "system"; one that does not know tools gets text.
+    line. A template that does not know the role "developer" gets "system"; one that does not know tools gets text; one
+    of gpt-oss's kind gets messages in its form (chat_harmony.py).
     `continue_final`: the prompt ends with the last message's text, so that the answer goes on with it. `kwargs` are the
     client's template arguments. ModelError if the template does not compile. InvalidRequest if the
     template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).
@@ -54,9 +56,11 @@ def render_chat(
     compiled = compile_template(template)
     if not compiled.knows_tools:
         messages, tools = with_tools(messages, tools or ()), None
-    prepared = _messages(messages, compiled, tags or {})
+    prepared, kwargs = _messages(messages, compiled, tags or {}), _kwargs(kwargs or {})
+    if compiled.is_harmony:
+        prepared, tools, kwargs = harmony_messages(prepared), described(tools or ()), known_effort(kwargs)
     variables = {
-        **_kwargs(kwargs or {}),
+        **kwargs,
         "add_generation_prompt": add_generation_prompt and not continue_final,
         "bos_token": bos_token,
         "eos_token": eos_token,
@@ -81,7 +85,7 @@ def compile_template(source: str) -> ChatTemplate:
 
 class ChatTemplate:
     """A compiled template. `takes_parts`: it iterates over the parts of a message's content. `knows_developer`: it has
-    that role. `knows_tools`: it shows tools, or their calls."""
+    that role. `knows_tools`: it shows tools, or their calls. `is_harmony`: it is gpt-oss's."""
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -91,6 +95,7 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(source)
             self.knows_developer, self.knows_tools = "developer" in source, "tool" in source
+            self.is_harmony = is_harmony(source)
             self.takes_parts = _takes_parts(self._environment.parse(source))
         except TemplateError as error:
             raise ModelError(f"the chat template does not compile: {str(error)[:200]}") from error
@@ -163,7 +168,7 @@ def _part_text(part: Mapping[str, Any], tags: Mapping[str, str]) -> str:
 
 def _until_end_of(message: Mapping[str, Any], prompt: str) -> str:
     """The prompt up to the end of this message's text; templates may strip white space around it."""
-    content = message["content"]
+    content = message.get("content")
     text = content if isinstance(content, str) else (content or [{}])[-1].get("text", "")
     at = prompt.rfind(text.strip()) if text.strip() else -1
     if at < 0:

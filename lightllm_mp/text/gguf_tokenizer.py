@@ -28,6 +28,8 @@ _BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 """Control tokens that end a turn of a chat. Most files have a key only for the token that ends a text."""
+_HARMONY_ENDS, _HARMONY_MESSAGE_END = ("<|return|>", "<|call|>"), "<|end|>"
+"""The same for gpt-oss, whose turns have several messages."""
 
 
 def load_gguf(path: Path) -> TokenizerSource:
@@ -51,8 +53,11 @@ def load_gguf(path: Path) -> TokenizerSource:
 
 def _ends(keys: dict[str, Any], backend: Backend) -> tuple[int, ...]:
     added = {token.content: id_ for id_, token in backend.get_added_tokens_decoder().items()}
-    ids = [*(_id(keys, key) for key in _END_KEYS), *(added.get(text) for text in _END_TEXTS)]
-    return tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+    harmony = all(text in added for text in _HARMONY_ENDS)
+    texts = _HARMONY_ENDS if harmony else _END_TEXTS
+    ids = [*(_id(keys, key) for key in _END_KEYS), *(added.get(text) for text in texts)]
+    no_end = {None, added.get(_HARMONY_MESSAGE_END) if harmony else None}
+    return tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None and id_ not in no_end))
 
 
 def _backend(keys: dict[str, Any], tokens: list[str], family: TextHalf) -> Backend:

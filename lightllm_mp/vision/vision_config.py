@@ -27,7 +27,7 @@ def read_vision(model: ModelSource | Path | str) -> VisionModel | None:
     if path.is_dir():
         config = source.config
         family = find_hf_family(config)
-        if family is None or (vision := vision_family(family)) is None:
+        if family is None or not family.has_tower(config) or (vision := vision_family(family)) is None:
             return None
         name = family.name  # families may share a tower
         return _checked(lambda: replace(vision.read_hf(config, path), family=name), path)

@@ -145,7 +145,7 @@ def test_whole_images(folder: str, emitted: int) -> None:
     run.work().check(turn=2)
 
 
-@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5", *WHOLE])
+@pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", *WHOLE])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(folder: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admission, "admits", lambda *_: True)

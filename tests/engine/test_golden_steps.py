@@ -68,7 +68,8 @@ class Run:
             device=device,
             state_checkpoints=states.checkpoints,
         )
-        self.executor.kv.data[:, :, :kv_tokens].fill_(float("nan"))  # what was not written must not be read
+        for part in (part for layer in self.executor.kv.layers.values() for part in layer if part is not None):
+            part[:kv_tokens].fill_(float("nan"))  # what was not written must not be read
         if (pool := self.executor.kv.states) is not None:
             pool.recurrent.fill_(float("nan"))
         self.scheduler = Scheduler(

@@ -15,7 +15,7 @@ FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_sharded", "llama_yarn", "yi"),
     *("internlm", "internlm2", "minicpm", "mixtral", "qwen", "qwen2", "qwen3", "qwen3_moe"),
     "qwen3_next",
-    *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("bloom", "starcoder", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2", "gpt_oss", "gpt_oss_mxfp4"),
     *("ministral3",),
     *("deepseek_v3", "deepseek_v3_fp8", "glm4_moe", "minimax_m2"),
     *("baichuan_7b", "baichuan_7b_bin", "baichuan_13b", "baichuan2_7b", "baichuan2_13b"),

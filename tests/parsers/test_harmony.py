@@ -26,6 +26,10 @@ CASES = {
         reasoning="hm",
         calls=(X,),
     ),
+    "recipient beside the role of the prompt": Case(
+        ' to=functions.f<|channel|>commentary json<|message|>{"a": "x"}<|call|>', calls=(X,)
+    ),
+    "text like a recipient": Case(" to=f is no", " to=f is no"),
     "no constraint": Case('<|channel|>commentary to=functions.f<|message|>{"a": "x"}', calls=(X,)),
     "a call on the analysis channel": Case('<|channel|>analysis to=functions.f code<|message|>{"a": "x"}', calls=(X,)),
     "recipient without the name space": Case(CALL.replace("functions.", ""), calls=(X,)),

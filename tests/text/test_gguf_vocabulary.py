@@ -166,3 +166,16 @@ def test_phi3_tokens_take_the_space_behind_them(tmp_path):
     other = load_tokenizer(write_vocabulary(tmp_path / "n.gguf", folder, "llama", **keys))
     assert other.encode("<|user|>\nhello").tolist() == [3, *library.encode("\nhello")]
     assert mine.eos_ids == (2, 4)
+
+
+def test_a_turn_of_gpt_oss_ends_with_none_of_its_messages(tmp_path):
+    """Most files have the token that ends the last message alone; `<|end|>` ends any other."""
+    folder = byte_level_folder(tmp_path / "hf", isolated(known_splits()["gpt-4o"]))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens([AddedToken(name, special=True) for name in ("<|return|>", "<|call|>")])
+    backend.save(str(folder / "tokenizer.json"))
+    keys = {"eos_token_id": backend.token_to_id("<|return|>"), "add_bos_token": False}
+    path = write_vocabulary(tmp_path / "m.gguf", folder, "gpt-oss", pre="gpt-4o", **keys)
+    assert load_tokenizer(path).eos_ids == tuple(map(backend.token_to_id, ("<|return|>", "<|call|>")))
+    write(folder, config={"model_type": "gpt_oss", "eos_token_id": keys["eos_token_id"]}, tokenizer_config=WHOLE)
+    assert load_tokenizer(folder).eos_ids == load_tokenizer(path).eos_ids

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
 from lightllm_mp.vision.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.vision_config import read_vision
@@ -61,6 +62,14 @@ def test_kinds() -> None:
 def test_models_of_text_only(name: str) -> None:
     assert read_vision(GOLDENS / name) is None
     assert read_vision(GOLDENS / name / "config.json") is None
+
+
+def test_a_language_model_without_its_tower(tmp_path: Path) -> None:
+    config = json.loads((GOLDENS / "qwen3_5" / "config.json").read_text())["text_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert config["model_type"] == "qwen3_5_text"
+    assert read_model_config(tmp_path).family == "qwen3_5"
+    assert read_vision(tmp_path) is None
 
 
 @pytest.mark.parametrize("said", [f"./{TOWER}", f"openai/{TOWER}", TOWER])

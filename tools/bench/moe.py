@@ -17,13 +17,16 @@ from typing import NamedTuple
 
 import torch
 
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
 from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
+from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
+from lightllm_mp.models.checkpoint.dummy_weights import BLOCK_SCALE
 from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
@@ -39,12 +42,19 @@ class Shape(NamedTuple):
     top_k: int
     hidden: int
     intermediate: int
+    mxfp4: bool = False
+
+    @property
+    def matrix_bytes(self) -> float:
+        """Bytes of one of the three matrices of an expert."""
+        return self.hidden * self.intermediate * (17 / 32 if self.mxfp4 else 2)
 
 
 MODELS = {
     "mixtral-8x7b": Shape(8, 2, 4096, 14336),
     "qwen3-30b-a3b": Shape(128, 8, 2048, 768),
     "deepseek-v2-lite": Shape(64, 6, 2048, 1408),
+    "gpt-oss-20b": Shape(32, 4, 2880, 2880, mxfp4=True),
 }
 
 
@@ -53,16 +63,14 @@ class Case:
 
     def __init__(self, name: str, tokens: int) -> None:
         self.name, self.tokens, self.shape = name, tokens, MODELS[name]
-        experts, self.top_k, hidden, n = self.shape
+        experts, self.top_k, hidden, n, _ = self.shape
         self.x = torch.randn(tokens, hidden, device="cuda").bfloat16()
         self.how = Routing(self.top_k, True)
-        touched = min(experts, tokens * self.top_k) * 6 * hidden * n
+        touched = min(experts, tokens * self.top_k) * 3 * self.shape.matrix_bytes
         self.layers = min(8, max(1, round(CACHE / touched)))
         self.logits = [torch.randn(tokens, experts, device="cuda") for _ in range(self.layers)]
         self.weights = [random_layer(name, i) for i in range(self.layers)]
         used = [route(x, self.how)[1].unique().numel() for x in self.logits]
-        self.expert_bytes = 2 * hidden * n
-        """Of one of the three matrices of an expert."""
         self.used = sum(used) / len(used)
         self.operations = tokens * self.top_k * 2 * hidden * n
         """Of one of the three products."""
@@ -70,7 +78,7 @@ class Case:
     def least(self, matrices: int) -> float:
         """Seconds."""
         at = ceilings()
-        return matrices * max(self.used * self.expert_bytes / at.bandwidth, self.operations / at.product)
+        return matrices * max(self.used * self.shape.matrix_bytes / at.bandwidth, self.operations / at.product)
 
     def run(self) -> None:
         for logits, prepared in zip(self.logits, self.weights, strict=True):
@@ -87,11 +95,20 @@ _layers: dict[tuple[str, int], moe.StackedExperts] = {}
 def random_layer(name: str, i: int) -> moe.StackedExperts:
     """The weights of a model's i-th layer, made once."""
     if (name, i) not in _layers:
-        experts, _, k, n = MODELS[name]
-        gate_up = torch.empty(experts, 2 * n, k, device="cuda", dtype=torch.bfloat16).normal_(0, 0.02)
-        down = torch.empty(experts, k, n, device="cuda", dtype=torch.bfloat16).normal_(0, 0.02)
-        _layers[name, i] = moe.prepare_experts(gate_up, down)
+        experts, _, k, n, in_blocks = MODELS[name]
+        make = random_blocks if in_blocks else random_weights
+        _layers[name, i] = moe.prepare_experts(make(experts, 2 * n, k), make(experts, k, n))
     return _layers[name, i]
+
+
+def random_weights(experts: int, n: int, k: int) -> torch.Tensor:
+    return torch.empty(experts, n, k, device="cuda", dtype=torch.bfloat16).normal_(0, 0.02)
+
+
+def random_blocks(experts: int, n: int, k: int) -> tuple[BlockWeight, ...]:
+    rows = torch.randint(0, 256, (experts, n, k // 32 * 17), dtype=torch.uint8, device="cuda")
+    rows[..., ::17] = BLOCK_SCALE
+    return tuple(BlockWeight((BlockRows(one, MXFP4),)) for one in rows)
 
 
 def measure(figures: Figures, case: Case) -> None:
@@ -102,7 +119,7 @@ def measure(figures: Figures, case: Case) -> None:
 
 def sweep(case: Case) -> None:
     """Prints the best blocks of each product, and what the rest of the layer takes."""
-    if case.tokens <= tuned_moe.ALONE_TOKENS:
+    if case.tokens <= tuned_moe.ALONE_TOKENS and not case.shape.mxfp4:
         sweep_alone(case)
         return
     x, experts = case.x, case.shape.experts
@@ -122,11 +139,11 @@ def sweep(case: Case) -> None:
 
         def gate_up(by: ProductBlocks, together: int, rows: int = rows, at: list = at) -> None:
             for prepared, tiles in zip(case.weights, at, strict=True):
-                grouped_gate_up(x, prepared.gate_up, tiles, hidden, rows, by, together, "silu")
+                grouped_gate_up(x, prepared.gate_up, None, tiles, hidden, rows, by, together, "silu")
 
         def down(by: ProductBlocks, together: int, rows: int = rows, at: list = at) -> None:
             for prepared, tiles in zip(case.weights, at, strict=True):
-                grouped_down(hidden, prepared.down, tiles, each, rows, by, together)
+                grouped_down(hidden, prepared.down, None, tiles, each, rows, by, together)
 
         print(f"  rows {rows}: tiles {case.seconds(plan) * 1e6:.1f} us")
         together = 8 if rows == 128 else 4

@@ -102,8 +102,8 @@ static void collect_rows(const void *arg, long from, long to) {
 }
 
 /* Every expert's rows of x [assignments, k] times its weight [n, k]. */
-static int multiply_all(const struct sorted *s, const void *x, const void *weights, long parts, void *out, long n,
-                        long k, enum dtype out_type) {
+static int multiply_all(const struct sorted *s, const void *x, const void *weights, const float *biases, long parts,
+                        void *out, long n, long k, enum dtype out_type) {
     enum dtype type = s->job->type;
     long x_row = k * (type == BFLOAT16 ? 2 : 4), out_row = n * (out_type == BFLOAT16 ? 2 : 4);
     long bytes = packed_bytes(n, k, type);
@@ -111,7 +111,8 @@ static int multiply_all(const struct sorted *s, const void *x, const void *weigh
         long begin = s->begin[e], rows = s->begin[e + 1] - begin;
         const void *from = (const char *)x + begin * x_row;
         void *to = (char *)out + begin * out_row;
-        struct gemm g = {from, (const char *)weights + e * bytes, NULL, to, rows, n, k, type, out_type};
+        const float *bias = biases ? biases + e * n : NULL;
+        struct gemm g = {from, (const char *)weights + e * bytes, bias, to, rows, n, k, type, out_type};
         const struct quantised *own = (const struct quantised *)weights + e * parts;
         int failed = 0;
         if (rows) failed = parts ? quantised_run(from, own, parts, to, rows, k, type, out_type) : gemm_run(&g);
@@ -125,10 +126,13 @@ static int run_sorted(struct sorted *s) {
     sort_assignments(s);
     long count = s->begin[job->experts];
     over_rows(collect_rows, s, job->m, job->top_k * job->k);
-    if (multiply_all(s, s->x, job->gate_up, job->gate_up_parts, s->wide, 2 * job->n, job->k, job->type) != 0) return -1;
+    if (multiply_all(s, s->x, job->gate_up, job->gate_up_bias, job->gate_up_parts, s->wide, 2 * job->n, job->k,
+                     job->type) != 0)
+        return -1;
     struct activation gate = {s->wide, s->hidden, count, job->n, 1, job->curve, job->type};
     activation_run(&gate);
-    if (multiply_all(s, s->hidden, job->down, job->down_parts, s->each, job->k, job->n, FLOAT32) != 0) return -1;
+    if (multiply_all(s, s->hidden, job->down, job->down_bias, job->down_parts, s->each, job->k, job->n, FLOAT32) != 0)
+        return -1;
     struct mixing mixing = {s->each, s->place, job->weights, job->out, job->k, job->top_k, job->type};
     over_rows(kernels->mix_rows, &mixing, job->m, job->top_k * job->k);
     return 0;

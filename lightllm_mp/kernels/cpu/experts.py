@@ -13,8 +13,9 @@ from lightllm_mp.kernels.cpu.quantised import prepare_quantised
 from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import CURVES, TYPES, float_bits
 from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.moe import NO_BIASES
 from lightllm_mp.kernels.reference.quantised import expanded
-from lightllm_mp.kernels.table import ExpertWeights, Routing
+from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights, Routing
 
 MAX_EXPERTS = 1024
 
@@ -26,6 +27,8 @@ class PlainExperts(NamedTuple):
 
     packed: Tensor
     """uint8 [experts, bytes]"""
+    bias: Tensor | None
+    """float32 [experts, outputs]"""
     k: int
     """Inputs."""
 
@@ -38,6 +41,10 @@ class PlainExperts(NamedTuple):
         return self.packed.data_ptr()
 
     @property
+    def bias_address(self) -> int:
+        return 0 if self.bias is None else self.bias.data_ptr()
+
+    @property
     def parts(self) -> int:
         return 0
 
@@ -47,9 +54,12 @@ class QuantisedExperts(NamedTuple):
 
     packed: tuple[tuple[Tensor, ...], ...]
     """Packed parts of each expert."""
+    bias: Tensor | None
+    """As in `PlainExperts`; `table` has its addresses."""
     table: Tensor
     """int64 [experts, parts, 5]: `struct quantised` of native.h."""
     k: int
+    bias_address: int = 0
 
     @property
     def number(self) -> int:
@@ -96,25 +106,26 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     return weights, numbers
 
 
-def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights) -> PackedExperts:
-    """Each weight is [experts, n, k], plain or with scales, or a tuple of ggml block weights, one per expert."""
-    return PackedExperts(_prepared(gate_up), _prepared(down))
+def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> PackedExperts:
+    """Each weight is [experts, n, k], plain or with scales, or a tuple of blocks or 4-bit groups of each expert."""
+    return PackedExperts(_prepared(gate_up, biases.gate_up), _prepared(down, biases.down))
 
 
-def _prepared(weights: ExpertWeights) -> PlainExperts | QuantisedExperts:
+def _prepared(weights: ExpertWeights, bias: Tensor | None) -> PlainExperts | QuantisedExperts:
+    bias = None if bias is None else bias.float().contiguous()
     if isinstance(weights, Tensor):
-        return PlainExperts(_packed(weights), weights.shape[2])
+        return PlainExperts(_packed(weights), bias, weights.shape[2])
     if isinstance(weights, ScaledWeight):
         weights = tuple(weights.expert(number) for number in range(len(weights.values)))
-    each = [prepare_quantised(weight, None) for weight in weights]
+    each = [prepare_quantised(weight, None if bias is None else bias[i]) for i, weight in enumerate(weights)]
     packed = [one for one in each if one is not None]
-    if len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
-        # There is no packed form; or the padded part of a rank is cut unevenly.
+    shuffled = any(one.order is not None for one in packed)
+    if shuffled or len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
+        # There is no packed form; or inputs are in another order; or the padded part of a rank is cut unevenly.
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
-        return PlainExperts(_packed(whole), whole.shape[2])
-    return QuantisedExperts(
-        tuple(one.packed for one in packed), torch.stack([one.parts for one in packed]), packed[0].k
-    )
+        return PlainExperts(_packed(whole), bias, whole.shape[2])
+    table = torch.stack([one.parts for one in packed])
+    return QuantisedExperts(tuple(one.packed for one in packed), bias, table, packed[0].k)
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -135,6 +146,8 @@ def experts(x: Tensor, prepared: PackedExperts, weights: Tensor, numbers: Tensor
             x.data_ptr(),
             prepared.gate_up.address,
             prepared.down.address,
+            prepared.gate_up.bias_address,
+            prepared.down.bias_address,
             prepared.gate_up.parts,
             prepared.down.parts,
             weights.data_ptr(),

@@ -22,7 +22,7 @@ static int integers(const char *name, PyObject *const *args, Py_ssize_t given, i
 }
 
 #define ARGS(name, count)                                                        \
-    _Static_assert(count <= MAX_ARGS, "more arguments than MAX_ARGS");           \
+    _Static_assert((count) <= MAX_ARGS, "more arguments than there is room for"); \
     long long a[MAX_ARGS];                                                       \
     if (integers(name, args, given, count, a) < 0) return NULL
 #define POINTER(i) ((void *)(intptr_t)a[i])
@@ -204,9 +204,9 @@ static PyObject *py_route(PyObject *self, PyObject *const *args, Py_ssize_t give
 }
 
 static PyObject *py_experts(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("experts", 15);
-    struct experts job = {POINTER(0), POINTER(1), POINTER(2), a[3], a[4],  POINTER(5), POINTER(6), POINTER(7),
-                          a[8],       a[9],       a[10],      a[11], a[12], a[13],      a[14]};
+    ARGS("experts", 17);
+    struct experts job = {POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), a[5],  a[6],  POINTER(7), POINTER(8),
+                          POINTER(9), a[10],      a[11],      a[12],      a[13],      a[14], a[15], a[16]};
     int failed;
     Py_BEGIN_ALLOW_THREADS
     failed = experts_run(&job);
@@ -227,11 +227,11 @@ static PyObject *py_rotary(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    ARGS("attention", 26);
+    ARGS("attention", 27);
     struct attention job = {
         POINTER(0), POINTER(1), POINTER(2), POINTER(3), POINTER(4), POINTER(5), POINTER(6), POINTER(7), POINTER(8),
         a[9], a[10], a[11], a[12], bits_float(a[13]), bits_float(a[14]), {a[15], a[16], a[17]}, a[18], a[19],
-        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25)};
+        POINTER(20), POINTER(21), a[22], a[23], a[24], POINTER(25), POINTER(26)};
     Py_BEGIN_ALLOW_THREADS
     attention_run(&job);
     Py_END_ALLOW_THREADS

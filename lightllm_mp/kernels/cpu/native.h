@@ -58,13 +58,15 @@ enum codes {
     CODES_5, /* of 4, then 1 */
     CODES_6, /* of 4, then 2 */
     CODES_8, /* [GROUPS][OUTPUTS][4] */
-    CODES_TABLE /* plane of 4: places in the table of values of IQ4_NL */
+    CODES_TABLE, /* plane of 4: places in the table of values of IQ4_NL */
+    CODES_E2M1   /* plane of 4: floats of 4 bits, places in the table of twice their values */
 };
 enum scaling {
     HALF,  /* head: float16 scale [OUTPUTS] */
     STEPS, /* head: float16 step [OUTPUTS]; block: int8 [subs][OUTPUTS], to be multiplied by the step */
     NIBBLES, /* as STEPS with STEPS_MINIMUM, but both in one byte, the minimum's in its high half */
-    FLOAT  /* head: float32 scale [OUTPUTS] */
+    FLOAT, /* head: float32 scale [OUTPUTS] */
+    EXPONENT /* head: uint8 e [OUTPUTS], for a scale of 2^(e - 128) */
 };
 enum minimum {
     NO_MINIMUM,
@@ -89,7 +91,8 @@ enum minimum {
     X(IQ4_NL, CODES_TABLE, HALF, NO_MINIMUM, 1, 128, 1, 32, 256) \
     X(IQ4_XS, CODES_TABLE, STEPS, NO_MINIMUM, 1, 128, 8, 32, 272) \
     X(ROWS_INT8, CODES_8, FLOAT, NO_MINIMUM, 1, 128, 0, 64, 512) \
-    X(GROUPS_INT4, CODES_4, FLOAT, ZERO_POINT, 1, 0, 0, 80, 256)
+    X(GROUPS_INT4, CODES_4, FLOAT, ZERO_POINT, 1, 0, 0, 80, 256) \
+    X(MXFP4, CODES_E2M1, EXPONENT, NO_MINIMUM, 1, 128, 1, 16, 256)
 
 #define FORMAT_NAME(name, ...) name,
 enum format_name { EACH_FORMAT(FORMAT_NAME) FORMATS };
@@ -101,7 +104,7 @@ struct format {
     int subs, zero, per, head, block;
 };
 extern const struct format formats[FORMATS];
-extern const int8_t iq4_values[16];
+extern const int8_t iq4_values[16], e2m1_values[16];
 
 struct quantised { /* also an array of int64 in Python */
     int64_t packed, bias; /* addresses; bias: float32 [n] or NULL */
@@ -167,7 +170,7 @@ struct squares { /* sums of squares of columns [first, first + n) */
 };
 void squares_run(const struct squares *job);
 
-enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4 };
+enum curve { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, QUICK_GELU = 4, SWIGLU_OAI = 5 /* gated only */ };
 
 struct activation {
     const void *x; /* [m, 2 * n], the second half multiplies the activation of the first; or [m, n] */
@@ -205,6 +208,7 @@ void route_run(const struct route *job);
 struct experts {
     const void *x;             /* [m, k] */
     const void *gate_up, *down; /* [experts] packed weights of [2 * n, k] and [k, n] */
+    const float *gate_up_bias, *down_bias; /* [experts, 2 * n] and [experts, k] for packed weights, or NULL */
     long gate_up_parts, down_parts; /* 0; or they are `struct quantised` [experts][parts], stacked */
     const float *weights;      /* [m, top_k] */
     const int32_t *numbers;    /* [m, top_k]; those outside 0 .. experts - 1 add nothing */
@@ -259,6 +263,7 @@ struct attention {
     const uint16_t *key_scales, *value_scales; /* float16 [slots, kv_heads], for 8 bits */
     long q_line, kv_line;       /* elements from one token of q to the next, and from one slot to the next */
     int full;                   /* every query sees every key of its sequence */
+    const float *sinks;         /* [heads]: scores without a value, beside those of the keys; or NULL */
     const int32_t *visible;     /* [m]: leading keys that a query sees, if more than those up to itself; or NULL */
     int shared;                 /* all heads share one key-value head; h.kv_heads is into how many tasks they are divided */
     long value_dim;             /* components of a key that are its value (`shared`); 0: values are in `values` */

@@ -279,6 +279,7 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
         layout.heads * layout.head_dim,
         layout.kv_heads * layout.head_dim,
         not layout.causal,
+        0 if layout.sinks is None else layout.sinks.data_ptr(),
         batch.visible.data_ptr() if batch.visible is not None and layout.image_spans else 0,
     )
     return out
@@ -360,6 +361,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q.stride(1),
         k.stride(1),
         True,
+        0,
         0,
     )
     return out[..., :dim].flatten(2)

@@ -84,6 +84,8 @@ const struct format formats[FORMATS] = {EACH_FORMAT(FORMAT_LINE)};
 
 const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
+const int8_t e2m1_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 /* ggml's numbers of types, bytes of a block, and inputs of it. */
 static const struct ggml {
     int type, format, bytes, inputs;
@@ -91,6 +93,7 @@ static const struct ggml {
     {2, Q4_0, 18, 32},    {3, Q4_1, 20, 32},    {6, Q5_0, 22, 32},     {7, Q5_1, 24, 32},
     {8, Q8_0, 34, 32},    {10, Q2_K, 84, 256},  {11, Q3_K, 110, 256},  {12, Q4_K, 144, 256},
     {13, Q5_K, 176, 256}, {14, Q6_K, 210, 256}, {20, IQ4_NL, 18, 32},  {23, IQ4_XS, 136, 256},
+    {39, MXFP4, 17, 32},
 };
 
 static const struct ggml *ggml_of(int type) {
@@ -118,7 +121,8 @@ long quantised_bytes(int format, long per, long n, long k) {
 /* One output's block of INPUTS, whatever it was stored as. */
 struct decoded {
     uint8_t codes[INPUTS];
-    uint16_t scale, minimum; /* float16: scales or steps */
+    const uint8_t *nibbles; /* or 16 bytes with codes j (low half) and j + 16, which are the plane of 4 as it is */
+    uint16_t scale, minimum; /* float16: scales or steps; of EXPONENT the exponent */
     int8_t steps[2];
     uint8_t minimum_steps[2];
 };
@@ -149,12 +153,16 @@ static void decode(int format, const uint8_t *p, int i, struct decoded *to) {
         case Q4_0:
         case IQ4_NL:
             to->scale = word(p);
-            nibbles(p + 2, to->codes);
+            to->nibbles = p + 2;
+            break;
+        case MXFP4:
+            to->scale = p[0];
+            to->nibbles = p + 1;
             break;
         case Q4_1:
             to->scale = word(p);
             to->minimum = word(p + 2);
-            nibbles(p + 4, to->codes);
+            to->nibbles = p + 4;
             break;
         case Q5_0:
             to->scale = word(p);
@@ -211,7 +219,7 @@ static void decode(int format, const uint8_t *p, int i, struct decoded *to) {
             to->scale = word(p);
             to->steps[0] =
                 (int8_t)(((p[4 + i / 2] >> (4 * (i % 2)) & 15) | (word(p + 2) >> (2 * i) & 3) << 4) - 32);
-            nibbles(p + 8 + 16 * i, to->codes);
+            to->nibbles = p + 8 + 16 * i;
             break;
     }
 }
@@ -220,7 +228,7 @@ static int plane4(enum codes kind) { return kind == CODES_2 || kind == CODES_3 ?
 
 static int steps_at(enum codes kind) {
     static const int planes[] = {[CODES_2] = 2, [CODES_3] = 3, [CODES_4] = 4, [CODES_5] = 5,
-                                 [CODES_6] = 6, [CODES_8] = 8, [CODES_TABLE] = 4};
+                                 [CODES_6] = 6, [CODES_8] = 8, [CODES_TABLE] = 4, [CODES_E2M1] = 4};
     return planes[kind] * GROUP_BYTES;
 }
 
@@ -269,11 +277,15 @@ struct packing {
 
 static void pack_decoded(const struct packing *job, uint8_t *head, uint8_t *block, long output, long row, long b) {
     const struct format *f = &formats[job->format];
-    struct decoded d;
+    struct decoded d = {.nibbles = NULL};
     int each = job->ggml->inputs / INPUTS;
     decode(job->format, job->rows + row * job->row_bytes + b / each * job->ggml->bytes, (int)(b % each), &d);
-    for (int i = 0; i < INPUTS; i++) put_code(block, f->codes, output, i, d.codes[i]);
-    memcpy(head + 2 * output, &d.scale, 2);
+    for (int g = 0; d.nibbles && g < GROUPS / 2; g++) memcpy(block + g * GROUP_BYTES + output * 4, d.nibbles + 4 * g, 4);
+    for (int i = 0; !d.nibbles && i < INPUTS; i++) put_code(block, f->codes, output, i, d.codes[i]);
+    if (f->scaling == EXPONENT)
+        head[output] = (uint8_t)d.scale;
+    else
+        memcpy(head + 2 * output, &d.scale, 2);
     if (f->minimum != NO_MINIMUM) memcpy(head + 2 * OUTPUTS + 2 * output, &d.minimum, 2);
     uint8_t *steps = block + steps_at(f->codes);
     for (int s = 0; s < f->subs; s++) {
@@ -334,6 +346,14 @@ static float half_at(const uint8_t *p, long i) {
     return half_float(half);
 }
 
+/* 2^(e - 128); the two least are no normal numbers. */
+static float power_of_two(uint32_t e) {
+    uint32_t bits = e < 2 ? (e + 1) << 21 : (e - 1) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return power;
+}
+
 static int least_step(const struct format *f, const uint8_t *steps, long output, int sub) {
     return f->scaling == NIBBLES ? steps[sub * OUTPUTS + output] >> 4 : steps[(f->subs + sub) * OUTPUTS + output];
 }
@@ -344,6 +364,7 @@ static void scale_of(const struct format *f, const uint8_t *head, const uint8_t 
     const uint8_t *second = head + (f->scaling == FLOAT ? 4 : 2) * OUTPUTS, *steps = block + steps_at(f->codes);
     switch (f->scaling) {
         case FLOAT: memcpy(scale, head + 4 * output, 4); break;
+        case EXPONENT: *scale = power_of_two(head[output]); break;
         case STEPS: *scale = half_at(head, output) * (int8_t)steps[sub * OUTPUTS + output]; break;
         case NIBBLES: *scale = half_at(head, output) * (steps[sub * OUTPUTS + output] & 15); break;
         default: *scale = half_at(head, output); break;
@@ -374,7 +395,9 @@ static void expand_row(const struct expansion *job, const struct quantised *w, l
             int each = INPUTS / f->subs;
             if (i % each == 0) scale_of(f, head, block, line % OUTPUTS, i / each, &scale, &minimum);
             int code = (int)get_code(block, f->codes, line % OUTPUTS, i);
-            int value = f->codes == CODES_TABLE ? iq4_values[code] : code - f->zero;
+            int value = f->codes == CODES_TABLE  ? iq4_values[code]
+                        : f->codes == CODES_E2M1 ? e2m1_values[code]
+                                                 : code - f->zero;
             store_one(job->out, row * job->k + b * INPUTS + i, scale * (float)value + minimum, job->type);
         }
     }

@@ -12,7 +12,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Numbers of the types of activations and plain weights."""
 KV_TYPES = {**TYPES, torch.int8: 2, torch.float8_e4m3fn: 3}
 """Numbers of the types of stored keys and values."""
-CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
+CURVES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4, "swiglu_oai": 5}
 """Numbers of the activations, by their names in the op table."""
 
 

@@ -52,5 +52,9 @@ def _one_sequence(q: Tensor, k: Tensor, v: Tensor, layout: HeadLayout, visible: 
     hidden = (key_at > last) & layout.causal
     if layout.window:
         hidden |= key_at <= query_at - layout.window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if layout.sinks is not None:
+        sinks = layout.sinks.view(layout.kv_heads, group, 1, 1).expand(-1, -1, new, 1)
+        scores = torch.cat((scores, sinks), -1)
+    weights = scores.softmax(-1)[..., :context]
     return torch.einsum("kgnc,ckd->nkgd", weights, v).reshape(new, -1).to(q.dtype)

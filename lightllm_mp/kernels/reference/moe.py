@@ -11,7 +11,9 @@ from torch.nn import functional
 from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.norm import gated
 from lightllm_mp.kernels.reference.quantised import expanded
-from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.table import ExpertBiases, Routing
+
+NO_BIASES = ExpertBiases()
 
 TINY = 1e-20
 """Added to a sum of weights before the division by it: a sigmoid may be 0."""
@@ -24,10 +26,13 @@ class Experts(NamedTuple):
     """[experts, 2 * n, k]"""
     down: Tensor | ScaledWeight
     """[experts, k, n]"""
+    biases: ExpertBiases = NO_BIASES
 
 
-def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> Experts:
-    return Experts(gate_up, down)
+def prepare_experts(
+    gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight, biases: ExpertBiases = NO_BIASES
+) -> Experts:
+    return Experts(gate_up, down, biases)
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -59,8 +64,9 @@ def experts(x: Tensor, prepared: Experts, weights: Tensor, numbers: Tensor, acti
         if not 0 <= number < own:
             continue
         token, place = (numbers == number).nonzero(as_tuple=True)
-        hidden = gated(functional.linear(x[token], _of(prepared.gate_up, number, x.dtype)), activation)
-        result = functional.linear(hidden, _of(prepared.down, number, x.dtype)).float()
+        bias, down_bias = (None if one is None else one[number].to(x.dtype) for one in prepared.biases)
+        hidden = gated(functional.linear(x[token], _of(prepared.gate_up, number, x.dtype), bias), activation)
+        result = functional.linear(hidden, _of(prepared.down, number, x.dtype), down_bias).float()
         out.index_add_(0, token, result * weights[token, place].unsqueeze(-1))
     return out.to(x.dtype)
 

@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from lightllm_mp.kernels.table import Norm
 
+SWIGLU_LIMIT = 7.0
+"""Limit of `swiglu_oai`: of the gate above, of the other half on both sides."""
+
 
 def norm(x: Tensor, by: Norm) -> Tensor:
     wide = x.float()
@@ -29,6 +32,8 @@ def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
+    if activation == "swiglu_oai":
+        gate, up, activation = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1, "quick_gelu"
     return (_ACTIVATIONS[activation](gate) * up).to(gate_up.dtype)
 
 

@@ -32,7 +32,7 @@ def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
 def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
     """The values [n, k] of a quantised weight, computed in float32 and rounded once to `dtype`."""
     if isinstance(weight, BlockWeight):
-        parts = (torch.from_numpy(dequantize(part.rows.numpy(), part.type)) for part in weight.parts)
+        parts = (torch.from_numpy(dequantize(part.rows.cpu().numpy(), part.type)) for part in weight.parts)
         return torch.cat([part.to(dtype) for part in parts])
     if isinstance(weight, GroupedWeight):
         groups = weight.group_of.long()

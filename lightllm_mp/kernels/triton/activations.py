@@ -5,8 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
-"""Numbers for `activated`, by the op table's names."""
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4, "swiglu_oai": 5}
+"""Numbers for `gated` and, but for the last, `activated`, by the op table's names."""
+
+
+@triton.jit
+def gated(gate, up, KIND: tl.constexpr):
+    """The activation of one float32 block times another."""
+    if KIND == 5:
+        gate = tl.where(gate > 7.0, 7.0, gate)
+        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up)) + 1.0
+        result = activated(gate, 4) * up
+    else:
+        result = activated(gate, KIND) * up
+    return result
 
 
 @triton.jit

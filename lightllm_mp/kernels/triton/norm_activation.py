@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.triton.activations import gated as gated_block
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
@@ -126,10 +127,12 @@ def _activation_kernel(
     inside = at < WIDTH
     line = x + token * (2 * WIDTH if GATED else WIDTH)
     value = tl.load(line + at, mask=inside, other=0.0)
-    result = activated(value.to(tl.float32), KIND)
+    value = value.to(tl.float32)
     if GATED:
-        result *= tl.load(line + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * WIDTH + at, result.to(value.dtype), mask=inside)
+        result = gated_block(value, tl.load(line + WIDTH + at, mask=inside, other=0.0).to(tl.float32), KIND)
+    else:
+        result = activated(value, KIND)
+    tl.store(out + token * WIDTH + at, result.to(out.dtype.element_ty), mask=inside)
 
 
 def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:

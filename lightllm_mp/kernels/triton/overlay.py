@@ -15,7 +15,7 @@ from lightllm_mp.kernels.triton.attention.rotary_kv_write import head_squares, r
 from lightllm_mp.kernels.triton.delta.gated_delta import gated_delta
 from lightllm_mp.kernels.triton.linear.linear import linear, linear_float, prepare_linear
 from lightllm_mp.kernels.triton.linear.quantised import prepare_quantised
-from lightllm_mp.kernels.triton.moe.moe import experts, prepare_experts
+from lightllm_mp.kernels.triton.moe.moe import BLOCK_TYPES, experts, prepare_experts
 from lightllm_mp.kernels.triton.moe.routing import route
 from lightllm_mp.kernels.triton.norm_activation import activate, add_norm, gated, norm, sigmoid_gated
 
@@ -42,4 +42,5 @@ TABLE: OpTable = replace(
     route=route,
     prepare_experts=prepare_experts,
     experts=experts,
+    expert_block_types=BLOCK_TYPES,
 )

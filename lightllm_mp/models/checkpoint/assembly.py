@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from gguf import GGMLQuantizationType
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels.quantised import (
@@ -47,6 +48,11 @@ KEPT_FLOAT32 = ("delta.a_log", "delta.dt_bias", "delta.norm", "router.correction
 """Suffixes of small parameters that are float32 with every dtype of the model."""
 
 
+def types_in_blocks(ops: OpTable, dtype: torch.dtype) -> frozenset[int]:
+    """ggml's numbers of the types in which projections and the embedding stay, for activations of `dtype`."""
+    return ops.block_types if dtype == torch.bfloat16 else frozenset()
+
+
 class ModelWeights:
     """Parameters by target name. A projection is prepared for the op table as soon as it is complete, and its plain
     form is dropped, so loading needs little more memory than the loaded model. `cuts` has this rank's part by target;
@@ -66,6 +72,7 @@ class ModelWeights:
         self._quantization = quantization
         self._device = device
         self._dtype = dtype
+        self._block_types = types_in_blocks(ops, dtype)
         self._cuts = {param.target: (cuts or {}).get(param.target, WHOLE) for param in params}
         self._shapes = {param.target: self._cuts[param.target].shape(param.shape) for param in params}
         self._place: dict[str, list[tuple[Param, Piece, int]]] = {}
@@ -102,9 +109,14 @@ class ModelWeights:
         places = self._place[name]
         return all(piece.transform is None and self._cuts[param.target] != WHOLE for param, piece, _ in places)
 
-    def keeps_blocks(self, name: str) -> bool:
-        """Whether a tensor of the file may stay in ggml blocks: all its uses are projections or the embedding."""
-        return name in self._place and all(_may_be_blocks(param.target) for param, _, _ in self._place[name])
+    def keeps_blocks(self, name: str, kind: GGMLQuantizationType) -> bool:
+        """Whether a tensor of the file may stay in ggml blocks of this type, in all its uses."""
+        return name in self._place and all(self._may_be_blocks(param.target, kind) for param, _, _ in self._place[name])
+
+    def _may_be_blocks(self, target: str, kind: GGMLQuantizationType) -> bool:
+        if target.endswith(EXPERTS) and kind in self._ops.expert_block_types:
+            return True
+        return kind in self._block_types and _may_be_blocks(target)
 
     def keeps_quantised(self, name: str) -> bool:
         """Whether a quantised weight of the file stays quantised: all its uses are projections inside a layer."""
@@ -112,8 +124,8 @@ class ModelWeights:
 
     def add(self, name: str, tensor: Sliceable | ScaledWeight | GroupedWeight | BlockRows) -> None:
         """Copies one tensor of the file into its parameters. 8-bit weights stay as they are in the projections of
-        layers, 4-bit ones in those that are not of experts; elsewhere both are expanded. ggml blocks stay in the
-        embedding and the head too."""
+        layers, 4-bit ones in experts only where the op table takes them; elsewhere both are expanded. ggml blocks
+        stay in the embedding and the head too."""
         for param, piece, row in self._place[name]:
             if isinstance(tensor, BlockRows):
                 self._add_blocks(param, piece, row, tensor)
@@ -121,7 +133,7 @@ class ModelWeights:
                 self._add_scaled(param, piece, row, tensor)
             elif not isinstance(tensor, GroupedWeight):
                 self._copy(param, piece, row, tensor)
-            elif _may_be_quantised(param.target) and not self._cuts[param.target].padded:
+            elif self._keeps_groups(param.target):
                 part = tensor.reordered(piece.transform) if piece.transform else tensor
                 if (own := part_of_packed(part, self._cuts[param.target], row)) is not None:
                     self._packed.setdefault(param.target, {})[own[0]] = own[1].to(self._device)
@@ -129,6 +141,11 @@ class ModelWeights:
                 self._copy(param, piece, row, expanded(tensor, self._dtype))
             self._missing[param.target] -= 1
             self._prepare_if_whole(param.target.removesuffix(".bias"))
+
+    def _keeps_groups(self, target: str) -> bool:
+        """Whether 4-bit weights stay packed. An op table that takes blocks takes them as experts, too."""
+        of_experts = target.endswith(EXPERTS) and bool(self._ops.block_types) and self._dtype == torch.bfloat16
+        return (of_experts or _may_be_quantised(target)) and not self._cuts[target].padded
 
     def _add_scaled(self, param: Param, piece: Piece, row: int, weight: ScaledWeight) -> None:
         target, cut, shape = param.target, self._cuts[param.target], self._shapes[param.target]
@@ -141,10 +158,13 @@ class ModelWeights:
         self._scaled[target] = place_scaled(own, whole, shape, cut, row, self._device)
 
     def _add_blocks(self, param: Param, piece: Piece, row: int, blocks: BlockRows) -> None:
-        if _may_be_blocks(param.target):  # transforms reorder rows of blocks as they reorder plain rows
+        if self._may_be_blocks(
+            param.target, blocks.type
+        ):  # transforms reorder rows of blocks as they reorder plain rows
             own = BlockRows(piece.transform(blocks.rows), blocks.type) if piece.transform else blocks
             if (parts := parts_of_blocks(own, self._cuts[param.target], row)) is not None:
-                self._blocks.setdefault(param.target, []).extend(parts)
+                there = [(to, BlockRows(part.rows.to(self._device), part.type)) for to, part in parts]
+                self._blocks.setdefault(param.target, []).extend(there)
                 return
         self._copy(param, piece, row, expanded(BlockWeight((blocks,)), self._dtype))
 
@@ -182,15 +202,20 @@ class ModelWeights:
             whole[row : row + some.rows.shape[0]].copy_(expanded(BlockWeight((some,)), self._dtype))
         if parts and whole is None and (joined := stacked([parts[row] for row in sorted(parts)])) is not None:
             return self._quantised(target, joined, bias)
-        if parts:  # some pieces are plain, or their groups differ
-            if whole is None:
-                whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
-            for row, part in parts.items():
-                whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        if parts:
+            whole = self._expanded(target, parts, whole)
         assert whole is not None
         if self._quantization != "none" and _may_be_quantised(target):
             return self._quantised(target, quantise(whole, self._quantization), bias)
         return self._ops.prepare_linear(whole, bias)
+
+    def _expanded(self, target: str, parts: dict[int, GroupedWeight], whole: torch.Tensor | None) -> torch.Tensor:
+        """A parameter of which some pieces are plain, those in `whole`, or whose pieces differ in their groups."""
+        if whole is None:
+            whole = torch.empty(self._shapes[target], dtype=self._dtype, device=self._device)
+        for row, part in parts.items():
+            whole[row : row + part.codes.shape[0]].copy_(expanded(part, self._dtype))
+        return whole
 
     def _quantised(self, target: str, weight: QuantisedWeight, bias: torch.Tensor | None) -> Prepared:
         prepared = self._ops.prepare_quantised(weight, bias, self._dtype)
@@ -214,8 +239,8 @@ class ModelWeights:
         self.tensor(target)
         return self._tensors.pop(target)
 
-    def experts(self, target: str, count: int) -> torch.Tensor | ScaledWeight | tuple[BlockWeight, ...]:
-        """Weights of `count` experts, which are not kept: [count, n, k], or the ggml blocks of each.
+    def experts(self, target: str, count: int) -> torch.Tensor | ScaledWeight | tuple[QuantisedWeight, ...]:
+        """Weights of `count` experts, which are not kept: [count, n, k], or the blocks or 4-bit groups of each.
 
         8-bit weights are expanded for a model in float32, which users choose for exactness.
         """
@@ -225,6 +250,13 @@ class ModelWeights:
                 return torch.stack([expanded(scaled.expert(i), self._dtype) for i in range(count)])
             self._saved += scaled.values.numel() * self._dtype.itemsize - scaled.nbytes
             return scaled
+        if parts := self._packed.pop(target, {}):
+            whole = self._tensors.pop(target, None)
+            if whole is None and (grouped := _of_experts(parts, self._shapes[target][0] // count)) is not None:
+                held = sum(weight.nbytes for weight in grouped)
+                self._saved += math.prod(self._shapes[target]) * self._dtype.itemsize - held
+                return grouped
+            self._tensors[target] = self._expanded(target, parts, whole)
         if target not in self._blocks or target in self._tensors:
             whole = self.take(target)
             for row, part in self._blocks.pop(target, []):  # some pieces are blocks, others are not
@@ -234,6 +266,12 @@ class ModelWeights:
         held = BlockWeight(whole_blocks).nbytes
         self._saved += max(0, math.prod(self._shapes[target]) * self._dtype.itemsize - held)
         return in_equal_parts(whole_blocks, count)
+
+    def expert_bias(self, target: str, count: int) -> torch.Tensor | None:
+        """Biases [count, n] of the experts with the weights `target`, which are not kept; None where this rank adds
+        none."""
+        bias = target + ".bias"
+        return self.take(bias).view(count, -1) if bias in self._shapes else None
 
     def table(self, target: str) -> torch.Tensor | Prepared:
         """The table for the op `embedding`."""
@@ -258,6 +296,16 @@ def _own_pieces(param: Param, cut: ShardCut) -> list[tuple[Piece, int]]:
 def _may_be_quantised(target: str) -> bool:
     """True for a projection inside a layer, not for the head, which decides between near scores."""
     return target.startswith("layers.") and not target.endswith((*NO_PROJECTIONS, *NOT_QUANTISED, ".bias"))
+
+
+def _of_experts(parts: dict[int, GroupedWeight], each: int) -> tuple[GroupedWeight, ...] | None:
+    """Parts by their first row as weights of `each` rows; None where the groups of some differ."""
+    by_expert: dict[int, list[GroupedWeight]] = {}
+    for row in sorted(parts):
+        by_expert.setdefault(row // each, []).append(parts[row])
+    joined = [stacked(some) for some in by_expert.values()]
+    whole = [weight for weight in joined if weight is not None]
+    return tuple(whole) if len(whole) == len(joined) else None
 
 
 def may_be_scaled(target: str) -> bool:

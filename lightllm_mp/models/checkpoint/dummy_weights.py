@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Iterable, Set
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from lightllm_mp.kernels.quantised import ScaledWeight
-from lightllm_mp.models.checkpoint.assembly import may_be_scaled
+from lightllm_mp.kernels.quantised import BlockRows, ScaledWeight
+from lightllm_mp.models.checkpoint.assembly import EXPERTS, may_be_scaled
 from lightllm_mp.models.checkpoint.files import Tensors
 from lightllm_mp.models.checkpoint.quant_config import QuantConfig
 from lightllm_mp.models.checkpoint.weight_rules import Param
@@ -17,12 +18,15 @@ from lightllm_mp.models.checkpoint.weight_rules import Param
 DEVIATION = 0.02
 SCALE = DEVIATION / 64
 """Of values in 8 bits, the largest of which is 448."""
+BLOCK_SCALE = 120
+"""Of a block in MXFP4, as stored: weights of about that deviation."""
 
 
 class RandomWeights:
     """A `Checkpoint` of random tensors, made on the device: matrices are normal around 0, norms `norm`, biases 0.
 
-    Projections that `config` declares as 8-bit values with scales are that. A tensor depends on its name alone, so all
+    Projections that `config` declares as 8-bit values with scales are that. With `blocks` experts are random bits in
+    MXFP4. A tensor depends on its name alone, so all
     ranks agree on it.
     """
 
@@ -34,20 +38,26 @@ class RandomWeights:
         device: torch.device | str,
         dtype: torch.dtype,
         config: QuantConfig | None = None,
+        blocks: bool = False,
     ) -> None:
         params, self._norm, self._config = list(params), norm, config
         self._device, self._dtype = torch.device(device), dtype
         self._targets = {piece.name: param.target for param in params for piece in param.pieces}
         self.shapes = {piece.name: piece.file_shape for param in params for piece in param.pieces}
-        self.quantised: Set[str] = {name for name, target in self._targets.items() if self._is_scaled(name, target)}
+        experts = {name for name, target in self._targets.items() if blocks and target.endswith(EXPERTS)}
+        self.in_blocks = dict.fromkeys(experts, GGMLQuantizationType.MXFP4)
+        scaled = {name for name, target in self._targets.items() if self._is_scaled(name, target)}
+        self.quantised: Set[str] = scaled | experts
         self.sizes = {
-            name: math.prod(shape) * (1 if name in self.quantised else dtype.itemsize)
-            for name, shape in self.shapes.items()
-        }
+            name: math.prod(shape) * (1 if name in scaled else dtype.itemsize) for name, shape in self.shapes.items()
+        } | {name: math.prod(self._bytes(name)) for name in experts}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name, target in self._targets.items():
             if name in wanted:
+                if name in self.in_blocks:
+                    yield name, self._blocks(name)
+                    continue
                 made = self._tensor(name, target)
                 yield name, self._scaled(name, made) if name in self.quantised else made
 
@@ -59,8 +69,21 @@ class RandomWeights:
             return made.fill_(1.0)
         if target.endswith("norm"):
             return made.fill_(1.0 if target.endswith("delta.norm") else self._norm)  # it has no offset
-        seed = zlib.crc32(name.encode())
-        return made.normal_(0.0, DEVIATION, generator=torch.Generator(self._device).manual_seed(seed))
+        return made.normal_(0.0, DEVIATION, generator=self._generator(name))
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+
+    def _bytes(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor in blocks, as bytes."""
+        inputs, size = GGML_QUANT_SIZES[self.in_blocks[name]]
+        return *self.shapes[name][:-1], self.shapes[name][-1] // inputs * size
+
+    def _blocks(self, name: str) -> BlockRows:
+        kind, by, device = self.in_blocks[name], self._generator(name), self._device
+        made = torch.randint(0, 256, self._bytes(name), dtype=torch.uint8, generator=by, device=device)
+        made[..., :: GGML_QUANT_SIZES[kind][1]] = BLOCK_SCALE
+        return BlockRows(made, kind)
 
     def _is_scaled(self, name: str, target: str) -> bool:
         module = name.removesuffix(".weight")

@@ -186,15 +186,18 @@ class GGUFTensors:
         self.file = file
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self.sizes = {name: tensor.size for name, tensor in file.tensors.items()}
-        self.quantised: Set[str] = {
-            name for name, tensor in file.tensors.items() if tensor.type in block_types and len(tensor.shape) > 1
+        self.in_blocks = {
+            name: tensor.type
+            for name, tensor in file.tensors.items()
+            if tensor.type in block_types and len(tensor.shape) > 1
         }
+        self.quantised: Set[str] = self.in_blocks.keys()
         self.coded: dict[str, str] = {}
 
     def stream(self, wanted: set[str], partly: Set[str] = frozenset()) -> Tensors:
         for name in [name for name in self.file.tensors if name in wanted]:
-            if name in self.quantised:
-                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.file.tensors[name].type)
+            if name in self.in_blocks:
+                yield name, BlockRows(torch.from_numpy(self.file.rows(name)), self.in_blocks[name])
             else:
                 yield name, torch.from_numpy(self.file.read(name))
             self.file.forget(name)

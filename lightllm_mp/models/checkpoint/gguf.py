@@ -68,8 +68,11 @@ class GGUFFile:
             self._view.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def most_common_type(self) -> str:
-        """Name, in lower case, of the type of most weight matrices."""
-        kinds = Counter(t.type.name for t in self.tensors.values() if len(t.shape) > 1)
+        """Name, in lower case, of the type of most weights."""
+        kinds: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            if len(tensor.shape) > 1:
+                kinds[tensor.type.name] += math.prod(tensor.shape)
         names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         kind = kinds.most_common(1)[0][0] if kinds else "F32"
         return names.get(kind, kind.lower())

@@ -14,9 +14,10 @@ from lightllm_mp.kernels.select import op_table
 from lightllm_mp.kernels.table import OpTable
 from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.model_files.model_source import ModelSource
-from lightllm_mp.models.checkpoint.assembly import ModelWeights
+from lightllm_mp.models.checkpoint.assembly import ModelWeights, types_in_blocks
 from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import Checkpoint, GGUFTensors, RenamedCheckpoint, check_plain, open_folder
+from lightllm_mp.models.checkpoint.mxfp4 import Mxfp4Checkpoint, is_mxfp4
 from lightllm_mp.models.checkpoint.quant_checkpoint import QuantisedCheckpoint
 from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
@@ -53,8 +54,8 @@ def load_model(
     source = ModelSource.of(model)
     path = source.language
     ops = ops or op_table(device, dtype)
-    block_types = ops.block_types if dtype == torch.bfloat16 else frozenset[int]()
-    spec, checkpoint, params, ignore = _random(source, device, dtype) if dummy else _opened(source, device, block_types)
+    kept = types_in_blocks(ops, dtype) | ops.expert_block_types
+    spec, checkpoint, params, ignore = _random(source, device, dtype) if dummy else _opened(source, device, kept)
     if quantization != "none" and checkpoint.quantised:
         raise ModelError(f"{path}: --quantization {quantization}: the checkpoint is quantised already")
     check_names(params, checkpoint.shapes, ignore, str(path))
@@ -78,11 +79,13 @@ def load_model(
 
 
 def _saved(checkpoint: Checkpoint, weights: ModelWeights) -> int:
-    """Bytes that quantised weights, of which a model in float32 has none, save against the model's dtype."""
-    if weights.dtype == torch.float32:
-        return 0
-    keeps = weights.keeps_blocks if isinstance(checkpoint, GGUFTensors) else weights.keeps_quantised
-    kept = [name for name in checkpoint.quantised if keeps(name)]
+    """Bytes that quantised weights save against the model's dtype."""
+    if isinstance(checkpoint, GGUFTensors | Mxfp4Checkpoint | RandomWeights):
+        kept = [name for name, kind in checkpoint.in_blocks.items() if weights.keeps_blocks(name, kind)]
+    elif weights.dtype == torch.float32:
+        return 0  # they are expanded
+    else:
+        kept = [name for name in checkpoint.quantised if weights.keeps_quantised(name)]
     return sum(math.prod(checkpoint.shapes[name]) * weights.dtype.itemsize - checkpoint.sizes[name] for name in kept)
 
 
@@ -104,6 +107,8 @@ def _opened(
     if quantised := quant_config_of(source.config, str(path)):
         wanted = {name for name in files.shapes if family.known(name) in names}
         checkpoint = QuantisedCheckpoint(files, quantised, wanted, device=device, where=str(path))
+    elif is_mxfp4(source.config):
+        checkpoint = Mxfp4Checkpoint(files, str(path))
     else:
         check_plain(files, names, str(path))
     if family.spellings:
@@ -119,8 +124,9 @@ def _random(
         raise ModelError(f"{path}: random weights (--load-format dummy) need a folder with a config.json")
     family, spec = hf_model(source)
     params, norm = family.folder_weights(spec), 0.0 if spec.norm_offset else 1.0
-    config = quant_config_of(source.config, str(path))
-    return spec, RandomWeights(params, norm=norm, device=device, dtype=dtype, config=config), params, ()
+    config, blocks = quant_config_of(source.config, str(path)), is_mxfp4(source.config)
+    weights = RandomWeights(params, norm=norm, device=device, dtype=dtype, config=config, blocks=blocks)
+    return spec, weights, params, ()
 
 
 def _names(params: list[Param]) -> set[str]:

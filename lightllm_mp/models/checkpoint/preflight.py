@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightllm_mp.errors import ModelError
 from lightllm_mp.model_files.model_source import ModelSource
+from lightllm_mp.models.checkpoint.mxfp4 import is_mxfp4, joined_blocks
 from lightllm_mp.models.checkpoint.quant_config import quant_config_of
 from lightllm_mp.models.checkpoint.quant_layout import joined_shapes, stored_weights, surplus_biases
 from lightllm_mp.models.checkpoint.weight_files import weight_files
@@ -51,6 +52,8 @@ def check_weights(model: ModelSource | Path) -> ModelSpec:
         weights = stored_weights(quantised, found, str(path))
         surplus = surplus_biases(weights, found, {name for name in found if family.known(name) in names})
         found = joined_shapes({name: shape for name, shape in found.items() if name not in surplus}, weights)
+    elif is_mxfp4(source.config):
+        found = joined_blocks(found, str(path))
     found = {family.known(name): shape for name, shape in found.items()}
     check_names(params, found, family.folder_ignore(spec), str(path))
     return spec

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightllm_mp.errors import ModelError
+from lightllm_mp.models.checkpoint.mxfp4 import METHOD
 
 Form = Literal["scaled", "awq", "gptq", "packed", "nvfp4"]
 
@@ -78,6 +79,8 @@ def quant_config_of(config: Mapping[str, Any], where: str) -> QuantConfig | None
     if not isinstance(given, dict):
         raise ModelError(f"{where}: quantization_config is not an object")
     method = given.get("quant_method")
+    if method == METHOD:  # see mxfp4.py
+        return None
     try:
         if method not in _READERS:
             raise _UnknownScheme(f"quant_method {method!r}")

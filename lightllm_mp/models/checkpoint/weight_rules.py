@@ -44,6 +44,7 @@ class Param:
     q_norm, k_norm                         [head_dim], or [heads * head_dim] with `each_head_norm`
     q_gate                                 [q_size, hidden] (`attention_gate`)
     o                                      [hidden, q_size]
+    sinks                                  [heads]
     gate_up, down                          [2 * intermediate, hidden]: gate, then up; [hidden, intermediate]
     up, down                               where the MLP is not gated
     router, router.correction              [experts, hidden], [experts]: added to the weights for the choice

@@ -18,7 +18,7 @@ from lightllm_mp.models.parallel.sharding import Shard
 from lightllm_mp.models.spec import ModelSpec
 
 
-def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
+def head_layout(spec: ModelSpec, layer: int, shard: Shard, sinks: Tensor | None = None) -> HeadLayout:
     slopes = alibi_slopes(shard.all_heads or spec.heads, shard.first_head, spec.heads) if spec.alibi else ()
     return HeadLayout(
         heads=spec.heads,
@@ -32,6 +32,7 @@ def head_layout(spec: ModelSpec, layer: int, shard: Shard) -> HeadLayout:
         image_spans=spec.image_span > 0 and not (spec.image_span_local and layer in spec.global_layers),
         value_norm=spec.value_norm,
         interleaved=spec.rope is not None and spec.rope.interleaved,
+        sinks=sinks,
     )
 
 
@@ -99,7 +100,7 @@ def read_attention(
 ) -> Attention:
     at, own = f"layers.{layer}.", spec.kv_source(layer) == layer
     spec = spec.at(layer)
-    layout = head_layout(spec, layer, shard)
+    layout = head_layout(spec, layer, shard, weights.tensor(at + "sinks").float() if spec.sinks else None)
     return Attention(
         ops,
         layer,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightllm_mp.kernels.table import Norm, OpTable, Prepared, Routing
+from lightllm_mp.kernels.table import ExpertBiases, Norm, OpTable, Prepared, Routing
 from lightllm_mp.models.checkpoint.assembly import EXPERTS, ModelWeights
 from lightllm_mp.models.decoder.mlp import GatedMLP, PlainMLP, read_mlp
 from lightllm_mp.models.decoder.norms import read_norm
@@ -85,6 +85,7 @@ def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable, 
     assert moe is not None
     count = moe.experts if shard.own_experts is None else shard.own_experts
     gate_up, down = (weights.experts(at + name, count) for name in EXPERTS)
+    biases = ExpertBiases(*(weights.expert_bias(at + name, count) for name in EXPERTS))
     return Mixture(
         ops,
         spec.activation,
@@ -99,7 +100,7 @@ def read_mixture(weights: ModelWeights, at: str, spec: ModelSpec, ops: OpTable, 
             correction=weights.tensor(at + "router.correction") if moe.correction else None,
         ),
         weights.linear(at + "router"),
-        ops.prepare_experts(gate_up, down),
+        ops.prepare_experts(gate_up, down, biases),
         shard.first_expert,
         read_mlp(weights, at + "shared.", spec, ops) if moe.shared_intermediate else None,
         weights.linear(at + "shared_gate") if moe.shared_gate else None,

@@ -33,6 +33,7 @@ from lightllm_mp.models.families.deepseek_v3 import DEEPSEEK_V3
 from lightllm_mp.models.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_VL
 from lightllm_mp.models.families.gemma4 import GEMMA4, GEMMA4_TEXT
 from lightllm_mp.models.families.glm4_moe import GLM4_MOE, GLM4_MOE_LITE
+from lightllm_mp.models.families.gpt_oss import GPT_OSS
 from lightllm_mp.models.families.internlm import INTERNLM
 from lightllm_mp.models.families.internlm2 import INTERNLM2
 from lightllm_mp.models.families.llama import LLAMA, YI_OLD
@@ -60,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     *(QWEN3_5, QWEN3_5_MOE),
     *(BLOOM, STARCODER, STARCODER2, STABLELM, BAICHUAN, CHATGLM),
     *(GEMMA, GEMMA2, GEMMA3, GEMMA3_VL, GEMMA4, GEMMA4_TEXT, DEEPSEEK_V2, PHI, PHI3),
-    *(DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, MINIMAX_M2),
+    *(DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, MINIMAX_M2, GPT_OSS),
     *(BERT, ROBERTA, NOMIC_BERT),
     *(MINISTRAL3, MISTRAL3, PIXTRAL),
     *(LLAVA_ORIG, LLAVA_HF, QWEN_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE),

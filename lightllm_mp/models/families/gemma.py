@@ -14,6 +14,7 @@ from lightllm_mp.models.families.common.family import (
     INV_FREQ,
     Family,
     activation,
+    global_layers,
     nested_text,
     refuse,
     rope_spec,
@@ -55,7 +56,7 @@ def read_gemma2(config: dict[str, Any]) -> ModelSpec:
         config,
         family="gemma2",
         window=int(config.get("sliding_window") or WINDOW),
-        global_layers=_global_layers(config, tuple(layers[1::2])),
+        global_layers=global_layers(config, tuple(layers[1::2])),
         score_softcap=float(config.get("attn_logit_softcapping", 50.0) or 0.0),
         logit_softcap=float(config.get("final_logit_softcapping", 30.0) or 0.0),
     )
@@ -75,7 +76,7 @@ def read_gemma3(config: dict[str, Any]) -> ModelSpec:
         rope=rope_spec(everywhere, dim=head_dim, default_theta=GLOBAL_THETA),
         local_rope=rope_spec({**config, "rope_parameters": local}, dim=head_dim),
         window=int(config.get("sliding_window") or WINDOW),
-        global_layers=_global_layers(config, tuple(layers[period - 1 :: period])),
+        global_layers=global_layers(config, tuple(layers[period - 1 :: period])),
         max_context=int(config["max_position_embeddings"]),
         head_norm="rms",
         score_softcap=float(config.get("attn_logit_softcapping") or 0.0),
@@ -107,16 +108,6 @@ def _spec(config: dict[str, Any], **fields: Any) -> ModelSpec:
         o_bias=bias,
         **fields,
     )
-
-
-def _global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
-    """From `layer_types` of newer configurations, else `default`, the family's rule."""
-    kinds = config.get("layer_types")
-    if kinds is None:
-        return default
-    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
-    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:

@@ -103,7 +103,8 @@ def parts_of_blocks(blocks: BlockRows, cut: ShardCut, first: int) -> list[tuple[
     if cut.columns is not None:
         (run,) = cut.columns.runs
         own = blocks.cut(run.start, run.start + run.length)
-        if own is None or cut.columns.padded:
+        own = None if own is None else own.padded(cut.columns.count)
+        if own is None:
             return None
         blocks = own
     runs = _rows(cut, first, blocks.rows.shape[0])

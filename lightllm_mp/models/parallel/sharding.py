@@ -26,7 +26,7 @@ import msgspec
 
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.models.checkpoint.weight_rules import Param
-from lightllm_mp.models.spec import DeltaSpec, GlobalHeads, ModelSpec
+from lightllm_mp.models.spec import DeltaSpec, GlobalHeads, ModelSpec, MoeSpec
 
 MULTIPLE = 16
 """Local widths are a multiple of this, because matrix units need aligned rows."""
@@ -158,9 +158,9 @@ def expert_share(experts: int, rank: int, size: int, ep: int) -> ExpertShare:
     return ExpertShare(begin, end - begin, rank % parts, parts)
 
 
-def share(width: int, rank: int, size: int) -> ShardRows:
+def share(width: int, rank: int, size: int, multiple: int = MULTIPLE) -> ShardRows:
     """A rank's part of `width` rows."""
-    count = _local(width, size)
+    count = _local(width, size, multiple)
     return ShardRows((_run(rank * count, count, width),), count)
 
 
@@ -172,7 +172,7 @@ def local_model(spec: ModelSpec, rank: int, size: int, ep: int = 1) -> tuple[Mod
     experts = spec.moe and expert_share(spec.moe.experts, rank, size, ep)
     moe = spec.moe and msgspec.structs.replace(
         spec.moe,
-        intermediate=_local(spec.moe.intermediate, size // ep),
+        intermediate=_local(spec.moe.intermediate, size // ep, spec.moe.width_multiple),
         shared_intermediate=_local(spec.moe.shared_intermediate, size),
     )
     local = msgspec.structs.replace(
@@ -226,11 +226,13 @@ def cut_of(param: Param, spec: ModelSpec, rank: int, size: int, ep: int = 1) -> 
         return ShardCut(share(spec.vocab, rank, size))
     if name.startswith("delta.") and spec.delta is not None:
         return _by_delta_heads(name.removeprefix("delta."), spec.delta, delta_share(spec.delta, rank, size))
-    if name in ("qkv", "q_gate", "q_norm", "k_norm", "o", "q", "q_b", "kv_b"):
+    if name in ("qkv", "q_gate", "q_norm", "k_norm", "o", "q", "q_b", "kv_b", "sinks"):
         return _by_heads(param, name, spec, head_share(spec, rank, size))
     if name.startswith("experts.") and spec.moe is not None:
         own = expert_share(spec.moe.experts, rank, size, ep)
-        return _by_experts(param, name.removeprefix("experts."), param.shape[0] // spec.moe.experts, own)
+        if target == "experts.down.bias" and own.part:
+            return None
+        return _by_experts(param, name.removeprefix("experts."), spec.moe, own)
     if kind in BY_WIDTH:
         blocks = BY_WIDTH[kind]
         return ShardCut(_repeated(share(param.shape[0] // blocks, rank, size), blocks, param.shape[0] // blocks))
@@ -269,22 +271,24 @@ def _by_delta_heads(name: str, delta: DeltaSpec, own: HeadShare) -> ShardCut:
     }[name]
 
 
-def _by_experts(param: Param, kind: str, rows: int, own: ExpertShare) -> ShardCut:
-    """Of the projection `kind` of all experts, each of `rows` rows in the whole model."""
+def _by_experts(param: Param, kind: str, moe: MoeSpec, own: ExpertShare) -> ShardCut:
+    """Of the projection `kind` of all experts, or of its biases."""
+    rows, multiple = param.shape[0] // moe.experts, moe.width_multiple
     first, count = own.first * rows, own.experts * rows
     run = None if count == param.shape[0] else ShardRows((RowRun(first, count),), count)
     if own.parts == 1:
         return ShardCut(run)
     if kind == "down":
-        return ShardCut(run, share(param.shape[1], own.part, own.parts))
+        whole = len(param.shape) == 1  # a bias
+        return ShardCut(run, None if whole else share(param.shape[1], own.part, own.parts, multiple))
     blocks = BY_WIDTH[kind]
-    slices = _repeated(share(rows // blocks, own.part, own.parts), blocks * own.experts, rows // blocks)
+    slices = _repeated(share(rows // blocks, own.part, own.parts, multiple), blocks * own.experts, rows // blocks)
     return ShardCut(ShardRows(tuple(part._replace(start=part.start + first) for part in slices.runs), slices.count))
 
 
-def _local(width: int, size: int) -> int:
+def _local(width: int, size: int, multiple: int = MULTIPLE) -> int:
     """Rows of each rank's part."""
-    return width if size == 1 else -(-width // (size * MULTIPLE)) * MULTIPLE
+    return width if size == 1 else -(-width // (size * multiple)) * multiple
 
 
 def _run(start: int, count: int, end: int) -> RowRun:

@@ -21,20 +21,39 @@ from lightllm_mp.parsers.tool_calls.call_format import CallFormat
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 FINAL = f"{CHANNEL}final{MESSAGE}"
-_FUNCTIONS = "functions."
+_FUNCTIONS, _TO = "functions.", "to="
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 
 
 def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) -> Parsing[None]:
-    marker = yield from reader.until((START, CHANNEL), writer.content)
+    header: list[str] = []
+    marker = yield from _beginning(reader, writer, header)
     while marker:
-        header = [marker]
+        header.append(marker)
         marker = yield from reader.until((MESSAGE, START), header.append)
         if marker == MESSAGE:
             marker = yield from _message(reader, writer, tools, "".join(header))
+        header.clear()
         while marker in (END, CALL, RETURN):
             marker = yield from reader.until((START, CHANNEL), writer.content)
+
+
+def _beginning(reader: TextReader, writer: DeltaWriter, header: list[str]) -> Parsing[str | None]:
+    """Reads up to the first marker, and returns it. The prompt ends with the role, behind which a recipient may stand:
+    it goes to `header`, any other text is content."""
+    before: list[str] = []
+    yield from reader.spaces(before.append)
+    if not (yield from reader.starts(_TO)):
+        writer.content("".join(before))
+        return (yield from reader.until((START, CHANNEL), writer.content))
+    before.append(_TO)
+    marker = yield from reader.until((START, CHANNEL), before.append)
+    if marker == CHANNEL:
+        header += before
+    else:
+        writer.content("".join(before))
+    return marker
 
 
 def _message(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool], header: str) -> Parsing[str | None]:

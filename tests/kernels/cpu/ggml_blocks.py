@@ -24,6 +24,7 @@ SCALES_AT = {
     Kind.Q6_K: (208,),
     Kind.IQ4_NL: (0,),
     Kind.IQ4_XS: (0,),
+    Kind.MXFP4: (),
 }
 """Where a block's float16 numbers stand."""
 
@@ -36,6 +37,8 @@ def random_blocks(kind: Kind, n: int, k: int, seed: int = 0) -> BlockRows:
     for at in SCALES_AT[kind]:
         scales = (generator.standard_normal((n, k // inputs)) * 0.01).astype(np.float16)
         blocks[:, :, at : at + 2] = scales[..., None].view(np.uint8)
+    if kind == Kind.MXFP4:  # an exponent instead
+        blocks[:, :, 0] = generator.integers(112, 124, blocks.shape[:2])
     return BlockRows(torch.from_numpy(blocks.reshape(n, -1)), kind)
 
 

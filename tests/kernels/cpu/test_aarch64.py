@@ -81,7 +81,7 @@ def test_neon_loops_keep_their_sums_in_registers(assembly, name, most):
 @pytest.mark.parametrize(("level", "instruction"), [("neon", "smlal2?"), ("dotprod", "udot")])
 def test_integer_loops_keep_their_sums_in_registers(assembly, level, instruction):
     functions = assembly(level)
-    for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "IQ4_XS", "ROWS_INT8", "GROUPS_INT4"):
+    for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "IQ4_XS", "MXFP4", "ROWS_INT8", "GROUPS_INT4"):
         check_loops(functions[f"chunk_{name}"], instruction, 16)
     for name in ("Q2_K", "Q6_K"):  # half a block has a scale: its products may be no loop
         assert len(re.findall(rf"^\t{instruction}\s", functions[f"chunk_{name}"], flags=re.M)) >= 32

@@ -53,7 +53,10 @@ else:
     assert run(code, "z80").startswith("ConfigError LIGHTLLM_MP_CPU=z80: not a level of this processor")
 
 
-LOOPS = ("chunk_Q4_0", "chunk_Q4_1", "chunk_Q8_0", "chunk_Q4_K", "chunk_Q6_K", "float_panel", "bf16_panel", "attend")
+LOOPS = (
+    *("chunk_Q4_0", "chunk_Q4_1", "chunk_Q8_0", "chunk_Q4_K", "chunk_Q6_K", "chunk_MXFP4"),
+    *("float_panel", "bf16_panel", "attend"),
+)
 """Functions of a level in which a model spends its time."""
 
 

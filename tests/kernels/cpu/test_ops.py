@@ -9,7 +9,7 @@ import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
-from lightllm_mp.kernels.table import HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
+from lightllm_mp.kernels.table import ExpertBiases, HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
 from tests.kernels.random_batch import RandomStep, image
 from tests.kernels.routings import NAMES, ROUTINGS
 
@@ -86,6 +86,12 @@ def test_norm_with_a_weight_for_each_head(dtype):
     close(CPU.norm(x, by), REFERENCE.norm(x, by), dtype)
 
 
+def large_and_small(n: int) -> torch.Tensor:
+    x = torch.randn(300, 2 * n) * 6
+    x[0, 0], x[1, 1], x[2, 2] = -200.0, 200.0, 0.0
+    return x
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_over_all_heads(dtype):
     """A token's result does not depend on the others, and the sums may be of more heads than these."""
@@ -111,12 +117,24 @@ def test_norms_over_all_heads(dtype):
 @pytest.mark.parametrize("n", [64, 100])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
 def test_activations(dtype, n, activation):
-    x = (torch.randn(300, 2 * n) * 6).to(dtype)
-    x[0, 0], x[1, 1], x[2, 2] = -200.0, 200.0, 0.0
+    x = large_and_small(n).to(dtype)
     close(CPU.gated(x, activation), REFERENCE.gated(x, activation), dtype)
     whole = CPU.activate(x, activation)
     close(whole, REFERENCE.activate(x, activation), dtype)
     assert torch.equal(torch.cat([CPU.activate(row.unsqueeze(0).contiguous(), activation) for row in x]), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clamped_swiglu(dtype):
+    """Both halves are limited; what is no number stays none."""
+    x = large_and_small(100).to(dtype)
+    x[0, 150], x[0, 151] = 200.0, -200.0
+    close(CPU.gated(x, "swiglu_oai"), REFERENCE.gated(x, "swiglu_oai"), dtype)
+    x[0, 3] = x[1, 104] = float("nan")
+    got = CPU.gated(x, "swiglu_oai").isnan()
+    assert got[0, 3]
+    assert got[1, 4]
+    assert got.sum() == 2
 
 
 @pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
@@ -142,15 +160,18 @@ def test_equal_weights_go_to_the_smaller_number(sigmoid):
 @pytest.mark.parametrize(
     ("experts", "top_k", "k", "n"), [(4, 2, 48, 80), (9, 3, 40, 33), (32, 4, 64, 96), (1, 1, 7, 5)]
 )
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
 def test_experts(dtype, experts, top_k, k, n, activation):
     """Near the float32 reference, and bitwise the same for a token alone or among others."""
     gate_up = (torch.randn(experts, 2 * n, k) * k**-0.5).to(dtype)
     down = (torch.randn(experts, k, n) * n**-0.5).to(dtype)
-    prepared, x = CPU.prepare_experts(gate_up, down), torch.randn(150, k).to(dtype)
+    biases = ExpertBiases()
+    if activation == "swiglu_oai":
+        biases = ExpertBiases(torch.randn(experts, 2 * n).to(dtype), torch.randn(experts, k).to(dtype))
+    prepared, x = CPU.prepare_experts(gate_up, down, biases), torch.randn(150, k).to(dtype)
     weights, numbers = CPU.route(torch.randn(150, experts), Routing(top_k, True))
     whole = CPU.experts(x, prepared, weights, numbers, activation)
-    wide = REFERENCE.prepare_experts(gate_up.float(), down.float())
+    wide = REFERENCE.prepare_experts(gate_up.float(), down.float(), biases)
     close(whole, REFERENCE.experts(x.float(), wide, weights, numbers, activation).to(dtype), dtype)
     for m in (1, 2, 7, 33, 100):
         part = slice(5, 5 + m)
@@ -208,8 +229,12 @@ ENCODERS = [
 ]
 
 
+def with_sinks(layout: HeadLayout) -> HeadLayout:
+    return replace(layout, sinks=torch.linspace(-3.0, 4.0, layout.heads))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS + ENCODERS + SPANS + LATENTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *ENCODERS, *SPANS, *LATENTS, *map(with_sinks, LAYOUTS[:4])], ids=str)
 def test_attention(dtype, layout):
     step = RandomStep([(1, 1), (130, 130), (1, 200), (70, 333), (5, 64), (3, 129)], layout, dtype)
     arguments = (step.q, step.kv, step.batch, layout)
@@ -228,7 +253,7 @@ def test_what_lies_behind_windows_is_not_read(dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS[:-1] + LATENTS[1:], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:-1], *LATENTS[1:], with_sinks(LAYOUTS[1])], ids=str)
 def test_attention_does_not_depend_on_the_cut(dtype, layout):
     sizes = [(130, 130), (70, 333), (1, 200)]
     step = RandomStep(sizes, layout, dtype)

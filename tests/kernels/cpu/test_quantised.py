@@ -10,7 +10,7 @@ from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
 from lightllm_mp.kernels.quantised import BlockWeight, GroupedWeight, ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded, quantise
-from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.table import ExpertBiases, Routing
 from tests.kernels.cpu.ggml_blocks import SCALES_AT, Kind, random_blocks, values
 
 CPU = overlay.table()
@@ -226,7 +226,9 @@ def test_zeros_give_the_bias():
     assert torch.equal(CPU.linear_float(torch.zeros(3, 64).bfloat16(), prepared), torch.arange(40.0).expand(3, 40))
 
 
-@pytest.mark.parametrize("kinds", [(Kind.Q4_K, Kind.Q4_K, Kind.Q6_K), (Kind.Q4_0, Kind.Q8_0, Kind.Q5_1)], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [(Kind.Q4_K, Kind.Q4_K, Kind.Q6_K), (Kind.Q4_0, Kind.Q8_0, Kind.Q5_1), (Kind.MXFP4,) * 3], ids=str
+)
 def test_experts_in_blocks(kinds):
     """As experts of the expanded weights in float32, and bitwise the same for a token alone or among others."""
     experts, n, k = 6, 256, 512
@@ -235,10 +237,12 @@ def test_experts_in_blocks(kinds):
         for kind, shape in zip(kinds, ((n, k), (n, k), (k, n)), strict=True)
     )
     gate_up = tuple(BlockWeight(pair) for pair in zip(gate, up, strict=True))
-    prepared = CPU.prepare_experts(gate_up, tuple(BlockWeight((one,)) for one in down))
+    biases = ExpertBiases(torch.randn(experts, 2 * n), torch.randn(experts, k).bfloat16())
+    prepared = CPU.prepare_experts(gate_up, tuple(BlockWeight((one,)) for one in down), biases)
     wide = reference.TABLE.prepare_experts(
         torch.stack([torch.cat([values(a), values(b)]) for a, b in zip(gate, up, strict=True)]),
         torch.stack([values(one) for one in down]),
+        biases,
     )
     x = torch.randn(40, k)
     weights, numbers = CPU.route(torch.randn(40, experts), Routing(2, True))

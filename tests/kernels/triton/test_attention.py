@@ -117,6 +117,18 @@ def test_attention_over_8_bits(stored, dtype, layout, kind):
     close(got, REFERENCE.attention(step.q.float(), kv, step.batch, layout))
 
 
+@pytest.mark.parametrize("stored", [None, *EIGHT_BITS], ids=str)
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[2], LAYOUTS[3]], ids=str)
+def test_sinks(layout, stored):
+    """Contexts that several programs share count a sink once; sinks far above and below all scores are exact too."""
+    layout = replace(layout, sinks=torch.tensor([-200.0, 0.5, 3.0, 200.0])[: layout.heads])
+    step = RandomStep(STEPS["mixed"], layout, torch.float32)
+    kv = step.kv if stored is None else step.stored_as(stored)
+    expected = REFERENCE.attention(step.q, kv, step.batch, layout)
+    there = replace(layout, sinks=layout.sinks.to(DEVICE))
+    close(TRITON.attention(step.q.to(DEVICE), without_the_unused(step, kv), on_device(step.batch), there), expected)
+
+
 def test_scales_in_planes():
     step = RandomStep(STEPS["mixed"], LAYOUTS[3], torch.float32)
     kv = step.stored_as(torch.int8)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from lightllm_mp.errors import ModelError
 from lightllm_mp.kernels import reference
-from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded
-from lightllm_mp.kernels.table import Routing
+from lightllm_mp.kernels.table import ExpertBiases, Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from tests.kernels.cpu.ggml_blocks import Kind, random_blocks
 from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
 
@@ -103,6 +105,57 @@ def test_activations_of_experts(activation, tokens):
     check((3, 2, 16, 8), tokens, torch.float16, activation)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True)], ids=str)
+def test_biases(tokens, given):
+    experts, k, n, dtype = 3, 20, 16, torch.float16
+    gate_up, down = layer(experts, k, n, dtype)
+    bias = torch.randn(experts, 2 * n, device=DEVICE).to(dtype), torch.randn(experts, k, device=DEVICE).to(dtype)
+    biases = ExpertBiases(*(one if there else None for one, there in zip(bias, given, strict=True)))
+    x, weights, numbers = step(tokens, k, experts, 2, dtype)
+    got = moe.experts(x * 4, moe.prepare_experts(gate_up, down, biases), weights, numbers, "swiglu_oai")
+    wide = REFERENCE.prepare_experts(gate_up.float(), down.float(), biases)
+    close(got, REFERENCE.experts(x.float() * 4, wide, weights, numbers, "swiglu_oai").cpu())
+
+
+def mxfp4(experts: int, n: int, k: int) -> tuple[BlockWeight, ...]:
+    return tuple(
+        BlockWeight((BlockRows(blocks.rows.to(DEVICE), blocks.type),))
+        for blocks in (random_blocks(Kind.MXFP4, n, k, seed) for seed in range(experts))
+    )
+
+
+def plain(weights: tuple[BlockWeight, ...]) -> torch.Tensor:
+    return torch.stack([expanded(weight, torch.float32) for weight in weights]).to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 2, 96, 64), (2, 1, 128, 160)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 20, 60])
+def test_experts_in_mxfp4(dtype, shape, tokens):
+    """They are not expanded; widths need not be multiples of a step. More tokens take other blocks."""
+    if not CUDA and dtype == torch.bfloat16:
+        pytest.skip("the interpreter multiplies bfloat16 wrongly")
+    experts, top_k, k, n = shape
+    gate_up, down = mxfp4(experts, 2 * n, k), mxfp4(experts, k, n)
+    biases = ExpertBiases(torch.randn(experts, 2 * n, device=DEVICE).to(dtype), None)
+    prepared = moe.prepare_experts(gate_up, down, biases)
+    assert prepared.gate_up.codes.nbytes + prepared.gate_up.scales.nbytes <= plain(gate_up).nbytes * 4.5 / 32 * 4 / 3
+    x, weights, numbers = step(tokens, k, experts, top_k, dtype)
+    got = moe.experts(x, prepared, weights, numbers, "swiglu_oai")
+    wide = REFERENCE.prepare_experts(plain(gate_up), plain(down), biases)
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "swiglu_oai").cpu())
+
+
+def test_mxfp4_scales_that_no_model_has():
+    (weight,) = mxfp4(1, 4, 32)
+    weight.parts[0].rows[1, 0] = 129
+    with pytest.raises(ModelError, match=r"scale of 2\^2"):
+        moe.prepare_experts((weight,), (weight,))
+    weight.parts[0].rows[1, 0] = 0
+    assert moe.prepare_experts((weight,), (weight,)).down.inputs == 32
+
+
 def test_all_tokens_choose_the_same_experts():
     gate_up, down = layer(16, 32, 20, torch.float32)
     x = torch.randn(70, 32, device=DEVICE)
@@ -155,7 +208,7 @@ def test_every_tuned_block(blocks, monkeypatch):
     size, chosen = blocks
     if not CUDA and chosen.rows > 64:
         pytest.skip("slow in the interpreter")
-    monkeypatch.setattr(tuned_moe, "expert_blocks", lambda *_: chosen)
+    monkeypatch.setattr(tuned_moe, "expert_blocks", lambda *_, **__: chosen)
     for dtype in [d for d in DTYPES if d.itemsize == size and (CUDA or d != torch.bfloat16)]:
         check((2, 2, 128, 80), 12, dtype)
 
@@ -176,6 +229,26 @@ def test_layers_of_real_models(model, tokens, dtype):
     if dtype == torch.float32 and tokens > 64:
         pytest.skip("float32 is for small steps")
     check(MODELS[model], tokens, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64, 300, 2048])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_of_gpt_oss(tokens, dtype):
+    experts, top_k, width = 8, 4, 2880
+
+    def blocks(n: int) -> tuple[BlockWeight, ...]:
+        rows = torch.randint(0, 256, (experts, n, width // 32 * 17), dtype=torch.uint8, device=DEVICE)
+        rows[..., ::17] = torch.randint(112, 122, (experts, n, width // 32), dtype=torch.uint8, device=DEVICE)
+        return tuple(BlockWeight((BlockRows(one, Kind.MXFP4),)) for one in rows)
+
+    gate_up, down = blocks(2 * width), blocks(width)
+    biases = ExpertBiases(*(torch.randn(experts, n, device=DEVICE).to(dtype) for n in (2 * width, width)))
+    x, weights, numbers = step(tokens, width, experts, top_k, dtype)
+    got = moe.experts(x, moe.prepare_experts(gate_up, down, biases), weights, numbers, "swiglu_oai")
+    wide = REFERENCE.prepare_experts(plain(gate_up), plain(down), biases)
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "swiglu_oai").cpu())
 
 
 @pytest.mark.gpu

@@ -25,6 +25,12 @@ def test_activations(dtype, activation, n):
     assert torch.equal(on_device.cpu(), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_clamped_swiglu(dtype):
+    x = random(3, 66, dtype=dtype, scale=6.0)
+    close(norm_activation.gated(x.to(DEVICE), "swiglu_oai"), REFERENCE.gated(x.float(), "swiglu_oai"))
+
+
 def test_nothing_to_do():
     assert norm_activation.activate(torch.empty(0, 8, device=DEVICE), "relu").shape == (0, 8)
     assert norm_activation.gated(torch.empty(0, 8, device=DEVICE), "relu").shape == (0, 4)

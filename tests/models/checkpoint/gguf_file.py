@@ -26,6 +26,7 @@ from tests.models.checkpoint.gguf_keys import (
     gemma_keys,
     glm4_moe_keys,
     glm_keys,
+    gpt_oss_keys,
     llama_keys,
     minicpm_keys,
     minimax_keys,
@@ -76,7 +77,7 @@ def write_gguf(
     for hf_name, values in tensors.items():
         written[_known(table, hf_name)] = values
     for known, values in written.items():
-        plain = values.ndim < 2 or values.shape[-1] % BLOCK or "norm" in known
+        plain = values.ndim < 2 or values.shape[-1] % BLOCK or "norm" in known or known.endswith(".bias")
         values = np.ascontiguousarray(values if plain else through(values))
         stored = F32 if plain else kind
         writer.add_tensor(known, quantize(values, stored), raw_dtype=stored)
@@ -162,5 +163,6 @@ FAMILIES: dict[str, Rule] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (A.DEEPSEEK2, deepseek_keys, layouts.deepseek)),
     "glm4_moe": (A.GLM4_MOE, glm4_moe_keys, layouts.corrected),
     "minimax_m2": (A.MINIMAXM2, minimax_keys, layouts.corrected),
+    "gpt_oss": (A.GPT_OSS, gpt_oss_keys, layouts.gpt_oss),
 }
 """By `model_type`: architecture, its keys, and what becomes of the tensors before they are named."""

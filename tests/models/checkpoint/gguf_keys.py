@@ -87,6 +87,14 @@ def gemma_keys(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def gpt_oss_keys(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **common(config),
+        "attention.sliding_window": config["sliding_window"],
+        "expert_feed_forward_length": config["intermediate_size"],
+    }
+
+
 def phi2_keys(config: dict[str, Any]) -> dict[str, Any]:
     width = config["hidden_size"] // config["num_attention_heads"]
     rotated = int(config["partial_rotary_factor"] * width)

@@ -158,6 +158,26 @@ def deepseek(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
     return found
 
 
+def gpt_oss(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
+    """Experts with their outputs first; gate and up, which take turns in the folder, each on their own."""
+    found = {}
+    for name, values in tensors.items():
+        if name.endswith("sinks"):
+            found[name + ".weight"] = values
+        elif "experts." not in name:
+            found[name] = values
+        else:
+            stem, bias = name.removesuffix("_bias"), name.endswith("_bias")
+            values = values if bias else values.swapaxes(1, 2)
+            kind = ".bias" if bias else ".weight"
+            if stem.endswith("down_proj"):
+                found[stem + kind] = values
+            else:
+                for i, part in enumerate(("gate", "up")):
+                    found[stem.replace("gate_up", part) + kind] = values[:, i::2]
+    return found
+
+
 def glm(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
     return {name.removeprefix("transformer."): values for name, values in tensors.items()}
 

@@ -17,7 +17,10 @@ from tests.models.runner import Runner
 
 
 @pytest.fixture(
-    params=["llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3", "qwen3_next", "qwen3_5_moe"]
+    params=[
+        *("llama", "qwen", "qwen3_moe", "internlm2_reward", "minicpm", "deepseek_v3", "qwen3_next", "qwen3_5_moe"),
+        *("gpt_oss", "gpt_oss_mxfp4"),
+    ]
 )
 def folder(request, tmp_path):
     shutil.copy(GOLDENS / request.param / "config.json", tmp_path)

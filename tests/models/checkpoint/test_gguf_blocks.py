@@ -10,13 +10,14 @@ import torch
 from gguf import GGMLQuantizationType
 
 from lightllm_mp.kernels.cpu import overlay
+from lightllm_mp.kernels.table import Routing
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
 from lightllm_mp.models.model_config import gguf_model
 from lightllm_mp.models.parallel.group import SingleRank
 from tests.models.checkpoint.gguf_file import write_gguf
 from tests.models.checkpoint.test_gguf_families import DEEPSEEK, SIZES, random_folder
-from tests.models.golden import prompts
+from tests.models.golden import GOLDENS, prompts
 from tests.models.runner import Runner
 
 CPU = overlay.table()
@@ -52,6 +53,43 @@ def test_blocks_are_as_near_to_float32_as_expanded_weights(file):
     mine, theirs = ((logits(model, folder) - exact).norm(dim=1).quantile(0.25) for model in (packed, expanded))
     assert mine < 1.1 * theirs
     assert packed.weight_bytes < expanded.weight_bytes
+
+
+@pytest.fixture(scope="module", params=["folder", "file"])
+def mxfp4(request, tmp_path_factory) -> Path:
+    """gpt-oss with experts in MXFP4, as it is shipped and as a GGUF file."""
+    if request.param == "folder":
+        return GOLDENS / "gpt_oss_mxfp4"
+    path = tmp_path_factory.mktemp("blocks") / "gpt_oss.gguf"
+    write_gguf(path, "gpt_oss", kind=GGMLQuantizationType.MXFP4)
+    return path
+
+
+def test_experts_stay_in_mxfp4(mxfp4):
+    """As near to float32 as expanded ones, and a chunk changes nothing."""
+    exact, packed = logits(load(mxfp4, torch.float32), "gpt_oss_mxfp4"), load(mxfp4)
+    expanded = load(mxfp4, blocks=False)
+    assert packed.weight_bytes < expanded.weight_bytes
+    mine, theirs = ((logits(m, "gpt_oss_mxfp4") - exact).norm(dim=1).quantile(0.25) for m in (packed, expanded))
+    assert mine < 1.1 * theirs
+    for layer in packed.layers:
+        assert layer.mlp.experts.gate_up.parts
+        assert layer.mlp.experts.down.parts
+    assert torch.equal(logits(packed, "gpt_oss_mxfp4", 7), logits(packed, "gpt_oss_mxfp4"))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_keep_experts_in_mxfp4(mxfp4, size):
+    """Shares are whole blocks, of which the last ranks may have none but zeros."""
+    whole, x = load(mxfp4), torch.randn(9, 64).bfloat16()
+    ranks = [load_model(mxfp4, dtype=torch.bfloat16, ops=CPU, group=OneOf(rank, size)) for rank in range(size)]
+    weights, numbers = CPU.route(torch.randn(9, 6), Routing(3, True))
+    for i, layer in enumerate(whole.layers):
+        mine = [rank.layers[i].mlp.experts for rank in ranks]
+        assert all(one.down.parts and one.down.k == 32 for one in mine)
+        summed = sum(CPU.experts(x, one, weights, numbers, "swiglu_oai").float() for one in mine)
+        expected = CPU.experts(x, layer.mlp.experts, weights, numbers, "swiglu_oai").float()
+        assert (summed - expected).norm() < 1e-2 * expected.norm()
 
 
 def test_cuts_change_nothing(file):

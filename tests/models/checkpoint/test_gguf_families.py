@@ -45,7 +45,7 @@ OLD_DEEPSEEK = {
 
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_yarn", "yi", "internlm", "internlm2", "minicpm", "mixtral"),
-    *("qwen2", "qwen3", "qwen3_moe", "bloom", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2"),
+    *("qwen2", "qwen3", "qwen3_moe", "bloom", "stablelm", "chatglm2", "gemma2", "gemma3", "deepseek_v2", "gpt_oss"),
     *("deepseek_v3", "glm4_moe", "minimax_m2", "baichuan_7b", "baichuan_13b", "llava_hf", "qwen2_5_vl"),
 )
 

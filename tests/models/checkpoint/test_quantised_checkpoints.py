@@ -264,3 +264,27 @@ def test_quantising_on_a_gpu(kind, error):
     for dtype, chunk in ((torch.float32, None), (torch.bfloat16, 1), (torch.bfloat16, None)):
         got = logits(GOLDENS / "llama", device="cuda", dtype=dtype, chunk=chunk, quantization=kind)
         assert ((got - expected).norm() / expected.norm()).item() < error
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_experts_of_4_bits(tmp_path, act_order):
+    """Packed for a model in bfloat16 with the C extension, but for those whose inputs are in another order."""
+
+    def pack(stem: str, weight: torch.Tensor):
+        order = torch.arange(weight.shape[1]).flip(0) if act_order else None
+        return compressed_words(stem, weight, 32, act_order=order)
+
+    config = compressed("pack-quantized", **{**WORDS, "group_size": 32})
+    stems = {
+        "golden": "qwen3_moe",
+        "stems": lambda stem: "experts" in stem and not stem.endswith("1.mlp.experts.1.up_proj"),
+    }
+    make(tmp_path, pack, config, **stems)
+    for dtype, error in ((torch.float32, 1e-4), (torch.bfloat16, 0.06)):
+        got, expected = (
+            logits(tmp_path / kind, golden="qwen3_moe", dtype=dtype, most=2) for kind in ("packed", "plain")
+        )
+        assert (got - expected).abs().max().item() < error
+    if op_table("cpu", torch.bfloat16).block_types and not act_order:
+        sizes = [load_model(tmp_path / kind, dtype=torch.bfloat16).weight_bytes for kind in ("packed", "plain")]
+        assert sizes[0] < 0.95 * sizes[1]

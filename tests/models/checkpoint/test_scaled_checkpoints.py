@@ -84,6 +84,18 @@ def test_same_as_expanded(tmp_path, case):
     assert (logits(tmp_path / "packed", most=2) - expected).abs().max().item() < 1e-4
 
 
+def test_settings_in_a_file_of_their_own(tmp_path):
+    """As older exports of modelopt have them."""
+    make(tmp_path, *CASES["tensor, modelopt"])
+    folder = tmp_path / "packed"
+    config = json.loads((folder / "config.json").read_text())
+    settings = {**config.pop("quantization_config"), "kv_cache_quant_algo": "FP8"}
+    del settings["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": settings}))
+    assert (logits(folder, most=2) - logits(tmp_path / "plain", most=2)).abs().max().item() < 1e-4
+
+
 @pytest.mark.parametrize(("dtype", "ops"), [(torch.float32, reference.TABLE), (torch.bfloat16, None)])
 def test_experts(tmp_path, dtype, ops):
     make(tmp_path, *CASES["blocks"], golden="qwen3_moe", stems=lambda stem: not stem.endswith("3.up_proj"))

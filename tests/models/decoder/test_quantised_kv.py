@@ -45,5 +45,22 @@ def test_room_at_head_dim_128(stored: torch.dtype) -> None:
     spec = replace(read_model_config(GOLDENS / "llama"), heads=8, kv_heads=4, head_dim=128)
     assert KVPool.token_bytes(spec, torch.bfloat16) >= 1.9 * KVPool.token_bytes(spec, stored)
     pool = KVPool(spec, 11, dtype=stored)
+    assert pool.data.shape == (spec.layers, 2, 12, 4, 128)
     assert all(x.data_ptr() % 16 == 0 for layer in pool.layers.values() for x in layer)
     assert pool.layers[1].value_scales.shape == (12, 4)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.int8])
+def test_layers_of_different_sizes(stored: torch.dtype) -> None:
+    """Gemma 4: global layers have wider heads, and the last layers read what earlier ones of their kind keep."""
+    spec = read_model_config(GOLDENS / "gemma4")
+    pool = KVPool(spec, 11, dtype=stored)
+    assert [tuple(pool.layers[i].keys.shape) for i in range(5)] == [(12, 1, width) for width in (16, 16, 32, 16, 32)]
+    same = [pool.layers[i].keys.data_ptr() for i in range(5)]
+    assert (same[3], same[4], len(set(same))) == (same[1], same[2], 3)
+    parts = {part.data_ptr(): part for layer in pool.layers.values() for part in layer if part is not None}
+    assert sum(part[0].nbytes for part in parts.values()) == KVPool.token_bytes(spec, stored)
+    assert spec.kv_elements * torch.float32.itemsize == KVPool.token_bytes(spec, torch.float32)
+    for number, part in enumerate(parts.values()):
+        part.fill_(number)
+    assert all((part == number).all() for number, part in enumerate(parts.values()))

@@ -28,6 +28,13 @@ def test_qwen_end_of_text(tmp_path):
     assert spec_of(tmp_path, "qwen", chat).eos_ids == ()
 
 
+def test_ends_inside_and_outside_the_text_config(tmp_path):
+    assert spec_of(tmp_path, "gemma4").eos_ids == (1, 106)
+    assert spec_of(tmp_path, "mistral3").eos_ids == (2,)
+    assert spec_of(tmp_path, "gemma3_vl", {"eos_token_id": [1, 50]}).eos_ids == (1, 106, 50)
+    assert spec_of(tmp_path, "gemma3_vl", {"eos_token_id": 7}, eos_token_id="absent").eos_ids == (1, 7)
+
+
 def test_qwen_length_classes(tmp_path):
     spec = spec_of(tmp_path, "qwen", seq_length=8192, max_position_embeddings=32768)
     assert class_bounds(spec) == (8192, 16384)

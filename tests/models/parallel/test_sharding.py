@@ -14,6 +14,7 @@ from lightllm_mp.models.parallel.sharding import (
     MULTIPLE,
     RowRun,
     ShardCut,
+    ShardRows,
     check_ranks,
     cut_of,
     head_share,
@@ -209,6 +210,18 @@ def test_what_is_added_after_the_sum_is_on_one_rank() -> None:
     for target in ("layers.0.o.bias", "layers.0.down.bias", "layers.0.shared.down.bias"):
         cuts = [cut_of(param(target, 12), model(), rank, 3) for rank in range(3)]
         assert cuts == [ShardCut(), None, None]
+
+
+def test_biases_of_experts_go_with_them() -> None:
+    """That behind the sum over a group's ranks is on the first of them."""
+    spec = model(moe=MoeSpec(experts=4, top_k=2, intermediate=32, renormalise=True, bias=True))
+    first, last = param("layers.0.experts.gate_up.bias", 4 * 64), param("layers.0.experts.down.bias", 4 * 12)
+    for rank in range(4):
+        up, down = (cut_of(one, spec, rank, 4, 2) for one in (first, last))
+        assert up is not None
+        assert up.shape((256,)) == (2 * 32,)
+        assert (down is None) == bool(rank % 2)
+        assert down is None or down.rows == ShardRows((RowRun(rank // 2 * 24, 24),), 24)
 
 
 def test_the_rest_is_everywhere() -> None:

@@ -23,17 +23,27 @@ INLINE vf curve_vf(vf x, enum curve curve) {
         case GELU: return 0.5f * x * (1.0f + erf_vf(x * 0.70710678118654752f));
         case GELU_TANH: /* 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) */
             return x / (1.0f + exp_vf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+        case SWIGLU_OAI:
         case QUICK_GELU: return x / (1.0f + exp_vf(-1.702f * x));
         case RELU: return select_vf(x < 0.0f, (vf){0}, x);
         default: return x / (1.0f + exp_vf(-x));
     }
 }
 
+/* A number that is none stays so. */
+INLINE vf at_most(vf x, float limit) { return select_vf(x > limit, splat(limit), x); }
+
 INLINE void activation_row(const struct activation *job, long row, enum curve curve, enum dtype type) {
     long n = job->n, in = job->gated ? row * 2 * n : row * n, out = row * n;
     EACH_PART(i, left, n, {
-        vf v = curve_vf(load_part(job->x, in + i, left, type), curve);
-        if (job->gated) v *= load_part(job->x, in + n + i, left, type);
+        vf v = load_part(job->x, in + i, left, type), up = {0};
+        if (job->gated) up = load_part(job->x, in + n + i, left, type);
+        if (curve == SWIGLU_OAI) {
+            v = at_most(v, 7.0f);
+            up = -at_most(-at_most(up, 7.0f), 7.0f) + 1.0f;
+        }
+        v = curve_vf(v, curve);
+        if (job->gated) v *= up;
         store_part(job->out, out + i, left, v, type);
     });
 }
@@ -45,6 +55,7 @@ INLINE void rows_of_type(const struct activation *job, long from, long to, enum 
             case GELU_TANH: activation_row(job, row, GELU_TANH, type); break;
             case QUICK_GELU: activation_row(job, row, QUICK_GELU, type); break;
             case RELU: activation_row(job, row, RELU, type); break;
+            case SWIGLU_OAI: activation_row(job, row, SWIGLU_OAI, type); break;
             default: activation_row(job, row, SILU, type); break;
         }
     }

@@ -47,7 +47,7 @@ INLINE pairs look_up(pairs v, const int8_t *table) {
 #endif
 
 INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind) {
-    const int nibbles = kind == CODES_4 || kind == CODES_5 || kind == CODES_6 || kind == CODES_TABLE;
+    const int nibbles = kind != CODES_2 && kind != CODES_3;
     const uint8_t *high = planes + (nibbles ? 4 : 2) * GROUP_BYTES;
     for (long part = 0; part < GROUP_BYTES; part += LANES * 4) {
         for (int g = 0; g < GROUPS; g++) {
@@ -61,6 +61,7 @@ INLINE void unpack_codes(const uint8_t *planes, uint8_t *codes, enum codes kind)
             }
             if (kind == CODES_3 || kind == CODES_5 || kind == CODES_6) v |= high_bits(high, g, part, kind);
             if (kind == CODES_TABLE) v = look_up(v, iq4_values) ^ PAIRS_OF(0x80);
+            if (kind == CODES_E2M1) v = look_up(v, e2m1_values) ^ PAIRS_OF(0x80);
             *(pairs_anywhere *)(codes + g * WIDTH * 4 + part) = v;
         }
     }
@@ -82,10 +83,20 @@ struct head {
     vf scale, minimum;
 };
 
+/* 2^(e - 128); the two least are no normal numbers. */
+INLINE vf powers_of_two(const uint8_t *exponents) {
+    vi e = __builtin_convertvector(load_uint8(exponents), vi);
+    vf normal = (vf)((e - 1) << 23), least = (vf)((e + 1) << 21);
+    return select_vf(e < 2, least, normal);
+}
+
 INLINE struct head read_head(const struct format *f, const uint8_t *head, int i) {
     const uint8_t *second = head + (f->scaling == FLOAT ? 4 : 2) * OUTPUTS;
     struct head h = {{0}, {0}};
-    h.scale = f->scaling == FLOAT ? load_float((const float *)head + i) : load_half((const uint16_t *)head + i);
+    if (f->scaling == EXPONENT)
+        h.scale = powers_of_two(head + i);
+    else
+        h.scale = f->scaling == FLOAT ? load_float((const float *)head + i) : load_half((const uint16_t *)head + i);
     if (f->minimum == HALF_MINIMUM || f->minimum == STEPS_MINIMUM) h.minimum = load_half((const uint16_t *)second + i);
     if (f->minimum == ZERO_POINT) h.minimum = h.scale * -load_uint8(second + i);
     return h;

@@ -32,8 +32,8 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
         long head = kv_head * group + r % group;
         s->at[r] = (token + r / group) * job->q_line + head * h->head_dim;
         s->to[r] = ((token + r / group) * h->heads + head) * row_width(job);
-        s->max[r] = -INFINITY;
-        s->sum[r] = 0;
+        s->max[r] = job->sinks ? job->sinks[head] : -INFINITY;
+        s->sum[r] = job->sinks ? 1 : 0;
         s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
         if (job->visible && job->visible[token + r / group] > s->end[r]) s->end[r] = job->visible[token + r / group];

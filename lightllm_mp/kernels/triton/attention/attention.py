@@ -24,7 +24,7 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
     key, its new token.
 
     The reference, which does wait, serves heads beyond MAX_HEAD_DIM, values of their own width that are not part of
-    the keys, and latent keys with a window, cap or bias. No model family has them.
+    the keys, and latent keys with a window, cap, bias or sinks. No model family has them.
     """
     shared = kv.values.data_ptr() == kv.keys.data_ptr()
     if not batch.sequences or not (_latent_fits(layout) if shared else _fits(layout)):
@@ -69,5 +69,5 @@ def _fits(layout: HeadLayout) -> bool:
 
 
 def _latent_fits(layout: HeadLayout) -> bool:
-    plain = not (layout.window or layout.softcap or layout.alibi)
+    plain = not (layout.window or layout.softcap or layout.alibi or layout.sinks is not None)
     return plain and layout.kv_heads == 1 and layout.values <= MAX_LATENT_DIM and layout.values < layout.head_dim

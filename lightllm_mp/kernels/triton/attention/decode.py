@@ -16,7 +16,7 @@ from torch import Tensor
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 from lightllm_mp.kernels.triton.attention.combine import finish
-from lightllm_mp.kernels.triton.attention.online_softmax import sized_softmax_block, softmax_block
+from lightllm_mp.kernels.triton.attention.online_softmax import sized_softmax_block, softmax_block, with_sink
 from lightllm_mp.kernels.triton.attention.packed_bytes import WHOLE, as_words, even_of, in_range, odd_of, pairs
 from lightllm_mp.kernels.triton.attention.schedule import DecodeShares, share_of
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
@@ -46,6 +46,7 @@ def attend(
             key_scales=more.key_scales,
             value_scales=more.value_scales,
             slopes=more.slopes,
+            sinks=more.sinks,
             plan=shares.plan,
             partial=shares.partial,
             logsum=shares.logsum,
@@ -68,6 +69,7 @@ def attend(
             FACTOR=more.factor,
             CAP=more.cap,
             SLOPED=more.sloped,
+            SUNK=more.sunk,
             LEFT=more.left,
             KIND=how.kind,
             OFFSET=how.offset,
@@ -95,6 +97,7 @@ def _part_kernel(
     key_scales,
     value_scales,
     slopes,
+    sinks,
     plan,
     partial,
     logsum,
@@ -117,6 +120,7 @@ def _part_kernel(
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
     SLOPED: tl.constexpr,
+    SUNK: tl.constexpr,
     LEFT: tl.constexpr,
     KIND: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -155,6 +159,8 @@ def _part_kernel(
     slope = tl.zeros([GROUP_BLOCK], tl.float32)
     if SLOPED:
         slope = tl.load(slopes + head, mask=g < GROUP, other=0.0)
+    if SUNK:
+        all_sinks = tl.load(sinks + head, mask=g < GROUP, other=0.0)
     while at < end:
         stop = tl.minimum(after, end)
         first_block, last_block = tl.maximum(at - begin - START, 0), stop - begin - START
@@ -227,6 +233,10 @@ def _part_kernel(
             result = tl.trans(sums)
             if KIND:
                 result = SMALL * tl.interleave(result, tl.trans(odd_sums))
+            if SUNK:  # the program with a context's first block adds them
+                sink = tl.where(first_block == 0, all_sinks, float("-inf"))
+                best, total_weight, shrink = with_sink(best, total_weight, sink)
+                result *= shrink[:, None]
             finish(
                 partial, logsum, arrived, out, result / total_weight[:, None], best + tl.log2(total_weight),
                 p, i, token, kv_head, KV_HEADS, total, programs, begin + START, after,

@@ -26,6 +26,16 @@ def softmax_block(scores, best, FACTOR: tl.constexpr, AXIS: tl.constexpr, MAY_BE
 
 
 @triton.jit
+def with_sink(best, total, sink):
+    """Adds a score without a value, `sink` in nats, behind the last block: the new maxima, the new sums, and the factor
+    on the weighted values. Minus infinity adds nothing."""
+    sink *= 1.4426950408889634  # log2(e)
+    top = tl.maximum(best, sink)
+    shrink = tl.exp2(best - top)
+    return top, total * shrink + tl.exp2(sink - top), shrink
+
+
+@triton.jit
 def sized_softmax_block(scores, sizes, best, AXIS: tl.constexpr):
     """The same where weights are then multiplied by `sizes` >= 0 (broadcast to the scores) and rounded to float16: the
     maxima are those of the products, by the sizes' powers of two, so that the largest product is about 2^14 however

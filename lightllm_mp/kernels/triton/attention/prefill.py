@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
-from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block
+from lightllm_mp.kernels.triton.attention.online_softmax import empty_softmax, softmax_block, with_sink
 from lightllm_mp.kernels.triton.attention.score_transforms import bent, extras, scales_at
 from lightllm_mp.kernels.triton.attention.tuned_attention import PrefillBlocks, precision, wide
 from lightllm_mp.kernels.triton.block_sizes import dot_block
@@ -30,6 +30,7 @@ def attend(
             key_scales=more.key_scales,
             value_scales=more.value_scales,
             slopes=more.slopes,
+            sinks=more.sinks,
             out=out,
             tiles=tiles,
             seq_start=batch.seq_start,
@@ -49,6 +50,7 @@ def attend(
             FACTOR=more.factor,
             CAP=more.cap,
             SLOPED=more.sloped,
+            SUNK=more.sunk,
             LEFT=more.left,
             QUERIES=blocks.queries,
             KEYS=blocks.keys,
@@ -68,6 +70,7 @@ def _tile_attention_kernel(
     key_scales,
     value_scales,
     slopes,
+    sinks,
     out,
     tiles,
     seq_start,
@@ -87,6 +90,7 @@ def _tile_attention_kernel(
     FACTOR: tl.constexpr,
     CAP: tl.constexpr,
     SLOPED: tl.constexpr,
+    SUNK: tl.constexpr,
     LEFT: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -144,6 +148,9 @@ def _tile_attention_kernel(
             slots, position, last, length, best, total, sums, True,
             KV_HEADS, DIM, DIM_BLOCK, WINDOW, CAUSAL, READ, FACTOR, CAP, SLOPED, LEFT, KEYS, PRECISION, WIDE,
         )  # fmt: skip
+        if SUNK:
+            best, total, shrink = with_sink(best, total, tl.load(sinks + head))
+            sums *= shrink[:, None]
         tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
 
 

@@ -1,4 +1,5 @@
-"""Attention scores and weights between the two matrix products: scales of 8-bit keys and values, soft cap, ALiBi."""
+"""Attention scores and weights between the two matrix products: scales of 8-bit keys and values, soft cap, ALiBi,
+sinks."""
 
 from __future__ import annotations
 
@@ -28,9 +29,10 @@ class ScoreTransforms(NamedTuple):
     """
 
     key_scales: Tensor
-    """Any tensor if there are no scales; likewise the next two."""
+    """Any tensor if there are no scales; likewise the next three."""
     value_scales: Tensor
     slopes: Tensor
+    sinks: Tensor
     read: int
     """How scales are read: PLAIN, APART or TOGETHER."""
     factor: float
@@ -39,6 +41,8 @@ class ScoreTransforms(NamedTuple):
     """The soft cap; 0: none."""
     sloped: bool
     """Whether there are slopes."""
+    sunk: bool
+    """Whether there are sinks."""
     left: float
     """The factor to apply in the exponential, where it costs nothing."""
 
@@ -54,7 +58,9 @@ def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
     factor = layout.scale / layout.softcap if layout.softcap else layout.scale * LOG2E
     slopes = _slopes(layout.alibi, q.device) if layout.alibi else q
     left = 1.0 if cap or layout.alibi else factor
-    return ScoreTransforms(key_scales, value_scales, slopes, read, factor, cap, bool(layout.alibi), left)
+    sunk = layout.sinks is not None
+    sinks = q if layout.sinks is None else layout.sinks
+    return ScoreTransforms(key_scales, value_scales, slopes, sinks, read, factor, cap, bool(layout.alibi), sunk, left)
 
 
 def spacing(scales: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""The weights of all experts as the kernels read them: plain, or 8-bit values with scales by groups of inputs."""
+"""The weights of all experts as kernels read them: plain, in 8 bits with scales by groups of inputs, or in MXFP4."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.reference.quantised import expanded
+from lightllm_mp.kernels.table import ExpertWeights
+from lightllm_mp.kernels.triton.moe.mxfp4 import Mxfp4Experts, packed_experts
 
 LEAST_GROUP, LARGEST_GROUP = 16, 128
 """Inputs that share a scale in a kernel, powers of two: the smallest matrix instruction's, and no more than a program
@@ -29,10 +30,17 @@ class ExpertMatrix(NamedTuple):
     def experts(self) -> int:
         return self.values.shape[0]
 
+    @property
+    def inputs(self) -> int:
+        """k"""
+        return self.values.shape[2]
 
-def expert_matrix(weight: Tensor | ScaledWeight) -> ExpertMatrix:
+
+def expert_matrix(weight: ExpertWeights) -> ExpertMatrix | Mxfp4Experts:
     """Larger groups are cut into groups that kernels take. Groups that are no multiple of 16 inputs have no kernel:
     their weights become bfloat16."""
+    if isinstance(weight, tuple):
+        return packed_experts(weight)
     if isinstance(weight, Tensor):
         return ExpertMatrix(weight.contiguous())
     inputs = weight.values.shape[2]

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.triton.activations import ACTIVATIONS, activated
+from lightllm_mp.kernels.table import ExpertBiases
+from lightllm_mp.kernels.triton.activations import ACTIVATIONS, gated
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix
@@ -15,7 +16,13 @@ from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, 
 
 
 def experts_alone(
-    x: Tensor, gate_up: ExpertMatrix, down: ExpertMatrix, weights: Tensor, numbers: Tensor, activation: str
+    x: Tensor,
+    gate_up: ExpertMatrix,
+    down: ExpertMatrix,
+    biases: ExpertBiases,
+    weights: Tensor,
+    numbers: Tensor,
+    activation: str,
 ) -> Tensor:
     tokens, k = x.shape
     n, top_k = down.values.shape[2], numbers.shape[1]
@@ -27,10 +34,12 @@ def experts_alone(
             x=x,
             weight=gate_up.values,
             scales=gate_up.values if gate_up.scales is None else gate_up.scales,
+            bias=x if biases.gate_up is None else biases.gate_up,
             numbers=numbers,
             hidden=hidden,
             TOP_K=top_k,
             KIND=ACTIVATIONS[activation],
+            BIASED=biases.gate_up is not None,
             EXPERTS=gate_up.experts,
             N=n,
             K=k,
@@ -47,10 +56,12 @@ def experts_alone(
             hidden=hidden,
             weight=down.values,
             scales=down.values if down.scales is None else down.scales,
+            bias=x if biases.down is None else biases.down,
             weights=weights,
             numbers=numbers,
             out=out,
             TOP_K=top_k,
+            BIASED=biases.down is not None,
             EXPERTS=down.experts,
             N=k,
             K=n,
@@ -74,10 +85,12 @@ def _gate_up_kernel(
     x,
     weight,
     scales,
+    bias,
     numbers,
     hidden,
     TOP_K: tl.constexpr,
     KIND: tl.constexpr,
+    BIASED: tl.constexpr,
     EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -92,8 +105,9 @@ def _gate_up_kernel(
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + expert * (2 * N * K) + tl.minimum(n, N - 1)[:, None] * K
     PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 0
     gate, up = tl.zeros((EACH, PARTS), tl.float32), tl.zeros((EACH, PARTS), tl.float32)
-    scales += expert * (_groups(K, GROUP) * 2 * N) + tl.minimum(n, N - 1)[:, None]
+    scales += expert * (GROUPS * 2 * N) + tl.minimum(n, N - 1)[:, None]
     for start in tl.static_range(0, K, AT):
         k = start + tl.arange(0, AT)[None, :]
         value = tl.load(x + assignment // TOP_K * K + k, mask=k < K, other=0.0).to(tl.float32)
@@ -101,7 +115,12 @@ def _gate_up_kernel(
         of_up = value * tl.load(line + N * K + k, mask=k < K, other=0.0).to(tl.float32)
         gate += _scaled(of_gate, scales, start, 2 * N, K, AT, GROUP)
         up += _scaled(of_up, scales + N, start, 2 * N, K, AT, GROUP)
-    result = activated(tl.sum(gate, 1), KIND) * tl.sum(up, 1)
+    gates, ups = tl.sum(gate, 1), tl.sum(up, 1)
+    if BIASED:
+        bias += expert * (2 * N) + tl.minimum(n, N - 1)
+        gates += tl.load(bias).to(tl.float32)
+        ups += tl.load(bias + N).to(tl.float32)
+    result = gated(gates, ups, KIND)
     tl.store(hidden + assignment * N + n, result.to(hidden.dtype.element_ty), mask=n < N)
 
 
@@ -110,10 +129,12 @@ def _down_kernel(
     hidden,
     weight,
     scales,
+    bias,
     weights,
     numbers,
     out,
     TOP_K: tl.constexpr,
+    BIASED: tl.constexpr,
     EXPERTS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -125,27 +146,28 @@ def _down_kernel(
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     line = weight + tl.minimum(n, N - 1)[:, None] * K
     PARTS: tl.constexpr = AT // GROUP if GROUP else AT
+    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 0
     total = tl.zeros((EACH, PARTS), tl.float32)
+    added = tl.zeros((EACH,), tl.float32)
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
         expert = tl.load(numbers + assignment).to(tl.int64)
         here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
         expert = tl.where(here, expert, 0)
         of_expert = line + expert * (N * K)
-        scale_at = scales + expert * (_groups(K, GROUP) * N) + tl.minimum(n, N - 1)[:, None]
+        scale_at = scales + expert * (GROUPS * N) + tl.minimum(n, N - 1)[:, None]
         sums = tl.zeros((EACH, PARTS), tl.float32)
         for start in tl.static_range(0, K, AT):
             k = start + tl.arange(0, AT)[None, :]
             value = tl.load(hidden + assignment * K + k, mask=k < K, other=0.0).to(tl.float32)
             products = tl.where(here, value, 0.0) * tl.load(of_expert + k, mask=k < K, other=0.0).to(tl.float32)
             sums += _scaled(products, scale_at, start, N, K, AT, GROUP)
-        total += sums * tl.load(weights + assignment)
-    tl.store(out + token * N + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
-def _groups(K: tl.constexpr, GROUP: tl.constexpr):
-    return (K + GROUP - 1) // GROUP if GROUP else 0
+        share = tl.load(weights + assignment)
+        total += sums * share
+        if BIASED:
+            own = tl.load(bias + expert * N + tl.minimum(n, N - 1)).to(tl.float32)
+            added += tl.where(here, share, 0.0) * own
+    tl.store(out + token * N + n, (tl.sum(total, 1) + added).to(out.dtype.element_ty), mask=n < N)
 
 
 @triton.jit

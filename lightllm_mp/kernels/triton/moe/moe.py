@@ -10,43 +10,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightllm_mp.kernels.quantised import ScaledWeight
+from lightllm_mp.kernels.reference.moe import NO_BIASES
+from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix, expert_matrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
+from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4, Mxfp4Experts
 
 SUM_BLOCK = 1024
+
+
+BLOCK_TYPES = frozenset((MXFP4.value,))
+"""ggml's numbers of the types that experts stay in."""
 
 
 class StackedExperts(NamedTuple):
     """Both weights of all experts."""
 
-    gate_up: ExpertMatrix
+    gate_up: ExpertMatrix | Mxfp4Experts
     """[experts, 2 * n, k]"""
-    down: ExpertMatrix
+    down: ExpertMatrix | Mxfp4Experts
     """[experts, k, n]"""
+    biases: ExpertBiases
 
 
-def prepare_experts(gate_up: Tensor | ScaledWeight, down: Tensor | ScaledWeight) -> StackedExperts:
-    return StackedExperts(expert_matrix(gate_up), expert_matrix(down))
+def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> StackedExperts:
+    kept = ExpertBiases(*(None if bias is None else bias.contiguous() for bias in biases))
+    return StackedExperts(expert_matrix(gate_up), expert_matrix(down), kept)
 
 
 def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tensor, activation: str) -> Tensor:
     tokens, top_k = numbers.shape
     if tokens == 0:
         return torch.empty_like(x)
-    gate_up, down = prepared
-    if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
-        return experts_alone(x, gate_up, down, weights, numbers, activation)
-    blocks = tuned_moe.expert_blocks(tokens * top_k, down.experts, x.dtype, _shared_memory(x.device))
-    tiles = expert_tiles(numbers, down.experts, blocks.rows)
-    hidden = x.new_empty((tokens * top_k, down.values.shape[2]))
-    grouped_gemm.gate_up(x, gate_up, tiles, hidden, blocks.rows, blocks.gate_up, blocks.together, activation)
+    gate_up, down, biases = prepared
+    packed = True
+    if isinstance(gate_up, ExpertMatrix) and isinstance(down, ExpertMatrix):
+        packed = False
+        if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
+            return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
+    shared = _shared_memory(x.device)
+    blocks = tuned_moe.expert_blocks(tokens * top_k, down.experts, x.dtype, shared, packed=packed)
+    tiles, together = expert_tiles(numbers, down.experts, blocks.rows), blocks.together
+    hidden = x.new_empty((tokens * top_k, down.inputs))
+    grouped_gemm.gate_up(x, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
-    grouped_gemm.down(hidden, down, tiles, each, blocks.rows, blocks.down, blocks.together)
+    grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together)
     return weighted_sum(each, weights, numbers, down.experts)
 
 

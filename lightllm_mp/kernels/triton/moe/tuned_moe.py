@@ -68,7 +68,20 @@ OTHERS: Table = {
 """For GPUs with less shared memory; not tuned."""
 
 
-def expert_blocks(assignments: int, experts: int, dtype: torch.dtype, shared: int) -> ExpertBlocks:
+PACKED: Table = {
+    2: [
+        (24.0, ExpertBlocks(16, ProductBlocks(64, 64, 4, 4), ProductBlocks(64, 64, 4, 4), 4)),
+        (96.0, ExpertBlocks(64, ProductBlocks(64, 64, 4, 4), ProductBlocks(128, 64, 4, 4), 8)),
+        (float("inf"), ExpertBlocks(128, ProductBlocks(64, 64, 8, 3), ProductBlocks(128, 64, 8, 3), 8)),
+    ],
+    4: [(float("inf"), ExpertBlocks(16, ProductBlocks(32, 64, 4, 2), ProductBlocks(32, 64, 4, 2), 4))],
+}
+"""For weights in MXFP4, a step of which is 64 inputs; not tuned."""
+
+
+def expert_blocks(
+    assignments: int, experts: int, dtype: torch.dtype, shared: int, *, packed: bool = False
+) -> ExpertBlocks:
     """For `assignments` rows over all experts, on a GPU with `shared` bytes of shared memory per program."""
-    table = H100 if shared >= LARGE_SHARED else OTHERS
+    table = PACKED if packed else H100 if shared >= LARGE_SHARED else OTHERS
     return next(blocks for most, blocks in table[dtype.itemsize] if assignments <= most * experts)

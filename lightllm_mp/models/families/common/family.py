@@ -70,6 +70,8 @@ class Family:
     # The other halves.
     vision: str | None = None
     """"module:name" of the `VisionFamily` in `vision/families`, imported when images are served; None: text only."""
+    text_types: tuple[str, ...] = ()
+    """Those of `model_types` that are the language model alone, as fine-tuning leaves it."""
     text: TextHalf | None = None
     """Tokenizer and chat format; None: the folder's files say everything."""
 
@@ -87,6 +89,10 @@ class Family:
     def gguf_surplus(self, spec: ModelSpec) -> tuple[str, ...]:
         """The same for a GGUF file."""
         return (*self.gguf_ignore, _layers_behind("blk", spec)) if self.mtp else self.gguf_ignore
+
+    def has_tower(self, config: Mapping[str, Any]) -> bool:
+        """Whether a folder with this config.json has a vision tower."""
+        return self.vision is not None and config.get("model_type") not in self.text_types
 
     def known(self, name: str) -> str:
         """The name that the rules have for a tensor of a file."""
@@ -133,7 +139,7 @@ def activation(name: Any) -> Activation:
 
 
 def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it.
+    """The keys of `text_config`, completed by `defaults`; a few keys may stand outside it, ends of sequence in both.
 
     Raises ModelError where the language model's type is not one of `kinds`; without a type it is the first one.
     """
@@ -142,10 +148,8 @@ def nested_text(config: dict[str, Any], defaults: Mapping[str, Any], kinds: tupl
         raise ModelError(f"a language model of type {inner['model_type']!r} is not supported for this family")
     outer = {key: config[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in config}
     text = {**defaults, **outer, **inner, "generation_config": config.get("generation_config", {})}
-    ends = eos_ids(
-        {**text, "eos_token_id": inner.get("eos_token_id", config.get("eos_token_id", text["eos_token_id"]))}
-    )
-    return {**text, "eos_token_id": list(ends)}
+    ends = [*eos_ids({"eos_token_id": inner.get("eos_token_id")}), *eos_ids({**config, "generation_config": {}})]
+    return {**text, "eos_token_id": list(dict.fromkeys(ends)) or defaults["eos_token_id"]}
 
 
 def refuse(config: dict[str, Any], **served: Any) -> None:
@@ -244,3 +248,13 @@ def stretched_context(config: dict[str, Any], rope: RopeSpec) -> int:
     if rope.scaling == "yarn":
         return max(context, int(rope.original_context * rope.factor))
     return context
+
+
+def global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers without a window: from `layer_types` of newer configurations, else `default`, the family's rule."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return default
+    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
+    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")

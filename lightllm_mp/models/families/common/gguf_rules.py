@@ -253,8 +253,21 @@ def _stacked(spec: ModelSpec, moe: MoeSpec, layer: int) -> list[Param]:
         for name in ("ffn_gate", "ffn_up")
     )
     down = Piece(f"{at}ffn_down_exps.weight", (count * columns, rows), _flat_rows, stored=(count, columns, rows))
-    router = linear(to + "router", at, (("ffn_gate_inp", count),), columns, False)
-    return [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", (down,))]
+    router = linear(to + "router", at, (("ffn_gate_inp", count),), columns, moe.bias)
+    params = [*router, Param(to + "experts.gate_up", gate_up), Param(to + "experts.down", (down,))]
+    return params + _stacked_biases(at, to, moe, columns) if moe.bias else params
+
+
+def _stacked_biases(at: str, to: str, moe: MoeSpec, hidden: int) -> list[Param]:
+    """Biases of stacked experts, a row for each."""
+    first, last = (moe.experts, moe.intermediate), (moe.experts, hidden)
+    gate_up = tuple(
+        Piece(f"{at}{name}_exps.bias", first[1:], itemgetter(i), stored=first)
+        for i in range(moe.experts)
+        for name in ("ffn_gate", "ffn_up")
+    )
+    down = Piece(f"{at}ffn_down_exps.bias", (moe.experts * hidden,), lambda x: x.reshape(-1), stored=last)
+    return [Param(to + "experts.gate_up.bias", gate_up), Param(to + "experts.down.bias", (down,))]
 
 
 def _flat_rows(tensor: Any) -> Any:

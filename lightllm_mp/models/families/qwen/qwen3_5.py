@@ -63,6 +63,7 @@ QWEN3_5 = Family(
     ignore=(INV_FREQ, MTP, r"^model\.visual\."),
     spellings=(("model.language_model.", "model."),),
     vision="lightllm_mp.vision.families.qwen3_vl:QWEN3_VL",
+    text_types=("qwen3_5_text",),
 )
 
 QWEN3_5_MOE = Family(
@@ -75,4 +76,5 @@ QWEN3_5_MOE = Family(
     ignore=QWEN3_5.ignore,
     spellings=QWEN3_5.spellings,
     vision=QWEN3_5.vision,
+    text_types=("qwen3_5_moe_text",),
 )

@@ -10,7 +10,7 @@ static const long contexts[SEQUENCES] = {150, 64, 7}, new_tokens[SEQUENCES] = {4
 struct variant {
     long window;
     float softcap;
-    int with_alibi;
+    int with_alibi, with_sinks;
 };
 
 /* A pool as plain numbers. */
@@ -62,6 +62,7 @@ static void expect(const struct attention *a, const double *keys, const double *
         top = fmax(top, score);
     }
     for (long i = 0; i < d; i++) out[i] = 0;
+    if (a->sinks) total = exp(a->sinks[head] - top);
     for (long k = first; k <= position; k++) {
         double weight = exp(scores[k] - top);
         total += weight;
@@ -130,7 +131,8 @@ static void check_one(struct heads h, enum dtype type, enum dtype kv_type, struc
         make(tokens * h.heads * h.head_dim, size_of(type)), start, context, rows, table,
         v.with_alibi ? random_values(h.heads, FLOAT32, 0.2f) : NULL, SEQUENCES, TABLE_WIDTH, new_tokens[0], v.window,
         1 / sqrtf((float)h.head_dim), v.softcap, h, type, kv_type,
-        random_scales(&h, kv_type), random_scales(&h, kv_type), h.heads * h.head_dim, h.kv_heads * h.head_dim, 0};
+        random_scales(&h, kv_type), random_scales(&h, kv_type), h.heads * h.head_dim, h.kv_heads * h.head_dim, 0,
+        v.with_sinks ? random_values(h.heads, FLOAT32, 3) : NULL};
     attention_run(&job);
     check_values(&job);
     check_parts(&job);
@@ -182,7 +184,7 @@ static void check_shared(enum dtype type) {
 
 void check_attention(void) {
     for (int type = FLOAT32; type <= BFLOAT16; type++) check_shared(type);
-    static const struct variant variants[] = {{0, 0, 0}, {50, 0, 0}, {0, 5, 1}, {9, 0, 1}};
+    static const struct variant variants[] = {{0, 0, 0, 0}, {50, 0, 0, 1}, {0, 5, 1, 0}, {9, 0, 1, 0}};
     for (int type = FLOAT32; type <= BFLOAT16; type++)
         for (int kv = 0; kv < 3; kv++) {
             enum dtype kv_type = kv == 0 ? type : kv == 1 ? INT8 : FLOAT8;

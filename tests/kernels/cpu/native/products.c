@@ -134,6 +134,7 @@ static void check_experts(enum dtype type) {
     void *up = random_values(EXPERTS * 2 * n * k, type, 0.3f), *down = random_values(EXPERTS * k * n, type, 0.3f);
     char *up_packed = make(EXPERTS * up_bytes / 16, 16), *down_packed = make(EXPERTS * down_bytes / 16, 16);
     float *weights = random_values(m * CHOSEN, FLOAT32, 1);
+    float *up_bias = random_values(EXPERTS * 2 * n, FLOAT32, 1), *down_bias = random_values(EXPERTS * k, FLOAT32, 1);
     int32_t *numbers = make(m * CHOSEN, 4);
     for (long e = 0; e < EXPERTS; e++) {
         pack_weight((char *)up + e * 2 * n * k * size_of(type), up_packed + e * up_bytes, 2 * n, k, type);
@@ -141,14 +142,17 @@ static void check_experts(enum dtype type) {
     }
     for (long i = 0; i < m * CHOSEN; i++)
         numbers[i] = i % CHOSEN ? (numbers[i - 1] + 1) % EXPERTS : (int32_t)below(EXPERTS);
-    struct experts job = {x, up_packed, down_packed, 0, 0, weights, numbers, out, m, k, n, EXPERTS, CHOSEN, SILU, type};
+    struct experts job = {x,   up_packed, down_packed, up_bias, down_bias, 0,      0,    weights, numbers,
+                          out, m,         k,           n,       EXPERTS,   CHOSEN, SILU, type};
     CHECK(experts_run(&job) == 0, "experts_run");
     double error = 0, size = 0;
     for (long r = 0; r < m; r++) {
         double row[64], expected[64] = {0};
         for (long i = 0; i < k; i++) row[i] = get(x, r * k + i, type);
         for (long a = r * CHOSEN; a < (r + 1) * CHOSEN; a++) {
-            double wide[128] = {0}, hidden[64];
+            double wide[128], hidden[64];
+            for (long i = 0; i < 2 * n; i++) wide[i] = up_bias[numbers[a] * 2 * n + i];
+            for (long i = 0; i < k; i++) expected[i] += weights[a] * down_bias[numbers[a] * k + i];
             add_product(wide, up, numbers[a] * 2 * n * k, row, 2 * n, k, 1, type);
             for (long i = 0; i < n; i++) hidden[i] = wide[i] / (1 + exp(-wide[i])) * wide[n + i];
             add_product(expected, down, numbers[a] * k * n, hidden, k, n, weights[a], type);

@@ -3,13 +3,15 @@
 
 #define TWO 2 /* parts of a weight */
 
-/* A type of ggml's: bytes and inputs of a block, and where its float16 numbers lie (-1: there is no second). */
+/* A type of ggml's: bytes and inputs of a block, and where its float16 numbers lie (-1: there is no second, or the first
+ * byte is an exponent). */
 static const struct block {
     int type, bytes, inputs, at, second;
 } blocks[] = {
     {2, 18, 32, 0, -1},   {3, 20, 32, 0, 2},    {6, 22, 32, 0, -1},     {7, 24, 32, 0, 2},
     {8, 34, 32, 0, -1},   {10, 84, 256, 80, 82}, {11, 110, 256, 108, -1}, {12, 144, 256, 0, 2},
     {13, 176, 256, 0, 2}, {14, 210, 256, 208, -1}, {20, 18, 32, 0, -1},   {23, 136, 256, 0, -1},
+    {39, 17, 32, -1, -1},
 };
 
 /* Between 2^-7 and 2^-3 in size, of either sign. */
@@ -37,7 +39,10 @@ static struct quantised blocks_of(const struct block *b, long n, long k, int byt
     for (long i = 0; i < n * row_bytes; i++) rows[i] = (uint8_t)(byte < 0 ? below(256) : byte);
     for (long i = 0; i < n * row_bytes; i += b->bytes) {
         uint16_t one = random_half(), two = random_half();
-        memcpy(rows + i + b->at, &one, 2);
+        if (b->at >= 0)
+            memcpy(rows + i + b->at, &one, 2);
+        else
+            rows[i] = (uint8_t)(112 + below(12));
         if (b->second >= 0) memcpy(rows + i + b->second, &two, 2);
     }
     int format = ggml_format(b->type);
