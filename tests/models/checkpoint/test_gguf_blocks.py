@@ -95,7 +95,7 @@ def test_ranks_keep_experts_in_mxfp4(mxfp4, size):
 def test_cuts_change_nothing(file):
     path, folder = file
     if folder == "deepseek_v2":
-        pytest.skip("latent attention is torch's on a CPU")
+        pytest.skip("latent attention is torch's on a CPU where sizes are no multiples of 16")
     decoder = load(path)
     whole = logits(decoder, folder)
     assert torch.equal(logits(decoder, folder, 1), whole)
