@@ -26,7 +26,7 @@ from lightllm_mp.engine.kv_sizing import (
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.facts import EngineLimits, Facts, PooledFacts, StateFacts
-from lightllm_mp.kernels.cpu import overlay, runtime
+from lightllm_mp.kernels.cpu import attention, runtime
 from lightllm_mp.kernels.select import DTYPES, default_dtype, set_threads
 from lightllm_mp.machine import compute_threads
 from lightllm_mp.model_description import ModelDescription
@@ -201,7 +201,7 @@ def _attention_in_c(spec: ModelSpec) -> bool:
     """Whether heads have sizes for which the C extension has attention."""
     if spec.mla is None:
         return all(kind.head_dim % 16 == 0 for kind in spec.kinds)
-    return overlay.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
+    return attention.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
 
 
 def _tell_what_does_not_fit(memory: MemoryPlan, engine: EngineConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.cpu import overlay, runtime
+from lightllm_mp.kernels.cpu.attention import MAX_HEAD_DIM
 from lightllm_mp.kernels.table import ExpertBiases, HeadLayout, HeadNorms, LayerKV, Norm, Rotation, Routing
 from tests.kernels.random_batch import RandomStep, image
 from tests.kernels.routings import NAMES, ROUTINGS
@@ -322,7 +323,7 @@ def test_full_attention(dtype, pictures, length, heads, dim):
     q, k, v = of_one_projection(pictures, length, heads, dim, dtype)
     whole = CPU.full_attention(q, k, v)
     close(whole, REFERENCE.full_attention(q.float(), k.float(), v.float()).to(dtype), dtype)
-    if dim <= overlay.MAX_HEAD_DIM:
+    if dim <= MAX_HEAD_DIM:
         alone = [CPU.full_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(pictures)]
         assert torch.equal(torch.cat(alone), whole)
 
