@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from lightllm_mp.parsers.call_section import SectionMarkers, call_sections
 from lightllm_mp.parsers.delta_writer import DeltaWriter
-from lightllm_mp.parsers.json_call import attempt
 from lightllm_mp.parsers.json_text import json_object
 from lightllm_mp.parsers.lark import LarkRules, choice, literal
 from lightllm_mp.parsers.text_reader import Parsing, TextReader
@@ -18,25 +18,16 @@ from lightllm_mp.parsers.tool_calls.call_format import CallFormat
 
 CALLS_BEGIN, CALLS_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 BEGIN, ARGUMENTS, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+SECTION = SectionMarkers(CALLS_BEGIN, CALLS_END, BEGIN, END)
 _ID = re.compile(r"[^\s<>{}]*")
 _PREFIX = "functions."
 
 
 def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) -> Parsing[None]:
-    while marker := (yield from reader.until((CALLS_BEGIN, BEGIN), writer.content)):
-        called = yield from attempt(reader, writer, _call(reader, writer, begun=marker == BEGIN), marker)
-        while called:
-            yield from reader.spaces()
-            yield from reader.starts(END)
-            yield from reader.spaces()
-            what = yield from reader.starts(BEGIN, CALLS_END)
-            called = what == BEGIN and (yield from attempt(reader, writer, _call(reader, writer, begun=True), BEGIN))
+    yield from call_sections(reader, writer, _call, SECTION)
 
 
-def _call(reader: TextReader, writer: DeltaWriter, *, begun: bool) -> Parsing[None]:
-    if not begun:
-        yield from reader.spaces()
-        yield from reader.expect(BEGIN)
+def _call(reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     yield from reader.spaces()
     call_id = yield from reader.token(_ID)
     yield from reader.spaces()
