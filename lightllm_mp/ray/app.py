@@ -15,7 +15,7 @@ import msgspec
 import ray
 from ray import serve
 
-from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
+from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys, relay_keys
 from lightllm_mp.cli.flags import resolve
 from lightllm_mp.config import Config
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
@@ -55,12 +55,15 @@ class ServedFront:
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
     `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
-    `application`, a name for several of them in one cluster. Raises ConfigError."""
+    `application`, a name for several of them in one cluster. The first key of LIGHTLLM_MP_RELAY_KEYS is that of fronts
+    and replicas; without it each call makes one, and fronts of an earlier call cannot speak to replicas of a later one.
+    Raises ConfigError."""
     given: dict[str, Any] = {"flags": arguments} if isinstance(arguments, Config) else dict(arguments)
     flags = given.get("flags", "")
     config = flags if isinstance(flags, Config) else resolve(shlex.split(flags), os.environ)[0]
     application = str(given.get("application", "lightllm_mp"))
-    key, keys = secrets.token_hex(32), load_keys(config.http, os.environ)
+    keys = load_keys(config.http, os.environ)
+    key = next(iter(relay_keys(os.environ)), secrets.token_hex(32))
     on_cpu = config.model.device == "cpu"
     resources = {
         "num_cpus": float(given.get("cpus", 1)),
@@ -81,6 +84,7 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     ingress = deployment(serve.ingress(front)(_Front)).options(
         name="front",
         num_replicas=int(given.get("fronts", 1)),
+        graceful_shutdown_timeout_s=config.supervisor.drain_timeout,
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0.1},
     )

@@ -21,7 +21,7 @@ from tools.faults.samples import Samples
 from tools.faults.server import Setting
 from tools.harness.procfs import alive, descendants
 
-FAULTS, SECONDS = 16, 40.0
+FAULTS, SECONDS = 12, 28.0
 SETTINGS = (Setting("mock", hooks=True, ranks=2), Setting("images", hooks=True), Setting("embedding", hooks=True))
 ACTORS = ["detokenizer", "guide", "http", "router", "tokenizer", "worker0"]
 

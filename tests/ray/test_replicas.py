@@ -29,6 +29,7 @@ from lightllm_mp.ray import build_app  # noqa: E402
 from lightllm_mp.ray.directory import DirectoryClient  # noqa: E402
 
 PORT = 18341
+RELAY_KEY = "of-the-fronts-of-this-test"
 ASKED = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
 START = 240.0
 
@@ -39,10 +40,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_byte_tokenizer(folder))
 
 
-def settings(model: str) -> Config:
+def settings(model: str, kv_tokens: int = 4000) -> Config:
     return Config(
         model=ModelConfig(model_dir=model, device="cpu"),
-        engine=EngineConfig(max_total_token_num=4000, threads=1),
+        engine=EngineConfig(max_total_token_num=kv_tokens, threads=1),
         http=HttpConfig(port=0, disable_access_log=True),
         supervisor=SupervisorConfig(max_restarts=100),
     )
@@ -61,9 +62,7 @@ def fleet(model: str) -> Iterator[None]:
     ray.init(num_cpus=4, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        serve.run(
-            build_app({"flags": settings(model), "replicas": 2, "host": "127.0.0.1", "cpus": 0.5}), name="lightllm_mp"
-        )
+        deploy(settings(model), 2)
         settle(lambda: len(engines()) == 2)
         yield
         before = set(engines().values())
@@ -73,6 +72,13 @@ def fleet(model: str) -> Iterator[None]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def deploy(config: Config, replicas: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTLLM_MP_RELAY_KEYS", RELAY_KEY)
+        app = build_app({"flags": config, "replicas": replicas, "host": "127.0.0.1", "cpus": 0.3})
+    serve.run(app, name="lightllm_mp")
 
 
 def settle(condition: Callable[[], bool], seconds: float = START) -> None:
@@ -162,3 +168,24 @@ class TestFleet:
             thread.join(START)
         assert ["".join(one) for one in found] == [whole] * 4
         settle(lambda: len(engines()) == 2 and not is_alive(engine))
+
+    def test_a_smaller_fleet_ends_what_it_has_begun(self, model: str, whole: str) -> None:
+        before = engines()
+        threads, found = streams(4)
+        deploy(settings(model), 1)
+        for thread in threads:
+            thread.join(START)
+        assert ["".join(one) for one in found] == [whole] * 4
+        settle(lambda: len(engines()) == 1)
+        assert set(engines()) < set(before)
+
+    def test_a_rolling_update_loses_nothing(self, model: str, whole: str) -> None:
+        before = engines()
+        threads, found = streams(4)
+        deploy(settings(model, kv_tokens=5000), 2)
+        for thread in threads:
+            thread.join(START)
+        assert ["".join(one) for one in found] == [whole] * 4
+        settle(lambda: len(engines()) == 2 and not set(engines()) & set(before))
+        with ask("/generate", ASKED) as answer:
+            assert json.load(answer)["generated_text"] == [whole]

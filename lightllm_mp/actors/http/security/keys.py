@@ -40,10 +40,15 @@ def load_keys(config: HttpConfig, environment: Mapping[str, str]) -> ApiKeys:
             admins.append(line.removeprefix(ADMIN_PREFIX).strip())
         else:
             users.append(line)
-    keys = ApiKeys(_digests(users), _digests(admins), _digests(_split(environment, RELAY_ENVIRONMENT)))
+    keys = ApiKeys(_digests(users), _digests(admins), _digests(relay_keys(environment)))
     if not keys and (config.api_key_file is not None or {ENVIRONMENT, ADMIN_ENVIRONMENT} & environment.keys()):
         raise ConfigError(f"no API key in --api-key-file, {ENVIRONMENT} or {ADMIN_ENVIRONMENT}")
     return keys
+
+
+def relay_keys(environment: Mapping[str, str]) -> list[str]:
+    """The keys themselves, for a front that uses one."""
+    return [key for key in _split(environment, RELAY_ENVIRONMENT) if key]
 
 
 def _lines(file: str | None) -> list[str]:

@@ -42,13 +42,16 @@ INLINE void delta_normalise(float *x, long width, float scale) {
     for (long i = 0; i < width; i += LANES) store_float(x + i, load_float(x + i) * scale);
 }
 
+/* Not expf: its version in newer C libraries would bind the extension to them. */
+INLINE float exp_one(float x) { return exp_vf(splat(x))[0]; }
+
 INLINE void delta_factors(const struct delta *d, struct delta_scratch *s, long seq, long t, long tokens, long head) {
     for (long i = 0; i < tokens; i++) {
         const float *ba = d->ba + (d->seq_start[seq] + t + i) * 2 * d->value_heads;
         float a = ba[d->value_heads + head] + d->dt_bias[head];
-        float softplus = a > 20.0f ? a : log1pf(expf(a));
-        s->beta[i] = 1.0f / (1.0f + expf(-ba[head]));
-        s->decay[i] = expf(-d->decay[head] * softplus);
+        float softplus = a > 20.0f ? a : log1pf(exp_one(a));
+        s->beta[i] = 1.0f / (1.0f + exp_one(-ba[head]));
+        s->decay[i] = exp_one(-d->decay[head] * softplus);
     }
 }
 
