@@ -168,6 +168,10 @@ class DecoderProcess:
             return
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+        assert process.stdout is not None
+        # `wait` ends when the pipe does, and nobody reads a pipe that has filled its buffer.
+        with contextlib.suppress(RuntimeError):  # another task reads it
+            await process.stdout.read()
         await process.wait()
 
     async def close(self) -> None:

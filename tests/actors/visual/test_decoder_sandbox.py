@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,22 @@ def test_what_a_hostile_decoder_says_fails_its_image_only(settings: Settings, na
             assert decoder.restarts == 1
         finally:
             await decoder.close()
+
+    body()
+
+
+def test_a_decoder_that_nobody_reads_any_more_ends(settings: Settings) -> None:
+    """What it wrote has filled the buffer, so that its pipe is not read."""
+
+    @in_time
+    async def body() -> None:
+        decoder = DecoderProcess(settings, f"{DECODERS}.flood")
+        process = await decoder.start()
+        reader: Any = process.stdout
+        while not reader._paused:
+            await asyncio.sleep(0.01)
+        await decoder.close()
+        assert process.returncode == -signal.SIGKILL
 
     body()
 
