@@ -14,9 +14,8 @@ from lightllm_mp.kernels.cpu.runtime import native
 from lightllm_mp.kernels.cpu.values import KV_TYPES, TYPES, float_bits, floats
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 
-MAX_HEAD_DIM = 512
-MAX_LATENT = 576
-"""Components of the key of latent attention: those of DeepSeek-V3."""
+MAX_HEAD_DIM = 576
+"""Components of a head, as in native.h: the key of DeepSeek-V3's latent attention has so many."""
 MAX_GROUP = 32
 
 _c = native()
@@ -161,4 +160,4 @@ def _attends_latents(kv: LayerKV, layout: HeadLayout) -> bool:
 
 def attends_latents(key_dim: int, value_dim: int) -> bool:
     """Whether the extension has latent attention for keys and values of these numbers of components."""
-    return key_dim <= MAX_LATENT and not (key_dim % 16 or value_dim % 16)
+    return key_dim <= MAX_HEAD_DIM and not (key_dim % 16 or value_dim % 16)

@@ -1,4 +1,4 @@
-"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 512."""
+"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 576."""
 
 from __future__ import annotations
 

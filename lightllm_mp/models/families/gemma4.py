@@ -13,6 +13,7 @@ from lightllm_mp.models.families.common.family import (
     INV_FREQ,
     Family,
     activation,
+    global_layers,
     nested_text,
     rope_spec,
     standard_spec,
@@ -122,14 +123,7 @@ def _mixture(text: dict[str, Any]) -> MoeSpec:
 def _global_layers(text: dict[str, Any]) -> tuple[int, ...]:
     """Layers without a window; upstream makes the last one so whatever the file says."""
     count = int(text["num_hidden_layers"])
-    kinds = text.get("layer_types") or [
-        "full_attention" if (i + 1) % PERIOD == 0 else "sliding_attention" for i in range(count)
-    ]
-    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
-    if len(kinds) != count:
-        raise ModelError(f"layer_types has {len(kinds)} values for {count} layers")
-    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention" or i == count - 1)
+    return tuple(sorted({*global_layers(text, tuple(range(PERIOD - 1, count, PERIOD))), count - 1}))
 
 
 def _check_shared(layers: int, shared: int, whole: tuple[int, ...]) -> None:

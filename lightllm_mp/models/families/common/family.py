@@ -257,4 +257,6 @@ def global_layers(config: dict[str, Any], default: tuple[int, ...]) -> tuple[int
         return default
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
         raise ModelError(f"layers of type {', '.join(sorted(map(str, unknown)))} are not supported")
+    if len(kinds) != (count := config.get("num_hidden_layers", len(kinds))):
+        raise ModelError(f"layer_types has {len(kinds)} values for {count} layers")
     return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
