@@ -1,5 +1,5 @@
-"""Replicas that a front cannot reach: gone, behind a network that is cut, or full. They cost a bounded time, and neither
-this request nor another one."""
+"""Replicas that a front cannot reach: gone, behind a network that is cut, or full. They cost a bounded time and no
+request."""
 
 from __future__ import annotations
 
@@ -143,6 +143,9 @@ def test_a_begun_request_waits_for_replicas_that_are_full(monkeypatch: pytest.Mo
             front._router.report("b", work=1e6)
             engines.lose["a"] = 4
             asking = asyncio.create_task(ask(front, "/generate_stream", STREAM))
+            while ("b", "/relay") not in engines.calls:
+                await asyncio.sleep(0.01)
+            front._router.accept("a", False)
             await asyncio.sleep(1.2)  # more than three attempts
             engines.sites["b"].engine.paused = False
             assert (await asking)[1] == expected
