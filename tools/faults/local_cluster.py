@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,8 +40,8 @@ ENDED = 10.0
 
 
 class LocalCluster:
-    """`url`: of the fleet. Replicas take a GPU each, by name: nodes have so many, and the head, where the front and
-    Serve's own processes are, has none."""
+    """`url`: of the fleet. Replicas take a GPU each, by name only: a node has room for as many as it has GPUs. The
+    front takes a CPU, which only the head has."""
 
     def __init__(self, folder: Path, cluster: Any, port: int) -> None:
         self.folder, self.cluster, self.port = folder, cluster, port
@@ -74,6 +74,10 @@ class LocalCluster:
             if "mock_engine" in command(child)
         }
 
+    def ready(self) -> list[int]:
+        """The processes of replicas that have started."""
+        return [pid for pid in self.replicas() if "init" not in command(pid)]
+
     def processes(self, name: str) -> list[int]:
         """Those of this cluster whose command begins so."""
         return [pid for pid in belonging(self.folder) if command(pid).startswith(name)]
@@ -84,9 +88,9 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(nodes: Sequence[int]) -> Iterator[LocalCluster]:
-    """`nodes`: for each node beside the head, how many replicas have room there. The head's state is on disk, so that
-    it can be started again."""
+def local_cluster(head: int, *nodes: int) -> Iterator[LocalCluster]:
+    """A head and other nodes with room for so many replicas. The head's state is on disk, so that it can be started
+    again."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))  # short: sockets are in it
     environment = {
         "RAY_TMPDIR": str(folder),
@@ -96,8 +100,9 @@ def local_cluster(nodes: Sequence[int]) -> Iterator[LocalCluster]:
         "RAY_DEDUP_LOGS": "0",
     }
     gcs_port, port = free_ports(2)
-    head = {
+    arguments = {
         "num_cpus": 1,
+        "num_gpus": head,
         "object_store_memory": OBJECT_STORE,
         "include_dashboard": False,
         "include_log_monitor": False,
@@ -107,7 +112,7 @@ def local_cluster(nodes: Sequence[int]) -> Iterator[LocalCluster]:
     }
     try:
         with mock.patch.dict(os.environ, environment):
-            cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+            cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args=arguments)
             found = LocalCluster(folder, cluster, port)
             for replicas in nodes:
                 found.add_node(replicas)

@@ -2,10 +2,11 @@
 
     python -m tools.faults.replica_kills [--replicas 4] [--requests 1000] [--clients 16] [--every 5] [--tokens 300]
 
-Starts a Ray cluster of a head and two nodes on this machine, with a fleet whose engines have no model but workers that
-take 10 ms for a step. First every kind of request is answered undisturbed. Then --clients clients ask, greedy and
-sampled by turns, until --requests are answered, while every --every seconds a replica dies of SIGKILL, and its engine
-with it. Each answer must be the undisturbed one, token by token. At the end no process may be left.
+Starts a Ray cluster of two nodes on this machine, with a fleet whose engines have no model but workers that take 10 ms
+for a step. First every kind of request is answered undisturbed. Then --clients clients ask, greedy and sampled by turns,
+until --requests are answered, while every --every seconds a replica that is ready dies of SIGKILL, and its engine with
+it. A request that is refused because no replica is ready comes again, as Retry-After says. Each answer must be the
+undisturbed one, token by token. At the end no process may be left.
 
 Prints one line of totals; the longest pause is that of a stream between two tokens. Exit code 1 if anything was lost,
 different or left behind, or if no replica was killed.
@@ -48,17 +49,20 @@ class Streamed:
     text: str = ""
     pause: float = 0.0
     failure: str = ""
+    refused: int = 0
+    """Times that no replica was ready for it."""
 
 
 @dataclass
 class Result:
-    """Of a run. `alive`: replicas left after each kill."""
+    """Of a run. `alive`: replicas that are ready after each kill."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     pauses: list[float] = field(default_factory=list)
     alive: list[int] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    refused: int = 0
     left: int = 0
 
     @property
@@ -68,9 +72,10 @@ class Result:
     def __str__(self) -> str:
         pauses = sorted(self.pauses)
         return (
-            f"{self.outcomes.total()} requests, {len(self.alive)} replicas killed (then {min(self.alive, default=0)} to"
-            f" {max(self.alive, default=0)} were left): {self.outcomes['identical']} identical,"
-            f" {self.outcomes['different']} different, {self.outcomes['lost']} lost; {self.seconds:.0f} s,"
+            f"{self.outcomes.total()} requests, {len(self.alive)} replicas killed ({min(self.alive, default=0)} to"
+            f" {max(self.alive, default=0)} others were ready): {self.outcomes['identical']} identical,"
+            f" {self.outcomes['different']} different, {self.outcomes['lost']} lost; refused {self.refused} times"
+            f" before they began; {self.seconds:.0f} s,"
             f" {self.tokens / self.seconds:.0f} tokens/s; longest pause of a stream: median"
             f" {pauses[len(pauses) // 2]:.2f} s, 99 % {pauses[len(pauses) * 99 // 100]:.2f} s, most {pauses[-1]:.2f} s;"
             f" {self.left} processes left"
@@ -85,39 +90,48 @@ def body(kind: int, tokens: int) -> dict[str, Any]:
 
 async def ask(session: aiohttp.ClientSession, asked: dict[str, Any]) -> Streamed:
     """Never raises for an answer that is lost."""
-    found, last = Streamed(), 0.0
+    found = Streamed()
     try:
-        async with asyncio.timeout(DEADLINE), session.post("/generate_stream", json=asked) as reply:
-            if reply.status != 200:
-                found.failure = f"{reply.status} {(await reply.text())[:200]}"
-                return found
-            finished = False
-            async for line in reply.content:
-                if not line.startswith(b"data:"):
-                    continue
-                event = json.loads(line[5:])
-                if "token" not in event:
-                    found.failure = str(event)[:200]
-                    return found
-                found.ids.append(event["token"]["id"])
-                found.text += event["token"]["text"]
-                now = time.monotonic()
-                found.pause, last = max(found.pause, now - last if last else 0.0), now
-                finished = event["finished"]
-            if not finished:
-                found.failure = "its stream ends early"
+        async with asyncio.timeout(DEADLINE):
+            while (wait := await _read(session, asked, found)) is not None:
+                found.refused += 1
+                await asyncio.sleep(wait)
     except (aiohttp.ClientError, TimeoutError, ConnectionError, ValueError) as error:
         found.failure = repr(error)
     return found
 
 
+async def _read(session: aiohttp.ClientSession, asked: dict[str, Any], found: Streamed) -> float | None:
+    """Seconds after which it may come again; None: this is its end."""
+    async with session.post("/generate_stream", json=asked) as reply:
+        if reply.status == 503 and "Retry-After" in reply.headers:
+            return float(reply.headers["Retry-After"])
+        if reply.status != 200:
+            raise ValueError(f"{reply.status} {(await reply.text())[:200]}")
+        finished, last = False, 0.0
+        async for line in reply.content:
+            if not line.startswith(b"data:"):
+                continue
+            event = json.loads(line[5:])
+            if "token" not in event:
+                raise ValueError(str(event)[:200])
+            found.ids.append(event["token"]["id"])
+            found.text += event["token"]["text"]
+            now = time.monotonic()
+            found.pause, last = max(found.pause, now - last if last else 0.0), now
+            finished = event["finished"]
+        if not finished:
+            raise ValueError("its stream ends early")
+    return None
+
+
 async def disturb(cluster: LocalCluster, every: float, chance: random.Random, result: Result) -> None:
     while True:
         await asyncio.sleep(every)
-        if replicas := sorted(cluster.replicas()):
+        if ready := sorted(cluster.ready()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(replicas), signal.SIGKILL)
-                result.alive.append(len(replicas) - 1)
+                os.kill(chance.choice(ready), signal.SIGKILL)
+                result.alive.append(len(ready) - 1)
 
 
 async def experiment(cluster: LocalCluster, requests: int, clients: int, every: float, tokens: int) -> Result:
@@ -137,6 +151,7 @@ async def experiment(cluster: LocalCluster, requests: int, clients: int, every: 
                 end = "lost" if answer.failure else "identical" if same else "different"
                 result.outcomes[end] += 1
                 result.pauses.append(answer.pause)
+                result.refused += answer.refused
                 result.tokens += len(answer.ids)
                 if end != "identical":
                     print(f"{end.upper()} {number}: {answer.failure or answer.text}", flush=True)
@@ -152,8 +167,7 @@ async def experiment(cluster: LocalCluster, requests: int, clients: int, every: 
 def run(replicas: int, requests: int, clients: int, every: float, tokens: int) -> Result:
     from tools.faults.local_cluster import belonging, local_cluster
 
-    room = -(-replicas // 2)
-    with local_cluster([room, replicas - room] if replicas > 2 else [replicas]) as cluster:
+    with local_cluster(-(-replicas // 2), replicas // 2) as cluster:
         cluster.deploy(replicas)
         result = asyncio.run(experiment(cluster, requests, clients, every, tokens))
         cluster.end_application()
