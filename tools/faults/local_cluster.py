@@ -80,7 +80,7 @@ class LocalCluster:
 
     def processes(self, name: str) -> list[int]:
         """Those of this cluster whose command begins so."""
-        return [pid for pid in belonging(self.folder) if command(pid).startswith(name)]
+        return [pid for pid in all_processes() if command(pid).startswith(name) and has_open(pid, self.folder)]
 
     def end_application(self) -> None:
         serve.delete(APPLICATION)
@@ -142,7 +142,7 @@ def settle(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError("it does not come about")
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def end_all(folder: Path) -> None:
@@ -157,18 +157,19 @@ def end_all(folder: Path) -> None:
 
 def belonging(folder: Path) -> list[int]:
     """Processes that have files of this folder open, but this one: all of Ray, and what its workers have started."""
-    found = list[int]()
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) != os.getpid() and _has_open(process, str(folder)):
-            found.append(int(process.name))
-    return found
+    return [pid for pid in all_processes() if pid != os.getpid() and has_open(pid, folder)]
 
 
-def _has_open(process: Path, folder: str) -> bool:
+def all_processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def has_open(pid: int, folder: Path) -> bool:
+    """A file of this folder."""
     with contextlib.suppress(OSError):
-        for fd in (process / "fd").iterdir():
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                if os.readlink(fd).startswith(folder):
+                if os.readlink(fd).startswith(str(folder)):
                     return True
     return False
 

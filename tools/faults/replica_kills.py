@@ -2,11 +2,11 @@
 
     python -m tools.faults.replica_kills [--replicas 4] [--requests 1000] [--clients 16] [--every 5] [--tokens 300]
 
-Starts a Ray cluster of two nodes on this machine, with a fleet whose engines have no model but workers that take 10 ms
-for a step. First every kind of request is answered undisturbed. Then --clients clients ask, greedy and sampled by turns,
-until --requests are answered, while every --every seconds a replica that is ready dies of SIGKILL, and its engine with
-it. A request that is refused because no replica is ready comes again, as Retry-After says. Each answer must be the
-undisturbed one, token by token. At the end no process may be left.
+Starts a Ray cluster on this machine, with a fleet whose engines have no model but workers that take 10 ms
+for a step. First every kind of request is answered undisturbed. Then --clients clients ask, greedy and sampled by
+turns, until --requests are answered. Meanwhile, every --every seconds, a replica that is ready dies of SIGKILL, and its
+engine with it. A request that is refused because no replica is ready comes again, as Retry-After says. Each answer must
+be the undisturbed one, token by token. At the end no process may be left.
 
 Prints one line of totals; the longest pause is that of a stream between two tokens. Exit code 1 if anything was lost,
 different or left behind, or if no replica was killed.
@@ -167,7 +167,8 @@ async def experiment(cluster: LocalCluster, requests: int, clients: int, every: 
 def run(replicas: int, requests: int, clients: int, every: float, tokens: int) -> Result:
     from tools.faults.local_cluster import belonging, local_cluster
 
-    with local_cluster(-(-replicas // 2), replicas // 2) as cluster:
+    rooms = (replicas - replicas // 2, replicas // 2) if replicas > 2 else (replicas,)
+    with local_cluster(*rooms) as cluster:
         cluster.deploy(replicas)
         result = asyncio.run(experiment(cluster, requests, clients, every, tokens))
         cluster.end_application()
@@ -177,7 +178,7 @@ def run(replicas: int, requests: int, clients: int, every: float, tokens: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, replicas=2, requests=24, clients=6, every=2.0, tokens=100)
+    parser = ToolParser(__doc__, replicas=2, requests=24, clients=6, every=2.5, tokens=100)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=16, help="requests at once")
