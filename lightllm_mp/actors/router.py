@@ -12,7 +12,7 @@ from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL, worker
+from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL, rank_group
 from lightllm_mp.errors import EngineError
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import (
@@ -50,7 +50,8 @@ class RouterActor(BlockingActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front
-        self._workers = [worker(rank) for rank in range(launch.config.engine.tp)]
+        engine = launch.config.engine
+        self._workers = [child.name for child in rank_group(engine.tp, engine.nnodes)]
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()
