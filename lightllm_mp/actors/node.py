@@ -16,7 +16,7 @@ import sys
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT, relay_keys
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
-from lightllm_mp.actors.runtime.mailbox import Mailbox, Received, plans_first
+from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
 from lightllm_mp.actors.runtime.node_link import (
     PIECE,
     FrameKind,
@@ -27,6 +27,7 @@ from lightllm_mp.actors.runtime.node_link import (
     encode_launch,
     greet,
 )
+from lightllm_mp.actors.runtime.rank_actor import plans_first
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.errors import ConfigError, StartupError

@@ -8,9 +8,9 @@ import time
 from collections import deque
 from typing import NoReturn
 
-from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
-from lightllm_mp.actors.runtime.mailbox import Mailbox, Received, plans_first
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.rank_actor import RankActor
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.build import build_engine
@@ -24,15 +24,6 @@ LOOK_AGAIN = 200e-6
 
 STUCK = 4.0
 """A device that takes more than this many watchdog timeouts for one step counts as hung."""
-
-
-class RankActor(BlockingActor):
-    """One of `ranks` actors that get the same plans and compute each plan together."""
-
-    ranks = 1
-
-    def handle(self, received: list[Received]) -> None:
-        super().handle(plans_first(self.mailbox, received) if self.ranks > 1 else received)
 
 
 class WorkerActor(RankActor):

@@ -15,7 +15,7 @@ import msgspec
 
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, PeerFds
 from lightllm_mp.actors.topology import SUPERVISOR
-from lightllm_mp.messages import Message, Reset, Stop, Wire
+from lightllm_mp.messages import Message, Wire
 from lightllm_mp.shm import (
     Arena,
     Bell,
@@ -244,18 +244,3 @@ class Mailbox:
             if message is not None:
                 found.append((name, message))
         return found
-
-
-def plans_first(mailbox: Mailbox, received: list[Received]) -> list[Received]:
-    """For one of several ranks: Reset and Stop come after all plans. Ranks leave after the same step, else one would
-    wait in it for the others for ever. When these messages come, the router has left its lanes, so all its plans are
-    here or in the lane."""
-    if any(_ends(message) for _, message in received):
-        while more := mailbox.receive():
-            received = received + more
-        received = sorted(received, key=lambda entry: _ends(entry[1]))
-    return received
-
-
-def _ends(message: Wire | bytes) -> bool:
-    return isinstance(message, Reset | Stop)

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import os
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -164,9 +165,12 @@ class RankHost:
     async def serve(self) -> None:
         """Until a rank or the connection ends. NodeLost."""
         reading = asyncio.ensure_future(self._read())
-        await asyncio.wait((reading, self._ended), return_when=asyncio.FIRST_COMPLETED)
-        if not reading.cancel():
-            reading.result()
+        try:
+            await asyncio.wait((reading, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
 
     async def _read(self) -> None:
         while True:
