@@ -23,7 +23,7 @@ from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
 from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
-from lightllm_mp.cli.node import serve_node
+from lightllm_mp.cli.serve_node import serve_node
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.facts import Facts

@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,9 +37,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
+def settings(monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setenv(RELAY_ENVIRONMENT, "of-both-nodes")
-    yield Config(
+    return Config(
         model=ModelConfig(model_dir=str(GOLDENS / FOLDER), data_type="float32", device="cpu"),
         engine=EngineConfig(max_total_token_num=2000, threads=1, tp=2, nnodes=2, nccl_port=free_port()),
         http=HttpConfig(port=0, disable_access_log=True),

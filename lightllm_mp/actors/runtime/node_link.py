@@ -154,8 +154,8 @@ async def greet(
 
 
 def _proof(key: bytes, first: bool, node: int, own: bytes, other: bytes) -> bytes:
-    said = b"first" if first else b"node %d" % node
-    return hmac.digest(key, b"lightllm-mp " + said + b"\0" + own + other, hashlib.sha256)
+    said = b"lightllm-mp: %s node, for node %d\0" % (b"first" if first else b"other", node)
+    return hmac.digest(key, said + own + other, hashlib.sha256)
 
 
 def encode_launch(launch: NodeLaunch) -> bytes:

@@ -131,6 +131,8 @@ class Nodes(Embedded):
     """An engine of two machines."""
 
     agent: Agent
+    expected: list[tuple[list[int], str]]
+    """What its streams say undisturbed."""
 
 
 @contextlib.asynccontextmanager
@@ -140,7 +142,8 @@ async def nodes(folder: Path) -> AsyncIterator[Nodes]:
     await agent.join()
     try:
         async with embedded(folder, config, plan()) as engine:
-            yield Nodes(engine.supervisor, engine.front, engine.running, agent)
+            expected = await undisturbed(engine)
+            yield Nodes(engine.supervisor, engine.front, engine.running, agent, expected)
     finally:
         await agent.leave()
 
@@ -180,27 +183,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Nodes]]:
 
 @on_shared
 async def test_a_rank_of_the_other_machine_dies_or_hangs(engine: Nodes) -> None:
-    expected = await undisturbed(engine)
     assert set(remote_ranks()) == set(REMOTE)
     for victim, how in (("worker3", signal.SIGKILL), ("worker2", signal.SIGSTOP)):
         before = everybody(engine)
         tasks = await streams(engine)
         await asyncio.sleep(random.random() / 4)
         os.kill(before[victim], how)
-        assert await asyncio.gather(*tasks) == expected
+        assert await asyncio.gather(*tasks) == engine.expected
         await replaced(engine, before)
     assert (await engine.until_idle())["kv_used"] == 0
 
 
 @on_shared
 async def test_ranks_outlive_the_others(engine: Nodes) -> None:
-    expected = await undisturbed(engine)
     for victim in ("detokenizer", "router"):
         before = everybody(engine)
         tasks = await streams(engine)
         await asyncio.sleep(random.random() / 4)
         engine.kill(victim)
-        assert await asyncio.gather(*tasks) == expected
+        assert await asyncio.gather(*tasks) == engine.expected
         # A router that dies between two sends leaves some ranks in a step that the others never get.
         assert everybody(engine) == before or victim == "router"
 
@@ -208,12 +209,11 @@ async def test_ranks_outlive_the_others(engine: Nodes) -> None:
 @on_shared
 async def test_the_cable_is_cut_or_frozen(engine: Nodes) -> None:
     """In mid-stream; of a frozen one neither end is told."""
-    expected = await undisturbed(engine)
     before = everybody(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.1)
     engine.agent.cable.cut()
-    assert await asyncio.gather(*tasks) == expected
+    assert await asyncio.gather(*tasks) == engine.expected
     await replaced(engine, before)
     before = everybody(engine)
     tasks = await streams(engine)
@@ -222,13 +222,12 @@ async def test_the_cable_is_cut_or_frozen(engine: Nodes) -> None:
     while set(remote_ranks().values()) & set(before.values()):
         await asyncio.sleep(0.05)  # a machine that hears nothing ends its ranks
     engine.agent.cable.thaw()
-    assert await asyncio.gather(*tasks) == expected
+    assert await asyncio.gather(*tasks) == engine.expected
 
 
 @on_shared
 async def test_the_other_machine_goes_and_comes(engine: Nodes) -> None:
     """Requests wait for it. One with another key does not get in."""
-    expected = await undisturbed(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.05)
     await engine.agent.leave()
@@ -241,4 +240,4 @@ async def test_the_other_machine_goes_and_comes(engine: Nodes) -> None:
     assert engine.supervisor.state is State.REPAIRING
     await engine.agent.leave()
     await engine.agent.join()
-    assert await asyncio.gather(*tasks) == expected
+    assert await asyncio.gather(*tasks) == engine.expected
