@@ -14,6 +14,7 @@ import socket
 import sys
 
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT, relay_keys
+from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
@@ -41,7 +42,7 @@ log = logging.getLogger("lightllm_mp.node")
 class NodeActor(AsyncActor):
     """`launch.rank` is the number of the machine."""
 
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[WorkerSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._launch, self._node = launch, launch.rank
         self._key = node_key(os.environ)
@@ -49,7 +50,7 @@ class NodeActor(AsyncActor):
         self._shipped: dict[int, int] = {}
         """Where a block of embeddings begins -> its generation that the machine has."""
         self._link: NodeLink
-        engine = launch.config.engine
+        engine = launch.settings.engine
         self._address = engine.nccl_host, engine.nccl_port + self._node
         try:
             self._listening = socket.create_server(self._address)
@@ -108,7 +109,7 @@ class NodeActor(AsyncActor):
     def _node_launch(self) -> NodeLaunch:
         launch = self._launch
         images = self._images.capacity if self._images else 0
-        return NodeLaunch(launch.config, launch.model, launch.meeting, launch.facts, launch.epoch, images)
+        return NodeLaunch(launch.settings, launch.model, launch.meeting, launch.facts, launch.epoch, images)
 
     async def _relay(self) -> None:
         """What the machine says, until its last word. NodeLost."""

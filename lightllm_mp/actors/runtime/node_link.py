@@ -18,8 +18,8 @@ import struct
 import msgspec
 from msgspec import Struct
 
+from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
 from lightllm_mp.actors.topology import PLANS
-from lightllm_mp.config import Config
 from lightllm_mp.errors import EngineError
 from lightllm_mp.facts import Facts
 from lightllm_mp.messages import Message, Wire
@@ -47,7 +47,7 @@ class FrameKind(enum.IntEnum):
 class NodeLaunch(Struct, frozen=True, array_like=True):
     """What another machine is told to start its ranks."""
 
-    config: Config
+    settings: WorkerSettings
     model: ModelDescription
     meeting: str
     facts: Facts | None

@@ -32,7 +32,7 @@ from lightllm_mp.actors.supervision.child_process import ChildProcess
 from lightllm_mp.actors.supervision.control_lanes import ControlLanes, PlanLanes
 from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.topology import ROUTER, WORKER, Child, Topology, control_edge, plan_edge, ranks_of, worker
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, SupervisorConfig
 from lightllm_mp.errors import EngineError
 from lightllm_mp.messages import Begin, Failed, Loading, Stop, Wire
 from lightllm_mp.shm import implementation
@@ -86,14 +86,14 @@ class NodeAgent:
 
     def _own(self, launch: NodeLaunch) -> NodeLaunch:
         """With this machine's place of the model, if it has one."""
-        engine = replace(launch.config.engine, node_rank=self._config.engine.node_rank)
-        found = replace(launch, config=replace(launch.config, engine=engine))
+        engine = replace(launch.settings.engine, node_rank=self._config.engine.node_rank)
+        found = replace(launch, settings=replace(launch.settings, engine=engine))
         path = self._config.model.model_dir
         return found if path is None else replace(found, model=replace(found.model, path=path))
 
     async def _serve(self, link: NodeLink, launch: NodeLaunch) -> None:
         try:
-            host = RankHost(link, launch, self._program)
+            host = RankHost(link, launch, self._program, self._config.supervisor)
         except (EngineError, OSError) as error:  # no memory, process or descriptor
             link.send_message(Failed(str(error)))
             return
@@ -112,13 +112,13 @@ class NodeAgent:
 class RankHost:
     """One generation of this machine's ranks. Raises like SharedMemory and ChildProcess."""
 
-    def __init__(self, link: NodeLink, launch: NodeLaunch, program: str) -> None:
-        engine = launch.config.engine
+    def __init__(self, link: NodeLink, launch: NodeLaunch, program: str, logs: SupervisorConfig) -> None:
+        engine = launch.settings.engine
         ranks = ranks_of(engine.node_rank, engine.tp, engine.nnodes)
         children = tuple(Child(worker(rank), program, rank=rank, shares_fate=True) for rank in ranks)
         edges = (*map(plan_edge, children), *(control_edge(child.name) for child in children))
         self.names = tuple(child.name for child in children)
-        self._link, self._launch = link, launch
+        self._link, self._launch, self._logs = link, launch, logs
         self._answers: dict[type[Wire], set[str]] = {}
         """Who has given an answer that others owe."""
         self._processes: dict[str, ChildProcess] = {}
@@ -146,7 +146,9 @@ class RankHost:
             rank=child.rank,
             front=ROUTER,
             ring=implementation(),
-            config=launch.config,
+            settings=launch.settings,
+            log_level=self._logs.log_level,
+            log_json=self._logs.log_json,
             model=launch.model,
             bell=self._wiring.bells[child.name].fds,
             peers=self._wiring.peers(child.name),

@@ -24,7 +24,7 @@ CELL = struct.Struct("<QQ")
 class MockRankActor(RankActor, MockWorkerActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)
-        self.ranks, self._rank = launch.config.engine.tp, launch.rank
+        self.ranks, self._rank = launch.settings.engine.tp, launch.rank
         fd = launch.meeting_fd
         if launch.meeting:  # on several machines; those of a test share a folder
             fd = os.open(Path(launch.model.path) / launch.meeting, os.O_RDWR | os.O_CREAT)
