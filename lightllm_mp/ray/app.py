@@ -54,7 +54,8 @@ class ServedFront:
 
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
-    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
+    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`; with
+    `--nnodes` its nodes have equal parts of the GPUs, or where it has none as many CPUs each);
     `application`, a name for several of them in one cluster. The first key of LIGHTLLM_MP_RELAY_KEYS is that of fronts
     and replicas; without it each call makes one, and fronts of an earlier call cannot speak to replicas of a later one.
     Raises ConfigError."""
@@ -64,16 +65,18 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     application = str(given.get("application", "lightllm_mp"))
     keys = load_keys(config.http, os.environ)
     key = next(iter(relay_keys(os.environ)), secrets.token_hex(32))
-    on_cpu = config.model.device == "cpu"
-    resources = {
-        "num_cpus": float(given.get("cpus", 1)),
-        "num_gpus": float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)),
-    }
+    on_cpu, nodes = config.model.device == "cpu", config.engine.nnodes
+    cpus = float(given.get("cpus", 1))
+    gpus = float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)) / nodes
+    first = {name: count for name, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    other = {"GPU": gpus} if gpus else first
+    placement = {"placement_group_bundles": [first, *[other] * (nodes - 1)], "placement_group_strategy": "SPREAD"}
     deployment: Any = serve.deployment  # its own annotation has no options
     replica = deployment(LightLLMReplica).options(
         name="replica",
         num_replicas=int(given.get("replicas", config.fleet.replicas)),
-        ray_actor_options=resources,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        **(placement if nodes > 1 else {}),
         graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
         health_check_period_s=5.0,
     )

@@ -17,6 +17,7 @@ from ray import serve
 from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+from lightllm_mp.ray.remote_node import RemoteNode, free_ports, start_nodes
 from lightllm_mp.replicas.http_fleet import ReplicaFacts
 from lightllm_mp.server import Server
 
@@ -29,6 +30,9 @@ class LightLLMReplica:
     """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `host`: where its engine listens
     (default: the node's address)."""
 
+    NODE: type[RemoteNode] = RemoteNode
+    """The actor of each other node."""
+
     def __init__(self, config: bytes, key: str, application: str, host: str | None = None) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
         address = host or ray.util.get_node_ip_address()
@@ -36,7 +40,12 @@ class LightLLMReplica:
         os.environ[RELAY_ENVIRONMENT] = key
         os.environ[ENVIRONMENT] = secrets.token_hex(32)  # clients come through the front
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._server = Server(replace(given, http=http, fleet=FleetConfig()))
+        own = replace(given, http=http, fleet=FleetConfig())
+        if (nodes := own.engine.nnodes) > 1:
+            ports = free_ports(address, nodes)
+            own = replace(own, engine=replace(own.engine, nccl_host=address, nccl_port=ports))
+            self._nodes = start_nodes(own, key, self.NODE)
+        self._server = Server(own)
         self._server.wait_ready(START_SECONDS)
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None
