@@ -53,8 +53,7 @@ class LocalCluster:
         return self.cluster.add_node(num_cpus=0, num_gpus=replicas, object_store_memory=OBJECT_STORE)
 
     def deploy(self, replicas: int, kv_tokens: int = 20_000, nodes: int = 1) -> None:
-        """Returns when they are ready. `nodes`: of each replica, with a rank on each; the
-        first is the head then."""
+        """Returns when they are ready. `nodes`: of each replica, with a rank on each; the first is the head then."""
         config = Config(
             model=ModelConfig(model_dir=self._model, device="cpu", load_format="dummy"),
             engine=EngineConfig(max_total_token_num=kv_tokens, threads=1, tp=nodes, nnodes=nodes),
