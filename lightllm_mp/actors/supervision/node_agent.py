@@ -140,6 +140,7 @@ class RankHost:
             for child in children:
                 self._start(child)
         except OSError:
+            self._ended.set_result(None)
             for process in self._processes.values():
                 process.kill()
             self._release()
@@ -223,8 +224,10 @@ class RankHost:
                     self._link.send_message(message)
 
     def _on_exit(self, name: str, reason: str) -> None:
+        if self._ended.done():
+            return
         self._control.drain()  # its last messages
-        if self._ended.done() or (self._stopping and any(process.alive for process in self._processes.values())):
+        if self._stopping and any(process.alive for process in self._processes.values()):
             return
         self._link.send(FrameKind.LOST, f"{name} {reason}".encode())
         log.log(logging.INFO if self._stopping else logging.WARNING, "%s %s", name, reason)
