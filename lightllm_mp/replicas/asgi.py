@@ -86,7 +86,7 @@ class FrontApp:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
 
 
 def _key(headers: dict[str, str]) -> bytes:

@@ -7,8 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from time import monotonic
 
 import aiohttp
+from yarl import URL
 
-from lightllm_mp.actors.http.relayed_answer import ALIVE_SECONDS, CONTENT_TYPE, KEY_HEADER, TENANT_HEADER
+from lightllm_mp.actors.http.relayed_answer import (
+    ACCESS_HEADER,
+    ALIVE_SECONDS,
+    CONTENT_TYPE,
+    KEY_HEADER,
+    TENANT_HEADER,
+)
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import RelayCall, ReplicaLost
 from lightllm_mp.replicas.frames import FrameReader
@@ -38,8 +45,8 @@ class EngineClient:
             reply.content.set_exception(ConnectionResetError("it has left"))
         await self._session.close()
 
-    async def call(self, call: RelayCall) -> AsyncGenerator[bytes, None]:
-        """Whole frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
+    async def call(self, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
+        """The frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
         begun, until = _Progress(call), monotonic() + self._patience
         while not self._closed:
             try:
@@ -49,7 +56,7 @@ class EngineClient:
                         if begun.take(frame):
                             until = monotonic() + self._patience
                     if found:
-                        yield frames.framed(*found)
+                        yield found
                 if begun.complete:
                     return
             except (aiohttp.ClientError, TimeoutError, ConnectionError):
@@ -62,10 +69,11 @@ class EngineClient:
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
         """The pieces of one connection."""
-        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant}
+        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, ACCESS_HEADER: call.access}
         if call.taken:
             headers["Last-Event-ID"] = str(call.taken)
-        async with self._session.request(call.method, self._base + call.path, data=call.body, headers=headers) as reply:
+        url = URL(self._base + call.path, encoded=True)  # as the client wrote it
+        async with self._session.request(call.method, url, data=call.body, headers=headers) as reply:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
             self._replies.add(reply)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator
 
 from msgspec import Struct
@@ -45,13 +44,15 @@ class HttpFleet:
                 self._router.accept(name, facts.accepting)
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
-    async def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
+    def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
         """Like `Fleet.call`."""
-        if (client := self._clients.get(name)) is None:
-            raise ReplicaLost("it has left")
-        async with contextlib.aclosing(client.call(call)) as answer:
-            async for piece in answer:
-                yield piece
+        client = self._clients.get(name)
+        return client.call(call) if client is not None else _lost()
 
     async def close(self) -> None:
         await self.update({})
+
+
+async def _lost() -> AsyncGenerator[list[bytes], None]:
+    raise ReplicaLost("it has left")
+    yield []

@@ -31,6 +31,9 @@ from lightllm_mp.errors import InvalidRequest
 CONTENT_TYPE = "application/vnd.lightllm-mp.relay"
 KEY_HEADER, TENANT_HEADER = "X-LightLLM-Relay-Key", "X-LightLLM-Tenant"
 """The relay key; the tenant that the front has found, in hexadecimal digits, empty without keys."""
+ACCESS_HEADER = "X-LightLLM-Access"
+"""Whom the front asks for: a client without a key (public), with a key (user, the default) or an admin's; or itself
+(relay)."""
 RECORD = b"HFTEP"
 ALIVE_SECONDS = 5.0
 """An engine says that it is alive when it has been silent for so long."""
@@ -50,7 +53,7 @@ def relays(keys: Collection[bytes]) -> Middleware:
             return await handler(request)
         tenant = request.headers.get(TENANT_HEADER, "")
         request[TENANT] = bytes.fromhex(tenant) if _TENANT.fullmatch(tenant) else b""
-        answer = request[RELAYED] = RelayedAnswer()
+        answer = request[RELAYED] = RelayedAnswer(request.headers.get(ACCESS_HEADER, "user"))
         await answer.response.prepare(request)
         pump = asyncio.create_task(answer.pump())
         try:
@@ -62,15 +65,17 @@ def relays(keys: Collection[bytes]) -> Middleware:
             await pump
         finally:
             pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)  # a front that has left is no error
         return answer.response
 
     return middleware
 
 
 class RelayedAnswer:
-    """Frames on their way to the front, in the order in which they are put."""
+    """Frames on their way to the front, in the order in which they are put. `access`: what whoever asks may call."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: str = "user") -> None:
+        self.access = access
         self.response = web.StreamResponse()
         self.response.content_type = CONTENT_TYPE
         self._waiting = bytearray()
