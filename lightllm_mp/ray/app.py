@@ -26,6 +26,7 @@ from lightllm_mp.ray.replica import LightLLMReplica
 from lightllm_mp.replicas.asgi import FrontApp, Receive, Scope, Send
 from lightllm_mp.replicas.autoscaling import TokenPolicy
 from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.front_door import FrontDoor
 from lightllm_mp.replicas.http_fleet import HttpFleet
 from lightllm_mp.replicas.routing import ReplicaRouter
 
@@ -39,7 +40,7 @@ class ServedFront:
     def __init__(self, application: str, relay_key: str, keys: ApiKeys, max_body_bytes: int) -> None:
         self._router = ReplicaRouter()
         self._fleet, self._directory = HttpFleet(self._router, relay_key), DirectoryClient(application)
-        self._app = FrontApp(FleetFront(self._fleet, self._router), keys, max_body_bytes=max_body_bytes)
+        self._app = FrontApp(FrontDoor(FleetFront(self._fleet, self._router), keys), max_body_bytes=max_body_bytes)
         self._watching: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
 
@@ -64,8 +65,8 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
     `min_replicas`, `max_replicas`, `target_tokens`, as the flags of these names, with `upscale_delay` and
     `downscale_delay` in seconds (30, 600); `application`, a name for several of them in one cluster. The first key
-    of LIGHTLLM_MP_RELAY_KEYS is that of fronts and replicas; without it each call makes one, and fronts of an earlier call cannot speak to replicas of a later one.
-    Raises ConfigError."""
+    of LIGHTLLM_MP_RELAY_KEYS is that of fronts and replicas; without it each call makes one, and fronts of an earlier
+    call cannot speak to replicas of a later one. Raises ConfigError."""
     given: dict[str, Any] = {"flags": arguments} if isinstance(arguments, Config) else dict(arguments)
     flags = given.get("flags", "")
     config = flags if isinstance(flags, Config) else resolve(shlex.split(flags), os.environ)[0]

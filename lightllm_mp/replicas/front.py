@@ -4,7 +4,7 @@ one is lost. The same rule as inside an engine (docs/architecture.md): a crash c
 from __future__ import annotations
 
 import logging
-from asyncio import sleep
+from asyncio import gather, sleep
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from time import monotonic
 import msgspec
 
 from lightllm_mp.actors.http.access_log import checked_label
-from lightllm_mp.errors import DeadlineExceeded
+from lightllm_mp.errors import DeadlineExceeded, NotFound
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import Fleet, RelayCall, ReplicaLost
 from lightllm_mp.replicas.engine_client import LABEL
@@ -22,9 +22,12 @@ from lightllm_mp.replicas.footprint import Footprint, footprint
 from lightllm_mp.replicas.frames import Head, Record
 from lightllm_mp.replicas.routing import ReplicaRouter
 from lightllm_mp.replicas.stored_responses import PREFIX, ROUTE, UNKNOWN, StoredResponses, previous_label
+from lightllm_mp.replicas.whole_answer import whole_answer
 
 log = logging.getLogger(__name__)
 
+ASK_SECONDS = 5.0
+"""For what concerns the whole fleet."""
 AVOIDED = 5.0
 """Seconds for which a request does not go back to a replica that was lost or refused it."""
 FRUITLESS = 3
@@ -64,9 +67,27 @@ class FleetFront:
         """Requests that went on at another replica, and those that could not."""
 
     @property
-    def ready(self) -> bool:
-        """A replica accepts requests."""
-        return any(replica.accepting for replica in self._router.replicas.values())
+    def replicas(self) -> list[str]:
+        """Their names."""
+        return list(self._router.replicas)
+
+    @property
+    def accepting(self) -> int:
+        """Number of replicas that take requests."""
+        return sum(replica.accepting for replica in self._router.replicas.values())
+
+    async def ask_all(self, path: str, tenant: bytes, access: str) -> dict[str, tuple[int, bytes]]:
+        """The status and body that each replica answers GET with, of those that do soon."""
+        call = RelayCall(
+            method="GET", path=path, headers={LABEL: checked_label("")}, tenant=tenant.hex(), access=access
+        )
+        names = self.replicas
+        found = await gather(*(whole_answer(self._fleet, name, call, ASK_SECONDS) for name in names))
+        return {
+            name: (answer.head.status, answer.body)
+            for name, answer in zip(names, found, strict=True)
+            if answer is not None
+        }
 
     def answer(
         self,
@@ -154,16 +175,18 @@ class FleetFront:
         """What one replica keeps: it is asked first, then the others."""
         call = asked.call
         label = call.headers[LABEL] if call.method == "POST" else _named(call.path)
+        missing = asked.failure(404, "no replica has this request", NotFound.code, NotFound.type)
         for name in self.stored.order(label, self._owners.get((call.tenant, label))):
+            asked.forget()
             try:
                 async with aclosing(asked.attempt(self._fleet, name)) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, Head) and piece.status == 404:
-                            asked.forget()
-                            break
-                        yield piece
-                    else:
-                        return
+                        if asked.head is None or asked.head.status != 404:
+                            yield piece
+                        else:
+                            missing = [piece] if isinstance(piece, Head) else [*missing, piece]
+                if asked.head is not None and asked.head.status != 404:
+                    return
             except ReplicaLost:
                 if asked.shown:  # with its record it goes on elsewhere
                     if asked.record:
@@ -173,14 +196,14 @@ class FleetFront:
                     else:
                         yield asked.failure(502, "its replica is lost")[0]
                     return
-        for piece in asked.failure(404, "no replica has this request"):
+        for piece in missing:
             yield piece
 
     async def _deleted(self, asked: _Asked) -> Answer:
         """A stored response lies at several replicas."""
         found = await self.stored.delete(asked.call)
         self._owners.pop((asked.call.tenant, _named(asked.call.path)), None)
-        for piece in found or asked.failure(404, "no replica has this request"):
+        for piece in found or asked.failure(404, "no replica has this request", NotFound.code, NotFound.type):
             yield piece
 
     def _completed(self, asked: _Asked, name: str) -> None:

@@ -8,7 +8,6 @@ long it stays, and with how many bytes, its replicas decide, as on one machine (
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from hashlib import blake2b
 
@@ -16,10 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.actors.http.access_log import is_label
-from lightllm_mp.replicas import frames
-from lightllm_mp.replicas.call import Fleet, RelayCall, ReplicaLost
+from lightllm_mp.replicas.call import Fleet, RelayCall
 from lightllm_mp.replicas.frames import Head, Record
 from lightllm_mp.replicas.routing import ReplicaRouter
+from lightllm_mp.replicas.whole_answer import whole_answer
 
 log = logging.getLogger(__name__)
 
@@ -93,20 +92,21 @@ class StoredResponses:
     async def find(self, tenant: str, label: str) -> bytes | None:
         """The record of a response, from a replica that has it; None: none does."""
         for name in self.order(label):
-            found = await self._whole(name, _call("GET", tenant, label))
-            if found is not None and found[0].status == 200:
-                return found[2].framed()
+            found = await whole_answer(self._fleet, name, _call("GET", tenant, label), COPY_SECONDS)
+            if found is not None and found.head.status == 200:
+                return found.record.framed()
         return None
 
     async def give(self, name: str, tenant: str, label: str, record: bytes) -> bool:
         """Whether the replica keeps the response from now on."""
-        found = await self._whole(name, _call("PUT", tenant, label, record))
-        return found is not None and found[0].status == 200
+        found = await whole_answer(self._fleet, name, _call("PUT", tenant, label, record), COPY_SECONDS)
+        return found is not None and found.head.status == 200
 
     async def delete(self, call: RelayCall) -> tuple[Head, bytes] | None:
-        """Ask every replica to forget. The answer of one that had it; None: there was none."""
-        answers = await asyncio.gather(*(self._whole(name, call) for name in list(self._router.replicas)))
-        found = [(head, body) for head, body, _ in filter(None, answers) if head.status != 404]
+        """Ask every replica to forget. The answer of one that had it, if there is one; None: none answers."""
+        replicas = list(self._router.replicas)
+        answers = await asyncio.gather(*(whole_answer(self._fleet, name, call, COPY_SECONDS) for name in replicas))
+        found = [(answer.head, answer.body) for answer in answers if answer is not None]
         return min(found, key=lambda answer: answer[0].status, default=None)
 
     # --- internals ---
@@ -123,26 +123,6 @@ class StoredResponses:
                 log.warning("no replica takes a copy of a stored response")
         finally:
             self._bytes -= len(data)
-
-    async def _whole(self, name: str, call: RelayCall) -> tuple[Head, bytes, Record] | None:
-        """The answer of a replica, with the record that comes with it; None: it gives none."""
-        record, head, body = Record(), None, bytearray()
-        with contextlib.suppress(ReplicaLost, TimeoutError):
-            async with asyncio.timeout(COPY_SECONDS), contextlib.aclosing(self._fleet.call(name, call)) as pieces:
-                async for some in pieces:
-                    for frame in some:
-                        match frame[:1]:
-                            case frames.HEAD:
-                                head, body = frames.head(frame), bytearray()
-                            case frames.BODY:
-                                body += frames.body(frame)[1]
-                            case frames.END if head is not None:
-                                return head, bytes(body), record
-                            case frames.END | frames.ALIVE:
-                                pass
-                            case _:
-                                record.add(frame)
-        return None
 
 
 def _call(method: str, tenant: str, label: str, body: bytes = b"") -> RelayCall:

@@ -39,7 +39,8 @@ def guard(keys: ApiKeys, access: Mapping[Handler, Access]) -> Middleware:
         elif needed == "relay":
             raise Forbidden("this is for fronts of several engines")
         elif keys and needed != "public":
-            request[TENANT] = _admitted(_given(request), keys, needed)
+            given = given_key(request.headers.get("Authorization", ""), request.headers.get(KEY_HEADER, ""))
+            request[TENANT] = _admitted(given, keys, needed)
         return await handler(request)
 
     return middleware
@@ -65,10 +66,10 @@ def _admitted(given: bytes, keys: ApiKeys, needed: Access) -> bytes:
     return given
 
 
-def _given(request: web.Request) -> bytes:
-    """The digest of the request's key. Raises Unauthorized if its two headers have different ones."""
-    found = _BEARER.fullmatch(request.headers.get("Authorization", ""))
-    keys = {found[1] if found else "", request.headers.get(KEY_HEADER, "").strip()} - {""}
+def given_key(authorization: str, key: str) -> bytes:
+    """The digest of a request's key, from its two headers. Raises Unauthorized if they have different ones."""
+    found = _BEARER.fullmatch(authorization)
+    keys = {found[1] if found else "", key.strip()} - {""}
     if len(keys) > 1:
         raise Unauthorized(f"Authorization and {KEY_HEADER} have different keys")
     return digest(keys.pop() if keys else "")
