@@ -103,5 +103,5 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     if sequence.images is not None:
         for part in sequence.images.parts(start, end):
             builder.add_image(row, *part)
-        if len(rotary := sequence.images.rotary_lines(start, end)):
+        if len(rotary := sequence.images.rotary_rows(start, end)):
             builder.write_rotary(row, start, rotary)
