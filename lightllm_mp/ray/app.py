@@ -73,6 +73,28 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     application = str(given.get("application", "lightllm_mp"))
     keys = load_keys(config.http, os.environ)
     key = next(iter(relay_keys(os.environ)), secrets.token_hex(32))
+
+    def front() -> ServedFront:
+        return ServedFront(application, key, keys, config.http.max_body_bytes)
+
+    deployment: Any = serve.deployment  # its own annotation has no options
+    ingress = deployment(serve.ingress(front)(_Front)).options(
+        name="front",
+        num_replicas=int(given.get("fronts", 1)),
+        graceful_shutdown_timeout_s=config.supervisor.drain_timeout,
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    found: serve.Application = ingress.bind(build_replicas(config, key, application, tenants=len(keys), given=given))
+    return found
+
+
+def build_replicas(
+    config: Config, key: str, application: str, *, tenants: int, given: Mapping[str, Any] | None = None
+) -> serve.Application:
+    """The replicas alone. `key`: the relay key. `tenants`: number of clients' keys. `given`: arguments of `build_app`.
+    Raises ConfigError."""
+    given = given or {}
     on_cpu = config.model.device == "cpu"
     resources = {
         "num_cpus": float(given.get("cpus", 1)),
@@ -86,19 +108,9 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
         graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
         health_check_period_s=5.0,
     )
-
-    def front() -> ServedFront:
-        return ServedFront(application, key, keys, config.http.max_body_bytes)
-
-    ingress = deployment(serve.ingress(front)(_Front)).options(
-        name="front",
-        num_replicas=int(given.get("fronts", 1)),
-        graceful_shutdown_timeout_s=config.supervisor.drain_timeout,
-        max_ongoing_requests=100_000,
-        ray_actor_options={"num_cpus": 0.1},
+    found: serve.Application = replica.bind(
+        msgspec.msgpack.encode(config), key, application, given.get("host"), tenants
     )
-    handle = replica.bind(msgspec.msgpack.encode(config), key, application, given.get("host"), len(keys))
-    found: serve.Application = ingress.bind(handle)
     return found
 
 

@@ -32,12 +32,25 @@ class LightLLMReplica:
     def __init__(self, config: bytes, key: str, application: str, host: str | None = None, tenants: int = 1) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
         address = host or ray.util.get_node_ip_address()
-        http = replace(given.http, host=address, port=0, max_connections_per_address=0, no_ui=True)
+        http = replace(
+            given.http,
+            host=address,
+            port=0,
+            max_connections_per_address=0,
+            # What concerns clients is the front's.
+            api_key_file=None,
+            ssl_certfile=None,
+            ssl_keyfile=None,
+            cors_allow_origin=(),
+            allowed_host=(),
+            reuse_port=False,
+        )
         os.environ[RELAY_ENVIRONMENT] = key
         # Clients come through the front, and have none of these; their number divides what tenants share.
         os.environ[ENVIRONMENT] = ",".join(secrets.token_hex(32) for _ in range(max(1, tenants)))
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._server = Server(replace(given, http=http, fleet=FleetConfig()))
+        supervisor = replace(given.supervisor, drain_delay=0.0)
+        self._server = Server(replace(given, http=http, supervisor=supervisor, fleet=FleetConfig()))
         self._server.wait_ready(START_SECONDS)
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None

@@ -25,7 +25,8 @@ class FrontDoor:
 
     def __init__(self, front: FleetFront, keys: ApiKeys) -> None:
         self.front, self._keys = front, keys
-        self.draining = False
+        self.leaving = self.draining = False
+        """No more clients are wanted; and those that come are refused."""
         self._live = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -53,9 +54,9 @@ class FrontDoor:
         if path == "/liveness" and method in (*LOOK, "POST"):
             return _json({"status": "ok"})
         if path == "/readiness" and method in (*LOOK, "POST"):
-            if self.front.accepting and not self.draining:
+            if self.front.accepting and not self.leaving:
                 return _json({"status": "ok"})
-            return _json({"status": "error", "reason": "draining" if self.draining else "no replica is ready"}, 503)
+            return _json({"status": "error", "reason": "draining" if self.leaving else "no replica is ready"}, 503)
         if path in ("/metrics", "/token_load") and method in LOOK:
             found = await self.front.ask_all(path, tenant, access)
             if access == "public" and not any(status == 200 for status, _ in found.values()):

@@ -37,7 +37,7 @@ def create_fleet_app(door: FrontDoor, config: HttpConfig, keys: ApiKeys) -> web.
     app.on_response_prepare.append(sign)
 
     async def part(request: web.Request, response: web.StreamResponse) -> None:
-        if door.draining:
+        if door.leaving:
             response.headers["Connection"] = "close"
             response.force_close()
 

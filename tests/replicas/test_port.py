@@ -166,7 +166,7 @@ def test_readiness_and_load_are_those_of_the_fleet():
             assert (await look("/readiness"))[0] == (await look("/health"))[0] == 503
             assert (await look("/liveness"))[0] == 200
             front._router.accept("b", True)
-            door.draining = True
+            door.leaving = door.draining = True
             assert (await look("/readiness"))[0] == 503
             assert (await look("/health"))[0] == 200
             async with session.post("/generate", json=STREAM, headers=USER) as answer:
