@@ -113,7 +113,7 @@ def create_app(
     openapi.describe(table)
     if not config.no_ui:
         table += page_routes(PageRoutes())
-    keys = keys or ApiKeys()
+    keys = ApiKeys() if keys is None else keys
     if keys.relays:
         table += relay_routes(RelayRoutes(context))
     access = {route.handler: route.access for route in table}
