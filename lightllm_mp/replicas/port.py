@@ -50,6 +50,10 @@ def create_fleet_app(door: FrontDoor, config: HttpConfig, keys: ApiKeys) -> web.
     return app
 
 
+class _EventStream(web.StreamResponse):
+    _send_headers_immediately = False  # they go with the first event
+
+
 class FleetRoute:
     """The handler of all paths; which there are, replicas know."""
 
@@ -82,7 +86,7 @@ class FleetRoute:
                 if not head.streamed or method == "HEAD":
                     whole = b"".join([piece async for piece in pieces if isinstance(piece, bytes)])
                     return web.Response(status=head.status, headers=shown, body=whole)
-                response = web.StreamResponse(status=head.status, headers=shown)
+                response = _EventStream(status=head.status, headers=shown)
                 await response.prepare(request)
                 async for piece in pieces:
                     assert isinstance(piece, bytes)

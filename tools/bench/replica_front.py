@@ -114,10 +114,11 @@ async def rate(url: str, streams: int, tokens: int) -> float:
 async def measure(flags: argparse.Namespace, urls: dict[str, str], front: int, figures: Figures, kind: str) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in urls}
     added, rates = list[float](), dict[str, list[float]]({name: [] for name in urls})
-    cpu = list[float]()
+    cpu, of_requests = list[float](), list[float]()
     for number in range(flags.rounds + 1):
         names = list(urls) if number % 2 else list(reversed(urls))
-        of_round = {name: await latencies(urls[name], flags.requests) for name in names}
+        before, of_round = cpu_seconds(front), {name: await latencies(urls[name], flags.requests) for name in names}
+        of_requests.append(1e6 * (cpu_seconds(front) - before) / flags.requests)
         for name in names:
             before = cpu_seconds(front)
             found = await rate(urls[name], flags.streams, flags.tokens)
@@ -131,6 +132,7 @@ async def measure(flags: argparse.Namespace, urls: dict[str, str], front: int, f
             added.append(statistics.median(of_round[FRONT]) - statistics.median(of_round[ENGINE]))
     for name, values in seconds.items():
         values.sort()
+        figures.add(f"{kind}, {name}: first event, 10 %", 1e3 * values[int(0.1 * len(values))], "ms")
         figures.add(f"{kind}, {name}: first event, median", 1e3 * statistics.median(values), "ms")
         figures.add(f"{kind}, {name}: first event, 99 %", 1e3 * values[int(0.99 * len(values))], "ms")
     figures.add(f"{kind}: added at the median, median of rounds", 1e3 * statistics.median(added), "ms")
@@ -138,7 +140,8 @@ async def measure(flags: argparse.Namespace, urls: dict[str, str], front: int, f
         figures.add(f"{kind}, {name}: tokens", statistics.median(found_rates), "1/s")
     ratios = [front / engine for front, engine in zip(rates[FRONT], rates[ENGINE], strict=True)]
     figures.add(f"{kind}: tokens through the front", statistics.median(ratios), "x")
-    figures.add(f"{kind}: CPU of the front per token", statistics.median(cpu), "us")
+    figures.add(f"{kind}: CPU of the front per request of one token", statistics.median(of_requests), "us")
+    figures.add(f"{kind}: CPU of the front per token of a stream", statistics.median(cpu), "us")
 
 
 def compare(flags: argparse.Namespace, folder: Path, step: float, figures: Figures, profile: Path | None) -> None:
@@ -183,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         front_process(flags.front_of, flags.profile)
         return 0
     figures = Figures()
-    for step, profile in ((flags.step_ms / 1e3, None), (0.0, flags.profile))[flags.smoke :]:
+    for step, profile in ((flags.step_ms / 1e3, None), (0.0, flags.profile))[flags.smoke or flags.step_ms == 0 :]:
         with tempfile.TemporaryDirectory(prefix="replica-front-") as name:
             compare(flags, Path(name), step, figures, profile)
     figures.table()
