@@ -82,11 +82,12 @@ class LightLLMReplica:
     async def _report(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            asked = loop.time()
             load = await loop.run_in_executor(None, self._load)
             if load is not None:
                 self._trouble_since, self._work = None, load
             elif self._trouble_since is None:
-                self._trouble_since = loop.time()
+                self._trouble_since = asked
             facts = self._server.facts
             known = ReplicaFacts(
                 url=self._server.base_url,

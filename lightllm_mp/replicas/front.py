@@ -4,11 +4,11 @@ one is lost. The same rule as inside an engine (docs/architecture.md): a crash c
 from __future__ import annotations
 
 import logging
+import math
 from asyncio import gather, sleep
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from math import inf
 from time import monotonic
 
 import msgspec
@@ -57,9 +57,9 @@ Answer = AsyncGenerator[Piece, None]
 
 
 class FleetFront:
-    def __init__(self, fleet: Fleet, router: ReplicaRouter, *, wait: float = 30.0) -> None:
-        """`wait`: seconds for which a request waits while no replica takes it."""
-        self._fleet, self._router, self._wait = fleet, router, wait
+    def __init__(self, fleet: Fleet, router: ReplicaRouter, *, wait: float = 30.0, begun_wait: float = 600.0) -> None:
+        """`wait`: seconds for which a request waits while no replica takes it; `begun_wait`: one that has begun."""
+        self._fleet, self._router, self._wait, self._begun_wait = fleet, router, wait, begun_wait
         self.stored = StoredResponses(fleet, router)
         self._owners: OrderedDict[tuple[str, str], str] = OrderedDict()
         """(tenant, label) -> replica."""
@@ -149,8 +149,10 @@ class FleetFront:
                     for piece in asked.failure(502, why):
                         yield piece
                     return
-                self.moved += 1
-                until, avoided[name], refused = self._patience(asked), monotonic() + AVOIDED, []
+                avoided[name], refused = monotonic() + AVOIDED, []
+                if error.reached:
+                    self.moved += 1
+                    until = self._patience(asked)
                 continue
             finally:
                 self._router.done(name, work)
@@ -212,7 +214,7 @@ class FleetFront:
 
     def _patience(self, asked: _Asked) -> float:
         """Until when the request waits for a replica (monotonic)."""
-        return min(monotonic() + self._wait, asked.deadline)
+        return min(monotonic() + (self._begun_wait if asked.record else self._wait), asked.deadline)
 
     def _remember(self, call: RelayCall, name: str) -> None:
         self._owners[call.tenant, call.headers[LABEL]] = name
@@ -234,16 +236,8 @@ class _Asked:
         self.fruitless = 0
         """Replicas that were lost since the last token."""
         self._events = call.taken
-        self._timeout, self._began = timeout, monotonic()
-
-    @property
-    def deadline(self) -> float:
-        """Monotonic; infinite: none, or one that the engine refuses."""
-        try:
-            seconds = float(self._timeout or "inf")
-        except ValueError:
-            return inf
-        return self._began + seconds if seconds > 0 else inf
+        self._timeout = timeout
+        self.deadline = monotonic() + _seconds(timeout)
 
     @property
     def overdue(self) -> bool:
@@ -264,42 +258,47 @@ class _Asked:
         self.refusal, whole = None, list[bytes]()
         self.fruitless += 1
         streamed = self.head is not None and self.head.streamed
-        async with aclosing(fleet.call(name, self._next_call())) as answer:
-            async for some in answer:
-                data = b""
-                for frame in some:
-                    match frame[:1]:
-                        case frames.BODY:
-                            self._events, part = frames.body(frame)
-                            if streamed:
-                                data += part
-                            else:
-                                whole.append(part)
-                        case frames.HEAD:
-                            head, whole = frames.head(frame), []
-                            if self.shown and head.status != 200:
-                                raise ReplicaLost(f"it answers {head.status}")
-                            if not self.shown:
-                                self.refusal = head if head.status in (400, *REFUSALS) else None
-                                self.head, streamed = head, head.streamed
+        try:
+            async with aclosing(fleet.call(name, self._next_call())) as answer:
+                async for some in answer:
+                    data = b""
+                    for frame in some:
+                        match frame[:1]:
+                            case frames.BODY:
+                                self._events, part = frames.body(frame)
                                 if streamed:
-                                    self.shown = True
-                                    yield head
-                        case frames.END:
-                            if data:
-                                yield data
-                            if not streamed and self.head is not None:
-                                self.shown = self.refusal is None
-                                yield self.head
-                                yield b"".join(whole)
-                            return
-                        case frames.ALIVE:
-                            pass
-                        case kind:
-                            self.record.add(frame)
-                            self.fruitless = 0 if kind == frames.EVENTS else self.fruitless
-                if data:
-                    yield data
+                                    data += part
+                                else:
+                                    whole.append(part)
+                            case frames.HEAD:
+                                head, whole = frames.head(frame), []
+                                if self.shown and head.status != 200:
+                                    full = head.status in REFUSALS
+                                    raise ReplicaLost(f"it answers {head.status}", reached=not full)
+                                if not self.shown:
+                                    self.refusal = head if head.status in (400, *REFUSALS) else None
+                                    self.head, streamed = head, head.streamed
+                                    if streamed:
+                                        self.shown = True
+                                        yield head
+                            case frames.END:
+                                if data:
+                                    yield data
+                                if not streamed and self.head is not None:
+                                    self.shown = self.refusal is None
+                                    yield self.head
+                                    yield b"".join(whole)
+                                return
+                            case frames.ALIVE:
+                                pass
+                            case kind:
+                                self.record.add(frame)
+                                self.fruitless = 0 if kind == frames.EVENTS else self.fruitless
+                    if data:
+                        yield data
+        except ReplicaLost as error:
+            self.fruitless -= not error.reached
+            raise
         raise ReplicaLost("its answer ends early")
 
     def failure(self, status: int, message: str, code: str = "replica_lost", type: str = "server_error") -> list[Piece]:
@@ -316,9 +315,10 @@ class _Asked:
 
     def _next_call(self) -> RelayCall:
         headers = dict(self.call.headers)
-        if self._timeout is not None:  # what is wrong with it, the engine says
+        if self._timeout is not None:
             left = self.deadline - monotonic()
-            headers[TIMEOUT] = f"{max(0.001, left):.3f}" if left < inf else self._timeout
+            # Of one that is no number the engine says what is wrong with it.
+            headers[TIMEOUT] = f"{max(0.001, left):.3f}" if math.isfinite(left) else self._timeout
         if not self.record:
             return msgspec.structs.replace(self.call, headers=headers)
         return RelayCall(
@@ -342,3 +342,12 @@ def _retry_after(refusal: list[Piece]) -> float:
     head = refusal[0]
     assert isinstance(head, Head)
     return float(head.headers.get("Retry-After", "inf"))
+
+
+def _seconds(timeout: str | None) -> float:
+    """Infinity: there is none, or it is no number."""
+    try:
+        seconds = float(timeout or "inf")
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(seconds) else seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator
 
 from msgspec import Struct
@@ -31,28 +32,39 @@ class HttpFleet:
         self._urls: dict[str, str] = {}
 
     async def update(self, replicas: dict[str, ReplicaFacts]) -> None:
-        """These are all replicas now. Requests of those that are gone go on elsewhere at once."""
+        """These are all replicas now. Requests of those that are gone go on elsewhere at once. A replica that cannot be
+        reached from here gets no request until it answers."""
         for name in [name for name in self._clients if name not in replicas or replicas[name].url != self._urls[name]]:
             self._router.leave(name)
             await self._clients.pop(name).close()
             del self._urls[name]
         for name, facts in replicas.items():
             if name not in self._clients:
-                self._clients[name], self._urls[name] = EngineClient(facts.url, self._key), facts.url
+                lost = functools.partial(self._unreachable, name, facts.url)
+                self._clients[name] = EngineClient(facts.url, self._key, on_lost=lost)
+                self._urls[name] = facts.url
                 self._router.join(name, kv_tokens=facts.kv_tokens, images=facts.images)
-            if self._router.replicas[name].accepting != facts.accepting:
-                self._router.accept(name, facts.accepting)
+            self._clients[name].look()
+            self._accept(name, facts.accepting and self._clients[name].reachable)
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
     def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
         """Like `Fleet.call`."""
         client = self._clients.get(name)
-        return client.call(call) if client is not None else _lost()
+        return client.call(call) if client is not None else _left()
 
     async def close(self) -> None:
         await self.update({})
 
+    def _unreachable(self, name: str, url: str) -> None:
+        if self._urls.get(name) == url:
+            self._accept(name, False)
 
-async def _lost() -> AsyncGenerator[list[bytes], None]:
-    raise ReplicaLost("it has left")
+    def _accept(self, name: str, accepting: bool) -> None:
+        if self._router.replicas[name].accepting != accepting:
+            self._router.accept(name, accepting)
+
+
+async def _left() -> AsyncGenerator[list[bytes], None]:
+    raise ReplicaLost("it has left", reached=False)
     yield []

@@ -66,7 +66,7 @@ async def fleet(*names: str, keys: ApiKeys = KEYS, **options: Any) -> AsyncItera
         engines, router = Engines(sites), ReplicaRouter(1)
         for name in names:
             router.join(name, kv_tokens=4096)
-        yield FleetFront(engines, router, wait=3.0), engines
+        yield FleetFront(engines, router, wait=3.0, begun_wait=6.0), engines
         for client in engines.clients.values():
             await client.close()
 

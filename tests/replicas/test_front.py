@@ -174,7 +174,7 @@ def test_no_replica():
             assert (head.status, json.loads(data)["error"]["code"]) == (503, "replica_lost")
         async with fleet("a") as (front, engines):
             engines.lose["a"] = 4
-            front._wait = 0.2
+            front._begun_wait = 0.2
             head, data = await ask(front, "/generate_stream", STREAM)
             assert head.status == 200
             assert data.count(b"\n\n") >= 2

@@ -35,7 +35,7 @@ ACCESS_HEADER = "X-LightLLM-Access"
 """Whom the front asks for: a client without a key (public), with a key (user, the default) or an admin's; or itself
 (relay)."""
 RECORD = b"HFTEP"
-ALIVE_SECONDS = 5.0
+ALIVE_SECONDS = 2.0
 """An engine that has been silent for so long, or twice as long at most, says that it is alive."""
 BEHIND = 1 << 20
 """A writer waits while the front has so many bytes still to take."""
