@@ -22,7 +22,7 @@ from lightllm_mp.cli.flags import resolve
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
-from lightllm_mp.ray.replica import LightLLMReplica
+from lightllm_mp.ray.replica import HAND_OVER_SECONDS, LightLLMReplica
 from lightllm_mp.replicas.asgi import FrontApp, Receive, Scope, Send
 from lightllm_mp.replicas.autoscaling import TokenPolicy
 from lightllm_mp.replicas.front import FleetFront
@@ -105,7 +105,7 @@ def build_replicas(
         name="replica",
         **_scale(given, config.fleet),
         ray_actor_options=resources,
-        graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
+        graceful_shutdown_timeout_s=config.supervisor.drain_timeout + HAND_OVER_SECONDS + 5.0,
         health_check_period_s=5.0,
     )
     found: serve.Application = replica.bind(

@@ -17,10 +17,14 @@ from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
 from lightllm_mp.replicas.autoscaling import TOKENS
-from lightllm_mp.replicas.http_fleet import ReplicaFacts
+from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
+from lightllm_mp.replicas.routing import ReplicaRouter
+from lightllm_mp.replicas.stored_responses import StoredResponses
 from lightllm_mp.server import Server
 
 START_SECONDS = 1800.0
+HAND_OVER_SECONDS = 20.0
+"""In which a replica that is to end gives its stored responses to others."""
 REPAIR_SECONDS = 300.0
 """An engine that is in trouble for longer than any repair takes is replaced with its replica."""
 
@@ -45,7 +49,7 @@ class LightLLMReplica:
             allowed_host=(),
             reuse_port=False,
         )
-        os.environ[RELAY_ENVIRONMENT] = key
+        self._key = os.environ[RELAY_ENVIRONMENT] = key
         # Clients come through the front, and have none of these; their number divides what tenants share.
         os.environ[ENVIRONMENT] = ",".join(secrets.token_hex(32) for _ in range(max(1, tenants)))
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -73,11 +77,20 @@ class LightLLMReplica:
     async def __del__(self) -> None:
         """Serve calls it when the replica is to end: no new requests, and the running ones end."""
         self._draining = True
+        await self._hand_over()
         self._server.drain()
         while self._server.exit_code is None:  # meanwhile it reports, so that fronts keep their connections
             await asyncio.sleep(0.1)
         self._reports.cancel()
         await self._directory.leave(self._name)
+
+    async def _hand_over(self) -> None:
+        """Give stored responses to other replicas."""
+        router = ReplicaRouter()
+        fleet = HttpFleet(router, self._key)
+        await fleet.update(await self._directory.replicas() or {})
+        await StoredResponses(fleet, router).hand_over(self._name, HAND_OVER_SECONDS)
+        await fleet.close()
 
     async def _report(self) -> None:
         loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ long it stays, and with how many bytes, its replicas decide, as on one machine (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from hashlib import blake2b
 
@@ -26,6 +27,8 @@ ROUTE = "/v1/responses"
 PREFIX = "resp_"
 UNKNOWN = b'"code":"previous_response_not_found"'
 """In the refusal of a replica that has not the response that a request goes on with."""
+KEPT, HERE = 200, 208
+"""A replica keeps the copy; it has the response already."""
 COPY_SECONDS = 30.0
 MOST_BYTES = 256 << 20
 """Records on their way to another replica; a response that is stored beyond them has no copy."""
@@ -98,9 +101,27 @@ class StoredResponses:
         return None
 
     async def give(self, name: str, tenant: str, label: str, record: bytes) -> bool:
-        """Whether the replica keeps the response from now on."""
-        found = await whole_answer(self._fleet, name, _call("PUT", tenant, label, record), COPY_SECONDS)
-        return found is not None and found.head.status == 200
+        """Whether the replica has the response from now on."""
+        return await self._put(name, tenant, label, record) in (KEPT, HERE)
+
+    async def hand_over(self, name: str, seconds: float) -> None:
+        """A replica is to end: give what it stores to others that have it not, the newest first."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                found = await whole_answer(self._fleet, name, _call("GET", "", "all", path="/relay/stored"), seconds)
+                if found is not None and found.head.status == 200:
+                    for tenant, label in reversed(msgspec.json.decode(found.body, type=list[tuple[str, str]])):
+                        await self._hand_over_one(name, tenant, label)
+
+    async def _hand_over_one(self, name: str, tenant: str, label: str) -> None:
+        found = await whole_answer(self._fleet, name, _call("GET", tenant, label), COPY_SECONDS)
+        if found is None or found.head.status != 200:
+            return
+        record = found.record.framed()
+        others = [other for other in self.order(label) if other != name and self._router.accepts(other)]
+        for other in others:
+            if await self._put(other, tenant, label, record) == KEPT:
+                return
 
     async def delete(self, call: RelayCall) -> tuple[Head, bytes] | None:
         """Ask every replica to forget. The answer of one that had it, if there is one; None: none answers."""
@@ -110,6 +131,11 @@ class StoredResponses:
         return min(found, key=lambda answer: answer[0].status, default=None)
 
     # --- internals ---
+
+    async def _put(self, name: str, tenant: str, label: str, record: bytes) -> int:
+        """The status of the replica's answer; 0: none."""
+        found = await whole_answer(self._fleet, name, _call("PUT", tenant, label, record), COPY_SECONDS)
+        return found.head.status if found is not None else 0
 
     async def _copy(self, tenant: str, label: str, data: bytes, maker: str) -> None:
         try:
@@ -125,9 +151,9 @@ class StoredResponses:
             self._bytes -= len(data)
 
 
-def _call(method: str, tenant: str, label: str, body: bytes = b"") -> RelayCall:
+def _call(method: str, tenant: str, label: str, body: bytes = b"", path: str = "/relay") -> RelayCall:
     headers = {"X-Request-Id": label}
-    return RelayCall(method=method, path="/relay", headers=headers, body=body, tenant=tenant, access="relay")
+    return RelayCall(method=method, path=path, headers=headers, body=body, tenant=tenant, access="relay")
 
 
 def _rank(label: str, name: str) -> bytes:

@@ -117,3 +117,26 @@ def test_a_copy_is_refused_by_full_replicas():
             assert front.stored.without_copy == 1
 
     run(body)
+
+
+def test_a_replica_that_is_to_end_gives_its_responses_to_others():
+    """One replica after the other is replaced, as by a rolling update: nothing is lost."""
+
+    async def body():
+        names = ("a", "b", "c", "d", "e", "f")
+        async with fleet(*names, **{name: {} for name in names}) as (front, engines):
+            for name in "def":
+                front._router.accept(name, False)
+            made = [await respond(front, f"one {i}") for i in range(4)]
+            for old, new in zip("abc", "def", strict=True):
+                front._router.accept(new, True)
+                front._router.accept(old, False)
+                await front.stored.hand_over(old, 5.0)
+                front._router.leave(old)
+            for i, first in enumerate(made):
+                holders = [n for n in "def" if engines.sites[n].frontend.retained.knows((TENANT, first["id"][5:]))]
+                assert len(holders) == 2, (i, holders)
+                second = await respond(front, f"two {i}", first["id"])
+                assert second["previous_response_id"] == first["id"]
+
+    run(body)

@@ -145,16 +145,16 @@ class ResumableTable(RequestTable):
         self.observer.accepted(live)
         return live
 
-    def keep(self, frames: Sequence[bytes], *, tenant: bytes) -> None:
-        """Keep a complete request of another engine, for its own time. Raises InvalidRequest for another one or a
-        damaged record, Overloaded or Unavailable."""
+    def keep(self, frames: Sequence[bytes], *, tenant: bytes) -> bool:
+        """Keep a complete request of another engine, for its own time. False: it is here already. Raises InvalidRequest
+        for another one or a damaged record, Overloaded or Unavailable."""
         if self.facts is None or self.state.draining:
             raise Unavailable("the server keeps nothing now")
         built = self._rebuilt(frames, tenant, math.inf)
         if built.open or not built.keep:
             raise InvalidRequest("only a complete answer that is stored can be kept")
         if self.retained.knows(built.key):
-            return
+            return False
         built.images = self._hold(built.images, tenant)
         built.closed, built.attached = True, False
         self._answer_bytes += built.bytes
@@ -165,6 +165,7 @@ class ResumableTable(RequestTable):
         self.retained.add(built)
         if self._answer_bytes > self._most_answer_bytes:
             self._shed()
+        return True
 
     def look(self, tenant: bytes, label: str) -> LiveRequest:
         """A request of this tenant as it stands; its consumer goes on reading. Raises NotFound."""

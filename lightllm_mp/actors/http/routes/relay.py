@@ -9,6 +9,7 @@ from lightllm_mp.actors.http.context import LABEL, Context, relay_of, tenant
 from lightllm_mp.actors.http.deadline_header import deadline
 from lightllm_mp.actors.http.delivery import deliver
 from lightllm_mp.actors.http.relayed_answer import split_frames
+from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.actors.http.route import Route
 from lightllm_mp.actors.http.routes.resume import last_event
 from lightllm_mp.errors import NotFound
@@ -33,11 +34,16 @@ class RelayRoutes:
         return await deliver(request, live)
 
     async def keep(self, request: web.Request) -> web.Response:
-        """PUT /relay: keep a complete request, of which the body is the record, for a client that comes back."""
+        """PUT /relay: keep a complete request, of which the body is the record, for a client that comes back. 208 if it
+        is here already."""
         async with self._bodies.receive(request) as data:
             frames = list(split_frames(data))
-        self._frontend.keep(frames, tenant=tenant(request))
-        return web.Response()
+        return web.Response(status=200 if self._frontend.keep(frames, tenant=tenant(request)) else 208)
+
+    async def stored(self, request: web.Request) -> web.Response:
+        """GET /relay/stored: the tenants (in hexadecimal digits) and labels of all stored responses."""
+        found = [(tenant.hex(), label) for tenant, label in self._frontend.retained.stored()]
+        return web.Response(body=encode(found), content_type="application/json")
 
     async def record(self, request: web.Request) -> web.Response:
         """GET /relay: the record of the complete request that X-Request-Id names, and no answer."""
@@ -55,4 +61,5 @@ def relay_routes(relay: RelayRoutes) -> tuple[Route, ...]:
         Route(("POST",), ("/relay",), relay.adopt, "relay"),
         Route(("PUT",), ("/relay",), relay.keep, "relay"),
         Route(("GET",), ("/relay",), relay.record, "relay"),
+        Route(("GET",), ("/relay/stored",), relay.stored, "relay"),
     )
