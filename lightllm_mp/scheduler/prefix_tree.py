@@ -201,14 +201,18 @@ class PrefixTree:
                 self._leaves.offer(part)
 
     def ends(self, node: PrefixNode) -> None:
-        """A prefix ends with `node`, and others may go on from there: keep its last slots rather than others."""
+        """A prefix ends with `node`, and others may go on from there: keep its last slots rather than others, and one
+        more, because the same prompt again goes on from before its last id."""
         if self._tail is not None:
-            for part in self.needed(node):
+            for part in self._last(node, self._tail + 1):
                 part.end_use = self._clock
 
     def needed(self, node: PrefixNode) -> Iterator[PrefixNode]:
         """The nodes whose slots a lock on `node` holds, from the end on; the first one may be split for it."""
-        left = self._tail
+        return self._last(node, self._tail)
+
+    def _last(self, node: PrefixNode, left: int | None) -> Iterator[PrefixNode]:
+        """The nodes of the last `left` ids (None: of all) of the prefix that ends with `node`."""
         for part in _path(node):
             if left is not None and left <= 0:
                 return

@@ -152,6 +152,9 @@ def test_a_long_prompt_does_not_cost_other_prompts_their_windows() -> None:
         h.add(request(rid + 10, [*asked, *h.ids[rid], 7], max_new_tokens=2))
         h.run().check_answers(rid + 10)
         assert h.opened[rid + 10].cached_tokens == len(asked) + 19
+        h.add(request(rid + 20, asked, max_new_tokens=2))
+        h.run()
+        assert h.opened[rid + 20].cached_tokens == len(asked) - 1, "the same prompt again"
 
 
 def test_the_beginning_that_prompts_share_stays() -> None:
