@@ -113,13 +113,13 @@ class Runner:
         for seq, ids in work:
             at = len(seq.ids)
             for table, free in zip(self.tables, self.free, strict=True):
-                table[seq.row, at : at + len(ids)] = self._ints([free.pop() for _ in ids])
+                table[seq.row, at : at + len(ids)] = self.ints([free.pop() for _ in ids])
             seq.ids = seq.ids + ids
             seq.prompt = seq.prompt or len(seq.ids)
         queries = [len(ids) for _, ids in work]
         batch = Batch.of(queries, [len(s.ids) for s, _ in work], [s.row for s, _ in work], *self.tables)
         firsts = [length_class(self.decoder.spec, s.prompt) * self.decoder.spec.max_context for s, _ in work]
-        batch.rotary_at = batch.positions + self._ints(
+        batch.rotary_at = batch.positions + self.ints(
             [f for f, n in zip(firsts, queries, strict=True) for _ in range(n)]
         )
         batch.state_saves = tuple(
@@ -135,13 +135,13 @@ class Runner:
                 images += s.images(line, start, end)
             if any(s.rotary is not None for s, _ in work):
                 batch.rotary_at = torch.cat([s.rotary_at(start, end) for s, start, end in spans]).int().to(self.device)
-        ids = self._ints([i for _, ids in work for i in ids])
+        ids = self.ints([i for _, ids in work for i in ids])
         hidden = self.decoder.forward(ids, batch, self.kv, images)
         if self.decoder.spec.pooling is None:
             return list(self.decoder.logits(hidden).cpu().split(queries))
         return [rows.squeeze(-1) for rows in self.decoder.pool(hidden).cpu().split(queries)]
 
-    def _ints(self, values: list[int]) -> torch.Tensor:
+    def ints(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def prefill(self, seq: Sequence, ids: list[int], chunk: int | None = None) -> torch.Tensor:

@@ -20,7 +20,7 @@ both_depths = pytest.mark.parametrize("depth", [0, 1])
 
 
 def spaces(h: Harness) -> tuple[KvSpace, ...]:
-    return h.scheduler._kv.spaces
+    return h.kv.spaces
 
 
 def near(h: Harness) -> KvSpace:
@@ -35,7 +35,7 @@ def most_used(h: Harness) -> list[int]:
         h.scheduler.check_integrity()
         most = [max(before, space.used) for before, space in zip(most, spaces(h), strict=True)]
         for space in spaces(h):
-            shown = kv_map(h.scheduler._rows, space, {})
+            shown = kv_map(h.rows, space, {})
             assert int(np.round(shown.running.astype(int).sum() * shown.cell_slots / 100)) == space.used
         assert h.scheduler.gauges()["kv_window_used"] == near(h).used
     h.run()
@@ -292,7 +292,7 @@ def lose_a_free_slot(h: Harness) -> None:
 
 
 def own_a_slot_twice(h: Harness) -> None:
-    rows = h.scheduler._rows
+    rows = h.rows
     rows.slots[1, 1, rows.planned[1] - 1] = rows.slots[1, 0, rows.planned[0] - 1]
 
 
@@ -301,7 +301,7 @@ def free_a_slot_in_use(h: Harness) -> None:
 
 
 def forget_a_lock(h: Harness) -> None:
-    near(h).tree.unlock(h.scheduler._live[2].nodes[1])
+    near(h).tree.unlock(h.live[2].nodes[1])
 
 
 def lock_without_an_owner(h: Harness) -> None:
@@ -313,7 +313,7 @@ def miscount_the_tree(h: Harness) -> None:
 
 
 def share_what_is_not_shared(h: Harness) -> None:
-    rows = h.scheduler._rows
+    rows = h.rows
     rows.slots[1, 0, rows.treed[0] - 1] += 1
 
 
@@ -323,8 +323,8 @@ def forget_a_leaf(h: Harness) -> None:
 
 
 def charge_too_much(h: Harness) -> None:
-    h.scheduler._rows.borrowed[1] = 0
-    h.scheduler._rows.first[1] = 0
+    h.rows.borrowed[1] = 0
+    h.rows.first[1] = 0
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_the_mock_worker_notices_a_wrong_slot_of_a_window() -> None:
         for _ in range(5):
             h.step()
         if wrong:
-            rows = h.scheduler._rows
+            rows = h.rows
             h.worker._spaces[1].digest[rows.slots[1, 0, rows.planned[0] - 1]] += np.uint64(1)
         answers.append(h.run().ids[1])
     assert answers[0] != answers[1]
