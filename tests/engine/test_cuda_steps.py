@@ -167,6 +167,7 @@ def test_layers_with_windows_have_slots_of_their_own(monkeypatch, graphs: bool) 
     """Few of them: prompts twice, chunked, with a step in flight. Padding goes to a spare slot in both spaces."""
     monkeypatch.setattr(executor_module, "_steps", lambda device: CudaSteps)
     run = Run("gemma3", 1, step_tokens=23, window=24, window_tokens=100)
+    assert all(table.data_ptr() % 16 == 0 for table in run.executor.tables.slot_tables)
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 4)
     for turn in (1, 2):

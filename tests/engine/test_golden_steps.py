@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts, window_of_all
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.window_sizing import window_of_all
 from lightllm_mp.facts import EngineLimits, StateFacts
 from lightllm_mp.messages import Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model

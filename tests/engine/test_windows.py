@@ -11,7 +11,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import save_file
 
-from lightllm_mp.engine.build import window_of_all
+from lightllm_mp.engine.window_sizing import window_of_all
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.scheduler.admission import Admission
