@@ -27,7 +27,7 @@ from lightllm_mp.kernels.quantised import ScaledWeight
 from lightllm_mp.kernels.triton.linear import fp8, quantised, tuned_linear
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import Streamed, streamed
-from lightllm_mp.kernels.triton.linear.tuned_linear import Fp8Blocks, LinearBlocks
+from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS, Fp8Blocks, LinearBlocks
 from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser, words
 from tools.harness.figures import Figures
@@ -151,6 +151,10 @@ def measure(figures: Figures, case: Case, rows: int) -> None:
     whole = case.microseconds(lambda w: fp8.in_blocks(x, w), case.weights)
     figures.add_limited(f"{title}: rounding and product", whole, "us", case.limit(rows), less_is_better=True)
     figures.add(f"{title}: rounding", case.microseconds(lambda w: fp8.quantised_rows(x), case.weights), "us")
+    if rows <= MOST_ROWS["fp8"]:
+        by = tuned_linear.quantised_blocks("fp8", GROUP, rows)
+        kept = case.microseconds(lambda w: streamed(x, w, torch.bfloat16, by), case.weights)
+        figures.add(f"{title}: activations in 16 bits", kept, "us")
     expanded = case.microseconds(
         lambda w: matmul(x, quantised.expand(w, torch.bfloat16), None, torch.bfloat16), case.weights
     )

@@ -21,7 +21,6 @@ import torch
 from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, ScaledWeight
 from lightllm_mp.kernels.table import Routing
 from lightllm_mp.kernels.triton.linear.fp8 import GROUP
-from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS_BEFORE_8_BITS
 from lightllm_mp.kernels.triton.moe import moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
@@ -143,10 +142,11 @@ def measure(figures: Figures, case: Case) -> None:
 
 def sweep(case: Case) -> None:
     """Prints the best blocks of each product, and what the rest of the layer takes."""
-    if case.tokens <= tuned_moe.ALONE_TOKENS:
+    alone = tuned_moe.PACKED_ALONE_TOKENS if case.shape.form == "mxfp4" else tuned_moe.ALONE_TOKENS
+    if case.tokens <= alone:
         sweep_alone(case)
         return
-    if case.shape.form == "fp8" and case.tokens > MOST_ROWS_BEFORE_8_BITS:
+    if case.shape.form == "fp8" and case.tokens > moe.MOST_ROWS_BEFORE_8_BITS:
         sweep_in_8_bits(case)
         return
     x, experts = case.x, case.shape.experts
@@ -252,11 +252,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--alone", type=int, help="tokens up to which each token reads its own experts' weights")
+    parser.add_argument("--in-8-bits-from", type=int, help="tokens from which fp8 weights meet activations in fp8")
     parser.add_argument("--json", type=Path)
     flags = parser.parse(argv)
     require_gpus()
     if flags.alone is not None:
         tuned_moe.ALONE_TOKENS = tuned_moe.PACKED_ALONE_TOKENS = flags.alone
+    if flags.in_8_bits_from is not None:
+        moe.MOST_ROWS_BEFORE_8_BITS = flags.in_8_bits_from - 1
     figures = Figures()
     with torch.inference_mode():
         for name in flags.model or MODELS:

@@ -34,6 +34,9 @@ SHORTEST = 15.0
 ABOUT = ("read", "product, bfloat16", "product, fp8", "weights", "KV tokens", "start")
 """Figures of a run that stand below the table."""
 
+PAUSE = 3.0
+"""Seconds after a run that was killed: the driver frees its memory."""
+
 
 class Cell(NamedTuple):
     """One figure of a run in the table. Values are in the unit of the figure; None: not known."""
@@ -213,6 +216,7 @@ def execute(run: Run, seconds: float, log: Path) -> Result:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                time.sleep(PAUSE)
         output.seek(0)
         text = output.read()
     with log.open("a") as file:
