@@ -26,6 +26,7 @@ LINE = '{"figure": "speed", "value": 3.0, "unit": "ms", "limit": 1.5, "share": 0
 def test_what_a_hanging_tool_printed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hangs.py").write_text(f"import time\nprint('{LINE}')\nprint('half a line {{')\ntime.sleep(99)\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(targets, "PAUSE", 0.0)
     log = tmp_path / "x.log"
     result = execute(Run("slow", ["hangs"], [Cell("speed", "Speed", 2.0, 4.0), Cell("gone", "Gone", 1.0)]), 2.0, log)
     assert result.figures == [json.loads(LINE)]

@@ -16,7 +16,10 @@ CLASSES = (
     ("prefill attention", r"_tile_attention_kernel|_tile_kernel|_chunks_kernel|flash|fmha|scaled_dot_product"),
     ("linear attention", r"_convolve_kernel|_factor_kernel|_decode_kernel|chunk_|delta"),
     ("experts", r"_grouped_kernel|_gate_up_kernel|_down_kernel|_tiles_kernel|_route_kernel|_sum_kernel|topk"),
-    ("quantised products", r"_stream_kernel|_expand_kernel|_rows_kernel|_scaled_product|_scaled_mm|fp8|e4m3"),
+    (
+        "quantised products",
+        r"_stream_kernel|_expand_kernel|_rows_kernel|_quantise_kernel|_scaled_product|_scaled_mm|fp8|e4m3",
+    ),
     ("products", r"gemm|gemv|nvjet|cutlass|cublas|splitK|_one_token_kernel|::mm|::addmm|::linear|::bmm|_wmma"),
     (
         "norm, rotary, activation",

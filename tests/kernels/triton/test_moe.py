@@ -15,6 +15,7 @@ from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertBiases, Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks
 from tests.kernels.cpu.ggml_blocks import Kind, random_blocks
 from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
@@ -332,3 +333,26 @@ def test_scaled_experts(group, kind, tokens, dtype):
     got = moe.experts(x, prepared, weights, numbers, "silu")
     wide = REFERENCE.prepare_experts(expanded(gate_up, torch.float32), expanded(down, torch.float32))
     close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "silu").cpu())
+
+
+PACKED_BLOCKS = [(1, AloneBlocks(16, 128, 1)), (3, AloneBlocks(64, 4096, 4))]
+if CUDA:
+    PACKED_BLOCKS += [(2, AloneBlocks(1, 256, 1)), (1, AloneBlocks(4, 2048, 8)), (4, AloneBlocks(8, 1024, 2))]
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), PACKED_BLOCKS, ids=str)
+def test_mxfp4_token_by_token(tokens: int, blocks: AloneBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and large activations alike; widths that are no multiple of a step; one expert is of another rank."""
+    for name in ("PACKED_ALONE_GATE_UP", "PACKED_ALONE_DOWN"):
+        monkeypatch.setattr(tuned_moe, name, blocks)
+    monkeypatch.setattr(tuned_moe, "PACKED_ALONE_TOKENS", tokens)
+    experts, top_k, k, n, dtype = 3, 2, 160, 64, torch.bfloat16 if CUDA else torch.float16
+    gate_up, down = mxfp4(experts, 2 * n, k), mxfp4(experts, k, n)
+    biases = ExpertBiases(*(torch.randn(experts, size, device=DEVICE).to(dtype) for size in (2 * n, k)))
+    prepared = moe.prepare_experts(gate_up, down, biases)
+    x, weights, numbers = step(tokens, k, experts, top_k, dtype)
+    x *= torch.logspace(-3, 0.5, tokens, device=DEVICE)[:, None].to(dtype)
+    numbers[0, 1] = experts
+    wide = REFERENCE.prepare_experts(plain(gate_up), plain(down), biases)
+    got = moe.experts(x, prepared, weights, numbers, "swiglu_oai")
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "swiglu_oai").cpu())
