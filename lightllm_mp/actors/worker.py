@@ -8,13 +8,14 @@ import time
 from collections import deque
 from typing import NoReturn
 
-from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
-from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.rank_actor import RankActor
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.build import build_engine
-from lightllm_mp.messages import Masks, Reset, StepDone, Stop, Wire
+from lightllm_mp.messages import Masks, StepDone, Wire
 from lightllm_mp.shm import Segment
 
 log = logging.getLogger("lightllm_mp.worker")
@@ -26,28 +27,13 @@ STUCK = 4.0
 """A device that takes more than this many watchdog timeouts for one step counts as hung."""
 
 
-class RankActor(BlockingActor):
-    """One of `ranks` actors that get the same plans and compute each plan together."""
-
-    ranks = 1
-
-    def handle(self, received: list[Received]) -> None:
-        """Put Reset and Stop after all plans: ranks leave after the same step, else one would wait in it for the others
-        for ever. When these messages come, the router has left its lanes, so all its plans are here or in the lane."""
-        if self.ranks > 1 and any(_ends(message) for _, message in received):
-            while more := self.mailbox.receive():
-                received = received + more
-            received = sorted(received, key=lambda entry: _ends(entry[1]))
-        super().handle(received)
-
-
 class WorkerActor(RankActor):
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[WorkerSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        config = launch.config
-        self.ranks = config.engine.tp
+        settings = launch.settings
+        self.ranks = settings.engine.tp
         self._rank = launch.rank
-        self._patience = STUCK * config.supervisor.watchdog_timeout
+        self._patience = STUCK * settings.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
         self._publish(0.0)  # a rate needs a counter's beginning
@@ -57,13 +43,14 @@ class WorkerActor(RankActor):
         """Masks by step, until the step has its logits."""
         engine = build_engine(
             launch.model,
-            config.model,
-            config.engine,
+            settings.model,
+            settings.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
             promised=launch.facts.engine if launch.facts else None,
             rank=launch.rank,
-            meeting=f"/proc/self/fd/{launch.meeting_fd}",
+            meeting=launch.meeting or f"/proc/self/fd/{launch.meeting_fd}",
+            meeting_fd=launch.meeting_fd if launch.meeting else -1,
         )
         self._executor = engine.executor
         if launch.images_fd >= 0:
@@ -148,7 +135,3 @@ def _leave(code: int) -> NoReturn:
     """End this process without waiting for its device."""
     logging.shutdown()
     os._exit(code)
-
-
-def _ends(message: Wire | bytes) -> bool:
-    return isinstance(message, Reset | Stop)

@@ -54,10 +54,10 @@ def write_step(
     given start on. `moved`: (row, start, end) of positions whose slots have changed. Updates `Sequence.uploaded`."""
     builder = PlanBuilder(step)
     for row, start, end in moved:
-        builder.write_slots(row, start, rows.slots[row, start:end])
+        builder.write_slots(row, start, rows.slots[:, row, start:end])
     if len(decoding):
         positions = rows.planned[decoding] - 1
-        builder.write_slot_each(decoding, positions, rows.slots[decoding, positions])
+        builder.write_slot_each(decoding, positions, rows.slots[:, decoding, positions])
         builder.add_each(decoding, positions)
     ordered = sorted(chunks, key=lambda sequence: _place(rows, sequence, chunks[sequence]))
     for sequence in ordered:
@@ -92,7 +92,7 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
             guided=sequence.guided,
         )
     first = start if sequence.uploaded else 0
-    builder.write_slots(row, first, rows.slots[row, first:end])
+    builder.write_slots(row, first, rows.slots[:, row, first:end])
     # Upload one id more than is computed: the prompt logprob at the chunk's last position needs it.
     upto = min(end + 1, target)
     if sequence.uploaded < upto:
@@ -103,5 +103,5 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     if sequence.images is not None:
         for part in sequence.images.parts(start, end):
             builder.add_image(row, *part)
-        if len(rotary := sequence.images.rotary_lines(start, end)):
+        if len(rotary := sequence.images.rotary_rows(start, end)):
             builder.write_rotary(row, start, rotary)

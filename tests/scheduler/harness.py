@@ -97,6 +97,10 @@ class Harness:
         self.order: list[int] = []
         """rids in the order of their first token."""
 
+        # The scheduler's own state, for tests that compare with it or damage it.
+        self.rows, self.kv = scheduler._rows, scheduler._kv
+        self.live, self.counters = scheduler._live, scheduler._counters
+
     def add(self, *requests: Tokenized) -> None:
         for new in requests:
             self.scheduler.add(new, self.images.embed(new) if new.spans else None)
@@ -106,9 +110,9 @@ class Harness:
 
     def step(self) -> bool:
         """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
-        preempted = self.scheduler._counters.preemptions
+        preempted = self.counters.preemptions
         plan = self.scheduler.plan()
-        assert not self.plans or self.scheduler._counters.preemptions == preempted, "a step in flight may free slots"
+        assert not self.plans or self.counters.preemptions == preempted, "a step in flight may free slots"
         if plan is not None:
             self.plans.append(plan)
         elif not self.plans:
@@ -133,7 +137,7 @@ class Harness:
             if not self.step():
                 self.scheduler.check_integrity()
                 gauges = self.scheduler.gauges()
-                assert gauges["kv_used"] == gauges["running"] == gauges["waiting"] == 0
+                assert gauges["kv_used"] == gauges["kv_window_used"] == gauges["running"] == gauges["waiting"] == 0
                 assert not self.images.leases
                 assert not self.guide.open_rids
                 return self
@@ -238,6 +242,7 @@ def harness(depth: int = 0, **changes: object) -> Harness:
 def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
     sizes = {"rows": given.rows, "width": given.max_context, "kv_tokens": given.kv_tokens}
     if given.states is None:
-        return MockWorker(vocab_size=given.vocab_size, images=images, window=given.window, **sizes)
+        windows = {"window": given.window, "window_tokens": given.window_tokens}
+        return MockWorker(vocab_size=given.vocab_size, images=images, **windows, **sizes)
     checkpoints = given.states.checkpoints
     return HybridMockWorker(checkpoints=checkpoints, vocab_size=given.vocab_size, images=images, **sizes)

@@ -24,7 +24,7 @@ def harness(**changes: object) -> Harness:
 
 
 def seen(h: Harness, *rids: int) -> KvMap:
-    return kv_map(h.scheduler._rows, h.scheduler._kv, {rid: number for number, rid in enumerate(rids, 1)})
+    return kv_map(h.rows, h.kv.spaces[0], {rid: number for number, rid in enumerate(rids, 1)})
 
 
 def told(h: Harness, *rids: int, lacking: set[int] | None = None, compiling: set[int] | None = None):
@@ -39,11 +39,11 @@ def test_the_map_is_what_the_tables_say() -> None:
     steps = 0
     while h.step():
         steps += 1
-        rows, kv = h.scheduler._rows, h.scheduler._kv
+        rows, kv = h.rows, h.kv
         found = seen(h, *range(24))
         free = set(kv.pool.free_slots().tolist())
         owned = {
-            int(slot): {int(rows.rid[row]) for row in rows.running() if slot in rows.slots[row, : rows.planned[row]]}
+            int(slot): {int(rows.rid[row]) for row in rows.running() if slot in rows.slots[0, row, : rows.planned[row]]}
             for slot in range(160)
         }
         assert found.cell_slots == 1
@@ -53,8 +53,8 @@ def test_the_map_is_what_the_tables_say() -> None:
             assert owner - 1 in owned[slot] if owned[slot] else owner == 0
         assert int((found.running > 0).sum()) == kv.used
     assert steps > 40
-    assert h.scheduler._counters.preemptions
-    assert h.scheduler._kv.tree.size == len(list(h.scheduler._kv.tree.nodes()))
+    assert h.counters.preemptions
+    assert h.kv.tree.size == len(list(h.kv.tree.nodes()))
 
 
 def test_others_are_shown_as_others() -> None:
@@ -91,14 +91,14 @@ def test_steps_are_counted() -> None:
     h = harness(step_tokens=16)
     h.add(request(1, prompt(24), max_new_tokens=5))
     h.run()
-    counted = h.scheduler._counters
+    counted = h.counters
     assert (counted.prefill_tokens, counted.decode_tokens, counted.steps, counted.step_rows) == (24, 4, 6, 6)
 
 
 @pytest.mark.parametrize("slots", [1, 2047, 2048, 2049, 1_000_001, 5_000_000])
 def test_the_map_has_a_bounded_number_of_cells(slots: int) -> None:
     scheduler = Scheduler(EngineLimits(kv_tokens=slots, rows=2, max_context=100, max_input=90, step_tokens=8))
-    found = kv_map(scheduler._rows, scheduler._kv, {})
+    found = kv_map(scheduler._rows, scheduler._kv.spaces[0], {})
     assert len(found.running) == len(found.kept) == len(found.owners) <= 1 << CELL_BITS
     assert (len(found.running) - 1) * found.cell_slots < slots <= len(found.running) * found.cell_slots
     assert not np.concatenate((found.running, found.kept, found.owners)).any()

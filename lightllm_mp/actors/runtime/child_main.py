@@ -39,8 +39,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(launch.parent_fd)
     os.environ["LIGHTLLM_MP_RING"] = launch.ring
-    settings = launch.config.supervisor
-    set_up_logging(settings.log_level, json=settings.log_json, actor=launch.name)
+    set_up_logging(launch.log_level, json=launch.log_json, actor=launch.name)
     mailbox = Mailbox(launch)
     stats = StatsPage.attach(launch.stats)
     try:
