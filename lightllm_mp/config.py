@@ -289,6 +289,17 @@ class FleetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Ray, which is started and ended with the server. It needs the extra `ray`."""
     ray_address: str | None = None
     """Run the replicas in this cluster of Ray: auto, or the address of its head. Default: on this machine alone."""
+    min_replicas: Positive = 1
+    """Fewest replicas that are kept, with max_replicas."""
+    max_replicas: Positive | None = None
+    """Most replicas. With it their number follows the work, from replicas at the start. Default: it does not change."""
+    target_tokens: Positive = 32768
+    """Work of a replica, with max_replicas: tokens that it is expected to compute for its requests, queued and running.
+    With more for half a minute the fleet grows; with less for ten minutes it shrinks, and running requests finish."""
+
+    def __post_init__(self) -> None:
+        if self.max_replicas is not None and not self.min_replicas <= self.replicas <= self.max_replicas:
+            raise ConfigError("--replicas lies from --min-replicas to --max-replicas", param="replicas")
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,7 +25,7 @@ from lightllm_mp.actors.http.dialects.responses.response_request import (
 )
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.actors.http.routes.resume import understands_events
-from lightllm_mp.errors import InvalidRequest, NotFound
+from lightllm_mp.errors import InvalidRequest, NotFound, PreviousNotFound
 
 PREVIOUS = "previous_response_id"
 
@@ -78,7 +78,7 @@ class ResponseRoutes:
         try:
             live, form = self._stored(request, id)
         except NotFound as error:
-            raise InvalidRequest(error.message, param=PREVIOUS) from None
+            raise PreviousNotFound(error.message, param=PREVIOUS) from None
         chat, answer = live.request.chat, live.answers[0]
         assert chat is not None, "a response is made of a chat"
         if live.open:
