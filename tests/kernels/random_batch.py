@@ -11,6 +11,7 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 
 SLOTS, WIDTH = 1500, 400
+"""At least."""
 
 
 def image(new: int) -> tuple[int, int]:
@@ -31,15 +32,17 @@ class RandomStep:
     def __init__(self, sizes: list[tuple[int, int]], layout: HeadLayout, dtype: torch.dtype, seed: int = 0) -> None:
         self.layout = layout
         random = torch.Generator().manual_seed(seed)
-        self.table = torch.full((len(sizes) + 2, WIDTH), SLOTS, dtype=torch.int32)
-        free = torch.randperm(SLOTS, generator=random).int()
+        contexts = [context for _, context in sizes]
+        width, slots = max(WIDTH, *contexts), max(SLOTS, sum(contexts))
+        self.table = torch.full((len(sizes) + 2, width), slots, dtype=torch.int32)
+        free = torch.randperm(slots, generator=random).int()
         for row, (_, context) in enumerate(sizes):
             self.table[row + 1, :context], free = free[:context], free[context:]
         rows = list(range(1, len(sizes) + 1))
-        self.batch = Batch.of([n for n, _ in sizes], [c for _, c in sizes], rows, self.table)
+        self.batch = Batch.of([n for n, _ in sizes], contexts, rows, self.table)
         if layout.image_spans:
             self.batch.visible = torch.tensor([end for size in sizes for end in visible(*size)], dtype=torch.int32)
-        shape = (SLOTS + 1, layout.kv_heads, layout.head_dim)
+        shape = (slots + 1, layout.kv_heads, layout.head_dim)
         self.keys = torch.randn(shape, generator=random).to(dtype)
         apart = torch.randn(shape, generator=random).to(dtype)
         self.values = self.keys[..., : layout.value_dim] if layout.value_dim else apart

@@ -48,13 +48,14 @@ UNTIMED = {"memory"}
 """Figures that other programs' work does not change."""
 
 
-def works(prefills: Sequence[int], crowds: Sequence[int], tokens: int) -> list[Work]:
+def works(prefills: Sequence[int], depths: Sequence[int], crowds: Sequence[int], tokens: int) -> list[Work]:
     """The figures of running programs. `tokens`: how many each answer has where they count."""
     alone: dict[str, Any] = {"unit": "ms", "more_is_better": False, "requests": 1, "length": "16"}
     return [
         Work("first", "first token of a prompt of 16", tokens=1, value=first_token, repeats=5, **alone),
         Work("decode", "decode alone, a token", tokens=tokens, value=between_tokens, **alone),
         *map(prefill, prefills),
+        *(depth(length, tokens) for length in depths),
         *(crowd(requests, tokens) for requests in crowds),
     ]
 
@@ -70,6 +71,13 @@ def prefill(length: int) -> Work:
         tokens=1,
         value=lambda answers: length / answers[0].first,
         repeats=3 if length < 1000 else 1,
+    )
+
+
+def depth(length: int, tokens: int) -> Work:
+    title = f"decode behind {length:,} tokens, a token"
+    return Work(
+        f"depth-{length}", title, "ms", False, requests=1, length=str(length), tokens=tokens, value=between_tokens
     )
 
 

@@ -25,7 +25,8 @@ def build(to: Path, compiler: str, *flags: str) -> Path:
     """The program of `native/check.c` with all sources of the extension but the Python module."""
     settings = extension()
     kernels = [ROOT / source for source in settings["sources"] if not source.endswith("/native.c")]
-    options = [*settings["extra-compile-args"], f"-I{ROOT}/lightllm_mp/kernels/cpu", *flags]
+    short = "-DATTENTION_SEGMENT=64"  # contexts of the checks have several
+    options = [*settings["extra-compile-args"], f"-I{ROOT}/lightllm_mp/kernels/cpu", short, *flags]
 
     def compile_one(source: Path) -> str:
         made = to / f"{source.parent.name}-{source.stem}.o"

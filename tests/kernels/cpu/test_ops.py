@@ -269,6 +269,24 @@ def test_attention_does_not_depend_on_the_cut(dtype, layout):
                 assert torch.equal(got, whole[first + start : first + end])
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUTS[1], replace(LAYOUTS[2], window=2100), LATENTS[1], with_sinks(replace(LAYOUTS[0], kv_heads=1))],
+    ids=str,
+)
+def test_long_contexts_are_divided_among_threads(layout):
+    """A token's keys are taken in segments of 2,048 by several threads. The bits are those of one thread, and of the
+    token in a longer chunk, which is not divided."""
+    step = RandomStep([(7, 4101)], layout, torch.bfloat16)
+    whole = CPU.attention(step.q, step.kv, step.batch, layout)
+    close(whole, REFERENCE.attention(step.q, step.kv, step.batch, layout), torch.bfloat16)
+    for threads in (1, 2, 5):
+        overlay.set_threads(threads)
+        for token in (0, 3, 6):  # the last keys are the first of a segment, and more
+            q, batch = step.part(0, token, token + 1)
+            assert torch.equal(CPU.attention(q, step.kv, batch, layout), whole[token : token + 1])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", SPANS[:-1], ids=str)
 def test_attention_of_whole_images_does_not_depend_on_the_cut(dtype, layout):
