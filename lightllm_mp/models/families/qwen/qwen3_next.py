@@ -102,7 +102,7 @@ def _gated_attention(spec: ModelSpec, at: str, to: str) -> list[Param]:
 
 
 def _linear_attention(spec: ModelSpec, at: str, to: str) -> list[Param]:
-    """What is behind the projections."""
+    """The weights behind the projections."""
     delta = spec.delta
     assert delta is not None
     shape = (delta.channels, delta.taps)
