@@ -129,6 +129,7 @@ class Step:
             return torch.from_numpy(array).to(tables.device)
 
         positions = put(self.positions)
+        near = tables.window_slots
         return Batch(
             positions=positions,
             slots=tables.slots.view(-1)[at],
@@ -140,4 +141,6 @@ class Step:
             max_context=self.max_end,
             rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
             state_saves=self.state_saves,
+            window_slots=None if near is None else near.view(-1)[at],
+            window_table=near,
         )

@@ -12,7 +12,8 @@ from lightllm_mp.plan import PlanBuilder, unpack
 from lightllm_mp.scheduler.inspection import kv_map
 from lightllm_mp.scheduler.integrity import IntegrityError
 from lightllm_mp.scheduler.kv_space import KvSpace
-from tests.scheduler.harness import Harness, harness, prompt, request
+from tests.scheduler.harness import VOCAB, Harness, harness, prompt, request
+from tests.scheduler.mock_images import image_prompt
 
 WINDOW, GRAIN = 32, 16
 both_depths = pytest.mark.parametrize("depth", [0, 1])
@@ -173,6 +174,25 @@ def test_the_answers_of_a_request_share_its_prompt(depth: int) -> None:
     most_used(h)
     h.check_answers()
     assert sorted(h.opened[rid].cached_tokens for rid in range(1, 5)) == [0, 119, 119, 119]
+
+
+@pytest.mark.parametrize("known", [2, 6])
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_image_of_which_a_tree_has_a_part(whole: bool, known: int) -> None:
+    """Two of its slots may be those of another image, so the trees take nothing behind them: the sequence lets go of
+    its windows all the same. Six cannot be, so the tree takes the others."""
+    h = two(kv_tokens=600, window_tokens=150, whole_images=whole, step_tokens=24, max_input=190)
+    ids, spans = image_prompt(VOCAB, prompt(20), ("cat", 9), prompt(80, 1))
+    part, cut = image_prompt(VOCAB, prompt(20), ("cat", known))
+    h.add(request(1, part, spans=cut, max_new_tokens=1))
+    h.run()
+    assert all(space.tree.known(np.array(ids, np.int32)) == 20 + known for space in spaces(h))
+    h.add(request(2, ids, spans=spans, max_new_tokens=60, ignore_eos=True))
+    _, window = most_used(h)
+    h.check_answers()
+    assert window <= h.scheduler.limits.window_slots + WINDOW
+    assert h.opened[2].cached_tokens == (20 if whole or known < 4 else 26)
+    assert (len(spaces(h)[0].tree.match(np.array(ids, np.int32))[0]) > 100) == (known == 6)
 
 
 @pytest.mark.parametrize("keep_cache", [False, True])
