@@ -26,7 +26,7 @@ SYSTEM_FIRST = (
 )
 END_EACH = "{% endfor %}"
 NO_OTHER = "{% else %}{{ raise_exception('this model has no role ' ~ role) }}{% endif %}" + END_EACH
-"""Parts of the families' chat templates, in Jinja for the sandbox of text/chat.py.
+"""Parts of the families' chat templates, in Jinja for the sandbox of text/chat/.
 
 The templates render what the families' own chat functions build, with two wanted differences: a special token that a
 message spells out is read as that token, and a system message is placed first where upstream has none.

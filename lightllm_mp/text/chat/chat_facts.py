@@ -11,7 +11,7 @@ from lightllm_mp.facts import ChatFacts
 from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning, reasoning_end
 from lightllm_mp.parsers.reasoning import REASONING_FORMATS
 from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer
 
 FILL_IN_MIDDLE = (
