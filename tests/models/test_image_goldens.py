@@ -17,7 +17,7 @@ from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import preprocess
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner

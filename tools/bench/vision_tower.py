@@ -26,7 +26,7 @@ from lightllm_mp.shm import Arena
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures, median_seconds

@@ -21,7 +21,7 @@ from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionModel
-from lightllm_mp.vision.tower_loader import load_encoder, load_weights
+from lightllm_mp.vision.tower.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.checkpoint.gguf_file import write_gguf
 from tests.models.checkpoint.mmproj_file import QWEN3_TOKENS, QWEN_TOKENS, write_mmproj

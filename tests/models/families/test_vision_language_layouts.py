@@ -17,7 +17,7 @@ from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_prompt, prompts
 from tests.models.runner import Runner
