@@ -1,11 +1,11 @@
-"""All figures of one model on this machine, through scheduler and executor, from one start of the engine.
+"""Measures one model on this machine, through scheduler and executor, with one start of the engine.
 
     python -m tools.bench.model --shape llama3-8b [--parts decode,prefill,served] [--json FILE] [flags of serve]
     python -m tools.bench.model --model-dir DIR --parts profile --num-requests 2000
 
-Parts: decode: steps of sequences that are decoded for ever, one step planned ahead, as a server does it. prefill: until
-all of some prompts have their first token. served: the workload of `tools.bench.offline`. profile: the same, with what
-the device does in 200 steady steps by class of kernel. Shapes have random weights. Shares are of what this GPU reaches
+Parts: decode: steps of sequences that never end, with one step planned ahead, as in a server. prefill: until all of
+some prompts have their first token. served: the workload of `tools.bench.offline`. profile: the same, with the device's
+time in 200 steady steps by class of kernel. Shapes have random weights. Shares are of what this GPU reaches
 (tools/harness/ceilings.py) for the bytes and operations of the steps (tools/harness/step_limits.py).
 """
 
@@ -34,7 +34,7 @@ from tools.harness.step_limits import StepLimits
 
 PARTS = ("decode", "prefill", "served", "profile")
 LARGEST_BYTE = 64
-"""Of random keys and values in 8 bits: no number of theirs is infinite."""
+"""Bounds of random keys and values in 8 bits: none is infinite."""
 SHARE_OF_ONE = 1 / 64
 """Scale of such keys and values."""
 

@@ -36,7 +36,7 @@ from tools.harness.gpu import best, captured, require_gpus, seconds
 
 TOKENS = (1, 16, 64, 256, 2048, 8192)
 CACHE = 200e6
-"""Bytes of weights that one pass reads at least, so that none of them is still in the cache."""
+"""Least bytes of weights that one pass reads, so that none of them is still in the cache."""
 
 
 BYTES = {"plain": 2.0, "fp8": 1 + 4 / 128, "mxfp4": 17 / 32}
@@ -82,7 +82,7 @@ class Case:
         used = [route(x, self.how)[1].unique().numel() for x in self.logits]
         self.used = sum(used) / len(used)
         self.operations = tokens * self.top_k * 2 * hidden * n
-        """Of one of the three products."""
+        """Operations of one of the three products."""
 
     def least(self, matrices: int) -> float:
         """Seconds."""
@@ -95,7 +95,7 @@ class Case:
             moe.experts(self.x, prepared, *route(logits, self.how), "silu")
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Of one layer."""
+        """Seconds of one layer."""
         return seconds(captured(work).replay, repeats=10) / self.layers
 
 
@@ -141,7 +141,7 @@ def measure(figures: Figures, case: Case) -> None:
 
 
 def sweep(case: Case) -> None:
-    """Prints the best blocks of each product, and what the rest of the layer takes."""
+    """Prints the best blocks of each product and the time of the rest of the layer."""
     alone = tuned_moe.PACKED_ALONE_TOKENS if case.shape.form == "mxfp4" else tuned_moe.ALONE_TOKENS
     if case.tokens <= alone:
         sweep_alone(case)

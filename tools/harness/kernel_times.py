@@ -1,4 +1,4 @@
-"""What runs on the device during some steps, by class of kernel."""
+"""Records the kernels that run on the device during some steps, by class."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def class_of(name: str) -> str:
 
 
 class Recorder:
-    """Records the device between two steps: to be told how many steps are done. On a CPU: torch's operations."""
+    """Records the device between two steps; the caller says how many steps are done. On a CPU: torch's operations."""
 
     def __init__(self, first: int, steps: int) -> None:
         self._first, self._last = first, first + steps
@@ -54,7 +54,7 @@ class Recorder:
         self._profile = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
         self._running = False
         self.steps = 0
-        """That were recorded."""
+        """Number of recorded steps."""
         self.kernels: list[Kernel] = []
 
     def __call__(self, done: int) -> None:
@@ -84,8 +84,8 @@ class Recorder:
         self.kernels.sort(key=lambda one: one.start)
 
     def report(self, figures: Figures, name: str, names: int = 12) -> None:
-        """Time a step by class with its share of the time in which something ran, what is idle, and the kernels that
-        take most."""
+        """Prints the time of a step by class, with its share of the busy time, the idle time, and the kernels that take
+        most."""
         if not self.kernels:
             return
         by_class: dict[str, float] = defaultdict(float)
@@ -109,7 +109,7 @@ class Recorder:
             )
 
     def _idle(self) -> float:
-        """Seconds in which nothing runs."""
+        """Seconds without a running kernel."""
         idle, end = 0.0, self.kernels[0].end
         for one in self.kernels:
             idle += max(0.0, one.start - end)
