@@ -167,6 +167,12 @@ class KvMemory:
         rows.start_from(row, slots)
         return start, len(slots)
 
+    def take_back(self, row: int, count: int) -> None:
+        """Free the slots of the last `count` planned positions of a row: they are planned no longer."""
+        end = int(self._rows.planned[row])
+        self.pool.give_back(self._rows.slots[row, end - count : end].copy())
+        self._rows.planned[row] = end - count
+
     def release(self, sequence: Sequence) -> None:
         """Take all slots from a running sequence; if it is `cached`, the tree gets the computed positions."""
         row, rows = sequence.row, self._rows

@@ -13,6 +13,7 @@ from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import Embedded, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.limits import fit, masked_ids, with_end_token
+from lightllm_mp.scheduler.ngram_index import NgramIndex
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
@@ -77,6 +78,8 @@ class Sequence:
     rope_class: int = 0
     """Rotary length class of the prompt; a sequence that resumes with more ids keeps it."""
     images: PromptImages | None = None
+    index: NgramIndex | None = None
+    """Of its ids, since it was first worth a draft."""
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
     cache_owner: bytes = b""

@@ -9,6 +9,7 @@ from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import ImageSpan, Tokenized
 from lightllm_mp.scheduler.admission import Admission
 from tests.scheduler.harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
+from tests.scheduler.mock_drafts import draft_answers
 from tests.scheduler.mock_images import Part, image_prompt
 
 
@@ -122,9 +123,28 @@ def test_random_workloads_of_windows(seeds: range, reckless: bool, monkeypatch: 
     assert hits > 0
 
 
-def workload(seed: int, *, check: bool = False, **changes: object) -> Harness:
+@pytest.mark.parametrize("reckless", [False, True])
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_random_workloads_with_drafts(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speculative decoding changes no answer; slots of refused tokens are found again at each step."""
+    if reckless:
+        monkeypatch.setattr(Admission, "admits", lambda *_: True)
+    accepted = preemptions = 0.0
+    for seed in seeds:
+        sizes = np.random.default_rng(seed)
+        window, most = int(sizes.choice([0, 0, 3, 20])), int(sizes.choice([1, 2, 5, 12]))
+        h = workload(seed, check=True, drafts=True, states=None, window=window, draft_tokens=most)
+        accepted += h.scheduler.gauges()["accepted_tokens"]
+        preemptions += h.scheduler.gauges()["preemptions"]
+    assert accepted > 0
+    assert preemptions > 0 or not reckless
+
+
+def workload(seed: int, *, check: bool = False, drafts: bool = False, **changes: object) -> Harness:
     random = np.random.default_rng(seed)
     h, ended, rid = random_harness(random, **changes), set[int](), 1
+    if drafts:
+        draft_answers(h, np.random.default_rng(seed), right=float(random.choice([0.0, 0.6, 0.9, 1.0])))
     room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
 
     def step() -> bool:
