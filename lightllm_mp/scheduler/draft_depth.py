@@ -9,10 +9,14 @@ Floats = NDArray[np.float64]
 
 FIRST_RATE, FIRST_WEIGHT = 0.7, 1.0
 """The rate of accepted drafts that is expected of a new sequence, and how many tried tokens that counts as."""
+SUREST = 0.98
+"""No sequence is surer than that."""
+CHANCES = np.array([1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
+"""Chances to come true from which on a token is drafted, of which a step takes the best."""
 FORGET, RECOVER = 0.8, 0.98
 """What remains of earlier tries after another one, and after a step that drafted nothing for want of hope."""
-SMOOTH = 0.2
-"""Share of the newest step in the time of its size."""
+FASTER, SLOWER = 0.3, 0.05
+"""Shares of the newest step in the time of its size. A disturbed step is a slower one, so those count less."""
 
 
 class StepTimes:
@@ -30,22 +34,19 @@ class StepTimes:
         shift = max(0, tokens.bit_length() - 5)
         entry = tokens >> shift << shift
         size, time = self._times.get(entry, (float(tokens), seconds))
-        self._times[entry] = size + SMOOTH * (tokens - size), time + SMOOTH * (seconds - time)
+        share = FASTER if seconds < time else SLOWER
+        self._times[entry] = size + FASTER * (tokens - size), time + share * (seconds - time)
         self._known = None
 
-    def at(self, tokens: float) -> float:
-        """Seconds. A size that was never seen is taken to be as fast as the nearest one, so that it is tried."""
+    def at(self, tokens: NDArray[np.int64]) -> Floats:
+        """Seconds of steps of so many tokens. A size that was never seen is taken to be as fast as the nearest one, so
+        that it is tried."""
         if not self._times:
-            return 0.0
+            return np.ones(len(tokens))
         if self._known is None:
             points = np.array([self._times[entry] for entry in sorted(self._times)])
             self._known = points[:, 0], np.maximum.accumulate(points[:, 1])
-        return float(np.interp(tokens, *self._known))
-
-    def share(self, tokens: float, more: float) -> float:
-        """What one of `more` tokens adds to a step of `tokens`, as a share of its time."""
-        time = self.at(tokens)
-        return max(self.at(tokens + more) - time, 0.0) / (more * time) if time else 0.0
+        return np.interp(tokens, *self._known)
 
 
 class Acceptance:
@@ -60,7 +61,8 @@ class Acceptance:
         new = rows[self._life[rows] != lives]
         self._right[new] = self._tried[new] = 0.0
         self._life[rows] = lives
-        return (FIRST_WEIGHT * FIRST_RATE + self._right[rows]) / (FIRST_WEIGHT + self._tried[rows])
+        rates = (FIRST_WEIGHT * FIRST_RATE + self._right[rows]) / (FIRST_WEIGHT + self._tried[rows])
+        return np.minimum(rates, SUREST)
 
     def add(self, rows: NDArray[np.int64], drafted: NDArray[np.int64], right: NDArray[np.int64]) -> None:
         """The first `right` of a row's `drafted` tokens came true. Behind the first wrong one nothing is known."""
@@ -73,11 +75,16 @@ class Acceptance:
         self._tried[rows] *= RECOVER
 
 
-def depths(rates: Floats, most: int, cost: float) -> NDArray[np.int64]:
-    """For each row the number of draft tokens, at most `most`, that are worth their `cost`: a token with k before it is
-    worth rate ** (k + 1) tokens, and costs so many."""
-    if cost <= 0:
-        return np.full(len(rates), most)
-    with np.errstate(divide="ignore"):
-        deep = np.log(min(cost, 1.0)) / np.minimum(np.log(np.clip(rates, 0.0, 1.0)), -1e-9)
+def depths(rates: Floats, most: int, least: Floats) -> NDArray[np.int64]:
+    """How many tokens rows with these `rates` [n] draft, at most `most`, if a token is drafted where its chance to come
+    true is at least `least` [m]: int64 [m, n]. The k-th one's chance is rate ** k."""
+    deep = np.log(least)[:, None] / np.log(rates)
     return np.clip(deep, 0, most).astype(np.int64)
+
+
+def best_depths(rates: Floats, most: int, rows: int, times: StepTimes) -> NDArray[np.int64]:
+    """How many tokens each of some of the `rows` of a step drafts, so that it makes most tokens a second."""
+    choices = depths(rates, most, CHANCES)
+    gained = (rates * (1 - rates**choices) / (1 - rates)).sum(1)
+    speed = (rows + gained) / times.at(rows + choices.sum(1))
+    return choices[int(speed.argmax())]

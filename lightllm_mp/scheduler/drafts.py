@@ -18,7 +18,7 @@ from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import RUNNING, StepDone
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.draft_depth import Acceptance, StepTimes, depths
+from lightllm_mp.scheduler.draft_depth import Acceptance, StepTimes, best_depths, depths
 from lightllm_mp.scheduler.finish_reasons import finish_reasons
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.ngram_index import NgramIndex
@@ -30,8 +30,9 @@ Longs = NDArray[np.int64]
 LINES = 64
 """Most sampled tokens of a step with drafts, unless more rows than that may run: the step takes no more memory than the
 largest decode step, which the worker has room for."""
-PROMPTS_SHARE = 4
-"""Beside prompts drafts get at most this part of a step."""
+PROMPTS_SHARE, BESIDE_PROMPTS = 4, np.array([0.3])
+"""Beside prompts drafts get at most this part of a step, and a token is drafted if this is its chance to come true: it
+takes the place of a prompt's token."""
 
 
 class Drafts:
@@ -70,18 +71,14 @@ class Drafts:
         if not len(able) or room <= 0:
             return []
         taken = decoding[able]
-        rates = self._acceptance.rates(taken, rows.life[taken])
-        tokens, gained = limits.step_tokens if beside_prompts else count, float(count)
-        deep = np.zeros(0, np.int64)
-        for _ in range(2):  # the second time with the tokens that the first one gives
-            cost = 1 / tokens if beside_prompts else self._times.share(tokens, min(room, self._most * len(able)))
-            deep = depths(rates, self._most, gained * cost)
-            gained = count + float((rates * (1 - rates**deep) / np.maximum(1 - rates, 1e-3)).sum())
+        rates, most = self._acceptance.rates(taken, rows.life[taken]), min(self._most, max(1, room // len(able)))
+        if beside_prompts:
+            deep = depths(rates, most, BESIDE_PROMPTS)[0]
+        else:
+            deep = best_depths(rates, most, count, self._times)
         self._acceptance.recover(taken[deep == 0])
-        able, deep = able[deep > 0], deep[deep > 0]
-        if len(able):
-            deep = np.minimum(deep, room // len(able) or 1)
-        return list(zip(able[:room].tolist(), deep[:room].tolist(), strict=True))
+        able, deep = able[deep > 0][:room], deep[deep > 0][:room]
+        return list(zip(able.tolist(), deep.tolist(), strict=True))
 
     def _propose(self, row: int, most: int) -> Ints:
         sequence, rows = self._rows.sequences[row], self._rows
