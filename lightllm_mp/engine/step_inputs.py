@@ -133,16 +133,16 @@ class Step:
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)
 
-        positions, seq_start, last = put(self.positions), self.seq_start, slice(None)
+        positions, seq_start, rows, ends = put(self.positions), self.seq_start, self.rows, self.ends
         if join:
-            seq_start = np.flatnonzero(np.diff(self.rows, prepend=-1, append=-1)).astype(np.int32)
-            last = seq_start[1:] - 1
+            seq_start = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).astype(np.int32)
+            rows, ends = rows[seq_start[:-1]], ends[seq_start[1:] - 1]
         return Batch(
             positions=positions,
             slots=tables.slots.view(-1)[at],
             seq_start=put(seq_start),
-            context=put(self.ends[last]),
-            rows=put(self.rows[last]),
+            context=put(ends),
+            rows=put(rows),
             slot_table=tables.slots,
             max_query=int(np.diff(seq_start).max()),
             max_context=self.max_end,
