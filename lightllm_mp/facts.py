@@ -69,7 +69,10 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     pooled: PooledFacts | None = None
     """None: the model generates."""
     window: int = 0
-    """A token sees so many, itself included, in every layer; 0: some layer sees all."""
+    """A token sees so many, itself included, in every layer, or in those that have `window_tokens`; 0: all."""
+    window_tokens: int = 0
+    """KV slots in total of the layers with windows, where other layers have none: a token has one slot in these layers
+    and one of `kv_tokens` in the others. 0: it has one slot for all layers."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
     whole_images: bool = False
@@ -94,17 +97,19 @@ class EngineLimits(Struct, frozen=True, array_like=True):
         """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
         one."""
         most = self.max_context + (self.pooled is not None)
-        return most if 0 < self.window_slots <= self.kv_tokens else min(most, self.kv_tokens + 1)
+        bounded = 0 < self.window_slots <= self.kv_tokens and not self.window_tokens
+        return most if bounded else min(most, self.kv_tokens + 1)
 
     @property
     def window_grain(self) -> int:
-        """So many tokens behind the window are given up at a time."""
-        return max(1, min(256, self.window // 16))
+        """So many tokens behind the window are given up at a time: more where each time the way through the layers
+        without a window is walked, too."""
+        return max(1, min(256, self.window // (2 if self.window_tokens else 16)))
 
     @property
     def window_slots(self) -> int:
-        """Most slots that a sequence holds: of the window, of a chunk, and of tokens that wait to be given up or to be
-        answered. 0: there is no bound."""
+        """Most slots that a sequence holds in layers with windows: of the window, of a chunk, and of tokens that wait
+        to be given up or to be answered. 0: there is no bound."""
         return self.window + self.step_tokens * (1 + self.run_ahead) + self.window_grain if self.window else 0
 
     @property

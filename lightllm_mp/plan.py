@@ -8,6 +8,8 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
              allowed ids)
     ids      runs (row, position, count) and the ids themselves          -> token_table
     slots    runs (row, position, count) and the slots themselves        -> slot_table
+             Where layers with windows have slots of their own, those of the other layers, of all runs, come first, then
+             theirs, which go to a second table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id. A row with
              draft tokens stands here several times, side by side, once for each of its positions, with a count of 1
@@ -97,7 +99,8 @@ class RowSetup:
 
 @dataclass(slots=True)
 class PositionRuns:
-    """Values of positions: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts]."""
+    """Values of positions: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts], of slots
+    [spaces * sum of counts]."""
 
     runs: Ints
     values: Ints
@@ -167,11 +170,12 @@ class PlanBuilder:
         self._ids.append(ids)
 
     def write_slots(self, row: int, position: int, slots: np.ndarray) -> None:
-        self._slot_runs.append(np.array((row, position, len(slots)), "<i4"))
+        """`slots` [n], or [spaces, n]."""
+        self._slot_runs.append(np.array((row, position, slots.shape[-1]), "<i4"))
         self._slots.append(slots)
 
     def write_slot_each(self, rows: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> None:
-        """One slot for each of many rows (decode)."""
+        """One slot, in each space, for each of many rows (decode): `slots` [n], or [spaces, n]."""
         self._slot_runs.append(_columns(rows, positions, 1))
         self._slots.append(slots)
 
@@ -259,4 +263,5 @@ def _columns(*columns: np.ndarray | int) -> np.ndarray:
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype("<i4", copy=False) if parts else NOTHING
+    """The parts, joined along their last axis, as one row of words."""
+    return np.concatenate(parts, axis=-1).astype("<i4", copy=False).ravel() if parts else NOTHING

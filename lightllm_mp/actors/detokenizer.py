@@ -10,6 +10,7 @@ from time import monotonic
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import DetokenizerSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -77,17 +78,17 @@ class _Columns:
 class DetokenizerActor(BlockingActor):
     budget = 1  # a resumed sequence of many tokens takes a second
 
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[DetokenizerSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front
         self._eos: frozenset[int] = frozenset()
         self._open: dict[int, _Sequence] = {}
-        self._traced = launch.config.http.otlp_traces_endpoint is not None
-        self._skips = not launch.config.http.no_skipping_special_tokens
+        self._traced = launch.settings.traced
+        self._skips = launch.settings.skip_special_tokens
         self._tokenizer: Tokenizer | None = None
         """None: ids are served without text."""
         with suppress(NoTokenizer):
-            self._tokenizer = load_tokenizer(Path(launch.model.path), mode=launch.config.model.tokenizer_mode)
+            self._tokenizer = load_tokenizer(Path(launch.model.path), mode=launch.settings.tokenizer_mode)
 
     def on_begin(self, begin: Begin) -> None:
         self._eos = frozenset(begin.facts.eos_ids)

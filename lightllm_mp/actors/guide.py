@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import GuideSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -54,9 +55,9 @@ MASK_THREADS = 8
 
 
 class GuideActor(BlockingActor):
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[GuideSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._path, self._mode = Path(launch.model.path), launch.config.model.tokenizer_mode
+        self._path, self._mode = Path(launch.model.path), launch.settings.tokenizer_mode
         self._library = Library()
         self._compilers = ThreadPoolExecutor(COMPILERS, "compile")
         self._compiled: SimpleQueue[_Compiled | BaseException] = SimpleQueue()

@@ -9,6 +9,7 @@ from time import monotonic
 from msgspec.structs import replace
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import RouterSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -47,17 +48,17 @@ PARTS = {Tokenized: "tokenized", Embedded: "embedded", GuideReady: "compiled"}
 
 
 class RouterActor(BlockingActor):
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[RouterSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front
-        self._workers = [worker(rank) for rank in range(launch.config.engine.tp)]
+        self._workers = [worker(rank) for rank in range(launch.settings.ranks)]
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()
         self._compiling: dict[int, tuple[Tokenized, Embedded | None]] = {}
         """rid -> a request whose guide is not compiled yet."""
-        self._came = ArrivalTimes(launch.config.http.otlp_traces_endpoint is not None)
-        self._share_prompt_cache = launch.config.engine.share_prompt_cache
+        self._came = ArrivalTimes(launch.settings.traced)
+        self._share_prompt_cache = launch.settings.share_prompt_cache
         self._unsent: deque[tuple[str, bytes]] = deque()
         """Plans that their lanes had no room for, with the workers they are for."""
         self._begun = False

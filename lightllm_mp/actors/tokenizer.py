@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import TokenizerSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -59,7 +60,7 @@ _to_json = msgspec.json.encode
 class TokenizerActor(BlockingActor):
     budget = 1  # a long text takes seconds
 
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[TokenizerSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front, self._spec = launch.front, launch.model.spec
         self._limits = EngineLimits()
@@ -67,7 +68,7 @@ class TokenizerActor(BlockingActor):
         self._vision = vision.spec if vision else None
         self._tokenizer: Tokenizer | None = None
         self._template: str | None = None
-        model = launch.config.model
+        model = launch.settings.model
         try:
             self._tokenizer = load_tokenizer(Path(launch.model.path), mode=model.tokenizer_mode)
         except NoTokenizer as error:

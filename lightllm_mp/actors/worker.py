@@ -9,6 +9,7 @@ from collections import deque
 from typing import NoReturn
 
 from lightllm_mp.actors.runtime.actor import BlockingActor
+from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -42,12 +43,12 @@ class RankActor(BlockingActor):
 
 
 class WorkerActor(RankActor):
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[WorkerSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        config = launch.config
-        self.ranks = config.engine.tp
+        settings = launch.settings
+        self.ranks = settings.engine.tp
         self._rank = launch.rank
-        self._patience = STUCK * config.supervisor.watchdog_timeout
+        self._patience = STUCK * settings.watchdog_timeout
         self._steps = 0
         self._step_seconds = 0.0
         self._publish(0.0)  # a rate needs a counter's beginning
@@ -57,8 +58,8 @@ class WorkerActor(RankActor):
         """Masks by step, until the step has its logits."""
         engine = build_engine(
             launch.model,
-            config.model,
-            config.engine,
+            settings.model,
+            settings.engine,
             progress=lambda done, total: self.report("weights", done, total),
             stage=self.stage,
             promised=launch.facts.engine if launch.facts else None,

@@ -121,7 +121,7 @@ async def _run(
     def serving(facts: Facts) -> None:
         if config.http.reuse_port:
             listen.listen(BACKLOG)  # from here on the kernel gives this server connections
-        console.serving(url, facts, config, len(supervisor.topology.children), keys=keys)
+        console.serving(url, facts, config.http, len(supervisor.topology.children), keys=keys)
         on_serving(url)
         sd_notify("READY=1")
         if status_fd >= 0:

@@ -87,39 +87,14 @@ def build_engine(
     )
     spec = decoder.spec  # this rank's part
     stage("running first steps")
-    kv_dtype = stored_type(spec, dtype, engine)
     usual_step = engine.batch_max_tokens or STEP_TOKENS[device.type]
     step_tokens = longest_step(spec, usual_step, engine.max_req_total_len, engine.running_max_req_size)
-    place_bytes = StatePool.place_bytes(spec, dtype)
-    if promised is not None:
-        memory = promised_memory(promised, kv_bytes_per_token(spec, kv_dtype), place_bytes)
-    else:
-        budget = _kv_budget(decoder, engine, step_tokens, device)
-        memory = plan_memory(
-            spec, kv_dtype, engine, budget, place_bytes, window_slots(spec, engine, step_tokens, device)
-        )
-        _tell_what_does_not_fit(memory, engine)
+    memory = _memory(decoder, engine, step_tokens, device, promised)
     executor = _executor(decoder, memory, engine, step_tokens, device)
     executor.warm_up()
     facts = Facts(
         model_name=model.model_name or path.stem,
-        engine=EngineLimits(
-            kv_tokens=memory.kv_tokens,
-            rows=memory.rows,
-            max_context=memory.max_context,
-            max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len),
-            step_tokens=step_tokens,
-            vocab_size=spec.ids,
-            prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
-            run_ahead=run_ahead(engine, device),
-            class_bounds=class_bounds(spec),
-            pooled=pooled_facts(spec, usual_step),
-            window=window_of_all(spec),
-            whole_images=spec.image_span > 0,
-            states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
-            long_truncation_mode=engine.long_truncation_mode or "",
-            draft_tokens=draft_tokens(spec, engine),
-        ),
+        engine=_limits(spec, engine, memory, step_tokens, usual_step, device),
         eos_ids=tuple(dict.fromkeys((*model.eos_id, *spec.eos_ids))),
         device=("" if group.size == 1 else f"{group.size} x ") + _named(device, threads),
         dtype=str(dtype).removeprefix("torch."),
@@ -128,6 +103,28 @@ def build_engine(
         state_bytes=memory.state_bytes,
     )
     return BuiltEngine(executor, facts)
+
+
+def _limits(
+    spec: ModelSpec, engine: EngineConfig, memory: MemoryPlan, step_tokens: int, usual_step: int, device: torch.device
+) -> EngineLimits:
+    return EngineLimits(
+        kv_tokens=memory.kv_tokens,
+        rows=memory.rows,
+        max_context=memory.max_context,
+        max_input=longest_prompt(spec, memory.max_context, engine.max_req_input_len),
+        step_tokens=step_tokens,
+        vocab_size=spec.ids,
+        prompt_cache=not engine.disable_prompt_cache and keeps_prefixes(spec),
+        run_ahead=run_ahead(engine, device),
+        class_bounds=class_bounds(spec),
+        pooled=pooled_facts(spec, usual_step),
+        window=window_of_all(spec),
+        whole_images=spec.image_span > 0,
+        states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
+        long_truncation_mode=engine.long_truncation_mode or "",
+        draft_tokens=draft_tokens(spec, engine),
+    )
 
 
 def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
@@ -225,6 +222,25 @@ def _tell_what_does_not_fit(memory: MemoryPlan, engine: EngineConfig) -> None:
         )
 
 
+def _memory(
+    decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, promised: EngineLimits | None
+) -> MemoryPlan:
+    if promised is not None:
+        token_bytes = kv_bytes_per_token(decoder.spec, stored_type(decoder.spec, decoder.dtype, engine))
+        return promised_memory(promised, token_bytes, StatePool.place_bytes(decoder.spec, decoder.dtype))
+    memory = _planned(decoder, engine, step_tokens, device, _kv_budget(decoder, engine, step_tokens, device))
+    _tell_what_does_not_fit(memory, engine)
+    return memory
+
+
+def _planned(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int) -> MemoryPlan:
+    spec, dtype = decoder.spec, decoder.dtype
+    slots = window_slots(spec, engine, step_tokens, device)
+    return plan_memory(
+        spec, stored_type(spec, dtype, engine), engine, budget, StatePool.place_bytes(spec, dtype), slots
+    )
+
+
 def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
     """Bytes of KV and states per rank. All ranks hold the same tokens and run the same steps: the rank with the least
     memory decides. On a GPU the worst steps run, to see what they need."""
@@ -256,15 +272,12 @@ def _budget_beside_steps(
 ) -> int:
     """What is left of `budget` when the worst steps have run and keep their memory, so that no later step needs more
     memory than is free."""
-    kv_dtype = stored_type(decoder.spec, decoder.dtype, engine)
-    place_bytes = StatePool.place_bytes(decoder.spec, decoder.dtype)
-    slots = window_slots(decoder.spec, engine, step_tokens, device)
-    most = plan_memory(decoder.spec, kv_dtype, engine, budget, place_bytes, slots)
+    most = _planned(decoder, engine, step_tokens, device, budget)
     small = dataclasses.replace(most, kv_tokens=1, checkpoints=min(most.checkpoints, 1))
     probe = _executor(decoder, small, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)
     left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(most.rows)
-    if place_bytes:
+    if place_bytes := StatePool.place_bytes(decoder.spec, decoder.dtype):
         left += (small.rows + 1 + small.checkpoints) * place_bytes  # the probe's, which are free again
     del probe
     gc.collect()

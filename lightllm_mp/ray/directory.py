@@ -1,12 +1,14 @@
 """Where replicas say that they are there: one small actor of the cluster.
 
-Requests do not pass it. When it dies, Ray starts it again, replicas report within a second, and fronts keep the list
-that they have until then.
+Requests do not pass it. When it dies, Ray starts it again and replicas report within a second. Fronts keep the list
+that they have while it does not answer, and until it has listened for long enough to know who is gone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
@@ -19,24 +21,35 @@ PERIOD = 1.0
 """Seconds between two reports of a replica."""
 FORGOTTEN = 5.0
 """A replica that has not reported for so many seconds is gone."""
+PATIENCE = 3.0
+"""Seconds in which the directory answers."""
 NAMESPACE = "lightllm_mp"
 
 
 class Directory:
+    """Its clock runs only while it is asked: when it was stopped itself, nobody is forgotten for that."""
+
     def __init__(self) -> None:
         self._replicas: dict[str, tuple[dict[str, Any], float]] = {}
+        self._clock, self._asked = 0.0, monotonic()
 
     def report(self, name: str, facts: dict[str, Any]) -> None:
-        self._replicas[name] = facts, monotonic()
+        self._replicas[name] = facts, self._now()
 
     def leave(self, name: str) -> None:
         self._replicas.pop(name, None)
 
-    def replicas(self) -> dict[str, dict[str, Any]]:
-        """Those that reported lately."""
-        oldest = monotonic() - FORGOTTEN
+    def replicas(self) -> tuple[dict[str, dict[str, Any]], bool]:
+        """Those that reported lately, and whether these are all: not before each has had the time to report."""
+        oldest = self._now() - FORGOTTEN
         self._replicas = {name: found for name, found in self._replicas.items() if found[1] > oldest}
-        return {name: facts for name, (facts, _) in self._replicas.items()}
+        return {name: facts for name, (facts, _) in self._replicas.items()}, oldest > 0
+
+    def _now(self) -> float:
+        now = monotonic()
+        self._clock += min(now - self._asked, PERIOD)
+        self._asked = now
+        return self._clock
 
 
 class DirectoryClient:
@@ -45,6 +58,9 @@ class DirectoryClient:
     def __init__(self, application: str) -> None:
         self._name = f"directory of {application}"
         self._actor: Any = None
+        self._known: dict[str, ReplicaFacts] = {}
+        self._finder = ThreadPoolExecutor(1, "directory")
+        """Ray blocks who looks for an actor, for minutes when its head is away."""
 
     async def report(self, name: str, facts: ReplicaFacts) -> None:
         await self._call("report", name, msgspec.structs.asdict(facts))
@@ -54,17 +70,24 @@ class DirectoryClient:
 
     async def replicas(self) -> dict[str, ReplicaFacts] | None:
         """None: the directory does not answer."""
-        found = await self._call("replicas")
-        return None if found is None else {name: ReplicaFacts(**facts) for name, facts in found.items()}
+        if (answer := await self._call("replicas")) is None:
+            return None
+        found, are_all = {name: ReplicaFacts(**facts) for name, facts in answer[0].items()}, answer[1]
+        self._known = found if are_all else self._known | found
+        return self._known
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError, ValueError):
-            if self._actor is None:
-                options = {"name": self._name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
-                self._actor = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, **options).remote()
-            return await getattr(self._actor, method).remote(*arguments)
+            async with asyncio.timeout(PATIENCE):
+                if self._actor is None:
+                    self._actor = await asyncio.get_running_loop().run_in_executor(self._finder, self._find)
+                return await getattr(self._actor, method).remote(*arguments)
         self._actor = None
         return None
+
+    def _find(self) -> Any:
+        options = {"name": self._name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
+        return ray.remote(Directory).options(num_cpus=0, max_restarts=-1, **options).remote()
 
     def end(self) -> None:
         """Nobody needs it any more."""

@@ -62,11 +62,12 @@ class LightLLMReplica:
     async def _report(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            asked = loop.time()
             load = await loop.run_in_executor(None, self._load)
             if load is not None:
                 self._trouble_since = None
             elif self._trouble_since is None:
-                self._trouble_since = loop.time()
+                self._trouble_since = asked
             facts = self._server.facts
             known = ReplicaFacts(
                 url=self._server.base_url,
@@ -97,5 +98,5 @@ class LightLLMReplica:
     def _get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {os.environ[ENVIRONMENT]}"}
         request = urllib.request.Request(self._server.base_url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=2 * PERIOD) as answer:
             return json.load(answer)

@@ -22,7 +22,11 @@ class RelayCall(Struct, frozen=True, kw_only=True):
 
 
 class ReplicaLost(Exception):
-    """The replica, or the way to it, is gone."""
+    """The replica, or the way to it, is gone. `reached`: it had the request, which may be what ended it."""
+
+    def __init__(self, message: str, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
 class Fleet(Protocol):

@@ -1,8 +1,14 @@
-"""The way to an engine: over its port, and again when the process behind the port was replaced."""
+"""The way to an engine: over its port, and again when the process behind the port was replaced.
+
+An engine's supervisor keeps the port open while the process behind it is replaced: a connection that breaks is made
+again. One that is refused tells that the whole engine is gone; one that is silent, or cannot be made, that the way to
+it is: the request is lost to it at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from time import monotonic
 
@@ -16,8 +22,11 @@ from lightllm_mp.replicas.frames import FrameReader
 LABEL = "X-Request-Id"
 PAUSE = 0.1
 """Seconds between two attempts to come back."""
-SILENCE = 4 * ALIVE_SECONDS
-"""Seconds without a frame after which a connection counts as broken."""
+CONNECT = 5.0
+"""Seconds in which an engine accepts a connection."""
+SILENCE = 5 * ALIVE_SECONDS
+"""Seconds without a frame after which an engine is lost."""
+LOOK = aiohttp.ClientTimeout(total=2.0)
 
 
 class EngineClient:
@@ -26,7 +35,10 @@ class EngineClient:
     def __init__(self, base_url: str, key: str, *, patience: float = 10.0) -> None:
         self._base, self._key, self._patience, self._closed = base_url, key, patience, False
         self._replies = set[aiohttp.ClientResponse]()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=SILENCE)
+        self.reachable = True
+        """False from when its engine is lost until it answers again: see `look`."""
+        self._looking: asyncio.Task[None] | None = None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20
         )
@@ -36,7 +48,19 @@ class EngineClient:
         self._closed = True
         for reply in self._replies:  # closing the session wakes nobody who reads
             reply.content.set_exception(ConnectionResetError("it has left"))
+        if self._looking is not None:
+            self._looking.cancel()
         await self._session.close()
+
+    def look(self) -> None:
+        """See whether an engine that was lost answers again."""
+        if not self.reachable and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
+            async with self._session.get(self._base + "/liveness", timeout=LOOK):
+                self.reachable = True
 
     async def call(self, call: RelayCall) -> AsyncGenerator[bytes, None]:
         """Whole frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
@@ -52,13 +76,25 @@ class EngineClient:
                         yield frames.framed(*found)
                 if begun.complete:
                     return
-            except (aiohttp.ClientError, TimeoutError, ConnectionError):
-                pass
+            except aiohttp.ConnectionTimeoutError:
+                raise self._lost("its engine cannot be reached", begun) from None
+            except TimeoutError:
+                begun.reached = True
+                raise self._lost("its engine is silent", begun) from None
+            except aiohttp.ClientConnectorError as error:
+                if isinstance(error.os_error, ConnectionRefusedError):
+                    raise self._lost("its engine is gone", begun) from None
+            except (aiohttp.ClientError, ConnectionError):
+                begun.reached = True
             if monotonic() > until:
-                raise ReplicaLost("its engine does not answer")
+                raise self._lost("its engine does not answer", begun)
             begun.broken()
             await asyncio.sleep(0 if self._closed else PAUSE)
-        raise ReplicaLost("it has left")
+        raise ReplicaLost("it has left", reached=begun.reached)
+
+    def _lost(self, why: str, begun: _Progress) -> ReplicaLost:
+        self.reachable = False
+        return ReplicaLost(why, reached=begun.reached)
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
         """The pieces of one connection."""
@@ -69,6 +105,7 @@ class EngineClient:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
             self._replies.add(reply)
+            self.reachable = True
             try:
                 async for piece in reply.content.iter_any():
                     yield piece
@@ -81,7 +118,7 @@ class _Progress:
 
     def __init__(self, call: RelayCall) -> None:
         self._call, self._events, self._recorded, self._again = call, call.taken, False, False
-        self.reader, self.complete = FrameReader(), False
+        self.reader, self.complete, self.reached = FrameReader(), False, False
 
     def next_call(self) -> RelayCall:
         if not (self._again and self._recorded):
@@ -102,6 +139,7 @@ class _Progress:
     def take(self, frame: bytes) -> bool:
         """Whether the engine is at work: the record comes again with every connection. Raises ReplicaLost, or
         ConnectionError for an engine that starts."""
+        self.reached = True
         match frame[:1]:
             case frames.HEAD if self._again:
                 status = frames.head(frame).status

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -34,9 +35,9 @@ OWNED = ("/requests/", "/v1/responses/")
 
 
 class FleetFront:
-    def __init__(self, fleet: Fleet, router: ReplicaRouter, *, wait: float = 30.0) -> None:
-        """`wait`: seconds for which a request waits while no replica takes it."""
-        self._fleet, self._router, self._wait = fleet, router, wait
+    def __init__(self, fleet: Fleet, router: ReplicaRouter, *, wait: float = 30.0, begun_wait: float = 600.0) -> None:
+        """`wait`: seconds for which a request waits while no replica takes it; `begun_wait`: one that has begun."""
+        self._fleet, self._router, self._wait, self._begun_wait = fleet, router, wait, begun_wait
         self._owners: OrderedDict[tuple[str, str], str] = OrderedDict()
         """(tenant, label) -> replica."""
         self.moved = self.lost = 0
@@ -64,7 +65,7 @@ class FleetFront:
             yield piece
 
     async def _routed(self, asked: _Asked, needs: Footprint) -> AsyncIterator[Head | bytes]:
-        until, avoided = monotonic() + self._wait, dict[str, float]()
+        until, avoided = min(monotonic() + self._wait, asked.deadline), dict[str, float]()
         refused: list[Head | bytes] = []
         while True:
             now = monotonic()
@@ -102,8 +103,11 @@ class FleetFront:
                     for piece in asked.failure(502, why):
                         yield piece
                     return
-                self.moved += 1
-                until, avoided[name] = monotonic() + self._wait, monotonic() + AVOIDED
+                avoided[name] = monotonic() + AVOIDED
+                if error.reached:
+                    self.moved += 1
+                    wait = self._begun_wait if asked.record else self._wait
+                    until = min(monotonic() + wait, asked.deadline)
             finally:
                 self._router.done(name, work)
 
@@ -152,7 +156,8 @@ class _Asked:
         self.fruitless = 0
         """Replicas that were lost since the last token."""
         self._events = call.taken
-        self._timeout, self._began = timeout, monotonic()
+        self._timeout = timeout
+        self.deadline = monotonic() + _seconds(timeout)
 
     @property
     def can_go_on(self) -> bool:
@@ -180,7 +185,8 @@ class _Asked:
                             head, whole = frames.head(frame), []
                             if self.shown:
                                 if head.status != 200:
-                                    raise ReplicaLost(f"it answers {head.status}")
+                                    full = head.status in (429, 503)
+                                    raise ReplicaLost(f"it answers {head.status}", reached=not full)
                                 continue
                             self.refusal = head if head.status in (429, 503) else None
                             self.head, streamed = head, head.streamed
@@ -204,6 +210,9 @@ class _Asked:
                         case kind:
                             self.record.add(frame)
                             self.fruitless = 0 if kind == frames.EVENTS else self.fruitless
+        except ReplicaLost as error:
+            self.fruitless -= not error.reached
+            raise
         finally:
             await pieces.aclose()
 
@@ -219,10 +228,9 @@ class _Asked:
     def _next_call(self) -> RelayCall:
         headers = dict(self.call.headers)
         if self._timeout is not None:
-            try:
-                headers[TIMEOUT] = f"{max(0.001, float(self._timeout) - (monotonic() - self._began)):.3f}"
-            except ValueError:
-                headers[TIMEOUT] = self._timeout  # the engine says what is wrong with it
+            left = self.deadline - monotonic()
+            # Of one that is no number the engine says what is wrong with it.
+            headers[TIMEOUT] = f"{max(0.001, left):.3f}" if math.isfinite(left) else self._timeout
         if not self.record:
             return msgspec.structs.replace(self.call, headers=headers)
         return RelayCall(
@@ -233,3 +241,12 @@ class _Asked:
             tenant=self.call.tenant,
             taken=self._events,
         )
+
+
+def _seconds(timeout: str | None) -> float:
+    """Infinity: there is none, or it is no number."""
+    try:
+        seconds = float(timeout or "inf")
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(seconds) else seconds

@@ -32,7 +32,8 @@ class HttpFleet:
         self._urls: dict[str, str] = {}
 
     async def update(self, replicas: dict[str, ReplicaFacts]) -> None:
-        """These are all replicas now. Requests of those that are gone go on elsewhere at once."""
+        """These are all replicas now. Requests of those that are gone go on elsewhere at once. A replica that cannot be
+        reached from here gets no request until it answers."""
         for name in [name for name in self._clients if name not in replicas or replicas[name].url != self._urls[name]]:
             self._router.leave(name)
             await self._clients.pop(name).close()
@@ -41,17 +42,26 @@ class HttpFleet:
             if name not in self._clients:
                 self._clients[name], self._urls[name] = EngineClient(facts.url, self._key), facts.url
                 self._router.join(name, kv_tokens=facts.kv_tokens, images=facts.images)
-            if self._router.replicas[name].accepting != facts.accepting:
-                self._router.accept(name, facts.accepting)
+            self._clients[name].look()
+            self._accept(name, facts.accepting and self._clients[name].reachable)
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
     async def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
         """Like `Fleet.call`."""
         if (client := self._clients.get(name)) is None:
-            raise ReplicaLost("it has left")
-        async with contextlib.aclosing(client.call(call)) as answer:
-            async for piece in answer:
-                yield piece
+            raise ReplicaLost("it has left", reached=False)
+        try:
+            async with contextlib.aclosing(client.call(call)) as answer:
+                async for piece in answer:
+                    yield piece
+        except ReplicaLost:
+            if self._clients.get(name) is client and not client.reachable:
+                self._accept(name, False)
+            raise
 
     async def close(self) -> None:
         await self.update({})
+
+    def _accept(self, name: str, accepting: bool) -> None:
+        if self._router.replicas[name].accepting != accepting:
+            self._router.accept(name, accepting)

@@ -8,8 +8,8 @@ from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
-from lightllm_mp.facts import EngineLimits
 from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.kv_space import KvSpace
 from lightllm_mp.scheduler.output_lengths import OutputLengths, capacity, most, peak
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
@@ -19,29 +19,30 @@ UPLOAD_POSITIONS = 1 << 18
 
 
 class Admission:
-    def __init__(self, limits: EngineLimits, rows: Rows, kv: KvMemory) -> None:
+    def __init__(self, rows: Rows, kv: KvMemory) -> None:
         self._rows, self._kv = rows, kv
-        self._capacity = capacity(limits.kv_tokens)
-        self._most = limits.window_slots or None
-        """Slots of one sequence."""
         self.lengths = OutputLengths()
 
     def admits(self, candidate: Sequence, cached: int) -> bool:
         """Whether KV memory holds the candidate beside the running sequences. The tree has `cached` of its ids locked.
 
         A sequence is charged for what it computes itself; used slots that no running sequence computed are constant."""
+        return all(self._fits(space, candidate, cached) for space in self._kv.spaces)
+
+    def _fits(self, space: KvSpace, candidate: Sequence, cached: int) -> bool:
         rows, running = self._rows, self._rows.running()
-        planned, borrowed = rows.planned[running], np.maximum(rows.borrowed, rows.first)[running]
+        computed = rows.computed[space.number, running]
+        planned = rows.planned[running]
         length = np.append(np.maximum(planned, rows.target[running]), len(candidate.ids))
         prompt = np.append(rows.prompt[running], candidate.prompt_tokens)
         limit = np.append(rows.limit[running], candidate.limit) - prompt
-        held = length - np.append(borrowed, cached)
-        room = self._capacity - (self._kv.used - int((planned - borrowed).sum()))
-        if most(held, limit + prompt - 1 - length, self._most) <= room:
+        held = length - np.append(planned - computed, cached)
+        room = capacity(space.pool.total) - (space.used - int(computed.sum()))
+        if most(held, limit + prompt - 1 - length, space.bound) <= room:
             return True
         draws = np.concatenate((rows.draws[:, running], candidate.draws[:, None]), axis=1)
         final = self.lengths.predict(length - prompt, limit, draws)
-        return peak(held, np.maximum(final + prompt - 1 - length, 0), self._most) <= room
+        return peak(held, np.maximum(final + prompt - 1 - length, 0), space.bound) <= room
 
 
 def service_order(prompts: Seq[tuple[int, int, int]], budget: int) -> Iterator[tuple[int, int]]:

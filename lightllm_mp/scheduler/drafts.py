@@ -99,7 +99,7 @@ class Drafts:
             if slots is None:
                 break
             end = start + len(draft)
-            rows.slots[row, start:end], rows.ids[row, start:end] = slots, draft
+            rows.slots[:, row, start:end], rows.ids[row, start:end] = slots, draft
             rows.planned[row], rows.drafted[row] = end, len(draft)
             placed += len(draft)
         self._counters.draft_tokens += placed

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lightllm_mp.messages import COMPILING, DECODE, IMAGES, OTHERS, PREFILL, QUEUED, UNKNOWN, SchedulerState
 from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.kv_space import KvSpace
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
@@ -46,7 +47,7 @@ def scheduler_state(
             table[:, column] = _progress(rows, sequence)
         else:
             table[0, column] = IMAGES if rid in lacking_images else COMPILING if rid in compiling else UNKNOWN
-    found = kv_map(rows, kv, {rid: number for number, rid in enumerate(asked, 1)})
+    found = kv_map(rows, kv.spaces[0], {rid: number for number, rid in enumerate(asked, 1)})
     return SchedulerState(
         rids,
         stages=table[0].astype(np.uint8).tobytes(),
@@ -68,25 +69,25 @@ def _progress(rows: Rows, sequence: Sequence) -> tuple[int, int, int, int]:
         return QUEUED, sequence.prompt_tokens, 0, 0
     computed = int(rows.confirmed[row])
     stage = PREFILL if computed < rows.target[row] else DECODE
-    return stage, sequence.prompt_tokens, computed, min(int(rows.borrowed[row]), sequence.prompt_tokens)
+    return stage, sequence.prompt_tokens, computed, min(int(rows.borrowed[0, row]), sequence.prompt_tokens)
 
 
-def kv_map(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> KvMap:
+def kv_map(rows: Rows, space: KvSpace, numbers: Mapping[int, int]) -> KvMap:
     """KV memory in cells. `numbers`: what stands for a rid among the owners; for others it is OTHERS."""
-    total = kv.pool.total
+    total = space.pool.total
     shift = max(0, (total - 1).bit_length() - CELL_BITS)
     starts = np.arange(0, total, 1 << shift)
     sizes = np.diff(starts, append=total)
-    held, owner = _held(rows, kv, numbers)
+    held, owner = _held(rows, space, numbers)
     cells = held >> shift
     running = np.bincount(cells, minlength=len(starts))
-    free = kv.pool.free_in(starts)
+    free = space.pool.free_in(starts)
     owners = np.zeros(len(starts), np.uint8)
     owners[cells] = owner
     return KvMap(1 << shift, _percent(running, sizes), _percent(sizes - free - running, sizes), owners)
 
 
-def _held(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+def _held(rows: Rows, space: KvSpace, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """The slots that running sequences hold, each once, and the number of one holder of each."""
     parts, owners = [np.empty(0, np.int32)], [0]
     seen = set[int]()
@@ -94,9 +95,9 @@ def _held(rows: Rows, kv: KvMemory, numbers: Mapping[int, int]) -> tuple[NDArray
         sequence = rows.sequences[row]
         assert sequence is not None
         number = numbers.get(sequence.rid, OTHERS)
-        parts.append(rows.slots[row, rows.owned[row] : rows.planned[row]])
+        parts.append(space.held(row))
         owners.append(number)
-        for node in kv.tree.needed(sequence.node) if sequence.node is not None else ():
+        for node in space.tree.needed(sequence.nodes[space.number]) if sequence.nodes else ():
             if id(node) in seen:
                 continue
             seen.add(id(node))

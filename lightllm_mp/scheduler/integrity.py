@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightllm_mp.scheduler.kv_memory import KvMemory
+from lightllm_mp.scheduler.kv_space import KvSpace
 from lightllm_mp.scheduler.prefix_tree import EMPTY, PrefixNode, PrefixTree, path
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.recurrent_states import RecurrentStates
@@ -23,15 +24,16 @@ def check(rows: Rows, kv: KvMemory) -> None:
     """IntegrityError unless each slot is either free, in the tree or owned by one running sequence, and locks and
     counts add up. O(slots + nodes)."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
-    _check_slots(rows, kv, running)
-    _check_tree(kv.tree, running)
+    for space in kv.spaces:
+        _check_slots(space, running)
+        _check_tree(space, running)
+        for sequence in running:
+            _check_prefix(rows, space, sequence)
+        charged = int(rows.computed[space.number, rows.running()].sum())
+        if charged > space.used:
+            raise IntegrityError(f"admission charges {charged} slots to running sequences, {space.used} are in use")
     if isinstance(kv.states, RecurrentStates):
         _check_states(rows, kv.states, kv.tree, running)
-    for sequence in running:
-        _check_prefix(rows, sequence)
-    charged = int(rows.computed[rows.running()].sum())
-    if charged > kv.used:
-        raise IntegrityError(f"admission charges {charged} slots to running sequences, {kv.used} are in use")
 
 
 def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: WaitQueue) -> None:
@@ -55,11 +57,11 @@ def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) 
         raise IntegrityError(f"images of {leases.leaving} requests are kept for steps that are all answered")
 
 
-def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
-    owned = [rows.slots[s.row, rows.owned[s.row] : rows.planned[s.row]] for s in running]
-    treed = (node.slots for node in kv.tree.nodes() if not node.hollow)
-    holders = np.concatenate((kv.pool.free_slots(), *treed, *owned))
-    total = kv.pool.total
+def _check_slots(space: KvSpace, running: list[Sequence]) -> None:
+    owned = [space.held(sequence.row) for sequence in running]
+    treed = (node.slots for node in space.tree.nodes() if not node.hollow)
+    holders = np.concatenate((space.pool.free_slots(), *treed, *owned))
+    total = space.pool.total
     if holders.min(initial=0) < 0 or holders.max(initial=0) >= total:
         raise IntegrityError(f"slots lie in 0..{total - 1}: {holders.min()}..{holders.max()}")
     held = np.zeros(total, np.bool_)
@@ -73,10 +75,10 @@ def _check_slots(rows: Rows, kv: KvMemory, running: list[Sequence]) -> None:
     )
 
 
-def _check_tree(tree: PrefixTree, running: list[Sequence]) -> None:
-    locks: dict[PrefixNode, int] = {}
+def _check_tree(space: KvSpace, running: list[Sequence]) -> None:
+    tree, locks = space.tree, dict[PrefixNode, int]()
     for sequence in running:
-        for node in tree.needed(sequence.node) if sequence.node is not None else ():
+        for node in tree.needed(sequence.nodes[space.number]) if sequence.nodes else ():
             locks[node] = locks.get(node, 0) + 1
     tokens = evictable = 0
     for node in tree.nodes():
@@ -112,14 +114,14 @@ def _check_states(rows: Rows, states: RecurrentStates, tree: PrefixTree, running
         raise IntegrityError(f"copies of states: {states.pool.free} free and {len(owners)} used of {states.pool.total}")
 
 
-def _check_prefix(rows: Rows, sequence: Sequence) -> None:
+def _check_prefix(rows: Rows, space: KvSpace, sequence: Sequence) -> None:
     """The positions that a sequence shares are those of its locked path."""
     row = sequence.row
-    nodes = path(sequence.node) if sequence.node is not None else []
+    nodes = path(sequence.nodes[space.number]) if sequence.nodes else []
     slots = np.concatenate([EMPTY, *(node.slots for node in nodes)])
     ids = np.concatenate([EMPTY, *(node.ids for node in nodes)])
-    treed, first = int(rows.treed[row]), int(rows.first[row])
-    same = np.array_equal(slots[first:], rows.slots[row, first:treed])
+    treed, first = int(rows.treed[row]), int(rows.first[space.number, row])
+    same = np.array_equal(slots[first:], rows.slots[space.number, row, first:treed])
     if not (same and np.array_equal(ids, rows.ids[row, :treed])):
         raise IntegrityError(f"sequence {sequence.rid} shares {treed} positions that are not the tree's")
     if not treed <= rows.confirmed[row] <= rows.planned[row] < rows.limit[row]:

@@ -1,10 +1,12 @@
-"""KV memory: each slot is either free, in the prefix tree, or owned by one running sequence.
+"""KV memory of the running sequences and of the prefix cache, in one or two spaces (kv_space.py). A position has a slot
+in each of them.
 
-A sequence holds its first `Rows.treed` positions through a lock on the tree and owns the rest. The tree gets the
+A sequence holds its first `Rows.treed` positions through locks on the trees and owns the rest. The trees get the
 positions of answered steps when the prefill is done, so that other sequences share them, and when the sequence leaves.
+A prefix is known as far as the trees of all spaces know it.
 
-Where every layer has a window, a sequence holds the positions that its next tokens see, from `Rows.first` on: others go
-to the tree, without a lock, as it runs (`leave_behind`), where they stay until their slots are needed.
+In layers with windows, a sequence holds the positions that its next tokens see, from `Rows.first` on: others go to the
+trees as it runs (`leave_behind`), in these layers without a lock, where they stay until their slots are needed.
 """
 
 from __future__ import annotations
@@ -16,20 +18,25 @@ import numpy as np
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.prefix_tree import EMPTY, HOLLOW, Namespace, PrefixNode, PrefixTree
+from lightllm_mp.scheduler.kv_space import kv_spaces
+from lightllm_mp.scheduler.prefix_tree import EMPTY, Namespace, PrefixNode
 from lightllm_mp.scheduler.recurrent_states import states_of
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
-from lightllm_mp.scheduler.slot_pool import SlotPool
 from lightllm_mp.vision.placeholders import sure_match
+
+Found = list[tuple[Ints, PrefixNode]]
+"""A known prefix in each space: its slots and last node."""
 
 
 class KvMemory:
     def __init__(self, limits: EngineLimits, rows: Rows, counters: Counters) -> None:
-        self._tail = limits.window - 1 if limits.window else None
+        self.spaces = kv_spaces(limits, rows)
+        self._windowed = self.spaces[-1] if limits.window else None
         self._whole = limits.whole_images
-        self.pool, self.tree = SlotPool(limits.kv_tokens), PrefixTree(self._tail)
         self._grain = limits.window_grain
+        self.pool, self.tree = self.spaces[0].pool, self.spaces[0].tree
+        """Those of the first space."""
         self.states = states_of(limits, rows, self.tree)
         self._rows = rows
         self._counters = counters
@@ -37,152 +44,153 @@ class KvMemory:
     @property
     def available(self) -> int:
         """Slots that `take` can give."""
-        return self.pool.free + self.tree.evictable
+        return min(space.available for space in self.spaces)
 
     @property
     def used(self) -> int:
-        """Slots held by running sequences, shared ones counted once."""
-        return self.pool.total - self.available
+        """Slots of the first space that running sequences hold, shared ones counted once."""
+        return self.spaces[0].used
+
+    def gauges(self) -> dict[str, float]:
+        """Of the space of layers with windows, if there are two."""
+        near = self.spaces[1] if len(self.spaces) > 1 else None
+        return {"kv_window_used": near.used if near else 0, "kv_window_total": near.pool.total if near else 0}
 
     def clear(self) -> None:
-        self.pool.clear()
-        self.tree.clear()
+        for space in self.spaces:
+            space.clear()
         self.states.clear()
 
     def take(self, n: int) -> Ints | None:
-        """int32 [n] slots; evicts cached prefixes if needed. None when that is not enough."""
-        missing = n - self.pool.free
-        if missing > self.tree.evictable:
+        """int32 [spaces, n] slots; evicts cached prefixes if needed. None when that is not enough."""
+        if n > self.available:
             return None
-        if missing > 0:
-            self.pool.give_back(self.tree.evict(missing))
-            self._counters.evicted_tokens += missing
+        evicted = [space.make_room(n) for space in self.spaces]
+        if any(evicted):
+            self._counters.evicted_tokens += evicted[0]
             self.states.reclaim()
-        return self.pool.alloc(n)
+        taken = [space.pool.alloc(n) for space in self.spaces]
+        return np.stack([slots for slots in taken if slots is not None])
 
-    def borrow(self, sequence: Sequence) -> Ints:
-        """Lock the longest known prefix of a sequence in place of the one it held; returns its slots. The last id is
-        never part of it: the sequence needs its logits, so the id is computed."""
+    def borrow(self, sequence: Sequence) -> list[Ints]:
+        """Lock the longest known prefix of a sequence in place of the one it held; returns its slots in each space. The
+        last id is never part of it: the sequence needs its logits, so the id is computed."""
         if not sequence.reads_cache:
-            return EMPTY
-        slots, node = self._match(sequence)
-        self.tree.lock(node)
+            return [EMPTY for _ in self.spaces]
+        return self._share(sequence, self._match(sequence))
+
+    def _share(self, sequence: Sequence, found: Found) -> list[Ints]:
+        for space, (_, node) in zip(self.spaces, found, strict=True):
+            space.tree.lock(node)
         self.let_go(sequence)
-        sequence.node, sequence.tree_version = node, self.tree.version
-        return slots
+        sequence.nodes, sequence.tree_version = tuple(node for _, node in found), self._version
+        return [slots for slots, _ in found]
+
+    @property
+    def _version(self) -> int:
+        return sum(space.tree.version for space in self.spaces)
 
     def leave_behind(self) -> Iterator[tuple[int, int, int, int]]:
         """Give up positions that no token of a running sequence will see again, where there are enough of them. Yields
         (row, life, start, end) of positions whose slots have changed."""
-        if self._tail is None:
+        if (space := self._windowed) is None or space.tail is None:
             return
         rows = self._rows
-        behind = rows.confirmed - self._tail
-        for row in np.flatnonzero((rows.life > 0) & (behind - rows.first >= self._grain)).tolist():
+        behind = rows.confirmed - space.tail
+        for row in np.flatnonzero((rows.life > 0) & (behind - rows.first[space.number] >= self._grain)).tolist():
             sequence = rows.sequences[row]
             assert sequence is not None
             if sequence.cached:
                 start, end = self.publish(sequence)
                 if start < end:
                     yield row, int(rows.life[row]), start, end
-            elif behind[row] > rows.owned[row]:
-                self.pool.give_back(rows.slots[row, rows.owned[row] : behind[row]].copy())
-                rows.first[row] = behind[row]
+            else:
+                space.leave(row, int(behind[row]))
 
     def forget(self, namespace: Namespace) -> None:
-        """Nothing of what the tree has of a namespace may be used again: some of it may be wrong."""
-        self.tree.forget(namespace)
+        """Nothing of what the trees have of a namespace may be used again: some of it may be wrong."""
+        for space in self.spaces:
+            space.tree.forget(namespace)
         for sequence in self._rows.sequences:
             if sequence is not None and sequence.namespace == namespace:
                 sequence.cached = False
 
-    def _match(self, sequence: Sequence) -> tuple[Ints, PrefixNode]:
-        """The longest usable prefix that surely has the same images (see `sure_match`): its slots and last node."""
+    def _match(self, sequence: Sequence) -> Found:
+        """The longest usable prefix that surely has the same images (see `sure_match`)."""
         end = len(sequence.ids) - 1
         while True:
-            slots, node = self.tree.match(sequence.ids[:end], sequence.namespace)
-            end = sure_match(len(slots), sequence.spans, self._whole)
-            if end == len(slots):
-                return self.states.usable(sequence, slots, node)
+            found = [space.tree.match(sequence.ids[:end], sequence.namespace) for space in self.spaces]
+            end = sure_match(min(len(slots) for slots, _ in found), sequence.spans, self._whole)
+            if all(len(slots) == end for slots, _ in found):
+                return [self.states.usable(sequence, *found[0]), *found[1:]]
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
-        """How many of a sequence's computed `ids` may go to the tree: never only the start of an image. If the tree's
+        """How many of a sequence's computed `ids` may go to the trees: never only the start of an image. If a tree's
         match ends in what may be another image (see `sure_match`), only the ids before that image."""
         if not sequence.spans:
             return len(ids)
-        known = self.tree.known(ids, sequence.namespace)
-        sure = sure_match(known, sequence.spans, self._whole)
-        return sure_match(len(ids), sequence.spans, self._whole) if sure == known else sure
+        end = sure_match(len(ids), sequence.spans, self._whole)
+        for space in self.spaces:
+            known = space.tree.known(ids, sequence.namespace)
+            if (sure := sure_match(known, sequence.spans, self._whole)) < known:
+                end = min(end, sure)
+        return end
 
     def let_go(self, sequence: Sequence) -> None:
-        """Give up the lock on the shared prefix."""
-        if sequence.node is not None:
-            self.tree.unlock(sequence.node)
-        sequence.node = None
+        """Give up the locks on the shared prefix."""
+        for space, node in zip(self.spaces, sequence.nodes, strict=False):
+            space.tree.unlock(node)
+        sequence.nodes = ()
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
-        """Give the computed positions of a running sequence to the tree. Where the tree already has the same prefix,
-        the sequence switches to the tree's slots; returns the start and end of those positions."""
+        """Give the computed positions of a running sequence to the trees. Where a tree already has the same prefix, the
+        sequence switches to the tree's slots; returns the start and end of those positions."""
         row, rows = sequence.row, self._rows
         start, end = int(rows.treed[row]), int(rows.confirmed[row])
         end = self._sharable(sequence, rows.ids[row, :end])
-        node, known = self._insert(sequence, end)
-        self.tree.lock(node)
+        found = [space.publish(sequence, start, end) for space in self.spaces]
         self.let_go(sequence)
-        sequence.node = node
+        sequence.nodes = tuple(node for node, _ in found)
         rows.treed[row] = end
         rows.see_from(row, end)
-        if known > start:
-            rows.slots[row, start:known] = self.tree.slots_of(node)[start:known]
-            rows.borrowed[row] = known
         self.states.keep(sequence, end)
-        return start, max(start, known)
-
-    def _insert(self, sequence: Sequence, end: int) -> tuple[PrefixNode, int]:
-        """As `PrefixTree.insert`, for the first `end` positions of a running sequence. What the tree does not take of
-        the sequence's slots is free."""
-        row, rows = sequence.row, self._rows
-        slots = rows.slots[row, :end].copy()
-        slots[: rows.owned[row]] = HOLLOW
-        node, known = self.tree.insert(rows.ids[row, :end], slots, sequence.namespace)
-        self.pool.give_back(self.tree.fill(node, slots[:known]))
-        return node, known
+        return start, max(start, *(known for _, known in found))
 
     def catch_up(self, sequence: Sequence) -> tuple[int, int]:
         """Use what other sequences have computed of a running sequence's prompt, if that is more than it has planned
         itself. Returns the start and end of the positions whose slots have changed."""
         row, rows = sequence.row, self._rows
         start, planned = int(rows.treed[row]), int(rows.planned[row])
-        if not sequence.reads_cache or sequence.tree_version == self.tree.version:
+        if not sequence.reads_cache or sequence.tree_version == self._version:
             return start, start
-        slots, node = self._match(sequence)
-        sequence.tree_version = self.tree.version
-        if len(slots) <= planned:
+        found = self._match(sequence)
+        sequence.tree_version = self._version
+        known = len(found[0][0])
+        if known <= planned:
             return start, start
-        self.tree.lock(node)
-        self.let_go(sequence)
-        sequence.node = node
+        slots = self._share(sequence, found)
         self.states.drop(sequence)
-        self.pool.give_back(rows.slots[row, rows.owned[row] : planned].copy())
+        for space in self.spaces:
+            space.give_back(row, int(rows.owned[space.number, row]), planned)
         rows.start_from(row, slots)
-        return start, len(slots)
+        return start, known
 
     def take_back(self, row: int, count: int) -> None:
         """Free the slots of the last `count` planned positions of a row: they are planned no longer."""
         end = int(self._rows.planned[row])
-        self.pool.give_back(self._rows.slots[row, end - count : end].copy())
+        for space in self.spaces:
+            space.give_back(row, end - count, end)
         self._rows.planned[row] = end - count
 
     def release(self, sequence: Sequence) -> None:
-        """Take all slots from a running sequence; if it is `cached`, the tree gets the computed positions."""
+        """Take all slots from a running sequence; if it is `cached`, the trees get the computed positions."""
         row, rows = sequence.row, self._rows
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         end = self._sharable(sequence, rows.ids[row, :confirmed]) if sequence.cached and confirmed > treed else treed
-        if end > treed:
-            self._insert(sequence, end)
-        else:
-            end = int(rows.owned[row])
-        self.pool.give_back(rows.slots[row, end:planned].copy())
+        for space in self.spaces:
+            if end > treed:
+                space.insert(sequence, end)
+            space.give_back(row, max(end, int(rows.owned[space.number, row])), planned)
         self.states.keep(sequence, end)
         self.states.drop(sequence)
         self.let_go(sequence)

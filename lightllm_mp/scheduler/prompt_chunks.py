@@ -44,7 +44,7 @@ class PromptChunks:
             slots = self._kv.take(count) if count <= budget or not starts else None
             if slots is None:
                 break
-            rows.slots[row, :count] = slots
+            rows.slots[:, row, :count] = slots
             rows.planned[row] = count
             starts[sequence] = 0
             budget -= count
@@ -70,12 +70,12 @@ class PromptChunks:
             if self._whole_images:
                 count = whole_images(sequence.spans, start, count, room)
             slots = self._kv.take(count)
-            if slots is None or not len(slots):
+            if slots is None or not count:
                 continue
-            rows.slots[row, start : start + len(slots)] = slots
-            rows.planned[row] += len(slots)
+            rows.slots[:, row, start : start + count] = slots
+            rows.planned[row] += count
             starts.setdefault(sequence, start)
-            budget -= len(slots)
+            budget -= count
         return starts
 
     def _catch_up(self, sequence: Sequence) -> None:

@@ -43,7 +43,7 @@ class PromptImages:
             if first < last:
                 yield ImagePart(first, last - first, offset, span.first + first - span.start, span.image.tokens)
 
-    def rotary_lines(self, start: int, end: int) -> Ints:
+    def rotary_rows(self, start: int, end: int) -> Ints:
         """Rotary rows of the chunk that `shift` does not give: int32 [n, 3] from position `start` on; n may be 0."""
         return np.empty((0, 3), np.int32) if self.rotary is None else self.rotary[start:end]
 

@@ -2,6 +2,9 @@
 
 Plans that have been given out compute a sequence's positions below `planned`; plans that have been answered have
 computed those below `confirmed`. Computing position p samples id p + 1.
+
+A position has a slot in each space of KV slots: there is one for all layers, or one for those without a window and one
+for those with windows (see kv_memory.py).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import mmap
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
@@ -24,7 +28,7 @@ class Rows:
     def __init__(self, limits: EngineLimits) -> None:
         self.total = limits.running
         self._width = limits.width
-        self._tail = limits.window - 1 if limits.window else limits.width
+        self._tails = np.array(seen_before(limits))
         self._lives = 0
         self.clear()
 
@@ -42,10 +46,11 @@ class Rows:
         self.confirmed = np.zeros(n, np.int64)
         self.treed = np.zeros(n, np.int64)
         """Leading positions whose slots the prefix tree owns; the sequence owns those up to `planned`."""
-        self.first = np.zeros(n, np.int64)
-        """Positions before this are behind the model's window: the sequence holds none of their slots."""
-        self.borrowed = np.zeros(n, np.int64)
-        """Leading positions that another sequence has computed."""
+        spaces = len(self._tails)
+        self.first = np.zeros((spaces, n), np.int64)
+        """Positions before this are behind the window of a space's layers: the sequence holds none of their slots."""
+        self.borrowed = np.zeros((spaces, n), np.int64)
+        """Leading positions whose slots in a space another sequence has computed."""
         self.unloaded = np.zeros(n, np.bool_)
         """No plan has loaded the recurrent state after those positions (scheduler/recurrent_states.py)."""
         self.tenant = np.zeros(n, np.int64)
@@ -63,15 +68,17 @@ class Rows:
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
         # Host copies of the worker's tables.
-        self.ids, self.slots = sparse_table(n, self._width), sparse_table(n, self._width)
+        self.ids = sparse_table(n, self._width)
+        self.slots = sparse_table(spaces * n, self._width).reshape(spaces, n, self._width)
+        """[spaces, rows, width]"""
         self._free = list(range(n))
 
     @property
     def free(self) -> int:
         return len(self._free)
 
-    def seat(self, sequence: Sequence, slots: Ints) -> None:
-        """Give a row to a sequence whose first len(slots) positions are in the tree."""
+    def seat(self, sequence: Sequence, slots: Seq[Ints]) -> None:
+        """Give a row to a sequence whose first positions are known, in the `slots` of each space."""
         row = sequence.row = heapq.heappop(self._free)
         self._lives += 1
         self.sequences[row] = sequence
@@ -88,17 +95,18 @@ class Rows:
         self.ids[row, : len(sequence.ids)] = sequence.ids
         self.start_from(row, slots)
 
-    def start_from(self, row: int, slots: Ints) -> None:
-        """The row's first len(slots) positions are computed already, in these slots."""
-        known = len(slots)
-        self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[row] = known
+    def start_from(self, row: int, slots: Seq[Ints]) -> None:
+        """The row's first positions are computed already, in these slots of each space."""
+        known = len(slots[0])
+        self.planned[row] = self.confirmed[row] = self.treed[row] = self.borrowed[:, row] = known
         self.unloaded[row] = True
         self.see_from(row, known)
-        self.slots[row, :known] = np.maximum(slots, 0)  # any number in place of one that no token reads
+        for table, own in zip(self.slots, slots, strict=True):
+            table[row, :known] = np.maximum(own, 0)  # any number in place of one that no token reads
 
     def see_from(self, row: int, position: int) -> None:
         """No token before `position` will be computed."""
-        self.first[row] = max(0, position - self._tail)
+        self.first[:, row] = np.maximum(0, position - self._tails)
 
     def vacate(self, sequence: Sequence) -> None:
         row, sequence.row = sequence.row, -1
@@ -110,12 +118,12 @@ class Rows:
 
     @property
     def owned(self) -> np.ndarray:
-        """int64 [rows]: the first position whose slot the sequence owns, up to `planned`."""
+        """int64 [spaces, rows]: the first position whose slot the sequence owns, up to `planned`."""
         return np.maximum(self.treed, self.first)
 
     @property
     def computed(self) -> np.ndarray:
-        """int64 [rows]: how many slots the sequence holds and has computed itself."""
+        """int64 [spaces, rows]: how many slots the sequence holds and has computed itself."""
         return self.planned - np.maximum(self.borrowed, self.first)
 
     def running(self) -> np.ndarray:
@@ -130,6 +138,12 @@ class Rows:
     def known(self, row: int) -> int:
         """How many of the row's ids have been confirmed."""
         return int(max(self.target[row], self.confirmed[row] + 1))
+
+
+def seen_before(limits: EngineLimits) -> list[int]:
+    """How many tokens before its own a token sees, at most, in each space."""
+    near = [limits.window - 1] if limits.window else []
+    return near if near and not limits.window_tokens else [limits.width, *near]
 
 
 def sparse_table(rows: int, width: int) -> Ints:

@@ -62,7 +62,7 @@ class Scheduler:
         self._rows = Rows(limits)
         self._counters = Counters()
         self._kv = KvMemory(limits, self._rows, self._counters)
-        self._admission = Admission(limits, self._rows, self._kv)
+        self._admission = Admission(self._rows, self._kv)
         self._live: dict[int, Sequence] = {}
         self._shares = Shares()
         self._waiting, self._prefilling = WaitQueue(self._shares), WaitQueue(self._shares)
@@ -193,7 +193,7 @@ class Scheduler:
                 return None
             self._preempt(self._youngest())
             decoding = rows.decoding()
-        rows.slots[decoding, rows.planned[decoding]] = slots
+        rows.slots[:, decoding, rows.planned[decoding]] = slots
         rows.planned[decoding] += 1
         self._drafts.place(decoding)
         self._shares.produces(rows.tenant[decoding])
@@ -225,7 +225,7 @@ class Scheduler:
     def _seat(self, sequence: Sequence) -> bool:
         slots = self._kv.borrow(sequence)
         alone = self._rows.free == self._rows.total
-        if not alone and not self._admission.admits(sequence, len(slots)):
+        if not alone and not self._admission.admits(sequence, len(slots[0])):
             self._kv.let_go(sequence)
             return False
         self._rows.seat(sequence, slots)
@@ -377,6 +377,7 @@ class Scheduler:
             "kv_used": self._kv.used,
             "kv_cached": self._kv.tree.evictable,
             "kv_total": self.limits.kv_tokens,
+            **self._kv.gauges(),
             **self._kv.states.gauges(),
             **self._counters.by_name(),
         }

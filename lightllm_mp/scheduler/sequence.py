@@ -63,10 +63,10 @@ class Sequence:
     opened: bool = False
     """The detokenizer knows the sequence; for a pooled one, the front does."""
     row: int = -1
-    node: PrefixNode | None = None
-    """Last node of the prefix shared with the tree, locked."""
+    nodes: tuple[PrefixNode, ...] = ()
+    """Last node of the prefix shared with the tree of each space of KV slots, locked. Empty: none is shared."""
     tree_version: int = -1
-    """`PrefixTree.version` when the prefix was last looked up."""
+    """The sum of `PrefixTree.version` when the prefix was last looked up."""
     known: int = 0
     """Length of the prefix that the tree had then."""
     saves: dict[int, int] = field(default_factory=dict)
@@ -84,6 +84,11 @@ class Sequence:
     tenant: int = 0
     cache_owner: bytes = b""
     """The tenant, where each has its own prefix cache."""
+
+    @property
+    def node(self) -> PrefixNode | None:
+        """The node of the first space."""
+        return self.nodes[0] if self.nodes else None
 
     @property
     def sampling(self) -> Sampling:

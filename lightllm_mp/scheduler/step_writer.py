@@ -59,10 +59,10 @@ def write_step(
     `Sequence.uploaded`."""
     builder = PlanBuilder(step)
     for row, start, end in moved:
-        builder.write_slots(row, start, rows.slots[row, start:end])
+        builder.write_slots(row, start, rows.slots[:, row, start:end])
     lines, positions = _lines(rows, decoding)
     if len(decoding):
-        builder.write_slot_each(lines, positions, rows.slots[lines, positions])
+        builder.write_slot_each(lines, positions, rows.slots[:, lines, positions])
         builder.add_each(lines, positions)
     for row in decoding[rows.drafted[decoding] > 0].tolist():
         start = int(rows.planned[row] - rows.drafted[row])
@@ -120,7 +120,7 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
             guided=sequence.guided,
         )
     first = start if sequence.uploaded else 0
-    builder.write_slots(row, first, rows.slots[row, first:end])
+    builder.write_slots(row, first, rows.slots[:, row, first:end])
     # Upload one id more than is computed: the prompt logprob at the chunk's last position needs it.
     upto = min(end + 1, target)
     if sequence.uploaded < upto:
@@ -131,5 +131,5 @@ def _write_chunk(builder: PlanBuilder, rows: Rows, sequence: Sequence, start: in
     if sequence.images is not None:
         for part in sequence.images.parts(start, end):
             builder.add_image(row, *part)
-        if len(rotary := sequence.images.rotary_lines(start, end)):
+        if len(rotary := sequence.images.rotary_rows(start, end)):
             builder.write_rotary(row, start, rotary)

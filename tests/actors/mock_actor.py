@@ -25,7 +25,7 @@ class MockWorkerActor(BlockingActor):
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._kv_tokens = launch.config.engine.max_total_token_num or 20_000
+        self._kv_tokens = launch.settings.engine.max_total_token_num or 20_000
         self._worker = self._fresh()
         self._plans: deque[bytes] = deque()
         self._masks: deque[bytes] = deque()
@@ -37,8 +37,8 @@ class MockWorkerActor(BlockingActor):
                 kv_tokens=self._kv_tokens,
                 rows=self.rows,
                 step_tokens=self.step_tokens,
-                run_ahead=max(0, launch.config.engine.run_ahead),
-                long_truncation_mode=launch.config.engine.long_truncation_mode or "",
+                run_ahead=max(0, launch.settings.engine.run_ahead),
+                long_truncation_mode=launch.settings.engine.long_truncation_mode or "",
                 pooled=self.pooled,
             ),
             model_name="mock",

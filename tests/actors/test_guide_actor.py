@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lightllm_mp.actors.guide import GuideActor
+from lightllm_mp.actors.runtime.actor_settings import GuideSettings
 from lightllm_mp.actors.topology import ROUTER, worker
 from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
@@ -40,9 +41,7 @@ class World:
         if path is None:
             pytest.skip("the default model is not installed")
         self.sent: list[tuple[str, Wire]] = []
-        launch: Any = SimpleNamespace(
-            model=SimpleNamespace(path=str(path)), config=SimpleNamespace(model=SimpleNamespace(tokenizer_mode="auto"))
-        )
+        launch: Any = SimpleNamespace(model=SimpleNamespace(path=str(path)), settings=GuideSettings("auto"))
         mailbox: Any = SimpleNamespace(
             post=lambda peer, message: self.sent.append((peer, message)), bell=SimpleNamespace(ring=lambda: None)
         )

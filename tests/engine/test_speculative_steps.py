@@ -54,6 +54,12 @@ def draft_from(run: Run, answers: dict[int, list[int]], right: float) -> None:
         return np.where(random.random(len(ids)) < right, ids, ids // 2).astype(np.int32)
 
     scheduler._drafts._propose = propose  # type: ignore[method-assign]
+    stop_the_clock(scheduler)
+
+
+def stop_the_clock(scheduler: Scheduler) -> None:
+    """The depth of drafts shall not depend on how busy this machine is."""
+    scheduler._drafts._times.add = lambda tokens, seconds: None  # type: ignore[method-assign]
 
 
 def both(folder: str, sampling: Sampling | None = None, **changes: Any) -> tuple[Run, Run]:
@@ -134,6 +140,7 @@ def generate(
     executor = Executor(model, kv_tokens=600, rows=60, max_context=64, step_tokens=240)
     limits = EngineLimits(600, 60, 64, 50, 240, model.spec.vocab, draft_tokens=most, prompt_cache=False)
     scheduler = Scheduler(limits)
+    stop_the_clock(scheduler)
     if draft is not None:
         scheduler._drafts._propose = lambda row, most: draft[:most]  # type: ignore[method-assign]
         every = lambda decoding, beside_prompts: [(index, most) for index in range(len(decoding))]  # noqa: E731

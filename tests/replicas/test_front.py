@@ -72,7 +72,7 @@ async def fleet(*names: str, keys: ApiKeys = KEYS, **options: Any) -> AsyncItera
         engines, router = Engines(sites), ReplicaRouter(1)
         for name in names:
             router.join(name, kv_tokens=4096)
-        yield FleetFront(engines, router, wait=3.0), engines
+        yield FleetFront(engines, router, wait=3.0, begun_wait=6.0), engines
         for client in engines.clients.values():
             await client.close()
 
@@ -253,7 +253,7 @@ def test_no_replica():
             assert (head.status, json.loads(data)["error"]["code"]) == (503, "replica_lost")
         async with fleet("a") as (front, engines):
             engines.lose["a"] = 4
-            front._wait = 0.2
+            front._begun_wait = 0.2
             head, data = await ask(front, "/generate_stream", STREAM)
             assert head.status == 200
             assert data.count(b"\n\n") >= 2

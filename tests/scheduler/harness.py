@@ -133,7 +133,7 @@ class Harness:
             if not self.step():
                 self.scheduler.check_integrity()
                 gauges = self.scheduler.gauges()
-                assert gauges["kv_used"] == gauges["running"] == gauges["waiting"] == 0
+                assert gauges["kv_used"] == gauges["kv_window_used"] == gauges["running"] == gauges["waiting"] == 0
                 assert not self.images.leases
                 assert not self.guide.open_rids
                 return self
@@ -240,6 +240,7 @@ def harness(depth: int = 0, **changes: object) -> Harness:
 def mock_worker(given: EngineLimits, images: MockImages) -> MockWorker:
     sizes = {"rows": given.rows, "width": given.max_context, "kv_tokens": given.kv_tokens}
     if given.states is None:
-        return MockWorker(vocab_size=given.vocab_size, images=images, window=given.window, **sizes)
+        windows = {"window": given.window, "window_tokens": given.window_tokens}
+        return MockWorker(vocab_size=given.vocab_size, images=images, **windows, **sizes)
     checkpoints = given.states.checkpoints
     return HybridMockWorker(checkpoints=checkpoints, vocab_size=given.vocab_size, images=images, **sizes)

@@ -27,8 +27,20 @@ class WrongSlot(AssertionError):
     """A step reads a slot that does not hold what it should."""
 
 
+class MockSpace:
+    """The KV of some layers: a slot table, and for each slot the digest of the prefix up to and with its token. Tokens
+    see `window` tokens."""
+
+    def __init__(self, rows: int, width: int, slots: int, window: int) -> None:
+        self.window = window
+        self.slots = np.full((rows, width), -1, np.int32)
+        self.digest = np.zeros(slots, U64)
+        self.position = np.full(slots, -1, np.int64)
+
+
 class MockWorker:
-    """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs next to nothing."""
+    """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs next to nothing. With
+    `window_tokens` layers with windows have so many slots of their own, and others see everything."""
 
     def __init__(
         self,
@@ -41,23 +53,22 @@ class MockWorker:
         images: MockImages | None = None,
         numbers: int = 1,
         window: int = 0,
+        window_tokens: int = 0,
     ) -> None:
-        self._window = window or width
+        self._spaces = [MockSpace(rows, width, kv_tokens, width if window_tokens or not window else window)]
+        if window_tokens:
+            self._spaces.append(MockSpace(rows, width, window_tokens, window))
         self._numbers = numbers
         """Of a row that answers a prompt; all are its score."""
         self._vocab, self._checks = vocab_size, checks
         self._images = images
         self._tokens = np.full((rows, width), -1, np.int32)
-        self._slots = np.full((rows, width), -1, np.int32)
         self._setups: list[RowSetup | None] = [None] * rows
         self._seeds = np.zeros(rows, U64)
         self._classes = np.zeros(rows, U64)
         self._plain = np.ones(rows, np.bool_)
         """Rows without banned ids and alternatives."""
         self._guided = np.zeros(rows, np.bool_)
-        self._digest = np.zeros(kv_tokens, U64)
-        """Of the prefix up to and with the slot's token."""
-        self._position = np.full(kv_tokens, -1, np.int64)
         self._step = -1
 
     def waits(self, plan: bytes) -> int:
@@ -78,7 +89,8 @@ class MockWorker:
         for setup in work.setups:
             self._set_up(setup)
         _write(self._tokens, work.ids.runs, work.ids.values)
-        _write(self._slots, work.slots.runs, work.slots.values)
+        for space, values in zip(self._spaces, np.split(work.slots.values, len(self._spaces)), strict=True):
+            _write(space.slots, work.slots.runs, values)
         if self._checks:
             self._check_images(work)
         digests = self._compute(work)
@@ -92,31 +104,38 @@ class MockWorker:
         self._seeds[row] = seed_part(int(rules["seed"]), float(rules["temperature"]))
         self._plain[row] = not (len(setup.masked_ids) or rules["top_logprobs"] > 0 or rules["prompt_logprobs"] >= 0)
         if self._checks:
-            self._tokens[row] = self._slots[row] = -1
+            self._tokens[row] = -1
+            for space in self._spaces:
+                space.slots[row] = -1
 
     def _compute(self, work: Plan) -> np.ndarray:
-        """Write every computed token's slot; uint64 [n] digests at the sequences' last positions."""
+        """Write every computed token's slots; uint64 [n] digests at the sequences' last positions, which are right if
+        they are in all layers."""
+        first, *others = [self._compute_in(space, work) for space in self._spaces]
+        return first + sum((_scramble(other - first) for other in others), start=np.zeros(len(first), U64))
+
+    def _compute_in(self, space: MockSpace, work: Plan) -> np.ndarray:
         seqs = work.seqs
         digests = np.zeros(len(seqs), U64)
-        single = seqs[:, 2] == 1
-        for number in range(int(line_numbers(seqs).max(initial=0)) + 1):  # a line follows those of its row before it
-            lines = np.flatnonzero(single & (line_numbers(seqs) == number))
+        single, numbers = seqs[:, 2] == 1, line_numbers(seqs)
+        for number in range(int(numbers.max(initial=0)) + 1):  # a line follows those of its row before it
+            lines = np.flatnonzero(single & (numbers == number))
             rows, starts = seqs[lines, 0], seqs[lines, 1]
-            slots = self._slots[rows, starts]
-            first, last = self._classes[rows], self._digest[self._slots[rows, np.maximum(starts - 1, 0)]]
+            slots = space.slots[rows, starts]
+            first, last = self._classes[rows], space.digest[space.slots[rows, np.maximum(starts - 1, 0)]]
             before = np.where(starts > 0, last, first)
-            digests[lines] = self._digest[slots] = before + part(self._tokens[rows, starts], starts)
-            self._position[slots] = starts
+            digests[lines] = space.digest[slots] = before + part(self._tokens[rows, starts], starts)
+            space.position[slots] = starts
         for index in np.flatnonzero(~single):
             row, start, count, _ = seqs[index].tolist()
-            slots, positions = self._slots[row, start : start + count], np.arange(start, start + count)
-            before = self._digest[self._slots[row, start - 1]] if start else self._classes[row]
-            self._digest[slots] = before + np.cumsum(part(self._tokens[row, positions], positions), dtype=U64)
-            self._position[slots] = positions
-            digests[index] = self._digest[slots[-1]]
+            slots, positions = space.slots[row, start : start + count], np.arange(start, start + count)
+            before = space.digest[space.slots[row, start - 1]] if start else self._classes[row]
+            space.digest[slots] = before + np.cumsum(part(self._tokens[row, positions], positions), dtype=U64)
+            space.position[slots] = positions
+            digests[index] = space.digest[slots[-1]]
         if self._checks:
             for row, start, count, _ in seqs.tolist():
-                self._check_history(row, max(0, start - self._window + 1), start + count)
+                self._check_history(space, row, max(0, start - space.window + 1), start + count)
         return digests
 
     def _answer(self, work: Plan, digests: np.ndarray, masks: bytes) -> StepDone:
@@ -193,16 +212,17 @@ class MockWorker:
         assert (work.seqs[1:, 1] == work.seqs[:-1, 1] + 1)[~firsts[1:]].all(), "its positions follow each other"
         assert (counts[~firsts] == 1).all()
         assert len({int(setup.rules["row"]) for setup in work.setups}) == len(work.setups)
-        slots = work.slots.values
-        assert ((slots >= 0) & (slots < len(self._digest))).all()
+        assert len(work.slots.values) == len(self._spaces) * work.slots.runs[:, 2].sum()
+        for space, slots in zip(self._spaces, np.split(work.slots.values, len(self._spaces)), strict=True):
+            assert ((slots >= 0) & (slots < len(space.digest))).all()
 
-    def _check_history(self, row: int, first: int, length: int) -> None:
+    def _check_history(self, space: MockSpace, row: int, first: int, length: int) -> None:
         """All slots from `first` to `length` hold this row's ids at their positions after this row's prefix."""
-        tokens, slots, positions = self._tokens[row, :length], self._slots[row, :length], np.arange(length)
+        tokens, slots, positions = self._tokens[row, :length], space.slots[row, :length], np.arange(length)
         if tokens.min() < 0 or slots.min() < 0:
             raise WrongSlot(f"step {self._step} row {row}: an id or slot below {length} was never written")
         must = self._classes[row] + np.cumsum(part(tokens, positions), dtype=U64)
-        wrong = (self._digest[slots] != must) | (self._position[slots] != positions)
+        wrong = (space.digest[slots] != must) | (space.position[slots] != positions)
         wrong[:first] = False  # the window hides them
         if wrong.any():
             raise WrongSlot(f"step {self._step} row {row}: wrong content at {np.flatnonzero(wrong)[:8].tolist()}")
@@ -351,6 +371,7 @@ def best(token: int, count: int, vocab_size: int) -> tuple[bytes, bytes]:
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
+    """Well mixed, and 0 for 0."""
     values = (values ^ (values >> U64(30))) * U64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> U64(27))) * U64(0x94D049BB133111EB)
     return values ^ (values >> U64(31))

@@ -24,7 +24,7 @@ def harness(**changes: object) -> Harness:
 
 
 def seen(h: Harness, *rids: int) -> KvMap:
-    return kv_map(h.scheduler._rows, h.scheduler._kv, {rid: number for number, rid in enumerate(rids, 1)})
+    return kv_map(h.scheduler._rows, h.scheduler._kv.spaces[0], {rid: number for number, rid in enumerate(rids, 1)})
 
 
 def told(h: Harness, *rids: int, lacking: set[int] | None = None, compiling: set[int] | None = None):
@@ -43,7 +43,7 @@ def test_the_map_is_what_the_tables_say() -> None:
         found = seen(h, *range(24))
         free = set(kv.pool.free_slots().tolist())
         owned = {
-            int(slot): {int(rows.rid[row]) for row in rows.running() if slot in rows.slots[row, : rows.planned[row]]}
+            int(slot): {int(rows.rid[row]) for row in rows.running() if slot in rows.slots[0, row, : rows.planned[row]]}
             for slot in range(160)
         }
         assert found.cell_slots == 1
@@ -98,7 +98,7 @@ def test_steps_are_counted() -> None:
 @pytest.mark.parametrize("slots", [1, 2047, 2048, 2049, 1_000_001, 5_000_000])
 def test_the_map_has_a_bounded_number_of_cells(slots: int) -> None:
     scheduler = Scheduler(EngineLimits(kv_tokens=slots, rows=2, max_context=100, max_input=90, step_tokens=8))
-    found = kv_map(scheduler._rows, scheduler._kv, {})
+    found = kv_map(scheduler._rows, scheduler._kv.spaces[0], {})
     assert len(found.running) == len(found.kept) == len(found.owners) <= 1 << CELL_BITS
     assert (len(found.running) - 1) * found.cell_slots < slots <= len(found.running) * found.cell_slots
     assert not np.concatenate((found.running, found.kept, found.owners)).any()

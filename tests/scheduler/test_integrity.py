@@ -28,11 +28,11 @@ def lose_a_free_slot(h: Harness) -> None:
 
 
 def own_a_slot_twice(h: Harness) -> None:
-    h.scheduler._rows.slots[1, h.scheduler._rows.planned[1] - 1] = h.scheduler._rows.slots[0, 25]
+    h.scheduler._rows.slots[0, 1, h.scheduler._rows.planned[1] - 1] = h.scheduler._rows.slots[0, 0, 25]
 
 
 def free_a_slot_in_use(h: Harness) -> None:
-    h.scheduler._kv.pool.give_back(h.scheduler._rows.slots[0, 25:26])
+    h.scheduler._kv.pool.give_back(h.scheduler._rows.slots[0, 0, 25:26])
 
 
 def lock_without_an_owner(h: Harness) -> None:

@@ -243,7 +243,7 @@ def test_positions_of_three_components() -> None:
         20, [PlacedImage(3, PatchGrid(*grids[0])), PlacedImage(11, PatchGrid(*grids[1]))], 2
     )
     assert found.shift == delta
-    assert np.array_equal(found.rotary_lines(0, 20), expected[:, :19].T)
-    assert np.array_equal(found.rotary_lines(5, 12), expected[:, 5:12].T)
-    assert len(found.rotary_lines(19, 20)) == 0
+    assert np.array_equal(found.rotary_rows(0, 20), expected[:, :19].T)
+    assert np.array_equal(found.rotary_rows(5, 12), expected[:, 5:12].T)
+    assert len(found.rotary_rows(19, 20)) == 0
     assert (expected[:, 19] == 19 + delta).all()

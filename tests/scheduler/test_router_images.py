@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lightllm_mp.actors.router import RouterActor
+from lightllm_mp.actors.runtime.actor_settings import RouterSettings
 from lightllm_mp.actors.topology import DETOKENIZER, ROUTER, TOKENIZER, VISUAL, worker
-from lightllm_mp.config import Config, EngineConfig
 from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import (
     Abort,
@@ -49,10 +49,8 @@ class World:
     """A router, what it says, and everybody it says it to. Lanes to it keep their own order and nothing else."""
 
     def __init__(self) -> None:
-        launch: Any = SimpleNamespace(
-            front=FRONT,
-            config=Config(engine=EngineConfig(tp=1)),
-        )
+        settings = RouterSettings(ranks=1, share_prompt_cache=False, traced=False)
+        launch: Any = SimpleNamespace(front=FRONT, settings=settings)
         mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan) or True)
         stats: Any = SimpleNamespace(write=lambda gauges: None)
         self.router = RouterActor(launch, mailbox, stats)

@@ -8,7 +8,8 @@ import pytest
 from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import ImageSpan, Tokenized
 from lightllm_mp.scheduler.admission import Admission
-from tests.scheduler.harness import VOCAB, Harness, column, harness, mock_worker, prompt, request
+from lightllm_mp.vision.placeholders import SURE_SLOTS
+from tests.scheduler.harness import VOCAB, Harness, column, harness, limits, mock_worker, prompt, request
 from tests.scheduler.mock_drafts import draft_answers
 from tests.scheduler.mock_images import Part, image_prompt
 
@@ -60,11 +61,14 @@ def random_harness(random: np.random.Generator, **changes: object) -> Harness:
         int(random.integers(0, 3)),
         kv_tokens=kv_tokens,
         rows=int(random.integers(1, 12)),
-        step_tokens=int(random.integers(2, 48)),
-        max_context=int(random.integers(24, 160)),
-        prompt_cache=bool(random.random() < 0.9),
-        class_bounds=(9, 18, 40) if random.random() < 0.5 else (),
-        **{"states": random_states(random) if random.random() < 0.4 else None, **changes},
+        **{
+            "step_tokens": int(random.integers(2, 48)),
+            "max_context": int(random.integers(24, 160)),
+            "prompt_cache": bool(random.random() < 0.9),
+            "class_bounds": (9, 18, 40) if random.random() < 0.5 else (),
+            "states": random_states(random) if random.random() < 0.4 else None,
+            **changes,
+        },
     )
 
 
@@ -132,12 +136,38 @@ def test_random_workloads_with_drafts(seeds: range, reckless: bool, monkeypatch:
     accepted = preemptions = 0.0
     for seed in seeds:
         sizes = np.random.default_rng(seed)
-        window, most = int(sizes.choice([0, 0, 3, 20])), int(sizes.choice([1, 2, 5, 12]))
-        h = workload(seed, check=True, drafts=True, states=None, window=window, draft_tokens=most)
+        changes: dict[str, object] = {
+            "window": int(sizes.choice([0, 3, 20])),
+            "draft_tokens": int(sizes.choice([1, 5, 12])),
+        }
+        if changes["window"] and sizes.random() < 0.5:
+            changes |= {"run_ahead": 2, "step_tokens": int(sizes.integers(2, 30))}
+            changes["window_tokens"] = limits(**changes, window_tokens=1).window_slots + SURE_SLOTS
+        h = workload(seed, check=True, drafts=True, states=None, **changes)
         accepted += h.scheduler.gauges()["accepted_tokens"]
         preemptions += h.scheduler.gauges()["preemptions"]
     assert accepted > 0
     assert preemptions > 0 or not reckless
+
+
+@pytest.mark.parametrize("reckless", [False, True])
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_random_workloads_of_two_spaces(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers have a window, and slots of their own: a few more than one sequence may need, or a lot."""
+    if reckless:
+        monkeypatch.setattr(Admission, "admits", lambda *_: True)
+    hits = preemptions = 0.0
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        window = int(random.choice([2, 3, 7, 20, 60]))
+        changes: dict[str, object] = {"window": window, "run_ahead": 2, "step_tokens": int(random.integers(2, 30))}
+        least = limits(**changes, window_tokens=1).window_slots + SURE_SLOTS
+        gauges = workload(
+            seed, check=True, states=None, window_tokens=int(least + random.choice([0, 10, 200])), **changes
+        ).scheduler.gauges()
+        hits, preemptions = hits + gauges["prefix_hit_tokens"], preemptions + gauges["preemptions"]
+    assert hits > 0
+    assert preemptions > 20 or not reckless
 
 
 def workload(seed: int, *, check: bool = False, drafts: bool = False, **changes: object) -> Harness:

@@ -19,8 +19,8 @@ def steps(h: Harness) -> int:
         h.scheduler.check_integrity()
         kv, rows = h.scheduler._kv, h.scheduler._rows
         most = max(most, kv.used)
-        owned = int((rows.planned - rows.owned)[rows.running()].sum())
-        shown = kv_map(rows, kv, {})
+        owned = int((rows.planned - rows.owned)[0, rows.running()].sum())
+        shown = kv_map(rows, kv.spaces[0], {})
         assert int(np.round(shown.running.astype(int).sum() * shown.cell_slots / 100)) == kv.used >= owned
     h.run()
     return most

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightllm_mp.actors.detokenizer import DetokenizerActor
+from lightllm_mp.actors.runtime.actor_settings import child_settings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
+from lightllm_mp.actors.topology import DETOKENIZER, TOKENIZER
 from lightllm_mp.config import Config
 from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import Begin, Wire
@@ -36,13 +39,16 @@ def started(
     vision: VisionModel | None = None,
 ):
     """An actor of this kind whose text files lie at `path`. Returns it and the facts that it found."""
+    name = DETOKENIZER if issubclass(kind, DetokenizerActor) else TOKENIZER
     launch = LaunchSpec(
         name="it",
         program="it",
         rank=0,
         front=FRONT,
         ring="auto",
-        config=config or Config(),
+        settings=child_settings(config or Config())[name],
+        log_level="warning",
+        log_json=False,
         model=ModelDescription(str(path), read_model_config(GOLDENS / "llama"), vision),
         bell=(-1, -1),
         peers=(),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightllm_mp.actors.front.image_files import ImageJudge
-from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
+from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from lightllm_mp.messages import ImageInfo
 from lightllm_mp.vision.header import ImageLimits
@@ -183,8 +183,7 @@ def test_a_video_needs_text() -> None:
 
 
 def judge(folder: str, **limits: Any) -> ImageJudge:
-    config = Config(model=ModelConfig(data_type="float32"), multimodal=MultimodalConfig(**limits))
-    return ImageJudge(config, model(folder))
+    return ImageJudge(MultimodalConfig(**limits), "float32", model(folder))
 
 
 def test_a_video_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@
 
 More flags are those of `lightllm-mp serve`. What `lightllm-mp bench` reaches over HTTP should be within a few percent.
 Prints one JSON line a figure: requests a second, and by kind of step how many there were, how long they took from
-answer to answer, and what they computed.
+answer to answer, and what they computed; throughput with its share of what this GPU could do at the most with the same
+steps. `tools.bench.model` measures steps besides.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import os
 import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,17 @@ from lightllm_mp.messages import Sampling, Terms, Tokenized
 from lightllm_mp.model_description import describe
 from lightllm_mp.model_files.default_model import find_default_model
 from lightllm_mp.model_files.model_source import ModelSource
-from lightllm_mp.plan import unpack
+from lightllm_mp.plan import SAMPLE, Ints, unpack
 from lightllm_mp.scheduler.scheduler import Scheduler
+from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
 from tools.harness.models import GOLDENS
+from tools.harness.step_limits import StepLimits, limits_of
 
 
-def requests(count: int, lengths: str, vocab: int) -> list[Tokenized]:
+def requests(count: int, lengths: str, vocab: int, answers: str = "") -> list[Tokenized]:
+    """`answers`: their lengths, where they are not those of the prompts."""
     return [
         Tokenized(
             rid=i,
@@ -42,24 +46,57 @@ def requests(count: int, lengths: str, vocab: int) -> list[Tokenized]:
             ids=np.array(one.prompt, "<i4").tobytes(),
             prompt_tokens=one.input_len,
         )
-        for i, one in enumerate(make(count, lengths, lengths, vocab=vocab))
+        for i, one in enumerate(make(count, lengths, answers or lengths, vocab=vocab))
     ]
 
 
-def kind(plan: bytes) -> tuple[str, int, int]:
-    """(kind of step, prompt tokens, sequences with one token)"""
-    counts = unpack(bytearray(plan)).seqs[:, 2]
-    single = int((counts == 1).sum())
-    prompt = int(counts.sum()) - single
-    return ("decode" if not prompt else "mixed" if single else "prefill"), prompt, single
+@dataclass
+class ServedStep:
+    """One step of a run."""
+
+    seconds: float
+    """From the answer before to its own."""
+    seqs: Ints
+    """`Plan.seqs`"""
+
+    @property
+    def single(self) -> int:
+        """Sequences with one token."""
+        return int((self.seqs[:, 2] == 1).sum())
+
+    @property
+    def prompt(self) -> int:
+        """Prompt tokens."""
+        return int(self.seqs[:, 2].sum()) - self.single
+
+    @property
+    def kind(self) -> str:
+        return "decode" if not self.prompt else "mixed" if self.single else "prefill"
+
+    def least(self, limits: StepLimits) -> float:
+        """Seconds at this GPU's ceilings."""
+        new, ends, sampled = self.seqs[:, 2], self.seqs[:, 1] + self.seqs[:, 2], self.seqs[:, 3] & SAMPLE
+        return limits.seconds(ceilings(), new.tolist(), ends.tolist(), int(sampled.sum()))
 
 
-def serve(figures: Figures, engine: BuiltEngine, todo: list[Tokenized], rate: float) -> None:
-    """All requests, at `rate` a second; 0: all at once."""
+@dataclass
+class ServedRun:
+    seconds: float
+    steps: list[ServedStep]
+    preemptions: int
+
+    def least(self, limits: StepLimits) -> float:
+        """Seconds that its steps take at this GPU's ceilings."""
+        return sum(step.least(limits) for step in self.steps)
+
+
+def serve(
+    engine: BuiltEngine, todo: list[Tokenized], rate: float = 0.0, watch: Callable[[int], None] = lambda step: None
+) -> ServedRun:
+    """All requests, at `rate` a second; 0: all at once. `watch` is called with the number of steps that are done."""
     executor, ahead = engine.executor, engine.facts.engine.run_ahead + 1
     scheduler = Scheduler(replace(engine.facts.engine, eos_ids=engine.facts.eos_ids, prompt_cache=False))
-    sent, plans = 0, list[bytes]()
-    spent: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
+    sent, plans, done = 0, list[bytes](), list[tuple[float, bytes]]()
     start = last = time.perf_counter()
     while sent < len(todo) or scheduler.has_work:
         now = time.perf_counter() - start
@@ -74,36 +111,53 @@ def serve(figures: Figures, engine: BuiltEngine, todo: list[Tokenized], rate: fl
             continue
         scheduler.done(executor.collect())
         now = time.perf_counter()
-        what, prompt, single = kind(plans.pop(0))
-        spent[what].append((now - last, prompt, single))
+        done.append((now - last, plans.pop(0)))
         last = now
-    figures.add("throughput", len(todo) / (last - start), "requests/s")
-    figures.add("whole run", last - start, "s")
-    for what, steps in sorted(spent.items()):
-        seconds, prompt, single = (sum(column) for column in zip(*steps, strict=True))
-        figures.add(f"{what} steps", len(steps), "steps")
-        figures.add(f"{what} steps: together", seconds, "s")
-        figures.add(f"{what} steps: median", statistics.median(step[0] for step in steps) * 1e3, "ms")
-        figures.add(f"{what} steps: decode tokens a step", single / len(steps), "tokens")
-        figures.add(f"{what} steps: prompt tokens", prompt, "tokens")
-    figures.add("preemptions", scheduler.gauges()["preemptions"], "times")
+        watch(len(done))
+    steps = [ServedStep(seconds, unpack(bytearray(plan)).seqs) for seconds, plan in done]
+    return ServedRun(last - start, steps, int(scheduler.gauges()["preemptions"]))
+
+
+def report(figures: Figures, run: ServedRun, count: int, limits: StepLimits, name: str = "") -> None:
+    """`count` requests were served."""
+    rate = count / run.seconds
+    figures.add_limited(f"{name}throughput", rate, "requests/s", count / run.least(limits))
+    figures.add(f"{name}whole run", run.seconds, "s")
+    for what in sorted({step.kind for step in run.steps}):
+        steps = [step for step in run.steps if step.kind == what]
+        figures.add(f"{name}{what} steps", len(steps), "steps")
+        figures.add(f"{name}{what} steps: together", sum(step.seconds for step in steps), "s")
+        figures.add(f"{name}{what} steps: median", statistics.median(step.seconds for step in steps) * 1e3, "ms")
+        figures.add(f"{name}{what} steps: decode tokens a step", statistics.mean(s.single for s in steps), "tokens")
+        figures.add(f"{name}{what} steps: prompt tokens", sum(step.prompt for step in steps), "tokens")
+    figures.add(f"{name}preemptions", run.preemptions, "times")
+
+
+def built(path: Path, arguments: Sequence[str], figures: Figures) -> tuple[BuiltEngine, StepLimits]:
+    """An engine with flags of `lightllm-mp serve`, and what its steps cost. Raises ConfigError or ModelError."""
+    config, _ = resolve(["--running-max-req-size", "512", "--model-dir", str(path), *arguments], os.environ)
+    source, began = ModelSource(path), time.perf_counter()
+    engine = build_engine(describe(source, weights=False, images=False), config.model, config.engine)
+    figures.add("start", time.perf_counter() - began, "s")
+    figures.add("weights", engine.facts.weight_bytes / 1e9, "GB")
+    figures.add("KV tokens", engine.facts.engine.kv_tokens, "tokens")
+    stored = engine.executor.kv.data.dtype.itemsize
+    return engine, limits_of(source, quantization=config.model.quantization, kv_itemsize=stored)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ToolParser(__doc__, num_requests=8, lengths="uniform:8-32", rate=0.0)
+    parser.add_argument("--model-dir", type=Path)
     parser.add_argument("--num-requests", type=int, default=2000)
     parser.add_argument("--lengths", default="sharegpt", help="of prompts and answers, as of `lightllm-mp bench`")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second; 0: all at once")
     flags, engine_flags = parser.parse_some(argv)
-    if flags.smoke and not engine_flags:
-        engine_flags = ["--model-dir", str(GOLDENS / "llama"), "--max-total-token-num", "2000", "--device", "cpu"]
-    config, _ = resolve(["--running-max-req-size", "512", *engine_flags], os.environ)
-    path = Path(config.model.model_dir) if config.model.model_dir else find_default_model()
-    figures, began = Figures(), time.perf_counter()
-    engine = build_engine(describe(ModelSource(path), weights=False, images=False), config.model, config.engine)
-    figures.add("start", time.perf_counter() - began, "s")
-    figures.add("KV tokens", engine.facts.engine.kv_tokens, "tokens")
-    serve(figures, engine, requests(flags.num_requests, flags.lengths, engine.facts.engine.vocab_size), flags.rate)
+    if flags.smoke and not flags.model_dir:
+        flags.model_dir, engine_flags = GOLDENS / "llama", ["--max-total-token-num", "2000", "--device", "cpu"]
+    figures = Figures()
+    engine, limits = built(flags.model_dir or find_default_model(), engine_flags, figures)
+    todo = requests(flags.num_requests, flags.lengths, engine.facts.engine.vocab_size)
+    report(figures, serve(engine, todo, flags.rate), len(todo), limits)
     return 0
 
 

@@ -46,7 +46,7 @@ STORED = {
     "int8": torch.int8,
     "fp8": torch.float8_e4m3fn,
 }
-LOGIT_LINES = 256
+LOGIT_ROWS = 256
 
 
 @dataclass
@@ -95,8 +95,8 @@ def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk:
             batch = Batch.of([len(new)], [start + len(new)], [0], table)
             hidden = decoder.forward(new.int(), batch, pool)
             following = ids[start + 1 : start + chunk + 1]
-            for first in range(0, len(following), LOGIT_LINES):
-                right = following[first : first + LOGIT_LINES].long()
+            for first in range(0, len(following), LOGIT_ROWS):
+                right = following[first : first + LOGIT_ROWS].long()
                 logits = decoder.logits(hidden[first : first + len(right)])
                 losses.append(torch.nn.functional.cross_entropy(logits, right, reduction="none").double().cpu())
                 likeliest.append(logits.argmax(-1).cpu())

@@ -30,6 +30,7 @@ from lightllm_mp.engine.executor import Executor
 from lightllm_mp.kernels.triton import launch
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.families.llama import LLAMA
 from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.plan import PlanBuilder
 from tools.harness.ceilings import ceilings
@@ -47,6 +48,7 @@ from tools.harness.gpu import (
     require_gpus,
     seconds,
 )
+from tools.harness.step_limits import StepLimits
 
 PARTS = ("decode", "prefill", "executor")
 DECODE_STEPS = {
@@ -73,23 +75,16 @@ def step_of(decoder: Decoder, new: list[int], contexts: list[int]) -> Callable[[
     return lambda: decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=prompts)).argmax(-1)
 
 
-def least(model: ModelSpec, new: list[int], contexts: list[int]) -> float:
-    """Seconds of a step in bfloat16 at the GPU's ceilings: its products, then its attention, each by the larger of the
-    times for its bytes and its operations. Logits are those of each sequence's last token."""
-    at, layers = ceilings(), model.layers
-    layer = model.hidden * (2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate)
-    head = model.hidden * model.vocab
-    pairs = sum(n * (c - n) + n * (n + 1) // 2 for n, c in zip(new, contexts, strict=True))
-    products = (2 * (layers * layer + head), 2 * (layers * layer * sum(new) + head * len(new)))
-    attention = (4 * layers * model.kv_size * sum(contexts), 4 * layers * model.q_size * pairs)
-    return sum(max(read / at.bandwidth, done / at.product) for read, done in (products, attention))
+def limits(spec: ModelSpec) -> StepLimits:
+    """In bfloat16."""
+    return StepLimits.of(spec, LLAMA.hf_weights(spec), {})
 
 
 def decode(figures: Figures, name: str, decoder: Decoder) -> None:
     for sequences, context in DECODE_STEPS[name]:
         sizes = [1] * sequences, [context] * sequences
         step, title = step_of(decoder, *sizes), f"{sequences} x {context}"
-        limit = least(decoder.spec, *sizes) * 1e3
+        limit = limits(decoder.spec).seconds(ceilings(), *sizes) * 1e3
         figures.add_limited(f"{name} decode step {title} eager", seconds(step) * 1e3, "ms", limit, less_is_better=True)
         took = seconds(captured(step).replay) * 1e3
         figures.add_limited(f"{name} decode step {title} graph", took, "ms", limit, less_is_better=True)
@@ -105,7 +100,8 @@ def prefill(figures: Figures, name: str, decoder: Decoder) -> None:
     for sequences, length in PREFILL_STEPS[name]:
         each = min(sequences, STEP_TOKENS // length)
         prompts = [length] * each
-        step, limit = step_of(decoder, prompts, prompts), each * length / least(decoder.spec, prompts, prompts)
+        least = limits(decoder.spec).seconds(ceilings(), prompts, prompts)
+        step, limit = step_of(decoder, prompts, prompts), each * length / least
         rate = each * length / seconds(step, repeats=10)
         figures.add_limited(f"{name} prefill {sequences} x {length}", rate, "tokens/s", limit)
         del step
@@ -122,11 +118,11 @@ class SteadyDecode:
         self.rows = np.arange(batch)
         self.end = np.full(batch, context)
         self.step, self.next_slot = 0, batch * context
-        builder = PlanBuilder(0)
+        builder, vocab = PlanBuilder(0), executor.model.spec.vocab
         slots = np.random.default_rng(0).permutation(batch * context).astype(np.int32)
         for row in range(batch):
             builder.setup(row, context, sampling)
-            builder.write_ids(row, 0, np.random.default_rng(row).integers(3, 32000, context + 1).astype(np.int32))
+            builder.write_ids(row, 0, np.random.default_rng(row).integers(3, vocab, context + 1).astype(np.int32))
             builder.write_slots(row, 0, slots[row * context : (row + 1) * context])
         self.executor.submit(builder.pack())
         self.executor.collect()

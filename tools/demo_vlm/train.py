@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,9 +177,58 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+class Progress:
+    """The losses and the waiting since the last report, and the clock of the run."""
+
+    def __init__(self, args: argparse.Namespace, begin: float, device: torch.device) -> None:
+        self._args, self._begin, self._learning = args, begin, begin
+        self._losses = torch.zeros(2, device=device)
+        self._since, self._reported, self._waited = 0, time.monotonic(), 0.0
+        self.step = 0
+
+    @property
+    def share(self) -> float:
+        """Of the run that is over, by steps or by time, whichever is more."""
+        left = self._begin + self._args.minutes * 60 - self._learning
+        return max(self.step / self._args.steps, (time.monotonic() - self._learning) / left)
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._begin, 1)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    def stepped(self, loss: Tensor, patch_loss: Tensor) -> bool:
+        """Count a step. Returns whether it is time for a report."""
+        self._losses += torch.stack([loss.detach(), patch_loss.detach()])
+        self.step, self._since = self.step + 1, self._since + 1
+        if self.step == 1:
+            self._learning = time.monotonic()  # the time that compiling took is no part of the schedule
+        return time.monotonic() - self._reported > 30 or self.step in (1, 10, 50, self._args.steps)
+
+    def report(self, accuracy: dict[str, float]) -> None:
+        answer_loss, of_patches = (self._losses / self._since).tolist()
+        passed = time.monotonic() - self._reported
+        show(
+            step=self.step,
+            seconds=self.seconds,
+            loss=round(answer_loss, 4),
+            patch_loss=round(of_patches, 4),
+            pictures_per_second=round(self._since * self._args.batch / passed, 1),
+            waited=round(self._waited / passed, 3),
+            **accuracy,
+        )
+        self._losses.zero_()
+        self._since, self._reported, self._waited = 0, time.monotonic(), 0.0
+
+
 def train(args: argparse.Namespace) -> dict[str, Figures]:
     """The whole run; returns accuracy on held-out scenes (on the training scenes with a period)."""
-    begin, limit = time.monotonic(), args.minutes * 60
+    begin = time.monotonic()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.manual_seed(SEED)
     device = torch.device(args.device)
@@ -197,69 +246,61 @@ def train(args: argparse.Namespace) -> dict[str, Figures]:
         given = {"seed": seed, "rows": rows, "questions": args.questions, "kinds": kinds, "period": args.period}
         return Scenes(vision.spec, tokenizer, **given)
 
-    drawn = iter(
-        DataLoader(
-            scenes(SEED, args.batch),
-            batch_size=None,
-            num_workers=args.workers,
-            prefetch_factor=3 if args.workers else None,
-            pin_memory=device.type == "cuda",
-        )
-    )
+    drawn = _drawn(scenes(SEED, args.batch), args.workers, device)
     # The workers have been forked: now CUDA may be used.
     held_out = scenes(SEED if args.period else HELD_OUT, min(args.batch, 256))
-    quick = [held_out.batch(0)]
     tower, language = tower.to(device), language.to(device)
     head = PatchHead(shape.width).to(device)
-    optimizer = Optimizer(tower, head, args, fused=device.type == "cuda")
     if args.compile:
         tower.compile()
         for layer in language.layers:
             layer.compile()
     show(parameters=sum(p.numel() for p in tower.parameters()), start_seconds=round(time.monotonic() - begin, 1))
-    losses = torch.zeros(2, device=device)
-    waited, step, since, reported = 0.0, 0, 0, time.monotonic()
-    learning = begin
-    while (progress := max(step / args.steps, (time.monotonic() - learning) / (begin + limit - learning))) < 1:
-        asked_at = time.monotonic()
-        batch = placed(next(drawn), device, whole=args.compile)
-        waited += time.monotonic() - asked_at
+    progress = Progress(args, begin, device)
+    _learn(tower, language, head, drawn, [held_out.batch(0)], progress, args)
+    tower.load_state_dict(load_file(args.out / "model.safetensors"))
+    rows = min(args.batch, 256)
+    last = _eagerly(tower, language, _batches(held_out, -(-args.held_out // rows)), device)
+    show(held_out=_accuracy(last), steps=progress.step, seconds=progress.seconds)
+    trained: dict[str, Any] = {"image": shape.image, "patches": shape.grid**2, "steps": progress.step}
+    trained |= {"pictures": progress.step * args.batch, "seconds": round(progress.seconds)}
+    trained["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    write_card(args.out, trained, last, "teacher-forced, in the training program")
+    return last
+
+
+def _learn(
+    tower: Tower,
+    language: FrozenLlama,
+    head: PatchHead,
+    drawn: Iterator[Batch],
+    quick: list[Batch],
+    progress: Progress,
+    args: argparse.Namespace,
+) -> None:
+    """Train until the steps or the minutes are over. Write the weights with each report, which counts on `quick`."""
+    device = torch.device(args.device)
+    optimizer = Optimizer(tower, head, args, fused=device.type == "cuda")
+    while (share := progress.share) < 1:
+        with progress.waiting():
+            batch = placed(next(drawn), device, whole=args.compile)
         with precision(device):
             found = answers(tower, language, batch)
             loss = F.cross_entropy(found.logits.float(), found.targets)
             patch_loss = head.loss(found.features, batch.planes)
-        (loss + args.patch_loss * (1 - progress) * patch_loss).backward()
+        (loss + args.patch_loss * (1 - share) * patch_loss).backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step(rate(progress))
-        losses += torch.stack([loss.detach(), patch_loss.detach()])
-        step, since = step + 1, since + 1
-        if step == 1:
-            learning = time.monotonic()  # the time that compiling took is no part of the schedule
-        if (now := time.monotonic()) - reported > 30 or step in (1, 10, 50, args.steps):
-            answer_loss, of_patches = (losses / since).tolist()
-            now = time.monotonic()
-            show(
-                step=step,
-                seconds=round(now - begin, 1),
-                loss=round(answer_loss, 4),
-                patch_loss=round(of_patches, 4),
-                pictures_per_second=round(since * args.batch / (now - reported), 1),
-                waited=round(waited / (now - reported), 3),
-                **_accuracy(_eagerly(tower, language, quick, device)),
-            )
+        optimizer.step(rate(share))
+        if progress.stepped(loss, patch_loss):
+            progress.report(_accuracy(_eagerly(tower, language, quick, device)))
             write_model(args.out, tower)
-            losses.zero_()
-            waited, since, reported = 0.0, 0, time.monotonic()
     write_model(args.out, tower)
-    tower.load_state_dict(load_file(args.out / "model.safetensors"))
-    rows = min(args.batch, 256)
-    last = _eagerly(tower, language, _batches(held_out, -(-args.held_out // rows)), device)
-    show(held_out=_accuracy(last), steps=step, seconds=round(time.monotonic() - begin, 1))
-    trained: dict[str, Any] = {"image": shape.image, "patches": shape.grid**2, "steps": step}
-    trained |= {"pictures": step * args.batch, "seconds": round(time.monotonic() - begin)}
-    trained["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    write_card(args.out, trained, last, "teacher-forced, in the training program")
-    return last
+
+
+def _drawn(scenes: Scenes, workers: int, device: torch.device) -> Iterator[Batch]:
+    prefetch = 3 if workers else None
+    pinned = device.type == "cuda"
+    return iter(DataLoader(scenes, batch_size=None, num_workers=workers, prefetch_factor=prefetch, pin_memory=pinned))
 
 
 def _batches(scenes: Scenes, count: int) -> Iterator[Batch]:

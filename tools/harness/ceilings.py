@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lightllm_mp.kernels.triton.block_sizes import processors
 from lightllm_mp.kernels.triton.launch import kernel
-from tools.harness.figures import say
+from tools.harness.figures import median_seconds, say
 from tools.harness.gpu import seconds
 
 READ_BYTES = 4 << 30
@@ -24,15 +24,30 @@ class Ceilings(NamedTuple):
     """Bytes a second, only read."""
     product: float
     """Operations a second of a large product of random bfloat16 matrices."""
+    product_fp8: float
+    """The same of 8-bit floats, with one scale for each operand; that of bfloat16 where the GPU has no such product."""
 
 
 @cache
 def ceilings() -> Ceilings:
-    """Measured at the first call, in about a second."""
-    found = Ceilings(_bandwidth(), _product())
-    say(f"this GPU: {found.bandwidth / 1e12:.3f} TB/s read, {found.product / 1e12:.0f} TFLOP/s")
+    """Measured at the first call, in about a second. Without a GPU: roughly those of this computer, for smoke runs."""
+    if not torch.cuda.is_available():
+        return _of_this_computer()
+    product = _product()
+    found = Ceilings(_bandwidth(), product, _product_fp8() or product)
+    say(
+        f"this GPU: {found.bandwidth / 1e12:.3f} TB/s read, {found.product / 1e12:.0f} TFLOP/s, "
+        f"{found.product_fp8 / 1e12:.0f} with 8-bit floats"
+    )
     torch.cuda.empty_cache()
     return found
+
+
+def _of_this_computer() -> Ceilings:
+    data, matrix = torch.ones(1 << 22), torch.ones((256, 256))
+    bandwidth = data.nbytes / median_seconds(data.sum, 3)
+    product = 2 * 256**3 / median_seconds(lambda: torch.mm(matrix, matrix), 3)
+    return Ceilings(bandwidth, product, product)
 
 
 def _bandwidth() -> float:
@@ -58,3 +73,16 @@ def _read_kernel(data, out, count, programs, BLOCK: tl.constexpr):
 def _product() -> float:
     a, b = (torch.randn((SIDE, SIDE), device="cuda").bfloat16() for _ in range(2))
     return 2 * SIDE**3 / seconds(lambda: torch.mm(a, b), repeats=10)
+
+
+def _product_fp8() -> float | None:
+    """None where the GPU has no such product."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        return None
+    a, b = (torch.randn((SIDE, SIDE), device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device="cuda")
+
+    def work() -> torch.Tensor:
+        return torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    return 2 * SIDE**3 / seconds(work, repeats=10)

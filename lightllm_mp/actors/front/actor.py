@@ -6,6 +6,7 @@ from lightllm_mp.actors.front.image_files import Files, ImageJudge, ImageLane
 from lightllm_mp.actors.front.request_journal import RequestJournal
 from lightllm_mp.actors.front.request_limits import RequestLimits
 from lightllm_mp.actors.front.resumable_table import ResumableTable
+from lightllm_mp.actors.runtime.actor_settings import FrontSettings
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -19,7 +20,7 @@ class FrontActor(AsyncActor):
 
     def __init__(
         self,
-        launch: LaunchSpec,
+        launch: LaunchSpec[FrontSettings],
         mailbox: Mailbox,
         stats: StatsPage,
         *,
@@ -32,13 +33,13 @@ class FrontActor(AsyncActor):
         self.frontend = ResumableTable(
             lambda message: mailbox.send(TOKENIZER, message),
             lambda message: mailbox.send(ROUTER, message),
-            limits=RequestLimits(launch.config.http.max_live_requests, tenants),
+            limits=RequestLimits(launch.settings.http.max_live_requests, tenants),
             queue_seconds=queue_seconds,
             images=_image_lane(launch, mailbox, tenants),
             journal=journal,
             resume_window=resume_window,
-            retained_bytes=launch.config.http.journal_size,
-            answer_bytes=launch.config.http.max_answer_bytes_live,
+            retained_bytes=launch.settings.http.journal_size,
+            answer_bytes=launch.settings.http.max_answer_bytes_live,
         )
         self.frontend.on_drained = lambda: mailbox.post(SUPERVISOR, Drained())
         self.frontend.on_blame = lambda name, epoch: mailbox.post(SUPERVISOR, Blamed(name, epoch))
@@ -74,14 +75,14 @@ class FrontActor(AsyncActor):
         self.frontend.flush()
 
 
-def _image_lane(launch: LaunchSpec, mailbox: Mailbox, tenants: int) -> ImageLane | None:
+def _image_lane(launch: LaunchSpec[FrontSettings], mailbox: Mailbox, tenants: int) -> ImageLane | None:
     """The lane to the visual actor; None if there is no visual actor."""
-    vision = launch.model.vision
+    settings, vision = launch.settings, launch.model.vision
     if vision is None or VISUAL not in {peer.name for peer in launch.peers}:
         return None
     return ImageLane(
-        ImageJudge(launch.config, vision),
-        Files(launch.config.multimodal.max_image_bytes_live, tenants),
+        ImageJudge(settings.images, settings.model.data_type, vision),
+        Files(settings.images.max_image_bytes_live, tenants),
         lambda data, known: mailbox.lend(VISUAL, data, known),
         lambda ref: mailbox.take_back(VISUAL, ref),
         lambda message: mailbox.send(VISUAL, message),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightllm_mp.actors.front.fair_shares import FULL, FairShares
 from lightllm_mp.actors.front.send_queue import Send
-from lightllm_mp.config import Config
+from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import InvalidRequest, Overloaded, PayloadTooLarge, PromptTooLong
 from lightllm_mp.messages import Abort, Encode, ImageInfo, RawImage
 from lightllm_mp.shm import BlockRef
@@ -46,10 +46,10 @@ class Upload:
 class ImageJudge:
     """Checks image files against the server's limits and computes their cache keys. Thread-safe."""
 
-    def __init__(self, config: Config, vision: VisionModel) -> None:
-        self.spec, self.limits = vision.spec, config.multimodal
+    def __init__(self, limits: MultimodalConfig, data_type: str, vision: VisionModel) -> None:
+        self.spec, self.limits = vision.spec, limits
         self._header = ImageLimits(self.limits.max_bytes_per_image, self.limits.max_pixels_per_image)
-        self._model = model_digest(vision.spec, str(vision.folder), config.model.data_type)
+        self._model = model_digest(vision.spec, str(vision.folder), data_type)
 
     def upload(self, data: bytes, tenant: bytes = b"") -> Upload:
         """Raises InvalidRequest, PayloadTooLarge or UnsupportedMedia for a file that the server does not accept."""

@@ -179,6 +179,30 @@ class LiveRequest:
     and means nothing here.
     """
 
+    came = UNTRACED
+    """When its parts came to the router, for a trace."""
+    detokenized = 0.0
+    """When the detokenizer began with its last tokens, for a trace (monotonic); 0: not known."""
+    scheduled = 0.0
+    """When its prefill began (monotonic); 0: not yet."""
+    first = 0.0
+    """When the first token came (monotonic); 0: not yet."""
+    timer: asyncio.TimerHandle | None = None
+    sent = False
+    """The engine has the request, or had it when the current repair began."""
+    fruitless = 0
+    """How often the same process died since the last token while the engine had the request."""
+    blamed: frozenset[str] = frozenset()
+    """The processes that died every one of those times."""
+    error: EngineError | None = None
+    closed = False
+    attached = True
+    """It has a consumer. A request that the last front left has none until its client comes back."""
+    on_overflow: Callable[[], None] | None = None
+    """Called when the request fails because its consumer is too slow."""
+    number: int | None = None
+    """The number of its record in the journal."""
+
     def __init__(
         self,
         request: Generate,
@@ -209,31 +233,8 @@ class LiveRequest:
         self.prompt_logprobs: list[PromptLogprobs] = []
         """The pieces that have come."""
         self.started = monotonic()
-        self.came = UNTRACED
-        """When its parts came to the router, for a trace."""
-        self.detokenized = 0.0
-        """When the detokenizer began with its last tokens, for a trace (monotonic); 0: not known."""
-        self.scheduled = 0.0
-        """When its prefill began (monotonic); 0: not yet."""
-        self.first = 0.0
-        """When the first token came (monotonic); 0: not yet."""
         self.deadline = deadline
         """When the answer must be complete (monotonic)."""
-        self.timer: asyncio.TimerHandle | None = None
-        self.sent = False
-        """The engine has the request, or had it when the current repair began."""
-        self.fruitless = 0
-        """How often the same process died since the last token while the engine had the request."""
-        self.blamed: frozenset[str] = frozenset()
-        """The processes that died every one of those times."""
-        self.error: EngineError | None = None
-        self.closed = False
-        self.attached = True
-        """It has a consumer. A request that the last front left has none until its client comes back."""
-        self.on_overflow: Callable[[], None] | None = None
-        """Called when the request fails because its consumer is too slow."""
-        self.number: int | None = None
-        """The number of its record in the journal."""
         self.recorded = EventCursor(self.answers, self.order)
         """The events in its record."""
         self._cursor = EventCursor(self.answers, self.order)

@@ -17,6 +17,7 @@ from lightllm_mp.actors.http.security.keys import load_keys
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.actors.http.traces import RepairTimes, Traces
+from lightllm_mp.actors.runtime.actor_settings import FrontSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
@@ -26,12 +27,12 @@ from lightllm_mp.shm import Journal
 
 
 class HttpActor(FrontActor):
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
-        self._config, self._listen_fd = launch.config, launch.listen_fd
+    def __init__(self, launch: LaunchSpec[FrontSettings], mailbox: Mailbox, stats: StatsPage) -> None:
+        self._settings, self._listen_fd = launch.settings, launch.listen_fd
+        http = launch.settings.http
         self._first, self._epoch = launch.facts is None, launch.epoch
-        self._keys = load_keys(self._config.http, os.environ)
-        self._tls = server_context(self._config.http)
-        http = self._config.http
+        self._keys = load_keys(http, os.environ)
+        self._tls = server_context(http)
         super().__init__(
             launch,
             mailbox,
@@ -81,27 +82,27 @@ class HttpActor(FrontActor):
     async def _serve(self) -> None:
         self.frontend.recover(self._epoch)
         self.listen()
-        endpoint = self._config.http.otlp_traces_endpoint
+        endpoint = self._settings.http.otlp_traces_endpoint
         traces = Traces(endpoint, self._repairs) if endpoint else None
         app = create_app(
             self.frontend,
-            self._config.http,
-            model=self._config.model,
-            multimodal=self._config.multimodal,
+            self._settings.http,
+            model=self._settings.model,
+            multimodal=self._settings.images,
             stats=self.all_stats,
             keys=self._keys,
             traces=traces,
             feed=self._feed,
         )
         self._feed.start()
-        sharing = self._config.http.reuse_port
-        stays = sharing or self._config.supervisor.drain_delay > 0
+        sharing = self._settings.http.reuse_port
+        stays = sharing or self._settings.drain_delay > 0
         self.frontend.stay(stays)
         if sharing and self._first:  # the old server keeps all connections until this one is ready
             await _first_of(self._begun.wait(), self.until_stopped())
             if self.stopped:
                 return
-        port = await serve(app, socket.socket(fileno=self._listen_fd), self._config.http, tls=self._tls)
+        port = await serve(app, socket.socket(fileno=self._listen_fd), self._settings.http, tls=self._tls)
         if stays:
             await _first_of(self._time_to_leave(), self.until_stopped())
             if not self.stopped:
@@ -118,7 +119,7 @@ class HttpActor(FrontActor):
     async def _time_to_leave(self) -> None:
         """The server drains, and others have had drain_delay to see it."""
         await self._draining.wait()
-        await asyncio.sleep(self._config.supervisor.drain_delay)
+        await asyncio.sleep(self._settings.drain_delay)
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:

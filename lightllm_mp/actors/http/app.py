@@ -43,19 +43,12 @@ ACCESS = web.AppKey("access", dict[Handler, Access])
 """The application's map from handler to access."""
 
 
-def routes(
-    generate: GenerateRoutes,
-    openai: OpenAIRoutes,
-    responses: ResponseRoutes,
-    anthropic: AnthropicRoutes,
-    pooled: EmbeddingRoutes,
-    resume: ResumeRoutes,
-    tokenize: TokenizeRoutes,
-    status: StatusRoutes,
-    exposition: PrometheusPage,
-    live: LiveRoutes,
-    openapi: OpenApiPage,
-) -> tuple[Route, ...]:
+def routes(context: Context, exposition: PrometheusPage, feed: LiveFeed, openapi: OpenApiPage) -> tuple[Route, ...]:
+    arrivals = Arrivals(context)
+    generate, openai = GenerateRoutes(context, arrivals), OpenAIRoutes(context, arrivals)
+    responses, anthropic = ResponseRoutes(context, arrivals), AnthropicRoutes(context, arrivals)
+    pooled, tokenize = EmbeddingRoutes(context, arrivals), TokenizeRoutes(context, arrivals)
+    resume, status, live = ResumeRoutes(context), StatusRoutes(context), LiveRoutes(feed)
     return (
         Route(("POST",), ("/generate",), generate.whole, "user"),
         Route(("POST",), ("/generate_stream",), generate.streamed, "user"),
@@ -114,22 +107,9 @@ def create_app(
     frontend.observer = meter
     connections = connection_counts(config)
     exposition = PrometheusPage(context, meter, connections)
-    arrivals = Arrivals(context)
     openapi = OpenApiPage()
     feed = feed or LiveFeed(frontend, lambda peer, inspect: False, LiveHistory(dict, dict))
-    table = routes(
-        GenerateRoutes(context, arrivals),
-        OpenAIRoutes(context, arrivals),
-        ResponseRoutes(context, arrivals),
-        AnthropicRoutes(context, arrivals),
-        EmbeddingRoutes(context, arrivals),
-        ResumeRoutes(context),
-        TokenizeRoutes(context, arrivals),
-        StatusRoutes(context),
-        exposition,
-        LiveRoutes(feed),
-        openapi,
-    )
+    table = routes(context, exposition, feed, openapi)
     openapi.describe(table)
     if not config.no_ui:
         table += page_routes(PageRoutes())
@@ -155,24 +135,26 @@ def create_app(
     middlewares += [preflights(origins)] if origins else []
     app = web.Application(middlewares=[*middlewares, guard(keys, access)])
     app[ACCESS], app[CONNECTIONS] = access, connections
-    app.on_response_prepare.append(sign)
+    _add_signals(app, frontend, feed, origins)
+    for route in table:
+        for path in route.paths:
+            for method in route.methods:
+                app.router.add_route(method, path, route.handler)
+    return app
+
+
+def _add_signals(app: web.Application, frontend: ResumableTable, feed: LiveFeed, origins: Origins) -> None:
+    """What happens before each response's headers, and at the end."""
 
     async def end_streams(app: web.Application) -> None:
         feed.close()
-
-    app.on_shutdown.append(end_streams)
 
     async def part(request: web.Request, response: web.StreamResponse) -> None:
         if frontend.state.draining:
             response.headers["Connection"] = "close"
             response.force_close()
 
-    app.on_response_prepare.append(part)
+    app.on_shutdown.append(end_streams)
+    app.on_response_prepare.extend([sign, part])
     if origins:
         app.on_response_prepare.append(origins.sign)
-
-    for route in table:
-        for path in route.paths:
-            for method in route.methods:
-                app.router.add_route(method, path, route.handler)
-    return app

@@ -32,7 +32,7 @@ CONTENT_TYPE = "application/vnd.lightllm-mp.relay"
 KEY_HEADER, TENANT_HEADER = "X-LightLLM-Relay-Key", "X-LightLLM-Tenant"
 """The relay key; the tenant that the front has found, in hexadecimal digits, empty without keys."""
 RECORD = b"HFTEP"
-ALIVE_SECONDS = 5.0
+ALIVE_SECONDS = 2.0
 """An engine says that it is alive when it has been silent for so long."""
 BEHIND = 1 << 20
 """A writer waits while the front has so many bytes still to take."""

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Protocol
 
 from lightllm_mp.actors.runtime.launch_spec import STACKS_SIGNAL, LaunchSpec
@@ -38,8 +39,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(launch.parent_fd)
     os.environ["LIGHTLLM_MP_RING"] = launch.ring
-    settings = launch.config.supervisor
-    set_up_logging(settings.log_level, json=settings.log_json, actor=launch.name)
+    set_up_logging(launch.log_level, json=launch.log_json, actor=launch.name)
     mailbox = Mailbox(launch)
     stats = StatsPage.attach(launch.stats)
     try:
@@ -52,7 +52,8 @@ def _live(launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> int:
     log = logging.getLogger(f"lightllm_mp.{launch.name}")
     try:
         mailbox.send(SUPERVISOR, Loading("importing libraries"))
-        program = _load(launch.program)
+        with deferred_imports():
+            program = _load(launch.program)
         gc.freeze()
         gc.enable()
         actor = program(launch, mailbox, stats)
@@ -88,6 +89,26 @@ class ActorProgram(Protocol):
 def _load(program: str) -> Callable[[LaunchSpec, Mailbox, StatsPage], ActorProgram]:
     module, name = program.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+DEFERRED = ("torch._meta_registrations",)
+"""Modules that `import torch` brings along and no actor uses. This one computes shapes of tensors without data: 18 MiB
+and 0.2 s of CPU time."""
+
+
+@contextlib.contextmanager
+def deferred_imports() -> Iterator[None]:
+    """What is imported meanwhile gets empty modules in place of `DEFERRED`; who imports one later gets it."""
+    for name in DEFERRED:
+        sys.modules.setdefault(name, ModuleType(name))
+    try:
+        yield
+    finally:
+        for name in DEFERRED:
+            parent, _, attribute = name.rpartition(".")
+            if not hasattr(sys.modules[name], "__file__"):
+                del sys.modules[name]
+                vars(sys.modules.get(parent, sys)).pop(attribute, None)
 
 
 def die_with_parent(parent_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""What a process is told when it is started: who it is, which descriptors are its lanes, and its configuration.
+"""What a process is told when it is started: who it is, which descriptors are its lanes, and its settings.
 
 The supervisor writes one `LaunchSpec` as msgpack into a memfd and passes that descriptor's number on the command line;
 all descriptors named here are inherited. Nothing is looked up by name, so two servers on one host cannot meet.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from lightllm_mp.config import Config
+from lightllm_mp.actors.runtime.actor_settings import ActorSettings
 from lightllm_mp.errors import StartupError
 from lightllm_mp.facts import Facts
 from lightllm_mp.model_description import ModelDescription, from_plain, to_plain
 from lightllm_mp.shm.memfd import create_memfd
+
+S = TypeVar("S", bound=ActorSettings)
 
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 STACKS_SIGNAL = signal.SIGUSR1
@@ -35,14 +38,18 @@ class PeerFds(Struct, frozen=True, array_like=True):
     peer_arena: int = -1
 
 
-class LaunchSpec(Struct, frozen=True, array_like=True):
+class LaunchSpec(Struct, Generic[S], frozen=True, array_like=True):
+    """`S`: the settings of this actor (actor_settings.py)."""
+
     name: str
     program: str
     rank: int
     front: str
     ring: str
     """Which implementation of the ring all lanes use."""
-    config: Config
+    settings: S
+    log_level: str
+    log_json: bool
     model: ModelDescription
     bell: tuple[int, int]
     peers: tuple[PeerFds, ...]
@@ -79,17 +86,17 @@ class LaunchSpec(Struct, frozen=True, array_like=True):
         return fd
 
     @staticmethod
-    def read(fd: int) -> LaunchSpec:
+    def read(fd: int) -> LaunchSpec[ActorSettings]:
         """Read and close the descriptor written by `to_memfd`."""
         with os.fdopen(fd, "rb") as file:
             data = file.read()
         try:
-            return msgspec.msgpack.decode(data, type=LaunchSpec, dec_hook=from_plain)
+            return msgspec.msgpack.decode(data, type=LaunchSpec[ActorSettings], dec_hook=from_plain)
         except msgspec.DecodeError as error:
             raise StartupError(f"the start message of this process is damaged: {error}") from None
 
 
-def renumbered(launch: LaunchSpec, fds: dict[int, int]) -> LaunchSpec:
+def renumbered(launch: LaunchSpec[S], fds: dict[int, int]) -> LaunchSpec[S]:
     """`launch` with every descriptor replaced by its duplicate."""
     peers = tuple(
         msgspec.structs.replace(

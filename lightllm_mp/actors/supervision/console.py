@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-from lightllm_mp.config import Config, HttpConfig
+from lightllm_mp.config import HttpConfig
 from lightllm_mp.facts import Facts
 from lightllm_mp.machine import format_bytes
 from lightllm_mp.messages import Loading
@@ -58,7 +58,7 @@ class Console:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def serving(self, url: str, facts: Facts, config: Config, processes: int, *, keys: bool) -> None:
+    def serving(self, url: str, facts: Facts, http: HttpConfig, processes: int, *, keys: bool) -> None:
         seconds = time.monotonic() - self._started
         memory = f"{format_bytes(facts.weight_bytes)} weights, {format_bytes(facts.kv_bytes)} KV"
         memory += f", {format_bytes(facts.state_bytes)} states" if facts.state_bytes else ""
@@ -68,7 +68,7 @@ class Console:
             ("context", f"{facts.engine.max_context:,} tokens"),
             ("KV tokens", f"{facts.engine.kv_tokens:,}"),
             ("processes", f"{processes}, ready after {seconds:.1f} s"),
-            ("access", "API key required" if keys else f"open to everybody who reaches {config.http.host}"),
+            ("access", "API key required" if keys else f"open to everybody who reaches {http.host}"),
         )
         if self._json:
             log.info("serving", extra={"fields": {name.replace(" ", "_").lower(): value for name, value in lines}})
@@ -77,15 +77,15 @@ class Console:
         for name, value in lines:
             print(f"  {name:<10} {value}", file=sys.stderr)
         print(f"  try        {example(url, facts)}", file=sys.stderr)
-        if not config.http.no_ui and facts.has_tokenizer and facts.engine.task == "generate":
+        if not http.no_ui and facts.has_tokenizer and facts.engine.task == "generate":
             print(f"\nOpen {url}/ in a browser, or chat here: lightllm-mp chat{elsewhere(url)}", file=sys.stderr)
         print(file=sys.stderr, flush=True)
 
 
 def elsewhere(url: str) -> str:
     """The flag with which `lightllm-mp chat` finds a server that is not at the default address."""
-    http = HttpConfig()
-    return "" if url == f"http://{http.host}:{http.port}" else f" --url {url}"
+    usual = HttpConfig()
+    return "" if url == f"http://{usual.host}:{usual.port}" else f" --url {url}"
 
 
 def example(url: str, facts: Facts) -> str:

@@ -15,8 +15,8 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
-from lightllm_mp.actors.runtime.image_setup import image_arenas
-from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, renumbered
+from lightllm_mp.actors.runtime.actor_settings import FrontSettings, child_settings, front_settings
+from lightllm_mp.actors.runtime.launch_spec import LaunchSpec, S, renumbered
 from lightllm_mp.actors.supervision.actions import (
     Action,
     After,
@@ -33,6 +33,7 @@ from lightllm_mp.actors.supervision.actions import (
 from lightllm_mp.actors.supervision.child_process import ChildProcess
 from lightllm_mp.actors.supervision.control_lanes import ControlLanes
 from lightllm_mp.actors.supervision.engine_state import engine_state
+from lightllm_mp.actors.supervision.image_arenas import image_arenas
 from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.supervision.state_machine import EXIT_OK, State, StateMachine
 from lightllm_mp.actors.supervision.worker_group import WorkerGroup
@@ -63,7 +64,7 @@ class Supervisor:
         on_serving: Callable[[Facts], None] = lambda facts: None,
         plan: Topology | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._settings = config, child_settings(config)
         self._model = model
         self._listen = listen
         self._on_progress, self._on_serving = on_progress, on_serving
@@ -81,7 +82,7 @@ class Supervisor:
 
     def _usual_topology(self, front: str) -> Topology:
         vision = self._model.vision
-        images = image_arenas(self._config, vision.spec) if vision else None
+        images = image_arenas(self._config.multimodal, self._config.model.data_type, vision.spec) if vision else None
         most = self._config.http.max_body_bytes
         return topology(ranks=self._config.engine.tp, front=front, max_body=most, images=images)
 
@@ -158,10 +159,10 @@ class Supervisor:
                 os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
                 log.info("reaped process %d, whose parent had ended", ended.si_pid)
 
-    def embedded_launch(self) -> LaunchSpec:
+    def embedded_launch(self) -> LaunchSpec[FrontSettings]:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""
         duplicates: dict[int, int] = {fd: os.dup(fd) for fd in self.wiring.fds(EMBEDDED)}
-        return renumbered(self._launch(Child(EMBEDDED, "")), duplicates)
+        return renumbered(self._launch(Child(EMBEDDED, ""), front_settings(self._config)), duplicates)
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
@@ -213,14 +214,15 @@ class Supervisor:
             self._later(0.0, self._machine.refused, tuple(left), str(error), time.monotonic())
 
     def _start(self, child: Child) -> None:
-        launch = self._launch(child)
+        launch = self._launch(child, self._settings[child.name])
         fds = [*self.wiring.fds(child.name), self._parent_read]
         fds += [fd for fd in (launch.listen_fd, launch.meeting_fd) if fd >= 0]
         process = ChildProcess(launch, fds, functools.partial(self._on_exit, child.name))
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
 
-    def _launch(self, child: Child) -> LaunchSpec:
+    def _launch(self, child: Child, settings: S) -> LaunchSpec[S]:
+        logs = self._config.supervisor
         name, front = child.name, self.topology.front
         return LaunchSpec(
             name=name,
@@ -228,7 +230,9 @@ class Supervisor:
             rank=child.rank,
             front=front,
             ring=implementation(),
-            config=self._config,
+            settings=settings,
+            log_level=logs.log_level,
+            log_json=logs.log_json,
             model=self._model,
             bell=self.wiring.bells[name].fds,
             peers=self.wiring.peers(name),

@@ -15,6 +15,7 @@ from time import monotonic, perf_counter
 
 import torch
 
+from lightllm_mp.actors.runtime.actor_settings import VisualSettings
 from lightllm_mp.actors.runtime.async_actor import AsyncActor
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
@@ -39,6 +40,7 @@ from lightllm_mp.messages import (
     Release,
     Wire,
 )
+from lightllm_mp.models.spec import ModelSpec
 from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
@@ -79,9 +81,9 @@ class VisualActor(AsyncActor):
     DECODER = PROGRAM
     """The module that decoder processes run."""
 
-    def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
+    def __init__(self, launch: LaunchSpec[VisualSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
-        self._launch, self._front = launch, launch.front
+        self._front = launch.front
         self._jobs: deque[EncodeJob] = deque()
         """Jobs that have not begun; their files lie in the front's shared memory."""
         self._working: dict[asyncio.Task[None], int] = {}
@@ -94,25 +96,25 @@ class VisualActor(AsyncActor):
         """rid -> when an unanswered request came (perf_counter)."""
         self._decoded = self._failures = self._answered = 0
         self._decode_seconds = self._wait_seconds = 0.0
-        config = launch.config
+        settings = launch.settings
         vision = launch.model.vision
         if vision is None:
             raise ConfigError("this model has no vision tower")
         self._spec = vision.spec
-        devices, self._dtype, inner = self._placed()
+        devices, self._dtype, inner = self.placement(settings, launch.model.spec)
         kind = devices[0].type
         if kind == "cpu":
             os.nice(NICE)
-            set_threads(config.engine.threads)
+            set_threads(settings.threads)
         self._arena = Arena.adopt(launch.images_fd)
         if kind == "cuda":
             pin(torch.frombuffer(self._arena.segment.view, dtype=torch.uint8), devices[0], PORTABLE)
-        self._cache = ImageCache(config.multimodal.cache_capacity, self._arena)
+        self._cache = ImageCache(settings.images.cache_capacity, self._arena)
         self.stage("loading the vision tower")
-        load_format = config.model.load_format
+        load_format = settings.model.load_format
         encoders = [load_encoder(vision, device=one, dtype=inner, load_format=load_format) for one in devices]
         self._towers = EncoderPool(encoders, PATCHES[kind])
-        images = config.multimodal
+        images = settings.images
         self._decoding = Settings(self._spec, images.max_bytes_per_image, images.max_pixels_per_image)
         check_decoder(self._decoding, self.DECODER)
         log.info("images are encoded on %s in %s", ", ".join(map(str, devices)), inner)
@@ -120,19 +122,20 @@ class VisualActor(AsyncActor):
 
     # --- start and stop -----------------------------------------------------------------------------------------------
 
-    def _placed(self) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
-        """The towers' devices (all of one kind), the language model's dtype, and the towers' dtype."""
-        config = self._launch.config
+    @staticmethod
+    def placement(settings: VisualSettings, spec: ModelSpec) -> tuple[list[torch.device], torch.dtype, torch.dtype]:
+        """The towers' devices (all of one kind), the language model's dtype, and the towers' dtype. Raises ConfigError
+        for a device that does not exist."""
         there = torch.cuda.is_available()
-        model_device = torch.device("cuda" if there and config.model.device != "cpu" else "cpu")
-        named = DTYPES.get(config.model.data_type)
-        dtype = named or default_dtype(self._launch.model.spec, model_device)
-        asked = config.multimodal.visual_device
+        model_device = torch.device("cuda" if there and settings.model.device != "cpu" else "cpu")
+        named = DTYPES.get(settings.model.data_type)
+        dtype = named or default_dtype(spec, model_device)
+        asked = settings.images.visual_device
         if asked == "cuda" and not there:
             raise ConfigError("--visual-device cuda: torch finds no CUDA device on this machine", param="visual_device")
         if (asked if asked != "auto" else model_device.type) == "cpu":
             return [torch.device("cpu")], dtype, dtype if model_device.type == "cpu" else torch.float32
-        numbers = config.multimodal.visual_gpu_ids or (0,)
+        numbers = settings.images.visual_gpu_ids or (0,)
         for number in numbers:
             if not 0 <= number < torch.cuda.device_count():
                 raise ConfigError(f"--visual-gpu-ids {number}: there is no such GPU", param="visual_gpu_ids")

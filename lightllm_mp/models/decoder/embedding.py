@@ -21,9 +21,9 @@ from lightllm_mp.models.spec import ModelSpec
 
 
 class ImageRows(NamedTuple):
-    """Part of an image: it replaces the embeddings of a step's tokens from row `line` on."""
+    """Part of an image: it replaces the embeddings of a step's tokens from row `first` on."""
 
-    line: int
+    first: int
     rows: Tensor
     """[tokens, hidden] in the model's dtype, on any device. A copy from pinned host memory is asynchronous: the memory
     must not change before the step is done."""
@@ -34,15 +34,15 @@ class ImageRows(NamedTuple):
         """Adds plane `level` to hidden states [tokens of the step, hidden] in place."""
         if self.deep is not None:
             plane = self.deep[level].to(hidden.device, non_blocking=True)
-            hidden[self.line : self.line + plane.shape[0]].add_(plane)
+            hidden[self.first : self.first + plane.shape[0]].add_(plane)
 
 
 def visible_keys(batch: Batch, images: Sequence[ImageRows]) -> Tensor:
     """`Batch.visible` of a step whose images are whole."""
     visible = batch.positions + 1
     for image in images:
-        end = image.line + image.rows.shape[0]
-        visible[image.line : end] = visible[end - 1]
+        end = image.first + image.rows.shape[0]
+        visible[image.first : end] = visible[end - 1]
     return visible
 
 
@@ -67,7 +67,7 @@ class Embedding:
         if self._scale != 1.0:
             x = x.mul_(self._scale)
         for image in images:
-            x[image.line : image.line + image.rows.shape[0]].copy_(image.rows, non_blocking=True)
+            x[image.first : image.first + image.rows.shape[0]].copy_(image.rows, non_blocking=True)
         if self._types is not None and segments is not None:
             x = x.add_(self._ops.embedding(segments, self._types))
         if self._positions is not None:

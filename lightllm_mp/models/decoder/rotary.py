@@ -50,7 +50,7 @@ class RotaryTable:
         at = torch.arange(rows)
         angles, amplitude = torch.empty(rows, 0), 1.0
         if self.spec is not None:
-            angles, amplitude = rope_lines(self.spec, at, self.classes), self.spec.amplitude
+            angles, amplitude = class_angles(self.spec, at, self.classes), self.spec.amplitude
         self.rotation = Rotation(
             (angles.cos() * amplitude).to(self.device),
             (angles.sin() * amplitude).to(self.device),
@@ -110,7 +110,7 @@ def growing_scale(positions: torch.Tensor, growth: float, trained: int) -> torch
     return 1.0 + growth * (positions // trained).float().log1p()
 
 
-def rope_lines(spec: RopeSpec, positions: torch.Tensor, classes: int) -> torch.Tensor:
+def class_angles(spec: RopeSpec, positions: torch.Tensor, classes: int) -> torch.Tensor:
     """Angles of every length class, block after block: float32 [classes * positions, dim / 2]."""
     if spec.scaling == "qwen":
         growth = spec.dim / (spec.dim - 2)

@@ -17,7 +17,7 @@ from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.resumable_table import ResumableTable
 from lightllm_mp.actors.http import image_inputs, schema
 from lightllm_mp.actors.http.image_inputs import ImageInputs
-from lightllm_mp.config import Config, ModelConfig, MultimodalConfig
+from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.errors import EngineError, InvalidRequest, Overloaded, PayloadTooLarge, Unavailable
 from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.messages import ErrorInfo, Sampling, Terms
@@ -42,7 +42,7 @@ class Way:
         vision = read_vision(FOLDER)
         assert vision is not None
         self.settings = MultimodalConfig(enable_multimodal=True, cache_capacity=4, **settings)
-        judge = ImageJudge(Config(model=ModelConfig(), multimodal=self.settings), vision)
+        judge = ImageJudge(self.settings, "auto", vision)
         files = Files(self.settings.max_image_bytes_live)
         self.lane = ImageLane(judge, files, self.lend, self.take_back, self.send)
 

@@ -23,7 +23,7 @@ CELL = struct.Struct("<QQ")
 class MockRankActor(RankActor, MockWorkerActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)
-        self.ranks, self._rank = launch.config.engine.tp, launch.rank
+        self.ranks, self._rank = launch.settings.engine.tp, launch.rank
         os.ftruncate(launch.meeting_fd, mmap.PAGESIZE)
         self._cells = mmap.mmap(launch.meeting_fd, mmap.PAGESIZE)
         self._count = self._checksum = 0

@@ -12,9 +12,9 @@ from unittest import mock
 
 import pytest
 
+from lightllm_mp.actors.runtime.actor_settings import GuideSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.supervision.child_process import ChildProcess
-from lightllm_mp.config import Config
 from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.models.model_config import read_model_config
 from tests.paths import GOLDENS
@@ -25,7 +25,9 @@ memfd_create = os.memfd_create
 
 def launch() -> LaunchSpec:
     model = ModelDescription("nowhere", read_model_config(GOLDENS / "llama"), None)
-    return LaunchSpec("odd", "none:None", 0, "http", "native", Config(), model, (0, 0), (), 0)
+    return LaunchSpec(
+        "odd", "none:None", 0, "http", "native", GuideSettings("auto"), "info", False, model, (0, 0), (), 0
+    )
 
 
 def second_time(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from lightllm_mp.actors.http import schema
 from lightllm_mp.actors.supervision.console import CLEAR, Console, example
-from lightllm_mp.config import Config, HttpConfig
+from lightllm_mp.config import HttpConfig
 from lightllm_mp.facts import EngineLimits, Facts, PooledFacts
 from lightllm_mp.messages import Loading
 
@@ -92,6 +92,6 @@ def test_the_block_ends_with_the_page_where_there_is_one_to_chat_with(
     capsys: pytest.CaptureFixture[str], port: int, facts: Facts, no_ui: bool, last: str | None
 ) -> None:
     url = f"http://127.0.0.1:{port}"
-    Console().serving(url, facts, Config(http=HttpConfig(port=port, no_ui=no_ui)), 6, keys=False)
+    Console().serving(url, facts, HttpConfig(port=port, no_ui=no_ui), 6, keys=False)
     lines = capsys.readouterr().err.rstrip().splitlines()
     assert lines[-1].startswith("  try ") if last is None else lines[-1] == last.format(url=url)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lightllm_mp.actors.front.image_files import ImageLane
 from lightllm_mp.actors.front.live_request import LiveRequest
-from lightllm_mp.actors.runtime.image_setup import image_arenas
+from lightllm_mp.actors.supervision.image_arenas import image_arenas
 from lightllm_mp.actors.topology import EMBEDDED, VISUAL, topology
 from lightllm_mp.config import Config, MultimodalConfig
 from lightllm_mp.messages import Sampling, Terms
@@ -86,7 +86,7 @@ async def seeing(
     settings = settings or with_images()
     vision = described(folder, images=True).vision
     assert vision is not None
-    images = image_arenas(settings, vision.spec)
+    images = image_arenas(settings.multimodal, settings.model.data_type, vision.spec)
     plan = mocked(topology(front=EMBEDDED, max_body=1 << 20, images=images))
     if visual is not None:
         plan = mocked(plan, visual, VISUAL)

@@ -8,16 +8,18 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lightllm_mp.actors.runtime.actor_settings import VisualSettings
 from lightllm_mp.actors.supervision.state_machine import State
 from lightllm_mp.actors.visual.actor import VisualActor
+from lightllm_mp.config import ModelConfig
 from lightllm_mp.errors import ConfigError, InvalidRequest, Overloaded, PayloadTooLarge
-from tests.actors.embedded import Shared, config, described, in_time, on_shared
+from lightllm_mp.models.model_config import read_model_config
+from tests.actors.embedded import Shared, config, in_time, on_shared
 from tests.actors.visual.late_visual import MARKS
 from tests.actors.visual.seeing import GOLDENS, Seeing, png, seeing, with_images
 
@@ -103,12 +105,11 @@ def test_where_towers_are(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    model = GOLDENS / "llava_hf"
 
     def found() -> list[str]:
-        settings = with_images(visual_gpu_ids=gpus, visual_device=place)
-        actor: Any = SimpleNamespace(_launch=SimpleNamespace(config=settings, model=described(model, images=True)))
-        return [str(device) for device in VisualActor._placed(actor)[0]]
+        images = with_images(visual_gpu_ids=gpus, visual_device=place).multimodal
+        settings = VisualSettings(ModelConfig(), images, threads=0)
+        return [str(device) for device in VisualActor.placement(settings, read_model_config(GOLDENS / "llava_hf"))[0]]
 
     if isinstance(expected, list):
         assert found() == expected

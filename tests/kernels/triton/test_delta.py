@@ -57,7 +57,7 @@ def test_chunks():
     whole = [entry for entry in zip(first, count, kept, strict=True) if entry[1]]
     assert whole == [(0, 1, -1), (1, 64, 8), (65, 36, 9), (101, 30, -1), (131, 3, 10)]
     assert made.first.tolist() == [0, 1, 4, 5]
-    assert made.lines[:, 1].tolist() == [0, *range(130), 0, 1, 2]
+    assert made.token_rows[:, 1].tolist() == [0, *range(130), 0, 1, 2]
     assert not made.apart
 
 

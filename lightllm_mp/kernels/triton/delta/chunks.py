@@ -21,7 +21,7 @@ class DeltaChunks(NamedTuple):
     """[at least all chunks, 3]: first token, number of tokens (0: no chunk), place that keeps the state behind it."""
     first: Tensor
     """[sequences + 1]: the sequence's first chunk; the last entry is the number of chunks."""
-    lines: Tensor
+    token_rows: Tensor
     """[tokens, 2]: row of the token's sequence, index among its new tokens."""
     apart: bool
     """Sequences with one new token have no chunks: the decode kernel takes them."""

@@ -17,22 +17,28 @@ TOKENS = 16
 
 
 def convolve(
-    projected: Tensor, weights: DeltaWeights, state: DeltaState, batch: Batch, layout: DeltaLayout, lines: Tensor | None
+    projected: Tensor,
+    weights: DeltaWeights,
+    state: DeltaState,
+    batch: Batch,
+    layout: DeltaLayout,
+    token_rows: Tensor | None,
 ) -> Tensor:
     """[tokens, channels]: queries, keys and values, where queries and keys are of length 1, and queries scaled.
 
-    Reads the states only. `lines`: row and index of each token (`DeltaChunks`); None: each is alone in its sequence.
+    Reads the states only. `token_rows`: row and index of each token (`DeltaChunks`); None: each is alone in its
+    sequence.
     """
     tokens = projected.shape[0]
     out = projected.new_empty((tokens, layout.channels))
-    block = 1 if lines is None else TOKENS
+    block = 1 if token_rows is None else TOKENS
     _convolve_kernel.launch(
         (2 * layout.key_heads + layout.value_heads, triton.cdiv(tokens, block), 1),
         _convolve_kernel.arguments(
             projected=projected,
             conv=weights.conv,
             inputs=state.conv,
-            lines=batch.rows if lines is None else lines,
+            token_rows=batch.rows if token_rows is None else token_rows,
             out=out,
             tokens=tokens,
             scale=layout.key_dim**-0.5,
@@ -41,12 +47,12 @@ def convolve(
             KEY_DIM=layout.key_dim,
             VALUE_DIM=layout.value_dim,
             TAPS=weights.conv.shape[0],
-            SINGLE=lines is None,
+            SINGLE=token_rows is None,
             EPS=LENGTH_EPS,
             TOKENS=block,
             BLOCK=next_power_of_2(max(layout.key_dim, layout.value_dim)),
         ),
-        warps=1 if lines is None else 4,
+        warps=1 if token_rows is None else 4,
     )
     return out
 
@@ -56,7 +62,7 @@ def _convolve_kernel(
     projected,
     conv,
     inputs,
-    lines,
+    token_rows,
     out,
     tokens,
     scale,
@@ -80,10 +86,10 @@ def _convolve_kernel(
     width = tl.where(is_value, VALUE_DIM, KEY_DIM)
     channel = i + tl.where(is_value, 2 * KEY_HEADS * KEY_DIM + (head - 2 * KEY_HEADS) * VALUE_DIM, head * KEY_DIM)
     if SINGLE:
-        row, index = tl.load(lines + token, mask=there, other=0), token * 0
+        row, index = tl.load(token_rows + token, mask=there, other=0), token * 0
     else:
-        row = tl.load(lines + 2 * token, mask=there, other=0)
-        index = tl.load(lines + 2 * token + 1, mask=there, other=0)
+        row = tl.load(token_rows + 2 * token, mask=there, other=0)
+        index = tl.load(token_rows + 2 * token + 1, mask=there, other=0)
     inside = there[:, None] & (i < width)[None, :]
     total = tl.zeros((TOKENS, BLOCK), tl.float32)
     for tap in tl.static_range(TAPS):

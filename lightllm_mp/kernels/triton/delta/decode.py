@@ -88,10 +88,10 @@ def _decode_kernel(
         place = place + k_at[:, None] * VALUE_DIM + v_at[None, :]
         inside = is_key[:, None] & is_value[None, :]
         state = tl.load(place, mask=inside, other=0.0)
-        line = mixed + token.to(tl.int64) * CHANNELS
-        q = tl.load(line + head // TIMES * KEY_DIM + k_at, mask=is_key, other=0.0).to(tl.float32)
-        k = tl.load(line + KEYS + head // TIMES * KEY_DIM + k_at, mask=is_key, other=0.0).to(tl.float32)
-        v = tl.load(line + 2 * KEYS + head * VALUE_DIM + v_at, mask=is_value, other=0.0).to(tl.float32)
+        start = mixed + token.to(tl.int64) * CHANNELS
+        q = tl.load(start + head // TIMES * KEY_DIM + k_at, mask=is_key, other=0.0).to(tl.float32)
+        k = tl.load(start + KEYS + head // TIMES * KEY_DIM + k_at, mask=is_key, other=0.0).to(tl.float32)
+        v = tl.load(start + 2 * KEYS + head * VALUE_DIM + v_at, mask=is_value, other=0.0).to(tl.float32)
         log, beta = log_decay(ba, dt_bias, decay, token, head, token >= 0, HEADS)
         state = state * tl.exp(log)
         error = beta * (v - tl.sum(state * k[:, None], 0))

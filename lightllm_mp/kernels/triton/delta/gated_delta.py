@@ -17,7 +17,7 @@ def gated_delta(
 ) -> Tensor:
     out = projected.new_empty((projected.shape[0], layout.value_size))
     chunks = None if batch.max_query == 1 and not batch.state_saves else chunks_of(batch)
-    mixed = convolve(projected, weights, state, batch, layout, None if chunks is None else chunks.lines)
+    mixed = convolve(projected, weights, state, batch, layout, None if chunks is None else chunks.token_rows)
     if chunks is None or chunks.apart:
         decode(mixed, projected, ba, out, weights, state, batch, layout)
     if chunks is not None:

@@ -11,6 +11,8 @@ exp(G_last) S + sum over j of exp(G_last - G_j) k_j outer U_j.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +30,17 @@ COLUMNS, LEAST_COLUMNS = 32, 16
 """Columns of a state that a program of the scan holds, in 16 bits and in float32, which takes more registers."""
 
 
+class ChunkFactors(NamedTuple):
+    """What of the chunks does not depend on the state (see above)."""
+
+    sums: Tensor
+    """G of each token [tokens, value heads] float32."""
+    seen: Tensor
+    """[tokens, value heads, key dim]"""
+    added: Tensor
+    """[tokens, value heads, value dim]"""
+
+
 def prefill(
     mixed: Tensor,
     projected: Tensor,
@@ -40,43 +53,68 @@ def prefill(
     chunks: DeltaChunks,
 ) -> None:
     """Fills the rows of `out` of all tokens in chunks, and moves the states of their sequences on."""
-    tokens, heads, tiles = mixed.shape[0], layout.value_heads, chunks.tiles.shape[0]
-    sums = torch.empty((tokens, heads), dtype=torch.float32, device=mixed.device)
-    seen = mixed.new_empty((tokens, heads, layout.key_dim))
-    added = mixed.new_empty((tokens, heads, layout.value_dim))
-    key_block, value_block = dot_block(layout.key_dim), dot_block(layout.value_dim)
-    narrow = mixed.element_size() == 2
-    warps, columns = (4, min(COLUMNS, value_block)) if narrow else (8, LEAST_COLUMNS)
+    factors = _factors(mixed, ba, weights, layout, chunks)
+    _scan(mixed, projected, factors, out, weights, state, batch, layout, chunks)
+    _norm_kernel.launch(
+        (layout.value_heads, chunks.tiles.shape[0], 1),
+        _norm_kernel.arguments(
+            projected=projected,
+            factors=weights.norm,
+            tiles=chunks.tiles,
+            out=out,
+            eps=layout.norm_eps,
+            HEADS=layout.value_heads,
+            CHANNELS=layout.channels,
+            VALUE_DIM=layout.value_dim,
+            CHUNK=CHUNK,
+            BLOCK=dot_block(layout.value_dim),
+        ),
+    )
+
+
+def _factors(
+    mixed: Tensor, ba: Tensor, weights: DeltaWeights, layout: DeltaLayout, chunks: DeltaChunks
+) -> ChunkFactors:
+    tokens, heads = mixed.shape[0], layout.value_heads
+    factors = ChunkFactors(
+        sums=torch.empty((tokens, heads), dtype=torch.float32, device=mixed.device),
+        seen=mixed.new_empty((tokens, heads, layout.key_dim)),
+        added=mixed.new_empty((tokens, heads, layout.value_dim)),
+    )
     _factor_kernel.launch(
-        (heads, tiles, 1),
+        (heads, chunks.tiles.shape[0], 1),
         _factor_kernel.arguments(
             mixed=mixed,
             ba=ba,
             dt_bias=weights.dt_bias,
             decay=weights.decay,
             tiles=chunks.tiles,
-            sums=sums,
-            seen=seen,
-            added=added,
-            HEADS=heads,
-            TIMES=heads // layout.key_heads,
-            KEY_DIM=layout.key_dim,
-            VALUE_DIM=layout.value_dim,
-            CHUNK=CHUNK,
-            KEY_BLOCK=key_block,
-            VALUE_BLOCK=value_block,
-            PRECISION=precision(mixed.dtype),
+            **factors._asdict(),
+            **_sizes(mixed, layout),
         ),
-        warps=warps,
+        warps=4 if mixed.element_size() == 2 else 8,
     )
+    return factors
+
+
+def _scan(
+    mixed: Tensor,
+    projected: Tensor,
+    factors: ChunkFactors,
+    out: Tensor,
+    weights: DeltaWeights,
+    state: DeltaState,
+    batch: Batch,
+    layout: DeltaLayout,
+    chunks: DeltaChunks,
+) -> None:
+    narrow = mixed.element_size() == 2
+    warps, columns = (4, min(COLUMNS, dot_block(layout.value_dim))) if narrow else (8, LEAST_COLUMNS)
     _scan_kernel.launch(
-        (triton.cdiv(layout.value_dim, columns), heads, batch.sequences),
+        (triton.cdiv(layout.value_dim, columns), layout.value_heads, batch.sequences),
         _scan_kernel.arguments(
             mixed=mixed,
             projected=projected,
-            sums=sums,
-            seen=seen,
-            added=added,
             recurrent=state.recurrent,
             inputs=state.conv,
             tiles=chunks.tiles,
@@ -84,35 +122,28 @@ def prefill(
             seq_start=batch.seq_start,
             rows=batch.rows,
             out=out,
-            HEADS=heads,
-            TIMES=heads // layout.key_heads,
-            KEY_DIM=layout.key_dim,
-            VALUE_DIM=layout.value_dim,
             TAPS=weights.conv.shape[0],
-            CHUNK=CHUNK,
-            KEY_BLOCK=key_block,
-            VALUE_BLOCK=value_block,
             COLUMNS=columns,
-            PRECISION=precision(mixed.dtype),
+            **factors._asdict(),
+            **_sizes(mixed, layout),
         ),
         warps=warps,
         stages=2,
     )
-    _norm_kernel.launch(
-        (heads, tiles, 1),
-        _norm_kernel.arguments(
-            projected=projected,
-            factors=weights.norm,
-            tiles=chunks.tiles,
-            out=out,
-            eps=layout.norm_eps,
-            HEADS=heads,
-            CHANNELS=layout.channels,
-            VALUE_DIM=layout.value_dim,
-            CHUNK=CHUNK,
-            BLOCK=value_block,
-        ),
-    )
+
+
+def _sizes(mixed: Tensor, layout: DeltaLayout) -> dict[str, object]:
+    """Arguments of both kernels that take chunks."""
+    return {
+        "HEADS": layout.value_heads,
+        "TIMES": layout.value_heads // layout.key_heads,
+        "KEY_DIM": layout.key_dim,
+        "VALUE_DIM": layout.value_dim,
+        "CHUNK": CHUNK,
+        "KEY_BLOCK": dot_block(layout.key_dim),
+        "VALUE_BLOCK": dot_block(layout.value_dim),
+        "PRECISION": precision(mixed.dtype),
+    }
 
 
 @kernel()
@@ -148,8 +179,8 @@ def _factor_kernel(
         log, beta = log_decay(ba, dt_bias, decay, first + i, head, there, HEADS)
         total = tl.cumsum(log, 0)
         tl.store(sums + token * HEADS + head, total, mask=there)
-        key_line = mixed + token[:, None] * CHANNELS + KEYS + head // TIMES * KEY_DIM
-        k = tl.load(key_line + k_at[None, :], mask=is_key, other=0.0)
+        key_row = mixed + token[:, None] * CHANNELS + KEYS + head // TIMES * KEY_DIM
+        k = tl.load(key_row + k_at[None, :], mask=is_key, other=0.0)
         products = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         below = i[:, None] > i[None, :]
         between = tl.exp(tl.where(below, total[:, None] - total[None, :], 0.0))
@@ -165,8 +196,8 @@ def _factor_kernel(
         result = tl.dot(inverse, weighted, input_precision=PRECISION)
         place = (token * HEADS + head)[:, None]
         tl.store(seen + place * KEY_DIM + k_at[None, :], result.to(k.dtype), mask=is_key)
-        value_line = mixed + token[:, None] * CHANNELS + 2 * KEYS + head * VALUE_DIM
-        v = tl.load(value_line + v_at[None, :], mask=is_value, other=0.0)
+        value_row = mixed + token[:, None] * CHANNELS + 2 * KEYS + head * VALUE_DIM
+        v = tl.load(value_row + v_at[None, :], mask=is_value, other=0.0)
         result = tl.dot(inverse, (v.to(tl.float32) * beta[:, None]).to(k.dtype), input_precision=PRECISION)
         tl.store(added + place * VALUE_DIM + v_at[None, :], result.to(k.dtype), mask=is_value)
 
@@ -217,9 +248,9 @@ def _scan_kernel(
             is_key = there[:, None] & (k_at < KEY_DIM)[None, :]
             is_value = there[:, None] & (v_at < VALUE_DIM)[None, :]
             place = (token * HEADS + head)[:, None]
-            key_line = mixed + token[:, None] * CHANNELS + head // TIMES * KEY_DIM + k_at[None, :]
-            q = tl.load(key_line, mask=is_key, other=0.0)
-            k = tl.load(key_line + KEYS, mask=is_key, other=0.0)
+            key_row = mixed + token[:, None] * CHANNELS + head // TIMES * KEY_DIM + k_at[None, :]
+            q = tl.load(key_row, mask=is_key, other=0.0)
+            k = tl.load(key_row + KEYS, mask=is_key, other=0.0)
             total = tl.load(sums + token * HEADS + head, mask=there, other=0.0)
             last = tl.load(sums + (first + count - 1).to(tl.int64) * HEADS + head)
             w = tl.load(seen + place * KEY_DIM + k_at[None, :], mask=is_key, other=0.0)

@@ -9,9 +9,9 @@ import triton.language as tl
 @triton.jit
 def log_decay(ba, dt_bias, decay, token, head, there, HEADS: tl.constexpr):
     """Logarithms of the decays of tokens, and their betas; 0 where there is no token."""
-    line = ba + token.to(tl.int64) * (2 * HEADS) + head
-    b = tl.load(line, mask=there, other=0.0)
-    a = tl.load(line + HEADS, mask=there, other=0.0) + tl.load(dt_bias + head)
+    start = ba + token.to(tl.int64) * (2 * HEADS) + head
+    b = tl.load(start, mask=there, other=0.0)
+    a = tl.load(start + HEADS, mask=there, other=0.0) + tl.load(dt_bias + head)
     softplus = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
     beta = tl.where(there, 1.0 / (1.0 + tl.exp(-b)), 0.0)
     return tl.where(there, -tl.load(decay + head) * softplus, 0.0), beta

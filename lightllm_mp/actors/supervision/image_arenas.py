@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isqrt
 
 from lightllm_mp.actors.topology import ImageArenas
-from lightllm_mp.config import Config
+from lightllm_mp.config import MultimodalConfig
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.sizing import grid_tokens, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
@@ -16,15 +16,14 @@ DEFAULT_CACHE = 1 << 30
 HALF = ("bfloat16", "float16", "bf16", "fp16")
 
 
-def image_arenas(config: Config, spec: VisionSpec) -> ImageArenas:
+def image_arenas(images: MultimodalConfig, data_type: str, spec: VisionSpec) -> ImageArenas:
     """Bytes of the image cache and of the arena for files sent to the visual actor."""
-    settings = config.multimodal
-    value = 2 if config.model.data_type in HALF else 4
+    value = 2 if data_type in HALF else 4
     image = _granules(BLOCK_HEADER + most_rows(spec) * spec.slot_values * value)
-    given = settings.cache_size_gb
-    cache = min(settings.cache_capacity * image, max(DEFAULT_CACHE, image)) if given is None else int(given * (1 << 30))
-    files = settings.max_image_bytes_per_request + (settings.max_images_per_request + 1) * 2 * GRANULE
-    return ImageArenas(cache=_granules(cache), files=_granules(max(files, settings.max_bytes_per_image + 2 * GRANULE)))
+    given = images.cache_size_gb
+    cache = min(images.cache_capacity * image, max(DEFAULT_CACHE, image)) if given is None else int(given * (1 << 30))
+    files = images.max_image_bytes_per_request + (images.max_images_per_request + 1) * 2 * GRANULE
+    return ImageArenas(cache=_granules(cache), files=_granules(max(files, images.max_bytes_per_image + 2 * GRANULE)))
 
 
 def most_rows(spec: VisionSpec) -> int:
