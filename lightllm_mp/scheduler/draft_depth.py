@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,38 +17,50 @@ CHANCES = np.array([1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
 """Chances to come true from which on a token is drafted, of which a step takes the best."""
 FORGET, RECOVER = 0.8, 0.98
 """What remains of earlier tries after another one, and after a step that drafted nothing for want of hope."""
-FASTER, SLOWER = 0.3, 0.05
-"""Shares of the newest step in the time of its size. A disturbed step is a slower one, so those count less."""
+KEPT, TRIES = 8, 3
+"""Times of a size that are kept, and that it takes to know it."""
+STALE = 256
+"""Steps after which a size that did not occur is less well known."""
 
 
 class StepTimes:
-    """Mean times of steps by their tokens. Sizes up to 16 have an entry each, larger ones one for each quarter of a
-    power of two."""
+    """Times of steps by their tokens: the least of the last ones, since a step is disturbed at times and then slower.
+    Sizes below 16 have an entry each, larger ones one for each eighth of a power of two."""
 
     def __init__(self) -> None:
-        self._times: dict[int, tuple[float, float]] = {}
-        """(tokens, seconds), by entry."""
+        self._times: dict[int, deque[float]] = {}
+        """The last times of each entry, in seconds."""
+        self._used: set[int] = set()
+        self._steps = 0
         self._known: tuple[Floats, Floats] | None = None
 
     def add(self, tokens: int, seconds: float) -> None:
         if seconds <= 0:
             return
-        shift = max(0, tokens.bit_length() - 5)
+        shift = max(0, tokens.bit_length() - 4)
         entry = tokens >> shift << shift
-        size, time = self._times.get(entry, (float(tokens), seconds))
-        share = FASTER if seconds < time else SLOWER
-        self._times[entry] = size + FASTER * (tokens - size), time + share * (seconds - time)
+        self._times.setdefault(entry, deque(maxlen=KEPT)).append(seconds)
+        self._used.add(entry)
+        self._steps += 1
+        if self._steps % STALE == 0:
+            self._forget()
         self._known = None
 
+    def _forget(self) -> None:
+        """Sizes that did not occur of late lose their oldest time, so that they are tried again."""
+        for entry in self._times.keys() - self._used:
+            self._times[entry].popleft()
+        self._times = {entry: times for entry, times in self._times.items() if times}
+        self._used.clear()
+
     def at(self, tokens: NDArray[np.int64]) -> Floats:
-        """Seconds of steps of so many tokens. A size that was never seen is taken to be as fast as the nearest one, so
-        that it is tried."""
-        if not self._times:
-            return np.ones(len(tokens))
+        """Seconds of steps of so many tokens. A size that has not come TRIES times is taken to be as fast as the next
+        one, so that it is tried."""
         if self._known is None:
-            points = np.array([self._times[entry] for entry in sorted(self._times)])
-            self._known = points[:, 0], np.maximum.accumulate(points[:, 1])
-        return np.interp(tokens, *self._known)
+            seen = sorted(entry for entry, times in self._times.items() if len(times) >= TRIES)
+            least = np.array([min(self._times[entry]) for entry in seen])
+            self._known = np.array(seen, np.float64), np.maximum.accumulate(least)
+        return np.interp(tokens, *self._known) if len(self._known[0]) else np.ones(len(tokens))
 
 
 class Acceptance:
