@@ -3,8 +3,8 @@
 The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
 before `done`. The scheduler has one thread and reads no clock: the same calls give the same plans.
 
-A plan gives every decoding sequence one token, perhaps with draft tokens behind it (drafts.py), and shares the rest of
-its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots run
+A plan gives every decoding sequence one token, perhaps with draft tokens behind it (speculation/), and shares the rest
+of its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots run
 out, the scheduler evicts cached prefixes; when that is not enough, it preempts the youngest sequence of the lowest
 priority of the tenant that has been served most; its tokens stay in the prefix tree until their slots are needed. After
 a preemption no sequence starts before another has ended.
@@ -36,7 +36,6 @@ from lightllm_mp.messages import (
 )
 from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.drafts import Drafts
 from lightllm_mp.scheduler.finish_reasons import taken_tokens
 from lightllm_mp.scheduler.inspection import scheduler_state
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
@@ -47,6 +46,7 @@ from lightllm_mp.scheduler.prompt_chunks import PromptChunks
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
+from lightllm_mp.scheduler.speculation.drafts import Drafts
 from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
 from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
 

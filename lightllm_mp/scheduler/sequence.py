@@ -13,11 +13,11 @@ from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import Embedded, ImageSpan, Open, Sampling, Terms, Tokenized
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.limits import fit, masked_ids, with_end_token
-from lightllm_mp.scheduler.ngram_index import NgramIndex
 from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
 from lightllm_mp.scheduler.prompt_logprobs import OwedLogprobs
+from lightllm_mp.scheduler.speculation.ngram_index import NgramIndex
 
 TAIL = 16
 """How many of the last prompt ids the detokenizer gets as context."""

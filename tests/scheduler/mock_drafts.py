@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightllm_mp.plan import Ints
-from lightllm_mp.scheduler.drafts import Drafts
+from lightllm_mp.scheduler.speculation.drafts import Drafts
 from tests.scheduler.harness import VOCAB, Harness
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightllm_mp.scheduler.draft_depth import KEPT, STALE, TRIES, Acceptance, StepTimes, best_depths, depths
+from lightllm_mp.scheduler.speculation.draft_depth import KEPT, STALE, TRIES, Acceptance, StepTimes, best_depths, depths
 
 
 def times(fixed: float, each: float) -> StepTimes:

@@ -7,7 +7,7 @@ import pytest
 
 from lightllm_mp.messages import LENGTH, STOP, Guide, StepDone
 from lightllm_mp.plan import unpack
-from lightllm_mp.scheduler.drafts import LINES
+from lightllm_mp.scheduler.speculation.drafts import LINES
 from tests.scheduler.harness import EOS, Harness, column, harness, mock_worker, prompt, request
 from tests.scheduler.mock_drafts import draft_answers
 

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lightllm_mp.scheduler.ngram_index import CANDIDATES, NGRAM, NgramIndex
+from lightllm_mp.scheduler.speculation.ngram_index import CANDIDATES, NGRAM, NgramIndex
 
 
 def ids(*values: int) -> np.ndarray:

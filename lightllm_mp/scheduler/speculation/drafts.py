@@ -18,11 +18,11 @@ from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import RUNNING, StepDone
 from lightllm_mp.plan import Ints
 from lightllm_mp.scheduler.counters import Counters
-from lightllm_mp.scheduler.draft_depth import Acceptance, StepTimes, best_depths, depths
 from lightllm_mp.scheduler.finish_reasons import finish_reasons
 from lightllm_mp.scheduler.kv_memory import KvMemory
-from lightllm_mp.scheduler.ngram_index import NgramIndex
 from lightllm_mp.scheduler.rows import Rows
+from lightllm_mp.scheduler.speculation.draft_depth import Acceptance, StepTimes, best_depths, depths
+from lightllm_mp.scheduler.speculation.ngram_index import NgramIndex
 from lightllm_mp.scheduler.step_writer import InFlightStep
 
 Longs = NDArray[np.int64]
