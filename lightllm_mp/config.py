@@ -74,6 +74,16 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ep: Positive = 1
     """Expert parallelism: number of groups that the tp ranks form; tp is a multiple of it. A group holds whole experts,
     and a rank of it a part of each of these. 1: every rank holds a part of every expert."""
+    nnodes: Positive = 1
+    """Number of machines that the tp ranks are spread over, in equal parts. Run the same command on each, with its
+    node_rank. LIGHTLLM_MP_RELAY_KEYS holds a secret that all of them have."""
+    node_rank: Annotated[int, Meta(ge=0)] = 0
+    """Number of this machine among the nnodes. 0: the one that clients ask. The others hold ranks only; they join it
+    when it is there, and again after a repair."""
+    nccl_host: str = "127.0.0.1"
+    """Address of machine 0 in the network of the nnodes."""
+    nccl_port: Annotated[int, Meta(ge=1, le=65535)] = 28765
+    """Machine N of the nnodes joins at this port of nccl_host plus N. The ranks themselves use free ports."""
     max_total_token_num: Positive | None = None
     """Size of the KV pool, in tokens. Default: computed from the free memory."""
     clamp_max_total_token_num: bool = False
@@ -129,6 +139,18 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         if self.tp % self.ep:
             raise ConfigError(f"--ep {self.ep} must divide --tp {self.tp}", param="ep")
+        if self.tp % self.nnodes:
+            raise ConfigError(f"--nnodes {self.nnodes} must divide --tp {self.tp}", param="nnodes")
+        if self.node_rank >= self.nnodes:
+            raise ConfigError(
+                f"--node-rank {self.node_rank}: with --nnodes {self.nnodes} it is less", param="node_rank"
+            )
+        if self.nccl_port + self.nnodes > 65536:
+            raise ConfigError(f"--nccl-port {self.nccl_port} leaves no ports for the nodes", param="nccl_port")
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tp // self.nnodes
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

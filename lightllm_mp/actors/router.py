@@ -13,7 +13,7 @@ from lightllm_mp.actors.runtime.actor_settings import RouterSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL, worker
+from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, VISUAL
 from lightllm_mp.errors import EngineError
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.messages import (
@@ -51,7 +51,7 @@ class RouterActor(BlockingActor):
     def __init__(self, launch: LaunchSpec[RouterSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._front = launch.front
-        self._workers = [worker(rank) for rank in range(launch.settings.ranks)]
+        self._workers = launch.settings.workers
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
         self._halves = ImageHalves()

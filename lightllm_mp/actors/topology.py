@@ -52,6 +52,7 @@ class Child:
     patience: float = 1.0
     """Watchdog timeouts that it may stay silent before it counts as hung (a step or a prompt can be long)."""
     rank: int = 0
+    """Of a worker; the number of another machine."""
     shares_fate: bool = False
     """If one process with this flag dies, all processes with this flag are replaced."""
     dispensable: bool = False
@@ -83,19 +84,52 @@ class Topology:
         return names if self.front in names else (self.front, *names)
 
 
+WORKER = "lightllm_mp.actors.worker:WorkerActor"
+
+
 def worker(rank: int) -> str:
     return f"worker{rank}"
 
 
-def topology(
-    *, ranks: int = 1, front: str = HTTP, max_body: int = 32 * MIB, images: ImageArenas | None = None
-) -> Topology:
-    """The engine with `ranks` workers, and with a visual actor if `images` are served. `max_body` (bytes) bounds the
-    text of one request; the front's arena to the tokenizer holds two such texts."""
-    workers = tuple(
-        Child(worker(rank), "lightllm_mp.actors.worker:WorkerActor", patience=4.0, rank=rank, shares_fate=True)
-        for rank in range(ranks)
+def ranks_of(node: int, ranks: int, nodes: int) -> range:
+    """The ranks on one of several machines."""
+    each = ranks // nodes
+    return range(node * each, (node + 1) * each)
+
+
+def rank_group(ranks: int, nodes: int = 1) -> tuple[Child, ...]:
+    """Whom the router sends its plans: the ranks of this machine, and the other machines, which pass them on."""
+    here = tuple(
+        Child(worker(rank), WORKER, patience=4.0, rank=rank, shares_fate=True) for rank in ranks_of(0, ranks, nodes)
     )
+    others = tuple(
+        Child(f"node{node}", "lightllm_mp.actors.node:NodeActor", patience=4.0, rank=node, shares_fate=True)
+        for node in range(1, nodes)
+    )
+    return here + others
+
+
+def plan_edge(child: Child) -> Edge:
+    """The lanes of one that gets plans; rank 0 alone answers them."""
+    answers = ANSWERS if child.name == worker(0) else 0
+    return Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=answers)
+
+
+def control_edge(name: str, size: int = 64 * KIB) -> Edge:
+    return Edge(SUPERVISOR, name, size, 64 * KIB)
+
+
+def topology(
+    *,
+    ranks: int = 1,
+    nodes: int = 1,
+    front: str = HTTP,
+    max_body: int = 32 * MIB,
+    images: ImageArenas | None = None,
+) -> Topology:
+    """The engine with `ranks` workers on `nodes` machines, and with a visual actor if `images` are served. `max_body`
+    (bytes) bounds the text of one request; the front's arena to the tokenizer holds two such texts."""
+    workers = rank_group(ranks, nodes)
     others = (
         Child(GUIDE, "lightllm_mp.actors.guide:GuideActor", dispensable=True),
         Child(ROUTER, "lightllm_mp.actors.router:RouterActor"),
@@ -117,17 +151,14 @@ def topology(
         Edge(ROUTER, GUIDE, MIB, MIB, forward_arena=16 * MIB),
         Edge(GUIDE, worker(0), MIB, 64 * KIB, forward_arena=MASKS),
         Edge(DETOKENIZER, front, MIB, 64 * KIB, forward_arena=8 * MIB),
-        *(
-            Edge(ROUTER, child.name, MIB, MIB, forward_arena=PLANS, backward_arena=ANSWERS if child.rank == 0 else 0)
-            for child in workers
-        ),
+        *map(plan_edge, workers),
     )
     if images:
         edges += (Edge(front, VISUAL, MIB, 256 * KIB, forward_arena=images.files), Edge(VISUAL, ROUTER, MIB, 256 * KIB))
     children = (*workers, *others, *visual, *fronts)
     actors = Topology(front, children, ()).actors
     # To the front goes what all actors do (EngineState), in one record.
-    control = tuple(Edge(SUPERVISOR, name, (256 if name == front else 64) * KIB, 64 * KIB) for name in actors)
+    control = tuple(control_edge(name, (256 if name == front else 64) * KIB) for name in actors)
     return Topology(front, children, edges + control, images.cache if images else 0)
 
 

@@ -8,14 +8,14 @@ import time
 from collections import deque
 from typing import NoReturn
 
-from lightllm_mp.actors.runtime.actor import BlockingActor
 from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
-from lightllm_mp.actors.runtime.mailbox import Mailbox, Received
+from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.rank_actor import RankActor
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import ROUTER
 from lightllm_mp.engine.build import build_engine
-from lightllm_mp.messages import Masks, Reset, StepDone, Stop, Wire
+from lightllm_mp.messages import Masks, StepDone, Wire
 from lightllm_mp.shm import Segment
 
 log = logging.getLogger("lightllm_mp.worker")
@@ -25,21 +25,6 @@ LOOK_AGAIN = 200e-6
 
 STUCK = 4.0
 """A device that takes more than this many watchdog timeouts for one step counts as hung."""
-
-
-class RankActor(BlockingActor):
-    """One of `ranks` actors that get the same plans and compute each plan together."""
-
-    ranks = 1
-
-    def handle(self, received: list[Received]) -> None:
-        """Put Reset and Stop after all plans: ranks leave after the same step, else one would wait in it for the others
-        for ever. When these messages come, the router has left its lanes, so all its plans are here or in the lane."""
-        if self.ranks > 1 and any(_ends(message) for _, message in received):
-            while more := self.mailbox.receive():
-                received = received + more
-            received = sorted(received, key=lambda entry: _ends(entry[1]))
-        super().handle(received)
 
 
 class WorkerActor(RankActor):
@@ -64,7 +49,8 @@ class WorkerActor(RankActor):
             stage=self.stage,
             promised=launch.facts.engine if launch.facts else None,
             rank=launch.rank,
-            meeting=f"/proc/self/fd/{launch.meeting_fd}",
+            meeting=launch.meeting or f"/proc/self/fd/{launch.meeting_fd}",
+            meeting_fd=launch.meeting_fd if launch.meeting else -1,
         )
         self._executor = engine.executor
         if launch.images_fd >= 0:
@@ -149,7 +135,3 @@ def _leave(code: int) -> NoReturn:
     """End this process without waiting for its device."""
     logging.shutdown()
     os._exit(code)
-
-
-def _ends(message: Wire | bytes) -> bool:
-    return isinstance(message, Reset | Stop)

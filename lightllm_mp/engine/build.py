@@ -64,17 +64,20 @@ def build_engine(
     promised: EngineLimits | None = None,
     rank: int = 0,
     meeting: str = "",
+    meeting_fd: int = -1,
 ) -> BuiltEngine:
     """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `promised`:
     the limits that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks call
-    it, and find each other through the file `meeting`. ModelError or ConfigError with a one-line message.
+    it, and find each other at the `meeting` (see TorchGroup). ModelError or ConfigError with a one-line message.
     """
     path, spec = Path(description.path), description.spec
     engine = msgspec.structs.replace(engine, running_max_req_size=most_rows(spec, engine.running_max_req_size))
-    device = _device(model.device, rank, engine.tp)
+    device = _device(model.device, rank % engine.ranks_per_node, engine.ranks_per_node, engine.tp)
     dtype = default_dtype(spec, device) if model.data_type == "auto" else DTYPES[model.data_type]
-    threads = set_threads(compute_threads(engine.threads, engine.tp)) if device.type == "cpu" else 0
-    group: RankGroup = TorchGroup(meeting, rank, engine.tp, device) if engine.tp > 1 else SingleRank()
+    threads = set_threads(compute_threads(engine.threads, engine.ranks_per_node)) if device.type == "cpu" else 0
+    group: RankGroup = (
+        TorchGroup(meeting, rank, engine.tp, device, meeting_fd=meeting_fd) if engine.tp > 1 else SingleRank()
+    )
     decoder = load_model(
         ModelSource(path, model.task, model.score_tokens),
         device=device,
@@ -248,8 +251,9 @@ def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device:
     if device.type == "cuda":
         budget = group.least(kv_budget(device, engine.mem_fraction))
         return _budget_beside_steps(decoder, engine, step_tokens, device, budget)
-    beside = group.size * step_bytes(decoder.spec, worst_step(decoder, engine, step_tokens))
-    return group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // group.size)
+    here = engine.ranks_per_node
+    beside = here * step_bytes(decoder.spec, worst_step(decoder, engine, step_tokens))
+    return group.least(kv_budget(device, engine.mem_fraction, step_bytes=beside) // here)
 
 
 def _executor(
@@ -285,14 +289,15 @@ def _budget_beside_steps(
     return left
 
 
-def _device(name: str, rank: int, size: int) -> torch.device:
+def _device(name: str, rank: int, ranks: int, size: int) -> torch.device:
+    """Of number `rank` of this machine's `ranks`, in a group of `size`."""
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")
     if name == "cpu" or not there:
         return CPU
-    if size > (count := torch.cuda.device_count()):
-        raise ConfigError(f"--tp {size}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
+    if ranks > (count := torch.cuda.device_count()):
+        raise ConfigError(f"--tp {ranks}: torch finds {count} CUDA device{'s' * (count > 1)} here", param="tp")
     if size == 1:
         return torch.device("cuda")
     torch.cuda.set_device(rank)

@@ -68,7 +68,7 @@ class CudaSteps:
         self._graph: int | None = None
         self._parts: StepParts[Tensor] | None = None
         self._batch: tuple[Tensor, Batch] | None = None
-        tables.slots[tables.spare_row].fill_(kv.dummy_slot)
+        self._fill_spare_row()
         model.reserve(tables.width)
 
     def capture(self, largest_only: bool = False) -> None:
@@ -78,12 +78,16 @@ class CudaSteps:
     def clear(self) -> None:
         self._sampler.clear()
         self._tables.clear()
-        self._tables.slots[self._tables.spare_row].fill_(self._kv.dummy_slot)
+        self._fill_spare_row()
+
+    def _fill_spare_row(self) -> None:
+        for table, slot in zip(self._tables.all_slots, self._kv.spare_slots, strict=True):
+            table[self._tables.spare_row].fill_(slot)
 
     def begin(self, plan: Plan, step: Step | None) -> None:
         self._sampler.set(plan.setups)
         tables = self._tables
-        edits = (tables.edits(plan.ids), tables.edits(plan.slots), self._rotary_firsts(plan))
+        edits = (tables.edits(plan.ids), tables.slot_edits(plan.slots), self._rotary_firsts(plan))
         arrays = [array for pair in edits for array in pair]
         if step is None:
             self._edit(self._staging.send(arrays), edits)
@@ -116,7 +120,7 @@ class CudaSteps:
     def _edit(self, uploaded: Uploaded, edits: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         tables, starts = self._tables, iter(uploaded.starts)
         places = TableEdits(*(TableEdit(next(starts), next(starts), len(values)) for _, values in edits))
-        edit(uploaded.words, places, tables.tokens, tables.slots, tables.rotary_first)
+        edit(uploaded.words, places, tables.tokens, tables.all_slots, tables.rotary_first)
 
     def _rotary_firsts(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         return self._tables.start_rows(plan.setups) if self._tables.classed else (NOTHING, NOTHING)
@@ -127,7 +131,7 @@ class CudaSteps:
         return self._graphs.size_for(len(step.rows))
 
     def _eager(self, step: Step, parts: StepParts[Tensor]) -> tuple[Tensor, Batch]:
-        tables = self._tables
+        tables, near = self._tables, self._tables.window_slots
         return tables.tokens.view(-1).index_select(0, parts.at), Batch(
             positions=parts.positions,
             slots=tables.slots.view(-1).index_select(0, parts.at),
@@ -139,6 +143,8 @@ class CudaSteps:
             max_context=step.max_end,
             rotary_at=parts.rotary_at if step.rotary is None else parts.rotary_at.view(-1, 3),
             state_saves=step.state_saves,
+            window_slots=None if near is None else near.view(-1).index_select(0, parts.at),
+            window_table=near,
         )
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
@@ -152,7 +158,7 @@ class CudaSteps:
     def _decode(self, size: int) -> None:
         """The captured part of a decode step."""
         tables = self._tables
-        ids, batch = self._inputs.batch(size, tables.tokens, tables.slots, tables.rotary_first)
+        ids, batch = self._inputs.batch(size, tables.tokens, tables.all_slots, tables.rotary_first)
         self._hidden[:size].copy_(self._model.forward(ids, batch, self._kv))
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:

@@ -89,8 +89,9 @@ class Executor:
     after that. Only rank 0 waits, because all ranks take its ids.
 
     Device memory: the KV pool of `kv_tokens` slots and a spare one, and two tables of `rows` rows. A row holds up to
-    `max_context` tokens, a step up to `step_tokens`. In models with recurrent layers also the states of the rows, of a
-    spare one and of `state_checkpoints` copies.
+    `max_context` tokens, a step up to `step_tokens`. With `window_tokens`, layers with windows have a table and so many
+    slots of their own, and a spare one. In models with recurrent layers also the states of the rows, of a spare one and
+    of `state_checkpoints` copies.
     """
 
     def __init__(
@@ -104,15 +105,17 @@ class Executor:
         device: torch.device | str = "cpu",
         kv_dtype: torch.dtype | None = None,
         state_checkpoints: int = 0,
+        window_tokens: int = 0,
     ) -> None:
         self.device = torch.device(device)
         self.model = model
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
-        self.kv = self._pool(kv_tokens, kv_dtype or model.dtype, state_checkpoints)
+        self.kv = self._pool(kv_tokens, kv_dtype or model.dtype, state_checkpoints, window_tokens)
         # The token sampled after a full context has a position too; no step computes it.
         self._sections = model.spec.rope is not None and bool(model.spec.rope.sections)
         firsts = class_firsts(model.spec)
-        self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections)
+        spaces = len(self.kv.spare_slots)
+        self.tables = RowTables(rows, max_context + 1, self.device, firsts, shifted=self._sections, spaces=spaces)
         self.rules = RuleTable(rows, model.spec.vocab, self.device)
         self._steps = _steps(self.device)(model, self.tables, self.rules, self.kv)
         self._pooler = Pooler(model, rows, self.device) if model.spec.pooling is not None else None
@@ -122,11 +125,11 @@ class Executor:
         self._halted: _Halted | None = None
         self._images: ImageEmbeddings | None = None
 
-    def _pool(self, slots: int, dtype: torch.dtype, checkpoints: int) -> KVPool:
+    def _pool(self, slots: int, dtype: torch.dtype, checkpoints: int, window_slots: int) -> KVPool:
         spec, states = self.model.spec, None
         if spec.delta is not None:
             states = StatePool(spec, self.rows, checkpoints, dtype=self.model.dtype, device=self.device)
-        return KVPool(spec, slots, dtype=dtype, device=self.device, states=states)
+        return KVPool(spec, slots, dtype=dtype, device=self.device, states=states, window_slots=window_slots)
 
     def images(self, view: memoryview) -> None:
         """Sets the memory in which plans find image embeddings; called once, before the first plan with images. Keeps
@@ -211,7 +214,7 @@ class Executor:
         decode steps as graphs. With `probe_tokens` it measures what steps need beside a pool of so many tokens, and
         captures the largest graph only. On a CPU, where memory is computed (step_memory.py): runs small steps.
 
-        Writes to the pool's spare slot only, and forgets its rows. Call it before the first plan.
+        Writes to the pool's spare slots only, and forgets its rows. Call it before the first plan.
         """
         if self.device.type == "cpu":
             self._warm_up_small()
@@ -227,20 +230,18 @@ class Executor:
             max_context=self.max_context,
             step_tokens=self.step_tokens,
             kv_tokens=kv_tokens,
-            spare_slot=self.kv.dummy_slot,
         )
 
     def _warm_up_small(self) -> None:
         """Uses a pool of its own: writing to the spare slot of the real pool may allocate a huge page per layer."""
         steps, kv = self._steps, self.kv
-        self.kv = self._pool(1, kv.data.dtype, 1)
+        self.kv = self._pool(1, kv.data.dtype, 1, len(kv.spare_slots) - 1)
         self._steps = _steps(self.device)(self.model, self.tables, self.rules, self.kv)
         self._run_unseen(
             rows=min(self.rows, len(HARDEST)),
             max_context=min(self.max_context, SHORT),
             step_tokens=min(self.step_tokens, SHORT + 1),
             kv_tokens=kv.slots,
-            spare_slot=self.kv.dummy_slot,
         )
         self._steps, self.kv = steps, kv
 
@@ -249,7 +250,10 @@ class Executor:
         states = self.kv.states
         checkpoint = states.first_checkpoint if states is not None and states.checkpoints else None
         pool = self._pooler is not None
-        for plan in warm_up_plans(pool=pool, sections=self._sections, checkpoint=checkpoint, **sizes):
+        spare = self.kv.spare_slots
+        for plan in warm_up_plans(
+            spare_slots=spare, pool=pool, sections=self._sections, checkpoint=checkpoint, **sizes
+        ):
             self.run(plan)
 
     @torch.inference_mode()

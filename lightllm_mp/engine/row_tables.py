@@ -22,19 +22,28 @@ def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
 
 class RowTables:
     """`tokens` and `slots`, int32 [rows + 1, width]; entry (row, position) has the flat index row * width + position.
+    `window_slots`: the same for layers with windows, where these have slots of their own.
 
     The last row is spare, for sequences that pad a step.
     """
 
     def __init__(
-        self, rows: int, width: int, device: torch.device, class_firsts: Sequence[int] = (0,), *, shifted: bool = False
+        self,
+        rows: int,
+        width: int,
+        device: torch.device,
+        class_firsts: Sequence[int] = (0,),
+        *,
+        shifted: bool = False,
+        spaces: int = 1,
     ) -> None:
         """`class_firsts`: the row of the rotary tables for position 0 of every length class. `shifted`: rows may add
-        their `rotary_shift`."""
+        their `rotary_shift`. `spaces`: of KV slots."""
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
         self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
-        self.slots = lazy_zeros((rows + 1, width), torch.int32, device)
+        self.all_slots = lazy_zeros((spaces, rows + 1, width), torch.int32, device)
+        self.slots, self.window_slots = self.all_slots[0], self.all_slots[1] if spaces > 1 else None
         self._used = np.zeros(rows + 1, np.bool_)
         """Rows that plans wrote to since `clear`."""
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
@@ -48,11 +57,11 @@ class RowTables:
         if self.device.type == "cpu":  # writing zeros to unused pages would allocate them
             used = torch.from_numpy(np.flatnonzero(self._used))
             self.tokens[used] = 0
-            self.slots[used] = 0
+            self.all_slots[:, used] = 0
             self._used[:] = False
         else:
             self.tokens.zero_()
-            self.slots.zero_()
+            self.all_slots.zero_()
         self.rotary_first.zero_()
         self.host_rotary_first[:] = 0
 
@@ -97,8 +106,16 @@ class RowTables:
             at = ramp(at, counts)
         return at, edit.values
 
-    def write(self, table: Tensor, edit: PositionRuns) -> None:
-        """Writes a plan's runs to one of the tables."""
-        at, values = self.edits(edit)
+    def slot_edits(self, edit: PositionRuns) -> tuple[NDArray[np.int64], Ints]:
+        """The same for slots: indices into `all_slots`. ValueError also for slots of more or of fewer spaces."""
+        spaces, (at, values) = len(self.all_slots), self.edits(edit)
+        if len(values) != spaces * len(at):
+            raise ValueError(f"a plan has {len(values)} slots for {len(at)} positions in {spaces} spaces")
+        table = self.slots.numel()
+        return at if spaces == 1 else np.concatenate([at + space * table for space in range(spaces)]), values
+
+    def write(self, table: Tensor, edits: tuple[NDArray[np.int64], Ints]) -> None:
+        """Writes edits to one of the tables."""
+        at, values = edits
         if len(at):
             table.view(-1)[torch.from_numpy(at).to(self.device)] = torch.from_numpy(values).to(self.device)

@@ -137,6 +137,7 @@ class Step:
         if join:
             seq_start = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).astype(np.int32)
             rows, ends = rows[seq_start[:-1]], ends[seq_start[1:] - 1]
+        near = tables.window_slots
         return Batch(
             positions=positions,
             slots=tables.slots.view(-1)[at],
@@ -148,4 +149,6 @@ class Step:
             max_context=self.max_end,
             rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
             state_saves=self.state_saves,
+            window_slots=None if near is None else near.view(-1)[at],
+            window_table=near,
         )

@@ -41,8 +41,9 @@ class TorchSteps:
             self._rules.set(setup)
         if self._tables.classed:
             self._tables.start_rows(plan.setups)
-        self._tables.write(self._tables.tokens, plan.ids)
-        self._tables.write(self._tables.slots, plan.slots)
+        tables = self._tables
+        tables.write(tables.tokens, tables.edits(plan.ids))
+        tables.write(tables.all_slots, tables.slot_edits(plan.slots))
         if step is not None:
             step.ends_only = not (self._needs_lines or step.joins or asks_for_lines(step, self._rules))
 

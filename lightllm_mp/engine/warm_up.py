@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def warm_up_plans(
     max_context: int,
     step_tokens: int,
     kv_tokens: int,
-    spare_slot: int,
+    spare_slots: Sequence[int],
     pool: bool = False,
     sections: bool = False,
     checkpoint: int | None = None,
@@ -50,28 +50,28 @@ def warm_up_plans(
     steps that other kernels serve: those rules with masks, a single token, a short chunk, and a short chunk beside a
     decode token.
 
-    All KV goes to `spare_slot`. Decode rows are equally long, as long as a pool of `kv_tokens` allows. With `pool`
-    there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step has positions of three
-    components. `checkpoint`: the short chunk saves a recurrent state there.
+    All KV goes to `spare_slots`, one in each space. Decode rows are equally long, as long as a pool of `kv_tokens`
+    allows. With `pool` there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step
+    has positions of three components. `checkpoint`: the short chunk saves a recurrent state there.
     """
-    yield _prefill(rows, max_context, step_tokens, spare_slot, pool, sections)
+    yield _prefill(rows, max_context, step_tokens, spare_slots, pool, sections)
     if pool:
-        yield _prefill(1, 1, 1, spare_slot, pool)
+        yield _prefill(1, 1, 1, spare_slots, pool)
         return
-    yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slot)
-    yield _decode(min(rows, step_tokens, len(HARDEST)), 1, spare_slot, guided=True)
-    yield _decode(1, 1, spare_slot)
+    yield _decode(min(rows, step_tokens), min(max_context, max(1, kv_tokens // rows)), spare_slots)
+    yield _decode(min(rows, step_tokens, len(HARDEST)), 1, spare_slots, guided=True)
+    yield _decode(1, 1, spare_slots)
     short = min(SHORT, max_context, step_tokens)
-    yield _prefill(1, short, short, spare_slot, checkpoint=checkpoint)
+    yield _prefill(1, short, short, spare_slots, checkpoint=checkpoint)
     if rows > 1 and step_tokens > 1:
-        yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slot)
+        yield _mixed(min(SHORT, max_context, step_tokens - 1), spare_slots)
 
 
 def _prefill(
     rows: int,
     max_context: int,
     step_tokens: int,
-    spare_slot: int,
+    spare_slots: Sequence[int],
     pool: bool = False,
     sections: bool = False,
     checkpoint: int | None = None,
@@ -82,7 +82,7 @@ def _prefill(
         count = min(left, max_context)
         if not count:
             break
-        _fill(builder, row, max_context, Sampling(seed=1), spare_slot)
+        _fill(builder, row, max_context, Sampling(seed=1), spare_slots)
         builder.add(row, max_context - count, count, sample=not pool, pool=pool)
         if sections:
             builder.write_rotary(
@@ -95,27 +95,33 @@ def _prefill(
     return builder.pack()
 
 
-def _decode(rows: int, context: int, spare_slot: int, *, guided: bool = False) -> bytes:
+def _decode(rows: int, context: int, spare_slots: Sequence[int], *, guided: bool = False) -> bytes:
     builder = PlanBuilder(1)
     for row in range(rows):
-        _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slot, guided=guided)
+        _fill(builder, row, context, HARDEST[row % len(HARDEST)], spare_slots, guided=guided)
     builder.add_each(np.arange(rows), np.full(rows, context - 1))
     return builder.pack()
 
 
-def _mixed(chunk: int, spare_slot: int) -> bytes:
+def _mixed(chunk: int, spare_slots: Sequence[int]) -> bytes:
     """A decode token of row 0 and `chunk` prompt tokens of row 1."""
     builder = PlanBuilder(4)
     for row in (0, 1):
-        _fill(builder, row, chunk, Sampling(seed=1), spare_slot)
+        _fill(builder, row, chunk, Sampling(seed=1), spare_slots)
     builder.add_each(np.zeros(1, np.int32), np.zeros(1, np.int32))
     builder.add(1, 0, chunk, sample=True)
     return builder.pack()
 
 
 def _fill(
-    builder: PlanBuilder, row: int, context: int, sampling: Sampling, spare_slot: int, *, guided: bool = False
+    builder: PlanBuilder,
+    row: int,
+    context: int,
+    sampling: Sampling,
+    spare_slots: Sequence[int],
+    *,
+    guided: bool = False,
 ) -> None:
     builder.setup(row, context, sampling, masked_ids=(0,), guided=guided)
     builder.write_ids(row, 0, np.zeros(context, np.int32))
-    builder.write_slots(row, 0, np.full(context, spare_slot, np.int32))
+    builder.write_slots(row, 0, np.array(spare_slots, np.int32)[:, None].repeat(context, 1))

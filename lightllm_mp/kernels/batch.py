@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -72,6 +72,10 @@ class Batch:
     state_saves: tuple[StateSave, ...] = ()
     """States that the layers of linear attention keep, in ascending order of sequence and tokens. The working states
     are in the places `rows` of the StatePool."""
+    window_slots: torch.Tensor | None = None
+    window_table: torch.Tensor | None = None
+    """`slots` and `slot_table` of the layers with windows, where these have slots of their own; None: they are those of
+    all layers. A layer takes the batch `in_windows`; ops never see these."""
     schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
     """Each step has its own: a batch whose tensors are refilled with other lengths needs a new one."""
 
@@ -83,9 +87,22 @@ class Batch:
     def sequences(self) -> int:
         return self.context.shape[0]
 
+    def in_windows(self) -> Batch:
+        """The same step as layers with windows take it."""
+        if self.window_slots is None or self.window_table is None:
+            return self
+        return replace(self, slots=self.window_slots, slot_table=self.window_table)
+
     @classmethod
-    def of(cls, queries: list[int], contexts: list[int], rows: list[int], slot_table: torch.Tensor) -> Batch:
-        """From host lists: new tokens, total length and table row of each sequence; slots come from the table."""
+    def of(
+        cls,
+        queries: list[int],
+        contexts: list[int],
+        rows: list[int],
+        slot_table: torch.Tensor,
+        window_table: torch.Tensor | None = None,
+    ) -> Batch:
+        """From host lists: new tokens, total length and table row of each sequence; slots come from the tables."""
         device = slot_table.device
         start = [0]
         positions: list[int] = []
@@ -99,9 +116,10 @@ class Batch:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         at = tensor(positions)
+        new = tensor(table_rows).long(), at.long()
         return cls(
             positions=at,
-            slots=slot_table[tensor(table_rows).long(), at.long()],
+            slots=slot_table[new],
             seq_start=tensor(start),
             context=tensor(contexts),
             rows=tensor(rows),
@@ -109,4 +127,6 @@ class Batch:
             max_query=max(queries, default=0),
             max_context=max(contexts, default=0),
             rotary_at=at,
+            window_slots=None if window_table is None else window_table[new],
+            window_table=window_table,
         )

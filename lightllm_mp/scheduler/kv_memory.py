@@ -23,7 +23,7 @@ from lightllm_mp.scheduler.prefix_tree import EMPTY, Namespace, PrefixNode
 from lightllm_mp.scheduler.recurrent_states import states_of
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
-from lightllm_mp.vision.placeholders import sure_match
+from lightllm_mp.vision.placeholders import SURE_SLOTS, sure_match
 
 Found = list[tuple[Ints, PrefixNode]]
 """A known prefix in each space: its slots and last node."""
@@ -104,7 +104,9 @@ class KvMemory:
                 start, end = self.publish(sequence)
                 if start < end:
                     yield row, int(rows.life[row]), start, end
-            else:
+            if behind[row] - rows.first[space.number, row] >= self._grain + SURE_SLOTS:
+                sequence.cached = False  # the trees do not take them: they have what may be another image
+            if not sequence.cached:
                 space.leave(row, int(behind[row]))
 
     def forget(self, namespace: Namespace) -> None:
@@ -132,7 +134,7 @@ class KvMemory:
         end = sure_match(len(ids), sequence.spans, self._whole)
         for space in self.spaces:
             known = space.tree.known(ids, sequence.namespace)
-            if (sure := sure_match(known, sequence.spans, self._whole)) < known:
+            if (sure := sure_match(known, sequence.spans, False)) < known:
                 end = min(end, sure)
         return end
 

@@ -4,8 +4,8 @@ The router calls `plan` for the next step's bytes and `done` with its answer; wi
 before `done`. The scheduler has one thread and reads no clock: the same calls give the same plans.
 
 A plan gives every decoding sequence one token, perhaps with draft tokens behind it (speculation/), and shares the rest
-of its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots run
-out, the scheduler evicts cached prefixes; when that is not enough, it preempts the youngest sequence of the lowest
+of its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots
+run out, the scheduler evicts cached prefixes; when that is not enough, it preempts the youngest sequence of the lowest
 priority of the tenant that has been served most; its tokens stay in the prefix tree until their slots are needed. After
 a preemption no sequence starts before another has ended.
 The queue serves the tenant that has been served least (wait_queue.py), and each tenant's sequences by priority, then

@@ -191,6 +191,11 @@ class Arena:
         self.verify(ref)
         return self.segment.view[start : start + ref.length].toreadonly()
 
+    def at(self, payload: int) -> BlockRef:
+        """The block whose payload begins at this offset, for a reader that knows that it is leased."""
+        generation, length, _ = _BLOCK.unpack_from(self.segment.view, payload - BLOCK_HEADER)
+        return BlockRef(payload - BLOCK_HEADER, length, generation)
+
     def verify(self, ref: BlockRef) -> None:
         """LeaseError if the block is not the leased one any more."""
         generation, length, state = _BLOCK.unpack_from(self.segment.view, ref.offset)

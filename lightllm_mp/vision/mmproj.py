@@ -15,7 +15,7 @@ from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families import FAMILIES
 from lightllm_mp.models.families.common.decoder_weights import linear
 from lightllm_mp.models.families.common.gguf_rules import GGUFKeys
-from lightllm_mp.vision.spec import RGB, VisionModel, VisionSpec
+from lightllm_mp.vision.spec import RGB, Preprocess, VisionModel, VisionSpec
 from lightllm_mp.vision.tower_rules import norm, vision_family
 
 ARCHITECTURE = "clip"
@@ -85,6 +85,17 @@ class MmprojFile(GGUFKeys):
             red, green, blue = (float(x) for x in values)
             found.append((red, green, blue))
         return found[0], found[1]
+
+    def dynamic_preprocess(self, min_pixels: int, max_pixels: int) -> Preprocess:
+        """For any size of image; the areas hold where the file does not give them."""
+        mean, std = self.normalisation()
+        return Preprocess(
+            mode="dynamic",
+            mean=mean,
+            std=std,
+            min_pixels=self.integer("vision.image_min_pixels", min_pixels),
+            max_pixels=self.integer("vision.image_max_pixels", max_pixels),
+        )
 
 
 def beside(model: Path) -> Path | None:

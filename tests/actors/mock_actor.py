@@ -96,12 +96,16 @@ class EmbeddingMockWorkerActor(MockWorkerActor):
     rows, step_tokens = ROWS_BYTES // (4 * MAX_ROW), 1 << 14
 
 
-class PacedLargeMockWorkerActor(LargeMockWorkerActor):
+class PacedMockWorkerActor(MockWorkerActor):
     """A step takes as long as on a GPU."""
 
     def on_plan(self, plan: bytes) -> None:
         time.sleep(0.01)
         super().on_plan(plan)
+
+
+class PacedLargeMockWorkerActor(PacedMockWorkerActor, LargeMockWorkerActor):
+    """Both."""
 
 
 class BrokenWorkerActor(MockWorkerActor):

@@ -56,7 +56,7 @@ def measured(
         made.kv.states.conv.fill_(0.0)
     engine = EngineConfig(running_max_req_size=rows)
     sizes = {"rows": rows, "max_context": context, "step_tokens": step_tokens}
-    plans = [*warm_up_plans(**sizes, kv_tokens=rows * context, spare_slot=made.kv.dummy_slot)]
+    plans = [*warm_up_plans(**sizes, kv_tokens=rows * context, spare_slots=made.kv.spare_slots)]
     plans += [prompt_logprobs(made), all_hot(made)]
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
     before = resident()
@@ -83,7 +83,7 @@ def all_hot(made: Executor) -> bytes:
     for row, sampling in enumerate(rules):
         builder.setup(row, made.max_context, sampling, masked_ids=(0,), guided=True)
         builder.write_ids(row, 0, np.arange(made.max_context, dtype=np.int32) % made.model.spec.vocab)
-        builder.write_slots(row, 0, np.full(made.max_context, made.kv.dummy_slot, np.int32))
+        builder.write_slots(row, 0, np.full(made.max_context, made.kv.spare_slots[0], np.int32))
     builder.add_each(np.arange(made.rows), np.full(made.rows, last))
     return builder.pack()
 

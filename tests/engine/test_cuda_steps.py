@@ -187,6 +187,22 @@ def test_recurrent_states_beside_graphs(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("graphs", [False, True])
+def test_layers_with_windows_have_slots_of_their_own(monkeypatch, graphs: bool) -> None:
+    """Few of them: prompts twice, chunked, with a step in flight. Padding goes to a spare slot in both spaces."""
+    monkeypatch.setattr(executor_module, "_steps", lambda device: CudaSteps)
+    run = Run("gemma3", 1, step_tokens=23, window=24, window_tokens=100)
+    if graphs:
+        run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 4)
+    for turn in (1, 2):
+        for number in (3, 4):
+            run.ask(number, turn=turn)
+        run.work()
+        assert all(run.ids[100 * turn + number] == run.golden[number]["greedy_ids"] for number in (3, 4))
+    assert not graphs or run.executor._steps._graphs.replayed
+    assert run.cached[204] == 32
+
+
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "drawn"])
 def test_logits_that_are_not_finite_are_told_and_touch_no_other_row(
     driver: Driver, graphs: bool, sampling: Sampling

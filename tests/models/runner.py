@@ -58,7 +58,7 @@ def _image_rows(slots: Slots, line: int, part: slice) -> ImageRows:
 
 class Runner:
     """Steps a decoder on its device; what it gives comes back to the host. Slots come from a shuffled free list, so no
-    test passes by slots being in order."""
+    test passes by slots being in order. Where some layers have a window, these have slots of their own."""
 
     def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
@@ -68,10 +68,15 @@ class Runner:
             self.states = StatePool(decoder.spec, rows, rows, dtype=decoder.dtype, device=self.device)
             for state in (self.states.recurrent, self.states.conv):
                 state.fill_(float("nan"))
-        self.kv = KVPool(decoder.spec, slots, dtype=decoder.dtype, device=self.device, states=self.states)
+        near = slots - 1 if decoder.spec.window is not None and decoder.spec.global_layers else 0
+        self.kv = KVPool(
+            decoder.spec, slots, dtype=decoder.dtype, device=self.device, states=self.states, window_slots=near
+        )
         self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
-        self.table = torch.full((rows, width), slots, dtype=torch.int32, device=self.device)
-        self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(1)).tolist()
+        spare = torch.tensor(self.kv.spare_slots, dtype=torch.int32, device=self.device)
+        self.tables = spare[:, None, None].repeat(1, rows, width)
+        shuffled = torch.Generator().manual_seed(1)
+        self.free = [torch.randperm(count, generator=shuffled).tolist() for count in self.kv.spare_slots]
         self.rows = 0
         self.kept = 0
 
@@ -88,7 +93,7 @@ class Runner:
             assert seq.shift == prompt.rope_delta
         self.rows += 1
         if like is not None:
-            self.table[seq.row, :shared] = self.table[like.row, :shared]
+            self.tables[:, seq.row, :shared] = self.tables[:, like.row, :shared]
             seq.ids = like.ids[:shared]
         if self.states is not None and like is not None and shared:
             self.states.copy([like.kept[shared]], [seq.row])
@@ -107,14 +112,14 @@ class Runner:
         [new ids] where the model has those."""
         for seq, ids in work:
             at = len(seq.ids)
-            slots = [self.free.pop() for _ in ids]
-            self.table[seq.row, at : at + len(ids)] = self._ints(slots)
+            for table, free in zip(self.tables, self.free, strict=True):
+                table[seq.row, at : at + len(ids)] = self.ints([free.pop() for _ in ids])
             seq.ids = seq.ids + ids
             seq.prompt = seq.prompt or len(seq.ids)
         queries = [len(ids) for _, ids in work]
-        batch = Batch.of(queries, [len(s.ids) for s, _ in work], [s.row for s, _ in work], self.table)
+        batch = Batch.of(queries, [len(s.ids) for s, _ in work], [s.row for s, _ in work], *self.tables)
         firsts = [length_class(self.decoder.spec, s.prompt) * self.decoder.spec.max_context for s, _ in work]
-        batch.rotary_at = batch.positions + self._ints(
+        batch.rotary_at = batch.positions + self.ints(
             [f for f, n in zip(firsts, queries, strict=True) for _ in range(n)]
         )
         batch.state_saves = tuple(
@@ -130,13 +135,13 @@ class Runner:
                 images += s.images(line, start, end)
             if any(s.rotary is not None for s, _ in work):
                 batch.rotary_at = torch.cat([s.rotary_at(start, end) for s, start, end in spans]).int().to(self.device)
-        ids = self._ints([i for _, ids in work for i in ids])
+        ids = self.ints([i for _, ids in work for i in ids])
         hidden = self.decoder.forward(ids, batch, self.kv, images)
         if self.decoder.spec.pooling is None:
             return list(self.decoder.logits(hidden).cpu().split(queries))
         return [rows.squeeze(-1) for rows in self.decoder.pool(hidden).cpu().split(queries)]
 
-    def _ints(self, values: list[int]) -> torch.Tensor:
+    def ints(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def prefill(self, seq: Sequence, ids: list[int], chunk: int | None = None) -> torch.Tensor:

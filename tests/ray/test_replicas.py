@@ -1,189 +1,279 @@
-"""Replicas on Ray: requests go on when an engine's process, or a whole replica, dies. One cluster for all tests."""
+"""Replicas on Ray, whose engines have no model: whatever fails, requests go on. One cluster for all tests, in order."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
+from tokenizers import Tokenizer
 
-from lightllm_mp import launch
-from lightllm_mp.config import Config, EngineConfig, HttpConfig, ModelConfig, SupervisorConfig
-from tests.actors.embedded import write_byte_tokenizer
-from tests.paths import GOLDENS
+from lightllm_mp import client
+from lightllm_mp.messages import Sampling
+from lightllm_mp.replicas import engine_client
+from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.http_fleet import HttpFleet
+from lightllm_mp.replicas.routing import ReplicaRouter
+from tests.replicas.tcp_proxy import TcpProxy, tcp_proxy
+from tests.scheduler.mock_worker import expected
+from tools.harness.procfs import actors
 
 ray = pytest.importorskip("ray", reason="needs Ray (pip install 'lightllm-mp[ray]')")
-from ray import serve  # noqa: E402
 
-from lightllm_mp.ray import build_app  # noqa: E402
-from lightllm_mp.ray.directory import DirectoryClient  # noqa: E402
+from lightllm_mp.ray.directory import Directory, DirectoryClient  # noqa: E402
+from tools.faults.local_cluster import LocalCluster, belonging, children, local_cluster, settle  # noqa: E402
 
-PORT = 18341
-RELAY_KEY = "of-the-fronts-of-this-test"
-ASKED = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
-START = 240.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = shutil.copytree(GOLDENS / "llama", tmp_path_factory.mktemp("fleet") / "llama")
-    return str(write_byte_tokenizer(folder))
+pytestmark = pytest.mark.timeout(120)
+TOKENS = 150
+ASKED = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": TOKENS, "ignore_eos": True}}
+STREAMS = 4
+PATIENCE = 60.0
 
 
-def settings(model: str, kv_tokens: int = 4000) -> Config:
-    return Config(
-        model=ModelConfig(model_dir=model, device="cpu"),
-        engine=EngineConfig(max_total_token_num=kv_tokens, threads=1),
-        http=HttpConfig(port=0, disable_access_log=True),
-        supervisor=SupervisorConfig(max_restarts=100),
-    )
+@dataclass
+class Streamed:
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    times: list[float] = field(default_factory=list)
+    error: str = ""
 
 
 @pytest.fixture(scope="module")
-def whole(model: str) -> str:
-    """What one engine says alone."""
-    with launch(settings(model)) as server:
-        server.wait_ready(START)
-        return "".join(event["token"]["text"] for event in server.stream(ASKED))
-
-
-@pytest.fixture(scope="module")
-def fleet(model: str) -> Iterator[None]:
-    ray.init(num_cpus=4, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        deploy(settings(model), 2)
-        settle(lambda: len(engines()) == 2)
-        yield
-        before = set(engines().values())
-        serve.delete("lightllm_mp")
+def fleet() -> Iterator[LocalCluster]:
+    """Two replicas on two nodes."""
+    with local_cluster(1, 1) as cluster:
+        cluster.deploy(2)
+        yield cluster
+        before = set(cluster.replicas().values())
+        cluster.end_application()
         settle(lambda: not any(is_alive(pid) for pid in before))
-        DirectoryClient("lightllm_mp").end()
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    assert belonging(cluster.folder) == []
+    assert not cluster.folder.exists()
 
 
-def deploy(config: Config, replicas: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTLLM_MP_RELAY_KEYS", RELAY_KEY)
-        app = build_app({"flags": config, "replicas": replicas, "host": "127.0.0.1", "cpus": 0.3})
-    serve.run(app, name="lightllm_mp")
-
-
-def settle(condition: Callable[[], bool], seconds: float = START) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not come about"
-        time.sleep(0.2)
-
-
-def engines() -> dict[int, int]:
-    """The process of each replica -> the supervisor of its engine."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:lightllm_mp:replica"):
-                found |= {int(folder.name): pid for pid in children(int(folder.name)) if is_engine(pid)}
+@pytest.fixture(scope="module")
+def whole(fleet: LocalCluster) -> Streamed:
+    """The answer of one engine without disturbance."""
+    found = Streamed()
+    stream(fleet, found)
+    prompt = Tokenizer.from_file(str(fleet.folder / "mock" / "tokenizer.json")).encode(ASKED["inputs"]).ids
+    sampling = Sampling(seed=0, max_new_tokens=TOKENS, ignore_eos=True)
+    assert found.ids == expected(prompt, sampling, eos_ids=(0,), vocab_size=256, longest=4096)
     return found
 
 
-def is_engine(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return b"lightllm_mp.server import _child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        os.kill(pid, 0)
+        return True
     return False
 
 
-def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def ask(fleet: LocalCluster, path: str, body: Any, **headers: str) -> Any:
+    request = urllib.request.Request(fleet.url + path, json.dumps(body).encode(), headers)
+    return urllib.request.urlopen(request, timeout=PATIENCE)
 
 
-def children(pid: int) -> list[int]:
-    """Those of all its threads."""
-    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for text in lists for child in text.split()]
+def stream(fleet: LocalCluster, found: Streamed) -> None:
+    try:
+        with ask(fleet, "/generate_stream", ASKED) as answer:
+            for line in answer:
+                if line.startswith(b"data:"):
+                    token = json.loads(line[5:])["token"]
+                    found.ids.append(token["id"])
+                    found.text += token["text"]
+                    found.times.append(time.monotonic())
+    except (OSError, KeyError, ValueError) as error:
+        found.error = repr(error)
 
 
-def ask(path: str, body: Any, **headers: str) -> Any:
-    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(), headers)
-    return urllib.request.urlopen(request, timeout=START)
-
-
-def stream(found: list[str], path: str = "/generate_stream") -> None:
-    with ask(path, ASKED) as answer:
-        for line in answer:
-            if line.startswith(b"data:"):
-                event = json.loads(line[5:])
-                found.append(event["token"]["text"] if "token" in event else str(event))
-
-
-def streams(count: int) -> tuple[list[threading.Thread], list[list[str]]]:
-    found: list[list[str]] = [[] for _ in range(count)]
-    threads = [threading.Thread(target=stream, args=(one,)) for one in found]
+@contextlib.contextmanager
+def streams(fleet: LocalCluster, whole: Streamed) -> Iterator[list[Streamed]]:
+    """Streams in the middle. In the end each is the whole answer."""
+    found = [Streamed() for _ in range(STREAMS)]
+    threads = [threading.Thread(target=stream, args=(fleet, one), daemon=True) for one in found]
     for thread in threads:
         thread.start()
-    settle(lambda: all(len(one) > 5 for one in found), 60)
-    return threads, found
+    settle(lambda: all(len(one.ids) > 5 for one in found))
+    yield found
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert [(one.error, one.ids, one.text) for one in found] == [("", whole.ids, whole.text)] * STREAMS
 
 
-@pytest.mark.usefixtures("fleet")
+def answers(fleet: LocalCluster, whole: Streamed) -> None:
+    """A new request is answered."""
+    with ask(fleet, "/generate", ASKED) as answer:
+        assert json.load(answer)["generated_text"] == [whole.text]
+
+
 class TestFleet:
-    def test_every_api_is_there(self, whole: str) -> None:
-        with ask("/generate", ASKED) as answer:
-            assert json.load(answer)["generated_text"] == [whole]
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models") as answer:
-            assert json.load(answer)["data"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health") as answer:
-            assert answer.status == 200
+    def test_every_api_is_there(self, fleet: LocalCluster, whole: Streamed) -> None:
+        answers(fleet, whole)
+        for path in ("/v1/models", "/health"):
+            with urllib.request.urlopen(fleet.url + path, timeout=PATIENCE) as answer:
+                assert json.load(answer)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask("/generate", {"inputs": 7})
+            ask(fleet, "/generate", {"inputs": 7})
         assert refused.value.code == 400
         assert "error" in json.load(refused.value)
 
-    def test_a_process_of_an_engine_dies(self, whole: str) -> None:
-        before = engines()
-        threads, found = streams(4)
-        for pid in before.values():
-            os.kill(children(pid)[0], signal.SIGKILL)
-        for thread in threads:
-            thread.join(START)
-        assert ["".join(one) for one in found] == [whole] * 4
-        assert engines() == before  # Serve has replaced nothing
+    def test_a_process_of_an_engine_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
+        before = fleet.replicas()
+        with streams(fleet, whole):
+            for pid in before.values():
+                os.kill(children(pid)[0], signal.SIGKILL)
+        assert fleet.replicas() == before  # Serve has replaced nothing
 
-    def test_a_whole_replica_dies(self, whole: str) -> None:
-        threads, found = streams(4)
-        replica, engine = next(iter(engines().items()))
-        os.kill(replica, signal.SIGKILL)
-        for thread in threads:
-            thread.join(START)
-        assert ["".join(one) for one in found] == [whole] * 4
-        settle(lambda: len(engines()) == 2 and not is_alive(engine))
+    def test_a_replica_is_slow(self, fleet: LocalCluster, whole: Streamed) -> None:
+        """Its streams wait, new requests are led elsewhere, and nothing is replaced."""
+        before = fleet.replicas()
+        front = actors(next(iter(before.values())))["http"]
+        with streams(fleet, whole):
+            os.kill(front, signal.SIGSTOP)
+            try:
+                time.sleep(4.0)
+                begin = time.monotonic()
+                for _ in range(3):
+                    with ask(fleet, "/generate", {**ASKED, "parameters": {"max_new_tokens": 5}}) as answer:
+                        assert json.load(answer)
+                assert time.monotonic() - begin < 3.0
+            finally:
+                os.kill(front, signal.SIGCONT)
+        assert fleet.replicas() == before
 
-    def test_a_smaller_fleet_ends_what_it_has_begun(self, model: str, whole: str) -> None:
-        threads, found = streams(4)
-        deploy(settings(model), 1)
-        for thread in threads:
-            thread.join(START)
-        assert ["".join(one) for one in found] == [whole] * 4
-        settle(lambda: len(engines()) == 1)
+    def test_the_way_to_a_replica_is_cut(
+        self, fleet: LocalCluster, whole: Streamed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A front of this test reaches the replicas through proxies; one of them falls silent in mid-stream."""
+        monkeypatch.setattr(engine_client, "SILENCE", 2.0)
+        asyncio.run(asyncio.wait_for(partition(fleet, whole), PATIENCE))
 
-    def test_a_rolling_update_loses_nothing(self, model: str, whole: str) -> None:
-        before = engines()
-        threads, found = streams(4)
-        deploy(settings(model, kv_tokens=5000), 2)
-        for thread in threads:
-            thread.join(START)
-        assert ["".join(one) for one in found] == [whole] * 4
-        settle(lambda: len(engines()) == 2 and not set(engines()) & set(before))
-        with ask("/generate", ASKED) as answer:
-            assert json.load(answer)["generated_text"] == [whole]
+    def test_the_directory_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
+        (directory,) = fleet.processes("ray::Directory")
+        with streams(fleet, whole):
+            os.kill(directory, signal.SIGKILL)
+            answers(fleet, whole)
+        settle(lambda: fleet.processes("ray::Directory") not in ([], [directory]))
+        answers(fleet, whole)
+
+    def test_the_controller_of_serve_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
+        before = fleet.replicas()
+        (controller,) = fleet.processes("ray::ServeController")
+        with streams(fleet, whole):
+            os.kill(controller, signal.SIGKILL)
+            answers(fleet, whole)
+        settle(lambda: fleet.processes("ray::ServeController") not in ([], [controller]))
+        assert fleet.replicas() == before
+
+    def test_a_whole_replica_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
+        """The new controller of Serve replaces it."""
+        replica, engine = next(iter(fleet.replicas().items()))
+        with streams(fleet, whole):
+            os.kill(replica, signal.SIGKILL)
+        settle(lambda: len(fleet.replicas()) == 2 and not is_alive(engine))
+
+    def test_a_front_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
+        """A client that comes back, which is what ours does, gets the rest from another front."""
+        (front,) = fleet.processes("ray::ServeReplica:lightllm_mp:front")
+        ids = []
+        for event in client.stream(fleet.url, ASKED):
+            ids.append(event["token"]["id"])
+            if len(ids) == 20:
+                os.kill(front, signal.SIGKILL)
+        assert ids == whole.ids
+
+    def test_the_head_is_started_again(self, fleet: LocalCluster, whole: Streamed) -> None:
+        head = fleet.cluster.head_node
+        with streams(fleet, whole):
+            head.kill_gcs_server()
+            answers(fleet, whole)
+            time.sleep(3.0)  # the directory is asked meanwhile
+            answers(fleet, whole)
+            head.start_gcs_server()
+        answers(fleet, whole)
+
+    def test_a_node_is_gone(self, fleet: LocalCluster, whole: Streamed) -> None:
+        """Without grace: all its processes are killed. The new head finds another place for its replica."""
+        (node,) = fleet.cluster.worker_nodes
+        with streams(fleet, whole):
+            fleet.cluster.remove_node(node, allow_graceful=False)
+            settle(lambda: len(fleet.replicas()) == 1)
+        fleet.add_node(1)
+        settle(lambda: len(fleet.replicas()) == 2)
+        answers(fleet, whole)
+
+    def test_a_smaller_fleet_ends_what_it_has_begun(self, fleet: LocalCluster, whole: Streamed) -> None:
+        with streams(fleet, whole):
+            fleet.deploy(1)
+        settle(lambda: len(fleet.replicas()) == 1)
+
+    def test_a_rolling_update_loses_nothing(self, fleet: LocalCluster, whole: Streamed) -> None:
+        before = fleet.replicas()
+        with streams(fleet, whole):
+            fleet.deploy(2, kv_tokens=5000)
+        settle(lambda: len(fleet.replicas()) == 2 and not set(fleet.replicas()) & set(before))
+        answers(fleet, whole)
+
+
+async def partition(fleet: LocalCluster, whole: Streamed) -> None:
+    router, proxies = ReplicaRouter(1), dict[str, TcpProxy]()
+    over = HttpFleet(router, fleet.relay_key)
+    front = FleetFront(over, router)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(over.close)
+        facts = await DirectoryClient("lightllm_mp").replicas()
+        assert facts is not None
+        for name, known in facts.items():
+            address = urlsplit(known.url)
+            assert address.hostname is not None
+            assert address.port is not None
+            proxy = proxies[name] = await stack.enter_async_context(tcp_proxy(address.hostname, address.port))
+            facts[name] = replace(known, url=f"http://127.0.0.1:{proxy.port}")
+        await over.update(facts)
+        answer = front.answer("POST", "/generate_stream", {"X-Request-Id": "cut"}, json.dumps(ASKED).encode())
+        pieces = [await anext(answer) for _ in range(20)]
+        begin = time.monotonic()
+        proxies[front._owners["", "cut"]].partition()
+        pieces += [piece async for piece in answer]
+        events = [json.loads(line[5:]) for line in joined(pieces).split(b"\n") if line.startswith(b"data:")]
+        assert [event["token"]["id"] for event in events] == whole.ids
+        assert "".join(event["token"]["text"] for event in events) == whole.text
+        assert (front.moved, front.lost) == (1, 0)
+        assert 2.0 < time.monotonic() - begin < 20.0
+        assert sum(replica.accepting for replica in router.replicas.values()) == 1
+
+
+def joined(pieces: list[Any]) -> bytes:
+    return b"".join(piece for piece in pieces if isinstance(piece, bytes))
+
+
+def test_a_directory_that_knows_little_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("lightllm_mp.ray.directory.monotonic", lambda: now)
+    directory = Directory()
+    directory.report("a", {})
+    assert directory.replicas() == ({"a": {}}, False)
+    for _ in range(12):
+        now += 0.5
+        directory.report("a", {})
+        found = directory.replicas()
+    assert found == ({"a": {}}, True)
+    now += 60.0  # it was stopped
+    assert directory.replicas() == ({"a": {}}, True)
+    for _ in range(12):
+        now += 0.5
+        found = directory.replicas()
+    assert found == ({}, True)

@@ -97,6 +97,10 @@ class Harness:
         self.order: list[int] = []
         """rids in the order of their first token."""
 
+        # The scheduler's own state, for tests that compare with it or damage it.
+        self.rows, self.kv = scheduler._rows, scheduler._kv
+        self.live, self.counters = scheduler._live, scheduler._counters
+
     def add(self, *requests: Tokenized) -> None:
         for new in requests:
             self.scheduler.add(new, self.images.embed(new) if new.spans else None)
@@ -106,9 +110,9 @@ class Harness:
 
     def step(self) -> bool:
         """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
-        preempted = self.scheduler._counters.preemptions
+        preempted = self.counters.preemptions
         plan = self.scheduler.plan()
-        assert not self.plans or self.scheduler._counters.preemptions == preempted, "a step in flight may free slots"
+        assert not self.plans or self.counters.preemptions == preempted, "a step in flight may free slots"
         if plan is not None:
             self.plans.append(plan)
         elif not self.plans:

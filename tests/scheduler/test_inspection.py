@@ -24,7 +24,7 @@ def harness(**changes: object) -> Harness:
 
 
 def seen(h: Harness, *rids: int) -> KvMap:
-    return kv_map(h.scheduler._rows, h.scheduler._kv.spaces[0], {rid: number for number, rid in enumerate(rids, 1)})
+    return kv_map(h.rows, h.kv.spaces[0], {rid: number for number, rid in enumerate(rids, 1)})
 
 
 def told(h: Harness, *rids: int, lacking: set[int] | None = None, compiling: set[int] | None = None):
@@ -39,7 +39,7 @@ def test_the_map_is_what_the_tables_say() -> None:
     steps = 0
     while h.step():
         steps += 1
-        rows, kv = h.scheduler._rows, h.scheduler._kv
+        rows, kv = h.rows, h.kv
         found = seen(h, *range(24))
         free = set(kv.pool.free_slots().tolist())
         owned = {
@@ -53,8 +53,8 @@ def test_the_map_is_what_the_tables_say() -> None:
             assert owner - 1 in owned[slot] if owned[slot] else owner == 0
         assert int((found.running > 0).sum()) == kv.used
     assert steps > 40
-    assert h.scheduler._counters.preemptions
-    assert h.scheduler._kv.tree.size == len(list(h.scheduler._kv.tree.nodes()))
+    assert h.counters.preemptions
+    assert h.kv.tree.size == len(list(h.kv.tree.nodes()))
 
 
 def test_others_are_shown_as_others() -> None:
@@ -91,7 +91,7 @@ def test_steps_are_counted() -> None:
     h = harness(step_tokens=16)
     h.add(request(1, prompt(24), max_new_tokens=5))
     h.run()
-    counted = h.scheduler._counters
+    counted = h.counters
     assert (counted.prefill_tokens, counted.decode_tokens, counted.steps, counted.step_rows) == (24, 4, 6, 6)
 
 

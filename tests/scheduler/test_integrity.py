@@ -24,49 +24,49 @@ def running() -> Harness:
 
 
 def lose_a_free_slot(h: Harness) -> None:
-    assert h.scheduler._kv.pool.alloc(1) is not None
+    assert h.kv.pool.alloc(1) is not None
 
 
 def own_a_slot_twice(h: Harness) -> None:
-    h.scheduler._rows.slots[0, 1, h.scheduler._rows.planned[1] - 1] = h.scheduler._rows.slots[0, 0, 25]
+    h.rows.slots[0, 1, h.rows.planned[1] - 1] = h.rows.slots[0, 0, 25]
 
 
 def free_a_slot_in_use(h: Harness) -> None:
-    h.scheduler._kv.pool.give_back(h.scheduler._rows.slots[0, 0, 25:26])
+    h.kv.pool.give_back(h.rows.slots[0, 0, 25:26])
 
 
 def lock_without_an_owner(h: Harness) -> None:
-    h.scheduler._kv.tree.lock(h.scheduler._kv.tree.match(np.array(prompt(20), np.int32))[1])
+    h.kv.tree.lock(h.kv.tree.match(np.array(prompt(20), np.int32))[1])
 
 
 def forget_a_lock(h: Harness) -> None:
-    sequence = h.scheduler._live[2]
+    sequence = h.live[2]
     assert sequence.node is not None
-    h.scheduler._kv.tree.unlock(sequence.node)
+    h.kv.tree.unlock(sequence.node)
 
 
 def drop_a_branch(h: Harness) -> None:
-    next(iter(h.scheduler._kv.tree._roots.values())).children.clear()
+    next(iter(h.kv.tree._roots.values())).children.clear()
 
 
 def miscount_the_tree(h: Harness) -> None:
-    h.scheduler._kv.tree.evictable += 1
+    h.kv.tree.evictable += 1
 
 
 def share_what_is_not_shared(h: Harness) -> None:
-    h.scheduler._rows.ids[0, 3] += 1
+    h.rows.ids[0, 3] += 1
 
 
 def lose_a_sequence(h: Harness) -> None:
-    del h.scheduler._live[3]
+    del h.live[3]
 
 
 def lose_a_row(h: Harness) -> None:
-    h.scheduler._rows._free.pop()
+    h.rows._free.pop()
 
 
 def forget_a_leaf(h: Harness) -> None:
-    for node in h.scheduler._kv.tree.nodes():
+    for node in h.kv.tree.nodes():
         node.queued = False
 
 

@@ -19,7 +19,7 @@ def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
     compute = h.worker.step
 
     def step(plan: bytes, masks: bytes = b"") -> StepDone:
-        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
+        done, rows, seqs = compute(plan, masks), h.rows, unpack(plan).seqs
         columns = {}
         for name, flag in (("logprobs", SAMPLE), ("pooled", POOL)):
             values = np.frombuffer(getattr(done, name), "<f4").copy()
@@ -87,7 +87,7 @@ def test_a_prompt_whose_logits_are_not_finite_fails_where_its_logprobs_are_asked
     compute = h.worker.step
 
     def step(plan: bytes, masks: bytes = b"") -> StepDone:
-        done, rows, seqs = compute(plan, masks), h.scheduler._rows, unpack(plan).seqs
+        done, rows, seqs = compute(plan, masks), h.rows, unpack(plan).seqs
         found = []
         for index, column, top_ids, top_logprobs in done.prompt:
             row, start, _, _ = seqs[index].tolist()

@@ -23,7 +23,7 @@ def hybrid(depth: int = 0, *, checkpoints: int = 100, grain: int = 4, **changes:
 
 
 def states(h: Harness) -> RecurrentStates:
-    found = h.scheduler._kv.states
+    found = h.kv.states
     assert isinstance(found, RecurrentStates)
     return found
 
@@ -135,9 +135,9 @@ def test_a_copy_that_a_sequence_has_left_behind_is_gone() -> None:
         h.step()
     h.add(request(2, [*prompt(200), 9, 9]))
     h.step()
-    assert h.scheduler._live[2].saves
+    assert h.live[2].saves
     h.scheduler.plan()
-    assert h.scheduler._rows.borrowed.any()
+    assert h.rows.borrowed.any()
     h.scheduler.reset(keep_cache=True)
     h.plans.clear()
     h.add(request(3, prompt(40)))
@@ -271,18 +271,18 @@ def free_a_copy_in_use(h: Harness) -> None:
 
 
 def forget_a_checkpoint(h: Harness) -> None:
-    next(node for node in h.scheduler._kv.tree.nodes() if node.checkpoint >= 0).checkpoint = -1
+    next(node for node in h.kv.tree.nodes() if node.checkpoint >= 0).checkpoint = -1
 
 
 def reach_too_far(h: Harness) -> None:
-    sequence = next(sequence for sequence in h.scheduler._live.values() if sequence.saves)
+    sequence = next(sequence for sequence in h.live.values() if sequence.saves)
     sequence.saves[next(iter(sequence.saves))] += 100
 
 
 def forget_to_load(h: Harness) -> None:
-    sequence = h.scheduler._live[2]
+    sequence = h.live[2]
     states(h)._free(states(h)._tree.match(np.array(prompt(24), np.int32))[1].checkpoint)
-    h.scheduler._rows.unloaded[sequence.row] = True
+    h.rows.unloaded[sequence.row] = True
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class World:
     """A router, what it says, and everybody it says it to. Lanes to it keep their own order and nothing else."""
 
     def __init__(self) -> None:
-        settings = RouterSettings(ranks=1, share_prompt_cache=False, traced=False)
+        settings = RouterSettings(workers=("worker0",), share_prompt_cache=False, traced=False)
         launch: Any = SimpleNamespace(front=FRONT, settings=settings)
         mailbox: Any = SimpleNamespace(post=self.post, send_plan=lambda name, plan: self.plans.append(plan) or True)
         stats: Any = SimpleNamespace(write=lambda gauges: None)

@@ -12,14 +12,15 @@ from lightllm_mp.plan import PlanBuilder, unpack
 from lightllm_mp.scheduler.inspection import kv_map
 from lightllm_mp.scheduler.integrity import IntegrityError
 from lightllm_mp.scheduler.kv_space import KvSpace
-from tests.scheduler.harness import Harness, harness, prompt, request
+from tests.scheduler.harness import VOCAB, Harness, harness, prompt, request
+from tests.scheduler.mock_images import image_prompt
 
 WINDOW, GRAIN = 32, 16
 both_depths = pytest.mark.parametrize("depth", [0, 1])
 
 
 def spaces(h: Harness) -> tuple[KvSpace, ...]:
-    return h.scheduler._kv.spaces
+    return h.kv.spaces
 
 
 def near(h: Harness) -> KvSpace:
@@ -34,7 +35,7 @@ def most_used(h: Harness) -> list[int]:
         h.scheduler.check_integrity()
         most = [max(before, space.used) for before, space in zip(most, spaces(h), strict=True)]
         for space in spaces(h):
-            shown = kv_map(h.scheduler._rows, space, {})
+            shown = kv_map(h.rows, space, {})
             assert int(np.round(shown.running.astype(int).sum() * shown.cell_slots / 100)) == space.used
         assert h.scheduler.gauges()["kv_window_used"] == near(h).used
     h.run()
@@ -175,6 +176,25 @@ def test_the_answers_of_a_request_share_its_prompt(depth: int) -> None:
     assert sorted(h.opened[rid].cached_tokens for rid in range(1, 5)) == [0, 119, 119, 119]
 
 
+@pytest.mark.parametrize("known", [2, 6])
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_image_of_which_a_tree_has_a_part(whole: bool, known: int) -> None:
+    """Two of its slots may be those of another image, so the trees take nothing behind them: the sequence lets go of
+    its windows all the same. Six cannot be, so the tree takes the others."""
+    h = two(kv_tokens=600, window_tokens=150, whole_images=whole, step_tokens=24, max_input=190)
+    ids, spans = image_prompt(VOCAB, prompt(20), ("cat", 9), prompt(80, 1))
+    part, cut = image_prompt(VOCAB, prompt(20), ("cat", known))
+    h.add(request(1, part, spans=cut, max_new_tokens=1))
+    h.run()
+    assert all(space.tree.known(np.array(ids, np.int32)) == 20 + known for space in spaces(h))
+    h.add(request(2, ids, spans=spans, max_new_tokens=60, ignore_eos=True))
+    _, window = most_used(h)
+    h.check_answers()
+    assert window <= h.scheduler.limits.window_slots + WINDOW
+    assert h.opened[2].cached_tokens == (20 if whole or known < 4 else 26)
+    assert (len(spaces(h)[0].tree.match(np.array(ids, np.int32))[0]) > 100) == (known == 6)
+
+
 @pytest.mark.parametrize("keep_cache", [False, True])
 def test_a_reset_in_the_middle(keep_cache: bool) -> None:
     h = two(1, kv_tokens=500)
@@ -245,7 +265,7 @@ def lose_a_free_slot(h: Harness) -> None:
 
 
 def own_a_slot_twice(h: Harness) -> None:
-    rows = h.scheduler._rows
+    rows = h.rows
     rows.slots[1, 1, rows.planned[1] - 1] = rows.slots[1, 0, rows.planned[0] - 1]
 
 
@@ -254,7 +274,7 @@ def free_a_slot_in_use(h: Harness) -> None:
 
 
 def forget_a_lock(h: Harness) -> None:
-    near(h).tree.unlock(h.scheduler._live[2].nodes[1])
+    near(h).tree.unlock(h.live[2].nodes[1])
 
 
 def lock_without_an_owner(h: Harness) -> None:
@@ -266,7 +286,7 @@ def miscount_the_tree(h: Harness) -> None:
 
 
 def share_what_is_not_shared(h: Harness) -> None:
-    rows = h.scheduler._rows
+    rows = h.rows
     rows.slots[1, 0, rows.treed[0] - 1] += 1
 
 
@@ -276,8 +296,8 @@ def forget_a_leaf(h: Harness) -> None:
 
 
 def charge_too_much(h: Harness) -> None:
-    h.scheduler._rows.borrowed[1] = 0
-    h.scheduler._rows.first[1] = 0
+    h.rows.borrowed[1] = 0
+    h.rows.first[1] = 0
 
 
 @pytest.mark.parametrize(
@@ -305,7 +325,7 @@ def test_the_mock_worker_notices_a_wrong_slot_of_a_window() -> None:
         for _ in range(5):
             h.step()
         if wrong:
-            rows = h.scheduler._rows
+            rows = h.rows
             h.worker._spaces[1].digest[rows.slots[1, 0, rows.planned[0] - 1]] += np.uint64(1)
         answers.append(h.run().ids[1])
     assert answers[0] != answers[1]

@@ -27,7 +27,7 @@ def test_what_is_past_its_deadline_is_never_begun() -> None:
     h.plans.append(plan)
     h.answer()
     h.listen()
-    assert h.scheduler._counters.admitted == 2  # 1, and the leader of 2 and 3
+    assert h.counters.admitted == 2  # 1, and the leader of 2 and 3
     late = h.scheduler.plan
     h.scheduler.plan = lambda now=0.0: late(now=6.0)  # type: ignore[method-assign]
     h.run().check_answers()  # 3 is late, but its request has begun; so had 4

@@ -17,7 +17,7 @@ def steps(h: Harness) -> int:
     most = 0
     while h.step():
         h.scheduler.check_integrity()
-        kv, rows = h.scheduler._kv, h.scheduler._rows
+        kv, rows = h.kv, h.rows
         most = max(most, kv.used)
         owned = int((rows.planned - rows.owned)[0, rows.running()].sum())
         shown = kv_map(rows, kv.spaces[0], {})

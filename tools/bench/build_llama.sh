@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build llama.cpp's llama-server and llama-bench from the source inside PyPI's llama-cpp-python. Usage:
+# Build llama.cpp's llama-server, llama-bench and llama-quantize from the source inside PyPI's llama-cpp-python. Usage:
 #   bash tools/bench/build_llama.sh FOLDER [native|avx2]   the programs are FOLDER/native/llama-server and so on
 # native uses every instruction of this machine; avx2 stops at AVX2, as most machines have it. The source stays in
 # FOLDER, so a second build needs no network. VERSION=0.3.36 chooses a release, JOBS=2 how many compilers run at once.
@@ -30,6 +30,6 @@ cmake -S "$folder/$package/vendor/llama.cpp" -B "$folder/build-$variant" -DCMAKE
     -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
     -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_NUMBER=0 \
     -DLLAMA_BUILD_COMMIT="$package-$variant" "${flags[@]}"
-nice -n 10 cmake --build "$folder/build-$variant" --parallel "${JOBS:-2}" --target llama-server llama-bench
+nice -n 10 cmake --build "$folder/build-$variant" --parallel "${JOBS:-2}" --target llama-{server,bench,quantize}
 mkdir -p "$folder/$variant"
-cp "$folder/build-$variant"/bin/llama-{server,bench} "$folder/$variant/"
+cp "$folder/build-$variant"/bin/llama-{server,bench,quantize} "$folder/$variant/"

@@ -4,9 +4,12 @@ brings along.
 
     python -m tools.bench.perplexity [--model PATH] [--tokens 20480] [--kv bfloat16,int8,fp8] [--device cpu|cuda]
     python -m tools.bench.perplexity --weights [--model FILE.gguf]
+    python -m tools.bench.perplexity --weights --types Q2_K,Q4_K,IQ4_XS,int8,awq,gptq --llama-quantize PROGRAM
 
 --weights, on a CPU: the model in float32, in bfloat16 with its weights expanded, and in bfloat16 with the file's own
-blocks, each with keys and values of its type.
+blocks, each with keys and values of its type. --types: the same for the model in these types in place of its own.
+ggml's are written by llama.cpp's llama-quantize (tools/bench/build_llama.sh builds it) from the model with rows filled
+up to a multiple of 256; int8, awq and gptq are made of the projections while they are loaded.
 
 The first type of --kv is what the others are compared with. On a CPU everything but the stored keys and values is
 float32, and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in
@@ -20,16 +23,20 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data import topics
 
 import torch
+from torch import Tensor
 
 from lightllm_mp.kernels import reference
 from lightllm_mp.kernels.batch import Batch
+from lightllm_mp.kernels.quantised import QuantisedWeight
+from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.select import op_table, set_threads
+from lightllm_mp.kernels.table import Prepared
 from lightllm_mp.model_files.default_model import find_default_model
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
@@ -38,6 +45,7 @@ from lightllm_mp.text.tokenizer import load_tokenizer
 from tools.harness.command_line import ToolParser, words
 from tools.harness.figures import Figures
 from tools.harness.models import write_tiny_model
+from tools.harness.weight_types import INTEGERS, write_in_blocks, write_wide
 
 STORED = {
     "float32": torch.float32,
@@ -59,6 +67,11 @@ class Scores:
     @property
     def perplexity(self) -> float:
         return math.exp(self.losses.mean().item())
+
+    def change_from(self, base: Scores) -> tuple[float, float]:
+        """By what part the perplexity differs from that of `base`, and the standard error of that."""
+        more = self.losses - base.losses
+        return math.expm1(more.mean().item()), more.std().item() / len(more) ** 0.5
 
 
 def text() -> str:
@@ -103,14 +116,51 @@ def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk:
     return Scores(torch.cat(losses), torch.cat(likeliest))
 
 
-def cases(path: Path, flags: argparse.Namespace) -> Iterator[tuple[str, str, Decoder]]:
-    """Form of the weights, type of keys and values, model; the first is what the others are compared with."""
-    if flags.weights:
-        for name, decoder in weight_forms(path):
-            yield name, str(decoder.dtype).removeprefix("torch."), decoder
-        return
-    decoder = load(path, flags.device)
-    yield from (("as loaded", name, decoder) for name in flags.kv)
+def integer_forms(path: Path, kind: str, vocabulary: int) -> Iterator[tuple[str, Decoder]]:
+    """The same with projections in a type of `INTEGERS`; embedding and head stay plain."""
+
+    def loaded(dtype: torch.dtype, prepare: Callable[[QuantisedWeight, Tensor | None], Prepared]) -> Decoder:
+        def linear(weight: Tensor, bias: Tensor | None) -> Prepared:
+            if len(weight) == vocabulary:
+                return ops.prepare_linear(weight, bias)
+            return prepare(INTEGERS[kind](weight.bfloat16()), bias)
+
+        ops = op_table("cpu", dtype)
+        return load_model(path, dtype=dtype, ops=replace(ops, prepare_linear=linear, block_types=frozenset()))
+
+    exact, served = op_table("cpu", torch.float32), op_table("cpu", torch.bfloat16)
+    yield "float32", loaded(torch.float32, lambda w, bias: exact.prepare_linear(expanded(w, torch.float32), bias))
+    yield "expanded", loaded(torch.bfloat16, lambda w, bias: served.prepare_linear(expanded(w, torch.bfloat16), bias))
+    yield kind, loaded(torch.bfloat16, lambda w, bias: served.prepare_quantised(w, bias, torch.bfloat16))
+
+
+Case = tuple[str, str, Decoder]
+"""Form of the weights, type of keys and values, model."""
+
+
+def comparisons(path: Path, folder: Path, flags: argparse.Namespace) -> Iterator[tuple[str, Iterator[Case]]]:
+    """The name of a model, and its cases; the first of them is what the others are compared with."""
+    if not flags.weights:
+        decoder = load(path, flags.device)
+        yield path.name, (("as loaded", name, decoder) for name in flags.kv)
+    elif not flags.types:
+        yield path.name, served_alike(weight_forms(path))
+    vocabulary = load_tokenizer(path).vocab_size
+    wide = folder / "wide.gguf"
+    for kind in flags.types:
+        if kind in INTEGERS:
+            yield f"{path.name} in {kind}", served_alike(integer_forms(path, kind, vocabulary))
+            continue
+        if not wide.exists():
+            write_wide(path, wide)
+        file = write_in_blocks(kind, wide, flags.llama_quantize)
+        yield f"{path.name} in {kind}", served_alike(weight_forms(file))
+        file.unlink()
+
+
+def served_alike(forms: Iterator[tuple[str, Decoder]]) -> Iterator[Case]:
+    """Keys and values have the model's own type."""
+    return ((name, str(decoder.dtype).removeprefix("torch."), decoder) for name, decoder in forms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,34 +171,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=256, help="tokens fed at a time")
     parser.add_argument("--kv", type=words, default=["bfloat16", "int8", "fp8"])
     parser.add_argument("--weights", action="store_true", help="compare forms of the weights and not of the KV")
+    parser.add_argument("--types", type=words, default=[], help="types of the weights in place of the file's own")
+    parser.add_argument("--llama-quantize", type=Path, default="llama-quantize", help="the program")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     flags = parser.parse(argv)
     set_threads()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         tiny = write_tiny_model(Path(folder)) if flags.smoke and not flags.model else None
-        measure(tiny or flags.model or find_default_model(), flags)
+        measure(tiny or flags.model or find_default_model(), Path(folder), flags)
     return 0
 
 
-def measure(path: Path, flags: argparse.Namespace) -> None:
+def measure(path: Path, folder: Path, flags: argparse.Namespace) -> None:
     ids = torch.as_tensor(load_tokenizer(path).encode(text()).tolist()[: flags.tokens])
     count = len(ids) // flags.length
     sequences = ids[: count * flags.length].view(count, flags.length).to(flags.device)
-    figures, base = Figures(), None
-    for weights, kv, decoder in cases(path, flags):
-        began = time.perf_counter()
-        scores = score(decoder, sequences, STORED[kv], flags.chunk)
-        base = base or scores
-        figures.add(
-            f"perplexity of {path.name}, weights {weights}, KV {kv}",
-            scores.perplexity,
-            device=flags.device,
-            computed_in=str(decoder.dtype).removeprefix("torch."),
-            tokens=len(scores.losses),
-            change=round(scores.perplexity / base.perplexity - 1, 6),
-            equal_argmax=round((scores.likeliest == base.likeliest).double().mean().item(), 5),
-            seconds=round(time.perf_counter() - began, 1),
-        )
+    figures = Figures()
+    for model, cases in comparisons(path, folder, flags):
+        base = None
+        for weights, kv, decoder in cases:
+            began = time.perf_counter()
+            scores = score(decoder, sequences, STORED[kv], flags.chunk)
+            base = base or scores
+            change, error = scores.change_from(base)
+            figures.add(
+                f"perplexity of {model}, weights {weights}, KV {kv}",
+                scores.perplexity,
+                device=flags.device,
+                computed_in=str(decoder.dtype).removeprefix("torch."),
+                tokens=len(scores.losses),
+                change=round(change, 6),
+                error=round(error, 6),
+                equal_argmax=round((scores.likeliest == base.likeliest).double().mean().item(), 5),
+                seconds=round(time.perf_counter() - began, 1),
+            )
 
 
 if __name__ == "__main__":

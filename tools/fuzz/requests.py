@@ -322,7 +322,7 @@ class Server:
 
 
 @cache
-def _server() -> Server:
+def engine_server() -> Server:
     return Server()
 
 
@@ -330,7 +330,7 @@ def http(data: bytes) -> None:
     """Bytes of one connection, in pieces of the length that the first byte says: no answer but 1xx, 2xx and 4xx."""
     size, rest = (data[0] if data else 0) * 8 or len(data) + 1, data[1:]
     pieces = [rest[at : at + size] for at in range(0, len(rest), size)]
-    server = _server()
+    server = engine_server()
     answer = server.loop.run_until_complete(server.talk(pieces))
     assert len(asyncio.all_tasks(server.loop)) < 10, "tasks are left"
     for start in answer.split(b"HTTP/1.")[1:]:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, HTTP, ROUTER, TOKENIZER, VISUAL, worker
+from lightllm_mp.actors.topology import DETOKENIZER, GUIDE, HTTP, ROUTER, TOKENIZER, VISUAL, rank_group
 from lightllm_mp.config import Config, EngineConfig, HttpConfig, ModelConfig, MultimodalConfig
 
 
@@ -24,6 +24,8 @@ class FrontSettings(Struct, frozen=True, array_like=True, tag=True):
 
 
 class WorkerSettings(Struct, frozen=True, array_like=True, tag=True):
+    """Of a rank, and of another machine with ranks."""
+
     model: ModelConfig
     engine: EngineConfig
     watchdog_timeout: float
@@ -54,7 +56,8 @@ class GuideSettings(Struct, frozen=True, array_like=True, tag=True):
 
 
 class RouterSettings(Struct, frozen=True, array_like=True, tag=True):
-    ranks: int
+    workers: tuple[str, ...]
+    """Whom it sends the plans: ranks, and other machines with ranks."""
     share_prompt_cache: bool
     traced: bool
 
@@ -78,11 +81,11 @@ def child_settings(config: Config) -> dict[str, ActorSettings]:
     """The settings of every process by its name, as in `topology`."""
     model, engine = config.model, config.engine
     traced = config.http.otlp_traces_endpoint is not None
-    workers = WorkerSettings(model, engine, config.supervisor.watchdog_timeout)
+    workers = tuple(child.name for child in rank_group(engine.tp, engine.nnodes))
     return {
-        **{worker(rank): workers for rank in range(engine.tp)},
+        **dict.fromkeys(workers, WorkerSettings(model, engine, config.supervisor.watchdog_timeout)),
         GUIDE: GuideSettings(model.tokenizer_mode),
-        ROUTER: RouterSettings(engine.tp, engine.share_prompt_cache, traced),
+        ROUTER: RouterSettings(workers, engine.share_prompt_cache, traced),
         DETOKENIZER: DetokenizerSettings(model.tokenizer_mode, not config.http.no_skipping_special_tokens, traced),
         TOKENIZER: TokenizerSettings(model),
         VISUAL: VisualSettings(model, config.multimodal, engine.threads),

@@ -65,13 +65,16 @@ class LaunchSpec(Struct, Generic[S], frozen=True, array_like=True):
     facts: Facts | None = None
     """Set when the process replaces one that died: what its predecessor had reported."""
     meeting_fd: int = -1
-    """An empty file in which the tensor-parallel ranks find each other; -1: there is one worker."""
+    """An empty file in which the tensor-parallel ranks find each other; -1: there is one worker. With `meeting` the
+    listening socket there."""
     images_fd: int = -1
     """The arena of images' embeddings, for visual and the workers; -1: no images are served."""
     journal_fd: int = -1
     """The journal of requests, only for http; -1: there is none."""
     epoch: int = 0
     """The epoch that the process is started for."""
+    meeting: str = ""
+    """HOST:PORT where ranks of several machines find each other; empty: they are on one."""
 
     def to_memfd(self) -> int:
         """A memfd that holds this, read from its start; the caller closes it."""

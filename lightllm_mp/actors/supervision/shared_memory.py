@@ -13,7 +13,7 @@ from lightllm_mp.actors.runtime.launch_spec import PeerFds
 from lightllm_mp.actors.runtime.stats_page import StatsPage
 from lightllm_mp.actors.topology import SUPERVISOR, VISUAL, Edge, Topology
 from lightllm_mp.messages import LaneState
-from lightllm_mp.shm import Arena, Bell, Journal, Lane
+from lightllm_mp.shm import Arena, Bell, Journal, Lane, ProtocolError
 
 
 @dataclass
@@ -67,6 +67,19 @@ class SharedMemory:
 
     def lane(self, source: str, target: str) -> Lane:
         return self._ways[source, target].lane
+
+    def arena(self, source: str, target: str) -> Arena | None:
+        """For large messages from `source` to `target`; None: there are none."""
+        return self._ways[source, target].arena
+
+    def write_image(self, offset: int, data: memoryview) -> bool:
+        """Embeddings that another machine has at this place of its image memory. False: there is too little memory."""
+        if self._images is None or not 0 <= offset <= self._images.segment.size - len(data):
+            raise ProtocolError(f"{len(data)} bytes at {offset} are outside the image memory")
+        if not self._images.segment.back(offset, len(data)):
+            return False
+        self._images.segment.view[offset : offset + len(data)] = data
+        return True
 
     def peers(self, name: str) -> tuple[PeerFds, ...]:
         """The actors that share an edge with this one, the supervisor first."""

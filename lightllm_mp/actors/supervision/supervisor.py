@@ -77,14 +77,15 @@ class Supervisor:
         journal = config.http.journal_size if listen is not None and kept else 0
         self.wiring = SharedMemory(self.topology, journal=journal)
         self._parent_read, self._parent_write = os.pipe()
-        self._group = WorkerGroup(self._machine.ranks, self.wiring)
+        engine = config.engine
+        self._group = WorkerGroup(self._machine.ranks, self.wiring, engine.nccl_host if engine.nnodes > 1 else "")
         self._control = ControlLanes(self.wiring, self.topology.actors, self._on_control)
 
     def _usual_topology(self, front: str) -> Topology:
         vision = self._model.vision
         images = image_arenas(self._config.multimodal, self._config.model.data_type, vision.spec) if vision else None
-        most = self._config.http.max_body_bytes
-        return topology(ranks=self._config.engine.tp, front=front, max_body=most, images=images)
+        engine, most = self._config.engine, self._config.http.max_body_bytes
+        return topology(ranks=engine.tp, nodes=engine.nnodes, front=front, max_body=most, images=images)
 
     # --- for its owner ------------------------------------------------------------------------------------------------
 
@@ -242,6 +243,7 @@ class Supervisor:
             listen_fd=self._listen.fileno() if self._listen and name == HTTP else -1,
             facts=self.facts if self.epoch else None,
             meeting_fd=self._group.meeting if name in self._group.members else -1,
+            meeting=self._group.address,
             images_fd=self.wiring.images_fd(name),
             journal_fd=self.wiring.journal_fd(name),
             epoch=self.epoch,

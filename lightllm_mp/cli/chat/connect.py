@@ -43,7 +43,7 @@ def chat_server(url: str | None, model_dir: str | None, asked: dict[str, Any]) -
     if found is not None:
         yield found
         return
-    with _own_server(model_dir) as own:
+    with own_server(model_dir) as own:
         found = _running(own, key, asked)
         assert found is not None
         yield found
@@ -79,7 +79,7 @@ def _running(url: str, key: str, asked: dict[str, Any], *, may_be_another: bool 
 
 
 @contextlib.contextmanager
-def _own_server(model_dir: str | None) -> Iterator[str]:
+def own_server(model_dir: str | None) -> Iterator[str]:
     """Starts a server on a free port and yields its address. Its log is shown only if it does not start."""
     find_model(model_dir, images=True)  # fetches the default model, with progress
     config = Config(

@@ -55,7 +55,7 @@ class ForeignFlag(NamedTuple):
 
 ACCEPTED = {
     "the processes communicate through shared memory and need no such address": (
-        "nccl_port zmq_mode use_config_server_to_init_nccl multinode_httpmanager_port multinode_router_gloo_port "
+        "zmq_mode use_config_server_to_init_nccl multinode_httpmanager_port multinode_router_gloo_port "
         "visual_rpyc_port visual_use_proxy_mode"
     ),
     "prefill is always chunked and shares steps with decode; --batch-max-tokens bounds a step": (
@@ -109,9 +109,6 @@ BY_VALUE = {
     "load_way": ("hf", "only Hugging Face checkpoints are read"),
     "run_mode": ("normal", "prefill and decode on separate machines come later"),
     "dp": ("1", "data parallel comes later; start one server per replica"),
-    "nnodes": ("1", "several machines come later"),
-    "node_rank": ("0", "several machines come later"),
-    "nccl_host": ("127.0.0.1 localhost", "several machines come later"),
     "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are detected; see also --quantization"),
     "vit_quant_type": ("none", "vision towers with quantised weights come later, except from GGUF files"),
     "llm_kv_type": ("none", "8-bit KV needs no calibrated scales here; see --kv-cache-dtype int8 and fp8"),

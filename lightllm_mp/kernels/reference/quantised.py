@@ -29,6 +29,14 @@ def quantise(weight: Tensor, kind: Kind) -> ScaledWeight:
     return ScaledWeight(values, scales)
 
 
+def quantise_activations(x: Tensor, group: int) -> ScaledWeight:
+    """Rows [rows, k] as the products of 8-bit floats take them: the largest magnitude of each `group` inputs of a row
+    becomes the type's largest value. `group` divides k."""
+    rows, k = x.shape
+    found = quantise(x.reshape(-1, group), "fp8")
+    return ScaledWeight(found.values.view(rows, k), found.scales.view(rows, k // group), group)
+
+
 def expanded(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
     """The values [n, k] of a quantised weight, computed in float32 and rounded once to `dtype`."""
     if isinstance(weight, BlockWeight):

@@ -78,7 +78,7 @@ class Kernel:
             stream, others = stream_of(device.index), arguments[self._tensors :]
             run(*grid, stream, function, metadata, None, None, None, *addresses, *others, *early)
             return
-        early = (EARLY_START and _can_wait(device),) if self._waits else ()
+        early = (EARLY_START and can_wait(device),) if self._waits else ()
         options = {"num_warps": warps, "num_stages": stages, **({"launch_pdl": True} if any(early) else {})}
         made = self._function[grid](*arguments, *early, **options)
         if aligned and made is not None:
@@ -100,5 +100,5 @@ def wait_for_inputs(EARLY: tl.constexpr):
 
 
 @cache
-def _can_wait(device: torch.device) -> bool:
+def can_wait(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

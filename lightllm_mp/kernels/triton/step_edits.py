@@ -33,9 +33,11 @@ class DecodeInputs:
         self._seq_start = torch.arange(most + 1, dtype=torch.int32, device=device)
 
     def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
-        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables [rows + 1, width]."""
-        made = torch.empty((4, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
-        ids, positions, places, rotary_at = made[:, :size]
+        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables: `tokens` [rows + 1, width],
+        `slots` [1 or 2, rows + 1, width]."""
+        spaces = slots.shape[0]
+        made = torch.empty((3 + spaces, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
+        ids, positions, rotary_at, *places = made[:, :size]
         _lay_out_kernel.launch(
             (triton.cdiv(size, BLOCK), 1, 1),
             _lay_out_kernel.arguments(
@@ -48,19 +50,23 @@ class DecodeInputs:
                 stride=made.shape[1],
                 most=self.most,
                 width=tokens.shape[1],
+                table_rows=tokens.shape[0],
+                SPACES=spaces,
                 BLOCK=BLOCK,
             ),
         )
         return ids, Batch(
             positions=positions,
-            slots=places,
+            slots=places[0],
             seq_start=self._seq_start[: size + 1],
             context=self.seqs[1, :size],
             rows=self.seqs[0, :size],
-            slot_table=slots,
+            slot_table=slots[0],
             max_query=1,
             max_context=tokens.shape[1],
             rotary_at=rotary_at,
+            window_slots=places[1] if spaces > 1 else None,
+            window_table=slots[1] if spaces > 1 else None,
         )
 
 
@@ -83,7 +89,7 @@ class TableEdits(NamedTuple):
 
 
 def edit(words: Tensor, edits: TableEdits, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> None:
-    """Writes the edits in `words` (int32) to the tables (int32)."""
+    """Writes the edits in `words` (int32) to the tables (int32), those of slots in all spaces."""
     most = max(edits.tokens.length, edits.slots.length, edits.rotary_first.length)
     if most:
         _edit_kernel.launch(
@@ -185,8 +191,21 @@ def _place_kernel(rows, ends, to, count, size, most, spare_row, BLOCK: tl.conste
     tl.store(to + most + at, tl.load(ends + at, mask=at < count, other=1), mask=at < size)
 
 
-@kernel(numbers=["size", "stride", "most", "width"])
-def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, stride, most, width, BLOCK: tl.constexpr):
+@kernel(numbers=["size", "stride", "most", "width", "table_rows"])
+def _lay_out_kernel(
+    seqs,
+    tokens,
+    slots,
+    rotary_first,
+    made,
+    size,
+    stride,
+    most,
+    width,
+    table_rows,
+    SPACES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     row = tl.load(seqs + at, mask=inside, other=0)
@@ -194,8 +213,10 @@ def _lay_out_kernel(seqs, tokens, slots, rotary_first, made, size, stride, most,
     place = row.to(tl.int64) * width + position
     tl.store(made + at, tl.load(tokens + place, mask=inside), mask=inside)
     tl.store(made + stride + at, position, mask=inside)
-    tl.store(made + 2 * stride + at, tl.load(slots + place, mask=inside), mask=inside)
-    tl.store(made + 3 * stride + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
+    tl.store(made + 2 * stride + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
+    for space in tl.static_range(SPACES):
+        entry = (row.to(tl.int64) + space * table_rows) * width + position
+        tl.store(made + (3 + space) * stride + at, tl.load(slots + entry, mask=inside), mask=inside)
 
 
 @kernel(numbers=["count", "width"])

@@ -70,6 +70,7 @@ class Decoder:
         self.head = OutputHead(weights, spec, ops, self.group) if spec.pooling is None else None
         self._pooling = PoolingHead(weights, spec.pooling, ops) if spec.pooling is not None else None
         self.layers = [self._layer(i, weights) for i in range(spec.layers)]
+        self._windowed = [spec.window_of(i) > 0 for i in range(spec.layers)]
         self.weight_bytes = weights.nbytes  # behind the layers: it is known then what their experts take
 
     def _layer(self, i: int, weights: ModelWeights) -> DecoderLayer:
@@ -130,6 +131,7 @@ class Decoder:
             batch = self.rotary.by_sections(batch)
         if self.spec.image_span and images:
             batch = replace(batch, visible=visible_keys(batch, images))
+        near = batch.in_windows()
         residual = self.embedding.forward(ids, batch, images)
         of_layers = None if self._per_layer is None else self._per_layer.forward(ids, residual)
         ends = batch.seq_start[1:].long() - 1 if ends_only and batch.tokens > batch.sequences else None
@@ -144,7 +146,7 @@ class Decoder:
             )
             residual = x if self.spec.post_norm else residual
             rows = ends if layer is self.layers[-1] else None
-            branch = layer.attention.forward(x, batch, kv, rows)
+            branch = layer.attention.forward(x, near if self._windowed[i] else batch, kv, rows)
             if rows is not None:
                 x, residual = x[rows], residual[rows]
             if layer.post_norm is None:

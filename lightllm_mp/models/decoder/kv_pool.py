@@ -21,7 +21,7 @@ ALIGNED_ROWS = 8
 
 class KVPool:
     """Keys and values of all layers that keep some, one slot per token. Slot `slots` is a spare one that padding writes
-    to.
+    to. With `window_slots`, layers with windows have so many slots of their own, and a spare one.
 
     They are stored in `dtype`: the model's own type, or int8 or float8_e4m3fn with scales. `states` are those of the
     other layers, in models with linear attention.
@@ -35,19 +35,26 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         states: StatePool | None = None,
+        window_slots: int = 0,
     ) -> None:
         self.slots = slots
-        self.dummy_slot = slots
+        self.spare_slots = (slots, window_slots) if window_slots else (slots,)
+        """Of each space of slots."""
         self.states = states
+        counts = [window_slots if window_slots and spec.window_of(layer) else slots for layer in spec.kv_layers]
         entries = [_entry(spec.at(layer)) for layer in spec.kv_layers]
-        shapes = [(1 if latent else 2, slots + 1, heads, width) for heads, width, latent in entries]
+        shapes = [
+            (1 if latent else 2, count + 1, heads, width)
+            for count, (heads, width, latent) in zip(counts, entries, strict=True)
+        ]
         flat = lazy_zeros((sum(map(math.prod, shapes)),), dtype, device)
         parts = [part.view(shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]
         self.data = flat.view(len(shapes), *shapes[0]) if len(set(shapes)) == 1 else flat
-        """[layers, keys and values, slots + 1, heads, width]; flat where layers have heads of different sizes."""
-        scales = [_scales(heads, slots + 1, device) if dtype.itemsize == 1 else None for heads, _, _ in entries]
-        own = [_layer(part, scale, latent) for part, scale, (_, _, latent) in zip(parts, scales, entries, strict=True)]
-        by_number = dict(zip(spec.kv_layers, own, strict=True))
+        """[layers, keys and values, slots + 1, heads, width]; flat where layers have heads of different sizes, or slots
+        of their own."""
+        scales = [_scales(shape[2], shape[1], device) if dtype.itemsize == 1 else None for shape in shapes]
+        made = [_layer(part, scale, latent) for part, scale, (_, _, latent) in zip(parts, scales, entries, strict=True)]
+        by_number = dict(zip(spec.kv_layers, made, strict=True))
         readers = (layer for layer in range(spec.layers) if layer not in spec.linear_layers)
         self.layers = {layer: by_number[spec.kv_source(layer)] for layer in readers}
         """By number of the layer in the model."""
@@ -55,9 +62,16 @@ class KVPool:
     @staticmethod
     def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes of one token's keys and values over all layers."""
-        scale = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0
-        entries = [_entry(spec.at(layer)) for layer in spec.kv_layers]
-        return sum((1 if latent else 2) * heads * (width * dtype.itemsize + scale) for heads, width, latent in entries)
+        return sum(KVPool.space_bytes(spec, dtype))
+
+    @staticmethod
+    def space_bytes(spec: ModelSpec, dtype: torch.dtype) -> tuple[int, int]:
+        """The same of the layers without a window, and of those with one."""
+        scale, found = SCALE_TYPE.itemsize if dtype.itemsize == 1 else 0, [0, 0]
+        for layer in spec.kv_layers:
+            heads, width, latent = _entry(spec.at(layer))
+            found[spec.window_of(layer) > 0] += (1 if latent else 2) * heads * (width * dtype.itemsize + scale)
+        return found[0], found[1]
 
 
 def _entry(spec: ModelSpec) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from lightllm_mp.parsers.delta_writer import DeltaWriter
 from lightllm_mp.parsers.json_call import attempt
 from lightllm_mp.parsers.lark import LarkRules, choice, literal
-from lightllm_mp.parsers.text_reader import Malformed, Parsing, TextReader
+from lightllm_mp.parsers.text_reader import Parsing, TextReader
 from lightllm_mp.parsers.tool import Tool
 from lightllm_mp.parsers.tool_calls.call_format import CallFormat
 from lightllm_mp.parsers.typed_arguments import TypedArguments
@@ -30,24 +30,16 @@ def _call(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool], ma
     if marker == BEGIN:
         yield from reader.spaces()
         yield from reader.expect(FUNCTION)
-    name = yield from _name(reader)
+    name = yield from reader.name(_NAME, ">")
     writer.name(name)
     arguments = TypedArguments(writer, tools.get(name))
     yield from reader.spaces()
     what = yield from reader.expect(PARAMETER, FUNCTION_END, END)
     while what == PARAMETER:
-        arguments.key((yield from _name(reader)))
+        arguments.key((yield from reader.name(_NAME, ">")))
         yield from reader.starts("\n")
         what = yield from arguments.read(reader, ("\n" + PARAMETER_END, PARAMETER_END), (PARAMETER, FUNCTION_END, END))
     arguments.end()
-
-
-def _name(reader: TextReader) -> Parsing[str]:
-    name = yield from reader.token(_NAME)
-    yield from reader.expect(">")
-    if not name.strip():
-        raise Malformed
-    return name.strip()
 
 
 def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:

@@ -28,8 +28,8 @@ from lightllm_mp.scheduler.step_writer import InFlightStep
 Longs = NDArray[np.int64]
 
 LINES = 64
-"""Most sampled tokens of a step with drafts, unless more rows than that may run: the step takes no more memory than the
-largest decode step, which the worker has room for."""
+"""Most draft tokens of a step, and most sampled tokens of a step with drafts, unless more rows than that may run: it
+takes no more memory than the largest decode step, which the worker has room for."""
 PROMPTS_SHARE, BESIDE_PROMPTS = 4, np.array([0.3])
 """Beside prompts drafts get at most this part of a step, and a token is drafted if this is its chance to come true: it
 takes the place of a prompt's token."""
@@ -65,7 +65,7 @@ class Drafts:
         """(index, depth) of rows for which a draft is worth its cost."""
         rows, limits, count = self._rows, self._limits, len(decoding)
         able = np.flatnonzero(rows.drafts[decoding])
-        room = min(max(limits.running, LINES), limits.step_tokens) - count
+        room = min(max(limits.running, LINES) - count, limits.step_tokens - count, LINES)
         if beside_prompts:
             room = min(room, limits.step_tokens // PROMPTS_SHARE)
         if not len(able) or room <= 0:

@@ -44,29 +44,26 @@ def read_hf(config: dict[str, Any], folder: Path) -> VisionModel:
     return VisionModel(spec, "qwen2_5_vl", folder, folder)
 
 
-def read_gguf(file: MmprojFile) -> VisionModel:
+def gguf_tags(file: MmprojFile) -> ImageTags:
     start, end, pad = (file.token(token) for token in VISION_TOKENS)
     if start is None or end is None or pad is None:
         raise ModelError(f"the language model lacks one of the tokens {', '.join(VISION_TOKENS)}")
+    return ImageTags(style="vision", before=(start,), after=(end,), marker=pad)
+
+
+def read_gguf(file: MmprojFile) -> VisionModel:
     layers, patch = file.count("vision.block_count"), file.integer("vision.patch_size")
     merge = file.integer("vision.spatial_merge_size", MERGE)
     listed, period = file.get("vision.fullatt_block_indexes"), file.get("vision.n_wa_pattern")
     if listed is None and period is None:
         raise KeyError("clip.vision.n_wa_pattern")
-    mean, std = file.normalisation()
-    low, high = Preprocess(mode="dynamic").min_pixels, Preprocess(mode="dynamic").max_pixels
+    usual = Preprocess(mode="dynamic")
     spec = file.spec(
         kind="qwen2_5_vl",
         layers=layers,
         out=file.rows("mm.2.weight"),
-        preprocess=Preprocess(
-            mode="dynamic",
-            mean=mean,
-            std=std,
-            min_pixels=file.integer("vision.image_min_pixels", low),
-            max_pixels=file.integer("vision.image_max_pixels", high),
-        ),
-        tags=ImageTags(style="vision", before=(start,), after=(end,), marker=pad),
+        preprocess=file.dynamic_preprocess(usual.min_pixels, usual.max_pixels),
+        tags=gguf_tags(file),
         temporal=TEMPORAL,
         norm="rms",
         activation=file.activation("silu"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightllm_mp.errors import ModelError
 from lightllm_mp.models.checkpoint.weight_rules import Param, Piece
 from lightllm_mp.models.families.common.decoder_weights import linear
-from lightllm_mp.vision.families.qwen2_5_vl import MERGE, TEMPORAL, VISION_TOKENS
+from lightllm_mp.vision.families.qwen2_5_vl import MERGE, TEMPORAL, gguf_tags
 from lightllm_mp.vision.mmproj import MmprojFile
 from lightllm_mp.vision.preprocessor_config import dynamic_preprocess, video_sampling
-from lightllm_mp.vision.spec import ImageTags, Preprocess, VisionModel, VisionSpec, tower_activation
+from lightllm_mp.vision.spec import ImageTags, VisionModel, VisionSpec, tower_activation
 from lightllm_mp.vision.tower_rules import TowerSection, VisionFamily, norm
 
 MIN_PIXELS, MAX_PIXELS = 65536, 16777216
@@ -65,23 +64,13 @@ def read_hf(config: dict[str, Any], folder: Path) -> VisionModel:
 
 def read_gguf(file: MmprojFile) -> VisionModel:
     """`use_gelu` stands for the tanh form here."""
-    start, end, pad = (file.token(token) for token in VISION_TOKENS)
-    if start is None or end is None or pad is None:
-        raise ModelError(f"the language model lacks one of the tokens {', '.join(VISION_TOKENS)}")
-    mean, std = file.normalisation()
     taps = file.get("vision.is_deepstack_layers")
     spec = file.spec(
         kind="qwen3_vl",
         layers=file.count("vision.block_count"),
         out=file.rows("mm.2.weight"),
-        preprocess=Preprocess(
-            mode="dynamic",
-            mean=mean,
-            std=std,
-            min_pixels=file.integer("vision.image_min_pixels", MIN_PIXELS),
-            max_pixels=file.integer("vision.image_max_pixels", MAX_PIXELS),
-        ),
-        tags=ImageTags(style="vision", before=(start,), after=(end,), marker=pad),
+        preprocess=file.dynamic_preprocess(MIN_PIXELS, MAX_PIXELS),
+        tags=gguf_tags(file),
         temporal=TEMPORAL,
         video=video_sampling(file.path.parent),
         activation="gelu_tanh",

@@ -20,6 +20,7 @@ from lightllm_mp.actors.http.app import create_app
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.listener import serve
 from lightllm_mp.config import HttpConfig, ModelConfig
+from lightllm_mp.errors import EngineError
 from lightllm_mp.facts import EngineLimits, Facts
 
 PATIENCE = 20.0
@@ -90,7 +91,7 @@ class Engine:
             return False
         self.tokenizer.append(message)
         if isinstance(message, say.Generate):
-            self._start(message)
+            self.start(message)
         elif isinstance(message, say.Count):
             words = message.text.split() if message.chat is None else [message.chat.messages.decode()]
             ids = column("i", map(len, words)) if message.listed else b""
@@ -109,18 +110,18 @@ class Engine:
     def later(self, message: say.Wire) -> None:
         asyncio.get_running_loop().call_soon(self.frontend.deliver, message)
 
-    def _start(self, m: say.Generate) -> None:
+    def start(self, m: say.Generate) -> None:
         if self.reject is not None:
             self.later(say.Rejected(m.rid, self.reject))
             return
         if m.terms.sampling.prompt_logprobs >= 0:
             ids, tops = column("i", [4, 5, 6]), column("i", [5, 9])
             self.later(say.PromptLogprobs(m.rid, ids, column("f", [-1, -2]), 1, tops, column("f", [-1, -0.25])))
-            asyncio.get_running_loop().call_soon(self._go, m)  # tokens come after them
+            asyncio.get_running_loop().call_soon(self.go, m)  # tokens come after them
         else:
-            self._go(m)
+            self.go(m)
 
-    def _go(self, m: say.Generate) -> None:
+    def go(self, m: say.Generate) -> None:
         for index in range(m.terms.n):
             self.running[m.rid + index] = [
                 len(m.emitted) // 4,
@@ -195,6 +196,11 @@ class Site:
         async with self.session.post(path, json=body) as response:
             assert response.status == 200, await response.text()
             return parse(await response.read())
+
+    def fail(self, error: EngineError) -> None:
+        """The engine fails every request."""
+        for live in list(self.frontend.requests):
+            self.frontend.deliver(say.Rejected(live.rid, say.ErrorInfo.of(error)))
 
     async def raw(self, data: bytes, *, until_close: bool = True, seconds: float = PATIENCE) -> bytes:
         """Send bytes as they are; what comes back until the server closes."""

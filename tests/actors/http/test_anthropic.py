@@ -221,13 +221,13 @@ def test_the_context_ends_before_the_limit():
         assert answer["stop_reason"] == "model_context_window_exceeded"
 
     engine = Engine()
-    start = engine._go
+    start = engine.go
 
     def capped(m: Generate) -> None:
         start(m)
         engine.running[m.rid][1] = 3
 
-    engine._go = capped  # type: ignore[method-assign]
+    engine.go = capped  # type: ignore[method-assign]
     run(body, engine=engine)
 
 
@@ -308,8 +308,7 @@ def test_a_failure_is_the_last_event():
         s.engine.pace = 0.05
         async with s.session.post(MESSAGES, json=ASKED | {"stream": True}) as response:
             await response.content.readuntil(b"\n\n")
-            for live in list(s.frontend._lives.values()):
-                s.frontend._give_up(live, InvalidLogits("not finite"))
+            s.fail(InvalidLogits("not finite"))
             *_, last = events(await response.read())
         assert (last["type"], last["error"]["type"]) == ("error", "api_error")
 

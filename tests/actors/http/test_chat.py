@@ -335,8 +335,7 @@ def test_a_failure_ends_the_stream_with_its_event():
         s.engine.pace = 0.05
         async with s.session.post(CHAT, json={"messages": HELLO, "stream": True}) as response:
             await response.content.readuntil(b"\n\n")
-            for live in list(s.frontend._lives.values()):
-                s.frontend._give_up(live, InvalidLogits("not finite"))
+            s.fail(InvalidLogits("not finite"))
             rest = await response.read()
         assert json.loads(rest.split(b"data: ")[-1])["error"]["code"] == "invalid_logits"
 

@@ -152,7 +152,7 @@ async def answered(s: Site, body: dict[str, Any]) -> str:
 def echo_facts(text: str) -> Engine:
     """An engine whose prompts have logprobs with texts."""
     engine = Engine()
-    start = engine._start
+    start = engine.start
 
     def begin(m: Generate) -> None:
         if m.terms.output.prompt_texts:
@@ -170,11 +170,11 @@ def echo_facts(text: str) -> Engine:
                 top_texts=("b", "x")[: 2 * n],
             )
             engine.later(piece)
-            asyncio.get_running_loop().call_soon(engine._go, m)  # tokens come after it
+            asyncio.get_running_loop().call_soon(engine.go, m)  # tokens come after it
         else:
             start(m)
 
-    engine._start = begin  # type: ignore[method-assign]
+    engine.start = begin  # type: ignore[method-assign]
     return engine
 
 

@@ -347,8 +347,7 @@ def test_a_failure_is_the_last_event():
         s.engine.pace = 0.05
         async with s.session.post(RESPONSES, json=ASKED | {"stream": True}) as response:
             await response.content.readuntil(b"\n\n")
-            for live in list(s.frontend._lives.values()):
-                s.frontend._give_up(live, InvalidLogits("not finite"))
+            s.fail(InvalidLogits("not finite"))
             data = await response.read()
         last = json.loads(data.split(b"data: ")[-1])
         assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")

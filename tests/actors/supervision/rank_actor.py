@@ -7,11 +7,12 @@ import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 from lightllm_mp.actors.runtime.launch_spec import LaunchSpec
 from lightllm_mp.actors.runtime.mailbox import Mailbox
+from lightllm_mp.actors.runtime.rank_actor import RankActor
 from lightllm_mp.actors.runtime.stats_page import StatsPage
-from lightllm_mp.actors.worker import RankActor
 from lightllm_mp.facts import Facts
 from lightllm_mp.messages import StepDone
 from tests.actors.mock_actor import MockWorkerActor
@@ -24,8 +25,11 @@ class MockRankActor(RankActor, MockWorkerActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)
         self.ranks, self._rank = launch.settings.engine.tp, launch.rank
-        os.ftruncate(launch.meeting_fd, mmap.PAGESIZE)
-        self._cells = mmap.mmap(launch.meeting_fd, mmap.PAGESIZE)
+        fd = launch.meeting_fd
+        if launch.meeting:  # on several machines; those of a test share a folder
+            fd = os.open(Path(launch.model.path) / launch.meeting, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, mmap.PAGESIZE)
+        self._cells = mmap.mmap(fd, mmap.PAGESIZE)
         self._count = self._checksum = 0
         if self._rank:
             self.facts = Facts()
@@ -54,9 +58,11 @@ class MockRankActor(RankActor, MockWorkerActor):
         """Like a collective operation: no rank goes on before all ranks have arrived."""
         for value, at in ((self._checksum, 0), (self._count, 8)):
             struct.pack_into("<Q", self._cells, self._at(self._rank) + at, value)
+        pause = 20e-6
         for rank in range(self.ranks):
             while CELL.unpack_from(self._cells, self._at(rank))[1] != self._count:
-                time.sleep(20e-6)
+                time.sleep(pause)
+                pause = min(1.1 * pause, 2e-3)  # a lost rank does not come
             if CELL.unpack_from(self._cells, self._at(rank))[0] != self._checksum:
                 raise RuntimeError(f"rank {rank} was told another plan than rank {self._rank}")
 

@@ -121,7 +121,7 @@ def test_where_no_server_runs_it_starts_one(server: FakeChatServer, monkeypatch:
         def __exit__(self, *exception: object) -> None:
             own.append("ended")
 
-    monkeypatch.setattr(connect, "_own_server", Own)
+    monkeypatch.setattr(connect, "own_server", Own)
     for default, model_dir, expected in (
         (server.url, None, []),
         (server.url, "folder", ["folder", "ended"]),

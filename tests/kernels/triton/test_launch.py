@@ -80,7 +80,7 @@ def test_what_is_compiled_is_launched_again(monkeypatch: pytest.MonkeyPatch, ear
     """Once for each set of constants and types; addresses that are not aligned go Triton's way each time."""
     stream = SimpleNamespace(active=SimpleNamespace(get_current_stream=lambda index: "stream"))
     monkeypatch.setattr(launch.triton.runtime, "driver", stream)
-    monkeypatch.setattr(launch, "_can_wait", lambda device: early)
+    monkeypatch.setattr(launch, "can_wait", lambda device: early)
     jitted = Compiled()
     made = Kernel(jitted, ["count"], waits=True)
     x, out = torch.zeros(32), torch.zeros(32, dtype=torch.int32)

@@ -98,12 +98,16 @@ def test_settings_in_a_file_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "ops"), [(torch.float32, reference.TABLE), (torch.bfloat16, None)])
 def test_experts(tmp_path, dtype, ops):
+    """They come as near to the exact values as expanded ones do. Without bfloat16 instructions they come nearer: both
+    are rounded elsewhere then."""
     make(tmp_path, *CASES["blocks"], golden="qwen3_moe", stems=lambda stem: not stem.endswith("3.up_proj"))
-    got, expected = (
-        logits(tmp_path / kind, golden="qwen3_moe", dtype=dtype, ops=ops, most=2) for kind in ("packed", "plain")
+    exact = logits(tmp_path / "plain", golden="qwen3_moe", dtype=torch.float32, ops=reference.TABLE, most=2)
+    packed, plain = (
+        (logits(tmp_path / kind, golden="qwen3_moe", dtype=dtype, ops=ops, most=2) - exact).abs().max().item()
+        for kind in ("packed", "plain")
     )
-    error = (got - expected).abs().max().item()
-    assert error < (1e-4 if dtype == torch.float32 else 0.06)
+    assert packed <= plain + 1e-4
+    assert plain < 0.2
 
 
 def split(tensors: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch.Tensor]:

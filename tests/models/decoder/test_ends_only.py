@@ -37,9 +37,9 @@ def prompt(length: int) -> list[int]:
 def test_ends_only(folder):
     runner = Runner(load_model(folder, dtype=torch.float32, dummy=folder.name not in FOLDERS))
     decoder, lengths = runner.decoder, [7, 1, 20]
-    ids = runner._ints([i for n in lengths for i in prompt(n)])
-    runner.table[:3, :20] = runner._ints(list(range(60))).view(3, 20)
-    batch = Batch.of(lengths, lengths, [0, 1, 2], runner.table)
+    ids = runner.ints([i for n in lengths for i in prompt(n)])
+    runner.tables[:, :3, :20] = runner.ints(list(range(60))).view(3, 20)
+    batch = Batch.of(lengths, lengths, [0, 1, 2], *runner.tables)
     every = decoder.forward(ids, batch, runner.kv)
     ends = decoder.forward(ids, batch, runner.kv, ends_only=True)
     torch.testing.assert_close(ends, every[torch.tensor([6, 7, 27])], atol=1e-5, rtol=1e-5)

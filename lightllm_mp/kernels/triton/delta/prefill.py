@@ -89,8 +89,17 @@ def _factors(
             dt_bias=weights.dt_bias,
             decay=weights.decay,
             tiles=chunks.tiles,
-            **factors._asdict(),
-            **_sizes(mixed, layout),
+            sums=factors.sums,
+            seen=factors.seen,
+            added=factors.added,
+            HEADS=heads,
+            TIMES=heads // layout.key_heads,
+            KEY_DIM=layout.key_dim,
+            VALUE_DIM=layout.value_dim,
+            CHUNK=CHUNK,
+            KEY_BLOCK=dot_block(layout.key_dim),
+            VALUE_BLOCK=dot_block(layout.value_dim),
+            PRECISION=precision(mixed.dtype),
         ),
         warps=4 if mixed.element_size() == 2 else 8,
     )
@@ -108,13 +117,16 @@ def _scan(
     layout: DeltaLayout,
     chunks: DeltaChunks,
 ) -> None:
-    narrow = mixed.element_size() == 2
+    heads, narrow = layout.value_heads, mixed.element_size() == 2
     warps, columns = (4, min(COLUMNS, dot_block(layout.value_dim))) if narrow else (8, LEAST_COLUMNS)
     _scan_kernel.launch(
-        (triton.cdiv(layout.value_dim, columns), layout.value_heads, batch.sequences),
+        (triton.cdiv(layout.value_dim, columns), heads, batch.sequences),
         _scan_kernel.arguments(
             mixed=mixed,
             projected=projected,
+            sums=factors.sums,
+            seen=factors.seen,
+            added=factors.added,
             recurrent=state.recurrent,
             inputs=state.conv,
             tiles=chunks.tiles,
@@ -122,28 +134,20 @@ def _scan(
             seq_start=batch.seq_start,
             rows=batch.rows,
             out=out,
+            HEADS=heads,
+            TIMES=heads // layout.key_heads,
+            KEY_DIM=layout.key_dim,
+            VALUE_DIM=layout.value_dim,
             TAPS=weights.conv.shape[0],
+            CHUNK=CHUNK,
+            KEY_BLOCK=dot_block(layout.key_dim),
+            VALUE_BLOCK=dot_block(layout.value_dim),
             COLUMNS=columns,
-            **factors._asdict(),
-            **_sizes(mixed, layout),
+            PRECISION=precision(mixed.dtype),
         ),
         warps=warps,
         stages=2,
     )
-
-
-def _sizes(mixed: Tensor, layout: DeltaLayout) -> dict[str, object]:
-    """Arguments of both kernels that take chunks."""
-    return {
-        "HEADS": layout.value_heads,
-        "TIMES": layout.value_heads // layout.key_heads,
-        "KEY_DIM": layout.key_dim,
-        "VALUE_DIM": layout.value_dim,
-        "CHUNK": CHUNK,
-        "KEY_BLOCK": dot_block(layout.key_dim),
-        "VALUE_BLOCK": dot_block(layout.value_dim),
-        "PRECISION": precision(mixed.dtype),
-    }
 
 
 @kernel()

@@ -43,6 +43,9 @@ class Streamed(NamedTuple):
     """4 bits: inputs that share a scale, else 0. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
     scale_group: int = 0
     """8 bits: inputs that share a scale; 0: all."""
+    scale_outputs: int = 1
+    """8 bits with `scale_group`: outputs that share their scales, a power of two; tiles of outputs begin at multiples
+    of it."""
     order: Tensor | None = None
     """4 bits: the order of inputs in which the weight is stored; None: unchanged."""
 
@@ -75,8 +78,11 @@ def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
     return rows <= ROW_TILES * ROWS_AT_A_TIME and step >= LEAST_INPUTS and in_groups
 
 
-def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks) -> Tensor:
-    """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32."""
+def streamed(
+    x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks, x_scales: Tensor | None = None
+) -> Tensor:
+    """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32. `x_scales` float32 [groups, rows]: x is of
+    8-bit floats, as the weight, with scales for the same groups of inputs."""
     rows, n, k = x.shape[0], weight.outputs, weight.inputs
     inputs = 2 * weight.run if weight.group else blocks.inputs
     many = min(dot_block(rows), ROWS_AT_A_TIME)
@@ -90,6 +96,7 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
         _stream_kernel.arguments(
             x=x,
             weight=weight.weight,
+            x_scales=out if x_scales is None else x_scales,
             scales=out if weight.scales is None else weight.scales,
             zeros=out if weight.zeros is None else weight.zeros,
             bias=out if weight.bias is None else weight.bias,
@@ -102,6 +109,8 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
             SCALED=weight.scales is not None and not weight.group and not weight.scale_group,
             GROUP=weight.group,
             SCALE_GROUP=weight.scale_group,
+            SHARED=weight.scale_outputs % blocks.outputs == 0,
+            IN_8_BITS=x_scales is not None,
             BIASED=weight.bias is not None,
             ROWS=many,
             OUTPUTS=blocks.outputs,
@@ -119,6 +128,7 @@ def streamed(x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBloc
 def _stream_kernel(
     x,
     weight,
+    x_scales,
     scales,
     zeros,
     bias,
@@ -131,6 +141,8 @@ def _stream_kernel(
     SCALED: tl.constexpr,
     GROUP: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
+    SHARED: tl.constexpr,
+    IN_8_BITS: tl.constexpr,
     BIASED: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -185,13 +197,22 @@ def _stream_kernel(
             w = tl.load(base + line * inputs + i).to(x.dtype.element_ty)
             left = tl.load(x + m[:, None] * inputs + block * INPUTS + i, mask=there, other=0.0)
             if SCALE_GROUP:
-                n = tile * OUTPUTS + o
-                scale_at = scales + block * INPUTS // SCALE_GROUP * outputs + n
-                factor = tl.load(scale_at, mask=n < outputs, other=0.0)
                 if SWAPPED:
-                    sums += tl.dot(w, tl.trans(left), input_precision=PRECISION) * factor[:, None]
+                    product = tl.dot(w, tl.trans(left), input_precision=PRECISION)
                 else:
-                    sums += tl.dot(left, tl.trans(w), input_precision=PRECISION) * factor[None, :]
+                    product = tl.dot(left, tl.trans(w), input_precision=PRECISION)
+                at = block * INPUTS // SCALE_GROUP
+                by = _factor(scales + at * outputs, tile * OUTPUTS + o, outputs, SHARED, SWAPPED)
+                if IN_8_BITS:
+                    x_scale = tl.load(x_scales + at * rows + m, mask=m < rows, other=0.0)
+                    if SHARED:
+                        by = x_scale * by
+                        product *= by[None, :] if SWAPPED else by[:, None]
+                    else:
+                        product *= by * (x_scale[None, :] if SWAPPED else x_scale[:, None])
+                else:
+                    product *= by
+                sums += product
             elif SWAPPED:
                 sums = tl.dot(w, tl.trans(left), sums, input_precision=PRECISION)
             else:
@@ -245,6 +266,18 @@ def _group(scales, zeros, n, group, outputs):
     place = group * outputs + n
     scale = tl.load(scales + place, mask=n < outputs, other=0.0).to(tl.float32)
     return scale, tl.load(zeros + place, mask=n < outputs, other=0)
+
+
+@triton.jit
+def _factor(scales, n, outputs, SHARED: tl.constexpr, SWAPPED: tl.constexpr):
+    """Scales of the outputs `n` in one group of inputs, to multiply a product by: one number if all share it."""
+    if SHARED:
+        factor = tl.load(scales + tl.min(n, 0))
+    elif SWAPPED:
+        factor = tl.load(scales + n, mask=n < outputs, other=0.0)[:, None]
+    else:
+        factor = tl.load(scales + n, mask=n < outputs, other=0.0)[None, :]
+    return factor
 
 
 @triton.jit

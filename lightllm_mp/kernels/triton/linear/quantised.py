@@ -16,6 +16,7 @@ from lightllm_mp.kernels.triton.block_sizes import converts_fp8, next_power_of_2
 from lightllm_mp.kernels.triton.launch import ALIGNED, kernel
 from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import LEAST_INPUTS, Streamed, counters, run_of, streamed, streams
+from lightllm_mp.kernels.triton.linear.fp8 import GROUP, in_blocks, takes_blocks
 from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS, MOST_ROWS_BEFORE_8_BITS, quantised_blocks
 
 EXPANDED_OUTPUTS, EXPANDED_INPUTS = 32, 128
@@ -33,8 +34,12 @@ def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch
         unread = weight.values.dtype == torch.float8_e4m3fn and not converts_fp8(weight.values.device)
         if unread or weight.group % LEAST_INPUTS:
             return Streamed(expanded(weight, dtype), bias, arrived)
-        scales = weight.scales.t().contiguous() if weight.group else weight.scales.view(-1)
-        return Streamed(weight.values.contiguous(), bias, arrived, scales, scale_group=weight.group)
+        if not weight.group:
+            return Streamed(weight.values.contiguous(), bias, arrived, weight.scales.view(-1))
+        scales, shared = weight.scales.t().contiguous(), shared_outputs(weight.scales)
+        return Streamed(
+            weight.values.contiguous(), bias, arrived, scales, scale_group=weight.group, scale_outputs=shared
+        )
     group = _group_size(weight)
     if group % (2 * LEAST_INPUTS):
         return Streamed(expanded(weight, dtype), bias, arrived)
@@ -53,6 +58,15 @@ def _group_size(weight: GroupedWeight) -> int:
     return sizes[0] if len(set(sizes)) == 1 else 1
 
 
+def shared_outputs(scales: Tensor) -> int:
+    """The size of the equal blocks of outputs, 128 or 1, in which all have the same scales [..., n, groups]."""
+    n = scales.shape[-2]
+    if n % GROUP:
+        return 1
+    blocks = scales.unflatten(-2, (n // GROUP, GROUP))
+    return GROUP if bool((blocks == blocks[..., :1, :]).all()) else 1
+
+
 def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
     """x [rows, k] @ expanded weight.T + bias, [rows, n] of `dtype`."""
     if weight.order is not None:
@@ -60,7 +74,7 @@ def product(x: Tensor, weight: Streamed, dtype: torch.dtype) -> Tensor:
     form, rows = form_of(weight), x.shape[0]
     in_both = form == "fp8" and x.dtype == dtype == torch.bfloat16 and _multiplies_fp8(x.device, weight)
     if in_both and rows > MOST_ROWS_BEFORE_8_BITS:
-        return in_8_bits(x, weight)
+        return in_blocks(x, weight) if weight.scale_group else in_8_bits(x, weight)
     if x.dtype != torch.float32 and rows <= MOST_ROWS[form]:
         common = math.gcd(weight.inputs, weight.scale_group)
         blocks = quantised_blocks(form, common, rows)
@@ -126,11 +140,13 @@ def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
 
 
 def _multiplies_fp8(device: torch.device, weight: Streamed) -> bool:
-    return _has_fp8(device) and not weight.scale_group and weight.outputs % 16 == 0 and weight.inputs % 16 == 0
+    if weight.scale_group:
+        return multiplies_fp8(device) and takes_blocks(weight)
+    return multiplies_fp8(device) and weight.outputs % 16 == 0 and weight.inputs % 16 == 0
 
 
 @cache
-def _has_fp8(device: torch.device) -> bool:
+def multiplies_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 

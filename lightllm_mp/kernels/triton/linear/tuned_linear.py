@@ -21,12 +21,25 @@ class LinearBlocks(NamedTuple):
     swapped: bool
 
 
+class Fp8Blocks(NamedTuple):
+    """Rows and outputs of a tile of a product of 8-bit floats in blocks, warps, loads that run ahead, and tiles of rows
+    that are computed together."""
+
+    rows: int
+    outputs: int
+    warps: int
+    stages: int
+    together: int
+
+
 ROWS_AT_A_TIME = 128
 """The most rows per program."""
 MOST_ROWS = {"int8": 256, "fp8": 128, "int4": 128}
 """Rows up to which a quantised weight is read as stored; for more it is expanded."""
 MOST_ROWS_BEFORE_8_BITS = 16
 """The same if the GPU can multiply in 8 bits: for more rows, activations are rounded to fp8 too."""
+MOST_STREAMED_IN_8_BITS = 256
+"""Rows up to which a product of 8-bit floats in blocks is cut along the inputs, too."""
 
 BLOCKS: dict[str, dict[int, LinearBlocks]] = {
     "int8": {
@@ -41,6 +54,12 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
         64: LinearBlocks(128, 128, 1, 8, 3, True),
         128: LinearBlocks(128, 64, 1, 8, 4, False),
     },
+    "fp8 x fp8": {
+        16: LinearBlocks(64, 128, 3, 4, 4, True),
+        32: LinearBlocks(64, 128, 3, 4, 4, True),
+        64: LinearBlocks(64, 128, 2, 4, 4, False),
+        128: LinearBlocks(64, 128, 1, 8, 4, False),
+    },
     "int4": {
         16: LinearBlocks(128, 128, 2, 4, 5, True),
         32: LinearBlocks(128, 128, 2, 4, 5, True),
@@ -48,7 +67,17 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
         128: LinearBlocks(128, 128, 1, 8, 4, True),
     },
 }
-"""By `dot_block` of the rows of a program."""
+"""By `dot_block` of the rows of a program. Those of `fp8 x fp8`, of blocks on both sides, are not measured."""
+
+FP8: list[tuple[float, Fp8Blocks]] = [
+    (512, Fp8Blocks(64, 128, 4, 4, 8)),
+    (float("inf"), Fp8Blocks(128, 128, 8, 3, 8)),
+]
+"""The most rows, and the blocks for them; not measured."""
+
+
+def fp8_blocks(rows: int) -> Fp8Blocks:
+    return next(blocks for most, blocks in FP8 if rows <= most)
 
 
 def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:

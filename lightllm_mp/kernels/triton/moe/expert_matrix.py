@@ -10,6 +10,8 @@ from torch import Tensor
 from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import converts_fp8
+from lightllm_mp.kernels.triton.linear.fp8 import GROUP
+from lightllm_mp.kernels.triton.linear.quantised import shared_outputs
 from lightllm_mp.kernels.triton.moe.mxfp4 import Mxfp4Experts, packed_experts
 
 LEAST_GROUP, LARGEST_GROUP = 16, 128
@@ -26,6 +28,14 @@ class ExpertMatrix(NamedTuple):
     """float32 [experts, groups, n]"""
     group: int = 0
     """Inputs that share a scale."""
+    scale_outputs: int = 1
+    """The size of the equal blocks of outputs that share their scales."""
+
+    @property
+    def in_fp8_blocks(self) -> bool:
+        """Whether it can be multiplied by 8-bit floats."""
+        _, n, k = self.values.shape
+        return self.values.dtype == torch.float8_e4m3fn and self.group == GROUP and n % GROUP == 0 and k % GROUP == 0
 
     @property
     def experts(self) -> int:
@@ -50,4 +60,5 @@ def expert_matrix(weight: ExpertWeights) -> ExpertMatrix | Mxfp4Experts:
     if unread or group < LEAST_GROUP:
         return ExpertMatrix(expanded(weight, torch.bfloat16))
     source = torch.arange(0, inputs, group, device=weight.scales.device) // (weight.group or inputs)
-    return ExpertMatrix(weight.values.contiguous(), weight.scales[:, :, source].transpose(1, 2).contiguous(), group)
+    scales, shared = weight.scales[:, :, source].transpose(1, 2).contiguous(), shared_outputs(weight.scales)
+    return ExpertMatrix(weight.values.contiguous(), scales, group, shared)

@@ -14,6 +14,9 @@ from lightllm_mp.kernels.reference.moe import NO_BIASES
 from lightllm_mp.kernels.table import ExpertBiases, ExpertWeights
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
+from lightllm_mp.kernels.triton.linear.fp8 import GROUP, quantised_rows
+from lightllm_mp.kernels.triton.linear.quantised import multiplies_fp8
+from lightllm_mp.kernels.triton.linear.tuned_linear import MOST_ROWS_BEFORE_8_BITS
 from lightllm_mp.kernels.triton.moe import grouped_gemm, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix, expert_matrix
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
@@ -52,6 +55,8 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
         packed = False
         if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
             return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
+        if in_8_bits(x, tokens, gate_up, down):
+            return experts_in_8_bits(x, gate_up, down, biases, weights, numbers, activation)
     shared = _shared_memory(x.device)
     blocks = tuned_moe.expert_blocks(tokens * top_k, down.experts, x.dtype, shared, packed=packed)
     tiles, together = expert_tiles(numbers, down.experts, blocks.rows), blocks.together
@@ -59,6 +64,38 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
     grouped_gemm.gate_up(x, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation)
     each = x.new_empty((tokens * top_k, x.shape[1]))
     grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together)
+    return weighted_sum(each, weights, numbers, down.experts)
+
+
+def in_8_bits(x: Tensor, tokens: int, gate_up: ExpertMatrix, down: ExpertMatrix) -> bool:
+    """Whether activations are rounded to 8-bit floats, as `linear/quantised.py` does it."""
+    enough = tokens > MOST_ROWS_BEFORE_8_BITS and x.dtype == torch.bfloat16
+    return enough and multiplies_fp8(x.device) and gate_up.in_fp8_blocks and down.in_fp8_blocks
+
+
+def experts_in_8_bits(
+    x: Tensor,
+    gate_up: ExpertMatrix,
+    down: ExpertMatrix,
+    biases: ExpertBiases,
+    weights: Tensor,
+    numbers: Tensor,
+    activation: str,
+) -> Tensor:
+    """`experts` with activations that are rounded to 8-bit floats by groups, before both products."""
+    tokens, top_k = numbers.shape
+    assignments = tokens * top_k
+    blocks = tuned_moe.fp8_blocks(assignments, down.experts)
+    tiles, together = expert_tiles(numbers, down.experts, blocks.rows), blocks.together
+    values, scales = quantised_rows(x)
+    hidden = values.new_empty((assignments, down.inputs))
+    hidden_scales = scales.new_empty((down.inputs // GROUP, assignments))
+    grouped_gemm.gate_up(
+        values, gate_up, biases.gate_up, tiles, hidden, blocks.rows, blocks.gate_up, together, activation,
+        scales, hidden_scales,
+    )  # fmt: skip
+    each = x.new_empty((assignments, x.shape[1]))
+    grouped_gemm.down(hidden, down, biases.down, tiles, each, blocks.rows, blocks.down, together, hidden_scales)
     return weighted_sum(each, weights, numbers, down.experts)
 
 

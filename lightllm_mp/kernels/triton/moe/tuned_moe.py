@@ -79,6 +79,20 @@ PACKED: Table = {
 """For weights in MXFP4, a step of which is 64 inputs; not tuned."""
 
 
+FP8: list[tuple[float, ExpertBlocks]] = [
+    (10.0, ExpertBlocks(16, ProductBlocks(128, 128, 4, 3), ProductBlocks(64, 128, 4, 4), 4)),
+    (24.0, ExpertBlocks(32, ProductBlocks(128, 128, 4, 3), ProductBlocks(64, 128, 4, 4), 4)),
+    (96.0, ExpertBlocks(64, ProductBlocks(128, 128, 8, 3), ProductBlocks(128, 128, 4, 4), 4)),
+    (float("inf"), ExpertBlocks(128, ProductBlocks(128, 128, 8, 3), ProductBlocks(128, 128, 8, 3), 8)),
+]
+"""For 8-bit floats on both sides: gate and up have 128 columns, one group of the result; not measured."""
+
+
+def fp8_blocks(assignments: int, experts: int) -> ExpertBlocks:
+    """As `expert_blocks`."""
+    return next(blocks for most, blocks in FP8 if assignments <= most * experts)
+
+
 def expert_blocks(
     assignments: int, experts: int, dtype: torch.dtype, shared: int, *, packed: bool = False
 ) -> ExpertBlocks:

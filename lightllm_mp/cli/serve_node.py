@@ -1,0 +1,33 @@
+"""`lightllm-mp serve --node-rank N`: a machine that holds ranks of an engine on another one, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from lightllm_mp.actors.supervision.node_agent import NodeAgent
+from lightllm_mp.config import Config
+
+log = logging.getLogger("lightllm_mp.node")
+
+
+def serve_node(config: Config, key: bytes, parent_fd: int = -1) -> int:
+    """Returns the exit code. `parent_fd`: see serve.py."""
+    return asyncio.run(_run(config, key, parent_fd))
+
+
+async def _run(config: Config, key: bytes, parent_fd: int) -> int:
+    running = asyncio.ensure_future(NodeAgent(config, key).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, running.cancel)
+    if parent_fd >= 0:
+        loop.add_reader(parent_fd, running.cancel)
+    engine = config.engine
+    log.info("node %d of %d, with %d ranks", engine.node_rank, engine.nnodes, engine.ranks_per_node)
+    try:
+        await running
+    except asyncio.CancelledError:
+        log.info("stopped")
+    return 0

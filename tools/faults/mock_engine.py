@@ -1,0 +1,22 @@
+"""An engine without a model: all its processes, with a worker that answers at a steady pace."""
+
+from __future__ import annotations
+
+from lightllm_mp import server
+from lightllm_mp.actors.supervision import supervisor
+from lightllm_mp.actors.topology import Topology
+from tests.actors.embedded import mocked
+
+PROGRAM = "import sys; from tools.faults.mock_engine import serve_mocked; sys.exit(serve_mocked())"
+WORKERS = "tests.actors.mock_actor:PacedMockWorkerActor"
+
+
+def serve_mocked() -> int:
+    """The main program of the supervisor."""
+    usual = supervisor.topology
+
+    def topology(**values: object) -> Topology:
+        return mocked(usual(**values), WORKERS)  # type: ignore[arg-type]
+
+    supervisor.topology = topology
+    return server._child()
