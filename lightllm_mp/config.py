@@ -137,6 +137,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Number of steps (0 or 1) to plan before the previous step has returned its tokens. -1: 0 on CPU, 1 on CUDA."""
 
+    speculative_algorithm: Literal["none", "ngram"] = "none"
+    """Speculative decoding. ngram: where an answer repeats what its prompt or the answer itself says, the tokens that
+    followed there are drafted, computed together in one step, and kept as far as the model says the same. Answers are
+    those without it, but come faster where much is repeated: edits of a given text or code, quotes, tables. It drafts
+    less where drafts are refused, or where steps are full. Models with linear attention do without."""
+    speculative_num_draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Most draft tokens of a sequence in one step."""
+
     def __post_init__(self) -> None:
         if self.tp % self.ep:
             raise ConfigError(f"--ep {self.ep} must divide --tp {self.tp}", param="ep")

@@ -71,6 +71,30 @@ def run(driver: Driver) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "drawn"])
+def test_several_tokens_of_a_row_in_one_step(driver: Driver, graphs: bool, sampling: Sampling) -> None:
+    """As with drafts: what follows each of them is what follows it in a step of its own."""
+    steps = driver.executor._steps
+    assert isinstance(steps, CudaSteps)
+    if graphs:
+        steps._graphs = CapturedInName(steps._decode, 6)
+        steps.capture()
+    alone = Running(1, PROMPTS[0], sampling)
+    driver.generate(alone, 5)
+    other = Running(3, PROMPTS[0], sampling)
+    driver.generate(other, 1)
+    builder, start = PlanBuilder(driver.step_number), len(other.prompt)
+    draft = [*alone.produced[1:3], (alone.produced[3] + 1) % 40]
+    builder.write_ids(3, start + 1, np.array(draft))
+    builder.write_slots(3, start, np.array([driver.free.pop() for _ in range(4)]))
+    builder.add_each(np.full(4, 3), np.arange(start, start + 4))
+    ids = np.frombuffer(driver.executor.run(builder.pack()).ids, "<i4").tolist()
+    assert ids[:3] == alone.produced[1:4]
+    if graphs:
+        assert steps._graphs.replayed[-1] == 4
+
+
+@pytest.mark.parametrize("graphs", [False, True])
 def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) -> None:
     steps = driver.executor._steps
     assert isinstance(steps, CudaSteps)

@@ -19,6 +19,7 @@ from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.checkpoint.loader import load_model
 from tests.engine.test_golden_steps import Run
+from tests.engine.test_speculative_steps import draft_from
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -152,3 +153,13 @@ def test_a_mask_lasts_from_the_first_token_to_the_last(graphs: bool) -> None:
         driver.step([(masked, 1), (free, 1)])
     assert set(masked.produced) == {4, 7, 33}
     assert len(set(free.produced)) > 8
+
+
+@pytest.mark.parametrize("folder", ["llama", "qwen", "gemma2", "deepseek_v2", "qwen3_moe"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_drafts_change_no_answer(folder: str, depth: int) -> None:
+    run = Run(folder, depth, device="cuda", draft_tokens=5)
+    draft_from(run, {100 + number: prompt["greedy_ids"] for number, prompt in enumerate(run.golden)}, right=0.8)
+    run.ask_all()
+    run.work().check()
+    assert run.scheduler.gauges()["accepted_tokens"] > 50

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 
 from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
@@ -26,6 +27,7 @@ from tests.paths import GOLDENS
 
 TOLERANCE = 5e-4
 NEW = 24
+GREEDY = Sampling(seed=0, ignore_eos=True, min_new_tokens=0)
 
 
 @cache
@@ -92,6 +94,7 @@ class Run:
                 run_ahead=depth,
                 whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
+                draft_tokens=changes.get("draft_tokens", 0),
             )
         )
         self.ids: dict[int, list[int]] = {}
@@ -99,11 +102,11 @@ class Run:
         self.cached: dict[int, int] = {}
         self.rows: dict[int, np.ndarray] = {}
 
-    def ask(self, number: int, *, turn: int = 1, emitted: int = 0) -> None:
+    def ask(self, number: int, *, turn: int = 1, emitted: int = 0, sampling: Sampling = GREEDY) -> None:
         prompt = self.golden[number]
         ids = [*prompt["input_ids"], *prompt.get("greedy_ids", ())[:emitted]]
         new = NEW if "greedy_ids" in prompt else 0
-        sampling = Sampling(seed=0, max_new_tokens=new, ignore_eos=True, min_new_tokens=0)
+        sampling = replace(sampling, max_new_tokens=new)
         column = np.array(ids, "<i4").tobytes()
         self.scheduler.add(Tokenized(turn * 100 + number, Terms(sampling), column, prompt["length"]))
 

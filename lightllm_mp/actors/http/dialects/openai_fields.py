@@ -98,6 +98,8 @@ class OpenAIBody(GuideFields, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
     """As vLLM's: a lower value is served first."""
+    speculate: bool | None = None
+    """False: no tokens are drafted for this request."""
     request_id: Label | None = None
 
 
@@ -186,6 +188,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         skip_special_tokens=body.skip_special_tokens is not False,
         add_spaces_between_special_tokens=body.spaces_between_special_tokens,
         priority=-(body.priority or 0),
+        speculate=body.speculate,
         **({"n": body.n} | more),
     )
     try:
