@@ -19,8 +19,8 @@ from lightllm_mp.replicas.engine_client import EngineClient
 from lightllm_mp.replicas.front import FleetFront
 from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
 from lightllm_mp.replicas.routing import ReplicaRouter
+from tests.replicas.site_fleet import STREAM, ask, fleet, run
 from tests.replicas.tcp_proxy import TcpProxy, tcp_proxy
-from tests.replicas.test_front import STREAM, ask, fleet, run
 
 NOBODY = "http://127.0.0.1:1"
 """Refuses connections."""
