@@ -100,7 +100,6 @@ def local_cluster(head: int, *nodes: int) -> Iterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))  # short: sockets are in it
     environment = {
         "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(folder / "head"),
         "RAY_USAGE_STATS_ENABLED": "0",
