@@ -51,10 +51,10 @@ def main(
     raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
-        if config.engine.nnodes > 1:
-            secret = node_key(os.environ)
         if config.engine.node_rank:
-            return serve_node(config, secret, parent_fd)
+            return serve_node(config, node_key(os.environ), parent_fd)
+        if config.engine.nnodes > 1 and config.fleet == FleetConfig():
+            node_key(os.environ)
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         check_endpoint(config.http.otlp_traces_endpoint)
