@@ -137,6 +137,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Number of steps (0 or 1) to plan before the previous step has returned its tokens. -1: 0 on CPU, 1 on CUDA."""
 
+    speculative_algorithm: Literal["none", "ngram"] = "none"
+    """Speculative decoding. ngram: where an answer repeats what its prompt or the answer itself says, the tokens that
+    followed there are drafted, computed together in one step, and kept as far as the model says the same. Answers are
+    those without it, but come faster where much is repeated: edits of a given text or code, quotes, tables. It drafts
+    less where drafts are refused, or where steps are full. Models with linear attention do without."""
+    speculative_num_draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Most draft tokens of a sequence in one step."""
+
     def __post_init__(self) -> None:
         if self.tp % self.ep:
             raise ConfigError(f"--ep {self.ep} must divide --tp {self.tp}", param="ep")
@@ -298,6 +306,17 @@ class FleetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Ray, which is started and ended with the server. It needs the extra `ray`."""
     ray_address: str | None = None
     """Run the replicas in this cluster of Ray: auto, or the address of its head. Default: on this machine alone."""
+    min_replicas: Positive = 1
+    """Fewest replicas that are kept, with max_replicas."""
+    max_replicas: Positive | None = None
+    """Most replicas. With it their number follows the work, from replicas at the start. Default: it does not change."""
+    target_tokens: Positive = 32768
+    """Work of a replica, with max_replicas: tokens that it is expected to compute for its requests, queued and running.
+    With more for half a minute the fleet grows; with less for ten minutes it shrinks, and running requests finish."""
+
+    def __post_init__(self) -> None:
+        if self.max_replicas is not None and not self.min_replicas <= self.replicas <= self.max_replicas:
+            raise ConfigError("--replicas lies from --min-replicas to --max-replicas", param="replicas")
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

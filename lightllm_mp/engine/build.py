@@ -126,6 +126,7 @@ def _limits(
         whole_images=spec.image_span > 0,
         states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
         long_truncation_mode=engine.long_truncation_mode or "",
+        draft_tokens=draft_tokens(spec, engine),
     )
 
 
@@ -155,6 +156,16 @@ def keeps_prefixes(spec: ModelSpec) -> bool:
 
 def run_ahead(engine: EngineConfig, device: torch.device) -> int:
     return RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead
+
+
+def draft_tokens(spec: ModelSpec, engine: EngineConfig) -> int:
+    """A recurrent state does not go back to where a draft is refused."""
+    if engine.speculative_algorithm == "none" or spec.pooling is not None:
+        return 0
+    if spec.delta is not None:
+        log.warning("--speculative-algorithm: a model with linear attention goes on without drafts")
+        return 0
+    return engine.speculative_num_draft_tokens
 
 
 def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:

@@ -184,6 +184,13 @@ class KvMemory:
         rows.start_from(row, slots)
         return start, known
 
+    def take_back(self, row: int, count: int) -> None:
+        """Free the slots of the last `count` planned positions of a row: they are planned no longer."""
+        end = int(self._rows.planned[row])
+        for space in self.spaces:
+            space.give_back(row, end - count, end)
+        self._rows.planned[row] = end - count
+
     def release(self, sequence: Sequence) -> None:
         """Take all slots from a running sequence; if it is `cached`, the trees get the computed positions."""
         row, rows = sequence.row, self._rows

@@ -1,4 +1,4 @@
-"""How much KV memory there is, and what that means for the context."""
+"""The size of the KV pool and of the context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = 2 * 16 * 4
 
 
 def plan(budget_tokens: float, **flags: int | None) -> MemoryPlan:
-    """With room for `budget_tokens` slots, the spare one included."""
+    """With memory for `budget_tokens` slots, the spare one included."""
     return plan_memory(MODEL, torch.float32, EngineConfig(**flags), int(budget_tokens * TOKEN))
 
 

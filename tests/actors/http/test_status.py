@@ -68,10 +68,10 @@ def test_nothing_is_ready_before_the_first_begin():
 
 
 def test_token_load():
-    numbers = {"router": {"kv_used": 1024.0, "kv_total": 4096.0, "kv_expected_peak": 2048.0}}
+    numbers = {"router": {"kv_used": 1024.0, "kv_total": 4096.0, "kv_expected_peak": 2048.0, "expected_tokens": 77.0}}
 
     async def body(s: Site):
-        want = {"current_load": 0.25, "logical_max_load": 0.5, "dynamic_max_load": 0.5}
+        want = {"current_load": 0.25, "logical_max_load": 0.5, "dynamic_max_load": 0.5, "expected_tokens": 77.0}
         assert json.loads((await s.get("/token_load"))[1]) == want
 
     async def unknown(s: Site):
