@@ -41,6 +41,12 @@ class InvalidGuide(InvalidRequest):
     code = "invalid_guide"
 
 
+class PreviousNotFound(InvalidRequest):
+    """The stored response that a request goes on with is not here, as OpenAI's API says it."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(EngineError):
     status = 401
     type = "authentication_error"

@@ -17,17 +17,19 @@ from select import select
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lightllm_mp import client
 from lightllm_mp.config import Config
-from lightllm_mp.errors import StartupError
+from lightllm_mp.errors import ConfigError, StartupError
 from lightllm_mp.shm.memfd import create_memfd
 
 PROGRAM = "import sys; from lightllm_mp.server import _child; sys.exit(_child())"
 
 
 class Server:
-    """A running `lightllm-mp serve`. It ends when the launching program ends, even by a crash."""
+    """A running `lightllm-mp serve`, of one engine or of a fleet. It ends when the launching program ends, even by a
+    crash."""
 
     def __init__(self, config: Config | None = None, *, stderr: int | None = None) -> None:
         """`stderr`: a descriptor for the server's log; by default it writes to this program's standard error."""
@@ -51,7 +53,8 @@ class Server:
                 os.close(fd)
         self._trust = _trust(config.http.ssl_certfile) if config else None
         self.facts: dict[str, Any] = {}
-        """Facts about the served model: name, context, KV tokens, ... Set by wait_ready."""
+        """Facts about the served model: name, context, KV tokens, ... (of a fleet: of one replica). Set by
+        wait_ready."""
 
     @property
     def pid(self) -> int:
@@ -146,8 +149,14 @@ def _trust(certificate: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def launch(config: Config | None = None, *, stderr: int | None = None) -> Server:
-    """Start a server with this configuration. Returns at once; see Server."""
+def launch(config: Config | None = None, *, replicas: int | None = None, stderr: int | None = None) -> Server:
+    """Start a server with this configuration. Returns at once; see Server. `replicas`: so many engines behind its port
+    (needs the extra `ray`); default: as the configuration says. ConfigError for a number below 1."""
+    config = config or Config()
+    if replicas is not None:
+        if replicas < 1:
+            raise ConfigError(f"replicas is at least 1, not {replicas}", param="replicas")
+        config = replace(config, fleet=replace(config.fleet, replicas=replicas))
     return Server(config, stderr=stderr)
 
 

@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-LONGEST = ("containers", "end_to_end", "packages", "clients", "actors", "shm", "tools", "browser", "deploy")
+LONGEST = ("containers", "end_to_end", "packages", "clients", "actors", "shm", "tools", "browser", "deploy", "ray")
 """Folders whose files take long. Tests that run in several processes begin with them: none is left for the end."""
 
 

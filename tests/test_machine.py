@@ -122,6 +122,26 @@ def test_without_a_topology_each_cpu_is_a_core(tmp_path: Path, monkeypatch: pyte
     assert physical_cores(*system(tmp_path, 1000, "", {}), tmp_path) == 3
 
 
+@pytest.mark.parametrize(
+    ("allowed", "cores"),
+    [
+        (range(16), 10),  # efficiency cores are cores: threads take tasks as they get ready, so nobody waits for them
+        ({0, 1, 2, 3}, 2),  # two hyperthreads of each of two performance cores
+        ({0, 2, 4, 6, 8, 10}, 6),
+        (range(12, 16), 4),
+    ],
+)
+def test_cores_of_two_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: set[int], cores: int) -> None:
+    """Six performance cores of two hyperthreads each, and four efficiency cores of one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(allowed))
+    for cpu in range(16):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        siblings = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}\n" if cpu < 12 else f"{cpu}\n"
+        (topology / "thread_siblings_list").write_text(siblings)
+    assert physical_cores(*system(tmp_path, 1000, "", {}), tmp_path) == cores
+
+
 def test_cores_of_this_machine() -> None:
     assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
 

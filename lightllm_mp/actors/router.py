@@ -43,6 +43,8 @@ from lightllm_mp.scheduler.scheduler import Scheduler
 
 log = logging.getLogger("lightllm_mp.router")
 
+EXPECTED_SECONDS = 0.25
+"""Seconds between two estimates of the work that is left."""
 PARTS = {Tokenized: "tokenized", Embedded: "embedded", GuideReady: "compiled"}
 """What a request needs -> the field of `Scheduled` that says when it came."""
 
@@ -54,6 +56,8 @@ class RouterActor(BlockingActor):
         self._workers = launch.settings.workers
         self._scheduler = Scheduler(EngineLimits())
         """Until the first Begin, a scheduler without capacity."""
+        self._expected, self._expected_at = 0.0, 0.0
+        """Tokens still to be computed, and when that was estimated (monotonic)."""
         self._halves = ImageHalves()
         self._compiling: dict[int, tuple[Tokenized, Embedded | None]] = {}
         """rid -> a request whose guide is not compiled yet."""
@@ -167,7 +171,7 @@ class RouterActor(BlockingActor):
         if idle and not self._was_idle:
             scheduler.check_integrity()
         if planned or idle != self._was_idle:  # before the events: a client with an answer finds it counted
-            self.stats.write(scheduler.gauges())
+            self.stats.write(scheduler.gauges() | {"expected_tokens": self._expected_tokens(now, idle=idle)})
         self._was_idle = idle
         for event in scheduler.take_events():
             if isinstance(event, Open):
@@ -177,6 +181,14 @@ class RouterActor(BlockingActor):
             if isinstance(event, Rejected) and event.error.status >= 500:
                 log.error("request %d fails: %s", event.rid, event.error.message)
             self.mailbox.post(self._listener(event), event)
+
+    def _expected_tokens(self, now: float, *, idle: bool) -> float:
+        """It looks at all sequences, so it is not computed with every step."""
+        if idle:
+            self._expected = 0.0
+        elif now - self._expected_at >= EXPECTED_SECONDS:
+            self._expected_at, self._expected = now, self._scheduler.expected_tokens()
+        return self._expected
 
     def _sent(self) -> bool:
         """Send what waits. False: a lane is full, and its bell will ring."""

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from lightllm_mp.actors.http.security.keys import load_keys
+from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys
 from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
@@ -51,10 +51,10 @@ def main(
     raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
-        if config.engine.nnodes > 1:
-            secret = node_key(os.environ)
         if config.engine.node_rank:
-            return serve_node(config, secret, parent_fd)
+            return serve_node(config, node_key(os.environ), parent_fd)
+        if config.engine.nnodes > 1 and config.fleet == FleetConfig():
+            node_key(os.environ)
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         check_endpoint(config.http.otlp_traces_endpoint)
@@ -73,10 +73,8 @@ def main(
     except EngineError as error:
         return _refused(config, error)
     if config.fleet != FleetConfig():
-        listen.close()
-        if status_fd >= 0:
-            return _refused(config, ConfigError("launch() starts one engine; --replicas is for lightllm-mp serve"))
-        return _serve_fleet(config)
+        with listen:
+            return _serve_fleet(config, listen, keys, parent_fd, status_fd)
     if config.multimodal.enable_multimodal and model.vision is None:
         log.warning("--enable-multimodal: this model has no vision tower; requests with images are refused")
     if not keys and not is_loopback(config.http.host):
@@ -95,12 +93,12 @@ def end_at_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
 
-def _serve_fleet(config: Config) -> int:
+def _serve_fleet(config: Config, listen: socket.socket, keys: ApiKeys, parent_fd: int, status_fd: int) -> int:
     try:
         from lightllm_mp.ray.command import serve_fleet
     except ImportError as error:
         return _refused(config, ConfigError(f"--replicas needs Ray: pip install 'lightllm-mp[ray]' ({error})"))
-    return serve_fleet(config)
+    return serve_fleet(config, listen, keys, parent_fd=parent_fd, status_fd=status_fd)
 
 
 def _refused(config: Config, error: EngineError) -> int:

@@ -9,21 +9,29 @@ import asyncio
 import os
 import secrets
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys, relay_keys
 from lightllm_mp.cli.flags import resolve
-from lightllm_mp.config import Config
+from lightllm_mp.config import Config, FleetConfig
+from lightllm_mp.errors import ConfigError
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
-from lightllm_mp.ray.replica import LightLLMReplica
+from lightllm_mp.ray.replica import HAND_OVER_SECONDS, LightLLMReplica
 from lightllm_mp.replicas.asgi import FrontApp, Receive, Scope, Send
+from lightllm_mp.replicas.autoscaling import TokenPolicy
 from lightllm_mp.replicas.front import FleetFront
+from lightllm_mp.replicas.front_door import FrontDoor
 from lightllm_mp.replicas.http_fleet import HttpFleet
 from lightllm_mp.replicas.routing import ReplicaRouter
+
+DELAYS = {"upscale": 30.0, "downscale": 600.0}
+"""Seconds for which the work must call for another number of replicas."""
 
 
 class ServedFront:
@@ -32,7 +40,7 @@ class ServedFront:
     def __init__(self, application: str, relay_key: str, keys: ApiKeys, max_body_bytes: int) -> None:
         self._router = ReplicaRouter()
         self._fleet, self._directory = HttpFleet(self._router, relay_key), DirectoryClient(application)
-        self._app = FrontApp(FleetFront(self._fleet, self._router), keys, max_body_bytes=max_body_bytes)
+        self._app = FrontApp(FrontDoor(FleetFront(self._fleet, self._router), keys), max_body_bytes=max_body_bytes)
         self._watching: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
 
@@ -54,33 +62,23 @@ class ServedFront:
 
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
-    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
-    `application`, a name for several of them in one cluster. The first key of LIGHTLLM_MP_RELAY_KEYS is that of fronts
-    and replicas; without it each call makes one, and fronts of an earlier call cannot speak to replicas of a later one.
-    Raises ConfigError."""
+    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`; with
+    `--nnodes` its nodes have equal parts of the GPUs, or where it has none as many CPUs each);
+    `min_replicas`, `max_replicas`, `target_tokens`, as the flags of these names, with `upscale_delay` and
+    `downscale_delay` in seconds (30, 600); `application`, a name for several of them in one cluster. The first key
+    of LIGHTLLM_MP_RELAY_KEYS is that of fronts and replicas; without it each call makes one, and fronts of an earlier
+    call cannot speak to replicas of a later one. Raises ConfigError."""
     given: dict[str, Any] = {"flags": arguments} if isinstance(arguments, Config) else dict(arguments)
     flags = given.get("flags", "")
     config = flags if isinstance(flags, Config) else resolve(shlex.split(flags), os.environ)[0]
     application = str(given.get("application", "lightllm_mp"))
     keys = load_keys(config.http, os.environ)
     key = next(iter(relay_keys(os.environ)), secrets.token_hex(32))
-    on_cpu = config.model.device == "cpu"
-    resources = {
-        "num_cpus": float(given.get("cpus", 1)),
-        "num_gpus": float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)),
-    }
-    deployment: Any = serve.deployment  # its own annotation has no options
-    replica = deployment(LightLLMReplica).options(
-        name="replica",
-        num_replicas=int(given.get("replicas", config.fleet.replicas)),
-        ray_actor_options=resources,
-        graceful_shutdown_timeout_s=config.supervisor.drain_timeout + 5.0,
-        health_check_period_s=5.0,
-    )
 
     def front() -> ServedFront:
         return ServedFront(application, key, keys, config.http.max_body_bytes)
 
+    deployment: Any = serve.deployment  # its own annotation has no options
     ingress = deployment(serve.ingress(front)(_Front)).options(
         name="front",
         num_replicas=int(given.get("fronts", 1)),
@@ -88,9 +86,50 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0.1},
     )
-    handle = replica.bind(msgspec.msgpack.encode(config), key, application, given.get("host"))
-    found: serve.Application = ingress.bind(handle)
+    found: serve.Application = ingress.bind(build_replicas(config, key, application, tenants=len(keys), given=given))
     return found
+
+
+def build_replicas(
+    config: Config, key: str, application: str, *, tenants: int, given: Mapping[str, Any] | None = None
+) -> serve.Application:
+    """The replicas alone. `key`: the relay key. `tenants`: number of clients' keys. `given`: arguments of `build_app`.
+    Raises ConfigError."""
+    given = given or {}
+    on_cpu, nodes = config.model.device == "cpu", config.engine.nnodes
+    cpus = float(given.get("cpus", 1))
+    gpus = float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)) / nodes
+    first = {name: count for name, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    other = {"GPU": gpus} if gpus else first
+    placement = {"placement_group_bundles": [first, *[other] * (nodes - 1)], "placement_group_strategy": "SPREAD"}
+    deployment: Any = serve.deployment  # its own annotation has no options
+    replica = deployment(LightLLMReplica).options(
+        name="replica",
+        **_scale(given, config.fleet),
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        **(placement if nodes > 1 else {}),
+        graceful_shutdown_timeout_s=config.supervisor.drain_timeout + HAND_OVER_SECONDS + 5.0,
+        health_check_period_s=5.0,
+    )
+    found: serve.Application = replica.bind(
+        msgspec.msgpack.encode(config), key, application, given.get("host"), tenants
+    )
+    return found
+
+
+def _scale(given: Mapping[str, Any], flags: FleetConfig) -> dict[str, Any]:
+    """Serve's options for the number of replicas. Raises ConfigError."""
+    names = ("replicas", "min_replicas", "max_replicas", "target_tokens")
+    try:
+        fleet = msgspec.convert({name: given.get(name, getattr(flags, name)) for name in names}, FleetConfig)
+        delays = {f"{name}_delay_s": float(given.get(f"{name}_delay", most)) for name, most in DELAYS.items()}
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"arguments of the application: {error}") from None
+    if fleet.max_replicas is None:
+        return {"num_replicas": fleet.replicas}
+    bounds: dict[str, Any] = {"min_replicas": fleet.min_replicas, "max_replicas": fleet.max_replicas, **delays}
+    policy = AutoscalingPolicy(policy_function=TokenPolicy, policy_kwargs={"target_tokens": fleet.target_tokens})
+    return {"autoscaling_config": AutoscalingConfig(initial_replicas=fleet.replicas, policy=policy, **bounds)}
 
 
 def has_gpus() -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import urllib.request
-from typing import Any
 
 import msgspec
 import ray
@@ -17,29 +16,59 @@ from ray import serve
 from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
-from lightllm_mp.replicas.http_fleet import ReplicaFacts
+from lightllm_mp.ray.remote_node import RemoteNode, free_ports, start_nodes
+from lightllm_mp.replicas.autoscaling import TOKENS
+from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
+from lightllm_mp.replicas.routing import ReplicaRouter
+from lightllm_mp.replicas.stored_responses import StoredResponses
 from lightllm_mp.server import Server
 
 START_SECONDS = 1800.0
+HAND_OVER_SECONDS = 20.0
+"""In which a replica that is to end gives its stored responses to others."""
 REPAIR_SECONDS = 300.0
 """An engine that is in trouble for longer than any repair takes is replaced with its replica."""
 
 
 class LightLLMReplica:
     """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `host`: where its engine listens
-    (default: the node's address)."""
+    (default: the node's address). `tenants`: number of keys that clients have."""
 
-    def __init__(self, config: bytes, key: str, application: str, host: str | None = None) -> None:
+    NODE: type[RemoteNode] = RemoteNode
+    """The actor of each other node."""
+
+    def __init__(self, config: bytes, key: str, application: str, host: str | None = None, tenants: int = 1) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
         address = host or ray.util.get_node_ip_address()
-        http = replace(given.http, host=address, port=0, max_connections_per_address=0, no_ui=True)
-        os.environ[RELAY_ENVIRONMENT] = key
-        os.environ[ENVIRONMENT] = secrets.token_hex(32)  # clients come through the front
+        http = replace(
+            given.http,
+            host=address,
+            port=0,
+            max_connections_per_address=0,
+            # What concerns clients is the front's.
+            api_key_file=None,
+            ssl_certfile=None,
+            ssl_keyfile=None,
+            cors_allow_origin=(),
+            allowed_host=(),
+            reuse_port=False,
+        )
+        self._key = os.environ[RELAY_ENVIRONMENT] = key
+        # Clients come through the front, and have none of these; their number divides what tenants share.
+        os.environ[ENVIRONMENT] = ",".join(secrets.token_hex(32) for _ in range(max(1, tenants)))
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._server = Server(replace(given, http=http, fleet=FleetConfig()))
+        supervisor = replace(given.supervisor, drain_delay=0.0)
+        own = replace(given, http=http, supervisor=supervisor, fleet=FleetConfig())
+        if (nodes := own.engine.nnodes) > 1:
+            ports = free_ports(address, nodes)
+            own = replace(own, engine=replace(own.engine, nccl_host=address, nccl_port=ports))
+            self._nodes = start_nodes(own, key, self.NODE)
+        self._server = Server(own)
         self._server.wait_ready(START_SECONDS)
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None
+        self._work = 0.0
+        """Tokens that the engine still has to compute, as it said last."""
         self._draining = False
         self._reports = asyncio.get_running_loop().create_task(self._report())
 
@@ -50,14 +79,27 @@ class LightLLMReplica:
         if self._trouble_lasts(asyncio.get_running_loop().time()) > REPAIR_SECONDS:
             raise RuntimeError("the engine is not healthy for longer than a repair takes")
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the policy (replicas/autoscaling.py)."""
+        return {TOKENS: self._work}
+
     async def __del__(self) -> None:
         """Serve calls it when the replica is to end: no new requests, and the running ones end."""
         self._draining = True
+        await self._hand_over()
         self._server.drain()
         while self._server.exit_code is None:  # meanwhile it reports, so that fronts keep their connections
             await asyncio.sleep(0.1)
         self._reports.cancel()
         await self._directory.leave(self._name)
+
+    async def _hand_over(self) -> None:
+        """Give stored responses to other replicas."""
+        router = ReplicaRouter()
+        fleet = HttpFleet(router, self._key)
+        await fleet.update(await self._directory.replicas() or {})
+        await StoredResponses(fleet, router).hand_over(self._name, HAND_OVER_SECONDS)
+        await fleet.close()
 
     async def _report(self) -> None:
         loop = asyncio.get_running_loop()
@@ -65,7 +107,7 @@ class LightLLMReplica:
             asked = loop.time()
             load = await loop.run_in_executor(None, self._load)
             if load is not None:
-                self._trouble_since = None
+                self._trouble_since, self._work = None, load
             elif self._trouble_since is None:
                 self._trouble_since = asked
             facts = self._server.facts
@@ -73,7 +115,7 @@ class LightLLMReplica:
                 url=self._server.base_url,
                 kv_tokens=facts["kv_tokens"],
                 accepting=not self._draining and self._trouble_lasts(loop.time()) < 2 * PERIOD,
-                work=load or 0.0,
+                work=self._work,
             )
             if self._server.exit_code is None:
                 await self._directory.report(self._name, known)
@@ -85,18 +127,10 @@ class LightLLMReplica:
 
     def _load(self) -> float | None:
         """Tokens that the engine still has to compute, an estimate; None: it is in trouble."""
+        headers = {"Authorization": f"Bearer {os.environ[ENVIRONMENT].split(',')[0]}"}
+        request = urllib.request.Request(self._server.base_url + "/token_load", headers=headers)
         try:
-            return self._work()
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return float(json.load(answer)["expected_tokens"])
         except (OSError, ValueError, KeyError):
             return None
-
-    def _work(self) -> float:
-        numbers = self._get("/token_load")
-        kv: float = self._server.facts["kv_tokens"]
-        return max(0.0, (numbers["logical_max_load"] - numbers["current_load"]) * kv)
-
-    def _get(self, path: str) -> Any:
-        headers = {"Authorization": f"Bearer {os.environ[ENVIRONMENT]}"}
-        request = urllib.request.Request(self._server.base_url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=2 * PERIOD) as answer:
-            return json.load(answer)

@@ -17,6 +17,8 @@ class RelayCall(Struct, frozen=True, kw_only=True):
     body: bytes = b""
     tenant: str = ""
     """Hexadecimal; empty: there are no keys."""
+    access: str = "user"
+    """What the client's key opens; `relay`: the front asks for itself."""
     taken: int = 0
     """Events that the client has."""
 
@@ -32,5 +34,5 @@ class ReplicaLost(Exception):
 class Fleet(Protocol):
     """The way to replicas."""
 
-    def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
-        """Whole frames of the answer, some at once. Raises ReplicaLost. Closing it cancels the request."""
+    def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
+        """The frames of the answer (frames.py), some at once. Raises ReplicaLost. Closing it cancels the request."""

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from time import monotonic
 
 import aiohttp
+from yarl import URL
 
-from lightllm_mp.actors.http.relayed_answer import ALIVE_SECONDS, CONTENT_TYPE, KEY_HEADER, TENANT_HEADER
+from lightllm_mp.actors.http.relayed_answer import (
+    ACCESS_HEADER,
+    ALIVE_SECONDS,
+    CONTENT_TYPE,
+    KEY_HEADER,
+    TENANT_HEADER,
+)
 from lightllm_mp.replicas import frames
 from lightllm_mp.replicas.call import RelayCall, ReplicaLost
 from lightllm_mp.replicas.frames import FrameReader
@@ -30,9 +37,13 @@ LOOK = aiohttp.ClientTimeout(total=2.0)
 
 
 class EngineClient:
-    """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take."""
+    """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take. `on_lost`: called when the
+    engine cannot be reached."""
 
-    def __init__(self, base_url: str, key: str, *, patience: float = 10.0) -> None:
+    def __init__(
+        self, base_url: str, key: str, *, patience: float = 10.0, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_lost = on_lost
         self._base, self._key, self._patience, self._closed = base_url, key, patience, False
         self._replies = set[aiohttp.ClientResponse]()
         self.reachable = True
@@ -62,8 +73,8 @@ class EngineClient:
             async with self._session.get(self._base + "/liveness", timeout=LOOK):
                 self.reachable = True
 
-    async def call(self, call: RelayCall) -> AsyncGenerator[bytes, None]:
-        """Whole frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
+    async def call(self, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
+        """The frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
         begun, until = _Progress(call), monotonic() + self._patience
         while not self._closed:
             try:
@@ -73,7 +84,7 @@ class EngineClient:
                         if begun.take(frame):
                             until = monotonic() + self._patience
                     if found:
-                        yield frames.framed(*found)
+                        yield found
                 if begun.complete:
                     return
             except aiohttp.ConnectionTimeoutError:
@@ -94,14 +105,16 @@ class EngineClient:
 
     def _lost(self, why: str, begun: _Progress) -> ReplicaLost:
         self.reachable = False
+        self._on_lost()
         return ReplicaLost(why, reached=begun.reached)
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
         """The pieces of one connection."""
-        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant}
+        headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, ACCESS_HEADER: call.access}
         if call.taken:
             headers["Last-Event-ID"] = str(call.taken)
-        async with self._session.request(call.method, self._base + call.path, data=call.body, headers=headers) as reply:
+        url = URL(self._base + call.path, encoded=True)  # as the client wrote it
+        async with self._session.request(call.method, url, data=call.body, headers=headers) as reply:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
             self._replies.add(reply)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from lightllm_mp.actors.front.request_journal import decode_head
+
 HEAD, BODY, END, ALIVE, REQUEST, FILE, EVENTS = b"R", b"B", b"Z", b"K", b"H", b"F", b"E"
 """ALIVE comes from a replica whose engine says nothing for a while."""
 _FRAME, _EVENTS, _STATUS = struct.Struct("<cI"), struct.Struct("<I"), struct.Struct("<H")
@@ -76,6 +78,12 @@ class Record:
 
     def __bool__(self) -> bool:
         return bool(self._frames)
+
+    @property
+    def keep(self) -> float:
+        """Seconds for which its engine stores the answer; 0: it is not stored."""
+        head = next((frame for frame in self._frames if frame[:1] == REQUEST), None)
+        return decode_head(head).keep if head is not None else 0.0
 
     def framed(self) -> bytes:
         return framed(*self._frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import AsyncGenerator
 
 from msgspec import Struct
@@ -40,28 +40,31 @@ class HttpFleet:
             del self._urls[name]
         for name, facts in replicas.items():
             if name not in self._clients:
-                self._clients[name], self._urls[name] = EngineClient(facts.url, self._key), facts.url
+                lost = functools.partial(self._unreachable, name, facts.url)
+                self._clients[name] = EngineClient(facts.url, self._key, on_lost=lost)
+                self._urls[name] = facts.url
                 self._router.join(name, kv_tokens=facts.kv_tokens, images=facts.images)
             self._clients[name].look()
             self._accept(name, facts.accepting and self._clients[name].reachable)
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
-    async def call(self, name: str, call: RelayCall) -> AsyncGenerator[bytes, None]:
+    def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
         """Like `Fleet.call`."""
-        if (client := self._clients.get(name)) is None:
-            raise ReplicaLost("it has left", reached=False)
-        try:
-            async with contextlib.aclosing(client.call(call)) as answer:
-                async for piece in answer:
-                    yield piece
-        except ReplicaLost:
-            if self._clients.get(name) is client and not client.reachable:
-                self._accept(name, False)
-            raise
+        client = self._clients.get(name)
+        return client.call(call) if client is not None else _left()
 
     async def close(self) -> None:
         await self.update({})
 
+    def _unreachable(self, name: str, url: str) -> None:
+        if self._urls.get(name) == url:
+            self._accept(name, False)
+
     def _accept(self, name: str, accepting: bool) -> None:
         if self._router.replicas[name].accepting != accepting:
             self._router.accept(name, accepting)
+
+
+async def _left() -> AsyncGenerator[list[bytes], None]:
+    raise ReplicaLost("it has left", reached=False)
+    yield []

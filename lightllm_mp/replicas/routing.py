@@ -66,6 +66,11 @@ class ReplicaRouter:
         self.replicas[name].accepting = accepting
         self._names = [name for name, replica in self.replicas.items() if replica.accepting]
 
+    def accepts(self, name: str) -> bool:
+        """It is there and takes requests."""
+        replica = self.replicas.get(name)
+        return replica is not None and replica.accepting
+
     def report(self, name: str, *, work: float, held: Iterable[Footprint] = ()) -> None:
         """What a replica says of itself: work for other fronts, and what they have sent it since the last report."""
         if (replica := self.replicas.get(name)) is not None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 WINDOW = 1000
 """Number of finished lengths that are kept."""
 SAMPLES = 4
+UNKNOWN_LENGTH = 256
+"""Tokens that an answer is expected to go on for if no longer one is known."""
 RESERVE = 0.04
 """Share of KV memory that admission leaves free for wrong predictions."""
 
@@ -31,6 +33,15 @@ class OutputLengths:
         self._ring[self._count % WINDOW] = tokens
         self._count += 1
         self._sorted = None
+
+    def expected(self, produced: NDArray, limit: NDArray) -> NDArray[np.float64]:
+        """Mean of the kept lengths above `produced` [n]; where there is none, some tokens more. At most `limit` [n]."""
+        lengths = np.sort(self._ring[: min(self._count, WINDOW)])
+        sums = np.append(np.cumsum(lengths[::-1])[::-1], 0)
+        seen = np.searchsorted(lengths, produced, side="right")
+        longer = len(lengths) - seen
+        mean = np.where(longer > 0, sums[seen] / np.maximum(longer, 1), produced + UNKNOWN_LENGTH)
+        return np.minimum(mean, limit)
 
     def predict(self, produced: NDArray, limit: NDArray, draws: NDArray) -> NDArray[np.int64]:
         """Final output lengths [samples, n], above `produced` [n] and at most `limit` [n]. `draws` [samples, n] in 0..1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 
@@ -111,3 +112,11 @@ class PacedLargeMockWorkerActor(PacedMockWorkerActor, LargeMockWorkerActor):
 class BrokenWorkerActor(MockWorkerActor):
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         raise ModelError("the weights are made of cheese")
+
+
+class PacedWorkerActor(MockWorkerActor):
+    """A step takes as long as that of a model: the environment says how many seconds."""
+
+    def _carry_out(self, plan: bytes, masks: bytes) -> None:
+        time.sleep(float(os.environ["LIGHTLLM_TEST_STEP"]))
+        super()._carry_out(plan, masks)

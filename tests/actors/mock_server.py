@@ -13,7 +13,8 @@ from lightllm_mp.actors.topology import HTTP, Topology
 from lightllm_mp.cli.main import main
 from tests.actors.embedded import mocked, write_byte_tokenizer
 
-WORKER, FRONT = "LIGHTLLM_TEST_WORKER", "LIGHTLLM_TEST_FRONT"
+WORKER, FRONT, STEP = "LIGHTLLM_TEST_WORKER", "LIGHTLLM_TEST_FRONT", "LIGHTLLM_TEST_STEP"
+"""Environment variables; STEP: seconds of a PacedWorkerActor's step."""
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -1,4 +1,4 @@
-"""The executor on a GPU, graphs and all, against golden outputs and against itself without graphs."""
+"""The executor on a GPU, with its graphs, against golden outputs and against itself without graphs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def golden(request) -> tuple[str, list[list[int]], list[list[int]]]:
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 def test_goldens(golden, graphs: bool, together: bool) -> None:
-    """Greedy ids in float32: with graphs and without, alone and in company."""
+    """Greedy ids in float32: with graphs and without, alone and in a batch."""
     name, prompts, expected = golden
     if name == "qwen":  # the plain driver sets no length class
         prompts, expected = prompts[:1], expected[:1]
@@ -72,7 +72,7 @@ def test_goldens(golden, graphs: bool, together: bool) -> None:
 @pytest.mark.parametrize("step_tokens", [23, 64, 300])
 @pytest.mark.parametrize(("checkpoints", "grain"), [(50, 1), (3, 7)])
 def test_states_of_hybrids_are_saved_and_loaded(step_tokens: int, checkpoints: int, grain: int) -> None:
-    """All prompts twice, with a step in flight: copies are made within chunks, at their ends and behind graphs."""
+    """All prompts twice with a step in flight: states are copied within chunks, at their ends and behind graphs."""
     run = Run("qwen3_next", 1, device="cuda", step_tokens=step_tokens, states=StateFacts(checkpoints, grain))
     run.executor.warm_up()
     for turn in (1, 2):
@@ -91,7 +91,7 @@ def test_draws_do_not_depend_on_graphs(dtype) -> None:
 
 @pytest.mark.parametrize(("kv_dtype", "near"), [(torch.int8, 0.05), (torch.float8_e4m3fn, 0.5)], ids=str)
 def test_eight_bit_kv(kv_dtype, near: float) -> None:
-    """The same with graphs and without, and near what exact keys and values give."""
+    """The same with graphs and without, and near the result of exact keys and values."""
     prompts = [[5, 9, 1, 30], list(range(20)), [3], [8, 8, 8, 2, 2, 11, 39]]
     rounded = answers(made("llama", kv_dtype=kv_dtype), prompts, GREEDY, together=True)
     assert rounded == answers(made("llama", kv_dtype=kv_dtype, graphs=False), prompts, GREEDY, together=True)
@@ -103,7 +103,7 @@ def test_eight_bit_kv(kv_dtype, near: float) -> None:
 
 
 class Unwaiting:
-    """An executor whose `submit` may not synchronise with the device."""
+    """An executor whose `submit` must not synchronise with the device."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor, self.collect = executor, executor.collect

@@ -11,10 +11,11 @@ from lightllm_mp.kernels.batch import Batch
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 
 SLOTS, WIDTH = 1500, 400
+"""At least."""
 
 
 def image(new: int) -> tuple[int, int]:
-    """Where the image among the new tokens of a sequence begins and ends."""
+    """Start and end of the image among a sequence's new tokens."""
     return new // 4, max(new - new // 8, new // 4)
 
 
@@ -25,21 +26,23 @@ def visible(new: int, context: int) -> list[int]:
 
 
 class RandomStep:
-    """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them. Values of
-    their own width are the first part of the keys (latent attention)."""
+    """Sequences with these (new tokens, context), shuffled slots, and keys and values for all of them. Values of
+    another width are the first part of the keys (latent attention)."""
 
     def __init__(self, sizes: list[tuple[int, int]], layout: HeadLayout, dtype: torch.dtype, seed: int = 0) -> None:
         self.layout = layout
         random = torch.Generator().manual_seed(seed)
-        self.table = torch.full((len(sizes) + 2, WIDTH), SLOTS, dtype=torch.int32)
-        free = torch.randperm(SLOTS, generator=random).int()
+        contexts = [context for _, context in sizes]
+        width, slots = max(WIDTH, *contexts), max(SLOTS, sum(contexts))
+        self.table = torch.full((len(sizes) + 2, width), slots, dtype=torch.int32)
+        free = torch.randperm(slots, generator=random).int()
         for row, (_, context) in enumerate(sizes):
             self.table[row + 1, :context], free = free[:context], free[context:]
         rows = list(range(1, len(sizes) + 1))
-        self.batch = Batch.of([n for n, _ in sizes], [c for _, c in sizes], rows, self.table)
+        self.batch = Batch.of([n for n, _ in sizes], contexts, rows, self.table)
         if layout.image_spans:
             self.batch.visible = torch.tensor([end for size in sizes for end in visible(*size)], dtype=torch.int32)
-        shape = (SLOTS + 1, layout.kv_heads, layout.head_dim)
+        shape = (slots + 1, layout.kv_heads, layout.head_dim)
         self.keys = torch.randn(shape, generator=random).to(dtype)
         apart = torch.randn(shape, generator=random).to(dtype)
         self.values = self.keys[..., : layout.value_dim] if layout.value_dim else apart
@@ -62,14 +65,14 @@ class RandomStep:
         return kv
 
     def spoil_behind_windows(self) -> None:
-        """NaN where no new token of a sequence looks: the slots there may belong to others."""
+        """Writes NaN where no new token of a sequence reads: those slots may belong to others."""
         starts, contexts, rows = (x.tolist() for x in (self.batch.seq_start, self.batch.context, self.batch.rows))
         for i, (context, row) in enumerate(zip(contexts, rows, strict=True)):
             behind = self.table[row, : max(0, context - (starts[i + 1] - starts[i]) - self.layout.window + 1)].long()
             self.keys[behind] = self.values[behind] = float("nan")
 
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
-        """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""
+        """The step with only the new tokens [start, end) of one sequence, after those before them."""
         first = int(self.batch.seq_start[sequence])
         new = int(self.batch.seq_start[sequence + 1]) - first
         context = int(self.batch.context[sequence]) - new + end

@@ -124,3 +124,18 @@ def test_a_million_slots_and_a_thousand_sequences_are_cheap() -> None:
     assert (time.process_time() - begin) / 5 < 0.1, "seconds of CPU for one look"
     size = len(state.running) + len(state.kept) + len(state.owners) + len(state.rids) + 4 * len(state.computed)
     assert size < 16_000
+
+
+def test_the_work_that_is_left() -> None:
+    h = harness()
+    assert h.scheduler.expected_tokens() == 0
+    h.add(*[request(rid, prompt(10, rid), max_new_tokens=4, ignore_eos=True) for rid in range(1, 13)])
+    assert h.scheduler.expected_tokens() == 12 * 14
+    left = [h.scheduler.expected_tokens()]
+    while h.scheduler.has_work:
+        h.step()
+        left.append(h.scheduler.expected_tokens())
+    assert left[-1] == 0
+    assert left == sorted(left, reverse=True)
+    h.add(request(20, prompt(10), max_new_tokens=100))
+    assert 0 < h.scheduler.expected_tokens() <= 14  # as long as the others were

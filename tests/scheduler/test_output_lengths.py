@@ -47,6 +47,16 @@ def test_without_history_the_limit_is_expected() -> None:
     assert (got == [[100, 7]] * SAMPLES).all()
 
 
+def test_the_expected_length_is_the_mean_of_the_longer_ones() -> None:
+    lengths = OutputLengths()
+    assert lengths.expected(np.array([0, 50]), np.array([100, 1000])).tolist() == [100, 306]
+    for length in (10, 20, 60):
+        lengths.record(length)
+    found = lengths.expected(np.array([0, 10, 30, 60, 0]), np.array([999, 999, 999, 999, 7]))
+    assert found.tolist() == [30, 40, 60, 316, 7]
+    assert lengths.expected(np.zeros(0, np.int64), np.zeros(0, np.int64)).size == 0
+
+
 def test_predictions_follow_what_was_seen_and_what_is_produced() -> None:
     lengths, random = OutputLengths(), np.random.default_rng(5)
     seen = random.integers(1, 200, WINDOW)

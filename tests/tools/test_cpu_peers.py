@@ -1,4 +1,4 @@
-"""tools.bench.cpu_peers: what it measures, how it compares, and that it leaves nothing behind."""
+"""tools.bench.cpu_peers: its figures and ratios; it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -163,16 +163,18 @@ def test_transformers_answers_in_a_process_of_its_own(tmp_path: Path, marked: st
 
 
 def test_figures_come_from_the_answers_times() -> None:
-    figures: dict[str, Work] = {work.key: work for work in works((512,), (2,), 9)}
+    figures: dict[str, Work] = {work.key: work for work in works((512,), (4096,), (2,), 9)}
     alone = [peers.Times(first=0.5, last=2.5, tokens=9)]
     assert figures["first"].value(alone) == 500
     assert figures["decode"].value(alone) == 250
     assert figures["prefill-512"].value(alone) == 1024
+    assert figures["depth-4096"].length == "4096"
+    assert figures["depth-4096"].value(alone) == 250
     assert figures["requests-2"].value([*alone, peers.Times(1.0, 3.0, 9)]) == 6
 
 
 def test_no_two_rounds_have_a_prompt_in_common() -> None:
-    (work,) = (work for work in works((), (16,), 9) if work.key == "requests-16")
+    (work,) = (work for work in works((), (), (16,), 9) if work.key == "requests-16")
     prompts = [*work.prompts(1000, "0.0.0"), *work.prompts(1000, "1.0.0"), *work.prompts(1000, "0.1.0")]
     assert len({tuple(prompt[:3]) for prompt in prompts}) == len(prompts) == 48
     assert all(14 <= len(prompt) <= 51 for prompt in prompts)

@@ -1,19 +1,20 @@
-"""This engine, llama.cpp and transformers on one CPU: same weights, same threads, same prompts, interleaved.
+"""Compares this engine, llama.cpp and transformers on one CPU: same weights, threads and prompts, interleaved.
 
     python -m tools.bench.cpu_peers --llama-server FOLDER/native/llama-server [--rounds 5] [--json FILE]
     python -m tools.bench.cpu_peers --llama-server FOLDER/avx2/llama-server --cpu avx2
     python -m tools.bench.cpu_peers --only requests decode --requests 1 16 --tokens 128 --rounds 9
+    python -m tools.bench.cpu_peers --only prefill depth --prefill 2048 32768 --depth 2048 32768 --model LONG.gguf
 
 `bash tools/bench/build_llama.sh FOLDER [native|avx2]` builds llama-server from the source inside PyPI's package
 llama-cpp-python; without --llama-server its columns are empty. transformers needs the extra `bench`; it gets dense
 weights made from the same GGUF file, in float32 and in bfloat16.
 
-First each program is started alone, in turn, for the time to its first answer about its health and for its memory. Then
-all are up, and each figure is measured on one after the other while the rest idle: the last line says how much CPU they
-take meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
+First each program starts alone, for its memory and the time to its first answer about its health. Then all run, and
+each figure is measured on one after the other while the rest idle: the last line says how much CPU they take
+meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
 llama.cpp are asked over HTTP and stream; transformers gets all requests of a figure as one padded batch, in its own
-process. Every answer has exactly the tokens that were asked for. On a shared machine each measurement waits until other
-programs are quiet, and is repeated where they were not. Medians of the undisturbed rounds are shown.
+process. Every answer has exactly the requested number of tokens. On a shared machine each measurement waits until
+other programs are quiet and is repeated if they were not. The table has medians of the undisturbed rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from tools.harness.figures import say
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-"""What keeps torch's own kernels and libraries to AVX2."""
+"""Environment that limits torch's own kernels and libraries to AVX2."""
 LEVEL = """
 from lightllm_mp.kernels.cpu import runtime
 runtime.obey_environment()
@@ -56,7 +57,7 @@ print(runtime.native() and runtime.native().level())
 
 
 def describe(flags: argparse.Namespace, model: Path, environment: dict[str, str]) -> dict[str, str]:
-    """What was measured, on what. Raises PeerError for a llama-server that does not suit --cpu."""
+    """The heading: what is measured on which machine. Raises PeerError for a llama-server that does not suit --cpu."""
     facts = {
         "date": time.strftime("%Y-%m-%d"),
         "CPU": f"{cpu_name()}, {len(os.sched_getaffinity(0))} usable",
@@ -110,7 +111,7 @@ def python(program: str, environment: dict[str, str]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    tiny = {"prefill": [64], "requests": [2], "tokens": 4, "only": ["decode", "requests"]}
+    tiny = {"prefill": [64], "depth": [32], "requests": [2], "tokens": 4, "only": ["decode", "depth", "requests"]}
     parser = ToolParser(__doc__, **tiny, rounds=1, patience=0.0, transformers=False)
     parser.add_argument(
         "--llama-server", type=Path, metavar="PATH", help="llama.cpp's server (tools/bench/build_llama.sh)"
@@ -123,6 +124,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-type", default="auto", help="of the engine")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer of decode and requests")
     parser.add_argument("--prefill", type=int, nargs="*", metavar="N", default=[512, 4096], help="lengths of prompts")
+    parser.add_argument("--depth", type=int, nargs="*", metavar="N", default=[], help="prompts behind which to decode")
     parser.add_argument("--requests", type=int, nargs="*", metavar="N", default=[16, 64], help="how many at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=30.0, help="waits, and begins rounds, no longer")
@@ -133,14 +135,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-transformers", dest="transformers", action="store_false")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all values of all rounds")
     flags = parser.parse(argv)
-    if min(flags.tokens - 1, flags.rounds, flags.threads, flags.slots, *flags.prefill, *flags.requests) < 1:
+    lengths = (*flags.prefill, *flags.depth)
+    if min(flags.tokens - 1, flags.rounds, flags.threads, flags.slots, *lengths, *flags.requests) < 1:
         parser.error("--tokens must be 2 or more, all other counts 1 or more")
     return flags
 
 
 def choose(flags: argparse.Namespace) -> list[Figure]:
-    """The figures that --only names. Raises PeerError where it names none."""
-    figures = [*STARTS, *works(flags.prefill, flags.requests, flags.tokens)]
+    """The figures that --only names. Raises PeerError if it names none."""
+    figures = [*STARTS, *works(flags.prefill, flags.depth, flags.requests, flags.tokens)]
     if not flags.only:
         return figures
     unknown = [word for word in flags.only if not any(figure.key.startswith(word) for figure in figures)]
@@ -161,8 +164,9 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
     facts = describe(flags, model, environment)
     peers: list[Peer] = [engine(model, flags.threads, flags.data_type, environment, folder / "engine.log")]
     if flags.llama_server:
-        # Room for the longest prompt, and for the short ones of all slots with their answers.
-        context = max(8192, *(length + 64 for length in flags.prefill), flags.slots * (64 + flags.tokens))
+        # Room for the longest prompt with its answer, and for the short ones of all slots with theirs.
+        longest = max((*flags.prefill, *flags.depth), default=0)
+        context = max(8192, longest + 64 + flags.tokens, flags.slots * (64 + flags.tokens))
         log, more = folder / "llama.log", shlex.split(flags.llama_flags)
         peers.append(llama(flags.llama_server, model, flags.threads, flags.slots, context, more, log))
     if flags.transformers:
@@ -174,7 +178,7 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
     whole = Run(peers, figures, vocab, flags.rounds, flags.minutes, machine)
     try:
         whole.measure()
-    finally:  # what was measured is shown, however this ends
+    finally:  # show the measured figures however the run ends
         show(facts, figures, whole.results)
         if flags.json:
             flags.json.write_text(json.dumps(as_json(facts, figures, whole.results), indent=1) + "\n", "utf-8")
@@ -210,7 +214,7 @@ def as_json(facts: dict[str, str], figures: list[Figure], results: Results) -> d
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs end too
     if flags.transformers and importlib.util.find_spec("transformers") is None:
         say("cpu_peers: transformers is not installed (the extra `bench`): its columns stay empty")
         flags.transformers = False

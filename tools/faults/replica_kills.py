@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 KINDS = 20
 """Different requests."""
+SHOWN = 100
+"""Requests between two lines."""
 DEADLINE = 300.0
 """Seconds of one request."""
 
@@ -155,6 +157,8 @@ async def experiment(cluster: LocalCluster, requests: int, clients: int, every: 
                 result.tokens += len(answer.ids)
                 if end != "identical":
                     print(f"{end.upper()} {number}: {answer.failure or answer.text}", flush=True)
+                if not result.outcomes.total() % SHOWN:
+                    print(f"{result.outcomes.total()} answered, {len(result.alive)} replicas killed", flush=True)
 
         begin = time.monotonic()
         killing = asyncio.create_task(disturb(cluster, every, random.Random(1), result))

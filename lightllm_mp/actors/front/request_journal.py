@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from lightllm_mp.actors.front.image_files import Upload
-from lightllm_mp.actors.front.live_request import EventCursor, LiveRequest, RequestOwner, decode_events
+from lightllm_mp.actors.front.live_request import EventCursor, LiveRequest, Relay, RequestOwner, decode_events
 from lightllm_mp.actors.topology import HTTP
 from lightllm_mp.messages import Generate, ImageInfo, PromptLogprobs
 from lightllm_mp.shm import Journal
@@ -100,7 +100,7 @@ class NoJournal:
     deaths: tuple[int, ...] = ()
 
     def add(self, live: LiveRequest) -> None: ...
-    def relay_all(self, live: LiveRequest) -> None: ...
+    def relay_all(self, live: LiveRequest, relay: Relay | None) -> None: ...
     def events(self, live: LiveRequest) -> None: ...
     def seen(self, live: LiveRequest, first: int, data: bytes) -> None: ...
     def prompt(self, live: LiveRequest) -> None: ...
@@ -136,7 +136,7 @@ class RequestJournal:
         """Start the record of a request, and of its images."""
         head = _head(live)
         if live.relay is not None:
-            self._relay_head(live, head)
+            self._relay_head(live, head, live.relay)
         for upload in {upload.key: upload for upload in live.images}.values():
             file = self._files.get(upload.key)
             if file is None:
@@ -151,17 +151,17 @@ class RequestJournal:
             self._release(live)
             self._without(live)
 
-    def relay_all(self, live: LiveRequest) -> None:
+    def relay_all(self, live: LiveRequest, relay: Relay | None) -> None:
         """Relay the record of a request as it stands, to whoever does not have it yet."""
-        if live.relay is None:
+        if relay is None:
             return
-        self._relay_head(live, _head(live))
+        self._relay_head(live, _head(live), relay)
         if live.order:
-            live.relay(self._times(live))
+            relay(self._times(live))
             for events in EventCursor(live.answers, live.order).pieces():
-                live.relay(b"E" + events)
+                relay(b"E" + events)
         for piece in live.prompt_logprobs:
-            live.relay(b"P" + self._encode(piece))
+            relay(b"P" + self._encode(piece))
 
     def events(self, live: LiveRequest) -> None:
         """Record all events of the request."""
@@ -262,11 +262,10 @@ class RequestJournal:
     def _times(self, live: LiveRequest) -> bytes:
         return b"T" + self._encode((live.scheduled, live.first))
 
-    def _relay_head(self, live: LiveRequest, head: RequestHead) -> None:
-        assert live.relay is not None
+    def _relay_head(self, live: LiveRequest, head: RequestHead, relay: Relay) -> None:
         for upload in {upload.key: upload for upload in live.images}.values():
-            live.relay(b"F" + self._encode(ImageFile(upload.image, upload.data)))
-        live.relay(b"H" + self._encode(head))
+            relay(b"F" + self._encode(ImageFile(upload.image, upload.data)))
+        relay(b"H" + self._encode(head))
 
     def _append(self, live: LiveRequest, frame: bytes) -> None:
         """Record a frame that another engine needs, too."""

@@ -22,7 +22,7 @@ from lightllm_mp.actors.front.request_journal import put_frame, read_record
 from lightllm_mp.actors.front.request_table import RequestTable
 from lightllm_mp.actors.front.validation import Prompt, check_prompt
 from lightllm_mp.actors.topology import HTTP
-from lightllm_mp.errors import InvalidRequest, Overloaded
+from lightllm_mp.errors import InvalidRequest, Overloaded, Unavailable
 
 
 class ResumableTable(RequestTable):
@@ -109,7 +109,7 @@ class ResumableTable(RequestTable):
             live.rid, live.request = rid, replace(live.request, rid=rid, terms=terms)
             for answer in live.answers:
                 answer.rid = rid + answer.index
-        self.journal.relay_all(live)
+        self.journal.relay_all(live, live.relay)
         if suspended and live.open:
             self.journal.suspended(live, False)
             self._enter(live)
@@ -126,25 +126,13 @@ class ResumableTable(RequestTable):
         """A request that another engine began, for a client that has its first `taken` events. `frames`: its record, as
         `relay` was given it there. Raises InvalidRequest for a damaged record, and like `submit`."""
         self.admit(tenant)
-        assert self.facts is not None
-        try:
-            head, files, rest = read_record(frames)
-            images = tuple(files[image.key] for image in head.request.images)
-            terms = replace(head.request.terms, tenant=tenant, start_by=self._deadlines.start_by(deadline))
-            request = replace(head.request, rid=self._rids(head.request.terms.n), terms=terms)
-            built = LiveRequest(request, self, head.stream, images, deadline, head.label, head.form, head.keep)
-            for frame in rest:
-                put_frame(built, frame)
-        except (msgspec.DecodeError, KeyError, IndexError) as error:
-            raise InvalidRequest(f"the record is damaged: {error}") from None
+        built = self._rebuilt(frames, tenant, deadline)
         if not 0 <= taken <= len(built.order):
             raise InvalidRequest(f"the record has {len(built.order)} events, not {taken}", param="Last-Event-ID")
-        if (unavailable := validation.unavailable(request, self.state.away)) is not None:
+        if (unavailable := validation.unavailable(built.request, self.state.away)) is not None:
             raise unavailable
-        if built.order:  # the times of its record are those of another clock
-            built.scheduled = built.first = built.started
-        built.images = self._hold(images, tenant) if built.open or built.keep else ()
-        live = built.reopened(taken, relay)
+        built.images = self._hold(built.images, tenant) if built.open or built.keep else ()
+        live = built.reopened(taken, relay if built.open else None)  # nobody needs the record of a complete one
         self._answer_bytes += live.bytes
         self.limits.enter(tenant)
         self.retained.name(live)
@@ -156,6 +144,28 @@ class ResumableTable(RequestTable):
             self._submit_again(live)
         self.observer.accepted(live)
         return live
+
+    def keep(self, frames: Sequence[bytes], *, tenant: bytes) -> bool:
+        """Keep a complete request of another engine, for its own time. False: it is here already. Raises InvalidRequest
+        for another one or a damaged record, Overloaded or Unavailable."""
+        if self.facts is None or self.state.draining:
+            raise Unavailable("the server keeps nothing now")
+        built = self._rebuilt(frames, tenant, math.inf)
+        if built.open or not built.keep:
+            raise InvalidRequest("only a complete answer that is stored can be kept")
+        if self.retained.knows(built.key):
+            return False
+        built.images = self._hold(built.images, tenant)
+        built.closed, built.attached = True, False
+        self._answer_bytes += built.bytes
+        self.retained.name(built)
+        self.journal.add(built)
+        self.journal.prompt(built)
+        self.journal.events(built)
+        self.retained.add(built)
+        if self._answer_bytes > self._most_answer_bytes:
+            self._shed()
+        return True
 
     def look(self, tenant: bytes, label: str) -> LiveRequest:
         """A request of this tenant as it stands; its consumer goes on reading. Raises NotFound."""
@@ -203,6 +213,22 @@ class ResumableTable(RequestTable):
         found = await self.ask(lambda rid: say.Count(rid, text, special, images, chat, listed), tenant, deadline)
         assert isinstance(found, say.Counted)
         return found
+
+    def _rebuilt(self, frames: Sequence[bytes], tenant: bytes, deadline: float) -> LiveRequest:
+        """The request of a record, whose images are not held yet. Raises InvalidRequest."""
+        try:
+            head, files, rest = read_record(frames)
+            images = tuple(files[image.key] for image in head.request.images)
+            terms = replace(head.request.terms, tenant=tenant, start_by=self._deadlines.start_by(deadline))
+            request = replace(head.request, rid=self._rids(head.request.terms.n), terms=terms)
+            built = LiveRequest(request, self, head.stream, images, deadline, head.label, head.form, head.keep)
+            for frame in rest:
+                put_frame(built, frame)
+        except (msgspec.DecodeError, KeyError, IndexError) as error:
+            raise InvalidRequest(f"the record is damaged: {error}") from None
+        if built.order:  # the times of its record are those of another clock
+            built.scheduled = built.first = built.started
+        return built
 
     def _check(self, prompt: Prompt) -> None:
         if self.facts is not None:  # else `ask` refuses

@@ -50,6 +50,14 @@ class RetainedRequests:
         if self._named.get(live.key) is live:
             del self._named[live.key]
 
+    def stored(self) -> list[tuple[bytes, str]]:
+        """The tenants and labels of complete requests that are kept for their own time, in order of arrival."""
+        return [live.key for live in self._timers if live.keep and not live.open]
+
+    def knows(self, key: tuple[bytes, str]) -> bool:
+        """A request of this tenant and label is here."""
+        return key in self._named
+
     def find(self, tenant: bytes, label: str, taken: int = 0) -> LiveRequest:
         """Raises NotFound, or InvalidRequest if it has fewer than `taken` events."""
         live = self._named.get((tenant, label))

@@ -65,10 +65,17 @@ def observe(
 
 
 def label(request: web.Request) -> str:
-    """The client's X-Request-Id if it matches _LABEL, else a new one that nobody can guess. The client can come back to
-    its request by it."""
-    given = request.headers.get(HEADER, "")
-    return given if _LABEL.fullmatch(given) else secrets.token_hex(16)
+    """The client can come back to its request by it."""
+    return checked_label(request.headers.get(HEADER, ""))
+
+
+def checked_label(given: str) -> str:
+    """The client's X-Request-Id if it matches _LABEL, else a new one that nobody can guess."""
+    return given if is_label(given) else secrets.token_hex(16)
+
+
+def is_label(given: str) -> bool:
+    return _LABEL.fullmatch(given) is not None
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -24,7 +24,7 @@ from lightllm_mp.actors.http.routes.live import LiveRoutes
 from lightllm_mp.actors.http.routes.openai import OpenAIRoutes
 from lightllm_mp.actors.http.routes.page import PageRoutes, page_routes
 from lightllm_mp.actors.http.routes.prometheus import PrometheusPage
-from lightllm_mp.actors.http.routes.relay import RelayRoutes
+from lightllm_mp.actors.http.routes.relay import RelayRoutes, relay_routes
 from lightllm_mp.actors.http.routes.responses import ResponseRoutes
 from lightllm_mp.actors.http.routes.resume import ResumeRoutes
 from lightllm_mp.actors.http.routes.status import StatusRoutes
@@ -113,12 +113,14 @@ def create_app(
     openapi.describe(table)
     if not config.no_ui:
         table += page_routes(PageRoutes())
+    keys = ApiKeys() if keys is None else keys
+    if keys.relays:
+        table += relay_routes(RelayRoutes(context))
     access = {route.handler: route.access for route in table}
     if public_metrics:
         access[exposition.handler] = "public"
     quiet = {route.handler for route in table if route.quiet}
     origins = Origins(config.cors_allow_origin)
-    keys = keys or ApiKeys()
 
     def record(request: web.Request, status: int, begin: float, end: float) -> None:
         assert traces is not None
@@ -128,7 +130,6 @@ def create_app(
     middlewares = [observe(meter, quiet, write_log=write_log, record=record if traces else None)]
     if keys.relays:
         middlewares.append(relays(keys.relays))
-        table += (Route(("POST",), ("/relay",), RelayRoutes(context).adopt, "admin"),)
     middlewares.append(failures)
     if local := local_only(config, len(keys), origins):
         middlewares.append(local)

@@ -31,9 +31,12 @@ from lightllm_mp.errors import InvalidRequest
 CONTENT_TYPE = "application/vnd.lightllm-mp.relay"
 KEY_HEADER, TENANT_HEADER = "X-LightLLM-Relay-Key", "X-LightLLM-Tenant"
 """The relay key; the tenant that the front has found, in hexadecimal digits, empty without keys."""
+ACCESS_HEADER = "X-LightLLM-Access"
+"""Whom the front asks for: a client without a key (public), with a key (user, the default) or an admin's; or itself
+(relay)."""
 RECORD = b"HFTEP"
 ALIVE_SECONDS = 2.0
-"""An engine says that it is alive when it has been silent for so long."""
+"""An engine that has been silent for so long, or twice as long at most, says that it is alive."""
 BEHIND = 1 << 20
 """A writer waits while the front has so many bytes still to take."""
 _FRAME, _EVENTS, _STATUS = struct.Struct("<cI"), struct.Struct("<I"), struct.Struct("<H")
@@ -50,7 +53,7 @@ def relays(keys: Collection[bytes]) -> Middleware:
             return await handler(request)
         tenant = request.headers.get(TENANT_HEADER, "")
         request[TENANT] = bytes.fromhex(tenant) if _TENANT.fullmatch(tenant) else b""
-        answer = request[RELAYED] = RelayedAnswer()
+        answer = request[RELAYED] = RelayedAnswer(request.headers.get(ACCESS_HEADER, "user"))
         await answer.response.prepare(request)
         pump = asyncio.create_task(answer.pump())
         try:
@@ -62,20 +65,25 @@ def relays(keys: Collection[bytes]) -> Middleware:
             await pump
         finally:
             pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)  # a front that has left is no error
         return answer.response
 
     return middleware
 
 
 class RelayedAnswer:
-    """Frames on their way to the front, in the order in which they are put."""
+    """Frames on their way to the front, in the order in which they are put. `access`: what whoever asks may call."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: str = "user") -> None:
+        self.access = access
         self.response = web.StreamResponse()
         self.response.content_type = CONTENT_TYPE
         self._waiting = bytearray()
         self._filled, self._emptied = asyncio.Event(), asyncio.Event()
         self._complete = False
+        self._said = True
+        """Something since the last beat."""
+        self._heart: asyncio.TimerHandle | None = None
 
     def record(self, frame: bytes) -> None:
         """A frame of the request's record, its kind first."""
@@ -97,18 +105,30 @@ class RelayedAnswer:
 
     async def pump(self) -> None:
         """Write what is put until the answer is complete."""
-        while self._waiting or not self._complete:
-            try:
-                await asyncio.wait_for(self._filled.wait(), ALIVE_SECONDS)
-            except TimeoutError:
-                self._put(b"K", b"")
-            self._filled.clear()
-            data, self._waiting = self._waiting, bytearray()
-            self._emptied.set()
-            await self.response.write(data)
-        await self.response.write_eof()
+        self._beat()
+        try:
+            while self._waiting or not self._complete:
+                await self._filled.wait()
+                self._filled.clear()
+                data, self._waiting = self._waiting, bytearray()
+                self._emptied.set()
+                if self._complete:  # one packet with the end, so that the front can use the connection again
+                    await self.response.write_eof(bytes(data))
+                else:
+                    await self.response.write(data)
+        finally:
+            if self._heart is not None:
+                self._heart.cancel()
+
+    def _beat(self) -> None:
+        """Say that the engine is alive, where nothing else is said."""
+        if not self._said:
+            self._put(b"K", b"")
+        self._said = False
+        self._heart = asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._beat)
 
     def _put(self, kind: bytes, payload: bytes) -> None:
+        self._said = True
         self._waiting += _FRAME.pack(kind, len(payload)) + payload
         self._filled.set()
 

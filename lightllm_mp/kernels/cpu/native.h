@@ -12,6 +12,7 @@ enum dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, FLOAT8 = 3 };
 
 /* Runs `run(arg, i)` for i in [0, tasks), in any order, on up to `set_threads` threads, the caller's included. */
 void parallel_for(void (*run)(void *arg, long task), void *arg, long tasks);
+int thread_count(void);
 void set_threads(int count);
 
 /* Projections. A packed weight holds panels of PANEL output features, zero filled at the end:
@@ -270,6 +271,13 @@ struct attention {
 };
 #define MAX_HEAD_DIM 576
 #define ATTENTION_ROWS 32 /* of a task: query tokens times the query heads of a key-value head */
+#ifndef ATTENTION_SEGMENT
+#define ATTENTION_SEGMENT 2048 /* positions of keys that are summed up by themselves; a multiple of 64 */
+#endif
+#define ALL_SEGMENTS (-1)
+struct task {
+    long seq, query, count, kv_head;
+};
 void attention_run(const struct attention *job);
 
 /* Linear attention by the gated delta rule; kernels/reference/gated_delta.py has the formulas. */
@@ -318,8 +326,11 @@ struct kernels {
     void (*rotary_rows)(const void *rotary, long from, long to);
     void (*expert_weights)(const float *logits, float *to, long count, int by_sigmoid);
     void (*mix_rows)(const void *mixing, long from, long to);
-    /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`. */
-    void (*attend)(const struct attention *job, long seq, long query, long count, long kv_head);
+    /* Query tokens [query, query + count) of sequence `seq`, all query heads of `kv_head`, over all their keys. Or over
+     * those of one segment: then what they gather goes to `part`, [head_dim + 2, query heads] floats of one query token,
+     * and join_parts makes the result of the parts of all segments, side by side in their order. */
+    void (*attend)(const struct attention *job, struct task task, long segment, float *part);
+    void (*join_parts)(const struct attention *job, struct task task, const float *parts, long segments);
 };
 extern const struct kernels *kernels; /* in use */
 #define MAX_ROWS_AT_ONCE 128 /* rows of a call to a panel kernel */

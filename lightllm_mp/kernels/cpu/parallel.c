@@ -136,6 +136,8 @@ static void wait_for_helpers(void) {
     atomic_store(&caller_waits, 0);
 }
 
+int thread_count(void) { return threads; }
+
 void parallel_for(void (*run)(void *, long), void *arg, long tasks) {
     if (threads == 1 || tasks < 2 || atomic_flag_test_and_set(&busy)) {
         run_all(run, arg, tasks);
@@ -162,5 +164,6 @@ void parallel_for(void (*run)(void *, long), void *arg, long tasks) {
 
 #else
 void set_threads(int count) { (void)count; }
+int thread_count(void) { return 1; }
 void parallel_for(void (*run)(void *, long), void *arg, long tasks) { run_all(run, arg, tasks); }
 #endif

@@ -1,6 +1,8 @@
 /* Work on rows, shared out among threads. */
 #include "native.h"
 
+#include <stdlib.h>
+
 #define ROWS_PER_TASK 16
 #define SMALL 65536 /* elements below which threads cost more than they save */
 
@@ -38,24 +40,64 @@ void rotary_run(const struct rotary *job) {
 
 struct tiling {
     const struct attention *job;
-    long queries; /* query tokens of a task */
-    long tiles;   /* tasks per sequence and key-value head */
+    long queries;  /* query tokens of a task */
+    long tiles;    /* tasks per sequence and key-value head */
+    long segments; /* of the longest context */
+    float *parts;  /* [sequences, kv_heads, segments, part] */
+    long part;     /* floats */
 };
 
-static void attention_task(void *arg, long task) {
-    const struct tiling *t = arg;
+static struct task attention_task(const struct tiling *t, long number) {
     const struct attention *job = t->job;
-    long kv_head = task % job->h.kv_heads, rest = task / job->h.kv_heads;
+    long kv_head = number % job->h.kv_heads, rest = number / job->h.kv_heads;
     /* The last tiles of a sequence see the most keys: they go first, so that no thread is left alone with one. */
     long seq = rest % job->sequences, query = (t->tiles - 1 - rest / job->sequences) * t->queries;
     long left = job->seq_start[seq + 1] - job->seq_start[seq] - query;
-    if (left > 0) kernels->attend(job, seq, query, left < t->queries ? left : t->queries, kv_head);
+    return (struct task){seq, query, left < t->queries ? left : t->queries, kv_head};
+}
+
+static void attend_all(void *arg, long number) {
+    const struct tiling *t = arg;
+    struct task task = attention_task(t, number);
+    if (task.count > 0) kernels->attend(t->job, task, ALL_SEGMENTS, NULL);
+}
+
+static void attend_segment(void *arg, long number) {
+    const struct tiling *t = arg;
+    struct task task = attention_task(t, number / t->segments);
+    if (task.count > 0) kernels->attend(t->job, task, number % t->segments, t->parts + number * t->part);
+}
+
+static void join_segments(void *arg, long number) {
+    const struct tiling *t = arg;
+    struct task task = attention_task(t, number);
+    if (task.count > 0) kernels->join_parts(t->job, task, t->parts + number * t->segments * t->part, t->segments);
+}
+
+/* Few tasks of long contexts are divided by segments of the keys, so that all threads have work. Undivided ones sum up by
+ * the same segments: the bits are equal. */
+static long segments_of(const struct attention *job, long tasks) {
+    long longest = 0;
+    if (job->max_query > 1 || tasks >= 4 * thread_count() || thread_count() == 1) return 1;
+    for (long seq = 0; seq < job->sequences; seq++)
+        if (job->context[seq] > longest) longest = job->context[seq];
+    return (longest + ATTENTION_SEGMENT - 1) / ATTENTION_SEGMENT;
 }
 
 void attention_run(const struct attention *job) {
-    struct tiling t = {job, ATTENTION_ROWS / (job->h.heads / job->h.kv_heads), 0};
+    long group = job->h.heads / job->h.kv_heads;
+    struct tiling t = {job, ATTENTION_ROWS / group, 0, 1, NULL, group * (job->h.head_dim + 2)};
     t.tiles = (job->max_query + t.queries - 1) / t.queries;
-    parallel_for(attention_task, &t, t.tiles * job->sequences * job->h.kv_heads);
+    long tasks = t.tiles * job->sequences * job->h.kv_heads;
+    t.segments = segments_of(job, tasks);
+    if (t.segments > 1) t.parts = malloc(tasks * t.segments * t.part * sizeof(float));
+    if (!t.parts) {
+        parallel_for(attend_all, &t, tasks);
+        return;
+    }
+    parallel_for(attend_segment, &t, tasks * t.segments);
+    parallel_for(join_segments, &t, tasks);
+    free(t.parts);
 }
 
 static void delta_task(void *arg, long task) {

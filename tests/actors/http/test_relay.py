@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from lightllm_mp.actors.front.request_journal import RequestJournal
-from lightllm_mp.actors.http.relayed_answer import KEY_HEADER, TENANT_HEADER, split_frames
+from lightllm_mp.actors.http.relayed_answer import ACCESS_HEADER, KEY_HEADER, TENANT_HEADER, split_frames
 from lightllm_mp.actors.http.security.keys import ApiKeys, digest
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.messages import Generate
 from lightllm_mp.shm import Journal
 from tests.actors.http.harness import Engine, Site, site
 
-RELAY = {KEY_HEADER: "between us", "X-Request-Id": "mine"}
+RELAY = {KEY_HEADER: "between us", ACCESS_HEADER: "relay", "X-Request-Id": "mine"}
 KEYS = ApiKeys(users=frozenset({digest("user")}), relays=frozenset({digest("between us")}))
 HELLO = [{"role": "user", "content": "Hello"}]
 ASKED: list[tuple[str, dict[str, Any]]] = [
@@ -174,6 +174,10 @@ def test_errors_are_relayed_and_damaged_records_refused():
             await relay(s, "/generate", {"inputs": 7}, found)
             assert (found.status, found.complete, found.record) == (400, True, [])
             assert "error" in json.loads(found.body)
+            for access in ("public", "user", "admin", "all"):  # for clients the route is closed
+                found = Relayed()
+                await relay(s, "/relay", b"", found, **{ACCESS_HEADER: access})
+                assert found.status in (401, 403), access
             for record in (b"", b"H", b"H\x01\0\0\0\xc1", b"Z\0\0\0\0", b"H\xff\xff\xff\xff", b"E\x01\0\0\0\x90"):
                 found = Relayed()
                 await relay(s, "/relay", record, found)

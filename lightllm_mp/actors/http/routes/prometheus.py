@@ -29,6 +29,9 @@ GAUGES = {
     "kv_used": ("batch_current_max_tokens", "kv_used_tokens"),
     "kv_cached": ("cache_length",),
     "kv_total": ("kv_capacity_tokens",),
+    "expected_tokens": ("expected_tokens",),
+    "kv_window_used": ("kv_window_used_tokens",),
+    "kv_window_total": ("kv_window_capacity_tokens",),
     "state_checkpoints": ("state_checkpoints",),
     "state_checkpoints_used": ("state_checkpoints_used",),
 }

@@ -1,5 +1,5 @@
-"""OpenAI's /v1/responses. A response that is stored is a request that the front keeps for longer than others: so it
-outlives a death of this process, with the journal's record of it."""
+"""OpenAI's /v1/responses. A stored response is a request that the front keeps longer than others: the journal's record
+of it outlives this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightllm_mp.actors.http.dialects.responses.response_request import (
 )
 from lightllm_mp.actors.http.responses import encode
 from lightllm_mp.actors.http.routes.resume import understands_events
-from lightllm_mp.errors import InvalidRequest, NotFound
+from lightllm_mp.errors import InvalidRequest, NotFound, PreviousNotFound
 
 PREVIOUS = "previous_response_id"
 
@@ -78,7 +78,7 @@ class ResponseRoutes:
         try:
             live, form = self._stored(request, id)
         except NotFound as error:
-            raise InvalidRequest(error.message, param=PREVIOUS) from None
+            raise PreviousNotFound(error.message, param=PREVIOUS) from None
         chat, answer = live.request.chat, live.answers[0]
         assert chat is not None, "a response is made of a chat"
         if live.open:

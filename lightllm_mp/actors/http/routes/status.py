@@ -38,12 +38,14 @@ class StatusRoutes:
         return _json({"status": "error", "reason": frontend.trouble or "draining"}, 503)
 
     async def token_load(self, request: web.Request) -> web.Response:
-        """Shares of the KV slots: in use now, and the expected peak of the running requests."""
+        """Shares of the KV slots: in use now, and the expected peak of the running requests; and the tokens that are
+        expected to be computed for all requests, queued and running."""
         router = self._context.stats().get("router", {})
         total = router.get("kv_total") or 1.0
         current = router.get("kv_used", 0.0) / total
         most = router.get("kv_expected_peak", router.get("kv_used", 0.0)) / total
-        return _json({"current_load": current, "logical_max_load": most, "dynamic_max_load": most})
+        loads = {"current_load": current, "logical_max_load": most, "dynamic_max_load": most}
+        return _json(loads | {"expected_tokens": router.get("expected_tokens", 0.0)})
 
     async def server_info(self, request: web.Request) -> web.Response:
         """The model and the server's settings, without secrets and paths."""

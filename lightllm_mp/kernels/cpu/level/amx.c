@@ -247,10 +247,10 @@ static void weigh(struct tiles *s, const struct attention *job, long block, long
     }
 }
 
-static void attend_tiles(const struct attention *job, long seq, long query, long count, long kv_head) {
+static void attend_tiles(const struct attention *job, struct task task, long segment, float *part) {
     struct tiles s;
     long hd = job->h.head_dim;
-    begin_rows(&s.rows, job, seq, query, count, kv_head);
+    begin_rows(&s.rows, job, task, segment);
     int upper = s.rows.count < TILE_ROWS ? s.rows.count : TILE_ROWS, lower = s.rows.count - upper;
     for (long r = 0; r < s.rows.count; r++)
         memcpy(s.q + r * hd, (const uint16_t *)job->q + s.rows.at[r], hd * sizeof(uint16_t));
@@ -259,6 +259,7 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
     prefetch_tiles(&s.rows, job, block);
     for (; block < s.rows.last; block += BLOCK) {
         long left = s.rows.last - block, keys = left < BLOCK ? left : BLOCK;
+        if (block % ATTENTION_SEGMENT == 0) end_segment(&s.rows, hd);
         stage_block(&s, job, block, keys);
         prefetch_tiles(&s.rows, job, block + BLOCK);
         score_tiles(&s, hd, keys, lower);
@@ -266,14 +267,14 @@ static void attend_tiles(const struct attention *job, long seq, long query, long
         mix_tiles(&s, hd, keys, lower);
     }
     _tile_release();
-    finish_rows(&s.rows, job, BFLOAT16);
+    end_rows(&s.rows, job, part);
 }
 
-static void (*attend_vectors)(const struct attention *, long, long, long, long);
+static void (*attend_vectors)(const struct attention *, struct task, long, float *);
 
-static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
+static void attend(const struct attention *job, struct task task, long segment, float *part) {
     int fits = job->type == BFLOAT16 && job->kv_type == BFLOAT16 && job->h.head_dim % 32 == 0 && !job->shared;
-    (fits ? attend_tiles : attend_vectors)(job, seq, query, count, kv_head);
+    (fits ? attend_tiles : attend_vectors)(job, task, segment, part);
 }
 
 void amx_level(struct kernels *to) {

@@ -1,8 +1,10 @@
 /* Causal attention of new tokens over their sequence's KV slots, for prefill and decode alike.
  *
  * A task is a few query tokens of one sequence and the query heads of one key-value head. Keys are taken in blocks of
- * 64 that begin at multiples of 64 of the position, with a running maximum and sum (online softmax). Which blocks a
- * query takes, and the order inside a block, follow from its position alone: chunking cannot change a bit. */
+ * 64 that begin at multiples of 64 of the position, with a running maximum and sum (online softmax). Those of a segment
+ * are summed up by themselves, then added to what came of the segments before; a task may be one segment alone. Which
+ * blocks a query takes, and the order inside a block, follow from its position alone: neither chunks nor threads change
+ * a bit. */
 #include "softmax_rows.h"
 
 #if LANES >= 8
@@ -209,10 +211,10 @@ INLINE void scale_queries(struct scratch *s, const struct attention *job, enum d
             store(s->q, r * hd + d, load(job->q, s->rows.at[r] + d, type) * job->scale, FLOAT32);
 }
 
-static void attend(const struct attention *job, long seq, long query, long count, long kv_head) {
+static void attend(const struct attention *job, struct task task, long segment, float *part) {
     struct scratch s;
     long hd = job->h.head_dim;
-    begin_rows(&s.rows, job, seq, query, count, kv_head);
+    begin_rows(&s.rows, job, task, segment);
     if (job->type == BFLOAT16)
         scale_queries(&s, job, BFLOAT16);
     else
@@ -221,6 +223,7 @@ static void attend(const struct attention *job, long seq, long query, long count
     prefetch_block(&s.rows, job, block);
     for (; block < s.rows.last; block += BLOCK) {
         long left = s.rows.last - block, keys = left < BLOCK ? left : BLOCK, padded = (keys + 31) / 32 * 32;
+        if (block % ATTENTION_SEGMENT == 0) end_segment(&s.rows, hd);
         stage_block(&s, job, block, padded);
         prefetch_block(&s.rows, job, block + BLOCK);
         score_block(&s, hd, s.rows.count, padded);
@@ -230,8 +233,16 @@ static void attend(const struct attention *job, long seq, long query, long count
         }
         mix_block(&s, hd, s.rows.count, keys);
     }
-    if (job->type == BFLOAT16)
-        finish_rows(&s.rows, job, BFLOAT16);
-    else
-        finish_rows(&s.rows, job, FLOAT32);
+    end_rows(&s.rows, job, part);
+}
+
+static void join_parts(const struct attention *job, struct task task, const float *parts, long segments) {
+    struct rows s;
+    long hd = job->h.head_dim;
+    begin_rows(&s, job, task, ALL_SEGMENTS);
+    for (long i = 0; i < segments; i++) {
+        const float *max = parts + i * s.count * (hd + 2), *sum = max + s.count, *out = sum + s.count;
+        for (long r = 0; r < s.count; r++) join_row(&s, hd, r, out + r * hd, max[r], sum[r]);
+    }
+    end_rows(&s, job, NULL);
 }

@@ -28,5 +28,6 @@ static void fill_all(struct kernels *to) {
                            .rotary_rows = rotary_rows,
                            .expert_weights = expert_weights,
                            .mix_rows = mix_rows,
-                           .attend = attend};
+                           .attend = attend,
+                           .join_parts = join_parts};
 }

@@ -7,7 +7,9 @@
 struct rows {
     float out[MAX_ROWS * MAX_HEAD_DIM];  /* [rows][head_dim], not yet divided by `sum` */
     float scores[MAX_ROWS * BLOCK];      /* [rows][BLOCK], then the weights */
-    float max[MAX_ROWS], sum[MAX_ROWS];
+    float max[MAX_ROWS], sum[MAX_ROWS];  /* of the segment at hand, as `scores` and `out` */
+    float all[MAX_ROWS * MAX_HEAD_DIM];  /* what came of the segments before */
+    float all_max[MAX_ROWS], all_sum[MAX_ROWS];
     long first[MAX_ROWS], end[MAX_ROWS]; /* positions of the keys that a row sees */
     const int32_t *slots;                /* of the sequence */
     long count, kv_head;                 /* rows in use */
@@ -18,8 +20,17 @@ struct rows {
 /* Components of a row of the result. */
 INLINE long row_width(const struct attention *job) { return job->value_dim ? job->value_dim : job->h.head_dim; }
 
-INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, long query, long count, long kv_head) {
+INLINE void begin_segment(struct rows *s, long head_dim) {
+    for (long r = 0; r < s->count; r++) {
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0;
+    }
+    memset(s->out, 0, s->count * head_dim * sizeof(float));
+}
+
+INLINE void begin_rows(struct rows *s, const struct attention *job, struct task task, long segment) {
     const struct heads *h = &job->h;
+    long seq = task.seq, query = task.query, count = task.count, kv_head = task.kv_head;
     long group = h->heads / h->kv_heads, context = job->context[seq];
     long new_tokens = job->seq_start[seq + 1] - job->seq_start[seq];
     long token = job->seq_start[seq] + query, base = job->full ? context - count : context - new_tokens + query;
@@ -32,14 +43,45 @@ INLINE void begin_rows(struct rows *s, const struct attention *job, long seq, lo
         long head = kv_head * group + r % group;
         s->at[r] = (token + r / group) * job->q_line + head * h->head_dim;
         s->to[r] = ((token + r / group) * h->heads + head) * row_width(job);
-        s->max[r] = job->sinks ? job->sinks[head] : -INFINITY;
-        s->sum[r] = job->sinks ? 1 : 0;
+        s->all_max[r] = job->sinks ? job->sinks[head] : -INFINITY;
+        s->all_sum[r] = job->sinks ? 1 : 0;
         s->end[r] = job->full ? context : base + r / group + 1;
         s->first[r] = job->window && s->end[r] > job->window ? s->end[r] - job->window : 0;
         if (job->visible && job->visible[token + r / group] > s->end[r]) s->end[r] = job->visible[token + r / group];
         if (s->end[r] > s->last) s->last = s->end[r];
     }
-    memset(s->out, 0, s->count * h->head_dim * sizeof(float));
+    memset(s->all, 0, s->count * h->head_dim * sizeof(float));
+    if (segment != ALL_SEGMENTS) {
+        long from = segment * ATTENTION_SEGMENT, to = from + ATTENTION_SEGMENT;
+        if (s->earliest < from) s->earliest = from;
+        if (s->last > to) s->last = to;
+    }
+    begin_segment(s, h->head_dim);
+}
+
+/* Adds what a row gathered over a segment. Never inlined: one and the same code gives the same bits, whoever calls. */
+static __attribute__((noinline)) void join_row(struct rows *s, long head_dim, long row, const float *out, float max,
+                                               float sum) {
+    float *all = s->all + row * head_dim;
+    if (max == -INFINITY) return; /* it saw nothing */
+    float top = max > s->all_max[row] ? max : s->all_max[row];
+    vf before = exp_vf(splat(s->all_max[row] - top)), added = exp_vf(splat(max - top));
+    for (long d = 0; d < head_dim; d += LANES)
+        store_float(all + d, multiply_add(load_float(all + d), before, load_float(out + d) * added));
+    s->all_sum[row] = s->all_sum[row] * before[0] + sum * added[0];
+    s->all_max[row] = top;
+}
+
+INLINE void end_segment(struct rows *s, long head_dim) {
+    for (long r = 0; r < s->count; r++) join_row(s, head_dim, r, s->out + r * head_dim, s->max[r], s->sum[r]);
+    begin_segment(s, head_dim);
+}
+
+/* The rows' sums, maxima and outputs. */
+INLINE void keep_part(const struct rows *s, long head_dim, float *part) {
+    memcpy(part, s->max, s->count * sizeof(float));
+    memcpy(part + s->count, s->sum, s->count * sizeof(float));
+    memcpy(part + 2 * s->count, s->out, s->count * head_dim * sizeof(float));
 }
 
 /* Where the key of a position lies in the pool, in elements; -1 where no row sees it: behind the window its slot may
@@ -94,9 +136,20 @@ INLINE void softmax_row(struct rows *s, long head_dim, long row, long block, lon
 
 INLINE void finish_rows(const struct rows *s, const struct attention *job, enum dtype type) {
     for (long r = 0; r < s->count; r++) {
-        float inverse = 1.0f / s->sum[r];
+        float inverse = 1.0f / s->all_sum[r];
         for (long d = 0; d < row_width(job); d += LANES)
-            store(job->out, s->to[r] + d, load_float(s->out + r * job->h.head_dim + d) * inverse, type);
+            store(job->out, s->to[r] + d, load_float(s->all + r * job->h.head_dim + d) * inverse, type);
     }
 }
 
+INLINE void end_rows(struct rows *s, const struct attention *job, float *part) {
+    if (part) {
+        keep_part(s, job->h.head_dim, part);
+        return;
+    }
+    end_segment(s, job->h.head_dim);
+    if (job->type == BFLOAT16)
+        finish_rows(s, job, BFLOAT16);
+    else
+        finish_rows(s, job, FLOAT32);
+}
